@@ -17,7 +17,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 unit: .venv/.dev
-	$(BIN)/pytest tests/unit -q -n 2
+	$(BIN)/pytest tests/unit tests/ports -q -n 2 -m 'not soak'
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q -m 'not soak'
@@ -28,7 +28,7 @@ e2e: .venv/.dev
 # Long runs, by hand: a folder of them, and what is marked as one beside shorter ones of its kind.
 soak: .venv/.dev
 	$(BIN)/pytest tests/soak -q
-	$(BIN)/pytest tests/integration tests/e2e -q -m soak
+	$(BIN)/pytest tests/ports tests/integration tests/e2e -q -m soak
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/train_overhead.py

@@ -101,7 +101,7 @@ class RecipeBase:
     label: ClassVar[str | None] = None
     """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
     train_loop: Callable[[Any], None] | None = None
-    """Replaces the default loop: ``train_loop(self, ctx)``; it calls ``ctx.report`` equally often on every rank."""
+    """Replaces the default loop: ``train_loop(self, ctx)``, see ``TrainContext``. Then ``loss`` may be left out."""
 
     package_data: ClassVar[tuple[str, ...]] = ()
     """Files that the code reads, such as ``("tokenizer.json", "assets/*.model")``, relative to its module's folder.
@@ -112,7 +112,7 @@ class RecipeBase:
 
     config: Any
     progress: Progress
-    """How far the training is; before and after it, step 0 of epoch 1."""
+    """How far the training is; before and after it, step 0 of epoch 1: metrics must not depend on it."""
 
     def __init__(
         self, config: RecipeConfig | None = None, *, state: Mapping[str, Any] | None = None, seed: int = 0
@@ -177,6 +177,11 @@ class RecipeBase:
 
     def finalize(self, totals: Mapping[str, Any]) -> dict[str, float]:
         """Turn merged sums (float64 arrays) into values. Default: each scalar sum divided by ``count``."""
+        if "count" not in totals:
+            raise RecipeError(
+                f"{type(self).__name__}.metrics() returned {', '.join(sorted(totals))}, and no count to divide them by",
+                hint='Return the number of rows as "count", or define finalize().',
+            )
         count = float(totals["count"])
         return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
 
@@ -307,6 +312,11 @@ class RecipeBase:
         number's errors there. Define it for anything else. It runs in a separate process, not in replicas.
         """
         return declared(self.signature()).of(output, label)
+
+
+def defines_loss(recipe: type[RecipeBase]) -> bool:
+    """Return whether a recipe has a loss of a batch: one with a ``train_loop`` of its own may have none."""
+    return recipe.loss is not RecipeBase.loss
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raymlops.errors import RecipeImportError
-from raymlops.recipe import RecipeBase, described, done
+from raymlops.recipe import RecipeBase, defines_loss, described, done
 from raymlops.signals import from_handler
 
 
@@ -40,9 +40,10 @@ def resolve(reference: str | type) -> type[RecipeBase]:
             f"recipe {text!r} is defined inside a function, which no worker can import",
             hint="Move the class to the top level of its module.",
         )
-    missing = [
-        name for name in ("datasets", "model", "loss", "signature") if getattr(found, name) is getattr(RecipeBase, name)
-    ]
+    needed = ["datasets", "model", "loss", "signature"]
+    if found.train_loop is not None:  # which may have several losses; then what is evaluated has no default
+        needed[2] = "loss" if defines_loss(found) else "metrics"
+    missing = [name for name in needed if getattr(found, name) is getattr(RecipeBase, name)]
     if missing:
         raise RecipeImportError(f"recipe {text!r} does not define {', '.join(missing)}", hint="Every recipe must.")
     return found

@@ -5,7 +5,7 @@ Knows nothing of batches or ranks; ``order`` owns the order of an epoch without 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,15 +41,13 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
         return None
     where = f"{type(recipe).__name__}.sampler()"
 
-    def draw() -> torch.Tensor | None:
+    def draw() -> Any:
         found = recipe.sampler(split.indexed, epoch)
-        if found is None:
-            return None
-        return torch.as_tensor(found if isinstance(found, np.ndarray | torch.Tensor) else list(found))
+        return found if found is None or isinstance(found, np.ndarray | torch.Tensor) else list(found)
 
     with Stream(derived_seed(seed, epoch)).drawn_from():
-        rows: torch.Tensor | None = call_recipe(where, draw)
-    if rows is None:
+        drawn = call_recipe(where, draw)
+    if drawn is None:
         return None
     if split.indexed is None:
         raise RecipeError(
@@ -57,12 +55,17 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
             "of their own",
             hint="Use a table in memory (Parquet up to 64 MB) or a torch dataset with __getitem__.",
         )
-    if not len(rows):
+    if not len(drawn):
         raise RecipeError(f"{where} yielded no row for epoch {epoch}")
+    hint = "Yield row numbers, one integer each, not lists of them: train.batch_size rows in turn are a step."
+    try:
+        rows = torch.as_tensor(drawn)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"{where} yielded {described(drawn[0])} first", hint=hint) from error
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
         raise RecipeError(
             f"{where} yielded a tensor of shape {tuple(rows.shape)} and {rows.dtype}",
-            hint="Yield row numbers, one integer each. A batch sampler's batches are the rows in turn.",
+            hint=hint,
         )
     rows = rows.to(torch.int64)
     low, high = int(rows.min()), int(rows.max())

@@ -9,7 +9,7 @@ import torch
 
 from raymlops.errors import RecipeError
 from raymlops.loss_value import LossValue, loss_value
-from raymlops.recipe import RecipeBase, to_device
+from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.loop.evaluation import Totals, add, named_values, totals
 from raymlops.training.loop.precision import autocast
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 ROWS = 16
 _MOST_ROWS = 512
 """Rows that go through ``metrics`` before an error of ``finalize`` counts: it may need more rows than a few."""
+_LATE = 10_000
+"""Step and epoch of a training near its end."""
 _SEVERAL = {"sweep.objectives", "sweep.constraints"}
 """Fields that may name more than one metric."""
 
@@ -104,12 +106,15 @@ def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exa
 
 
 def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, notice: Warn) -> None:
-    """Say so where a loss that counts as a mean over rows is none, which accumulation and workers take it for."""
+    """Say so where a loss is not what it counts as: a mean over rows where they are divided, or a sum with a weight.
+
+    And where, as a metric, it depends on how far the training is.
+    """
     recipe, split = prepared.recipe, prepared.splits["validation"]
     rows = min(ROWS, section.micro_batch_rows, section.eval_rows, split.rows)
     cut = rows // 3
     divided = section.accumulate > 1 or section.workers[1] > 1 or type(recipe).metrics is RecipeBase.metrics
-    if not (cut and divided):
+    if not cut:
         return
 
     def value(start: int, end: int) -> LossValue:
@@ -119,11 +124,33 @@ def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, d
 
     try:
         whole, left, right = value(0, rows), value(0, cut), value(cut, rows)
+        recipe.progress = Progress(_LATE, _LATE, _LATE)
+        late = value(0, rows)
     except Exception:
         return
-    both = (left.value * cut + right.value * (rows - cut)) / rows
+    finally:
+        recipe.progress = Progress()
+    annealed = type(recipe).metrics is RecipeBase.metrics and not torch.equal(whole.value, late.value)
+    weighted = whole.weight is not None
+    both = left.value + right.value if weighted else (left.value * cut + right.value * (rows - cut)) / rows
     close = torch.allclose(whole.value, both, rtol=1e-3 if section.precision == "fp32" else 1e-2, atol=1e-5)
-    if whole.weight is None and not close and torch.equal(whole.value, value(0, rows).value):
+    if (close and not annealed) or not torch.equal(whole.value, value(0, rows).value):
+        return
+    if annealed:
+        notice(
+            f"{type(recipe).__name__}.loss() depends on self.progress in evaluations too: {whole.value.item():.4g} at "
+            f"the first step, {late.value.item():.4g} later. So the best epoch, and the gate, which evaluates as at "
+            "the first step, compare unlike values: use self.progress where model.training alone"
+        )
+    if close:
+        return
+    if weighted:
+        notice(
+            f"{type(recipe).__name__}.loss() returns (sum, weight), but its sum does not add up: "
+            f"{whole.value.item():.4g} over {rows} rows, {left.value.item():.4g} + {right.value.item():.4g} over "
+            f"its parts of {cut} and {rows - cut}. Return a mean alone; for a loss between rows it is expected"
+        )
+    elif divided:
         notice(
             f"{type(recipe).__name__}.loss() is no mean over the rows of a batch: {whole.value.item():.4g} over {rows} "
             f"rows, {both.item():.4g} as the mean of its parts of {cut} and {rows - cut}. So train.accumulate and the "

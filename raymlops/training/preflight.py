@@ -20,7 +20,7 @@ from raymlops.bundle.code import collect
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.recipe import call_recipe, model_of, to_device
+from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
@@ -119,6 +119,8 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
         return None
     with _aside(section, device):
         model = model_of(prepared.recipe).to(device)
+        if not defines_loss(type(prepared.recipe)):
+            return False
         return _unused(model, _check_loss(section, prepared, model, device=device))
 
 
@@ -179,13 +181,16 @@ def try_model(
             load_first_weights(prepared.recipe, model, section.init_from)
         model = model.to(device)
         if prepared.recipe.train_loop is None:
-            _check_steps(section, prepared, model)
-        loss = _check_loss(section, prepared, model, device=device)
-        unused = distributed and _unused(model, loss)
-        del loss
+            _check_steps(section, prepared, model, notice=notice)
+        unused, has_loss = False, defines_loss(type(prepared.recipe))
+        if has_loss:
+            loss = _check_loss(section, prepared, model, device=device)
+            unused = distributed and _unused(model, loss)
+            del loss
         model.eval()
         check_metrics(project, prepared, model, device=device)
-        check_mean(section, prepared, model, device=device, notice=notice)
+        if has_loss:
+            check_mean(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
@@ -235,10 +240,15 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (error is not None and _is_out_of_memory(error.__cause__))
 
 
-def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module) -> None:
-    """Check that there is an optimizer, a schedule and a step to take."""
+def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *, notice: Warn) -> None:
+    """Check that there is an optimizer, a schedule and a step to take; say so where there are fewer than asked."""
     train = prepared.splits["train"]
     steps = total_steps(section, rows=epoch_rows(train, seed=section.seed))
+    if section.max_steps is not None and steps < section.max_steps:
+        notice(
+            f"train.epochs {section.epochs} ends the run after {steps} steps, before train.max_steps "
+            f"{section.max_steps}: raise train.epochs"
+        )
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 

@@ -41,6 +41,7 @@ def test_an_import_string_leads_to_its_class():
         ("plain_recipe:NOT_A_CLASS", "is a int, not a subclass", "Name the class itself"),
         ("plain_recipe:PlainConfig", "is the class PlainConfig, not a subclass", "Name the class itself"),
         ("plain_recipe:Unfinished", "does not define datasets, model, loss, signature", "Every recipe must."),
+        ("plain_recipe:LoopAlone", "does not define datasets, model, metrics, signature", "Every recipe must."),
         ("__main__:Plain", "is in __main__", "In a notebook write its cell with `%%raymlops my_recipe.py`"),
         (plain_recipe.make_local(), "defined inside a function", "Move the class to the top level"),
         (int, "'builtins:int' is the class int", "Name the class itself"),

@@ -12,8 +12,10 @@ The contract of a custom ``train_loop(ctx)``, which every rank runs alike::
 
 ``optimizer`` may be several by name; ``keep`` is for whatever else has ``state_dict`` and ``load_state_dict``, such as
 schedulers and averages. ``ctx.batches`` counts steps, seeds them, and hears orders; a loop with batches of its own
-resumes from its last report. Every rank calls ``report`` equally often and with equal metrics, and reports a model
-whose state ``recipe.model()`` can load. Gradients are the loop's own: see ``average_gradients``.
+resumes from its last report. It yields nothing once the training is finished, and what is reported then does not count:
+a loop ``for epoch in range(...)`` trains as long after a resume as without. Every rank calls ``report`` equally often
+and with equal metrics, and reports a model whose state ``recipe.model()`` can load. Gradients are the loop's own: see
+``average_gradients``. So is what ``ctx.spec`` says of optimizer, schedule, average, clipping, micro-batches, precision.
 
 Knows nothing of Ray or MLflow: both are behind ``Hooks`` and the saver.
 """
@@ -37,7 +39,7 @@ from raymlops.training.loop.batches import global_batches
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
 from raymlops.training.loop.first_weights import has_first_weights, load_first_weights
-from raymlops.training.loop.gradients import average
+from raymlops.training.loop.gradients import average, differ
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.outcome import Hooks, Outcome, StopAskedError
 from raymlops.training.loop.parallel import parallelize
@@ -101,6 +103,8 @@ class TrainContext:
         """What this rank's mean loss of the batch counts times, so that the average over ranks is that of all rows."""
         self._trained: dict[str, Any] = {"model": None, "optimizer": None}
         self._logged_step = 0
+        self._in_step = 0
+        self._past_end = False
         self._not_finite_at_start: dict[str, torch.Tensor] = {}
         self._stopped = ""
 
@@ -206,9 +210,15 @@ class TrainContext:
         written between steps. An order raises, after a last checkpoint, what is no Exception: let it pass.
 
         Raises:
-            RecipeError: ``sampler()`` breaks its contract.
+            RecipeError: ``restore`` was not called, or ``sampler()`` breaks its contract.
         """
+        self._refuse_unknown_model("batches")
         state, split = self.run_state, self.prepared.splits["train"]
+        if state.finished:
+            if not self._past_end:
+                self.message("the training is finished: what train_loop reports from here on does not count")
+            self._past_end = True
+            return
         for indices in self.global_batches():
             if self.last_step is not None and state.step >= self.last_step:
                 state.cut = [state.epoch, state.batch]
@@ -217,9 +227,13 @@ class TrainContext:
             ((piece, self.share),) = micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
             batch = to_device(split.batch(piece), self.device)
             self.watch.mark("data")
-            yield batch
-            state.step += 1
-            state.batch += 1
+            self._in_step = 1
+            try:
+                yield batch
+            finally:  # also where the loop breaks off the epoch
+                self._in_step = 0
+                state.step += 1
+                state.batch += 1
             self.watch.mark("forward_backward")
             self.heartbeat()
             agreed = self.agree()
@@ -266,7 +280,7 @@ class TrainContext:
         )
 
     def log(self, metrics: Mapping[str, Any], *, epoch: int | None = None, step: int | None = None) -> None:
-        """Log metrics of a step, numbers or tensors of one element: by default of the last one that was counted.
+        """Log metrics of a step, numbers or tensors of one element: by default of the one that ``batches`` is at.
 
         Cheap, but not for every step: ``spec.log_every_steps`` says how often.
 
@@ -274,7 +288,7 @@ class TrainContext:
             RecipeError: a metric is no number, or the step is one before the last that was logged.
         """
         state = self.run_state
-        step = state.step if step is None else step
+        step = state.step + self._in_step if step is None else step
         if step < self._logged_step:
             raise RecipeError(
                 f"ctx.log() got step {step} after step {self._logged_step}, and MLflow would drop it",
@@ -339,10 +353,13 @@ class TrainContext:
         was given them.
 
         Raises:
-            RecipeError: ``train.metric`` is not reported, a metric is no number, or another rank reports less often.
+            RecipeError: ``train.metric`` is not reported, a metric is no number, no model is known, or another rank
+                reports less often.
             NonFiniteError: it is NaN or infinite.
             StorageError: the model cannot be written; earlier checkpoints are kept.
         """
+        if self._past_end:
+            return True
         found = numbers(metrics, where="ctx.report()")
         state = self.run_state
         best = Best.of_run(state, self.spec)
@@ -356,6 +373,9 @@ class TrainContext:
             raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
         if model is not None:
             self._trained = {"model": model, "optimizer": optimizer}
+        self._refuse_unknown_model("report")
+        if not state.history:
+            self._warn_of_other_weights()
         state.history.append(dict(found))
         improved = best.update(len(state.history), value)
         state.best_epoch, state.best_value = best.epoch, best.value
@@ -412,6 +432,22 @@ class TrainContext:
             stopped=self._stopped,
             workers=self.world_size,
         )
+
+    def _refuse_unknown_model(self, method: str) -> None:
+        if self._trained["model"] is None:
+            raise RecipeError(
+                f"ctx.{method}() knows no model that checkpoints could hold",
+                hint="Call ctx.restore(model=..., optimizer=...) once both are built; it also loads what a resumed run "
+                "continues from.",
+            )
+
+    def _warn_of_other_weights(self) -> None:
+        own = self.recipe.train_loop is not None and not self.sharded
+        if own and differ(self._trained["model"].parameters(), ranks=self.ranks):
+            self.message(
+                "the workers hold different weights, of which the first worker's are kept: train_loop should call "
+                "ctx.average_gradients(...) between backward() and step()"
+            )
 
     def _over(self) -> bool:
         state, last = self.run_state, self.last_step

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from torch.amp.grad_scaler import GradScaler
 
+    from raymlops.training.loop.rank_sync import Ranks
+
 
 def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
     """Add the loss's gradients to the parameters', scaled where there is a scaler."""
@@ -63,3 +65,13 @@ def average(parameters: Iterable[torch.Tensor], *, world_size: int) -> None:
     for gradient in gradients:
         gradient.copy_((flat[start : start + gradient.numel()] / world_size).view_as(gradient))
         start += gradient.numel()
+
+
+def differ(parameters: Iterable[torch.Tensor], *, ranks: Ranks) -> bool:
+    """Return whether ranks hold other weights, by more than rounding: then gradients were not averaged."""
+    sizes = [value.detach().abs().sum(dtype=torch.float64) for value in parameters]
+    if ranks.world_size == 1 or not sizes:
+        return False
+    mine = torch.stack(sizes).sum()
+    mean = ranks.sum(mine.clone()) / ranks.world_size
+    return ranks.any(bool((mine - mean).abs() > 1e-6 * mean))

@@ -15,6 +15,7 @@ from tiny import Tiny
 
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError, UsageError
+from raymlops.recipe import RecipeBase
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
@@ -23,9 +24,9 @@ def check(project: Any) -> None:
     preflight(project, prepare(project))
 
 
-@pytest.mark.parametrize("recipe", ["tiny:Tiny", "broken:Items", "broken:OwnLoop"])
+@pytest.mark.parametrize("recipe", ["tiny:Tiny", "broken:Items", "broken:OwnLoop", "own_ways:LoopAlone"])
 def test_a_recipe_that_keeps_its_contract_passes(tiny_project: Any, recipe: str) -> None:
-    """Tables, datasets, batch normalisation, a loop of its own: all fine."""
+    """Tables, datasets, batch normalisation, a loop of its own, which needs no loss: all fine."""
     check(tiny_project(recipe=recipe))
 
 
@@ -148,7 +149,7 @@ def test_loss_and_metrics_are_tried_in_the_precision_of_the_run(
     """An answer is not: a replica has no autocast. The default metrics are sums, if the loss is a mean over rows."""
     check(tiny_project(recipe="broken:Seen", precision="bf16"))
     low = [method for method, _, autocast in seen if autocast]
-    assert low == ["loss", "metrics", "metrics", "metrics", "metrics"]
+    assert low == ["loss", *["metrics"] * 5]
     assert [method for method, _, autocast in seen if not autocast] == ["model", "predict"]
 
 
@@ -160,6 +161,35 @@ def test_a_loss_that_is_no_mean_over_rows_is_told_of(tiny_project: Any) -> None:
         preflight(project, prepare(project), notice=told.append)
     (text,) = told
     assert re.match(r"Weighted\.loss\(\) is no mean over the rows of a batch: [\d.]+ over 16 rows, [\d.]+ as the", text)
+
+
+def test_a_weighted_loss_that_is_no_sum_is_told_of(tiny_project: Any) -> None:
+    """Who returns the mean and the number of rows divides by them twice."""
+    told: list[str] = []
+    project = tiny_project(recipe="own_ways:Weighted", config={"form": "mean and rows"})
+    preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert re.match(r"Weighted\.loss\(\) returns \(sum, weight\), but its sum does not add up: .* over 16 rows", text)
+
+
+def test_a_metric_that_is_annealed_is_told_of(tiny_project: Any) -> None:
+    """The default metrics are the loss, here with a weight that grows with the step."""
+    told: list[str] = []
+    project = tiny_project(recipe="own_ways:AnnealedMetric")
+    preflight(project, prepare(project), notice=told.append)
+    (text,) = [text for text in told if "self.progress" in text]
+    assert re.match(
+        r"AnnealedMetric\.loss\(\) depends on self\.progress in evaluations too: [\d.]+ at the first step", text
+    )
+
+
+def test_a_length_that_is_not_reached_is_told_of(tiny_project: Any) -> None:
+    """Who asks for steps alone gets the default number of epochs."""
+    told: list[str] = []
+    for steps in (10, 11):
+        project = tiny_project(max_steps=steps)
+        preflight(project, prepare(project), notice=told.append)
+    assert told == ["train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs"]
 
 
 def test_metrics_may_draw_at_random(tiny_project: Any) -> None:
@@ -198,6 +228,8 @@ def test_what_trains_the_model_is_tried(tiny_project: Any, options: dict[str, An
         ([0, 300], r"yielded row 300; the split has rows 0 to 299"),
         ([0.5], r"yielded a tensor of shape \(1,\) and torch\.float32"),
         ([[0, 1], [2, 3]], r"yielded a tensor of shape \(2, 2\)"),
+        ([[0, 1], [2]], r"yielded a list first"),
+        (["a"], r"yielded a str first"),
         (3, r"raised TypeError: 'int' object is not iterable"),
     ],
 )
@@ -213,6 +245,15 @@ def test_a_metric_that_needs_many_rows_gets_them(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:NeedsManyRows"))
     with pytest.raises(RecipeError, match=r"finalize\(\) raised ValueError: rows of one class only"):
         check(tiny_project(recipe="broken:NeedsManyRows", config={"validation_rows": 59}))
+
+
+def test_the_default_finalize_needs_a_count(tiny_project: Any) -> None:
+    """It divides sums by the number of rows, which metrics of one's own may have left out."""
+    uncounted = type(
+        "Tiny", (Tiny,), {"finalize": RecipeBase.finalize, "metrics": lambda *_: {"hits": torch.zeros(())}}
+    )
+    with pytest.raises(RecipeError, match=r"Tiny\.metrics\(\) returned hits, and no count to divide them by"):
+        check(dataclasses.replace(tiny_project(), recipe_class=uncounted))
 
 
 def test_a_metric_gets_no_more_rows_than_it_needs(tiny_project: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from attempts import Attempt
 from local_training import run_local
-from loop_jobs import resumed, trained
+from loop_jobs import messages, resumed, trained
 from ranks import ranks
 from tiny import Tiny
 
@@ -145,6 +145,8 @@ def test_groups_keep_their_shares_of_the_rate(tiny_project: Any) -> None:
         {"recipe": "own_ways:Weighted", "config": {"form": "parts"}, "accumulate": 2},
         {"recipe": "own_ways:Sampled", "epochs": 3},
         {"recipe": "own_ways:TwoNetworks"},
+        {"recipe": "own_ways:OwnLoop", "epochs": 3},
+        {"recipe": "own_ways:OwnLoop", "config": {"batches": 4}, "epochs": 3},
         {"ema": 0.9},
         {"eval_every_steps": 3, "eval_max_rows": 20, "patience": 2, "min_delta": 0.5},
     ],
@@ -297,6 +299,39 @@ def test_what_a_loop_may_not_report(tiny_project: Any, act: Any, message: str) -
     recipe = type("Tiny", (Tiny,), {"train_loop": lambda _self, ctx: act(ctx)})
     with pytest.raises(RecipeError, match=message):
         run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
+
+
+def test_an_epoch_may_be_broken_off(tiny_project: Any, tmp_path: Path) -> None:
+    """The step that a loop leaves an epoch in counts, and is logged under its number."""
+    run = Attempt(tiny_project(recipe="own_ways:OwnLoop", config={"batches": 3}), tmp_path, token="a")
+    assert run.outcome.steps == 6
+    assert [event.step for event in run.events if "train/loss" in event.metrics] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loop_that_goes_on_after_the_end_trains_no_more(tiny_project: Any, tmp_path: Path) -> None:
+    """A run that was interrupted in its second epoch counts its epochs from the start again."""
+    project = tiny_project(recipe="own_ways:OwnLoop", epochs=3, checkpoint_every_minutes=None)
+    assert Attempt(project, tmp_path, token="a", after=15).outcome.stopped
+    resumed_run = Attempt(project, tmp_path, token="b")
+    assert (resumed_run.outcome.steps, len(resumed_run.outcome.history)) == (15, 3)
+    assert [event.message for event in resumed_run.events if "finished" in event.message] == [
+        "the training is finished: what train_loop reports from here on does not count"
+    ]
+
+
+def test_a_loop_names_its_model_first(tiny_project: Any) -> None:
+    """A checkpoint may be due at any step, and a resumed run starts from one."""
+    with pytest.raises(RecipeError, match=r"ctx\.batches\(\) knows no model that checkpoints could hold"):
+        run_local(tiny_project(recipe="own_ways:OwnLoop", config={"restores": False}))
+
+
+def test_ranks_that_drift_apart_are_told_of(tiny_project: Any) -> None:
+    """A loop without average_gradients trains a model a rank, and the first one's would be all that is kept."""
+    for averages in (True, False):
+        project = tiny_project(recipe="own_ways:OwnLoop", config={"averages": averages}).to_dict()
+        told, _ = ranks().run(2, messages, project)
+        assert len(told) == (0 if averages else 1)
+        assert all("the workers hold different weights" in text for text in told)
 
 
 def test_a_loop_of_its_own_takes_as_many_steps_as_it_wants(tiny_project: Any) -> None:
