@@ -37,8 +37,10 @@ class Drawn(Tiny):
 
 @pytest.fixture
 def project(tiny_project: Any) -> Project:
-    # 300 rows in batches of 64: 5 steps an epoch, the last of 44 rows.
-    made = tiny_project(epochs=3, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3)
+    # 300 rows in batches of 64: 5 steps an epoch, the last of 44 rows. A validation is one batch.
+    made = tiny_project(
+        epochs=3, log_every_steps=4, config={"dropout": 0.3}, accumulate=2, patience=3, eval_batch_size=101
+    )
     return dataclasses.replace(made, recipe_class=Drawn)
 
 
