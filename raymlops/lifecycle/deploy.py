@@ -13,10 +13,10 @@ from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
-from raymlops.lifecycle.live.lineup import champion_of, opens
+from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
-from raymlops.lifecycle.live.transitions import BESIDE, ROUTE, Request
+from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
@@ -169,7 +169,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         check_callers(ref, state)
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
-    leaving = leaving_first(api, state.deployments(ref.name), new)
+    standing = state.deployments(ref.name)
+    leaving = leaving_first(api, standing, new)
     listens = listening(api.get(), local=is_local(api.dashboard_url))
     is_opened = False
 
@@ -185,7 +186,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         if is_opened := opens(before, wanted, listens.reach if listens else None):
             why = f"{why}: {OPENED}"
         up = is_up(plan, new, goal=goal)
-        return transitions.bring(model, new, goal=goal, request=call.request(action, why), up=up, leaving=leaving)
+        request = call.request(action, why)
+        return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     done = change(
@@ -227,7 +229,8 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
     if traffic.weight or traffic.shadow:
         check_callers(ref, state, share=True)
     new = call.new("warm")
-    leaving = () if traffic.removes else leaving_first(api, state.deployments(name), new)
+    standing = state.deployments(name)
+    leaving = () if traffic.removes else leaving_first(api, standing, new)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -238,7 +241,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
             refuse_running(model)
         up = not abort and is_up(plan, new, goal=goal)  # one change ends a rollout, or begins one
         request = call.request(traffic.action, why)
-        return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving)
+        return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     done = change(

@@ -37,14 +37,16 @@ def restore(
     spec = spec_of(source)
     with live(spec, restore=True, takeover=takeover) as (state, api):
         notes = make_count(state, api) if takeover else ()
-        desired = state.desired()
         reconciler = Reconciler(state, api, serve=spec.serve)
         reconciler.look()
-        champions = [item for item in desired.deployments if item.role == "champion"]
+
+        def champions() -> list[Deployment]:
+            return [item for item in state.deployments() if item.role == "champion"]
+
         for note in (*notes, *ensure_controller(spec, state, dashboard_url=api.dashboard_url)):
             on_warning(note)
-        plan, _ = converged(reconciler, lambda: champions, wait_s=spec.serve.ready_timeout_s)
+        plan, _ = converged(reconciler, champions, wait_s=spec.serve.ready_timeout_s)
         for note in plan.notes:
             on_warning(note)
-        plan.refuse_blocked({item.name for item in champions})
-    return list(desired.deployments)
+        plan.refuse_blocked({item.name for item in champions()})
+        return state.deployments()

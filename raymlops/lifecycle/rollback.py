@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError
+from raymlops.errors import NotFoundError, RefusedError
 from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of
-from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, canaries_of, champion_of, previous_champion
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, previous_champion
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.actor import ensure_controller
-from raymlops.lifecycle.rollout.canary import lost_by, traffic_record
+from raymlops.lifecycle.rollout.canary import traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
@@ -72,13 +74,20 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
     request = Request(ROLLBACK, "requested", this_user(), state.now(), serve.ready_timeout_s, hurry=True)
     seen, live_now = transitions.in_question(standing), champion_of(standing.deployments)
     champion = None if live_now is None else live_now.version
+    leaving: tuple[int, ...] = ()
+    if not seen:
+        with suppress(NotFoundError):  # which the change raises, if it is so by then
+            target = previous_champion(standing.deployments, changes_of(state, name, ROUTE_ACTIONS))
+            leaving = leaving_first(api, standing.deployments, target)
 
     def decide(model: Model, plan: Plan | None) -> Change:
         def up(item: Deployment) -> bool:
             return is_up(plan, item, goal=ROUTE, hurry=True)
 
         changes = changes_of(state, name, ROUTE_ACTIONS)
-        return transitions.roll_back(model, changes, request=request, up=up, seen=seen, champion=champion)
+        return transitions.roll_back(
+            model, changes, request=request, up=up, seen=seen, champion=champion, leaving=leaving
+        )
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
@@ -102,8 +111,8 @@ def rollback_target(source: Source) -> str:
         model = state.model(name)
         if coming := transitions.route_takers(model):
             return f"takes back version {coming[0].version} of {name}, which is on its way to the route"
-        if canaries_of(model.deployments) or model.rollout is not None:
-            return f"takes the share of the traffic away from version {lost_by(model)} of {name}"
+        if lost := {*transitions.in_question(model)}:
+            return f"takes the share of the traffic away from version {', '.join(map(str, sorted(lost)))} of {name}"
         target = previous_champion(model.deployments, changes_of(state, name, ROUTE_ACTIONS))
         champion = champion_of(model.deployments)
         left = f" back from version {champion.version}" if champion else ""

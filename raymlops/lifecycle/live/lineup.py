@@ -25,6 +25,8 @@ KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
 READY_TIMEOUT_S: float = ServeSection.model_fields["ready_timeout_s"].default
 BEGUN = ".start"
 """Suffix of the action by which a version comes up that gets the route afterwards."""
+BESIDE = "deploy.beside"
+"""Action by which a version comes up without the route, also one that gets a share of the traffic then."""
 ROUTE_ACTIONS = tuple(
     action + end for action in ("deploy", "promote", "rollback", "rollout.promote", "remove") for end in ("", ".undone")
 )
@@ -133,18 +135,30 @@ def spare_of(before: Sequence[Deployment], new: Deployment) -> frozenset[int]:
     return frozenset(item.version for item in idle_of(before) if item.version != new.version)
 
 
-def cools(deployments: Sequence[Deployment], changes: Iterable[AuditEvent]) -> dict[int, datetime | None]:
+def cools(
+    deployments: Sequence[Deployment], changes: Iterable[AuditEvent], stay: dict[int, int] | None = None
+) -> dict[int, datetime | None]:
     """Return until when each idle version is kept warm; None for one that is kept until it is removed.
 
     ``changes`` is the audit record of the model, newest first, read only as far as needed: it has the time at which a
     version last lost the route or its share. A version that never had either was deployed beside the champion, unless
-    it was to get the route and its verb was killed. The time is the champion's ``keep_warm_s``, the newest setting.
+    it was to get the route and its verb was killed. One that made room and was restored is kept as before. The time is
+    the champion's ``keep_warm_s``, the newest setting.
+
+    ``stay`` remembers from call to call of which versions no more is to be read: those kept until they are removed,
+    each with the newest event by then.
     """
+    stay = {} if stay is None else stay
+    newest = 0
     idle = {item.version: item for item in idle_of(deployments)}
     champion = champion_of(deployments)
     found: dict[int, datetime | None] = {}
     for event in changes:
+        newest = newest or event.id
         for version in idle.keys() - found.keys():
+            if event.id <= stay.get(version, -1):
+                found[version] = None
+                continue
             had, has = (_state_in(version, side) for side in (event.before, event.after))
             if has != "idle":
                 continue
@@ -155,18 +169,26 @@ def cools(deployments: Sequence[Deployment], changes: Iterable[AuditEvent]) -> d
             elif had is None and event.action.endswith(BEGUN):
                 ready = idle[version].serve.get("ready_timeout_s", READY_TIMEOUT_S)
                 found[version] = event.ts + timedelta(seconds=max(seconds, ready + UNFINISHED_S))
-            elif had is None:
+            elif had is None and event.action == BESIDE:
                 found[version] = None
         if found.keys() == idle.keys():
             break
-    return {version: found.get(version) for version in idle}
+    ends = {version: found.get(version) for version in idle}
+    stay.update({version: newest for version, end in ends.items() if end is None})
+    return ends
 
 
-def cooled(deployments: Sequence[Deployment], changes: Iterable[AuditEvent], *, now: datetime) -> list[int]:
-    """Return the idle versions whose time to be kept warm is over."""
+def cooled(
+    deployments: Sequence[Deployment],
+    changes: Iterable[AuditEvent],
+    *,
+    now: datetime,
+    stay: dict[int, int] | None = None,
+) -> list[int]:
+    """Return the idle versions whose time to be kept warm is over; ``stay`` as of ``cools``."""
     if not idle_of(deployments):
         return []
-    return [version for version, end in cools(deployments, changes).items() if end is not None and end <= now]
+    return [version for version, end in cools(deployments, changes, stay).items() if end is not None and end <= now]
 
 
 def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent]) -> Deployment:

@@ -6,11 +6,14 @@ Models of another state are never taken over.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import ElsewhereError
+from raymlops.lifecycle.live.transitions import superseded
 from raymlops.serving.control.ownership import divide, mark_of
-from raymlops.state.identity import SELF, SHORT, TAKEOVER, settle_on
+from raymlops.state.identity import SELF, SHORT, TAKEOVER, History, owner_in, settle_on
+from raymlops.state.store import deployments_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +43,8 @@ def settle(
     here, there = cluster.cluster_id(), state.owner().cluster
     if here == there:
         return
-    if there and state.deployments():
+    taken = bool(state.deployments())
+    if there and taken:
         which = f"what this state database desires is live on another cluster, {there[:SHORT]}, not on this one"
         if not restore:
             raise ElsewhereError(
@@ -55,11 +59,16 @@ def settle(
                 "raymlops deploy --restore --takeover. The applications on the other one are left as they are.",
             )
     with state.writing() as connection:
-        settle_on(connection, here, why="restored" if there else "first used here")
+        if (owner_in(connection, History()).cluster, bool(deployments_in(connection))) == (there, taken):
+            settle_on(connection, here, why="restored" if there else "first used here")
+            return
+    settle(state, cluster, holder=holder, restore=restore, takeover=takeover)  # another process was faster
 
 
 def make_count(state: State, cluster: Api) -> tuple[str, ...]:
     """Let this database count although Serve runs changes of a newer copy of it, and return those as text.
+
+    What was on its way in it is superseded: that has ended long since, in the newer copy.
 
     Raises:
         ClusterError: Serve does not answer.
@@ -68,10 +77,12 @@ def make_count(state: State, cluster: Api) -> tuple[str, ...]:
     desired = state.desired()
     division = divide(cluster.get(), desired, outdated=True)
     marks = [mark for config in division.ours.values() if (mark := mark_of(config)).id == desired.owner.id]
-    revisions = {mark.revision for mark in marks}
-    for revision in sorted(found for found in revisions if found is not None):
-        if not desired.owner.history.wrote(revision):
-            why = f"this database counts, although Serve runs the change {revision} of a newer copy"
-            state.record(action=TAKEOVER, subject=SELF, after={"revision": [*revision]}, why=why)
-            said.append(why)
+    revisions = {mark.revision for mark in marks if mark.revision is not None}
+    newer = sorted(found for found in revisions if not desired.owner.history.wrote(found))
+    for name in sorted({one.name for one in desired.coming}) if newer else ():
+        state.change(name, partial(superseded, action=TAKEOVER, why="the database was restored from a backup"))
+    for revision in newer:
+        why = f"this database counts, although Serve runs the change {revision} of a newer copy"
+        state.record(action=TAKEOVER, subject=SELF, after={"revision": [*revision]}, why=why)
+        said.append(why)
     return tuple(said)

@@ -15,6 +15,7 @@ from raymlops.config.serve import RolloutSection
 from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import (
     BEGUN,
+    BESIDE,
     as_asked,
     beside,
     canaries_of,
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
     from raymlops.state.audit import AuditEvent
 
-BESIDE = "deploy.beside"
-"""Action by which a version comes up without the route, also one that gets a share of the traffic then."""
 PROMOTED = "rollout.promote"
 """Action by which a rollout makes its version champion."""
 ROLLBACK = "rollback"
@@ -68,12 +67,15 @@ def bring(
     request: Request,
     up: bool,
     leaving: Collection[int] = (),
+    standing: Sequence[Deployment] | None = None,
 ) -> Change:
     """Return a model of which a version gets its goal: at once if it is ``up``, or else once it has come up.
 
-    ``leaving`` are versions that are removed first, since there is no room beside them.
+    ``leaving`` are versions that are removed first, since there is no room beside them. ``standing`` are those that
+    were desired when that was decided, by default now: what comes back by superseding another one has no room either.
     """
     action, why, now, version = request.action, request.why, request.now, new.version
+    stood = {item.version for item in (model.deployments if standing is None else standing)}
     if goal.get("role") == "champion":
         for one in model.coming:
             if one.goal.get("role") == "champion" and one.version != version:
@@ -81,7 +83,8 @@ def bring(
     before, was = model.deployments, model.item(version)
     # Whoever took the route, or a share, or is on its way meanwhile, makes no room.
     on_their_way = {one.version for one in model.coming}
-    leaving = {item.version for item in idle_of(before) if item.version in leaving} - on_their_way - {version}
+    idle = {item.version for item in idle_of(before)} - on_their_way - {version}
+    leaving = {one for one in idle if one in leaving or one not in stood}
     target = wanted(before, new, goal)
     item = next(one for one in target if one.version == version)
     earlier = next((one for one in model.coming if one.version == version), None)
@@ -153,7 +156,7 @@ def in_question(model: Model) -> list[int]:
     rolled_out = [] if model.rollout is None else [model.rollout.version]
     champion = champion_of(model.deployments)
     pending = [one for one in model.coming if one.action != ROLLBACK]
-    coming = [one.version for one in pending if one.goal or _moves_route(one, champion)]
+    coming = [one.version for one in pending if one.goal.get("weight") or _moves_route(one, champion)]
     return [*rolled_out, *coming, *(item.version for item in canaries_of(model.deployments))]
 
 
@@ -165,6 +168,7 @@ def roll_back(
     up: Callable[[Deployment], bool],
     seen: Collection[int] = (),
     champion: int | None = None,
+    leaving: Collection[int] = (),
 ) -> Change:
     """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
 
@@ -190,7 +194,9 @@ def roll_back(
         return Change(model, request.action, request.why)
     target = previous_champion(model.deployments, changes)
     why = f"from version {left.version if left else None} to version {target.version}"
-    return bring(model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target))
+    return bring(
+        model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target), leaving=leaving
+    )
 
 
 def route_takers(model: Model) -> list[Transition]:
@@ -223,6 +229,13 @@ def aborted(model: Model, *, why: str, now: datetime, action: str) -> Change | N
     lost = {item.version for item in canaries} | ({rollout.version} if rollout is not None else set())
     why = f"{why}: {', '.join(said)}"
     return Change(model, action, why, dict.fromkeys(lost, why))
+
+
+def superseded(model: Model, *, action: str, why: str) -> Change:
+    """Return a model of which no version is on its way any more."""
+    for one in model.coming:
+        model = _taken_back(model, one, "superseded", why)
+    return Change(model, action, why)
 
 
 def removed(model: Model, *, now: datetime, why: str) -> Change:
@@ -268,9 +281,20 @@ def wanted(before: Sequence[Deployment], new: Deployment, goal: dict[str, Any]) 
 def unshared(model: Model, version: int, goal: dict[str, Any], *, action: str, why: str) -> Change:
     """Return a model of which a version lost the shares that its goal sets to 0; unchanged if it is not up.
 
+    A version that comes up for them comes up for what else it gets, or is taken back if that is nothing.
+
     Raises:
         RefusedError: its share is a rollout's.
     """
+    gone = [key for key in ("weight", "shadow") if goal.get(key) is not None]
+    gone += ["rollout"] if "weight" in gone else []
+    for one in model.coming:
+        if one.version == version and _shares(one.goal):
+            rest = {**one.goal, **dict.fromkeys(gone)}
+            if rest.get("weight") or rest.get("shadow"):
+                model = _with(model, replace(one, goal=rest))
+            else:
+                model = _taken_back(model, one, "superseded", why)
     if model.item(version) is None:
         return Change(model, action, why)
     return Change(_shared(model, version, goal), action, why)

@@ -12,14 +12,13 @@ from pydantic import ValidationError
 
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import UsageError
-from raymlops.lifecycle.live.lineup import canaries_of, champion_of
+from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.records import DeploymentRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.lifecycle.live.change import Changed
-    from raymlops.state.store import Model
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,6 @@ def requested_traffic(
     except ValidationError as error:
         raise UsageError(f"no such rollout: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
     return TrafficRequest(rollout.steps[0] / 100, share, rollout)
-
-
-def lost_by(model: Model) -> str:
-    """Return the versions whose traffic a rollback takes away, as text."""
-    rolled = set() if model.rollout is None else {model.rollout.version}
-    return ", ".join(map(str, sorted(rolled | {item.version for item in canaries_of(model.deployments)})))
 
 
 def traffic_record(done: Changed, version: int, *, digest: str = "") -> TrafficRecord:

@@ -101,6 +101,7 @@ class Controller:
         self._maintain = maintain
         self._clock = clock
         self._due: dict[str, float] = {}
+        self._stay: dict[str, dict[int, int]] = {}
         self._errors: dict[str, str] = {}
         self._seen: tuple[str, ...] = ()
         self._actor = f"controller of {this_user()}"
@@ -214,7 +215,8 @@ class Controller:
 
     def _end_warm(self, name: str, now: datetime) -> None:
         """End the versions of a model whose time to be kept warm is over."""
-        over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now))
+        stay = self._stay.setdefault(name, {})
+        over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now, stay=stay))
         coming = {one.version for one in self._state.model(name).coming}
         if not (over := over - coming):
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from canaries import beside, share, version_of
@@ -23,6 +24,9 @@ from raymlops.lifecycle.deploy import (
     _Call,
     _share,
 )
+from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.transitions import Request
 from raymlops.lifecycle.overview import running_rollout
 from raymlops.lifecycle.remove import number_of, remove, remove_version
 from raymlops.lifecycle.restore import restore
@@ -230,11 +234,16 @@ def test_a_wait_finds_the_rollout_that_runs(configured, bring, rollout):
         running_rollout(configured())
 
 
-def test_what_a_rollback_would_do_is_told_before(configured, bring, rollout):
-    """Whose share it takes away; where nobody has one, between which versions the route moves."""
+def test_what_a_rollback_would_do_is_told_before(configured, state, bring, rollout):
+    """Whose share it takes away, also on its way; where nobody has one, between which versions the route moves."""
     assert rollback_target(configured()) == "takes the share of the traffic away from version 2 of m"
     bring(2, "promote")
     assert rollback_target(configured()) == "gives the route of m back from version 2 to version 1"
+    for asked, told in ((TrafficRequest(shadow=0.5), "gives the route"), (TrafficRequest(weight=0.1), "takes the sh")):
+        request = Request(asked.action, "a test", "me", state.now(), 30.0)
+        begun = partial(transitions.bring, new=version_of(3), goal=asked.goal(2), request=request, up=False)
+        state.change("m", begun)
+        assert rollback_target(configured()).startswith(told)
 
 
 def test_an_endpoint_is_opened_only_by_saying_so(state, bring):
@@ -280,6 +289,26 @@ def test_a_restore_asks_for_a_controller_for_the_rollout_that_resumes(state, ser
     assert newest(state).status == "running"
     (warning,) = said
     assert NO_CONTROLLER in warning
+
+
+def test_a_restore_waits_for_what_is_live_by_then(state, serve, configured, bring):
+    """Version 2 does not come up, and a colleague rolls back to version 1 meanwhile."""
+    for version in (1, 2):
+        bring(version)
+    serve.live, serve.slow, look = {}, {"m--v2"}, serve.get
+
+    def get():
+        found = look()
+        if "m--v1" in serve.live and champion_of(state.deployments("m")).version == 2:
+            roles = {1: "champion", 2: "warm"}
+            put(state, "m", [replace(item, role=roles[item.version]) for item in state.deployments("m")])
+        return found
+
+    serve.get = get
+    assert [(item.version, item.role) for item in restore(configured(ready_timeout_s=3), on_warning=str)] == [
+        (1, "champion"),
+        (2, "warm"),
+    ]
 
 
 def test_a_restore_leaves_models_of_another_state_alone(configured, serve, state, tmp_path):

@@ -264,6 +264,20 @@ def test_a_rollback_finds_what_was_live_behind_any_number_of_gates(state, serve)
     assert rollback(state, serve).version == 1
 
 
+def test_a_rollback_gives_the_route_back_although_a_shadow_comes_up(state, serve):
+    """Version 3 would only get copies: it is not what went wrong."""
+    serve.cpus = 8.0
+    deploy(state, serve, 1)
+    deploy(state, serve, 2)
+    serve.slow = {"flights--v3"}
+    new = Deployment("flights", 3, BundleRef("/bundles", "d" * 64), "run3", "warm")
+    goal = {"champion": 2, "weight": None, "shadow": 0.5, "rollout": None}
+    request = Request("deploy.shadow", "a test", "me", datetime.now(UTC), 30.0)
+    state.change("flights", lambda model: bring(model, new, goal=goal, request=request, up=False))
+    assert rollback(state, serve).version == 1
+    assert roles(state)["flights--v1"] == "champion"
+
+
 def test_an_alias_that_does_not_follow_is_a_warning():
     """Whatever of ours it raises: the version is live, which is what the caller must hear."""
 
@@ -323,10 +337,12 @@ def test_a_version_without_room_is_refused_before_anything_changes(state, serve)
 
 
 def test_the_oldest_version_makes_room_for_the_newest(state, serve):
-    """Versions of 0.8 CPU on 2 CPUs: the third comes up only once the first, which nobody asks, is gone."""
+    """Versions of 0.8 CPU on 2 CPUs: the third comes up once the first is gone, and after it the first once it is."""
     for version in (1, 2, 3):
         deploy(state, serve, version, cpus_per_replica=0.8, max_replicas=1)
     assert roles(state) == {"flights--v2": "warm", "flights--v3": "champion"}
+    assert [rollback(state, serve).version for _ in range(2)] == [2, 1]
+    assert roles(state) == {"flights--v1": "champion", "flights--v2": "warm"}
     alive = [{name for name in serve.routes(index) if name != "raymlops"} for index in range(len(serve.sent))]
     assert all(len(names) <= 2 for names in alive)
 

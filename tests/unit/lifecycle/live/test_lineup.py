@@ -123,6 +123,41 @@ def test_a_version_that_somebody_stopped_waiting_for_is_taken_down():
     assert cooled(line, beside, now=NOW + timedelta(days=9)) == []
 
 
+@pytest.mark.parametrize("restored_by", ["deploy.start.undone", "rollback", "remove.version", "deploy"])
+def test_a_version_that_made_room_and_came_back_cools_down_as_before(restored_by):
+    """It lost the route, left for version 3, and was restored: by its failure, or by what took version 3 back."""
+    one, two, three = version(1), version(2, "champion", keep_warm_s=10.0), version(3)
+    lines = [[version(1, "champion")], [one, two], [two, three], [one, two]]
+    actions = ["deploy", "deploy.start", restored_by]
+    events = [
+        AuditEvent(
+            index, NOW, "me", action, "m", *([item.to_dict() for item in line] for line in lines[index:][:2]), ""
+        )
+        for index, action in enumerate(actions)
+    ][::-1]
+    assert cooled(lines[-1], events, now=NOW + timedelta(seconds=10)) == [1]
+
+
+def test_what_was_read_of_a_version_that_stays_is_not_read_again():
+    """Version 2 was deployed beside; later events alone may change that."""
+    line = [version(1, "champion", keep_warm_s=10.0), version(2)]
+    canary = [line[0], share(line[1], weight=0.1)]
+
+    def event(number, action, *sides):
+        return AuditEvent(number, NOW, "me", action, "m", *([item.to_dict() for item in side] for side in sides), "")
+
+    def no_more():
+        yield event(8, "deploy", line, line)
+        raise AssertionError
+
+    stay, later = {}, NOW + timedelta(days=9)
+    old = [event(8, "deploy", line, line), event(7, "deploy.beside", line[:1], line)]
+    assert cooled(line, old, now=later, stay=stay) == []
+    assert cooled(line, no_more(), now=later, stay=stay) == []
+    new = [event(10, "deploy.canary", canary, line), event(9, "deploy.canary", line, canary)]
+    assert cooled(line, new, now=later, stay=stay) == [2]
+
+
 def test_no_more_of_the_record_is_read_than_is_needed():
     """The newest event says when version 1 lost the route; what came before is left alone."""
     line = [version(1), version(2, "champion", keep_warm_s=10.0)]

@@ -52,6 +52,44 @@ def test_a_config_changes_nothing_that_another_state_changed_meanwhile(stop):
     machine.teardown()
 
 
+def test_what_only_gets_copies_keeps_no_rollback_from_the_route():
+    """While version 3 comes up for them the route goes back from version 2 to 1."""
+    machine = LiveMachine()
+    machine.live_already([1, 2], looks=3)
+    machine.share(M, 3, {"shadow": 50.0}, abort=False, fate={})
+    machine.roll_back(M, {})
+    machine.teardown()
+
+
+def test_a_canary_of_nothing_ends_one_that_comes_up():
+    """It gets no share once it is up."""
+    machine = LiveMachine()
+    machine.live_already([1], looks=3)
+    machine.share(M, 2, {"canary": 10.0}, abort=False, fate={})
+    machine.share(M, 2, {"canary": 0.0}, abort=False, fate={})
+    machine.teardown()
+
+
+def test_what_made_room_and_came_back_does_not_stay_for_good():
+    """Version 1 leaves for version 5, which does not come up."""
+    machine = LiveMachine()
+    machine.live_already([1, 2], tight=True)
+    machine.deploy(M, 5, "two", abort=False, fate={})
+    machine.teardown()
+
+
+def test_what_had_made_room_for_an_aborted_canary_does_not_stay_for_good():
+    """Versions 1 and 3 leave for version 4, which version 5 supersedes, and does not come up."""
+    machine = LiveMachine()
+    machine.live_already([1, 2], tight=True)
+    machine.beside(M, 3, "plain", {})
+    machine.rest()
+    machine.happens(("starts are slow", 3))
+    machine.share(M, 4, {"canary": 10.0}, abort=False, fate={})
+    machine.share(M, 5, {"canary": 10.0}, abort=True, fate={})
+    machine.teardown()
+
+
 def test_a_state_moves_to_another_cluster_by_a_takeover_alone():
     """While the controller of the first one runs; afterwards that one moves nothing, and its verbs are refused."""
     machine = LiveMachine()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from canaries import take_back, version_of
 from fake_serve import FakeServe
 from states import SERVE, converge, copied, deploy, opened, take_down
 
 from raymlops.errors import ElsewhereError, OutdatedStateError
 from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.restored_state import make_count, settle
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.state.conditions import conditions
 from raymlops.state.keys import create_key
 
@@ -92,3 +94,38 @@ def test_a_state_moves_to_another_cluster_by_a_restore_and_from_a_living_one_by_
     take_down(state, third, "shop")
     settle(state, fourth, holder=nobody)
     assert state.owner().cluster == "fourth"
+
+
+def test_a_state_on_which_another_cluster_deploys_meanwhile_stays_there(serve, state, monkeypatch):
+    """The other cluster had seen nothing live; what is first written there counts."""
+    settle(state, serve, holder=nobody)
+    other, look = FakeServe(cluster="other"), state.deployments
+
+    def late():
+        monkeypatch.undo()
+        found = look()
+        deploy(state, serve, "shop")
+        return found
+
+    monkeypatch.setattr(state, "deployments", late)
+    with pytest.raises(ElsewhereError, match="live on another cluster"):
+        settle(state, other, holder=nobody)
+    assert state.owner().cluster == serve.cluster
+
+
+def test_what_was_on_its_way_in_a_backup_is_not_resumed(serve, tmp_path):
+    """Version 2 came up after the backup, and was rolled back: it does not take the route again."""
+    with opened(tmp_path, "state") as state:
+        deploy(state, serve, "shop")
+        request = Request("deploy", "a test", "me", state.now(), 30.0)
+        state.change("shop", lambda model: bring(model, version_of(2, "shop"), goal=ROUTE, request=request, up=False))
+    copied(tmp_path, "state", "backup")
+    with opened(tmp_path, "state") as state:
+        converge(state, serve)
+        assert take_back(state, serve, "shop").version == 1
+    with opened(tmp_path, "backup") as old:
+        assert make_count(old, serve)
+        converge(old, serve)
+        assert [(one.version, one.status) for one in old.model("shop").transitions][-1] == (2, "superseded")
+        assert [(item.version, item.role) for item in old.deployments()] == [(1, "champion")]
+    assert sorted(serve.live) == ["raymlops", "shop--v1"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
+
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.live.transitions import (
@@ -16,8 +18,10 @@ from raymlops.lifecycle.live.transitions import (
     failed,
     roll_back,
     route_takers,
+    unshared,
     version_removed,
 )
+from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, Model
 
@@ -61,6 +65,41 @@ def test_what_made_room_is_restored_whoever_requested_the_version_last():
     (coming,) = model.coming
     assert versions(failed(model, coming.id, "boom", now=NOW).model) == {1: "warm", 2: "champion"}
     assert versions(version_removed(model, 3, why="a test").model) == {1: "warm", 2: "champion"}
+
+
+def test_what_had_made_room_for_a_superseded_version_makes_room_for_the_next():
+    """Version 1 left for version 3, which version 4 supersedes: it comes back if 4 fails, or if it is itself that."""
+    goal, model = {**ROUTE, "configured": True}, Model("m", (item(1), item(2, "champion")))
+    model = bring(model, item(3), goal=goal, request=request("deploy"), up=False, leaving=(1,)).model
+    model_4 = bring(model, item(4), goal=goal, request=request("deploy"), up=False).model
+    assert versions(model_4) == {2: "champion", 4: "warm"}
+    (coming,) = model_4.coming
+    assert versions(failed(model_4, coming.id, "boom", now=NOW).model) == {1: "warm", 2: "champion"}
+    model_1 = bring(model, item(1), goal=goal, request=request("deploy"), up=False).model
+    assert versions(model_1) == {1: "warm", 2: "champion"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "off", "left"),
+    [
+        (TrafficRequest(weight=0.1), TrafficRequest(weight=0.0), None),
+        (TrafficRequest(weight=0.1, rollout=RolloutSection()), TrafficRequest(weight=0.0), None),
+        (TrafficRequest(shadow=0.5), TrafficRequest(shadow=0.0), None),
+        (TrafficRequest(weight=0.1), TrafficRequest(shadow=0.0), TrafficRequest(weight=0.1)),
+        (
+            TrafficRequest(weight=0.1, shadow=0.5, rollout=RolloutSection()),
+            TrafficRequest(weight=0.0),
+            TrafficRequest(shadow=0.5),
+        ),
+    ],
+)
+def test_a_share_that_a_version_comes_up_for_is_taken_away(asked, off, left):
+    """Version 2 comes up for what is left of its traffic; without any it is taken back, and version 1 has its room."""
+    model = Model("m", (item(1), item(3, "champion")))
+    model = bring(model, item(2), goal=asked.goal(3), request=request(asked.action), up=False, leaving=(1,)).model
+    model = unshared(model, 2, off.goal(3), action=off.action, why="off").model
+    assert [one.goal for one in model.coming] == ([left.goal(3)] if left else [])
+    assert versions(model) == ({2: "warm", 3: "champion"} if left else {1: "warm", 3: "champion"})
 
 
 def test_of_two_rollbacks_at_once_the_second_changes_nothing():
