@@ -19,6 +19,7 @@ from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
 from raymlops.serving.control.render import settings_of
+from raymlops.serving.names import app_name
 from raymlops.state.audit import changes_of
 from raymlops.state.keys import EVERY_MODEL, KeyRecord, create_key, list_keys, revoke_key, rotate_key
 
@@ -142,7 +143,8 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
     """Send the desired state, and wait until every model that the key opens has taken it; return what Serve runs.
 
     Raises:
-        TakenError, OutdatedStateError: such a model on Serve is another state's, or a newer copy's of this one.
+        TakenError, OutdatedStateError: such a model on Serve is another state's, or a newer copy's of this one; or a
+            foreign application has its place, and its champion does not run.
         DeployError: a model did not take it in time.
         ClusterError: Serve does not answer.
     """
@@ -153,7 +155,7 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
     reconciler = Reconciler(state, api, serve=serve)
     reconciler.look()
     plan, _ = converged(reconciler, opened, wait_s=WAIT_S)
-    plan.refuse_blocked({item.name for item in opened()})
+    plan.refuse_blocked({item.name for item in opened() if app_name(item.name, item.version) not in plan.ours})
     return plan
 
 

@@ -305,7 +305,7 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
     condition = found.get(name) or found.get(EVERYTHING)
     with state.reading() as connection:
         newest = next(iter(rollouts(connection, name, limit=1)), None)
-    champion = champion_of(items)
+    champion, coming = champion_of(items), {one.version: _begun(one) for one in model.coming}
     taken = None if champion is None else taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
     return ModelOverview(
         name=name,
@@ -315,12 +315,12 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         why=taken.why if taken else None,
         canaries={item.version: item.weight for item in items if item.weight},
         shadows={item.version: item.shadow for item in items if item.shadow},
-        warm={version: end.isoformat() if end else None for version, end in warm.items()},
+        warm={version: end.isoformat() if end else None for version, end in warm.items() if version not in coming},
         rollout=_shown(rollout) if rollout else None,
         keys=champion is not None and asks_for_keys(champion, reach),
         aborted=_shown(newest) if newest is not None and newest.status == "aborted" else None,
         moved_by=mover,
-        coming={one.version: _begun(one) for one in model.coming},
+        coming=coming,
         condition=None if condition is None else condition.to_dict(),
     )
 

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_under
 from raymlops.errors import BusyError
-from raymlops.state.engine import database_path, errors, open_engine
+from raymlops.state.engine import TERMINATE, database_path, errors, open_engine
 from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
 
@@ -91,7 +91,7 @@ class Database:
                 raise BusyError(
                     f"{holder} holds the lock over changes of what is live",
                     hint="If it is stopped, or its machine sleeps: continue that process or end it, which releases the "
-                    "lock. On Postgres, SELECT pg_terminate_backend(...) of its backend does as well.",
+                    f"lock. {TERMINATE}",
                 )
             yield
 

@@ -31,7 +31,10 @@ _DAMAGED = (
     "The file is damaged; what is live keeps serving. Stop whatever uses it, restore a backup of the file in its place "
     "(delete its -wal and -shm files), then run: raymlops deploy --restore --takeover"
 )
-_LOCKED = "Let that process end, or end it, then run the same command again."
+_LOCKED = "Nothing was written. Let that process end, or end it, then run the same command again."
+TERMINATE = "On Postgres, SELECT pg_terminate_backend(...) of its backend does as well."
+_LOCK_TIMEOUT = "55P03"
+"""SQLSTATE of Postgres: lock_not_available."""
 _UNWRITABLE = "Can the file and its folder be written? Is the disk full?"
 
 
@@ -86,10 +89,11 @@ def errors(engine: Engine) -> Iterator[None]:
         yield
     except sa.exc.DBAPIError as error:
         cause = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
-        if engine.dialect.name == "sqlite":
-            if "locked" in cause:
-                held = f"the state database {shown} is locked by {_writer(engine)}"
-                raise UnreachableError(held, hint=_LOCKED) from error
+        sqlite = engine.dialect.name == "sqlite"
+        if (sqlite and "locked" in cause) or getattr(error.orig, "sqlstate", None) == _LOCK_TIMEOUT:
+            held = f"the state database {shown} is locked by {_writer(engine) if sqlite else _blocker(engine)}"
+            raise UnreachableError(held, hint=_LOCKED if sqlite else f"{_LOCKED} {TERMINATE}") from error
+        if sqlite:
             hint = _DAMAGED if any(text in cause for text in _MALFORMED) else _UNWRITABLE
             raise StorageError(f"the state database {shown}: {cause}", hint=hint) from error
         raise UnreachableError(
@@ -117,6 +121,19 @@ def _writer(engine: Engine) -> str:
             if (mode, start) == ("WRITE", "120") and file.endswith(f":{inode}"):
                 return f"process {pid}"
     return "another process"
+
+
+def _blocker(engine: Engine) -> str:
+    """Return who holds the table that every writer to Postgres locks first, or waited for it before us."""
+    query = sa.text(
+        "SELECT activity.pid, activity.application_name FROM pg_locks AS locks "
+        "JOIN pg_stat_activity AS activity USING (pid) WHERE locks.relation = to_regclass('deployments') "
+        "AND locks.mode NOT IN ('AccessShareLock', 'RowShareLock') ORDER BY locks.granted DESC, activity.xact_start"
+    )
+    with contextlib.suppress(sa.exc.SQLAlchemyError), engine.connect() as connection:
+        for pid, name in connection.execute(query):
+            return f"backend {pid}{f' ({name})' if name else ''}"
+    return "another backend"
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -15,7 +15,7 @@ from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, wri
 from postgres import NEEDS_POSTGRES, postgres
 from stored import put
 
-from raymlops.errors import RefusedError
+from raymlops.errors import RefusedError, UnreachableError
 from raymlops.records import BundleRef
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import Deployment, State, deployments_in
@@ -88,6 +88,23 @@ def test_writers_wait_for_each_other(url):
         state.close()
     assert len(events) == 20
     assert all(event.before == earlier.after for earlier, event in itertools.pairwise(events))
+
+
+def test_who_keeps_writers_waiting_is_named(url):
+    """By its backend and its own name; nothing was written, and how to end it is said."""
+    with State.open(url) as state, State.open(url) as other:
+        sa.event.listen(state._engine, "before_cursor_execute", _impatient, retval=True)
+        with other.writing() as connection:
+            connection.execute(sa.text("SET application_name = 'psql of bob'"))
+            pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+            with pytest.raises(UnreachableError, match=rf"is locked by backend {pid} \(psql of bob\)") as caught:
+                state.record(action="a test", subject="flights")
+    assert "Nothing was written" in caught.value.hint
+    assert "pg_terminate_backend" in caught.value.hint
+
+
+def _impatient(_connection, _cursor, statement, parameters, _context, _many):
+    return statement.replace("30s", "50ms"), parameters
 
 
 def test_a_reading_is_one_snapshot(url):

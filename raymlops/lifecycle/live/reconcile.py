@@ -107,7 +107,11 @@ def next_step(
     conditions: dict[str, Condition] = {}
     for model, error in plan.blocked.items():
         _say(conditions, before, model, str(error), now=now)
-    for transition in plan.desired.coming:
+    starved = _starved(plan)
+    for item in starved.values():
+        _say(conditions, before, item.name, _lacks_room(item), now=now, holders=holders)
+    # The one for the route is said first, since its flip waits for a reason that stays.
+    for transition in sorted(plan.desired.coming, key=lambda one: one.goal.get("role") != "champion"):
         step, reason = _come_up(plan, transition, before.get(transition.name), now=now)
         if step is not None:
             return step, dict(before)
@@ -127,14 +131,18 @@ def next_step(
         if due:
             return Drop(name), {**before, item.name: condition}
         conditions[item.name] = condition
-    applications = next_applications(plan)
+    waited = {name: item for name, item in starved.items() if _waited(before.get(item.name), item, now=now)}
+    applications = next_applications(plan, starved=waited)
     if not same(applications, plan.ours):
         return Send(applications), dict(before)
     for model, items in _by_model(plan.desired.deployments).items():
         dead = next(
             (_died(plan, item.version, app_name(model, item.version)) for item in items if broken(plan, item)), None
         )
-        if model not in conditions and (lack := dead or lacking(plan, items)) is not None:
+        away = [item for item in items if app_name(model, item.version) not in applications]
+        if away and model not in plan.blocked:
+            dead = f"version {away[0].version} of {model} is away while {' and '.join(waited)} waits for room"
+        if (lack := dead or lacking(plan, items)) is not None:
             pending = any(unscheduled(plan.details, app_name(model, item.version)) for item in items)
             _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
     return None, conditions
@@ -214,6 +222,27 @@ def _come_up(
     return None, reason
 
 
+def _starved(plan: Plan) -> dict[str, Deployment]:
+    """Return the champions without a replica of which one is on no node, by application."""
+    champions = [item for item in plan.desired.deployments if item.role == "champion" and item.name not in plan.blocked]
+    named = {app_name(item.name, item.version): item for item in champions}
+    details = plan.details
+    return {
+        name: one for name, one in named.items() if unscheduled(details, name) and not running_replicas(details, name)
+    }
+
+
+def _lacks_room(champion: Deployment) -> str:
+    return f"version {champion.version} of {champion.name} has no replica, and waits for room"
+
+
+def _waited(condition: Condition | None, champion: Deployment, *, now: datetime) -> bool:
+    """Return whether a champion has waited so long for room that versions on standby leave."""
+    if condition is None or condition.reason.partition(NO_ROOM)[0] != _lacks_room(champion):
+        return False
+    return _passed(condition.since, PENDING_S, now)
+
+
 def _older(live: Mapping[str, Any], transition: Transition) -> bool:
     """Return whether an application was sent before a transition began."""
     revision = mark_of(live).revision
@@ -240,7 +269,9 @@ def _say(
     now: datetime,
     holders: Callable[[], str | None] | None = None,
 ) -> None:
-    """Say why a model stands still, since when, and who holds what it waits for."""
+    """Say why a model stands still, since when, and who holds what it waits for; what was said first stays."""
+    if model in conditions:
+        return
     old = before.get(model, Condition(model, "", now))
     said, _, held = old.reason.partition(NO_ROOM)
     since = old.since if said == reason else now

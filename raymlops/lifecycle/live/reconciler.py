@@ -173,21 +173,27 @@ class Reconciler:
             coming = [one for one in plan.desired.coming if _changes(one, plan, applications)]
             if not coming:
                 raise
-            self._take(Fail(self._at_fault(coming, plan, applications), error.message), plan, now)
+            if (at_fault := self._at_fault(coming, plan, applications)) is not None:
+                self._take(Fail(at_fault, error.message), plan, now)
 
-    def _send(self, plan: Plan, applications: dict[str, dict[str, Any]]) -> None:
+    def _send(self, plan: Plan, applications: dict[str, dict[str, Any]]) -> bool:
         """Send a config unless it is superseded: this process may have been stopped, and another one holds the lock."""
         revision = plan.desired.owner.revision
-        plan.put(self._cluster, applications, current=lambda: self._state.owner().revision == revision)
+        return plan.put(self._cluster, applications, current=lambda: self._state.owner().revision == revision)
 
-    def _at_fault(self, coming: list[Transition], plan: Plan, applications: dict[str, dict[str, Any]]) -> Transition:
-        """Return for which version Serve refuses a config: the one without which it takes it, or else the newest."""
+    def _at_fault(
+        self, coming: list[Transition], plan: Plan, applications: dict[str, dict[str, Any]]
+    ) -> Transition | None:
+        """Return for which version Serve refuses a config: the one without which it takes it, or else the newest.
+
+        None if that is not known, since something else is desired by now.
+        """
         for one in reversed(coming) if len(coming) > 1 else ():
             name = app_name(one.name, one.version)
             rest = {key: config for key, config in applications.items() if key != name}
             with suppress(DeployError):
-                self._send(plan, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
-                return one
+                sent = self._send(plan, rest | ({name: plan.ours[name]} if name in plan.ours else {}))
+                return one if sent else None
         return coming[-1]
 
     def _wait(self, error: BusyError, now: datetime) -> Look:

@@ -1,8 +1,9 @@
 """What Serve runs next on its way to the desired state. Pure: what is desired and Serve's details in, applications out.
 
 A route stays with its holder until the version that takes it runs with its settings, and a version on its way to a
-route gets as many replicas as the holder runs, since a flip sends it all the traffic at once. Everything else is sent
-as it is desired. So every kill in between leaves each route with a version that answers.
+route gets as many replicas as the holder runs, since a flip sends it all the traffic at once. While a champion has no
+room for a replica, versions on standby leave. Everything else is sent as it is desired. So every kill in between leaves
+each route with a version that answers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from raymlops.serving.control.ownership import model_of
 from raymlops.serving.names import INDEX_APP, app_name, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from raymlops.serving.control.details import Details
     from raymlops.serving.control.plan import Plan
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 BROKEN = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
-def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Return our applications as Serve should run them next."""
+def next_applications(plan: Plan, *, starved: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return our applications as Serve should run them next; ``starved`` are those of champions that wait for room."""
     desired, applications = plan.desired, dict(plan.wanted)
     coming = {app_name(one.name, one.version) for one in desired.coming if one.goal.get("role") == "champion"}
     champions = {app_name(item.name, item.version) for item in desired.deployments if item.role == "champion"}
@@ -45,12 +46,17 @@ def next_applications(plan: Plan) -> dict[str, dict[str, Any]]:
             applications[name] = {**applications[name], "route_prefix": None}
             kept = plan.wanted.get(holder, plan.ours[holder])  # with its newest keys, if it is still desired
             applications[holder] = {**kept, "route_prefix": config["route_prefix"]}
-    for name in plan.ours.keys() - plan.wanted.keys():
+    for name in _on_standby(plan) if starved else ():
+        if applications[name]["route_prefix"] is None:
+            del applications[name]
+    for name in plan.ours.keys() - applications.keys():
         if model_of(plan.ours[name]) in plan.blocked:
             applications[name] = plan.ours[name]
         holder = holder_of(plan.ours, plan.ours[name])
-        if holder in applications and holder is not None and _gets_traffic(plan.ours[name], plan.ours[holder]):
-            applications[name] = plan.ours[name]  # it leaves once nobody sends it requests
+        if holder is None or holder not in applications or holder in starved:
+            continue
+        if _gets_traffic(plan.ours[name], plan.ours[holder]):  # it leaves once nobody sends it requests
+            applications[name] = plan.wanted.get(name, plan.ours[name])
     return applications
 
 
@@ -91,7 +97,7 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False, sen
     live, held = configs(plan.details), routes(plan.details)
     for item in items:
         name = app_name(item.name, item.version)
-        if name not in plan.wanted or item.name in plan.blocked:
+        if name not in plan.wanted:
             continue
         status = status_of(plan.details, name)
         if not covers(live.get(name), plan.wanted[name]) and not broken(plan, item):
@@ -100,7 +106,7 @@ def lacking(plan: Plan, items: Iterable[Deployment], *, hurry: bool = False, sen
             continue
         if status != "RUNNING" and not (hurry and takes_requests(plan.details, name)):
             return "\n".join(part for part in (f"{name} is {status}", message_of(plan.details, name)) if part)
-        if item.role == "champion" and held.get(route_of(item.name)) != name:
+        if item.role == "champion" and item.name not in plan.blocked and held.get(route_of(item.name)) != name:
             return f"{name} does not hold {route_of(item.name)} yet"
     return None
 
@@ -109,6 +115,13 @@ def index_starts(plan: Plan) -> bool:
     """Return whether the list of models at / is ours and has no replica yet."""
     starts = status_of(plan.details, INDEX_APP) == "DEPLOYING" and not running_replicas(plan.details, INDEX_APP)
     return INDEX_APP in plan.wanted and starts
+
+
+def _on_standby(plan: Plan) -> set[str]:
+    """Return the applications of versions beside a champion that are not on their way to anything."""
+    coming = {app_name(one.name, one.version) for one in plan.desired.coming}
+    beside = [item for item in plan.desired.deployments if item.role != "champion" and item.name not in plan.blocked]
+    return {app_name(item.name, item.version) for item in beside} - coming
 
 
 def _gets_traffic(config: Mapping[str, Any], holder: Mapping[str, Any]) -> bool:

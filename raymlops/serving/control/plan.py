@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 ALONE_TRIES = 500 if sys.platform == "linux" else 0
 """One each 10 ms, while another state sends its config."""
+STALE_S = 1.0
+"""Age from which what Serve runs is read again before a config is sent."""
 
 
 class Api(Protocol):
@@ -83,30 +85,39 @@ class Plan:
 
     def put(
         self, api: Api, applications: Mapping[str, dict[str, Any]], *, current: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Replace our applications, unless the plan is no longer ``current``. New ones start with at least one replica.
+    ) -> bool:
+        """Replace our applications, unless the plan is no longer ``current``; return whether they were sent.
 
-        One with ``min_replicas: 0`` would otherwise not prove that it answers. Serve 2.60 resets the target to
-        ``initial_replicas`` at every change of a deployment's config, so that it is sent only once.
+        New ones start with at least one replica: one with ``min_replicas: 0`` would otherwise not prove that it
+        answers. Serve 2.60 resets the target to ``initial_replicas`` at every change of a deployment's config, so that
+        it is sent only once.
 
         Raises:
             TakenError: somebody else took one of these names or routes meanwhile; nothing was sent.
         """
         with _alone(self.details):
-            division = divide(api.get(), self.desired)
-            if not division.index_fits:  # somebody else was first to have one
-                applications = {name: config for name, config in applications.items() if name != INDEX_APP}
-            claims = [(model_of(config) or "", name, config["route_prefix"]) for name, config in applications.items()]
-            for error in division.taken(claims).values():
-                raise error
-            owner, ours = self.desired.owner, division.ours
-            bodies = [
-                stamped(config if name in self.sent else _started(config), ours.get(name), owner)
-                for name, config in applications.items()
-            ]
-            if current():
-                api.put({**self.target, "applications": [*bodies, *division.kept]})
-                self.sent = set(applications)
+            for last in (False, False, True):
+                details, read = api.get(), time.monotonic()
+                config = self._config(divide(details, self.desired), applications)
+                if not current():
+                    return False
+                if last or time.monotonic() - read < STALE_S:  # else this process was stopped: others may have sent
+                    break
+            api.put(config)
+            self.sent = {application["name"] for application in config["applications"]}
+        return True
+
+    def _config(self, division: Division, applications: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        if not division.index_fits:  # somebody else was first to have one
+            applications = {name: config for name, config in applications.items() if name != INDEX_APP}
+        claims = [(model_of(config) or "", name, config["route_prefix"]) for name, config in applications.items()]
+        for error in division.taken(claims).values():
+            raise error
+        bodies = [
+            stamped(config if name in self.sent else _started(config), division.ours.get(name), self.desired.owner)
+            for name, config in applications.items()
+        ]
+        return {**self.target, "applications": [*bodies, *division.kept]}
 
 
 def plan_of(

@@ -86,6 +86,7 @@ def test_what_comes_up_and_why_it_waits_is_told(root, config):
     assert model.coming == {
         6: {"goal": ROUTE, "since": NOW.isoformat(), "by": "ann@here", "until": "2026-01-01T00:01:00+00:00"}
     }
+    assert model.warm.keys() == {1}
     assert f"coming    version 6 for the route, since 2026-01-01 00:00:00 UTC by ann@here\n            {UNMOVED}" in (
         model.text()
     )

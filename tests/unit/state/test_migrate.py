@@ -53,6 +53,14 @@ def test_what_owed_an_alias_is_deployed_as_before(url):
         assert "alias_debts" not in sa.inspect(connection).get_table_names()
 
 
+def test_what_is_on_its_way_keeps_the_time_that_it_may_take(url):
+    """Fifteen minutes, which were written as a deadline; it is counted anew."""
+    write_older(url, schema="0006", transitions=[{"name": "m", "version": 2, "until": "2026-01-01 00:15:00"}])
+    with State.open(url) as state:
+        (one,) = state.model("m").transitions
+    assert (one.version, one.timeout_s, one.started_at) == (2, 900.0, None)
+
+
 def test_opening_again_changes_nothing(url):
     """The second opening finds the schema up to date and the rows in place."""
     with State.open(url) as state:

@@ -104,9 +104,11 @@ def test_a_champion_whose_name_was_taken_stands_still(state, serve):
     hashes = str(serve.live["n--v1"]["deployments"][0]["user_config"]["access"])
     assert key.id in hashes
     revoke_key(state, key.id, now=state.now())
+    bring_key(state, serve, key, serve=SERVE)
+    assert key.id not in str(serve.live["n--v1"]["deployments"][0]["user_config"]["access"])
+    del serve.live["n--v1"]
     with pytest.raises(TakenError):
         bring_key(state, serve, key, serve=SERVE)
-    assert key.id not in str(serve.live["n--v1"]["deployments"][0]["user_config"]["access"])
 
 
 def test_a_model_whose_route_was_taken_can_be_removed(state, serve):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pytest
-from canaries import share
+from canaries import share, take_back, version_of
 from fake_serve import FakeServe
 from states import SERVE, deploy, opened
 from stored import put
@@ -360,3 +360,170 @@ def test_another_bundle_under_a_number_comes_up_before_it_gets_the_route(state, 
     assert (sent["args"]["digest"], sent["route_prefix"], champion(state)) == ("e" * 64, None, 1)
     steps(reconciler, began)
     assert (serve.live["m--v2"]["route_prefix"], champion(state)) == ("/models/m", 2)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_the_flip_without_all_replicas_waits_for_no_other_version(state, serve, reconciler, other):
+    """One beside it, which comes up all the while, does not restart the twenty seconds."""
+    deploy(state, serve, section=SERVE.model_copy(update={"min_replicas": 3, "max_replicas": 3}))
+    serve.room, serve.slow = {"m--v2": 2}, {"m--v3"}
+    at = begin(state, 2, max_replicas=3)
+    if other:
+        request = Request("deploy.beside", "a test", "me", state.now(), 600.0)
+        state.change("m", lambda model: bring(model, version_of(3), goal={}, request=request, up=False))
+    for second in range(22):
+        steps(reconciler, at + timedelta(seconds=second))
+    assert champion(state) == 2
+
+
+def test_nobody_is_at_fault_while_something_else_is_desired(state, serve, reconciler):
+    """Another verb wrote an event just after Serve refused a config: nothing is sent to find out for whom."""
+    for name in ("a", "b"):
+        deploy(state, serve, name)
+    put = serve.put
+
+    def refuse(config):
+        if any(one["name"] == "a--v2" for one in config["applications"]):
+            if not refused:
+                state.record(action="key.revoke", subject="api-key:k")
+            refused.append(config)
+            raise DeployError("no such thing")
+        put(config)
+
+    serve.put, refused = refuse, []
+    for name in ("a", "b"):
+        at = begin(state, 2, name=name)
+    steps(reconciler, at)
+    steps(reconciler, at)
+    assert [champion(state, name) for name in ("a", "b")] == [1, 2]
+
+
+class Tight(FakeServe):
+    """Serve with room for some replicas, which goes to applications in the order in which they were sent."""
+
+    def __init__(self, cpus):
+        super().__init__(dashboard_url="http://dashboard:8265", cpus=cpus)
+        self.order = []
+
+    def put(self, config):
+        super().put(config)
+        self.order = [name for name in self.order if name in self.live]
+        self.order += [name for name in self.live if name not in self.order]
+
+    def get(self):
+        details, left = super().get(), self.cpus
+        for name in self.order:
+            cpus = self.live[name]["deployments"][0]["ray_actor_options"]["num_cpus"]
+            for one in details["applications"][name]["deployments"].values():
+                fits = int(min(left / cpus, len(one["replicas"]))) if cpus else len(one["replicas"])
+                pending = len(one["replicas"]) - fits
+                one["replicas"] = [{"state": "RUNNING", "node_id": "n1"}] * fits + [{"state": "STARTING"}] * pending
+                left -= fits * cpus
+                if pending and details["applications"][name]["status"] == "RUNNING":
+                    details["applications"][name]["status"] = "DEPLOYING"
+        return details
+
+    def runs(self, name):
+        found = self.get()["applications"].get(name, {"deployments": {}})["deployments"].values()
+        return any(one["state"] == "RUNNING" for each in found for one in each["replicas"])
+
+    def come_back(self, cpus):
+        """Start anew with other room."""
+        self.live, self.order, self.versions, self.cpus = {}, [], {}, cpus
+
+
+ONE = SERVE.model_copy(update={"cpus_per_replica": 1.0, "max_replicas": 1})
+
+
+def seconds(reconciler, at, count):
+    """Take the steps of some seconds, and return when they are over."""
+    for second in range(count):
+        steps(reconciler, at + timedelta(seconds=second))
+    return at + timedelta(seconds=count)
+
+
+@pytest.mark.parametrize(
+    ("beside_it", "cpus"),
+    [("formerly", 1.0), ("beside", 1.0), ("canary", 1.0), ("shadow", 1.0), ("another model's", 2.0)],
+)
+def test_a_champion_without_room_gets_that_of_versions_on_standby(state, beside_it, cpus):
+    """Serve comes back with less room, and a standby is placed first; they follow once the champion runs."""
+    serve = Tight(10.0)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    standby = "a--v2" if cpus == 2.0 else "m--v1"
+    if cpus == 2.0:
+        for version in (2, 1):
+            deploy(state, serve, "a", version, section=ONE)
+        deploy(state, serve, version=3, section=ONE)
+    else:
+        for version in (1, 3):
+            deploy(state, serve, version=version, section=ONE)
+        if beside_it == "canary":
+            share(state, serve, 1, TrafficRequest(weight=0.1), champion=3)
+        elif beside_it == "shadow":
+            share(state, serve, 1, TrafficRequest(shadow=0.5), champion=3)
+    serve.come_back(cpus)
+    at = seconds(reconciler, state.now(), 1)
+    assert (serve.runs("m--v3"), serve.runs(standby)) == (False, True)
+    assert conditions(state)["m"].reason.startswith("version 3 of m has no replica, and waits for room")
+    at = seconds(reconciler, at, 7)
+    assert (serve.runs("m--v3"), serve.runs(standby)) == (True, False)
+    assert f"{standby} is DEPLOYING" in conditions(state)[standby[0]].reason
+    serve.cpus = 10.0
+    seconds(reconciler, at, 1)
+    assert serve.runs(standby)
+    assert conditions(state) == {}
+
+
+def test_versions_on_standby_stay_away_while_a_champion_waits_for_room(state):
+    """Where there is none even so, it is said of each; what is on its way and whoever has a route stays."""
+    serve = Tight(10.0)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    for version in (2, 1):
+        deploy(state, serve, "a", version, section=ONE)
+    for version in (1, 3):
+        deploy(state, serve, version=version, section=ONE.model_copy(update={"cpus_per_replica": float(version)}))
+    serve.come_back(2.0)
+    at = seconds(reconciler, state.now(), 20)
+    assert serve.live.keys() - {"raymlops"} == {"a--v1", "m--v3"}
+    assert conditions(state)["a"].reason == "version 2 of a is away while m--v3 waits for room"
+    sent = len(serve.sent)
+    seconds(reconciler, at, 30)
+    assert len(serve.sent) == sent
+    assert take_back(state, serve).version == 1
+    assert serve.runs("m--v1")
+
+
+def test_a_champion_that_fails_keeps_no_version_on_standby_away(state):
+    """It is broken, however often it is started anew; a rollback finds the version before it up."""
+    serve = Tight(10.0)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    for version in (1, 2):
+        deploy(state, serve, version=version, section=ONE)
+    serve.come_back(10.0)
+    serve.unhealthy = {"m--v2"}
+    seconds(reconciler, state.now(), 30)
+    assert serve.runs("m--v1")
+
+
+def test_a_champion_that_may_sleep_makes_nobody_leave(state):
+    """It has no replica, and waits for none."""
+    serve = Sleepy(dashboard_url="http://dashboard:8265")
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    for version in (1, 2):
+        deploy(state, serve, version=version, section=SERVE)
+    serve.asleep = {"m--v2"}
+    seconds(reconciler, state.now(), 30)
+    assert "m--v1" in serve.live
+
+
+class Sleepy(FakeServe):
+    """Serve with applications that have no replica, and want none."""
+
+    asleep: ClassVar[set[str]] = set()
+
+    def _details(self, config):
+        details = super()._details(config)
+        if config["name"] in self.asleep:
+            details["deployments"][DEPLOYMENT]["replicas"] = []
+        return details

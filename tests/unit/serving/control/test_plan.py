@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
+from types import SimpleNamespace
 
 import pytest
 from fake_serve import FakeServe
@@ -75,6 +77,25 @@ def test_two_states_send_one_after_the_other(states):
     other.join()
     assert {"shop", "pub"} == {name.partition("--")[0] for name in serve.live} - {"raymlops"}
     assert serve.started.count("pub--v1") == serve.started.count("shop--v1") == 1
+
+
+def test_a_sender_that_was_stopped_reads_serve_again(serve, states, planned, monkeypatch):
+    """Another state deployed a model while it stood between its reading and its sending."""
+    first, _ = states
+    clock, asked = itertools.count(), []
+
+    def stopped():
+        if not asked:
+            deploy(first, serve, "shop")
+            next(clock)
+        asked.append(None)
+        return True
+
+    monkeypatch.setattr("raymlops.serving.control.plan.STALE_S", 2)
+    monkeypatch.setattr("raymlops.serving.control.plan.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert planned.put(serve, planned.wanted, current=stopped)
+    assert {"shop--v1", "pub--v1"} <= serve.live.keys()
+    assert len(asked) == 2
 
 
 def test_a_taken_port_is_found_before_anything_starts():
