@@ -186,6 +186,18 @@ def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Pa
     assert found == weights
 
 
+def test_a_validation_between_sharded_steps_leaves_the_weights(tiny_project: Any, tmp_path: Path) -> None:
+    """The root stays gathered after a validation, with averages: the next step must not train on those."""
+    found = []
+    for every in (1, 5):
+        options = {"strategy": "fsdp", "num_workers": 2, "ema": 0.9, "lr": 0.05, "eval_every_steps": every}
+        # Of a loss that is to rise the first report is the best: no checkpoint, which shards again, hides the rest.
+        project = tiny_project(**options, mode="max", checkpoint_every_minutes=None).to_dict()
+        (history, _), _ = ranks().run(2, resumed, project, str(tmp_path / str(every)), None)
+        found.append({name: value for name, value in history[-1].items() if name.startswith("validation/")})
+    assert found[0] == found[1]
+
+
 def test_an_average_is_what_is_evaluated_and_kept(tiny_project: Any) -> None:
     """With a decay of n updates min(d, (1 + n) / (10 + n)): by hand, over the weights after each of the steps."""
     seen: list[dict[str, torch.Tensor]] = []
