@@ -166,8 +166,11 @@ def test_a_resumed_run_is_bit_equal(tiny_project: Any, tmp_path: Path, options: 
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Path) -> None:
-    """On two ranks under FSDP, interrupted: averages, weighted losses and a scheduler's rate are those of one go."""
+@pytest.mark.parametrize(("schedule", "arguments"), [("StepLR", {"step_size": 3, "gamma": 0.5}), ("OneCycleLR", {})])
+def test_a_sharded_run_resumes_with_its_averages(
+    tiny_project: Any, tmp_path: Path, schedule: str, arguments: dict[str, Any]
+) -> None:
+    """On two ranks under FSDP, interrupted: averages, weighted losses, a scheduler's rate and momentum are the same."""
     project = tiny_project(
         recipe="own_ways:Weighted",
         config={"form": "parts"},
@@ -175,8 +178,8 @@ def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Pa
         num_workers=2,
         shard_min_params=1,
         ema=0.9,
-        schedule="StepLR",
-        schedule_args={"step_size": 3, "gamma": 0.5},
+        schedule=schedule,
+        schedule_args=arguments,
         accumulate=2,
     ).to_dict()
     (whole, weights), _ = ranks().run(2, resumed, project, str(tmp_path / "whole"), None)
@@ -281,16 +284,29 @@ def test_what_does_not_go_together_is_refused(tiny_project: Any, train: dict[str
 
 
 def test_a_scheduler_of_a_fixed_length_cannot_be_extended(tiny_project: Any, tmp_path: Path) -> None:
-    """One-cycle was built for ten steps; a step schedule goes on."""
-    for kind, arguments, error in (("OneCycleLR", {}, True), ("StepLR", {"step_size": 4}, False)):
-        options = {"schedule": kind, "schedule_args": arguments, "checkpoint_every_minutes": None}
-        Attempt(tiny_project(**options), tmp_path / kind, token="a")
+    """What was built for ten steps would end where they end; what has a length of its own goes on."""
+    ways: list[tuple[dict[str, Any], str]] = [
+        ({"schedule": "OneCycleLR"}, "OneCycleLR"),
+        ({"schedule": "PolynomialLR"}, "PolynomialLR"),
+        ({"recipe": "own_ways:Stepped"}, "MultiStepLR"),
+        ({"schedule": "StepLR", "schedule_args": {"step_size": 4}}, ""),
+        ({"schedule": "CosineAnnealingLR", "schedule_args": {"T_max": 4}}, ""),
+    ]
+    for number, (way, refused) in enumerate(ways):
+        options, folder = {**way, "checkpoint_every_minutes": None}, tmp_path / str(number)
+        Attempt(tiny_project(**options), folder, token="a")
         longer = tiny_project(**options, epochs=3)
-        if error:
-            with pytest.raises(UsageError, match="OneCycleLR was built for 10 steps and cannot be changed to 15"):
-                Attempt(longer, tmp_path / kind, token="b")
+        if refused:
+            with pytest.raises(UsageError, match=f"{refused} was built for 10 steps and cannot be changed to 15"):
+                Attempt(longer, folder, token="b")
         else:
-            assert Attempt(longer, tmp_path / kind, token="b").outcome.steps == 15
+            assert Attempt(longer, folder, token="b").outcome.steps == 15
+
+
+def test_the_mode_of_a_cycle_is_not_that_of_the_metric(tiny_project: Any) -> None:
+    """A plateau has the mode of train.metric; CyclicLR has another argument of that name."""
+    result = run_local(tiny_project(schedule="CyclicLR", schedule_args={"base_lr": 1e-4, "cycle_momentum": False}))
+    assert result.steps == 10
 
 
 @pytest.mark.parametrize(
