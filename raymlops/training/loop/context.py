@@ -321,6 +321,7 @@ class TrainContext:
     def roll_back(self, uri: str) -> None:
         """Load a checkpoint of this run again."""
         self._load(uri)
+        self._logged_step = self.run_state.step
 
     def report(
         self,

@@ -113,6 +113,20 @@ def test_rollback_leaves_out_all_since_the_checkpoint(poisoned: Any, tmp_path: P
     assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
 
 
+def test_a_rollback_past_several_logs_goes_on_logging(tiny_project: Any, tmp_path: Path) -> None:
+    """From step 5 back to the checkpoint of step 1, whose loss is not logged yet: it is logged at step 2, again."""
+
+    def loss(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        found = Tiny.loss(self, model, batch)
+        return found * float("nan") if model.training and self.progress.step == 4 else found
+
+    project = tiny_project(epochs=1, on_non_finite="rollback", log_every_steps=2, checkpoint_every_minutes=None)
+    project = dataclasses.replace(project, recipe_class=type("Tiny", (Tiny,), {"loss": loss}))
+    Attempt(project, tmp_path, token="a", after=1)
+    done = Attempt(project, tmp_path, token="b")
+    assert done.outcome.steps == 5
+
+
 class Normed(Poisoned):
     """Keeps running statistics, which a batch that does not count must not touch."""
 
