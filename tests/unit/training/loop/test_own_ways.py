@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import own_ways
@@ -266,6 +267,22 @@ def test_validation_by_steps(tiny_project: Any) -> None:
     assert (result.steps, result.epochs) == (10, 2)
     assert {report["validation/rows"] for report in result.history} == {20.0}
     assert run_local(tiny_project(eval_every_steps=5)).history == run_local(tiny_project()).history
+
+
+def test_an_epoch_without_a_validation_ends_with_its_checkpoint(tiny_project: Any, tmp_path: Path) -> None:
+    """Of four epochs of five steps each second one; a run that has that one alone ends as the whole one."""
+    project = tiny_project(
+        epochs=4,
+        eval_every_steps=13,
+        checkpoint_every_epochs=2,
+        checkpoint_every_minutes=None,
+        keep_checkpoints=9,
+    )
+    whole = Attempt(project, tmp_path / "whole", token="w")
+    entries = whole.saver.kept.entries
+    assert [entry.step for entry in entries] == [10, 13, 20]
+    shutil.copytree(tmp_path / "whole" / entries[0].name, tmp_path / "cut" / entries[0].name)
+    assert Attempt(project, tmp_path / "cut", token="r").outcome.history == whole.outcome.history
 
 
 @pytest.mark.parametrize(
