@@ -54,12 +54,15 @@ def loss_value(returned: Any, *, where: str) -> LossValue:
             raise RecipeError(f"{where} returned a tuple of {len(returned)}; {_ALLOWED}")
         found, weight = returned
         weight = _scalar(torch.as_tensor(weight), where=f"{where}: the weight", of=weight).detach()
+    parts: dict[str, torch.Tensor] = {}
     if not isinstance(found, Mapping):
-        return LossValue(_scalar(found, where=where, of=found), weight, {})
-    if not found:
+        value = _scalar(found, where=where, of=found)
+    elif not found:
         raise RecipeError(f"{where} returned an empty dict of parts; {_ALLOWED}")
-    parts = {str(name): _scalar(part, where=f"{where}[{name!r}]", of=part) for name, part in found.items()}
-    value = torch.stack(list(parts.values())).sum()
+    else:
+        parts = {str(name): _scalar(part, where=f"{where}[{name!r}]", of=part) for name, part in found.items()}
+        value = torch.stack(list(parts.values())).sum()
+    weight = None if weight is None else weight.to(value.device)
     return LossValue(value, weight, {name: part.detach() for name, part in parts.items()})
 
 

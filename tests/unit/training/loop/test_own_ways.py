@@ -78,6 +78,14 @@ def test_what_a_loss_may_be(returned: Any, expected: float) -> None:
     assert loss_value(returned, where="loss()").mean().item() == expected
 
 
+def test_a_weight_is_where_the_sum_is() -> None:
+    """A number of rows is one of the CPU; sums over steps and ranks are made on the training's device."""
+    for total in (torch.ones((), device="meta"), {"a": torch.ones((), device="meta")}):
+        found = loss_value((total, 3), where="loss()").weight
+        assert found is not None
+        assert found.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -236,6 +244,20 @@ def test_first_weights_are_loaded_once(tiny_project: Any, tmp_path: Path) -> Non
     weights, _ = load_weights(resumed_run.saver.best_uri)
     assert own_ways.Pretrained.loads == 1
     assert all(torch.allclose(value, torch.tensor(0.05), atol=1e-5) for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.embedding.requires_grad_(False), "changed embedding.weight"),
+        (lambda model: model.add_module("more", torch.nn.Linear(1, 1)), "changed more.bias, more.weight"),
+    ],
+)
+def test_first_weights_are_values_alone(tiny_project: Any, change: Any, message: str) -> None:
+    """What a resume and another rank would not have is refused: a frozen layer, a new one."""
+    recipe = type("Tiny", (Tiny,), {"initialize": lambda _self, model: change(model)})
+    with pytest.raises(RecipeError, match=rf"Tiny\.initialize\(\) {message}"):
+        run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
 
 
 @pytest.mark.parametrize(
