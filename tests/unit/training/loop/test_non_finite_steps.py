@@ -127,6 +127,25 @@ def test_a_rollback_past_several_logs_goes_on_logging(tiny_project: Any, tmp_pat
     assert done.outcome.steps == 5
 
 
+@pytest.mark.parametrize(("shorter", "faulty"), [({"epochs": 1}, 5), ({"epochs": 2, "max_steps": 3}, 4)])
+def test_a_rollback_to_the_end_of_a_shorter_run_goes_on(
+    tiny_project: Any, tmp_path: Path, shorter: dict[str, Any], faulty: int
+) -> None:
+    """The checkpoint says that the run was finished, which it no longer is; the rest of a cut epoch is trained too."""
+
+    def loss(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        found = Tiny.loss(self, model, batch)
+        return found * float("nan") if model.training and self.progress.step == faulty else found
+
+    def project(**train: Any) -> Project:
+        made = tiny_project(on_non_finite="rollback", checkpoint_every_minutes=None, schedule="constant", **train)
+        return dataclasses.replace(made, recipe_class=type("Tiny", (Tiny,), {"loss": loss}))
+
+    Attempt(project(**shorter), tmp_path, token="a")
+    done = Attempt(project(epochs=2), tmp_path, token="b")
+    assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
+
+
 class Normed(Poisoned):
     """Keeps running statistics, which a batch that does not count must not touch."""
 
