@@ -350,8 +350,8 @@ class TrainContext:
             )
         if not math.isfinite(value):
             raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
-        if model is not None:
-            self._trained = {"model": model, "optimizer": optimizer}
+        given = {"model": model, "optimizer": optimizer}
+        self._trained |= {name: value for name, value in given.items() if value is not None}
         state.history.append(dict(found))
         improved = best.update(len(state.history), value)
         state.best_epoch, state.best_value = best.epoch, best.value

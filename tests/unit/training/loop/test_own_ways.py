@@ -366,6 +366,29 @@ def test_what_a_loop_may_not_report(tiny_project: Any, act: Any, message: str) -
         run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
 
 
+def test_a_report_that_names_the_model_keeps_the_rest(tiny_project: Any, tmp_path: Path) -> None:
+    """The rate falls after three and six steps; a run that is interrupted after seven goes on with it."""
+
+    def train_loop(_self: Any, ctx: Any) -> None:
+        model = ctx.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+        ctx.restore(model=model, optimizer=optimizer, keep={"schedule": schedule})
+        while not ctx.finished:
+            for _ in ctx.batches():
+                optimizer.step()
+                schedule.step()
+            ctx.report({"validation/loss": schedule.get_last_lr()[0]}, model=model, optimizer=optimizer)
+
+    recipe = type("Tiny", (Tiny,), {"train_loop": train_loop})
+    project = dataclasses.replace(tiny_project(), recipe_class=recipe)
+    assert Attempt(project, tmp_path, token="a", after=8).outcome.steps == 7
+    assert Attempt(project, tmp_path, token="b").outcome.history == [
+        {"validation/loss": 0.5},
+        {"validation/loss": 0.125},
+    ]
+
+
 def test_a_loop_of_its_own_takes_as_many_steps_as_it_wants(tiny_project: Any) -> None:
     """Two optimizer steps a batch, counted by the loop itself: ten epochs are ten epochs."""
 
