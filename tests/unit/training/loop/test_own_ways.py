@@ -94,6 +94,8 @@ def test_a_weight_is_where_the_sum_is() -> None:
         ((torch.ones(()),), "returned a tuple of 1"),
         ({}, "an empty dict"),
         ({"kl": torch.ones(2)}, r"\['kl'\] returned a tensor of shape \(2,\)"),
+        ({"loss": torch.ones(()), "kl": torch.ones(())}, "a part named 'loss', which is the name of their sum"),
+        ({"lr": torch.ones(())}, "a part named 'lr', which is the name of the learning rate"),
         ((torch.ones(()), torch.ones(2)), r"the weight returned a tensor of shape \(2,\)"),
     ],
 )
