@@ -22,6 +22,10 @@ _ALLOWED = (
 )
 
 
+_TAKEN = {"loss": "their sum", "lr": "the learning rate", "count": "what metrics are divided by"}
+"""Names that no part can have: each part is logged by its name beside these."""
+
+
 class LossValue(NamedTuple):
     """A loss of some rows: ``value`` is their mean, or, where there is a ``weight``, a sum to be divided by it.
 
@@ -54,12 +58,20 @@ def loss_value(returned: Any, *, where: str) -> LossValue:
             raise RecipeError(f"{where} returned a tuple of {len(returned)}; {_ALLOWED}")
         found, weight = returned
         weight = _scalar(torch.as_tensor(weight), where=f"{where}: the weight", of=weight).detach()
+    parts: dict[str, torch.Tensor] = {}
     if not isinstance(found, Mapping):
-        return LossValue(_scalar(found, where=where, of=found), weight, {})
-    if not found:
+        value = _scalar(found, where=where, of=found)
+    elif not found:
         raise RecipeError(f"{where} returned an empty dict of parts; {_ALLOWED}")
-    parts = {str(name): _scalar(part, where=f"{where}[{name!r}]", of=part) for name, part in found.items()}
-    value = torch.stack(list(parts.values())).sum()
+    else:
+        if taken := [name for name in found if name in _TAKEN]:
+            raise RecipeError(
+                f"{where} returned a part named {taken[0]!r}, which is the name of {_TAKEN[taken[0]]}",
+                hint="Give the part another name.",
+            )
+        parts = {str(name): _scalar(part, where=f"{where}[{name!r}]", of=part) for name, part in found.items()}
+        value = torch.stack(list(parts.values())).sum()
+    weight = None if weight is None else weight.to(value.device)
     return LossValue(value, weight, {name: part.detach() for name, part in parts.items()})
 
 

@@ -151,7 +151,7 @@ class RecipeBase:
           with class weights and the sum of these. The loss of a step is the sum over all micro-batches and workers,
           divided by the sum of weights: the same for any ``train.accumulate`` and number of workers;
         - a dict of named parts in place of the mean or the sum: they are added up, and each is logged as
-          ``train/NAME``.
+          ``train/NAME``, so that none is called ``loss``, ``lr`` or ``count``.
 
         ``self.progress`` says how far the training is. What draws at random in a training step, dropout or
         augmentation, is seeded by (run's seed, step, rank): torch's generators of the CPU and of the device, ``random``
@@ -228,7 +228,8 @@ class RecipeBase:
         """Load first weights into a new model, such as pretrained ones.
 
         Called once, in a new run's first worker, and never where weights of a checkpoint or a bundle follow: a resume,
-        a gate and a replica neither need the file nor the network. ``model()`` must build the same tensors without it.
+        a gate and a replica neither need the file nor the network. It changes values alone: layers are added, resized
+        and frozen in ``model()``.
         """
 
     def signature(self) -> Signature:

@@ -73,6 +73,8 @@ def _joined(chunks: Sequence[Any], rows: Sequence[int]) -> Any:
         shapes = [(count, *first.shape[1:]) for count in rows]
         return torch.cat(list(chunks)) if [tuple(chunk.shape) for chunk in chunks] == shapes else None
     parts = [dict(named_children(chunk) or ()) for chunk in chunks]
+    if any(part.keys() != parts[0].keys() for part in parts):  # a list has an item for each row
+        return None
     values = [_joined([part[key] for part in parts], rows) for key in parts[0]]
     return None if not values or any(value is None for value in values) else rebuilt(first, values)
 

@@ -21,7 +21,7 @@ from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import RecipeError
-from raymlops.pytree import batch_rows, leaves
+from raymlops.pytree import batch_rows, leaves, to_numpy
 from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def hash_items(recipe: RecipeBase, items: list[Any]) -> npt.NDArray[np.uint64]:
 def _item_hash(item: Any) -> int:
     digest = sha256()
     for path, value in leaves(item):
-        array = np.asarray(value.detach().cpu().float() if isinstance(value, torch.Tensor) else value)
+        array = to_numpy(value) if isinstance(value, torch.Tensor) else np.asarray(value)
         content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
         digest.update(f"{path}:{array.dtype}:{array.shape}:".encode() + content)
     return int.from_bytes(digest.digest()[:8], "little")

@@ -26,6 +26,7 @@ class Ema:
         self.names = list(named)
         self._parameters: list[torch.Tensor] = list(named.values())
         self.averages = [value.detach().clone() for value in self._parameters]
+        self._sharded: list[Any] = [module for module in model.modules() if hasattr(module, "reshard")]
 
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step ``step``, counted from 1."""
@@ -54,6 +55,9 @@ class Ema:
                 parameter.copy_(weights[name])
 
     def _exchange(self) -> None:
+        # After an evaluation FSDP's root keeps its gathered weights, and the next pass would not gather the others.
+        for module in self._sharded:
+            module.reshard()
         with torch.no_grad():
             for average, parameter in zip(self.averages, self._parameters, strict=True):
                 held: Any = parameter.detach().clone()

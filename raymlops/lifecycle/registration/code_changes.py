@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, RaymlopsError, RecipeError, RefusedError
+from raymlops.recipe import Progress
 from raymlops.registry.lineage import CODE_CHANGE, CODE_NOW, CODE_THEN
+from raymlops.training.runs.lookup import BEST
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from raymlops.tracking.client import Tracker
     from raymlops.training.checkpoints.format import Trained
 
-_BEST = "raymlops.best."
 _VALIDATION = "validation/"
 _TOLERANCES = {"fp32": 1e-3, "bf16": 1e-2, "fp16": 1e-2}
 """Relative: other devices, batch sizes and numbers of workers round differently."""
@@ -124,7 +125,7 @@ def check_repair(
             "as it was before: ask again in a new process, where the code that travels is the code that is tried"
         )
     recorded = {
-        name.removeprefix(_BEST): float(value) for name, value in tags.items() if name.startswith(_BEST + _VALIDATION)
+        name.removeprefix(BEST): float(value) for name, value in tags.items() if name.startswith(BEST + _VALIDATION)
     }
     if not recorded:
         raise change.refusal("the run has no metrics on validation to compare with")
@@ -194,19 +195,39 @@ def _evaluated(
     from raymlops.data.order import EVALUATION, seed_all
     from raymlops.data.random_streams import Stream
     from raymlops.training.inprocess import local_device, on_device
-    from raymlops.training.loop.evaluation import add, named_values, totals
+    from raymlops.training.loop.evaluation import add, named_values, spread_rows, totals
 
-    device, split, size = local_device(section), prepared.splits["validation"], section.eval_rows
+    device, split, recipe = local_device(section), prepared.splits["validation"], prepared.recipe
+    recipe.progress = _progress(section, prepared, step=step)
     sums = None
     with on_device(model, device), Stream(0).drawn_from():
         for rank in range(world):
             seed_all(section.seed, step, rank, EVALUATION, device=torch.device(device))
             share = totals(
-                prepared.recipe, model, split, batch_size=size, rank=rank, world=world, device=device, spec=section
+                recipe,
+                model,
+                split,
+                batch_size=section.eval_rows,
+                rank=rank,
+                world=world,
+                device=device,
+                indices=spread_rows(split, section),
+                spec=section,
             )
             sums = add(sums, share)
     assert sums is not None
-    return named_values(prepared.recipe, sums, split="validation")
+    found = named_values(recipe, sums, split="validation")
+    recipe.progress = Progress()
+    return found
+
+
+def _progress(section: TrainSection, prepared: Prepared, *, step: int) -> Progress:
+    from raymlops.data.sampler import epoch_rows
+    from raymlops.training.loop.optimizer import total_steps
+
+    rows = epoch_rows(prepared.splits["train"], seed=section.seed)
+    steps_an_epoch = total_steps(section.model_copy(update={"epochs": 1, "max_steps": None}), rows=rows)
+    return Progress(step, max(1, -(-step // steps_an_epoch)), total_steps(section, rows=rows))
 
 
 def _edited(code: Code) -> tuple[str, ...]:

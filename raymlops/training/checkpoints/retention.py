@@ -133,7 +133,12 @@ def with_best_of(state: RunState, kept: Kept) -> RunState:
     if best is not None and best.reports == state.best_epoch:
         return state
     if best is None or best.value is None:
-        return replace(state, best_epoch=0, best_value=None, waited=0)
+        return replace(state, best_epoch=0, best_value=None, best_step=0, waited=0, waited_from=None)
     return replace(
-        state, best_epoch=best.reports, best_value=best.value, waited=max(len(state.history) - best.reports, 0)
+        state,
+        best_epoch=best.reports,
+        best_value=best.value,
+        best_step=best.step,
+        waited=max(len(state.history) - best.reports, 0),
+        waited_from=None,
     )

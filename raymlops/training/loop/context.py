@@ -172,12 +172,7 @@ class TrainContext:
             self._load(self._resume, kept=self._saver.kept)
             # model() builds what the start was; what changed code builds may lack what is in the checkpoint.
             self._not_finite_at_start = entries_not_finite(model.state_dict(), besides=self._not_finite_at_start)
-            # The run may have been extended since.
             state = self.run_state
-            if state.cut is not None and state.step < self.steps:
-                state.epoch, state.batch = state.cut
-                state.cut = None
-            state.finished = self._over()
             self._reporter.resume(state)
             self._reporter.tell("start", state, epoch=state.epoch, step=state.step)
         return self.run_state
@@ -335,6 +330,7 @@ class TrainContext:
     def roll_back(self, uri: str) -> None:
         """Load a checkpoint of this run again."""
         self._load(uri)
+        self._logged_step = self.run_state.step
 
     def report(
         self,
@@ -371,8 +367,8 @@ class TrainContext:
             )
         if not math.isfinite(value):
             raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
-        if model is not None:
-            self._trained = {"model": model, "optimizer": optimizer}
+        given = {"model": model, "optimizer": optimizer}
+        self._trained |= {name: value for name, value in given.items() if value is not None}
         self._refuse_unknown_model("report")
         if not state.history:
             self._warn_of_other_weights()
@@ -460,7 +456,13 @@ class TrainContext:
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:
         """Load a checkpoint; ``kept`` lists the existing ones where every rank knows them: the best may be lost."""
         self.run_state = restore(uri, identity=self._identity, sharded=self.sharded, kept=kept, **self._trained)
-        self._agreement.moved_to(self.run_state.step)
+        state = self.run_state
+        # The run may have been extended since.
+        if state.cut is not None and state.step < self.steps:
+            state.epoch, state.batch = state.cut
+            state.cut = None
+        state.finished = self._over()
+        self._agreement.moved_to(state.step)
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         self.run_state.elapsed_s = self._reporter.elapsed_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,8 @@ from raymlops.training.checkpoints.format import trained
 
 if TYPE_CHECKING:
     from torch import nn
+
+_SHOWN = 5
 
 
 def has_first_weights(recipe: RecipeBase, source: str | None) -> bool:
@@ -27,12 +29,12 @@ def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None)
     ``source`` is ``train.init_from`` as a place: the URI of a checkpoint, or ``URI#DIGEST`` of a bundle.
 
     Raises:
-        RecipeError: they do not fit the model, or ``initialize()`` raises.
+        RecipeError: they do not fit the model, or ``initialize()`` raises or changes more than values.
         NotFoundError, StorageError, BundleError: they cannot be read, or are damaged.
     """
     with torch.no_grad():
         if source is None:
-            call_recipe(f"{type(recipe).__name__}.initialize()", lambda: recipe.initialize(model))
+            _initialize(recipe, model)
             return
         uri, _, digest = source.partition("#")
         try:
@@ -46,3 +48,19 @@ def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None)
                 f"train.init_from {source!r} does not fit the model of {type(recipe).__name__}: {error}",
                 hint="model() must build the same tensors. To take over some of them define initialize(model).",
             ) from error
+
+
+def _initialize(recipe: RecipeBase, model: nn.Module) -> None:
+    where, before = f"{type(recipe).__name__}.initialize()", _tensors(model)
+    call_recipe(where, lambda: recipe.initialize(model))
+    if changed := sorted({name for name, _ in before ^ _tensors(model)}):
+        raise RecipeError(
+            f"{where} changed {', '.join(changed[:_SHOWN])} in more than values",
+            hint="It is not called where a run resumes, nor on other ranks: add, resize and freeze layers in model().",
+        )
+
+
+def _tensors(model: nn.Module) -> set[tuple[str, Any]]:
+    """Return the names of all tensors, each with what other ranks and a resumed run have alike."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {(name, (tensor.shape, tensor.dtype, tensor.requires_grad)) for name, tensor in named}

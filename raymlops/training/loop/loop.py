@@ -65,7 +65,7 @@ def default_loop(ctx: TrainContext) -> None:
         if end is _EpochEnd.ROLLED_BACK:
             losses.discard()
         elif not _validates_at_end_of_epoch(ctx):
-            ctx.run_state.epoch, ctx.run_state.batch = ctx.run_state.epoch + 1, 0
+            _end_epoch(ctx, losses)
         elif _validated(ctx, trained, losses):
             return
 
@@ -134,6 +134,15 @@ def _validates_at_end_of_epoch(ctx: TrainContext) -> bool:
     state = ctx.run_state
     ends = state.step >= ctx.steps or state.epoch >= ctx.spec.epochs
     return ctx.spec.eval_every_steps is None or (ends and state.reported_step != state.step)
+
+
+def _end_epoch(ctx: TrainContext, losses: Losses) -> None:
+    """Count an epoch that ends without a report, and write the checkpoint that is due then."""
+    state = ctx.run_state
+    state.epoch, state.batch = state.epoch + 1, 0
+    if (state.epoch - 1) % ctx.spec.checkpoint_every_epochs == 0:
+        losses.flush()
+        ctx.save_checkpoint(last=False)
 
 
 def _validated(ctx: TrainContext, trained: _Trained, losses: Losses, *, mid_epoch: bool = False) -> bool:

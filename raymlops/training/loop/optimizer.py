@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase
 
 _OURS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
+_LENGTHS = ("total_steps", "T_max", "total_iters", "milestones", "_milestones", "step_size")
+"""What torch's schedulers keep of the length that they were built for."""
+_SCHEDULED = ("lr", "momentum", "betas")
+"""What torch's schedulers set in a group."""
 
 
 def total_steps(spec: TrainSection, *, rows: int) -> int:
@@ -127,7 +131,14 @@ class Schedule:
         """Return the scheduler's state; empty without one."""
         if self._scheduler is None:
             return {}
-        return {"class": type(self._scheduler).__name__, "steps": self._steps, "state": self._scheduler.state_dict()}
+        return {
+            "class": type(self._scheduler).__name__,
+            "steps": self._steps,
+            "state": self._scheduler.state_dict(),
+            "groups": [
+                {key: group[key] for key in _SCHEDULED if key in group} for group in self._optimizer.param_groups
+            ],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the scheduler's state.
@@ -144,16 +155,16 @@ class Schedule:
                 f"the checkpoint holds the state of scheduler {state.get('class') or 'none'}, "
                 f"this run has {this or 'none'}"
             )
-        saved = dict(state["state"])
-        if state["steps"] != self._steps and {"total_steps", "T_max"} & saved.keys():
+        saved, built = dict(state["state"]), self._scheduler.state_dict()
+        if state["steps"] != self._steps and any(saved.get(key) != built.get(key) for key in _LENGTHS):
             raise UsageError(
                 f"{this} was built for {state['steps']} steps and cannot be changed to {self._steps}",
                 hint="Resume with the epochs and max_steps of the start, or start a new run with train.init_from.",
             )
         self._scheduler.load_state_dict(saved)
         # Sharded checkpoints hold no groups.
-        for group, lr in zip(self._optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr
+        for group, values in zip(self._optimizer.param_groups, state["groups"], strict=True):
+            group.update(values)
 
 
 def _configured(model: nn.Module, spec: TrainSection) -> torch.optim.Optimizer:
@@ -203,8 +214,10 @@ def _scheduler_of(
     # What follows from the rest of the section need not be said again.
     known = inspect.signature(kind).parameters
     peaks = [group["lr"] for group in optimizer.param_groups]
-    lengths = {"max_lr": peaks, "total_steps": steps, "T_max": steps, "total_iters": steps, "mode": spec.mode}
-    implied = {key: value for key, value in lengths.items() if key in known}
+    values: dict[str, Any] = {"max_lr": peaks, "total_steps": steps, "T_max": steps, "total_iters": steps}
+    if kind is ReduceLROnPlateau:
+        values["mode"] = spec.mode
+    implied = {key: value for key, value in values.items() if key in known}
     built: LRScheduler = _built("schedule", kind, lambda: kind(optimizer, **{**implied, **spec.schedule_args}))
     return built
 

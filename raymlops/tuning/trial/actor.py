@@ -152,7 +152,9 @@ class _Trial:
         epoch, reason = self._record(epoch)
         if reason:
             return self.result(epoch, outcome="failed", reason=reason)
-        if epoch.last or epoch.number >= self._spec["train"]["epochs"]:
+        train = self._spec["train"]
+        # Validations by steps may be more than epochs.
+        if epoch.last or (train["eval_every_steps"] is None and epoch.number >= train["epochs"]):
             # Wait for its end and report it in the same result; otherwise the scheduler may stop a trial that is over.
             while (late := self.stream.next()) is not None:
                 late, reason = self._record(late)

@@ -85,6 +85,9 @@ def test_rows_of_different_width_are_encoded_by_batch() -> None:
     split = TableSplit({"ids": ids}, name="train", recipe=Words())
     assert split.batch(torch.tensor([0, 1]))["ids"].shape == (2, 1)
     assert split.batch(torch.tensor([0, 65_536]))["ids"].shape == (2, 3)
+    encode = staticmethod(lambda columns: {"lengths": [str(len(ids)) for ids in columns["ids"]]})
+    split = TableSplit({"ids": ids}, name="train", recipe=type("Texts", (Words,), {"encode": encode})())
+    assert split.batch(torch.tensor([0, 65_536]))["lengths"] == ["1", "3"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,18 @@ class TestGood(RecipeContract):
     recipe = Good
 
 
+class WeightedRows(Good):
+    """A loss with weights of its own: the default metrics count these, not rows."""
+
+    def loss(self, model, batch):
+        weight = 1 + 9 * (batch["label"] > 0)
+        return ((model(batch["features"]).squeeze(1) - batch["label"]).square() * weight).sum(), weight.sum()
+
+
+class TestWeightedRows(RecipeContract):
+    recipe = WeightedRows
+
+
 class TestAugmented(RecipeContract):
     recipe = drawn.Augmented
 

@@ -113,6 +113,26 @@ def test_metrics_that_draw_come_out_again(trained):
         check((noisy, result.model_state, tags), RepairedNoisy, step=result.steps + 1)
 
 
+class Annealed(Tiny):
+    """Has metrics that depend on how far the training is, as an annealed loss does."""
+
+    def metrics(self, model, batch):
+        sums = super().metrics(model, batch)
+        return {**sums, "loss": sums["loss"] * (1 + sum(self.progress))}
+
+
+@pytest.mark.parametrize("train", [{"eval_max_rows": 30}, {"eval_every_steps": 3}, {"max_steps": 3}])
+def test_a_validation_is_repeated_as_it_was(trained, train):
+    """Over the same rows, as far in the training: two epochs of two steps, or what is left; the last is best."""
+    project, *_ = trained
+    section = project.spec.train.model_copy(update={"mode": "max", **train})
+    annealed = replace(project.with_train(section), recipe_class=Annealed)
+    result = run_local(annealed)
+    tags = {f"raymlops.best.{name}": repr(value) for name, value in result.metrics.items()}
+    assert result.best_epoch == len(result.history)
+    check((annealed, result.model_state, tags), type("Repaired", (Annealed,), {}), step=result.steps)
+
+
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

@@ -10,6 +10,7 @@ from raymlops.config.train import TrainSection
 from raymlops.errors import StorageError
 from raymlops.training.checkpoints.retention import Entry, Kept, ranked, with_best_of
 from raymlops.training.checkpoints.state import RunState
+from raymlops.training.loop.early_stopping import Best
 
 
 def run_of(*values: float | None, best: int | None = None) -> Kept:
@@ -97,11 +98,15 @@ def test_orders_go_on_over_attempts() -> None:
 
 def test_a_best_that_is_lost_is_followed_by_the_best_that_is_there() -> None:
     """Report 3 was best, its checkpoint is gone: c1 is, and two reports have passed since."""
-    state = RunState(history=[{}, {}, {}], best_epoch=3, best_value=0.1, waited=0)
+    state = RunState(history=[{}, {}, {}], best_epoch=3, best_value=0.1, best_step=30, waited=0, waited_from=0.1)
     mended = with_best_of(state, run_of(0.5, 0.7, best=1))
-    assert (mended.best_epoch, mended.best_value, mended.waited) == (1, 0.5, 2)
+    assert (mended.best_epoch, mended.best_value, mended.best_step, mended.waited) == (1, 0.5, 10, 2)
+    assert Best.of_run(mended, TrainSection()).waited_from == 0.5
     mended = with_best_of(state, Kept())
-    assert (mended.best_epoch, mended.best_value, mended.waited) == (0, None, 0)
+    assert (mended.best_epoch, mended.best_value, mended.best_step, mended.waited) == (0, None, 0, 0)
+    best = Best.of_run(mended, TrainSection(patience=1))
+    assert best.update(4, 0.3)
+    assert not best.exhausted
     assert with_best_of(state, run_of(3, 2, 1, best=3)) is state
 
 

@@ -113,6 +113,39 @@ def test_rollback_leaves_out_all_since_the_checkpoint(poisoned: Any, tmp_path: P
     assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
 
 
+def test_a_rollback_past_several_logs_goes_on_logging(tiny_project: Any, tmp_path: Path) -> None:
+    """From step 5 back to the checkpoint of step 1, whose loss is not logged yet: it is logged at step 2, again."""
+
+    def loss(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        found = Tiny.loss(self, model, batch)
+        return found * float("nan") if model.training and self.progress.step == 4 else found
+
+    project = tiny_project(epochs=1, on_non_finite="rollback", log_every_steps=2, checkpoint_every_minutes=None)
+    project = dataclasses.replace(project, recipe_class=type("Tiny", (Tiny,), {"loss": loss}))
+    Attempt(project, tmp_path, token="a", after=1)
+    done = Attempt(project, tmp_path, token="b")
+    assert done.outcome.steps == 5
+
+
+@pytest.mark.parametrize(("shorter", "faulty"), [({"epochs": 1}, 5), ({"epochs": 2, "max_steps": 3}, 4)])
+def test_a_rollback_to_the_end_of_a_shorter_run_goes_on(
+    tiny_project: Any, tmp_path: Path, shorter: dict[str, Any], faulty: int
+) -> None:
+    """The checkpoint says that the run was finished, which it no longer is; the rest of a cut epoch is trained too."""
+
+    def loss(self: Any, model: Any, batch: Any) -> torch.Tensor:
+        found = Tiny.loss(self, model, batch)
+        return found * float("nan") if model.training and self.progress.step == faulty else found
+
+    def project(**train: Any) -> Project:
+        made = tiny_project(on_non_finite="rollback", checkpoint_every_minutes=None, schedule="constant", **train)
+        return dataclasses.replace(made, recipe_class=type("Tiny", (Tiny,), {"loss": loss}))
+
+    Attempt(project(**shorter), tmp_path, token="a")
+    done = Attempt(project(epochs=2), tmp_path, token="b")
+    assert (done.outcome.epochs, done.outcome.steps) == (2, 10)
+
+
 class Normed(Poisoned):
     """Keeps running statistics, which a batch that does not count must not touch."""
 

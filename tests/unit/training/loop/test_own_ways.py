@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import own_ways
@@ -77,6 +78,14 @@ def test_what_a_loss_may_be(returned: Any, expected: float) -> None:
     assert loss_value(returned, where="loss()").mean().item() == expected
 
 
+def test_a_weight_is_where_the_sum_is() -> None:
+    """A number of rows is one of the CPU; sums over steps and ranks are made on the training's device."""
+    for total in (torch.ones((), device="meta"), {"a": torch.ones((), device="meta")}):
+        found = loss_value((total, 3), where="loss()").weight
+        assert found is not None
+        assert found.device.type == "meta"
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -85,6 +94,8 @@ def test_what_a_loss_may_be(returned: Any, expected: float) -> None:
         ((torch.ones(()),), "returned a tuple of 1"),
         ({}, "an empty dict"),
         ({"kl": torch.ones(2)}, r"\['kl'\] returned a tensor of shape \(2,\)"),
+        ({"loss": torch.ones(()), "kl": torch.ones(())}, "a part named 'loss', which is the name of their sum"),
+        ({"lr": torch.ones(())}, "a part named 'lr', which is the name of the learning rate"),
         ((torch.ones(()), torch.ones(2)), r"the weight returned a tensor of shape \(2,\)"),
     ],
 )
@@ -168,8 +179,11 @@ def test_a_resumed_run_is_bit_equal(tiny_project: Any, tmp_path: Path, options: 
         assert torch.equal(found[name], tensor), name
 
 
-def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Path) -> None:
-    """On two ranks under FSDP, interrupted: averages, weighted losses and a scheduler's rate are those of one go."""
+@pytest.mark.parametrize(("schedule", "arguments"), [("StepLR", {"step_size": 3, "gamma": 0.5}), ("OneCycleLR", {})])
+def test_a_sharded_run_resumes_with_its_averages(
+    tiny_project: Any, tmp_path: Path, schedule: str, arguments: dict[str, Any]
+) -> None:
+    """On two ranks under FSDP, interrupted: averages, weighted losses, a scheduler's rate and momentum are the same."""
     project = tiny_project(
         recipe="own_ways:Weighted",
         config={"form": "parts"},
@@ -177,8 +191,8 @@ def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Pa
         num_workers=2,
         shard_min_params=1,
         ema=0.9,
-        schedule="StepLR",
-        schedule_args={"step_size": 3, "gamma": 0.5},
+        schedule=schedule,
+        schedule_args=arguments,
         accumulate=2,
     ).to_dict()
     (whole, weights), _ = ranks().run(2, resumed, project, str(tmp_path / "whole"), None)
@@ -186,6 +200,18 @@ def test_a_sharded_run_resumes_with_its_averages(tiny_project: Any, tmp_path: Pa
     (history, found), _ = ranks().run(2, resumed, project, str(tmp_path / "cut"), None)
     assert history == whole
     assert found == weights
+
+
+def test_a_validation_between_sharded_steps_leaves_the_weights(tiny_project: Any, tmp_path: Path) -> None:
+    """The root stays gathered after a validation, with averages: the next step must not train on those."""
+    found = []
+    for every in (1, 5):
+        options = {"strategy": "fsdp", "num_workers": 2, "ema": 0.9, "lr": 0.05, "eval_every_steps": every}
+        # Of a loss that is to rise the first report is the best: no checkpoint, which shards again, hides the rest.
+        project = tiny_project(**options, mode="max", checkpoint_every_minutes=None).to_dict()
+        (history, _), _ = ranks().run(2, resumed, project, str(tmp_path / str(every)), None)
+        found.append({name: value for name, value in history[-1].items() if name.startswith("validation/")})
+    assert found[0] == found[1]
 
 
 def test_an_average_is_what_is_evaluated_and_kept(tiny_project: Any) -> None:
@@ -225,6 +251,20 @@ def test_first_weights_are_loaded_once(tiny_project: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.embedding.requires_grad_(False), "changed embedding.weight"),
+        (lambda model: model.add_module("more", torch.nn.Linear(1, 1)), "changed more.bias, more.weight"),
+    ],
+)
+def test_first_weights_are_values_alone(tiny_project: Any, change: Any, message: str) -> None:
+    """What a resume and another rank would not have is refused: a frozen layer, a new one."""
+    recipe = type("Tiny", (Tiny,), {"initialize": lambda _self, model: change(model)})
+    with pytest.raises(RecipeError, match=rf"Tiny\.initialize\(\) {message}"):
+        run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
+
+
+@pytest.mark.parametrize(
     ("values", "min_delta", "best", "exhausted"),
     [
         ([1.0, 0.9, 0.8], 0.0, 3, False),
@@ -255,6 +295,22 @@ def test_validation_by_steps(tiny_project: Any) -> None:
     assert run_local(tiny_project(eval_every_steps=5)).history == run_local(tiny_project()).history
 
 
+def test_an_epoch_without_a_validation_ends_with_its_checkpoint(tiny_project: Any, tmp_path: Path) -> None:
+    """Of four epochs of five steps each second one; a run that has that one alone ends as the whole one."""
+    project = tiny_project(
+        epochs=4,
+        eval_every_steps=13,
+        checkpoint_every_epochs=2,
+        checkpoint_every_minutes=None,
+        keep_checkpoints=9,
+    )
+    whole = Attempt(project, tmp_path / "whole", token="w")
+    entries = whole.saver.kept.entries
+    assert [entry.step for entry in entries] == [10, 13, 20]
+    shutil.copytree(tmp_path / "whole" / entries[0].name, tmp_path / "cut" / entries[0].name)
+    assert Attempt(project, tmp_path / "cut", token="r").outcome.history == whole.outcome.history
+
+
 @pytest.mark.parametrize(
     ("train", "message"),
     [
@@ -271,16 +327,29 @@ def test_what_does_not_go_together_is_refused(tiny_project: Any, train: dict[str
 
 
 def test_a_scheduler_of_a_fixed_length_cannot_be_extended(tiny_project: Any, tmp_path: Path) -> None:
-    """One-cycle was built for ten steps; a step schedule goes on."""
-    for kind, arguments, error in (("OneCycleLR", {}, True), ("StepLR", {"step_size": 4}, False)):
-        options = {"schedule": kind, "schedule_args": arguments, "checkpoint_every_minutes": None}
-        Attempt(tiny_project(**options), tmp_path / kind, token="a")
+    """What was built for ten steps would end where they end; what has a length of its own goes on."""
+    ways: list[tuple[dict[str, Any], str]] = [
+        ({"schedule": "OneCycleLR"}, "OneCycleLR"),
+        ({"schedule": "PolynomialLR"}, "PolynomialLR"),
+        ({"recipe": "own_ways:Stepped"}, "MultiStepLR"),
+        ({"schedule": "StepLR", "schedule_args": {"step_size": 4}}, ""),
+        ({"schedule": "CosineAnnealingLR", "schedule_args": {"T_max": 4}}, ""),
+    ]
+    for number, (way, refused) in enumerate(ways):
+        options, folder = {**way, "checkpoint_every_minutes": None}, tmp_path / str(number)
+        Attempt(tiny_project(**options), folder, token="a")
         longer = tiny_project(**options, epochs=3)
-        if error:
-            with pytest.raises(UsageError, match="OneCycleLR was built for 10 steps and cannot be changed to 15"):
-                Attempt(longer, tmp_path / kind, token="b")
+        if refused:
+            with pytest.raises(UsageError, match=f"{refused} was built for 10 steps and cannot be changed to 15"):
+                Attempt(longer, folder, token="b")
         else:
-            assert Attempt(longer, tmp_path / kind, token="b").outcome.steps == 15
+            assert Attempt(longer, folder, token="b").outcome.steps == 15
+
+
+def test_the_mode_of_a_cycle_is_not_that_of_the_metric(tiny_project: Any) -> None:
+    """A plateau has the mode of train.metric; CyclicLR has another argument of that name."""
+    result = run_local(tiny_project(schedule="CyclicLR", schedule_args={"base_lr": 1e-4, "cycle_momentum": False}))
+    assert result.steps == 10
 
 
 @pytest.mark.parametrize(
@@ -332,6 +401,29 @@ def test_ranks_that_drift_apart_are_told_of(tiny_project: Any) -> None:
         told, _ = ranks().run(2, messages, project)
         assert len(told) == (0 if averages else 1)
         assert all("the workers hold different weights" in text for text in told)
+
+
+def test_a_report_that_names_the_model_keeps_the_rest(tiny_project: Any, tmp_path: Path) -> None:
+    """The rate falls after three and six steps; a run that is interrupted after seven goes on with it."""
+
+    def train_loop(_self: Any, ctx: Any) -> None:
+        model = ctx.model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+        ctx.restore(model=model, optimizer=optimizer, keep={"schedule": schedule})
+        while not ctx.finished:
+            for _ in ctx.batches():
+                optimizer.step()
+                schedule.step()
+            ctx.report({"validation/loss": schedule.get_last_lr()[0]}, model=model, optimizer=optimizer)
+
+    recipe = type("Tiny", (Tiny,), {"train_loop": train_loop})
+    project = dataclasses.replace(tiny_project(), recipe_class=recipe)
+    assert Attempt(project, tmp_path, token="a", after=8).outcome.steps == 7
+    assert Attempt(project, tmp_path, token="b").outcome.history == [
+        {"validation/loss": 0.5},
+        {"validation/loss": 0.125},
+    ]
 
 
 def test_a_loop_of_its_own_takes_as_many_steps_as_it_wants(tiny_project: Any) -> None:

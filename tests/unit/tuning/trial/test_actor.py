@@ -119,6 +119,16 @@ def test_max_steps_is_the_end_too(configure, begin):
     assert [(result["step"], result["outcome"]) for result in results] == [(3, None), (4, "complete")]
 
 
+def test_each_validation_by_steps_is_a_result(configure, begin):
+    """Of three in the only epoch, the scheduler sees the first two; the last one is the end."""
+    results = to_the_end(begin(configure(train={"epochs": 1, "eval_every_steps": 1}, sweep={"resource": "step"})))
+    assert [(result["step"], result.get("resource"), result["done"]) for result in results] == [
+        (1, 1, False),
+        (2, 2, False),
+        (3, None, True),
+    ]
+
+
 def test_a_trial_that_goes_on_ends_as_if_nothing_had_happened(configure, begin):
     """Epochs, value, best metrics and early stopping, although it is interrupted after each epoch."""
     config = {"dropout": 0.2}
