@@ -5,6 +5,7 @@ Owns swapping the global generators of torch's CPU, ``random`` and ``numpy.rando
 
 from __future__ import annotations
 
+import pickle
 import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,6 @@ class Stream:
         return before
 
 
-def drawn_state() -> tuple[bytes, Any, Any]:
-    """Return what tells whether anything was drawn since: a digestible state of the global generators."""
-    numpy_state = mtrand.get_bit_generator().state["state"]
-    return bytes(torch.get_rng_state()), random.getstate(), (bytes(numpy_state["key"]), numpy_state["pos"])
+def drawn_state() -> tuple[bytes, Any, bytes]:
+    """Return the state of the global generators, to tell whether anything was drawn since."""
+    return bytes(torch.get_rng_state()), random.getstate(), pickle.dumps(mtrand.get_bit_generator().state)

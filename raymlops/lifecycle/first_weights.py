@@ -8,10 +8,13 @@ from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
     from raymlops.project import Project
+    from raymlops.training.runs.lookup import Recorded
 
 
-def located(project: Project) -> Project:
+def located(project: Project, *, recorded: Recorded | None = None) -> Project:
     """Return the project with ``train.init_from`` as a place: its workers and trials know neither MLflow nor aliases.
+
+    What resumes keeps the place that was ``recorded``: an alias may have moved since, or the version be gone.
 
     A version becomes ``URI#DIGEST`` of its bundle, a run the URI of its best checkpoint; a URI stays as it is.
 
@@ -20,6 +23,9 @@ def located(project: Project) -> Project:
         UsageError: the run has no weights.
         TrackingError: MLflow does not answer.
     """
+    if recorded is not None and recorded.spec is not None:
+        section = project.spec.train.model_copy(update={"init_from": recorded.spec.train.init_from})
+        return project.with_train(section)
     name = project.spec.train.init_from
     if name is None or ("/" in name and not name.startswith("models:/")):
         return project

@@ -69,7 +69,8 @@ def train(
         recorded = look_up(known_tracker(source, overrides=overrides, env=env), resume)
         check_kind(recorded, "run")
         refuse_held(recorded)
-        project = located(recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe))
+        project = recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe)
+        project = located(project, recorded=recorded)
         check_resumable(recorded, project.spec)
     elif source is None:
         raise UsageError("there is nothing to train", hint="Give a configuration, or resume=RUN_ID.")

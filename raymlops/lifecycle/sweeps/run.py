@@ -74,7 +74,8 @@ def sweep_request(
             refuse_held(recorded)
         assert recorded.spec is not None
         overrides = [*overrides, *extended(recorded.spec.to_dict(), extend)]
-        project = located(recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe))
+        project = recorded_project(recorded, source, overrides=overrides, env=env, recipe=recipe)
+        project = located(project, recorded=None if resume is None else recorded)
         if resume is not None:
             refuse_sweep_changes(sweep_changes(recorded.spec, project.spec), sweep_id=sweep_id)
     elif source is not None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raymlops.data.order import leaves_single_rows, micro_batches
+from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.ema import Ema
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
@@ -226,6 +227,10 @@ def _added(total: StepLoss | None, loss: LossValue, *, rows: float, all_rows: in
     weight = all_rows if loss.weight is None else loss.weight * times
     if total is None:
         return StepLoss(value, parts, weight)
+    if isinstance(total.weight, torch.Tensor) != (loss.weight is not None):
+        raise RecipeError(
+            "loss() returned a mean for one micro-batch and (sum, weight) for another; return one of them"
+        )
     if isinstance(total.weight, torch.Tensor):
         weight = total.weight + weight
     return StepLoss(total.value + value, {name: total.parts[name] + part for name, part in parts.items()}, weight)

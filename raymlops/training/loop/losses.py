@@ -50,6 +50,10 @@ class Losses:
         names = list(loss.parts)
         if self._names not in (None, names):
             raise RecipeError(f"loss() returned the parts {names}, and {self._names} in the step before")
+        if self._pending and isinstance(self._pending[-1][0].weight, float | int) != isinstance(
+            loss.weight, float | int
+        ):
+            raise RecipeError("loss() returned a mean for one step and (sum, weight) for another; return one of them")
         self._names = names
         self._rows += rows
         state = self._ctx.run_state

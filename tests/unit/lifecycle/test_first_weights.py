@@ -59,3 +59,12 @@ def test_a_run_without_weights_is_named(config: dict[str, Any]) -> None:
     failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")[0].info.run_id
     with pytest.raises(UsageError, match=f"run {failed}, which has no weights"):
         rm.train(config, overrides=[f"train.init_from={failed}"])
+
+
+def test_what_resumes_keeps_the_weights_that_it_began_with(config: dict[str, Any], run: Any) -> None:
+    """Whatever the name leads to by now: the version may be gone."""
+    first = rm.train(config, overrides=["train.init_from=fine@1"])
+    longer = ["train.init_from=fine@99", "train.epochs=2"]
+    resumed = rm.train(config, resume=first.run_id, overrides=longer)
+    assert (resumed.run_id, resumed.epochs) == (first.run_id, 2)
+    assert resumed.metrics["validation/loss"] == pytest.approx(run.metrics["validation/loss"], abs=1e-5)

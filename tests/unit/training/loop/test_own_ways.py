@@ -105,6 +105,23 @@ def test_what_a_loss_may_not_be(returned: Any, message: str) -> None:
         loss_value(returned, where="R.loss()")
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_is_of_one_form(tiny_project: Any, accumulate: int) -> None:
+    """A mean and a sum with its weight cannot be added up."""
+    recipe = type("Tiny", (own_ways.Weighted,), {"loss": _now_this_now_that})
+    project = dataclasses.replace(tiny_project(recipe="own_ways:Weighted", accumulate=accumulate), recipe_class=recipe)
+    with pytest.raises(
+        RecipeError, match=r"returned a mean for one (step|micro-batch) and \(sum, weight\) for another"
+    ):
+        run_local(project)
+
+
+def _now_this_now_that(self: Any, model: Any, batch: Any) -> Any:
+    found = own_ways.Weighted.loss(self, model, batch)
+    self.calls = getattr(self, "calls", 0) + 1
+    return found if self.calls % 2 else found[0] / found[1]
+
+
 def test_a_sampler_chooses_the_rows(tiny_project: Any) -> None:
     """Positives are drawn as often as negatives, the same rows each time; an epoch of another length is refused."""
     first, again = (run_local(tiny_project(recipe="own_ways:Sampled", epochs=3)).history for _ in range(2))
