@@ -106,3 +106,13 @@ def test_a_state_moves_to_another_cluster_by_a_takeover_alone():
     assert "live on another cluster" in machine.world.said[-1]
     machine.teardown()
     assert here.serve.live.keys() == there.serve.live.keys() == {"m--v1", "raymlops"}
+
+
+def test_a_champion_runs_where_serve_comes_back_with_room_for_it_alone():
+    """The version before it is placed first, and leaves."""
+    machine = LiveMachine()
+    machine.live_already([1, 2], controlled=True)
+    machine.happens(("Serve starts anew with room for", 1.0))
+    machine.teardown()
+    (cluster,) = machine.world.clusters
+    assert cluster.serve.running["m--v2"] == 1
