@@ -52,7 +52,7 @@ def large(step: int, *, report: bool = False) -> Snapshot:
     model = torch.nn.Linear(500, 500)
     history = [{"loss": 1.0 / number} for number in range(1, step + 1)]
     state = RunState(step=step, history=history, best_epoch=step)
-    return Snapshot(state, history[-1] if report else {}, model, torch.optim.AdamW(model.parameters()), None, {})
+    return Snapshot(state, history[-1] if report else {}, model, torch.optim.AdamW(model.parameters()), {})
 
 
 def folders(place: str) -> list[str]:
@@ -123,7 +123,7 @@ saver.wait()
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 taken = snapshot(2)
 model = torch.nn.Linear(500, 500)
-taken = type(taken)(taken.state, {{}}, model, torch.optim.SGD(model.parameters()), None, {{}})
+taken = type(taken)(taken.state, {{}}, model, torch.optim.SGD(model.parameters()), {{}})
 saver.save(taken, best=False, last=False)
 saver.wait()
 saver.save(snapshot(3), best=False, last=True)
