@@ -111,6 +111,8 @@ class RecipeBase:
     """
 
     config: Any
+    batch_items: int | None = None
+    """Rows of the batch that is evaluated, which a batch of a recipe's own ``collate`` may not show."""
     progress: Progress
     """How far the training is; before and after it, step 0 of epoch 1: metrics must not depend on it."""
 
@@ -170,7 +172,8 @@ class RecipeBase:
         import torch
 
         found = loss_value(self.loss(model, batch), where=f"{type(self).__name__}.loss()")
-        count = torch.tensor(float(batch_rows(batch))) if found.weight is None else found.weight
+        rows = batch_rows(batch) if self.batch_items is None else self.batch_items
+        count = torch.tensor(float(rows)) if found.weight is None else found.weight
         times = count if found.weight is None else 1.0
         summed = {name: value.detach() * times for name, value in {**found.parts, "loss": found.value}.items()}
         return {**summed, "count": count}
@@ -183,6 +186,11 @@ class RecipeBase:
                 hint='Return the number of rows as "count", or define finalize().',
             )
         count = float(totals["count"])
+        if not count:
+            raise RecipeError(
+                f"{type(self).__name__}.metrics() counts nothing in the whole split: every weight of loss() is 0 there",
+                hint="Look for a split in which no row or token counts, or define metrics() and finalize().",
+            )
         return {name: float(total) / count for name, total in totals.items() if name != "count" and np.ndim(total) == 0}
 
     def optimizer(self, model: nn.Module, train: TrainSection) -> torch.optim.Optimizer | None:  # noqa: ARG002
@@ -287,7 +295,7 @@ class RecipeBase:
         import torch
 
         assert self.label is not None
-        tensor = torch.as_tensor(np.asarray(columns[self.label]))
+        tensor = torch.as_tensor(np.require(columns[self.label], requirements="W"))  # torch warns of read-only memory
         return tensor.float() if tensor.dtype == torch.float64 else tensor
 
     def predict(self, model: nn.Module, batch: Batch) -> Any:

@@ -6,6 +6,7 @@ in a replica.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _LOOKED_AT = 100
 
 
 def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return valid request rows: the recipe's own, or the first validation rows of a table.
+    """Return valid request rows as JSON: the recipe's own, or the first validation rows of a table.
 
     Raises:
         RecipeError: no rows were found, or they do not match the recipe's signature.
@@ -43,7 +44,11 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
             f"{name}.example() returned rows that {name}.signature() rejects: {problem.message}",
             hint="Return rows that match the signature, or correct it (nullable=True where a value may be missing).",
         ) from problem
-    return rows
+    # Bytes are a valid value in Python, and base64 in JSON.
+    return [
+        {key: b64encode(value).decode() if isinstance(value, bytes) else value for key, value in row.items()}
+        for row in rows
+    ]
 
 
 def check_encode(prepared: Prepared) -> None:

@@ -32,14 +32,18 @@ if TYPE_CHECKING:
 Totals = dict[str, npt.NDArray[np.float64]]
 
 
-def _batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch) -> Totals:
-    """Return the recipe's sums over one batch.
+def _batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch, *, rows: int) -> Totals:
+    """Return the recipe's sums over one batch of ``rows``.
 
     Raises:
         RecipeError: ``metrics()`` raises or does not return a dict of tensors.
     """
     where = f"{type(recipe).__name__}.metrics()"
-    sums = call_recipe(where, lambda: recipe.metrics(model, batch))
+    recipe.batch_items = rows
+    try:
+        sums = call_recipe(where, lambda: recipe.metrics(model, batch))
+    finally:
+        recipe.batch_items = None
     if not isinstance(sums, Mapping) or not sums:
         raise RecipeError(f"{where} returned {type(sums).__name__}; return a dict of named sums and their count")
     return {str(name): _array(value, where=f"{where}[{name!r}]") for name, value in sums.items()}
@@ -154,10 +158,11 @@ def totals(
     with _evaluating(model), nullcontext() if spec is None else autocast(spec, device):
         for batch in split.batches(indices, batch_size=batch_size):
             before_batch()
-            total = add(total, _batch_totals(recipe, model, to_device(batch, device)))
+            left = len(indices) - done * batch_size
+            total = add(total, _batch_totals(recipe, model, to_device(batch, device), rows=min(batch_size, left)))
             done += 1
         while total is None or done < passes:
-            one = _batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device))
+            one = _batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device), rows=1)
             total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
             done += 1
     return total

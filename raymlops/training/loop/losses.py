@@ -72,7 +72,8 @@ class Losses:
         for (weight, *sums), (loss, lr, step) in zip(reduced, self._pending, strict=True):
             if not isinstance(loss.weight, torch.Tensor):
                 weight = loss.weight  # noqa: PLW2901 - known without the others
-            for name, total in zip(["loss", *(self._names or ())], sums, strict=True):
+            named = list(zip(["loss", *(self._names or ())], sums, strict=True))
+            for name, total in (*named[1:], named[0]):  # a part is named before what it makes of the whole
                 if not math.isfinite(total):
                     what = "the training loss" if name == "loss" else f"the part {name} of the training loss"
                     raise non_finite(f"{what} is {total} at epoch {state.epoch}, step {step}, learning rate {lr:.3g}")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from local_training import run_local
@@ -25,7 +26,7 @@ def test_what_the_page_shows_trains(
     """Each is a change of a recipe that learns."""
     monkeypatch.chdir(tmp_path)
     project = tiny_project(epochs=3)
-    names = {"Base": Tiny, "torch": torch, "nn": nn, "WeightedRandomSampler": WeightedRandomSampler}
+    names = {"Base": Tiny, "torch": torch, "nn": nn, "np": np, "WeightedRandomSampler": WeightedRandomSampler}
     torch.save(project.recipe(state={"colours": ["blue", "green", "red"]}).model().state_dict(), "pretrained.pt")
     exec(block, names)
     (recipe,) = (found for name, found in names.items() if block.startswith(f"class {name}("))

@@ -16,8 +16,9 @@ from ranks import ranks
 from tiny import Tiny
 
 from raymlops.data.prepare import prepare
-from raymlops.errors import ConfigError, RecipeError, UsageError
+from raymlops.errors import ConfigError, NonFiniteError, RecipeError, UsageError
 from raymlops.loss_value import loss_value
+from raymlops.recipe import RecipeBase
 from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.optimizer import Schedule, build_optimizer
@@ -120,6 +121,48 @@ def _now_this_now_that(self: Any, model: Any, batch: Any) -> Any:
     found = own_ways.Weighted.loss(self, model, batch)
     self.calls = getattr(self, "calls", 0) + 1
     return found if self.calls % 2 else found[0] / found[1]
+
+
+class Boxes(own_ways.Ragged):
+    """Items whose label is a list of one to three boxes, of which the batch is a list."""
+
+    def collate(self, items: list[Any]) -> Any:
+        boxes = [{"boxes": torch.zeros(len(item["x"]), 4)} for item in items]
+        return {**super().collate(items), "target": torch.tensor([item["label"] for item in items]), "label": boxes}
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        return super().loss(model, {**batch, "label": batch["target"]})
+
+
+def test_default_metrics_count_items_whatever_the_label_is(tiny_project: Any) -> None:
+    """The mean over six items in batches of four and two, by hand."""
+    config = {"train_rows": 20, "validation_rows": 6}
+    project = tiny_project(recipe="own_ways:Ragged", config=config, eval_batch_size=4, lr=1e-9)
+    found = run_local(dataclasses.replace(project, recipe_class=Boxes)).history[-1]["validation/loss"]
+    assert found == pytest.approx(run_local(project).history[-1]["validation/loss"], rel=1e-6)
+    whole = tiny_project(recipe="own_ways:Ragged", config=config, eval_batch_size=6, lr=1e-9)
+    assert found == pytest.approx(run_local(whole).history[-1]["validation/loss"], rel=1e-5)
+
+
+def test_the_part_that_is_not_finite_is_named(tiny_project: Any) -> None:
+    """Not the sum, which is not finite because of it."""
+    nan = torch.tensor(float("nan"))
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        fit = Tiny.loss(self, model, batch)
+        return {"fit": fit, "aux": fit * nan if self.progress.step > 2 else fit}
+
+    recipe = type("Tiny", (Tiny,), {"loss": loss})
+    with pytest.raises(NonFiniteError, match="the part aux of the training loss is nan at epoch 1, step 4"):
+        run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
+
+
+def test_weights_that_are_zero_everywhere_are_told_of(tiny_project: Any) -> None:
+    """Not as a division that the recipe did not write."""
+    zero = {"loss": lambda _self, model, batch: (model(batch).sum() * 0, 0.0), "metrics": RecipeBase.metrics}
+    recipe = type("Tiny", (Tiny,), {**zero, "finalize": RecipeBase.finalize})
+    with pytest.raises(RecipeError, match=r"metrics\(\) counts nothing in the whole split: every weight of loss"):
+        run_local(dataclasses.replace(tiny_project(), recipe_class=recipe))
 
 
 def test_a_sampler_chooses_the_rows(tiny_project: Any) -> None:
