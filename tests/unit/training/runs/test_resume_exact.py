@@ -48,7 +48,7 @@ def test_wherever_it_stops_it_ends_the_same(project: Project, tmp_path: Path) ->
     """Stopped after any number of steps, evaluations and reports: weights, history and points are equal to the bit."""
     whole = Attempt(project, tmp_path / "whole", token="w")
     expected, fit = load_weights(whole.saver.best_uri)
-    asked = 3 * (5 + 2 + 1)  # steps, evaluation batches of 64 and 37 rows, the report
+    asked = 3 * (5 + 1 + 1)
     for after in range(1, asked + 1):
         folder = tmp_path / f"cut-{after}"
         first = Attempt(project, folder, token="a", after=after)
