@@ -7,6 +7,7 @@ credential in the URL never leaves this module (``without_credentials``).
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import Objective
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 BUSY_S = 30.0
 """How long a write waits for a SQLite file that another process is writing to."""
 CONNECT_S = 10
+_PARTS = 10
+"""Tables that Optuna creates one after the other, about."""
+_CREATED_MEANWHILE = ("already exists", "alembic_version", "version_info", "database is locked")
+"""SQLite does not wait for a lock where two that have read both want to write; where it waited, it is another's."""
 
 _SQLITE_HINTS = {
     "database is locked": "Another process holds it: end that one, or set storage.optuna to another database.",
@@ -73,11 +78,14 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
     try:
         place = without_credentials(url)
         with storage_errors(f"Optuna's database {place}"):
-            storage = RDBStorage(
-                url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
-                engine_kwargs=_options(url, busy_s=busy_s),
-                heartbeat_interval=heartbeat_s,
-                grace_period=10 * heartbeat_s,
+            storage = _created(
+                lambda: RDBStorage(
+                    url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
+                    engine_kwargs=_options(url, busy_s=busy_s),
+                    heartbeat_interval=heartbeat_s,
+                    grace_period=10 * heartbeat_s,
+                ),
+                busy_s=busy_s,
             )
             if url.startswith("sqlite"):
                 _write_ahead(storage.engine)
@@ -98,6 +106,25 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
     finally:
         storage.remove_session()
         storage.engine.dispose()
+
+
+def _created(open_it: Callable[[], Any], *, busy_s: float) -> Any:
+    """Open a database, and once more for each part of it that another process created at the same moment.
+
+    Optuna 4 looks whether its tables and its row of versions are there, and then creates them: of two sweeps that are
+    the first ones, one fails.
+    """
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    for _ in range(_PARTS):
+        began_s = time.monotonic()
+        try:
+            return open_it()
+        except (IntegrityError, OperationalError, ProgrammingError) as error:
+            waited = time.monotonic() - began_s >= busy_s
+            if waited or not any(text in str(error.orig) for text in _CREATED_MEANWHILE):
+                raise
+    return open_it()
 
 
 @contextmanager

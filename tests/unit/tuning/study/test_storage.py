@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
@@ -47,6 +48,27 @@ def execute(tmp_path, statement):
 def opened(url, **options):
     with open_storage(url, **options):
         pass
+
+
+def test_several_that_come_first_create_the_database_together(tmp_path):
+    """Two sweeps that start on a new machine, and whatever else opens it then."""
+    raised = []
+
+    def open_it(round_, together):
+        together.wait()
+        try:
+            opened(f"sqlite:///{tmp_path}/{round_}.db")
+        except Exception as error:
+            raised.append(error)
+
+    for round_ in range(3):
+        together = threading.Barrier(4)
+        threads = [threading.Thread(target=open_it, args=(round_, together)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert raised == []
 
 
 def test_the_default_is_a_file_under_the_storage_path(tmp_path):
