@@ -34,6 +34,7 @@ from raymlops.recipe import Batch, RecipeBase, batch_rows, defines_loss
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.answered import AnsweredRows
 from raymlops.testing.batches import assert_same
+from raymlops.training.loop.evaluation import Totals, batch_totals
 from raymlops.training.split_predictions import answer_loss
 
 if TYPE_CHECKING:
@@ -133,11 +134,14 @@ class RecipeContract:
         if len(take) < 2:
             raise SkipTest("the validation split has a single row")
         middle = len(take) // 3 or 1
-        whole, *parts = map(case.metrics, case.whole_and_parts("validation", take, middle))
+        batches = zip(
+            case.whole_and_parts("validation", take, middle), (len(take), middle, len(take) - middle), strict=True
+        )
+        whole, *parts = (case.metrics(batch, rows=rows) for batch, rows in batches)
         assert "count" in whole, "metrics() returns no 'count' of rows"
         if self.recipe.metrics is not RecipeBase.metrics:  # whose count is the sum of a loss's weights
             assert whole["count"] == len(take), f"metrics() counts {whole['count']} of {len(take)} rows"
-        again = case.metrics(case.whole_and_parts("validation", take, middle)[0])
+        again = case.metrics(case.whole_and_parts("validation", take, middle)[0], rows=len(take))
         for name, total in whole.items():
             if not np.array_equal(again[name], total, equal_nan=True):
                 continue  # drawn, such as an answer to noise: seeded in an evaluation, not here
@@ -152,7 +156,8 @@ class RecipeContract:
     def test_finalize_gives_finite_numbers(self) -> None:
         """Merged sums become named values."""
         rows = _take(self._case.prepared.splits["validation"].rows)
-        values = self._case.recipe.finalize(self._case.metrics(self._case.prepared.splits["validation"].batch(rows)))
+        batch = self._case.prepared.splits["validation"].batch(rows)
+        values = self._case.recipe.finalize(self._case.metrics(batch, rows=len(rows)))
         assert values, "finalize() returns no value"
         for name, value in values.items():
             assert isinstance(value, float), f"finalize()[{name!r}] is a {type(value).__name__}, not a float"
@@ -336,10 +341,9 @@ class _Case:
         pieces = (torch.arange(middle), torch.arange(middle, len(rows)))
         return [whole, *(data.batch(rows[i]) if data.is_table or not flat else select(whole, i) for i in pieces)]
 
-    def metrics(self, batch: Batch) -> dict[str, Any]:
+    def metrics(self, batch: Batch, *, rows: int) -> Totals:
         with torch.no_grad():
-            sums = self.recipe.metrics(self.trained, batch)
-        return {name: torch.as_tensor(total).double().numpy() for name, total in sums.items()}
+            return batch_totals(self.recipe, self.trained, batch, rows=rows)
 
     def decode(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return _decoded(self.recipe, self.trained, rows)

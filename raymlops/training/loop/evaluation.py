@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Totals = dict[str, npt.NDArray[np.float64]]
 
 
-def _batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch, *, rows: int) -> Totals:
+def batch_totals(recipe: RecipeBase, model: nn.Module, batch: Batch, *, rows: int) -> Totals:
     """Return the recipe's sums over one batch of ``rows``.
 
     Raises:
@@ -159,10 +159,10 @@ def totals(
         for batch in split.batches(indices, batch_size=batch_size):
             before_batch()
             left = len(indices) - done * batch_size
-            total = add(total, _batch_totals(recipe, model, to_device(batch, device), rows=min(batch_size, left)))
+            total = add(total, batch_totals(recipe, model, to_device(batch, device), rows=min(batch_size, left)))
             done += 1
         while total is None or done < passes:
-            one = _batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device), rows=1)
+            one = batch_totals(recipe, model, to_device(split.batch(torch.tensor([0])), device), rows=1)
             total = add(total, {name: np.zeros_like(value) for name, value in one.items()})
             done += 1
     return total

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raymlops.data.order import leaves_single_rows, micro_batches
-from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.ema import Ema
 from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
@@ -210,30 +209,14 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
             loss: LossValue = call_recipe(where, partial(trained.loss_of, batch))
             times = share if loss.weight is None else ctx.world_size / rows * (share > 0)
             in_step(ctx, "the backward pass", partial(backward, loss.value * times, trained.scaler), batch=batch)
-        total = _added(total, loss, rows=share * rows / ctx.world_size, all_rows=rows)
+        part = StepLoss.of(loss, rows=share * rows / ctx.world_size, all_rows=rows)
+        total = part if total is None else total.plus(part)
         ctx.watch.mark("forward_backward")
     assert total is not None
     if isinstance(total.weight, torch.Tensor):
         weight = ctx.sum_over_ranks(total.weight.clone())
         scale_gradient(trained.optimizer, torch.where(weight > 0, rows / weight, 0.0))
     return total
-
-
-def _added(total: StepLoss | None, loss: LossValue, *, rows: float, all_rows: int) -> StepLoss:
-    """Add a micro-batch's loss to this rank's part; ``rows`` is 0 for filler rows, which do not count."""
-    times = rows if loss.weight is None else float(rows > 0)
-    value = loss.value.detach() * times
-    parts = {name: part * times for name, part in loss.parts.items()}
-    weight = all_rows if loss.weight is None else loss.weight * times
-    if total is None:
-        return StepLoss(value, parts, weight)
-    if isinstance(total.weight, torch.Tensor) != (loss.weight is not None):
-        raise RecipeError(
-            "loss() returned a mean for one micro-batch and (sum, weight) for another; return one of them"
-        )
-    if isinstance(total.weight, torch.Tensor):
-        weight = total.weight + weight
-    return StepLoss(total.value + value, {name: total.parts[name] + part for name, part in parts.items()}, weight)
 
 
 def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:

@@ -16,6 +16,7 @@ from raymlops.errors import RecipeError
 from raymlops.training.loop.nonfinite import non_finite
 
 if TYPE_CHECKING:
+    from raymlops.loss_value import LossValue
     from raymlops.training.loop.context import TrainContext
 
 
@@ -31,6 +32,44 @@ class StepLoss:
     parts: dict[str, torch.Tensor]
     weight: torch.Tensor | float
 
+    @classmethod
+    def of(cls, loss: LossValue, *, rows: float, all_rows: int) -> StepLoss:
+        """Return that of one micro-batch of ``rows``, 0 for filler rows, of a global batch of ``all_rows``."""
+        times = rows if loss.weight is None else float(rows > 0)
+        parts = {name: part * times for name, part in loss.parts.items()}
+        return cls(loss.value.detach() * times, parts, all_rows if loss.weight is None else loss.weight * times)
+
+    def plus(self, other: StepLoss) -> StepLoss:
+        """Return the sum of two micro-batches of one step.
+
+        Raises:
+            RecipeError: they are of different forms.
+        """
+        self.refuse_other_form(other, each="micro-batch")
+        parts = {name: part + other.parts[name] for name, part in self.parts.items()}
+        weight = self.weight + other.weight if self.weighted else self.weight
+        return StepLoss(self.value + other.value, parts, weight)
+
+    @property
+    def weighted(self) -> bool:
+        """Return whether it is divided by weights of its own."""
+        return isinstance(self.weight, torch.Tensor)
+
+    def refuse_other_form(self, other: StepLoss, *, each: str) -> None:
+        """Refuse to add up what ``loss`` returned in two forms, for one ``each`` and another.
+
+        Raises:
+            RecipeError: they have other parts, or one is a mean and the other a sum with its weight.
+        """
+        if list(self.parts) != list(other.parts):
+            raise RecipeError(
+                f"loss() returned the parts {list(other.parts)}, and {list(self.parts)} in the {each} before"
+            )
+        if self.weighted != other.weighted:
+            raise RecipeError(
+                f"loss() returned a mean for one {each} and (sum, weight) for another; return one of them"
+            )
+
 
 class Losses:
     """Sums of the steps' losses."""
@@ -38,23 +77,18 @@ class Losses:
     def __init__(self, ctx: TrainContext) -> None:
         self._ctx = ctx
         self._pending: list[tuple[StepLoss, float, int]] = []
-        self._names: list[str] | None = None
+        self._last: StepLoss | None = None
         self._rows = 0
 
     def add(self, loss: StepLoss, *, rows: int) -> None:
         """Add this rank's part of a step's loss, before the step is counted.
 
         Raises:
-            RecipeError: its parts have other names than those of the step before.
+            RecipeError: it is of another form than that of the step before.
         """
-        names = list(loss.parts)
-        if self._names not in (None, names):
-            raise RecipeError(f"loss() returned the parts {names}, and {self._names} in the step before")
-        if self._pending and isinstance(self._pending[-1][0].weight, float | int) != isinstance(
-            loss.weight, float | int
-        ):
-            raise RecipeError("loss() returned a mean for one step and (sum, weight) for another; return one of them")
-        self._names = names
+        if self._last is not None:
+            self._last.refuse_other_form(loss, each="step")
+        self._last = loss
         self._rows += rows
         state = self._ctx.run_state
         self._pending.append((loss, state.lr, state.step + 1))
@@ -70,9 +104,9 @@ class Losses:
         state = self._ctx.run_state
         reduced: Any = self._ctx.sum_over_ranks(_stacked([loss for loss, *_ in self._pending])).tolist()
         for (weight, *sums), (loss, lr, step) in zip(reduced, self._pending, strict=True):
-            if not isinstance(loss.weight, torch.Tensor):
+            if not loss.weighted:
                 weight = loss.weight  # noqa: PLW2901 - known without the others
-            named = list(zip(["loss", *(self._names or ())], sums, strict=True))
+            named = list(zip(["loss", *loss.parts], sums, strict=True))
             for name, total in (*named[1:], named[0]):  # a part is named before what it makes of the whole
                 if not math.isfinite(total):
                     what = "the training loss" if name == "loss" else f"the part {name} of the training loss"

@@ -147,14 +147,14 @@ class Schedule:
             RecipeError: another scheduler wrote it.
             UsageError: it is one that is built for a length, and the training has another length now.
         """
+        wrote = state.get("class", "")
         this = "" if self._scheduler is None else type(self._scheduler).__name__
-        if self._scheduler is None or state.get("class", "") != this:
-            if state.get("class", "") == this:
-                return
+        if wrote != this:
             raise RecipeError(
-                f"the checkpoint holds the state of scheduler {state.get('class') or 'none'}, "
-                f"this run has {this or 'none'}"
+                f"the checkpoint holds the state of scheduler {wrote or 'none'}, this run has {this or 'none'}"
             )
+        if self._scheduler is None:
+            return
         saved, built = dict(state["state"]), self._scheduler.state_dict()
         if state["steps"] != self._steps and any(saved.get(key) != built.get(key) for key in _LENGTHS):
             raise UsageError(
@@ -185,7 +185,7 @@ def _configured(model: nn.Module, spec: TrainSection) -> torch.optim.Optimizer:
 
 
 def _groups(model: nn.Module, spec: TrainSection) -> list[Any]:
-    trainable = list(_trainable(model))
+    trainable = _trainable(model)
     if spec.weight_decay_on == "all":
         return trainable
     matrices = [value for value in trainable if value.ndim >= 2]

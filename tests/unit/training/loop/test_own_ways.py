@@ -106,6 +106,19 @@ def test_what_a_loss_may_not_be(returned: Any, message: str) -> None:
         loss_value(returned, where="R.loss()")
 
 
+def test_micro_batches_have_the_same_parts(tiny_project: Any) -> None:
+    """As steps do: a part that is there now and then is not zero elsewhere."""
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        self.calls = getattr(self, "calls", 0) + 1
+        fit = Tiny.loss(self, model, batch)
+        return {"fit": fit} if self.calls % 2 else {"fit": fit, "more": fit}
+
+    recipe = type("Tiny", (Tiny,), {"loss": loss})
+    with pytest.raises(RecipeError, match=r"the parts \['fit', 'more'\], and \['fit'\] in the micro-batch before"):
+        run_local(dataclasses.replace(tiny_project(accumulate=2), recipe_class=recipe))
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_loss_is_of_one_form(tiny_project: Any, accumulate: int) -> None:
     """A mean and a sum with its weight cannot be added up."""
