@@ -119,10 +119,6 @@ class SplitData(ABC):
         for batch in self.batches(batch_size=_HASH_ROWS):
             yield hash_columns(arrays(batch))
 
-    def row_hashes(self) -> npt.NDArray[np.uint64]:
-        """Return the hashes of all rows: 8 bytes each."""
-        return np.concatenate(list(self.hashes()))
-
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows

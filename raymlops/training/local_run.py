@@ -97,7 +97,7 @@ def _newest_checkpoint(request: RunRequest, *, reason: str) -> Recalled:
         step = found.state.step
         request.writer(Event("restart", step=step, message=f"resumed after step {step}{why}"))
     elif reason:
-        request.writer(Event("restart", message=f"started anew{why}"))
+        request.writer(Event("restart", message=f"restarted from scratch{why}"))
     return found
 
 

@@ -16,12 +16,13 @@ import checkpoint_jobs
 import pytest
 import torch
 from ranks import ranks
+from saved_weights import load_weights
 from snapshots import folder_saver, train_a_while, write_until_killed
 
 from raymlops.errors import StorageError
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall
-from raymlops.training.checkpoints.saver import Snapshot, load_weights
+from raymlops.training.checkpoints.saver import Snapshot
 from raymlops.training.checkpoints.state import RunState
 
 if TYPE_CHECKING:

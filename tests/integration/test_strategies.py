@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from saved_weights import load_weights
 
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.placement import WorkerRequest
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.run import train
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from saved_weights import load_weights
 
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.placement import WorkerRequest
@@ -13,7 +14,6 @@ from raymlops.config.load import load_data
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.run import train as run_training
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from local_training import run_local
 from loop_jobs import trained
 from ported import EXAMPLES, Order, Port
 from ranks import ranks
+from saved_weights import load_weights
 
 from raymlops.config.load import load
 from raymlops.data.prepare import prepare
 from raymlops.testing import RecipeContract
-from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.preflight import preflight
 
 if TYPE_CHECKING:

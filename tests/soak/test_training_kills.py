@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from saved_weights import load_weights
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
 from raymlops.tracking.client import tracker
-from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.runs.lookup import look_up
 
 pytestmark = pytest.mark.soak

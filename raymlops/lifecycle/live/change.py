@@ -301,7 +301,7 @@ def _ended(model: Model, coming: Transition) -> bool:
     """
     found = model.transition(coming.id)
     if found is None or found.status == "superseded":
-        why = "it was requested anew" if found is None else found.reason
+        why = "it was requested again" if found is None else found.reason
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
         raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")

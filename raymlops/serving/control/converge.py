@@ -40,7 +40,7 @@ def next_applications(plan: Plan, *, starved: Collection[str] = ()) -> dict[str,
         needed = needed_replicas(config, plan.details, holder)
         if name in coming or running_replicas(plan.details, name) < needed:
             applications[name] = _scaled(config, needed)
-        # New settings may start its replicas anew, or not let them start, so they come before the route.
+        # New settings may restart its replicas, or keep them from starting, so they come before the route.
         ready = takes_requests(plan.details, name) and settled(plan.ours.get(name), config)
         if config["route_prefix"] is not None and not ready:
             applications[name] = {**applications[name], "route_prefix": None}

@@ -126,22 +126,6 @@ def needed(state: Mapping[str, Any]) -> tuple[str, ...]:
     return (STATE, SHARDS, TRAINER) if state.get("sharded") else (STATE, MODEL, TRAINER)
 
 
-def load_weights(weights_uri: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return a checkpoint's model state and what ``fit`` learnt, after checking every file's digest.
-
-    Raises:
-        NotFoundError, StorageError: as ``trained``.
-    """
-    from safetensors.torch import load_file
-
-    with trained(weights_uri) as found:
-        if found.sharded:
-            from raymlops.training.checkpoints.sharded import read_full
-
-            return read_full(found.folder), found.fit
-        return load_file(found.folder / MODEL), found.fit
-
-
 @dataclass(frozen=True)
 class Trained:
     """A verified checkpoint: what ``fit`` learnt, and weights that are read when they are asked for."""

@@ -24,7 +24,6 @@ from raymlops.training.checkpoints.format import (
     Optimizers,
     Stateful,
     kinds_of,
-    load_weights,
     optimizers_of,
     restore,
     write_state,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.state import RunState
     from raymlops.training.ema import Ema
 
-__all__ = ["FolderSaver", "Optimizers", "Saver", "Snapshot", "Stateful", "load_weights", "restore"]
+__all__ = ["FolderSaver", "Optimizers", "Saver", "Snapshot", "Stateful", "restore"]
 
 _SLACK_BYTES = 1 << 20
 """Room for headers, JSON and the pointer beside the tensors."""

@@ -141,21 +141,6 @@ def load(
     return {name: target[f"{_ONLINE}{name}"] for name in online or {}}
 
 
-def read_full(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the model's tensors, whole, under the names of its state dict: in one process, without a process group.
-
-    Raises:
-        StorageError: a file is missing or damaged.
-    """
-    whole = {
-        name: _whole(entry)
-        for name, entry in _saved(folder).items()
-        if name.startswith(_MODEL) and isinstance(entry, TensorStorageMetadata)
-    }
-    _read(folder, whole, no_dist=True)
-    return {name.removeprefix(_MODEL): tensor for name, tensor in whole.items()}
-
-
 def read_into(model: nn.Module, folder: Path) -> None:
     """Fill a whole model on the CPU, in place: in one process, without a process group.
 

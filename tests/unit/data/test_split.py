@@ -89,14 +89,16 @@ def test_a_fingerprint_that_is_no_text_is_refused() -> None:
 
 def test_items_of_halved_floats_are_hashed() -> None:
     """bfloat16 is what large datasets are kept in."""
-    hashes = DatasetSplit(Halves(), name="train", recipe=RecipeBase()).row_hashes()
+    hashes = np.concatenate([*DatasetSplit(Halves(), name="train", recipe=RecipeBase()).hashes()])
     assert len(set(hashes.tolist())) == 40
 
 
 def test_both_parts_of_a_complex_number_are_hashed() -> None:
     """A spectrum with another phase is another row."""
     rows = torch.tensor([[1 + 1j], [1 + 2j], [1 + 1j]])
-    first, second, third = DatasetSplit(TensorDataset(rows), name="train", recipe=RecipeBase()).row_hashes().tolist()
+    first, second, third = np.concatenate(
+        [*DatasetSplit(TensorDataset(rows), name="train", recipe=RecipeBase()).hashes()]
+    ).tolist()
     assert first == third != second
 
 
@@ -172,6 +174,5 @@ def test_large_items_are_hashed_a_few_at_a_time() -> None:
     split = DatasetSplit(Large(), name="train", recipe=RecipeBase())
     chunks = list(split.hashes())
     assert [len(chunk) for chunk in chunks] == [4, 2]
-    assert (
-        chunks[1].tolist() == DatasetSplit(Subset(Large(), [4, 5]), name="x", recipe=RecipeBase()).row_hashes().tolist()
-    )
+    last = DatasetSplit(Subset(Large(), [4, 5]), name="x", recipe=RecipeBase())
+    assert chunks[1].tolist() == np.concatenate([*last.hashes()]).tolist()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from saved_weights import load_weights
 from tiny import Tiny
 
 from raymlops.bundle.code import collect
@@ -21,7 +22,6 @@ from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingE
 from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
-from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.loop.evaluation import totals
 from raymlops.training.run import train
 from raymlops.training.runs.mlflow_run import open_run

@@ -10,7 +10,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Replace the deadline; what is on its way starts anew, with as much time as it had."""
+    """Replace the deadline; what is on its way starts again, with as much time as it had."""
     op.add_column("transitions", sa.Column("timeout_s", sa.Float, nullable=False, server_default="120"))
     op.add_column("transitions", sa.Column("started_at", sa.DateTime(timezone=True), nullable=True))
     times = (sa.column(name, sa.DateTime(timezone=True)) for name in ("began_at", "deadline_at"))

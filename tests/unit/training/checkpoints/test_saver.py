@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from saved_weights import load_weights
 from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
 from raymlops.config.paths import local_path
@@ -18,7 +19,7 @@ from raymlops.storage import filesystem
 from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import Entry, Kept
-from raymlops.training.checkpoints.saver import FolderSaver, load_weights, restore
+from raymlops.training.checkpoints.saver import FolderSaver, restore
 from raymlops.training.supervision.failure_policy import Raised, kind_of
 from raymlops.training.supervision.transient import chain_of
 

@@ -10,12 +10,12 @@ import pytest
 import rank_jobs
 import torch
 from ranks import ranks
+from saved_weights import load_weights
 
 from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.format import trained
 from raymlops.training.checkpoints.latest import recall
-from raymlops.training.checkpoints.saver import load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,11 +12,12 @@ import pytest
 import rank_jobs as jobs
 import torch
 from ranks import ranks
+from saved_weights import read_full
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from raymlops.errors import RecipeError, StorageError
-from raymlops.training.checkpoints.sharded import load, read_full, start_save
+from raymlops.training.checkpoints.sharded import load, start_save
 
 if TYPE_CHECKING:
     from pathlib import Path

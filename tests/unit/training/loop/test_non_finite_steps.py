@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from attempts import Attempt
+from saved_weights import load_weights
 from tiny import Tiny
 
 from raymlops.errors import NonFiniteError
 from raymlops.training.checkpoints.latest import recall
-from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.checkpoints.state import RunState
 from raymlops.training.loop.optimizer import lr_factor
 

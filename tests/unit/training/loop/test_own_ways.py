@@ -13,13 +13,13 @@ from attempts import Attempt
 from local_training import run_local
 from loop_jobs import messages, resumed, trained
 from ranks import ranks
+from saved_weights import load_weights
 from tiny import Tiny
 
 from raymlops.data.prepare import prepare
 from raymlops.errors import ConfigError, NonFiniteError, RecipeError, UsageError
 from raymlops.loss_value import loss_value
 from raymlops.recipe import RecipeBase
-from raymlops.training.checkpoints.saver import load_weights
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.optimizer import Schedule, build_optimizer
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from attempts import Attempt
+from saved_weights import load_weights
 from tiny import Tiny
-
-from raymlops.training.checkpoints.saver import load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path

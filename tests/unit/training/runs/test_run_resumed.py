@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import drawn
 import pytest
+from saved_weights import load_weights
 
 from raymlops.data.prepare import FIT
 from raymlops.errors import NonFiniteError, RecipeError
 from raymlops.tracking.client import tracker
-from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.run import train
 
 if TYPE_CHECKING:
