@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.train import train as train
     from raymlops.recipe import RecipeBase as RecipeBase
     from raymlops.recipe import RecipeConfig as RecipeConfig
-    from raymlops.recipe import Splits as Splits
     from raymlops.serving.client.async_client import AsyncClient as AsyncClient
     from raymlops.serving.client.client import Client as Client
     from raymlops.signature import Signature as Signature
+    from raymlops.splits import Splits as Splits
 
 
 _HOMES = {
@@ -44,7 +44,7 @@ _HOMES = {
     "RecipeBase": "raymlops.recipe",
     "RecipeConfig": "raymlops.recipe",
     "Signature": "raymlops.signature",
-    "Splits": "raymlops.recipe",
+    "Splits": "raymlops.splits",
     "Sweep": "raymlops.lifecycle.sweeps.handle",
     "attach": "raymlops.lifecycle.sweeps.handle",
     "compare": "raymlops.lifecycle.comparison.compare",

@@ -6,22 +6,20 @@ that need it, so that a configuration can be checked without it.
 
 from __future__ import annotations
 
-import inspect
-import sysconfig
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raymlops.answer_loss import declared
-from raymlops.errors import RaymlopsError, RecipeError
+from raymlops.errors import RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.pytree import batch_rows as batch_rows  # noqa: PLC0414 - recipes import it from here
 from raymlops.pytree import map_tensors, to_numpy
-from raymlops.signals import from_handler
+from raymlops.recipe_call import call_recipe as call_recipe  # noqa: PLC0414 - as above
+from raymlops.recipe_call import described as described  # noqa: PLC0414
 from raymlops.signature import Signature
+from raymlops.splits import Splits as Splits  # noqa: PLC0414, TC001
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,10 +31,6 @@ if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
     from raymlops.loss_value import LossReturned
 
-_OURS = str(Path(__file__).parent / "_")[:-1]
-_SHIPPED = str(Path(__file__).parent / "recipes" / "_")[:-1]
-_LIBRARIES = tuple(sorted({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}))
-_INSTALLED, _TORCH = "-packages/", "-packages/torch/"  # site-packages, and dist-packages of a system's Python
 T = TypeVar("T")
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
@@ -57,37 +51,6 @@ class Progress(NamedTuple):
     """The epoch in progress, counted from 1."""
     steps: int = 0
     """Length of the training in optimizer steps; 0 where no training runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """The three parts of the data.
-
-    Each may be
-
-    - a table in memory: a mapping of names to arrays of one length, a ``pyarrow.Table``, a pandas ``DataFrame``;
-    - Parquet files: a path, a folder, a glob (``"data/2024-*/*.parquet"``), a URI (``s3://``, ``gs://``, ``file://``,
-      any that pyarrow knows), or a list of them. Up to 64 MB are read as a table; more is streamed by row groups
-      in bounded memory and shuffled within windows of them. Every process must reach the files, and they must not
-      change during a run;
-    - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
-    - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. Random numbers of
-      training items are seeded as in ``RecipeBase.loss``. A split whose items draw from a generator of their own
-      is identified by its length and the dataset's ``fingerprint()``, if it has one;
-    - an iterable torch dataset, or any object whose ``__iter__`` starts a new pass. A pass is an epoch, must end, and
-      must yield the same number of items each time. It may shuffle itself by drawing from torch's CPU generator,
-      ``random`` or ``numpy.random``, which in its code are a separate stream that depends on seed and epoch
-      alone, or in ``set_epoch(epoch)``, which is called before a pass if it exists. A generator that it keeps between
-      passes must be reseeded there, or workers and restarts see other rows: only their number and the first few
-      are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to its place.
-
-    A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
-    seed and epoch alone, so a resumed run draws what it would have drawn, on any number of workers.
-    """
-
-    train: Any
-    validation: Any
-    test: Any
 
 
 class RecipeBase:
@@ -335,22 +298,6 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def call_recipe(where: str, function: Callable[[], Any], *, place: Callable[[], str] | None = None) -> Any:
-    """Call a recipe's code and convert an exception into a ``RecipeError`` that names the method and the line.
-
-    Also ``sys.exit``, which would end the process as if it had succeeded; a signal handler's passes through. ``place``
-    says where it was if no line of the recipe was running.
-    """
-    try:
-        return function()
-    except RaymlopsError:
-        raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit) and from_handler(error):
-            raise
-        raise RecipeError(f"{where} {done(error)} {_place_of(error, place)}") from error
-
-
 def signature_of(recipe: RecipeBase) -> Signature:
     """Return a recipe's signature, or raise RecipeError: ``signature()`` raises or returns something else."""
     return _returned(recipe, "signature", Signature, expected="raymlops.Signature")
@@ -369,33 +316,3 @@ def _returned(recipe: RecipeBase, method: str, kind: type[T], *, expected: str) 
     if not isinstance(found, kind):
         raise RecipeError(f"{where} returned {described(found)}; return a {expected}")
     return found
-
-
-def described(value: Any) -> str:
-    """Describe a value for an error message."""
-    if value is None:
-        return "None"
-    return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
-
-
-def _place_of(error: BaseException, place: Callable[[], str] | None) -> str:
-    """Return where the recipe raised: its own innermost line, not one of torch or numpy.
-
-    Of a recipe that is installed as a library, its outermost line; torch may call it.
-    """
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    places = [(frame.filename, frame.lineno) for frame in frames]
-    called = [found for found in places if not found[0].startswith(_OURS) or found[0].startswith(_SHIPPED)]
-    called = [found for found in called if _TORCH not in found[0]]
-    own = [found for found in called if not found[0].startswith(("<", *_LIBRARIES)) and _INSTALLED not in found[0]]
-    chosen = own[-1:] or called[:1]
-    if not chosen and place is not None:
-        return place()
-    return "".join(f"at {name}:{line}" for name, line in chosen or places[-1:])
-
-
-def done(error: BaseException) -> str:
-    """Describe for an error message what a recipe's code did instead of returning."""
-    if isinstance(error, SystemExit):
-        return f"called sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"raised {type(error).__name__}: {error}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from raymlops.errors import RecipeImportError
-from raymlops.recipe import RecipeBase, defines_loss, described, done
+from raymlops.recipe import RecipeBase, defines_loss
+from raymlops.recipe_call import described, done
 from raymlops.signals import from_handler
 
 

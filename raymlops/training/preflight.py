@@ -22,9 +22,9 @@ from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
 from raymlops.training.example import check_answer, check_encode
+from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
-from raymlops.training.loop.first_weights import load_first_weights
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast

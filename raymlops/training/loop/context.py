@@ -25,88 +25,31 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
-from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of, to_device
+from raymlops.recipe import Progress, call_recipe, model_of, to_device
 from raymlops.training.checkpoints.host_copies import entries_not_finite
-from raymlops.training.checkpoints.saver import Snapshot, restore
-from raymlops.training.checkpoints.state import RunState
-from raymlops.training.loop.batches import global_batches
+from raymlops.training.first_weights import has_first_weights, load_first_weights
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
-from raymlops.training.loop.first_weights import has_first_weights, load_first_weights
 from raymlops.training.loop.gradients import average, differ
-from raymlops.training.loop.optimizer import total_steps
-from raymlops.training.loop.outcome import Hooks, Outcome, StopAskedError
+from raymlops.training.loop.outcome import Outcome, StopAskedError
 from raymlops.training.loop.parallel import parallelize
-from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
-from raymlops.training.loop.telemetry import Reporter
+from raymlops.training.loop.progress import RankProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from raymlops.config.train import TrainSection
-    from raymlops.data.prepare import Prepared
+    import torch
+
     from raymlops.recipe import Batch
-    from raymlops.training.checkpoints.retention import Kept
-    from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
-    from raymlops.training.ema import Ema
+    from raymlops.training.checkpoints.saver import Optimizers
 
 
-class TrainContext:
-    """One rank of a run. ``spec`` is the train section; ``prepared`` holds the splits."""
-
-    def __init__(
-        self,
-        spec: TrainSection,
-        prepared: Prepared,
-        *,
-        saver: Saver,
-        hooks: Hooks | None = None,
-        ranks: Ranks | None = None,
-        unused_parameters: bool = False,
-        resume: str | None = None,
-        identity: Mapping[str, str] | None = None,
-    ) -> None:
-        """Prepare a rank; ``resume`` is the checkpoint to start from, ``identity`` what it must share with this run."""
-        self.spec = spec
-        self.prepared = prepared
-        self.recipe: RecipeBase = prepared.recipe
-        self.ranks = ranks or Ranks()
-        self.rank, self.world_size, self.device = self.ranks.rank, self.ranks.world_size, self.ranks.device
-        self._epoch_rows = epoch_rows(prepared.splits["train"], seed=spec.seed)
-        self.steps = total_steps(spec, rows=self._epoch_rows)
-        """Optimizer steps of the whole run, if it has one for each batch."""
-        self.run_state = RunState()
-        """The progress of the run, which the loop advances."""
-        self._hooks = hooks or Hooks()
-        for split in prepared.splits.values():
-            split.on_progress = self.heartbeat
-        self._saver = saver
-        self._unused_parameters = unused_parameters
-        self._resume = resume
-        self._identity = dict(identity or {})
-        self._agreement = Agreement(
-            self._hooks.orders,
-            every_minutes=spec.checkpoint_every_minutes,
-            ready=lambda: not saver.busy,
-            ranks=self.ranks,
-        )
-        self._reporter = Reporter(self._hooks.emit, self.recipe, spec, steps=self.steps, ranks=self.ranks)
-        self.watch = self._reporter.watch
-        """Measures where the time goes; the loop marks the end of each part."""
-        self.share = 1.0
-        """What this rank's mean loss of the batch counts times, so that the average over ranks is that of all rows."""
-        self._trained: dict[str, Any] = {"model": None, "optimizer": None}
-        self._logged_step = 0
-        self._in_step = 0
-        self._past_end = False
-        self._not_finite_at_start: dict[str, torch.Tensor] = {}
-        self._stopped = ""
+class TrainContext(RankProgress):
+    """One rank of a run, as a loop sees it."""
 
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank, with its first weights.
@@ -146,56 +89,6 @@ class TrainContext:
     def average_gradients(self, parameters: Iterable[torch.Tensor]) -> None:
         """Average the gradients of parameters over all ranks: after ``backward``, in a loop without ``parallel``."""
         average(parameters, world_size=self.world_size)
-
-    def restore(
-        self,
-        *,
-        model: nn.Module,
-        optimizer: Optimizers | None,
-        scaler: Any = None,
-        ema: Ema | None = None,
-        keep: Mapping[str, Stateful] | None = None,
-    ) -> RunState:
-        """Load the checkpoint to resume from, if there is one, and return the run's progress.
-
-        Checkpoints hold all that is given from now on: one optimizer or several by name, and in ``keep`` what else has
-        a state.
-
-        Raises:
-            StorageError: a file of the checkpoint is damaged.
-            UsageError: the checkpoint belongs to another recipe or configuration.
-        """
-        self._trained = {"model": model, "optimizer": optimizer, "scaler": scaler, "ema": ema, "keep": keep or {}}
-        # As each rank holds it from here on.
-        self._not_finite_at_start = entries_not_finite(model.state_dict())
-        if self._resume is not None:
-            self._load(self._resume, kept=self._saver.kept)
-            # model() builds what the start was; what changed code builds may lack what is in the checkpoint.
-            self._not_finite_at_start = entries_not_finite(model.state_dict(), besides=self._not_finite_at_start)
-            state = self.run_state
-            self._reporter.resume(state)
-            self._reporter.tell("start", state, epoch=state.epoch, step=state.step)
-        return self.run_state
-
-    @property
-    def last_step(self) -> int | None:
-        """Return where the run ends: a custom loop may take any number of steps an epoch."""
-        return self.spec.max_steps if self.recipe.train_loop is not None else self.steps
-
-    @property
-    def finished(self) -> bool:
-        """Return whether there is nothing left to train."""
-        return self.run_state.finished
-
-    @property
-    def guarded(self) -> bool:
-        """Return whether each step's loss and gradient are checked before the optimizer uses them."""
-        return self.spec.on_non_finite != "stop"
-
-    @property
-    def sharded(self) -> bool:
-        """Return whether each rank holds a part of the parameters."""
-        return self.spec.strategy == "fsdp"
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's rows of each global batch left in the epoch, on its device; each one is counted as a step.
@@ -237,25 +130,6 @@ class TrainContext:
             if agreed.order:
                 raise StopAskedError(agreed.order, saved=True)
 
-    def global_batches(self) -> Iterator[torch.Tensor]:
-        """Yield the row numbers of each global batch left in the epoch, the same on every rank; count them yourself.
-
-        Raises:
-            RecipeError: ``sampler()`` breaks its contract.
-        """
-        spec, state = self.spec, self.run_state
-        for indices in global_batches(self.prepared.splits["train"], spec, state, epoch_rows=self._epoch_rows):
-            self.recipe.progress = Progress(state.step, state.epoch, self.steps)
-            yield indices
-
-    def seed_step(self, step: int) -> None:
-        """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""
-        seed_all(self.spec.seed, step, self.rank, device=self.device)
-
-    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor summed over all ranks."""
-        return self.ranks.sum(tensor)
-
     def evaluate(self, model: nn.Module, split: str = "validation") -> dict[str, float]:
         """Return the recipe's metrics over a whole split as ``split/name``, the same on every rank.
 
@@ -273,64 +147,6 @@ class TrainContext:
             ranks=self.ranks,
             before_batch=self._before_evaluation_batch,
         )
-
-    def log(self, metrics: Mapping[str, Any], *, epoch: int | None = None, step: int | None = None) -> None:
-        """Log metrics of a step, numbers or tensors of one element: by default of the one that ``batches`` is at.
-
-        Cheap, but not for every step: ``spec.log_every_steps`` says how often.
-
-        Raises:
-            RecipeError: a metric is no number, or the step is one before the last that was logged.
-        """
-        state = self.run_state
-        step = state.step + self._in_step if step is None else step
-        if step < self._logged_step:
-            raise RecipeError(
-                f"ctx.log() got step {step} after step {self._logged_step}, and MLflow would drop it",
-                hint="Count steps over the whole run, or leave step out: ctx.batches() counts them.",
-            )
-        self._logged_step = step
-        found = numbers(metrics, where="ctx.log()")
-        self._reporter.tell("step", state, epoch=state.epoch if epoch is None else epoch, step=step, metrics=found)
-
-    def log_with_costs(self, metrics: dict[str, float], *, rows: int) -> None:
-        """Log metrics of the steps since the last log, with throughput, the shares of time and the machine's load."""
-        self.log({**metrics, **self._reporter.costs(rows=rows)})
-
-    def message(self, text: str, *, tags: Mapping[str, str] | None = None) -> None:
-        """Write a message to the display and the run's log; ``tags`` are set on the run."""
-        state = self.run_state
-        self._reporter.tell("message", state, epoch=state.epoch, step=state.step, message=text, tags=tags)
-
-    def heartbeat(self) -> None:
-        """Report that this rank is alive, and how far it is."""
-        self._hooks.heartbeat(self.run_state.step)
-
-    def agree(self) -> Agreed:
-        """Return what all ranks do after a step that ``run_state`` counts already: stop, or write a checkpoint."""
-        step, every = self.run_state.step, self.spec.checkpoint_every_steps
-        agreed = self._agreement.at_step(step)
-        self._stopped = agreed.order
-        due = bool(agreed.order) or agreed.due or (every is not None and step % every == 0)
-        return Agreed(agreed.order, due=due)
-
-    def save_checkpoint(self, *, last: bool) -> None:
-        """Write a checkpoint in mid-epoch; ``run_state`` must be up to date.
-
-        Raises:
-            StorageError: a checkpoint cannot be written, and ``on_checkpoint_error`` is ``stop``.
-        """
-        self._save({}, best=False, last=last)
-
-    def last_checkpoint(self) -> str | None:
-        """Return the URI of the last checkpoint, the same on every rank; every rank must call it."""
-        self._saver.wait()
-        return self.ranks.from_first(self._saver.last_uri)  # rank 0 alone knows what was written
-
-    def roll_back(self, uri: str) -> None:
-        """Load a checkpoint of this run again."""
-        self._load(uri)
-        self._logged_step = self.run_state.step
 
     def report(
         self,
@@ -444,39 +260,6 @@ class TrainContext:
                 "the workers hold different weights, of which the first worker's are kept: train_loop should call "
                 "ctx.average_gradients(...) between backward() and step()"
             )
-
-    def _over(self) -> bool:
-        state, last = self.run_state, self.last_step
-        # In mid-epoch the last step may have been taken while its epoch is not reported yet.
-        if state.batch != 0 and state.reported_step != state.step:
-            return False
-        ended = state.batch == 0 and state.epoch > self.spec.epochs
-        return Best.of_run(state, self.spec).exhausted or ended or (last is not None and state.step >= last)
-
-    def _load(self, uri: str, *, kept: Kept | None = None) -> None:
-        """Load a checkpoint; ``kept`` lists the existing ones where every rank knows them: the best may be lost."""
-        self.run_state = restore(uri, identity=self._identity, sharded=self.sharded, kept=kept, **self._trained)
-        state = self.run_state
-        # The run may have been extended since.
-        if state.cut is not None and state.step < self.steps:
-            state.epoch, state.batch = state.cut
-            state.cut = None
-        state.finished = self._over()
-        self._agreement.moved_to(state.step)
-
-    def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
-        self.run_state.elapsed_s = self._reporter.elapsed_s
-        self.watch.mark("other")
-        snapshot = Snapshot(
-            state=self.run_state,
-            metrics=metrics,
-            fit=self.prepared.state,
-            not_finite_at_start=self._not_finite_at_start,
-            **self._trained,
-        )
-        self._saver.save(snapshot, best=best, last=last)
-        self._agreement.saved()
-        self.watch.mark("checkpoint")
 
     def _before_evaluation_batch(self) -> None:
         self.heartbeat()
