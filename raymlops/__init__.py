@@ -13,6 +13,7 @@ from raymlops.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from raymlops.arrays import Column as Column
+    from raymlops.callback import Callback as Callback
     from raymlops.config.load import load as load
     from raymlops.config.schema import ProjectSpec as ProjectSpec
     from raymlops.errors import RaymlopsError as RaymlopsError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AsyncClient": "raymlops.serving.client.async_client",
+    "Callback": "raymlops.callback",
     "Client": "raymlops.serving.client.client",
     "Column": "raymlops.arrays",
     "ProjectSpec": "raymlops.config.schema",

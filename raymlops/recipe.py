@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.arrays import Columns
+    from raymlops.callback import Callback
     from raymlops.config.train import TrainSection
     from raymlops.loss_value import LossReturned
 
@@ -194,6 +195,13 @@ class RecipeBase:
         from torch.utils.data import default_collate
 
         return default_collate(items)
+
+    def callbacks(self) -> list[Callback]:
+        """Return what is told of steps, evaluations and the end, and may log images, tables and figures. Default: none.
+
+        Called once, in the first worker of each attempt.
+        """
+        return []
 
     def initialize(self, model: nn.Module) -> None:
         """Load first weights into a new model, such as pretrained ones.

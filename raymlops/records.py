@@ -307,3 +307,19 @@ def _short(value: Any, *, limit: int = 120) -> str:
 
 MetricPoint = tuple[str, float, int, int]
 """Name, value, step, milliseconds since the epoch."""
+
+STEP = "step"
+"""The column of a logged table that holds the step of its rows."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An image, a table's rows or a figure that a callback logs at a step."""
+
+    kind: Literal["image", "table", "figure"]
+    name: str
+    """The key of an image; the file of a table or a figure."""
+    step: int
+    data: bytes
+    """A PNG; rows as JSON, with ``columns`` and ``data``; the figure's file."""
+    timestamp_ms: int

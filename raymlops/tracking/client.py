@@ -126,7 +126,7 @@ class Tracker:
             _quiet()
             from mlflow import MlflowClient
 
-            with self._errors():
+            with self.errors():
                 if self._file is not None and not self._file.exists():
                     ensure_database(self._file, artifacts=str(self.artifacts))
                 elif _is_sql(self.uri):
@@ -140,7 +140,7 @@ class Tracker:
         Raises:
             TrackingError: it is down, denies access, or its database has the schema of another MLflow.
         """
-        with self._errors():
+        with self.errors():
             if not self.uri.startswith(("http://", "https://")):
                 self.client.search_experiments(max_results=1)
                 return
@@ -171,7 +171,7 @@ class Tracker:
         all_tags = {key: _cut(value) for key, value in tags.items()}
         if parent_run_id is not None:
             all_tags[_PARENT] = parent_run_id
-        with self._errors():
+        with self.errors():
             # Forgotten if creating the run fails: the experiment may have been deleted.
             experiment_id = self._experiment_ids.pop(experiment, None) or self._experiment(experiment)
             run = self.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=name)
@@ -196,7 +196,7 @@ class Tracker:
         metrics = [Metric(metric_key(key), value, ms, step) for key, value, step, ms in points]
         settings = [RunTag(key, _cut(value)) for key, value in (tags or {}).items()]
         values = [Param(metric_key(key), value[:MAX_VALUE_CHARS]) for key, value in (params or {}).items()]
-        with self._errors():
+        with self.errors():
             while metrics or settings or values:
                 first = values[:PARAM_BATCH]
                 # Params and tags together must not exceed 100, or a full batch of metrics would not fit.
@@ -207,14 +207,14 @@ class Tracker:
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write text as the artifact ``path``."""
-        with self._errors():
+        with self.errors():
             self.client.log_text(run_id, text, path)
 
     def end_run(
         self, run_id: str, status: Literal["FINISHED", "FAILED", "KILLED"], *, end_time_ms: int | None = None
     ) -> None:
         """End a run with its final status."""
-        with self._errors():
+        with self.errors():
             self.client.set_terminated(run_id, status, end_time_ms)
 
     def reopen_run(self, run_id: str, *, without_tags: Sequence[str] = ()) -> Any:
@@ -230,7 +230,7 @@ class Tracker:
             raise NotFoundError(
                 f"the run {run_id!r} in {self.shown_uri} was deleted", hint=f"mlflow runs restore --run-id {run_id}"
             )
-        with self._errors():
+        with self.errors():
             self.client.update_run(run_id, "RUNNING")
             for tag in without_tags:
                 if tag in run.data.tags:
@@ -243,7 +243,7 @@ class Tracker:
         Raises:
             NotFoundError: there is no such run.
         """
-        with self._errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
+        with self.errors(not_found=f"there is no run {run_id!r} in {self.shown_uri}"):
             return self.client.get_run(run_id)
 
     def history(self, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -251,7 +251,7 @@ class Tracker:
 
         Where a step has several, it is the first: the last step has the value of the model that is kept, too.
         """
-        with self._errors():
+        with self.errors():
             points = self.client.get_metric_history(run_id, metric_key(name))
         ordered = sorted(points, key=lambda point: (point.step, point.timestamp), reverse=True)
         return sorted({point.step: float(point.value) for point in ordered}.items())
@@ -269,14 +269,14 @@ class Tracker:
         experiment_id = self.run(run_id).info.experiment_id
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {_PARENT: run_id, **(tags or {})}.items())
 
-        with self._errors():
+        with self.errors():
             search = functools.partial(self.client.search_runs, [experiment_id], wanted)
             pages = get_results_from_paginated_fn(lambda size, token: search(max_results=size, page_token=token), 1000)
             return list(pages)
 
     def delete_run(self, run_id: str) -> None:
         """Mark a run as deleted; MLflow can restore it until its next clean-up."""
-        with self._errors():
+        with self.errors():
             self.client.delete_run(run_id)
 
     def read_text(self, run_id: str, path: str) -> str:
@@ -288,7 +288,7 @@ class Tracker:
         import tempfile
 
         missing = f"run {run_id!r} has no artifact {path!r} in {self.shown_uri}"
-        with tempfile.TemporaryDirectory() as folder, self._errors(not_found=missing):
+        with tempfile.TemporaryDirectory() as folder, self.errors(not_found=missing):
             # Each kind of artifact store raises its own error for a missing file; all of them can list.
             if path not in {item.path for item in self.client.list_artifacts(run_id, path.rpartition("/")[0] or None)}:
                 raise NotFoundError(missing)
@@ -332,7 +332,7 @@ class Tracker:
             )
 
     @contextlib.contextmanager
-    def _errors(self, *, not_found: str | None = None) -> Iterator[None]:
+    def errors(self, *, not_found: str | None = None) -> Iterator[None]:
         """Convert the errors of MLflow, SQL and HTTP."""
         try:
             yield

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,7 @@ from raymlops.tracking.client import Latest, latest_of, metric_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from raymlops.records import MetricPoint
+    from raymlops.records import Artifact, MetricPoint
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 DROPPED = "raymlops.dropped_points"
@@ -39,6 +40,8 @@ class PendingRun:
     params: dict[str, str] = field(default_factory=dict)
     points: list[MetricPoint] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
+    artifacts: deque[Artifact] = field(default_factory=deque)
+    """Sent one at a time, beside the batches."""
     ending: tuple[RunStatus, int] | None = None
     """The final status, and its time in milliseconds since the epoch."""
     latest: dict[str, Latest] = field(default_factory=dict)
@@ -63,6 +66,8 @@ class PendingRun:
     """Consecutive failed requests."""
     unchecked: bool = False
     """The last request failed, and the server has not been probed since."""
+    refused_artifacts: int = 0
+    """Consecutive failures to send the first artifact."""
     rejections: list[Exception] = field(default_factory=list)
     """Consecutive requests that MLflow answered with an error."""
 
@@ -117,6 +122,7 @@ class PendingRun:
     def clear(self) -> None:
         """Forget everything but the end."""
         self.params, self.points, self.tags, self.kept = {}, [], {}, {}
+        self.artifacts.clear()
 
     def learn(self, run: Any) -> None:
         """Drop what MLflow's ``Run`` has already."""

@@ -14,6 +14,8 @@ from raymlops.display import Progress, duration
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.records import Artifact
+
 COSTS = ("time/", "throughput/", "system/")
 """Prefixes of metrics that are for MLflow's charts alone: a dozen numbers that no line or bar has room for."""
 
@@ -22,7 +24,7 @@ COSTS = ("time/", "throughput/", "system/")
 class Event(Progress):
     """One event of a run. Counts are of the whole run; ``metrics`` are those that are new."""
 
-    kind: Literal["start", "step", "epoch", "end", "message", "restart"]
+    kind: Literal["start", "step", "epoch", "end", "message", "restart", "artifact"]
     epoch: int = 0
     epochs: int = 0
     step: int = 0
@@ -39,6 +41,7 @@ class Event(Progress):
     """Number of running workers; 0 where it is not known."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Tags to set on the run's MLflow record."""
+    artifact: Artifact | None = None
 
     @property
     def eta_s(self) -> float | None:

@@ -29,7 +29,7 @@ from raymlops.training.inprocess import check_gpu
 from raymlops.training.local_run import run_here
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
-from raymlops.training.runs.lookup import BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
+from raymlops.training.runs.lookup import AT_END, BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
@@ -137,7 +137,8 @@ def train(
                 tracking_uri=tracker.shown_uri,
                 num_workers=outcome.workers,
             )
-            _close_finished(writer, record)
+            _record_test(tracker, writer, record, test=outcome.test, rows=prepared.splits["test"].rows)
+            _close_finished(writer, record, test=outcome.test)
     return record
 
 
@@ -213,7 +214,21 @@ def _run(request: RunRequest, *, command: str) -> tuple[Outcome, str]:
             raise
 
 
-def _close_finished(writer: RunWriter, record: RunRecord) -> None:
+def _record_test(
+    tracker: Tracker, writer: RunWriter, record: RunRecord, *, test: Mapping[str, float], rows: int
+) -> None:
+    """Record the test metrics of the weights that are kept; without any, registration evaluates the split."""
+    if not test:
+        return
+    fingerprint = record.data.fingerprint
+    found = {"metrics": test, "rows": rows, "data_fingerprint": fingerprint, "weights_uri": record.weights_uri}
+    try:
+        tracker.log_text(record.run_id, json.dumps(found, indent=1, sort_keys=True), AT_END)
+    except TrackingError as error:
+        writer(words(f"{AT_END} was not written: {error.message}"))
+
+
+def _close_finished(writer: RunWriter, record: RunRecord, *, test: Mapping[str, float]) -> None:
     writer(
         Event(
             "end",
@@ -239,7 +254,7 @@ def _close_finished(writer: RunWriter, record: RunRecord) -> None:
         **{f"{BEST}{name}": repr(value) for name, value in record.metrics.items()},
     }
     try:
-        writer.close("FINISHED", tags=tags, kept=record.metrics)
+        writer.close("FINISHED", tags=tags, kept={**record.metrics, **test})
     except TrackingError as error:
         raise TrackingError(
             f"the training is done, but its MLflow run {record.run_id} could not be closed: {error.message}",

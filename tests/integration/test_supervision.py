@@ -76,6 +76,25 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
     assert re.search(rf"^resumed with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_test_split_that_breaks_a_worker_forfeits_nothing(tmp_path: Path, dies: bool) -> None:
+    """The others would wait for it: a last attempt finds the training finished, and ends it without the test split.
+
+    What callbacks log comes from the first worker: an image of the evaluation after each of two epochs, and so on.
+    """
+    recorder = Recorder()
+    ended = run(
+        project(tmp_path, recipe="watched:BreaksOnTestRows", config={"dies": dies}, epochs=2, max_restarts=0), recorder
+    )
+    assert (len(ended.outcome.history), ended.outcome.steps, ended.outcome.test) == (2, 32, {})
+    (restart,) = recorder.restarts
+    assert restart.step == 32
+    assert "the training is finished" in restart.reason
+    assert "was killed or crashed" in restart.reason if dies else "a length of no training row" in restart.reason
+    artifacts = [(event.artifact.kind, event.artifact.step) for event in recorder.events if event.artifact is not None]
+    assert artifacts == [(kind, step) for step in (16, 32) for kind in ("image", "table", "figure")]
+
+
 @pytest.mark.soak
 def test_a_stopped_worker_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
     """SIGSTOP: after the configured time the stacks of the ranks are saved, and others take their place."""

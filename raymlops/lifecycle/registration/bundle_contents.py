@@ -10,11 +10,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError
-from raymlops.training.runs.lookup import EVALUATION
+from raymlops.training.runs.lookup import AT_END, EVALUATION, read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from raymlops.bundle.write import BundleContents
@@ -31,11 +29,12 @@ def bundle_contents(
     *,
     tracker: Tracker,
     run_id: str,
+    weights_uri: str,
     lineage: dict[str, str],
     code_changed: bool,
     progress: StageProgress,
 ) -> BundleContents:
-    """Return what a run's bundle contains; ``model`` has its weights, and is on the CPU in evaluation mode."""
+    """Return what a run's bundle contains; ``model`` has the weights of ``weights_uri``, on the CPU, to evaluate."""
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.registration.profiles import profiles
     from raymlops.training.checkpoints.host_copies import model_state
@@ -52,15 +51,15 @@ def bundle_contents(
         profile = profiles(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
         progress.stage("comparing its answers with labels")
         loss = answer_loss(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
-        progress.stage("evaluating the test split", batches=-(-prepared.splits["test"].rows // batch_size))
         evaluation = _evaluation(
             tracker,
             run_id,
             prepared,
             model=model,
+            weights_uri=None if code_changed else weights_uri,
             batch_size=batch_size,
             device=device,
-            before_batch=progress.tick,
+            progress=progress,
         )
     return BundleContents(
         weights=model_state(model),
@@ -111,28 +110,31 @@ def _evaluation(
     prepared: Prepared,
     *,
     model: nn.Module,
+    weights_uri: str | None,
     batch_size: int,
     device: str,
-    before_batch: Callable[[], None],
+    progress: StageProgress,
 ) -> dict[str, Any]:
-    """Return the test metrics of a run: computed the first time, read from the run afterwards."""
-    from raymlops.tracking.client import now_ms
-    from raymlops.training.loop.evaluation import totals
+    """Return the test metrics of a run: recorded the first time, read from the run afterwards.
 
-    try:
-        recorded: dict[str, Any] = json.loads(tracker.read_text(run_id, EVALUATION))
-    except NotFoundError:
-        pass
-    else:
+    They are those that its workers had at its end, with the weights of ``weights_uri`` and the same data, or else are
+    computed.
+    """
+    from raymlops.tracking.client import now_ms
+    from raymlops.training.loop.evaluation import named_values, totals
+
+    recorded: dict[str, Any] | None = read_json(tracker, run_id, EVALUATION)
+    if recorded is not None:
         return recorded
-    split = prepared.splits["test"]
-    sums = totals(prepared.recipe, model, split, batch_size=batch_size, device=device, before_batch=before_batch)
-    values = prepared.recipe.finalize(sums)
-    evaluation: dict[str, Any] = {
-        "metrics": {f"test/{name}": float(value) for name, value in values.items()},
-        "rows": split.rows,
-        "data_fingerprint": prepared.data.fingerprint,
-    }
+    split, fingerprint = prepared.splits["test"], prepared.data.fingerprint
+    at_end = read_json(tracker, run_id, AT_END) or {}
+    if {"weights_uri": weights_uri, "data_fingerprint": fingerprint}.items() <= at_end.items():
+        metrics = at_end["metrics"]
+    else:
+        progress.stage("evaluating the test split", batches=-(-split.rows // batch_size))
+        sums = totals(prepared.recipe, model, split, batch_size=batch_size, device=device, before_batch=progress.tick)
+        metrics = named_values(prepared.recipe, sums, split="test")
+    evaluation: dict[str, Any] = {"metrics": metrics, "rows": split.rows, "data_fingerprint": fingerprint}
     tracker.log_batch(run_id, [(name, value, 0, now_ms()) for name, value in evaluation["metrics"].items()])
     tracker.log_text(run_id, json.dumps(evaluation, indent=1, sort_keys=True), EVALUATION)
     return evaluation

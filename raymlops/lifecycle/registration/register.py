@@ -102,6 +102,7 @@ def register(
         model,
         tracker=tracker,
         run_id=run_id,
+        weights_uri=tags["raymlops.weights_uri"],
         lineage=lineage,
         code_changed=change is not None,
         progress=progress,

@@ -77,6 +77,10 @@ class Saver(Protocol):
         """Return the URI from which the last snapshot can be restored, if any."""
 
     @property
+    def best_uri(self) -> str:
+        """Return the URI of the best one of ``kept``."""
+
+    @property
     def kept(self) -> Kept | None:
         """Return which checkpoints exist, if any."""
 

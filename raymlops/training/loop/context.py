@@ -23,13 +23,15 @@ Knows nothing of Ray or MLflow: both are behind ``Hooks`` and the saver.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
-from raymlops.errors import NonFiniteError, RecipeError, TrainingError
-from raymlops.recipe import Progress, call_recipe, model_of, to_device
+from raymlops.errors import NonFiniteError, RecipeError, TrainingError, describe
+from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss, model_of, to_device
+from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.first_weights import has_first_weights, load_first_weights
 from raymlops.training.loop.early_stopping import Best
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from raymlops.config.train import TrainSection
     from raymlops.recipe import Batch
     from raymlops.training.checkpoints.saver import Optimizers
 
@@ -135,18 +138,7 @@ class TrainContext(RankProgress):
 
         Of the validation split, at most ``train.eval_max_rows`` rows.
         """
-        state = self.run_state
-        self.recipe.progress = Progress(state.step, state.epoch, self.steps)
-        # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
-        seed_all(self.spec.seed, state.step, self.rank, EVALUATION, device=self.device)
-        return evaluate(
-            self.recipe,
-            model,
-            self.prepared.splits[split],
-            self.spec,
-            ranks=self.ranks,
-            before_batch=self._before_evaluation_batch,
-        )
+        return self._evaluated(model, split, self.spec)
 
     def report(
         self,
@@ -188,6 +180,8 @@ class TrainContext(RankProgress):
         self._refuse_unknown_model("report")
         if not state.history:
             self._warn_of_other_weights()
+        if self._callbacks.on_evaluation:
+            found |= self._callback_metrics(found, epoch=epoch, step=step)
         state.history.append(dict(found))
         improved = best.update(len(state.history), value)
         state.best_epoch, state.best_value = best.epoch, best.value
@@ -237,6 +231,7 @@ class TrainContext(RankProgress):
             )
         return Outcome(
             history=state.history,
+            test={} if self._stopped else self._end(),
             best_epoch=state.best_epoch,
             best_step=state.best_step if self.spec.eval_every_steps else None,
             epochs=state.epoch - (0 if state.batch else 1),
@@ -244,6 +239,72 @@ class TrainContext(RankProgress):
             stopped=self._stopped,
             workers=self.world_size,
         )
+
+    def _evaluated(self, model: nn.Module, split: str, spec: TrainSection) -> dict[str, float]:
+        state = self.run_state
+        self.recipe.progress = Progress(state.step, state.epoch, self.steps)
+        # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
+        seed_all(self.spec.seed, state.step, self.rank, EVALUATION, device=self.device)
+        return evaluate(
+            self.recipe,
+            model,
+            self.prepared.splits[split],
+            spec,
+            ranks=self.ranks,
+            before_batch=self._before_evaluation_batch,
+        )
+
+    def _callback_metrics(self, metrics: Mapping[str, float], *, epoch: int, step: int) -> dict[str, float]:
+        """Run the callbacks of an evaluation with the weights that were evaluated; return the metrics that they log."""
+        found: dict[str, float] = {}
+
+        def log(logged: Mapping[str, Any]) -> None:
+            values = numbers(logged, where="ctx.log()")
+            if taken := sorted(values.keys() & (metrics.keys() | found.keys())):
+                raise RecipeError(f"ctx.log() got {', '.join(taken)}, which this evaluation has already")
+            found.update(values)
+
+        ema = self._trained.get("ema")
+        with nullcontext() if ema is None or self.sharded else ema.applied():
+            self._call_back("on_evaluation", metrics, epoch=epoch, step=step, log=log)
+        return found
+
+    def _end(self) -> dict[str, float]:
+        """Load the weights that are kept, return their test metrics, if they can be had, and run the callbacks."""
+        state = self.run_state
+        test: dict[str, float] = {}
+        try:
+            if self._loaded_kept() and self._tests():
+                test = self._evaluated(
+                    self._trained["model"], "test", self.spec.model_copy(update={"precision": "fp32"})
+                )
+        except (Exception, StopAskedError) as error:
+            # Among several ranks the others wait for this one: all end, and what follows finds a finished training.
+            if self.world_size > 1:
+                raise
+            self.message(f"registration evaluates the test split, which failed here: {describe(error)}")
+        if self._callbacks.on_end:
+            metrics = {**state.history[state.best_epoch - 1], **test}
+            self._call_back("on_end", metrics, epoch=state.epoch, step=state.step, log=self.log)
+        return test
+
+    def _loaded_kept(self) -> bool:
+        """Load the weights that are kept into the model; return whether there are any, as trials keep none."""
+        if self._hooks.trial or self._trained["model"] is None:
+            return False
+        kept = self._saver.kept
+        uri = self.ranks.from_first(None if kept is None or kept.best is None else self._saver.best_uri)
+        if uri is not None:
+            load_weights(uri, self._trained["model"], sharded=self.sharded)
+        return uri is not None
+
+    def _tests(self) -> bool:
+        """Return whether the test split is evaluated here, as registration would: in float32."""
+        recipe = type(self.recipe)
+        has_metrics = defines_loss(recipe) or recipe.metrics is not RecipeBase.metrics
+        low = self.sharded and self.spec.precision != "fp32"  # its parameters are gathered in it
+        # A resumed one may have failed in this: then registration does it.
+        return has_metrics and not low and not self._ended_before
 
     def _refuse_unknown_model(self, method: str) -> None:
         if self._trained["model"] is None:

@@ -22,6 +22,8 @@ class Hooks:
     """Called with the steps done, at each step and evaluation batch and while data is read."""
     should_stop: Callable[[int, dict[str, float]], bool] = lambda _report, _metrics: False
     """Called with each report's number and metrics, also with the last one."""
+    trial: bool = False
+    """Whether this is a trial of a sweep: of it the metrics of reports are kept, and no test split is evaluated."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Outcome:
     steps: int = 0
     stopped: str = ""
     """The order that stopped the loop early; it can be resumed from its last checkpoint."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Metrics of the test split with the weights that are kept; empty where it was not evaluated."""
     workers: int = 1
     """The number of ranks at the end."""
 

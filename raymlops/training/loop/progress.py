@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raymlops.callback import CallbackContext
 from raymlops.data.order import seed_all
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase
+from raymlops.training.callbacks import Callbacks
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
@@ -24,13 +26,15 @@ from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
 from raymlops.training.loop.telemetry import Reporter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
     from torch import nn
 
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
+    from raymlops.records import Artifact
+    from raymlops.training.callbacks import Hook
     from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
     from raymlops.training.ema import Ema
@@ -81,11 +85,14 @@ class RankProgress:
         self.share = 1.0
         """What this rank's mean loss of the batch counts times, so that the average over ranks is that of all rows."""
         self._trained: dict[str, Any] = {"model": None, "optimizer": None}
+        self._callbacks = Callbacks(self.recipe, rank=self.rank, device=self.device, tell=self.message)
         self._logged_step = 0
+        self._logged_metrics: dict[str, float] = {}
         self._in_step = 0
         self._past_end = False
         self._not_finite_at_start: dict[str, torch.Tensor] = {}
         self._stopped = ""
+        self._ended_before = False
 
     def restore(
         self,
@@ -110,6 +117,7 @@ class RankProgress:
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         if self._resume is not None:
             self._load(self._resume, kept=self._saver.kept)
+            self._ended_before = self.run_state.finished
             # model() builds what the start was; what changed code builds may lack what is in the checkpoint.
             self._not_finite_at_start = entries_not_finite(model.state_dict(), besides=self._not_finite_at_start)
             state = self.run_state
@@ -171,8 +179,9 @@ class RankProgress:
                 f"ctx.log() got step {step} after step {self._logged_step}, and MLflow would drop it",
                 hint="Count steps over the whole run, or leave step out: ctx.batches() counts them.",
             )
-        self._logged_step = step
         found = numbers(metrics, where="ctx.log()")
+        self._logged_metrics = {**self._logged_metrics, **found} if step == self._logged_step else found
+        self._logged_step = step
         self._reporter.tell("step", state, epoch=state.epoch if epoch is None else epoch, step=step, metrics=found)
 
     def log_with_costs(self, metrics: dict[str, float], *, rows: int) -> None:
@@ -191,6 +200,9 @@ class RankProgress:
     def agree(self) -> Agreed:
         """Return what all ranks do after a step that ``run_state`` counts already: stop, or write a checkpoint."""
         step, every = self.run_state.step, self.spec.checkpoint_every_steps
+        if self._callbacks.on_step:
+            metrics = self._logged_metrics if step == self._logged_step else {}
+            self._call_back("on_step", metrics, epoch=self.run_state.epoch, step=step, log=self.log)
         agreed = self._agreement.at_step(step)
         self._stopped = agreed.order
         due = bool(agreed.order) or agreed.due or (every is not None and step % every == 0)
@@ -213,6 +225,31 @@ class RankProgress:
         """Load a checkpoint of this run again."""
         self._load(uri)
         self._logged_step = self.run_state.step
+
+    def _call_back(
+        self,
+        hook: Hook,
+        metrics: Mapping[str, float],
+        *,
+        epoch: int,
+        step: int,
+        log: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        """Run the callbacks that have a hook: before the checkpoint that counts its step, so that none is left out."""
+
+        def send(artifact: Artifact) -> None:
+            self._reporter.tell("artifact", self.run_state, epoch=epoch, step=step, artifact=artifact)
+
+        ctx = CallbackContext(
+            step=step,
+            epoch=epoch,
+            metrics=metrics,
+            model=None if self.sharded else self._trained["model"],
+            log=log,
+            send=None if self._hooks.trial else send,
+            logged=self._callbacks.logged_at(step),
+        )
+        self._callbacks.run(hook, ctx)
 
     def _over(self) -> bool:
         state, last = self.run_state, self.last_step

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
+    from raymlops.records import Artifact
     from raymlops.training.checkpoints.state import RunState
     from raymlops.training.loop.rank_sync import Ranks
 
@@ -133,6 +134,7 @@ class Reporter:
         message: str = "",
         tags: Mapping[str, str] | None = None,
         report: int = 0,
+        artifact: Artifact | None = None,
     ) -> None:
         """Emit an event; ``state`` carries its metrics until they are known to be written."""
         if not self._speaks:
@@ -160,5 +162,6 @@ class Reporter:
                 report=report,
                 workers=self._workers,
                 tags=dict(tags or {}),
+                artifact=artifact,
             )
         )

@@ -86,9 +86,12 @@ class RunWriter:
         """Take in an event: send its metrics, log it and show it. A restart is counted."""
         if event.kind == "restart":
             event = self._count_restart(event)
-        self._send(event)
-        self._write_line(event)
-        self._show(event)
+        if event.artifact is not None:
+            self._sender.attach(self._run, event.artifact)
+        else:
+            self._send(event)
+            self._write_line(event)
+            self._show(event)
         for text in self._notices():
             self._tell(text)
 

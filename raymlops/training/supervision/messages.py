@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from raymlops.training.events import Event
     from raymlops.training.supervision.failure_policy import Raised
 
+MAX_ARTIFACT_BYTES = 256 << 20
+"""Size of the artifacts that wait for the driver."""
+
 
 @dataclass(frozen=True)
 class Info:
@@ -75,6 +78,8 @@ class Mailbox:
         self._heard_s: dict[int, float] = {}
         self._attempt = attempt
         self._orders = Orders()
+        self._artifact_bytes = 0
+        """Size of the artifacts in the inbox."""
 
     def begin(self, attempt: int) -> None:
         """Forget the ranks and orders of the earlier attempt; its events are kept."""
@@ -82,7 +87,13 @@ class Mailbox:
         self._attempt, self._orders = attempt, Orders()
 
     def put(self, event: Event) -> None:
-        """Add an event of rank 0."""
+        """Add an event of rank 0. Artifacts that the driver does not take are dropped from a size on."""
+        if event.artifact is not None:
+            self._artifact_bytes += len(event.artifact.data)
+            if self._artifact_bytes > MAX_ARTIFACT_BYTES:
+                self._artifact_bytes -= len(event.artifact.data)
+                text = f"{event.artifact.kind} {event.artifact.name!r} is not logged: callbacks log too much at a time"
+                event = replace(event, kind="message", message=text, artifact=None)
         self._inbox.events.append(event)
 
     def introduce(self, controller: Any, *, attempt: int) -> None:
@@ -126,7 +137,7 @@ class Mailbox:
 
     def take(self) -> Inbox:
         """Return the events since the last call, and everything known of the current attempt."""
-        found, now_s = self._inbox, self._clock()
+        found, now_s, self._artifact_bytes = self._inbox, self._clock(), 0
         self._inbox = replace(found, events=[])
         heard = found.heartbeats.items()
         return replace(

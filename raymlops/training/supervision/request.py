@@ -37,6 +37,8 @@ class RunRequest:
     """Counts the workers that fit; required where there are workers."""
     stop: Callable[[], str] = lambda: ""
     """Returns why to stop after a last checkpoint, once there is a reason; may raise KeyboardInterrupt."""
+    trial: bool = False
+    """Whether it is a trial of a sweep."""
 
     @property
     def checkpoints_uri(self) -> str:

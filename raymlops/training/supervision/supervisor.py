@@ -89,7 +89,10 @@ class _Supervisor:
             before, newest = newest, self._newest_checkpoint()
             if _step(newest) > _step(before):
                 self._restarts = 0
-            if isinstance(ended, Failure):
+            if isinstance(ended, Failure) and _finished(newest) and not _finished(before):
+                # After the last checkpoint the test split is evaluated, which the next attempt leaves out.
+                self._reason = f"{ended}; the training is finished"
+            elif isinstance(ended, Failure):
                 self._handle(ended)
             elif ended[0].stopped == "interrupted":
                 raise KeyboardInterrupt
@@ -220,6 +223,10 @@ class _Supervisor:
             return monitor.to
         without = self._without()
         return sum(node_id not in without for node_id in self._nodes.values())
+
+
+def _finished(recalled: Recalled) -> bool:
+    return recalled.state is not None and recalled.state.finished
 
 
 def _step(recalled: Recalled) -> int:

@@ -26,6 +26,7 @@ def payload_of(request: RunRequest) -> dict[str, Any]:
         "sources": request.prepared.sources(),
         "checkpoints_uri": request.checkpoints_uri,
         "unused_parameters": request.unused_parameters,
+        "trial": request.trial,
         **own_paths(),
     }
 
@@ -118,7 +119,7 @@ def _train(
         section,
         prepared,
         saver=saver,
-        hooks=Hooks(emit=channel.emit, orders=heartbeat.orders, heartbeat=heartbeat.alive),
+        hooks=Hooks(emit=channel.emit, orders=heartbeat.orders, heartbeat=heartbeat.alive, trial=config["trial"]),
         ranks=Ranks(rank, world_size, torch.device(device), control),
         unused_parameters=unused,
         resume=config["resume"],

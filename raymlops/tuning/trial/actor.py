@@ -252,6 +252,7 @@ class _Trial:
                 orders=lambda: "interrupted" if stream.stopping else "",
                 heartbeat=watchdog.alive,
                 should_stop=on_epoch,
+                trial=True,
             ),
             resume=None if found is None else found.uri,
             identity=own_identity,

@@ -42,6 +42,7 @@ class TrialSaver:
     """
 
     kept: Kept | None = None
+    best_uri = ""
     last_uri: str | None = None
     """None: ``on_non_finite: rollback`` must not depend on when a checkpoint was written."""
 

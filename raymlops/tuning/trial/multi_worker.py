@@ -86,6 +86,7 @@ def train_on_workers(
                 unused_parameters=has_unused_parameters(nested, prepared),
                 room=room,
                 stop=lambda: "interrupted" if stopping() else "",
+                trial=True,
             )
         )
     except KeyboardInterrupt:

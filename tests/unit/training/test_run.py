@@ -278,3 +278,59 @@ def _yaml(text: str) -> dict[str, Any]:
 
     data: dict[str, Any] = YAML(typ="safe").load(text)
     return data
+
+
+def test_what_callbacks_log_is_on_record(tiny_project: Any, storage_path: Path) -> None:
+    """Scalars of steps, evaluations and the end; an image a step under its key, tables with steps, figures' files."""
+    project = tiny_project(recipe="watched:Logging")
+    record = train(project)
+    client = tracker(project.spec)
+    run = client.run(record.run_id)
+    steps = client.history(record.run_id, "watched/step")
+    assert steps == [(step, float(step)) for step in range(1, 11)]
+    assert client.history(record.run_id, "validation/watched") == [(5, 0.5), (10, 1.0)]
+    assert run.data.metrics["end/test_auc"] == run.data.metrics["test/auc"]
+
+    def files(folder: str) -> list[str]:
+        return sorted(
+            item.path.partition("+timestamp")[0] for item in client.client.list_artifacts(run.info.run_id, folder)
+        )
+
+    assert files("images") == ["images/weights~first layer+step+10"] * 2 + ["images/weights~first layer+step+5"] * 2
+    assert files("plots") == ["plots/line-10.png", "plots/line-5.png"]
+    assert files("tables") == ["tables/answers.json", "tables/end.parquet"]
+    table = json.loads(client.read_text(record.run_id, "tables/answers.json"))
+    assert [row[-1] for row in table["data"]] == [5, 5, 10, 10]
+
+
+def test_an_interrupted_run_logs_the_rest_once(tiny_project: Any, storage_path: Path) -> None:
+    """Stopped after seven steps and resumed: the artifacts and points of one run."""
+    project = tiny_project(recipe="watched:Logging", log_every_steps=1)
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "step" and event.step == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(project, on_event=interrupt)
+    (run,) = runs(project)
+    client = tracker(project.spec)
+    record = train(project, resume=run.info.run_id)
+    assert client.history(record.run_id, "watched/step") == [(step, float(step)) for step in range(1, 11)]
+    images = client.client.list_artifacts(record.run_id, "images")
+    assert len(images) == 4
+    assert len(json.loads(client.read_text(record.run_id, "tables/answers.json"))["data"]) == 4
+
+
+def test_test_metrics_are_recorded_with_the_weights_they_are_of(project: Project) -> None:
+    """As an artifact and as the run's metrics; they are none of the metrics of the record."""
+    record = train(project)
+    client = tracker(project.spec)
+    found = json.loads(client.read_text(record.run_id, "evaluation/at_end.json"))
+    assert found["weights_uri"] == record.weights_uri
+    assert found["data_fingerprint"] == record.data.fingerprint
+    assert found["rows"] == record.data.rows["test"]
+    run = client.run(record.run_id)
+    assert {name: run.data.metrics[name] for name in found["metrics"]} == found["metrics"]
+    assert not [name for name in record.metrics if name.startswith("test/")]
+    assert not [name for name in run.data.tags if name.startswith("raymlops.best.test/")]

@@ -23,8 +23,10 @@ from raymlops.lifecycle.registration.bundle_contents import _sketch
 from raymlops.lifecycle.registration.profiles import profiles
 from raymlops.lifecycle.registration.register import register
 from raymlops.project import bind
+from raymlops.tracking.client import tracker
 from raymlops.training.example import example_rows
 from raymlops.training.run import train
+from raymlops.training.runs.lookup import AT_END, EVALUATION
 
 
 @pytest.fixture
@@ -137,3 +139,23 @@ def test_a_run_of_another_project_is_refused(tmp_path):
     run = train(bind(load_data(data)), on_event=lambda _event: None)
     with pytest.raises(RefusedError, match=f"run {run.run_id} is of project iris, not of flights"):
         register({**data, "project": {"name": "flights"}}, run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("other", "taken"), [({}, True), ({"weights_uri": "file:///other"}, False), ({"data_fingerprint": "00"}, False)]
+)
+def test_test_metrics_of_the_end_are_taken_where_they_are_of_these_weights(tiny_project, storage_path, other, taken):
+    """Recognised by a value that no evaluation gives; of other weights or data they are computed."""
+    project = tiny_project()
+    run = train(project)
+    mlflow = tracker(project.spec)
+    at_end = json.loads(mlflow.read_text(run.run_id, AT_END))
+    mlflow.log_text(run.run_id, json.dumps({**at_end, "metrics": {"test/auc": 0.125}} | other), AT_END)
+    lines = []
+    version = register(project.spec, run.run_id, on_line=lines.append)
+    evaluation = load(version.bundle.uri, version.bundle.digest).evaluation
+    expected = {"test/auc": 0.125} if taken else pytest.approx(at_end["metrics"], abs=1e-6)
+    assert evaluation["metrics"] == expected
+    assert set(evaluation) == {"metrics", "rows", "data_fingerprint"}
+    assert mlflow.run(run.run_id).data.metrics["test/auc"] == evaluation["metrics"]["test/auc"]
+    assert json.loads(mlflow.read_text(run.run_id, EVALUATION)) == evaluation

@@ -15,6 +15,8 @@ from tiny import Tiny
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
+from raymlops import Callback
+
 PAGE = Path(__file__).parents[4] / "docs" / "recipes.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
@@ -26,7 +28,8 @@ def test_what_the_page_shows_trains(
     """Each is a change of a recipe that learns."""
     monkeypatch.chdir(tmp_path)
     project = tiny_project(epochs=3)
-    names = {"Base": Tiny, "torch": torch, "nn": nn, "np": np, "WeightedRandomSampler": WeightedRandomSampler}
+    names = {"Base": Tiny, "Callback": Callback, "torch": torch, "nn": nn, "np": np}
+    names["WeightedRandomSampler"] = WeightedRandomSampler
     torch.save(project.recipe(state={"colours": ["blue", "green", "red"]}).model().state_dict(), "pretrained.pt")
     exec(block, names)
     (recipe,) = (found for name, found in names.items() if block.startswith(f"class {name}("))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raymlops.records import Artifact
 from raymlops.training.events import Event
+from raymlops.training.supervision import messages
 from raymlops.training.supervision.failure_policy import Raised
 from raymlops.training.supervision.messages import Heartbeat, Info, Mailbox, Orders
 
@@ -72,3 +74,15 @@ def test_a_former_attempt_is_not_heard() -> None:
     inbox = box.take()
     assert (inbox.heartbeats, inbox.raised, inbox.stacks, inbox.controller) == ({}, {}, {}, None)
     assert len(inbox.events) == 1
+
+
+def test_artifacts_that_the_driver_does_not_take_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound each becomes a notice; once the driver has taken them, there is room again."""
+    monkeypatch.setattr(messages, "MAX_ARTIFACT_BYTES", 5)
+    mailbox = Mailbox()
+    for step in range(3):
+        mailbox.put(Event("artifact", artifact=Artifact("image", "a", step, b"123", 1)))
+    kinds = [event.kind for event in mailbox.take().events]
+    assert kinds == ["artifact", "message", "message"]
+    mailbox.put(Event("artifact", artifact=Artifact("image", "a", 3, b"123", 1)))
+    assert [event.kind for event in mailbox.take().events] == ["artifact"]
