@@ -122,8 +122,8 @@ class RecipeBase:
         ``self.progress`` says how far the training is. What draws at random in a training step, dropout or
         augmentation, is seeded by (run's seed, step, rank): torch's generators of the CPU and of the device, ``random``
         and ``numpy.random``. So a repeated step draws the same, on the same number of workers; what ``metrics`` draws
-        in evaluations is seeded likewise, and what items of a dataset draw, by (run's seed, epoch, row). Generators of
-        your own are not seeded.
+        in evaluations is seeded likewise, on another number of workers for other rows. What items of a dataset draw is
+        seeded by (run's seed, epoch, row). Generators of your own are not seeded.
         """
         raise NotImplementedError
 

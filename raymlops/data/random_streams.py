@@ -1,6 +1,6 @@
-"""Random streams beside the training's own: reproducible draws of a recipe's data, and draws that leave no trace.
+"""Random streams for a recipe's data: reproducible draws that do not affect the training's.
 
-Owns swapping the global generators of torch, ``random`` and ``numpy.random``. Knows nothing of splits.
+Owns swapping the global generators of torch's CPU, ``random`` and ``numpy.random``. Knows nothing of splits.
 """
 
 from __future__ import annotations
@@ -45,19 +45,6 @@ class Stream:
         random.setstate(state[1])
         mtrand.set_bit_generator(state[2])
         return before
-
-
-@contextmanager
-def kept_draws(device: torch.device) -> Iterator[None]:
-    """Restore the global generators after the block, that of ``device`` too."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
-    try:
-        # Without a list it would make a context on every GPU of the machine.
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def drawn_state() -> tuple[bytes, Any, bytes]:

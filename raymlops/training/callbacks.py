@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from raymlops.callback import Callback
-from raymlops.data.random_streams import kept_draws
+from raymlops.data.random_streams import Stream
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.recipe import call_recipe, described
 
@@ -34,6 +35,7 @@ class Callbacks:
         self.on_evaluation = _overriding(found, "on_evaluation")
         self.on_end = _overriding(found, "on_end")
         self._device = device
+        self._stream = Stream(recipe.seed)
         self._tell = tell
         self._told: set[tuple[type, ...]] = set()
         self._logged: tuple[int, set[str]] = (-1, set())
@@ -53,7 +55,7 @@ class Callbacks:
         for callback in getattr(self, hook):
             where = f"{type(callback).__name__}.{hook}()"
             try:
-                with kept_draws(self._device), torch.no_grad():
+                with self._stream.drawn_from(), self._device_draws(), torch.no_grad():
                     call_recipe(where, partial(getattr(callback, hook), ctx))
             except RaymlopsError as error:
                 if callback.strict:
@@ -65,6 +67,12 @@ class Callbacks:
                     self._tell(f"{what}; the training continues, and such errors of this callback are not told again")
             finally:
                 ctx.close()
+
+    def _device_draws(self) -> AbstractContextManager[None]:
+        """Return the context that restores the generator of this rank's GPU."""
+        if self._device.type != "cuda":
+            return nullcontext()
+        return torch.random.fork_rng(devices=[torch.cuda.current_device()])
 
 
 def _callbacks_of(recipe: RecipeBase) -> list[Callback]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
-from raymlops.data.random_streams import kept_draws
 from raymlops.errors import UsageError
 from raymlops.training.loop.context import TrainContext
 from raymlops.training.loop.loop import default_loop
@@ -83,10 +84,14 @@ def on_device(model: nn.Module, device: str) -> Iterator[None]:
 def _own_torch_state(threads: int | None, *, device: str) -> Iterator[None]:
     """Restore the caller's random states and thread count at the end."""
     before = torch.get_num_threads()
+    drawn, numpy_drawn = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global one is what is seeded
     try:
-        with kept_draws(torch.device(device)):
+        # Without a list it would make a context on every GPU of the machine.
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
             if threads is not None:
                 torch.set_num_threads(threads)
             yield
     finally:
         torch.set_num_threads(before)
+        random.setstate(drawn)
+        np.random.set_state(numpy_drawn)  # noqa: NPY002

@@ -29,6 +29,7 @@ from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_st
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
 from raymlops.training.metric_checks import ROWS, check_mean, check_metrics
+from raymlops.training.own_loop import unused_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,8 +69,11 @@ def preflight(
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
     """
     with _only_warned(warn):
-        if left_out := collect(project.recipe_class).notice():
+        code = collect(project.recipe_class)
+        if left_out := code.notice():
             notice(left_out)
+        if project.recipe_class.train_loop is not None and (unused := unused_settings(project.spec, code.files)):
+            notice(unused)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":

@@ -167,7 +167,7 @@ class RankProgress:
     def log(self, metrics: Mapping[str, Any], *, epoch: int | None = None, step: int | None = None) -> None:
         """Log metrics of a step, numbers or tensors of one element: by default of the one that ``batches`` is at.
 
-        Cheap, but not for every step: ``spec.log_every_steps`` says how often.
+        Whatever is given is logged, also at every step; ``spec.log_every_steps`` is the default loop's.
 
         Raises:
             RecipeError: a metric is no number, or the step is one before the last that was logged.
