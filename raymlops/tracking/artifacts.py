@@ -1,6 +1,6 @@
-"""What callbacks log of one run: each image and each table's rows once, however often their step is repeated.
+"""What callbacks log of a run: what of it waits for MLflow, and that nothing is there twice, whatever is repeated.
 
-Owns the way into MLflow. Knows nothing of when it is sent, or again after a failure: the sender does.
+When it is sent, and sent again, is the sender's decision.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import io
 import json
 import posixpath
 import tempfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymlops.errors import TrackingError
 from raymlops.records import STEP
+from raymlops.tracking.client import refused
 
 if TYPE_CHECKING:
     from raymlops.records import Artifact
@@ -21,6 +23,66 @@ if TYPE_CHECKING:
 
 _IMAGES = "images"
 """MLflow's folder of images that have a key, named ``KEY+step+STEP+timestamp+...`` (3.17)."""
+
+
+MAX_BYTES = 128 << 20
+"""Size of the artifacts of a run that wait."""
+MAX_REFUSALS = 3
+MAX_FAILURES = 8
+"""After so many in a row, while MLflow answers, an artifact is given up."""
+
+
+class PendingArtifacts:
+    """The artifacts of one run that are still to be written, in their order."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Artifact] = deque()
+        self._bytes = 0
+        self._failures = 0
+        self._told: set[str] = set()
+        self._log: ArtifactLog | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, artifact: Artifact) -> list[str]:
+        """Add an artifact; return a notice, if it is lost since there are too many."""
+        if self._bytes + len(artifact.data) > MAX_BYTES:
+            return self._lost(artifact, f"{MAX_BYTES >> 20} MiB are waiting for MLflow")
+        self._bytes += len(artifact.data)
+        self._waiting.append(artifact)
+        return []
+
+    def write_first(self, tracker: Tracker, run_id: str) -> list[str]:
+        """Write the first one; return a notice, if it is given up, since it must not delay what follows.
+
+        Raises:
+            TrackingError: it is to be tried again.
+        """
+        artifact, notices = self._waiting[0], []
+        self._log = self._log or ArtifactLog(tracker, run_id)
+        try:
+            self._log.write(artifact)
+        except TrackingError as error:
+            self._failures += 1
+            if self._failures < (MAX_REFUSALS if refused(error) else MAX_FAILURES):
+                raise
+            notices = self._lost(artifact, error.message[:300])
+        self._failures = 0
+        self._bytes -= len(artifact.data)
+        self._waiting.popleft()
+        return notices
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._waiting.clear()
+        self._bytes = 0
+
+    def _lost(self, artifact: Artifact, why: str) -> list[str]:
+        if artifact.name in self._told:
+            return []
+        self._told.add(artifact.name)
+        return [f"{artifact.kind} {artifact.name!r} of step {artifact.step} is not logged: {why}"]
 
 
 class ArtifactLog:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymlops.tracking.artifacts import PendingArtifacts
 from raymlops.tracking.client import Latest, latest_of, metric_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from raymlops.records import Artifact, MetricPoint
+    from raymlops.records import MetricPoint
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 DROPPED = "raymlops.dropped_points"
@@ -40,7 +40,7 @@ class PendingRun:
     params: dict[str, str] = field(default_factory=dict)
     points: list[MetricPoint] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
-    artifacts: deque[Artifact] = field(default_factory=deque)
+    artifacts: PendingArtifacts = field(default_factory=PendingArtifacts)
     """Sent one at a time, beside the batches."""
     ending: tuple[RunStatus, int] | None = None
     """The final status, and its time in milliseconds since the epoch."""
@@ -66,8 +66,6 @@ class PendingRun:
     """Consecutive failed requests."""
     unchecked: bool = False
     """The last request failed, and the server has not been probed since."""
-    refused_artifacts: int = 0
-    """Consecutive failures to send the first artifact."""
     rejections: list[Exception] = field(default_factory=list)
     """Consecutive requests that MLflow answered with an error."""
 

@@ -15,7 +15,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, TrackingError
-from raymlops.tracking.artifacts import ArtifactLog
 from raymlops.tracking.client import METRIC_BATCH, now_ms, refused
 from raymlops.tracking.pending import DROPPED
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 FLUSH_EVERY_S = 3.0
 MAX_PENDING = 200_000
 """Points that are buffered while MLflow is unavailable: about 40 MB."""
-MAX_ARTIFACT_BYTES = 128 << 20
-"""Size of the artifacts of a run that are buffered."""
 FIRST_RETRY_S = 0.5
 MAX_RETRY_S = 15.0
 CLOSING_RETRY_S = 1.0
@@ -69,12 +66,8 @@ class Sender:
         self._max_retry_s = max_retry_s
         self._notices: list[str] = []
         self._overflowed = False
-        self._lost_artifacts: set[str] = set()
-        """Names of artifacts that were lost, each of which is told once."""
-        self._artifact_logs: dict[str, ArtifactLog] = {}
         self._failures = 0
-        self._paused_until_s = -math.inf
-        self._progress_s = -math.inf
+        self._paused_until_s = self._progress_s = -math.inf
         self._error: Exception | None = None
         self._rejection: TrackingError | None = None
         self._closing = False
@@ -104,13 +97,9 @@ class Sender:
     def attach(self, run: PendingRun, artifact: Artifact) -> None:
         """Log an artifact of a run, after those before it."""
         with self.changed:
-            if self._closing and run.name not in self.open:
-                return
-            if sum(len(each.data) for each in run.artifacts) + len(artifact.data) > MAX_ARTIFACT_BYTES:
-                self._lost(artifact, f"{MAX_ARTIFACT_BYTES >> 20} MiB are waiting for MLflow")
-                return
-            run.artifacts.append(artifact)
-            self.schedule(run)
+            if not self._closing or run.name in self.open:
+                self._notices += run.artifacts.add(artifact)
+                self.schedule(run)
 
     def end(
         self,
@@ -211,11 +200,6 @@ class Sender:
         error.__cause__ = cause
         return error
 
-    def _lost(self, artifact: Artifact, why: str) -> None:
-        if artifact.name not in self._lost_artifacts:
-            self._lost_artifacts.add(artifact.name)
-            self._notices.append(f"{artifact.kind} {artifact.name!r} of step {artifact.step} is not logged: {why}")
-
     def _overflow(self, consequence: str) -> None:
         if not self._overflowed:
             self._overflowed = True
@@ -312,7 +296,10 @@ class Sender:
         elif self._batch_due(run):
             self._send(run, run.run_id)
         elif run.artifacts:
-            self._send_artifact(run, run.run_id)
+            notices = run.artifacts.write_first(self._tracker, run.run_id)
+            with self.changed:
+                self._notices += notices
+                self._settle(run)
         elif run.ending is not None:
             self._send_end(run, run.run_id, ending=run.ending)
         elif self._closing and (run.last_step is None or len(self.open) == 1):
@@ -358,23 +345,6 @@ class Sender:
             # It may have been given another end meanwhile, or have been resumed.
             if run.ending is ending and not run.has_batch and not run.artifacts:
                 self._close(run)
-
-    def _send_artifact(self, run: PendingRun, run_id: str) -> None:
-        """Send the first artifact; one that is refused again and again is left out, and must not delay the rest."""
-        artifact, log = run.artifacts[0], self._artifact_logs.setdefault(run_id, ArtifactLog(self._tracker, run_id))
-        try:
-            log.write(artifact)
-        except Exception as error:
-            with self.changed:
-                run.refused_artifacts += 1
-                if run.refused_artifacts < MAX_REJECTIONS:
-                    raise
-                self._lost(artifact, _message(error))
-        with self.changed:
-            if run.artifacts:
-                run.artifacts.popleft()
-            run.refused_artifacts = 0
-            self._settle(run)
 
     def _read(self, run: PendingRun, run_id: str) -> None:
         """Learn what MLflow has of a run, and reopen it if it resumes."""

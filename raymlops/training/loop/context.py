@@ -270,41 +270,38 @@ class TrainContext(RankProgress):
         return found
 
     def _end(self) -> dict[str, float]:
-        """Load the weights that are kept, return their test metrics, if they can be had, and run the callbacks."""
+        """Return the test metrics of the weights that are kept, where they can be had; run the callbacks of the end."""
         state = self.run_state
         test: dict[str, float] = {}
         try:
-            if self._loaded_kept() and self._tests():
-                test = self._evaluated(
-                    self._trained["model"], "test", self.spec.model_copy(update={"precision": "fp32"})
-                )
+            if not self._ended_before:
+                test = self._test_metrics()
+            elif self._callbacks.on_end and not self.sharded:
+                load_weights(self._saver.best_uri, self._trained["model"], sharded=False)
         except (Exception, StopAskedError) as error:
-            # Among several ranks the others wait for this one: all end, and what follows finds a finished training.
-            if self.world_size > 1:
+            # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
+            if self.world_size > 1 and not self._ended_before:
                 raise
             self.message(f"registration evaluates the test split, which failed here: {describe(error)}")
-        if self._callbacks.on_end:
+        if self._callbacks.on_end and (state.finished or not self._hooks.trial):
             metrics = {**state.history[state.best_epoch - 1], **test}
             self._call_back("on_end", metrics, epoch=state.epoch, step=state.step, log=self.log)
         return test
 
-    def _loaded_kept(self) -> bool:
-        """Load the weights that are kept into the model; return whether there are any, as trials keep none."""
-        if self._hooks.trial or self._trained["model"] is None:
-            return False
-        kept = self._saver.kept
-        uri = self.ranks.from_first(None if kept is None or kept.best is None else self._saver.best_uri)
-        if uri is not None:
-            load_weights(uri, self._trained["model"], sharded=self.sharded)
-        return uri is not None
-
-    def _tests(self) -> bool:
-        """Return whether the test split is evaluated here, as registration would: in float32."""
+    def _test_metrics(self) -> dict[str, float]:
+        """Load the weights that are kept, and evaluate the test split as registration would: in float32."""
+        kept, model = self._saver.kept, self._trained["model"]
+        if self._hooks.trial or kept is None:
+            return {}
+        uri = self.ranks.from_first("" if kept.best is None else self._saver.best_uri)
+        if not uri:
+            return {}
+        load_weights(uri, model, sharded=self.sharded)
         recipe = type(self.recipe)
         has_metrics = defines_loss(recipe) or recipe.metrics is not RecipeBase.metrics
-        low = self.sharded and self.spec.precision != "fp32"  # its parameters are gathered in it
-        # A resumed one may have failed in this: then registration does it.
-        return has_metrics and not low and not self._ended_before
+        if not has_metrics or (self.sharded and self.spec.precision != "fp32"):  # of which its weights are gathered
+            return {}
+        return self._evaluated(model, "test", self.spec.model_copy(update={"precision": "fp32"}))
 
     def _refuse_unknown_model(self, method: str) -> None:
         if self._trained["model"] is None:

