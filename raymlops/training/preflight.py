@@ -247,8 +247,10 @@ def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *,
     if section.max_steps is not None and steps < section.max_steps:
         notice(
             f"train.epochs {section.epochs} ends the run after {steps} steps, before train.max_steps "
-            f"{section.max_steps}: raise train.epochs"
+            f"{section.max_steps}: raise train.epochs, or leave it out"
         )
+    if section.warmup_steps >= steps:
+        notice(f"train.warmup_steps {section.warmup_steps} are all of the run's {steps} steps: lr only rises")
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 

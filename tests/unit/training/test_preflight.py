@@ -184,12 +184,15 @@ def test_a_metric_that_is_annealed_is_told_of(tiny_project: Any) -> None:
 
 
 def test_a_length_that_is_not_reached_is_told_of(tiny_project: Any) -> None:
-    """Who asks for steps alone gets the default number of epochs."""
+    """2 epochs of 5 steps are fewer than 11 steps; a warm-up of them all ends at the peak."""
     told: list[str] = []
-    for steps in (10, 11):
-        project = tiny_project(max_steps=steps)
+    for train in ({"max_steps": 10}, {"max_steps": 11}, {"max_steps": 11, "epochs": None}, {"warmup_steps": 10}):
+        project = tiny_project(**train)
         preflight(project, prepare(project), notice=told.append)
-    assert told == ["train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs"]
+    assert told == [
+        "train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs, or leave it out",
+        "train.warmup_steps 10 are all of the run's 10 steps: lr only rises",
+    ]
 
 
 def test_metrics_may_draw_at_random(tiny_project: Any) -> None:

@@ -388,6 +388,10 @@ def test_an_epoch_without_a_validation_ends_with_its_checkpoint(tiny_project: An
     ("train", "message"),
     [
         ({"schedule": "OneCycleLR", "warmup_fraction": 0.1}, "belong to constant, linear, cosine"),
+        ({"schedule": "OneCycleLR", "warmup_steps": 10}, "belong to constant, linear, cosine"),
+        ({"schedule": "OneCylceLR", "warmup_fraction": 0.1}, "schedule is 'OneCylceLR'; did you mean OneCycleLR"),
+        ({"schedule": "Cosine", "lr_floor": 0.1}, "schedule is 'Cosine'; did you mean cosine"),
+        ({"warmup_steps": 10, "warmup_fraction": 0.1}, "leave one of them out"),
         ({"schedule_args": {"gamma": 1}}, "schedule_args are for a torch.optim.lr_scheduler class"),
         ({"sync_batch_norm": True, "num_workers": 2}, "sync_batch_norm needs GPUs"),
         ({"optimizer": "adamm"}, "did you mean adam"),
