@@ -6,6 +6,7 @@ in a replica.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,10 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
             f"{name}.example() returned rows that {name}.signature() rejects: {problem.message}",
             hint="Return rows that match the signature, or correct it (nullable=True where a value may be missing).",
         ) from problem
-    # Bytes are a valid value in Python, and base64 in JSON.
+    read = signature.rows(signature.parse_rows(rows))
     return [
-        {key: b64encode(value).decode() if isinstance(value, bytes) else value for key, value in row.items()}
-        for row in rows
+        {key: _as_json(value, read=typed.get(key)) for key, value in row.items()}
+        for row, typed in zip(rows, read, strict=True)
     ]
 
 
@@ -93,6 +94,17 @@ def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> lis
             hint="Correct the signature, or return a matching row from example().",
         )
     return fitting
+
+
+def _as_json(value: Any, *, read: Any) -> Any:
+    """Return a value as a client writes it: bytes and times, which are valid in Python, have no form of their own."""
+    if isinstance(value, bytes | bytearray):  # of an image the file itself, not what is read from it
+        return b64encode(value).decode()
+    try:
+        json.dumps(value)
+    except TypeError:
+        return read
+    return value
 
 
 def _problem(signature: Signature, rows: Any) -> InvalidRowsError | None:

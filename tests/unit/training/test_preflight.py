@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from base64 import b64encode
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import torch
 from broken import Items, NeedsManyRows, Seen
+from pictures import Pictures, table
 from preflight_jobs import tried
 from ranks import ranks
 from tiny import Tiny
 
+from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError, UsageError
+from raymlops.project import bind
 from raymlops.recipe import RecipeBase
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
@@ -300,6 +306,28 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:InfiniteRows"))
     with pytest.raises(RecipeError, match="none of the first 4 validation rows matches"):
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
+
+
+class WrittenInPython(Pictures):
+    """Shows what Python has: files and times."""
+
+    def example(self) -> Any:
+        photo = table(1, seed=1)["photo"][0]
+        at = datetime(2026, 11, 27, 10, tzinfo=UTC)
+        return [
+            {"photo": photo, "at": at, "note": b"ab"},
+            {"photo": b64encode(photo).decode(), "at": "2026-11-27T10:00:00Z", "note": bytearray(b"ab")},
+        ]
+
+
+def test_an_example_may_hold_bytes_and_times() -> None:
+    """They become what a client would send, which is JSON; the file of an image stays as it is."""
+    sections = {"project": {"name": "p"}, "recipe": {"import": "pictures:Pictures"}}
+    project = bind(ProjectSpec.model_validate(sections), recipe=Pictures)
+    prepared = prepare(dataclasses.replace(project, recipe_class=WrittenInPython))
+    first, second = json.loads(json.dumps(example_rows(prepared)))
+    assert first == second | {"at": "2026-11-27T10:00:00.000000Z"}
+    assert first["note"] == "YWI="
 
 
 def test_an_untrained_model_may_answer_with_infinity(tiny_project: Any) -> None:
