@@ -11,11 +11,12 @@ from base64 import b64encode
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from raymlops.bundle.load import answer
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
-from raymlops.recipe import call_recipe
+from raymlops.recipe import RecipeBase, call_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 EXAMPLE_ROWS = 2
 _LOOKED_AT = 100
+_EXACT = 2**24
+"""Up to here float32 has every integer (IEEE 754: 24 bits of significand)."""
 
 
 def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
@@ -60,6 +63,30 @@ def check_encode(prepared: Prepared) -> None:
     """
     columns = _columns(prepared)
     call_recipe(f"{type(prepared.recipe).__name__}.encode()", lambda: prepared.recipe.encode(columns))
+
+
+def rounded_integers(prepared: Prepared) -> str:
+    """Say which integers of training rows the default ``encode`` rounds; empty where it rounds none.
+
+    Of a table in memory all rows are looked at, of a streamed one the first.
+    """
+    recipe, split = prepared.recipe, prepared.splits["train"]
+    if type(recipe).encode is not RecipeBase.encode:
+        return ""
+    columns = split.columns or split.take(torch.arange(min(_LOOKED_AT, split.rows))) or {}
+    for column in prepared.signature.inputs:
+        values = np.asarray(columns.get(column.name, ()))
+        if column.type != "int" or values.dtype.kind not in "if":  # what differs in length has no default encode
+            continue
+        known = values[~np.isnan(values)]
+        largest = max(known.max(initial=0), -known.min(initial=0))
+        if largest > _EXACT:
+            return (
+                f"{column.name} has integers up to {largest:.0f}, and the default encode() makes float32 of them, "
+                f"which is exact up to {_EXACT:,}: different ids become equal. Where they are ids define encode(columns), "
+                f'with torch.as_tensor(columns["{column.name}"]) in it'
+            )
+    return ""
 
 
 def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:

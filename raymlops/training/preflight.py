@@ -21,7 +21,7 @@ from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
-from raymlops.training.example import check_answer, check_encode
+from raymlops.training.example import check_answer, check_encode, rounded_integers
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
 from raymlops.training.loop.first_weights import load_first_weights
@@ -70,6 +70,8 @@ def preflight(
     with _only_warned(warn):
         if left_out := collect(project.recipe_class).notice():
             notice(left_out)
+    if rounded := rounded_integers(prepared):
+        notice(rounded)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":

@@ -9,6 +9,7 @@ from base64 import b64encode
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from broken import Items, NeedsManyRows, Seen
@@ -16,12 +17,15 @@ from pictures import Pictures, table
 from preflight_jobs import tried
 from ranks import ranks
 from tiny import Tiny
+from torch import nn
 
+from raymlops.arrays import Column
 from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError, UsageError
 from raymlops.project import bind
-from raymlops.recipe import RecipeBase
+from raymlops.recipe import RecipeBase, Splits
+from raymlops.signature import Signature
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
@@ -306,6 +310,52 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:InfiniteRows"))
     with pytest.raises(RecipeError, match="none of the first 4 validation rows matches"):
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
+
+
+class Ids(RecipeBase):
+    """Has ids as an input."""
+
+    label = "y"
+    largest = 2**24 + 1
+
+    def datasets(self) -> Any:
+        rows = {"user": np.arange(self.largest - 19, self.largest + 1), "y": np.arange(20) / 20}
+        return Splits(rows, rows, rows)
+
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(model(batch["user"].float()[:, None])[:, 0], batch["label"])
+
+    def predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch["user"].float()[:, None])[:, 0]
+
+    def signature(self) -> Signature:
+        return Signature((Column("user", "int"),), (Column("y", "float"),))
+
+
+class SmallIds(Ids):
+    """Has such that float32 has."""
+
+    largest = 2**24
+
+
+class WholeIds(Ids):
+    """Keeps them whole."""
+
+    def encode(self, columns: Any) -> Any:
+        return {"user": torch.as_tensor(columns["user"])}
+
+
+def test_ids_that_the_default_encode_rounds_are_told_of(tiny_project: Any) -> None:
+    """2**24 and 2**24 + 1 are one number in float32."""
+    told: list[str] = []
+    for recipe in (Ids, SmallIds, WholeIds):
+        project = dataclasses.replace(tiny_project(), recipe_class=recipe)
+        preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert text.startswith("user has integers up to 16777217, and the default encode() makes float32 of them")
 
 
 class WrittenInPython(Pictures):
