@@ -83,8 +83,8 @@ def rounded_integers(prepared: Prepared) -> str:
         if largest > _EXACT:
             return (
                 f"{column.name} has integers up to {largest:.0f}, and the default encode() makes float32 of them, "
-                f"which is exact up to {_EXACT:,}: different ids become equal. Where they are ids define encode(columns), "
-                f'with torch.as_tensor(columns["{column.name}"]) in it'
+                f"which is exact up to {_EXACT:,}: different ids become equal. For ids define encode(columns) with "
+                f'torch.as_tensor(columns["{column.name}"]) in it'
             )
     return ""
 
