@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from raymlops.bundle.code import collect
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
+from raymlops.pytree import leaves
+from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
 from raymlops.training.example import check_answer, check_encode, rounded_integers
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
@@ -28,7 +30,7 @@ from raymlops.training.loop.first_weights import load_first_weights
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
-from raymlops.training.metric_checks import ROWS, check_mean, check_metrics
+from raymlops.training.metric_checks import ROWS, check_mean, check_metrics, check_sums_precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,6 +180,7 @@ def try_model(
     section = project.spec.train
     with _aside(section, device):
         model = model_of(prepared.recipe)
+        _refuse_unknown_sizes(model, name=type(prepared.recipe).__name__)
         check(prepared.recipe, model, spec=section)
         if section.init_from is not None and warn is None:  # a resumed run has weights
             load_first_weights(prepared.recipe, model, section.init_from)
@@ -193,6 +196,7 @@ def try_model(
         check_metrics(project, prepared, model, device=device)
         if has_loss:
             check_mean(section, prepared, model, device=device, notice=notice)
+        check_sums_precision(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
@@ -269,6 +273,8 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     except RecipeError as error:
         if rows == 1 and normalizes_batches(model):
             raise _too_few_rows(section, error, rows=split.rows) from error
+        if not any(isinstance(value, torch.Tensor) for _, value in leaves(batch)):
+            raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=split.is_table) from error
         raise
     if not math.isfinite(loss.item()):
         raise RecipeError(
@@ -279,6 +285,26 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     if trainable and not loss.requires_grad:
         raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
     return loss
+
+
+def _refuse_unknown_sizes(model: nn.Module, *, name: str) -> None:
+    lazy = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if is_lazy(value)]
+    if lazy:
+        raise RecipeError(
+            f"{name}.model() returned a model whose {', '.join(lazy[:3])} have no size yet",
+            hint="Give lazy layers their sizes, or run one row through the model in model(): weights are loaded into "
+            "what it returns.",
+        )
+
+
+def _no_tensors(error: RecipeError, batch: Any, *, name: str, encoded: bool) -> RecipeError:
+    held = ", ".join(sorted({type(value).__name__ for _, value in leaves(batch)})) or "nothing"
+    where = f"{name}.{'encode' if encoded else 'collate'}()"
+    return RecipeError(
+        f"{error.message}; the batch has no tensor: {where} returned {described(batch)} of {held}",
+        hint=f"Return tensors from {where}, rows first, in dicts, lists, tuples or dataclasses: they are moved to the "
+        "device of the model.",
+    )
 
 
 def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:

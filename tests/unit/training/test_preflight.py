@@ -7,9 +7,11 @@ import json
 import re
 from base64 import b64encode
 from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
 import numpy as np
+import own_ways
 import pytest
 import torch
 from broken import Items, NeedsManyRows, Seen
@@ -244,6 +246,7 @@ def test_what_trains_the_model_is_tried(tiny_project: Any, options: dict[str, An
         ([[0, 1], [2]], r"yielded a list first"),
         (["a"], r"yielded a str first"),
         (3, r"raised TypeError: 'int' object is not iterable"),
+        (repeat(0), r"yields more than 1,000,000 rows of a split of 300"),
     ],
 )
 def test_a_sampler_yields_row_numbers(tiny_project: Any, rows: Any, message: str) -> None:
@@ -310,6 +313,59 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:InfiniteRows"))
     with pytest.raises(RecipeError, match="none of the first 4 validation rows matches"):
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
+
+
+class Lazy(Tiny):
+    """Has a layer whose size is that of its first input."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(1))
+
+
+class NumbersAlone(own_ways.Ragged):
+    """Collates Python's numbers."""
+
+    def collate(self, items: list[Any]) -> Any:
+        return {"x": [item["x"].tolist() for item in items], "label": [item["label"] for item in items]}
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        return model(batch["x"]).mean()
+
+
+class NotStacked(own_ways.Ragged):
+    """Has items of unequal length."""
+
+    collate = RecipeBase.collate
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Lazy, r"Lazy\.model\(\) returned a model whose 0\.weight, 0\.bias have no size yet\n.*run one row through"),
+        (
+            NumbersAlone,
+            r"raised TypeError.*; the batch has no tensor: NumbersAlone\.collate\(\) returned a dict of float\n",
+        ),
+        (NotStacked, r"NotStacked\.collate\(\) raised RuntimeError: stack expects.*\n.* need a collate\(items\)"),
+    ],
+)
+def test_what_no_step_could_take_says_what_to_return(tiny_project: Any, recipe: Any, message: str) -> None:
+    """Layers without a size, a batch without a tensor, and items that are not stacked."""
+    items = issubclass(recipe, own_ways.Ragged)
+    project = tiny_project(**({"recipe": "own_ways:Ragged", "config": {"train_rows": 20}} if items else {}))
+    with pytest.raises(RecipeError, match=message):
+        check(dataclasses.replace(project, recipe_class=recipe))
+
+
+def test_sums_in_low_precision_are_told_of(tiny_project: Any) -> None:
+    """An eighth of a batch's rows may be lost in them; what torch computes in float32 is left alone."""
+    told: list[str] = []
+    low = {"metrics": lambda *args: Tiny.metrics(*args) | {"logit": args[1](args[2]).sum()}}
+    for precision in ("fp32", "bf16"):
+        project = dataclasses.replace(tiny_project(precision=precision), recipe_class=type("Tiny", (Tiny,), low))
+        preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert text.startswith("Tiny.metrics() sums logit in bf16")
 
 
 class Ids(RecipeBase):
