@@ -269,7 +269,8 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     model.train()
     try:
         with autocast(section, device):
-            loss = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where).mean()
+            found = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where)
+            loss = found.mean()
     except RecipeError as error:
         if rows == 1 and normalizes_batches(model):
             raise _too_few_rows(section, error, rows=split.rows) from error
@@ -277,8 +278,10 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
             raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=split.is_table) from error
         raise
     if not math.isfinite(loss.item()):
+        bad = [name for name, part in found.parts.items() if not math.isfinite(part.item())]
         raise RecipeError(
-            f"{where} is {loss.item()} on the first rows of train with the untrained model",
+            f"{f'the part {bad[0]} of ' if bad else ''}{where} is {loss.item()} on the first rows of train with the "
+            "untrained model",
             hint="Look for missing or extreme values that encode() lets through, or a logarithm of zero.",
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

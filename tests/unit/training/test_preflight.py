@@ -315,6 +315,30 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
 
 
+def test_a_loss_may_draw_in_evaluations(tiny_project: Any) -> None:
+    """As of a variational autoencoder: whether it is a mean over rows cannot be seen, and the default metrics do."""
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        return Tiny.loss(self, model, batch) + 0.5 * torch.randn(())
+
+    told: list[str] = []
+    drawn = {"loss": loss, "metrics": RecipeBase.metrics, "finalize": RecipeBase.finalize}
+    project = dataclasses.replace(tiny_project(accumulate=2), recipe_class=type("Tiny", (Tiny,), drawn))
+    preflight(project, prepare(project), notice=told.append)
+    assert told == []
+
+
+def test_the_part_of_a_loss_that_is_not_finite_is_named(tiny_project: Any) -> None:
+    """Before the first step."""
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        fit = Tiny.loss(self, model, batch)
+        return {"fit": fit, "aux": fit * float("nan")}
+
+    with pytest.raises(RecipeError, match=r"the part aux of Tiny\.loss\(\) is nan on the first rows of train"):
+        check(dataclasses.replace(tiny_project(), recipe_class=type("Tiny", (Tiny,), {"loss": loss})))
+
+
 class Lazy(Tiny):
     """Has a layer whose size is that of its first input."""
 
