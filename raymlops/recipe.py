@@ -251,8 +251,8 @@ class RecipeBase:
     def encode(self, columns: Columns) -> Batch:
         """Turn input columns into a batch: the same code for training rows and for requests.
 
-        Default: every input column as one float32 tensor under its name, images as ``(rows, channels, height, width)``
-        from 0 to 1. Text, bytes, times and what differs in length have no default.
+        Default: every input column as a float32 tensor under its name, images as ``(rows, channels, height, width)``
+        from 0 to 1. Text, bytes, times, and what differs in length, have none; ids beyond 2**24 would be rounded.
         """
         import torch
 

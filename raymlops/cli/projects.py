@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, Overrides, note
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, note
 from raymlops.display import table
+from raymlops.errors import UsageError
 
-FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="Configuration file.")]
+FileAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FILE] [KEY.PATH=VALUE]...",
+        help="Configuration file, unless --config names it, and values that replace the file's.",
+    ),
+]
 
 
 def init(
@@ -24,12 +31,13 @@ def init(
     return Answer({"folder": str(folder), "files": files}, text)
 
 
-def validate(file: FileArgument, overrides: Overrides = None, *, env: EnvOption = None) -> Answer:
+def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """Check a file, its recipe's section and its search space, without a cluster."""
     from raymlops.config.load import load
     from raymlops.project import bind
 
-    loaded = load(file, overrides=overrides or (), env=env)
+    file, overrides = _split(words or [], config=config)
+    loaded = load(file, overrides=overrides, env=env)
     project = bind(loaded)
     name = project.spec.project.name
     data = {"file": file, "ok": True, "project": name, "config_sha": project.spec.sha()}
@@ -37,9 +45,9 @@ def validate(file: FileArgument, overrides: Overrides = None, *, env: EnvOption 
 
 
 def show(
-    file: FileArgument,
-    overrides: Overrides = None,
+    words: FileAndOverrides = None,
     *,
+    config: OptionalConfig = None,
     env: EnvOption = None,
     origin: Annotated[bool, typer.Option("--origin", help="Show where each value comes from.")] = False,
 ) -> Answer:
@@ -47,7 +55,8 @@ def show(
     from raymlops.config.load import dump, load
     from raymlops.config.shape import walk
 
-    loaded = load(file, overrides=overrides or (), env=env)
+    file, overrides = _split(words or [], config=config)
+    loaded = load(file, overrides=overrides, env=env)
     if not origin:
         return Answer({"config": loaded.spec.to_dict()}, dump(loaded.spec).rstrip())
     values = {".".join(map(str, path)): value for path, value in walk(loaded.spec.to_dict())}
@@ -69,3 +78,14 @@ def schema() -> Answer:
     found = json_schema()
     note("In VS Code: # yaml-language-server: $schema=configs/schema.json as the first line of a file.")
     return Answer(found, json.dumps(found, indent=2))
+
+
+def _split(words: list[str], *, config: str | None) -> tuple[str, list[str]]:
+    """Return the file, which either --config or the first word names, and the overrides."""
+    if config is None and not words:
+        raise UsageError("no configuration file is named", hint="Give FILE, or --config FILE.")
+    if config is None:
+        return words[0], words[1:]
+    if words and "=" not in words[0]:
+        raise UsageError(f"{words[0]} and --config {config} both name a file", hint="Leave one of the two out.")
+    return config, words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -36,8 +37,27 @@ def _workers(value: Any) -> Any:
     return counts[0] if counts[0] == counts[1] else tuple(counts)
 
 
+DEFAULT_EPOCHS = 5
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "linear", "cosine")
+TORCH_SCHEDULES = (
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "ReduceLROnPlateau",
+    "SequentialLR",
+    "StepLR",
+)
+"""Known without importing torch, for suggestions; torch may have more."""
 
 
 def _torch_name(field: str, ours: tuple[str, ...]) -> Callable[[str], str]:
@@ -52,6 +72,22 @@ def _torch_name(field: str, ours: tuple[str, ...]) -> Callable[[str], str]:
         return value
 
     return check
+
+
+def _not_ours(schedule: str) -> str:
+    """Say why a schedule with a warm-up or a floor is rejected; a name that torch may lack comes first."""
+    known = (*SCHEDULES, *TORCH_SCHEDULES)
+    near = (
+        []
+        if schedule in known
+        else get_close_matches(schedule, known, n=1) or get_close_matches(schedule.lower(), SCHEDULES, n=1)
+    )
+    if near:
+        return f"schedule is {schedule!r}; did you mean {near[0]}?"
+    return (
+        f"warmup_fraction, warmup_steps and lr_floor belong to {', '.join(SCHEDULES)}; {schedule} has arguments of its "
+        "own: set schedule_args"
+    )
 
 
 WorkerCount = Annotated[int, Field(ge=0, le=MAX_WORKERS)]
@@ -101,7 +137,11 @@ class TrainSection(Spec):
         min_length=1,
         description="first weights of a new run: RUN_ID, NAME@VERSION, NAME@ALIAS or the URI of a checkpoint",
     )
-    epochs: Length[int] = Field(5, ge=1, description="passes over the training split, at most")
+    epochs: Length[int | None] = Field(
+        None,
+        ge=1,
+        description="passes over the training split, at most; default: with max_steps as many as that takes, else 5",
+    )
     max_steps: Length[int | None] = Field(None, ge=1, description="optimizer steps, at most")
     batch_size: Fixed[int] = Field(256, ge=1, description="rows per optimizer step, over all workers")
     drop_last: Fixed[bool] = Field(False, description="leave out an epoch's last batch where it is not full")
@@ -153,6 +193,7 @@ class TrainSection(Spec):
         default_factory=dict, description="arguments of a torch.optim.lr_scheduler class, such as {pct_start: 0.2}"
     )
     warmup_fraction: Fixed[float] = Field(0.0, ge=0, lt=1, description="share of all steps in which lr rises linearly")
+    warmup_steps: Fixed[int] = Field(0, ge=0, description="the same as a number of steps, instead of warmup_fraction")
     lr_floor: Fixed[float] = Field(0.0, ge=0, le=1, description="share of lr at which linear and cosine decay end")
     ema: Fixed[float | None] = Field(
         None,
@@ -217,14 +258,26 @@ class TrainSection(Spec):
         """Return the rows of an evaluation batch."""
         return self.eval_batch_size or self.batch_size
 
+    @property
+    def last_epoch(self) -> float:
+        """Return the epoch that ends the run at the latest; infinity where ``max_steps`` alone does."""
+        return math.inf if self.epochs is None else self.epochs
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ends(cls, data: Any) -> Any:
+        """Set ``epochs`` where nothing else says how long the run is."""
+        if isinstance(data, dict) and data.get("epochs") is None and data.get("max_steps") is None:
+            return {**data, "epochs": DEFAULT_EPOCHS}
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
-        if self.schedule not in SCHEDULES and (self.warmup_fraction or self.lr_floor):
-            msg = (
-                f"warmup_fraction and lr_floor belong to {', '.join(SCHEDULES)}; {self.schedule} has arguments of "
-                "its own: set schedule_args"
-            )
+        if self.warmup_fraction and self.warmup_steps:
+            msg = "warmup_fraction and warmup_steps say the same in two ways: leave one of them out"
             raise ValueError(msg)
+        if self.schedule not in SCHEDULES and (self.warmup_fraction or self.warmup_steps or self.lr_floor):
+            raise ValueError(_not_ours(self.schedule))
         if self.schedule in SCHEDULES and self.schedule_args:
             msg = f"schedule_args are for a torch.optim.lr_scheduler class, and schedule is {self.schedule}"
             raise ValueError(msg)

@@ -5,6 +5,7 @@ Knows nothing of batches or ranks; ``order`` owns the order of an epoch without 
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,10 @@ from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
     from raymlops.data.split import SplitData
+
+
+_MANY, _PASSES = 1_000_000, 20
+"""Rows of an epoch, and passes over the split, of which a sampler may yield the larger: it might never end."""
 
 
 def epoch_rows(split: SplitData, *, seed: int) -> int:
@@ -40,10 +45,11 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
     if type(recipe).sampler is RecipeBase.sampler:
         return None
     where = f"{type(recipe).__name__}.sampler()"
+    most = max(_MANY, _PASSES * split.rows)
 
     def draw() -> Any:
         found = recipe.sampler(split.indexed, epoch)
-        return found if found is None or isinstance(found, np.ndarray | torch.Tensor) else list(found)
+        return found if found is None or isinstance(found, np.ndarray | torch.Tensor) else list(islice(found, most + 1))
 
     with Stream(derived_seed(seed, epoch)).drawn_from():
         drawn = call_recipe(where, draw)
@@ -57,6 +63,11 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
         )
     if not len(drawn):
         raise RecipeError(f"{where} yielded no row for epoch {epoch}")
+    if len(drawn) > most:
+        raise RecipeError(
+            f"{where} yields more than {most:,} rows of a split of {split.rows:,}, maybe without an end",
+            hint="An epoch must end: stop after len(train) rows, say, and train more epochs.",
+        )
     hint = "Yield row numbers, one integer each, not lists of them: train.batch_size rows in turn are a step."
     try:
         rows = torch.as_tensor(drawn)

@@ -326,7 +326,13 @@ class DatasetSplit(SplitData):
         return hash_items(self.recipe, self._seeded(indices))
 
     def _collated(self, items: list[Any]) -> Batch:
-        return call_recipe(f"{type(self.recipe).__name__}.collate()", lambda: self.recipe.collate(items))
+        recipe = type(self.recipe)
+        try:
+            return call_recipe(f"{recipe.__name__}.collate()", lambda: self.recipe.collate(items))
+        except RecipeError as error:
+            if recipe.collate is RecipeBase.collate:
+                error.hint = "Items that torch's default_collate does not stack need a collate(items), such as to pad."
+            raise
 
     def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = ()) -> list[Any]:
         """Return items that are each seeded by their number; to be hashed, those read together by the first one's."""

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.training.runs.lookup import Recorded
 
+_FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".h5", ".npz", ".pkl")
+
 
 def located(project: Project, *, recorded: Recorded | None = None) -> Project:
     """Return the project with ``train.init_from`` as a place: its workers and trials know neither MLflow nor aliases.
@@ -20,13 +22,19 @@ def located(project: Project, *, recorded: Recorded | None = None) -> Project:
 
     Raises:
         NotFoundError: there is no such run or version; the message names similar ones.
-        UsageError: the run has no weights.
+        UsageError: the run has no weights, or the name is that of a file.
         TrackingError: MLflow does not answer.
     """
     if recorded is not None and recorded.spec is not None:
         section = project.spec.train.model_copy(update={"init_from": recorded.spec.train.init_from})
         return project.with_train(section)
     name = project.spec.train.init_from
+    if name is not None and name.endswith(_FILES):
+        raise UsageError(
+            f"train.init_from is {name!r}, a file, not RUN_ID, NAME@VERSION, NAME@ALIAS or the URI of a checkpoint",
+            hint="Load a file of weights in the recipe, where it is read once: "
+            f'def initialize(self, model): model.load_state_dict(torch.load("{name}"))',
+        )
     if name is None or ("/" in name and not name.startswith("models:/")):
         return project
     from raymlops.lifecycle.named_model import split_version

@@ -14,41 +14,26 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import SkipTest
 
 import numpy as np
 import torch
 
-from raymlops.bundle.load import typed_outputs
-from raymlops.config.schema import ProjectSpec
-from raymlops.data.batches import select
-from raymlops.data.prepare import Prepared, SplitData, prepare
-from raymlops.data.random_streams import Stream
-from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
+from raymlops.data.prepare import prepare
+from raymlops.errors import InvalidRowsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.project import Project, bind
-from raymlops.pytree import leaves
-from raymlops.recipe import Batch, RecipeBase, batch_rows, defines_loss
+from raymlops.recipe import RecipeBase, batch_rows, defines_loss
 from raymlops.recipe_import import reference_of, resolve
-from raymlops.testing.answered import AnsweredRows
 from raymlops.testing.batches import assert_same
-from raymlops.training.loop.evaluation import Totals, batch_totals
-from raymlops.training.split_predictions import answer_loss
+from raymlops.testing.case import RecipeCase, answer_of, case_of, drawn, first_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import nn
-
     from raymlops.arrays import Column, Columns
     from raymlops.signature import Signature
 
-ROWS = 32
-"""Rows that a test draws from a split, at most."""
-LABELS = 16
-"""Of them, that each of several answers is compared with."""
 UNSEEN = "\N{SNOWMAN} never seen in training"
 
 
@@ -89,7 +74,7 @@ class RecipeContract:
             assert split.rows == again.splits[name].rows, f"the {name} split of two processes differ in length"
             if split.note:
                 continue
-            batches = [_drawn(one, _take(split.rows)) for one in (split, again.splits[name])]
+            batches = [drawn(one, first_rows(split.rows)) for one in (split, again.splits[name])]
             assert_same(*batches, what=f"the {name} split of two processes")
 
     def test_fit_gives_the_same_json_every_time(self) -> None:
@@ -130,7 +115,7 @@ class RecipeContract:
     def test_metrics_are_sums(self) -> None:
         """The metrics of two halves add up to those of the whole, which makes them exact on any number of workers."""
         case = self._case
-        take = _take(case.prepared.splits["validation"].rows)
+        take = first_rows(case.prepared.splits["validation"].rows)
         if len(take) < 2:
             raise SkipTest("the validation split has a single row")
         middle = len(take) // 3 or 1
@@ -155,7 +140,7 @@ class RecipeContract:
 
     def test_finalize_gives_finite_numbers(self) -> None:
         """Merged sums become named values."""
-        rows = _take(self._case.prepared.splits["validation"].rows)
+        rows = first_rows(self._case.prepared.splits["validation"].rows)
         batch = self._case.prepared.splits["validation"].batch(rows)
         values = self._case.recipe.finalize(self._case.metrics(batch, rows=len(rows)))
         assert values, "finalize() returns no value"
@@ -172,7 +157,7 @@ class RecipeContract:
         split = case.prepared.splits["train"]
         if not split.is_table:
             raise SkipTest("the splits are torch datasets, whose items are no request rows")
-        take = _take(split.rows)
+        take = first_rows(split.rows)
         trained = split.batch(take)
         if self.recipe.label is not None:
             trained = {name: value for name, value in trained.items() if name != "label"}
@@ -217,7 +202,7 @@ class RecipeContract:
         model = elsewhere.model()
         model.load_state_dict({name: tensor.clone() for name, tensor in case.trained.state_dict().items()}, strict=True)
         assert elsewhere.signature() == case.signature, "signature() depends on more than config and state"
-        self._assert_close(case.ask(case.example), _answer(elsewhere, model.eval(), case.example, case.signature))
+        self._assert_close(case.ask(case.example), answer_of(elsewhere, model.eval(), case.example, case.signature))
 
     def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
         """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""
@@ -262,9 +247,9 @@ class RecipeContract:
                 self._case.ask(rows)
 
     @property
-    def _case(self) -> _Case:
+    def _case(self) -> RecipeCase:
         recipe: Any = self.recipe  # mypy takes the hash of a recipe for that of its class
-        return _case(recipe, json.dumps(dict(self.config), sort_keys=True), self.seed)
+        return case_of(recipe, json.dumps(dict(self.config), sort_keys=True), self.seed)
 
     def _assert_close(self, got: Columns, expected: Columns) -> None:
         for name, values in expected.items():
@@ -275,122 +260,6 @@ class RecipeContract:
                     np.testing.assert_allclose(one, other, rtol=self.rtol, atol=self.atol, **options)
                 else:
                     np.testing.assert_array_equal(one, other, strict=ragged, **options)
-
-
-class _Case:
-    """One recipe with its data and a model, prepared once for all tests."""
-
-    def __init__(self, recipe: type[RecipeBase], config: dict[str, Any], seed: int) -> None:
-        sections = {
-            "project": {"name": "contract"},
-            "recipe": {"import": reference_of(recipe), "config": config},
-            "train": {"seed": seed},
-        }
-        self.project: Project = bind(ProjectSpec.model_validate(sections), recipe=recipe)
-
-    @cached_property
-    def prepared(self) -> Prepared:
-        return prepare(self.project)
-
-    @property
-    def recipe(self) -> RecipeBase:
-        return self.prepared.recipe
-
-    @cached_property
-    def signature(self) -> Signature:
-        return self.recipe.signature()
-
-    @cached_property
-    def trained(self) -> nn.Module:
-        """One step of training away from the first weights, so that no output is a constant by its initial value."""
-        model = self.model().train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        with torch.enable_grad():  # a caller may have switched gradients off
-            if defines_loss(type(self.recipe)):
-                loss = loss_value(self.recipe.loss(model, self.batch("train")), where="loss()").mean()
-            else:
-                loss = torch.stack([value.square().sum() for value in model.parameters()]).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return model.eval()
-
-    @cached_property
-    def example(self) -> list[dict[str, Any]]:
-        rows = self.recipe.example()
-        split = self.prepared.splits["train"]
-        columns = split.take(_take(split.rows))
-        if columns is not None:
-            # The first training rows, whatever the recipe shows to readers: they are compared with their own encoding.
-            rows = self.signature.rows({column.name: columns[column.name] for column in self.signature.inputs})
-        assert rows, "the splits are torch datasets: define example(), which returns request rows"
-        return rows
-
-    def model(self) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.project.spec.train.seed)
-            return self.recipe.model()
-
-    def batch(self, split: str) -> Batch:
-        return self.prepared.splits[split].batch(_take(self.prepared.splits[split].rows))
-
-    def whole_and_parts(self, split: str, rows: torch.Tensor, middle: int) -> list[Batch]:
-        """Return these rows as one batch, and cut into two; items that are drawn at random are drawn once."""
-        data = self.prepared.splits[split]
-        whole = data.batch(rows)
-        flat = all(isinstance(value, torch.Tensor) and len(value) == len(rows) for _, value in leaves(whole))
-        pieces = (torch.arange(middle), torch.arange(middle, len(rows)))
-        return [whole, *(data.batch(rows[i]) if data.is_table or not flat else select(whole, i) for i in pieces)]
-
-    def metrics(self, batch: Batch, *, rows: int) -> Totals:
-        with torch.no_grad():
-            return batch_totals(self.recipe, self.trained, batch, rows=rows)
-
-    def decode(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return _decoded(self.recipe, self.trained, rows)
-
-    def ask(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return _answer(self.recipe, self.trained, rows, self.signature)
-
-    @cached_property
-    def losses(self) -> AnsweredRows:
-        rule = answer_loss(self.prepared, self.trained, batch_size=ROWS, device="cpu")
-        split = self.prepared.splits["validation"]
-        columns = split.take(_take(split.rows))
-        rows, labels = self.example, list[Any]()
-        if columns is not None:
-            rows = self.signature.rows({column.name: columns[column.name] for column in self.signature.inputs})
-            named = {} if self.recipe.label is None else {self.recipe.label: columns[self.recipe.label]}
-            labels = [label for row in self.signature.rows(named) for label in row.values()]  # JSON, as feedback is
-        return AnsweredRows(rule, self.recipe, self.signature.rows(self.ask(rows))[:LABELS], labels[:LABELS])
-
-
-@cache
-def _case(recipe: Any, config: str, seed: int) -> _Case:
-    return _Case(recipe, json.loads(config), seed)
-
-
-def _drawn(split: SplitData, rows: torch.Tensor) -> Batch:
-    with Stream(0).drawn_from():
-        return split.batch(rows)
-
-
-def _take(rows: int) -> torch.Tensor:
-    return torch.arange(min(rows, ROWS))
-
-
-def _decoded(recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    with torch.no_grad():
-        return recipe.decode(recipe.predict(model, recipe.encode(recipe.signature().parse_rows(rows))))
-
-
-def _answer(
-    recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]], signature: Signature
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the outputs as a replica types them."""
-    try:
-        return typed_outputs(_decoded(recipe, model, rows), signature, rows=len(rows), where="decode()")
-    except (NonFiniteError, RecipeError) as error:
-        raise AssertionError(error.message) from error
 
 
 def _assert_type(column: Column, values: Any) -> None:

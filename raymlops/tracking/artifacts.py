@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import TrackingError
 from raymlops.records import STEP
-from raymlops.tracking.client import refused
+from raymlops.tracking.failures import refused
 
 if TYPE_CHECKING:
     from raymlops.records import Artifact

@@ -1,11 +1,10 @@
-"""MLflow by explicit URI: runs, metrics, artifacts, and every failure as a ``TrackingError``.
+"""MLflow by explicit URI: runs, metrics and artifacts; every failure is a ``TrackingError``, see ``failures``.
 
 Owns the connection. Sets no global tracking URI, so that one process can use several stores. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
@@ -19,11 +18,13 @@ from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path, sqlite_under
 from raymlops.errors import NotFoundError, TrackingError
-from raymlops.tracking.database import database_file, ensure_database
+from raymlops.tracking.database import check_schema, database_file, ensure_database
+from raymlops.tracking.failures import converted_errors
 from raymlops.tracking.params import MAX_VALUE_CHARS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import MetricPoint
@@ -35,13 +36,7 @@ MAX_TAG_CHARS = 5000
 ARTIFACTS = "mlartifacts"
 """Folder of the runs' artifacts, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
-_START = "Start it (`raymlops up`, `mlflow server`) or change tracking.uri."
-_CREDENTIALS = "Set tracking.username and tracking.password to {env: NAME} or {file: PATH}."
 _PARENT = "mlflow.parentRunId"
-_REFUSALS = {
-    *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
-    *("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_STATE"),
-}
 
 
 class Latest(NamedTuple):
@@ -130,7 +125,7 @@ class Tracker:
                 if self._file is not None and not self._file.exists():
                     ensure_database(self._file, artifacts=str(self.artifacts))
                 elif _is_sql(self.uri):
-                    self._check_schema()
+                    check_schema(self.uri)
                 self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
@@ -294,6 +289,10 @@ class Tracker:
                 raise NotFoundError(missing)
             return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes().decode()
 
+    def errors(self, *, not_found: str | None = None) -> AbstractContextManager[None]:
+        """Convert the errors of MLflow, SQL and HTTP."""
+        return converted_errors(self.uri, not_found=not_found)
+
     def _experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -311,43 +310,6 @@ class Tracker:
                 hint=f"Restore it (mlflow experiments restore -x {found.experiment_id}) or set tracking.experiment.",
             )
         return str(found.experiment_id)
-
-    def _check_schema(self) -> None:
-        """Refuse a database of another MLflow version before its client opens it, which could upgrade it unasked."""
-        import mlflow
-        import sqlalchemy as sa
-        from alembic.runtime.migration import MigrationContext
-        from mlflow.store.db.utils import _get_latest_schema_revision
-
-        with sa.create_engine(self.uri, poolclass=sa.NullPool).connect() as connection:
-            if not sa.inspect(connection).get_table_names():
-                return
-            found = MigrationContext.configure(connection).get_current_revision()
-        expected = _get_latest_schema_revision()
-        if found != expected:
-            raise TrackingError(
-                f"the MLflow database {self.shown_uri} has the schema {found or 'unknown'}, "
-                f"but MLflow {mlflow.__version__} needs {expected}",
-                hint=f"Back it up, then run: mlflow db upgrade {self.shown_uri}",
-            )
-
-    @contextlib.contextmanager
-    def errors(self, *, not_found: str | None = None) -> Iterator[None]:
-        """Convert the errors of MLflow, SQL and HTTP."""
-        try:
-            yield
-        except (TrackingError, NotFoundError):
-            raise
-        except Exception as error:
-            code = getattr(error, "error_code", "")
-            # No other OSError: those of requests, a server's 503 and a denied permission are OSErrors, too.
-            if not_found is not None and (code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, FileNotFoundError)):
-                raise NotFoundError(not_found) from error
-            if (cause := _unheard(error)) is not None:
-                raise TrackingError(f"MLflow at {self.shown_uri} does not answer: {cause}", hint=_START) from error
-            hint = _CREDENTIALS if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"} else None
-            first = str(error).strip().partition("\n")[0]
-            raise TrackingError(redact(f"MLflow at {self.uri}: {type(error).__name__}: {first}"), hint=hint) from error
 
 
 def now_ms() -> int:
@@ -370,26 +332,6 @@ def metric_key(name: str) -> str:
     """Return a valid MLflow name: letters, digits, ``_ - . / :`` and spaces, as a normalized path."""
     name = re.sub(r"[^\w\-./: ]", "_", name)[:250]
     return posixpath.normpath("/" + name).lstrip("/") or "_"
-
-
-def refused(error: TrackingError) -> bool:
-    """Return whether MLflow answered and rejected the request, so that a retry is useless."""
-    cause = error.__cause__
-    return isinstance(cause, NotFoundError) or getattr(cause, "error_code", "") in _REFUSALS
-
-
-def _unheard(error: BaseException) -> str | None:
-    """Return the system's reason why a server was not reached; None if it was, or if there is no server."""
-    cause: BaseException | None = error
-    by_http = False
-    while cause is not None:
-        module = type(cause).__module__
-        by_http = by_http or module.startswith(("requests.", "urllib3."))
-        # The errors of requests are OSErrors, too, each with the text of all its causes.
-        if by_http and isinstance(cause, OSError) and module in {"builtins", "socket"}:
-            return "timed out" if isinstance(cause, TimeoutError) else (cause.strerror or str(cause)).lower()
-        cause = cause.__cause__ or cause.__context__
-    return None
 
 
 def _is_sql(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""MLflow's SQLite file: which one a URL names, and making it whole or not at all.
+"""MLflow's database: which SQLite file a URL names, making it whole or not at all, and whose schema one has.
 
 MLflow builds its tables over some seconds and some fifty migrations. A process killed meanwhile leaves a file that no
 MLflow opens again, so the file is made under another name and takes its own when it is done.
@@ -12,7 +12,9 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from raymlops.config.credentials import redact
 from raymlops.config.paths import sqlite_path, sqlite_url
+from raymlops.errors import TrackingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,3 +59,27 @@ def _sweep(path: Path) -> None:
         match = pattern.match(left.name)
         if match and not psutil.pid_exists(int(match[1])):
             left.unlink(missing_ok=True)
+
+
+def check_schema(uri: str) -> None:
+    """Refuse a database of another MLflow version before its client opens it, which could upgrade it unasked.
+
+    Raises:
+        TrackingError: it has another schema.
+    """
+    import mlflow
+    import sqlalchemy as sa
+    from alembic.runtime.migration import MigrationContext
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    with sa.create_engine(uri, poolclass=sa.NullPool).connect() as connection:
+        if not sa.inspect(connection).get_table_names():
+            return
+        found = MigrationContext.configure(connection).get_current_revision()
+    expected = _get_latest_schema_revision()
+    if found != expected:
+        raise TrackingError(
+            f"the MLflow database {redact(uri)} has the schema {found or 'unknown'}, "
+            f"but MLflow {mlflow.__version__} needs {expected}",
+            hint=f"Back it up, then run: mlflow db upgrade {redact(uri)}",
+        )

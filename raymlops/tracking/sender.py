@@ -15,7 +15,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import NotFoundError, TrackingError
-from raymlops.tracking.client import METRIC_BATCH, now_ms, refused
+from raymlops.tracking.client import METRIC_BATCH, now_ms
+from raymlops.tracking.failures import refused
 from raymlops.tracking.pending import DROPPED
 
 if TYPE_CHECKING:

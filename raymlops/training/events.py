@@ -55,8 +55,8 @@ class Event(Progress):
     def pairs(self) -> dict[str, Any]:
         """Return the pairs of a log line."""
         pairs: dict[str, Any] = {"event": self.kind}
-        if self.epochs:
-            pairs["epoch"] = f"{self.epoch}/{self.epochs}"
+        if self.epochs or self.epoch:
+            pairs["epoch"] = f"{self.epoch}/{self.epochs}" if self.epochs else self.epoch
         if self.steps:
             pairs["step"] = f"{self.step}/{self.steps}"
         pairs |= {name: f"{value:.5g}" for name, value in self.metrics.items() if not name.startswith(COSTS)}
@@ -87,7 +87,8 @@ class Event(Progress):
             numbers.append(f"{self.rows_per_s:,.0f} rows/s")
         if self.kind in {"step", "epoch"} and self.eta_s is not None:
             numbers.append(f"{duration(self.eta_s)} left")
-        head = self.message or (f"epoch {self.epoch}/{self.epochs}" if self.epochs else self.kind)
+        of = f"/{self.epochs}" if self.epochs else ""  # steps alone may end it
+        head = self.message or (f"epoch {self.epoch}{of}" if self.epochs or self.epoch else self.kind)
         row = Table.grid(padding=(0, 1))
         row.add_row(
             Text(head, no_wrap=True),

@@ -6,15 +6,17 @@ in a replica.
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from raymlops.bundle.load import answer
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
-from raymlops.recipe import call_recipe
+from raymlops.recipe import RecipeBase, call_recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 EXAMPLE_ROWS = 2
 _LOOKED_AT = 100
+_EXACT = 2**24
+"""Up to here float32 has every integer (IEEE 754: 24 bits of significand)."""
 
 
 def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
@@ -44,10 +48,10 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
             f"{name}.example() returned rows that {name}.signature() rejects: {problem.message}",
             hint="Return rows that match the signature, or correct it (nullable=True where a value may be missing).",
         ) from problem
-    # Bytes are a valid value in Python, and base64 in JSON.
+    read = signature.rows(signature.parse_rows(rows))
     return [
-        {key: b64encode(value).decode() if isinstance(value, bytes) else value for key, value in row.items()}
-        for row in rows
+        {key: _as_json(value, read=typed.get(key)) for key, value in row.items()}
+        for row, typed in zip(rows, read, strict=True)
     ]
 
 
@@ -59,6 +63,30 @@ def check_encode(prepared: Prepared) -> None:
     """
     columns = _columns(prepared)
     call_recipe(f"{type(prepared.recipe).__name__}.encode()", lambda: prepared.recipe.encode(columns))
+
+
+def rounded_integers(prepared: Prepared) -> str:
+    """Say which integers of training rows the default ``encode`` rounds; empty where it rounds none.
+
+    Of a table in memory all rows are looked at, of a streamed one the first.
+    """
+    recipe, split = prepared.recipe, prepared.splits["train"]
+    if type(recipe).encode is not RecipeBase.encode:
+        return ""
+    columns = split.columns or split.take(torch.arange(min(_LOOKED_AT, split.rows))) or {}
+    for column in prepared.signature.inputs:
+        values = np.asarray(columns.get(column.name, ()))
+        if column.type != "int" or values.dtype.kind not in "if":  # what differs in length has no default encode
+            continue
+        known = values[~np.isnan(values)]
+        largest = max(known.max(initial=0), -known.min(initial=0))
+        if largest > _EXACT:
+            return (
+                f"{column.name} has integers up to {largest:.0f}, and the default encode() makes float32 of them, "
+                f"which is exact up to {_EXACT:,}: different ids become equal. For ids define encode(columns) with "
+                f'torch.as_tensor(columns["{column.name}"]) in it'
+            )
+    return ""
 
 
 def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:
@@ -93,6 +121,17 @@ def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> lis
             hint="Correct the signature, or return a matching row from example().",
         )
     return fitting
+
+
+def _as_json(value: Any, *, read: Any) -> Any:
+    """Return a value as a client writes it: bytes and times, which are valid in Python, have no form of their own."""
+    if isinstance(value, bytes | bytearray):  # of an image the file itself, not what is read from it
+        return b64encode(value).decode()
+    try:
+        json.dumps(value)
+    except TypeError:
+        return read
+    return value
 
 
 def _problem(signature: Signature, rows: Any) -> InvalidRowsError | None:

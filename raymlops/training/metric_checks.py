@@ -11,7 +11,7 @@ from raymlops.errors import RecipeError
 from raymlops.loss_value import LossValue, loss_value
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.loop.evaluation import Totals, add, named_values, totals
-from raymlops.training.loop.precision import autocast
+from raymlops.training.loop.precision import DTYPES, autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +103,28 @@ def _check_sums(sums: Callable[[int, int], Totals], *, rows: int, name: str, exa
                 f"{_show(left[key])} + {_show(right[key])} over its parts of {cut} and {rows - cut}",
                 hint="Return sums over the rows (a mean times the rows); finalize() divides them by the count.",
             )
+
+
+def check_sums_precision(
+    section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, notice: Warn
+) -> None:
+    """Say so where ``metrics`` sums in the low precision of the forward pass, which rounds, and in fp16 overflows."""
+    recipe, split = prepared.recipe, prepared.splits["validation"]
+    if section.precision == "fp32" or type(recipe).metrics is RecipeBase.metrics:
+        return
+    recipe.batch_items = min(ROWS, section.eval_rows, split.rows)
+    batch = to_device(split.batch(torch.arange(recipe.batch_items)), device)
+    try:
+        with torch.no_grad(), autocast(section, device):
+            sums = recipe.metrics(model, batch)
+    finally:
+        recipe.batch_items = None
+    low = [name for name, value in sums.items() if getattr(value, "dtype", None) in DTYPES.values()]
+    if low:
+        notice(
+            f"{type(recipe).__name__}.metrics() sums {', '.join(low)} in {section.precision}, which keeps two or three "
+            "digits, so that they depend on train.eval_batch_size: sum in float32, such as by .float().sum()"
+        )
 
 
 def check_mean(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, notice: Warn) -> None:

@@ -15,20 +15,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from raymlops.bundle.code import collect
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
-from raymlops.training.example import check_answer, check_encode
+from raymlops.pytree import leaves
+from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
+from raymlops.training.example import check_answer, check_encode, rounded_integers
 from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.batch_norm import normalizes_batches
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
 from raymlops.training.loop.parallel import check
 from raymlops.training.loop.precision import autocast
-from raymlops.training.metric_checks import ROWS, check_mean, check_metrics
+from raymlops.training.metric_checks import ROWS, check_mean, check_metrics, check_sums_precision
 from raymlops.training.own_loop import unused_settings
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ def preflight(
             notice(left_out)
         if project.recipe_class.train_loop is not None and (unused := unused_settings(project.spec, code.files)):
             notice(unused)
+    if rounded := rounded_integers(prepared):
+        notice(rounded)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":
@@ -180,6 +184,7 @@ def try_model(
     section = project.spec.train
     with _aside(section, device):
         model = model_of(prepared.recipe)
+        _refuse_unknown_sizes(model, name=type(prepared.recipe).__name__)
         check(prepared.recipe, model, spec=section)
         if section.init_from is not None and warn is None:  # a resumed run has weights
             load_first_weights(prepared.recipe, model, section.init_from)
@@ -195,6 +200,7 @@ def try_model(
         check_metrics(project, prepared, model, device=device)
         if has_loss:
             check_mean(section, prepared, model, device=device, notice=notice)
+        check_sums_precision(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
         return unused
@@ -251,8 +257,10 @@ def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *,
     if section.max_steps is not None and steps < section.max_steps:
         notice(
             f"train.epochs {section.epochs} ends the run after {steps} steps, before train.max_steps "
-            f"{section.max_steps}: raise train.epochs"
+            f"{section.max_steps}: raise train.epochs, or leave it out"
         )
+    if section.warmup_steps >= steps:
+        notice(f"train.warmup_steps {section.warmup_steps} are all of the run's {steps} steps: lr only rises")
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 
@@ -265,20 +273,45 @@ def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, 
     model.train()
     try:
         with autocast(section, device):
-            loss = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where).mean()
+            found = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where)
+            loss = found.mean()
     except RecipeError as error:
         if rows == 1 and normalizes_batches(model):
             raise _too_few_rows(section, error, rows=split.rows) from error
+        if not any(isinstance(value, torch.Tensor) for _, value in leaves(batch)):
+            raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=split.is_table) from error
         raise
     if not math.isfinite(loss.item()):
+        bad = [name for name, part in found.parts.items() if not math.isfinite(part.item())]
         raise RecipeError(
-            f"{where} is {loss.item()} on the first rows of train with the untrained model",
+            f"{f'the part {bad[0]} of ' if bad else ''}{where} is {loss.item()} on the first rows of train with the "
+            "untrained model",
             hint="Look for missing or extreme values that encode() lets through, or a logarithm of zero.",
         )
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if trainable and not loss.requires_grad:
         raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
     return loss
+
+
+def _refuse_unknown_sizes(model: nn.Module, *, name: str) -> None:
+    lazy = [key for key, value in [*model.named_parameters(), *model.named_buffers()] if is_lazy(value)]
+    if lazy:
+        raise RecipeError(
+            f"{name}.model() returned a model whose {', '.join(lazy[:3])} have no size yet",
+            hint="Give lazy layers their sizes, or run one row through the model in model(): weights are loaded into "
+            "what it returns.",
+        )
+
+
+def _no_tensors(error: RecipeError, batch: Any, *, name: str, encoded: bool) -> RecipeError:
+    held = ", ".join(sorted({type(value).__name__ for _, value in leaves(batch)})) or "nothing"
+    where = f"{name}.{'encode' if encoded else 'collate'}()"
+    return RecipeError(
+        f"{error.message}; the batch has no tensor: {where} returned {described(batch)} of {held}",
+        hint=f"Return tensors from {where}, rows first, in dicts, lists, tuples or dataclasses: they are moved to the "
+        "device of the model.",
+    )
 
 
 def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:

@@ -80,7 +80,9 @@ def _check_resource(spec: ProjectSpec) -> None:
         raise UsageError(
             f"sweep.resource is {section.resource!r}, and the length of a whole trial is not set, "
             f"which {scheduler} needs",
-            hint="Set train.max_steps or sweep.max_resource.",
+            hint="Set sweep.resource: step, which goes by train.max_steps; or train.epochs, or sweep.max_resource."
+            if section.resource == "epoch"
+            else "Set train.max_steps or sweep.max_resource.",
         )
     if scheduler != "none" and section.grace_period > whole:
         raise UsageError(

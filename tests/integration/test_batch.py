@@ -38,9 +38,9 @@ def config(ray_local, storage_path):
         "cluster": {"address": "auto"},
     }
     ours = tracker(spec_of(config))
-    run = ours.client.create_run(ours.client.create_experiment("scale"))
+    run_id = ours.start_run("scale", name="trained", tags={})
     registry = Registry(ours)
-    ref = registry.register("scale", run_id=run.info.run_id, bundle=scale_bundle(storage_path, factor=3.0))
+    ref = registry.register("scale", run_id=run_id, bundle=scale_bundle(storage_path, factor=3.0))
     with state_of(spec_of(config)) as state:
         record_version(state, ref, why="", now=datetime.now(UTC))
     registry.set_alias("scale", "champion", 1)

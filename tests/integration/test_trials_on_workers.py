@@ -124,9 +124,12 @@ def left():
     return [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
 
 
-def test_a_trial_on_two_workers_reports_each_epoch_and_reserves_nothing_itself(tmp_path):
-    """Both CPUs are its workers'; the numbers are those of one process."""
-    project = project_of(tmp_path, sweep={"workers_per_trial": 2})
+@pytest.mark.parametrize(
+    "train", [{}, {"epochs": None, "max_steps": 6, "eval_every_steps": 2}], ids=["epochs", "steps"]
+)
+def test_a_trial_on_two_workers_reports_each_epoch_and_reserves_nothing_itself(tmp_path, train):
+    """Both CPUs are its workers'; the numbers are those of one process; its last report is known to be the last."""
+    project = project_of(tmp_path, sweep={"workers_per_trial": 2}, train=train)
     (results,) = run([config_of(project, tmp_path)], tmp_path, at_once=1).results.values()
     assert [result["epochs"] for result in results] == [1, 2, 3]
     assert (results[-1]["outcome"], results[-1]["reason"]) == ("complete", "")

@@ -65,9 +65,19 @@ def test_paths_and_links_lead_somewhere(document):
     """Paths of this repository in code quotes, and links between documents."""
     text = document.read_text(encoding="utf-8")
     paths = set(re.findall(r"`((?:configs|jobs|tests|examples|docs|raymlops)/[\w./]*)`", text))
-    links = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target}
+    links = {target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
-    assert [link for link in sorted(links) if not (document.parent / link).exists()] == []
+    assert [link for link in sorted(links) if not leads_somewhere(document, link)] == []
+
+
+def leads_somewhere(document, link):
+    """Return whether the file of a link exists, and has the heading that it names."""
+    name, _, anchor = link.partition("#")
+    target = document.parent / name if name else document
+    if not target.exists() or not anchor:
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_readme_is_short():

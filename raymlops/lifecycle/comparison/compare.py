@@ -48,12 +48,13 @@ def compare(
     compared = [_compared(tracker, recorded, label=label) for recorded, label in found]
     if not curves:
         return Comparison.of(compared)
-    by_epoch = any(recorded.kind == "trial" for recorded, _ in found)
+    by_report = any(recorded.kind == "trial" for recorded, _ in found)
     drawn = [
-        replace(run, curves=_curves(tracker, recorded, by_epoch=by_epoch))
+        replace(run, curves=_curves(tracker, recorded, by_report=by_report))
         for run, (recorded, _) in zip(compared, found, strict=True)
     ]
-    return Comparison.of(drawn, axis=_EPOCH if by_epoch else "step")
+    by_steps = any(run.settings.get("train.eval_every_steps", "null") != "null" for run in compared)
+    return Comparison.of(drawn, axis="step" if not by_report else "report" if by_steps else _EPOCH)
 
 
 def _name_of(run: RunRecord | TrialRecord | ModelVersionRef) -> str:
@@ -123,15 +124,20 @@ def _settings(tracker: Tracker, recorded: Recorded) -> dict[str, str]:
     return {**settings, "code.sha": whole.tags.get(CODE_SHA, ""), **params}
 
 
-def _curves(tracker: Tracker, recorded: Recorded, *, by_epoch: bool) -> dict[str, list[tuple[int, float]]]:
-    """Return the history of each metric, without costs and the learning rate; over epochs, those of each report."""
+def _curves(tracker: Tracker, recorded: Recorded, *, by_report: bool) -> dict[str, list[tuple[int, float]]]:
+    """Return the history of each metric, without costs and the learning rate; by report, over their number.
+
+    That is what trials have: where there is no ``train.eval_every_steps``, a report an epoch.
+    """
     from raymlops.training.events import COSTS
 
     names = sorted(name for name in recorded.metrics if not name.startswith((*COSTS, _RATE, "test/")))
     curves = {name: tracker.history(recorded.run_id, name) for name in names if name != _EPOCH}
-    if by_epoch and recorded.kind != "trial":
-        epochs = {step: int(epoch) for step, epoch in tracker.history(recorded.run_id, _EPOCH)}
+    if by_report and recorded.kind != "trial":
+        steps = [step for step, _ in tracker.history(recorded.run_id, _EPOCH)]
+        numbers = {step: number for number, step in enumerate(steps, start=1)}
         curves = {
-            name: [(epochs[step], value) for step, value in points if step in epochs] for name, points in curves.items()
+            name: [(numbers[step], value) for step, value in points if step in numbers]
+            for name, points in curves.items()
         }
     return {name: points for name, points in curves.items() if points}

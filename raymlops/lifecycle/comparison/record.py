@@ -31,7 +31,7 @@ class ComparedRun(Record):
     metrics: dict[str, float] = field(repr=False)
     """Of the model that is kept."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict, repr=False)
-    """Points of each metric, over epochs where a trial is compared, else over steps."""
+    """Points of each metric, over reports where a trial is compared, else over steps."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Comparison(Record):
     settings: dict[str, list[str | None]]
     metrics: dict[str, list[float | None]]
     axis: str = "step"
-    """What the curves are over: ``step`` or ``epoch``."""
+    """What the curves are over: ``step``, or where a trial is compared ``epoch``, or ``report`` if one validates by
+    steps."""
 
     @classmethod
     def of(cls, runs: Sequence[ComparedRun], *, axis: str = "step") -> Self:

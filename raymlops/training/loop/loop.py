@@ -132,7 +132,7 @@ def _validates_now(ctx: TrainContext) -> bool:
 def _validates_at_end_of_epoch(ctx: TrainContext) -> bool:
     """Return whether the epoch that has ended is evaluated: where it is done by steps, the last one alone."""
     state = ctx.run_state
-    ends = state.step >= ctx.steps or state.epoch >= ctx.spec.epochs
+    ends = state.step >= ctx.steps or state.epoch >= ctx.spec.last_epoch
     return ctx.spec.eval_every_steps is None or (ends and state.reported_step != state.step)
 
 

@@ -42,17 +42,17 @@ def total_steps(spec: TrainSection, *, rows: int) -> int:
             f"{spec.batch_size}",
             hint="Lower train.batch_size, or leave train.drop_last out.",
         )
-    steps = (rows // spec.batch_size if spec.drop_last else math.ceil(rows / spec.batch_size)) * spec.epochs
-    return steps if spec.max_steps is None else min(steps, spec.max_steps)
+    steps = (rows // spec.batch_size if spec.drop_last else math.ceil(rows / spec.batch_size)) * spec.last_epoch
+    return int(steps if spec.max_steps is None else min(steps, spec.max_steps))
 
 
 def lr_factor(spec: TrainSection, step: int, *, steps: int) -> float:
     """Return the share of the peak learning rate at ``step``, counted from 0.
 
-    It rises linearly over the first ``warmup_fraction`` of all steps, the last of which has the peak, then stays
+    It rises linearly over the warm-up's steps, the last of which has the peak, then stays
     (``constant``) or falls along a line or a half cosine, to ``lr_floor`` at step ``steps``, which is not taken.
     """
-    warmup = round(steps * spec.warmup_fraction)
+    warmup = spec.warmup_steps or round(steps * spec.warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
     if spec.schedule == "constant":

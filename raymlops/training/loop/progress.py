@@ -256,7 +256,7 @@ class RankProgress:
         # In mid-epoch the last step may have been taken while its epoch is not reported yet.
         if state.batch != 0 and state.reported_step != state.step:
             return False
-        ended = state.batch == 0 and state.epoch > self.spec.epochs
+        ended = state.batch == 0 and state.epoch > self.spec.last_epoch
         return Best.of_run(state, self.spec).exhausted or ended or (last is not None and state.step >= last)
 
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:

@@ -95,7 +95,7 @@ class Reporter:
     ) -> None:
         self.watch = Stopwatch()
         self._emit = emit
-        self._epochs, self._steps = spec.epochs, steps
+        self._epochs, self._steps = spec.epochs or 0, steps
         self._speaks = ranks.rank == 0
         self._workers = ranks.world_size
         self._throughput = Throughput(

@@ -48,10 +48,10 @@ def check_resumable(recorded: Recorded, spec: ProjectSpec) -> list[Change]:
     changes = differences(recorded.spec, spec)
     refuse_forbidden(changes, run_id=recorded.run_id)
     done = int(recorded.metrics.get("epoch", 0))
-    if spec.train.epochs < min(done, recorded.spec.train.epochs):
+    if spec.train.last_epoch < min(done, recorded.spec.train.last_epoch):
         raise UsageError(
             f"run {recorded.run_id} has trained {done} epochs already, and train.epochs is {spec.train.epochs} "
-            f"(it was {recorded.spec.train.epochs})",
+            f"(it was {recorded.spec.train.epochs or 'not set'})",
             hint="Repeat the value that the run was started with, or omit --config: the run has its own.",
         )
     return changes
@@ -107,7 +107,7 @@ def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, e
     are recorded, which describe the version that was registered from it.
 
     Raises:
-        UsageError: it is FINISHED, and neither ``train.epochs`` nor another limit was raised, or it was registered.
+        UsageError: it is FINISHED, and none of its limits was raised, or it was registered.
     """
     if recorded.status != "FINISHED":
         return
@@ -122,7 +122,7 @@ def check_unfinished(recorded: Recorded, spec: ProjectSpec, *, finished: bool, e
         did = f"{recorded.tags.get('raymlops.epochs', '?')} epochs, {recorded.tags.get('raymlops.steps', '?')} steps"
         raise UsageError(
             f"run {recorded.run_id} is finished ({did}); nothing is left to train",
-            hint=f"To train it for longer, raise train.epochs above {before.epochs}: train.epochs={before.epochs * 2}.",
+            hint=f"To train it for longer, raise what ends it: {twice_as_long(before)}.",
         )
 
 
@@ -215,7 +215,14 @@ def _raised(before: TrainSection, now: TrainSection) -> bool:
     def more(old: int | None, new: int | None) -> bool:
         return old is not None and (new is None or new > old)
 
-    return now.epochs > before.epochs or more(before.max_steps, now.max_steps) or more(before.patience, now.patience)
+    longer = now.last_epoch > before.last_epoch
+    return longer or more(before.max_steps, now.max_steps) or more(before.patience, now.patience)
+
+
+def twice_as_long(section: TrainSection) -> str:
+    """Return the overrides that double the length of a run."""
+    limits = {"train.epochs": section.epochs, "train.max_steps": section.max_steps}
+    return " ".join(f"{name}={2 * limit}" for name, limit in limits.items() if limit is not None)
 
 
 def _recorded_rows(recorded: Recorded) -> dict[str, int]:

@@ -18,7 +18,7 @@ from raymlops.training.checkpoints.format import read_pointer
 from raymlops.training.checkpoints.retention import STATE
 from raymlops.training.runs.garbage import newest_whole
 from raymlops.training.runs.lookup import CHECKPOINTS, LOG, Recorded, who_holds
-from raymlops.training.runs.resume import RESUMED_WITH_CHANGES, is_evaluated
+from raymlops.training.runs.resume import RESUMED_WITH_CHANGES, is_evaluated, twice_as_long
 from raymlops.training.runs.status import CheckpointStatus, RunStatus, shared_fields
 from raymlops.training.runs.writer import PROGRESS, REASON, RESTART_COUNT, RESTARTS
 
@@ -131,8 +131,8 @@ def _resume(recorded: Recorded, state: State, found: Found, *, who: str, evaluat
     if state == "finished" and evaluated:
         return "refused: it is finished and registered, and more training would invalidate its recorded evaluation"
     if state == "finished":
-        epochs = recorded.spec.train.epochs if recorded.spec else 0
-        return f"nothing left to train; to train longer: {command} train.epochs={2 * epochs or 'N'}"
+        longer = twice_as_long(recorded.spec.train) if recorded.spec else "train.epochs=N"
+        return f"nothing left to train; to train longer: {command} {longer}"
     if recorded.spec is None:
         return "refused: its configuration is missing or unreadable"
     if found.problem:

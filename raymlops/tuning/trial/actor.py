@@ -154,7 +154,7 @@ class _Trial:
             return self.result(epoch, outcome="failed", reason=reason)
         train = self._spec["train"]
         # Validations by steps may be more than epochs.
-        if epoch.last or (train["eval_every_steps"] is None and epoch.number >= train["epochs"]):
+        if epoch.last or (train["eval_every_steps"] is None and epoch.number >= (train["epochs"] or math.inf)):
             # Wait for its end and report it in the same result; otherwise the scheduler may stop a trial that is over.
             while (late := self.stream.next()) is not None:
                 late, reason = self._record(late)

@@ -30,25 +30,27 @@ _SHORTEST_MINUTES = 1 / 600
 class EpochWriter:
     """The supervisor's writer: forwards each epoch once, however often the workers restart."""
 
-    def __init__(self, on_epoch: OnEpoch, *, after: int = 0) -> None:
-        """Forward the epochs after ``after``."""
+    def __init__(self, on_epoch: OnEpoch, *, after: int = 0, ends_by_steps: bool = True) -> None:
+        """Forward the epochs after ``after``; without ``ends_by_steps`` the last step says nothing of the end."""
         self._on_epoch = on_epoch
         self._known = set(range(1, after + 1))
+        self._ends_by_steps = ends_by_steps
 
     def __call__(self, event: Event) -> None:
         """Forward an epoch."""
         if event.kind == "epoch":
-            self._forward(event.report, dict(event.metrics), step=event.step)
+            last = self._ends_by_steps and 0 < event.steps <= event.step
+            self._forward(event.report, dict(event.metrics), step=event.step, last=last)
 
     def close(self, outcome: Outcome) -> None:
         """Forward the epochs whose events were lost with their mailbox."""
         for number, metrics in enumerate(outcome.history, start=1):
-            self._forward(number, dict(metrics), step=outcome.steps)
+            self._forward(number, dict(metrics), step=outcome.steps, last=False)
 
-    def _forward(self, number: int, metrics: dict[str, Any], *, step: int) -> None:
+    def _forward(self, number: int, metrics: dict[str, Any], *, step: int, last: bool) -> None:
         if number not in self._known:
             self._known.add(number)
-            self._on_epoch(number, metrics, step=step)
+            self._on_epoch(number, metrics, step=step, last=last)
 
 
 def train_on_workers(
@@ -66,7 +68,7 @@ def train_on_workers(
     section = spec.train.model_copy(
         update={
             "num_workers": spec.sweep.workers_per_trial,
-            "checkpoint_every_epochs": spec.train.epochs,
+            "checkpoint_every_epochs": spec.train.epochs or spec.train.max_steps,  # never before the end
             "checkpoint_every_steps": None,
             "checkpoint_every_minutes": max(spec.sweep.checkpoint_every_s / 60, _SHORTEST_MINUTES),
             "keep_checkpoints": 1,
@@ -75,7 +77,8 @@ def train_on_workers(
     )
     nested = project.with_train(section)
     room = Places(WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker, "a trial's workers"))
-    writer = EpochWriter(on_epoch, after=after)
+    # A loop of the recipe's own may take any number of steps.
+    writer = EpochWriter(on_epoch, after=after, ends_by_steps=project.recipe_class.train_loop is None)
     try:
         outcome, _ = supervisor.fit(
             RunRequest(

@@ -90,6 +90,20 @@ def test_errors_as_json(tmp_path, capsys):
     assert {problem["path"] for problem in error["problems"]} == {"train.lr", "train.epoch"}
 
 
+@pytest.mark.parametrize("verb", [["validate"], ["config", "show"]])
+def test_a_file_is_named_as_other_verbs_do_too(verb, tmp_path, capsys):
+    """By --config or alone, but not by both, nor by neither."""
+    file = tmp_path / "a.yaml"
+    file.write_text("project: {name: x}\nrecipe: {import: 'raymlops.recipes.digits:Digits'}\n")
+    for words in ([str(file)], ["--config", str(file)], ["-c", str(file)]):
+        assert main([*verb, *words, "train.epochs=3"]) == 0, words
+    capsys.readouterr()
+    assert main([*verb, str(file), "--config", str(file)]) == 2
+    assert "both name a file" in capsys.readouterr().err
+    assert main(verb) == 2
+    assert "--config FILE" in capsys.readouterr().err
+
+
 def test_missing_file_exits_2(capsys):
     """A configuration that is not there is named."""
     assert main(["validate", "nowhere.yaml"]) == 2

@@ -18,7 +18,7 @@ from raymlops.arrays import Column
 from raymlops.recipe import RecipeBase, RecipeConfig, Splits
 from raymlops.signature import Signature
 from raymlops.testing import RecipeContract
-from raymlops.testing.contract import ROWS
+from raymlops.testing.case import ROWS
 
 
 class Good(RecipeBase):

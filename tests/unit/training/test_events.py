@@ -35,6 +35,13 @@ def test_the_time_left() -> None:
     assert replace(STEP, step=0).eta_s is None
 
 
+def test_an_epoch_of_unknown_many_is_shown_alone() -> None:
+    """A run by steps alone has no number of epochs."""
+    event = replace(STEP, epochs=0)
+    assert event.pairs()["epoch"] == 2
+    assert bar(event).startswith("epoch 2 ")
+
+
 def test_a_log_line_is_logfmt() -> None:
     """Values with spaces are quoted; numbers are short."""
     assert logfmt(STEP) == (

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from base64 import b64encode
+from datetime import UTC, datetime
+from itertools import repeat
 from typing import Any
 
+import numpy as np
+import own_ways
 import pytest
 import torch
 from broken import Items, NeedsManyRows, Seen
+from pictures import Pictures, table
 from preflight_jobs import tried
 from ranks import ranks
 from tiny import Tiny
+from torch import nn
 
+from raymlops.arrays import Column
+from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError, UsageError
-from raymlops.recipe import RecipeBase
+from raymlops.project import bind
+from raymlops.recipe import RecipeBase, Splits
+from raymlops.signature import Signature
 from raymlops.training.example import example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
@@ -184,12 +196,15 @@ def test_a_metric_that_is_annealed_is_told_of(tiny_project: Any) -> None:
 
 
 def test_a_length_that_is_not_reached_is_told_of(tiny_project: Any) -> None:
-    """Who asks for steps alone gets the default number of epochs."""
+    """2 epochs of 5 steps are fewer than 11 steps; a warm-up of them all ends at the peak."""
     told: list[str] = []
-    for steps in (10, 11):
-        project = tiny_project(max_steps=steps)
+    for train in ({"max_steps": 10}, {"max_steps": 11}, {"max_steps": 11, "epochs": None}, {"warmup_steps": 10}):
+        project = tiny_project(**train)
         preflight(project, prepare(project), notice=told.append)
-    assert told == ["train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs"]
+    assert told == [
+        "train.epochs 2 ends the run after 10 steps, before train.max_steps 11: raise train.epochs, or leave it out",
+        "train.warmup_steps 10 are all of the run's 10 steps: lr only rises",
+    ]
 
 
 def test_metrics_may_draw_at_random(tiny_project: Any) -> None:
@@ -231,6 +246,7 @@ def test_what_trains_the_model_is_tried(tiny_project: Any, options: dict[str, An
         ([[0, 1], [2]], r"yielded a list first"),
         (["a"], r"yielded a str first"),
         (3, r"raised TypeError: 'int' object is not iterable"),
+        (repeat(0), r"yields more than 1,000,000 rows of a split of 300"),
     ],
 )
 def test_a_sampler_yields_row_numbers(tiny_project: Any, rows: Any, message: str) -> None:
@@ -297,6 +313,151 @@ def test_the_example_is_made_of_rows_that_fit(tiny_project: Any) -> None:
     check(tiny_project(recipe="broken:InfiniteRows"))
     with pytest.raises(RecipeError, match="none of the first 4 validation rows matches"):
         check(tiny_project(recipe="broken:InfiniteRows", config={"validation_rows": 4}))
+
+
+def test_a_loss_may_draw_in_evaluations(tiny_project: Any) -> None:
+    """As of a variational autoencoder: whether it is a mean over rows cannot be seen, and the default metrics do."""
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        return Tiny.loss(self, model, batch) + 0.5 * torch.randn(())
+
+    told: list[str] = []
+    drawn = {"loss": loss, "metrics": RecipeBase.metrics, "finalize": RecipeBase.finalize}
+    project = dataclasses.replace(tiny_project(accumulate=2), recipe_class=type("Tiny", (Tiny,), drawn))
+    preflight(project, prepare(project), notice=told.append)
+    assert told == []
+
+
+def test_the_part_of_a_loss_that_is_not_finite_is_named(tiny_project: Any) -> None:
+    """Before the first step."""
+
+    def loss(self: Any, model: Any, batch: Any) -> Any:
+        fit = Tiny.loss(self, model, batch)
+        return {"fit": fit, "aux": fit * float("nan")}
+
+    with pytest.raises(RecipeError, match=r"the part aux of Tiny\.loss\(\) is nan on the first rows of train"):
+        check(dataclasses.replace(tiny_project(), recipe_class=type("Tiny", (Tiny,), {"loss": loss})))
+
+
+class Lazy(Tiny):
+    """Has a layer whose size is that of its first input."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.LazyLinear(1))
+
+
+class NumbersAlone(own_ways.Ragged):
+    """Collates Python's numbers."""
+
+    def collate(self, items: list[Any]) -> Any:
+        return {"x": [item["x"].tolist() for item in items], "label": [item["label"] for item in items]}
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        return model(batch["x"]).mean()
+
+
+class NotStacked(own_ways.Ragged):
+    """Has items of unequal length."""
+
+    collate = RecipeBase.collate
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Lazy, r"Lazy\.model\(\) returned a model whose 0\.weight, 0\.bias have no size yet\n.*run one row through"),
+        (
+            NumbersAlone,
+            r"raised TypeError.*; the batch has no tensor: NumbersAlone\.collate\(\) returned a dict of float\n",
+        ),
+        (NotStacked, r"NotStacked\.collate\(\) raised RuntimeError: stack expects.*\n.* need a collate\(items\)"),
+    ],
+)
+def test_what_no_step_could_take_says_what_to_return(tiny_project: Any, recipe: Any, message: str) -> None:
+    """Layers without a size, a batch without a tensor, and items that are not stacked."""
+    items = issubclass(recipe, own_ways.Ragged)
+    project = tiny_project(**({"recipe": "own_ways:Ragged", "config": {"train_rows": 20}} if items else {}))
+    with pytest.raises(RecipeError, match=message):
+        check(dataclasses.replace(project, recipe_class=recipe))
+
+
+def test_sums_in_low_precision_are_told_of(tiny_project: Any) -> None:
+    """An eighth of a batch's rows may be lost in them; what torch computes in float32 is left alone."""
+    told: list[str] = []
+    low = {"metrics": lambda *args: Tiny.metrics(*args) | {"logit": args[1](args[2]).sum()}}
+    for precision in ("fp32", "bf16"):
+        project = dataclasses.replace(tiny_project(precision=precision), recipe_class=type("Tiny", (Tiny,), low))
+        preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert text.startswith("Tiny.metrics() sums logit in bf16")
+
+
+class Ids(RecipeBase):
+    """Has ids as an input."""
+
+    label = "y"
+    largest = 2**24 + 1
+
+    def datasets(self) -> Any:
+        rows = {"user": np.arange(self.largest - 19, self.largest + 1), "y": np.arange(20) / 20}
+        return Splits(rows, rows, rows)
+
+    def model(self) -> nn.Module:
+        return nn.Linear(1, 1)
+
+    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(model(batch["user"].float()[:, None])[:, 0], batch["label"])
+
+    def predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return model(batch["user"].float()[:, None])[:, 0]
+
+    def signature(self) -> Signature:
+        return Signature((Column("user", "int"),), (Column("y", "float"),))
+
+
+class SmallIds(Ids):
+    """Has such that float32 has."""
+
+    largest = 2**24
+
+
+class WholeIds(Ids):
+    """Keeps them whole."""
+
+    def encode(self, columns: Any) -> Any:
+        return {"user": torch.as_tensor(columns["user"])}
+
+
+def test_ids_that_the_default_encode_rounds_are_told_of(tiny_project: Any) -> None:
+    """2**24 and 2**24 + 1 are one number in float32."""
+    told: list[str] = []
+    for recipe in (Ids, SmallIds, WholeIds):
+        project = dataclasses.replace(tiny_project(), recipe_class=recipe)
+        preflight(project, prepare(project), notice=told.append)
+    (text,) = told
+    assert text.startswith("user has integers up to 16777217, and the default encode() makes float32 of them")
+
+
+class WrittenInPython(Pictures):
+    """Shows what Python has: files and times."""
+
+    def example(self) -> Any:
+        photo = table(1, seed=1)["photo"][0]
+        at = datetime(2026, 11, 27, 10, tzinfo=UTC)
+        return [
+            {"photo": photo, "at": at, "note": b"ab"},
+            {"photo": b64encode(photo).decode(), "at": "2026-11-27T10:00:00Z", "note": bytearray(b"ab")},
+        ]
+
+
+def test_an_example_may_hold_bytes_and_times() -> None:
+    """They become what a client would send, which is JSON; the file of an image stays as it is."""
+    sections = {"project": {"name": "p"}, "recipe": {"import": "pictures:Pictures"}}
+    project = bind(ProjectSpec.model_validate(sections), recipe=Pictures)
+    prepared = prepare(dataclasses.replace(project, recipe_class=WrittenInPython))
+    first, second = json.loads(json.dumps(example_rows(prepared)))
+    assert first == second | {"at": "2026-11-27T10:00:00.000000Z"}
+    assert first["note"] == "YWI="
 
 
 def test_an_untrained_model_may_answer_with_infinity(tiny_project: Any) -> None:

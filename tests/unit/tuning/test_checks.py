@@ -6,6 +6,7 @@ import pytest
 from tiny import Tiny
 
 from raymlops.config.load import load_data
+from raymlops.config.train import TrainSection
 from raymlops.errors import UsageError
 from raymlops.project import bind
 from raymlops.tuning.checks import check
@@ -28,6 +29,14 @@ def test_a_metric_of_its_own_needs_its_mode():
     with pytest.raises(UsageError, match=r"sweep\.mode is not set"):
         check(project(space=space, metric="validation/auc"))
     check(project(space=space, metric="validation/auc", mode="max"))
+
+
+def test_a_length_in_steps_alone_is_counted_in_steps():
+    """How many epochs that takes is only known with the data."""
+    found = project(space=LR)
+    steps = found.with_train(TrainSection(max_steps=9))
+    with pytest.raises(UsageError, match=r"'epoch', and the length of a whole trial is not set.*\n.*resource: step"):
+        check(steps)
 
 
 @pytest.mark.parametrize(

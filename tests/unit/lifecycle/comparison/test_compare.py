@@ -56,15 +56,18 @@ def recorded(storage_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Re
         yield Recorded(swept.tracker, *ids, swept.sweep_id)
 
 
-def run(tracker: Tracker, project: Project, *, lr: float, losses: tuple[float, ...]) -> str:
+def run(
+    tracker: Tracker, project: Project, *, lr: float, losses: tuple[float, ...], every_steps: int | None = None
+) -> str:
     data = project.spec.to_dict()
-    data["train"]["lr"] = lr
+    data["train"] |= {"lr": lr, "eval_every_steps": every_steps}
     data["gate"]["margin"] = lr
     run_id = open_run(tracker, Project.from_dict(data), DataRecord("v2:abc", {"train": 300}))
     writer = RunWriter(tracker, run_id)
     for epoch, loss in enumerate(losses, start=1):
         metrics = {METRIC: loss, "validation/rows": 101.0, "system/process_memory_gb": lr}
-        writer(Event("epoch", epoch=epoch, step=10 * epoch, metrics=metrics, timestamp_ms=epoch))
+        done = epoch if every_steps is None else 1
+        writer(Event("epoch", epoch=done, step=10 * epoch, metrics=metrics, timestamp_ms=epoch))
     writer.close("FINISHED", tags={f"raymlops.best.{METRIC}": repr(min(losses))}, kept={METRIC: min(losses)})
     return run_id
 
@@ -94,6 +97,16 @@ def test_trials_and_runs_are_compared_over_epochs(recorded: Recorded) -> None:
         [(1, 0.3), (2, 1.2)],
         [(1, 0.9), (2, 0.4), (3, 0.6)],
     ]
+
+
+def test_validations_by_steps_are_not_epochs(recorded: Recorded, storage_path: Path) -> None:
+    """Three of them are in one epoch, and beside those of a trial they are counted."""
+    project = project_in(storage_path)
+    by_steps = run(recorded.tracker, project, lr=0.1, losses=LOSSES["fast"], every_steps=10)
+    found = rm.compare([f"{recorded.sweep}/0", by_steps])
+    assert found.axis == "report"
+    assert found.runs[1].curves[METRIC] == [(1, 0.9), (2, 0.4), (3, 0.6)]
+    assert found.plot().layout.xaxis.title.text == "report"
 
 
 def test_a_version_is_the_run_that_it_was_registered_from(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:

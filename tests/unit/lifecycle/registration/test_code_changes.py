@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -214,3 +216,12 @@ def test_the_change_is_named(shop):
     assert (now.then, now.what) == (was.now, "changed: repairs_shop.py, tiny.py")
     assert now.back == "Check out commit cccccccccccc with the changes in the run's artifact code/uncommitted.diff"
     assert now.edited == ("repairs_shop.py",)
+
+
+def test_a_file_that_was_saved_just_before_the_process_is_not_newer(tmp_path):
+    """Who saves a recipe and registers at once is not told that it changed meanwhile."""
+    saved = tmp_path / "shop.py"
+    saved.write_text("")
+    code = "from raymlops.lifecycle.registration.code_changes import process_start_s; print(process_start_s())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert saved.stat().st_mtime - 0.05 < float(found) < time.time()

@@ -142,6 +142,12 @@ def test_max_steps_ends_in_mid_epoch(tiny_project: Any) -> None:
     assert (result.steps, result.epochs) == (7, 2)
 
 
+def test_steps_alone_may_be_the_length(tiny_project: Any) -> None:
+    """Through as many epochs as that takes: 32 steps of 5 an epoch; the last one is cut."""
+    result = run_local(tiny_project(epochs=None, max_steps=32))
+    assert (result.steps, len(result.history)) == (32, 7)
+
+
 def test_a_trial_can_be_stopped(tiny_project: Any) -> None:
     """on_epoch hears every epoch's metrics; True ends the run."""
     heard: list[int] = []

@@ -29,10 +29,27 @@ def test_schedules(schedule: Any, expected: list[float]) -> None:
     assert rates == pytest.approx([2 * share for share in expected], abs=1e-6)
 
 
+def test_a_warm_up_may_be_a_number_of_steps() -> None:
+    """Two of them, whatever the length; one that is longer than the run ends in mid-rise."""
+    assert [lr_factor(TrainSection(schedule="linear", warmup_steps=2), step, steps=4) for step in range(4)] == [
+        *(0.5, 1, 1, 0.5)
+    ]
+    assert [lr_factor(TrainSection(warmup_steps=4), step, steps=2) for step in range(2)] == [0.25, 0.5]
+
+
 def test_steps_of_a_run(tiny_project: Any) -> None:
     """300 rows in batches of 64 are ceil(4.7) = 5 steps an epoch, 2 epochs 10; max_steps cuts."""
     assert total_steps(tiny_project().spec.train, rows=300) == 10
     assert total_steps(tiny_project(max_steps=7).spec.train, rows=300) == 7
+    assert total_steps(tiny_project(max_steps=777, epochs=None).spec.train, rows=300) == 777
+
+
+def test_how_long_a_run_is_without_epochs() -> None:
+    """As many as max_steps takes, else five; a spec reads back as it was written."""
+    for given, epochs in (({}, 5), ({"max_steps": 9}, None), ({"epochs": None}, 5), ({"epochs": 2, "max_steps": 9}, 2)):
+        section = TrainSection(**given)
+        assert section.epochs == epochs
+        assert TrainSection.model_validate(section.model_dump(mode="json")) == section
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,13 @@ def test_what_a_loss_may_be(returned: Any, expected: float) -> None:
     assert loss_value(returned, where="loss()").mean().item() == expected
 
 
+def test_a_loss_of_one_element_trains_as_a_scalar(tiny_project: Any) -> None:
+    """Whatever its shape."""
+    recipe = type("Tiny", (Tiny,), {"loss": lambda *given: Tiny.loss(*given)[None]})
+    project = tiny_project(accumulate=2)
+    assert run_local(dataclasses.replace(project, recipe_class=recipe)).history == run_local(project).history
+
+
 def test_a_weight_is_where_the_sum_is() -> None:
     """A number of rows is one of the CPU; sums over steps and ranks are made on the training's device."""
     for total in (torch.ones((), device="meta"), {"a": torch.ones((), device="meta")}):
@@ -388,6 +395,10 @@ def test_an_epoch_without_a_validation_ends_with_its_checkpoint(tiny_project: An
     ("train", "message"),
     [
         ({"schedule": "OneCycleLR", "warmup_fraction": 0.1}, "belong to constant, linear, cosine"),
+        ({"schedule": "OneCycleLR", "warmup_steps": 10}, "belong to constant, linear, cosine"),
+        ({"schedule": "OneCylceLR", "warmup_fraction": 0.1}, "schedule is 'OneCylceLR'; did you mean OneCycleLR"),
+        ({"schedule": "Cosine", "lr_floor": 0.1}, "schedule is 'Cosine'; did you mean cosine"),
+        ({"warmup_steps": 10, "warmup_fraction": 0.1}, "leave one of them out"),
         ({"schedule_args": {"gamma": 1}}, "schedule_args are for a torch.optim.lr_scheduler class"),
         ({"sync_batch_norm": True, "num_workers": 2}, "sync_batch_norm needs GPUs"),
         ({"optimizer": "adamm"}, "did you mean adam"),
@@ -417,6 +428,19 @@ def test_a_scheduler_of_a_fixed_length_cannot_be_extended(tiny_project: Any, tmp
                 Attempt(longer, folder, token="b")
         else:
             assert Attempt(longer, folder, token="b").outcome.steps == 15
+
+
+def test_the_state_of_another_optimizer_is_refused(tiny_project: Any, tmp_path: Path) -> None:
+    """A recipe's code may name another class at a resume; torch would load what it finds, or fail in a step."""
+
+    def using(kind: Any) -> Any:
+        own = {"optimizer": lambda _self, model, train: kind(model.parameters(), lr=train.lr)}
+        return dataclasses.replace(tiny_project(epochs=3), recipe_class=type("Tiny", (Tiny,), own))
+
+    Attempt(using(torch.optim.AdamW), tmp_path, token="a", after=3)
+    for kind in (torch.optim.SGD, torch.optim.Adam):
+        with pytest.raises(RecipeError, match=f"holds the state of optimizer AdamW, this run has {kind.__name__}"):
+            Attempt(using(kind), tmp_path, token="b")
 
 
 def test_the_mode_of_a_cycle_is_not_that_of_the_metric(tiny_project: Any) -> None:

@@ -133,7 +133,7 @@ def test_a_run_that_did_not_finish_goes_on(project: Project, status: str) -> Non
 def test_a_finished_run_is_refused(project: Project) -> None:
     """With what it did, and how it could go on."""
     done = known(project, status="FINISHED", tags={"raymlops.epochs": "2", "raymlops.steps": "10"})
-    with pytest.raises(UsageError, match=r"is finished \(2 epochs, 10 steps\).*\n.*raise train\.epochs above 2"):
+    with pytest.raises(UsageError, match=r"is finished \(2 epochs, 10 steps\).*\n.*what ends it: train\.epochs=4"):
         check_unfinished(done, project.spec, finished=True, evaluated=False)
 
 
@@ -146,6 +146,8 @@ def test_a_finished_run_is_refused(project: Project) -> None:
         ({"train.max_steps": 5}, {"train.max_steps": None}, True),
         ({"train.max_steps": 5}, {"train.max_steps": 4}, False),
         ({}, {"train.max_steps": 6}, False),
+        ({"train.epochs": None, "train.max_steps": 5}, {"train.max_steps": 6}, True),
+        ({"train.epochs": None, "train.max_steps": 5}, {"train.max_steps": 4}, False),
         ({"train.patience": 2}, {"train.patience": None}, True),
     ],
 )

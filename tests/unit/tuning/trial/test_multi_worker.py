@@ -16,24 +16,40 @@ def passed():
 
 @pytest.fixture
 def writer(passed):
-    def on_epoch(number, metrics, *, step):
-        passed.append((number, metrics, step))
+    def on_epoch(number, metrics, *, step, last):
+        passed.append((number, metrics, step, last))
         return False
 
     return EpochWriter(on_epoch, after=1)
 
 
 def epoch(number, loss):
-    return Event("epoch", epoch=number, report=number, step=10 * number, metrics={"loss": loss})
+    return Event("epoch", epoch=number, report=number, step=10 * number, steps=30, metrics={"loss": loss})
 
 
 def test_each_epoch_is_passed_on_once_however_often_the_workers_began_again(writer, passed):
     for event in (epoch(1, 9.0), epoch(2, 0.2), words("a worker died"), epoch(2, 0.2), epoch(3, 0.3)):
         writer(event)
-    assert passed == [(2, {"loss": 0.2}, 20), (3, {"loss": 0.3}, 30)]
+    assert [each[:3] for each in passed] == [(2, {"loss": 0.2}, 20), (3, {"loss": 0.3}, 30)]
+
+
+def test_the_report_of_the_last_step_is_the_last_one(writer, passed):
+    """Also where reports are by steps: a scheduler must not stop a trial that is over."""
+    for number in (2, 3):
+        writer(epoch(number, 0.1))
+    assert [last for *_, last in passed] == [False, True]
+
+
+def test_the_last_step_of_a_loop_of_its_own_is_not_known(passed):
+    def on_epoch(number, metrics, *, step, last):
+        passed.append(last)
+        return False
+
+    EpochWriter(on_epoch, ends_by_steps=False)(epoch(3, 0.1))
+    assert passed == [False]
 
 
 def test_epochs_whose_events_were_lost_come_from_the_history(writer, passed):
     writer(epoch(3, 0.3))
     writer.close(Outcome(history=[{"loss": 0.1}, {"loss": 0.2}, {"loss": 0.3}, {"loss": 0.4}], steps=40))
-    assert [(number, metrics["loss"]) for number, metrics, _ in passed] == [(3, 0.3), (2, 0.2), (4, 0.4)]
+    assert [(number, metrics["loss"]) for number, metrics, *_ in passed] == [(3, 0.3), (2, 0.2), (4, 0.4)]
