@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
+from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start, seed_step
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
 from raymlops.recipe import Progress, RecipeBase, call_recipe, model_of, to_device
@@ -250,7 +250,7 @@ class TrainContext:
 
     def seed_step(self, step: int) -> None:
         """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""
-        seed_all(self.spec.seed, step, self.rank, device=self.device)
+        seed_step(self.spec.seed, step, self.rank, device=self.device)
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks."""
