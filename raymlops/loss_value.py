@@ -59,7 +59,7 @@ def loss_value(returned: Any, *, where: str) -> LossValue:
         found, weight = returned
         weight = _scalar(torch.as_tensor(weight), where=f"{where}: the weight", of=weight).detach()
     parts: dict[str, torch.Tensor] = {}
-    if not isinstance(found, Mapping):
+    if isinstance(found, torch.Tensor) or not isinstance(found, Mapping):
         value = _scalar(found, where=where, of=found)
     elif not found:
         raise RecipeError(f"{where} returned an empty dict of parts; {_ALLOWED}")
@@ -79,7 +79,8 @@ def _scalar(tensor: Any, *, where: str, of: Any) -> torch.Tensor:
     import torch
 
     if isinstance(tensor, torch.Tensor) and tensor.numel() == 1:
-        return tensor.reshape(()).float()
+        # A view and a cast that change nothing would still be steps of the backward pass.
+        return (tensor.reshape(()) if tensor.ndim else tensor).float()
     got = "None" if of is None else f"a {type(of).__name__}"
     if isinstance(tensor, torch.Tensor):
         got = f"a tensor of shape {tuple(tensor.shape)}"

@@ -12,6 +12,7 @@ at a time.
 from __future__ import annotations
 
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,12 +32,29 @@ EVALUATION = 1
 
 def derived_seed(*parts: int) -> int:
     """Return a 63-bit seed from several numbers, uncorrelated for neighbouring ones."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
 
 
 def seed_all(*parts: int, device: torch.device) -> None:
     """Seed torch, Python's ``random`` and ``numpy.random`` on this rank."""
-    seed = derived_seed(*parts)
+    _seed_generators(derived_seed(*parts), device=device)
+
+
+def seed_step(seed: int, step: int, rank: int, *, device: torch.device) -> None:
+    """Seed as ``seed_all(seed, step, rank)`` does, faster for steps in turn."""
+    _seed_generators(_step_seeds(seed, step // _STEPS, rank)[step % _STEPS], device=device)
+
+
+_STEPS = 64
+"""Seeds derived at a time: 4 us each, against 40 us between steps, whose code takes numpy's out of the CPU's caches."""
+
+
+@lru_cache(maxsize=8)
+def _step_seeds(seed: int, block: int, rank: int) -> list[int]:
+    return [derived_seed(seed, step, rank) for step in range(block * _STEPS, (block + 1) * _STEPS)]
+
+
+def _seed_generators(seed: int, *, device: torch.device) -> None:
     # torch.manual_seed also notes a stack trace for each kind of device that is not in use: 0.1 to 0.6 ms.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from raymlops.training.loop.rank_sync import Ranks
 
 
-def backward(loss: torch.Tensor, scaler: GradScaler | None) -> None:
-    """Add the loss's gradients to the parameters', scaled where there is a scaler."""
+def backward(loss: torch.Tensor, scaler: GradScaler | None, *, times: float = 1.0) -> None:
+    """Add ``times`` the loss's gradients to the parameters', scaled where there is a scaler."""
+    if times != 1:  # a product by 1 would be one more operation, forward and backward
+        loss = loss * times
     (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
 

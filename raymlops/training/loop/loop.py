@@ -208,7 +208,7 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
             loss: LossValue = call_recipe(where, partial(trained.loss_of, batch))
             times = share if loss.weight is None else ctx.world_size / rows * (share > 0)
-            in_step(ctx, "the backward pass", partial(backward, loss.value * times, trained.scaler), batch=batch)
+            in_step(ctx, "the backward pass", partial(backward, loss.value, trained.scaler, times=times), batch=batch)
         part = StepLoss.of(loss, rows=share * rows / ctx.world_size, all_rows=rows)
         total = part if total is None else total.plus(part)
         ctx.watch.mark("forward_backward")

@@ -103,9 +103,8 @@ class Losses:
             return
         state = self._ctx.run_state
         reduced: Any = self._ctx.sum_over_ranks(_stacked([loss for loss, *_ in self._pending])).tolist()
-        for (weight, *sums), (loss, lr, step) in zip(reduced, self._pending, strict=True):
-            if not loss.weighted:
-                weight = loss.weight  # noqa: PLW2901 - known without the others
+        for sums, (loss, lr, step) in zip(reduced, self._pending, strict=True):
+            weight: Any = sums.pop(0) if loss.weighted else loss.weight  # where it is no sum, every rank knows it
             named = list(zip(["loss", *loss.parts], sums, strict=True))
             for name, total in (*named[1:], named[0]):  # a part is named before what it makes of the whole
                 if not math.isfinite(total):
@@ -142,11 +141,14 @@ class Losses:
 
 
 def _stacked(losses: list[StepLoss]) -> torch.Tensor:
-    """Return a row for each step: weight, value and parts; what every rank knows of the weight is not summed."""
-    own = [loss.weight for loss in losses if isinstance(loss.weight, torch.Tensor)]
-    weights = torch.stack(own) if own else torch.zeros_like(losses[0].value).expand(len(losses))
-    columns = zip(*([loss.value, *loss.parts.values()] for loss in losses), strict=True)
-    return torch.stack([weights, *(torch.stack(column) for column in columns)], dim=1)
+    """Return a row for each step: its weight, where that is a sum over ranks, its value and its parts."""
+    tensors = [
+        tensor
+        for loss in losses
+        for tensor in (loss.weight, loss.value, *loss.parts.values())
+        if isinstance(tensor, torch.Tensor)
+    ]
+    return torch.stack(tensors).view(len(losses), -1)
 
 
 def _means(sums: dict[str, float], weight: float) -> dict[str, float]:

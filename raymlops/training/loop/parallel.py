@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.util import find_spec
 from os import environ
 from pathlib import Path
@@ -126,10 +126,23 @@ class BatchLoss(nn.Module):
         self._where = f"{type(recipe).__name__}.loss()"
 
     def forward(self, batch: Batch) -> LossValue | torch.Tensor:
-        """Return the loss of the batch."""
-        with autocast(self._spec, self._device), explained():
-            found = loss_value(self._recipe.loss(self.model, batch), where=self._where)
-            return found.mean() if self._mean else found
+        """Return the loss of the batch.
+
+        Raises:
+            RecipeError: it mixes FSDP's shards with plain tensors; instead of torch's RuntimeError about DTensors.
+        """
+        try:
+            with autocast(self._spec, self._device):
+                found = loss_value(self._recipe.loss(self.model, batch), where=self._where)
+                return found.mean() if self._mean else found
+        except RuntimeError as error:
+            if "DTensor" not in str(error):
+                raise
+            raise RecipeError(
+                "a parameter was used while only its shard was there, under train.strategy fsdp",
+                hint="loss() and metrics() must call the model itself, not its methods or parameters, and a layer "
+                "whose parameters others use must not be among shard_layers(model).",
+            ) from error
 
 
 def parallelize(
@@ -241,25 +254,6 @@ def local_only(loss_of: nn.Module, *, last: bool) -> AbstractContextManager[None
         model: Any = loss_of.model
         model.set_requires_gradient_sync(last)
     return nullcontext()
-
-
-@contextmanager
-def explained() -> Iterator[None]:
-    """Explain the error of a recipe whose loss mixes FSDP's shards with plain tensors.
-
-    Raises:
-        RecipeError: instead of torch's RuntimeError about DTensors.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DTensor" not in str(error):
-            raise
-        raise RecipeError(
-            "a parameter was used while only its shard was there, under train.strategy fsdp",
-            hint="loss() and metrics() must call the model itself, not its methods or parameters, and a layer "
-            "whose parameters others use must not be among shard_layers(model).",
-        ) from error
 
 
 def _compiled_regions(model: nn.Module, layers: list[nn.Module], spec: TrainSection) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.callback import CallbackContext
-from raymlops.data.order import seed_all
+from raymlops.data.order import seed_step
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase
@@ -158,7 +158,7 @@ class RankProgress:
 
     def seed_step(self, step: int) -> None:
         """Seed what a step draws, such as dropout: differently on each rank, the same each time the step is taken."""
-        seed_all(self.spec.seed, step, self.rank, device=self.device)
+        seed_step(self.spec.seed, step, self.rank, device=self.device)
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 
@@ -43,9 +43,10 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true on some rank."""
+        if self.world_size == 1:
+            return flag
         found = torch.tensor(float(flag))
-        if self.world_size > 1:
-            torch.distributed.all_reduce(found, group=self.control)
+        torch.distributed.all_reduce(found, group=self.control)
         return bool(found)
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -62,8 +63,7 @@ class Ranks:
         return box[0]
 
 
-@dataclass(frozen=True)
-class Agreed:
+class Agreed(NamedTuple):
     """What all ranks do now: stop for the reason ``order``, and write a checkpoint if one is ``due``."""
 
     order: str = ""

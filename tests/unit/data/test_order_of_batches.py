@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import random
 from math import ceil
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
 from raymlops.config.train import TrainSection
-from raymlops.data.order import derived_seed, global_batches, leaves_single_rows, micro_batches
+from raymlops.data.order import (
+    derived_seed,
+    global_batches,
+    leaves_single_rows,
+    micro_batches,
+    seed_all,
+    seed_step,
+)
 
 
 def test_an_epoch_holds_every_row_once() -> None:
@@ -101,3 +110,17 @@ def test_single_rows_are_foreseen() -> None:
             assert [[(p.tolist(), w) for p, w in rank] for rank in paired] == [
                 [(p.tolist(), w) for p, w in rank] for rank in plain
             ]
+
+
+def test_a_step_draws_the_same_whether_its_seed_is_derived_alone_or_with_others() -> None:
+    """Steps in turn, back and far ahead, on two ranks: torch, ``random`` and ``numpy.random``."""
+    device = torch.device("cpu")
+
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(())), random.random(), float(np.random.random())  # noqa: NPY002
+
+    for step, rank in itertools.product((0, 1, 63, 64, 65, 2, 10**6), (0, 1)):
+        seed_all(7, step, rank, device=device)
+        alone = drawn()
+        seed_step(7, step, rank, device=device)
+        assert drawn() == alone
