@@ -1,26 +1,90 @@
-"""The first weights of a new run: what ``model()`` drew, what the recipe loads, or those of another run or version."""
+"""Build the model with its first weights: what ``model()`` drew, what the recipe loads, or those of another run.
+
+Owns that every rank starts alike, for any strategy and number of ranks, and that of a sharded model only the first rank
+ever holds all of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from raymlops.bundle import weights
 from raymlops.bundle.verify import WEIGHTS, fetch
-from raymlops.errors import RecipeError
-from raymlops.recipe import RecipeBase, call_recipe
+from raymlops.data.order import seed_start
+from raymlops.errors import RecipeError, describe
+from raymlops.recipe import RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.format import trained
+from raymlops.training.loop.parallel import shard
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    from raymlops.config.train import TrainSection
+    from raymlops.training.loop.rank_sync import Ranks
 
 _SHOWN = 5
+_REGISTERED = {"_parameters", "_buffers", "_modules"}
+_DEPTH = 4
+"""How deep containers and objects in a module's attributes are searched for tensors."""
 
 
-def has_first_weights(recipe: RecipeBase, source: str | None) -> bool:
-    """Return whether a new model gets other weights than those that ``model()`` drew."""
-    return source is not None or type(recipe).initialize is not RecipeBase.initialize
+def build(recipe: RecipeBase, spec: TrainSection, *, ranks: Ranks, fresh: bool) -> nn.Module:
+    """Return the untrained model on this rank's device, the same on every rank; ``fresh`` with its first weights.
+
+    Raises:
+        RecipeError: ``model()`` or ``initialize()`` raises, or ``train.init_from`` does not fit.
+    """
+    seed_start(spec.seed)
+    model = model_of(recipe)
+    first = fresh and (spec.init_from is not None or type(recipe).initialize is not RecipeBase.initialize)
+    if first and ranks.rank == 0:
+        load_first_weights(recipe, model, spec.init_from)
+    model = model.to(ranks.device)
+    if first:
+        ranks.copy_from_first([*model.parameters(), *model.buffers()])
+    return _synced(model, spec, ranks=ranks)
+
+
+def build_sharded(
+    recipe: RecipeBase, spec: TrainSection, *, ranks: Ranks, fresh: bool, notice: Callable[[str], None]
+) -> nn.Module:
+    """Return the model that ``build`` returns, sharded, without holding it whole on any rank but the first.
+
+    Every rank builds it on the meta device, without memory, and shards it; rank 0 also builds it in its host memory,
+    as ``build`` does, and hands out its tensors one by one, each freed once it is sent. So the first weights are those
+    of any other strategy and number of ranks. Where ``model()`` cannot be built on the meta device every rank builds
+    it whole, and ``notice`` gets the reason.
+
+    Raises:
+        RecipeError: as ``build``, or ``shard_layers()`` breaks its contract.
+        UsageError: the model cannot be sharded.
+    """
+    per_node = ranks.per_node() if spec.shard_over == "node" else None
+    if spec.shard_over == "node" and per_node is None:
+        notice("train.shard_over is node, but the nodes have unequally many workers: the model is sharded over all")
+    seed_start(spec.seed)
+    model, reason = _on_meta(recipe)
+    host = replace(ranks, device=torch.device("cpu"), world_size=1)
+    source = build(recipe, spec, ranks=host, fresh=fresh) if ranks.rank == 0 else None
+    if source is not None and not reason and _tensors(source) != _tensors(model):
+        reason = "its tensors have other names, shapes or types there"
+    reason = next(filter(None, ranks.gathered(reason)), "")
+    if reason:
+        notice(f"every worker builds the whole model before it is sharded: model() on torch's meta device: {reason}")
+        model = build(recipe, spec, ranks=host, fresh=fresh) if source is None else source
+        model = model.to(ranks.device)
+        ranks.copy_from_first([*model.parameters(), *model.buffers()])
+    model = _synced(model, spec, ranks=ranks)
+    shard(recipe, model, spec, world_size=ranks.world_size, device=ranks.device, per_node=per_node)
+    if not reason:
+        _fill(model, source, ranks=ranks, on_host=spec.cpu_offload)
+    seed_start(spec.seed)  # the first rank has drawn more than the others
+    return model
 
 
 def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None) -> None:
@@ -64,3 +128,84 @@ def _tensors(model: nn.Module) -> set[tuple[str, Any]]:
     """Return the names of all tensors, each with what other ranks and a resumed run have alike."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {(name, (tensor.shape, tensor.dtype, tensor.requires_grad)) for name, tensor in named}
+
+
+def _synced(model: nn.Module, spec: TrainSection, *, ranks: Ranks) -> nn.Module:
+    if spec.sync_batch_norm and ranks.world_size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _on_meta(recipe: RecipeBase) -> tuple[nn.Module, str]:
+    """Return the model without memory, and why it cannot be used, if it cannot."""
+    try:
+        with torch.device("meta"):
+            model = model_of(recipe)
+    except Exception as error:  # whatever needs numbers, or a library that places tensors itself
+        return nn.Module(), describe(error)
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    for name, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in _REGISTERED}
+        if key := next((key for key, value in own.items() if _has_meta(value, known)), None):
+            return model, f"{'.'.join(filter(None, (name, key)))} holds a tensor that is neither parameter nor buffer"
+    return model, ""
+
+
+def _has_meta(value: Any, known: set[int], depth: int = 0) -> bool:
+    """Return whether a value holds a tensor without memory that is not among the known ones."""
+    if isinstance(value, torch.Tensor):
+        return value.is_meta and id(value) not in known
+    if depth == _DEPTH or isinstance(value, nn.Module | type) or callable(value):
+        return False
+    if isinstance(value, Mapping):
+        return any(_has_meta(each, known, depth + 1) for each in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_has_meta(each, known, depth + 1) for each in value)
+    return any(_has_meta(each, known, depth + 1) for each in getattr(value, "__dict__", {}).values())
+
+
+def _fill(model: nn.Module, source: nn.Module | None, *, ranks: Ranks, on_host: bool) -> None:
+    """Give a sharded model on the meta device memory, and rank 0's values, one tensor at a time."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sent = {} if source is None else {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    places = _places(model)
+
+    def received(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in sent:
+            whole = sent[name].detach().to(ranks.device)
+            sent[name].data = torch.empty(0)
+        else:
+            whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
+        ranks.copy_from_first([whole])
+        return whole
+
+    def part(whole: torch.Tensor, parameter: DTensor) -> torch.Tensor:
+        mesh, placements = parameter.device_mesh, parameter.placements
+        own = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local().clone()
+        own = own.cpu() if on_host else own
+        stride = parameter.stride()
+        return DTensor.from_local(own, mesh, placements, run_check=False, shape=parameter.shape, stride=stride)
+
+    def place(tensor: torch.Tensor, new: torch.Tensor) -> None:
+        for module, name in places[id(tensor)]:
+            setattr(module, name, new)
+
+    with torch.no_grad():
+        for name, parameter in list(model.named_parameters()):
+            whole = received(name, parameter)
+            filled = part(whole, parameter) if isinstance(parameter, DTensor) else whole
+            place(parameter, nn.Parameter(filled, requires_grad=parameter.requires_grad))
+            del whole
+        for name, buffer in list(model.named_buffers()):
+            place(buffer, received(name, buffer))
+    model._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]  # noqa: SLF001 - how FSDP learns of them
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Return where each tensor is registered: a tied one in several modules."""
+    found: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            found.setdefault(id(tensor), []).append((module, name))
+    return found
