@@ -15,7 +15,7 @@ from raymlops.errors import NotFoundError
 from raymlops.storage import filesystem, manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 class VerifiedFolder:
@@ -58,7 +58,8 @@ class VerifiedFolder:
     def _opened(self, name: str) -> _File:
         entry = self._entry(name)
         uri = filesystem.join(self.uri, name)
-        if not entry.blocks:
+        blocks = entry.blocks or ((entry.sha256,) if entry.size <= manifest.BLOCK_BYTES else ())
+        if not blocks:
             problem = manifest.mismatch(filesystem.reader(uri), entry, manifest.Progress(self._on_progress))
             if problem is not None:
                 raise self._damaged(name, *problem)
@@ -67,7 +68,11 @@ class VerifiedFolder:
         except NotFoundError as error:
             raise self._damaged(name, f"a file of {entry.size} bytes", "nothing") from error
         return _File(
-            stream, entry, on_progress=self._on_progress, damaged=lambda want, got: self._damaged(name, want, got)
+            stream,
+            blocks,
+            size=entry.size,
+            on_progress=self._on_progress,
+            damaged=lambda want, got: self._damaged(name, want, got),
         )
 
     def _entry(self, name: str) -> manifest.FileEntry:
@@ -86,34 +91,34 @@ class _File:
     def __init__(
         self,
         stream: BinaryIO,
-        entry: manifest.FileEntry,
+        blocks: Sequence[str],
         *,
+        size: int,
         on_progress: Callable[[], object],
         damaged: Callable[[str, str], Exception],
     ) -> None:
-        self._stream, self._entry = stream, entry
+        self._stream, self._blocks, self._size = stream, blocks, size
         self._on_progress, self._damaged = on_progress, damaged
         self._last: tuple[int, bytes] = (-1, b"")
 
     def range(self, offset: int, length: int) -> bytes:
-        end = min(offset + length, self._entry.size)
-        if not self._entry.blocks:
+        end = min(offset + length, self._size)
+        if not self._blocks:
             return self._read(offset, end - offset)
-        found, at = bytearray(), offset
-        while at < end:
-            number, start = at // manifest.BLOCK_BYTES, at % manifest.BLOCK_BYTES
-            piece = self._block(number)[start : start + end - at]
-            found += piece
-            at += len(piece)
+        found = bytearray()
+        while (at := offset + len(found)) < end:
+            number, start = divmod(at, manifest.BLOCK_BYTES)
+            found += self._block(number)[start : start + end - at]
         return bytes(found)
 
     def _block(self, number: int) -> bytes:
         if self._last[0] != number:
             start = number * manifest.BLOCK_BYTES
-            block = self._read(start, min(manifest.BLOCK_BYTES, self._entry.size - start))
+            block = self._read(start, min(manifest.BLOCK_BYTES, self._size - start))
             digest = hashlib.sha256(block).hexdigest()
-            if digest != self._entry.blocks[number]:
-                raise self._damaged(f"SHA-256 {self._entry.blocks[number]} of block {number}", digest)
+            if digest != self._blocks[number]:
+                where = f" of block {number}" if len(self._blocks) > 1 else ""
+                raise self._damaged(f"SHA-256 {self._blocks[number]}{where}", digest)
             self._last = number, block
         return self._last[1]
 
@@ -122,5 +127,5 @@ class _File:
         data = self._stream.read(length)
         self._on_progress()
         if len(data) != length:
-            raise self._damaged(f"{self._entry.size} bytes", f"{offset + len(data)} bytes")
+            raise self._damaged(f"{self._size} bytes", f"{offset + len(data)} bytes")
         return bytes(data)
