@@ -16,10 +16,11 @@ from torch import nn
 from raymlops.bundle import weights
 from raymlops.bundle.verify import WEIGHTS, fetch
 from raymlops.data.order import seed_start
-from raymlops.errors import RecipeError, describe
+from raymlops.errors import RecipeError, UsageError, describe
 from raymlops.recipe import RecipeBase, call_recipe, model_of
 from raymlops.training.checkpoints.format import trained
 from raymlops.training.loop.parallel import shard
+from raymlops.training.loop.precision import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ def build_sharded(
 
     Raises:
         RecipeError: as ``build``, or ``shard_layers()`` breaks its contract.
-        UsageError: the model cannot be sharded.
+        UsageError: the model cannot be sharded, or a GPU has too little memory for its part.
     """
     per_node = ranks.per_node() if spec.shard_over == "node" else None
     if spec.shard_over == "node" and per_node is None:
@@ -81,10 +82,50 @@ def build_sharded(
         ranks.copy_from_first([*model.parameters(), *model.buffers()])
     model = _synced(model, spec, ranks=ranks)
     shard(recipe, model, spec, world_size=ranks.world_size, device=ranks.device, per_node=per_node)
+    if ranks.device.type == "cuda":
+        sharing = per_node or ranks.world_size
+        check_room(model, spec, ranks=sharing, free_bytes=torch.cuda.mem_get_info(ranks.device)[0])
     if not reason:
         _fill(model, source, ranks=ranks, on_host=spec.cpu_offload)
     seed_start(spec.seed)  # the first rank has drawn more than the others
     return model
+
+
+def check_room(model: nn.Module, spec: TrainSection, *, ranks: int, free_bytes: int) -> None:
+    """Raise UsageError where the device of a rank has too little memory for its part, and say what would fit.
+
+    ``ranks`` share the sharded model. Counted is what there is at least: weights, gradients, and what the optimizer is
+    known to hold of each; beside it one layer in full. Activations come on top of that.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [module for module in model.modules() if module is model or isinstance(module, FSDPModule)]
+    counted: set[nn.Parameter] = set()
+    largest = 0
+    for unit in reversed(units):  # the inner ones first
+        own = set(unit.parameters()) - counted
+        counted |= own
+        dtype = DTYPES.get(spec.precision)
+        largest = max(largest, sum(value.numel() * (dtype or value.dtype).itemsize for value in own))
+    moments = {"adam": 2, "adamw": 2, "sgd": int(spec.momentum > 0)}.get(spec.optimizer, 0)
+    state = sum(value.nbytes * (2 + moments if value.requires_grad else 1) for value in model.parameters())
+    here = 0 if spec.cpu_offload else state
+    if -(-here // ranks) + largest <= free_bytes:
+        return
+    room = free_bytes - largest
+    if room <= 0:
+        hint = "Let shard_layers(model) name smaller parts, or train with precision bf16."
+    else:
+        hint = f"{-(-here // room)} of them would have room for it; or set train.cpu_offload: true."
+    raise UsageError(
+        f"the model does not fit {ranks} such devices: weights, gradients and optimizer take {_gib(here)}, "
+        f"{_gib(-(-here // ranks))} of it each, and the largest layer {_gib(largest)}; {_gib(free_bytes)} are free",
+        hint=hint,
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
 
 
 def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None) -> None:

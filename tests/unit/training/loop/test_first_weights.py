@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from rank_jobs import spec_of
 from ranks import ranks
 from starting import started
+from torch import nn
+
+from raymlops.errors import UsageError
+from raymlops.training.loop.first_weights import check_room
 
 FSDP = {"strategy": "fsdp", "num_workers": 2, "shard_min_params": 20}
 
@@ -83,3 +88,28 @@ def test_ways_of_sharding_train_alike(tiny_project: Any, options: Any, nodes: An
         close(each["after"], expected["after"])
     assert sum(each["part"] for each in found) == pytest.approx(4 * part)
     assert [text.startswith("train.shard_over is node, but") for text in found[0]["said"]] == [True] * uneven
+
+
+@pytest.mark.parametrize(
+    ("options", "free_mib", "expected"),
+    [
+        # 3 layers of 4 MiB: 12 of weights, 12 of gradients, 24 of moments: 48, of which a quarter is 12; all 3 at once.
+        ({}, 24, None),
+        ({}, 23, "5 of them would have room for it"),  # 48 / (23 - 12) = 4.4
+        ({"optimizer": "sgd"}, 21, None),  # 36 / 4 + 12
+        ({"optimizer": "sgd"}, 20, "5 of them would have room for it"),
+        ({"precision": "bf16"}, 18, None),  # 12 + 6
+        ({"cpu_offload": True}, 12, None),
+        ({"cpu_offload": True}, 11, "name smaller parts"),
+    ],
+)
+def test_a_device_with_too_little_memory(options: dict[str, Any], free_mib: int, expected: str | None) -> None:
+    """It is refused before anything is allocated there, and it says how many would do."""
+    model = nn.Sequential(*(nn.Linear(1024, 1024, bias=False, device="meta") for _ in range(3)))
+    spec = spec_of(strategy="fsdp", **options)
+    if expected is None:
+        check_room(model, spec, ranks=4, free_bytes=free_mib << 20)
+        return
+    with pytest.raises(UsageError, match=r"does not fit 4 such devices") as raised:
+        check_room(model, spec, ranks=4, free_bytes=free_mib << 20)
+    assert expected in str(raised.value.hint)
