@@ -228,8 +228,8 @@ class StorageError(RaymlopsError):
 class DamagedError(StorageError):
     """A checkpoint whose files are not what was written; ``problem`` says which, and an earlier one may be whole."""
 
-    def __init__(self, uri: str, problem: str) -> None:
-        super().__init__(f"{uri!r}: {problem}", hint="Restore the folder from a copy, or train again.")
+    def __init__(self, message: str, *, hint: str | None = None, uri: str = "", problem: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.uri = uri
         self.problem = problem
 

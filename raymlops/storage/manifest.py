@@ -344,7 +344,8 @@ def verified(
 
 def unusable(uri: str, problem: str) -> DamagedError:
     """Return the error for a damaged checkpoint."""
-    return DamagedError(uri, problem)
+    hint = "Restore the folder from a copy, or train again."
+    return DamagedError(f"{uri!r}: {problem}", hint=hint, uri=uri, problem=problem)
 
 
 def set_aside(uri: str, *, reason: str) -> str:
