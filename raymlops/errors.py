@@ -26,6 +26,7 @@
     │       ├── EndpointDisconnectedError    an endpoint that closed the connection without an answer
     │       └── OverloadedError              an endpoint that asks to come back later
     ├── StorageError                      5  a folder, URI or database that cannot be read or written, or is full
+    │   └── DamagedError                     a checkpoint whose files are not what was written
     ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
     ├── TrainingError                     1  a training that stopped without a result
     │   ├── NonFiniteError                   NaN or infinity where a number is needed
@@ -222,6 +223,15 @@ class StorageError(RaymlopsError):
     """
 
     exit_code = 5
+
+
+class DamagedError(StorageError):
+    """A checkpoint whose files are not what was written; ``problem`` says which, and an earlier one may be whole."""
+
+    def __init__(self, message: str, *, hint: str | None = None, uri: str = "", problem: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.uri = uri
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,8 @@ class RecipeBase:
         """Return the submodules to gather under ``strategy: fsdp``, and to recompute, one at a time.
 
         Usually the repeated blocks. Each is run by calling it and shares no parameter with the rest. Under fsdp
-        ``loss`` and ``metrics`` call ``model(...)`` itself, not its methods. Default None: they are found by size.
+        ``loss`` and ``metrics`` call ``model(...)`` itself, not its methods. The model's tensors may have no memory yet
+        (torch's meta device). Default None: they are found by size.
         """
         return None
 

@@ -155,6 +155,20 @@ class TrainSection(Spec):
         description="submodules of at least this many parameters are units: of sharding with fsdp, and of "
         "activation_checkpointing",
     )
+    shard_over: Rounds[Literal["all", "node"]] = Field(
+        "all",
+        description="fsdp only: shard over all workers, or over those of each node and replicate over the nodes "
+        "(HSDP), where all nodes have as many",
+    )
+    cpu_offload: Rounds[bool] = Field(
+        False,
+        description="fsdp only: shards and the optimizer's state stay in host memory, and layers travel to the GPU",
+    )
+    find_unused_parameters: Free[Literal["auto"] | bool] = Field(
+        "auto",
+        description="ddp only: whether parameters may have no part in a step's loss, which each step then looks for; "
+        "auto finds out in several forward passes before the first step: set true where layers are skipped rarely",
+    )
     precision: Fixed[Literal["fp32", "bf16", "fp16"]] = Field(
         "fp32", description="of the forward pass; fp16 scales the loss"
     )

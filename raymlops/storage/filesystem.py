@@ -19,7 +19,7 @@ import time
 import uuid
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from raymlops.config.credentials import redact
@@ -27,7 +27,7 @@ from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Location = str | os.PathLike[str]
 """A path, a ``file://`` URI or the URI of a filesystem that pyarrow opens."""
@@ -103,8 +103,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def reader(uri: Location, *, flags: int = 0) -> Iterator[BinaryIO]:
-    """Open a file to be read; ``flags`` of ``os.open`` are for a local one.
+def reader(uri: Location, *, flags: int = 0, seekable: bool = False) -> Iterator[BinaryIO]:
+    """Open a file to be read; ``flags`` of ``os.open`` are for a local one. ``seekable``, it is read by range.
 
     Raises:
         NotFoundError: there is no such file.
@@ -117,7 +117,7 @@ def reader(uri: Location, *, flags: int = 0) -> Iterator[BinaryIO]:
                 stream = os.fdopen(os.open(local, os.O_RDONLY | flags), "rb")
             else:
                 filesystem, path = open_filesystem(uri)
-                stream = filesystem.open_input_stream(path)
+                stream = filesystem.open_input_file(path) if seekable else filesystem.open_input_stream(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise NotFoundError(f"there is no file {os.fspath(uri)!r}") from error
         with stream:
@@ -135,10 +135,20 @@ def read_bytes(uri: Location) -> bytes:
         return bytes(stream.read())
 
 
-def digest(source: BinaryIO, *sinks: BinaryIO) -> tuple[int, str]:
-    """Read a stream to its end, copy it to ``sinks``, and return its size in bytes and its SHA-256."""
+class Sink(Protocol):
+    """What takes pieces of a file."""
+
+    def write(self, piece: bytes, /) -> object:
+        """Take the next piece."""
+
+
+def digest(source: BinaryIO, *sinks: Sink, most_bytes: int | None = None) -> tuple[int, str]:
+    """Read a stream, copy it to ``sinks``, and return the size of what was read in bytes and its SHA-256.
+
+    It is read to its end, or as far as ``most_bytes``.
+    """
     sha256, size = hashlib.sha256(), 0
-    while chunk := source.read(CHUNK_BYTES):
+    while chunk := source.read(CHUNK_BYTES if most_bytes is None else min(CHUNK_BYTES, most_bytes - size)):
         sha256.update(chunk)
         size += len(chunk)
         for sink in sinks:
@@ -194,8 +204,8 @@ def write_bytes(uri: Location, data: Any, *, mode: int = 0o666) -> None:
             stream.write(data)
 
 
-def upload(source: Path, uri: Location) -> tuple[int, str]:
-    """Copy a local file to a URI and return its size in bytes and its SHA-256.
+def upload(source: Path, uri: Location, *, copy: Callable[[BinaryIO, BinaryIO], Any] = digest) -> Any:
+    """Copy a local file to a URI by ``copy`` and return what that returns: by default its size and its SHA-256.
 
     Raises:
         StorageError: it cannot be written.
@@ -203,7 +213,7 @@ def upload(source: Path, uri: Location) -> tuple[int, str]:
     with errors(uri):
         filesystem, path = open_filesystem(uri)
         with source.open("rb") as read, filesystem.open_output_stream(path) as write:
-            return digest(read, write)
+            return copy(read, write)
 
 
 def download(uri: Location, target: Path) -> None:

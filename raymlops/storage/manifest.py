@@ -1,6 +1,6 @@
 """Folders that are complete or absent: their manifest of SHA-256 digests is written last.
 
-Owns the two stored formats of a manifest, and what one means: a folder without one does not exist, a folder with one
+Owns the stored formats of a manifest, and what one means: a folder without one does not exist, a folder with one
 must match it. Knows nothing of models. Several processes may fill one folder; one of them seals it. Where the
 filesystem can, files are flushed to the disk before the manifest that names them.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from raymlops.config.paths import local_path
-from raymlops.errors import NotFoundError, StorageError
+from raymlops.errors import DamagedError, NotFoundError, StorageError
 from raymlops.storage import filesystem
 from raymlops.storage.scratch import scratch, scratch_path
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST = "manifest.json"
+BLOCK_BYTES = 8 << 20
+"""A file that is read by range has a digest of each block of this size."""
 DAMAGED = "damaged"
 """How a folder that was set aside is named, or on an object store the file that marks it."""
 
@@ -35,6 +38,14 @@ class FileEntry:
 
     sha256: str
     size: int
+    blocks: tuple[str, ...] = ()
+    """The SHA-256 of each block, where the file is read by range; ``sha256`` is then that of these, one after another:
+    no byte is hashed twice."""
+
+    @classmethod
+    def of_blocks(cls, blocks: Sequence[str], size: int) -> Self:
+        """Return the entry of a file with these blocks."""
+        return cls(hashlib.sha256("".join(blocks).encode()).hexdigest(), size, tuple(blocks))
 
 
 Digests = dict[str, FileEntry]
@@ -52,7 +63,11 @@ class Format:
 
     def encode(self, files: Mapping[str, FileEntry]) -> bytes:
         """Return the one byte sequence for these files."""
-        entries = {name: {"sha256": entry.sha256, self.size_key: entry.size} for name, entry in files.items()}
+        entries = {
+            name: {"sha256": entry.sha256, self.size_key: entry.size}
+            | ({"blocks": entry.blocks} if entry.blocks else {})
+            for name, entry in files.items()
+        }
         data = {"format_version": self.version, "files": entries}
         return (json.dumps(data, indent=self.indent, sort_keys=True) + self.end).encode()
 
@@ -66,20 +81,33 @@ class Format:
             content = json.loads(data)
             version = int(content["format_version"])
             listed = content["files"].items() if version <= self.version else ()
-            return version, {str(name): FileEntry(str(e["sha256"]), int(e[self.size_key])) for name, e in listed}
+            return version, {str(name): self._entry(str(name), entry) for name, entry in listed}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
+    def _entry(self, name: str, given: Mapping[str, Any]) -> FileEntry:
+        entry = FileEntry(str(given["sha256"]), int(given[self.size_key]), tuple(map(str, given.get("blocks", ()))))
+        if entry.blocks:
+            whole = FileEntry.of_blocks(entry.blocks, entry.size)
+            if whole != entry or len(entry.blocks) != -(-entry.size // BLOCK_BYTES):
+                msg = f"the digests of {name} contradict each other"
+                raise ValueError(msg)
+        return entry
+
 
 CHECKPOINT = Format(version=2, size_key="bytes", indent=2)
+IN_BLOCKS = Format(version=3, size_key="bytes", indent=2)
+"""Of a checkpoint with files that are read by range."""
 BUNDLE = Format(version=1, size_key="size", indent=1, end="\n")
 
 
 class Draft:
     """A folder that is being written, under a new name. Each rank fills its part, then one rank seals it."""
 
-    def __init__(self, uri: str, *, rank: int = 0) -> None:
+    def __init__(self, uri: str, *, rank: int = 0, by_range: bool = False) -> None:
+        """Begin ``uri``; large files of it can be read ``by_range``."""
         self.uri = uri
+        self._by_range = by_range
         self._local = local_path(uri)
         self.folder = scratch_path() if self._local is None else self._local / f".part-{rank}"
         """Where this rank's files are prepared."""
@@ -107,10 +135,12 @@ class Draft:
             for path in sorted(self.folder.iterdir()):
                 self.on_file(path)
                 if remote:
-                    self.digests[path.name] = upload(path, filesystem.join(self.uri, path.name))
+                    self.digests[path.name] = upload(
+                        path, filesystem.join(self.uri, path.name), by_range=self._by_range
+                    )
                 else:
                     filesystem.sync(path)
-                    self.digests[path.name] = entry_of(path)
+                    self.digests[path.name] = entry_of(path, by_range=self._by_range)
                     path.rename(self.folder.parent / path.name)
 
     def seal(self, digests: Digests) -> None:
@@ -119,7 +149,8 @@ class Draft:
         Raises:
             StorageError: the manifest cannot be written.
         """
-        manifest, data = filesystem.join(self.uri, MANIFEST), CHECKPOINT.encode(digests)
+        form = IN_BLOCKS if any(entry.blocks for entry in digests.values()) else CHECKPOINT
+        manifest, data = filesystem.join(self.uri, MANIFEST), form.encode(digests)
         if self._local is None:
             filesystem.write_bytes(manifest, data)
             return
@@ -134,45 +165,63 @@ class Draft:
             delete(self.uri)
 
 
-def entry_of(path: Path) -> FileEntry:
+def entry_of(path: Path, *, by_range: bool = False) -> FileEntry:
     """Return what a manifest says of a local file.
 
     Raises:
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:
-        size, sha256 = filesystem.digest(stream)
-    return FileEntry(sha256, size)
+        return _hashed(stream, in_blocks=by_range and path.stat().st_size > BLOCK_BYTES)
 
 
-def upload(path: Path, uri: str) -> FileEntry:
+def upload(path: Path, uri: str, *, by_range: bool = False) -> FileEntry:
     """Copy a local file to a URI, and return what a manifest says of it.
 
     Raises:
         StorageError: it cannot be written.
     """
-    size, sha256 = filesystem.upload(path, uri)
-    return FileEntry(sha256, size)
+    in_blocks = by_range and path.stat().st_size > BLOCK_BYTES
+    entry: FileEntry = filesystem.upload(path, uri, copy=lambda read, write: _hashed(read, write, in_blocks=in_blocks))
+    return entry
 
 
-def mismatch(opened: AbstractContextManager[BinaryIO], entry: FileEntry) -> tuple[str, str] | None:
+def mismatch(
+    opened: AbstractContextManager[BinaryIO], entry: FileEntry, *sinks: filesystem.Sink
+) -> tuple[str, str] | None:
     """Return what was expected of a file and what was found; None where it is what its manifest says.
+
+    What is read goes to ``sinks`` as well.
 
     Raises:
         StorageError: the storage cannot be read.
     """
     try:
         with opened as stream:
-            size, sha256 = filesystem.digest(stream)
+            found = _hashed(stream, *sinks, in_blocks=bool(entry.blocks))
     except NotFoundError:
         return f"a file of {entry.size} bytes", "nothing"
     except StorageError as error:
         if getattr(error.__cause__, "errno", None) != errno.EIO:
             raise
         return "a file that the disk can read", str(error.__cause__)
-    if size != entry.size:
-        return f"{entry.size} bytes", f"{size} bytes"
-    return None if sha256 == entry.sha256 else (f"SHA-256 {entry.sha256}", sha256)
+    if found.size != entry.size:
+        return f"{entry.size} bytes", f"{found.size} bytes"
+    return None if found.sha256 == entry.sha256 else (f"SHA-256 {entry.sha256}", found.sha256)
+
+
+def _hashed(stream: BinaryIO, *sinks: filesystem.Sink, in_blocks: bool) -> FileEntry:
+    if not in_blocks:
+        size, sha256 = filesystem.digest(stream, *sinks)
+        return FileEntry(sha256, size)
+    blocks: list[str] = []
+    total = 0
+    while True:
+        size, sha256 = filesystem.digest(stream, *sinks, most_bytes=BLOCK_BYTES)
+        if not size:
+            return FileEntry.of_blocks(blocks, total)
+        blocks.append(sha256)
+        total += size
 
 
 def delete(uri: str) -> None:
@@ -184,15 +233,12 @@ def delete(uri: str) -> None:
     filesystem.delete(uri, first=MANIFEST)
 
 
-def damage(
-    uri: str, *, needs: Sequence[str] = (), check: Callable[[int, str], bool] = lambda _index, _name: True
-) -> str | None:
-    """Return what is wrong with a checkpoint, or None if its files match the manifest and ``needs`` are among them.
-
-    ``check`` selects the files to verify, by index and name; other ranks verify the rest.
+def contents(uri: str) -> Digests:
+    """Return the files that the manifest of a checkpoint names.
 
     Raises:
         NotFoundError: there is no folder, or no manifest, which is the same.
+        DamagedError: the manifest is damaged.
         StorageError: the storage cannot be read, or a newer raymlops wrote the folder: its files are unknown.
     """
     try:
@@ -202,81 +248,122 @@ def damage(
             f"there is no checkpoint at {uri!r}", hint=f"A folder without {MANIFEST} is unfinished."
         ) from error
     try:
-        version, files = CHECKPOINT.decode(data)
+        version, files = IN_BLOCKS.decode(data)
     except ValueError as error:
-        return f"{MANIFEST} cannot be read: {error}"
-    if version > CHECKPOINT.version:
-        raise newer(uri, version)
-    missing = [name for name in needs if name not in files]
-    if missing:
-        return f"{', '.join(missing)} is not in {MANIFEST}"
-    checked = [item for index, item in enumerate(sorted(files.items())) if check(index, item[0])]
-    return next((problem for name, entry in checked if (problem := _damage(uri, name, entry))), None)
+        raise unusable(uri, f"{MANIFEST} cannot be read: {error}") from error
+    if version > IN_BLOCKS.version:
+        raise newer(uri, version, reads=IN_BLOCKS.version)
+    for name in files:
+        if not name or "/" in name or name in {".", ".."}:
+            raise unusable(uri, f"{MANIFEST} names {name!r}, which is not a file of this folder")
+    return files
 
 
-def newer(what: str, version: int) -> StorageError:
-    """Return the error for a checkpoint's file that a newer release wrote."""
-    return StorageError(
-        f"{what!r} has format {version}; this raymlops reads up to {CHECKPOINT.version}", hint="Upgrade raymlops."
-    )
+def damage(
+    uri: str,
+    *,
+    needs: Sequence[str] = (),
+    check: Callable[[str], bool] = lambda _name: True,
+    on_progress: Callable[[], object] = lambda: None,
+) -> str | None:
+    """Return what is wrong with a checkpoint, or None if its files match the manifest and ``needs`` are among them.
 
-
-@contextlib.contextmanager
-def verified(uri: str, *, needs: Sequence[str] = ()) -> Iterator[Path]:
-    """Yield a local folder with the content of a checkpoint, every file checked against the manifest.
+    ``check`` selects the files whose digests are verified; of the others, the sizes are compared.
 
     Raises:
         NotFoundError: there is no folder, or no manifest, which is the same.
-        StorageError: a file is damaged or missing, or the storage cannot be read.
+        StorageError: the storage cannot be read, or a newer raymlops wrote the folder: its files are unknown.
+    """
+    try:
+        files = contents(uri)
+    except DamagedError as error:
+        return error.problem
+    missing = [name for name in needs if name not in files]
+    if missing:
+        return f"{', '.join(missing)} is not in {MANIFEST}"
+    there = {} if all(map(check, files)) else filesystem.entries(uri)
+    for name, entry in sorted(files.items()):
+        if check(name):
+            problem = mismatch(filesystem.reader(filesystem.join(uri, name)), entry, Progress(on_progress))
+        else:
+            size = there[name].size if name in there else None
+            found = "nothing" if size is None else f"{size} bytes"
+            problem = None if size == entry.size else (f"a file of {entry.size} bytes", found)
+        if problem is not None:
+            return f"{name} is damaged: expected {problem[0]}, got {problem[1]}"
+    return None
+
+
+class Progress:
+    """A sink that calls ``on_progress`` for each piece that is read."""
+
+    def __init__(self, on_progress: Callable[[], object]) -> None:
+        self._on_progress = on_progress
+
+    def write(self, _piece: bytes, /) -> None:
+        """Take a piece."""
+        self._on_progress()
+
+
+def newer(what: str, version: int, *, reads: int = CHECKPOINT.version) -> StorageError:
+    """Return the error for a checkpoint's file that a newer release wrote."""
+    return StorageError(f"{what!r} has format {version}; this raymlops reads up to {reads}", hint="Upgrade raymlops.")
+
+
+@contextlib.contextmanager
+def verified(
+    uri: str, *, needs: Sequence[str] = (), on_progress: Callable[[], object] = lambda: None
+) -> Iterator[Path]:
+    """Yield a local folder with the content of a checkpoint, every file checked against the manifest.
+
+    A remote one is read once, and checked meanwhile.
+
+    Raises:
+        NotFoundError: there is no folder, or no manifest, which is the same.
+        DamagedError: a file is damaged or missing.
+        StorageError: the storage cannot be read.
     """
     with contextlib.ExitStack() as stack:
-        if (folder := local_path(uri)) is None:
-            folder = stack.enter_context(scratch())
-            for name in filesystem.entries(uri):
-                with contextlib.suppress(NotFoundError):  # a folder, or a file that was removed since
-                    filesystem.download(filesystem.join(uri, name), folder / name)
-        try:
-            problem = damage(str(folder), needs=needs)
-        except NotFoundError as error:
-            raise NotFoundError(error.message.replace(str(folder), uri), hint=error.hint) from error
-        if problem is not None:
-            raise unusable(uri, problem)
+        if (folder := local_path(uri)) is not None:
+            if (problem := damage(uri, needs=needs, on_progress=on_progress)) is not None:
+                raise unusable(uri, problem)
+            yield folder
+            return
+        folder, files = stack.enter_context(scratch()), contents(uri)
+        for name in needs:
+            if name not in files:
+                raise unusable(uri, f"{name} is not in {MANIFEST}")
+        for name, entry in files.items():
+            with (folder / name).open("wb") as target:
+                opened = filesystem.reader(filesystem.join(uri, name))
+                found = mismatch(opened, entry, target, Progress(on_progress))
+            if found is not None:
+                raise unusable(uri, f"{name} is damaged: expected {found[0]}, got {found[1]}")
         yield folder
 
 
-def unusable(uri: str, problem: str) -> StorageError:
+def unusable(uri: str, problem: str) -> DamagedError:
     """Return the error for a damaged checkpoint."""
-    return StorageError(f"{uri!r}: {problem}", hint="Restore the folder from a copy, or train again.")
+    hint = "Restore the folder from a copy, or train again."
+    return DamagedError(f"{uri!r}: {problem}", hint=hint, uri=uri, problem=problem)
 
 
-def names(folder: Path) -> frozenset[str]:
-    """Return the files that the manifest of a verified folder names; other files there were not verified."""
-    return frozenset(CHECKPOINT.decode((folder / MANIFEST).read_bytes())[1])
-
-
-def set_aside(uri: str, name: str, *, reason: str) -> str:
+def set_aside(uri: str, *, reason: str) -> str:
     """Rename or mark a damaged folder, keep its files, and return its new name.
 
     Raises:
         StorageError: it can be neither renamed nor marked.
     """
     if (folder := local_path(uri)) is None:
-        filesystem.write_bytes(filesystem.join(uri, name, DAMAGED), reason.encode())
-        return name
-    new = f"{DAMAGED}-{name}"
+        filesystem.write_bytes(filesystem.join(uri, DAMAGED), reason.encode())
+        return ""
+    new = folder.with_name(f"{DAMAGED}-{folder.name}")
     with filesystem.errors(uri):
-        (folder / name).rename(folder / new)
-        filesystem.sync(folder)
-    return new
+        folder.rename(new)
+        filesystem.sync(folder.parent)
+    return new.name
 
 
 def is_set_aside(name: str, files: Collection[str]) -> bool:
     """Return whether a folder was set aside."""
     return name.startswith(f"{DAMAGED}-") or DAMAGED in files
-
-
-def _damage(uri: str, name: str, entry: FileEntry) -> str | None:
-    if not name or "/" in name or name in {".", ".."}:
-        return f"{MANIFEST} names {name!r}, which is not a file of this folder"
-    problem = mismatch(filesystem.reader(filesystem.join(uri, name)), entry)
-    return None if problem is None else f"{name} is damaged: expected {problem[0]}, got {problem[1]}"

@@ -51,16 +51,16 @@ def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None)
 
 
 def _initialize(recipe: RecipeBase, model: nn.Module) -> None:
-    where, before = f"{type(recipe).__name__}.initialize()", _tensors(model)
+    where, before = f"{type(recipe).__name__}.initialize()", tensors_of(model)
     call_recipe(where, lambda: recipe.initialize(model))
-    if changed := sorted({name for name, _ in before ^ _tensors(model)}):
+    if changed := sorted({name for name, _ in before ^ tensors_of(model)}):
         raise RecipeError(
             f"{where} changed {', '.join(changed[:_SHOWN])} in more than values",
             hint="It is not called where a run resumes, nor on other ranks: add, resize and freeze layers in model().",
         )
 
 
-def _tensors(model: nn.Module) -> set[tuple[str, Any]]:
+def tensors_of(model: nn.Module) -> set[tuple[str, Any]]:
     """Return the names of all tensors, each with what other ranks and a resumed run have alike."""
     named = [*model.named_parameters(), *model.named_buffers()]
     return {(name, (tensor.shape, tensor.dtype, tensor.requires_grad)) for name, tensor in named}

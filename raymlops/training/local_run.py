@@ -88,7 +88,8 @@ def run_here(request: RunRequest, *, sleep: Callable[[float], None] = time.sleep
 
 def _newest_checkpoint(request: RunRequest, *, reason: str) -> Recalled:
     """Find the checkpoint to start from, and record the restart, if it is one: ``reason`` is why."""
-    found = recall(request.checkpoints_uri, metric=request.section.metric, mode=request.section.mode)
+    section = request.section
+    found = recall(request.checkpoints_uri, metric=section.metric, mode=section.mode, digests=False)
     for text in found.warnings():
         request.writer(words(text))
     why = f": {reason}" if reason else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,11 +41,16 @@ if TYPE_CHECKING:
 
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
+    from raymlops.loss_value import LossValue
     from raymlops.project import Project
     from raymlops.training.metric_checks import Warn
 
 
 _log = logging.getLogger(__name__)
+_DRAWS = 32
+"""Forward passes in which unused parameters are looked for: a layer that is skipped once in five is missed in 0.1%."""
+_DRAWS_S = 2.0
+"""The time for those but the first, so that a large model starts."""
 
 
 def preflight(
@@ -122,6 +128,8 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
     None where this process lacks the GPU that the model may need: then ``try_on_first_rank`` finds out.
     """
     section = project.spec.train
+    if (said := _said(section)) is not None:
+        return said
     device = _device(section, workers=section.workers[1], has_gpu=has_gpu)
     if device == "worker's":
         return None
@@ -129,7 +137,8 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
         model = model_of(prepared.recipe).to(device)
         if not defines_loss(type(prepared.recipe)):
             return False
-        return _unused(model, _check_loss(section, prepared, model, device=device))
+        loss = _check_loss(section, prepared, model, device=device)
+        return _has_unused(section, prepared, model, loss, device=device)
 
 
 def try_on_first_rank(
@@ -194,7 +203,7 @@ def try_model(
         unused, has_loss = False, defines_loss(type(prepared.recipe))
         if has_loss:
             loss = _check_loss(section, prepared, model, device=device)
-            unused = distributed and _unused(model, loss)
+            unused = distributed and _has_unused(section, prepared, model, loss, device=device)
             del loss
         model.eval()
         check_metrics(project, prepared, model, device=device)
@@ -267,19 +276,18 @@ def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *,
 def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
     """Return the loss of the first training rows."""
     where = f"{type(prepared.recipe).__name__}.loss()"
-    split = prepared.splits["train"]
-    rows = min(ROWS, split.rows, section.micro_batch_rows)
-    batch = to_device(split.batch(torch.arange(rows)), device)
+    rows = prepared.splits["train"].rows
+    batch = _first_rows(section, prepared, device=device)
     model.train()
     try:
-        with autocast(section, device):
-            found = loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where)
-            loss = found.mean()
+        found = _loss(section, prepared, model, batch, device=device)
+        loss: torch.Tensor = found.mean()
     except RecipeError as error:
-        if rows == 1 and normalizes_batches(model):
-            raise _too_few_rows(section, error, rows=split.rows) from error
+        if min(rows, section.micro_batch_rows) == 1 and normalizes_batches(model):
+            raise _too_few_rows(section, error, rows=rows) from error
         if not any(isinstance(value, torch.Tensor) for _, value in leaves(batch)):
-            raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=split.is_table) from error
+            encoded = prepared.splits["train"].is_table
+            raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=encoded) from error
         raise
     if not math.isfinite(loss.item()):
         bad = [name for name, part in found.parts.items() if not math.isfinite(part.item())]
@@ -314,6 +322,17 @@ def _no_tensors(error: RecipeError, batch: Any, *, name: str, encoded: bool) -> 
     )
 
 
+def _first_rows(section: TrainSection, prepared: Prepared, *, device: str) -> Any:
+    split = prepared.splits["train"]
+    return to_device(split.batch(torch.arange(min(ROWS, split.rows, section.micro_batch_rows))), device)
+
+
+def _loss(section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, *, device: str) -> LossValue:
+    where = f"{type(prepared.recipe).__name__}.loss()"
+    with autocast(section, device):
+        return loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where)
+
+
 def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:
     if rows == 1:
         why, hint = "the training split has one row", "Train on two rows at least."
@@ -329,6 +348,32 @@ def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> Re
     )
 
 
+def _said(section: TrainSection) -> bool | None:
+    """Return what the configuration says of unused parameters; FSDP need not know."""
+    if section.strategy != "ddp":
+        return False
+    return None if section.find_unused_parameters == "auto" else section.find_unused_parameters
+
+
+def _has_unused(
+    section: TrainSection, prepared: Prepared, model: nn.Module, loss: torch.Tensor, *, device: str
+) -> bool:
+    """Return whether some loss leaves a trainable parameter without a gradient, by this one and by more draws.
+
+    A model that skips layers at random, or routes rows, uses other parameters in each forward pass.
+    """
+    if (said := _said(section)) is not None:
+        return said
+    if _unused(model, loss):
+        return True
+    batch, end_s = _first_rows(section, prepared, device=device), time.monotonic() + _DRAWS_S
+    return any(
+        _left_out(model, _loss(section, prepared, model, batch, device=device).mean())
+        for _ in range(1, _DRAWS)
+        if time.monotonic() < end_s
+    )
+
+
 def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
@@ -337,3 +382,16 @@ def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
     unused = any(parameter.grad is None for parameter in trainable)
     model.zero_grad(set_to_none=True)
     return unused
+
+
+def _left_out(model: nn.Module, loss: torch.Tensor) -> bool:
+    """Return whether a trainable parameter is not in the graph of a loss, which is where DDP looks."""
+    found, seen, left = set(), set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))  # of a leaf
+        left += [inner for inner, _ in node.next_functions]
+    return any(id(parameter) not in found for parameter in model.parameters() if parameter.requires_grad)

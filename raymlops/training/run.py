@@ -179,7 +179,7 @@ def _check_and_record(
     if before.status == "FINISHED":
         section = project.spec.train
         uri = filesystem.join(project.spec.storage.path, RUNS, before.run_id, CHECKPOINTS)
-        state = recall(uri, metric=section.metric, mode=section.mode, repair=False).state
+        state = recall(uri, metric=section.metric, mode=section.mode, repair=False, digests=False).state
         evaluated = resuming.is_evaluated(tracker, before.run_id)
         finished = state is None or state.finished
         resuming.check_unfinished(before, project.spec, finished=finished, evaluated=evaluated)

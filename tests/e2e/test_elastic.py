@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import elastic_cluster
 import killed_cluster
 import pytest
+import store_cluster
 from local_training import run_local
 from supervised import project
 
@@ -66,3 +67,17 @@ def report_of(stdout: str) -> dict[str, Any]:
     (line,) = (line for line in stdout.splitlines() if line.startswith("{"))
     report: dict[str, Any] = json.loads(line)
     return report
+
+
+@pytest.mark.soak
+def test_a_checkpoint_in_a_store_is_read_once() -> None:
+    """Four workers on two nodes read each byte of shards once in total, and a whole checkpoint once a node."""
+    command = [sys.executable, store_cluster.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = report_of(done.stdout)
+    print(report)
+    assert 0.9 < report["fsdp"]["most"] < 1.1
+    assert report["fsdp"]["files"] == 4
+    assert report["ddp"]["most"] == 2
+    assert all(found["resumed"].startswith("resumed with 4 workers") for found in report.values())

@@ -51,6 +51,8 @@ class Job:
     """About the size of this rank's files, which decides how long writing them may take."""
     finish: Callable[[], None] | None = None
     """Writes this rank's shards, together with the other ranks."""
+    live: bool = False
+    """Whether ``finish`` writes what the training changes, which waits for it."""
 
 
 class Publisher:
@@ -79,6 +81,8 @@ class Publisher:
         self._rank, self._world_size, self._group = rank, world_size, group
         self._on_event = on_event
         self._thread: threading.Thread | None = None
+        self._written = threading.Event()
+        """Set once the thread needs nothing of the training any more."""
         self._failure: RaymlopsError | None = None
         self._stage: tuple[str, float, float] = ("", 0.0, math.inf)
         """What the thread does, since when, and how many seconds it may take."""
@@ -98,11 +102,19 @@ class Publisher:
             self._check_stage()
         return writing
 
-    def _start(self, job: Job) -> None:
-        """Write a checkpoint in a thread. The previous one must have been joined."""
+    def _start(self, job: Job, *, alive: Callable[[], None]) -> None:
+        """Write a checkpoint in a thread. The previous one must have been joined. A live one is waited for.
+
+        Raises:
+            StorageError: the thread hangs.
+        """
         self._enter(f"the checkpoint of step {job.entry.step} is being prepared", job.size_bytes)
+        self._written.clear()
         self._thread = threading.Thread(target=self._work, args=(job,), daemon=True, name="checkpoint")
         self._thread.start()
+        while job.live and not self._written.wait(_HEARTBEAT_S):
+            self._check_stage()
+            alive()
 
     def _join(self, *, alive: Callable[[], None]) -> RaymlopsError | None:
         """Wait for the thread, with a heartbeat about every second, and return its failure.
@@ -142,6 +154,8 @@ class Publisher:
             self.kept, failure = self._agreed(job, outcome) if self._sharded else self._verdict(job, [outcome])
         except Exception as error:
             failure = _unforeseen(job, error)
+        finally:
+            self._written.set()
         wanted = [kind for kind, asked in (("best", job.best), ("last", job.last)) if asked]
         if failure is None:
             for kind in wanted:
@@ -186,6 +200,7 @@ class Publisher:
                 if job.finish is not None:
                     finished = True
                     job.finish()
+                    self._written.set()
                 job.fill(folder)
         except Exception as error:
             if not finished and job.finish is not None:

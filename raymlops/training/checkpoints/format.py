@@ -8,30 +8,32 @@ No pickle: ``trainer.pt`` loads with ``weights_only=True``, and ``sharded`` read
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from torch import distributed
 
 from raymlops.bundle.weights import read_into
-from raymlops.config.paths import local_path
-from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
+from raymlops.errors import DamagedError, NotFoundError, RaymlopsError, RecipeError, UsageError
 from raymlops.storage import filesystem, manifest
+from raymlops.storage.verified_reader import VerifiedFolder
 from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.retention import POINTER, STATE, Kept, with_best_of
 from raymlops.training.checkpoints.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import nn
 
     from raymlops.training.ema import Ema
 
+T = TypeVar("T")
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 """One optimizer, or several by name."""
 
@@ -130,8 +132,8 @@ def needed(state: Mapping[str, Any]) -> tuple[str, ...]:
 class Trained:
     """A verified checkpoint: what ``fit`` learnt, and weights that are read when they are asked for."""
 
-    folder: Path
-    sharded: bool
+    files: Path | VerifiedFolder
+    """A sharded one's are verified as they are read."""
     fit: dict[str, Any]
     step: int
     """Of the run, when it was written."""
@@ -143,26 +145,27 @@ class Trained:
             RuntimeError: they do not fit the model.
             StorageError: a file is damaged.
         """
-        if self.sharded:
+        if isinstance(self.files, VerifiedFolder):
             from raymlops.training.checkpoints.sharded import read_into as read_shards_into
 
-            read_shards_into(model, self.folder)
+            read_shards_into(model, self.files)
         else:
-            read_into(model, self.folder / MODEL)
+            read_into(model, self.files / MODEL)
 
 
 @contextlib.contextmanager
 def trained(weights_uri: str) -> Iterator[Trained]:
-    """Yield a checkpoint after checking every file's digest.
+    """Yield a checkpoint; of a sharded one nothing but the model is read.
 
     Raises:
         NotFoundError: there is no checkpoint.
         StorageError: a file is damaged.
     """
-    with manifest.verified(weights_uri, needs=(STATE,)) as folder:
-        state = _whole_state(folder, weights_uri)
-        step = int(state.get("run", {}).get("step", 0))
-        yield Trained(folder, bool(state.get("sharded")), dict(state["fit"]), step)
+    with contextlib.ExitStack() as stack:
+        shards = stack.enter_context(VerifiedFolder(weights_uri))
+        state = _whole_state(shards)
+        files = shards if state.get("sharded") else stack.enter_context(manifest.verified(weights_uri))
+        yield Trained(files, dict(state["fit"]), int(state.get("run", {}).get("step", 0)))
 
 
 def load_weights(folder_uri: str, model: nn.Module, *, sharded: bool) -> None:
@@ -179,8 +182,8 @@ def load_weights(folder_uri: str, model: nn.Module, *, sharded: bool) -> None:
         return
     from raymlops.training.checkpoints.sharded import load
 
-    with _verified(folder_uri, together=True) as folder:
-        load(folder, model, {})
+    with _for_all(lambda: VerifiedFolder(folder_uri)) as files:
+        load(files, model, {})
 
 
 def restore(
@@ -194,80 +197,141 @@ def restore(
     keep: Mapping[str, Stateful] | None = None,
     sharded: bool = False,
     kept: Kept | None = None,
+    node: int = 0,
+    on_progress: Callable[[], object] = lambda: None,
 ) -> RunState:
     """Put a checkpoint's state into the model and all that trains it, and return the run's state.
 
-    Every file's digest is verified before any of them is loaded. Sharded, all ranks call this together. With ``kept``,
-    the returned state's best report is one whose checkpoint still exists.
+    All ranks call this together. Each one's shards are read by range, and verified as they are read; a whole checkpoint
+    is read and verified once a ``node``. ``on_progress`` is called as bytes arrive. A damaged checkpoint is set aside.
+    With ``kept``, the returned state's best report is one whose checkpoint still exists.
 
     Raises:
         NotFoundError: there is no checkpoint.
-        StorageError: a file is damaged.
+        DamagedError: a file is damaged.
+        StorageError: the storage cannot be read.
         UsageError: another recipe or another configuration wrote it.
         RecipeError: model or optimizer differ from what wrote it.
     """
-    with _verified(folder_uri, together=sharded) as folder:
-        state = _whole_state(folder, folder_uri)
-        if "run" not in state:
-            raise UsageError(
-                f"checkpoint {folder_uri!r} is of an older format, which holds weights but not the run's progress",
-                hint="Its weights can be loaded; the training cannot be resumed.",
-            )
-        _check_identity(state, folder_uri, identity=identity, sharded=sharded)
-        _check_optimizer(state, folder_uri, optimizer=optimizer)
-        trainer = torch.load(folder / TRAINER, map_location="cpu", weights_only=True)
-        optimizers = optimizers_of(optimizer)
-        online: Mapping[str, torch.Tensor] = {}
-        if sharded:
-            from raymlops.training.checkpoints.sharded import load
+    online: Mapping[str, torch.Tensor]
+    try:
+        with _for_all(lambda: VerifiedFolder(folder_uri, on_progress=on_progress)) as files:
+            state = _for_all(lambda: _whole_state(files))
+            if "run" not in state:
+                raise UsageError(
+                    f"checkpoint {folder_uri!r} is of an older format, which holds weights but not the run's progress",
+                    hint="Its weights can be loaded; the training cannot be resumed.",
+                )
+            _check_identity(state, folder_uri, identity=identity, sharded=sharded)
+            _check_optimizer(state, folder_uri, optimizer=optimizer)
+            optimizers = optimizers_of(optimizer)
+            if sharded:
+                from raymlops.training.checkpoints.sharded import load
 
-            online = load(folder, model, optimizers, online=ema.named() if ema is not None and state.get("ema") else {})
-        else:
-            _load_model(folder, folder_uri, model=model)
-            # A single one was under a key of its own before there could be several.
-            saved = trainer["optimizers"] if "optimizers" in trainer else {"": trainer["optimizer"]}
-            for key, each in optimizers.items():
-                _load_optimizer(saved[key], folder_uri, optimizer=each)
-            online = trainer.get("online", {})
-        if ema is not None:
-            ema.load(online)
-        if scaler is not None and trainer["scaler"]:
-            scaler.load_state_dict(trainer["scaler"])
-        _load_kept(trainer.get("keep", {}), folder_uri, keep=keep or {})
+                trainer = _for_all(lambda: _trainer(io.BytesIO(files.read(TRAINER))))
+                online = load(
+                    files, model, optimizers, online=ema.named() if ema is not None and state.get("ema") else {}
+                )
+            else:
+                trainer, online = _load_whole(
+                    folder_uri, model=model, optimizers=optimizers, node=node, on_progress=on_progress
+                )
+    except DamagedError as error:
+        _set_aside(error)
+        raise
+    if ema is not None:
+        ema.load(online)
+    if scaler is not None and trainer["scaler"]:
+        scaler.load_state_dict(trainer["scaler"])
+    _load_kept(trainer.get("keep", {}), folder_uri, keep=keep or {})
     run = RunState.from_dict(state["run"])
     return run if kept is None else with_best_of(run, kept)
 
 
+def _load_whole(
+    uri: str,
+    *,
+    model: nn.Module,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    node: int,
+    on_progress: Callable[[], object],
+) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    """Load model and optimizers, and return what else the trainer holds, and the weights that an average is of."""
+    with _once_a_node(uri, node=node, on_progress=on_progress) as folder:
+        trainer = _trainer(folder / TRAINER)
+        _load_model(folder, uri, model=model)
+    # A single one was under a key of its own before there could be several.
+    saved = trainer["optimizers"] if "optimizers" in trainer else {"": trainer["optimizer"]}
+    for key, each in optimizers.items():
+        _load_optimizer(saved[key], uri, optimizer=each)
+    return trainer, trainer.get("online", {})
+
+
+def _trainer(source: Path | io.BytesIO) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+    return found
+
+
 @contextlib.contextmanager
-def _verified(uri: str, *, together: bool) -> Iterator[Path]:
-    """Yield a verified folder; where all ranks see it, each verifies a part of the shards."""
-    world = distributed.get_world_size() if together and distributed.is_initialized() else 1
-    folder = local_path(uri)
-    if world == 1 or folder is None:
-        with manifest.verified(uri, needs=(STATE,)) as verified:
-            yield verified
-        return
-    rank, own = distributed.get_rank(), {STATE, SHARDS, TRAINER}
-    problem: str | None
-    try:
-        problem = manifest.damage(uri, needs=(STATE,), check=lambda index, name: index % world == rank or name in own)
-    except (NotFoundError, StorageError) as error:
-        problem = error.message
-    problems: list[str | None] = [None] * world
-    distributed.all_gather_object(problems, problem)
-    if found := next(filter(None, problems), None):
-        raise manifest.unusable(uri, found)
-    yield folder
+def _once_a_node(uri: str, *, node: int, on_progress: Callable[[], object]) -> Iterator[Path]:
+    """Yield a folder whose files the first rank of each node has fetched and verified."""
+    nodes = _gathered(node)
+    rank = distributed.get_rank() if len(nodes) > 1 else 0
+    first = nodes.index(node)
+    with contextlib.ExitStack() as stack:
+
+        def fetched() -> Path | None:
+            if rank != first:
+                return None
+            return stack.enter_context(manifest.verified(uri, on_progress=on_progress))
+
+        folder = _gathered(_for_all(fetched))[first]
+        assert folder is not None
+        try:
+            yield folder
+        finally:
+            _gathered(None)  # the first rank removes it
 
 
-def _whole_state(folder: Path, uri: str) -> dict[str, Any]:
+def _for_all(work: Callable[[], T]) -> T:
+    """Return what ``work`` returns, once no rank has failed: one that fails would leave the others waiting.
+
+    Raises:
+        RaymlopsError: what the first rank that failed has raised.
+    """
+    failure, found = None, None
     try:
-        state = read_state((folder / STATE).read_bytes(), uri)
+        found = work()
+    except RaymlopsError as error:
+        failure = error
+    failures = [each for each in _gathered(failure) if each is not None]
+    if failures:
+        raise failure or failures[0]
+    return cast("T", found)
+
+
+def _gathered(value: T) -> list[T]:
+    if not distributed.is_initialized():
+        return [value]
+    values = [value] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _set_aside(error: DamagedError) -> None:
+    """Keep a damaged checkpoint from being chosen again."""
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        with contextlib.suppress(RaymlopsError):
+            manifest.set_aside(error.uri, reason=error.problem)
+
+
+def _whole_state(files: VerifiedFolder) -> dict[str, Any]:
+    try:
+        state = read_state(files.read(STATE), files.uri)
     except ValueError as error:
-        raise StorageError(f"{uri!r}: {STATE} cannot be read: {error}") from error
-    unchecked = [name for name in needed(state) if name not in manifest.names(folder)]
-    if unchecked:
-        raise StorageError(f"{uri!r}: {manifest.MANIFEST} does not name {', '.join(unchecked)}")
+        raise manifest.unusable(files.uri, f"{STATE} cannot be read: {error}") from error
+    if missing := [name for name in needed(state) if name not in files.files]:
+        raise manifest.unusable(files.uri, f"{manifest.MANIFEST} does not name {', '.join(missing)}")
     return state
 
 

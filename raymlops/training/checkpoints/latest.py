@@ -46,8 +46,11 @@ class Recalled:
         return warnings
 
 
-def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True) -> Recalled:
+def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True, digests: bool = True) -> Recalled:
     """Find the newest checkpoint that verifies, and the best one.
+
+    Without ``digests`` only sizes and states are verified, where what is restored is verified then: a damaged one is
+    set aside by ``restore``, and the next call finds the one before.
 
     With ``repair``, which only the holder of the run's lease may request, damaged checkpoints are set aside, unfinished
     and unreferenced ones removed, and the pointer is rewritten with a new claim: from then on an earlier attempt that
@@ -57,7 +60,7 @@ def recall(checkpoints_uri: str, *, metric: str, mode: str, repair: bool = True)
         StorageError: the storage cannot be read or, for repairs, written; or a newer raymlops wrote there.
         UsageError: an older raymlops wrote there, whose checkpoints hold weights alone.
     """
-    search = _Search(checkpoints_uri, metric=metric, repair=repair)
+    search = _Search(checkpoints_uri, metric=metric, repair=repair, digests=digests)
     pointer = read_pointer(checkpoints_uri)
     if repair and not search.whole and search.has_old_ones:
         raise UsageError(
@@ -95,7 +98,7 @@ def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
     Raises:
         StorageError: the storage cannot be read, or a newer raymlops wrote there.
     """
-    search = _Search(checkpoints_uri, metric="", repair=False, only_state=True)
+    search = _Search(checkpoints_uri, metric="", repair=False, digests=False)
     forgotten, current = search.candidates(read_pointer(checkpoints_uri))
     newest = search.newest_document([*forgotten, *current])
     return None if newest is None else dict(newest[1]["fit"])
@@ -104,12 +107,12 @@ def recorded_fit(checkpoints_uri: str) -> dict[str, Any] | None:
 class _Search:
     """A search through a run's checkpoints, which sets damaged ones aside."""
 
-    def __init__(self, uri: str, *, metric: str, repair: bool, only_state: bool = False) -> None:
+    def __init__(self, uri: str, *, metric: str, repair: bool, digests: bool) -> None:
         self.set_aside: list[str] = []
         self._uri = uri
         self._metric = metric
         self._repair = repair
-        self._only_state = only_state
+        self._digests = digests
         self._unusable: set[str] = set()
         folders = {name: files for name, files in filesystem.listing(uri).items() if files is not None}
         mine = {
@@ -218,9 +221,7 @@ class _Search:
         try:
             uri = filesystem.join(self._uri, name)
             # The listing is complete in any case; digests require reading the files.
-            problem = manifest.damage(
-                uri, needs=needed(document), check=lambda _index, file: file == STATE or not self._only_state
-            )
+            problem = manifest.damage(uri, needs=needed(document), check=lambda file: file == STATE or self._digests)
         except NotFoundError:
             problem = "it does not exist"
         if problem is not None:
@@ -232,5 +233,5 @@ class _Search:
         self._unusable.add(name)
         if self._repair:
             with contextlib.suppress(NotFoundError):
-                name = manifest.set_aside(self._uri, name, reason=problem)
+                name = manifest.set_aside(filesystem.join(self._uri, name), reason=problem) or name
         self.set_aside.append(f"{name}: {problem}")

@@ -157,6 +157,8 @@ class FolderSaver(Publisher):
     def save(self, snapshot: Snapshot, *, best: bool, last: bool) -> None:
         """Copy the snapshot and write it in a thread, after the previous one, whose failure may be raised here.
 
+        Shards in host memory are not copied, which would take as much memory again: this returns once they are written.
+
         Raises:
             NonFiniteError: the model holds NaN or infinity where it had a number at the start; nothing was written.
             RecipeError: model or optimizer hold something that a checkpoint cannot.
@@ -168,8 +170,7 @@ class FolderSaver(Publisher):
         self._final |= snapshot.state.finished
         if self._rank == 0 or self._sharded:
             with nullcontext() if snapshot.ema is None else snapshot.ema.applied():
-                job = self._staged(snapshot, best=best, last=last)
-            self._start(job)
+                self._start(self._staged(snapshot, best=best, last=last), alive=self._alive)
 
     def wait(self) -> None:
         """Return once everything handed over is written.
@@ -200,7 +201,7 @@ class FolderSaver(Publisher):
             reports=len(state.history),
             value=value if value is not None and math.isfinite(value) else None,
         )
-        draft = manifest.Draft(filesystem.join(self.uri, entry.name), rank=self._rank)
+        draft = manifest.Draft(filesystem.join(self.uri, entry.name), rank=self._rank, by_range=self._sharded)
         document = self._document(snapshot, entry)
         optimizers = optimizers_of(snapshot.optimizer)
         online = {} if snapshot.ema is None else snapshot.ema.named()
@@ -209,8 +210,9 @@ class FolderSaver(Publisher):
             "keep": {key: self._copies.copy(each.state_dict(), of=key) for key, each in snapshot.keep.items()},
         }
         if self._sharded:
-            from raymlops.training.checkpoints.sharded import local_bytes, start_save
+            from raymlops.training.checkpoints.sharded import in_host_memory, local_bytes, start_save
 
+            live = in_host_memory(snapshot.model)
             finish = start_save(
                 draft.folder,
                 snapshot.model,
@@ -218,6 +220,7 @@ class FolderSaver(Publisher):
                 online=online,
                 group=self._group,
                 except_for=snapshot.not_finite_at_start,
+                copy=not live,
             )
 
             def fill_sharded(folder: Path) -> None:
@@ -226,16 +229,18 @@ class FolderSaver(Publisher):
                     write_state(folder, document)
 
             size_bytes = local_bytes(snapshot.model, optimizers, online)
-            return Job(entry, draft, best=best, last=last, fill=fill_sharded, size_bytes=size_bytes, finish=finish)
+            return Job(
+                entry, draft, best=best, last=last, fill=fill_sharded, size_bytes=size_bytes, finish=finish, live=live
+            )
 
-        live = model_state(snapshot.model)
-        poisoned = not_finite(live, except_for=snapshot.not_finite_at_start)
+        state_dict = model_state(snapshot.model)
+        poisoned = not_finite(state_dict, except_for=snapshot.not_finite_at_start)
         if poisoned is not None:
             raise NonFiniteError(
                 f"a model with NaN or infinity is not saved as a checkpoint; found in {poisoned} at step {state.step}",
                 hint=f"The last good one is {self.kept.last or 'none'}. Lower train.lr, or set train.clip_norm.",
             )
-        model = self._copies.copy(live, of="model")
+        model = self._copies.copy(state_dict, of="model")
         trainer["optimizers"] = {
             key: self._copies.copy(each.state_dict(), of=f"optimizer {key}") for key, each in optimizers.items()
         }

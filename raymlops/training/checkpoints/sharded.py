@@ -9,30 +9,34 @@ so whoever can write there could run code: here they are read as data.
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrainingError
+from raymlops.errors import DamagedError, NonFiniteError, RecipeError, StorageError, TrainingError
+from raymlops.storage.verified_reader import VerifiedFolder
 from raymlops.training.checkpoints.host_copies import check_plain, not_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
-    from torch.distributed.checkpoint.planner import ReadItem
+    from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
     from raymlops.training.checkpoints.host_copies import Entries
 
@@ -62,13 +66,15 @@ def start_save(
     group: dist.ProcessGroup | None,
     online: Mapping[str, torch.Tensor] | None = None,
     except_for: Entries | None = None,
+    copy: bool = True,
 ) -> Callable[[], None]:
     """Copy this rank's part into host memory, and return the function that writes it.
 
     Every rank calls both. The copy exchanges nothing; the function runs in a thread and takes part in collectives of
     ``group``: a gloo group of all ranks that nothing else uses, so that they do not interleave with the training's.
-    When it returns, this rank's files are in ``folder``, complete and synced; ``folder`` exists and may be shared by
-    the ranks or local to each. ``.metadata``, which makes them readable, is written last, by rank 0.
+    When it returns, this rank's files are in ``folder``, complete and not synced yet; ``folder`` exists and may be
+    shared by the ranks or local to each. ``.metadata``, which makes them readable, is written last, by rank 0.
+    Without ``copy`` it writes what is there when it runs, and nothing may change it meanwhile.
     ``online`` are the weights that are trained where those of the model are averages of them.
     ``except_for`` says which entries of this rank's part of the model may be NaN or infinite.
 
@@ -80,8 +86,9 @@ def start_save(
         TrainingError: at once: the optimizer holds a parameter that the model does not.
         RecipeError: at once: the optimizer holds a value that could not be read back.
     """
-    writer = FileSystemWriter(folder)
-    staged = _copy(_tensors(model, optimizers, online or {}), writer)
+    writer = FileSystemWriter(folder, sync_files=False)
+    live = _tensors(model, optimizers, online or {})
+    staged = _copy(live, writer) if copy else live
 
     def finish() -> None:
         _refuse_non_finite(staged, group, except_for=except_for or {})
@@ -95,23 +102,38 @@ def start_save(
     return finish
 
 
+def in_host_memory(model: nn.Module) -> bool:
+    """Return whether a copy in host memory would take as much again of the memory in which the model is."""
+    return all(tensor.device.type == "cpu" for tensor in _local(model.state_dict().values()))
+
+
 def local_bytes(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torch.Tensor]) -> int:
     """Return the size of this rank's part."""
-    tensors = (value for value in _tensors(model, optimizers, online).values() if isinstance(value, torch.Tensor))
-    return sum(int((value.to_local() if isinstance(value, DTensor) else value).nbytes) for value in tensors)
+    return sum(int(value.nbytes) for value in _local(_tensors(model, optimizers, online).values()))
+
+
+def _local(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value.to_local() if isinstance(value, DTensor) else value
 
 
 def load(
-    folder: Path, model: nn.Module, optimizers: Optimizers, *, online: Mapping[str, torch.Tensor] | None = None
+    folder: Path | VerifiedFolder,
+    model: nn.Module,
+    optimizers: Optimizers,
+    *,
+    online: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Fill model and optimizers in place from files that any number of ranks wrote. A collective on the default group.
 
-    Every rank's ``folder`` holds all files. An optimizer is one like the saved one's over the same parameters; what it
-    held is replaced, also by nothing, where it was saved before its first step. Returns what was saved as ``online``,
-    in tensors like these.
+    Every rank's ``folder`` holds all files, of which it reads what it needs. An optimizer is one like the saved one's
+    over the same parameters; what it held is replaced, also by nothing, where it was saved before its first step.
+    Returns what was saved as ``online``, in tensors like these.
 
     Raises:
-        StorageError: a file is missing or damaged, or a tensor is missing or has another shape. On all ranks alike.
+        DamagedError: a file of a ``VerifiedFolder`` is missing or damaged. On all ranks alike, as the others.
+        StorageError: a file is missing, or a tensor is missing or has another shape.
     """
     saved = _saved_for_all(folder)
     target: dict[str, Any] = {f"{_MODEL}{name}": tensor for name, tensor in _model_state(model).items()}
@@ -141,8 +163,10 @@ def load(
     return {name: target[f"{_ONLINE}{name}"] for name in online or {}}
 
 
-def read_into(model: nn.Module, folder: Path) -> None:
+def read_into(model: nn.Module, folder: Path | VerifiedFolder) -> None:
     """Fill a whole model on the CPU, in place: in one process, without a process group.
+
+    The optimizer's state is not read.
 
     Raises:
         RuntimeError: the tensors do not fit the model.
@@ -218,22 +242,24 @@ def _named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {names[parameter]: parameter for parameter in parameters}
 
 
-def _saved_for_all(folder: Path) -> Mapping[str, Any]:
+def _saved_for_all(folder: Path | VerifiedFolder) -> Mapping[str, Any]:
     """Return the index of tensors if every rank can read it: one that cannot would leave the others waiting."""
-    reason, saved = "", None
+    failure, saved = None, None
     try:
         saved = _saved(folder)
     except StorageError as error:
-        reason = error.message
-    reasons = _gathered(reason, None)
-    if saved is None or any(reasons):
-        raise StorageError(next(filter(None, reasons)))
+        failure = error
+    failures = [each for each in _gathered(failure, None) if each is not None]
+    if saved is None or failures:
+        raise failures[0]
     return saved
 
 
-def _saved(folder: Path) -> Mapping[str, Any]:
+def _saved(folder: Path | VerifiedFolder) -> Mapping[str, Any]:
     try:
         return _Reader(folder).read_metadata().state_dict_metadata
+    except StorageError:
+        raise
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
 
@@ -251,13 +277,14 @@ def _whole(entry: TensorStorageMetadata) -> torch.Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype)
 
 
-def _read(folder: Path, target: dict[str, Any], *, no_dist: bool) -> None:
+def _read(folder: Path | VerifiedFolder, target: dict[str, Any], *, no_dist: bool) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         try:
             dcp_load(target, storage_reader=_Reader(folder), planner=_Planner(), no_dist=no_dist)
         except CheckpointException as failed:
-            raise _unreadable(_reasons(failed)) from failed
+            damaged = (error for error, _ in failed.failures.values() if isinstance(error, DamagedError))
+            raise next(damaged, _unreadable(_reasons(failed))) from failed
 
 
 class _Unpickler(pickle.Unpickler):
@@ -268,15 +295,49 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
+    """torch's reader, over the files of a folder or over what a ``VerifiedFolder`` reads of them."""
+
+    def __init__(self, folder: Path | VerifiedFolder) -> None:
+        super().__init__("" if isinstance(folder, VerifiedFolder) else folder)
+        self._folder = folder if isinstance(folder, VerifiedFolder) else None
+        if self._folder is not None:
+            self.fs = _Names()
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         del args, kwargs  # a rank's own, where ranks do not exchange what they save: not here
-        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
-            metadata = _Unpickler(stream).load()
+        if self._folder is not None:
+            metadata = _Unpickler(io.BytesIO(self._folder.read(".metadata"))).load()
+        else:
+            with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as stream:
+                metadata = _Unpickler(stream).load()
         if not isinstance(metadata, Metadata):
             raise pickle.UnpicklingError(f"it is a {type(metadata).__name__}, not the index of tensors")
         metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        def place(item: ReadItem) -> tuple[str, int]:
+            stored = self.storage_data[item.storage_index]
+            return stored.relative_path, stored.offset
+
+        return replace(plan, items=sorted(plan.items, key=place))  # so that no block is read twice
+
+    def _slice_file(self, file: Any, sinfo: Any) -> Any:
+        if self._folder is None:
+            return super()._slice_file(file, sinfo)
+        return io.BytesIO(self._folder.range(sinfo.relative_path, sinfo.offset, sinfo.length))
+
+
+class _Names(FileSystem):
+    """Opens nothing: the reader gets its parts by name."""
+
+    @contextmanager
+    def create_stream(self, *_: Any) -> Iterator[Any]:
+        yield None
+
+    def concat_path(self, _path: Any, suffix: str) -> str:
+        return suffix
 
 
 class _Planner(DefaultLoadPlanner):

@@ -26,17 +26,15 @@ import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
+from raymlops.data.order import EVALUATION, micro_batches, seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError, describe
-from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss, model_of, to_device
+from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss, to_device
 from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.checkpoints.host_copies import entries_not_finite
-from raymlops.training.first_weights import has_first_weights, load_first_weights
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
 from raymlops.training.loop.gradients import average, differ
+from raymlops.training.loop.model import build, build_sharded
 from raymlops.training.loop.outcome import Outcome, StopAskedError
 from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.progress import RankProgress
@@ -45,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import torch
+    from torch import nn
 
     from raymlops.config.train import TrainSection
     from raymlops.recipe import Batch
@@ -57,26 +56,24 @@ class TrainContext(RankProgress):
     def model(self) -> nn.Module:
         """Return the untrained model on this rank's device, the same on every rank, with its first weights.
 
+        Under ``strategy: fsdp`` it is sharded: each rank has its part of each parameter.
+
         Raises:
             RecipeError: ``model()`` or ``initialize()`` raises, or ``train.init_from`` does not fit.
+            UsageError: it cannot be sharded.
         """
-        seed_start(self.spec.seed)
-        model = model_of(self.recipe)
-        first = self._resume is None and has_first_weights(self.recipe, self.spec.init_from)
-        if first and self.rank == 0:
-            load_first_weights(self.recipe, model, self.spec.init_from)
-        model = model.to(self.device)
-        if first:
-            self.ranks.copy_from_first([*model.parameters(), *model.buffers()])
-        if self.spec.sync_batch_norm and self.world_size > 1:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        fresh = self._resume is None
+        if self.sharded:
+            model = build_sharded(self.recipe, self.spec, ranks=self.ranks, fresh=fresh, notice=self.message)
+        else:
+            model = build(self.recipe, self.spec, ranks=self.ranks, fresh=fresh)
         self._not_finite_at_start = entries_not_finite(model.state_dict())
         return model
 
     def parallel(self, model: nn.Module, *, mean: bool = True) -> nn.Module:
         """Return a module that maps a batch to its mean loss and, over several ranks, averages gradients.
 
-        The recipe's loss sees the plain model, which ``strategy: fsdp`` shards in place: build the optimizer after it.
+        The recipe's loss sees the plain model. Build the optimizer after it.
         Without ``mean`` it returns the ``LossValue``.
         """
         return parallelize(

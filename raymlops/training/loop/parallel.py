@@ -145,6 +145,19 @@ class BatchLoss(nn.Module):
             ) from error
 
 
+class _Averaged(DistributedDataParallel):
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if "finished reduction" not in str(error):
+                raise
+            raise UsageError(
+                "a parameter had no part in the loss of the last step, and torch's DDP waits for its gradient",
+                hint="Set train.find_unused_parameters: true; the few steps before the training did not show it.",
+            ) from error
+
+
 def parallelize(
     recipe: RecipeBase,
     model: nn.Module,
@@ -153,22 +166,25 @@ def parallelize(
     world_size: int,
     device: torch.device | str,
     unused_parameters: bool = False,
+    per_node: int | None = None,
     mean: bool = True,
 ) -> nn.Module:
     """Return a module that maps a batch to its mean loss and averages gradients over all ranks.
 
     Changes ``model`` in place, so do it once a model and before the optimizer is built: under FSDP its parameters
-    become shards. A collective; fsdp needs a process group, of one rank too. The recipe sees the plain
-    model in every case.
+    become shards, unless ``shard`` has made them shards before. A collective; fsdp needs a process group, of one rank
+    too. The recipe sees the plain model in every case.
 
     Args:
         recipe: whose ``loss`` is computed, and whose ``shard_layers`` is called.
         model: on ``device``, with the same parameters on every rank.
-        spec: ``strategy``, ``precision``, ``compile``, ``activation_checkpointing`` and ``shard_min_params`` count.
+        spec: ``strategy``, ``precision``, ``compile``, ``activation_checkpointing``, ``shard_min_params``,
+            ``shard_over`` and ``cpu_offload`` count.
         world_size: the number of ranks.
         device: this rank's.
         unused_parameters: DDP only: look in each step for parameters that took no part, and do without them.
             FSDP does without them anyway, where they are the same on every rank.
+        per_node: FSDP only: as for ``shard``.
         mean: False for the ``LossValue``, whose sums the caller divides.
 
     Raises:
@@ -189,10 +205,33 @@ def parallelize(
 
     loss = BatchLoss(recipe, model, spec=spec, device=device, mean=mean)
     if spec.strategy == "fsdp":
-        _shard(model, layers, spec=spec, world_size=world_size, device=device)
+        _shard(model, layers, spec=spec, world_size=world_size, device=device, per_node=per_node)
     elif world_size > 1 and any(parameter.requires_grad for parameter in model.parameters()):
-        return DistributedDataParallel(loss, find_unused_parameters=unused_parameters)
+        return _Averaged(loss, find_unused_parameters=unused_parameters)
     return loss
+
+
+def shard(
+    recipe: RecipeBase,
+    model: nn.Module,
+    spec: TrainSection,
+    *,
+    world_size: int,
+    device: torch.device,
+    per_node: int | None = None,
+) -> None:
+    """Shard a model in place, also one on the meta device, whose shards get memory and values afterwards.
+
+    ``per_node`` is the number of ranks on each node, contiguous and equal, or None: then ``shard_over: node`` shards
+    over all ranks. A collective.
+
+    Raises:
+        UsageError, RecipeError: as ``check``.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    layers = check(recipe, model, spec=spec)
+    _shard(model, layers, spec=spec, world_size=world_size, device=device, per_node=per_node)
 
 
 def check(recipe: RecipeBase, model: nn.Module, *, spec: TrainSection) -> list[nn.Module]:
@@ -283,9 +322,15 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _shard(
-    model: nn.Module, layers: list[nn.Module], *, spec: TrainSection, world_size: int, device: torch.device
+    model: nn.Module,
+    layers: list[nn.Module],
+    *,
+    spec: TrainSection,
+    world_size: int,
+    device: torch.device,
+    per_node: int | None,
 ) -> None:
-    """Shard the layers, then what remains, over all ranks.
+    """Shard the layers, then what remains, over all ranks or, replicated over the nodes, over those of each node.
 
     In low precision, weights are gathered in it, half the bytes, and gradients summed in float32. Autocast is on as
     well, as under DDP, so the same operations run in float32; over gathered float32 weights, it alone would keep a low
@@ -293,18 +338,27 @@ def _shard(
     inputs are cast too: torch's norms refuse weights of a lower precision than their input.
     """
     from torch.distributed.device_mesh import init_device_mesh  # half a second that DDP need not wait for
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (world_size,))
+    if isinstance(model, FSDPModule):
+        return
+    if spec.shard_over == "node" and per_node is not None and per_node < world_size:
+        shape, names = (world_size // per_node, per_node), ("nodes", "shards")
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    else:
+        mesh = init_device_mesh(device.type, (world_size,))
     dtype = DTYPES.get(spec.precision)
+    options: dict[str, Any] = {"mesh": mesh}
+    if spec.cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     if dtype is not None:
         whole = MixedPrecisionPolicy(cast_forward_inputs=False)
         for norm in model.modules():
             # Running statistics are buffers, which stay float32, and torch wants weights like them.
             if isinstance(norm, _BatchNorm) and norm is not model and next(norm.parameters(), None) is not None:
-                fully_shard(norm, mesh=mesh, mp_policy=whole)
+                fully_shard(norm, mp_policy=whole, **options)
     for layer in layers:
         if not isinstance(layer, FSDPModule):
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(layer, mp_policy=policy, **options)
+    fully_shard(model, mp_policy=policy, **options)

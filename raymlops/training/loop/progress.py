@@ -261,7 +261,15 @@ class RankProgress:
 
     def _load(self, uri: str, *, kept: Kept | None = None) -> None:
         """Load a checkpoint; ``kept`` lists the existing ones where every rank knows them: the best may be lost."""
-        self.run_state = restore(uri, identity=self._identity, sharded=self.sharded, kept=kept, **self._trained)
+        self.run_state = restore(
+            uri,
+            identity=self._identity,
+            sharded=self.sharded,
+            kept=kept,
+            node=self.ranks.node,
+            on_progress=self.heartbeat,
+            **self._trained,
+        )
         state = self.run_state
         # The run may have been extended since.
         if state.cut is not None and state.step < self.steps:

@@ -34,6 +34,8 @@ class Ranks:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Any = None
+    node: int = 0
+    """Which of the run's nodes this rank is on, counted from 0."""
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor summed over all ranks, in place."""
@@ -48,6 +50,20 @@ class Ranks:
         found = torch.tensor(float(flag))
         torch.distributed.all_reduce(found, group=self.control)
         return bool(found)
+
+    def gathered(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def per_node(self) -> int | None:
+        """Return the number of ranks on each node; None unless all nodes have as many, one node's in a row."""
+        nodes = self.gathered(self.node)
+        size = nodes.count(nodes[0])
+        in_a_row = all(node == nodes[at - at % size] for at, node in enumerate(nodes))
+        return size if in_a_row and len(set(nodes)) * size == len(nodes) else None
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
         """Fill tensors with those of rank 0, in place."""

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
-from raymlops.errors import NonFiniteError, RaymlopsError, StorageError, UnreachableError, UsageError
+from raymlops.errors import DamagedError, NonFiniteError, RaymlopsError, StorageError, UnreachableError, UsageError
 from raymlops.training.supervision.transient import Link, behind, chain_of, classify
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ def kind_of(raised: Raised) -> Kind:
     if is_torn(raised):
         return "error"
     match raised.own:
+        case DamagedError():
+            return "error"  # the next attempt resumes from the checkpoint before
         case StorageError():
             return "storage"
         case UnreachableError():
@@ -210,6 +212,8 @@ def kind_of(raised: Raised) -> Kind:
 
 def may_pass_here(raised: Raised) -> bool:
     """Return whether another attempt in the same process may succeed: not after an error of its GPU."""
+    if isinstance(raised.own, DamagedError):
+        return True
     return kind_of(raised) == "environment" and classify(raised.links)[0] != "gpu"
 
 

@@ -98,7 +98,8 @@ class _Supervisor:
                 raise KeyboardInterrupt
 
     def _newest_checkpoint(self) -> Recalled:
-        newest = recall(self._request.checkpoints_uri, metric=self._section.metric, mode=self._section.mode)
+        uri, section = self._request.checkpoints_uri, self._section
+        newest = recall(uri, metric=section.metric, mode=section.mode, digests=False)
         for text in newest.warnings():
             self._notify(text)
         if newest.state is not None:

@@ -120,7 +120,7 @@ def _train(
         prepared,
         saver=saver,
         hooks=Hooks(emit=channel.emit, orders=heartbeat.orders, heartbeat=heartbeat.alive, trial=config["trial"]),
-        ranks=Ranks(rank, world_size, torch.device(device), control),
+        ranks=Ranks(rank, world_size, torch.device(device), control, ray.train.get_context().get_node_rank()),
         unused_parameters=unused,
         resume=config["resume"],
         identity=mine,

@@ -214,8 +214,7 @@ class WorkerGroup:
                 label_selector=excluding(self._without),
             ),
             torch_config=TorchConfig(
-                # NCCL refuses two ranks on one card; gloo does not mind.
-                backend="nccl" if section.gpus_per_worker >= 1 else "gloo",
+                backend=_backend(section),
                 timeout_s=collective_timeout_s(section),
             ),
             run_config=RunConfig(
@@ -241,6 +240,12 @@ def train_environment(*, section: TrainSection, wait_s: float) -> Iterator[None]
     }
     with variables_set({name: value for name, value in variables.items() if name not in os.environ}):
         yield
+
+
+def _backend(section: TrainSection) -> str:
+    if section.gpus_per_worker < 1:
+        return "gloo"  # NCCL refuses two ranks on one card
+    return "cpu:gloo,cuda:nccl" if section.cpu_offload else "nccl"  # NCCL reduces nothing in host memory
 
 
 def _kill(handle: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,6 @@ from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 Make = Any
 THROTTLED = "AWS Error SLOW_DOWN during GetObject: Please reduce your request rate"
@@ -62,6 +62,27 @@ def test_it_is_not_asked_for_ever(made: Make) -> None:
     assert caught.value.__notes__ == [
         "restarted 2 times without a new checkpoint in between; train.max_restarts allows 2"
     ]
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(made: Make) -> None:
+    """The search compares sizes; the damage is found where it is loaded, once, and the run ends as undisturbed."""
+    undisturbed, _ = run_here(made()[0])
+    asked = ["", "", "", "", "", "", "interrupted"]
+    request, recorder = made(stop=lambda: asked.pop(0) if asked else "")
+    with pytest.raises(KeyboardInterrupt):
+        run_here(request)
+    *_, newest = sorted(Path(request.checkpoints_uri).glob("step-*"))
+    step = int(newest.name.split("-")[1])
+    data = bytearray((newest / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (newest / "model.safetensors").write_bytes(data)
+    outcome, _ = run_here(request)
+    assert outcome.history == undisturbed.history
+    first, again = recorder.restarts
+    assert first.reason == f"resumed after step {step}"
+    assert 0 < again.step < step
+    assert "DamagedError" in again.reason
+    assert (newest.parent / f"damaged-{newest.name}").exists()
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,21 @@ def test_parameters_that_the_loss_does_not_use_are_found(tiny_project: Any) -> N
         assert has_unused_parameters(project, prepare(project)) is expected
 
 
+def test_parameters_that_are_skipped_at_random_are_found(tiny_project: Any) -> None:
+    """A layer that takes no part in three of ten passes is found whatever the first pass draws."""
+    for seed in range(20):
+        project = tiny_project(recipe="starting:Skipping", seed=seed)
+        assert has_unused_parameters(project, prepare(project)) is True
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_whether_parameters_are_unused_can_be_said(tiny_project: Any, said: bool) -> None:
+    """Then nothing is tried."""
+    project = tiny_project(recipe="broken:Items", find_unused_parameters=said, num_workers=2)
+    assert has_unused_parameters(project, prepare(project), has_gpu=False) is said
+    assert preflight(project, prepare(project)) is said
+
+
 @pytest.mark.parametrize(
     ("method", "value", "message"),
     [

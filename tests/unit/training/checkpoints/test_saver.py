@@ -14,7 +14,7 @@ from snapshots import IDENTITY, folder_saver, snapshot, train_a_while
 
 from raymlops.config.paths import local_path
 from raymlops.config.train import TrainSection
-from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
+from raymlops.errors import DamagedError, NonFiniteError, RecipeError, RefusedError, StorageError, UsageError
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.latest import recall
@@ -140,7 +140,7 @@ def test_checkpoints_of_the_first_format_still_give_weights(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.pt", "state.json", "manifest.json"])
 def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, name: str) -> None:
-    """One changed byte in any file: model and optimizer are as they were."""
+    """One changed byte in any file: model and optimizer are as they were, and the checkpoint is not chosen again."""
     saver = folder_saver(str(tmp_path))
     saver.save(snapshot(1, weight=3.0), best=True, last=True)
     saver.wait()
@@ -151,9 +151,10 @@ def test_damage_is_found_before_anything_is_loaded(tmp_path: Path, name: str) ->
     model, optimizer = fresh()
     before = model.weight.tolist()
     with pytest.raises(StorageError):
-        restore(saver.best_uri, identity=IDENTITY, model=model, optimizer=optimizer)
-    with pytest.raises(StorageError):
         load_weights(saver.best_uri)
+    with pytest.raises(DamagedError):
+        restore(saver.best_uri, identity=IDENTITY, model=model, optimizer=optimizer)
+    assert recall(str(tmp_path), metric="loss", mode="min", digests=False).uri is None
     assert model.weight.tolist() == before
     assert optimizer.state_dict()["state"] == {}
 

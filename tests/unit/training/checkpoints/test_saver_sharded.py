@@ -11,14 +11,18 @@ import rank_jobs
 import torch
 from ranks import ranks
 from saved_weights import load_weights
+from snapshots import folder_saver, snapshot
 
 from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
+from raymlops.storage.manifest import BLOCK_BYTES
 from raymlops.training.checkpoints.format import trained
 from raymlops.training.checkpoints.latest import recall
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fake_s3 import FakeS3
 
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word"}
 
@@ -134,3 +138,51 @@ def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
     recalled = recall(str(tmp_path), metric="loss", mode="min")
     assert recalled.uri == f"{tmp_path}/step-00000002-aaa-2"
     assert "__1_0.distcp is damaged: expected a file of" in recalled.set_aside[0]
+
+
+def test_shards_are_read_by_range(s3: FakeS3) -> None:
+    """As many ranks, or one, read each byte once; others read the shards that theirs overlap: never all of it each."""
+    uri = ranks().run(2, partial(jobs.save_large, place=s3.uri("bucket/run"), steps=1, environment=ENVIRONMENT))[0]
+    shards = {path: len(data) for path, data in s3.objects.items() if path.endswith(".distcp")}
+    assert all(size > 2 * BLOCK_BYTES for size in shards.values())
+    for world, times in ((1, 1), (2, 1), (3, 2)):
+        s3.sent.clear()
+        found = ranks().run(world, partial(jobs.restored_large, uri=uri, environment=ENVIRONMENT))
+        assert [error for error, _ in found] == [""] * world
+        assert all(ticks > 3 for _, ticks in found)
+        assert sum(s3.sent[path] for path in shards) <= times * sum(shards.values()) + world * BLOCK_BYTES
+    s3.sent.clear()
+    with trained(uri) as checkpoint:
+        checkpoint.load_into(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(12))))
+    assert sum(s3.sent[path] for path in shards) == sum(shards.values())
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: int) -> None:
+    """The search compares sizes alone; all ranks hear of the damage, and the next attempt finds the one before."""
+    uri = ranks().run(2, partial(jobs.save_large, place=str(tmp_path), steps=2, environment={}))[0]
+    path = local_path(uri) / "__1_0.distcp"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert recall(str(tmp_path), metric="loss", mode="min", digests=False).uri == uri
+    for error, _ in ranks().run(world, partial(jobs.restored_large, uri=uri, environment={})):
+        assert error.startswith(f"DamagedError: {uri!r}: __1_0.distcp is damaged: expected SHA-256")
+    found = recall(str(tmp_path), metric="loss", mode="min", digests=False)
+    assert found.uri == f"{tmp_path}/step-00000001-aaa-1"
+
+
+def test_a_whole_checkpoint_is_read_once_a_node(s3: FakeS3) -> None:
+    """Three ranks on two nodes fetch it twice; damage is heard by all."""
+    saver = folder_saver(s3.uri("bucket/run"))
+    saver.save(snapshot(1, weight=3.0), best=True, last=True)
+    saver.wait()
+    (path,) = (path for path in s3.objects if path.endswith("model.safetensors"))
+    job = partial(jobs.restored_whole, uri=saver.best_uri, nodes=[0, 1, 0], environment=ENVIRONMENT)
+    s3.sent.clear()
+    assert ranks().run(3, job) == [[[3.0, 3.0]]] * 3
+    assert s3.sent[path] == 2 * len(s3.objects[path])
+    s3.objects[path] = s3.objects[path][:-1] + b"?"
+    for found in ranks().run(3, job):
+        assert "DamagedError" in found
+        assert "model.safetensors is damaged" in found

@@ -9,6 +9,7 @@ import pytest
 import rank_jobs as jobs
 import torch
 from ranks import ranks
+from starting import taught
 from torch import nn
 
 from raymlops.errors import RecipeError, UsageError
@@ -212,3 +213,11 @@ def test_tied_layers_of_the_recipe() -> None:
     model[1].weight = model[0].weight
     with pytest.raises(RecipeError, match="0 shares a parameter with a module outside it"):
         layers_to_shard(Unsharded(model, [model[0]]), model, min_params=1)
+
+
+def test_a_parameter_without_a_gradient_names_the_setting(tiny_project: Any) -> None:
+    """DDP waits for the gradient of a layer that was skipped; the error says what to set, and with it all is well."""
+    project = tiny_project(recipe="starting:SkippingTogether").to_dict()
+    found = ranks().run(2, taught, project, False)
+    assert any("UsageError: a parameter had no part in the loss of the last step" in text for text in found)
+    assert ranks().run(2, taught, project, True) == ["trained", "trained"]

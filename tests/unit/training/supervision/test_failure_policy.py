@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from raymlops.config.train import FailureRule
-from raymlops.errors import NonFiniteError, RaymlopsError, RecipeError, StorageError, TrainingError, UsageError
+from raymlops.errors import (
+    DamagedError,
+    NonFiniteError,
+    RaymlopsError,
+    RecipeError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
 from raymlops.training.supervision.failure_policy import Decision, Failure, Raised, cause, decide
 
 if TYPE_CHECKING:
@@ -135,6 +143,7 @@ def test_a_dead_node_explains_its_workers() -> None:
         (RecipeError("Tiny.loss() raised ValueError: step 3"), "recipe_error"),
         (UsageError("no"), "recipe_error"),
         (NonFiniteError("the loss is nan"), "recipe_error"),
+        (DamagedError("trainer.pt is damaged"), "error"),
         (StorageError("disk full"), "storage"),
         (TrainingError("odd"), "error"),
         (None, "error"),
