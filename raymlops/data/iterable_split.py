@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raymlops.data.item_hashes import hash_items, items_to_hash
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of
-from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items, items_to_hash
+from raymlops.data.split import SAMPLE_ROWS, SplitData
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 

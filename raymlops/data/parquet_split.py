@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
+from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select
 from raymlops.data.columns import conform, needed, table_columns
 from raymlops.data.order import windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
 from raymlops.data.row_hashes import hash_columns
-from raymlops.data.split import SplitData
+from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
+from raymlops.pytree import batch_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 _INDEX_BYTES = 24
 """Memory of an epoch's order for a row of the current window."""
-_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,14 @@ def plan_of(columns: Columns, recipe: RecipeBase, *, cache_bytes: int) -> Plan:
         RecipeError: ``encode`` breaks its contract.
     """
     rows = len(next(iter(columns.values())))
-    encoded = encode_all(recipe, columns)
-    by_batch = encoded is None or _pads(recipe, columns, encoded)
-    row_bytes = 1 + (columns_bytes(columns) if by_batch else batch_bytes(encoded)) // rows
+    some = probe(recipe, columns)
+    per_row = columns_bytes(columns) // rows if some is None else batch_bytes(some) // batch_rows(some)
     return Plan(
-        window_rows=max(1, cache_bytes // 2 // (row_bytes + _INDEX_BYTES)),
-        row_bytes=row_bytes,
-        by_batch=by_batch,
+        window_rows=max(1, cache_bytes // 2 // (1 + per_row + _INDEX_BYTES)),
+        row_bytes=1 + per_row,
+        by_batch=some is None,
         label_dtype=columns[recipe.label].dtype.name if recipe.label else None,
     )
-
-
-def _pads(recipe: RecipeBase, columns: Columns, encoded: Batch) -> bool:
-    """Return whether single rows are encoded in another shape than all rows together."""
-    whole = _shapes(encoded)
-    probes = np.unique(np.linspace(0, len(next(iter(columns.values()))) - 1, _PROBES, dtype=np.int64))
-    return any(_shapes(encode(recipe, rows_at(columns, probe))) != whole for probe in np.split(probes, len(probes)))
-
-
-def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in arrays(batch).items()}
 
 
 class GroupCache:
@@ -200,9 +188,17 @@ class ParquetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, a row group at a time, over the columns that training reads."""
+        done = self.begin_pass("hashing")
         for group, rows in enumerate(self.files.group_rows):
             if rows:
                 yield hash_columns(self._read(group))
+                done(int(self._ends[group]))
+
+    def identity(self) -> Identity:
+        """Return what identifies the files, or the rows where they were written here."""
+        if self.files.rows_digest:
+            return Identity(self.files.rows_digest, ALL_ROWS)
+        return Identity(self.files.digest(), "the footers of its files and at most 64 MB of their content")
 
     def for_recipe(self, recipe: RecipeBase) -> ParquetSplit:
         """Return the same rows as another recipe encodes them."""

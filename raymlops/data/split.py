@@ -6,27 +6,31 @@ Knows nothing of ranks or devices.
 
 from __future__ import annotations
 
+import json
+import logging
+import time
 from abc import ABC, abstractmethod
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import TensorDataset
 
-from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, select
+from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, probe, select, shapes
 from raymlops.data.columns import conform
+from raymlops.data.item_hashes import HASH_ROWS, hash_items, items_to_hash
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
+from raymlops.display import LOG_EVERY_S, Throttle
 from raymlops.errors import RecipeError
-from raymlops.pytree import batch_rows, leaves, to_numpy
 from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     import numpy.typing as npt
 
     from raymlops.data.parquet_files import ParquetFiles
@@ -36,18 +40,27 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 64
 """Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
-_HASH_ROWS = 1024
-_HASH_BYTES = 64 << 20
+IDENTITY_ROWS = 256
+"""Evenly spread items of a torch dataset that identify it."""
+ALL_ROWS = "all rows"
 _SAMPLE_BYTES = 64 << 20
 """Of ``sample``, which may hold up to twice as much."""
+_LOG = logging.getLogger(__name__)
+
+
+class Identity(NamedTuple):
+    """What identifies a split's rows: a SHA-256, and what it was computed from, in words."""
+
+    digest: str
+    basis: str
 
 
 class SplitData(ABC):
     """One split: ``rows`` of it, drawn as batches by index.
 
     ``columns`` holds a table's columns, label included, where they are all in memory, else None. Only a split that
-    ``is_table`` has rows like a request's; ``take`` returns them. ``on_progress`` may be set: long reads call it, at
-    least once for 1000 skipped items and for each decoded row group.
+    ``is_table`` has rows like a request's; ``take`` returns them. ``on_progress`` may be set: long passes call it, at
+    least once for 1000 skipped items, for each decoded row group and for 16,384 encoded rows.
     """
 
     kind: ClassVar[str]
@@ -58,7 +71,7 @@ class SplitData(ABC):
         self.name = name
         self.rows = rows
         self.recipe = recipe
-        self.on_progress: Callable[[], None] = _nothing
+        self.on_progress: Callable[[], None] = lambda: None
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> Batch:
@@ -116,12 +129,16 @@ class SplitData(ABC):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
-        for batch in self.batches(batch_size=_HASH_ROWS):
+        for batch in self.batches(batch_size=HASH_ROWS):
             yield hash_columns(arrays(batch))
 
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
+
+    def identity(self) -> Identity:
+        """Return what identifies the rows. All of them are read only where they are in memory."""
+        return Identity(self.digest(), ALL_ROWS)
 
     def mark(self, kind: str) -> str | None:
         """Return the mark ``kind`` of ``describe``, which another process compares; None without one."""
@@ -140,13 +157,25 @@ class SplitData(ABC):
         """Return as JSON data what another process needs to draw the same rows: see ``prepare(sources=...)``."""
         return {"kind": self.kind, "rows": self.rows}
 
+    def begin_pass(self, doing: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
+        """Return what a pass over the rows calls with how many are done: it logs that every ten seconds."""
+        throttle = Throttle(LOG_EVERY_S, clock=clock)
+        throttle.due()
+
+        def done(rows: int) -> None:
+            self.on_progress()
+            if throttle.due():
+                _LOG.warning("%s the %s split: %s of %s rows", doing, self.name, f"{rows:,}", f"{self.rows:,}")
+
+        return done
+
     @cached_property
     def _digest_of_rows(self) -> str:
         return digest_of(self.hashes())
 
 
 class TableSplit(SplitData):
-    """A table in memory, encoded once at its first batch, or batch by batch where ``encode`` pads."""
+    """A table in memory, encoded once at its first batch, or by batch where ``encode`` pads to its longest row."""
 
     kind = "table"
     is_table = True
@@ -177,8 +206,11 @@ class TableSplit(SplitData):
         return {key: values[chosen] for key, values in self.columns.items()}
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """Yield a 64-bit hash for each row in order."""
-        yield hash_columns(self.columns)
+        """Yield a 64-bit hash for each row in order, in chunks, over all columns."""
+        done = self.begin_pass("hashing")
+        for start in range(0, self.rows, step := 1 << 20):
+            yield hash_columns({name: values[start : start + step] for name, values in self.columns.items()})
+            done(min(start + step, self.rows))
 
     def for_recipe(self, recipe: RecipeBase) -> TableSplit:
         """Return the same rows as another recipe encodes them."""
@@ -196,7 +228,10 @@ class TableSplit(SplitData):
     @cached_property
     def encoded(self) -> Batch | None:
         """Return all rows as one batch; None if they are encoded batch by batch."""
-        return encode_all(self.recipe, self.columns)
+        some = probe(self.recipe, self.columns)
+        if some is None:
+            return None
+        return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=self.begin_pass("encoding"))
 
 
 class DatasetSplit(SplitData):
@@ -204,8 +239,8 @@ class DatasetSplit(SplitData):
 
     Items may be random. To be hashed, each is drawn with the global generators seeded by its number, as
     ``RecipeBase.loss`` does for a step, and the generators are restored. Items that still differ draw from elsewhere,
-    such as their own generator: such a split is identified by its length, and by the dataset's ``fingerprint()``, if it
-    has one.
+    such as their own generator. A split is identified by its length, by the dataset's ``fingerprint()``, if it has
+    one, and by a sample of its items, unless they differ.
     """
 
     kind = "dataset"
@@ -242,13 +277,25 @@ class DatasetSplit(SplitData):
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
         # Items that are read together are seeded together: there another size would be other items.
         together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
-        size = _HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        done = self.begin_pass("hashing")
         for chunk in _chunks(torch.arange(self.rows), size):
             yield self._hashes(chunk)
-            self.on_progress()
+            done(int(chunk[-1]) + 1)
+
+    def identity(self) -> Identity:
+        """Return what identifies the items; those of a ``TensorDataset`` are in memory and all hashed."""
+        if type(self.dataset) is TensorDataset:
+            return super().identity()
+        found = {"length": str(self.rows)}
+        if self._own_fingerprint is not None:
+            found["fingerprint()"] = self._own_fingerprint
+        if not self._differs:
+            found[f"{min(IDENTITY_ROWS, self.rows)} evenly spread items"] = self._sample(IDENTITY_ROWS)
+        return Identity(sha256(json.dumps(found).encode()).hexdigest(), ", ".join(found))
 
     def digest(self) -> str:
-        """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
+        """Return the SHA-256 of all items' hashes; of length and ``fingerprint()`` where items differ."""
         if self._differs:
             return sha256(f"{self.rows} items, fingerprint {self._own_fingerprint}".encode()).hexdigest()
         return self._digest_of_rows
@@ -260,8 +307,10 @@ class DatasetSplit(SplitData):
         return self._own_fingerprint if kind == "fingerprint" else None
 
     def is_repeatable(self) -> bool:
-        """Return whether some items, enough to detect rare differences, are the same when they are drawn again."""
-        return self._sample(_HASH_ROWS) == self._sample(_HASH_ROWS)
+        """Return whether what identifies the items is the same when they are drawn again, rare differences included."""
+        if self._differs and self._own_fingerprint is not None:
+            return True  # then no item identifies them
+        return self._sample(HASH_ROWS) == self._sample(HASH_ROWS)
 
     @property
     def note(self) -> str:
@@ -276,9 +325,8 @@ class DatasetSplit(SplitData):
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows."""
-        kind = "fingerprint" if self._differs else "sample"
-        mark = self.mark(kind)
-        return super().describe() | ({} if mark is None else {kind: mark})
+        marks = {"sample": None if self._differs else self.mark("sample"), "fingerprint": self.mark("fingerprint")}
+        return super().describe() | {kind: mark for kind, mark in marks.items() if mark is not None}
 
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items, which no recipe encodes."""
@@ -344,34 +392,6 @@ class DatasetSplit(SplitData):
         return found
 
 
-def hash_items(recipe: RecipeBase, items: list[Any]) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash for each item. Items of a recipe's own ``collate`` may be of any kind and shape."""
-    if type(recipe).collate is RecipeBase.collate:
-        return hash_columns(arrays(default_collate(items)))
-    return np.array([_item_hash(item) for item in items], dtype=np.uint64)
-
-
-def _item_hash(item: Any) -> int:
-    digest = sha256()
-    for path, value in leaves(item):
-        array = to_numpy(value) if isinstance(value, torch.Tensor) else np.asarray(value)
-        content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-        digest.update(f"{path}:{array.dtype}:{array.shape}:".encode() + content)
-    return int.from_bytes(digest.digest()[:8], "little")
-
-
-def items_to_hash(recipe: RecipeBase, items: list[Any]) -> int:
-    """Return how many items like these are hashed at a time: fewer where each is large."""
-    if type(recipe).collate is not RecipeBase.collate:
-        return SAMPLE_ROWS
-    batch = default_collate(items)
-    return min(_HASH_ROWS, max(1, _HASH_BYTES * batch_rows(batch) // max(1, batch_bytes(batch))))
-
-
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
-
-
-def _nothing() -> None:
-    """Do nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from raymlops.training.preflight import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ROWS = 300
 
@@ -59,11 +59,30 @@ def test_batches_are_those_of_the_table_in_memory(streamed: Any, tiny_project: A
     assert len(split.batch(torch.tensor([], dtype=torch.int64))["label"]) == 0
 
 
-def test_the_fingerprint_does_not_know_how_rows_are_stored(streamed: Any, tiny_project: Any) -> None:
-    """The same rows in files and in memory are the same data, with the same fitted state."""
+def test_hashes_do_not_know_how_rows_are_stored(streamed: Any, tiny_project: Any) -> None:
+    """The same rows in files and in memory have the same hashes, and the same fitted state."""
     one, other = streamed(), prepare(tiny_project())
-    assert one.data == other.data
+    assert {name: split.digest() for name, split in one.splits.items()} == {
+        name: split.digest() for name, split in other.splits.items()
+    }
     assert one.state == other.state
+
+
+def test_streamed_files_are_identified_without_reading_their_rows(streamed: Any, files: str) -> None:
+    """By footers and blocks of bytes: no row group is decoded but the first, which the plan needs."""
+    prepared = streamed()
+    split = prepared.splits["train"]
+    decoded: list[None] = []
+    split.on_progress = lambda: decoded.append(None)
+    data = prepared.data
+    assert not decoded
+    assert data.identified_by["train"] == "the footers of its files and at most 64 MB of their content"
+    assert data.identified_by["test"] == "all rows"
+    assert streamed().data == data
+    path = Path(files) / "part-1.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.column_names[0], [table.column(0).to_pylist()[::-1]]), path)
+    assert streamed().data.fingerprint != data.fingerprint
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
