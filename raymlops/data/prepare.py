@@ -135,7 +135,7 @@ def prepare(
 
     ``sources`` is the result of ``Prepared.sources()`` in another process, for some splits or all of them. Parquet
     files are then those, and ``datasets()`` is called only where a split needs it; it must return the same rows as
-    there. ``memory`` bounds the memory of streamed splits.
+    there. ``memory`` bounds the memory of streamed splits, by default by ``train.shuffle_window_mb``.
 
     Raises:
         RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
@@ -149,7 +149,8 @@ def prepare(
     splits: Any = None
     if not all(stands_alone(known[part]) for part in SPLITS):
         splits = call_recipe(f"{name}.datasets()", recipe.datasets)
-    root, memory = project.spec.storage.path, memory or Memory()
+    root = project.spec.storage.path
+    memory = memory or Memory.of(project.spec.train)
     opened = {
         part: open_source(splits, part, name=name, known=known[part], root_uri=root, memory=memory) for part in SPLITS
     }

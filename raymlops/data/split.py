@@ -7,8 +7,6 @@ Knows nothing of ranks or devices.
 from __future__ import annotations
 
 import json
-import logging
-import time
 from abc import ABC, abstractmethod
 from functools import cached_property
 from hashlib import sha256
@@ -20,10 +18,10 @@ from torch.utils.data import TensorDataset
 from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, probe, select, shapes
 from raymlops.data.columns import conform
 from raymlops.data.item_hashes import HASH_ROWS, hash_items, items_to_hash
+from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
-from raymlops.display import LOG_EVERY_S, Throttle
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, call_recipe, described
 
@@ -45,7 +43,6 @@ IDENTITY_ROWS = 256
 ALL_ROWS = "all rows"
 _SAMPLE_BYTES = 64 << 20
 """Of ``sample``, which may hold up to twice as much."""
-_LOG = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
@@ -71,7 +68,7 @@ class SplitData(ABC):
         self.name = name
         self.rows = rows
         self.recipe = recipe
-        self.on_progress: Callable[[], None] = lambda: None
+        self.on_progress: Callable[[], None] = _nothing
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> Batch:
@@ -157,18 +154,6 @@ class SplitData(ABC):
         """Return as JSON data what another process needs to draw the same rows: see ``prepare(sources=...)``."""
         return {"kind": self.kind, "rows": self.rows}
 
-    def begin_pass(self, doing: str, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
-        """Return what a pass over the rows calls with how many are done: it logs that every ten seconds."""
-        throttle = Throttle(LOG_EVERY_S, clock=clock)
-        throttle.due()
-
-        def done(rows: int) -> None:
-            self.on_progress()
-            if throttle.due():
-                _LOG.warning("%s the %s split: %s of %s rows", doing, self.name, f"{rows:,}", f"{self.rows:,}")
-
-        return done
-
     @cached_property
     def _digest_of_rows(self) -> str:
         return digest_of(self.hashes())
@@ -207,7 +192,7 @@ class TableSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""
-        done = self.begin_pass("hashing")
+        done = begin_pass("hashing", self)
         for start in range(0, self.rows, step := 1 << 20):
             yield hash_columns({name: values[start : start + step] for name, values in self.columns.items()})
             done(min(start + step, self.rows))
@@ -231,7 +216,7 @@ class TableSplit(SplitData):
         some = probe(self.recipe, self.columns)
         if some is None:
             return None
-        return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=self.begin_pass("encoding"))
+        return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=begin_pass("encoding", self))
 
 
 class DatasetSplit(SplitData):
@@ -278,7 +263,7 @@ class DatasetSplit(SplitData):
         # Items that are read together are seeded together: there another size would be other items.
         together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
         size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
-        done = self.begin_pass("hashing")
+        done = begin_pass("hashing", self)
         for chunk in _chunks(torch.arange(self.rows), size):
             yield self._hashes(chunk)
             done(int(chunk[-1]) + 1)
@@ -395,3 +380,7 @@ class DatasetSplit(SplitData):
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tiny import make_table
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError
 from raymlops.training.loop.evaluation import add, block_totals, totals
 from raymlops.training.preflight import preflight
@@ -131,6 +133,42 @@ def test_a_row_group_is_encoded_once_while_it_is_kept(streamed: Any) -> None:
     for start in range(16):
         split.batch(torch.arange(start, start + 1))
     assert sourced.ENCODED == [16]
+
+
+def test_target_reads_other_columns_by_name(files: str, streamed: Any) -> None:
+    """As of a table in memory; every process reads those that were asked for on the first rows."""
+    for path in Path(files).glob("*.parquet"):
+        table = pq.read_table(path)
+        weights = pa.array(np.arange(100.0) + 1000 * int(path.stem[-1]))
+        pq.write_table(table.append_column("weight", weights), path, row_group_size=16)
+    driver = streamed("sourced:Weighted")
+    assert driver.splits["train"].plan.also == ("weight",)
+    worker = streamed("sourced:Weighted", state=driver.state, sources=json.loads(json.dumps(driver.sources())))
+    assert worker.splits["train"].plan == driver.splits["train"].plan
+    for prepared in (driver, worker):
+        batch = prepared.splits["train"].batch(torch.tensor([0, 299, 100]))
+        assert batch["label"][:, 1].tolist() == [0.0, 2099.0, 1000.0]
+    assert "weight" not in streamed().splits["train"].take(torch.tensor([0]))
+
+
+def test_a_column_that_no_file_has_is_named(streamed: Any) -> None:
+    """As target() asked for it."""
+    with pytest.raises(RecipeError, match=r"Weighted\.target\(\) raised KeyError: 'weight'"):
+        streamed("sourced:Weighted")
+
+
+def test_the_window_is_configured(files: str, tiny_project: Any) -> None:
+    """As megabytes of encoded rows; a row that is larger is a window of its own, and an epoch still has each row."""
+    project = tiny_project(recipe="sourced:FromParquet", config={"path": files}, shuffle_window_mb=3)
+    prepared = prepare(project, memory=None)
+    assert isinstance(prepared.splits["train"], TableSplit)
+    split = prepare(project, memory=Memory.of(project.spec.train, whole_bytes=0)).splits["train"]
+    assert split.cache.max_bytes == 6 << 20
+    small = prepare(project, memory=Memory(whole_bytes=0, cache_bytes=1)).splits["train"]
+    assert small.plan.window_rows == 1
+    drawn = torch.cat(list(small.global_batches(batch_size=64, seed=0, epoch=1)))
+    assert sorted(drawn.tolist()) == list(range(ROWS))
+    assert len(small.batch(drawn)["label"]) == ROWS
 
 
 def test_a_recipe_that_pads_is_encoded_by_batch(streamed: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from tiny import Tiny
 
 from raymlops.arrays import Column
+from raymlops.data.long_passes import begin_pass
 from raymlops.data.prepare import prepare
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError
@@ -141,7 +142,7 @@ def test_a_pass_over_a_table_gives_signs_of_life() -> None:
 def test_a_long_pass_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
     """How far it is, of how many rows."""
     now = [0.0]
-    done = ragged([1] * 3000, Means()).begin_pass("encoding", clock=lambda: now[0])
+    done = begin_pass("encoding", ragged([1] * 3000, Means()), clock=lambda: now[0])
     for second in (5.0, 11.0, 12.0, 22.0):
         now[0] = second
         done(int(second) * 100)
