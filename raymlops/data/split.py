@@ -129,6 +129,10 @@ class SplitData(ABC):
         for batch in self.batches(batch_size=HASH_ROWS):
             yield hash_columns(arrays(batch))
 
+    def some_hashes(self, *, at_least: int) -> tuple[Iterator[npt.NDArray[np.uint64]], float]:  # noqa: ARG002
+        """Return hashes of all rows, or of ``at_least`` random ones where rows are slow to read, and their share."""
+        return self.hashes(), 1.0
+
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
@@ -260,13 +264,14 @@ class DatasetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
-        # Items that are read together are seeded together: there another size would be other items.
-        together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
-        size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
-        done = begin_pass("hashing", self)
-        for chunk in _chunks(torch.arange(self.rows), size):
-            yield self._hashes(chunk)
-            done(int(chunk[-1]) + 1)
+        return self._hashes_of(torch.arange(self.rows))
+
+    def some_hashes(self, *, at_least: int) -> tuple[Iterator[npt.NDArray[np.uint64]], float]:
+        """Return hashes of all items, or of ``at_least`` random ones, the same each time, and their share."""
+        if type(self.dataset) is TensorDataset or at_least >= self.rows:
+            return super().some_hashes(at_least=at_least)
+        drawn = torch.randperm(self.rows, generator=torch.Generator().manual_seed(0))[:at_least]
+        return self._hashes_of(drawn.sort().values), at_least / self.rows
 
     def identity(self) -> Identity:
         """Return what identifies the items; those of a ``TensorDataset`` are in memory and all hashed."""
@@ -352,6 +357,15 @@ class DatasetSplit(SplitData):
     def _sample(self, rows: int) -> str:
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
         return digest_of(self._hashes(row) for row in _chunks(spread, 1))
+
+    def _hashes_of(self, rows: torch.Tensor) -> Iterator[npt.NDArray[np.uint64]]:
+        # Items that are read together are seeded together: there another size would be other items.
+        together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
+        size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        done = begin_pass("hashing", self)
+        for chunk in _chunks(rows, size):
+            yield self._hashes(chunk)
+            done(int(chunk[-1]) + 1)
 
     def _hashes(self, indices: torch.Tensor) -> npt.NDArray[np.uint64]:
         if type(self.dataset) is TensorDataset:

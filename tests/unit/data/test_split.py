@@ -184,6 +184,21 @@ def test_a_dataset_is_identified_by_few_of_its_items() -> None:
     assert few.basis == "length, 3 evenly spread items"
 
 
+def test_random_items_stand_for_a_large_dataset() -> None:
+    """Of those that are slow to read, the same ones each time; of what is in memory all rows."""
+    items = Counted(5000)
+    split = DatasetSplit(items, name="train", recipe=RecipeBase())
+    hashes, share = split.some_hashes(at_least=1000)
+    found = np.concatenate([*hashes])
+    assert (len(found), share) == (1000, 0.2)
+    assert len(items.read) <= 1001
+    assert np.isin(found, np.concatenate([*split.hashes()])).all()
+    again, _ = DatasetSplit(Counted(5000), name="train", recipe=RecipeBase()).some_hashes(at_least=1000)
+    assert np.concatenate([*again]).tolist() == found.tolist()
+    _, share = DatasetSplit(TensorDataset(torch.arange(5000)), name="x", recipe=RecipeBase()).some_hashes(at_least=9)
+    assert share == split.some_hashes(at_least=5000)[1] == 1
+
+
 def test_what_a_dataset_says_of_itself_always_counts() -> None:
     """Beside items that do not differ: those that are not read may have changed."""
     items = Said(1000)
