@@ -114,7 +114,7 @@ class ParquetFiles:
         Raises:
             StorageError: a file is gone, damaged, or no longer what was listed.
         """
-        offsets = block_offsets([file.size for file in self.files])
+        offsets = [places.tolist() for places in block_offsets([file.size for file in self.files])]
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
             return sha256(b"".join(pool.map(_content_digest, self.files, offsets))).hexdigest()
 
@@ -235,7 +235,7 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
     return DataFile(uri, info.size, info.mtime_ns, rows), memory
 
 
-def _content_digest(file: DataFile, offsets: npt.NDArray[np.int64]) -> bytes:
+def _content_digest(file: DataFile, offsets: Sequence[int]) -> bytes:
     """Return the digest of a file's size, its footer and the blocks at ``offsets``."""
     import pyarrow as pa
 
@@ -245,9 +245,11 @@ def _content_digest(file: DataFile, offsets: npt.NDArray[np.int64]) -> bytes:
     try:
         with filesystem.open_input_file(path) as opened:
             footer_bytes = int.from_bytes(opened.read_at(4, file.size - 8), "little")  # "PAR1" ends the file
-            found.update(opened.read_at(footer_bytes, file.size - 8 - footer_bytes))
-            for offset in offsets.tolist():
-                found.update(opened.read_at(min(_BLOCK_BYTES, file.size - offset), offset))
+            for offset, size in [(file.size - 8 - footer_bytes, footer_bytes), *((at, _BLOCK_BYTES) for at in offsets)]:
+                block = opened.read_at(min(size, file.size - offset), offset)
+                if len(block) < min(size, file.size - offset):
+                    raise _changed(file, "it was truncated")
+                found.update(block)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(file.uri, error) from error
     return found.digest()

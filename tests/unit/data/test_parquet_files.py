@@ -80,6 +80,18 @@ def test_the_digest_of_files_knows_their_content_and_not_their_names(folder: Pat
     assert list_parquet(tmp_path / "copy").digest() != files.digest()
 
 
+def test_the_digest_of_a_file_that_changes_is_refused(folder: Path) -> None:
+    """One that shrinks or goes while a run is prepared is named."""
+    files = list_parquet(folder)
+    path = folder / "b.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"b\.parquet changed since the run was prepared: it has \d+ bytes, not \d+"):
+        files.digest()
+    path.unlink()
+    with pytest.raises(StorageError, match=r"b\.parquet changed since the run was prepared: it does not exist"):
+        files.digest()
+
+
 def test_blocks_are_spread_over_all_files() -> None:
     """Small files are covered; of large ones four blocks of 100 bytes, the first and the last byte among them."""
     sizes = [250, 100, 0, 160]
