@@ -262,7 +262,8 @@ class RecipeBase:
     def target(self, columns: Columns) -> torch.Tensor:
         """Turn the label's column into the tensor ``batch["label"]``. Default: as it is, float64 as float32.
 
-        ``columns`` holds the signature's inputs and the label; of a table in memory the other columns too.
+        ``columns`` holds the signature's inputs and the label. Other columns of a table or of Parquet files, such as
+        weights of rows, are read by name: ``columns["weight"]``.
         """
         import torch
 

@@ -73,7 +73,7 @@ def aligned(rows: Mapping[str, str | None], *, width: int = 11) -> str:
 class DataRecord(Record):
     """What a run was trained on.
 
-    ``fingerprint`` is the SHA-256 over every split's rows in order, after the version of how they are hashed: ``v2:``.
+    ``fingerprint`` is a SHA-256 over what identifies each split, after the version of how that is computed: ``v3:``.
     """
 
     fingerprint: str
@@ -81,6 +81,8 @@ class DataRecord(Record):
     """Rows of ``train``, ``validation`` and ``test``."""
     notes: tuple[str, ...] = ()
     """Which splits are not identified by their rows, and why."""
+    identified_by: dict[str, str] = field(default_factory=dict)
+    """What identifies each split: all rows, a sample of its items, the files' footers, ..."""
 
 
 @dataclass(frozen=True)

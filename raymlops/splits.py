@@ -19,14 +19,15 @@ class Splits:
       change during a run;
     - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
     - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. Random numbers of
-      training items are seeded as in ``RecipeBase.loss``. A split whose items draw from a generator of their own
-      is identified by its length and the dataset's ``fingerprint()``, if it has one;
+      training items are seeded as in ``RecipeBase.loss``. It is identified by its length, the dataset's
+      ``fingerprint()``, if it has one, and a few items, unless they draw from a generator of their own;
     - an iterable torch dataset, or any object whose ``__iter__`` starts a new pass. A pass is an epoch, must end, and
-      must yield the same number of items each time. It may shuffle itself by drawing from torch's CPU generator,
-      ``random`` or ``numpy.random``, which in its code are a separate stream that depends on seed and epoch
-      alone, or in ``set_epoch(epoch)``, which is called before a pass if it exists. A generator that it keeps between
-      passes must be reseeded there, or workers and restarts see other rows: only their number and the first few
-      are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to its place.
+      must yield the same number of items each time: ``len()``, or what a first pass counts. It may shuffle itself by
+      drawing from torch's CPU generator, ``random`` or ``numpy.random``, which in its code are a separate stream that
+      depends on seed and epoch alone, or in ``set_epoch(epoch)``, which is called before a pass if it exists. A
+      generator that it keeps between passes must be reseeded there, or workers and restarts see other rows: only their
+      number and the first few are checked. Every worker reads all rows, keeps its share, and in mid-epoch reads up to
+      its place.
 
     A table, Parquet and Ray Data hold the columns of the signature and the label. The order of an epoch depends on
     seed and epoch alone, so a resumed run draws what it would have drawn, on any number of workers.

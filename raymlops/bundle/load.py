@@ -56,6 +56,8 @@ class LoadedModel:
     lineage: dict[str, Any]
     row_hashes: npt.NDArray[np.uint64]
     """A sketch of the training rows; see ``sketch``."""
+    hashed_share: float = 1.0
+    """Share of the training rows that ``row_hashes`` is of."""
     device: str = "cpu"
     """Where the model runs; ``encode`` and ``decode`` always see CPU tensors."""
 
@@ -129,10 +131,13 @@ def load(
         RecipeError: its ``model()`` raises, or the weights do not fit it.
         StorageError: the storage cannot be read.
     """
+    from safetensors.numpy import load as load_arrays
+
     folder = names.fetch(uri, digest, cache=cache)
     # Files may change after they were verified: each small file is verified again as it is read.
     files = names.BundleFiles(folder, digest)
     recipe = _recipe(files, exclusive=exclusive)
+    trained_rows = load_arrays(files.read(names.ROWS))
     return LoadedModel(
         uri=join(uri),
         digest=digest,
@@ -144,7 +149,8 @@ def load(
         profile=files.json(names.PROFILE),
         evaluation=files.json(names.EVALUATION),
         lineage=files.json(names.LINEAGE),
-        row_hashes=_row_hashes(files.read(names.ROWS)),
+        row_hashes=trained_rows["row_hashes"].view(np.uint64),
+        hashed_share=float(trained_rows["hashed_share"][0]) if "hashed_share" in trained_rows else 1.0,
         device=device,
     )
 
@@ -228,13 +234,6 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
             hint="The recipe builds a different model from the one that was trained.",
         ) from error
     return model.eval().requires_grad_(requires_grad=False)
-
-
-def _row_hashes(data: bytes) -> npt.NDArray[np.uint64]:
-    from safetensors.numpy import load
-
-    hashes: npt.NDArray[np.int64] = load(data)["row_hashes"]
-    return hashes.view(np.uint64)
 
 
 def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:

@@ -24,12 +24,16 @@ def sketch(row_hashes: npt.NDArray[Any]) -> Hashes:
     return np.unique(np.asarray(row_hashes, dtype=np.uint64))[:SKETCH_ROWS]
 
 
-def overlap(train_hashes: npt.NDArray[Any], test_hashes: Iterable[npt.NDArray[Any]]) -> float:
+def overlap(
+    train_hashes: npt.NDArray[Any], test_hashes: Iterable[npt.NDArray[Any]], *, hashed_share: float = 1.0
+) -> float:
     """Return the share of test rows that are also training rows, 0 to 1; NaN without test rows.
 
     ``train_hashes`` is a sketch, ``test_hashes`` has one hash for each row, in chunks, which are read one by one. Exact
     when fewer than ``SKETCH_ROWS`` distinct rows were trained on. Otherwise an estimate over the test rows under the
-    sketch's largest hash; with n such rows its standard error is at most 0.5 / sqrt(n).
+    sketch's largest hash; with n such rows its standard error is at most 0.5 / sqrt(n). Where the sketch is of a random
+    ``hashed_share`` s of the training rows, a test row that is one of them is found with probability s: what is found
+    is divided by s, with a standard error of at most sqrt(overlap / (s * n)).
     """
     train = np.asarray(train_hashes, dtype=np.uint64)
     seen = rows = 0
@@ -39,4 +43,4 @@ def overlap(train_hashes: npt.NDArray[Any], test_hashes: Iterable[npt.NDArray[An
             test = test[test <= train.max()]
         seen += int(np.isin(test, train).sum())
         rows += test.size
-    return seen / rows if rows else float("nan")
+    return min(1.0, seen / rows / hashed_share) if rows else float("nan")

@@ -62,7 +62,7 @@ class BundleContents:
     evaluation: Mapping[str, Any]
     """Metrics on the held-out test split."""
     row_hashes: npt.NDArray[Any]
-    """One 64-bit hash for each training row."""
+    """One 64-bit hash for each training row, or for a random sample of them."""
     lineage: Mapping[str, Any]
     trained_with: Mapping[str, str] = field(default_factory=dict)
     """Versions of the distributions that were installed for the training, by name."""
@@ -70,6 +70,8 @@ class BundleContents:
     """Files that the training found beside the code and that do not travel; None for those that are there now."""
     loss: Mapping[str, Any] | None = None
     """How answers are compared with labels, see ``answer_loss``; None omits the file."""
+    hashed_share: float = 1.0
+    """Share of the training rows that ``row_hashes`` is of."""
 
 
 def write_bundle(
@@ -129,8 +131,9 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         "config": contents.recipe_config,
         "seed": contents.seed,
     }
+    share = {} if contents.hashed_share == 1 else {"hashed_share": np.array([contents.hashed_share])}
     return {
-        names.ROWS: _tensors({"row_hashes": sketch(contents.row_hashes).view(np.int64)}),
+        names.ROWS: _tensors({"row_hashes": sketch(contents.row_hashes).view(np.int64), **share}),
         names.RECIPE: _json(recipe, name=names.RECIPE, exact=True),
         names.STATE: _json(contents.state, name=names.STATE, exact=True),
         names.SIGNATURE: _json(contents.signature.to_dict(), name=names.SIGNATURE),

@@ -145,6 +145,12 @@ class TrainSection(Spec):
     max_steps: Length[int | None] = Field(None, ge=1, description="optimizer steps, at most")
     batch_size: Fixed[int] = Field(256, ge=1, description="rows per optimizer step, over all workers")
     drop_last: Fixed[bool] = Field(False, description="leave out an epoch's last batch where it is not full")
+    shuffle_window_mb: Fixed[int] = Field(
+        128,
+        ge=1,
+        description="megabytes of encoded rows of streamed Parquet files that are shuffled together; a process keeps "
+        "at most twice as much of a split",
+    )
     accumulate: Fixed[int] = Field(1, ge=1, description="micro-batches per optimizer step")
     strategy: Fixed[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="fsdp shards parameters and optimizer over the workers"

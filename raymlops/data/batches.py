@@ -16,13 +16,14 @@ from raymlops.pytree import batch_rows, first_dimensions, leaves, map_tensors, n
 from raymlops.recipe import Batch, RecipeBase, call_recipe, described, signature_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
 
-_CHUNK_ROWS = 1 << 16
+_CHUNK_ROWS = 1 << 14
+_PROBED_ROWS, _PROBES = 256, 8
 
 
 def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
@@ -48,15 +49,52 @@ def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
     return {**batch, "label": label}
 
 
-def encode_all(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None:
-    """Return all rows as one batch, encoded in chunks; None where that is not flat tensors, rows first."""
+def encode_all(
+    recipe: RecipeBase,
+    columns: Mapping[str, Array],
+    *,
+    like: Mapping[str, tuple[int, ...]] | None = None,
+    on_rows: Callable[[int], None] = lambda _rows: None,
+) -> Batch | None:
+    """Return all rows as one batch, encoded in chunks; None where that is not flat tensors, rows first.
+
+    None also, at once, where a chunk's rows have other ``shapes`` than ``like``. ``on_rows`` is called with how many
+    rows are encoded, after each chunk.
+    """
     rows = len(next(iter(columns.values())))
-    starts = range(0, max(1, rows), _CHUNK_ROWS)
-    chunks = [
-        encode(recipe, {key: values[start : start + _CHUNK_ROWS] for key, values in columns.items()})
-        for start in starts
-    ]
-    return join(chunks, rows=[min(_CHUNK_ROWS, rows - start) for start in starts])
+    chunks, sizes = [], []
+    for start in range(0, max(1, rows), _CHUNK_ROWS):
+        end = min(start + _CHUNK_ROWS, rows)
+        chunk = encode(recipe, {key: values[start:end] for key, values in columns.items()})
+        if like is not None and shapes(chunk) != like:
+            return None
+        chunks.append(chunk)
+        sizes.append(end - start)
+        on_rows(end)
+    return join(chunks, rows=sizes)
+
+
+def probe(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch | None:
+    """Return up to 256 evenly spread rows as one batch; None where rows must be encoded batch by batch.
+
+    That is where a batch is not flat tensors, rows first, or where single rows are encoded in another shape, since
+    ``encode`` pads to the longest row of what it is given.
+    """
+    spread = np.unique(np.linspace(0, len(next(iter(columns.values()))) - 1, _PROBED_ROWS, dtype=np.int64))
+    together = join([encode(recipe, rows_at(columns, spread))], rows=[len(spread)])
+    if together is None:
+        return None
+    singly = spread[:: -(-len(spread) // _PROBES)].reshape(-1, 1)
+    for row in singly:
+        alone = join([encode(recipe, rows_at(columns, row))], rows=[1])
+        if alone is None or shapes(alone) != shapes(together):
+            return None
+    return together
+
+
+def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    """Return the shape of a row in each value of a batch, by the keys that lead to it."""
+    return {name: array.shape[1:] for name, array in arrays(batch).items()}
 
 
 def join(chunks: Sequence[Batch], *, rows: Sequence[int] | None = None) -> Batch | None:

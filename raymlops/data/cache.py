@@ -110,7 +110,9 @@ def _key(project: Project, fields: Iterable[str]) -> dict[str, Any]:
     """Return what a project's data depends on, where it reads these fields of the recipe's configuration."""
     values = project.recipe_config.model_dump(mode="json")
     config = {name: values.get(name) for name in sorted(fields)}
-    return {"recipe": project.reference, "seed": project.spec.train.seed, "config": config}
+    train = project.spec.train
+    found = {"recipe": project.reference, "seed": train.seed, "shuffle_window_mb": train.shuffle_window_mb}
+    return {**found, "config": config}
 
 
 def _same(project: Project, key: Mapping[str, Any]) -> bool:

@@ -210,18 +210,58 @@ def _from_arrow(name: str, column: Any) -> Array:
         return _objects(column.to_pylist())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return np.array(pc.cast(column, pa.timestamp("us"), safe=False).to_numpy(), dtype=TIME)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _stacked(name, column.to_pylist())
+    if _is_list(kind):
+        return _from_lists(name, column)
     if pa.types.is_boolean(kind) and not column.null_count:
         return np.asarray(column.to_numpy(), dtype=np.bool_)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         whole = pa.types.is_integer(kind) and not column.null_count
+        array = np.empty(len(column), dtype=np.int64 if whole else np.float64)
+        end = 0
         try:
-            wide = pc.cast(column, pa.int64() if whole else pa.float64())
+            for chunk in column.chunks:
+                start, end = end, end + len(chunk)
+                array[start:end] = pc.cast(chunk, pa.int64() if whole else pa.float64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid as error:  # of integers with gaps, those beyond 2**53
             raise _range_error(name, str(kind)) from error
-        return np.array(wide.to_numpy(), dtype=np.int64 if whole else np.float64)
+        return array
     raise _type_error(name, str(kind) + (" with missing values" if pa.types.is_boolean(kind) else ""))
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _from_lists(name: str, column: Any) -> Array:
+    """Return lists stacked where they have one length, else as an array each, without Python objects for numbers."""
+    import pyarrow as pa
+
+    item = column.type.value_type
+    if not (_is_list(item) or pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)):
+        return _stacked(name, column.to_pylist())
+    if column.null_count:
+        raise _type_error(name, "ragged or missing arrays")
+    flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=item)
+    if flat.null_count:
+        raise _type_error(name, "ragged or missing arrays")
+    values = _from_arrow(name, flat)
+    lengths: Array = np.concatenate([np.zeros(0, dtype=np.int64), *(_lengths(chunk) for chunk in column.chunks)])
+    if len(lengths) and (lengths == lengths[0]).all() and values.dtype != object:
+        return values.reshape(len(lengths), int(lengths[0]), *values.shape[1:])
+    if values.dtype == object:
+        raise _type_error(name, "ragged or missing arrays")
+    return _objects(np.split(values, np.cumsum(lengths[:-1])) if len(lengths) else ())
+
+
+def _lengths(lists: Any) -> Array:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(lists.type):
+        return np.full(len(lists), lists.type.list_size, dtype=np.int64)
+    offsets: Array = lists.offsets.to_numpy()
+    return np.diff(offsets).astype(np.int64, copy=False)
 
 
 def _from_array(name: str, values: Any) -> Array:

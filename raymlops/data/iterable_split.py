@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raymlops.data.item_hashes import hash_items, items_to_hash
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of
-from raymlops.data.split import SAMPLE_ROWS, SplitData, hash_items, items_to_hash
+from raymlops.data.split import SAMPLE_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
@@ -45,7 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class IterableSplit(SplitData):
-    """Items of an iterable dataset. Without a ``known`` description, one pass counts and hashes."""
+    """Items of an iterable dataset, which one pass counts and hashes if neither ``len()`` nor ``known`` says more."""
 
     kind = "iterable"
 
@@ -54,10 +55,12 @@ class IterableSplit(SplitData):
         self._dataset = dataset
         # Until an epoch is set, as in a count or an evaluation, all passes draw the same, whatever the run's seed.
         self._seed, self._epoch = 0, 1
+        length = _length(dataset)
+        self._sized = length is not None
         if known is None or "digest" not in known:  # of another kind of split, which the caller rejects
-            known = self._counted()
+            known = {"rows": length, "digest": None} if self._sized else self._counted()
         self.rows = known["rows"]
-        self._digest: str = known["digest"]
+        self._digest: str | None = known["digest"]
         self._head: str | None = known.get("head")
         self._cursor = _Cursor(
             lambda: self._pass(seed=self._seed, epoch=self._epoch),
@@ -100,8 +103,17 @@ class IterableSplit(SplitData):
             chunk.clear()
 
     def digest(self) -> str:
-        """Return the SHA-256 of all rows' hashes, in the order of the pass that counted them."""
+        """Return the SHA-256 of all rows' hashes, in the order of a pass that counts them."""
+        if self._digest is None:
+            self._digest = self._counted()["digest"]
         return self._digest
+
+    def identity(self) -> Identity:
+        """Return what identifies the items: all of them if they had to be counted, else their number and the first."""
+        if not self._sized:
+            return super().identity()
+        found = f"{self.rows} items, {self.mark('head')}"
+        return Identity(sha256(found.encode()).hexdigest(), f"length, first {min(SAMPLE_ROWS, self.rows)} items")
 
     def mark(self, kind: str) -> str | None:
         """Return ``digest``, or ``head``: a digest of the first rows, which starts a pass."""
@@ -117,11 +129,13 @@ class IterableSplit(SplitData):
 
     def for_recipe(self, recipe: RecipeBase) -> IterableSplit:
         """Return the same items: no recipe encodes them."""
-        return IterableSplit(self._dataset, name=self.name, recipe=recipe, known=self.describe())
+        known = {"rows": self.rows, "digest": self._digest, "head": self._head}
+        return IterableSplit(self._dataset, name=self.name, recipe=recipe, known=known)
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to skip the count."""
-        return {**super().describe(), "digest": self._digest, "head": self._head}
+        head = self.mark("head") if self._head is None else self._head
+        return {**super().describe(), "digest": self._digest, "head": head}
 
     def _collated(self, items: list[Any]) -> Batch:
         return call_recipe(f"{type(self.recipe).__name__}.collate()", lambda: self.recipe.collate(items))
@@ -143,6 +157,14 @@ class IterableSplit(SplitData):
                 noticed = time.monotonic()
                 _LOG.warning("counting the %s split: %d rows so far; its iterator must be finite", self.name, rows)
         return {"rows": rows, "digest": digest.hexdigest(), "head": head}
+
+
+def _length(dataset: Any) -> int | None:
+    """Return what ``len()`` says; None where there is none, or it raises, as that of an unsized pipeline."""
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class _Cursor:
@@ -196,8 +218,9 @@ class _Cursor:
 
     def _miscounted(self, what: str) -> RecipeError:
         return RecipeError(
-            f"{self._where} {what}, but {self._rows} were counted before the start",
-            hint="Every pass must yield the same number of rows, in every epoch and in every process.",
+            f"{self._where} {what}, but {self._rows} were counted before the start, or returned by its __len__",
+            hint="Every pass must yield the same number of rows, in every epoch and in every process. If __len__ is an "
+            "estimate, omit it: then a pass before the start counts the rows.",
         )
 
 

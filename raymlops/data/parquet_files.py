@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _FOOTERS_AT_A_TIME = 16
 _OPEN_FILES = 8
 _TEXT_BYTES, _NUMBER_BYTES = 64, 8
+_BLOCKS, _BLOCK_BYTES = 1024, 1 << 16
+"""Of ``digest``: a digest that is made otherwise needs another version of fingerprints."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,13 @@ class DataFile:
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """Files whose rows are numbered in this order. ``memory_bytes`` bounds the decoded size of all columns."""
+    """Files whose rows are numbered in this order."""
 
     files: tuple[DataFile, ...]
     memory_bytes: int = 0
+    """Bounds the decoded size of all columns."""
+    rows_digest: str = ""
+    """Of files that raymlops wrote: identifies their rows, however they are stored."""
 
     @cached_property
     def group_rows(self) -> npt.NDArray[np.int64]:
@@ -64,7 +70,7 @@ class ParquetFiles:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         files = [{**asdict(file), "group_rows": list(file.group_rows)} for file in self.files]
-        return {"files": files, "memory_bytes": self.memory_bytes}
+        return {"files": files, "memory_bytes": self.memory_bytes, "rows_digest": self.rows_digest}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParquetFiles:
@@ -73,7 +79,7 @@ class ParquetFiles:
             DataFile(str(file["uri"]), int(file["size"]), file["mtime_ns"], tuple(file["group_rows"]))
             for file in data["files"]
         )
-        return cls(files, int(data["memory_bytes"]))
+        return cls(files, int(data["memory_bytes"]), str(data.get("rows_digest", "")))
 
     def dataset(self) -> Any:
         """Return the files as a ``pyarrow.dataset.Dataset``."""
@@ -98,6 +104,19 @@ class ParquetFiles:
         except pa.ArrowException as error:
             uri = self.files[0].uri
             raise RecipeError(f"the files beside {uri} hold columns of different types: {error}") from error
+
+    def digest(self) -> str:
+        """Return a SHA-256 of every file's size and footer, and of blocks of their content at fixed places.
+
+        1,024 blocks of 64 KiB are evenly spread over all files; smaller data is read whole. Footers hold the sizes of
+        all column chunks and mostly their extremes. Copies have one digest, whatever their names.
+
+        Raises:
+            StorageError: a file is gone, damaged, or no longer what was listed.
+        """
+        offsets = [places.tolist() for places in block_offsets([file.size for file in self.files])]
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+            return sha256(b"".join(pool.map(_content_digest, self.files, offsets))).hexdigest()
 
     def verify(self) -> None:
         """Check the size and modification time of every file, without reading any.
@@ -131,6 +150,22 @@ def list_parquet(source: str | Path | Sequence[str | Path]) -> ParquetFiles:
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
         read = list(pool.map(lambda entry: _with_footer(*entry), found))
     return ParquetFiles(tuple(file for file, _ in read), sum(size for _, size in read))
+
+
+def block_offsets(
+    sizes: Sequence[int], *, blocks: int = _BLOCKS, block_bytes: int = _BLOCK_BYTES
+) -> list[npt.NDArray[np.int64]]:
+    """Return where the blocks that are read of files of these sizes begin, for each file.
+
+    They are evenly spread over all files as if these were one, where a block ends with its file; all of it is covered
+    where blocks suffice, one more for each file.
+    """
+    starts = np.cumsum([0, *sizes])
+    if starts[-1] <= blocks * block_bytes:
+        return [np.arange(0, size, block_bytes) for size in sizes]
+    places = np.linspace(0, starts[-1] - block_bytes, blocks, dtype=np.int64)
+    owners = np.searchsorted(starts[1:], places, side="right")
+    return [places[owners == number] - starts[number] for number in range(len(sizes))]
 
 
 class GroupReader:
@@ -198,6 +233,26 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
     rows = tuple(group.num_rows for group in groups)
     memory = sum(group.total_byte_size for group in groups) + sum(rows) * row_bytes
     return DataFile(uri, info.size, info.mtime_ns, rows), memory
+
+
+def _content_digest(file: DataFile, offsets: Sequence[int]) -> bytes:
+    """Return the digest of a file's size, its footer and the blocks at ``offsets``."""
+    import pyarrow as pa
+
+    _refuse_changed(file)
+    found = sha256(f"{file.size}:".encode())
+    filesystem, path = open_filesystem(file.uri)
+    try:
+        with filesystem.open_input_file(path) as opened:
+            footer_bytes = int.from_bytes(opened.read_at(4, file.size - 8), "little")  # "PAR1" ends the file
+            for offset, size in [(file.size - 8 - footer_bytes, footer_bytes), *((at, _BLOCK_BYTES) for at in offsets)]:
+                block = opened.read_at(min(size, file.size - offset), offset)
+                if len(block) < min(size, file.size - offset):
+                    raise _changed(file, "it was truncated")
+                found.update(block)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(file.uri, error) from error
+    return found.digest()
 
 
 def _opened(uri: str) -> Any:

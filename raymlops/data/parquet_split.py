@@ -20,13 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
+from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select
 from raymlops.data.columns import conform, needed, table_columns
+from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
 from raymlops.data.row_hashes import hash_columns
-from raymlops.data.split import SplitData
+from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
+from raymlops.pytree import batch_rows
+from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
 
 _INDEX_BYTES = 24
 """Memory of an epoch's order for a row of the current window."""
-_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -55,35 +57,54 @@ class Plan:
     by_batch: bool
     """Whether ``encode`` pads to its longest row: then columns are cached, and each batch is encoded."""
     label_dtype: str | None
+    also: tuple[str, ...] = ()
+    """Columns that ``target`` reads beside the inputs and the label."""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from JSON data."""
+        return cls(**{**data, "also": tuple(data.get("also", ()))})
 
 
-def plan_of(columns: Columns, recipe: RecipeBase, *, cache_bytes: int) -> Plan:
-    """Return the plan for rows like these, within ``cache_bytes``.
+def plan_of(
+    columns: Columns, recipe: RecipeBase, *, cache_bytes: int, other: Callable[[str], Array] | None = None
+) -> Plan:
+    """Return the plan for rows like these, within ``cache_bytes``. ``other`` reads another column of the same rows.
 
     Raises:
-        RecipeError: ``encode`` breaks its contract.
+        RecipeError: ``encode`` or ``target`` breaks its contract.
     """
     rows = len(next(iter(columns.values())))
-    encoded = encode_all(recipe, columns)
-    by_batch = encoded is None or _pads(recipe, columns, encoded)
-    row_bytes = 1 + (columns_bytes(columns) if by_batch else batch_bytes(encoded)) // rows
+    asked = _Asked(columns, other)
+    if recipe.label and other is not None:
+        call_recipe(f"{type(recipe).__name__}.target()", lambda: recipe.target(asked))
+    columns = dict(asked)
+    some = probe(recipe, columns)
+    per_row = columns_bytes(columns) // rows if some is None else batch_bytes(some) // batch_rows(some)
     return Plan(
-        window_rows=max(1, cache_bytes // 2 // (row_bytes + _INDEX_BYTES)),
-        row_bytes=row_bytes,
-        by_batch=by_batch,
+        window_rows=max(1, cache_bytes // 2 // (1 + per_row + _INDEX_BYTES)),
+        row_bytes=1 + per_row,
+        by_batch=some is None,
         label_dtype=columns[recipe.label].dtype.name if recipe.label else None,
+        also=asked.also,
     )
 
 
-def _pads(recipe: RecipeBase, columns: Columns, encoded: Batch) -> bool:
-    """Return whether single rows are encoded in another shape than all rows together."""
-    whole = _shapes(encoded)
-    probes = np.unique(np.linspace(0, len(next(iter(columns.values()))) - 1, _PROBES, dtype=np.int64))
-    return any(_shapes(encode(recipe, rows_at(columns, probe))) != whole for probe in np.split(probes, len(probes)))
+class _Asked(dict[str, Any]):
+    """Columns, to which others are added once they are asked for."""
 
+    def __init__(self, columns: Columns, other: Callable[[str], Array] | None) -> None:
+        super().__init__(columns)
+        self._other = other
+        self.also: tuple[str, ...] = ()
 
-def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in arrays(batch).items()}
+    def __missing__(self, name: str) -> Array:
+        if self._other is None:
+            raise KeyError(name)
+        found = self._other(name)
+        self[name] = found
+        self.also += (name,)
+        return found
 
 
 class GroupCache:
@@ -123,7 +144,7 @@ class GroupCache:
 
 
 class ParquetSplit(SplitData):
-    """Rows of Parquet files. Only the signature's inputs and the label are read."""
+    """Rows of Parquet files. Only the signature's inputs, the label and what else ``target`` asks for are read."""
 
     kind = "parquet"
     is_table = True
@@ -155,8 +176,15 @@ class ParquetSplit(SplitData):
             RecipeError: the rows do not match the signature, or ``encode`` breaks its contract.
             StorageError: the file cannot be read.
         """
-        first = self._read(int(np.flatnonzero(self.files.group_rows)[0]))
-        return plan_of(first, self.recipe, cache_bytes=self.cache.max_bytes)
+        group = int(np.flatnonzero(self.files.group_rows)[0])
+
+        def other(name: str) -> Array:
+            table, there = self._reader.read(group, [name])
+            if name not in there:
+                raise KeyError(name)
+            return table_columns(table)[name]
+
+        return plan_of(self._read(group), self.recipe, cache_bytes=self.cache.max_bytes, other=other)
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU.
@@ -200,9 +228,17 @@ class ParquetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, a row group at a time, over the columns that training reads."""
+        done = begin_pass("hashing", self)
         for group, rows in enumerate(self.files.group_rows):
             if rows:
                 yield hash_columns(self._read(group))
+                done(int(self._ends[group]))
+
+    def identity(self) -> Identity:
+        """Return what identifies the files, or the rows where they were written here."""
+        if self.files.rows_digest:
+            return Identity(self.files.rows_digest, ALL_ROWS)
+        return Identity(self.files.digest(), "the footers of its files and at most 64 MB of their content")
 
     def for_recipe(self, recipe: RecipeBase) -> ParquetSplit:
         """Return the same rows as another recipe encodes them."""
@@ -213,6 +249,7 @@ class ParquetSplit(SplitData):
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows."""
         found = {"whole": False, "written": self._written, "plan": asdict(self.plan)}
+        found["cache_bytes"] = self.cache.max_bytes
         return {**super().describe(), **found, **self.files.to_dict()}
 
     def verify(self) -> None:
@@ -245,7 +282,8 @@ class ParquetSplit(SplitData):
 
     def _read(self, group: int) -> Columns:
         """Return the needed columns of a row group, typed as in a request."""
-        names = needed(self.recipe)
+        known = self.__dict__.get("plan")
+        names = needed(self.recipe) + list(known.also if known else ())
         place = self._reader.place(group)
         table, there = self._reader.read(group, names)
         missing = [name for name in names if name not in there]
@@ -253,12 +291,12 @@ class ParquetSplit(SplitData):
             raise RecipeError(
                 f"{type(self.recipe).__name__}.datasets(): {place}, of the {self.name} split, lacks "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(there)}",
-                hint="Every file holds the signature's inputs and the label; folder names are not columns.",
+                hint="Every file holds the signature's inputs, the label and what target() reads; folder names are not "
+                "columns.",
             )
         columns = conform(table_columns(table), self.recipe, place=place)
         self.on_progress()
         label = self.recipe.label
-        known = self.__dict__.get("plan")
         if label and known is not None and columns[label].dtype.name != known.label_dtype:
             raise RecipeError(
                 f"{type(self.recipe).__name__}.datasets(): the label {label!r} is {columns[label].dtype.name} in "

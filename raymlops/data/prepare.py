@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.data.columns import table_columns
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.sources import Memory, open_source, stands_alone
-from raymlops.data.split import SplitData
+from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase, call_recipe, signature_of
 from raymlops.records import DataRecord
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
 
-VERSION = 2
-"""Of fingerprints."""
+VERSION = 3
+"""Of new fingerprints."""
+_ALL_ROWS_HASHED = 2
+"""Version of the fingerprints of release 0.1, which rest on hashes of all rows of every split."""
 SPLITS = ("train", "validation", "test")
 SOURCES = "data/sources.json"
 """Artifact of a run: the result of ``Prepared.sources()``, to find its rows again."""
@@ -55,40 +57,50 @@ class Prepared:
 
     @cached_property
     def data(self) -> DataRecord:
-        """Return rows and fingerprint of all splits; it reads every row once."""
-        digest = sha256()
-        for name, split in self.splits.items():
-            digest.update(f"{name}:{split.rows}:{split.digest()}:".encode())
-        notes = tuple(split.note for split in self.splits.values() if split.note)
-        return DataRecord(f"v{VERSION}:{digest.hexdigest()}", self._rows, notes)
+        """Return rows and fingerprint of all splits, and what identifies each of them."""
+        return self._record(VERSION)
 
     def data_as(self, fingerprint: str, *, rows: Mapping[str, int]) -> DataRecord:
         """Return rows and fingerprint, to be compared with a recorded one: equal where the data is the same.
 
-        Items that differ each time they are read, which rereading some shows, cannot be compared: where splits have as
-        many ``rows`` as were recorded, the recorded fingerprint is returned, with a note.
+        A fingerprint of another version is compared with one that is computed as it was. Items that differ each time
+        they are read, which rereading some shows, cannot be compared: where splits have as many ``rows`` as were
+        recorded, the recorded fingerprint is returned, with a note.
 
         Raises:
-            UsageError: another release of raymlops computed it in another way.
+            UsageError: this release does not know how it was computed.
         """
-        if fingerprint and not fingerprint.startswith(f"v{VERSION}:"):
+        if not fingerprint:
+            return self.data
+        version = {f"v{known}": known for known in (_ALL_ROWS_HASHED, VERSION)}.get(fingerprint.partition(":")[0])
+        if version is None:
             raise UsageError(
                 f"the data's fingerprint {fingerprint[:12]} was made by another raymlops; this one compares "
-                f"fingerprints of version v{VERSION}",
+                f"fingerprints of the versions v{_ALL_ROWS_HASHED} and v{VERSION}",
                 hint="Use that release, or train again.",
             )
-        if self.data.fingerprint == fingerprint or not fingerprint:
-            return self.data
-        if any(self.data.rows.get(name) != count for name, count in rows.items()):
-            return self.data
+        if any(count >= 0 and self._rows.get(name) != count for name, count in rows.items()):
+            return self.data  # other data for certain, without another pass
+        found = self.data if version == VERSION else self._record(version)
+        if found.fingerprint == fingerprint:
+            return found
         varying = [name for name, split in self.splits.items() if not split.is_repeatable()]
         if not varying:
-            return self.data
+            return found
         note = (
             f"items of {' and '.join(varying)} differ each time they are read, so the data is assumed unchanged: only "
             "numbers of rows were compared"
         )
         return DataRecord(fingerprint, self._rows, (note,))
+
+    def _record(self, version: int) -> DataRecord:
+        digest, basis = sha256(), {}
+        for name, split in self.splits.items():
+            found = Identity(split.digest(), ALL_ROWS) if version == _ALL_ROWS_HASHED else split.identity()
+            digest.update(f"{name}:{split.rows}:{found.digest}:".encode())
+            basis[name] = found.basis
+        notes = tuple(split.note for split in self.splits.values() if split.note)
+        return DataRecord(f"v{version}:{digest.hexdigest()}", self._rows, notes, basis)
 
     @property
     def _rows(self) -> dict[str, int]:
@@ -123,7 +135,7 @@ def prepare(
 
     ``sources`` is the result of ``Prepared.sources()`` in another process, for some splits or all of them. Parquet
     files are then those, and ``datasets()`` is called only where a split needs it; it must return the same rows as
-    there. ``memory`` bounds the memory of streamed splits.
+    there. ``memory`` bounds the memory of streamed splits, by default by ``train.shuffle_window_mb``.
 
     Raises:
         RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
@@ -137,7 +149,8 @@ def prepare(
     splits: Any = None
     if not all(stands_alone(known[part]) for part in SPLITS):
         splits = call_recipe(f"{name}.datasets()", recipe.datasets)
-    root, memory = project.spec.storage.path, memory or Memory()
+    root = project.spec.storage.path
+    memory = memory or Memory.of(project.spec.train)
     opened = {
         part: open_source(splits, part, name=name, known=known[part], root_uri=root, memory=memory) for part in SPLITS
     }

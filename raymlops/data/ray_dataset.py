@@ -13,6 +13,7 @@ import contextlib
 import json
 import re
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -57,12 +58,14 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
     filesystem.check_writable(uri)
     folder = filesystem.join(uri, f"{part}-{uuid4().hex[:12]}")
     files = _written(dataset, folder, part=part)
-    index = filesystem.join(uri, f"{_digest(files)}.json")
+    digest = _digest(files)
+    index = filesystem.join(uri, f"{digest}.json")
     known = _known(index)
     if known is not None:
         with contextlib.suppress(StorageError):
             filesystem.delete(folder)
-        return known
+        return replace(known, rows_digest=digest)
+    files = replace(files, rows_digest=digest)
     filesystem.write_bytes(index, json.dumps(files.to_dict()).encode())
     return files
 

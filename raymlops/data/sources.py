@@ -23,6 +23,7 @@ from raymlops.storage.filesystem import join
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
 
 _MARKS = ("digest", "sample", "fingerprint", "head")
@@ -37,7 +38,12 @@ class Memory:
     whole_bytes: int = 64 << 20
     """Smaller files are read whole, as a table."""
     cache_bytes: int = 256 << 20
-    """Larger ones are streamed, with a cache of this size."""
+    """Larger ones are streamed, with a cache of this size; half of it is shuffled together."""
+
+    @classmethod
+    def of(cls, section: TrainSection, *, whole_bytes: int = whole_bytes) -> Memory:
+        """Return the limits that are configured."""
+        return cls(whole_bytes, cache_bytes=2 * section.shuffle_window_mb << 20)
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,13 @@ class Source:
             columns = conform(self.data, recipe, place=f"the {self.part} table")
             return TableSplit(columns, name=self.part, recipe=recipe, files=self.files, written=self.written)
         if isinstance(self.data, ParquetFiles):
-            plan = Plan(**known["plan"]) if known else None
+            plan = Plan.from_dict(known["plan"]) if known else None
             split = ParquetSplit(
                 self.data,
                 name=self.part,
                 recipe=recipe,
                 plan=plan,
-                cache_bytes=self.memory.cache_bytes,
+                cache_bytes=known.get("cache_bytes", self.memory.cache_bytes),
                 written=self.written,
             )
             _ = split.plan  # raises where the first rows are wrong

@@ -6,27 +6,29 @@ Knows nothing of ranks or devices.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import TensorDataset
 
-from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, select
+from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, probe, select, shapes
 from raymlops.data.columns import conform
+from raymlops.data.item_hashes import HASH_ROWS, hash_items, items_to_hash
+from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import RecipeError
-from raymlops.pytree import batch_rows, leaves, to_numpy
 from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     import numpy.typing as npt
 
     from raymlops.data.parquet_files import ParquetFiles
@@ -36,18 +38,26 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 64
 """Evenly spread rows that show whether a process has the driver's data, and whether reads are repeatable."""
-_HASH_ROWS = 1024
-_HASH_BYTES = 64 << 20
+IDENTITY_ROWS = 256
+"""Evenly spread items of a torch dataset that identify it."""
+ALL_ROWS = "all rows"
 _SAMPLE_BYTES = 64 << 20
 """Of ``sample``, which may hold up to twice as much."""
+
+
+class Identity(NamedTuple):
+    """What identifies a split's rows: a SHA-256, and what it was computed from, in words."""
+
+    digest: str
+    basis: str
 
 
 class SplitData(ABC):
     """One split: ``rows`` of it, drawn as batches by index.
 
     ``columns`` holds a table's columns, label included, where they are all in memory, else None. Only a split that
-    ``is_table`` has rows like a request's; ``take`` returns them. ``on_progress`` may be set: long reads call it, at
-    least once for 1000 skipped items and for each decoded row group.
+    ``is_table`` has rows like a request's; ``take`` returns them. ``on_progress`` may be set: long passes call it, at
+    least once for 1000 skipped items, for each decoded row group and for 16,384 encoded rows.
     """
 
     kind: ClassVar[str]
@@ -116,12 +126,20 @@ class SplitData(ABC):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
-        for batch in self.batches(batch_size=_HASH_ROWS):
+        for batch in self.batches(batch_size=HASH_ROWS):
             yield hash_columns(arrays(batch))
+
+    def some_hashes(self, *, at_least: int) -> tuple[Iterator[npt.NDArray[np.uint64]], float]:  # noqa: ARG002
+        """Return hashes of all rows, or of ``at_least`` random ones where rows are slow to read, and their share."""
+        return self.hashes(), 1.0
 
     def digest(self) -> str:
         """Return the SHA-256 of all rows' hashes, which identifies the rows. They are read only once."""
         return self._digest_of_rows
+
+    def identity(self) -> Identity:
+        """Return what identifies the rows. All of them are read only where they are in memory."""
+        return Identity(self.digest(), ALL_ROWS)
 
     def mark(self, kind: str) -> str | None:
         """Return the mark ``kind`` of ``describe``, which another process compares; None without one."""
@@ -146,7 +164,7 @@ class SplitData(ABC):
 
 
 class TableSplit(SplitData):
-    """A table in memory, encoded once at its first batch, or batch by batch where ``encode`` pads."""
+    """A table in memory, encoded once at its first batch, or by batch where ``encode`` pads to its longest row."""
 
     kind = "table"
     is_table = True
@@ -177,8 +195,11 @@ class TableSplit(SplitData):
         return {key: values[chosen] for key, values in self.columns.items()}
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """Yield a 64-bit hash for each row in order."""
-        yield hash_columns(self.columns)
+        """Yield a 64-bit hash for each row in order, in chunks, over all columns."""
+        done = begin_pass("hashing", self)
+        for start in range(0, self.rows, step := 1 << 20):
+            yield hash_columns({name: values[start : start + step] for name, values in self.columns.items()})
+            done(min(start + step, self.rows))
 
     def for_recipe(self, recipe: RecipeBase) -> TableSplit:
         """Return the same rows as another recipe encodes them."""
@@ -196,7 +217,10 @@ class TableSplit(SplitData):
     @cached_property
     def encoded(self) -> Batch | None:
         """Return all rows as one batch; None if they are encoded batch by batch."""
-        return encode_all(self.recipe, self.columns)
+        some = probe(self.recipe, self.columns)
+        if some is None:
+            return None
+        return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=begin_pass("encoding", self))
 
 
 class DatasetSplit(SplitData):
@@ -204,8 +228,8 @@ class DatasetSplit(SplitData):
 
     Items may be random. To be hashed, each is drawn with the global generators seeded by its number, as
     ``RecipeBase.loss`` does for a step, and the generators are restored. Items that still differ draw from elsewhere,
-    such as their own generator: such a split is identified by its length, and by the dataset's ``fingerprint()``, if it
-    has one.
+    such as their own generator. A split is identified by its length, by the dataset's ``fingerprint()``, if it has
+    one, and by a sample of its items, unless they differ.
     """
 
     kind = "dataset"
@@ -240,15 +264,28 @@ class DatasetSplit(SplitData):
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
-        # Items that are read together are seeded together: there another size would be other items.
-        together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
-        size = _HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
-        for chunk in _chunks(torch.arange(self.rows), size):
-            yield self._hashes(chunk)
-            self.on_progress()
+        return self._hashes_of(torch.arange(self.rows))
+
+    def some_hashes(self, *, at_least: int) -> tuple[Iterator[npt.NDArray[np.uint64]], float]:
+        """Return hashes of all items, or of ``at_least`` random ones, the same each time, and their share."""
+        if type(self.dataset) is TensorDataset or at_least >= self.rows:
+            return super().some_hashes(at_least=at_least)
+        drawn = torch.randperm(self.rows, generator=torch.Generator().manual_seed(0))[:at_least]
+        return self._hashes_of(drawn.sort().values), at_least / self.rows
+
+    def identity(self) -> Identity:
+        """Return what identifies the items; those of a ``TensorDataset`` are in memory and all hashed."""
+        if type(self.dataset) is TensorDataset:
+            return super().identity()
+        found = {"length": str(self.rows)}
+        if self._own_fingerprint is not None:
+            found["fingerprint()"] = self._own_fingerprint
+        if not self._differs:
+            found[f"{min(IDENTITY_ROWS, self.rows)} evenly spread items"] = self._sample(IDENTITY_ROWS)
+        return Identity(sha256(json.dumps(found).encode()).hexdigest(), ", ".join(found))
 
     def digest(self) -> str:
-        """Return what identifies the items: the SHA-256 of their hashes, or of length and ``fingerprint()``."""
+        """Return the SHA-256 of all items' hashes; of length and ``fingerprint()`` where items differ."""
         if self._differs:
             return sha256(f"{self.rows} items, fingerprint {self._own_fingerprint}".encode()).hexdigest()
         return self._digest_of_rows
@@ -260,8 +297,10 @@ class DatasetSplit(SplitData):
         return self._own_fingerprint if kind == "fingerprint" else None
 
     def is_repeatable(self) -> bool:
-        """Return whether some items, enough to detect rare differences, are the same when they are drawn again."""
-        return self._sample(_HASH_ROWS) == self._sample(_HASH_ROWS)
+        """Return whether what identifies the items is the same when they are drawn again, rare differences included."""
+        if self._differs and self._own_fingerprint is not None:
+            return True  # then no item identifies them
+        return self._sample(HASH_ROWS) == self._sample(HASH_ROWS)
 
     @property
     def note(self) -> str:
@@ -276,9 +315,8 @@ class DatasetSplit(SplitData):
 
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows."""
-        kind = "fingerprint" if self._differs else "sample"
-        mark = self.mark(kind)
-        return super().describe() | ({} if mark is None else {kind: mark})
+        marks = {"sample": None if self._differs else self.mark("sample"), "fingerprint": self.mark("fingerprint")}
+        return super().describe() | {kind: mark for kind, mark in marks.items() if mark is not None}
 
     def for_recipe(self, recipe: RecipeBase) -> DatasetSplit:
         """Return the same items, which no recipe encodes."""
@@ -320,6 +358,15 @@ class DatasetSplit(SplitData):
         spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
         return digest_of(self._hashes(row) for row in _chunks(spread, 1))
 
+    def _hashes_of(self, rows: torch.Tensor) -> Iterator[npt.NDArray[np.uint64]]:
+        # Items that are read together are seeded together: there another size would be other items.
+        together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
+        size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        done = begin_pass("hashing", self)
+        for chunk in _chunks(rows, size):
+            yield self._hashes(chunk)
+            done(int(chunk[-1]) + 1)
+
     def _hashes(self, indices: torch.Tensor) -> npt.NDArray[np.uint64]:
         if type(self.dataset) is TensorDataset:
             return hash_columns(arrays(list(self.dataset[indices])))
@@ -348,30 +395,6 @@ class DatasetSplit(SplitData):
         with Stream(0).drawn_from():
             found: list[Any] = call_recipe(f"{self._where}: an item", draw)
         return found
-
-
-def hash_items(recipe: RecipeBase, items: list[Any]) -> npt.NDArray[np.uint64]:
-    """Return a 64-bit hash for each item. Items of a recipe's own ``collate`` may be of any kind and shape."""
-    if type(recipe).collate is RecipeBase.collate:
-        return hash_columns(arrays(default_collate(items)))
-    return np.array([_item_hash(item) for item in items], dtype=np.uint64)
-
-
-def _item_hash(item: Any) -> int:
-    digest = sha256()
-    for path, value in leaves(item):
-        array = to_numpy(value) if isinstance(value, torch.Tensor) else np.asarray(value)
-        content = repr(array.tolist()).encode() if array.dtype == object else array.tobytes()
-        digest.update(f"{path}:{array.dtype}:{array.shape}:".encode() + content)
-    return int.from_bytes(digest.digest()[:8], "little")
-
-
-def items_to_hash(recipe: RecipeBase, items: list[Any]) -> int:
-    """Return how many items like these are hashed at a time: fewer where each is large."""
-    if type(recipe).collate is not RecipeBase.collate:
-        return SAMPLE_ROWS
-    batch = default_collate(items)
-    return min(_HASH_ROWS, max(1, _HASH_BYTES * batch_rows(batch) // max(1, batch_bytes(batch))))
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:

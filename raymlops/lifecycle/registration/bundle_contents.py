@@ -61,6 +61,8 @@ def bundle_contents(
             device=device,
             progress=progress,
         )
+    progress.stage("hashing the training rows")
+    row_hashes, hashed_share = _sketch(prepared.splits["train"])
     return BundleContents(
         weights=model_state(model),
         state=recipe.state,
@@ -72,7 +74,8 @@ def bundle_contents(
         config_yaml=tracker.read_text(run_id, CONFIG),
         profile=profile,
         evaluation=evaluation,
-        row_hashes=_sketch(prepared.splits["train"]),
+        row_hashes=row_hashes,
+        hashed_share=hashed_share,
         lineage=lineage,
         loss=loss.to_dict(),
         trained_with=_trained_with(tracker, run_id),
@@ -140,13 +143,14 @@ def _evaluation(
     return evaluation
 
 
-def _sketch(split: SplitData) -> Any:
-    """Return the sketch of a split's row hashes, computed in one pass in constant memory."""
+def _sketch(split: SplitData) -> tuple[Any, float]:
+    """Return the sketch of a split's row hashes, computed in constant memory, and the share of rows that it is of."""
     import numpy as np
 
-    from raymlops.bundle.trained_rows import sketch
+    from raymlops.bundle.trained_rows import SKETCH_ROWS, sketch
 
+    hashes, share = split.some_hashes(at_least=SKETCH_ROWS)
     kept = np.empty(0, dtype=np.uint64)
-    for chunk in split.hashes():
+    for chunk in hashes:
         kept = sketch(np.concatenate([kept, chunk]))
-    return kept
+    return kept, share

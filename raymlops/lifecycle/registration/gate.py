@@ -221,7 +221,7 @@ def _champion(
         champion = load(current.bundle.uri, current.bundle.digest)
         blocks = sums(champion)
         _check_finalize(champion, blocks, metric)
-        share = overlap(champion.row_hashes, test.hashes())
+        share = overlap(champion.row_hashes, test.hashes(), hashed_share=champion.hashed_share)
     except UnreachableError:
         raise  # the storage does not answer now, which says nothing about the champion
     except Exception as error:

@@ -83,7 +83,7 @@ def shop(imported, *, factor: float, offset: float):
     return recipe_class(recipe_class.Config(sizes=(3, 4)))
 
 
-def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref):
+def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref, tmp_path):
     """Same weights, state and code: same bits, and nothing is random or trains any more."""
     contents = tiny_contents()
     recipe = Tiny(Tiny.Config(**contents.recipe_config), state=contents.state, seed=3)
@@ -99,6 +99,9 @@ def test_a_loaded_model_gives_the_numbers_of_the_trained_one(tiny_ref):
     assert not loaded.model.training
     assert (loaded.recipe.seed, loaded.recipe.state, loaded.recipe.config.hidden) == (3, contents.state, 4)
     assert loaded.row_hashes.tolist() == contents.row_hashes.tolist()
+    assert loaded.hashed_share == 1
+    part = write_bundle(tmp_path, replace(contents, hashed_share=0.25))
+    assert load(part.uri, part.digest).hashed_share == 0.25
     assert loaded.evaluation["metrics"] == {"test/auc": 0.5}
     assert loaded.lineage == {"raymlops.run_id": "r1"}
 

@@ -32,6 +32,19 @@ def test_a_large_set_is_estimated_from_its_smallest_hashes():
     assert overlap(sketch(train), np.split(test, 10)) == pytest.approx(0.2, abs=4 * 0.0036)
 
 
+def test_random_training_rows_give_an_estimate_too():
+    """A fifth of 5,000 test rows was trained on; of 100,000 training rows 20,000 were hashed.
+
+    About 200 of the test rows are found; the standard error is sqrt(0.2 / (0.2 * 5,000)) = 0.014.
+    """
+    train, test = hashes(0, 100_000), hashes(1, 5000)
+    test[:1000] = train[:1000]
+    hashed = np.random.default_rng(2).choice(train, 20_000, replace=False)
+
+    assert overlap(sketch(hashed), [test], hashed_share=0.2) == pytest.approx(0.2, abs=4 * 0.014)
+    assert overlap(sketch(train[:1000]), [test[:1000]], hashed_share=0.9) == 1.0
+
+
 def test_no_test_rows_have_no_share():
     """Rather than a 0 that says there is no overlap."""
     assert np.isnan(overlap(np.array([1], dtype=np.uint64), [np.array([], dtype=np.uint64)]))

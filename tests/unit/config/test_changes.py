@@ -35,6 +35,7 @@ DECIDES = {
     "train.optimizer_args",
     "train.weight_decay_on",
     "train.drop_last",
+    "train.shuffle_window_mb",
     "train.sync_batch_norm",
     "train.eval_every_steps",
     "train.eval_max_rows",

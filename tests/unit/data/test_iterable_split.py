@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,46 @@ def test_one_pass_counts_and_hashes() -> None:
     assert (other.digest(), again.passes) == (split.digest(), 0)
     assert len(np.concatenate([*other.hashes()])) == 5000
     assert _split(Items(4999)).digest() != split.digest()
+
+
+class Sized(Items):
+    """Says how many items it has; ``spoken`` differs from that where it is wrong."""
+
+    def __init__(self, rows: int, *, spoken: int | None = None) -> None:
+        super().__init__(rows)
+        self.spoken = rows if spoken is None else spoken
+
+    def __len__(self) -> int:
+        return self.spoken
+
+
+class Unsized(Items):
+    """Inherits a ``__len__`` that has no answer."""
+
+    def __len__(self) -> int:
+        raise TypeError
+
+
+def test_a_dataset_with_a_length_is_not_counted() -> None:
+    """Its first 64 items are read to identify it; a count of release 0.1 is still compared, by a pass."""
+    dataset = Sized(5000)
+    split = _split(dataset)
+    assert (split.rows, dataset.passes) == (5000, 0)
+    found = split.identity()
+    assert (found.basis, dataset.read) == ("length, first 64 items", 64)
+    known = json.loads(json.dumps(split.describe()))
+    assert _split(Sized(5000), **known).identity() == found
+    assert _split(Sized(4999)).identity() != found
+    assert split.digest() == _split(Items(5000)).digest()
+    assert split.identity() == found
+    assert _split(Unsized(40)).rows == 40
+
+
+def test_a_wrong_length_is_found_at_the_end_of_the_pass() -> None:
+    """Each row of an epoch is drawn once, or the run says why not."""
+    split = _split(Sized(50, spoken=60))
+    with pytest.raises(RecipeError, match=r"ended after 50 rows, but 60 were .* returned by its __len__"):
+        split.batch(torch.arange(60))
 
 
 def test_growing_numbers_walk_on_and_going_back_starts_over() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_s3 import fake_s3
 
-from raymlops.data.parquet_files import GroupReader, ParquetFiles, list_parquet
+from raymlops.data.parquet_files import GroupReader, ParquetFiles, block_offsets, list_parquet
 from raymlops.errors import RecipeError, StorageError
 from raymlops.storage.locate import find_files
 
@@ -61,6 +63,43 @@ def test_a_list_keeps_its_order(folder: Path) -> None:
     assert again == files
     assert again.columns()["x"].tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert again.rows == again.dataset().count_rows() == 10
+
+
+def test_the_digest_of_files_knows_their_content_and_not_their_names(folder: Path, tmp_path: Path) -> None:
+    """A copy is the same data; another order, a byte or an extreme of a column is not. No row is decoded."""
+    files = list_parquet(folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    assert list_parquet(tmp_path / "copy").digest() == files.digest()
+    again = ParquetFiles.from_dict(json.loads(json.dumps(files.to_dict())))
+    assert again.digest() == files.digest()
+    assert replace(files, files=files.files[::-1]).digest() != files.digest()
+    path = tmp_path / "copy/a.parquet"
+    content = bytearray(path.read_bytes())
+    content[9] ^= 1
+    path.write_bytes(content)
+    assert list_parquet(tmp_path / "copy").digest() != files.digest()
+
+
+def test_the_digest_of_a_file_that_changes_is_refused(folder: Path) -> None:
+    """One that shrinks or goes while a run is prepared is named."""
+    files = list_parquet(folder)
+    path = folder / "b.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"b\.parquet changed since the run was prepared: it has \d+ bytes, not \d+"):
+        files.digest()
+    path.unlink()
+    with pytest.raises(StorageError, match=r"b\.parquet changed since the run was prepared: it does not exist"):
+        files.digest()
+
+
+def test_blocks_are_spread_over_all_files() -> None:
+    """Small files are covered; of large ones four blocks of 100 bytes, the first and the last byte among them."""
+    sizes = [250, 100, 0, 160]
+    covered = block_offsets(sizes, blocks=100, block_bytes=100)
+    for size, offsets in zip(sizes, covered, strict=True):
+        assert {byte for start in offsets for byte in range(start, min(start + 100, size))} == set(range(size))
+    large = block_offsets([1000, 30_000], blocks=4, block_bytes=100)
+    assert [offsets.tolist() for offsets in large] == [[0], [9300, 19_600, 29_900]]
 
 
 def test_many_files_are_read_with_few_open(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +18,13 @@ from tiny import make_table
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError
 from raymlops.training.loop.evaluation import add, block_totals, totals
 from raymlops.training.preflight import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 ROWS = 300
 
@@ -59,11 +61,30 @@ def test_batches_are_those_of_the_table_in_memory(streamed: Any, tiny_project: A
     assert len(split.batch(torch.tensor([], dtype=torch.int64))["label"]) == 0
 
 
-def test_the_fingerprint_does_not_know_how_rows_are_stored(streamed: Any, tiny_project: Any) -> None:
-    """The same rows in files and in memory are the same data, with the same fitted state."""
+def test_hashes_do_not_know_how_rows_are_stored(streamed: Any, tiny_project: Any) -> None:
+    """The same rows in files and in memory have the same hashes, and the same fitted state."""
     one, other = streamed(), prepare(tiny_project())
-    assert one.data == other.data
+    assert {name: split.digest() for name, split in one.splits.items()} == {
+        name: split.digest() for name, split in other.splits.items()
+    }
     assert one.state == other.state
+
+
+def test_streamed_files_are_identified_without_reading_their_rows(streamed: Any, files: str) -> None:
+    """By footers and blocks of bytes: no row group is decoded but the first, which the plan needs."""
+    prepared = streamed()
+    split = prepared.splits["train"]
+    decoded: list[None] = []
+    split.on_progress = lambda: decoded.append(None)
+    data = prepared.data
+    assert not decoded
+    assert data.identified_by["train"] == "the footers of its files and at most 64 MB of their content"
+    assert data.identified_by["test"] == "all rows"
+    assert streamed().data == data
+    path = Path(files) / "part-1.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, table.column_names[0], [table.column(0).to_pylist()[::-1]]), path)
+    assert streamed().data.fingerprint != data.fingerprint
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -112,6 +133,42 @@ def test_a_row_group_is_encoded_once_while_it_is_kept(streamed: Any) -> None:
     for start in range(16):
         split.batch(torch.arange(start, start + 1))
     assert sourced.ENCODED == [16]
+
+
+def test_target_reads_other_columns_by_name(files: str, streamed: Any) -> None:
+    """As of a table in memory; every process reads those that were asked for on the first rows."""
+    for path in Path(files).glob("*.parquet"):
+        table = pq.read_table(path)
+        weights = pa.array(np.arange(100.0) + 1000 * int(path.stem[-1]))
+        pq.write_table(table.append_column("weight", weights), path, row_group_size=16)
+    driver = streamed("sourced:Weighted")
+    assert driver.splits["train"].plan.also == ("weight",)
+    worker = streamed("sourced:Weighted", state=driver.state, sources=json.loads(json.dumps(driver.sources())))
+    assert worker.splits["train"].plan == driver.splits["train"].plan
+    for prepared in (driver, worker):
+        batch = prepared.splits["train"].batch(torch.tensor([0, 299, 100]))
+        assert batch["label"][:, 1].tolist() == [0.0, 2099.0, 1000.0]
+    assert "weight" not in streamed().splits["train"].take(torch.tensor([0]))
+
+
+def test_a_column_that_no_file_has_is_named(streamed: Any) -> None:
+    """As target() asked for it."""
+    with pytest.raises(RecipeError, match=r"Weighted\.target\(\) raised KeyError: 'weight'"):
+        streamed("sourced:Weighted")
+
+
+def test_the_window_is_configured(files: str, tiny_project: Any) -> None:
+    """As megabytes of encoded rows; a row that is larger is a window of its own, and an epoch still has each row."""
+    project = tiny_project(recipe="sourced:FromParquet", config={"path": files}, shuffle_window_mb=3)
+    prepared = prepare(project, memory=None)
+    assert isinstance(prepared.splits["train"], TableSplit)
+    split = prepare(project, memory=Memory.of(project.spec.train, whole_bytes=0)).splits["train"]
+    assert split.cache.max_bytes == 6 << 20
+    small = prepare(project, memory=Memory(whole_bytes=0, cache_bytes=1)).splits["train"]
+    assert small.plan.window_rows == 1
+    drawn = torch.cat(list(small.global_batches(batch_size=64, seed=0, epoch=1)))
+    assert sorted(drawn.tolist()) == list(range(ROWS))
+    assert len(small.batch(drawn)["label"]) == ROWS
 
 
 def test_a_recipe_that_pads_is_encoded_by_batch(streamed: Any) -> None:

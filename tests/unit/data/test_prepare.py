@@ -10,10 +10,13 @@ import pytest
 import torch
 from tiny import Tiny
 
+from raymlops.arrays import Column
+from raymlops.data.long_passes import begin_pass
 from raymlops.data.prepare import prepare
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
+from raymlops.signature import Signature
 
 
 def test_prepare_fits_on_the_training_split_alone(tiny_project: Any) -> None:
@@ -65,29 +68,88 @@ def test_a_dataset_is_collated_and_hashed(tiny_project: Any) -> None:
     assert len(set(np.concatenate([*split.hashes()]).tolist())) == 300
 
 
-def test_rows_of_different_width_are_encoded_by_batch() -> None:
-    """Where encode() pads to the longest row of what it is given, each batch is padded for itself."""
+class Words(RecipeBase):
+    """Pads its rows to the longest of what it is given."""
 
-    class Words(RecipeBase):
-        def signature(self) -> Any:
-            from raymlops.arrays import Column
-            from raymlops.signature import Signature
+    encoded = 0
+    """Rows of all calls of ``encode``."""
 
-            return Signature(inputs=(Column("ids", "int", shape=(None,)),), outputs=(Column("y", "float"),))
+    def signature(self) -> Signature:
+        return Signature(inputs=(Column("ids", "int", shape=(None,)),), outputs=(Column("y", "float"),))
 
-        def encode(self, columns: Any) -> Any:
-            rows = [torch.as_tensor(ids) for ids in columns["ids"]]
-            return {"ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)}
+    def encode(self, columns: Any) -> Any:
+        self.encoded += len(columns["ids"])
+        rows = [torch.as_tensor(ids) for ids in columns["ids"]]
+        return {"ids": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)}
 
-    lengths = [1] * 65_536 + [3]
+
+class Lengths(Words):
+    """Returns text for each row."""
+
+    def encode(self, columns: Any) -> Any:
+        return {"lengths": [str(len(ids)) for ids in columns["ids"]]}
+
+
+class Means(Words):
+    """Has one number for each row."""
+
+    def encode(self, columns: Any) -> Any:
+        self.encoded += len(columns["ids"])
+        return {"mean": torch.tensor([float(ids.mean()) for ids in columns["ids"]])}
+
+
+def ragged(lengths: list[int], recipe: RecipeBase) -> TableSplit:
+    """Return rows of ones of these lengths."""
     ids = np.empty(len(lengths), dtype=object)
     ids[:] = [np.ones(length, dtype=np.int64) for length in lengths]
-    split = TableSplit({"ids": ids}, name="train", recipe=Words())
+    return TableSplit({"ids": ids}, name="train", recipe=recipe)
+
+
+@pytest.mark.parametrize("rows", [9, 300, 70_000])
+def test_rows_of_different_width_are_encoded_by_batch(rows: int) -> None:
+    """Where encode() pads to the longest row of what it is given, each batch is padded for itself, however many rows.
+
+    That is found out from 256 rows, and eight of them one by one: no pass over all rows is thrown away.
+    """
+    recipe = Words()
+    split = ragged([1, *[2] * (rows - 2), 50], recipe)
+    assert split.batch(torch.tensor([0, 1]))["ids"].shape == (2, 2)
+    assert split.batch(torch.tensor([0, rows - 1]))["ids"].shape == (2, 50)
+    assert recipe.encoded <= 256 + 8 + 4
+    split = ragged([1] * (rows - 1) + [3], Lengths())
+    assert split.batch(torch.tensor([0, rows - 1]))["lengths"] == ["1", "3"]
+
+
+def test_one_row_of_another_width_is_enough() -> None:
+    """Row 5 of 10,000 is in no sample: all are encoded, and then batch by batch."""
+    split = ragged([1] * 5 + [50] + [1] * 9994, Words())
     assert split.batch(torch.tensor([0, 1]))["ids"].shape == (2, 1)
-    assert split.batch(torch.tensor([0, 65_536]))["ids"].shape == (2, 3)
-    encode = staticmethod(lambda columns: {"lengths": [str(len(ids)) for ids in columns["ids"]]})
-    split = TableSplit({"ids": ids}, name="train", recipe=type("Texts", (Words,), {"encode": encode})())
-    assert split.batch(torch.tensor([0, 65_536]))["lengths"] == ["1", "3"]
+    assert split.batch(torch.tensor([0, 5]))["ids"].shape == (2, 50)
+
+
+def test_a_pass_over_a_table_gives_signs_of_life() -> None:
+    """After each 16,384 encoded rows, and in hashing."""
+    split = ragged([1] * 40_000, recipe := Means())
+    alive: list[None] = []
+    split.on_progress = lambda: alive.append(None)
+    split.batch(torch.arange(3))
+    assert len(alive) == 3
+    assert recipe.encoded <= 40_000 + 256 + 8
+    split.digest()
+    assert len(alive) == 4
+
+
+def test_a_long_pass_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    """How far it is, of how many rows."""
+    now = [0.0]
+    done = begin_pass("encoding", ragged([1] * 3000, Means()), clock=lambda: now[0])
+    for second in (5.0, 11.0, 12.0, 22.0):
+        now[0] = second
+        done(int(second) * 100)
+    assert caplog.messages == [
+        "encoding the train split: 1,100 of 3,000 rows",
+        "encoding the train split: 2,200 of 3,000 rows",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from raymlops.data.prepare import prepare
+from raymlops.data.prepare import Prepared, prepare
 from raymlops.data.split import DatasetSplit, TableSplit
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase
@@ -67,6 +67,7 @@ def test_items_that_nobody_can_seed_are_identified_by_their_number(tiny_project:
     (note,) = first.notes
     assert note.startswith("items of the train split differ each time they are read")
     assert note.endswith("identified by its length, not by its items")
+    assert first.identified_by["train"] == "length"
 
 
 def test_what_a_dataset_says_of_itself_counts_where_items_cannot_be_compared(tiny_project: Any) -> None:
@@ -76,6 +77,11 @@ def test_what_a_dataset_says_of_itself_counts_where_items_cannot_be_compared(tin
     assert "by its length and its fingerprint()" in first.data.notes[0]
     other = DatasetSplit(drawn.Named(300, start=0.5), name="train", recipe=drawn.Titled())
     assert other.digest() != first.splits["train"].digest()
+    assert other.identity().basis == first.data.identified_by["train"] == "length, fingerprint()"
+    assert other.identity() != first.splits["train"].identity()
+    changed = Prepared(drawn.Titled(), {"train": other}, {})
+    then = Prepared(drawn.Titled(), {"train": first.splits["train"]}, {}).data
+    assert changed.data_as(then.fingerprint, rows={"train": 300}).fingerprint != then.fingerprint
     assert other.describe() == {"kind": "dataset", "rows": 300, "fingerprint": "300 rows from 0.5"}
 
 
@@ -123,7 +129,86 @@ def test_items_that_differ_are_compared_by_their_number(tiny_project: Any) -> No
     assert prepared.data_as(then, rows={"train": 299}).fingerprint != then
 
 
-@pytest.mark.parametrize("fingerprint", ["v3:abc", "0123abc"])
+@pytest.mark.parametrize(
+    ("recipe", "fingerprint"),
+    [
+        ("tiny:Tiny", "v2:df46ac93abc50c148c5e1740ff2242eee17fa0d3fd97bb4751de499cec930d5d"),
+        ("drawn:Line", "v2:242a1d22acbf208144e6a1fbc3d1285b19b70bf1c927d9ac99cb0390ec80b47e"),
+        ("sourced:Iterated", "v2:04c385b6ee9a91985ba77da29af183dbd6ed3d66a688ab2aaa1c92d6f303597e"),
+    ],
+)
+def test_a_fingerprint_of_release_0_1_is_compared_as_it_was_made(
+    tiny_project: Any, recipe: str, fingerprint: str
+) -> None:
+    """A run that began then resumes, unless its data was changed."""
+    config = {"train_rows": 2000, "validation_rows": 501}
+    prepared = prepare(tiny_project(recipe=recipe, config=config))
+    assert prepared.data_as(fingerprint, rows=prepared.data.rows).fingerprint == fingerprint
+    other = prepare(tiny_project(recipe=recipe, config=config | {"train_rows": 1999}))
+    for rows in (prepared.data.rows, other.data.rows):
+        assert other.data_as(fingerprint, rows=rows).fingerprint != fingerprint
+
+
+class Counted(Dataset[Any]):
+    """Notes which items are read."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.read: set[int] = set()
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.add(index)
+        return torch.tensor([float(index)])
+
+
+class Said(Counted):
+    """Says what it is."""
+
+    def fingerprint(self) -> str:
+        return "first"
+
+
+def test_a_dataset_is_identified_by_few_of_its_items() -> None:
+    """A pass over all would take hours where an item is decoded: 256 evenly spread ones are read, and the length."""
+    items = Counted(5000)
+    found = DatasetSplit(items, name="train", recipe=RecipeBase()).identity()
+    assert len(items.read) <= 256 + 64
+    assert {0, 4999} <= items.read
+    assert found.basis == "length, 256 evenly spread items"
+    assert DatasetSplit(Counted(4999), name="train", recipe=RecipeBase()).identity() != found
+    assert DatasetSplit(Subset(items, range(4999, -1, -1)), name="x", recipe=RecipeBase()).identity() != found
+    few = DatasetSplit(Counted(3), name="train", recipe=RecipeBase()).identity()
+    assert few.basis == "length, 3 evenly spread items"
+
+
+def test_random_items_stand_for_a_large_dataset() -> None:
+    """Of those that are slow to read, the same ones each time; of what is in memory all rows."""
+    items = Counted(5000)
+    split = DatasetSplit(items, name="train", recipe=RecipeBase())
+    hashes, share = split.some_hashes(at_least=1000)
+    found = np.concatenate([*hashes])
+    assert (len(found), share) == (1000, 0.2)
+    assert len(items.read) <= 1001
+    assert np.isin(found, np.concatenate([*split.hashes()])).all()
+    again, _ = DatasetSplit(Counted(5000), name="train", recipe=RecipeBase()).some_hashes(at_least=1000)
+    assert np.concatenate([*again]).tolist() == found.tolist()
+    _, share = DatasetSplit(TensorDataset(torch.arange(5000)), name="x", recipe=RecipeBase()).some_hashes(at_least=9)
+    assert share == split.some_hashes(at_least=5000)[1] == 1
+
+
+def test_what_a_dataset_says_of_itself_always_counts() -> None:
+    """Beside items that do not differ: those that are not read may have changed."""
+    items = Said(1000)
+    found = DatasetSplit(items, name="train", recipe=RecipeBase()).identity()
+    assert found.basis == "length, fingerprint(), 256 evenly spread items"
+    items.fingerprint = lambda: "second"  # type: ignore[method-assign]
+    assert DatasetSplit(items, name="train", recipe=RecipeBase()).identity() != found
+
+
+@pytest.mark.parametrize("fingerprint", ["v4:abc", "0123abc"])
 def test_a_fingerprint_of_another_version_is_not_guessed_at(tiny_project: Any, fingerprint: str) -> None:
     """Nobody knows how it was made."""
     with pytest.raises(UsageError, match="made by another raymlops"):

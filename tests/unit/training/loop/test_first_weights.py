@@ -8,11 +8,11 @@ import pytest
 import torch
 from rank_jobs import spec_of
 from ranks import ranks
-from raymlops.training.loop.model import check_room
 from starting import started
 from torch import nn
 
 from raymlops.errors import UsageError
+from raymlops.training.loop.model import check_room
 
 FSDP = {"strategy": "fsdp", "num_workers": 2, "shard_min_params": 20}
 
