@@ -36,8 +36,6 @@ class Port:
     metric: str
     loss: str = "train/loss"
     off: Mapping[str, Any] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """What the shorter recipe needs to be as the shorter script, whose warm-up is a number of steps."""
     rows_alone: bool = True
     """Whether the loss is a sum over rows, so that the number of workers makes no difference."""
 
@@ -48,7 +46,7 @@ class Port:
 
     def project(self, storage: Path, *, config: Mapping[str, Any] | None = None, **train: Any) -> Project:
         settings = {"train.threads_per_worker": 1, "train.log_every_steps": 1, "storage.path": storage}
-        settings |= {f"train.{key}": value for key, value in {**self.settings, **train}.items()}
+        settings |= {f"train.{key}": value for key, value in train.items()}
         settings |= {f"recipe.config.{key}": value for key, value in (config or {}).items()}
         overrides = [
             f"{key}={str(value).lower() if value in (True, False) else value}" for key, value in settings.items()

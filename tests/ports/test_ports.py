@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PORTS = [
     Port("image_classifier", "ImageClassifier", {"epochs": 2}, "accuracy", off={"shift": False}, rows_alone=False),
-    Port("gpt", "Definitions", {"max_steps": 40}, "loss", off={"dropout": 0.0}, settings={"warmup_fraction": 0.5}),
+    Port("gpt", "Definitions", {"max_steps": 40}, "loss", off={"dropout": 0.0}),
     Port("vae", "DigitsVae", {"epochs": 2}, "loss", off={"noise": 0.0}),
     Port("gan", "Gan", {"epochs": 2}, "distance", loss="train/generator", rows_alone=False),
     Port("two_towers", "TwoTowers", {"epochs": 1}, "recall_at_10", rows_alone=False),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from raymlops.config.train import TrainSection
+from raymlops.config.train import TORCH_SCHEDULES, TrainSection
 from raymlops.recipe import RecipeBase
 from raymlops.training.loop.optimizer import build_optimizer, lr_factor, total_steps
 
@@ -65,3 +65,9 @@ def test_optimizers_take_their_settings(tiny_project: Any, name: str, kind: type
     assert type(optimizer) is kind
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (1e-2, 0.01, 1)
     assert group.get("momentum", group.get("betas", (None,))[0] if "betas" in group else None) == 0.7
+
+
+def test_what_is_suggested_for_a_misspelt_schedule_exists() -> None:
+    """In the installed torch, which may have more."""
+    found = {name for name, kind in vars(torch.optim.lr_scheduler).items() if isinstance(kind, type)}
+    assert set(TORCH_SCHEDULES) <= found

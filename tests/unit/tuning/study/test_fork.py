@@ -63,7 +63,7 @@ def test_what_was_searched_and_is_fixed_now_must_have_had_that_value(hidden, exp
     ("change", "reason"),
     [
         ({"train": {"epochs": 6}}, "train.epochs changed"),
-        ({"train": {"max_steps": 100}}, "train.max_steps changed"),
+        ({"train": {"epochs": 5, "max_steps": 100}}, "train.max_steps changed"),
         ({"train": {"patience": 2}}, "train.patience changed"),
         ({"train": {"seed": 1}}, "train.seed changed"),
         ({"train": {"metric": "validation/auc", "mode": "max"}}, "train.metric changed"),
