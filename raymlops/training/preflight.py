@@ -21,6 +21,7 @@ from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.recipe import call_recipe, defines_loss, model_of, to_device
+from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode
 from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
@@ -74,6 +75,7 @@ def preflight(
             notice(left_out)
         if project.recipe_class.train_loop is not None and (unused := unused_settings(project.spec, code.files)):
             notice(unused)
+    callbacks_of(prepared.recipe)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":
