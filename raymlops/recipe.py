@@ -199,7 +199,7 @@ class RecipeBase:
     def callbacks(self) -> list[Callback]:
         """Return what is told of steps, evaluations and the end, and may log images, tables and figures. Default: none.
 
-        Called once, in the first worker of each attempt.
+        Called before a run, to check it, and in the first worker of each attempt.
         """
         return []
 

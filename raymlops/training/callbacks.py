@@ -22,15 +22,27 @@ if TYPE_CHECKING:
 Hook = Literal["on_step", "on_evaluation", "on_end"]
 
 
-class Callbacks:
-    """The callbacks of a rank: those of the recipe on rank 0, none on the others. ``tell`` writes a notice.
+def callbacks_of(recipe: RecipeBase) -> list[Callback]:
+    """Return a recipe's callbacks.
 
     Raises:
         RecipeError: ``callbacks()`` raises or does not return a list of ``Callback``.
     """
+    where = f"{type(recipe).__name__}.callbacks()"
+    found: Any = call_recipe(where, recipe.callbacks)
+    if not isinstance(found, list | tuple):
+        raise RecipeError(f"{where} returned {described(found)}; return a list of raymlops.Callback")
+    for each in found:
+        if not isinstance(each, Callback):
+            raise RecipeError(f"{where} returned {described(each)} in its list; return instances of raymlops.Callback")
+    return list(found)
+
+
+class Callbacks:
+    """The callbacks of a rank: those of the recipe on rank 0, none on the others. ``tell`` writes a notice."""
 
     def __init__(self, recipe: RecipeBase, *, rank: int, device: torch.device, tell: Callable[[str], None]) -> None:
-        found = _callbacks_of(recipe) if rank == 0 else []
+        found = callbacks_of(recipe) if rank == 0 else []
         self.on_step = _overriding(found, "on_step")
         self.on_evaluation = _overriding(found, "on_evaluation")
         self.on_end = _overriding(found, "on_end")
@@ -73,17 +85,6 @@ class Callbacks:
         if self._device.type != "cuda":
             return nullcontext()
         return torch.random.fork_rng(devices=[torch.cuda.current_device()])
-
-
-def _callbacks_of(recipe: RecipeBase) -> list[Callback]:
-    where = f"{type(recipe).__name__}.callbacks()"
-    found: Any = call_recipe(where, recipe.callbacks)
-    if not isinstance(found, list | tuple):
-        raise RecipeError(f"{where} returned {described(found)}; return a list of raymlops.Callback")
-    for each in found:
-        if not isinstance(each, Callback):
-            raise RecipeError(f"{where} returned {described(each)} in its list; return instances of raymlops.Callback")
-    return list(found)
 
 
 def _overriding(callbacks: list[Callback], hook: Hook) -> list[Callback]:

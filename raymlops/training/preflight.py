@@ -24,6 +24,7 @@ from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.pytree import leaves
 from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
+from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode, rounded_integers
 from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
@@ -84,6 +85,7 @@ def preflight(
             notice(unused)
     if rounded := rounded_integers(prepared):
         notice(rounded)
+    callbacks_of(prepared.recipe)
     workers = project.spec.train.workers[1] if workers is None else workers
     device = _device(project.spec.train, workers=workers, has_gpu=has_gpu)
     if device == "worker's":

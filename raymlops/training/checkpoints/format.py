@@ -168,24 +168,6 @@ def trained(weights_uri: str) -> Iterator[Trained]:
         yield Trained(files, dict(state["fit"]), int(state.get("run", {}).get("step", 0)))
 
 
-def load_weights(folder_uri: str, model: nn.Module, *, sharded: bool) -> None:
-    """Load the weights of a checkpoint into the model that it was taken of. Sharded, all ranks call this together.
-
-    Raises:
-        NotFoundError: there is no checkpoint.
-        StorageError: a file is damaged.
-        RuntimeError: they do not fit the model.
-    """
-    if not sharded:
-        with trained(folder_uri) as checkpoint:
-            checkpoint.load_into(model)
-        return
-    from raymlops.training.checkpoints.sharded import load
-
-    with _for_all(lambda: VerifiedFolder(folder_uri)) as files:
-        load(files, model, {})
-
-
 def restore(
     folder_uri: str,
     *,

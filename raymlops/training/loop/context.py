@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 from raymlops.data.order import EVALUATION, micro_batches, seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError, describe
 from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss, to_device
-from raymlops.training.checkpoints.format import load_weights
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
@@ -274,7 +273,7 @@ class TrainContext(RankProgress):
             if not self._ended_before:
                 test = self._test_metrics()
             elif self._callbacks.on_end and not self.sharded:
-                load_weights(self._saver.best_uri, self._trained["model"], sharded=False)
+                self._load_weights(self._saver.best_uri)
         except (Exception, StopAskedError) as error:
             # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
             if self.world_size > 1 and not self._ended_before:
@@ -293,7 +292,7 @@ class TrainContext(RankProgress):
         uri = self.ranks.from_first("" if kept.best is None else self._saver.best_uri)
         if not uri:
             return {}
-        load_weights(uri, model, sharded=self.sharded)
+        self._load_weights(uri)
         recipe = type(self.recipe)
         has_metrics = defines_loss(recipe) or recipe.metrics is not RecipeBase.metrics
         if not has_metrics or (self.sharded and self.spec.precision != "fp32"):  # of which its weights are gathered

@@ -14,6 +14,7 @@ from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase
 from raymlops.training.callbacks import Callbacks
+from raymlops.training.checkpoints.format import trained
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
@@ -277,6 +278,15 @@ class RankProgress:
             state.cut = None
         state.finished = self._over()
         self._agreement.moved_to(state.step)
+
+    def _load_weights(self, uri: str) -> None:
+        """Load the weights of a checkpoint alone; sharded, all ranks call this together."""
+        model = self._trained["model"]
+        if self.sharded:
+            restore(uri, identity=self._identity, model=model, optimizer=None, sharded=True)
+            return
+        with trained(uri) as checkpoint:
+            checkpoint.load_into(model)
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         self.run_state.elapsed_s = self._reporter.elapsed_s

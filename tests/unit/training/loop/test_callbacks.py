@@ -22,6 +22,7 @@ from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.evaluation import evaluate
 from raymlops.training.loop.outcome import Hooks
 from raymlops.training.loop.rank_sync import Ranks
+from raymlops.training.preflight import preflight
 from raymlops.tuning.trial.checkpoints import TrialSaver
 
 if TYPE_CHECKING:
@@ -122,10 +123,11 @@ def test_a_strict_one_fails_the_run(tiny_project: Any) -> None:
 def test_what_is_no_list_of_callbacks_is_refused(
     tiny_project: Any, monkeypatch: pytest.MonkeyPatch, returned: Any, message: str
 ) -> None:
-    """Before the first step."""
+    """Before the run."""
     monkeypatch.setattr(watched.Watched, "callbacks", lambda _self: returned)
+    project = tiny_project(recipe="watched:Watched")
     with pytest.raises(RecipeError, match=rf"Watched.callbacks\(\) returned .*{message}"):
-        run_local(tiny_project(recipe="watched:Watched"))
+        preflight(project, prepare(project))
 
 
 def test_a_model_in_parts_is_not_shown() -> None:
