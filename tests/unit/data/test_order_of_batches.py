@@ -124,3 +124,12 @@ def test_a_step_draws_the_same_whether_its_seed_is_derived_alone_or_with_others(
         alone = drawn()
         seed_step(7, step, rank, device=device)
         assert drawn() == alone
+
+
+@pytest.mark.parametrize("skip", [0, 1, 63, 64, 100, 149, 150, 151])
+def test_skipped_batches_leave_the_rest_of_the_epoch(skip: int) -> None:
+    """299 rows in batches of 2 are 150 batches; a run that resumes after all of them has none left."""
+    epoch = [batch.tolist() for batch in global_batches(299, batch_size=2, seed=0, epoch=1)]
+    rest = [batch.tolist() for batch in global_batches(299, batch_size=2, seed=0, epoch=1, skip=skip)]
+    assert len(epoch) == 150
+    assert rest == epoch[skip:]
