@@ -153,8 +153,8 @@ def test_shards_are_read_by_range(s3: FakeS3) -> None:
         assert sum(s3.sent[path] for path in shards) <= times * sum(shards.values()) + world * BLOCK_BYTES
     s3.sent.clear()
     with trained(uri) as checkpoint:
-        checkpoint.load_into(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(12))))
-    assert sum(s3.sent[path] for path in shards) == sum(shards.values())
+        checkpoint.load_into(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(6))))
+    assert sum(s3.sent[path] for path in shards) < 0.8 * sum(shards.values())  # a third is the model's
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
