@@ -103,8 +103,8 @@ def start_save(
 
 
 def in_host_memory(model: nn.Module) -> bool:
-    """Return whether a copy in host memory would take as much again of the memory in which the model is."""
-    return all(tensor.device.type == "cpu" for tensor in _local(model.state_dict().values()))
+    """Return whether the parameters are, so that a copy there would take as much again of the same memory."""
+    return all(tensor.device.type == "cpu" for tensor in _local(model.parameters()))
 
 
 def local_bytes(model: nn.Module, optimizers: Optimizers, online: Mapping[str, torch.Tensor]) -> int:

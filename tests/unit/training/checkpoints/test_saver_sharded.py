@@ -157,6 +157,17 @@ def test_shards_are_read_by_range(s3: FakeS3) -> None:
     assert sum(s3.sent[path] for path in shards) < 0.8 * sum(shards.values())  # a third is the model's
 
 
+def test_shards_that_nodes_replicate_are_written_once(tmp_path: Path) -> None:
+    """By the ranks of one node; four ranks of two nodes read them again, and two of one."""
+    job = partial(jobs.save_large, place=str(tmp_path), steps=1, environment={}, per_node=2)
+    uri = ranks().run(4, job)[0]
+    shards = [path for path in local_path(uri).iterdir() if path.suffix == ".distcp"]
+    assert sum(path.stat().st_size for path in shards) < 1.1 * 3 * 6 * 4 * 1024**2
+    for world, per_node in ((4, 2), (2, None)):
+        found = ranks().run(world, partial(jobs.restored_large, uri=uri, environment={}, per_node=per_node))
+        assert [error for error, _ in found] == [""] * world
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: int) -> None:
     """The search compares sizes alone; all ranks hear of the damage, and the next attempt finds the one before."""
