@@ -2,7 +2,7 @@
 
 The contract of a custom ``train_loop(ctx)``, which every rank runs alike::
 
-    model = ctx.model()                                    # on this rank's device, the same on every rank
+    model = ctx.model()                                    # on this rank's device, the same on every rank, or sharded
     optimizer = torch.optim.Adam(model.parameters())
     ctx.restore(model=model, optimizer=optimizer)          # the checkpoint of a resumed run, if there is one
     while not ctx.finished:
