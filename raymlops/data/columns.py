@@ -234,8 +234,11 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _from_lists(name: str, column: Any) -> Array:
-    """Return lists stacked where they have one length, else as an array each, without Python objects for numbers."""
+def _from_lists(name: str, column: Any, *, depth: int = 1) -> Array:
+    """Return lists stacked where they have one length, else as an array each, without Python objects for numbers.
+
+    ``depth`` counts the lists within lists; images are three deep.
+    """
     import pyarrow as pa
 
     item = column.type.value_type
@@ -246,7 +249,12 @@ def _from_lists(name: str, column: Any) -> Array:
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], type=item)
     if flat.null_count:
         raise _type_error(name, "ragged or missing arrays")
-    values = _from_arrow(name, flat)
+    if _is_list(item):
+        values = _from_lists(name, flat, depth=depth + 1)
+    elif depth == 3 and item == pa.uint8():
+        values = np.concatenate([np.zeros(0, np.uint8), *(chunk.to_numpy() for chunk in flat.chunks)])
+    else:
+        values = _from_arrow(name, flat)
     lengths: Array = np.concatenate([np.zeros(0, dtype=np.int64), *(_lengths(chunk) for chunk in column.chunks)])
     if len(lengths) and (lengths == lengths[0]).all() and values.dtype != object:
         return values.reshape(len(lengths), int(lengths[0]), *values.shape[1:])

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from raymlops.display import LOG_EVERY_S, Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from raymlops.data.split import SplitData
-
 _LOG = logging.getLogger(__name__)
 
 
-def begin_pass(doing: str, split: SplitData, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
+class Rows(Protocol):
+    """The part of a split that a pass needs."""
+
+    name: str
+    rows: int
+    on_progress: Callable[[], None]
+
+
+def begin_pass(doing: str, split: Rows, *, clock: Callable[[], float] = time.monotonic) -> Callable[[int], None]:
     """Return what a pass over a split's rows calls with how many are done: every ten seconds that is logged."""
     throttle = Throttle(LOG_EVERY_S, clock=clock)
     throttle.due()

@@ -251,7 +251,8 @@ def test_images_are_read_from_files_and_arrays() -> None:
     """A table with either has what a request would bring, one byte a pixel."""
     fixed = Reads(Column("x", "image", shape=(2, 2, 3)))
     files = pa.table({"x": png_files(PIXELS)})
-    for table in ({"x": PIXELS}, {"x": list(PIXELS)}, {"x": png_files(PIXELS)}, files):
+    nested = pa.table({"x": pa.array(PIXELS.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8(), 3))))})
+    for table in ({"x": PIXELS}, {"x": list(PIXELS)}, {"x": png_files(PIXELS)}, files, nested):
         array = conform(table_columns(table), fixed, place="the table")["x"]
         assert array.dtype == np.uint8
         assert np.array_equal(array, PIXELS)
