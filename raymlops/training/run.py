@@ -39,11 +39,13 @@ if TYPE_CHECKING:
 
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
+    from raymlops.training.supervision.processes import WorkerProcesses
     from raymlops.training.supervision.scaling_policy import Room
 
 
@@ -77,6 +79,7 @@ def train(
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
+        ahead = _started_ahead(spec.train, room=room, held=held)
         runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
@@ -108,7 +111,7 @@ def train(
         writer = RunWriter(
             tracker, run_id, on_event=on_event, previous=previous, log_uri=filesystem.join(files_uri, LOG)
         )
-        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room)
+        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room, ahead)
         command = resume_command("train", run_id, spec=spec)
         with _closing_on_error(request, writer, command=command):
             writer(words(f"run {run_id}"))
@@ -139,6 +142,16 @@ def train(
             )
             _close_finished(writer, record)
     return record
+
+
+def _started_ahead(section: TrainSection, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
+    """Start the workers' processes beside the checks; where one fails, they end with it."""
+    if room is None or not section.workers[1]:
+        return None
+    from raymlops.training.supervision.processes import start_ahead
+
+    processes = start_ahead(section, room=room)
+    return None if processes is None else held.enter_context(processes)
 
 
 def _checked_folder(spec: ProjectSpec) -> str:

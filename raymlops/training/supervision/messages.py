@@ -62,8 +62,6 @@ class Inbox:
     infos: dict[int, Info] = field(default_factory=dict)
     raised: dict[int, Raised] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
-    controller: Any = None
-    """Ray Train's controller of the attempt, once it runs."""
 
 
 class Mailbox:
@@ -84,16 +82,6 @@ class Mailbox:
     def put(self, event: Event) -> None:
         """Add an event of rank 0."""
         self._inbox.events.append(event)
-
-    def introduce(self, controller: Any, *, attempt: int) -> None:
-        """Set the handle of the attempt's controller.
-
-        Raises:
-            RuntimeError: the attempt has ended, so that its controller must not start workers.
-        """
-        if attempt != self._attempt:
-            raise RuntimeError(f"attempt {attempt} has ended")
-        self._inbox.controller = controller
 
     def heartbeat(self, heartbeat: Heartbeat, *, attempt: int, info: Info | None = None) -> Orders | None:
         """Add a heartbeat and return the orders, or None to a rank of an earlier attempt."""

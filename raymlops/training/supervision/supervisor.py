@@ -19,6 +19,7 @@ from raymlops.training.supervision.failure_policy import Failure, decide
 from raymlops.training.supervision.hang_detector import HangDetector
 from raymlops.training.supervision.monitor import CLUSTER_EVERY_S, EVERY_S, Monitor
 from raymlops.training.supervision.notices import Notifier, plural
+from raymlops.training.supervision.processes import WorkerProcesses
 from raymlops.training.supervision.scaling_policy import choose
 from raymlops.training.supervision.worker import payload_of
 from raymlops.training.supervision.worker_group import WorkerGroup, dead, draining, train_environment
@@ -59,6 +60,7 @@ class _Supervisor:
         self._request = request
         self._section = request.section
         self._payload = payload_of(request)
+        self._started = request.started
         self._folder = folder
         self._notify = Notifier(request.writer)
         self._channel = channel
@@ -83,7 +85,7 @@ class _Supervisor:
         if newest.state is not None:
             self._reason = f"the run is resumed after step {_step(newest)}"
         while True:
-            ended = self._attempt(self._wait_for_room(), newest)
+            ended = self._attempt(self._processes(), newest)
             if isinstance(ended, tuple) and not ended[0].stopped:
                 return ended
             before, newest = newest, self._newest_checkpoint()
@@ -101,6 +103,13 @@ class _Supervisor:
         if newest.state is not None:
             self._request.catch_up(newest.state.points)
         return newest
+
+    def _processes(self) -> WorkerProcesses:
+        """Return the processes of the next attempt: those that were started ahead, or else new ones."""
+        started, self._started = self._started, None
+        if started is not None:
+            return started
+        return WorkerProcesses(self._section, workers=self._wait_for_room(), without=self._without())
 
     def _wait_for_room(self) -> int:
         """Return the number of workers to start; wait up to ``cluster.wait_s`` for room."""
@@ -127,7 +136,12 @@ class _Supervisor:
                     raise room.error(fewest, waited_s=now_s - began_s)
             time.sleep(EVERY_S)
 
-    def _attempt(self, workers: int, newest: Recalled) -> tuple[Outcome, str] | Failure:
+    def _attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
+        with processes:
+            return self._run_attempt(processes, newest)
+
+    def _run_attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
+        workers = processes.workers
         self._attempts += 1
         self._channel.begin(self._attempts)
         payload = {
@@ -142,14 +156,7 @@ class _Supervisor:
             resumed=_step(newest), hang_timeout_s=self._section.hang_timeout_s, compiles=self._section.compile
         )
         self._notify.starting(workers, step=_step(newest), reason=self._reason)
-        group = WorkerGroup(
-            payload,
-            self._section,
-            channel=self._channel,
-            workers=workers,
-            folder=self._folder,
-            without=self._without(),
-        )
+        group = WorkerGroup(payload, self._section, processes=processes, folder=self._folder)
         monitor = Monitor(
             group, detector, self._request, channel=self._channel, notify=self._notify, excluded=self._without
         )
