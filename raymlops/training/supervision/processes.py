@@ -38,6 +38,7 @@ _LIBRARIES = (
     "torch._dynamo",  # DDP and every optimizer import it (torch 2.13)
     "raymlops.training.supervision.worker",
     "raymlops.training.loop.loop",
+    "raymlops.data.prepare",
     "raymlops.training.preflight",
 )
 _BEFORE_GPUS = ("torch",)

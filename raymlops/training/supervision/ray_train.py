@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import contextmanager
+import os
+import socket
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.torch.config import _setup_torch_process_group
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
@@ -28,10 +32,13 @@ from ray.train.v2._internal.util import invoke_context_managers, time_monotonic
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from raymlops.training.supervision.processes import WorkerProcesses
 
+_LISTENS_S = 5.0
+"""Time for the first rank to listen; after that the others try, and say what is wrong."""
+_LOOK_S = 0.01
 _UNUSED_CALLBACKS = {
     # A detached actor that looks after placement groups: it outlives us, and asks a dashboard that may not be there.
     "PlacementGroupCleanerCallback",
@@ -129,6 +136,11 @@ class _StartedGroup(WorkerGroup):  # type: ignore[misc]
         ]
         return self._assign_worker_ranks(found)  # type: ignore[no-any-return]
 
+    def execute_single_async(self, rank: int, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        if rank and fn is _setup_torch_process_group:
+            return super().execute_single_async(rank, join_after_first, fn, *args, **kwargs)
+        return super().execute_single_async(rank, fn, *args, **kwargs)
+
     def _init_train_context_on_workers(
         self, workers: list[Worker], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
@@ -145,6 +157,17 @@ class _StartedGroup(WorkerGroup):  # type: ignore[misc]
             for rank, worker in enumerate(workers)
         ]
         ray.get(tasks)
+
+
+def join_after_first(join: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Join the process group once the first rank listens: who tries before waits half a second (torch 2.13)."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + _LISTENS_S
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(address, timeout=_LISTENS_S):
+            break
+        time.sleep(_LOOK_S)
+    join(*args, **kwargs)
 
 
 class NoBarrier:

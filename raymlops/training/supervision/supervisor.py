@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _SETTLE_S = 3.0
 """Time for the resources of workers that have just exited to be free again."""
+_LOOK_S = 0.02
+"""How often they are counted meanwhile."""
 
 
 def fit(request: RunRequest) -> tuple[Outcome, str]:
@@ -134,7 +136,7 @@ class _Supervisor:
                         return fewest  # an autoscaler adds nodes for pending workers
                 if now_s - began_s >= wait_s:
                     raise room.error(fewest, waited_s=now_s - began_s)
-            time.sleep(EVERY_S)
+            time.sleep(EVERY_S if settled else _LOOK_S)
 
     def _attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
         with processes:
