@@ -17,7 +17,7 @@ from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
-from raymlops.signals import remembered, stop_asked
+from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.storage import filesystem
@@ -150,8 +150,9 @@ def _started_ahead(section: TrainSection, *, room: Room | None, held: ExitStack)
         return None
     from raymlops.training.supervision.processes import start_ahead
 
-    processes = start_ahead(section, room=room)
-    return None if processes is None else held.enter_context(processes)
+    with undisturbed():
+        processes = start_ahead(section, room=room)
+        return None if processes is None else held.enter_context(processes)
 
 
 def _checked_folder(spec: ProjectSpec) -> str:

@@ -58,7 +58,6 @@ class WorkerProcesses:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self.workers = workers
-        self.without = frozenset(without)
         self.placed = False
         """Whether there is a place for each of them."""
         resources = resources_of(section)

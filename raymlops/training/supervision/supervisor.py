@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from raymlops.errors import TrainingError
+from raymlops.signals import undisturbed
 from raymlops.storage.scratch import scratch
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.supervision.channel import DriverChannel
@@ -87,7 +89,7 @@ class _Supervisor:
         if newest.state is not None:
             self._reason = f"the run is resumed after step {_step(newest)}"
         while True:
-            ended = self._attempt(self._processes(), newest)
+            ended = self._attempt(newest)
             if isinstance(ended, tuple) and not ended[0].stopped:
                 return ended
             before, newest = newest, self._newest_checkpoint()
@@ -105,13 +107,6 @@ class _Supervisor:
         if newest.state is not None:
             self._request.catch_up(newest.state.points)
         return newest
-
-    def _processes(self) -> WorkerProcesses:
-        """Return the processes of the next attempt: those that were started ahead, or else new ones."""
-        started, self._started = self._started, None
-        if started is not None:
-            return started
-        return WorkerProcesses(self._section, workers=self._wait_for_room(), without=self._without())
 
     def _wait_for_room(self) -> int:
         """Return the number of workers to start; wait up to ``cluster.wait_s`` for room."""
@@ -138,9 +133,15 @@ class _Supervisor:
                     raise room.error(fewest, waited_s=now_s - began_s)
             time.sleep(EVERY_S if settled else _LOOK_S)
 
-    def _attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
-        with processes:
-            return self._run_attempt(processes, newest)
+    def _attempt(self, newest: Recalled) -> tuple[Outcome, str] | Failure:
+        """Run an attempt, the first one on the processes that were started ahead, and end its processes."""
+        processes, self._started = self._started, None
+        workers = self._wait_for_room() if processes is None else processes.workers
+        with ExitStack() as held:
+            with undisturbed():
+                started = processes or WorkerProcesses(self._section, workers=workers, without=self._without())
+                held.enter_context(started)
+            return self._run_attempt(started, newest)
 
     def _run_attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
         workers = processes.workers
