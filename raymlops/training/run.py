@@ -1,7 +1,7 @@
 """``train``: one configuration, one MLflow run, one record, however often it is restarted.
 
 Owns the order: whatever can be rejected is rejected before the MLflow run is created or reopened, and before a worker
-starts; however a run ends, its record says so.
+trains; however a run ends, its record says so.
 """
 
 from __future__ import annotations
