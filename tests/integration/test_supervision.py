@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,7 @@ def test_a_reason_to_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(project(tmp_path), recorder, stop=lambda: "interrupted" if recorder.events else "")
     assert recorder.messages == ["starting 2 workers"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("raymlops-attempt")]
 
 
 @pytest.mark.soak

@@ -90,10 +90,12 @@ class _Controller(TrainController):  # type: ignore[misc]
             num_workers=num_workers,
             resources_per_worker=resources_per_worker,
         )
-        self._worker_group = _StartedGroup(
+        group = _StartedGroup(
             self._processes, self._train_run_context, context, self._worker_group_callbacks_to_propagate
         )
-        self._worker_group._start()  # noqa: SLF001 - as Train's own create does
+        group._start()  # noqa: SLF001 - as Train's own create does
+        # Only now: the controller shuts down the group that it has, again and again where that one never started.
+        self._worker_group = group
 
 
 class _StartedGroup(WorkerGroup):  # type: ignore[misc]
