@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +22,9 @@ import torch
 
 from raymlops.data.batches import arrays, batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select
 from raymlops.data.columns import conform, needed, table_columns
-from raymlops.data.order import windowed_batches
+from raymlops.data.order import window_numbers, windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
+from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import SplitData
 from raymlops.errors import RecipeError
@@ -144,6 +145,8 @@ class ParquetSplit(SplitData):
         self._reader = GroupReader(files)
         self._ends = np.cumsum(files.group_rows)
         self._written = written
+        self._windows: tuple[Any, Any] = None, None
+        """Seeds of an epoch, and each row group's window in it."""
         if plan is not None:
             self.plan = plan
 
@@ -157,6 +160,10 @@ class ParquetSplit(SplitData):
         """
         first = self._read(int(np.flatnonzero(self.files.group_rows)[0]))
         return plan_of(first, self.recipe, cache_bytes=self.cache.max_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(ParquetSplit, self.files, name=self.name, recipe=self.recipe, plan=self.plan)
+        return partial(again, cache_bytes=self.cache.max_bytes, written=self._written), ()
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU.
@@ -172,7 +179,8 @@ class ParquetSplit(SplitData):
                 return select(joined, back)
             self._encode_by_batch()  # row groups differ in shape from the first one
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._kept(group), rows))
-        return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
+        with self.drawn_by(indices):
+            return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
@@ -187,6 +195,17 @@ class ParquetSplit(SplitData):
             epoch=epoch,
             skip=skip,
         )
+
+    def stretch(self, indices: torch.Tensor) -> int | None:
+        """Return the number of the last row's window in the epoch; without one, as in an evaluation, of its group."""
+        group = int(np.searchsorted(self._ends, int(indices[-1]), side="right"))
+        seed, epoch = self.seeds
+        if not epoch:
+            return group
+        if self._windows[0] != self.seeds:
+            numbers = window_numbers(self.files.group_rows, window_rows=self.plan.window_rows, seed=seed, epoch=epoch)
+            self._windows = self.seeds, numbers
+        return int(self._windows[1][group])
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
         """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""
@@ -239,9 +258,10 @@ class ParquetSplit(SplitData):
         columns = self._read(group)
         if self._by_batch:
             return columns
-        encoded = encode_all(self.recipe, columns)
-        # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
-        return encode(self.recipe, columns) if encoded is None else encoded
+        with Stream(group).drawn_from():
+            encoded = encode_all(self.recipe, columns)
+            # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
+            return encode(self.recipe, columns) if encoded is None else encoded
 
     def _read(self, group: int) -> Columns:
         """Return the needed columns of a row group, typed as in a request."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from raymlops.data.loading.loader import Loader
 from raymlops.data.order import EVALUATION, micro_batches, seed_all, seed_start
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from raymlops.config.train import TrainSection
-    from raymlops.data.prepare import Prepared
+    from raymlops.data.prepare import Prepared, SplitData
     from raymlops.recipe import Batch
     from raymlops.training.checkpoints.retention import Kept
     from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
@@ -86,6 +87,16 @@ class TrainContext:
         self._hooks = hooks or Hooks()
         for split in prepared.splits.values():
             split.on_progress = self.heartbeat
+        self.loader = Loader(
+            prepared.splits,
+            processes=spec.data_workers,
+            ahead=spec.prefetch,
+            # Sooner than the driver, which knows less of it.
+            timeout_s=0.9 * spec.hang_timeout_s,
+            pinned=self.device.type == "cuda",
+            on_progress=self.heartbeat,
+        )
+        """Reads the batches of the splits, ahead where ``train.data_workers`` says so."""
         self._saver = saver
         self._unused_parameters = unused_parameters
         self._resume = resume
@@ -214,13 +225,17 @@ class TrainContext:
                 self.message("the training is finished: what train_loop reports from here on does not count")
             self._past_end = True
             return
-        for indices in self.global_batches():
+
+        def pieces_of(indices: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+            return micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
+
+        for indices in self.global_batches(pieces_of):
             if self.last_step is not None and state.step >= self.last_step:
                 state.cut = [state.epoch, state.batch]
                 return
             self.seed_step(state.step)
-            ((piece, self.share),) = micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
-            batch = to_device(split.batch(piece), self.device)
+            ((piece, self.share),) = pieces_of(indices)
+            batch = self.batch(split, piece)
             self.watch.mark("data")
             self._in_step = 1
             try:
@@ -237,14 +252,29 @@ class TrainContext:
             if agreed.order:
                 raise StopAskedError(agreed.order, saved=True)
 
-    def global_batches(self) -> Iterator[torch.Tensor]:
+    def batch(self, split: SplitData, rows: torch.Tensor) -> Batch:
+        """Return these rows of a split on this rank's device."""
+        return to_device(self.loader.batch(split, rows), self.device)
+
+    def global_batches(
+        self, pieces_of: Callable[[torch.Tensor], list[tuple[torch.Tensor, float]]] | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield the row numbers of each global batch left in the epoch, the same on every rank; count them yourself.
+
+        ``pieces_of`` says which pieces of it, each with its weight, this rank is going to read, so that they can be
+        read ahead.
 
         Raises:
             RecipeError: ``sampler()`` breaks its contract.
         """
         spec, state = self.spec, self.run_state
-        for indices in global_batches(self.prepared.splits["train"], spec, state, epoch_rows=self._epoch_rows):
+        split = self.prepared.splits["train"]
+        batches = global_batches(split, spec, state, epoch_rows=self._epoch_rows)
+        steps: Iterator[tuple[Progress, torch.Tensor]]
+        steps = ((Progress(at, state.epoch, self.steps), rows) for at, rows in enumerate(batches, state.step))
+        if pieces_of is not None:
+            steps = self.loader.steps(split, steps, pieces_of)
+        for _, indices in steps:
             self.recipe.progress = Progress(state.step, state.epoch, self.steps)
             yield indices
 
@@ -271,6 +301,7 @@ class TrainContext:
             self.prepared.splits[split],
             self.spec,
             ranks=self.ranks,
+            loader=self.loader,
             before_batch=self._before_evaluation_batch,
         )
 
@@ -401,6 +432,7 @@ class TrainContext:
         if self.spec.compile:
             self.message("compiling: the first step takes longer, a minute or more on a CPU")
         own = self.recipe.train_loop
+        self.loader.start()
         try:
             if own is None:
                 loop(self)
@@ -410,6 +442,8 @@ class TrainContext:
             self._stopped = asked.order
             if own is None and not asked.saved:  # a loop with batches of its own resumes from its last report
                 self.save_checkpoint(last=True)
+        finally:
+            self.loader.close()
         state = self.run_state
         if not self._stopped:
             self._agreement.at_end(len(state.history))
