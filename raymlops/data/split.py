@@ -339,7 +339,7 @@ class DatasetSplit(SplitData):
         with Stream(0).drawn_from():
             before = drawn_state()
             for row in {0, self.rows - 1}:
-                call_recipe(f"{self._where}: an item", lambda row=row: self.dataset[row])  # type: ignore[misc]
+                call_recipe(f"{self._where}: item {row}", lambda row=row: self.dataset[row])  # type: ignore[misc]
             return drawn_state() != before
 
     @cached_property

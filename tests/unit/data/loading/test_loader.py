@@ -218,7 +218,6 @@ split = DatasetSplit(Items(400), name="train", recipe=Mixed())
 loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
 batches = loader.batches(split, torch.arange(400), batch_size=4)
 next(batches)
-print("reading", flush=True)
 {then}
 """
 
@@ -242,7 +241,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 def test_loaders_end_with_a_killed_training() -> None:
     """Kill -9 of the process that trains leaves no process behind."""
-    running = script("time.sleep(600)")
+    running = script("print('reading', flush=True); time.sleep(600)")
     assert running.stdout is not None
     assert running.stdout.readline() == "reading\n"
     children = psutil.Process(running.pid).children(recursive=True)
@@ -257,6 +256,7 @@ def test_ctrl_c_is_the_trainings() -> None:
     running = script(
         """
         try:
+            print("reading", flush=True)
             time.sleep(600)
         except KeyboardInterrupt:
             print(len(list(batches)), flush=True)
