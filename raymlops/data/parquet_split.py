@@ -25,6 +25,7 @@ from raymlops.data.columns import conform, needed, table_columns
 from raymlops.data.order import window_numbers, windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
 from raymlops.data.random_streams import Stream
+from raymlops.data.read_ahead import ReadAhead
 from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import SplitData
 from raymlops.errors import RecipeError
@@ -142,11 +143,11 @@ class ParquetSplit(SplitData):
         super().__init__(name=name, rows=files.rows, recipe=recipe)
         self.files = files
         self.cache = GroupCache(cache_bytes, size_of=_size)
-        self._reader = GroupReader(files)
+        self._reader = ReadAhead(GroupReader(files))
         self._ends = np.cumsum(files.group_rows)
         self._written = written
-        self._windows: tuple[Any, Any] = None, None
-        """Seeds of an epoch, and each row group's window in it."""
+        self._windows: npt.NDArray[np.int64] | None = None
+        """Each row group's window in the epoch, once one has started."""
         if plan is not None:
             self.plan = plan
 
@@ -185,8 +186,10 @@ class ParquetSplit(SplitData):
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
 
-        Shuffled in windows of few row groups: see ``order``. Skipped rows are not read.
+        Shuffled in windows of few row groups: see ``order``. Skipped rows are not read. While one window is in use, the
+        next one is fetched.
         """
+        self.start_epoch(seed=seed, epoch=epoch)
         return windowed_batches(
             self.files.group_rows,
             window_rows=self.plan.window_rows,
@@ -196,16 +199,20 @@ class ParquetSplit(SplitData):
             skip=skip,
         )
 
+    def start_epoch(self, *, seed: int, epoch: int) -> None:
+        """Fetch row groups ahead in the order of the epoch, a window of them; in a loader, of its own windows."""
+        super().start_epoch(seed=seed, epoch=epoch)
+        windows = window_numbers(self.files.group_rows, window_rows=self.plan.window_rows, seed=seed, epoch=epoch)
+        self._windows = windows
+        loader, of = self.loader
+        order = np.argsort(windows, kind="stable")  # within a window, batches ask for groups by number
+        order = order[windows[order] % of == loader]
+        self._reader.follow(order.tolist(), most=int(np.bincount(windows).max()))
+
     def stretch(self, indices: torch.Tensor) -> int | None:
         """Return the number of the last row's window in the epoch; without one, as in an evaluation, of its group."""
         group = int(np.searchsorted(self._ends, int(indices[-1]), side="right"))
-        seed, epoch = self.seeds
-        if not epoch:
-            return group
-        if self._windows[0] != self.seeds:
-            numbers = window_numbers(self.files.group_rows, window_rows=self.plan.window_rows, seed=seed, epoch=epoch)
-            self._windows = self.seeds, numbers
-        return int(self._windows[1][group])
+        return group if self._windows is None else int(self._windows[group])
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
         """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""

@@ -66,6 +66,8 @@ class SplitData(ABC):
         self.on_progress: Callable[[], None] = _nothing
         self.seeds: tuple[int, int] = (0, 0)
         """The run's seed and the epoch, which decide what is drawn while rows are read."""
+        self.loader = (0, 1)
+        """Which loader process this is in, of how many that take turns with stretches."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "on_progress": _nothing}

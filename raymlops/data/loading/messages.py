@@ -83,8 +83,9 @@ def receive(source: socket.socket) -> tuple[Any, int | None]:
     """
     try:
         data, descriptors, _flags, _address = socket.recv_fds(source, _COUNT.size, 1)
-    except ConnectionResetError as error:
-        raise Closed from error
+    except ConnectionResetError:
+        # Told once, where the other side died with messages unread; what it had sent comes after it.
+        data, descriptors, _flags, _address = socket.recv_fds(source, _COUNT.size, 1)
     if not data:
         raise Closed
     (number,) = _COUNT.unpack(data)

@@ -106,7 +106,7 @@ def _main(control: int, lanes: Sequence[int]) -> None:
         except BaseException as error:
             send(upstream, Result(-1, errors=_picklable(error)))
             return
-        pids = [_forked(lane, splits, others=[control, *lanes[:at], *lanes[at + 1 :]]) for at, lane in enumerate(lanes)]
+        pids = [_forked(at, lanes, splits, control=control) for at in range(len(lanes))]
         for lane in lanes:
             os.close(lane)
         try:
@@ -146,7 +146,7 @@ def _one_thread() -> None:
     pa.set_cpu_count(1)
 
 
-def _forked(lane: int, splits: Mapping[str, SplitData], *, others: Sequence[int]) -> int:
+def _forked(at: int, lanes: Sequence[int], splits: Mapping[str, SplitData], *, control: int) -> int:
     server = os.getpid()
     pid = os.fork()
     if pid:
@@ -155,10 +155,12 @@ def _forked(lane: int, splits: Mapping[str, SplitData], *, others: Sequence[int]
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != server:  # it died before that
             os._exit(1)
-        for other in others:
+        for other in (control, *lanes[:at], *lanes[at + 1 :]):
             os.close(other)
+        for split in splits.values():
+            split.loader = (at, len(lanes))
         faulthandler.register(signal.SIGUSR1)
-        _serve(socket.socket(fileno=lane), splits)
+        _serve(socket.socket(fileno=lanes[at]), splits)
     except Closed:
         os._exit(0)
     except BaseException:
