@@ -11,9 +11,9 @@ Owns the format. Knows nothing of what is sent.
 from __future__ import annotations
 
 import io
-import mmap
 import os
 import pickle
+import select
 import socket
 import struct
 from typing import Any
@@ -67,6 +67,13 @@ def send_pickled(to: socket.socket, *frames: Any) -> None:
         os.close(memory)
 
 
+def readable(source: socket.socket, *, within_s: float) -> bool:
+    """Return whether a message, or the end, arrives in time."""
+    waiting = select.poll()  # ``select.select`` takes no descriptor from 1024 on
+    waiting.register(source, select.POLLIN)
+    return bool(waiting.poll(within_s * 1000))
+
+
 def send_sign(to: socket.socket, number: int) -> None:
     """Send a number, as a sign of life."""
     try:
@@ -91,10 +98,13 @@ def receive(source: socket.socket) -> tuple[Any, int | None]:
     (number,) = _COUNT.unpack(data)
     if not descriptors:
         return None, number
-    # Its memory is mapped at once: one page fault for each 4 KB takes longer.
-    memory = mmap.mmap(descriptors[0], number, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
-    os.close(descriptors[0])
-    view = memoryview(memory)
+    try:
+        # Unlike Python's, torch's mapping keeps no descriptor open: a loop may keep thousands of batches.
+        mapped = torch.from_file(f"/proc/self/fd/{descriptors[0]}", shared=True, size=number, dtype=torch.uint8)
+    finally:
+        os.close(descriptors[0])
+    bytes_: Any = mapped.numpy()
+    view = memoryview(bytes_)
     (count,) = _COUNT.unpack_from(view)
     sizes = struct.unpack_from(f"<{count}q", view, _COUNT.size)
     pickled, *buffers = (view[start : start + size] for start, size in zip(_places(sizes)[0], sizes, strict=True))

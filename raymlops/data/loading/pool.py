@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from raymlops.data.loading.messages import Closed, pair, receive, send, send_pickled
+from raymlops.data.loading.messages import Closed, pair, readable, receive, send, send_pickled
 from raymlops.data.loading.process import Ended, Result, Task
 from raymlops.errors import RecipeError, TrainingError, describe
 
@@ -102,7 +101,7 @@ class LoaderPool:
         """
         since_s, limit_s = time.monotonic(), self._timeout_s if self._pids[lane] else max(self._timeout_s, _FIRST_S)
         while task.number not in self._arrived:
-            if select.select([self._lanes[lane]], [], [], _LOOK_S)[0]:
+            if readable(self._lanes[lane], within_s=_LOOK_S):
                 if not self._took_message(lane):
                     self._raise_died(lane, task)
                 since_s, limit_s = time.monotonic(), self._timeout_s
@@ -155,7 +154,7 @@ class LoaderPool:
         failed: Result | None = None
         with suppress(Closed):
             while lane not in self._ended and failed is None and time.monotonic() < until_s:
-                if select.select([self._control], [], [], _LOOK_S)[0]:
+                if readable(self._control, within_s=_LOOK_S):
                     found = receive(self._control)[0]
                     if isinstance(found, Ended):
                         self._ended[found.lane] = found.how

@@ -15,7 +15,6 @@ import ctypes
 import faulthandler
 import os
 import pickle
-import select
 import signal
 import socket
 import time
@@ -24,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from raymlops.data.loading.messages import Closed, receive, send, send_sign
+from raymlops.data.loading.messages import Closed, readable, receive, send, send_sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,7 +119,7 @@ def _main(control: int, lanes: Sequence[int]) -> None:
 def _watch(upstream: socket.socket, lanes: dict[int, int], *, parent: int) -> None:
     """Report loaders that end, until the training's process closes its socket or is gone."""
     while os.getppid() == parent:
-        if select.select([upstream], [], [], _LOOK_S)[0]:
+        if readable(upstream, within_s=_LOOK_S):
             return
         for pid in list(lanes):
             ended, status = os.waitpid(pid, os.WNOHANG)
