@@ -1,9 +1,10 @@
 """A loader process: reads one piece of rows after another, and sends each as a batch.
 
-Loaders are forked by a process of their own, which has imported torch, opened no thread and unpickled the splits once:
-they share that memory. It is started by its own command rather than by ``multiprocessing``, which would import the
-training's main module again: a script without ``if __name__ == "__main__"`` would train again, and in a Ray worker it
-is Ray's. Forking the training's process is not safe either: it has threads of torch, gRPC and MLflow.
+Loaders are forked by a process of their own, which has imported torch, has no thread but an allocator's that allows for
+forks, and has unpickled the splits once: they share that memory. It is started by its own command rather than by
+``multiprocessing``, which would import the training's main module again: a script without ``if __name__ == "__main__"``
+would train again, and in a Ray worker it is Ray's. Forking the training's process is not safe either: it has threads of
+torch, gRPC and MLflow.
 
 Loaders end with that process, and it with the training's, however they end. Ctrl-C reaches them too, and is left to the
 training. Owns those processes. Knows nothing of the order of tasks.
@@ -23,12 +24,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
+
 from raymlops.data.loading.messages import Closed, readable, receive, send, send_sign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import torch
 
     from raymlops.data.split import SplitData
     from raymlops.recipe import Progress
@@ -99,7 +100,6 @@ def _main(control: int, lanes: Sequence[int]) -> None:
     with suppress(Closed):
         try:
             splits: Mapping[str, SplitData] = receive(upstream)[0]
-            _one_thread()
         except Closed:
             raise
         except BaseException as error:
@@ -136,16 +136,9 @@ def _described(status: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def _one_thread() -> None:
-    """Leave one thread to torch and to pyarrow: there is a loader for each CPU that is to be used."""
-    import pyarrow as pa
-    import torch
-
-    torch.set_num_threads(1)
-    pa.set_cpu_count(1)
-
-
 def _forked(at: int, lanes: Sequence[int], splits: Mapping[str, SplitData], *, control: int) -> int:
+    import pyarrow as pa
+
     server = os.getpid()
     pid = os.fork()
     if pid:
@@ -159,6 +152,9 @@ def _forked(at: int, lanes: Sequence[int], splits: Mapping[str, SplitData], *, c
         for split in splits.values():
             split.loader = (at, len(lanes))
         faulthandler.register(signal.SIGUSR1)
+        # There is a loader for each CPU that is to be used.
+        torch.set_num_threads(1)
+        pa.set_cpu_count(1)
         _serve(socket.socket(fileno=lanes[at]), splits)
     except Closed:
         os._exit(0)
