@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import torch
+from loader_processes import loader_processes
 from supervised import Recorder, once, project, run
 
 if TYPE_CHECKING:
@@ -18,18 +17,6 @@ if TYPE_CHECKING:
     from raymlops.project import Project
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
-
-_COMMAND = "raymlops.data.loading.process"
-
-
-def loaders() -> list[psutil.Process]:
-    """Return the loaders of this process's Ray: forks of processes that run the command."""
-    found = {}
-    for each in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has just ended
-            if _COMMAND in " ".join(each.cmdline()):
-                found[each.pid] = each
-    return [each for each in found.values() if each.ppid() in found]
 
 
 def made(folder: Path, **train: Any) -> Project:
@@ -46,11 +33,11 @@ def made(folder: Path, **train: Any) -> Project:
 def test_a_lost_loader_costs_nothing_but_time(tmp_path: Path, number: signal.Signals, said: str) -> None:
     """The attempt is restarted from its checkpoint, for a reason that names rows, and ends as without loaders."""
     alone = run(made(tmp_path / "alone"), Recorder())
-    recorder = Recorder(at=once(23, lambda: loaders()[0].send_signal(number)))
+    recorder = Recorder(at=once(23, lambda: loader_processes()[0].send_signal(number)))
     disturbed = run(made(tmp_path / "disturbed", data_workers=1, hang_timeout_s=6.0), recorder)
     (restart,) = recorder.restarts
     assert restart.step >= 20
     assert re.search(said + r".* rows of the train split \(\d+, ", restart.reason), restart.reason
     assert disturbed.outcome.history == alone.outcome.history
     assert all(torch.equal(weight, disturbed.weights[name]) for name, weight in alone.weights.items())
-    assert loaders() == []
+    assert loader_processes() == []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import torch
 from attempts import Attempt
+from loader_processes import loader_processes
 from saved_weights import load_weights
 
 from raymlops.data.prepare import Memory
@@ -51,7 +51,7 @@ def test_loaders_change_nothing(
     for count in counts:
         assert same(runs[0], runs[count]), count
         assert runs[0].points == runs[count].points
-    assert not [child for child in psutil.Process().children() if "raymlops.data.loading" in " ".join(child.cmdline())]
+    assert loader_processes() == []
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_a_fault_ends_the_attempt(
     with pytest.raises(kind, match=said):
         Attempt(project, tmp_path, token="t")
     assert time.monotonic() - started_s < 60
-    assert not [child for child in psutil.Process().children() if "raymlops.data.loading" in " ".join(child.cmdline())]
+    assert loader_processes() == []
