@@ -97,7 +97,11 @@ def test_a_killed_loader_costs_nothing_but_time(tiny_project: Any, tmp_path: Pat
         return RunRequest(project, prepare(project), str(tmp_path / name), Recorder(at=once(7, act)), stop=lambda: "")
 
     undisturbed, _ = run_here(request("alone", act=lambda: None))
-    disturbed = request("killed", act=lambda: loader_processes()[0].kill(), data_workers=2)
+
+    def kill() -> None:
+        loader_processes()[0].kill()
+
+    disturbed = request("killed", act=kill, data_workers=2)
     outcome, _ = run_here(disturbed, sleep=lambda _s: None)
     assert outcome.history == undisturbed.history
     (restart,) = disturbed.writer.restarts
