@@ -51,7 +51,7 @@ def train(
     raises, it gets no more of them, and its error is raised once the training has ended.
 
     Raises:
-        ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker starts.
+        ConfigError, RecipeError, StorageError, InsufficientResourcesError: before any worker trains.
         UsageError: neither ``source`` nor ``resume`` is given, or ``env`` without a ``source``; the run to resume has
             other data or a configuration that would change its result; or files or tables that only one of several
             machines can reach.

@@ -144,9 +144,9 @@ def drawn(split: SplitData, rows: torch.Tensor) -> Batch:
         return split.batch(rows)
 
 
-def first_rows(rows: int) -> torch.Tensor:
+def first_rows(rows: int, *, most: int = ROWS) -> torch.Tensor:
     """Return the numbers of the first of so many rows."""
-    return torch.arange(min(rows, ROWS))
+    return torch.arange(min(rows, most))
 
 
 def _decoded(recipe: RecipeBase, model: nn.Module, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """``train``: one configuration, one MLflow run, one record, however often it is restarted.
 
 Owns the order: whatever can be rejected is rejected before the MLflow run is created or reopened, and before a worker
-starts; however a run ends, its record says so.
+trains; however a run ends, its record says so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
-from raymlops.signals import remembered, stop_asked
+from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.storage import filesystem
@@ -39,11 +39,13 @@ if TYPE_CHECKING:
 
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
+    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
+    from raymlops.training.supervision.processes import WorkerProcesses
     from raymlops.training.supervision.scaling_policy import Room
 
 
@@ -77,6 +79,7 @@ def train(
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
+        ahead = _started_ahead(spec.train, room=room, held=held)
         runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
@@ -108,7 +111,7 @@ def train(
         writer = RunWriter(
             tracker, run_id, on_event=on_event, previous=previous, log_uri=filesystem.join(files_uri, LOG)
         )
-        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room)
+        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room, ahead)
         command = resume_command("train", run_id, spec=spec)
         with _closing_on_error(request, writer, command=command):
             writer(words(f"run {run_id}"))
@@ -137,9 +140,19 @@ def train(
                 tracking_uri=tracker.shown_uri,
                 num_workers=outcome.workers,
             )
-            _record_test(tracker, writer, record, test=outcome.test, rows=prepared.splits["test"].rows)
-            _close_finished(writer, record, test=outcome.test)
+            _finish(tracker, writer, record, test=outcome.test, rows=prepared.splits["test"].rows)
     return record
+
+
+def _started_ahead(section: TrainSection, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
+    """Start the workers' processes beside the checks; where one fails, they end with it."""
+    if room is None or not section.workers[1]:
+        return None
+    from raymlops.training.supervision.processes import start_ahead
+
+    with undisturbed():
+        processes = start_ahead(section, room=room)
+        return None if processes is None else held.enter_context(processes)
 
 
 def _checked_folder(spec: ProjectSpec) -> str:
@@ -228,7 +241,9 @@ def _record_test(
         writer(words(f"{AT_END} was not written: {error.message}"))
 
 
-def _close_finished(writer: RunWriter, record: RunRecord, *, test: Mapping[str, float]) -> None:
+def _finish(tracker: Tracker, writer: RunWriter, record: RunRecord, *, test: Mapping[str, float], rows: int) -> None:
+    """Close the run, with the metrics of the weights that are kept; ``rows`` are those of the test split."""
+    _record_test(tracker, writer, record, test=test, rows=rows)
     writer(
         Event(
             "end",

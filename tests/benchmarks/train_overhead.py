@@ -15,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
@@ -95,7 +97,7 @@ class Peer:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        self.times, self.pids = {}, {}
+        self.times, self.pids, self.ended = {}, {}, False
 
     def lines(self):
         """Read until the end, and yield each new step."""
@@ -106,8 +108,16 @@ class Peer:
             elif int(number) not in self.times:
                 self.times[int(number)] = float(value)
                 yield int(number)
-        if self.process.wait():
+        if self.process.wait() and not self.ended:
             sys.exit(f"the peer ended with {self.process.returncode}")
+
+    def end(self):
+        """End it and its ranks."""
+        self.ended = True
+        with suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                process.kill()
+        self.process.wait()
 
 
 def peer(folder):
@@ -135,15 +145,25 @@ def ours_restart(folder):
 
 
 def peer_restart(folder):
+    """Return its seconds; None where it has not come back within a minute, as gloo sometimes does not."""
+    folder.mkdir()
     run = Peer(folder, steps=RESTART_STEPS, log_every=1, checkpoint_every=CHECKPOINT_EVERY, restarts=3)
+    late = threading.Timer(60, run.end)
+    late.start()
+    try:
+        return seconds_of_restart(run)
+    finally:
+        late.cancel()
+        run.end()
+
+
+def seconds_of_restart(run):
     killed = None
     for step in run.lines():
         if step >= 250 and killed is None:
             killed = (time.time(), step)
             os.kill(run.pids[1], signal.SIGKILL)
         elif killed and step > killed[1] + 1 and run.times[step] > killed[0] + 1:
-            run.process.send_signal(signal.SIGTERM)
-            run.process.wait()
             return run.times[step] - killed[0]
     return None
 
@@ -208,6 +228,16 @@ def in_one_process(folder):
     return plain / ALONE_STEPS * 1000, (marks[ALONE_STEPS - 1] - marks[0]) / (ALONE_STEPS - 1) * 1000
 
 
+def ratios(what, pairs):
+    """Return the medians of pairs of seconds and of their ratios, with the smallest and the largest ratio, as text."""
+    mine, theirs = (statistics.median(pair[index] for pair in pairs) for index in (0, 1))
+    each = sorted(one / other for one, other in pairs)
+    return (
+        f"{what}: {mine:.1f} s : {theirs:.1f} s, median of {len(each)} ratios {statistics.median(each):.2f} "
+        f"({each[0]:.2f} to {each[-1]:.2f})"
+    )
+
+
 def main(rounds):
     with tempfile.TemporaryDirectory() as name, connect(project(name).spec):
         folder = Path(name)
@@ -221,8 +251,9 @@ def main(rounds):
                 flush=True,
             )
         print(f"step, median of ratios: {statistics.median(pair[0] / pair[2] for pair in pairs):.3f}")
-        mine, theirs = ours_restart(folder / "ours"), peer_restart(folder)
-        print(f"kill -9 of a worker to the next new step: {mine:.1f} s : {theirs:.1f} s = {mine / theirs:.2f}")
+        print(ratios(f"start to step {LOG_EVERY}", [(pair[1], pair[3]) for pair in pairs]))
+        pairs = [(ours_restart(folder / "ours"), peer_restart(folder / f"peer-{number}")) for number in range(rounds)]
+        print(ratios("kill -9 of a worker to the next new step", [pair for pair in pairs if pair[1] is not None]))
         pairs = [in_one_process(folder / "alone") for _ in range(5)]
         plain, mine = (statistics.median(pair[index] for pair in pairs) for index in (0, 1))
         more = statistics.median(pair[1] - pair[0] for pair in pairs)

@@ -46,7 +46,7 @@ def test_an_elastic_run_follows_its_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_whatever_is_killed_the_parameters_are_the_same(tmp_path: Path) -> None:
-    """kill -9 of a worker, the controller or a node in mid-epoch: bit-equal to the undisturbed run."""
+    """kill -9 of a worker, the mailbox or a node in mid-epoch: bit-equal to the undisturbed run."""
     command = [sys.executable, killed_cluster.__file__, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -60,9 +60,6 @@ def assert_equal(one: Ended, other: Ended) -> None:
     ("victim", "reason"),
     [
         pytest.param("RayTrainWorker", r"rank \d: its process \d+ on .* was killed or crashed", id="worker"),
-        pytest.param(
-            "TrainController", "Ray Train's controller was killed or crashed", id="controller", marks=pytest.mark.soak
-        ),
         pytest.param("Mailbox", "the mailbox of its workers died", id="mailbox", marks=pytest.mark.soak),
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from saved_weights import load_weights
+from supervised import left_behind
 
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.placement import WorkerRequest
@@ -111,6 +113,18 @@ def test_a_recipe_error_on_a_worker_is_a_recipe_error_here(storage: Path) -> Non
 
 
 @pytest.mark.soak
+def test_a_refused_recipe_leaves_neither_a_run_nor_its_workers(tmp_path: Path) -> None:
+    """Their processes start beside the checks, and end with them."""
+    refused = project(tmp_path, recipe="broken:RaisesInModel", num_workers=2)
+    with pytest.raises(RecipeError, match=r"RaisesInModel\.model\(\) raised"):
+        train(refused)
+    assert tracker(refused.spec).client.get_experiment_by_name(refused.spec.experiment) is None
+    deadline = time.monotonic() + 10
+    while left_behind() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left_behind() == []
+
+
 def test_nan_in_training_names_the_step(storage: Path) -> None:
     """A loss that becomes NaN on one worker ends the run with epoch, step and learning rate."""
     with pytest.raises(NonFiniteError, match=r"epoch 1, step 3, learning rate 0\.0"):

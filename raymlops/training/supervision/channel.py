@@ -81,7 +81,7 @@ class DriverChannel:
         return inbox
 
     def close(self) -> None:
-        """Kill the mailbox: a controller that starts later cannot introduce itself, and fails before its workers."""
+        """Kill the mailbox."""
         import ray
 
         mailbox, self.mailbox, self._answer = self.mailbox, None, None

@@ -45,7 +45,7 @@ def diagnose(error: BaseException, *, inbox: Inbox, step: int) -> Failure:
     }
     if raised or found:
         return cause(raised, found, nodes=nodes, step=step)
-    return replace(_of_controller(error, step=step), own=Raised.by(error).own)
+    return replace(_of_no_rank(error, step=step), own=Raised.by(error).own)
 
 
 def never_started(error: BaseException | None) -> bool:
@@ -54,15 +54,12 @@ def never_started(error: BaseException | None) -> bool:
     return type(failure).__name__ == "WorkerGroupStartupTimeoutError"
 
 
-def _of_controller(error: BaseException, *, step: int) -> Failure:
+def _of_no_rank(error: BaseException, *, step: int) -> Failure:
     from ray.exceptions import RayActorError
 
     inner = getattr(error, "controller_failure", error)
-    if type(inner).__name__ == "WorkerGroupStartupFailedError":
+    if type(inner).__name__ == "WorkerGroupStartupFailedError" or isinstance(inner, RayActorError):
         return Failure("worker_died", "WorkerDiedError", "a worker died while it started", step=step)
-    if isinstance(inner, RayActorError):
-        text = f"Ray Train's controller {_how(str(inner))}"
-        return Failure("controller_died", "ControllerDiedError", text, step=step)
     return Failure("error", type(inner).__name__, str(inner), step=step)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from raymlops.config.train import FailureRule
 
 Kind = Literal[
-    "worker_died", "node_died", "controller_died", "hang", "recipe_error", "memory", "error", "storage", "environment",
+    "worker_died", "node_died", "mailbox_died", "hang", "recipe_error", "memory", "error", "storage", "environment",
     "hardware",
 ]  # fmt: skip
 
@@ -80,7 +80,7 @@ class Failure:
             "worker_died": f"{where}{lines[0]}",
             "node_died": f"{where}{lines[0]}",
             "hang": lines[0],
-            "controller_died": lines[0],
+            "mailbox_died": lines[0],
         }.get(self.kind, f"{where}{self.error_type}: {lines[0]}")
 
 

@@ -65,8 +65,6 @@ class Inbox:
     infos: dict[int, Info] = field(default_factory=dict)
     raised: dict[int, Raised] = field(default_factory=dict)
     stacks: dict[int, str] = field(default_factory=dict)
-    controller: Any = None
-    """Ray Train's controller of the attempt, once it runs."""
 
 
 class Mailbox:
@@ -95,16 +93,6 @@ class Mailbox:
                 text = f"{event.artifact.kind} {event.artifact.name!r} is not logged: callbacks log too much at a time"
                 event = replace(event, kind="message", message=text, artifact=None)
         self._inbox.events.append(event)
-
-    def introduce(self, controller: Any, *, attempt: int) -> None:
-        """Set the handle of the attempt's controller.
-
-        Raises:
-            RuntimeError: the attempt has ended, so that its controller must not start workers.
-        """
-        if attempt != self._attempt:
-            raise RuntimeError(f"attempt {attempt} has ended")
-        self._inbox.controller = controller
 
     def heartbeat(self, heartbeat: Heartbeat, *, attempt: int, info: Info | None = None) -> Orders | None:
         """Add a heartbeat and return the orders, or None to a rank of an earlier attempt."""

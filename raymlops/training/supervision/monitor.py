@@ -87,7 +87,7 @@ class Monitor:
                 return
             self._poll()
             if self._channel.mailbox is None:
-                self._kill(Failure("controller_died", "MailboxDiedError", "the mailbox of its workers died"))
+                self._kill(Failure("mailbox_died", "MailboxDiedError", "the mailbox of its workers died"))
             hang = self._detector.observe(self.inbox.heartbeats, now_s=now_s)
             self._notify.observe(self._detector)
             self._check_stop(now_s)
@@ -107,7 +107,6 @@ class Monitor:
         inbox = self._channel.take()
         if inbox is not None:
             self.inbox = inbox
-            self._group.learn(inbox)
             for event in inbox.events:
                 self._request.writer(event)
 

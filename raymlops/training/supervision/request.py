@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.records import MetricPoint
     from raymlops.training.events import Event
+    from raymlops.training.supervision.processes import WorkerProcesses
     from raymlops.training.supervision.scaling_policy import Room
 
 
@@ -35,6 +36,8 @@ class RunRequest:
     """Whether the loss leaves parameters without a gradient; None where the first worker has to find out."""
     room: Room | None = None
     """Counts the workers that fit; required where there are workers."""
+    started: WorkerProcesses | None = None
+    """The processes of the first attempt, where they were started ahead; the caller ends them if there is none."""
     stop: Callable[[], str] = lambda: ""
     """Returns why to stop after a last checkpoint, once there is a reason; may raise KeyboardInterrupt."""
     trial: bool = False

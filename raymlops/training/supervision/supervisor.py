@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from raymlops.errors import TrainingError
+from raymlops.signals import undisturbed
 from raymlops.storage.scratch import scratch
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.supervision.channel import DriverChannel
@@ -19,6 +21,7 @@ from raymlops.training.supervision.failure_policy import Failure, decide
 from raymlops.training.supervision.hang_detector import HangDetector
 from raymlops.training.supervision.monitor import CLUSTER_EVERY_S, EVERY_S, Monitor
 from raymlops.training.supervision.notices import Notifier, plural
+from raymlops.training.supervision.processes import WorkerProcesses
 from raymlops.training.supervision.scaling_policy import choose
 from raymlops.training.supervision.worker import payload_of
 from raymlops.training.supervision.worker_group import WorkerGroup, dead, draining, train_environment
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 _SETTLE_S = 3.0
 """Time for the resources of workers that have just exited to be free again."""
+_LOOK_S = 0.02
+"""How often they are counted meanwhile."""
 
 
 def fit(request: RunRequest) -> tuple[Outcome, str]:
@@ -59,6 +64,7 @@ class _Supervisor:
         self._request = request
         self._section = request.section
         self._payload = payload_of(request)
+        self._started = request.started
         self._folder = folder
         self._notify = Notifier(request.writer)
         self._channel = channel
@@ -83,7 +89,7 @@ class _Supervisor:
         if newest.state is not None:
             self._reason = f"the run is resumed after step {_step(newest)}"
         while True:
-            ended = self._attempt(self._wait_for_room(), newest)
+            ended = self._attempt(newest)
             if isinstance(ended, tuple) and not ended[0].stopped:
                 return ended
             before, newest = newest, self._newest_checkpoint()
@@ -129,9 +135,20 @@ class _Supervisor:
                         return fewest  # an autoscaler adds nodes for pending workers
                 if now_s - began_s >= wait_s:
                     raise room.error(fewest, waited_s=now_s - began_s)
-            time.sleep(EVERY_S)
+            time.sleep(EVERY_S if settled else _LOOK_S)
 
-    def _attempt(self, workers: int, newest: Recalled) -> tuple[Outcome, str] | Failure:
+    def _attempt(self, newest: Recalled) -> tuple[Outcome, str] | Failure:
+        """Run an attempt, the first one on the processes that were started ahead, and end its processes."""
+        processes, self._started = self._started, None
+        workers = self._wait_for_room() if processes is None else processes.workers
+        with ExitStack() as held:
+            with undisturbed():
+                started = processes or WorkerProcesses(self._section, workers=workers, without=self._without())
+                held.enter_context(started)
+            return self._run_attempt(started, newest)
+
+    def _run_attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
+        workers = processes.workers
         self._attempts += 1
         self._channel.begin(self._attempts)
         payload = {
@@ -146,14 +163,7 @@ class _Supervisor:
             resumed=_step(newest), hang_timeout_s=self._section.hang_timeout_s, compiles=self._section.compile
         )
         self._notify.starting(workers, step=_step(newest), reason=self._reason)
-        group = WorkerGroup(
-            payload,
-            self._section,
-            channel=self._channel,
-            workers=workers,
-            folder=self._folder,
-            without=self._without(),
-        )
+        group = WorkerGroup(payload, self._section, processes=processes, folder=self._folder)
         monitor = Monitor(
             group, detector, self._request, channel=self._channel, notify=self._notify, excluded=self._without
         )

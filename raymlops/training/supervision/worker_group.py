@@ -1,7 +1,7 @@
 """The worker group of one attempt: Ray Train workers from start to exit, and the state of the cluster's nodes.
 
-Owns Ray Train: its trainer runs once, in a thread, so that it replaces no signal handler. Decides nothing about what
-follows the attempt.
+Owns the thread in which Ray Train's trainer runs once, so that it replaces no signal handler. Decides nothing about
+what follows the attempt.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.cluster.auth import variables_set
 from raymlops.signals import undisturbed
+from raymlops.training.supervision.heartbeat import interval_s
+from raymlops.training.supervision.processes import resources_of
 from raymlops.training.supervision.worker import collective_timeout_s, work
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from raymlops.config.train import TrainSection
-    from raymlops.training.supervision.channel import DriverChannel
-    from raymlops.training.supervision.messages import Inbox
+    from raymlops.training.supervision.processes import WorkerProcesses
 
 
 _ANSWER_S = 1.0
@@ -51,13 +51,6 @@ def dead(node_ids: Collection[str]) -> frozenset[str]:
     return frozenset()
 
 
-def excluding(node_ids: Collection[str]) -> dict[str, str] | None:
-    """Return Ray's label selector that keeps workers off these nodes; None for an empty collection."""
-    if not node_ids:
-        return None
-    return {"ray.io/node-id": f"!in({','.join(sorted(node_ids))})"}
-
-
 def _answers(row: dict[str, Any] | None) -> bool:
     if row is None or not row["Alive"]:
         return False
@@ -69,48 +62,26 @@ def _answers(row: dict[str, Any] | None) -> bool:
 
 
 _KILL_S = 10.0
-"""Time for killed workers to exit before their controller is killed too."""
-_LOOK_S = 0.1
-_QUIET_S = 1.0
-"""Time without a new placement group after which a killed controller counts as cleaned up."""
-_UNUSED_CALLBACKS = {
-    # A detached actor that looks after placement groups: it outlives us, and asks a dashboard that may not be there.
-    "PlacementGroupCleanerCallback",
-    # One that hands out Ray Data, which our splits are not: its start would cost a restart 2 s on two cores.
-    "DatasetsCallback",
-    # Workers stay where they are: a recipe's relative paths lead nowhere in a folder of Train's own.
-    "WorkingDirectorySetupCallback",
-}
-"""What Ray Train 2.60 does by default for each worker group, and we do without."""
+"""Time for Ray Train to notice that its workers were killed."""
 
 
 class WorkerGroup:
-    """Runs ``worker.work`` on ``workers`` workers. A context manager: leaving it ends everything that it started."""
+    """Runs ``worker.work`` on worker processes. A context manager: leaving it ends everything that was started."""
 
     def __init__(
-        self,
-        payload: dict[str, Any],
-        section: TrainSection,
-        *,
-        channel: DriverChannel,
-        workers: int,
-        folder: str,
-        without: Collection[str] = (),
+        self, payload: dict[str, Any], section: TrainSection, *, processes: WorkerProcesses, folder: str
     ) -> None:
-        """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``, ``without`` these nodes."""
-        self._channel = channel
-        self.workers = workers
+        """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``."""
+        self.workers = processes.workers
         self.error: BaseException | None = None
         """What Ray Train raised."""
         self.value: Any = None
         """What rank 0 returned."""
         self._payload = payload
         self._section = section
+        self._processes = processes
         self._folder = folder
-        self._without = without
         self._name = f"attempt-{payload['attempt']}-{payload['token']}"
-        self._handles: dict[int, Any] = {}
-        self._controller: Any = None
         self._thread = threading.Thread(target=self._run, name=f"raymlops-{self._name}", daemon=True)
 
     def __enter__(self) -> Self:
@@ -119,17 +90,13 @@ class WorkerGroup:
 
     def __exit__(self, *_: object) -> None:
         with undisturbed():
-            self._end()
+            self._processes.end()
+            self.wait(_KILL_S)
 
     @property
     def done(self) -> bool:
         """Return whether the attempt has ended."""
         return not self._thread.is_alive()
-
-    def learn(self, inbox: Inbox) -> None:
-        """Remember the handles that workers and controller sent."""
-        self._controller = inbox.controller or self._controller
-        self._handles.update({rank: info.handle for rank, info in inbox.infos.items()})
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to ``timeout_s``; return whether the attempt has ended."""
@@ -137,38 +104,13 @@ class WorkerGroup:
         return self.done
 
     def kill(self) -> None:
-        """Kill the workers, stopped ones too, or else the controller. Ray Train then reports that they died."""
-        if self.done:
-            return
-        for handle in list(self._handles.values()) or [self._controller]:
-            if handle is not None:
-                _kill(handle)
+        """Kill the workers, stopped ones too. Ray Train then reports that they died."""
+        if not self.done:
+            self._processes.kill()
 
     def starting(self) -> bool:
         """Return whether the workers' placement group is still pending."""
-        if self._handles or self.done:
-            return False
-        if self._controller is None:
-            return True
-        return "CREATED" not in _placement_groups(_id(self._controller)).values()
-
-    def _end(self) -> None:
-        quiet_s = 0.0 if self.done else _QUIET_S
-        deadline = time.monotonic() + _KILL_S
-        while not self.done and not self._handles and self._controller is None and time.monotonic() < deadline:
-            # Nothing can be killed before it has introduced itself.
-            if (inbox := self._channel.take()) is not None:
-                self.learn(inbox)
-            self.wait(_LOOK_S)
-        if self._controller is None:
-            self._channel.close()
-        self.kill()
-        self.wait(_KILL_S)
-        if self._controller is not None:
-            _kill(self._controller)
-            with suppress(Exception):  # the cluster may be gone
-                _clean_up(self._controller, quiet_s=quiet_s)
-        self.wait(_KILL_S)
+        return not (self.done or self._processes.placed)
 
     def _run(self) -> None:
         try:
@@ -178,40 +120,19 @@ class WorkerGroup:
 
     def _trainer(self) -> Any:
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-        from ray.train.v2._internal.execution.callback import ControllerCallback
+        from ray.train.torch import TorchConfig
 
-        class Trainer(TorchTrainer):  # type: ignore[misc]
-            def _create_default_callbacks(self) -> list[Any]:
-                callbacks = super()._create_default_callbacks()
-                return [each for each in callbacks if type(each).__name__ not in _UNUSED_CALLBACKS]
-
-        class Introduce(ControllerCallback):  # type: ignore[misc]
-            """Sends the controller's handle, by which it can be killed before its workers run."""
-
-            def __init__(self, mailbox: Any, attempt: int) -> None:
-                self._mailbox = mailbox
-                self._attempt = attempt
-
-            def after_controller_start(self, train_run_context: Any) -> None:
-                import ray
-
-                del train_run_context
-                controller = ray.get_runtime_context().current_actor
-                ray.get(self._mailbox.introduce.remote(controller, attempt=self._attempt))
+        from raymlops.training.supervision.ray_train import Trainer
 
         section = self._section
-        resources = {"CPU": section.cpus_per_worker}
-        if section.gpus_per_worker:
-            resources["GPU"] = section.gpus_per_worker
         return Trainer(
             work,
+            processes=self._processes,
             train_loop_config=self._payload,
             scaling_config=ScalingConfig(
                 num_workers=self.workers,
                 use_gpu=section.gpus_per_worker > 0,
-                resources_per_worker=resources,
-                label_selector=excluding(self._without),
+                resources_per_worker=resources_of(section),
             ),
             torch_config=TorchConfig(
                 backend=_backend(section),
@@ -221,7 +142,6 @@ class WorkerGroup:
                 name=self._name,
                 storage_path=self._folder,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-                callbacks=[Introduce(self._payload["mailbox"], self._payload["attempt"])],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -231,12 +151,15 @@ class WorkerGroup:
 def train_environment(*, section: TrainSection, wait_s: float) -> Iterator[None]:
     """Set the variables that Ray Train reads from the driver's environment; those that a user has set are kept."""
     variables = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        # How soon a killed worker is noticed.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(interval_s(section.workers[1]) / 2),
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(wait_s, 1.0)),
         # Our hang detector comes first, and saves the stacks.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(2 * section.hang_timeout_s + 60),
         # The monitor checks for drains; Train's watcher is another process for each attempt.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # It would replace the driver's handlers.
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     }
     with variables_set({name: value for name, value in variables.items() if name not in os.environ}):
         yield
@@ -246,53 +169,3 @@ def _backend(section: TrainSection) -> str:
     if section.gpus_per_worker < 1:
         return "gloo"  # NCCL refuses two ranks on one card
     return "cpu:gloo,cuda:nccl" if section.cpu_offload else "nccl"  # NCCL reduces nothing in host memory
-
-
-def _kill(handle: Any) -> None:
-    import ray
-
-    with suppress(Exception):  # it may have ended, and the cluster with it
-        ray.kill(handle)
-
-
-def _id(handle: Any) -> str:
-    actor_id: str = handle._actor_id.hex()  # noqa: SLF001 - a handle has no public id
-    return actor_id
-
-
-def _clean_up(controller: Any, *, quiet_s: float) -> None:
-    """Remove what a dead controller leaves: Ray kills its actors, but keeps its placement groups as long as the job.
-
-    One that it requested in its last moment may appear after its death, so check more than once.
-    """
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    deadline = time.monotonic() + _KILL_S
-    quiet_since: float | None = None
-    while (now := time.monotonic()) < deadline:
-        left = [found for found, state in _placement_groups(_id(controller)).items() if state != "REMOVED"]
-        for group_id in left:
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group_id)))
-        dead = ray._private.state.actors(_id(controller)).get("State") == "DEAD"  # noqa: SLF001 - no public table
-        if left or not dead:
-            quiet_since = None
-        else:
-            quiet_since = quiet_since or now
-            if now - quiet_since >= quiet_s:
-                return
-        time.sleep(_LOOK_S)
-
-
-def _placement_groups(controller_id: str) -> dict[bytes, str]:
-    """Return the state of each placement group that a controller created, which Ray's public table hides."""
-    from ray._private.state import state
-    from ray.core.generated import gcs_pb2
-
-    table = state._connect_and_get_accessor().get_placement_group_table()  # noqa: SLF001
-    rows = [gcs_pb2.PlacementGroupTableData.FromString(row) for row in table]
-    return {
-        row.placement_group_id: gcs_pb2.PlacementGroupTableData.PlacementGroupState.Name(row.state)
-        for row in rows
-        if row.creator_actor_id.hex() == controller_id
-    }

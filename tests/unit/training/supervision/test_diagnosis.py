@@ -34,9 +34,13 @@ def test_a_process_that_died_is_named() -> None:
     assert str(diagnose(WorkerGroupError(r0=ActorDiedError()), inbox=Inbox(), step=5)).startswith("rank 0: its process")
 
 
-def test_an_error_of_no_rank_is_that_of_the_controller() -> None:
-    """An exception of raymlops behind it is kept."""
-    assert diagnose(ActorDiedError(), inbox=Inbox(), step=5).kind == "controller_died"
+def test_a_death_of_no_rank_was_at_the_start() -> None:
+    """Of a process that had no rank yet."""
+    assert diagnose(ActorDiedError(), inbox=Inbox(), step=5).kind == "worker_died"
+
+
+def test_an_exception_of_raymlops_is_kept() -> None:
+    """Also where it is of no rank."""
     own = RecipeError("no")
     failure = diagnose(own, inbox=Inbox(), step=5)
     assert (failure.kind, failure.own, failure.step) == ("error", own, 5)

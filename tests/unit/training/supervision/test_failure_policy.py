@@ -53,7 +53,7 @@ def verdict(
 
 
 @pytest.mark.parametrize(
-    "kind", ["worker_died", "node_died", "controller_died", "hang", "error", "environment", "hardware"]
+    "kind", ["worker_died", "node_died", "mailbox_died", "hang", "error", "environment", "hardware"]
 )
 def test_what_may_not_happen_again_is_tried_again(kind: str) -> None:
     """Lost processes and nodes, hangs, and errors that are nobody's bug."""

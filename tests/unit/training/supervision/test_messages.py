@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
 from raymlops.records import Artifact
 from raymlops.training.events import Event
 from raymlops.training.supervision import messages
 from raymlops.training.supervision.failure_policy import Raised
 from raymlops.training.supervision.messages import Heartbeat, Info, Mailbox, Orders
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Clock:
@@ -29,7 +32,6 @@ def test_one_call_brings_everything() -> None:
     box.heartbeat(Heartbeat(0, step=1), attempt=1, info=Info(pid=7, node_id="a"))
     box.failed(1, Raised("RuntimeError", "no"), attempt=1)
     box.stacks(0, "here", attempt=1)
-    box.introduce("controller", attempt=1)
     clock.now_s = 3.0
     inbox = box.take()
     assert [event.step for event in inbox.events] == [1]
@@ -37,7 +39,6 @@ def test_one_call_brings_everything() -> None:
     assert inbox.infos[0].pid == 7
     assert inbox.raised[1].message == "no"
     assert inbox.stacks == {0: "here"}
-    assert inbox.controller == "controller"
     assert box.take().events == []
     assert box.take().heartbeats.keys() == {0}
 
@@ -55,10 +56,9 @@ def test_orders_come_with_the_answer_to_a_beat() -> None:
 
 
 def test_a_new_mailbox_knows_its_attempt() -> None:
-    """A controller may be sooner than the driver's next call: calls of two processes have no order."""
+    """A rank may be sooner than the driver's next call: calls of two processes have no order."""
     box = Mailbox(3)
-    box.introduce("early", attempt=3)
-    assert box.take().controller == "early"
+    assert box.heartbeat(Heartbeat(0), attempt=3) == Orders()
 
 
 def test_a_former_attempt_is_not_heard() -> None:
@@ -68,11 +68,9 @@ def test_a_former_attempt_is_not_heard() -> None:
     assert box.heartbeat(Heartbeat(0, step=9), attempt=1) is None
     box.failed(0, Raised("RuntimeError", "late"), attempt=1)
     box.stacks(0, "late", attempt=1)
-    with pytest.raises(RuntimeError, match="attempt 1 has ended"):  # which keeps a late controller from its workers
-        box.introduce("late", attempt=1)
     box.put(Event("step", step=9))
     inbox = box.take()
-    assert (inbox.heartbeats, inbox.raised, inbox.stacks, inbox.controller) == ({}, {}, {}, None)
+    assert (inbox.heartbeats, inbox.raised, inbox.stacks) == ({}, {}, {})
     assert len(inbox.events) == 1
 
 

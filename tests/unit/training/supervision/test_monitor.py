@@ -37,9 +37,6 @@ class Group:
         self.kills += 1
         self.left = min(self.left, 1)
 
-    def learn(self, inbox: Inbox) -> None:
-        pass
-
 
 class Channel:
     """A channel whose inboxes are given; after the last one the mailbox has died."""
@@ -89,7 +86,7 @@ def test_a_lost_mailbox_ends_the_attempt(watch: Any) -> None:
     """Its workers are killed, and the events that had arrived are kept."""
     group = Group(polls=9)
     seen = watch(group, Channel(beats(1, events=[Event("step", step=1)])))
-    assert (seen.monitor.failure.kind, seen.monitor.failure.error_type) == ("controller_died", "MailboxDiedError")
+    assert (seen.monitor.failure.kind, seen.monitor.failure.error_type) == ("mailbox_died", "MailboxDiedError")
     assert group.kills >= 1
     assert [event.step for event in seen.recorder.events if event.kind == "step"] == [1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raymlops.training.supervision.worker_group import excluding
+from raymlops.training.supervision.processes import excluding
 
 
 def test_a_selector_names_the_nodes_that_are_left_out() -> None:
