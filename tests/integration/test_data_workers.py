@@ -34,7 +34,7 @@ def test_a_lost_loader_costs_nothing_but_time(tmp_path: Path, number: signal.Sig
     """The attempt is restarted from its checkpoint, for a reason that names rows, and ends as without loaders."""
     alone = run(made(tmp_path / "alone"), Recorder())
     recorder = Recorder(at=once(23, lambda: loader_processes()[0].send_signal(number)))
-    disturbed = run(made(tmp_path / "disturbed", data_workers=1, hang_timeout_s=6.0), recorder)
+    disturbed = run(made(tmp_path / "disturbed", data_workers=1, hang_timeout_s=10.0), recorder)
     (restart,) = recorder.restarts
     assert restart.step >= 20
     assert re.search(said + r".* rows of the train split \(\d+, ", restart.reason), restart.reason

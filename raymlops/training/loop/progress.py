@@ -76,7 +76,7 @@ class RankProgress:
             processes=spec.data_workers,
             ahead=spec.prefetch,
             # Sooner than the driver, which knows less of it.
-            timeout_s=0.9 * spec.hang_timeout_s,
+            timeout_s=0.8 * spec.hang_timeout_s,
             pinned=self.device.type == "cuda",
             on_progress=self.heartbeat,
         )
