@@ -26,9 +26,10 @@ SMALL = Memory(whole_bytes=0, cache_bytes=20_000)
 
 
 def same(left: Attempt, right: Attempt) -> bool:
-    """Return whether two runs ended with equal weights and the same curve."""
+    """Return whether two runs ended with equal weights, the same curve and the same metrics of the test split."""
     one, other = (load_weights(attempt.saver.best_uri)[0] for attempt in (left, right))
-    return left.outcome.history == right.outcome.history and all(torch.equal(one[name], other[name]) for name in one)
+    said, also = ((attempt.outcome.history, attempt.outcome.test) for attempt in (left, right))
+    return said == also and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,7 @@ def test_loaders_change_nothing(
         for count in (0, *counts)
     }
     assert runs[0].outcome.steps == 10
+    assert runs[0].outcome.test
     for count in counts:
         assert same(runs[0], runs[count]), count
         assert runs[0].points == runs[count].points
