@@ -32,6 +32,7 @@ soak: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/train_overhead.py
+	$(BIN)/python tests/benchmarks/data_loading.py
 	$(BIN)/python tests/benchmarks/fsdp_memory.py
 	$(BIN)/python tests/benchmarks/serve_latency.py
 	$(BIN)/python tests/benchmarks/sweep_throughput.py

@@ -132,6 +132,15 @@ class TrainSection(Spec):
     threads_per_worker: Rounds[int | None] = Field(
         None, ge=1, description="torch threads; default: the CPUs reserved, at least 1; in this process torch's own"
     )
+    data_workers: Free[int] = Field(
+        0,
+        ge=0,
+        le=256,
+        description="processes of each worker that read batches ahead; 0 reads them between steps. They read items of "
+        "torch datasets, streamed Parquet files, and tables of which each batch is encoded; with the same result. They "
+        "use CPUs of their own, so count them in cpus_per_worker",
+    )
+    prefetch: Free[int] = Field(2, ge=1, description="batches that each of the data_workers reads ahead")
     init_from: FreeInRun[str | None] = Field(
         None,
         min_length=1,

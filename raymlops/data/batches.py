@@ -100,7 +100,7 @@ def shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
 def join(chunks: Sequence[Batch], *, rows: Sequence[int] | None = None) -> Batch | None:
     """Concatenate batches of so many ``rows``, or return None where they are not flat tensors of one shape, rows first.
 
-    Without ``rows`` they are counted by ``batch_rows``.
+    Without ``rows`` they are counted by ``batch_rows``. A single batch is not copied.
     """
     return _joined(chunks, [batch_rows(chunk) for chunk in chunks] if rows is None else rows)
 
@@ -109,7 +109,9 @@ def _joined(chunks: Sequence[Any], rows: Sequence[int]) -> Any:
     first = chunks[0]
     if isinstance(first, torch.Tensor):
         shapes = [(count, *first.shape[1:]) for count in rows]
-        return torch.cat(list(chunks)) if [tuple(chunk.shape) for chunk in chunks] == shapes else None
+        if [tuple(chunk.shape) for chunk in chunks] != shapes:
+            return None
+        return first if len(chunks) == 1 else torch.cat(list(chunks))
     parts = [dict(named_children(chunk) or ()) for chunk in chunks]
     if any(part.keys() != parts[0].keys() for part in parts):  # a list has an item for each row
         return None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of
 from raymlops.data.split import SAMPLE_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
-from raymlops.recipe import call_recipe
+from raymlops.recipe import RecipeBase, call_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from raymlops.recipe import Batch, RecipeBase
+    from raymlops.recipe import Batch
 
 _RUN_ITEMS = 100
 """Items read at a time: switching the random stream takes 30 us, and slow items must not look like a hang."""
@@ -49,12 +50,13 @@ class IterableSplit(SplitData):
     """Items of an iterable dataset, which one pass counts and hashes if neither ``len()`` nor ``known`` says more."""
 
     kind = "iterable"
+    in_turn = True
 
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase, known: Mapping[str, Any] | None = None) -> None:
         super().__init__(name=name, rows=0, recipe=recipe)
         self._dataset = dataset
         # Until an epoch is set, as in a count or an evaluation, all passes draw the same, whatever the run's seed.
-        self._seed, self._epoch = 0, 1
+        self.seeds = (0, 1)
         length = _length(dataset)
         self._sized = length is not None
         if known is None or "digest" not in known:  # of another kind of split, which the caller rejects
@@ -63,11 +65,15 @@ class IterableSplit(SplitData):
         self._digest: str | None = known["digest"]
         self._head: str | None = known.get("head")
         self._cursor = _Cursor(
-            lambda: self._pass(seed=self._seed, epoch=self._epoch),
+            lambda: self._pass(seed=self.seeds[0], epoch=self.seeds[1]),
             self.rows,
             where=self._where,
             on_progress=lambda: self.on_progress(),  # noqa: PLW0108 - it is set later
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(IterableSplit, self._dataset, name=self.name, recipe=self.recipe, known=self.describe())
+        return again, ()
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the items at ``indices`` (int64) as one batch, in that order.
@@ -75,7 +81,20 @@ class IterableSplit(SplitData):
         Raises:
             RecipeError: the dataset raises, or yields another number of rows than was counted.
         """
-        return self._collated(self._cursor.items(indices.tolist()))
+        items = self._cursor.items(indices.tolist())
+        if type(self.recipe).collate is RecipeBase.collate:
+            return self._collated(items)
+        with self.drawn_by(indices):
+            return self._collated(items)
+
+    def start_epoch(self, *, seed: int, epoch: int) -> None:
+        """Let what the dataset draws in a pass depend on the epoch's number and the run's seed, from the next pass."""
+        super().start_epoch(seed=seed, epoch=epoch)
+        self._cursor.start_over()
+
+    def keep(self, rows: range) -> None:
+        """Keep these rows once they are read: more of them will be asked for."""
+        self._cursor.keep = rows
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``: in order, as they are read.
@@ -83,13 +102,12 @@ class IterableSplit(SplitData):
         The dataset's random draws in the pass depend on ``seed`` and ``epoch`` alone. The first batch after ``skip``
         reads all rows before it.
         """
-        self._seed, self._epoch = seed, epoch
-        self._cursor.start_over()
+        self.start_epoch(seed=seed, epoch=epoch)
         for start in range(skip * batch_size, self.rows, batch_size):
             end = min(start + batch_size, self.rows)
-            self._cursor.keep = range(start, end)
+            self.keep(range(start, end))
             yield torch.arange(start, end)
-        self._cursor.keep = range(0)
+        self.keep(range(0))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row, in the order of the pass that counts, whatever epoch is set."""

@@ -130,8 +130,7 @@ def windowed_batches(
     ``window_rows`` together, at least one. Windows that are skipped cost nothing.
     """
     ends = np.cumsum(group_rows)
-    order = _permutation(len(group_rows), seed, epoch, 0, _GROUPS)
-    windows = _windows(group_rows[order], window_rows=window_rows)
+    order, windows = _in_windows(group_rows, window_rows=window_rows, seed=seed, epoch=epoch)
     position = skip * batch_size
     done = 0
     rest = torch.empty(0, dtype=torch.int64)
@@ -150,6 +149,23 @@ def windowed_batches(
         rest = pending[whole:].clone()
     if len(rest):
         yield rest
+
+
+def window_numbers(group_rows: Rows, *, window_rows: int, seed: int, epoch: int) -> Rows:
+    """Return the number of each group's window in the order of ``windowed_batches``."""
+    order, windows = _in_windows(group_rows, window_rows=window_rows, seed=seed, epoch=epoch)
+    numbers = np.empty(len(group_rows), dtype=np.int64)
+    for number, (first, last) in enumerate(windows):
+        numbers[order[first:last]] = number
+    return numbers
+
+
+def _in_windows(
+    group_rows: Rows, *, window_rows: int, seed: int, epoch: int
+) -> tuple[npt.NDArray[Any], list[tuple[int, int]]]:
+    """Return the order of groups in an epoch, and the bounds of its windows in that order."""
+    order = _permutation(len(group_rows), seed, epoch, 0, _GROUPS)
+    return order, _windows(group_rows[order], window_rows=window_rows)
 
 
 def _windows(rows: Rows, *, window_rows: int) -> list[tuple[int, int]]:

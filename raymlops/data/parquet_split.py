@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +23,10 @@ import torch
 from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select
 from raymlops.data.columns import conform, needed, table_columns
 from raymlops.data.long_passes import begin_pass
-from raymlops.data.order import windowed_batches
+from raymlops.data.order import window_numbers, windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
+from raymlops.data.random_streams import Stream
+from raymlops.data.read_ahead import ReadAhead
 from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
@@ -162,9 +164,11 @@ class ParquetSplit(SplitData):
         super().__init__(name=name, rows=files.rows, recipe=recipe)
         self.files = files
         self.cache = GroupCache(cache_bytes, size_of=_size)
-        self._reader = GroupReader(files)
+        self._reader = ReadAhead(GroupReader(files))
         self._ends = np.cumsum(files.group_rows)
         self._written = written
+        self._windows: npt.NDArray[np.int64] | None = None
+        """Each row group's window in the epoch, once one has started."""
         if plan is not None:
             self.plan = plan
 
@@ -186,6 +190,10 @@ class ParquetSplit(SplitData):
 
         return plan_of(self._read(group), self.recipe, cache_bytes=self.cache.max_bytes, other=other)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(ParquetSplit, self.files, name=self.name, recipe=self.recipe, plan=self.plan)
+        return partial(again, cache_bytes=self.cache.max_bytes, written=self._written), ()
+
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU.
 
@@ -200,13 +208,16 @@ class ParquetSplit(SplitData):
                 return select(joined, back)
             self._encode_by_batch()  # row groups differ in shape from the first one
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._kept(group), rows))
-        return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
+        with self.drawn_by(indices):
+            return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
 
-        Shuffled in windows of few row groups: see ``order``. Skipped rows are not read.
+        Shuffled in windows of few row groups: see ``order``. Skipped rows are not read. While one window is in use, the
+        next one is fetched.
         """
+        self.start_epoch(seed=seed, epoch=epoch)
         return windowed_batches(
             self.files.group_rows,
             window_rows=self.plan.window_rows,
@@ -215,6 +226,21 @@ class ParquetSplit(SplitData):
             epoch=epoch,
             skip=skip,
         )
+
+    def start_epoch(self, *, seed: int, epoch: int) -> None:
+        """Fetch row groups ahead in the order of the epoch, a window of them; in a loader, of its own windows."""
+        super().start_epoch(seed=seed, epoch=epoch)
+        windows = window_numbers(self.files.group_rows, window_rows=self.plan.window_rows, seed=seed, epoch=epoch)
+        self._windows = windows
+        loader, of = self.loader
+        order = np.argsort(windows, kind="stable")  # within a window, batches ask for groups by number
+        order = order[windows[order] % of == loader]
+        self._reader.follow(order.tolist(), most=int(np.bincount(windows).max()))
+
+    def stretch(self, indices: torch.Tensor) -> int | None:
+        """Return the number of the last row's window in the epoch; without one, as in an evaluation, of its group."""
+        group = int(np.searchsorted(self._ends, int(indices[-1]), side="right"))
+        return group if self._windows is None else int(self._windows[group])
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
         """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""
@@ -276,9 +302,10 @@ class ParquetSplit(SplitData):
         columns = self._read(group)
         if self._by_batch:
             return columns
-        encoded = encode_all(self.recipe, columns)
-        # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
-        return encode(self.recipe, columns) if encoded is None else encoded
+        with Stream(group).drawn_from():
+            encoded = encode_all(self.recipe, columns)
+            # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
+            return encode(self.recipe, columns) if encoded is None else encoded
 
     def _read(self, group: int) -> Columns:
         """Return the needed columns of a row group, typed as in a request."""

@@ -1,6 +1,6 @@
-"""The rows of an epoch that a recipe's own ``sampler`` chooses: the same in every process, of one length.
+"""The rows of an epoch, which a recipe's own ``sampler`` may choose: the same in every process, of one length.
 
-Knows nothing of batches or ranks; ``order`` owns the order of an epoch without a sampler.
+Knows nothing of ranks; splits own the order of an epoch without a sampler.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from raymlops.config.train import TrainSection
     from raymlops.data.split import SplitData
 
 
@@ -32,6 +35,32 @@ def epoch_rows(split: SplitData, *, seed: int) -> int:
     """
     sampled = sampled_rows(split, seed=seed, epoch=1)
     return split.rows if sampled is None else len(sampled)
+
+
+def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int, rows: int) -> Iterator[torch.Tensor]:
+    """Yield the row numbers of each global batch of an epoch but the first ``skip``, the same on every rank.
+
+    Raises:
+        RecipeError: as ``sampled_rows``, or the sampler yields another number of rows than ``epoch_rows`` found.
+    """
+    split.start_epoch(seed=spec.seed, epoch=epoch)
+    sampled = sampled_rows(split, seed=spec.seed, epoch=epoch)
+    batches: Iterable[torch.Tensor]
+    if sampled is None:
+        batches = split.global_batches(batch_size=spec.batch_size, seed=spec.seed, epoch=epoch, skip=skip)
+    elif len(sampled) != rows:
+        raise RecipeError(
+            f"{type(split.recipe).__name__}.sampler() yielded {len(sampled)} rows for epoch {epoch}, and {rows} for "
+            "epoch 1",
+            hint="Every epoch must be as long: the learning rate follows the number of steps.",
+        )
+    else:
+        starts = range(skip * spec.batch_size, len(sampled), spec.batch_size)
+        batches = (sampled[start : start + spec.batch_size] for start in starts)
+    for indices in batches:
+        if spec.drop_last and len(indices) < spec.batch_size:
+            return
+        yield indices
 
 
 def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:

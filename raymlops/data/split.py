@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch.utils.data import TensorDataset
@@ -19,7 +19,7 @@ from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, pro
 from raymlops.data.columns import conform
 from raymlops.data.item_hashes import HASH_ROWS, hash_items, items_to_hash
 from raymlops.data.long_passes import begin_pass
-from raymlops.data.order import global_batches, seed_all
+from raymlops.data.order import derived_seed, global_batches, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import RecipeError
@@ -27,6 +27,7 @@ from raymlops.recipe import RecipeBase, call_recipe, described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
@@ -41,6 +42,8 @@ SAMPLE_ROWS = 64
 IDENTITY_ROWS = 256
 """Evenly spread items of a torch dataset that identify it."""
 ALL_ROWS = "all rows"
+_BATCH = 1
+"""Follows seed, epoch and first row in the seed of what a batch draws beside its items."""
 _SAMPLE_BYTES = 64 << 20
 """Of ``sample``, which may hold up to twice as much."""
 
@@ -62,6 +65,8 @@ class SplitData(ABC):
 
     kind: ClassVar[str]
     is_table: ClassVar[bool] = False
+    in_turn: ClassVar[bool] = False
+    """Whether rows are read in their order, so that several processes would each read all of them."""
     columns: dict[str, Array] | None = None
 
     def __init__(self, *, name: str, rows: int, recipe: RecipeBase) -> None:
@@ -69,6 +74,13 @@ class SplitData(ABC):
         self.rows = rows
         self.recipe = recipe
         self.on_progress: Callable[[], None] = _nothing
+        self.seeds: tuple[int, int] = (0, 0)
+        """The run's seed and the epoch, which decide what is drawn while rows are read."""
+        self.loader = (0, 1)
+        """Which loader process this is in, of how many that take turns with stretches."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "on_progress": _nothing}
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> Batch:
@@ -87,8 +99,25 @@ class SplitData(ABC):
         """Return what a ``sampler`` chooses rows of: columns or a dataset; None where the order is the data's own."""
         return self.columns
 
-    def start_epoch(self, *, seed: int, epoch: int) -> None:  # noqa: B027 - a default without random items
+    @property
+    def read_ahead(self) -> bool:
+        """Return whether rows take so long to read that other processes may read them ahead."""
+        return True
+
+    def start_epoch(self, *, seed: int, epoch: int) -> None:
         """Let random items of the epoch depend on its number and the run's seed."""
+        self.seeds = (seed, epoch)
+
+    def keep(self, rows: range) -> None:  # noqa: B027 - a default for rows that are read in any order
+        """Keep these rows once they are read: more of them will be asked for."""
+
+    def stretch(self, indices: torch.Tensor) -> int | None:
+        """Return the number of the rows that are read together with these; None where each is read by itself.
+
+        Rows of one stretch are best read by one process, those of the next stretch by another.
+        """
+        del indices
+        return None
 
     def batches(self, indices: torch.Tensor | None = None, *, batch_size: int) -> Iterator[Batch]:
         """Yield batches of at most ``batch_size`` rows; all rows in order without ``indices``."""
@@ -158,6 +187,11 @@ class SplitData(ABC):
         """Return as JSON data what another process needs to draw the same rows: see ``prepare(sources=...)``."""
         return {"kind": self.kind, "rows": self.rows}
 
+    def drawn_by(self, indices: torch.Tensor) -> AbstractContextManager[None]:
+        """Return the context in which these rows are read: what it draws depends on them, seed and epoch alone."""
+        first = int(indices[0]) if len(indices) else 0
+        return Stream(derived_seed(*self.seeds, first, _BATCH)).drawn_from()
+
     @cached_property
     def _digest_of_rows(self) -> str:
         return digest_of(self.hashes())
@@ -183,10 +217,16 @@ class TableSplit(SplitData):
         self._files = files
         self._written = written
 
+    @property
+    def read_ahead(self) -> bool:
+        """Return whether each batch is encoded."""
+        return self.encoded is None
+
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""
         if self.encoded is None:
-            return encode(self.recipe, self.take(indices))
+            with self.drawn_by(indices):
+                return encode(self.recipe, self.take(indices))
         return select(self.encoded, indices)
 
     def take(self, indices: torch.Tensor) -> dict[str, Array]:
@@ -217,10 +257,11 @@ class TableSplit(SplitData):
     @cached_property
     def encoded(self) -> Batch | None:
         """Return all rows as one batch; None if they are encoded batch by batch."""
-        some = probe(self.recipe, self.columns)
-        if some is None:
-            return None
-        return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=begin_pass("encoding", self))
+        with Stream(0).drawn_from():
+            some = probe(self.recipe, self.columns)
+            if some is None:
+                return None
+            return encode_all(self.recipe, self.columns, like=shapes(some), on_rows=begin_pass("encoding", self))
 
 
 class DatasetSplit(SplitData):
@@ -237,30 +278,32 @@ class DatasetSplit(SplitData):
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
         super().__init__(name=name, rows=len(dataset), recipe=recipe)
         self.dataset = dataset
-        self._seeds: tuple[int, ...] = (0, 0)
 
     @property
     def indexed(self) -> Any:
         """Return the dataset."""
         return self.dataset
 
-    def start_epoch(self, *, seed: int, epoch: int) -> None:
-        """Let random items of the epoch depend on its number and the run's seed."""
-        self._seeds = (seed, epoch)
+    @property
+    def read_ahead(self) -> bool:
+        """Return whether there is more to an item than to take it from tensors in memory."""
+        return not self._in_memory
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the items at ``indices`` (int64) as one batch, in that order.
 
-        Items that draw at random are seeded by (seed, epoch, row): the same on any number of workers.
+        Items that draw at random are seeded by (seed, epoch, row): the same on any number of workers. Nothing is taken
+        from the stream of the training step.
+
+        Raises:
+            RecipeError: an item raises, which it names, or ``collate`` does.
         """
-        dataset = self.dataset
-        if isinstance(dataset, TensorDataset) and type(self.recipe).collate is RecipeBase.collate:
-            return list(dataset[indices])
-        if self._draws:
-            return self._collated(self._seeded(indices, seeds=self._seeds))
-        if hasattr(dataset, "__getitems__"):
-            return self._collated(dataset.__getitems__(indices.tolist()))
-        return self._collated([dataset[index] for index in indices.tolist()])
+        if self._in_memory:
+            return list(self.dataset[indices])
+        with self.drawn_by(indices):
+            if self._draws:
+                return self._collated(self._seeded(indices, seeds=self.seeds, together=1))
+            return self._collated(self._items(indices.tolist()))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
@@ -336,7 +379,7 @@ class DatasetSplit(SplitData):
         with Stream(0).drawn_from():
             before = drawn_state()
             for row in {0, self.rows - 1}:
-                call_recipe(f"{self._where}: an item", lambda row=row: self.dataset[row])  # type: ignore[misc]
+                call_recipe(f"{self._where}: item {row}", lambda row=row: self.dataset[row])  # type: ignore[misc]
             return drawn_state() != before
 
     @cached_property
@@ -361,7 +404,7 @@ class DatasetSplit(SplitData):
     def _hashes_of(self, rows: torch.Tensor) -> Iterator[npt.NDArray[np.uint64]]:
         # Items that are read together are seeded together: there another size would be other items.
         together = hasattr(self.dataset, "__getitems__") or not self.rows or type(self.dataset) is TensorDataset
-        size = HASH_ROWS if together else items_to_hash(self.recipe, self._seeded(torch.arange(1)))
+        size = HASH_ROWS if together else items_to_hash(self.recipe, self._to_hash(torch.arange(1)))
         done = begin_pass("hashing", self)
         for chunk in _chunks(rows, size):
             yield self._hashes(chunk)
@@ -370,7 +413,7 @@ class DatasetSplit(SplitData):
     def _hashes(self, indices: torch.Tensor) -> npt.NDArray[np.uint64]:
         if type(self.dataset) is TensorDataset:
             return hash_columns(arrays(list(self.dataset[indices])))
-        return hash_items(self.recipe, self._seeded(indices))
+        return hash_items(self.recipe, self._to_hash(indices))
 
     def _collated(self, items: list[Any]) -> Batch:
         recipe = type(self.recipe)
@@ -381,25 +424,48 @@ class DatasetSplit(SplitData):
                 error.hint = "Items that torch's default_collate does not stack need a collate(items), such as to pad."
             raise
 
-    def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = ()) -> list[Any]:
-        """Return items that are each seeded by their number; to be hashed, those read together by the first one's."""
-        dataset, together = self.dataset, hasattr(self.dataset, "__getitems__")
+    @property
+    def _in_memory(self) -> bool:
+        return isinstance(self.dataset, TensorDataset) and type(self.recipe).collate is RecipeBase.collate
 
-        def draw() -> list[Any]:
-            items: list[Any] = []
-            for part in _chunks(indices, len(indices) if together and not seeds else 1):
-                seed_all(*seeds, int(part[0]), device=torch.device("cpu"))
-                items += dataset.__getitems__(part.tolist()) if together else [dataset[int(part[0])]]
-            return items
-
+    def _to_hash(self, indices: torch.Tensor) -> list[Any]:
+        """Return items that are each seeded by their number; those read together by the first one's."""
+        together = len(indices) if hasattr(self.dataset, "__getitems__") else 1
         with Stream(0).drawn_from():
-            found: list[Any] = call_recipe(f"{self._where}: an item", draw)
-        return found
+            return self._seeded(indices, together=together)
+
+    def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = (), together: int) -> list[Any]:
+        """Return items, so many of which are drawn together: seeded by ``seeds`` and the first one's number."""
+        items: list[Any] = []
+        for part in _chunks(indices, together):
+            seed_all(*seeds, int(part[0]), device=torch.device("cpu"))
+            items += self._items(part.tolist())
+        return items
+
+    def _items(self, rows: list[int]) -> list[Any]:
+        items: list[Any] = []
+        together = hasattr(self.dataset, "__getitems__")
+        try:
+            if together:
+                return list(self.dataset.__getitems__(rows))
+            items.extend(self.dataset[row] for row in rows)
+        except (Exception, SystemExit) as error:
+            which = f"one of items {_shown(rows)}" if together else f"item {rows[len(items)]}"
+            call_recipe(f"{self._where}: {which}", partial(_raise, error))
+        return items
 
 
 def _chunks(indices: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(indices), size):
         yield indices[start : start + size]
+
+
+def _shown(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 def _nothing() -> None:

@@ -14,10 +14,8 @@ import torch
 from raymlops.config.load import load
 from raymlops.data.order import seed_all
 from raymlops.data.prepare import prepare
-from raymlops.data.sampler import epoch_rows
+from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.project import Project, bind
-from raymlops.training.checkpoints.state import RunState
-from raymlops.training.loop.batches import global_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -79,8 +77,7 @@ class Order:
 
     def __iter__(self) -> Iterator[list[int]]:
         self._epoch += 1
-        state = RunState(epoch=self._epoch)
-        for rows in global_batches(self._split, self._spec, state, epoch_rows=self._rows):
+        for rows in epoch_batches(self._split, self._spec, epoch=self._epoch, skip=0, rows=self._rows):
             seed_all(self._spec.seed, self._step, 0, device=torch.device("cpu"))
             self._step += 1
             yield rows.tolist()

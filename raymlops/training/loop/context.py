@@ -23,12 +23,12 @@ Knows nothing of Ray or MLflow: both are behind ``Hooks`` and the saver.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.order import EVALUATION, micro_batches, seed_all
 from raymlops.errors import NonFiniteError, RecipeError, TrainingError, describe
-from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss, to_device
+from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
@@ -106,13 +106,17 @@ class TrainContext(RankProgress):
                 self.message("the training is finished: what train_loop reports from here on does not count")
             self._past_end = True
             return
-        for indices in self.global_batches():
+
+        def pieces_of(indices: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+            return micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
+
+        for indices in self.global_batches(pieces_of):
             if self.last_step is not None and state.step >= self.last_step:
                 state.cut = [state.epoch, state.batch]
                 return
             self.seed_step(state.step)
-            ((piece, self.share),) = micro_batches(indices, rank=self.rank, world=self.world_size, pieces=1)
-            batch = to_device(split.batch(piece), self.device)
+            ((piece, self.share),) = pieces_of(indices)
+            batch = self.batch(split, piece)
             self.watch.mark("data")
             self._in_step = 1
             try:
@@ -206,6 +210,12 @@ class TrainContext(RankProgress):
             self._reporter.tell("start", self.run_state, epoch=0, step=0)
         if self.spec.compile:
             self.message("compiling: the first step takes longer, a minute or more on a CPU")
+        with closing(self.loader):  # it reads the test split too
+            self.loader.start()
+            self._train(loop)
+            return self._outcome()
+
+    def _train(self, loop: Callable[[TrainContext], None]) -> None:
         own = self.recipe.train_loop
         try:
             if own is None:
@@ -216,6 +226,8 @@ class TrainContext(RankProgress):
             self._stopped = asked.order
             if own is None and not asked.saved:  # a loop with batches of its own resumes from its last report
                 self.save_checkpoint(last=True)
+
+    def _outcome(self) -> Outcome:
         state = self.run_state
         if not self._stopped:
             self._agreement.at_end(len(state.history))
@@ -247,6 +259,7 @@ class TrainContext(RankProgress):
             self.prepared.splits[split],
             spec,
             ranks=self.ranks,
+            loader=self.loader,
             before_batch=self._before_evaluation_batch,
         )
 

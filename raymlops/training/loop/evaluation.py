@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.config.train import TrainSection
+    from raymlops.data.loading.loader import Loader
     from raymlops.data.prepare import SplitData
     from raymlops.training.loop.rank_sync import Ranks
 
@@ -137,10 +139,11 @@ def totals(
     exchanges: bool = False,
     indices: torch.Tensor | None = None,
     spec: TrainSection | None = None,
+    loader: Loader | None = None,
 ) -> Totals:
     """Return the sums over this rank's share of all rows, or of those of ``indices``, without padding.
 
-    They are computed in the precision of ``spec``, by default in float32.
+    They are computed in the precision of ``spec``, by default in float32. A ``loader`` may read rows ahead.
 
     ``model`` is the plain module, never the DDP wrapper: its forward exchanges buffers, and a rank with one batch
     less would leave the others waiting. A rank without a row returns zeros of the right shapes. A model whose
@@ -153,10 +156,11 @@ def totals(
     rows = split.rows if indices is None else len(indices)
     indices = split.share(rank=rank, world=world) if indices is None else indices[rank::world]
     passes = math.ceil(math.ceil(rows / world) / batch_size) if exchanges else 0
+    read = split.batches if loader is None else partial(loader.batches, split)
     total: Totals | None = None
     done = 0
     with _evaluating(model), nullcontext() if spec is None else autocast(spec, device):
-        for batch in split.batches(indices, batch_size=batch_size):
+        for batch in read(indices, batch_size=batch_size):
             before_batch()
             left = len(indices) - done * batch_size
             total = add(total, batch_totals(recipe, model, to_device(batch, device), rows=min(batch_size, left)))
@@ -175,6 +179,7 @@ def evaluate(
     spec: TrainSection,
     *,
     ranks: Ranks,
+    loader: Loader | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Return the metrics over a split as ``split/name``, the same on every rank; a collective over several.
@@ -198,6 +203,7 @@ def evaluate(
         exchanges=spec.strategy == "fsdp",
         indices=spread_rows(split, spec) if split.name == "validation" else None,
         spec=spec,
+        loader=loader,
     )
     if ranks.world_size > 1:
         sums = merge_over_ranks(sums, device=ranks.device)

@@ -98,7 +98,7 @@ def _train_epoch(ctx: TrainContext, trained: _Trained, losses: Losses) -> _Epoch
     # An order may have come between a step and its validation.
     if _validates_now(ctx) and _validated(ctx, trained, losses, mid_epoch=True):
         return _EpochEnd.STOPPED
-    for indices in ctx.global_batches():
+    for indices in ctx.global_batches(partial(_pieces, ctx, trained)):
         if state.step == ctx.steps:
             state.cut = [state.epoch, state.batch]
             break
@@ -192,16 +192,10 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
     paired = bool(trained.in_pairs)
     ctx.seed_step(ctx.run_state.step)
     trained.optimizer.zero_grad()
-    pieces = micro_batches(
-        indices,
-        rank=ctx.rank,
-        world=ctx.world_size,
-        pieces=ctx.spec.accumulate,
-        least_rows=2 if paired else 1,
-    )
+    pieces = _pieces(ctx, trained, indices)
     total: StepLoss | None = None
     for number, (piece, share) in enumerate(pieces, start=1):
-        batch = to_device(train.batch(piece), ctx.device)
+        batch = ctx.batch(train, piece)
         ctx.watch.mark("data")
         counts = share > 0 and not (paired and len(piece) == 1 < train.rows)
         # Gradients are all-reduced once a step, with the last micro-batch.
@@ -217,6 +211,17 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         weight = ctx.sum_over_ranks(total.weight.clone())
         scale_gradient(trained.optimizer, torch.where(weight > 0, rows / weight, 0.0))
     return total
+
+
+def _pieces(ctx: TrainContext, trained: _Trained, indices: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+    """Return this rank's micro-batches of a global batch, with their weights."""
+    return micro_batches(
+        indices,
+        rank=ctx.rank,
+        world=ctx.world_size,
+        pieces=ctx.spec.accumulate,
+        least_rows=2 if trained.in_pairs else 1,
+    )
 
 
 def _one_row_is_too_few(ctx: TrainContext, model: nn.Module, row: torch.Tensor) -> bool:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.callback import CallbackContext
+from raymlops.data.loading.loader import Loader
 from raymlops.data.order import seed_step
-from raymlops.data.sampler import epoch_rows
+from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.errors import RecipeError
-from raymlops.recipe import Progress, RecipeBase
+from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.callbacks import Callbacks
 from raymlops.training.checkpoints.format import trained
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
-from raymlops.training.loop.batches import global_batches
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import numbers
 from raymlops.training.loop.optimizer import total_steps
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.config.train import TrainSection
-    from raymlops.data.prepare import Prepared
+    from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.recipe import Batch
     from raymlops.records import Artifact
     from raymlops.training.callbacks import Hook
     from raymlops.training.checkpoints.retention import Kept
@@ -70,6 +71,16 @@ class RankProgress:
         self._hooks = hooks or Hooks()
         for split in prepared.splits.values():
             split.on_progress = self.heartbeat
+        self.loader = Loader(
+            prepared.splits,
+            processes=spec.data_workers,
+            ahead=spec.prefetch,
+            # Sooner than the driver, which knows less of it.
+            timeout_s=0.8 * spec.hang_timeout_s,
+            pinned=self.device.type == "cuda",
+            on_progress=self.heartbeat,
+        )
+        """Reads the batches of the splits, ahead where ``train.data_workers`` says so."""
         self._saver = saver
         self._unused_parameters = unused_parameters
         self._resume = resume
@@ -146,15 +157,30 @@ class RankProgress:
         """Return whether each rank holds a part of the parameters."""
         return self.spec.strategy == "fsdp"
 
-    def global_batches(self) -> Iterator[torch.Tensor]:
+    def batch(self, split: SplitData, rows: torch.Tensor) -> Batch:
+        """Return these rows of a split on this rank's device."""
+        return to_device(self.loader.batch(split, rows), self.device)
+
+    def global_batches(
+        self, pieces_of: Callable[[torch.Tensor], list[tuple[torch.Tensor, float]]] | None = None
+    ) -> Iterator[torch.Tensor]:
         """Yield the row numbers of each global batch left in the epoch, the same on every rank; count them yourself.
+
+        ``pieces_of`` says which pieces of it, each with its weight, this rank is going to read, so that they can be
+        read ahead.
 
         Raises:
             RecipeError: ``sampler()`` breaks its contract.
         """
         spec, state = self.spec, self.run_state
-        for indices in global_batches(self.prepared.splits["train"], spec, state, epoch_rows=self._epoch_rows):
-            self.recipe.progress = Progress(state.step, state.epoch, self.steps)
+        split = self.prepared.splits["train"]
+        batches = epoch_batches(split, spec, epoch=state.epoch, skip=state.batch, rows=self._epoch_rows)
+        steps: Iterator[tuple[Progress, torch.Tensor]]
+        steps = ((Progress(at, state.epoch, self.steps), rows) for at, rows in enumerate(batches, state.step))
+        if pieces_of is not None:
+            steps = self.loader.steps(split, steps, pieces_of)
+        for progress, indices in steps:
+            self.recipe.progress = progress
             yield indices
 
     def seed_step(self, step: int) -> None:

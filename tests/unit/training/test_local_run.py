@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from broken import Throttled
-from supervised import Recorder
+from loader_processes import loader_processes
+from supervised import Recorder, once
 
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError
@@ -105,3 +106,26 @@ def test_a_signal_ends_the_wait(made: Make) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_here(request, sleep=waits.append)
     assert len(waits) == 1
+
+
+def test_a_killed_loader_costs_nothing_but_time(tiny_project: Any, tmp_path: Path) -> None:
+    """kill -9 of a process that reads batches, after the seventh step: resumed, with the numbers of a run without."""
+
+    def request(name: str, *, act: Callable[[], object], **train: Any) -> RunRequest:
+        project = tiny_project(
+            recipe="loaded:Unhurried", checkpoint_every_steps=2, epochs=3, log_every_steps=1, **train
+        )
+        return RunRequest(project, prepare(project), str(tmp_path / name), Recorder(at=once(7, act)), stop=lambda: "")
+
+    undisturbed, _ = run_here(request("alone", act=lambda: None))
+
+    def kill() -> None:
+        loader_processes()[0].kill()
+
+    disturbed = request("killed", act=kill, data_workers=2)
+    outcome, _ = run_here(disturbed, sleep=lambda _s: None)
+    assert outcome.history == undisturbed.history
+    (restart,) = disturbed.writer.restarts
+    assert restart.step >= 6
+    assert "was killed by SIGKILL while it read" in restart.reason
+    assert loader_processes() == []

@@ -1,0 +1,269 @@
+"""Batches of loader processes are those that this process reads, in their order; what goes wrong in them is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from drawn import Items
+from loaded import Faulty, Mixed, Pass, Passing, Rare, Slow, Unpicklable
+from tiny import Tiny
+
+from raymlops.data.iterable_split import IterableSplit
+from raymlops.data.loading.loader import Loader
+from raymlops.data.parquet_files import list_parquet
+from raymlops.data.parquet_split import ParquetSplit
+from raymlops.data.split import DatasetSplit
+from raymlops.errors import RecipeError, TrainingError
+from raymlops.recipe import Progress
+from raymlops.training.supervision.failure_policy import Raised, may_pass_here
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.data.split import SplitData
+
+
+def split(dataset: Any, *, name: str = "train") -> DatasetSplit:
+    return DatasetSplit(dataset, name=name, recipe=Mixed())
+
+
+def loader(*splits: SplitData, processes: int = 2, **options: Any) -> Loader:
+    return Loader(
+        {each.name: each for each in splits}, processes=processes, **{"ahead": 2, "timeout_s": 60.0} | options
+    )
+
+
+def equal(left: Any, right: Any) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, SplitData]:
+    return {
+        "train": split(Rare(300)),
+        "validation": IterableSplit(Pass(101), name="validation", recipe=Mixed()),
+        "test": split(Items(3), name="test"),
+    }
+
+
+@pytest.fixture(scope="module")
+def three(splits: dict[str, SplitData]) -> Iterator[Loader]:
+    made = loader(*splits.values(), processes=3)
+    yield made
+    made.close()
+
+
+def test_batches_are_equal_to_the_bit(splits: dict[str, SplitData], three: Loader) -> None:
+    """Items that draw, in each epoch, and draws of ``collate``; with more loaders than batches, too."""
+    train = splits["train"]
+    for epoch, rows, batch_size in ((1, 300, 32), (2, 300, 300), (3, 2, 1), (4, 0, 1)):
+        train.start_epoch(seed=3, epoch=epoch)
+        order = torch.randperm(300)[:rows]
+        read = list(three.batches(train, order, batch_size=batch_size))
+        here = list(train.batches(order, batch_size=batch_size))
+        assert len(read) == len(here)
+        assert all(map(equal, read, here))
+
+
+def test_an_iterable_dataset_is_one_pass_in_one_process(splits: dict[str, SplitData], three: Loader) -> None:
+    """Read twice it yields the same, and this process's generators are left alone."""
+    validation = splits["validation"]
+    here = list(validation.batches(batch_size=16))
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert all(map(equal, three.batches(validation, torch.arange(101), batch_size=16), here))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_pieces_are_those_that_were_asked_for(splits: dict[str, SplitData], three: Loader) -> None:
+    """Read ahead as they will be asked for; others are read here, and those that nobody asks for are dropped."""
+    train = splits["train"]
+    train.start_epoch(seed=0, epoch=1)
+    order = torch.randperm(300).split(20)
+    asked = []
+    steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(order))
+    for progress, rows in three.steps(train, steps, lambda rows: [(rows[:10], 1.0), (rows[10:], 1.0)]):
+        train.recipe.progress = progress
+        if progress.step % 4 == 1:
+            continue
+        pieces = [rows] if progress.step % 4 == 2 else [rows[:10], rows[10:]]
+        if progress.step == 6:  # an evaluation in between, also of the same split
+            assert equal(next(three.batches(train, torch.arange(9), batch_size=9)), train.batch(torch.arange(9)))
+        for piece in pieces:
+            asked.append(progress.step)
+            assert equal(three.batch(train, piece), train.batch(piece)), progress
+        if progress.step == 12:
+            break
+    assert asked == [0, 0, 2, 3, 3, 4, 4, 6, 7, 7, 8, 8, 10, 11, 11, 12, 12]
+    train.recipe.progress = Progress()
+
+
+def test_pinned_batches_come_from_a_thread(splits: dict[str, SplitData], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is received and pinned while a step runs; order and bits stay, also where steps are left out."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    train = splits["train"]
+    train.start_epoch(seed=0, epoch=1)
+    made = loader(train, pinned=True)
+    steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(torch.arange(300).split(20)))
+    for progress, rows in made.steps(train, steps, lambda rows: [(rows, 1.0)]):
+        train.recipe.progress = progress
+        if progress.step not in {3, 7}:
+            assert equal(made.batch(train, rows), train.batch(rows))
+        if progress.step == 9:
+            break
+    train.recipe.progress = Progress()
+    assert equal(next(made.batches(train, torch.arange(9), batch_size=9)), train.batch(torch.arange(9)))
+    made.close()
+    assert pinned
+
+
+@pytest.fixture
+def parquet(tmp_path: Any) -> ParquetSplit:
+    """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
+    columns = {"length": np.arange(1000.0), "width": np.zeros(1000), "colour": ["red"] * 1000, "label": np.ones(1000)}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=50)
+    recipe = Tiny(state={"colours": ["red"], "width_mean": 0.0, "width_sd": 1.0})
+    made = ParquetSplit(list_parquet(str(tmp_path)), name="train", recipe=recipe, cache_bytes=1 << 20)
+    made.plan = dataclasses.replace(made.plan, window_rows=125)
+    return made
+
+
+def test_streamed_files_are_read_by_windows(parquet: ParquetSplit) -> None:
+    """Each row once, equal to what is read here; windows take turns, so that each group is decoded by one loader."""
+    made = loader(parquet, processes=2, ahead=3)
+    batches = list(parquet.global_batches(batch_size=32, seed=0, epoch=1))
+    parquet.start_epoch(seed=0, epoch=1)
+    windows = [parquet.stretch(rows) for rows in batches]
+    assert windows == sorted(windows)
+    assert set(windows) == set(range(10))
+    steps = ((Progress(), rows) for rows in batches)
+    for _, rows in made.steps(parquet, steps, lambda rows: [(rows, 1.0)]):
+        assert equal(made.batch(parquet, rows), parquet.batch(rows))
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said", "again"),
+    [
+        ("raises", RecipeError, r"Mixed\.datasets\(\): the train split: item 7 raised ValueError: .* cut short", False),
+        ("storage", RecipeError, r"item 7 raised TimeoutError: .*Connection timed out", True),
+        ("exits", RecipeError, r"item 7 ", False),
+        ("dies", TrainingError, r"loader process 1 \(pid \d+\) was killed by SIGKILL .* 4 rows .*\(4, 5, 6, 7\)", True),
+        ("hangs", TrainingError, r"loader process 1 \(pid \d+\) has given no sign of life for \d+ s, .*\(4, 5, ", True),
+    ],
+)
+def test_what_goes_wrong_names_the_item(
+    fault: str, kind: Any, said: str, again: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An item that raises, or the rows with which a process died or hangs; a lasting error stops, others may pass."""
+    made = loader(split(Faulty(40, item=7, fault=fault)), timeout_s=1.0)
+    batches = made.batches(split(Faulty(40, item=7, fault=fault)), torch.arange(40), batch_size=4)
+    next(batches)
+    with pytest.raises(kind, match=said) as caught:
+        list(batches)
+    made.close()
+    assert may_pass_here(Raised.by(caught.value)) is again
+    if fault == "raises":
+        assert "in fail" in caught.value.__notes__[0]
+    if fault == "hangs":
+        assert "in fail" in capfd.readouterr().err
+
+
+def test_what_no_process_can_have_is_refused() -> None:
+    """Which split, why, and what to do."""
+    with pytest.raises(RecipeError, match=r"the train data cannot be sent .*generator.*\s.*data_workers=0"):
+        loader(split(Unpicklable())).start()
+
+
+def test_an_import_that_fails_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loader needs and does not find is named where its first batch is waited for."""
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not each.endswith("fixtures")])
+    made = loader(split(Items(4)))
+    with pytest.raises(ModuleNotFoundError, match="No module named"):
+        next(made.batches(split(Items(4)), torch.arange(4), batch_size=2))
+    made.close()
+
+
+def test_signs_of_life_are_passed_on() -> None:
+    """A pass that takes longer than a loader may be silent, to skip rows, counts as progress while it goes on."""
+    seen: list[int] = []
+    dataset = IterableSplit(Slow(250), name="train", recipe=Passing(), known={"rows": 250, "digest": "", "head": ""})
+    made = loader(dataset, timeout_s=1.5, on_progress=lambda: seen.append(1))
+    assert len(next(made.batches(dataset, torch.tensor([249]), batch_size=1))["x"]) == 1
+    made.close()
+    assert len(seen) >= 2
+
+
+SCRIPT = """
+import os, sys, time
+import torch
+sys.path[:0] = {paths!r}
+from loaded import Mixed, Items
+from raymlops.data.loading.loader import Loader
+from raymlops.data.split import DatasetSplit
+split = DatasetSplit(Items(400), name="train", recipe=Mixed())
+loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
+batches = loader.batches(split, torch.arange(400), batch_size=4)
+next(batches)
+{then}
+"""
+
+
+def script(then: str) -> subprocess.Popen[str]:
+    """Start a script without a guard for its main module, which reads a batch and goes on."""
+    source = SCRIPT.format(paths=[each for each in sys.path if each.endswith("fixtures")], then=textwrap.dedent(then))
+    return subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    _gone, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+
+
+def test_loaders_end_with_a_killed_training() -> None:
+    """Kill -9 of the process that trains leaves no process behind."""
+    running = script("print('reading', flush=True); time.sleep(600)")
+    assert running.stdout is not None
+    assert running.stdout.readline() == "reading\n"
+    children = psutil.Process(running.pid).children(recursive=True)
+    assert len(children) == 3
+    running.kill()
+    running.communicate()
+    wait_until_gone(children)
+
+
+def test_ctrl_c_is_the_trainings() -> None:
+    """The loaders of a terminal's process group read on until the training has stopped."""
+    running = script(
+        """
+        try:
+            print("reading", flush=True)
+            time.sleep(600)
+        except KeyboardInterrupt:
+            print(len(list(batches)), flush=True)
+        """
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "reading\n"
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert (out, err) == ("99\n", "")
