@@ -26,13 +26,13 @@ from raymlops.pytree import leaves
 from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
 from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode, rounded_integers
-from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
-from raymlops.training.loop.batch_norm import normalizes_batches
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
-from raymlops.training.loop.parallel import check
-from raymlops.training.loop.precision import autocast
 from raymlops.training.metric_checks import ROWS, check_mean, check_metrics, check_sums_precision
+from raymlops.training.model.batch_norm import normalizes_batches
+from raymlops.training.model.first_weights import load_first_weights
+from raymlops.training.model.parallel import check
+from raymlops.training.model.precision import autocast
 from raymlops.training.own_loop import unused_settings
 
 if TYPE_CHECKING:

@@ -33,10 +33,10 @@ from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
 from raymlops.training.loop.gradients import average, differ
-from raymlops.training.loop.model import build, build_sharded
 from raymlops.training.loop.outcome import Outcome, StopAskedError
-from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.progress import RankProgress
+from raymlops.training.model.build import build, build_sharded
+from raymlops.training.model.parallel import parallelize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -21,7 +21,7 @@ from raymlops.errors import RecipeError
 from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.evaluation import evaluate
 from raymlops.training.loop.outcome import Hooks
-from raymlops.training.loop.rank_sync import Ranks
+from raymlops.training.model.ranks import Ranks
 from raymlops.training.preflight import preflight
 from raymlops.tuning.trial.checkpoints import TrialSaver
 

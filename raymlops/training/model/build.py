@@ -16,16 +16,16 @@ from torch import nn
 from raymlops.data.order import seed_start
 from raymlops.errors import UsageError, describe
 from raymlops.recipe import model_of
-from raymlops.training.first_weights import has_first_weights, load_first_weights, tensors_of
-from raymlops.training.loop.parallel import shard
-from raymlops.training.loop.precision import DTYPES
+from raymlops.training.model.first_weights import has_first_weights, load_first_weights, tensors_of
+from raymlops.training.model.parallel import shard
+from raymlops.training.model.precision import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
 
 _REGISTERED = {"_parameters", "_buffers", "_modules"}
 _DEPTH = 4
