@@ -169,7 +169,7 @@ def _fill(model: nn.Module, source: nn.Module | None, *, ranks: Ranks, on_host: 
 
     def received(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in sent:
-            whole = sent[name].detach().to(ranks.device)
+            whole = sent[name].detach().to(ranks.device).contiguous()  # as the others receive it
             sent[name].data = torch.empty(0)
         else:
             whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)
