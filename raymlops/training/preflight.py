@@ -19,6 +19,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from raymlops.bundle.code import collect
+from raymlops.data.random_streams import Stream
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
@@ -242,13 +243,13 @@ def _is_ours(error: BaseException | None) -> bool:
 
 @contextmanager
 def _aside(section: TrainSection, device: str) -> Iterator[None]:
-    """Draw from seeded generators that are restored afterwards, and free the GPU's memory."""
+    """Draw from seeded generators, those of ``random`` and numpy too, restore them, and free the GPU's memory."""
     cuda = torch.device(device).type == "cuda"
     # Without a list it would make a context on every GPU of the machine.
     index = torch.device(device).index
     drawn_from = [torch.cuda.current_device() if index is None else index] if cuda else []
     try:
-        with torch.random.fork_rng(devices=drawn_from):
+        with Stream(section.seed).drawn_from(), torch.random.fork_rng(devices=drawn_from):
             torch.manual_seed(section.seed)
             yield
     finally:
