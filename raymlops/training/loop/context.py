@@ -272,13 +272,14 @@ class TrainContext(RankProgress):
         try:
             if not self._ended_before:
                 test = self._test_metrics()
-            elif self._callbacks.on_end and not self.sharded:
+            elif self._callbacks.on_end and not (self.sharded or self._hooks.trial):
                 self._load_weights(self._saver.best_uri)
         except (Exception, StopAskedError) as error:
             # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
             if self.world_size > 1 and not self._ended_before:
                 raise
-            self.message(f"registration evaluates the test split, which failed here: {describe(error)}")
+            why = "it was interrupted" if isinstance(error, StopAskedError) else describe(error)
+            self.message(f"the test split is not evaluated here, but at registration: {why}")
         if self._callbacks.on_end and (state.finished or not self._hooks.trial):
             metrics = {**state.history[state.best_epoch - 1], **test}
             self._call_back("on_end", metrics, epoch=state.epoch, step=state.step, log=self.log)
