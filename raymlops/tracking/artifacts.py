@@ -33,7 +33,10 @@ MAX_FAILURES = 8
 
 
 class PendingArtifacts:
-    """The artifacts of one run that are still to be written, in their order."""
+    """The artifacts of one run that are still to be written, in their order.
+
+    Of its methods only ``write_first`` takes long, and changes nothing that the others use.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[Artifact] = deque()
@@ -53,25 +56,29 @@ class PendingArtifacts:
         self._waiting.append(artifact)
         return []
 
-    def write_first(self, tracker: Tracker, run_id: str) -> list[str]:
-        """Write the first one; return a notice, if it is given up, since it must not delay what follows.
+    def write_first(self, tracker: Tracker, run_id: str) -> str:
+        """Write the first one; return why it is given up, if it is, since it must not delay what follows.
 
         Raises:
             TrackingError: it is to be tried again.
         """
-        artifact, notices = self._waiting[0], []
         self._log = self._log or ArtifactLog(tracker, run_id)
+        why = ""
         try:
-            self._log.write(artifact)
+            self._log.write(self._waiting[0])
         except TrackingError as error:
             self._failures += 1
             if self._failures < (MAX_REFUSALS if refused(error) else MAX_FAILURES):
                 raise
-            notices = self._lost(artifact, error.message[:300])
+            why = error.message[:300]
         self._failures = 0
+        return why
+
+    def remove_first(self, why_lost: str) -> list[str]:
+        """Remove the first one, which is written, or lost for a reason; return a notice of that."""
+        artifact = self._waiting.popleft()
         self._bytes -= len(artifact.data)
-        self._waiting.popleft()
-        return notices
+        return self._lost(artifact, why_lost) if why_lost else []
 
     def clear(self) -> None:
         """Forget them."""

@@ -297,9 +297,9 @@ class Sender:
         elif self._batch_due(run):
             self._send(run, run.run_id)
         elif run.artifacts:
-            notices = run.artifacts.write_first(self._tracker, run.run_id)
+            why_lost = run.artifacts.write_first(self._tracker, run.run_id)
             with self.changed:
-                self._notices += notices
+                self._notices += run.artifacts.remove_first(why_lost)
                 self._settle(run)
         elif run.ending is not None:
             self._send_end(run, run.run_id, ending=run.ending)

@@ -12,7 +12,7 @@ import torch
 from raymlops.errors import UsageError
 from raymlops.training.loop.context import TrainContext
 from raymlops.training.loop.loop import default_loop
-from raymlops.training.loop.rank_sync import Ranks
+from raymlops.training.model.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,7 +11,7 @@ from raymlops.errors import RecipeError
 from raymlops.loss_value import LossValue, loss_value
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.loop.evaluation import Totals, add, named_values, totals
-from raymlops.training.loop.precision import DTYPES, autocast
+from raymlops.training.model.precision import DTYPES, autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

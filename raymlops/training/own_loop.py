@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 APPLIED = {
     **dict.fromkeys(("optimizer", "optimizer_args", "lr", "weight_decay", "weight_decay_on", "momentum"), ""),
-    **dict.fromkeys(("schedule", "schedule_args", "warmup_fraction", "lr_floor"), ""),
+    **dict.fromkeys(("schedule", "schedule_args", "warmup_fraction", "warmup_steps", "lr_floor"), ""),
     **dict.fromkeys(("ema", "clip_norm", "accumulate", "on_non_finite", "eval_every_steps", "log_every_steps"), ""),
     **dict.fromkeys(("precision", "compile", "activation_checkpointing"), "parallel"),
 }

@@ -19,6 +19,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from raymlops.bundle.code import collect
+from raymlops.data.random_streams import Stream
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
@@ -26,13 +27,13 @@ from raymlops.pytree import leaves
 from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
 from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode, rounded_integers
-from raymlops.training.first_weights import load_first_weights
 from raymlops.training.inprocess import local_device
-from raymlops.training.loop.batch_norm import normalizes_batches
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
-from raymlops.training.loop.parallel import check
-from raymlops.training.loop.precision import autocast
 from raymlops.training.metric_checks import ROWS, check_mean, check_metrics, check_sums_precision
+from raymlops.training.model.batch_norm import normalizes_batches
+from raymlops.training.model.first_weights import load_first_weights
+from raymlops.training.model.parallel import check
+from raymlops.training.model.precision import autocast
 from raymlops.training.own_loop import unused_settings
 
 if TYPE_CHECKING:
@@ -242,13 +243,13 @@ def _is_ours(error: BaseException | None) -> bool:
 
 @contextmanager
 def _aside(section: TrainSection, device: str) -> Iterator[None]:
-    """Draw from seeded generators that are restored afterwards, and free the GPU's memory."""
+    """Draw from seeded generators, those of ``random`` and numpy too, restore them, and free the GPU's memory."""
     cuda = torch.device(device).type == "cuda"
     # Without a list it would make a context on every GPU of the machine.
     index = torch.device(device).index
     drawn_from = [torch.cuda.current_device() if index is None else index] if cuda else []
     try:
-        with torch.random.fork_rng(devices=drawn_from):
+        with Stream(section.seed).drawn_from(), torch.random.fork_rng(devices=drawn_from):
             torch.manual_seed(section.seed)
             yield
     finally:

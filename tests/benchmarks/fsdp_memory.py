@@ -36,7 +36,7 @@ from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.loop.context import TrainContext
 from raymlops.training.loop.optimizer import build_optimizer
-from raymlops.training.loop.rank_sync import Ranks
+from raymlops.training.model.ranks import Ranks
 
 MIB = 1 << 20
 ROWS = 8

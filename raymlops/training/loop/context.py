@@ -33,10 +33,10 @@ from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import evaluate, numbers
 from raymlops.training.loop.gradients import average, differ
-from raymlops.training.loop.model import build, build_sharded
 from raymlops.training.loop.outcome import Outcome, StopAskedError
-from raymlops.training.loop.parallel import parallelize
 from raymlops.training.loop.progress import RankProgress
+from raymlops.training.model.build import build, build_sharded
+from raymlops.training.model.parallel import parallelize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -285,13 +285,14 @@ class TrainContext(RankProgress):
         try:
             if not self._ended_before:
                 test = self._test_metrics()
-            elif self._callbacks.on_end and not self.sharded:
+            elif self._callbacks.on_end and not (self.sharded or self._hooks.trial):
                 self._load_weights(self._saver.best_uri)
         except (Exception, StopAskedError) as error:
             # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
             if self.world_size > 1 and not self._ended_before:
                 raise
-            self.message(f"registration evaluates the test split, which failed here: {describe(error)}")
+            why = "it was interrupted" if isinstance(error, StopAskedError) else describe(error)
+            self.message(f"the test split is not evaluated here, but at registration: {why}")
         if self._callbacks.on_end and (state.finished or not self._hooks.trial):
             metrics = {**state.history[state.best_epoch - 1], **test}
             self._call_back("on_end", metrics, epoch=state.epoch, step=state.step, log=self.log)

@@ -18,7 +18,7 @@ import torch
 
 from raymlops.errors import RecipeError
 from raymlops.recipe import Batch, RecipeBase, call_recipe, to_device
-from raymlops.training.loop.precision import autocast
+from raymlops.training.model.precision import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from raymlops.config.train import TrainSection
     from raymlops.data.loading.loader import Loader
     from raymlops.data.prepare import SplitData
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
 
 
 Totals = dict[str, npt.NDArray[np.float64]]

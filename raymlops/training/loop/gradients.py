@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from torch.amp.grad_scaler import GradScaler
 
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
 
 
 def backward(loss: torch.Tensor, scaler: GradScaler | None, *, times: float = 1.0) -> None:

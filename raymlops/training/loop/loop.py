@@ -23,14 +23,14 @@ import torch
 from raymlops.data.order import leaves_single_rows, micro_batches
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.ema import Ema
-from raymlops.training.loop.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.loop.gradients import backward, clip_gradient, scale_gradient
 from raymlops.training.loop.losses import Losses, StepLoss
 from raymlops.training.loop.optimizer import Schedule, build_optimizer
-from raymlops.training.loop.parallel import local_only
-from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 from raymlops.training.loop.step_check import Verdict, check_step, handle_fault
 from raymlops.training.loop.step_errors import in_step
+from raymlops.training.model.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
+from raymlops.training.model.parallel import local_only
+from raymlops.training.model.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 
 if TYPE_CHECKING:
     from torch import nn

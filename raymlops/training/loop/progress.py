@@ -23,8 +23,9 @@ from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import numbers
 from raymlops.training.loop.optimizer import total_steps
 from raymlops.training.loop.outcome import Hooks
-from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
+from raymlops.training.loop.rank_sync import Agreed, Agreement
 from raymlops.training.loop.telemetry import Reporter
+from raymlops.training.model.ranks import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

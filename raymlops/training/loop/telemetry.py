@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raymlops.recipe import RecipeBase
     from raymlops.records import Artifact
     from raymlops.training.checkpoints.state import RunState
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
 
 
 EVERY_S = 10.0

@@ -70,7 +70,7 @@ def _train(
     from raymlops.training.loop.context import TrainContext
     from raymlops.training.loop.loop import default_loop
     from raymlops.training.loop.outcome import Hooks
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
     from raymlops.training.preflight import try_on_first_rank
     from raymlops.training.runs.writer import CHECKPOINT_FAILURES
 

@@ -16,7 +16,7 @@ from raymlops.callback import CallbackContext
 from raymlops.errors import TrackingError
 from raymlops.records import Artifact
 from raymlops.tracking import artifacts
-from raymlops.tracking.artifacts import ArtifactLog
+from raymlops.tracking.artifacts import ArtifactLog, PendingArtifacts
 from raymlops.tracking.pending import PendingRun
 from raymlops.tracking.sender import Sender
 
@@ -122,6 +122,18 @@ def test_what_waits_is_bounded(mlflow: Tracker, run_id: str, monkeypatch: pytest
         "figure 'a.png' of step 1 is not logged: 0 MiB are waiting for MLflow"
     ]
     assert run.artifacts
+
+
+def test_what_is_added_during_a_write_is_counted(mlflow: Tracker, run_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sender writes without its lock: the size of what waits is that of what is left."""
+    monkeypatch.setattr(artifacts, "MAX_BYTES", 5)
+    pending = PendingArtifacts()
+    pending.add(Artifact("figure", "a.png", 1, b"22", 1))
+    monkeypatch.setattr(ArtifactLog, "write", lambda *_: pending.add(Artifact("figure", "b.png", 1, b"333", 1)))
+    assert pending.write_first(mlflow, run_id) == ""
+    assert pending.add(Artifact("figure", "c.png", 1, b"4", 1)) != []  # the first one still waits
+    assert pending.remove_first("") == []
+    assert pending.add(Artifact("figure", "d.png", 1, b"55", 1)) == []
 
 
 def test_a_png_is_small() -> None:

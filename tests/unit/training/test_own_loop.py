@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -52,5 +53,9 @@ def test_what_the_code_reads_is_not_told(code: str, expected: str) -> None:
 
 
 def test_each_is_a_field() -> None:
-    """None is misspelt."""
-    assert set(APPLIED) <= set(TrainSection.model_fields)
+    """None is misspelt, and none of the optimizer's and the schedule's is left out."""
+    fields = set(TrainSection.model_fields)
+    assert set(APPLIED) <= fields
+    assert {name for name in fields if re.match("optimizer|schedule|warmup|lr|weight_decay|momentum", name)} <= set(
+        APPLIED
+    )

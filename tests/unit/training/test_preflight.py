@@ -24,6 +24,7 @@ from torch import nn
 from raymlops.arrays import Column
 from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
+from raymlops.data.random_streams import drawn_state
 from raymlops.errors import RecipeError, UsageError
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
@@ -98,6 +99,15 @@ def test_parameters_that_are_skipped_at_random_are_found(tiny_project: Any) -> N
     for seed in range(20):
         project = tiny_project(recipe="starting:Skipping", seed=seed)
         assert has_unused_parameters(project, prepare(project)) is True
+
+
+def test_what_it_draws_does_not_reach_the_caller(tiny_project: Any) -> None:
+    """From ``random`` and numpy as well as from torch, however many forward passes it has time for."""
+    project = tiny_project(recipe="starting:DrawsByPython", num_workers=2)
+    prepared = prepare(project)
+    before = drawn_state()
+    assert preflight(project, prepared, has_gpu=False) is True
+    assert drawn_state() == before
 
 
 @pytest.mark.parametrize("said", [True, False])

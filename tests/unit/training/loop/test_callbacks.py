@@ -18,10 +18,12 @@ from tiny import Tiny, TinyModel
 from raymlops.callback import MAX_BYTES, CallbackContext
 from raymlops.data.prepare import prepare
 from raymlops.errors import RecipeError
+from raymlops.training.checkpoints.latest import recall
+from raymlops.training.checkpoints.saver import FolderSaver
 from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.evaluation import evaluate
 from raymlops.training.loop.outcome import Hooks
-from raymlops.training.loop.rank_sync import Ranks
+from raymlops.training.model.ranks import Ranks
 from raymlops.training.preflight import preflight
 from raymlops.tuning.trial.checkpoints import TrialSaver
 
@@ -186,6 +188,24 @@ def test_a_trial_keeps_the_scalars_of_evaluations(tiny_project: Any, tmp_path: P
     assert not [event for event in events if event.kind == "artifact"]
 
 
+def test_the_end_of_a_trial_sees_its_last_weights(tiny_project: Any, tmp_path: Path) -> None:
+    """Also where it is repeated: a trial keeps no best ones."""
+    project = tiny_project(recipe="watched:Watched", lr=2.0, epochs=4, metric="validation/auc", mode="max")
+    section, found = project.spec.train, []
+    for token in "ab":
+        before, events = recall(str(tmp_path), metric=section.metric, mode=section.mode), []
+        run_in_process(
+            project,
+            prepare(project),
+            saver=FolderSaver(section, str(tmp_path), token=token, identity={}, kept=before.kept),
+            hooks=Hooks(emit=events.append, trial=True),
+            resume=before.uri,
+            identity={},
+        )
+        found += [event.metrics["end/largest"] for event in events if "end/largest" in event.metrics]
+    assert found == [found[0]] * 2
+
+
 def test_the_test_split_is_evaluated_with_the_weights_that_are_kept(tiny_project: Any, tmp_path: Path) -> None:
     """They are those of the best epoch, which is not the last: the model is loaded again."""
     project = tiny_project(lr=2.0, epochs=4, metric="validation/auc", mode="max")
@@ -231,7 +251,7 @@ def test_a_test_split_that_fails_costs_nothing(
     assert first.outcome.test == again.outcome.test == {}
     assert again.outcome.history == first.outcome.history
     (message,) = [event.message for event in first.events if event.kind == "message"]
-    assert "registration evaluates the test split" in message
+    assert "the test split is not evaluated here, but at registration" in message
     assert "a label of no training row" in message
 
 
@@ -240,6 +260,7 @@ def test_a_stop_during_it_ends_the_run(tiny_project: Any, tmp_path: Path) -> Non
     done = Attempt(tiny_project(), tmp_path, token="a", after=10 + 2 * 2 + 2 + 1)
     assert done.outcome.stopped == ""
     assert done.outcome.test == {}
+    assert "at registration: it was interrupted" in [event.message for event in done.events][-1]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raymlops.errors import RecipeError
-from raymlops.training.loop.rank_sync import Agreed, Agreement, Ranks
+from raymlops.training.loop.rank_sync import Agreed, Agreement
+from raymlops.training.model.ranks import Ranks
 
 if TYPE_CHECKING:
     from pathlib import Path

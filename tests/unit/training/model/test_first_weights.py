@@ -12,7 +12,7 @@ from starting import started
 from torch import nn
 
 from raymlops.errors import UsageError
-from raymlops.training.loop.model import check_room
+from raymlops.training.model.build import check_room
 
 FSDP = {"strategy": "fsdp", "num_workers": 2, "shard_min_params": 20}
 

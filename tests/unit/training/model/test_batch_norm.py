@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raymlops.training.loop.batch_norm import one_row_is_too_few
+from raymlops.training.model.batch_norm import one_row_is_too_few
 
 
 def frozen() -> nn.Module:

@@ -13,7 +13,7 @@ from starting import taught
 from torch import nn
 
 from raymlops.errors import RecipeError, UsageError
-from raymlops.training.loop.parallel import check, check_compile, layers_to_shard, parallelize
+from raymlops.training.model.parallel import check, check_compile, layers_to_shard, parallelize
 
 DDP, FSDP = {"strategy": "ddp"}, {"strategy": "fsdp"}
 

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from raymlops.errors import RecipeError, UsageError
 from raymlops.loss_value import LossValue, loss_value
 from raymlops.recipe import RecipeBase, call_recipe
-from raymlops.training.loop.precision import DTYPES, autocast
+from raymlops.training.model.precision import DTYPES, autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,16 +16,16 @@ from torch import nn
 from raymlops.data.order import seed_start
 from raymlops.errors import UsageError, describe
 from raymlops.recipe import model_of
-from raymlops.training.first_weights import has_first_weights, load_first_weights, tensors_of
-from raymlops.training.loop.parallel import shard
-from raymlops.training.loop.precision import DTYPES
+from raymlops.training.model.first_weights import has_first_weights, load_first_weights, tensors_of
+from raymlops.training.model.parallel import shard
+from raymlops.training.model.precision import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
-    from raymlops.training.loop.rank_sync import Ranks
+    from raymlops.training.model.ranks import Ranks
 
 _REGISTERED = {"_parameters", "_buffers", "_modules"}
 _DEPTH = 4
@@ -169,7 +169,7 @@ def _fill(model: nn.Module, source: nn.Module | None, *, ranks: Ranks, on_host: 
 
     def received(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in sent:
-            whole = sent[name].detach().to(ranks.device)
+            whole = sent[name].detach().to(ranks.device).contiguous()  # as the others receive it
             sent[name].data = torch.empty(0)
         else:
             whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=ranks.device)

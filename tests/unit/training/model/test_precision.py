@@ -12,7 +12,7 @@ from ranks import ranks
 from torch import nn
 
 from raymlops.training.loop.gradients import backward, clip_gradient
-from raymlops.training.loop.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
+from raymlops.training.model.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
