@@ -85,7 +85,6 @@ class SweepController:
         """A trial that was drawn in advance, with its configuration."""
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._tally = Tally(self._objective.mode)
-        self._handed_out = False
         self._noted_s = clock()
         self._suspended = False
         """Whether a trial resumes with the sweep, from its checkpoint."""
@@ -111,9 +110,9 @@ class SweepController:
         return self.halting or (self.wanted == 0 and not self._trials.open)
 
     @property
-    def more(self) -> bool:
-        """Return whether a trial can be handed out now or soon."""
-        return bool(self.wanted or self._pending or self._drawn)
+    def ready(self) -> bool:
+        """Return whether a trial can be handed out now."""
+        return bool(self._meter.busy < self._slots.now and (self.wanted or self._pending or self._drawn))
 
     @property
     def halting(self) -> bool:
@@ -145,23 +144,16 @@ class SweepController:
 
     def next_trial(self) -> dict[str, Any] | None:
         """Return the next trial's configuration for its process; None while all slots are taken."""
-        if self.halting:
-            return None
-        if self._meter.busy >= self._slots.now:
-            # There is time now, unless a trial has just been handed out and its process is about to start.
-            if not self._handed_out:
-                self._prefetch()
+        if self.halting or self._meter.busy >= self._slots.now:
             return None
         ready = self._next_resumed()
         resumed = ready is not None
         if ready is None:
             ready, self._drawn = self._drawn or self._draw(), None
         if ready is None:
-            self._flush()
             return None
         opened, config = ready
         number = opened.number
-        self._handed_out = True
         self._meter.hand_out(number)
         self._trial_runs.start(number, opened.params)
         self._see(opened, "waiting")
@@ -184,8 +176,9 @@ class SweepController:
 
     def tick(self) -> None:
         """Do periodic work between Tune's steps: recount slots, report a stall, write to study and MLflow."""
-        self._handed_out = False
         self._slots.recount()
+        if not self.halting and not self.ready:
+            self._prefetch()  # there is time now: each trial that was handed out is on its way
         stall = self._stalls.look(self._meter.waiters, busy=self._meter.busy)
         for text in filter(None, (*self._trial_runs.news(), stall)):
             self.notify(text)

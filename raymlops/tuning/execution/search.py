@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
+from raymlops.cluster.autoscaler import autoscaler_config, growth_by
 from raymlops.cluster.driver_node import resumable
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
 from raymlops.signals import undisturbed
@@ -17,7 +18,7 @@ from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import reports, scheduler_of
-from raymlops.tuning.execution.slots import concurrency
+from raymlops.tuning.execution.slots import concurrency, trial_request
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
@@ -27,10 +28,11 @@ from raymlops.tuning.trial.actor import trainable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.cache import DataCache
     from raymlops.records import SpentRecord
     from raymlops.tuning.reporting.progress import SweepEvent
-    from raymlops.tuning.stalls import Waiter
+    from raymlops.tuning.stalls import StallReport, Waiter
     from raymlops.tuning.sweep_stores import SweepStores
 
 
@@ -55,7 +57,7 @@ def search(
         controller = SweepController(
             stores,
             trials_uri=trials_uri,
-            slots=lambda: concurrency(spec, resource_usage.usable()[0]),
+            slots=_Capacity(spec),
             explain=_explain,
             before=before,
             shared=data.share(),
@@ -75,12 +77,26 @@ def search(
     return controller
 
 
-def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
+class _Capacity:
+    """Counts the trials that the connected cluster holds or may grow to hold."""
+
+    def __init__(self, spec: ProjectSpec) -> None:
+        self._spec = spec
+        self._autoscaler = autoscaler_config()
+        """Read once: that costs a task on the head."""
+
+    def __call__(self) -> int:
+        nodes, _, contenders = resource_usage.usable()
+        growth = growth_by(self._autoscaler, trial_request(self._spec)) if self._autoscaler != {} else []
+        return concurrency(self._spec, nodes, contenders=contenders, growth=growth)
+
+
+def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> StallReport:
     """Ask the cluster who holds the resources that trials wait for."""
     import ray
 
     total, free = resource_usage.nodes()
-    own = resource_usage.usable()[1]
+    own = list(resource_usage.usable()[1].values())
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
     return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import cloudpickle
 from ray.tune import Callback, Stopper
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,18 @@ class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study is in SQL."""
+
+
+class Handout(SearchGenerator):  # type: ignore[misc]
+    """Tune's generator of trials over a ``SweepSearcher``; without a slot for another trial it counts as finished.
+
+    Then Tune keeps no idle process for a next trial: another sweep or an endpoint may wait for its resources, and the
+    last trial of this one may take hours. Tune asks again after each step, and ends only once no trial is left.
+    """
+
+    def is_finished(self) -> bool:
+        """Return whether no trial can be handed out now."""
+        return bool(super().is_finished()) or not self.searcher.controller.ready
 
 
 class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]

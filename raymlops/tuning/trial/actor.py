@@ -26,6 +26,7 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from raymlops.cluster.import_paths import take_over
+from raymlops.cluster.resource_usage import TRIAL_MARK
 from raymlops.config.changes import identity
 from raymlops.data.cache import DataCache
 from raymlops.data.shared import StoredObject
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.latest import Recalled
     from raymlops.tuning.trial.epoch_stream import Epoch, Metrics
 
-_NOTHING = {"memory": 1}
-"""One byte: Tune rejects a trial that reserves nothing, and its workers need every share of a CPU."""
 _CLEANUP_S = 5.0
 _STORE_SHARE = 0.5
 """The share of a node's object store for the data: beyond it, Ray spills to disk."""
@@ -64,10 +63,10 @@ class TrialActor(Trainable):  # type: ignore[misc]
         """Return the resources of one trial; one on several workers leaves the reservation to them."""
         project = json.loads(config["project"])
         if project["sweep"]["workers_per_trial"] > 1:
-            return PlacementGroupFactory([_NOTHING])
+            return PlacementGroupFactory([TRIAL_MARK])
         train = project["train"]
         bundle = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
-        return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        return PlacementGroupFactory([TRIAL_MARK | {name: amount for name, amount in bundle.items() if amount}])
 
     def setup(self, config: dict[str, Any], splits: SharedData | None = None) -> None:
         """Start the first trial of this process. ``splits`` is the driver's data."""

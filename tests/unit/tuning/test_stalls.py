@@ -37,7 +37,7 @@ def test_long_epochs_are_no_standstill():
 
 def said(waiters=TWO, *, running=0, total=2.0, free=0.5, own=0.0, holders=(SERVED, SWEEP)):
     nodes = {"total": [{"CPU": total}], "free": [{"CPU": free}], "own": [{"CPU": own}] if own else []}
-    return stall_report(waiters, still_s=31.4, running=running, holders=holders, **nodes)
+    return stall_report(waiters, still_s=31.4, running=running, holders=holders, **nodes).text
 
 
 def test_the_line_says_who_waits_for_what_who_holds_it_and_what_to_do():

@@ -111,15 +111,15 @@ def test_no_more_trials_are_drawn_than_run_at_a_time_or_are_wanted(storage):
     assert (controller.next_trial(), controller.done) == (None, True)
 
 
-def test_a_short_trial_is_drawn_while_others_run_and_never_in_the_moment_after_one_was_handed_out(storage):
+def test_a_short_trial_is_drawn_while_others_run_once_these_are_on_their_way(storage):
     stage = Stage(storage, num_trials=9)
     stage.run("complete", 0.5)
     for _ in range(2):
+        stage.controller.tick()
         stage.controller.next_trial()
     assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 3
     stage.controller.tick()
-    assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 4
     stage.controller.end(1, "failed", reason="x")
     assert stage.controller.next_trial()["number"] == 3
@@ -451,18 +451,18 @@ def test_slots_are_counted_again_every_few_seconds(storage):
         return [trial["number"] for _ in range(9) if (trial := controller.next_trial()) is not None]
 
     assert drawn(0.0, 2) == [0, 1]
-    assert drawn(5.0, 3) == []  # once, for a moment
-    assert drawn(10.0, 2) == []
-    assert drawn(15.0, 3) == []
-    assert drawn(19.9, 4) == []  # not counted yet
-    assert drawn(20.0, 4) == [2]  # 3, then 4: at least 3
+    assert drawn(2.0, 3) == []  # once, for a moment
+    assert drawn(4.0, 2) == []
+    assert drawn(6.0, 3) == []
+    assert drawn(7.9, 4) == []  # not counted yet
+    assert drawn(8.0, 4) == [2]  # 3, then 4: at least 3
     controller.end(0, "failed", reason="x")
-    assert drawn(25.0, 1) == [3]  # 4, then 1: it stays 3
+    assert drawn(10.0, 1) == [3]  # 4, then 1: it stays 3
     for number in (1, 2):
         controller.end(number, "failed", reason="x")
-    assert drawn(30.0, 1) == []
+    assert drawn(12.0, 1) == []
     controller.end(3, "failed", reason="x")
-    assert drawn(30.0, 1) == [4]
+    assert drawn(12.0, 1) == [4]
 
 
 def test_a_count_that_fails_leaves_the_number_as_it_was(storage):
