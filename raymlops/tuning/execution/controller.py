@@ -90,7 +90,7 @@ class SweepController:
         """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
         """Whether the study has all that happened."""
-        for record in trials.records:
+        for record in trials.ended:
             better = self._tally.take(record)
             if not record.carried_from:
                 self._board.put(TrialView.of(record, record.status), best=better)
@@ -200,7 +200,8 @@ class SweepController:
             return
         epoch, value = result["epochs"], result["value"]
         metrics = {**result["metrics"], STEP: float(result["step"])}
-        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=result["best_metrics"])
+        best, judged = result["best_metrics"], "resource" in result
+        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=best, judged=judged)
         self._trial_runs.log(number, epoch=epoch, metrics=result["metrics"])
         self._see(self._trials.open[number], "running")
         self._emit("epoch", number)
@@ -334,7 +335,7 @@ class SweepController:
     def _restore(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
         """Record the epochs that a checkpoint restored: the previous driver may have died before it wrote them."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
-        known = self._trials.open[number].history
+        known = self._trials.open[number].reports
         for entry in restored:
             epoch = entry["epoch"]
             if epoch not in known and entry["best"]:

@@ -17,12 +17,11 @@ from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
-from raymlops.tuning.execution.schedulers import reports, scheduler_of
+from raymlops.tuning.execution.schedulers import judged, scheduler_of
 from raymlops.tuning.execution.slots import concurrency, trial_request
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
-from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
@@ -105,11 +104,8 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, c
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
-    stopped = set()
-    for frozen in stores.study.get_trials(deepcopy=False):
-        reported = reports(spec, frozen.intermediate_values, history_of(frozen))
-        if scheduler.replay(frozen.number, reported, complete=frozen.state.name == "COMPLETE"):
-            stopped.add(frozen.number)
+    found = stores.study.get_trials(deepcopy=False)
+    stopped = scheduler.replay(judged(spec, found), trials=[frozen.number for frozen in found])
     for opened in stores.trials.reopen():
         if opened.number in stopped:
             controller.end_stopped(opened)

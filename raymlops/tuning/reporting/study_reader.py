@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.mlflow.sweep_run import study_of
 from raymlops.tuning.reporting.progress import Board, TrialView
-from raymlops.tuning.study.records import ATTRIBUTE, last_value, record_of
+from raymlops.tuning.study.records import ATTRIBUTE, in_order_of_end, last_value, record_of
 from raymlops.tuning.study.selection import select, winner
 from raymlops.tuning.study.storage import open_recorded, optuna_url, storage_errors, without_credentials
 
@@ -44,6 +44,8 @@ class Snapshot:
     ended: tuple[TrialRecord, ...] = ()
     open: tuple[OpenView, ...] = ()
     best: TrialRecord | None = None
+    by_end: tuple[TrialRecord, ...] = ()
+    """Those that have ended, first the one that ended first."""
 
     @property
     def carried(self) -> int:
@@ -87,7 +89,8 @@ class OpenStudy:
             elif trial.number not in self._ended:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[number] for number in sorted(self._ended))
-        return Snapshot(ended, tuple(opened), winner(ended, objectives=self.objectives))
+        by_end = tuple(self._ended[trial.number] for trial in in_order_of_end(trials))
+        return Snapshot(ended, tuple(opened), winner(ended, objectives=self.objectives), by_end)
 
     def best(self) -> TrialRecord:
         """Return the best trial of those that have ended.

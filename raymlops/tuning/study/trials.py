@@ -22,14 +22,23 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.search_space import draw, draw_order, num_trials, point
-from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
+from raymlops.tuning.study.records import (
+    ATTRIBUTE,
+    Report,
+    in_order_of_end,
+    last_value,
+    record_of,
+    reports_of,
+    stored_reports,
+)
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.writes import Writes
+from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
@@ -52,12 +61,17 @@ class OpenTrial:
     epochs: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best epoch so far."""
-    history: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Metrics by epoch."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """By epoch."""
     reported: dict[int, float] = field(default_factory=dict)
     """Value by epoch that the study has or will have at the next flush."""
     before_s: float = 0.0
     """Seconds that it ran in previous processes."""
+
+    @property
+    def history(self) -> dict[int, dict[str, float]]:
+        """Return metrics by epoch."""
+        return {epoch: report.metrics for epoch, report in self.reports.items()}
 
 
 class Trials:
@@ -97,7 +111,9 @@ class Trials:
         self._beaten_s = clock()
         with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
-        self._ended = [record_of(trial, objectives=self.objectives) for trial in trials if trial.state.is_finished()]
+        self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(trials)]
+        self._orders = 1 + max((order for trial in trials for order in _orders(trial)), default=-1)
+        """How many reports the scheduler has judged."""
         self.asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
         """The number of the sweep's own trials, ended or not, without carried ones."""
         self._next = len(trials)
@@ -111,6 +127,11 @@ class Trials:
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
+
+    @property
+    def ended(self) -> tuple[TrialRecord, ...]:
+        """Return them in the order in which they ended."""
+        return tuple(self._ended)
 
     def reopen(self) -> list[OpenTrial]:
         """Reopen the trials that a previous process left running or waiting.
@@ -161,8 +182,9 @@ class Trials:
         value: float,
         metrics: Mapping[str, float],
         best_metrics: Mapping[str, float],
+        judged: bool = True,
     ) -> None:
-        """Record the state of a trial after an epoch.
+        """Record the state of a trial after an epoch; ``judged`` is whether the scheduler has judged the report.
 
         ``value`` is the first objective at the best epoch so far: the trial's value if it ended now; ``best_metrics``
         are that epoch's metrics, ``metrics`` those of this one. Optuna keeps ``value`` as the intermediate value of
@@ -171,10 +193,19 @@ class Trials:
         """
         trial = self.open[number]
         trial.value, trial.epochs, trial.metrics = value, epoch, dict(best_metrics)
-        trial.history[epoch] = dict(metrics)
-        if len(self.objectives) == 1 and math.isfinite(value) and trial.reported.get(epoch) != value:
+        before, several = trial.reports.get(epoch), len(self.objectives) > 1
+        # One whose value was not written before the driver died is judged again.
+        order = before.order if before and (several or epoch in trial.reported) else None
+        if order is None and judged:
+            order, self._orders = self._orders, self._orders + 1
+        best = all(_same(metrics.get(name, math.nan), amount) for name, amount in best_metrics.items())
+        trial.reports[epoch] = report = Report(dict(metrics), order, best)
+        # First the metrics: a value has its place.
+        if report != before:
+            self._writes.report(trial.optuna, epoch=epoch, report=report)
+        if not several and math.isfinite(value) and trial.reported.get(epoch) != value:
             trial.reported[epoch] = value
-            self._writes.report(trial.optuna, epoch=epoch, value=value)
+            self._writes.value(trial.optuna, epoch=epoch, value=value)
 
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
@@ -203,7 +234,7 @@ class Trials:
             trial.optuna,
             record,
             _STATES[status],
-            history=trial.history,
+            reports=trial.reports,
             # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
@@ -227,7 +258,7 @@ class Trials:
             duration_s=self._duration_s(trial),
             metrics=trial.metrics,
         )
-        self._writes.end(trial.optuna, so_far, "WAITING", history=trial.history)
+        self._writes.end(trial.optuna, so_far, "WAITING", reports=trial.reports)
 
     def flush(self) -> None:
         """Write reports and ends, in order. What cannot be written stays for the next call.
@@ -284,12 +315,16 @@ class Trials:
         opened = self._draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.reported = dict(trial.intermediate_values)
-        opened.history = history_of(trial)
+        opened.reports = reports_of(trial)
+        self._writes.stored[trial._trial_id] = set(stored_reports(trial))  # noqa: SLF001
         opened.metrics = {name: value for name, value in kept.get("metrics", {}).items() if value is not None}
+        for report in opened.reports.values():
+            if report.best:  # written after a suspension, whose own metrics may be older
+                opened.metrics = {name: value for name, value in report.metrics.items() if name != STEP}
         opened.value = last_value(trial)
         if len(self.objectives) > 1:
             opened.value = opened.metrics.get(self.objectives[0].metric)
-        opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0)
+        opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0, *opened.reports)
         opened.before_s = kept.get("duration_s", 0.0)
         return opened
 
@@ -312,3 +347,11 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
+
+
+def _orders(trial: Any) -> Iterator[int]:
+    return (report.order for report in reports_of(trial).values() if report.order is not None)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
