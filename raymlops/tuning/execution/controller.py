@@ -12,12 +12,12 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.cluster.import_paths import own_paths
-from raymlops.errors import UnreachableError, describe
+from raymlops.errors import LeaseLostError, SweepError, UnreachableError, describe
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
-from raymlops.tuning.execution.failures import death, decide_restart
+from raymlops.tuning.execution.failures import FailureStreak, cause, death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
+MAX_REFUSED = 200
+"""Points in a row that the recipe may reject."""
+RENEW_EVERY_S = 5.0
 UNREACHABLE_S = 300.0
 """How long the study's database may be unreachable before the sweep fails; its trials keep running."""
 
@@ -50,6 +53,7 @@ class SweepController:
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
+        renew: Callable[[], None] = lambda: None,
         shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
         discard: Callable[[int], None] = lambda _number: None,
@@ -73,6 +77,8 @@ class SweepController:
         self._unreachable_s: float | None = None
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
+        self._renew = renew
+        self._renewed_s = clock()
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
@@ -84,6 +90,9 @@ class SweepController:
         self._drawn: tuple[OpenTrial, str] | None = None
         """A trial that was drawn in advance, with its configuration."""
         self._deaths: Counter[tuple[int, str]] = Counter()
+        self._failures = FailureStreak(self._section.max_failures)
+        self._refused: Counter[str] = Counter()
+        """Points that the recipe rejected, by cause."""
         self._tally = Tally(self._objective.mode)
         self._noted_s = clock()
         self._suspended = False
@@ -110,9 +119,14 @@ class SweepController:
         return self.halting or (self.wanted == 0 and not self._trials.open)
 
     @property
+    def more(self) -> bool:
+        """Return whether a trial is left to hand out."""
+        return bool(self.wanted or self._pending or self._drawn)
+
+    @property
     def ready(self) -> bool:
         """Return whether a trial can be handed out now."""
-        return bool(self._meter.busy < self._slots.now and (self.wanted or self._pending or self._drawn))
+        return self.more and self._meter.busy < self._slots.now
 
     @property
     def halting(self) -> bool:
@@ -183,6 +197,10 @@ class SweepController:
         for text in filter(None, (*self._trial_runs.news(), stall)):
             self.notify(text)
         now = self._meter.clock()
+        if now - self._renewed_s >= RENEW_EVERY_S:
+            self._renewed_s = now
+            self._flush()  # another driver may have taken over
+            self._renew()
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
@@ -206,12 +224,33 @@ class SweepController:
         self._see(self._trials.open[number], "running")
         self._emit("epoch", number)
 
-    def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
-        """Record the end of a trial."""
-        if (opened := self._trials.open.get(number)) is None:
+    def end(self, number: int, status: TrialStatus, *, reason: str = "", diverged: bool = False) -> None:
+        """Record the end of a trial. One that failed, unless it ``diverged``, may have failed with all others."""
+        if number not in self._trials.open or number in self._failures.trials:
             return
         self._stalls.moved()
         self._meter.end(number)
+        of_all = status == "failed" and not diverged
+        if not (of_all and self._failures.continues(reason)):
+            self._end_failures()
+        if not of_all:
+            self._end(number, status, reason=reason)
+            return
+        self._failures.add(number, reason)
+        self._see(self._trials.open[number], "waiting")  # whether it has failed is open
+        if (error := self._failures.error) is not None:
+            self.fail(error)
+        elif not (self._meter.busy or self.more):
+            self._end_failures()
+
+    def _end_failures(self) -> None:
+        """Record the end of the trials that have failed in a row."""
+        failed, self._failures.trials = self._failures.trials, {}
+        for number, reason in failed.items():
+            self._end(number, "failed", reason=reason)
+
+    def _end(self, number: int, status: TrialStatus, *, reason: str) -> None:
+        opened = self._trials.open[number]
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
         self._trial_runs.end(number, record.status, reason=record.reason, kept=record.metrics, history=opened.history)
         if number in self._saved:
@@ -240,6 +279,8 @@ class SweepController:
         """Suspend every open trial: it resumes with the sweep."""
         if self._closed:
             return
+        if isinstance(self.error, LeaseLostError):
+            raise self.error
         for number, opened in list(self._trials.open.items()):
             self._suspended = True
             self._meter.end(number)
@@ -262,7 +303,7 @@ class SweepController:
         self._emit("message", None, message=message)
 
     def _next_resumed(self) -> tuple[OpenTrial, str] | None:
-        """Return the next trial to resume, with its configuration; the rejected ones fail."""
+        """Return the next trial to resume, with its configuration."""
         while self._pending:
             opened = self._pending.popleft()
             if config := self._config(opened):
@@ -270,8 +311,14 @@ class SweepController:
         return None
 
     def _draw(self) -> tuple[OpenTrial, str] | None:
-        """Draw the next trial whose configuration the recipe accepts; the others fail."""
-        while self.wanted > 0:
+        """Draw the next trial whose configuration the recipe accepts.
+
+        Raises:
+            SweepError: it rejects one after the other.
+        """
+        for _ in range(MAX_REFUSED):
+            if self.wanted <= 0:
+                return None
             try:
                 opened = self._trials.ask()
             except UnreachableError as error:
@@ -279,19 +326,26 @@ class SweepController:
                 return None
             if config := self._config(opened):
                 return opened, config
-        return None
+        ((reason, count),) = self._refused.most_common(1)
+        raise SweepError(
+            f"the recipe rejected the last {MAX_REFUSED} points of sweep.space, {count} in all with: {reason}",
+            hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
+        )
 
     def _config(self, opened: OpenTrial) -> str:
-        """Return a trial's configuration as JSON; fail the trial where the recipe rejects it, and return nothing.
+        """Return a trial's configuration as JSON; nothing where the recipe rejects it, which costs no trial.
 
         Each value is in its range, but a recipe may reject the combination, and its own code may raise anything.
         """
         try:
             data = self._project.with_params(opened.params).to_dict()
         except Exception as error:
-            self._trial_runs.start(opened.number, opened.params)
-            self._see(opened, "running")
-            self.end(opened.number, "failed", reason=describe(error))
+            reason = describe(error)
+            self._trials.refuse(opened.number, reason)
+            self._board.drop(opened.number)
+            if cause(reason) not in self._refused:
+                self.notify(f"the recipe rejects the point of trial {opened.number}, another one is drawn: {reason}")
+            self._refused[cause(reason)] += 1
             return ""
         workers, train = self._section.workers_per_trial, data["train"]
         self._meter.reserve(

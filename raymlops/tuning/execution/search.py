@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_config, growth_by
 from raymlops.cluster.driver_node import resumable
-from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
+from raymlops.errors import (
+    LeaseLostError,
+    NotFoundError,
+    RaymlopsError,
+    StorageError,
+    SweepError,
+    TrackingError,
+    describe,
+)
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
@@ -36,11 +44,17 @@ if TYPE_CHECKING:
 
 
 def search(
-    stores: SweepStores, *, data: DataCache, before: SpentRecord, on_event: Callable[[SweepEvent], None] | None
+    stores: SweepStores,
+    *,
+    data: DataCache,
+    before: SpentRecord,
+    renew: Callable[[], None],
+    on_event: Callable[[SweepEvent], None] | None,
 ) -> SweepController:
-    """Run the trials that are left; no trial runs once this returns or raises.
+    """Run the trials that are left; no trial runs once this returns or raises. ``renew`` renews the lease.
 
     Raises:
+        LeaseLostError: another driver has taken over; nothing more was written.
         SweepError: something failed that is no trial's fault; running trials were suspended.
         TrackingError: the trials are done, but MLflow did not accept their results.
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
@@ -59,6 +73,7 @@ def search(
             slots=_Capacity(spec),
             explain=_explain,
             before=before,
+            renew=renew,
             shared=data.share(),
             on_event=on_event,
             discard=discard,
@@ -123,12 +138,17 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
     with undisturbed():
         try:
             controller.close()
+        except LeaseLostError as error:
+            controller.fail(error)
         except Exception as error:
             controller.fail(error)
             try:
                 controller.close()  # the progress display may have failed, which is called only once
             except Exception as again:
                 error.add_note(f"Trials are left open: {describe(again)}")
+        if isinstance(controller.error, LeaseLostError):
+            stores.trial_runs.abandon()
+            return None
         try:
             if controller.halt == "interrupted":
                 stores.trial_runs.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
@@ -143,6 +163,8 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
 def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None, command: str) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
     resume = f"Resume it with: {command}"
+    if isinstance(controller.error, LeaseLostError):
+        raise controller.error
     if isinstance(controller.error, RaymlopsError):
         controller.error.add_note(resume)
         raise controller.error

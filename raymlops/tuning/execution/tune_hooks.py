@@ -106,8 +106,9 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record the end of a trial, by itself or by the scheduler."""
-        result = trial.last_result
-        self.controller.end(trial.config["number"], result.get("outcome") or "pruned", reason=result.get("reason", ""))
+        result, number = trial.last_result, trial.config["number"]
+        reason, diverged = result.get("reason", ""), result.get("diverged", False)
+        self.controller.end(number, result.get("outcome") or "pruned", reason=reason, diverged=diverged)
 
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -127,11 +128,11 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
         if self.controller.halting:
             try:
                 self.controller.close()
-                for trial in self._trials:
-                    if trial.temporary_state.ray_actor is not None:
-                        ray.kill(trial.temporary_state.ray_actor)
             except Exception as error:
                 self.controller.fail(error)
+            for trial in self._trials:
+                if trial.temporary_state.ray_actor is not None:
+                    ray.kill(trial.temporary_state.ray_actor)
         return self.controller.halting
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "raymlops"
 _REPORT = "raymlops:report:"
+REFUSED = "raymlops:refused"
+"""System attribute of a point that the recipe rejects: why."""
+RETRY_OF = "raymlops:retry_of"
+"""System attribute of a trial that trains a failed one again: its number."""
 MAX_HISTORY = 1000
 """Number of newest epochs whose metrics are kept."""
 
@@ -106,6 +110,18 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
         feasible=bool(kept.get("feasible", all(value <= 0 for value in trial.constraints.values()))),
         carried_from=str(kept.get("carried_from", "")),
     )
+
+
+def refused(trial: Any) -> bool:
+    """Return whether the recipe rejected an Optuna trial's point, so that it never ran."""
+    return REFUSED in trial.system_attrs
+
+
+def counted(trials: Iterable[Any]) -> list[Any]:
+    """Return the trials of a sweep: those that ran or will run, without failed ones that are trained again."""
+    found = [trial for trial in trials if not refused(trial)]
+    retried = {trial.system_attrs.get(RETRY_OF) for trial in found}
+    return [trial for trial in found if trial.number not in retried]
 
 
 def in_order_of_end(trials: Iterable[Any]) -> list[Any]:

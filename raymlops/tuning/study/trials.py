@@ -20,14 +20,17 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.search_space import draw, draw_order, num_trials, point
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
     Report,
+    counted,
     in_order_of_end,
     last_value,
     record_of,
+    refused,
     reports_of,
     stored_reports,
 )
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
+_FIXED = "fixed_params"
+"""The system attribute by which Optuna (5.0) knows parameters that are given."""
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 
@@ -84,6 +89,7 @@ class Trials:
         section: SweepSection,
         objectives: Sequence[Objective],
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Read the study.
 
@@ -92,6 +98,7 @@ class Trials:
             section: of the sweep.
             objectives: in the order of the study's directions.
             clock: seconds.
+            check: raises where another driver has taken the study over.
 
         Raises:
             StorageError, UnreachableError: the database cannot be read.
@@ -102,26 +109,29 @@ class Trials:
         self._section = section
         self.objectives = tuple(objectives)
         self._order = draw_order(section.space)
-        self._num_trials = num_trials(section)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
-        self._writes = Writes(study)
+        self._writes = Writes(study, check=check)
         self._created: int | None = None
+        self._unsure = False
+        """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
         with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
-        self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(trials)]
+        own = counted(trials)
+        self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
+        self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
+        """The number of the sweep's own trials, ended or not, without carried ones."""
+        self._refused = sum(map(refused, trials))
+        self._next = len(trials)
         self._orders = 1 + max((order for trial in trials for order in _orders(trial)), default=-1)
         """How many reports the scheduler has judged."""
-        self.asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
-        """The number of the sweep's own trials, ended or not, without carried ones."""
-        self._next = len(trials)
 
     @property
     def total(self) -> int:
         """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
-        return max(self._num_trials, self.asked)
+        return max(num_trials(self._section, refused=self._refused), self.asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -164,11 +174,17 @@ class Trials:
                 the next call.
         """
         self.flush()
+        fixed = point(self._section, self.asked + self._refused)
         with storage_errors(self._name):
             if self._created is None:
-                self._created = self._create(point(self._section, self.asked))
+                self._created = self._orphan() if self._unsure else None
+                self._unsure = True
+                if self._created is None:
+                    self._created = self._create(fixed)
+                self._unsure = False
             trial = self._draw(self._created, number=self._next)
         self._created = None
+        _check_fixed(fixed or {}, trial)
         self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
@@ -243,6 +259,12 @@ class Trials:
         self._ended.append(record)
         return record
 
+    def refuse(self, number: int, reason: str) -> None:
+        """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
+        self._writes.refuse(self.open.pop(number).optuna, reason)
+        self.asked -= 1
+        self._refused += 1
+
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
 
@@ -291,8 +313,16 @@ class Trials:
 
         made = None
         if fixed:
-            made = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(fixed)})
+            made = create_trial(state=TrialState.RUNNING, system_attrs={_FIXED: dict(fixed)})
         return int(self._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
+
+    def _orphan(self) -> int | None:
+        """Return the trial that an earlier call created, whose answer was lost with the connection."""
+        from optuna.trial import TrialState
+
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        found = [trial._trial_id for trial in running if trial.number >= self._next and trial.number not in self.open]  # noqa: SLF001
+        return found[0] if found else None
 
     def _draw(self, trial_id: int, *, number: int) -> OpenTrial:
         """Draw the missing parameters of a trial with the sampler for its number.
@@ -347,6 +377,19 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
+
+
+def _check_fixed(fixed: Mapping[str, Scalar], trial: OpenTrial) -> None:
+    """Check that what was drawn is what was fixed.
+
+    Raises:
+        StorageError: Optuna ignored it: a grid would silently be random.
+    """
+    if wrong := [key for key, value in fixed.items() if trial.params.get(key) != value]:
+        raise StorageError(
+            f"Optuna drew another value than the one that trial {trial.number} was given for {', '.join(wrong)}",
+            hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
+        )
 
 
 def _orders(trial: Any) -> Iterator[int]:

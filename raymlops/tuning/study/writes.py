@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, report_key
+from raymlops.tuning.study.records import ATTRIBUTE, REFUSED, attribute, report_key
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from raymlops.records import TrialRecord
     from raymlops.tuning.study.records import Report
+
+
+_BY_RECIPE = "accepted by the recipe"
 
 
 @dataclass(eq=False)
@@ -32,8 +35,10 @@ class _Write:
 class Writes:
     """The queue of pending writes to one Optuna study."""
 
-    def __init__(self, study: Any) -> None:
+    def __init__(self, study: Any, *, check: Callable[[], None] = lambda: None) -> None:
+        """Call ``check`` before each flush: it raises where another process may write now."""
         self._study = study
+        self._check = check
         self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
         self._queue: deque[_Write] = deque()
         self.stored: dict[int, set[int]] = {}
@@ -93,6 +98,22 @@ class Writes:
         self._queue = deque(one for one in self._queue if one.trial is not trial or one.epoch in kept)
         self._queue.append(_Write(trial, write, "" if state == "WAITING" else state))
 
+    def refuse(self, trial: Any, reason: str) -> None:
+        """Queue the end of a trial whose point the recipe rejects.
+
+        To samplers it is a pruned trial that breaks a constraint: TPE then avoids its neighbourhood, which it would not
+        after a failed one.
+        """
+        from optuna.trial import TrialState
+
+        def write() -> None:
+            self._storage.set_trial_system_attr(_id(trial), REFUSED, reason)
+            if _BY_RECIPE not in trial.constraints:
+                trial.set_constraint(_BY_RECIPE, 1.0)
+            self._storage.set_trial_state_values(_id(trial), TrialState.PRUNED, None)
+
+        self._queue.append(_Write(trial, write, "PRUNED"))
+
     def flush(self) -> None:
         """Write everything in order. A write that fails stays in the queue, with those behind it.
 
@@ -100,7 +121,9 @@ class Writes:
             UnreachableError: the database does not answer.
             StorageError: it rejects a write, or another process has ended the trial in another state, which is final;
                 this write alone is dropped.
+            LeaseLostError: another driver has taken the study over; nothing is written.
         """
+        self._check()
         if not self._queue:
             return
         with storage_errors(f"Optuna's study {self._study.study_name}"):
