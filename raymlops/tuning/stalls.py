@@ -31,11 +31,13 @@ class Waiter:
     since_s: float
     cpus: float
     gpus: float
+    workers: int = 1
+    """Processes that share these resources equally, and may be on several nodes."""
 
     @property
     def ask(self) -> WorkerRequest:
-        """Return the resources of its process."""
-        return WorkerRequest(1, self.cpus, self.gpus)
+        """Return the resources of its processes."""
+        return WorkerRequest(self.workers, self.cpus / self.workers, self.gpus / self.workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def stall_report(
     """
     asks = [waiter.ask for waiter in waiters]
     line = f"nothing has moved for {still_s:.0f} s: {_named(waiters)} for {_amounts(asks)}"
-    if all(room(ask, own) >= running + len(waiters) for ask in asks):
+    if all(room(ask, own) >= ask.workers * (running + len(waiters)) for ask in asks):
         return StallReport(
             f"{line}, which the sweep has reserved, so their processes are starting. Loading may take long; "
             "otherwise check Ray's log on the node, then interrupt the sweep and resume it.",
@@ -101,13 +103,13 @@ def _named(waiters: Sequence[Waiter]) -> str:
 
 
 def _amounts(asks: Sequence[WorkerRequest]) -> str:
-    amounts = list(dict.fromkeys(show(ask.each) for ask in asks))
+    amounts = list(dict.fromkeys(show(add([ask.each] * ask.workers)) for ask in asks))
     each = " each" if len(asks) > 1 and len(amounts) == 1 else ""
     return " or ".join(amounts) + each
 
 
 def _advice(asks: Sequence[WorkerRequest], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
-    if not any(room(ask, total) for ask in asks):
+    if not any(room(ask, total) >= ask.workers for ask in asks):
         return (
             "No node is large enough: the sweep continues once one joins. Or interrupt it, and resume it with a lower "
             "train.cpus_per_worker or train.gpus_per_worker."

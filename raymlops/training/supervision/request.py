@@ -35,6 +35,8 @@ class RunRequest:
     """Whether the loss leaves parameters without a gradient; None where the first worker has to find out."""
     room: Room | None = None
     """Counts the workers that fit; required where there are workers."""
+    placement_group: str = ""
+    """The id of the placement group that holds the workers, in the bundles after its first one; empty: a new one."""
     stop: Callable[[], str] = lambda: ""
     """Returns why to stop after a last checkpoint, once there is a reason; may raise KeyboardInterrupt."""
 

@@ -149,6 +149,7 @@ class _Supervisor:
             workers=workers,
             folder=self._folder,
             without=self._without(),
+            placement_group=self._request.placement_group,
         )
         monitor = Monitor(
             group, detector, self._request, channel=self._channel, notify=self._notify, excluded=self._without

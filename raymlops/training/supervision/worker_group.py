@@ -96,8 +96,12 @@ class WorkerGroup:
         workers: int,
         folder: str,
         without: Collection[str] = (),
+        placement_group: str = "",
     ) -> None:
-        """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``, ``without`` these nodes."""
+        """Prepare an attempt with the payload of its workers, in Ray Train's ``folder``, ``without`` these nodes.
+
+        ``placement_group`` is the id of one that holds the workers, in the bundles after its first one.
+        """
         self._channel = channel
         self.workers = workers
         self.error: BaseException | None = None
@@ -108,6 +112,7 @@ class WorkerGroup:
         self._section = section
         self._folder = folder
         self._without = without
+        self._placement_group = placement_group
         self._name = f"attempt-{payload['attempt']}-{payload['token']}"
         self._handles: dict[int, Any] = {}
         self._controller: Any = None
@@ -189,9 +194,10 @@ class WorkerGroup:
         class Introduce(ControllerCallback):  # type: ignore[misc]
             """Sends the controller's handle, by which it can be killed before its workers run."""
 
-            def __init__(self, mailbox: Any, attempt: int) -> None:
+            def __init__(self, mailbox: Any, attempt: int, placement_group: str) -> None:
                 self._mailbox = mailbox
                 self._attempt = attempt
+                self._placement_group = placement_group
 
             def after_controller_start(self, train_run_context: Any) -> None:
                 import ray
@@ -199,6 +205,8 @@ class WorkerGroup:
                 del train_run_context
                 controller = ray.get_runtime_context().current_actor
                 ray.get(self._mailbox.introduce.remote(controller, attempt=self._attempt))
+                if self._placement_group:
+                    place_workers_in(self._placement_group)
 
         section = self._section
         resources = {"CPU": section.cpus_per_worker}
@@ -222,10 +230,35 @@ class WorkerGroup:
                 name=self._name,
                 storage_path=self._folder,
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-                callbacks=[Introduce(self._payload["mailbox"], self._payload["attempt"])],
+                callbacks=[Introduce(self._payload["mailbox"], self._payload["attempt"], self._placement_group)],
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
+
+
+def place_workers_in(group_id: str) -> None:
+    """Let the worker groups of this process, a controller's own, use a placement group and leave it as it is.
+
+    Ray Train (2.60) can only create one, and remove it.
+    """
+    import ray
+    from ray.train.v2._internal.execution.worker_group import worker_group
+    from ray.util.placement_group import PlacementGroup
+
+    given = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id)))
+
+    class Kept(worker_group.DefaultPlacementGroupHandle):  # type: ignore[misc]
+        def shutdown(self) -> None:
+            return
+
+    strategy = worker_group.PlacementGroupSchedulingStrategy
+
+    def after_the_first(placement_group: Any, placement_group_bundle_index: int) -> Any:
+        return strategy(placement_group=placement_group, placement_group_bundle_index=placement_group_bundle_index + 1)
+
+    worker_group.placement_group = lambda **_: given
+    worker_group.DefaultPlacementGroupHandle = Kept
+    worker_group.PlacementGroupSchedulingStrategy = after_the_first
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_config, growth_by
@@ -34,6 +34,7 @@ from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.cache import DataCache
@@ -62,15 +63,15 @@ def search(
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
     command = resume_command("sweep", sweep_id, spec=spec)
     trials_uri = filesystem.join(stores.uri, TRIALS)
-    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
+    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-sweep") as background:
 
         def discard(number: int) -> None:
-            discarding.submit(_delete, filesystem.join(trials_uri, str(number)))
+            background.submit(_delete, filesystem.join(trials_uri, str(number)))
 
         controller = SweepController(
             stores,
             trials_uri=trials_uri,
-            slots=_Capacity(spec),
+            slots=_Capacity(spec, autoscaler=background.submit(autoscaler_config)),
             explain=_explain,
             before=before,
             renew=renew,
@@ -86,7 +87,7 @@ def search(
         finally:
             lost = _close(stores, controller)
         if controller.all_ended:
-            discarding.submit(_delete, trials_uri)
+            background.submit(_delete, trials_uri)
     _raise_error(stores, controller, lost=lost, command=command)
     return controller
 
@@ -94,14 +95,15 @@ def search(
 class _Capacity:
     """Counts the trials that the connected cluster holds or may grow to hold."""
 
-    def __init__(self, spec: ProjectSpec) -> None:
+    def __init__(self, spec: ProjectSpec, *, autoscaler: Future[dict[str, Any] | None]) -> None:
         self._spec = spec
-        self._autoscaler = autoscaler_config()
-        """Read once: that costs a task on the head."""
+        self._autoscaler = autoscaler
+        """Its configuration, read once: that costs a task on the head. Until then nothing can be added."""
 
     def __call__(self) -> int:
         nodes, _, contenders = resource_usage.usable()
-        growth = growth_by(self._autoscaler, trial_request(self._spec)) if self._autoscaler != {} else []
+        config = self._autoscaler.result() if self._autoscaler.done() else {}
+        growth = [] if config == {} else growth_by(config, trial_request(self._spec))
         return concurrency(self._spec, nodes, contenders=contenders, growth=growth)
 
 

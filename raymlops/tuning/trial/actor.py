@@ -61,13 +61,14 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        """Return the resources of one trial; one on several workers leaves the reservation to them."""
+        """Return the resources of one trial; of several workers each has a bundle, after that of this process."""
         project = json.loads(config["project"])
-        if project["sweep"]["workers_per_trial"] > 1:
-            return PlacementGroupFactory([TRIAL_MARK])
-        train = project["train"]
-        bundle = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
-        return PlacementGroupFactory([TRIAL_MARK | {name: amount for name, amount in bundle.items() if amount}])
+        train, workers = project["train"], project["sweep"]["workers_per_trial"]
+        wanted = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
+        worker = {name: amount for name, amount in wanted.items() if amount}
+        if workers > 1:
+            return PlacementGroupFactory([TRIAL_MARK, *[worker] * workers])
+        return PlacementGroupFactory([TRIAL_MARK | worker])
 
     def setup(self, config: dict[str, Any], splits: SharedData | None = None) -> None:
         """Start the first trial of this process. ``splits`` is the driver's data."""

@@ -10,10 +10,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
-from raymlops.errors import StorageError
+from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
 from raymlops.tuning.study.records import history_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
@@ -420,3 +421,29 @@ def test_trials_are_known_in_the_order_in_which_they_ended(storage, trials, cloc
     resumed = again(storage, clock)
     assert [record.number for record in resumed.ended] == [quick, slow]
     assert [record.number for record in resumed.records] == [slow, quick]
+
+
+def test_a_trial_whose_creation_got_no_answer_is_the_next_one(study, trials, monkeypatch):
+    """The server created it, and the connection broke: the next call draws that one, not a second."""
+    create = type(trials._storage).create_new_trial
+
+    def unanswered(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        raise OperationalError("INSERT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(type(trials._storage), "create_new_trial", unanswered)
+    with pytest.raises(UnreachableError):
+        trials.ask()
+    monkeypatch.setattr(type(trials._storage), "create_new_trial", create)
+    assert [trials.ask().number for _ in range(2)] == [0, 1]
+    assert len(study.trials) == 2
+
+
+def test_an_optuna_that_ignores_given_parameters_is_refused(study, clock, monkeypatch):
+    """A grid would silently be random."""
+    section = SECTION.model_copy(update={"enqueue": [{"train.lr": 1e-3, "train.optimizer": "adamw"}]})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
+    create = trials._storage.create_new_trial
+    monkeypatch.setattr(trials._storage, "create_new_trial", lambda study_id, template_trial=None: create(study_id))
+    with pytest.raises(StorageError, match=r"another value than the one that trial 0 was given for train\.lr"):
+        trials.ask()
