@@ -6,6 +6,7 @@ Owns the reading of Ray's tables. Decides nothing.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.placement import SERVED, Contender, Holder, add
@@ -41,15 +42,29 @@ def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     return [dict(node["Resources"]) for node, _ in alive], [free for _, free in alive]
 
 
-def usable() -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], list[Contender]]:
-    """Return by node what this job may use and what its placement groups reserve, and who contends for it."""
+@dataclass(frozen=True)
+class Usable:
+    """What one job may use of each node, by its id, and who contends for it."""
+
+    free: dict[str, dict[str, float]]
+    own: dict[str, dict[str, float]]
+    """What its placement groups reserve."""
+    contenders: list[Contender]
+
+    @property
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """Return what is free or its own."""
+        return {node: add([free, self.own.get(node, {})]) for node, free in self.free.items()}
+
+
+def usable() -> Usable:
+    """Return what this job may use."""
     import ray
     from ray.util import placement_group_table
 
     job_id, groups = ray.get_runtime_context().get_job_id(), list(placement_group_table().values())
-    own = reserved(groups, job_id=job_id)
-    found = {node["NodeID"]: add([free, own.get(node["NodeID"], {})]) for node, free in alive_nodes()}
-    return found, own, contenders(groups, job_id=job_id, demands=_demands())
+    free = {node["NodeID"]: amounts for node, amounts in alive_nodes()}
+    return Usable(free, reserved(groups, job_id=job_id), contenders(groups, job_id=job_id, demands=_demands()))
 
 
 def contenders(

@@ -315,7 +315,7 @@ def test_two_sweeps_that_both_want_all_share_the_cluster(tmp_path, ray_local):
 
     def watch(event):
         if event.kind == "ended" and second.poll() is None:
-            shared.append(len(resource_usage.usable()[2]))
+            shared.append(len(resource_usage.usable().contenders))
 
     try:
         record = sweep(bind(load_data(paced("first", 40))), on_event=watch)

@@ -101,10 +101,10 @@ class _Capacity:
         """Its configuration, read once: that costs a task on the head. Until then nothing can be added."""
 
     def __call__(self) -> int:
-        nodes, _, contenders = resource_usage.usable()
+        usage = resource_usage.usable()
         config = self._autoscaler.result() if self._autoscaler.done() else {}
         growth = [] if config == {} else growth_by(config, trial_request(self._spec))
-        return concurrency(self._spec, nodes, contenders=contenders, growth=growth)
+        return concurrency(self._spec, usage.nodes, free=usage.free, contenders=usage.contenders, growth=growth)
 
 
 def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> StallReport:
@@ -112,7 +112,7 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> Stal
     import ray
 
     total, free = resource_usage.nodes()
-    own = list(resource_usage.usable()[1].values())
+    own = list(resource_usage.usable().own.values())
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
     return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 

@@ -36,6 +36,7 @@ def concurrency(
     spec: ProjectSpec,
     nodes: Mapping[str, Resources],
     *,
+    free: Mapping[str, Resources] | None = None,
     contenders: Sequence[Contender] = (),
     growth: Sequence[Resources] | None = (),
 ) -> int:
@@ -43,14 +44,20 @@ def concurrency(
 
     - As many as fit on ``nodes``: the resources of each node that are free, and those that the sweep uses already.
       A trial of several workers may span nodes.
-    - Of that at most its share, while others wait for what the sweep holds: sweeps and waiting jobs share equally.
+    - Of that at most its share, while others wait for what the sweep holds, and not for what is ``free``: sweeps and
+      waiting jobs share equally.
     - One more than fits, where other sweeps hold more than their share: they see that this one waits.
     - As many more as fit on ``growth``, the nodes that an autoscaler may add; where that is not known (None), up to
       ``max_concurrent`` or one more.
     """
     each, most = trial_request(spec), spec.sweep.max_concurrent or math.inf
     fits = _trials(each, nodes.values())
-    waiting = [contender for contender in contenders if _fits_some(contender.pending, nodes.values())]
+    waiting = [
+        contender
+        for contender in contenders
+        if any(_holds(node, request) for request in contender.pending for node in nodes.values())
+        and not _fit_all(contender.pending, list((free or {}).values()))
+    ]
     sharing = [contender for contender in contenders if contender.held or contender in waiting]
     shared = [nodes, *(contender.held for contender in sharing)]
     together = [add([part.get(node, {}) for part in shared]) for node in {node for part in shared for node in part}]
@@ -68,10 +75,15 @@ def _trials(each: WorkerRequest, nodes: Iterable[Resources]) -> int:
     return int(room(each, list(nodes))) // each.workers
 
 
-def _fits_some(requests: Iterable[Resources], nodes: Iterable[Resources]) -> bool:
-    """Return whether one of the requests fits on a node."""
-    each = list(nodes)
-    return any(all(node.get(name, 0.0) >= amount for name, amount in one.items()) for one in requests for node in each)
+def _fit_all(requests: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
+    """Return whether there is room for all requests, give or take how they fill each node."""
+    return _holds(add(nodes), add(requests)) and all(
+        any(_holds(node, request) for node in nodes) for request in requests
+    )
+
+
+def _holds(node: Resources, request: Resources) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in request.items())
 
 
 class Explain(Protocol):

@@ -125,3 +125,10 @@ def test_a_sweep_waits_for_others_as_long_as_they_take(reserved, running):
         look(reserved=reserved, running=running, minutes=20)
         == (["", "x"] + [""] * 4) + (["x"] + [""] * 4) * 2 + ["x"] + [""] * 3
     )
+
+
+@pytest.mark.parametrize(("free", "expected"), [(1.0, 4), (2.0, 8)])
+def test_who_waits_for_what_is_free_gets_that(free, expected):
+    """Two replicas that are about to start."""
+    others = [held(0, 1, 1)]
+    assert concurrency(spec(), nodes((8.0,)), free=nodes((free,)), contenders=others) == expected
