@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ LEAST = 0.9
 
 @dataclass
 class Watch:
-    """Changes the cluster in a thread, and samples how many trials have a process and how many there is room for."""
+    """Changes the cluster, and samples how many trials have a process and how many there is room for."""
 
     cluster: Any
     running: int = 0
@@ -82,12 +82,11 @@ def test_a_sweep_is_as_wide_as_its_cluster(tmp_path: Path) -> None:
     )
     with own_cluster(head_cpus=0, nodes=0, cpus_per_node=CPUS) as (cluster, _):
         watch = Watch(cluster)
-        changes = threading.Thread(target=watch.change)
-        changes.start()
-        try:
-            record = sweep(project, on_event=watch.on_event)
-        finally:
-            changes.join()
+        # Ray adds nodes from the main thread only.
+        with ThreadPoolExecutor(1) as background:
+            swept = background.submit(sweep, project, on_event=watch.on_event)
+            watch.change()
+            record = swept.result(timeout=120)
     phases = ("one node", "two nodes", "one was lost", "it is back")
     shares = {phase: round(watch.share(phase), 3) for phase in phases}
     print(shares, Counter(trial.status for trial in record.trials))
