@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from raymlops.cluster.import_paths import own_paths
-from raymlops.errors import LeaseLostError, SweepError, UnreachableError, describe
+from raymlops.errors import LeaseLostError, UnreachableError
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
-from raymlops.tuning.execution.failures import FailureStreak, cause, death, decide_restart
+from raymlops.tuning.execution.failures import FailureStreak, death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
+from raymlops.tuning.execution.trial_queue import TrialQueue
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.trial.reported_values import STEP
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     from raymlops.tuning.study.trials import OpenTrial
     from raymlops.tuning.sweep_stores import SweepStores
 
+_Drawn = TypeVar("_Drawn")
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
-MAX_REFUSED = 200
-"""Points in a row that the recipe may reject."""
 RENEW_EVERY_S = 5.0
 UNREACHABLE_S = 300.0
 """How long the study's database may be unreachable before the sweep fails; its trials keep running."""
@@ -63,7 +63,6 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
-        self._project = stores.project
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
         self._trial_runs = stores.trial_runs
@@ -85,14 +84,9 @@ class SweepController:
         self._common = {"shared": json.dumps(shared), **own_paths()}
         """The data that the driver has found, and what it can import."""
         self._board = Board()
-        self._pending: deque[OpenTrial] = deque()
-        """Trials to resume when a slot is free."""
-        self._drawn: tuple[OpenTrial, str] | None = None
-        """A trial that was drawn in advance, with its configuration."""
+        self._queue = TrialQueue(stores.project, trials, meter=self._meter, on_refused=self._refuse)
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._failures = FailureStreak(self._section.max_failures)
-        self._refused: Counter[str] = Counter()
-        """Points that the recipe rejected, by cause."""
         self._tally = Tally(self._objective.mode)
         self._noted_s = clock()
         self._suspended = False
@@ -121,7 +115,7 @@ class SweepController:
     @property
     def more(self) -> bool:
         """Return whether a trial is left to hand out."""
-        return bool(self.wanted or self._pending or self._drawn)
+        return bool(self.wanted or self._queue)
 
     @property
     def ready(self) -> bool:
@@ -148,7 +142,7 @@ class SweepController:
     def requeue(self, opened: OpenTrial) -> None:
         """Queue a trial that was open when the sweep was resumed."""
         self._see(opened, "waiting")
-        self._pending.append(opened)
+        self._queue.pending.append(opened)
 
     def end_stopped(self, opened: OpenTrial) -> None:
         """End an open trial that the scheduler had stopped: the driver died in between."""
@@ -160,11 +154,9 @@ class SweepController:
         """Return the next trial's configuration for its process; None while all slots are taken."""
         if self.halting or self._meter.busy >= self._slots.now:
             return None
-        ready = self._next_resumed()
+        ready = self._queue.resumed()
         resumed = ready is not None
-        if ready is None:
-            ready, self._drawn = self._drawn or self._draw(), None
-        if ready is None:
+        if (ready := ready or self._draw(self._queue.draw)) is None:
             return None
         opened, config = ready
         number = opened.number
@@ -272,7 +264,7 @@ class SweepController:
         self._meter.end(number)
         self._deaths[number, of.kind] += 1
         self.notify(f"trial {number} resumes in another process: {decision.reason}")
-        self._pending.append(opened)
+        self._queue.pending.append(opened)
         self._see(opened, "waiting")
 
     def close(self) -> None:
@@ -302,62 +294,23 @@ class SweepController:
         """Emit a message to the progress display."""
         self._emit("message", None, message=message)
 
-    def _next_resumed(self) -> tuple[OpenTrial, str] | None:
-        """Return the next trial to resume, with its configuration."""
-        while self._pending:
-            opened = self._pending.popleft()
-            if config := self._config(opened):
-                return opened, config
-        return None
-
-    def _draw(self) -> tuple[OpenTrial, str] | None:
-        """Draw the next trial whose configuration the recipe accepts.
-
-        Raises:
-            SweepError: it rejects one after the other.
-        """
-        for _ in range(MAX_REFUSED):
-            if self.wanted <= 0:
-                return None
-            try:
-                opened = self._trials.ask()
-            except UnreachableError as error:
-                self._wait_for_database(error)
-                return None
-            if config := self._config(opened):
-                return opened, config
-        ((reason, count),) = self._refused.most_common(1)
-        raise SweepError(
-            f"the recipe rejected the last {MAX_REFUSED} points of sweep.space, {count} in all with: {reason}",
-            hint="Change the ranges, or make a parameter depend on another with when: {key.path: value}.",
-        )
-
-    def _config(self, opened: OpenTrial) -> str:
-        """Return a trial's configuration as JSON; nothing where the recipe rejects it, which costs no trial.
-
-        Each value is in its range, but a recipe may reject the combination, and its own code may raise anything.
-        """
+    def _draw(self, draw: Callable[[Callable[[], int]], _Drawn]) -> _Drawn | None:
         try:
-            data = self._project.with_params(opened.params).to_dict()
-        except Exception as error:
-            reason = describe(error)
-            self._trials.refuse(opened.number, reason)
-            self._board.drop(opened.number)
-            if cause(reason) not in self._refused:
-                self.notify(f"the recipe rejects the point of trial {opened.number}, another one is drawn: {reason}")
-            self._refused[cause(reason)] += 1
-            return ""
-        workers, train = self._section.workers_per_trial, data["train"]
-        self._meter.reserve(
-            opened.number, cpus=workers * train["cpus_per_worker"], gpus=workers * train["gpus_per_worker"]
-        )
-        return json.dumps(data)
+            return draw(lambda: self.wanted)
+        except UnreachableError as error:
+            self._wait_for_database(error)
+            return None
+
+    def _refuse(self, opened: OpenTrial, reason: str) -> None:
+        self._board.drop(opened.number)
+        if reason:
+            self.notify(f"the recipe rejects the point of trial {opened.number}, another one is drawn: {reason}")
 
     def _prefetch(self) -> None:
         """Flush to the study, and draw the next trial in advance where several short ones run at a time."""
         written = self._flush()
-        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._pending:
-            self._drawn = self._draw()
+        if written and self._meter.short and self._slots.now > 1:
+            self._draw(self._queue.draw_ahead)
 
     def _flush(self) -> bool:
         """Write pending reports to the study; return False while its database is unreachable."""

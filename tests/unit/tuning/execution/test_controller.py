@@ -173,7 +173,7 @@ class Refusing:
 def test_a_combination_that_the_recipe_refuses_costs_no_trial_and_is_known_to_the_sampler(storage, error):
     """Whatever it raises."""
     stage = Stage(storage, num_trials=1)
-    stage.controller._project = Refusing(stage.controller._project, error)
+    stage.controller._queue._project = Refusing(stage.controller._queue._project, error)
     assert stage.controller.next_trial()["number"] == 1
     assert stage.runs.said == [(1, "start")]
     assert [event.message for event in stage.events if event.message] == [
@@ -196,7 +196,7 @@ def test_a_grid_goes_on_after_a_point_that_the_recipe_refuses(storage):
     space = {"train.epochs": {"int": [1, 3]}}
     stage = Stage(storage, num_trials=9, sampler="grid", space=space)
     assert stage.trials.total == 3
-    stage.controller._project = Refusing(stage.controller._project, UsageError("no"))
+    stage.controller._queue._project = Refusing(stage.controller._queue._project, UsageError("no"))
     drawn = [json.loads(stage.controller.next_trial()["project"])["train"]["epochs"] for _ in range(2)]
     assert (stage.trials.total, stage.controller.wanted, len(set(drawn))) == (2, 0, 2)
     assert stage.controller.next_trial() is None
@@ -211,7 +211,7 @@ def test_a_space_whose_every_point_is_refused_ends_the_sweep(storage):
         def with_params(self, params):
             raise UsageError("no")
 
-    stage.controller._project = Never(stage.controller._project, None)
+    stage.controller._queue._project = Never(stage.controller._queue._project, None)
     with pytest.raises(
         SweepError, match=r"rejected the last 200 points of sweep\.space, 200 in all with: UsageError: no"
     ):
@@ -222,7 +222,7 @@ def test_one_whose_driver_died_before_it_was_told_to_be_refused_is_refused_at_th
     stage = Stage(storage, num_trials=2)
     stage.trials.ask()
     again = Stage(storage, study=stage.study, num_trials=2)
-    again.controller._project = Refusing(again.controller._project, UsageError("no"))
+    again.controller._queue._project = Refusing(again.controller._queue._project, UsageError("no"))
     for opened in again.trials.reopen():
         again.controller.requeue(opened)
     assert again.controller.next_trial()["number"] == 1
