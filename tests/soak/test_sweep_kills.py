@@ -97,6 +97,7 @@ def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: P
     can_import_fixtures(user)
     moments = random.Random(f"{SEED} {scheduler}")
     kills = chains = 0
+    took_s = 30.0
     while kills < max(2, KILLS // 6):
         chains += 1
         storage = user.cwd / f"storage-{chains}"
@@ -108,10 +109,14 @@ def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: P
         alive: dict[int, int] = {}
         while not (found and found[0].info.status == "FINISHED"):
             resume = ["--resume", found[0].info.run_id] if found else []
-            kills += Driver(user, "--config", config, *resume).killed_after(moments.uniform(4.0, 16.0))
+            began = time.monotonic()
+            seconds = moments.uniform(0.3 * took_s, 1.2 * took_s) if kills < KILLS // 6 else 300.0
+            killed = Driver(user, "--config", config, *resume).killed_after(seconds)
+            took_s = max(took_s, 0.0 if killed else time.monotonic() - began)
             found = sweeps(spec)
             if not found:
                 continue
+            kills += killed
             got = books(spec, found[0].info.run_id)
             for trial in got.trials:
                 if trial.state.name == "PRUNED" and trial.number in alive:
