@@ -54,10 +54,12 @@ class Progress:
 class Display:
     """Shows events at most every ``every_s`` seconds; notices and the last event at once.
 
-    A context manager, so that a live table is finished before an error is printed.
+    A context manager, so that a live table is finished before an error is printed. A display that fails is silent from
+    then on: its terminal may be gone, or the reader of its pipe, and what it shows goes on.
     """
 
     every_s = 0.0
+    _failed = False
 
     def __init__(self, stream: TextIO | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -66,17 +68,36 @@ class Display:
 
     def __call__(self, event: Progress) -> None:
         """Show one event."""
-        if event.kind in NOTICES:
-            self._notify(event)
+        if self._failed:
             return
-        self._latest = event if self._latest is None else event.after(self._latest)
-        if event.kind == "end" or self._throttle.due():
-            self._update(self._latest)
+        with self._silenced():
+            if event.kind in NOTICES:
+                self._notify(event)
+                return
+            self._latest = event if self._latest is None else event.after(self._latest)
+            if event.kind == "end" or self._throttle.due():
+                self._update(self._latest)
 
     def __enter__(self) -> Self:
+        with self._silenced():
+            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._silenced():
+            self._stop()
+
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:  # also of what renders an event
+            self._failed = True
+
+    def _start(self) -> None:
+        return
+
+    def _stop(self) -> None:
         return
 
     def _notify(self, event: Progress) -> None:
@@ -107,11 +128,10 @@ class TerminalDisplay(Display):
         super().__init__(stream)
         self._live = Live(console=Console(file=self._stream), refresh_per_second=4, get_renderable=self._render)
 
-    def __enter__(self) -> Self:
+    def _start(self) -> None:
         self._live.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def _stop(self) -> None:
         self._live.stop()
 
     def _render(self) -> Any:

@@ -12,6 +12,7 @@
     │   └── PortTakenError                   a port that another process listens on
     ├── NotFoundError                     3  a run, sweep, model or version that does not exist
     ├── RefusedError                      4  a rule refused it; nothing was changed
+    │   ├── LeaseLostError                   another process has taken over; this one writes nothing more
     │   ├── GateRefusedError                 the gate's decision, with its numbers
     │   ├── BundleError                      a bundle that is damaged, tampered with or too new
     │   ├── BusyError                        another process changes what is live just now
@@ -151,6 +152,10 @@ class RefusedError(RaymlopsError):
     """A rule refused the request; nothing was changed."""
 
     exit_code = 4
+
+
+class LeaseLostError(RefusedError):
+    """Another process has taken over what this one was doing; this one writes nothing more."""
 
 
 class GateRefusedError(RefusedError):

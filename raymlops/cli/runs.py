@@ -67,6 +67,9 @@ def sweep(
             "without --config also its configuration.",
         ),
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="When resuming, train the failed trials again.")
+    ] = False,
     env: EnvOption = None,
 ) -> Answer:
     """Search sweep.space for a better configuration; one MLflow run per trial under one parent."""
@@ -76,7 +79,15 @@ def sweep(
         raise UsageError(
             "missing option '--config'", hint="raymlops sweep --config FILE, or raymlops sweep --resume SWEEP_ID."
         )
-    request = sweep_request(config, resume=resume, extend=extend or (), fork=fork, overrides=overrides or (), env=env)
+    request = sweep_request(
+        config,
+        resume=resume,
+        extend=extend or (),
+        fork=fork,
+        retry_failed=retry_failed,
+        overrides=overrides or (),
+        env=env,
+    )
     record = run_sweep(request)
     return Answer(record.to_dict(), sweep_text(record))
 

@@ -15,24 +15,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+_HEAD = "node:__internal_head__"
+"""A resource of the head."""
+
+
 def autoscaler_growth(requested: WorkerRequest) -> list[dict[str, float]] | None:
     """Return the nodes that the autoscaler may still add; empty without one, None when its limit cannot be read."""
+    return growth_by(autoscaler_config(), requested)
+
+
+def growth_by(config: Mapping[str, Any] | None, requested: WorkerRequest) -> list[dict[str, float]] | None:
+    """Return the same by a configuration that was read before."""
+    import ray
+
+    workers = [node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD not in node["Resources"]]
+    return None if config is None else possible(config, workers=workers, requested=requested)
+
+
+def autoscaler_config() -> dict[str, Any] | None:
+    """Return the configuration of the head's autoscaler; empty without one, None when it cannot be read."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    head = next((node for node in alive if "node:__internal_head__" in node["Resources"]), None)
+    head = next((node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]), None)
     if head is None:
-        return []
+        return {}
     pinned = NodeAffinitySchedulingStrategy(node_id=head["NodeID"], soft=False)
     task = ray.remote(num_cpus=0, max_retries=1)(_look).options(scheduling_strategy=pinned, name="raymlops.growth")
     address = ray.get_runtime_context().gcs_address
     try:
-        config = ray.get(task.remote(address), timeout=30)
+        config: dict[str, Any] | None = ray.get(task.remote(address), timeout=30)
     except Exception:  # not knowing must not reject what may fit
         return None
-    workers = [node["Resources"] for node in alive if node is not head]
-    return None if config is None else possible(config, workers=workers, requested=requested)
+    return config
 
 
 def possible(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import decide, hint, remedy, room, some_end
+from raymlops.cluster.placement import decide, hint, remedy, room
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class Places:
 def check_fits(requested: WorkerRequest, *, wait_s: float, queues: bool = False) -> None:
     """Check, on the connected cluster, that the workers can run together; wait while others hold what they need.
 
-    A caller that ``queues`` waits for other jobs itself, and is rejected only where what is served, which does not
-    end, holds the rest.
+    A caller that ``queues`` waits for what others hold itself, and is rejected only where it can never fit.
 
     Raises:
         InsufficientResourcesError: they can never fit, or did not within ``wait_s``; it says what was requested,
@@ -76,7 +75,7 @@ def check_fits(requested: WorkerRequest, *, wait_s: float, queues: bool = False)
             growth, looked = autoscaler_growth(requested), True
         holders = resource_usage.holders()
         verdict = decide(requested, total=total, available=available, growth=growth, holders=holders)
-        if verdict.kind == "grows" or (queues and verdict.kind == "busy" and some_end(holders)):
+        if verdict.kind == "grows" or (queues and verdict.kind == "busy"):
             return
         left = deadline - time.monotonic()
         if verdict.kind == "never" or left <= 0:

@@ -53,6 +53,16 @@ class Holder(Record):
 
 
 @dataclass(frozen=True)
+class Contender:
+    """Another job that has or wants placement groups of this cluster."""
+
+    held: Mapping[str, Resources]
+    """What trials of its sweep reserve, by node."""
+    pending: tuple[Resources, ...] = ()
+    """What it waits for: bundles, tasks and actors."""
+
+
+@dataclass(frozen=True)
 class Verdict(Record):
     """``fits`` now, ``grows`` to fit when requested, is ``busy`` and may fit later, or can ``never`` fit."""
 
@@ -94,13 +104,25 @@ def decide(
 
 
 def room(requested: WorkerRequest, nodes: Sequence[Resources]) -> int | float:
-    """Return how many workers the nodes can hold; infinite when a worker reserves nothing."""
+    """Return how many workers the nodes can hold; infinite when a worker reserves nothing.
+
+    A share of a GPU is one of a single card. Ray tells how much is free on a node, not on which card: a remainder
+    counts as one card's.
+    """
     if not requested.each:
         return inf
     return sum(
-        min(floor((node.get(name, 0.0) + _EPSILON) / amount) for name, amount in requested.each.items())
+        min(_times(node.get(name, 0.0), amount, cards=name == "GPU") for name, amount in requested.each.items())
         for node in nodes
     )
+
+
+def _times(free: float, amount: float, *, cards: bool) -> int:
+    """Return how often an amount fits."""
+    if not cards or amount >= 1:
+        return floor((free + _EPSILON) / amount)
+    whole = floor(free + _EPSILON)
+    return whole * floor((1 + _EPSILON) / amount) + floor((max(free - whole, 0.0) + _EPSILON) / amount)
 
 
 def some_end(holders: Sequence[Holder]) -> bool:

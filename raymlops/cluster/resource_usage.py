@@ -6,16 +6,25 @@ Owns the reading of Ray's tables. Decides nothing.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.placement import SERVED, Holder, add
+from raymlops.cluster.placement import SERVED, Contender, Holder, add
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 _REPLICA = "SERVE_REPLICA::"
 _JOB_DIGITS = 8
 """Of a job's id, with which Ray (2.60) ends the id of a placement group that the job made."""
+TRIAL_MARK = {"memory": 1}
+"""In the first bundle of a trial's placement group: one byte, by which sweeps recognize each other.
+
+A name would have to be unique to each group, and Tune reuses processes only between equal requests.
+"""
+_MAX_DEMANDS = 64
+"""Of each size: more change no decision."""
+_PENDING = {"PENDING", "PREPARED", "RESCHEDULING"}
 
 
 def alive_nodes() -> list[tuple[dict[str, Any], dict[str, float]]]:
@@ -33,14 +42,46 @@ def nodes() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     return [dict(node["Resources"]) for node, _ in alive], [free for _, free in alive]
 
 
-def usable() -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Return what this job may use of each living node, and what it uses already by its placement groups."""
+@dataclass(frozen=True)
+class Usable:
+    """What one job may use of each node, by its id, and who contends for it."""
+
+    free: dict[str, dict[str, float]]
+    own: dict[str, dict[str, float]]
+    """What its placement groups reserve."""
+    contenders: list[Contender]
+
+    @property
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """Return what is free or its own."""
+        return {node: add([free, self.own.get(node, {})]) for node, free in self.free.items()}
+
+
+def usable() -> Usable:
+    """Return what this job may use."""
     import ray
     from ray.util import placement_group_table
 
-    own = reserved(placement_group_table().values(), job_id=ray.get_runtime_context().get_job_id())
-    usable_now = [add([free, own.get(node["NodeID"], {})]) for node, free in alive_nodes()]
-    return usable_now, list(own.values())
+    job_id, groups = ray.get_runtime_context().get_job_id(), list(placement_group_table().values())
+    free = {node["NodeID"]: amounts for node, amounts in alive_nodes()}
+    return Usable(free, reserved(groups, job_id=job_id), contenders(groups, job_id=job_id, demands=_demands()))
+
+
+def contenders(
+    groups: Iterable[Mapping[str, Any]], *, job_id: str, demands: Sequence[Mapping[str, float]] = ()
+) -> list[Contender]:
+    """Return the other jobs that sweep or wait; ``demands`` are those of tasks and actors, of whichever job."""
+    jobs: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in groups:
+        if row["state"] != "REMOVED" and not _made_by(row, job_id):
+            jobs[row["placement_group_id"][-_JOB_DIGITS:]].append(row)
+    found = [Contender({}, tuple(demands))] if demands else []
+    for other, rows in jobs.items():
+        held = reserved([row for row in rows if _is_trial(row)], job_id=other)
+        pending = [bundle for row in rows if row["state"] in _PENDING for bundle in row["bundles"].values()]
+        if held or pending:
+            found.append(Contender(held, tuple(pending)))
+    return found
 
 
 def reserved(groups: Iterable[Mapping[str, Any]], *, job_id: str) -> dict[str, dict[str, float]]:
@@ -104,6 +145,30 @@ def group(
             found[f"task {task.get('name')} of {_job(task.get('job_id'), jobs)}"].append(_own(task))
     rows = [Holder(name if len(parts) == 1 else f"{name} (x{len(parts)})", add(parts)) for name, parts in found.items()]
     return sorted(rows, key=lambda holder: -sum(holder.resources.get(name, 0.0) for name in ("CPU", "GPU")))
+
+
+def _is_trial(row: Mapping[str, Any]) -> bool:
+    first = row["bundles"].get(0, {})
+    return all(first.get(name) == amount for name, amount in TRIAL_MARK.items())
+
+
+def _demands() -> list[dict[str, float]]:
+    """Return what tasks and actors wait for that are in no placement group; empty where Ray does not tell."""
+    import ray
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state  # 2.60 has no public call for pending demands
+
+    try:
+        state = get_cluster_resource_state(GcsClient(address=ray.get_runtime_context().gcs_address))
+    except Exception:
+        return []
+    wanted = [(dict(each.request.resources_bundle), each.count) for each in state.pending_resource_requests]
+    return [
+        amounts
+        for amounts, count in wanted
+        if (amounts.get("CPU") or amounts.get("GPU")) and not any("_group_" in name for name in amounts)
+        for _ in range(min(count, _MAX_DEMANDS))
+    ]
 
 
 def _made_by(row: Mapping[str, Any], job_id: str | None) -> bool:

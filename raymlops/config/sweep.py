@@ -95,6 +95,9 @@ class SweepSection(Spec):
         1, ge=1, le=MAX_WORKERS, description="1: a trial trains in a process that is kept warm; more: on Ray Train"
     )
     max_restarts: Free[int] = Field(1, ge=0, description="of a trial whose process died; lost nodes do not count")
+    max_failures: Free[int | None] = Field(
+        10, ge=1, description="trials that may fail in a row for one reason; then the sweep halts and can be resumed"
+    )
     checkpoint_every_s: Free[float] = Field(
         30.0, ge=0, description="seconds of training between checkpoints of a trial"
     )

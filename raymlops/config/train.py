@@ -310,6 +310,9 @@ class TrainSection(Spec):
         if self.schedule in SCHEDULES and self.schedule_args:
             msg = f"schedule_args are for a torch.optim.lr_scheduler class, and schedule is {self.schedule}"
             raise ValueError(msg)
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            msg = f"gpus_per_worker is {self.gpus_per_worker:g}: a worker reserves a share of one GPU or whole GPUs"
+            raise ValueError(msg)
         if self.sync_batch_norm and self.workers[1] and not self.gpus_per_worker:
             msg = "sync_batch_norm needs GPUs, torch has none for CPUs: set gpus_per_worker, or leave it out"
             raise ValueError(msg)

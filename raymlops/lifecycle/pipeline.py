@@ -68,6 +68,8 @@ def pipeline(
 
 def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) -> PipelineRecord:
     """Run the five steps of the pipeline inside a longer list of steps."""
+    from raymlops.tuning.results import difference
+
     spec = project.spec
     searched: SweepRecord | None = None
     chosen: Any = project
@@ -81,6 +83,9 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     with steps.step(f"train the winner on {_workers(spec.train.workers)}") as outcome:
         run = train(chosen, on_event=on_event, tags=tags)
         outcome.append(f"{spec.train.metric} {run.metrics[spec.train.metric]:.4f}, run {run.run_id}")
+        if searched is not None:
+            metric = searched.metric
+            outcome.extend(filter(None, [difference(metric, trial=searched.best.value, run=run.metrics.get(metric))]))
     with steps.step("evaluate on the test split, bundle, register") as outcome:
         version = register(project, run.run_id)
         outcome.append(f"{version.name} version {version.version}, digest {version.bundle.digest[:12]}")

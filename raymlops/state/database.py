@@ -86,10 +86,10 @@ class Database:
         """
         database = database_path(self._engine)
         file = None if database is None else Path(f"{database}.lock")
-        with hold(self._engine, file=file, key=_CHANGES_KEY, purpose=purpose, wait_s=wait_s) as holder:
-            if holder is not None:
+        with hold(self._engine, file=file, key=_CHANGES_KEY, purpose=purpose, wait_s=wait_s) as held:
+            if held.holder is not None:
                 raise BusyError(
-                    f"{holder} holds the lock over changes of what is live",
+                    f"{held.holder} holds the lock over changes of what is live",
                     hint="If it is stopped, or its machine sleeps: continue that process or end it, which releases the "
                     f"lock. {TERMINATE}",
                 )

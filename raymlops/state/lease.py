@@ -1,22 +1,22 @@
 """Leases: one name held by one process for as long as it lives, such as a run by its driver.
 
 Owns the names of these locks and what others see of the holder. The operating system, or the server, releases a lease
-when its holder dies; a Postgres that restarts releases all of them.
+when its holder dies; a Postgres that restarts releases all of them, so that a holder renews its lease.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import LeaseLostError, RefusedError, UnreachableError, UsageError
 from raymlops.state import locks
 from raymlops.state.engine import database_path, open_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -28,8 +28,10 @@ WAIT_S = 1.0
 
 
 @contextmanager
-def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Iterator[None]:
+def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Iterator[Callable[[], None]]:
     """Hold ``name`` for the block, beside the state database at ``url``. It cannot be taken twice by the same caller.
+
+    Yield a function that takes the lease again where it was lost. It raises ``LeaseLostError`` if somebody else has it.
 
     Raises:
         RefusedError: somebody else holds it; the message names user, host and process, since when and for what.
@@ -37,13 +39,24 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
     """
     with (
         _engine(url) as engine,
-        locks.hold(engine, file=_file(engine, name), key=_key(name), purpose=purpose, wait_s=wait_s) as holder,
+        locks.hold(engine, file=_file(engine, name), key=_key(name), purpose=purpose, wait_s=wait_s) as held,
     ):
-        if holder is not None:
+        if held.holder is not None:
             raise RefusedError(
-                f"{name} is in use by {holder}", hint="Let it finish, or end that process, then try again."
+                f"{name} is in use by {held.holder}", hint="Let it finish, or end that process, then try again."
             )
-        yield
+        held.check_session()
+
+        def renew() -> None:
+            if not held.lost():
+                return
+            held.close()
+            with suppress(UnreachableError):  # nobody else can take it meanwhile, either
+                held.take()
+            if held.holder is not None:
+                raise LeaseLostError(f"this process has lost {name}, which is in use by {held.holder} now")
+
+        yield renew
 
 
 def holder_of(url: str, name: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing.util import register_after_fork
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,8 @@ def hold(
     key: int,
     purpose: str,
     wait_s: float,
-) -> Iterator[str | None]:
-    """Hold a lock of a database for the block; yield None if it is ours, or who still holds it after ``wait_s``.
+) -> Iterator[Hold]:
+    """Hold a lock of a database for the block; yield it, with who still holds it after ``wait_s`` if that is another.
 
     ``file`` is the lock file for SQLite, which stays; without one, in memory, nothing is locked. ``key`` identifies the
     lock in Postgres. Others see who holds it, since when and for what ``purpose``.
@@ -49,20 +49,60 @@ def hold(
     Raises:
         StorageError, UnreachableError: the lock cannot be taken.
     """
-    me = f"{this_user()} (process {os.getpid()}: {purpose})"
-    with ExitStack() as stack:
-        with errors(engine):
-            lock: _ServerLock | _FileLock | None = None
-            if engine.dialect.name == "postgresql":
-                # Closed afterwards instead of returned to the pool with our lock and our name.
-                connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-                connection.detach()
-                lock = _ServerLock(connection, key, me)
-            elif file is not None:
-                lock = _FileLock(file, me)
-                stack.callback(lock.close)
-            holder = None if lock is None else _take(lock, wait_s=wait_s)
-        yield holder
+    taken = Hold(engine, file=file, key=key, me=f"{this_user()} (process {os.getpid()}: {purpose})")
+    try:
+        taken.take(wait_s=wait_s)
+        yield taken
+    finally:
+        taken.close()
+
+
+class Hold:
+    """A lock that this process took, or tried to."""
+
+    def __init__(self, engine: Engine, *, file: Path | None, key: int, me: str) -> None:
+        self.holder: str | None = None
+        """Who else holds it; None if it is ours."""
+        self._engine = engine
+        self._file = file
+        self._key = key
+        self._me = me
+        self._lock: _ServerLock | _FileLock | None = None
+
+    def take(self, *, wait_s: float = 0.0) -> None:
+        """Take the lock, if nobody else holds it by then.
+
+        Raises:
+            StorageError, UnreachableError: it cannot be taken.
+        """
+        with errors(self._engine):
+            if self._engine.dialect.name == "postgresql":
+                self._lock = _ServerLock(self._engine, self._key, self._me)
+            elif self._file is not None:
+                self._lock = _FileLock(self._file, self._me)
+            self.holder = None if self._lock is None else _take(self._lock, wait_s=wait_s)
+
+    def check_session(self) -> None:
+        """Check that the lock lasts.
+
+        Raises:
+            StorageError: the server's sessions are shared.
+        """
+        if isinstance(self._lock, _ServerLock):
+            with errors(self._engine):
+                self._lock.check_session(self._engine)
+
+    def lost(self) -> bool:
+        """Return whether the lock is no longer ours: the server was restarted, or has closed its connection."""
+        if self._lock is None:  # it could not be taken again
+            return self._engine.dialect.name == "postgresql" or self._file is not None
+        return not self._lock.held()
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
@@ -125,6 +165,7 @@ class _FileLock:
             self._descriptor = open_shared(file)
         except OSError as error:
             raise StorageError(f"cannot open the lock file {file}: {error.strerror}") from error
+        self._path = file
         self._me = me
         _stay_out_of_children(self, self._descriptor)
 
@@ -141,26 +182,78 @@ class _FileLock:
         # Between taking the lock and writing the name, the file is empty or names the previous holder.
         return _read(self._descriptor)
 
+    def held(self) -> bool:
+        """Return whether others would find this lock: its file may have been removed."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._path.stat())
+        except OSError:
+            return False
+
     def close(self) -> None:
         os.close(self._descriptor)  # releases the lock
 
 
 class _ServerLock:
-    def __init__(self, connection: Connection, key: int, me: str) -> None:
-        self._connection = connection
+    def __init__(self, engine: Engine, key: int, me: str) -> None:
+        # Closed afterwards instead of returned to the pool with our lock and our name.
+        self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._connection.detach()
         self._key = key
         name = f"raymlops {me}"[:_MAX_NAME]
-        connection.execute(sa.text("SELECT set_config('application_name', :name, false)"), {"name": name})
+        self._connection.execute(sa.text("SELECT set_config('application_name', :name, false)"), {"name": name})
         # A machine that is gone closes no connection: the server probes it within two minutes, not two hours.
-        connection.execute(sa.text("SELECT set_config('tcp_keepalives_idle', '60', false)"))
-        socket: Any = connection.connection.dbapi_connection
+        self._connection.execute(sa.text("SELECT set_config('tcp_keepalives_idle', '60', false)"))
+        socket: Any = self._connection.connection.dbapi_connection
         _stay_out_of_children(self, socket.fileno())
+
+    def check_session(self, engine: Engine) -> None:
+        """Check that the session is this connection's alone."""
+        with engine.connect() as other:
+            refuse_shared_sessions(self._connection, other)
+
+    def held(self) -> bool:
+        """Return whether the session that took the lock still has it."""
+        with suppress(sa.exc.SQLAlchemyError):
+            return bool(self._connection.scalar(sa.text(_OWN), _halves(self._key)))
+        return False
+
+    def close(self) -> None:
+        with suppress(sa.exc.SQLAlchemyError):
+            self._connection.close()
 
     def try_take(self) -> bool:
         return bool(self._connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}))
 
     def holder(self) -> str:
         return _server_holder(self._connection, self._key) or UNKNOWN
+
+
+def refuse_shared_sessions(connection: Connection, other: Connection) -> None:
+    """Refuse a pooler that gives one session of the server to several connections, as PgBouncer's transaction mode.
+
+    A lock of such a session is everybody's, and is released when the pooler likes.
+
+    Raises:
+        StorageError: within a transaction the other connection has our session, or we have another one by then.
+    """
+    asked = sa.text("SELECT pg_backend_pid()")
+    with other.begin():
+        first, others, again = connection.scalar(asked), other.scalar(asked), connection.scalar(asked)
+    if first != again or first == others:
+        raise StorageError(
+            "the state database is behind a pooler in transaction mode, in which locks do not last",
+            hint="Connect to the server itself, or to PgBouncer with pool_mode = session.",
+        )
+
+
+_OWN = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND classid = :high AND objid = :low "
+    "AND pid = pg_backend_pid()"
+)
+
+
+def _halves(key: int) -> dict[str, int]:
+    return {"high": key >> 32, "low": key & 0xFFFFFFFF}
 
 
 def _server_holder(connection: Connection, key: int) -> str | None:
@@ -170,7 +263,7 @@ def _server_holder(connection: Connection, key: int) -> str | None:
         "WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :high AND locks.objid = :low "
         "AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
-    found = connection.execute(query, {"high": key >> 32, "low": key & 0xFFFFFFFF}).one_or_none()
+    found = connection.execute(query, _halves(key)).one_or_none()
     if found is None:
         return None
     name, since, pid = found

@@ -175,6 +175,12 @@ class Sender:
         if rejection is not None:
             raise rejection
 
+    def abandon(self) -> None:
+        """Send nothing more after a request in flight, and end the thread."""
+        with self.changed:
+            self._closing = self._given_up = True
+            self.changed.notify_all()
+
     def _drained(self, wait_s: float, *, patient: bool) -> bool:
         """Wait until every run is closed; return whether they are."""
         started_s = time.monotonic()

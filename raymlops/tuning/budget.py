@@ -157,7 +157,7 @@ class Meter:
     def waiters(self) -> list[Waiter]:
         """Return the trials that were handed out and have no process yet."""
         return [
-            Waiter(number, trial.handed_out_s, trial.cpus, trial.gpus)
+            Waiter(number, trial.handed_out_s, trial.cpus, trial.gpus, self._section.workers_per_trial)
             for number, trial in self._trials.items()
             if trial.handed_out_s is not None and trial.started_s is None
         ]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raymlops.tuning.execution.controller import SweepController
     from raymlops.tuning.sweep_stores import SweepStores
 
+TOLERANCE = 0.02
+"""The relative difference between a trial and a run of its configuration that is not worth a word."""
+
 
 def conclude(stores: SweepStores, controller: SweepController, *, storage: str) -> SweepRecord:
     """Choose the winner, write the report and the winner's configuration, end the sweep's run, and return its record.
@@ -94,3 +97,13 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         forked_from=parent.forked_from,
         report=report,
     )
+
+
+def difference(metric: str, *, trial: float | None, run: float | None) -> str:
+    """Return how a run differs from the trial whose configuration it trained; empty within ``TOLERANCE`` of its value.
+
+    Another number of workers, FSDP or bfloat16 may give another value, and so may a metric that is not deterministic.
+    """
+    if trial is None or run is None or abs(run - trial) <= TOLERANCE * abs(trial):
+        return ""
+    return f"its trial had {metric} {trial:.5g}, the run has {run:.5g}: are workers, strategy and precision the same?"

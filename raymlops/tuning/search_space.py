@@ -105,14 +105,14 @@ def how_many(spec: SweepSection) -> int | None:
     return len(spec.enqueue) + len(_grid_after_starts(spec)) if spec.sampler == "grid" else None
 
 
-def num_trials(spec: SweepSection) -> int:
-    """Return the number of trials: ``num_trials``, or fewer where a grid has fewer points.
+def num_trials(spec: SweepSection, *, refused: int = 0) -> int:
+    """Return the number of trials: ``num_trials``, or fewer where a grid has fewer points that are not ``refused``.
 
     Raises:
         UsageError: the grid is too large.
     """
     points = how_many(spec)
-    return spec.num_trials if points is None else min(spec.num_trials, points)
+    return spec.num_trials if points is None else min(spec.num_trials, points - refused)
 
 
 def whole_starts(spec: SweepSection) -> dict[int, dict[str, Scalar]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 STALL_S = 30.0
 REPEAT_S = 300.0
 """Interval of repeated reports."""
+START_S = 600.0
+"""A process that has its resources and does not start for so long never will."""
 _SHOWN = 5
 
 
@@ -29,11 +31,21 @@ class Waiter:
     since_s: float
     cpus: float
     gpus: float
+    workers: int = 1
+    """Processes that share these resources equally, and may be on several nodes."""
 
     @property
     def ask(self) -> WorkerRequest:
-        """Return the resources of its process."""
-        return WorkerRequest(1, self.cpus, self.gpus)
+        """Return the resources of its processes."""
+        return WorkerRequest(self.workers, self.cpus / self.workers, self.gpus / self.workers)
+
+
+@dataclass(frozen=True, slots=True)
+class StallReport:
+    """Who waits, who holds the resources, and what to do, in one line; whether the sweep has reserved them itself."""
+
+    text: str
+    reserved: bool = False
 
 
 def unreported_stall_s(
@@ -61,18 +73,19 @@ def stall_report(
     free: Sequence[Resources],
     own: Sequence[Resources],
     holders: Sequence[Holder],
-) -> str:
-    """Return the report of a stall, in one line.
+) -> StallReport:
+    """Return the report of a stall.
 
     ``total``, ``free`` and ``own`` are the resources of each node: all, the free ones, and those that this sweep has
     reserved; ``holders`` hold the others. ``running`` trials have a process.
     """
     asks = [waiter.ask for waiter in waiters]
     line = f"nothing has moved for {still_s:.0f} s: {_named(waiters)} for {_amounts(asks)}"
-    if all(room(ask, own) >= running + len(waiters) for ask in asks):
-        return (
+    if all(room(ask, own) >= ask.workers * (running + len(waiters)) for ask in asks):
+        return StallReport(
             f"{line}, which the sweep has reserved, so their processes are starting. Loading may take long; "
-            "otherwise check Ray's log on the node, then interrupt the sweep and resume it."
+            "otherwise check Ray's log on the node, then interrupt the sweep and resume it.",
+            reserved=True,
         )
     found = [f"free: {show(add(free)) or 'nothing'} of {show(add(total)) or 'nothing'}"]
     if mine := show(add(own)):
@@ -80,7 +93,7 @@ def stall_report(
     found += [f"held by {holder}" for holder in holders[:_SHOWN]]
     if len(holders) > _SHOWN:
         found.append(f"and by {len(holders) - _SHOWN} others")
-    return f"{line}; {'; '.join(found)}. {_advice(asks, total=total, holders=holders)}"
+    return StallReport(f"{line}; {'; '.join(found)}. {_advice(asks, total=total, holders=holders)}")
 
 
 def _named(waiters: Sequence[Waiter]) -> str:
@@ -90,13 +103,13 @@ def _named(waiters: Sequence[Waiter]) -> str:
 
 
 def _amounts(asks: Sequence[WorkerRequest]) -> str:
-    amounts = list(dict.fromkeys(show(ask.each) for ask in asks))
+    amounts = list(dict.fromkeys(show(add([ask.each] * ask.workers)) for ask in asks))
     each = " each" if len(asks) > 1 and len(amounts) == 1 else ""
     return " or ".join(amounts) + each
 
 
 def _advice(asks: Sequence[WorkerRequest], *, total: Sequence[Resources], holders: Sequence[Holder]) -> str:
-    if not any(room(ask, total) for ask in asks):
+    if not any(room(ask, total) >= ask.workers for ask in asks):
         return (
             "No node is large enough: the sweep continues once one joins. Or interrupt it, and resume it with a lower "
             "train.cpus_per_worker or train.gpus_per_worker."

@@ -20,6 +20,7 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
+from raymlops.tuning.study.retry import retry_failed as retry_trials
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
@@ -41,14 +42,15 @@ def sweep(
     *,
     resume: str | None = None,
     fork: Recorded | None = None,
+    retry_failed: bool = False,
     on_event: Callable[[SweepEvent], None] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> SweepRecord:
     """Search ``sweep.space`` and return every trial, the best one, and the path of its configuration.
 
     ``project`` has passed ``checks.check``. ``resume`` is the id of a sweep to resume: its finished trials stay, the
-    others resume from their checkpoints. ``fork`` is a previous sweep whose trials the new one starts with, where they
-    fit its space.
+    others resume from their checkpoints; ``retry_failed`` trains the failed ones again. ``fork`` is a previous sweep
+    whose trials the new one starts with, where they fit its space. ``tags`` are set on its MLflow run.
 
     Raises:
         UsageError: before anything starts: a metric that the recipe never reports, a recipe that fails on this
@@ -78,9 +80,14 @@ def sweep(
     store = tracker(spec)
     store.check()
     with ExitStack() as held:
+        renewals: list[Callable[[], None]] = []
 
         def hold(sweep_id: str) -> None:
-            held.enter_context(lease(state_url(spec), sweep_id, purpose="sweeping"))
+            renewals.append(held.enter_context(lease(state_url(spec), sweep_id, purpose="sweeping")))
+
+        def renew() -> None:
+            for each in renewals:
+                each()
 
         recorded, changes = None, []
         if resume is not None:
@@ -100,9 +107,17 @@ def sweep(
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:
             before = before_of(recorded)
-            stores = opener.resume(recorded, prepared, changes=changes, unservable=unservable, spent=before)
+            stores = opener.resume(
+                recorded,
+                prepared,
+                changes=changes,
+                unservable=unservable,
+                spent=before,
+                retry=retry_failed,
+                tags=tags or {},
+            )
         with stores.parent.closing_on_error():
-            controller = search(stores, data=data, before=before, on_event=on_event)
+            controller = search(stores, data=data, before=before, renew=renew, on_event=on_event)
             return conclude(stores, controller, storage=without_credentials(url))
 
 
@@ -146,6 +161,8 @@ class _Opener:
         changes: list[Change],
         unservable: Sequence[str],
         spent: SpentRecord,
+        retry: bool,
+        tags: Mapping[str, str],
     ) -> SweepStores:
         """Open the study and the parent run of a previous driver."""
         from raymlops.training.runs.resume import check_data, data_of, write_changes
@@ -157,6 +174,7 @@ class _Opener:
         if parent.forked_from and not study.user_attrs.get(CARRIED):
             carried = self._carried(sweep_of(self.tracker, parent.forked_from))
             self._add(study, carried, sweep_id=parent.forked_from)
+        retried = retry_trials(study) if retry else ()
         stores = SweepStores.open(self.project, parent, study)
         if recorded.status == "FINISHED":
             _refuse_nothing_left(stores, spent)
@@ -164,6 +182,10 @@ class _Opener:
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
             stores.sync_runs()
+            if tags:
+                parent.tag(tags)
+            if retried:
+                self.notify(f"trains {len(retried)} failed trials again")
             for text in (*(f"resumes with a change: {change}" for change in changed), *unservable, *data.notes):
                 self.notify(text)
         return stores
@@ -204,7 +226,7 @@ class _Opener:
 def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
     sweep_id, trials = stores.parent.sweep_id, stores.trials
-    tally = Tally.of(trials.records, mode=trials.objectives[0].mode)
+    tally = Tally.of(trials.ended, mode=trials.objectives[0].mode)
     why, command = nothing_left(sweep_id, stores.project.spec.sweep, tally=tally, spent=spent)
     if why:
         raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")

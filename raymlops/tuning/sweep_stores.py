@@ -15,8 +15,9 @@ from raymlops.storage.filesystem import join
 from raymlops.training.runs.lookup import SWEEPS
 from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
+from raymlops.tuning.study.fencing import CHECK_EVERY_S, Fence
 from raymlops.tuning.study.records import history_of
-from raymlops.tuning.study.storage import create_study, load_study
+from raymlops.tuning.study.storage import create_study, load_study, optuna_url
 from raymlops.tuning.study.trials import Trials
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class SweepStores:
             name=f"{spec.project.name}-trial",
             tags={**spec.project.tags, "raymlops.project": spec.project.name, "raymlops.recipe": project.reference},
         )
-        trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
+        # Of a file the operating system keeps the lease.
+        every_s = CHECK_EVERY_S if optuna_url(spec).startswith("sqlite") else 0.0
+        fence = Fence(study, every_s=every_s)
+        trials = Trials(study, section=spec.sweep, objectives=spec.objectives, check=fence.check)
         return cls(project, study, trials, trial_runs, parent)
 
     def sync_runs(self) -> None:

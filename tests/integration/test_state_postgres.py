@@ -15,8 +15,9 @@ from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, wri
 from postgres import NEEDS_POSTGRES, postgres
 from stored import put
 
-from raymlops.errors import RefusedError, UnreachableError
+from raymlops.errors import LeaseLostError, RefusedError, UnreachableError
 from raymlops.records import BundleRef
+from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import Deployment, State, deployments_in
 
@@ -174,6 +175,29 @@ with lease(sys.argv[1], "run1", purpose="train"):
                 os.kill(child, 0)  # it lives
         finally:
             os.kill(child, 9)
+
+
+def test_a_lease_whose_session_the_server_ended_is_taken_again_unless_another_one_was_faster(url):
+    """An administrator, a failover or a time limit for idle sessions ends it; its holder lives on."""
+
+    def end_session():
+        engine = open_engine(url)
+        with engine.connect() as connection:
+            ended = sa.text(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE '%: train)'"
+            )
+            assert connection.execute(ended).scalars().all() == [True]
+        engine.dispose()
+
+    with lease(url, "run1", purpose="train", wait_s=0) as renew:
+        renew()
+        end_session()
+        assert holder_of(url, "run1") is None
+        renew()
+        assert f"process {os.getpid()}: train" in holder_of(url, "run1")
+        end_session()
+        with lease(url, "run1", purpose="other", wait_s=0), pytest.raises(LeaseLostError, match="other"):
+            renew()
 
 
 def test_a_database_has_an_id_and_knows_what_it_wrote(url):

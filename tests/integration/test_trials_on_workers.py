@@ -127,8 +127,12 @@ def left():
 @pytest.mark.parametrize(
     "train", [{}, {"epochs": None, "max_steps": 6, "eval_every_steps": 2}], ids=["epochs", "steps"]
 )
-def test_a_trial_on_two_workers_reports_each_epoch_and_reserves_nothing_itself(tmp_path, train):
-    """Both CPUs are its workers'; the numbers are those of one process; its last report is known to be the last."""
+def test_a_trial_on_two_workers_reports_each_epoch_from_its_own_placement_group(tmp_path, train):
+    """Both CPUs are its workers'; the numbers are those of one process; its last report is known to be the last.
+
+    The workers have no placement group of their own.
+    """
+    known = set(ray.util.placement_group_table())
     project = project_of(tmp_path, sweep={"workers_per_trial": 2}, train=train)
     (results,) = run([config_of(project, tmp_path)], tmp_path, at_once=1).results.values()
     assert [result["epochs"] for result in results] == [1, 2, 3]
@@ -138,7 +142,8 @@ def test_a_trial_on_two_workers_reports_each_epoch_and_reserves_nothing_itself(t
         assert result["metrics"] == pytest.approx(metrics, rel=1e-3)
     assert (tmp_path / "trials" / "0" / "checkpoints" / "index.json").exists()
     assert "TrialActor" not in left()
-    assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())
+    groups = {key: row for key, row in ray.util.placement_group_table().items() if key not in known}
+    assert [(row["state"], len(row["bundles"])) for row in groups.values()] == [("REMOVED", 3)]
 
 
 @pytest.mark.soak

@@ -34,6 +34,7 @@ from sweep_driver import (
 
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.ports import answers, free_port
+from raymlops.tuning.execution.schedulers import judged, scheduler_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +89,49 @@ def test_twenty_kills(user: User, mlflow_database: Path) -> None:
         assert got.params == expected.params
         assert user.processes() == []
     print(f"{kills} kills in {chains} sweeps of {TRIALS} trials, a whole one takes {took_s:.1f} s")
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
+def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: Path, scheduler: str) -> None:
+    """No resume stops a trial that was alive, before that has reported again; each sweep has its trials, once."""
+    can_import_fixtures(user)
+    moments = random.Random(f"{SEED} {scheduler}")
+    kills = chains = 0
+    took_s = 30.0
+    while kills < max(2, KILLS // 6):
+        chains += 1
+        storage = user.cwd / f"storage-{chains}"
+        storage.mkdir()
+        shutil.copy(mlflow_database, storage)
+        config = write(user.cwd / f"{chains}.yaml", data(storage, sweep={"scheduler": scheduler}))
+        spec = spec_of(config)
+        found: list = []
+        alive: dict[int, int] = {}
+        while not (found and found[0].info.status == "FINISHED"):
+            resume = ["--resume", found[0].info.run_id] if found else []
+            began = time.monotonic()
+            seconds = moments.uniform(0.3 * took_s, 1.2 * took_s) if kills < KILLS // 6 else 300.0
+            killed = Driver(user, "--config", config, *resume).killed_after(seconds)
+            took_s = max(took_s, 0.0 if killed else time.monotonic() - began)
+            found = sweeps(spec)
+            if not found:
+                continue
+            kills += killed
+            got = books(spec, found[0].info.run_id)
+            for trial in got.trials:
+                if trial.state.name == "PRUNED" and trial.number in alive:
+                    assert len(trial.intermediate_values) > alive[trial.number], (chains, trial.number)
+            numbers = [trial.number for trial in got.trials]
+            stopped = scheduler_of(spec).replay(judged(spec, got.trials), trials=numbers)
+            alive = {
+                trial.number: len(trial.intermediate_values)
+                for trial in got.trials
+                if not trial.state.is_finished() and trial.number not in stopped
+            }
+        print(f"{scheduler}, chain {chains}: {kills} kills so far, {dict(got.states)}", flush=True)
+        assert numbers == list(range(TRIALS))
+        assert set(got.states) <= {"COMPLETE", "PRUNED"}
+        assert sorted(int(run.data.tags["raymlops.trial"]) for run in got.children) == numbers
 
 
 def test_a_trial_without_end_to_its_memory_fails_alone(user: User, mlflow_database: Path) -> None:

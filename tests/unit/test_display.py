@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from raymlops.display import (
     utc_time,
 )
 from raymlops.training.events import Event
+from raymlops.tuning.reporting.progress import SweepEvent
 
 STEP = Event("step", epoch=2, epochs=5, step=50, steps=200, metrics={"train/loss": 0.47}, elapsed_s=30.0)
 
@@ -171,3 +173,40 @@ def test_times_are_in_utc() -> None:
     """As everything that is stored; what cannot be read is a question mark."""
     assert utc_time("2026-11-25T13:00:30+01:00") == "2026-11-25 12:00:30 UTC"
     assert utc_time(None) == "?"
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a pipe whose reader has ended, after so many writes."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.left = writes
+
+    def write(self, text):
+        if self.left == 0:
+            raise OSError(errno.EIO, "Input/output error")
+        self.left -= 1
+        return super().write(text)
+
+
+@pytest.mark.parametrize("kind", [LogDisplay, TerminalDisplay])
+def test_a_display_that_cannot_be_written_is_silent_and_ends_nothing(kind):
+    stream = Gone(2)
+    with kind(stream) as shown:
+        for number in range(20):
+            shown(SweepEvent("message", message=f"m{number}"))
+    assert "m19" not in stream.getvalue()
+
+
+def test_an_event_that_cannot_be_rendered_ends_nothing():
+    class Broken(SweepEvent):
+        def pairs(self):
+            raise ZeroDivisionError
+
+    stream = io.StringIO()
+    with LogDisplay(stream) as shown:
+        shown(SweepEvent("message", message="before"))
+        shown(Broken("message", message="x"))
+        shown(SweepEvent("message", message="after"))
+    assert "before" in stream.getvalue()
+    assert "after" not in stream.getvalue()

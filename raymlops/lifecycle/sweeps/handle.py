@@ -34,6 +34,7 @@ def sweep(
     resume: str | None = None,
     extend: Sequence[str] = (),
     fork: str | None = None,
+    retry_failed: bool = False,
     overrides: Sequence[str] = (),
     env: str | None = None,
     recipe: type | str | None = None,
@@ -50,8 +51,8 @@ def sweep(
     ``working_dir`` names their folder. What ``{env: NAME}`` refers to has to be set where the cluster runs: no
     credential is uploaded.
 
-    ``resume`` is the id of a sweep to resume, ``extend`` raises its limits (``["num_trials=+20"]``), ``fork`` is the id
-    of a sweep whose trials a new one starts from.
+    ``resume`` is the id of a sweep to resume, ``extend`` raises its limits (``["num_trials=+20"]``), ``retry_failed``
+    trains its failed trials again; ``fork`` is the id of a sweep whose trials a new one starts from.
 
     Raises:
         ConfigError, RecipeError, UsageError: before any trial starts; of a job too.
@@ -68,7 +69,14 @@ def sweep(
     if not wait and on_event is not None:
         raise UsageError("on_event cannot see a job's events", hint="Remove on_event; the handle's wait() shows them.")
     request = sweep_request(
-        source, resume=resume, extend=extend, fork=fork, overrides=overrides, env=env, recipe=recipe
+        source,
+        resume=resume,
+        extend=extend,
+        fork=fork,
+        retry_failed=retry_failed,
+        overrides=overrides,
+        env=env,
+        recipe=recipe,
     )
     if wait:
         sweep_id = run_sweep(request, tags=tags, on_event=on_event).sweep_id

@@ -32,6 +32,8 @@ class SweepRequest:
     """The id of the sweep to resume."""
     fork: Recorded | None = None
     """The sweep whose trials it starts from."""
+    retry_failed: bool = False
+    """Whether its failed trials are trained again."""
 
 
 def sweep_request(
@@ -40,6 +42,7 @@ def sweep_request(
     resume: str | None = None,
     extend: Sequence[str] = (),
     fork: str | None = None,
+    retry_failed: bool = False,
     overrides: Sequence[str] = (),
     env: str | None = None,
     recipe: type | str | None = None,
@@ -50,6 +53,7 @@ def sweep_request(
     their checkpoints. Without a ``source`` its own configuration is used. ``extend`` has entries such as
     ``num_trials=+20`` or ``timeout_s=+3600``. ``fork`` is the id of a sweep whose trials a new one, with another space,
     starts from, where they fit; without a ``source`` it has that sweep's configuration with ``overrides``.
+    ``retry_failed`` trains the failed trials of a resumed sweep again.
 
     Raises:
         ConfigError, RecipeError: the configuration or its recipe.
@@ -66,6 +70,10 @@ def sweep_request(
         raise UsageError("a sweep is resumed or forked, not both", hint="Remove --resume or --fork.")
     if extend and resume is None:
         raise UsageError("--extend needs a sweep to extend", hint="raymlops sweep --resume SWEEP_ID --extend ...")
+    if retry_failed and resume is None:
+        raise UsageError(
+            "--retry-failed needs a sweep to resume", hint="raymlops sweep --resume SWEEP_ID --retry-failed"
+        )
     sweep_id = resume or fork
     recorded = None
     if sweep_id is not None:
@@ -83,7 +91,7 @@ def sweep_request(
     else:
         raise UsageError("there is nothing to search", hint="Give a configuration, or resume=SWEEP_ID.")
     check(project)
-    return SweepRequest(project, resume, recorded if resume is None else None)
+    return SweepRequest(project, resume, recorded if resume is None else None, retry_failed)
 
 
 def run_sweep(
@@ -111,4 +119,11 @@ def run_sweep(
         one = WorkerRequest(spec.sweep.workers_per_trial, *each, purpose="one trial")
         check_fits(one, wait_s=spec.cluster.wait_s, queues=True)
         with shown(on_event) as emit:
-            return sweep(request.project, resume=request.resume, fork=request.fork, tags=tags, on_event=emit)
+            return sweep(
+                request.project,
+                resume=request.resume,
+                fork=request.fork,
+                retry_failed=request.retry_failed,
+                tags=tags,
+                on_event=emit,
+            )

@@ -52,6 +52,7 @@ def submit(
     tracker.check()
     arguments = ["sweep", "--config", CONFIG, "--json"]
     arguments += ["--resume", resume] if resume is not None else []
+    arguments += ["--retry-failed"] if request.retry_failed else []
     arguments += ["--fork", request.fork.run_id] if request.fork is not None else []
     sent = _folder(working_dir)
     with job_folder(dump(spec), code=_code(project, alone=sent is None), working_dir=sent) as folder:

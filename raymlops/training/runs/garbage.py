@@ -67,6 +67,8 @@ class Standing:
     """Why nothing of it may be touched; empty if nothing prevents it."""
     evaluated: bool = False
     """Whether the test metrics of a run are recorded, as they are once it is registered: it cannot train longer."""
+    extendable: bool = False
+    """Whether a budget ended a sweep: its interrupted trials resume once that is extended."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,13 @@ def decide(owner: Owner, standing: Standing) -> list[Waste]:
     - of a FINISHED run every checkpoint but the one with its weights and the last one, from which it can be trained for
       longer; once it is registered, which rules that out, the last one too;
     - unfinished checkpoints, damaged ones that were set aside, and ones that newer ones replaced;
-    - the trials of a sweep that is FINISHED or was deleted.
+    - the trials of a sweep that is FINISHED, not by a budget that may be extended, or was deleted.
     """
     if standing.spared:
         return []
     if owner.kind == "sweep":
-        ended = "is finished: none of its trials is resumed" if standing.status == "FINISHED" else ""
+        finished = standing.status == "FINISHED" and not standing.extendable
+        ended = "is finished: none of its trials is resumed" if finished else ""
         reason = "was deleted in MLflow" if standing.place == "deleted" else ended
         return [_waste(owner, owner.files, f"the sweep {reason}", TRIALS)] if reason else []
     if standing.place != "active":
@@ -267,6 +270,7 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
         recorded.tags.get("raymlops.weights_uri", ""),
         spared,
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, owner.run_id),
+        extendable=bool(recorded.tags.get("raymlops.stopped")),
     )
 
 

@@ -1,4 +1,4 @@
-"""The processes of a worker group: a placement group and an actor for each rank, owned by the driver.
+"""The processes of a worker group: an actor for each rank and, where there is none yet, their placement group.
 
 Owns their start and their end. They import what every rank needs as soon as they run, while nobody waits for them.
 Knows nothing of attempts.
@@ -49,8 +49,13 @@ node among its ranks later."""
 class WorkerProcesses:
     """The processes of ``workers`` workers, which start at once. A context manager: leaving it ends them."""
 
-    def __init__(self, section: TrainSection, *, workers: int, without: Collection[str] = ()) -> None:
-        """Request the processes, ``without`` these nodes, and return before they run."""
+    def __init__(
+        self, section: TrainSection, *, workers: int, without: Collection[str] = (), group: Any = None
+    ) -> None:
+        """Request the processes, ``without`` these nodes, and return before they run.
+
+        Their places are those of ``group`` after its first one, which stay; by default a placement group of their own.
+        """
         import ray
         from ray.train.v2._internal.execution.worker_group.worker import RayTrainWorker
         from ray.train.v2._internal.util import bundle_to_remote_args
@@ -66,15 +71,17 @@ class WorkerProcesses:
         options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if (env := _variables()) else {}
         actor = ray.remote(**options, **bundle_to_remote_args(resources))(RayTrainWorker)
         self._killed = False
+        self._owns_group = group is None
+        first = 0 if self._owns_group else 1
         with undisturbed():
-            self.group = placement_group(
+            self.group = group or placement_group(
                 [resources] * workers, bundle_label_selector=None if selector is None else [selector] * workers
             )
             self.actors = [
                 actor.options(
                     scheduling_strategy=PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
                 ).remote()
-                for index in range(workers)
+                for index in range(first, first + workers)
             ]
         libraries = _BEFORE_GPUS if section.gpus_per_worker else _LIBRARIES
         for each in self.actors:
@@ -103,12 +110,13 @@ class WorkerProcesses:
                 ray.kill(each)
 
     def end(self) -> None:
-        """Kill the processes and give up their places."""
+        """Kill the processes and give up the places that are their own."""
         from ray.util.placement_group import remove_placement_group
 
         with undisturbed(), suppress(Exception):  # the cluster may be gone
             self.kill()
-            remove_placement_group(self.group)
+            if self._owns_group:
+                remove_placement_group(self.group)
 
 
 def start_ahead(section: TrainSection, *, room: Room) -> WorkerProcesses | None:

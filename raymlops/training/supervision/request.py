@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import CHECKPOINTS
@@ -38,6 +38,8 @@ class RunRequest:
     """Counts the workers that fit; required where there are workers."""
     started: WorkerProcesses | None = None
     """The processes of the first attempt, where they were started ahead; the caller ends them if there is none."""
+    placement_group: Any = None
+    """The placement group that holds the workers, in the bundles after its first; None: each attempt has one."""
     stop: Callable[[], str] = lambda: ""
     """Returns why to stop after a last checkpoint, once there is a reason; may raise KeyboardInterrupt."""
     trial: bool = False

@@ -143,7 +143,9 @@ class _Supervisor:
         workers = self._wait_for_room() if processes is None else processes.workers
         with ExitStack() as held:
             with undisturbed():
-                started = processes or WorkerProcesses(self._section, workers=workers, without=self._without())
+                started = processes or WorkerProcesses(
+                    self._section, workers=workers, without=self._without(), group=self._request.placement_group
+                )
                 held.enter_context(started)
             return self._run_attempt(started, newest)
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
-from typing import TYPE_CHECKING, Any, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from raymlops.cluster.import_paths import own_paths
-from raymlops.errors import UnreachableError, describe
+from raymlops.errors import LeaseLostError, UnreachableError
 from raymlops.records import SpentRecord
 from raymlops.storage.filesystem import join
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
-from raymlops.tuning.execution.failures import death, decide_restart
+from raymlops.tuning.execution.failures import FailureStreak, death, decide_restart
 from raymlops.tuning.execution.slots import Slots, StallDetector
+from raymlops.tuning.execution.trial_queue import TrialQueue
 from raymlops.tuning.mlflow.sweep_run import SPENT
 from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
 from raymlops.tuning.trial.reported_values import STEP
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from raymlops.tuning.study.trials import OpenTrial
     from raymlops.tuning.sweep_stores import SweepStores
 
+_Drawn = TypeVar("_Drawn")
 Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
+RENEW_EVERY_S = 5.0
 UNREACHABLE_S = 300.0
 """How long the study's database may be unreachable before the sweep fails; its trials keep running."""
 
@@ -50,6 +53,7 @@ class SweepController:
         slots: Callable[[], int],
         explain: Explain | None = None,
         before: SpentRecord | None = None,
+        renew: Callable[[], None] = lambda: None,
         shared: Mapping[str, Any] | None = None,
         on_event: Callable[[SweepEvent], None] | None = None,
         discard: Callable[[int], None] = lambda _number: None,
@@ -59,7 +63,6 @@ class SweepController:
         self.stopped = ""
         """Which budget ended the sweep, in words; empty where none did."""
         self.error: BaseException | None = None
-        self._project = stores.project
         self._section = section = stores.project.spec.sweep
         self._trials = trials = stores.trials
         self._trial_runs = stores.trial_runs
@@ -73,25 +76,24 @@ class SweepController:
         self._unreachable_s: float | None = None
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
+        self._renew = renew
+        self._renewed_s = clock()
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
         self._common = {"shared": json.dumps(shared), **own_paths()}
         """The data that the driver has found, and what it can import."""
         self._board = Board()
-        self._pending: deque[OpenTrial] = deque()
-        """Trials to resume when a slot is free."""
-        self._drawn: tuple[OpenTrial, str] | None = None
-        """A trial that was drawn in advance, with its configuration."""
+        self._queue = TrialQueue(stores.project, trials, meter=self._meter, on_refused=self._refuse)
         self._deaths: Counter[tuple[int, str]] = Counter()
+        self._failures = FailureStreak(self._section.max_failures)
         self._tally = Tally(self._objective.mode)
-        self._handed_out = False
         self._noted_s = clock()
         self._suspended = False
         """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
         """Whether the study has all that happened."""
-        for record in trials.records:
+        for record in trials.ended:
             better = self._tally.take(record)
             if not record.carried_from:
                 self._board.put(TrialView.of(record, record.status), best=better)
@@ -112,8 +114,13 @@ class SweepController:
 
     @property
     def more(self) -> bool:
-        """Return whether a trial can be handed out now or soon."""
-        return bool(self.wanted or self._pending or self._drawn)
+        """Return whether a trial is left to hand out."""
+        return bool(self.wanted or self._queue)
+
+    @property
+    def ready(self) -> bool:
+        """Return whether a trial can be handed out now."""
+        return self.more and self._meter.busy < self._slots.now
 
     @property
     def halting(self) -> bool:
@@ -135,7 +142,7 @@ class SweepController:
     def requeue(self, opened: OpenTrial) -> None:
         """Queue a trial that was open when the sweep was resumed."""
         self._see(opened, "waiting")
-        self._pending.append(opened)
+        self._queue.pending.append(opened)
 
     def end_stopped(self, opened: OpenTrial) -> None:
         """End an open trial that the scheduler had stopped: the driver died in between."""
@@ -145,23 +152,14 @@ class SweepController:
 
     def next_trial(self) -> dict[str, Any] | None:
         """Return the next trial's configuration for its process; None while all slots are taken."""
-        if self.halting:
+        if self.halting or self._meter.busy >= self._slots.now:
             return None
-        if self._meter.busy >= self._slots.now:
-            # There is time now, unless a trial has just been handed out and its process is about to start.
-            if not self._handed_out:
-                self._prefetch()
-            return None
-        ready = self._next_resumed()
+        ready = self._queue.resumed()
         resumed = ready is not None
-        if ready is None:
-            ready, self._drawn = self._drawn or self._draw(), None
-        if ready is None:
-            self._flush()
+        if (ready := ready or self._draw(self._queue.draw)) is None:
             return None
         opened, config = ready
         number = opened.number
-        self._handed_out = True
         self._meter.hand_out(number)
         self._trial_runs.start(number, opened.params)
         self._see(opened, "waiting")
@@ -184,12 +182,17 @@ class SweepController:
 
     def tick(self) -> None:
         """Do periodic work between Tune's steps: recount slots, report a stall, write to study and MLflow."""
-        self._handed_out = False
         self._slots.recount()
+        if not self.halting and not self.ready:
+            self._prefetch()  # there is time now: each trial that was handed out is on its way
         stall = self._stalls.look(self._meter.waiters, busy=self._meter.busy)
         for text in filter(None, (*self._trial_runs.news(), stall)):
             self.notify(text)
         now = self._meter.clock()
+        if now - self._renewed_s >= RENEW_EVERY_S:
+            self._renewed_s = now
+            self._flush()  # another driver may have taken over
+            self._renew()
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
@@ -207,17 +210,39 @@ class SweepController:
             return
         epoch, value = result["epochs"], result["value"]
         metrics = {**result["metrics"], STEP: float(result["step"])}
-        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=result["best_metrics"])
+        best, judged = result["best_metrics"], "resource" in result
+        self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=best, judged=judged)
         self._trial_runs.log(number, epoch=epoch, metrics=result["metrics"])
         self._see(self._trials.open[number], "running")
         self._emit("epoch", number)
 
-    def end(self, number: int, status: TrialStatus, *, reason: str = "") -> None:
-        """Record the end of a trial."""
-        if (opened := self._trials.open.get(number)) is None:
+    def end(self, number: int, status: TrialStatus, *, reason: str = "", diverged: bool = False) -> None:
+        """Record the end of a trial. One that failed, unless it ``diverged``, may have failed with all others."""
+        if number not in self._trials.open or number in self._failures.trials:
             return
         self._stalls.moved()
         self._meter.end(number)
+        of_all = status == "failed" and not diverged
+        if not (of_all and self._failures.continues(reason)):
+            self._end_failures()
+        if not of_all:
+            self._end(number, status, reason=reason)
+            return
+        self._failures.add(number, reason)
+        self._see(self._trials.open[number], "waiting")  # whether it has failed is open
+        if (error := self._failures.error) is not None:
+            self.fail(error)
+        elif not (self._meter.busy or self.more):
+            self._end_failures()
+
+    def _end_failures(self) -> None:
+        """Record the end of the trials that have failed in a row."""
+        failed, self._failures.trials = self._failures.trials, {}
+        for number, reason in failed.items():
+            self._end(number, "failed", reason=reason)
+
+    def _end(self, number: int, status: TrialStatus, *, reason: str) -> None:
+        opened = self._trials.open[number]
         record = self._trials.tell(number, status, reason=reason, run_id=self._trial_runs.run_id(number))
         self._trial_runs.end(number, record.status, reason=record.reason, kept=record.metrics, history=opened.history)
         if number in self._saved:
@@ -239,13 +264,15 @@ class SweepController:
         self._meter.end(number)
         self._deaths[number, of.kind] += 1
         self.notify(f"trial {number} resumes in another process: {decision.reason}")
-        self._pending.append(opened)
+        self._queue.pending.append(opened)
         self._see(opened, "waiting")
 
     def close(self) -> None:
         """Suspend every open trial: it resumes with the sweep."""
         if self._closed:
             return
+        if isinstance(self.error, LeaseLostError):
+            raise self.error
         for number, opened in list(self._trials.open.items()):
             self._suspended = True
             self._meter.end(number)
@@ -267,49 +294,23 @@ class SweepController:
         """Emit a message to the progress display."""
         self._emit("message", None, message=message)
 
-    def _next_resumed(self) -> tuple[OpenTrial, str] | None:
-        """Return the next trial to resume, with its configuration; the rejected ones fail."""
-        while self._pending:
-            opened = self._pending.popleft()
-            if config := self._config(opened):
-                return opened, config
-        return None
-
-    def _draw(self) -> tuple[OpenTrial, str] | None:
-        """Draw the next trial whose configuration the recipe accepts; the others fail."""
-        while self.wanted > 0:
-            try:
-                opened = self._trials.ask()
-            except UnreachableError as error:
-                self._wait_for_database(error)
-                return None
-            if config := self._config(opened):
-                return opened, config
-        return None
-
-    def _config(self, opened: OpenTrial) -> str:
-        """Return a trial's configuration as JSON; fail the trial where the recipe rejects it, and return nothing.
-
-        Each value is in its range, but a recipe may reject the combination, and its own code may raise anything.
-        """
+    def _draw(self, draw: Callable[[Callable[[], int]], _Drawn]) -> _Drawn | None:
         try:
-            data = self._project.with_params(opened.params).to_dict()
-        except Exception as error:
-            self._trial_runs.start(opened.number, opened.params)
-            self._see(opened, "running")
-            self.end(opened.number, "failed", reason=describe(error))
-            return ""
-        workers, train = self._section.workers_per_trial, data["train"]
-        self._meter.reserve(
-            opened.number, cpus=workers * train["cpus_per_worker"], gpus=workers * train["gpus_per_worker"]
-        )
-        return json.dumps(data)
+            return draw(lambda: self.wanted)
+        except UnreachableError as error:
+            self._wait_for_database(error)
+            return None
+
+    def _refuse(self, opened: OpenTrial, reason: str) -> None:
+        self._board.drop(opened.number)
+        if reason:
+            self.notify(f"the recipe rejects the point of trial {opened.number}, another one is drawn: {reason}")
 
     def _prefetch(self) -> None:
         """Flush to the study, and draw the next trial in advance where several short ones run at a time."""
         written = self._flush()
-        if written and self._meter.short and self._slots.now > 1 and self._drawn is None and not self._pending:
-            self._drawn = self._draw()
+        if written and self._meter.short and self._slots.now > 1:
+            self._draw(self._queue.draw_ahead)
 
     def _flush(self) -> bool:
         """Write pending reports to the study; return False while its database is unreachable."""
@@ -341,7 +342,7 @@ class SweepController:
     def _restore(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
         """Record the epochs that a checkpoint restored: the previous driver may have died before it wrote them."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
-        known = self._trials.open[number].history
+        known = self._trials.open[number].reports
         for entry in restored:
             epoch = entry["epoch"]
             if epoch not in known and entry["best"]:

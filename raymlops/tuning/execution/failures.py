@@ -1,17 +1,19 @@
-"""The failure policy for trials whose process died: fail the trial, or restart it from its checkpoint.
+"""The failure policy for trials: fail one, restart it from its checkpoint, or halt the sweep.
 
-Owns how Ray's errors are classified (``death``); the decision (``decide_restart``) takes the class and counts.
+Owns how Ray's errors are classified (``death``); the decision (``decide_restart``) takes the class and counts. Failures
+in a row for one reason are the environment's (``FailureStreak``).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
 from ray import exceptions
 
-from raymlops.errors import ProcessSpoiledError, TrialHungError, describe
+from raymlops.errors import ProcessSpoiledError, SweepError, TrialHungError, describe
 
 MAX_LOSSES = 3
 """Nodes that one trial may lose: the trial may be what takes them down."""
@@ -70,6 +72,44 @@ def decide_restart(of: Death, *, previous: int, max_restarts: int) -> RestartDec
     if of.kind == "spoiled" or previous < allowed:
         return RestartDecision(restart=True, reason=of.reason)
     return RestartDecision(restart=False, reason=f"{of.reason} ({previous + 1} times)" if previous else of.reason)
+
+
+class FailureStreak:
+    """Trials that have failed in a row for one reason.
+
+    They end only once another trial has another end, or none is left: a missing file, a full disk or a node without its
+    driver fails every trial, and is no fault of their points. Reasons that differ in numbers alone are one reason.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = math.inf if limit is None else limit
+        self._cause = ""
+        self.trials: dict[int, str] = {}
+        """The reasons by number."""
+
+    def continues(self, reason: str) -> bool:
+        """Return whether a failure for this reason continues it."""
+        return not self.trials or cause(reason) == self._cause
+
+    def add(self, number: int, reason: str) -> None:
+        """Add a failed trial."""
+        self.trials[number], self._cause = reason, cause(reason)
+
+    @property
+    def error(self) -> SweepError | None:
+        """Return the error that halts the sweep; None while it is too short."""
+        if len(self.trials) < self._limit:
+            return None
+        return SweepError(
+            f"{len(self.trials)} trials in a row failed for one reason: {next(iter(self.trials.values()))}",
+            hint="Remove the cause. These trials start again when the sweep is resumed; with a higher "
+            "sweep.max_failures it would have continued.",
+        )
+
+
+def cause(reason: str) -> str:
+    """Return a reason without its numbers."""
+    return re.sub(r"\d[\d.e+-]*", "#", reason)
 
 
 def _cause(error: BaseException) -> str:

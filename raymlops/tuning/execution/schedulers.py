@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
+from raymlops.tuning.study.records import reports_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.sweep import SweepSection
@@ -32,6 +34,18 @@ class _Known:
     trial_id: str
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A report that the scheduler has judged."""
+
+    number: int
+    """Of the trial."""
+    resource: float
+    value: float
+    order: int | None
+    """Its place among all reports; None where that was not kept."""
+
+
 class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
     """One of Tune's schedulers, with trials known by their numbers."""
 
@@ -41,6 +55,8 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
         self._seed = seed
         self._resource = resource
         self._stopped: set[int] = set()
+        self._heard: dict[int, float] = {}
+        """The highest resource of each trial: what it reports again from a checkpoint is not judged again."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial, new or resumed."""
@@ -59,23 +75,32 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
         if _comparable(result):
             self._scheduler.on_trial_complete(tune_controller, _known(trial.config["number"]), result)
 
-    def replay(self, number: int, reports: Iterable[tuple[float, float]], *, complete: bool) -> bool:
-        """Replay what a trial reported before the sweep was resumed; return whether it was stopped.
+    def replay(self, reports: Sequence[Judged], *, trials: Iterable[int]) -> set[int]:
+        """Replay what ``trials`` reported before the sweep was resumed; return those that were to be stopped.
 
-        ``reports`` are pairs of resource and value. The last one of a complete trial never reached the scheduler.
+        The reports are in the order in which they were judged, so that each gets the decision that it got. A decision
+        to stop was in force unless the trial went on: it did in a sweep of raymlops 0.1, which kept no order.
         """
-        self._add(None, number)
-        seen = list(reports)
-        for resource, value in seen[:-1] if complete else seen:
-            self._decide(None, number, {RESOURCE: resource, VALUE: value})
-        return number in self._stopped
+        for number in trials:
+            self._add(None, number)
+        last = {report.number: report for report in reports}
+        stopped = set()
+        for report in reports:
+            result = {RESOURCE: report.resource, VALUE: report.value}
+            if self._decide(None, report.number, result) == FIFOScheduler.STOP:
+                self._stopped.discard(report.number)
+                if report is last[report.number] and report.order is not None:
+                    stopped.add(report.number)
+        self._stopped |= stopped
+        return stopped
 
     def _decide(self, controller: Any, number: int, result: Any) -> Any:
         # A stopped trial may report once more: its driver died before Tune stopped it.
         if number in self._stopped:
             return FIFOScheduler.STOP
-        if not _comparable(result):
+        if not _comparable(result) or result[RESOURCE] <= self._heard.get(number, -math.inf):
             return FIFOScheduler.CONTINUE
+        self._heard[number] = result[RESOURCE]
         decision = self._scheduler.on_trial_result(controller, _known(number), result)
         if decision == FIFOScheduler.STOP:
             self._stopped.add(number)
@@ -115,13 +140,26 @@ def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
     return NumberedScheduler(scheduler, seed=section.seed, resource=section.resource)
 
 
-def reports(spec: ProjectSpec, values: Mapping[int, float], history: Mapping[int, Mapping[str, float]]) -> Any:
-    """Return what a trial reported as pairs of resource and value, from its intermediate values and its history."""
-    name = spec.sweep.resource
-    for epoch, value in sorted(values.items()):
-        resource = epoch if name == "epoch" else history.get(epoch, {}).get(name)
-        if resource is not None and math.isfinite(value):
-            yield float(resource), value
+def judged(spec: ProjectSpec, trials: Iterable[Any]) -> list[Judged]:
+    """Return the reports that the scheduler judged, in that order, from Optuna's trials.
+
+    Reports without an order are older: raymlops 0.1 and Optuna itself keep none. The last one of a complete trial among
+    them never reached the scheduler.
+    """
+    name, found = spec.sweep.resource, []
+    for trial in trials:
+        known = reports_of(trial)
+        ordered = any(report.order is not None for report in known.values())
+        old = sorted(trial.intermediate_values)
+        epochs = known if ordered else old[:-1] if trial.state.name == "COMPLETE" else old
+        for epoch in epochs:
+            report = known.get(epoch)
+            value = trial.intermediate_values.get(epoch, math.nan)
+            metrics, order = ({}, None) if report is None else (report.metrics, report.order)
+            resource = epoch if name == "epoch" else metrics.get(name)
+            if resource is not None and math.isfinite(value) and (order is not None or not ordered):
+                found.append(Judged(trial.number, float(resource), value, order))
+    return sorted(found, key=lambda one: (-1, one.number, one.resource) if one.order is None else (one.order, 0, 0.0))
 
 
 def _halvings(section: SweepSection, longest: float) -> int:

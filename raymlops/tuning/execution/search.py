@@ -7,39 +7,55 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster import resource_usage
+from raymlops.cluster.autoscaler import autoscaler_config, growth_by
 from raymlops.cluster.driver_node import resumable
-from raymlops.errors import NotFoundError, RaymlopsError, StorageError, SweepError, TrackingError, describe
+from raymlops.errors import (
+    LeaseLostError,
+    NotFoundError,
+    RaymlopsError,
+    StorageError,
+    SweepError,
+    TrackingError,
+    describe,
+)
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
-from raymlops.tuning.execution.schedulers import reports, scheduler_of
-from raymlops.tuning.execution.slots import concurrency
+from raymlops.tuning.execution.schedulers import judged, scheduler_of
+from raymlops.tuning.execution.slots import concurrency, trial_request
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
-from raymlops.tuning.study.records import history_of
 from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.cache import DataCache
     from raymlops.records import SpentRecord
     from raymlops.tuning.reporting.progress import SweepEvent
-    from raymlops.tuning.stalls import Waiter
+    from raymlops.tuning.stalls import StallReport, Waiter
     from raymlops.tuning.sweep_stores import SweepStores
 
 
 def search(
-    stores: SweepStores, *, data: DataCache, before: SpentRecord, on_event: Callable[[SweepEvent], None] | None
+    stores: SweepStores,
+    *,
+    data: DataCache,
+    before: SpentRecord,
+    renew: Callable[[], None],
+    on_event: Callable[[SweepEvent], None] | None,
 ) -> SweepController:
-    """Run the trials that are left; no trial runs once this returns or raises.
+    """Run the trials that are left; no trial runs once this returns or raises. ``renew`` renews the lease.
 
     Raises:
+        LeaseLostError: another driver has taken over; nothing more was written.
         SweepError: something failed that is no trial's fault; running trials were suspended.
         TrackingError: the trials are done, but MLflow did not accept their results.
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
@@ -47,17 +63,18 @@ def search(
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
     command = resume_command("sweep", sweep_id, spec=spec)
     trials_uri = filesystem.join(stores.uri, TRIALS)
-    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-discard") as discarding:
+    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-sweep") as background:
 
         def discard(number: int) -> None:
-            discarding.submit(_delete, filesystem.join(trials_uri, str(number)))
+            background.submit(_delete, filesystem.join(trials_uri, str(number)))
 
         controller = SweepController(
             stores,
             trials_uri=trials_uri,
-            slots=lambda: concurrency(spec, resource_usage.usable()[0]),
+            slots=_Capacity(spec, autoscaler=background.submit(autoscaler_config)),
             explain=_explain,
             before=before,
+            renew=renew,
             shared=data.share(),
             on_event=on_event,
             discard=discard,
@@ -70,17 +87,32 @@ def search(
         finally:
             lost = _close(stores, controller)
         if controller.all_ended:
-            discarding.submit(_delete, trials_uri)
+            background.submit(_delete, trials_uri)
     _raise_error(stores, controller, lost=lost, command=command)
     return controller
 
 
-def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
+class _Capacity:
+    """Counts the trials that the connected cluster holds or may grow to hold."""
+
+    def __init__(self, spec: ProjectSpec, *, autoscaler: Future[dict[str, Any] | None]) -> None:
+        self._spec = spec
+        self._autoscaler = autoscaler
+        """Its configuration, read once: that costs a task on the head. Until then nothing can be added."""
+
+    def __call__(self) -> int:
+        usage = resource_usage.usable()
+        config = self._autoscaler.result() if self._autoscaler.done() else {}
+        growth = [] if config == {} else growth_by(config, trial_request(self._spec))
+        return concurrency(self._spec, usage.nodes, free=usage.free, contenders=usage.contenders, growth=growth)
+
+
+def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> StallReport:
     """Ask the cluster who holds the resources that trials wait for."""
     import ray
 
     total, free = resource_usage.nodes()
-    own = resource_usage.usable()[1]
+    own = list(resource_usage.usable().own.values())
     used = resource_usage.holders(without_job=ray.get_runtime_context().get_job_id())
     return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 
@@ -89,11 +121,8 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, c
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
-    stopped = set()
-    for frozen in stores.study.get_trials(deepcopy=False):
-        reported = reports(spec, frozen.intermediate_values, history_of(frozen))
-        if scheduler.replay(frozen.number, reported, complete=frozen.state.name == "COMPLETE"):
-            stopped.add(frozen.number)
+    found = stores.study.get_trials(deepcopy=False)
+    stopped = scheduler.replay(judged(spec, found), trials=[frozen.number for frozen in found])
     for opened in stores.trials.reopen():
         if opened.number in stopped:
             controller.end_stopped(opened)
@@ -111,12 +140,17 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
     with undisturbed():
         try:
             controller.close()
+        except LeaseLostError as error:
+            controller.fail(error)
         except Exception as error:
             controller.fail(error)
             try:
                 controller.close()  # the progress display may have failed, which is called only once
             except Exception as again:
                 error.add_note(f"Trials are left open: {describe(again)}")
+        if isinstance(controller.error, LeaseLostError):
+            stores.trial_runs.abandon()
+            return None
         try:
             if controller.halt == "interrupted":
                 stores.trial_runs.close(wait_s=INTERRUPTED_WAIT_S, patient=False)
@@ -131,6 +165,8 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
 def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None, command: str) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
     resume = f"Resume it with: {command}"
+    if isinstance(controller.error, LeaseLostError):
+        raise controller.error
     if isinstance(controller.error, RaymlopsError):
         controller.error.add_note(resume)
         raise controller.error

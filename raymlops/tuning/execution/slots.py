@@ -1,42 +1,95 @@
 """How many trials of a sweep may run at a time, and whether the sweep makes progress.
 
 Owns when to count resources and when to report a stall; the caller reads the cluster.
+
+What a sweep cannot get now it requests, and no more than it could get: a trial that waits has a pending placement
+group. Ray's autoscaler adds nodes for these, and other sweeps see them and release what is more than their share. So
+Ray's own table is all that sweeps know of each other.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from raymlops.cluster.placement import WorkerRequest, room
-from raymlops.errors import describe
-from raymlops.tuning.stalls import unreported_stall_s
+from raymlops.cluster.placement import WorkerRequest, add, room
+from raymlops.errors import SweepError, describe
+from raymlops.tuning.stalls import START_S, unreported_stall_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from raymlops.cluster.placement import Contender, Resources
     from raymlops.config.schema import ProjectSpec
-    from raymlops.tuning.stalls import Waiter
+    from raymlops.tuning.stalls import StallReport, Waiter
 
-COUNT_EVERY_S = 5.0
+COUNT_EVERY_S = 2.0
 
 
-def concurrency(spec: ProjectSpec, nodes: Sequence[Mapping[str, float]]) -> int:
-    """Return how many trials run at a time: as many as fit on the nodes, at most ``max_concurrent``.
+def trial_request(spec: ProjectSpec) -> WorkerRequest:
+    """Return the resources of a trial, of each of its workers."""
+    return WorkerRequest(spec.sweep.workers_per_trial, spec.train.cpus_per_worker, spec.train.gpus_per_worker)
 
-    ``nodes`` are the resources that the sweep may use on each node: free ones, and those that it uses already. A trial
-    of several workers may span nodes.
+
+def concurrency(
+    spec: ProjectSpec,
+    nodes: Mapping[str, Resources],
+    *,
+    free: Mapping[str, Resources] | None = None,
+    contenders: Sequence[Contender] = (),
+    growth: Sequence[Resources] | None = (),
+) -> int:
+    """Return how many trials to run or request at a time, at least one and at most ``max_concurrent``.
+
+    - As many as fit on ``nodes``: the resources of each node that are free, and those that the sweep uses already.
+      A trial of several workers may span nodes.
+    - Of that at most its share, while others wait for what the sweep holds, and not for what is ``free``: sweeps and
+      waiting jobs share equally.
+    - One more than fits, where other sweeps hold more than their share: they see that this one waits.
+    - As many more as fit on ``growth``, the nodes that an autoscaler may add; where that is not known (None), up to
+      ``max_concurrent`` or one more.
     """
-    each = WorkerRequest(1, spec.train.cpus_per_worker, spec.train.gpus_per_worker)
-    fits = int(room(each, nodes)) // spec.sweep.workers_per_trial
-    # At least one: it waits for resources that others hold, or for a node that an autoscaler adds.
-    return max(1, min(fits, spec.sweep.max_concurrent or fits))
+    each, most = trial_request(spec), spec.sweep.max_concurrent or math.inf
+    fits = _trials(each, nodes.values())
+    waiting = [
+        contender
+        for contender in contenders
+        if any(_holds(node, request) for request in contender.pending for node in nodes.values())
+        and not _fit_all(contender.pending, list((free or {}).values()))
+    ]
+    sharing = [contender for contender in contenders if contender.held or contender in waiting]
+    shared = [nodes, *(contender.held for contender in sharing)]
+    together = [add([part.get(node, {}) for part in shared]) for node in {node for part in shared for node in part}]
+    share = math.ceil(_trials(each, together) / (1 + len(sharing)))
+    wanted: float = min(fits, share) if waiting else min(fits + 1, max(fits, share))
+    if growth is None:
+        wanted = most if most < math.inf else wanted + 1
+    else:
+        wanted += _trials(each, growth)
+    # At least one: it waits for resources that others hold.
+    return int(max(1, min(wanted, most)))
+
+
+def _trials(each: WorkerRequest, nodes: Iterable[Resources]) -> int:
+    return int(room(each, list(nodes))) // each.workers
+
+
+def _fit_all(requests: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
+    """Return whether there is room for all requests, give or take how they fill each node."""
+    return _holds(add(nodes), add(requests)) and all(
+        any(_holds(node, request) for node in nodes) for request in requests
+    )
+
+
+def _holds(node: Resources, request: Resources) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in request.items())
 
 
 class Explain(Protocol):
     """Explains who holds the resources that pending trials need; asks the cluster."""
 
-    def __call__(self, waiters: Sequence[Waiter], *, still_s: float, running: int) -> str:
+    def __call__(self, waiters: Sequence[Waiter], *, still_s: float, running: int) -> StallReport:
         """Return the explanation in one line."""
         ...
 
@@ -80,16 +133,26 @@ class StallDetector:
         self._moved_s = self._clock()
 
     def look(self, waiters: Sequence[Waiter], *, busy: int) -> str:
-        """Return the message to emit now about the ``waiters`` among ``busy`` trials; mostly empty."""
+        """Return the message to emit now about the ``waiters`` among ``busy`` trials; mostly empty.
+
+        Raises:
+            SweepError: no process starts, although its resources are reserved, and no trial runs that would end.
+        """
         now_s = self._clock()
         still_s = unreported_stall_s(waiters, now_s=now_s, moved_s=self._moved_s, reported_s=self._reported_s)
         if still_s is None or self._explain is None:
             return ""
-        self._reported_s = now_s
+        self._reported_s, running = now_s, busy - len(waiters)
         try:
-            return self._explain(waiters, still_s=still_s, running=busy - len(waiters))
+            report = self._explain(waiters, still_s=still_s, running=running)
         except Exception as error:
             return (
                 f"no progress for {still_s:.0f} s: {len(waiters)} trials wait for resources, "
                 f"and the cluster cannot be asked who holds them: {describe(error)}"
             )
+        if report.reserved and running == 0 and still_s >= START_S:
+            raise SweepError(
+                f"no trial's process has started within {still_s:.0f} s, although its resources are reserved",
+                hint="Check Ray's log on the node. The trials continue when the sweep is resumed.",
+            )
+        return report.text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import cloudpickle
 from ray.tune import Callback, Stopper
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +68,18 @@ class SweepSearcher(_Hook, Searcher):  # type: ignore[misc]
         """Write nothing: the study is in SQL."""
 
 
+class Handout(SearchGenerator):  # type: ignore[misc]
+    """Tune's generator of trials over a ``SweepSearcher``; without a slot for another trial it counts as finished.
+
+    Then Tune keeps no idle process for a next trial: another sweep or an endpoint may wait for its resources, and the
+    last trial of this one may take hours. Tune asks again after each step, and ends only once no trial is left.
+    """
+
+    def is_finished(self) -> bool:
+        """Return whether no trial can be handed out now."""
+        return bool(super().is_finished()) or not self.searcher.controller.ready
+
+
 class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     """Forwards starts, epochs and ends, and stops the sweep when the controller says so."""
 
@@ -94,8 +106,9 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record the end of a trial, by itself or by the scheduler."""
-        result = trial.last_result
-        self.controller.end(trial.config["number"], result.get("outcome") or "pruned", reason=result.get("reason", ""))
+        result, number = trial.last_result, trial.config["number"]
+        reason, diverged = result.get("reason", ""), result.get("diverged", False)
+        self.controller.end(number, result.get("outcome") or "pruned", reason=reason, diverged=diverged)
 
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
@@ -115,11 +128,11 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
         if self.controller.halting:
             try:
                 self.controller.close()
-                for trial in self._trials:
-                    if trial.temporary_state.ray_actor is not None:
-                        ray.kill(trial.temporary_state.ray_actor)
             except Exception as error:
                 self.controller.fail(error)
+            for trial in self._trials:
+                if trial.temporary_state.ray_actor is not None:
+                    ray.kill(trial.temporary_state.ray_actor)
         return self.controller.halting
 
 

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -23,10 +23,11 @@ from raymlops.cluster.auth import variables_set
 from raymlops.display import quiet
 from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
-from raymlops.tuning.execution.tune_hooks import SweepCallback, SweepSearcher
+from raymlops.tuning.execution.tune_hooks import Handout, SweepCallback, SweepSearcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from raymlops.tuning.execution.controller import SweepController
     from raymlops.tuning.execution.schedulers import NumberedScheduler
@@ -49,15 +50,39 @@ SETTINGS = {
 }
 
 
+class SharedContext:
+    """A context that the first of its users enters and the last one leaves, in whichever order they come and go."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stack = ExitStack()
+
+    @contextmanager
+    def entered(self, make: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Enter it for the block."""
+        with self._lock:
+            if self._users == 0:
+                self._stack.enter_context(make())
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._stack.pop_all().close()
+
+
 def run_tune(controller: SweepController, *, trainable: Any, scheduler: NumberedScheduler, name: str) -> None:
     """Run trials until the controller has none left or stops."""
     callback = SweepCallback(controller)
-    with stop_on_signal(controller), quiet_tune(), patched_tune(), scratch() as folder:
+    with stop_on_signal(controller), prepared_tune(), scratch() as folder:
         tune.Tuner(
             trainable,
             param_space={},
             tune_config=tune.TuneConfig(
-                search_alg=SweepSearcher(controller),
+                search_alg=Handout(SweepSearcher(controller)),
                 scheduler=scheduler,
                 num_samples=-1,  # the searcher says when it is finished: to Tune a resumed trial is a new one
                 reuse_actors=True,
@@ -76,18 +101,30 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
         ).fit()
 
 
+_shared = SharedContext()
+
+
 @contextmanager
-def quiet_tune() -> Iterator[None]:
-    """Apply the settings, and show only critical messages of Tune's log."""
-    with quiet("ray.tune", level=logging.CRITICAL), variables_set(SETTINGS):
+def prepared_tune(*, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """Apply the settings, show only critical messages of Tune's log, and replace two of its methods.
+
+    All of that is the process's: the last of several sweeps in it restores it.
+    """
+
+    @contextmanager
+    def prepared() -> Iterator[None]:
+        with quiet("ray.tune", level=logging.CRITICAL), variables_set(SETTINGS), patched_tune(clock=clock):
+            yield
+
+    with _shared.entered(prepared):
         yield
 
 
 @contextmanager
 def patched_tune(*, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
-    """Replace three methods of Tune."""
+    """Replace two methods of Tune."""
     failed = RayActorManager._actor_task_failed  # noqa: SLF001
-    reuse, cleanup = TuneController._maybe_reuse_cached_actor, TuneController._cleanup_cached_actors  # noqa: SLF001
+    reuse = TuneController._maybe_reuse_cached_actor  # noqa: SLF001
     requested_s: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 
     def actor_task_failed(self: Any, tracked_actor_task: Any, exception: Exception) -> None:
@@ -109,22 +146,13 @@ def patched_tune(*, clock: Callable[[], float] = time.monotonic) -> Iterator[Non
                 return False
         return bool(reuse(self, trial))
 
-    def cleanup_cached_actors(self: Any, force_all: bool = False) -> None:
-        # One idle process is kept as long as any trial runs, even where no trial is left to take it.
-        searcher = getattr(self._search_alg, "searcher", None)
-        if isinstance(searcher, SweepSearcher):
-            self._actor_cache._may_keep_one = searcher.controller.more  # noqa: SLF001
-        cleanup(self, force_all=force_all)
-
     RayActorManager._actor_task_failed = actor_task_failed  # noqa: SLF001
     TuneController._maybe_reuse_cached_actor = maybe_reuse_cached_actor  # noqa: SLF001
-    TuneController._cleanup_cached_actors = cleanup_cached_actors  # noqa: SLF001
     try:
         yield
     finally:
         RayActorManager._actor_task_failed = failed  # noqa: SLF001
         TuneController._maybe_reuse_cached_actor = reuse  # noqa: SLF001
-        TuneController._cleanup_cached_actors = cleanup  # noqa: SLF001
 
 
 @contextmanager

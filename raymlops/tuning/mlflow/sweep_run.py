@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from raymlops.errors import LeaseLostError
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.tracking.client import now_ms
@@ -94,9 +95,11 @@ class SweepRun:
 
     @contextmanager
     def closing_on_error(self) -> Iterator[None]:
-        """End the run with the error that the block raises."""
+        """End the run with the error that the block raises, unless another driver writes it now."""
         try:
             yield
+        except LeaseLostError:
+            raise
         except BaseException as error:
             with undisturbed():
                 RunWriter(self.tracker, self.sweep_id).close_failed(error)

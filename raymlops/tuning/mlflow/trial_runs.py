@@ -177,6 +177,10 @@ class TrialRuns:
         """Return what happened since the last call: an outage, a recovery, data that was lost."""
         return self._sender.notices()
 
+    def abandon(self) -> None:
+        """Write nothing more: another driver writes these runs now."""
+        self._sender.abandon()
+
     def close(self, *, wait_s: float = WAIT_S, patient: bool = True) -> None:
         """Flush everything, check all runs once more, and end the thread.
 

@@ -137,6 +137,11 @@ class Board:
         if best:
             self.best = view
 
+    def drop(self, number: int) -> None:
+        """Remove a trial that has not ended and never will."""
+        if (before := self._open.pop(number, None)) is not None:
+            self._counts[before.state] -= 1
+
     @property
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state."""

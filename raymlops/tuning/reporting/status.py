@@ -138,7 +138,7 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.
     if status.state == "finished" or (status.state == "failed" and left):
-        tally = Tally.of(snapshot.ended, mode=spec.objectives[0].mode)
+        tally = Tally.of(snapshot.by_end, mode=spec.objectives[0].mode)
         why, command = budget.nothing_left(status.sweep_id, spec.sweep, tally=tally, spent=status.spent)
         if why:
             on = f" with {trials} trials" if trials else ""

@@ -17,7 +17,7 @@ from raymlops.config.shape import leaves
 from raymlops.config.space import exists, same
 from raymlops.config.yaml import dotted
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, history_of, record_of
+from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 
@@ -73,7 +73,7 @@ def carry_over(
     left: Counter[str] = Counter()
     before, objectives = old_spec.objectives, new_spec.objectives
     with storage_errors(f"Optuna's study {old.study_name}"):
-        ended = [trial for trial in old.get_trials(deepcopy=False) if trial.state.is_finished()]
+        ended = [trial for trial in counted(old.get_trials(deepcopy=False)) if trial.state.is_finished()]
         for trial in ended:
             record = record_of(trial, objectives=before)
             params = carried(old_spec, new_spec, record=record)

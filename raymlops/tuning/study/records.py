@@ -1,29 +1,54 @@
 """Conversion between Optuna trials and trial records.
 
 Owns the user attribute ``raymlops`` of each ended trial: one JSON object with what Optuna's own fields do not hold. A
-trial without it, written by another program, becomes a ``TrialRecord`` too.
+trial without it, written by another program, becomes a ``TrialRecord`` too. Owns also the system attribute of each
+report that was written while its trial ran, which the dashboard does not list; the user attribute has the others.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from raymlops.records import Objective
 
 ATTRIBUTE = "raymlops"
+_REPORT = "raymlops:report:"
+REFUSED = "raymlops:refused"
+"""System attribute of a point that the recipe rejects: why."""
+RETRY_OF = "raymlops:retry_of"
+"""System attribute of a trial that trains a failed one again: its number."""
 MAX_HISTORY = 1000
 """Number of newest epochs whose metrics are kept."""
 
 _STATUS: dict[str, TrialStatus] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
 
 
-def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a trial reported for an epoch."""
+
+    metrics: dict[str, float]
+    order: int | None = None
+    """Its place among all reports that the scheduler has judged; None where it has not."""
+    best: bool = False
+    """Whether the epoch is the trial's best one so far."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON. NaN and infinity become null."""
+        return {"metrics": _plain(self.metrics), "order": self.order, "best": self.best}
+
+
+def attribute(
+    record: TrialRecord, history: Mapping[int, Mapping[str, float]], *, orders: Mapping[int, int] | None = None
+) -> dict[str, Any]:
     """Return the JSON object that a study stores for a trial. NaN and infinity become null."""
     newest = sorted(history)[-MAX_HISTORY:]
     return {
@@ -36,6 +61,31 @@ def attribute(record: TrialRecord, history: Mapping[int, Mapping[str, float]]) -
         "feasible": record.feasible,
         "carried_from": record.carried_from,
         "history": {str(epoch): _plain(history[epoch]) for epoch in newest},
+        "orders": {str(epoch): order for epoch, order in (orders or {}).items()},
+    }
+
+
+def report_key(epoch: int) -> str:
+    """Return the system attribute of a report."""
+    return f"{_REPORT}{epoch}"
+
+
+def reports_of(trial: Any) -> dict[int, Report]:
+    """Return the reports of an Optuna trial by epoch; NaN where a metric was not finite."""
+    kept: Mapping[str, Any] = trial.user_attrs.get(ATTRIBUTE, {})
+    orders = kept.get("orders", {})
+    found = {
+        int(epoch): Report(_floats(metrics), orders.get(epoch)) for epoch, metrics in kept.get("history", {}).items()
+    }
+    for epoch, entry in stored_reports(trial).items():
+        found[epoch] = Report(_floats(entry["metrics"]), entry["order"], entry["best"])
+    return dict(sorted(found.items()))
+
+
+def stored_reports(trial: Any) -> dict[int, dict[str, Any]]:
+    """Return the reports that have an attribute of their own."""
+    return {
+        int(key.removeprefix(_REPORT)): entry for key, entry in trial.system_attrs.items() if key.startswith(_REPORT)
     }
 
 
@@ -62,10 +112,27 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
     )
 
 
+def refused(trial: Any) -> bool:
+    """Return whether the recipe rejected an Optuna trial's point, so that it never ran."""
+    return REFUSED in trial.system_attrs
+
+
+def counted(trials: Iterable[Any]) -> list[Any]:
+    """Return the trials of a sweep: those that ran or will run, without failed ones that are trained again."""
+    found = [trial for trial in trials if not refused(trial)]
+    retried = {trial.system_attrs.get(RETRY_OF) for trial in found}
+    return [trial for trial in found if trial.number not in retried]
+
+
+def in_order_of_end(trials: Iterable[Any]) -> list[Any]:
+    """Return the trials that have ended, first the one that ended first."""
+    ended = [trial for trial in trials if trial.state.is_finished()]
+    return sorted(ended, key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))  # noqa: DTZ901
+
+
 def history_of(trial: Any) -> dict[int, dict[str, float]]:
     """Return the stored metrics of an Optuna trial by epoch; NaN where one was not finite."""
-    kept: Mapping[str, Any] = trial.user_attrs.get(ATTRIBUTE, {})
-    return {int(epoch): _floats(metrics) for epoch, metrics in kept.get("history", {}).items()}
+    return {epoch: report.metrics for epoch, report in reports_of(trial).items()}
 
 
 def last_value(trial: Any) -> float | None:

@@ -20,21 +20,35 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.search_space import draw, draw_order, num_trials, point
-from raymlops.tuning.study.records import ATTRIBUTE, history_of, last_value, record_of
+from raymlops.tuning.study.records import (
+    ATTRIBUTE,
+    Report,
+    counted,
+    in_order_of_end,
+    last_value,
+    record_of,
+    refused,
+    reports_of,
+    stored_reports,
+)
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.writes import Writes
+from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
+_FIXED = "fixed_params"
+"""The system attribute by which Optuna (5.0) knows parameters that are given."""
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 
@@ -52,12 +66,17 @@ class OpenTrial:
     epochs: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the best epoch so far."""
-    history: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Metrics by epoch."""
+    reports: dict[int, Report] = field(default_factory=dict)
+    """By epoch."""
     reported: dict[int, float] = field(default_factory=dict)
     """Value by epoch that the study has or will have at the next flush."""
     before_s: float = 0.0
     """Seconds that it ran in previous processes."""
+
+    @property
+    def history(self) -> dict[int, dict[str, float]]:
+        """Return metrics by epoch."""
+        return {epoch: report.metrics for epoch, report in self.reports.items()}
 
 
 class Trials:
@@ -70,6 +89,7 @@ class Trials:
         section: SweepSection,
         objectives: Sequence[Objective],
         clock: Callable[[], float] = time.monotonic,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Read the study.
 
@@ -78,6 +98,7 @@ class Trials:
             section: of the sweep.
             objectives: in the order of the study's directions.
             clock: seconds.
+            check: raises where another driver has taken the study over.
 
         Raises:
             StorageError, UnreachableError: the database cannot be read.
@@ -88,29 +109,39 @@ class Trials:
         self._section = section
         self.objectives = tuple(objectives)
         self._order = draw_order(section.space)
-        self._num_trials = num_trials(section)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
-        self._writes = Writes(study)
+        self._writes = Writes(study, check=check)
         self._created: int | None = None
+        self._unsure = False
+        """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
         with storage_errors(self._name):
             trials = study.get_trials(deepcopy=False)
-        self._ended = [record_of(trial, objectives=self.objectives) for trial in trials if trial.state.is_finished()]
-        self.asked = len(trials) - sum(bool(record.carried_from) for record in self._ended)
+        own = counted(trials)
+        self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
+        self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
         """The number of the sweep's own trials, ended or not, without carried ones."""
+        self._refused = sum(map(refused, trials))
         self._next = len(trials)
+        self._orders = 1 + max((order for trial in trials for order in _orders(trial)), default=-1)
+        """How many reports the scheduler has judged."""
 
     @property
     def total(self) -> int:
         """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
-        return max(self._num_trials, self.asked)
+        return max(num_trials(self._section, refused=self._refused), self.asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
+
+    @property
+    def ended(self) -> tuple[TrialRecord, ...]:
+        """Return them in the order in which they ended."""
+        return tuple(self._ended)
 
     def reopen(self) -> list[OpenTrial]:
         """Reopen the trials that a previous process left running or waiting.
@@ -143,11 +174,17 @@ class Trials:
                 the next call.
         """
         self.flush()
+        fixed = point(self._section, self.asked + self._refused)
         with storage_errors(self._name):
             if self._created is None:
-                self._created = self._create(point(self._section, self.asked))
+                self._created = self._orphan() if self._unsure else None
+                self._unsure = True
+                if self._created is None:
+                    self._created = self._create(fixed)
+                self._unsure = False
             trial = self._draw(self._created, number=self._next)
         self._created = None
+        _check_fixed(fixed or {}, trial)
         self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
@@ -161,8 +198,9 @@ class Trials:
         value: float,
         metrics: Mapping[str, float],
         best_metrics: Mapping[str, float],
+        judged: bool = True,
     ) -> None:
-        """Record the state of a trial after an epoch.
+        """Record the state of a trial after an epoch; ``judged`` is whether the scheduler has judged the report.
 
         ``value`` is the first objective at the best epoch so far: the trial's value if it ended now; ``best_metrics``
         are that epoch's metrics, ``metrics`` those of this one. Optuna keeps ``value`` as the intermediate value of
@@ -171,10 +209,19 @@ class Trials:
         """
         trial = self.open[number]
         trial.value, trial.epochs, trial.metrics = value, epoch, dict(best_metrics)
-        trial.history[epoch] = dict(metrics)
-        if len(self.objectives) == 1 and math.isfinite(value) and trial.reported.get(epoch) != value:
+        before, several = trial.reports.get(epoch), len(self.objectives) > 1
+        # One whose value was not written before the driver died is judged again.
+        order = before.order if before and (several or epoch in trial.reported) else None
+        if order is None and judged:
+            order, self._orders = self._orders, self._orders + 1
+        best = all(_same(metrics.get(name, math.nan), amount) for name, amount in best_metrics.items())
+        trial.reports[epoch] = report = Report(dict(metrics), order, best)
+        # First the metrics: a value has its place.
+        if report != before:
+            self._writes.report(trial.optuna, epoch=epoch, report=report)
+        if not several and math.isfinite(value) and trial.reported.get(epoch) != value:
             trial.reported[epoch] = value
-            self._writes.report(trial.optuna, epoch=epoch, value=value)
+            self._writes.value(trial.optuna, epoch=epoch, value=value)
 
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
@@ -203,7 +250,7 @@ class Trials:
             trial.optuna,
             record,
             _STATES[status],
-            history=trial.history,
+            reports=trial.reports,
             # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
@@ -211,6 +258,12 @@ class Trials:
         del self.open[number]
         self._ended.append(record)
         return record
+
+    def refuse(self, number: int, reason: str) -> None:
+        """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
+        self._writes.refuse(self.open.pop(number).optuna, reason)
+        self.asked -= 1
+        self._refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
@@ -227,7 +280,7 @@ class Trials:
             duration_s=self._duration_s(trial),
             metrics=trial.metrics,
         )
-        self._writes.end(trial.optuna, so_far, "WAITING", history=trial.history)
+        self._writes.end(trial.optuna, so_far, "WAITING", reports=trial.reports)
 
     def flush(self) -> None:
         """Write reports and ends, in order. What cannot be written stays for the next call.
@@ -260,8 +313,16 @@ class Trials:
 
         made = None
         if fixed:
-            made = create_trial(state=TrialState.RUNNING, system_attrs={"fixed_params": dict(fixed)})
+            made = create_trial(state=TrialState.RUNNING, system_attrs={_FIXED: dict(fixed)})
         return int(self._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
+
+    def _orphan(self) -> int | None:
+        """Return the trial that an earlier call created, whose answer was lost with the connection."""
+        from optuna.trial import TrialState
+
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        found = [trial._trial_id for trial in running if trial.number >= self._next and trial.number not in self.open]  # noqa: SLF001
+        return found[0] if found else None
 
     def _draw(self, trial_id: int, *, number: int) -> OpenTrial:
         """Draw the missing parameters of a trial with the sampler for its number.
@@ -284,12 +345,16 @@ class Trials:
         opened = self._draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.reported = dict(trial.intermediate_values)
-        opened.history = history_of(trial)
+        opened.reports = reports_of(trial)
+        self._writes.stored[trial._trial_id] = set(stored_reports(trial))  # noqa: SLF001
         opened.metrics = {name: value for name, value in kept.get("metrics", {}).items() if value is not None}
+        for report in opened.reports.values():
+            if report.best:  # written after a suspension, whose own metrics may be older
+                opened.metrics = {name: value for name, value in report.metrics.items() if name != STEP}
         opened.value = last_value(trial)
         if len(self.objectives) > 1:
             opened.value = opened.metrics.get(self.objectives[0].metric)
-        opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0)
+        opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0, *opened.reports)
         opened.before_s = kept.get("duration_s", 0.0)
         return opened
 
@@ -312,3 +377,24 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
+
+
+def _check_fixed(fixed: Mapping[str, Scalar], trial: OpenTrial) -> None:
+    """Check that what was drawn is what was fixed.
+
+    Raises:
+        StorageError: Optuna ignored it: a grid would silently be random.
+    """
+    if wrong := [key for key, value in fixed.items() if trial.params.get(key) != value]:
+        raise StorageError(
+            f"Optuna drew another value than the one that trial {trial.number} was given for {', '.join(wrong)}",
+            hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
+        )
+
+
+def _orders(trial: Any) -> Iterator[int]:
+    return (report.order for report in reports_of(trial).values() if report.order is not None)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))

@@ -7,12 +7,13 @@ ends the process. A resumed trial starts at its newest checkpoint. Knows nothing
 A result holds ``epochs``, how many there were, and ``step``; ``value``, the sweep's first objective at the best epoch
 by ``train.metric``, which is the epoch that ``train`` would keep; ``metrics`` of this epoch and ``best_metrics`` of
 the best one; ``saved``, whether there is a checkpoint; in the first result ``restored``, the epochs in the checkpoint;
-at the end ``done`` with ``outcome`` and ``reason``. A trial that the scheduler stops has no outcome. ``resource`` is
-the scheduler's clock.
+at the end ``done`` with ``outcome``, ``reason`` and whether it ``diverged``. A trial that the scheduler stops has no
+outcome. ``resource`` is the scheduler's clock.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -26,10 +27,11 @@ import torch
 from ray.tune import PlacementGroupFactory, Trainable
 
 from raymlops.cluster.import_paths import take_over
+from raymlops.cluster.resource_usage import TRIAL_MARK
 from raymlops.config.changes import identity
 from raymlops.data.cache import DataCache
 from raymlops.data.shared import StoredObject
-from raymlops.errors import ProcessSpoiledError, TrainingError, TrialHungError, describe
+from raymlops.errors import NonFiniteError, ProcessSpoiledError, TrainingError, TrialHungError, describe
 from raymlops.project import Project
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall, recorded_fit
@@ -39,7 +41,7 @@ from raymlops.training.loop.outcome import Hooks
 from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread
-from raymlops.tuning.trial.reported_values import judged_metrics, numbers, refusal
+from raymlops.tuning.trial.reported_values import judged_metrics, not_finite, numbers, refusal
 from raymlops.tuning.trial.watchdog import Watchdog, exit_process
 
 if TYPE_CHECKING:
@@ -49,8 +51,6 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.latest import Recalled
     from raymlops.tuning.trial.epoch_stream import Epoch, Metrics
 
-_NOTHING = {"memory": 1}
-"""One byte: Tune rejects a trial that reserves nothing, and its workers need every share of a CPU."""
 _CLEANUP_S = 5.0
 _STORE_SHARE = 0.5
 """The share of a node's object store for the data: beyond it, Ray spills to disk."""
@@ -61,18 +61,20 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> Any:
-        """Return the resources of one trial; one on several workers leaves the reservation to them."""
+        """Return the resources of one trial; of several workers each has a bundle, after that of this process."""
         project = json.loads(config["project"])
-        if project["sweep"]["workers_per_trial"] > 1:
-            return PlacementGroupFactory([_NOTHING])
-        train = project["train"]
-        bundle = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
-        return PlacementGroupFactory([{name: amount for name, amount in bundle.items() if amount}])
+        train, workers = project["train"], project["sweep"]["workers_per_trial"]
+        wanted = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
+        worker = {name: amount for name, amount in wanted.items() if amount}
+        if workers > 1:
+            return PlacementGroupFactory([TRIAL_MARK, *[worker] * workers])
+        return PlacementGroupFactory([TRIAL_MARK | worker])
 
     def setup(self, config: dict[str, Any], splits: SharedData | None = None) -> None:
         """Start the first trial of this process. ``splits`` is the driver's data."""
-        self._thread = TrialThread()
+        self._thread = TrialThread(after=release_memory)
         self._data = DataCache(splits)
+        limit_memory(json.loads(config["project"])["train"]["gpus_per_worker"])
         self._trial = _Trial(config, data=self._data, thread=self._thread)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -104,7 +106,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
             reason = describe(error)
             if _broke_device(error):
                 raise TrainingError(f"the process cannot use its device any more: {reason}") from None
-            return trial.result(None, outcome="failed", reason=reason)
+            return trial.result(None, outcome="failed", reason=reason, diverged=isinstance(error, NonFiniteError))
 
     def cleanup(self) -> None:
         """End the training; do not wait for one that hangs."""
@@ -151,7 +153,7 @@ class _Trial:
             return self.result(None, outcome="complete")
         epoch, reason = self._record(epoch)
         if reason:
-            return self.result(epoch, outcome="failed", reason=reason)
+            return self._refused(epoch, reason)
         train = self._spec["train"]
         # Validations by steps may be more than epochs.
         if epoch.last or (train["eval_every_steps"] is None and epoch.number >= (train["epochs"] or math.inf)):
@@ -159,11 +161,13 @@ class _Trial:
             while (late := self.stream.next()) is not None:
                 late, reason = self._record(late)
                 if reason:
-                    return self.result(late, outcome="failed", reason=reason)
+                    return self._refused(late, reason)
             return self.result(epoch, outcome="complete")
         return self.result(epoch)
 
-    def result(self, epoch: Epoch | None, *, outcome: str | None = None, reason: str = "") -> dict[str, Any]:
+    def result(
+        self, epoch: Epoch | None, *, outcome: str | None = None, reason: str = "", diverged: bool = False
+    ) -> dict[str, Any]:
         """Return the result for Tune and the driver."""
         restored, self._unreported = self._unreported, []
         result: dict[str, Any] = {
@@ -175,6 +179,8 @@ class _Trial:
             "done": outcome is not None,
             "outcome": outcome,
             "reason": reason,
+            "diverged": diverged
+            or (outcome == "failed" and epoch is not None and not_finite(epoch.metrics, names=self._judged)),
             "pid": os.getpid(),
             # Workers always write one at the end.
             "saved": self._nested or (self._saved if self._saver is None else self._saver.saved),
@@ -185,6 +191,10 @@ class _Trial:
             return result  # without a clock the scheduler ignores it
         clock = {"epoch": epoch.number, "step": epoch.step}.get(self._resource)
         return {**result, "resource": epoch.metrics[self._resource] if clock is None else clock}
+
+    def _refused(self, epoch: Epoch, reason: str) -> dict[str, Any]:
+        diverged = not_finite(epoch.metrics, names=self._judged)
+        return self.result(epoch, outcome="failed", reason=reason, diverged=diverged)
 
     def _record(self, epoch: Epoch) -> tuple[Epoch, str]:
         """Record an epoch; return it with the metrics that are numbers, and what is wrong with it."""
@@ -268,6 +278,19 @@ class _Trial:
             self._saved = True
             self._restored = dict(enumerate(found.state.history, start=1))
         return found
+
+
+def limit_memory(gpus: float) -> None:
+    """Limit this process to its share of a card that it shares with others."""
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+def release_memory() -> None:
+    """Return the card's memory that the previous trial used: the process of another trial may need it."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()  # models are often in reference cycles, with their hooks
+        torch.cuda.empty_cache()
 
 
 @contextmanager

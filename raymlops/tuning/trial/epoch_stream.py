@@ -41,7 +41,9 @@ class TrialThread:
     A daemon, so that the process can exit while its training hangs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, after: Callable[[], None] = lambda: None) -> None:
+        """Call ``after`` after each training, once what it held is released."""
+        self._after = after
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="raymlops-trial", daemon=True)
         self._thread.start()
@@ -60,6 +62,7 @@ class TrialThread:
             job = self._jobs.get()
             job()
             del job  # releases what the training held
+            self._after()
 
 
 class EpochStream:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.placement import WorkerRequest
+from raymlops.errors import InsufficientResourcesError
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.supervision import supervisor
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
@@ -58,6 +61,7 @@ def train_on_workers(
 ) -> None:
     """Train on ``sweep.workers_per_trial`` workers, from the newest checkpoint under ``folder``.
 
+    They are in the placement group of this process, so that Tune starts the trial once there is room for all.
     ``after`` is the number of known epochs. Once ``stopping`` is true, the workers write a last checkpoint and end, and
     nothing is raised.
 
@@ -76,24 +80,46 @@ def train_on_workers(
         }
     )
     nested = project.with_train(section)
-    room = Places(WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker, "a trial's workers"))
+    group = ray.util.get_current_placement_group()
+    assert group is not None
+    each = WorkerRequest(1, section.cpus_per_worker, section.gpus_per_worker, "a trial's workers")
     # A loop of the recipe's own may take any number of steps.
     writer = EpochWriter(on_epoch, after=after, ends_by_steps=project.recipe_class.train_loop is None)
-    try:
-        outcome, _ = supervisor.fit(
-            RunRequest(
-                nested,
-                prepared,
-                folder,
-                writer,
-                unused_parameters=has_unused_parameters(nested, prepared),
-                room=room,
-                stop=lambda: "interrupted" if stopping() else "",
-                trial=True,
-            )
-        )
-    except KeyboardInterrupt:
-        if not stopping():
-            raise
-    else:
+    request = RunRequest(
+        nested,
+        prepared,
+        folder,
+        writer,
+        unused_parameters=has_unused_parameters(nested, prepared),
+        room=Reserved(each, workers=spec.sweep.workers_per_trial),
+        placement_group=group,
+        stop=lambda: "interrupted" if stopping() else "",
+        trial=True,
+    )
+    while not stopping():
+        try:
+            outcome, _ = supervisor.fit(request)
+        except InsufficientResourcesError:
+            continue  # Ray places again what was lost with a node, once there is room
+        except KeyboardInterrupt:
+            if not stopping():
+                raise
+            return
         writer.close(outcome)
+        return
+
+
+class Reserved(Places):
+    """The places in a trial's own placement group, which are always there."""
+
+    def __init__(self, one: WorkerRequest, *, workers: int) -> None:
+        super().__init__(one)
+        self._workers = workers
+
+    def count(self, *, without: Collection[str] = ()) -> float:  # noqa: ARG002 - the group stays where it is
+        """Return how many workers it holds."""
+        return self._workers
+
+    def may_grow(self, workers: int) -> bool:  # noqa: ARG002
+        """Return False: nothing has to be added."""
+        return False

@@ -41,6 +41,12 @@ def refusal(metrics: Mapping[str, Any], *, names: Sequence[str], epoch: int) -> 
     return ""
 
 
+def not_finite(metrics: Mapping[str, Any], *, names: Sequence[str]) -> bool:
+    """Return whether one of the metrics is a number, and not a finite one."""
+    values = [_number(metrics.get(name)) for name in names]
+    return any(value is not None and not math.isfinite(value) for value in values)
+
+
 def _number(value: Any) -> float | None:
     if value is None or isinstance(value, str | bytes):
         return None

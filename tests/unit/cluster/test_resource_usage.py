@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from raymlops.cluster.resource_usage import group, reserved
+from raymlops.cluster.placement import Contender
+from raymlops.cluster.resource_usage import contenders, group, reserved
 
 
 def _actor(**fields):
@@ -72,3 +73,23 @@ def _group(job, *bundles, nodes, state="CREATED", name=""):
         "bundles": dict(enumerate(bundles)),
         "bundles_to_node_id": dict(enumerate(nodes)),
     }
+
+
+def test_contenders_are_jobs_that_sweep_or_wait():
+    """Job 2 sweeps on a and waits for more, job 3 trains, job 4 waits; two replicas wait, which no table attributes."""
+    trial = {"CPU": 1.0, "memory": 1.0}
+    rows = [
+        _group("01000000", trial, nodes=("a",)),
+        _group("02000000", trial, nodes=("a",)),
+        _group("02000000", trial, nodes=("b",)),
+        _group("02000000", trial, nodes=("",), state="PENDING"),
+        _group("03000000", {"CPU": 2.0}, nodes=("b",)),
+        _group("04000000", {"CPU": 3.0}, nodes=("",), state="PENDING"),
+        _group("05000000", trial, nodes=("",), state="REMOVED"),
+    ]
+    replicas = ({"CPU": 0.2}, {"CPU": 0.2})
+    assert contenders(rows, job_id="01000000", demands=replicas) == [
+        Contender({}, replicas),
+        Contender({"a": trial, "b": trial}, (trial,)),
+        Contender({}, ({"CPU": 3.0},)),
+    ]

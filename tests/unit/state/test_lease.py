@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import LeaseLostError, RefusedError, StorageError, UsageError
 from raymlops.state.lease import holder_of, lease, was_held
+from raymlops.state.locks import refuse_shared_sessions
 
 HOLD = """
 import multiprocessing, sys, time
@@ -121,3 +123,37 @@ def test_two_databases_in_one_folder_have_leases_of_their_own(tmp_path):
         with lease(second, "controller", purpose="a test"):
             assert holder_of(second, "controller") is not None
     assert (tmp_path / "leases" / "controller.lock").exists()
+
+
+def test_a_lease_that_was_lost_is_taken_again_and_a_holder_is_told_who_has_it(url):
+    """The file was removed by hand: another one can take the name now."""
+    with lease(url, "run1", purpose="train", wait_s=0) as renew:
+        renew()
+        (file,) = Path(url.removeprefix("sqlite:///")).parent.glob("leases/run1.lock")
+        file.unlink()
+        renew()
+        assert f"process {os.getpid()}:" in holder_of(url, "run1")
+        file.unlink()
+        with holding(url) as (process, _), pytest.raises(LeaseLostError, match=f"process {process.pid}"):
+            renew()
+
+
+class Session:
+    """A connection whose session of the server is another one at each question."""
+
+    def __init__(self, *pids):
+        self._pids = iter(pids)
+
+    def scalar(self, _query):
+        return next(self._pids)
+
+    def begin(self):
+        return nullcontext()
+
+
+@pytest.mark.parametrize(("own", "others"), [((7, 7), (7,)), ((7, 8), (7,)), ((7, 8), (9,))])
+def test_a_pooler_that_shares_sessions_is_refused(own, others):
+    """PgBouncer gives a free session to whoever begins a transaction."""
+    with pytest.raises(StorageError, match="pooler in transaction mode"):
+        refuse_shared_sessions(Session(*own), Session(*others))
+    refuse_shared_sessions(Session(7, 7), Session(8))

@@ -13,7 +13,7 @@ from raymlops.config.load import load, load_data
 from raymlops.errors import SweepError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
-from raymlops.tuning.results import conclude
+from raymlops.tuning.results import conclude, difference
 from raymlops.tuning.sweep_stores import SweepStores
 
 if TYPE_CHECKING:
@@ -70,3 +70,11 @@ def test_a_budget_that_ends_before_a_trial_is_named(sweep: RecordedSweep) -> Non
     with pytest.raises(SweepError, match="reached its timeout_s of 1 s before its first trial ended") as raised:
         concluded(sweep, stopped="reached its timeout_s of 1 s")
     assert f"--resume {sweep.sweep_id} --extend" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(("run", "said"), [(0.505, False), (0.52, True), (None, False)])
+def test_a_winner_that_trains_to_another_value_is_said_so(run, said):
+    """Two of a hundred is the noise of a reduction; 0.52 is 4% above."""
+    text = difference("validation/loss", trial=0.5, run=run)
+    assert bool(text) is said
+    assert not said or "its trial had validation/loss 0.5, the run has 0.52" in text

@@ -37,7 +37,7 @@ def test_long_epochs_are_no_standstill():
 
 def said(waiters=TWO, *, running=0, total=2.0, free=0.5, own=0.0, holders=(SERVED, SWEEP)):
     nodes = {"total": [{"CPU": total}], "free": [{"CPU": free}], "own": [{"CPU": own}] if own else []}
-    return stall_report(waiters, still_s=31.4, running=running, holders=holders, **nodes)
+    return stall_report(waiters, still_s=31.4, running=running, holders=holders, **nodes).text
 
 
 def test_the_line_says_who_waits_for_what_who_holds_it_and_what_to_do():
@@ -77,3 +77,12 @@ def test_many_waiters_and_holders_are_counted():
     assert "trials 0, 1, 2, 3, 4 and 2 more wait for 1 CPU or 2 CPU;" in line
     assert line.count("held by Serve application") == 5
     assert "and by 3 others." in line
+
+
+def test_the_workers_of_a_trial_may_be_on_several_nodes():
+    """Three CPUs for three workers, on nodes of two."""
+    waiter = Waiter(0, 0.0, 3.0, 0.0, workers=3)
+    nodes = {"total": [{"CPU": 2.0}] * 2, "free": [{"CPU": 1.0}] * 2, "own": []}
+    text = stall_report([waiter], still_s=31.4, running=0, holders=(SERVED,), **nodes).text
+    assert "trial 0 waits for 3 CPU; free: 2 CPU of 4 CPU" in text
+    assert "No node is large enough" not in text

@@ -402,6 +402,7 @@ def test_an_epoch_without_a_validation_ends_with_its_checkpoint(tiny_project: An
         ({"schedule_args": {"gamma": 1}}, "schedule_args are for a torch.optim.lr_scheduler class"),
         ({"sync_batch_norm": True, "num_workers": 2}, "sync_batch_norm needs GPUs"),
         ({"optimizer": "adamm"}, "did you mean adam"),
+        ({"gpus_per_worker": 1.5}, "a share of one GPU or whole GPUs"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tiny_project: Any, train: dict[str, Any], message: str) -> None:

@@ -26,6 +26,7 @@ FINISHED = "the sweep is finished: none of its trials is resumed"
     ("standing", "reason"),
     [
         (Standing("active", "FINISHED"), FINISHED),
+        (Standing("active", "FINISHED", extendable=True), None),
         (Standing("deleted", "KILLED"), "the sweep was deleted in MLflow"),
         (Standing("active", "KILLED"), None),
         (Standing("active", "FAILED"), None),

@@ -10,10 +10,12 @@ from ray import exceptions
 from tiny import Tiny
 
 from raymlops.config.load import load_data
-from raymlops.errors import UnreachableError, UsageError
+from raymlops.errors import LeaseLostError, SweepError, UnreachableError, UsageError
 from raymlops.project import bind
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution.controller import SweepController
+from raymlops.tuning.study.fencing import Fence
+from raymlops.tuning.study.retry import retry_failed
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores
@@ -111,15 +113,15 @@ def test_no_more_trials_are_drawn_than_run_at_a_time_or_are_wanted(storage):
     assert (controller.next_trial(), controller.done) == (None, True)
 
 
-def test_a_short_trial_is_drawn_while_others_run_and_never_in_the_moment_after_one_was_handed_out(storage):
+def test_a_short_trial_is_drawn_while_others_run_once_these_are_on_their_way(storage):
     stage = Stage(storage, num_trials=9)
     stage.run("complete", 0.5)
     for _ in range(2):
+        stage.controller.tick()
         stage.controller.next_trial()
     assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 3
     stage.controller.tick()
-    assert stage.controller.next_trial() is None
     assert len(stage.study.get_trials()) == 4
     stage.controller.end(1, "failed", reason="x")
     assert stage.controller.next_trial()["number"] == 3
@@ -168,24 +170,159 @@ class Refusing:
 
 
 @pytest.mark.parametrize("error", [UsageError("hidden 3 does not go with it"), ZeroDivisionError("division by zero")])
-def test_a_combination_that_the_recipe_refuses_fails_without_a_process(storage, error):
+def test_a_combination_that_the_recipe_refuses_costs_no_trial_and_is_known_to_the_sampler(storage, error):
     """Whatever it raises."""
-    stage = Stage(storage, num_trials=2)
-    stage.controller._project = Refusing(stage.controller._project, error)
+    stage = Stage(storage, num_trials=1)
+    stage.controller._queue._project = Refusing(stage.controller._queue._project, error)
     assert stage.controller.next_trial()["number"] == 1
-    assert stage.runs.said == [(0, "start"), (0, "failed"), (1, "start")]
-    assert stage.trials.records[0].reason == f"{type(error).__name__}: {error}"
+    assert stage.runs.said == [(1, "start")]
+    assert [event.message for event in stage.events if event.message] == [
+        f"the recipe rejects the point of trial 0, another one is drawn: {type(error).__name__}: {error}"
+    ]
+    assert (stage.controller.wanted, stage.trials.total) == (0, 1)
+    stage.epoch(1, 1, 0.5)
+    stage.controller.end(1, "complete")
+    stage.trials.flush()
+    refused, ended = stage.study.get_trials()
+    assert (refused.state, ended.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert refused.constraints == {"accepted by the recipe": 1.0}
+    again = Stage(storage, study=stage.study, num_trials=1)
+    assert (again.controller.wanted, again.controller.done) == (0, True)
+    assert [record.number for record in again.trials.records] == [1]
 
 
-def test_one_whose_driver_died_before_it_was_told_to_have_failed_fails_at_the_resume(storage):
+def test_a_grid_goes_on_after_a_point_that_the_recipe_refuses(storage):
+    """Three points, of which one cannot be: two trials, each of another point."""
+    space = {"train.epochs": {"int": [1, 3]}}
+    stage = Stage(storage, num_trials=9, sampler="grid", space=space)
+    assert stage.trials.total == 3
+    stage.controller._queue._project = Refusing(stage.controller._queue._project, UsageError("no"))
+    drawn = [json.loads(stage.controller.next_trial()["project"])["train"]["epochs"] for _ in range(2)]
+    assert (stage.trials.total, stage.controller.wanted, len(set(drawn))) == (2, 0, 2)
+    assert stage.controller.next_trial() is None
+    again = Stage(storage, study=stage.study, num_trials=9, sampler="grid", space=space)
+    assert (again.trials.total, again.controller.wanted) == (2, 0)
+
+
+def test_a_space_whose_every_point_is_refused_ends_the_sweep(storage):
+    stage = Stage(storage, num_trials=2)
+
+    class Never(Refusing):
+        def with_params(self, params):
+            raise UsageError("no")
+
+    stage.controller._queue._project = Never(stage.controller._queue._project, None)
+    with pytest.raises(
+        SweepError, match=r"rejected the last 200 points of sweep\.space, 200 in all with: UsageError: no"
+    ):
+        stage.controller.next_trial()
+
+
+def test_one_whose_driver_died_before_it_was_told_to_be_refused_is_refused_at_the_resume(storage):
     stage = Stage(storage, num_trials=2)
     stage.trials.ask()
     again = Stage(storage, study=stage.study, num_trials=2)
-    again.controller._project = Refusing(again.controller._project, UsageError("no"))
+    again.controller._queue._project = Refusing(again.controller._queue._project, UsageError("no"))
     for opened in again.trials.reopen():
         again.controller.requeue(opened)
     assert again.controller.next_trial()["number"] == 1
-    assert again.trials.records[0].status == "failed"
+    assert (again.trials.records, again.controller.wanted) == ((), 1)
+    assert again.events[-1].counts["waiting"] == 1
+
+
+def fail(stage, reason, **more):
+    number = stage.controller.next_trial()["number"]
+    stage.controller.end(number, "failed", reason=reason, **more)
+    return number
+
+
+def test_trials_that_fail_in_a_row_for_one_reason_halt_the_sweep_and_start_again_when_it_is_resumed(storage):
+    """A missing file is no trial's fault. Reasons that differ in numbers alone are one reason."""
+    stage = Stage(storage, num_trials=9, max_failures=3)
+    for step in range(3):
+        assert not stage.controller.halting
+        fail(stage, f"OSError: [Errno 2] No such file: data.csv at step {step}")
+    assert stage.controller.halt == "broken"
+    assert "3 trials in a row failed for one reason: OSError: [Errno 2] No such file" in str(stage.controller.error)
+    stage.controller.close()
+    assert stage.states() == [TrialState.WAITING] * 3
+    assert stage.runs.said[-3:] == [(number, "waiting") for number in range(3)]
+
+    again = Stage(storage, study=stage.study, num_trials=9, max_failures=3)
+    for opened in again.trials.reopen():
+        again.controller.requeue(opened)
+    assert [again.run("complete", 0.5) for _ in range(3)] == [0, 1, 2]
+    assert again.controller.wanted == 6
+
+
+def test_other_failures_are_the_trials_own(storage):
+    """Another reason, another end or a value that diverged begin anew; the study has each failed trial."""
+    stage = Stage(storage, num_trials=9, max_failures=2)
+    fail(stage, "ValueError: a")
+    fail(stage, "ValueError: b")
+    stage.run("complete", 0.5)
+    fail(stage, "ValueError: b")
+    fail(stage, "validation/loss is nan after epoch 1", diverged=True)
+    fail(stage, "validation/loss is nan after epoch 1", diverged=True)
+    fail(stage, "ValueError: b")
+    assert not stage.controller.halting
+    names = ["FAIL", "FAIL", "COMPLETE", "FAIL", "FAIL", "FAIL", "RUNNING"]
+    assert [state.name for state in stage.states()] == names
+    for _ in range(2):
+        stage.run("complete", 0.5)
+    assert [record.status for record in stage.trials.records].count("failed") == 6
+
+
+def test_the_last_trials_of_a_sweep_may_fail_alike(storage):
+    """Fewer than the limit: they have failed, and the sweep ends."""
+    stage = Stage(storage, num_trials=2)
+    for _ in range(2):
+        fail(stage, "ValueError: a")
+    assert (stage.controller.done, stage.controller.halt) == (True, None)
+    assert stage.states() == [TrialState.FAIL] * 2
+    assert stage.runs.said[-2:] == [(0, "failed"), (1, "failed")]
+
+
+def test_failed_trials_are_trained_again_in_their_place(storage):
+    """Each once; the sweep still has the trials that it was to have."""
+    stage = Stage(storage, num_trials=3)
+    fail(stage, "ValueError: a")
+    stage.run("complete", 0.5)
+    fail(stage, "ValueError: b")
+    assert stage.states() == [TrialState.FAIL, TrialState.COMPLETE, TrialState.FAIL]
+    assert retry_failed(stage.study) == [0, 2]
+    assert retry_failed(stage.study) == []
+
+    again = Stage(storage, study=stage.study, num_trials=3)
+    for opened in again.trials.reopen():
+        again.controller.requeue(opened)
+    assert (again.trials.total, again.controller.wanted, again.controller.done) == (3, 0, False)
+    assert [again.run("complete", value) for value in (0.6, 0.7)] == [3, 4]
+    assert again.controller.done
+    again.trials.flush()
+    first, *_, retried, _ = again.study.get_trials()
+    assert (retried.params, retried.state) == (first.params, TrialState.COMPLETE)
+    assert [record.number for record in again.trials.records] == [1, 3, 4]
+
+
+def test_a_driver_whose_sweep_was_taken_over_writes_nothing_more(storage):
+    """Its lease was released by the server; the other driver has its own token in the study."""
+    stage = Stage(storage, num_trials=9)
+    fence = Fence(stage.study)
+    stage.trials._writes._check = fence.check
+    stage.run("complete", 0.5)
+    stage.trials.flush()
+    stage.controller.next_trial()
+    stage.epoch(1, 1, 0.9)
+    Fence(stage.study).check()
+    stage.now += 5.0
+    with pytest.raises(LeaseLostError, match="another driver has taken over") as lost:
+        stage.controller.tick()
+    stage.controller.fail(lost.value)
+    with pytest.raises(LeaseLostError):
+        stage.controller.close()
+    assert [trial.state for trial in stage.study.get_trials()] == [TrialState.COMPLETE, TrialState.RUNNING]
+    assert stage.study.get_trials()[1].intermediate_values == {}
 
 
 def test_a_used_up_budget_halts_the_sweep_and_puts_back_what_runs(storage):
@@ -425,7 +562,7 @@ def test_the_time_left_follows_from_the_rate_so_far(storage):
     stage.controller.next_trial()
     assert stage.events[-1].eta_s is None
     stage.now = 10.0
-    stage.controller.end(0, "failed")
+    stage.controller.end(0, "pruned")
     assert stage.events[-1].eta_s == 30.0  # one of four took 10 s
 
 
@@ -451,18 +588,18 @@ def test_slots_are_counted_again_every_few_seconds(storage):
         return [trial["number"] for _ in range(9) if (trial := controller.next_trial()) is not None]
 
     assert drawn(0.0, 2) == [0, 1]
-    assert drawn(5.0, 3) == []  # once, for a moment
-    assert drawn(10.0, 2) == []
-    assert drawn(15.0, 3) == []
-    assert drawn(19.9, 4) == []  # not counted yet
-    assert drawn(20.0, 4) == [2]  # 3, then 4: at least 3
+    assert drawn(2.0, 3) == []  # once, for a moment
+    assert drawn(4.0, 2) == []
+    assert drawn(6.0, 3) == []
+    assert drawn(7.9, 4) == []  # not counted yet
+    assert drawn(8.0, 4) == [2]  # 3, then 4: at least 3
     controller.end(0, "failed", reason="x")
-    assert drawn(25.0, 1) == [3]  # 4, then 1: it stays 3
+    assert drawn(10.0, 1) == [3]  # 4, then 1: it stays 3
     for number in (1, 2):
         controller.end(number, "failed", reason="x")
-    assert drawn(30.0, 1) == []
+    assert drawn(12.0, 1) == []
     controller.end(3, "failed", reason="x")
-    assert drawn(30.0, 1) == [4]
+    assert drawn(12.0, 1) == [4]
 
 
 def test_a_count_that_fails_leaves_the_number_as_it_was(storage):

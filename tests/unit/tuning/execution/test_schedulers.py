@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from optuna.trial import TrialState, create_trial
 
 from raymlops.config.load import load_data
-from raymlops.tuning.execution.schedulers import reports, scheduler_of
+from raymlops.tuning.execution.schedulers import Judged, judged, scheduler_of
+from raymlops.tuning.study.records import Report, report_key
 
 
-def spec(**sweep):
+def spec(train=None, **sweep):
     return load_data(
         {
             "project": {"name": "p"},
             "recipe": {"import": "tiny:Tiny"},
-            "train": {"epochs": 9, "metric": "validation/loss", "mode": "min"},
+            "train": {"epochs": 9, "metric": "validation/loss", "mode": "min", **(train or {})},
             "sweep": sweep,
         }
     ).spec
@@ -43,31 +46,126 @@ def test_asha_stops_a_trial_that_is_not_among_the_best_third():
         assert told(scheduler, number, 0.1 + number / 100)[-1] == ("CONTINUE" if number == 0 else "STOP")
 
 
+def kept(*reports):
+    """Return reports (number, epoch, value) in their order."""
+    return [Judged(number, float(epoch), value, order) for order, (number, epoch, value) in enumerate(reports)]
+
+
 def test_what_was_reported_before_a_resume_counts_as_before():
     values = {0: [0.5, 0.4], 1: [0.45]}
     whole, resumed = scheduler_of(spec()), scheduler_of(spec())
     for number, reported in values.items():
         told(whole, number, *reported)
-        resumed.replay(number, enumerate(reported, start=1), complete=False)
+    resumed.replay(kept((0, 1, 0.5), (0, 2, 0.4), (1, 1, 0.45)), trials=[0, 1])
     assert told(whole, 2, 0.48) == told(resumed, 2, 0.48) == ["STOP"]
+
+
+def test_a_trial_that_had_passed_a_rung_is_not_stopped_by_those_that_came_later():
+    """Trial 2 came first; then trials 0 and 1 reported better values, of later epochs and rungs too."""
+    scheduler = scheduler_of(spec())
+    reports = kept((2, 1, 0.5), (0, 1, 0.1), (1, 1, 0.2), (0, 2, 0.1), (0, 3, 0.1))
+    assert scheduler.replay(reports, trials=[0, 1, 2]) == set()
+    assert scheduler.on_trial_result(None, trial(2), {"resource": 2, "value": 0.5}) == "CONTINUE"
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
 def test_a_stop_that_nobody_was_told_of_is_made_again(kind):
-    """The driver died between the report and the end; the trial has even reported once more."""
+    """The driver died between the report and the end; the trial may even report once more."""
     scheduler = scheduler_of(spec(scheduler=kind))
-    for number in range(4):
-        scheduler.replay(number, [(1.0, 0.1), (2.0, 0.1)], complete=True)
-    assert scheduler.replay(4, [(1.0, 0.9), (2.0, 0.9)], complete=False)
+    reports = kept(*[(number, epoch, 0.1) for number in range(4) for epoch in (1, 2)], (4, 1, 0.9), (4, 2, 0.9))
+    reports.pop(-1 if kind == "asha" else -2)
+    assert scheduler.replay(reports, trials=range(5)) == {4}
     assert scheduler.on_trial_result(None, trial(4), {"resource": 3, "value": 0.9}) == "STOP"
 
 
+@pytest.mark.parametrize("kind", ["asha", "hyperband"])
+def test_of_a_sweep_that_kept_no_order_no_trial_is_stopped_by_its_resume(kind):
+    """By number, late values of trial 0 would judge the first ones of trial 1."""
+    scheduler = scheduler_of(spec(scheduler=kind))
+    reports = [Judged(0, float(epoch), 0.1, None) for epoch in range(1, 9)] + [Judged(1, 1.0, 0.5, None)]
+    assert scheduler.replay(reports, trials=[0, 1]) == set()
+
+
 def test_the_last_report_of_a_trial_that_ended_by_itself_is_not_judged():
-    """Tune asks about no result that says that it is the last."""
-    scheduler = scheduler_of(spec(scheduler="median"))
-    scheduler.replay(0, [(1.0, 0.5), (2.0, 0.4)], complete=True)
-    (results,) = scheduler._scheduler._results.values()
-    assert [result["resource"] for result in results] == [1.0]
+    """Tune asks about no result that says that it is the last; such a report has no order."""
+    entries = {1: Report({}, 0), 2: Report({}, 1), 3: Report({})}
+    attrs = {report_key(epoch): report.to_dict() for epoch, report in entries.items()}
+    values = {1: 0.5, 2: 0.4, 3: 0.3}
+    ended = create_trial(state=TrialState.COMPLETE, value=0.3, intermediate_values=values, system_attrs=attrs)
+    assert [(one.resource, one.order) for one in judged(spec(), [ended])] == [(1.0, 0), (2.0, 1)]
+    old = create_trial(state=TrialState.COMPLETE, value=0.3, intermediate_values=values)
+    assert [one.resource for one in judged(spec(), [old])] == [1.0, 2.0]
+
+
+EPOCHS, TRIALS, SLOTS = 27, 40, 6
+
+
+class Race:
+    """Trials of several paces under a scheduler, in simulated time; a driver that is killed leaves what was written."""
+
+    def __init__(self, seed):
+        rng = random.Random(seed)
+        self.level = [rng.uniform(0.1, 1) for _ in range(TRIALS)]
+        self.slope = [rng.uniform(0.3, 1.5) for _ in range(TRIALS)]
+        self.pace = [rng.uniform(0.5, 2) for _ in range(TRIALS)]
+        self.reports, self.states = [], {}
+        self.running, self.begun, self.now = {}, 0, 0.0
+
+    def value(self, number, epoch):
+        return self.level[number] + self.slope[number] / epoch
+
+    def run(self, scheduler, *, until=math.inf):
+        """Run until a moment; return whether all trials have ended by then."""
+        while True:
+            while len(self.running) < SLOTS and self.begun < TRIALS:
+                scheduler.on_trial_add(None, trial(self.begun))
+                self.running[self.begun] = (self.now + self.pace[self.begun], 1)
+                self.begun += 1
+            if not self.running:
+                return True
+            number, (now, epoch) = min(self.running.items(), key=lambda item: item[1])
+            if now > until:
+                return False
+            self.now = now
+            if epoch == EPOCHS:
+                self.states[number] = "complete"
+                del self.running[number]
+                continue
+            value = self.value(number, epoch)
+            self.reports.append(Judged(number, float(epoch), value, len(self.reports)))
+            if scheduler.on_trial_result(None, trial(number), {"resource": epoch, "value": value}) == "STOP":
+                self.states[number] = "pruned"
+                del self.running[number]
+            else:
+                self.running[number] = (self.now + self.pace[number], epoch + 1)
+
+
+@pytest.mark.parametrize("kind", ["asha", "hyperband", "median"])
+def test_a_resumed_scheduler_decides_as_one_that_was_not_killed(kind):
+    """A kill at a random moment in each of forty sweeps, often twice; open trials report an epoch again."""
+    section = {"scheduler": kind, "grace_period": 1}
+    stopped = resumes = 0
+    for seed in range(40):
+        moments = random.Random(seed)
+        whole, killed = Race(seed), Race(seed)
+        scheduler = scheduler_of(spec(train={"epochs": EPOCHS}, **section))
+        whole.run(scheduler)
+        scheduler = scheduler_of(spec(train={"epochs": EPOCHS}, **section))
+        at = moments.uniform(2, 40)
+        while not killed.run(scheduler, until=at):
+            resumes += 1
+            scheduler = scheduler_of(spec(train={"epochs": EPOCHS}, **section))
+            stopped += len(scheduler.replay(killed.reports, trials=range(killed.begun)) & killed.running.keys())
+            for number, (_, epoch) in killed.running.items():
+                if epoch > 1:  # its checkpoint is an epoch old
+                    again = {"resource": epoch - 1, "value": killed.value(number, epoch - 1)}
+                    assert scheduler.on_trial_result(None, trial(number), again) == "CONTINUE"
+            at += moments.uniform(2, 40)
+        assert killed.states == whole.states, seed
+        assert len(killed.states) == TRIALS
+        assert killed.reports == whole.reports
+    assert stopped == 0
+    assert resumes >= 40
 
 
 def test_epochs_that_a_checkpoint_brought_back_are_judged_in_their_rungs():
@@ -141,8 +239,18 @@ def test_a_result_without_a_clock_stops_nothing(kind):
     assert scheduler.on_trial_result(None, trial(0), {"value": 0.1}) == "CONTINUE"
 
 
-def test_reports_are_read_by_the_resource():
-    values, history = {1: 0.5, 2: 0.4}, {1: {"step": 10.0}, 2: {"step": 20.0}}
-    assert list(reports(spec(), values, history)) == [(1.0, 0.5), (2.0, 0.4)]
+def test_reports_are_read_by_the_resource_in_the_order_in_which_they_were_judged():
+    def running(*reports):
+        entries = {report_key(epoch): Report({"step": step}, order).to_dict() for epoch, step, order in reports}
+        values = {epoch: 0.5 / epoch for epoch, *_ in reports}
+        return create_trial(state=TrialState.RUNNING, intermediate_values=values, system_attrs=entries)
+
+    trials = [running((1, 10.0, 0), (2, 20.0, 3)), running((1, 11.0, 1), (2, 21.0, 2))]
+    for number, one in enumerate(trials):
+        one.number = number
+    found = judged(spec(), trials)
+    assert [(one.number, one.resource, one.value) for one in found] == [
+        (0, 1.0, 0.5), (1, 1.0, 0.5), (1, 2.0, 0.25), (0, 2.0, 0.25),
+    ]  # fmt: skip
     by_step = spec(resource="step", max_resource=100.0)
-    assert list(reports(by_step, values, history)) == [(10.0, 0.5), (20.0, 0.4)]
+    assert [one.resource for one in judged(by_step, trials)] == [10.0, 11.0, 21.0, 20.0]

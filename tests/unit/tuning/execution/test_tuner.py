@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from simulated_sweep import Cluster, run, simulated
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.air.execution._internal.tracked_actor import TrackedActor
+from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.execution.tune_controller import TuneController
+from simulated_sweep import Cluster, SimulatedSweep, run, simulated
+
+from raymlops.tuning.execution import tuner
+from raymlops.tuning.execution.tuner import prepared_tune
+from raymlops.tuning.stalls import StallReport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +83,7 @@ def test_a_sweep_waits_where_nothing_is_free_and_says_so(tmp_path: Path) -> None
 
     def explain(waiters, *, still_s, running):
         asked.append(([waiter.number for waiter in waiters], still_s, running))
-        return "held by others"
+        return StallReport("held by others")
 
     with simulated(tmp_path, cluster) as make:
         sweep = make(num_trials=5, explain=explain)
@@ -84,3 +97,111 @@ def test_a_sweep_waits_where_nothing_is_free_and_says_so(tmp_path: Path) -> None
         cluster.held = 0
         assert run(sweep)
         assert (sweep.ended, sweep.processes.peak, len(asked)) == (5, 2, 1)
+
+
+def peaks(*sweeps: SimulatedSweep, from_s: float, until_s: float) -> list[int]:
+    """Run sweeps side by side and return the most processes that each had at any moment of a time."""
+    most = [0] * len(sweeps)
+    run(*sweeps, until_s=from_s)
+    while not run(*sweeps, until_s=sweeps[0].cluster.now + 0.5) and sweeps[0].cluster.now < until_s:
+        most = [
+            max(pair) for pair in zip(most, (sweeps[0].cluster.taken[one.processes] for one in sweeps), strict=True)
+        ]
+    return most
+
+
+def test_a_second_sweep_gets_its_first_slot_within_a_trial_and_its_half_soon(tmp_path: Path) -> None:
+    """Both want all of eight CPUs. Trials take 20 s."""
+    cluster = Cluster(8)
+    with simulated(tmp_path, cluster) as make:
+        first = make("first", num_trials=120, lasts_s=lambda number: 20.0 + number % 7)
+        run(first, until_s=60.0)
+        assert cluster.taken[first.processes] == 8
+        second = make("second", num_trials=60, lasts_s=lambda number: 20.0 + number % 5)
+        run(first, second, until_s=60.0 + 27.0 + 2.0)
+        assert cluster.taken[second.processes] >= 1
+        assert peaks(first, second, from_s=160.0, until_s=300.0) == [4, 4]
+        assert run(first, second), (first.ended, second.ended)
+        assert (first.ended, second.ended, first.processes.peak) == (120, 60, 8)
+
+
+def test_what_the_other_sweep_leaves_is_used(tmp_path: Path) -> None:
+    """The shorter one ends; the longer one has all CPUs soon after."""
+    cluster = Cluster(4)
+    with simulated(tmp_path, cluster) as make:
+        short, long = make("short", num_trials=8), make("long", num_trials=400)
+        while not short.tune.is_finished():
+            run(short, long, until_s=cluster.now + 1.0)
+        run(long, until_s=cluster.now + 10.0)
+        assert cluster.taken[long.processes] == 4
+
+
+def test_an_endpoint_that_waits_gets_the_next_process_that_is_free(tmp_path: Path) -> None:
+    """Of four CPUs a sweep has all; a deployment asks for one."""
+    cluster = Cluster(4)
+    with simulated(tmp_path, cluster) as make:
+        sweep = make(num_trials=400, lasts_s=lambda _number: 5.0)
+        run(sweep, until_s=20.0)
+        cluster.asked = 1
+        run(sweep, until_s=20.0 + 5.0 + 5.0)
+        assert (cluster.asked, cluster.held) == (0, 1)
+        run(sweep, until_s=60.0)
+        assert cluster.taken[sweep.processes] == 3
+        assert run(sweep)
+        assert sweep.ended == 400
+
+
+def test_the_patches_of_several_sweeps_in_a_process_end_with_the_last_one() -> None:
+    """The first one to begin is the first one to end."""
+    original = TuneController._maybe_reuse_cached_actor
+    first, second = prepared_tune(), prepared_tune()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert TuneController._maybe_reuse_cached_actor is not original
+    second.__exit__(None, None, None)
+    assert TuneController._maybe_reuse_cached_actor is original
+
+
+# The replaced methods of Tune: each test fails once Ray no longer needs its replacement, or has changed around it.
+
+
+def test_tune_still_ends_a_sweep_where_the_memory_monitor_kills_a_process() -> None:
+    task = TrackedActorTask(TrackedActor(1))
+    with pytest.raises(RuntimeError, match="Caught unexpected exception"):
+        RayActorManager._actor_task_failed(None, task, OutOfMemoryError("Task was killed"))
+    told: list[BaseException] = []
+    actor = TrackedActor(1, on_error=lambda _actor, error: told.append(error))
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    with prepared_tune():
+        RayActorManager._actor_task_failed(manager, TrackedActorTask(actor), OutOfMemoryError("Task was killed"))
+    assert isinstance(told[0], RayActorError)
+
+
+def test_tune_still_runs_all_short_trials_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process takes the trials of those that are starting."""
+    monkeypatch.setattr(tuner, "patched_tune", lambda **_: nullcontext())
+    cluster = Cluster(4, held=3)
+    with simulated(tmp_path, cluster) as make:
+        sweep = make(num_trials=100, lasts_s=lambda _number: 0.5)
+        run(sweep, until_s=20.0)
+        cluster.held = 0
+        assert run(sweep)
+        assert len(sweep.processes.used) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "digest"),
+    [
+        (RayActorManager._actor_task_failed, "acbe35f64073"),
+        (TuneController._maybe_reuse_cached_actor, "c045f0ddd48f"),
+        (TuneController._maybe_add_actors, "dda4565e2ec3"),
+        (TuneController._maybe_cache_trial_actor, "b93826d25e5e"),
+        (TuneController._cleanup_cached_actors, "338aa7b5cdaf"),
+        (TuneController._maybe_update_trial_queue, "a3018c74ad97"),
+    ],
+)
+def test_what_is_replaced_or_relied_upon_is_what_it_was(method: object, digest: str) -> None:
+    """Where this fails: read the new source, see whether the replacement and ``Handout`` are right, and update it."""
+    source = inspect.getsource(method)  # type: ignore[arg-type]
+    assert hashlib.sha256(source.encode()).hexdigest()[:12] == digest

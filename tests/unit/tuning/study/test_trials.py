@@ -10,13 +10,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
-from raymlops.errors import StorageError
+from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
+from raymlops.tuning.study.records import history_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
-from raymlops.tuning.study.trials import Trials, history_of
+from raymlops.tuning.study.trials import Trials
 
 LOSS = (Objective("validation/loss", "min"),)
 BOTH = (*LOSS, Objective("latency_ms", "min"))
@@ -363,3 +365,85 @@ def test_a_short_trial_costs_the_database_one_write_for_each_of_its_parts(storag
 
 def _reads(statement):
     return statement.lstrip().upper().startswith(("SELECT", "PRAGMA"))
+
+
+def test_what_was_reported_before_a_kill_is_known_with_its_order_and_metrics(storage, study, clock):
+    """Nothing is lost but what was not written: a constraint that was reported is kept."""
+    section = SECTION.model_copy(update={"constraints": {"auc": Threshold(min=0.5)}})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
+    first, second = trials.ask().number, trials.ask().number
+    report(trials, first, [0.5], auc=0.9)
+    report(trials, second, [0.4], auc=0.6)
+    report(trials, first, [0.6], first_epoch=2, auc=0.4)
+    trials.flush()
+
+    resumed = again(storage, clock, section=section)
+    opened = {one.number: one for one in resumed.reopen()}
+    orders = {number: {epoch: one.order for epoch, one in opened[number].reports.items()} for number in opened}
+    assert orders == {0: {1: 0, 2: 2}, 1: {1: 1}}
+    assert opened[0].history == {1: {"validation/loss": 0.5, "auc": 0.9}, 2: {"validation/loss": 0.6, "auc": 0.4}}
+    assert opened[1].metrics == {"validation/loss": 0.4, "auc": 0.6}
+    report(resumed, second, [0.4, 0.3], auc=0.7)  # the first one again, from a checkpoint
+    assert [one.order for one in resumed.open[second].reports.values()] == [1, 3]
+    record = resumed.tell(second, "pruned")
+    assert (record.status, record.feasible) == ("pruned", True)
+    resumed.flush()
+    assert history_of(study.trials[1]) == {
+        1: {"validation/loss": 0.4, "auc": 0.7},
+        2: {"validation/loss": 0.3, "auc": 0.7},
+    }
+
+
+def test_a_report_that_is_written_with_the_end_has_no_attribute_of_its_own(study, trials):
+    """Short trials cost one write less; each epoch is in the study once."""
+    ended(trials, "complete", [0.5, 0.4])
+    number = trials.ask().number
+    report(trials, number, [0.5])
+    trials.flush()
+    report(trials, number, [0.4], first_epoch=2)
+    trials.tell(number, "complete")
+    trials.flush()
+    first, second = study.trials
+    assert not [key for key in first.system_attrs if "report" in key]
+    assert first.user_attrs["raymlops"]["orders"] == {"1": 0, "2": 1}
+    assert [key for key in second.system_attrs if "report" in key] == ["raymlops:report:1"]
+    assert second.user_attrs["raymlops"]["history"] == {"2": {"validation/loss": 0.4}}
+    assert list(history_of(second)) == [1, 2]
+
+
+def test_trials_are_known_in_the_order_in_which_they_ended(storage, trials, clock):
+    """Patience counts so, at a resume as before."""
+    slow, quick = trials.ask().number, trials.ask().number
+    for number in (quick, slow):
+        report(trials, number, [0.5])
+        trials.tell(number, "complete")
+    trials.flush()
+    resumed = again(storage, clock)
+    assert [record.number for record in resumed.ended] == [quick, slow]
+    assert [record.number for record in resumed.records] == [slow, quick]
+
+
+def test_a_trial_whose_creation_got_no_answer_is_the_next_one(study, trials, monkeypatch):
+    """The server created it, and the connection broke: the next call draws that one, not a second."""
+    create = type(trials._storage).create_new_trial
+
+    def unanswered(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        raise OperationalError("INSERT", {}, Exception("server closed the connection"))
+
+    monkeypatch.setattr(type(trials._storage), "create_new_trial", unanswered)
+    with pytest.raises(UnreachableError):
+        trials.ask()
+    monkeypatch.setattr(type(trials._storage), "create_new_trial", create)
+    assert [trials.ask().number for _ in range(2)] == [0, 1]
+    assert len(study.trials) == 2
+
+
+def test_an_optuna_that_ignores_given_parameters_is_refused(study, clock, monkeypatch):
+    """A grid would silently be random."""
+    section = SECTION.model_copy(update={"enqueue": [{"train.lr": 1e-3, "train.optimizer": "adamw"}]})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
+    create = trials._storage.create_new_trial
+    monkeypatch.setattr(trials._storage, "create_new_trial", lambda study_id, template_trial=None: create(study_id))
+    with pytest.raises(StorageError, match=r"another value than the one that trial 0 was given for train\.lr"):
+        trials.ask()

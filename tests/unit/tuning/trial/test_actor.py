@@ -9,6 +9,7 @@ import threading
 
 import drawn
 import pytest
+import torch
 import trial_recipes
 from tiny import Tiny
 
@@ -16,7 +17,8 @@ from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
 from raymlops.errors import TrainingError
 from raymlops.project import bind
-from raymlops.tuning.trial.actor import TrialActor
+from raymlops.tuning.trial.actor import TrialActor, limit_memory, release_memory
+from raymlops.tuning.trial.epoch_stream import TrialThread
 
 RISING = {"epochs": 20, "batch_size": 16, "lr": 0.15, "patience": 3}
 """With dropout 0.2 the loss is lowest after epoch 7, rises and falls before, and ends after epoch 10."""
@@ -295,3 +297,37 @@ def test_the_value_of_a_trial_that_failed_at_once_is_nan(configure, begin):
     result = begin(configure(trial_recipes.Wrong, config={"fault": "raises"})).step()
     assert math.isnan(result["value"])
     assert (result["epochs"], result["metrics"], result["best_metrics"]) == (0, None, {})
+
+
+def test_a_process_with_a_share_of_a_card_has_that_share_of_its_memory(monkeypatch):
+    """One that has the whole card, or none, has no limit."""
+    limits = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    for gpus in (0.0, 0.5, 1.0, 2.0):
+        limit_memory(gpus)
+    assert limits == [0.5]
+
+
+def test_a_trial_s_memory_on_the_card_is_returned_before_the_next_one_trains(monkeypatch):
+    """Once nothing holds it: what is in cycles is collected first."""
+    returned, freed = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: returned.append(list(freed)))
+
+    class Model:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            freed.append("model")
+
+    def train():
+        Model()
+
+    thread, done = TrialThread(after=release_memory), threading.Event()
+    thread.submit(train)
+    thread.submit(done.set)
+    assert done.wait(10)
+    assert returned[0] == ["model"]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from raymlops.config.load import load_data
+from raymlops.errors import InsufficientResourcesError
+from raymlops.project import bind
 from raymlops.training.events import Event, words
 from raymlops.training.loop.outcome import Outcome
+from raymlops.tuning.trial import multi_worker
 from raymlops.tuning.trial.multi_worker import EpochWriter
 
 
@@ -53,3 +57,34 @@ def test_epochs_whose_events_were_lost_come_from_the_history(writer, passed):
     writer(epoch(3, 0.3))
     writer.close(Outcome(history=[{"loss": 0.1}, {"loss": 0.2}, {"loss": 0.3}, {"loss": 0.4}], steps=40))
     assert [(number, metrics["loss"]) for number, metrics, *_ in passed] == [(3, 0.3), (2, 0.2), (4, 0.4)]
+
+
+def test_want_of_room_is_waiting_and_no_failure(monkeypatch):
+    """A node with some of its workers was lost: the trial waits until Ray has placed them again, or is stopped."""
+    asked, epochs = [], []
+    outcomes = [InsufficientResourcesError("no room"), InsufficientResourcesError("no room"), None]
+
+    def fit(request):
+        asked.append((request.placement_group, request.room.count(without=["a"]), request.room.may_grow(2)))
+        if (error := outcomes[len(asked) - 1]) is not None:
+            raise error
+        return Outcome(history=[{"loss": 0.5}], steps=10), "uri"
+
+    monkeypatch.setattr(multi_worker.supervisor, "fit", fit)
+    monkeypatch.setattr(multi_worker, "has_unused_parameters", lambda *_: False)
+    group = object()
+    monkeypatch.setattr(multi_worker.ray.util, "get_current_placement_group", lambda: group)
+    data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny"}, "sweep": {"workers_per_trial": 2}}
+    project = bind(load_data(data))
+
+    def on_epoch(number, metrics, **_more):
+        epochs.append((number, metrics))
+        return False
+
+    given = {"folder": "f", "after": 0, "on_epoch": on_epoch, "stopping": lambda: False}
+    multi_worker.train_on_workers(project, None, **given)
+    assert asked == [(group, 2, False)] * 3
+    assert epochs == [(1, {"loss": 0.5})]
+    asked.clear()
+    multi_worker.train_on_workers(project, None, **{**given, "stopping": lambda: bool(asked)})
+    assert len(asked) == 1

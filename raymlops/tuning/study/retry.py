@@ -1,0 +1,29 @@
+"""Train failed trials again: each gets a new trial with its parameters, which counts in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.tuning.study.records import RETRY_OF, counted
+from raymlops.tuning.study.storage import storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def retry_failed(study: Any) -> Sequence[int]:
+    """Add a waiting trial for each failed one of a sweep, and return their numbers; a repeated call adds none.
+
+    Optuna's failed trials are final, and its sampler does not learn from them.
+
+    Raises:
+        StorageError, UnreachableError: the database does not answer.
+    """
+    from optuna.trial import TrialState, create_trial
+
+    with storage_errors(f"Optuna's study {study.study_name}"):
+        failed = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state == TrialState.FAIL]
+        for trial in failed:
+            attributes = {"fixed_params": dict(trial.params), RETRY_OF: trial.number}
+            study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attributes))
+    return [trial.number for trial in failed]
