@@ -50,8 +50,8 @@ class Progress(NamedTuple):
     """Optimizer steps taken."""
     epoch: int = 1
     """The epoch in progress, counted from 1."""
-    steps: int = 0
-    """Length of the training in optimizer steps; 0 where no training runs."""
+    steps: int = 1
+    """Length of the training in optimizer steps; 1 where none runs, so that ``step / steps`` is 0."""
 
 
 class RecipeBase:

@@ -63,8 +63,7 @@ class Sender:
         self._tracker = tracker
         self._on_closed = on_closed
         self._clock = clock
-        self._max_pending = max_pending
-        self._max_retry_s = max_retry_s
+        self._max_pending, self._max_retry_s = max_pending, max_retry_s
         self._notices: list[str] = []
         self._overflowed = False
         self._failures = 0

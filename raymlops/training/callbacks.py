@@ -76,7 +76,7 @@ class Callbacks:
                 if kind not in self._told:
                     self._told.add(kind)
                     what = error.message if where in error.message else f"{where}: {error.message}"
-                    self._tell(f"{what}; the training continues, and such errors of this callback are not told again")
+                    self._tell(f"{what}; the training continues, and further errors of this kind are not reported")
             finally:
                 ctx.close()
 

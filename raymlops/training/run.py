@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from raymlops.bundle.code import collect, imports_of
 from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
-from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
+from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
 
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
-    from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
+    from raymlops.recipe import RecipeBase
     from raymlops.tracking.client import Tracker
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
@@ -79,7 +80,7 @@ def train(
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
-        ahead = _started_ahead(spec.train, room=room, held=held)
+        ahead = _started_ahead(project, room=room, held=held)
         runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
@@ -111,7 +112,16 @@ def train(
         writer = RunWriter(
             tracker, run_id, on_event=on_event, previous=previous, log_uri=filesystem.join(files_uri, LOG)
         )
-        request = RunRequest(project, prepared, files_uri, writer, writer.catch_up, unused, room, ahead)
+        request = RunRequest(
+            project,
+            prepared,
+            files_uri=files_uri,
+            writer=writer,
+            catch_up=writer.catch_up,
+            unused_parameters=unused,
+            room=room,
+            started=ahead,
+        )
         command = resume_command("train", run_id, spec=spec)
         with _closing_on_error(request, writer, command=command):
             writer(words(f"run {run_id}"))
@@ -144,15 +154,28 @@ def train(
     return record
 
 
-def _started_ahead(section: TrainSection, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
-    """Start the workers' processes beside the checks; where one fails, they end with it."""
-    if room is None or not section.workers[1]:
+def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
+    """Start the workers' processes beside the checks; where one fails, they end with it.
+
+    Not for a recipe that uses Ray itself: a pipeline of Ray Data would wait forever for the places that they hold.
+    """
+    if room is None or not project.spec.train.workers[1] or _uses_ray(project.recipe_class):
         return None
     from raymlops.training.supervision.processes import start_ahead
 
     with undisturbed():
-        processes = start_ahead(section, room=room)
+        processes = start_ahead(project.spec.train, room=room)
         return None if processes is None else held.enter_context(processes)
+
+
+def _uses_ray(recipe_class: type[RecipeBase]) -> bool:
+    """Return whether the recipe's code imports Ray; true where its code cannot be read, which ``preflight`` reports."""
+    try:
+        files = collect(recipe_class).files
+    except RecipeError:
+        return True
+    imported = {name for path, source in files.items() for name in imports_of(path, source)}
+    return any(name.partition(".")[0] == "ray" for name in imported)
 
 
 def _checked_folder(spec: ProjectSpec) -> str:

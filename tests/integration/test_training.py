@@ -125,6 +125,12 @@ def test_a_refused_recipe_leaves_neither_a_run_nor_its_workers(tmp_path: Path) -
     assert left_behind() == []
 
 
+def test_a_pipeline_of_ray_data_runs_before_the_workers_take_its_places(storage: Path) -> None:
+    """Two workers take both CPUs of the cluster."""
+    record = train(project(storage, recipe="sourced:FromLazyRay", num_workers=2, cpus_per_worker=1))
+    assert record.num_workers == 2
+
+
 def test_nan_in_training_names_the_step(storage: Path) -> None:
     """A loss that becomes NaN on one worker ends the run with epoch, step and learning rate."""
     with pytest.raises(NonFiniteError, match=r"epoch 1, step 3, learning rate 0\.0"):

@@ -52,6 +52,8 @@ MODEL = "model.safetensors"
 TRAINER = "trainer.pt"
 SHARDS = ".metadata"
 """torch.distributed.checkpoint's index of tensors and files."""
+TRAINED = "raymlops.trained"
+"""The entry of ``keep`` with the weights that are trained, where a loop keeps others, such as averages of its own."""
 
 _SHOWN = 5
 
@@ -225,7 +227,10 @@ def restore(
         ema.load(online)
     if scaler is not None and trainer["scaler"]:
         scaler.load_state_dict(trainer["scaler"])
-    _load_kept(trainer.get("keep", {}), folder_uri, keep=keep or {})
+    others = trainer.get("keep", {})
+    if TRAINED in others:
+        model.load_state_dict(others[TRAINED])
+    _load_kept(others, folder_uri, keep=keep or {})
     run = RunState.from_dict(state["run"])
     return run if kept is None else with_best_of(run, kept)
 

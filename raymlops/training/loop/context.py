@@ -154,7 +154,8 @@ class TrainContext(RankProgress):
 
         A checkpoint is written if one is due. Metrics are numbers or tensors of one element. ``epoch`` and ``step`` are
         by default those that ``batches`` counts; ``model`` and ``optimizer`` may be omitted after ``restore``, which
-        was given them.
+        was given them. Another ``model`` than it was given, such as an average, is what is kept and registered, and
+        that one is still what a resumed run trains.
 
         Raises:
             RecipeError: ``train.metric`` is not reported, a metric is no number, no model is known, or another rank
@@ -175,8 +176,7 @@ class TrainContext(RankProgress):
             )
         if not math.isfinite(value):
             raise NonFiniteError(f"{best.metric} is {value} after epoch {epoch} (step {step})")
-        given = {"model": model, "optimizer": optimizer}
-        self._trained |= {name: value for name, value in given.items() if value is not None}
+        self._take(model, optimizer)
         self._refuse_unknown_model("report")
         if not state.history:
             self._warn_of_other_weights()
@@ -312,6 +312,20 @@ class TrainContext(RankProgress):
         if not has_metrics or (self.sharded and self.spec.precision != "fp32"):  # of which its weights are gathered
             return {}
         return self._evaluated(model, "test", self.spec.model_copy(update={"precision": "fp32"}))
+
+    def _take(self, model: nn.Module | None, optimizer: Optimizers | None) -> None:
+        """Take what a report was given; a model in place of the one that ``restore`` was given is only what is kept."""
+        if optimizer is not None:
+            self._trained["optimizer"] = optimizer
+        if "keep" not in self._trained:  # nothing was given to restore
+            self._trained["model"] = self._trained["model"] if model is None else model
+            return
+        self._reported = None if model is self._trained["model"] else model
+        if self._reported is not None and self.sharded:
+            raise RecipeError(
+                "ctx.report() got another model than ctx.restore(), under train.strategy fsdp",
+                hint="Report the model that is trained, and set train.ema for an average of it.",
+            )
 
     def _refuse_unknown_model(self, method: str) -> None:
         if self._trained["model"] is None:

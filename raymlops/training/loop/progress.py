@@ -15,7 +15,7 @@ from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.callbacks import Callbacks
-from raymlops.training.checkpoints.format import trained
+from raymlops.training.checkpoints.format import TRAINED, trained
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
@@ -98,6 +98,8 @@ class RankProgress:
         self.share = 1.0
         """What this rank's mean loss of the batch counts times, so that the average over ranks is that of all rows."""
         self._trained: dict[str, Any] = {"model": None, "optimizer": None}
+        self._reported: nn.Module | None = None
+        """What was reported in place of the model that is trained, such as an average of it."""
         self._callbacks = Callbacks(self.recipe, rank=self.rank, device=self.device, tell=self.message)
         self._logged_step = 0
         self._logged_metrics: dict[str, float] = {}
@@ -272,12 +274,17 @@ class RankProgress:
             step=step,
             epoch=epoch,
             metrics=metrics,
-            model=None if self.sharded else self._trained["model"],
+            model=None if self.sharded else self._shown_model(hook),
             log=log,
             send=None if self._hooks.trial else send,
             logged=self._callbacks.logged_at(step),
         )
         self._callbacks.run(hook, ctx)
+
+    def _shown_model(self, hook: Hook) -> nn.Module:
+        """Return what was evaluated where that is what a hook is about, else what is trained."""
+        model: nn.Module = self._trained["model"]
+        return self._reported if hook == "on_evaluation" and self._reported is not None else model
 
     def _over(self) -> bool:
         state, last = self.run_state, self.last_step
@@ -323,8 +330,14 @@ class RankProgress:
             metrics=metrics,
             fit=self.prepared.state,
             not_finite_at_start=self._not_finite_at_start,
-            **self._trained,
+            **self._trained | self._kept_in_its_place(),
         )
         self._saver.save(snapshot, best=best, last=last)
         self._agreement.saved()
         self.watch.mark("checkpoint")
+
+    def _kept_in_its_place(self) -> dict[str, Any]:
+        """Return the model that was reported in place of the trained one, which a resumed run needs beside it."""
+        if self._reported is None:
+            return {}
+        return {"model": self._reported, "keep": {**self._trained["keep"], TRAINED: self._trained["model"]}}

@@ -59,7 +59,12 @@ class Ranks:
         """Fill tensors with those of rank 0, in place."""
         if self.world_size > 1:
             for tensor in tensors:
-                torch.distributed.broadcast(tensor.detach(), src=0)
+                # A collective takes as many numbers as a tensor has, which an expanded one has not in memory.
+                held = tensor.detach()[tuple(slice(None if stride else 1) for stride in tensor.stride())]
+                whole = held.contiguous()
+                torch.distributed.broadcast(whole, src=0)
+                if whole.data_ptr() != held.data_ptr():
+                    held.copy_(whole)
 
     def from_first(self, value: T) -> T:
         """Return rank 0's value on every rank."""

@@ -259,6 +259,19 @@ def test_a_resumed_run_is_bit_equal(tiny_project: Any, tmp_path: Path, options: 
         assert torch.equal(found[name], tensor), name
 
 
+def test_an_average_that_is_kept_is_not_what_is_trained_after_a_resume(tiny_project: Any, tmp_path: Path) -> None:
+    """Interrupted in the second epoch, when a report has named the average, whose weights the checkpoint holds too."""
+    project = tiny_project(recipe="own_ways:KeepsAverage", checkpoint_every_minutes=None, epochs=3)
+    whole = Attempt(project, tmp_path / "whole", token="w")
+    cut = Attempt(project, tmp_path / "cut", token="c", after=10)
+    assert cut.outcome.stopped
+    assert len(cut.outcome.history) == 1
+    resumed = Attempt(project, tmp_path / "cut", token="r")
+    assert resumed.outcome.history == whole.outcome.history
+    expected, found = (load_weights(run.saver.best_uri)[0] for run in (whole, resumed))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.mark.parametrize(("schedule", "arguments"), [("StepLR", {"step_size": 3, "gamma": 0.5}), ("OneCycleLR", {})])
 def test_a_sharded_run_resumes_with_its_averages(
     tiny_project: Any, tmp_path: Path, schedule: str, arguments: dict[str, Any]

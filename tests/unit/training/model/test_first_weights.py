@@ -8,7 +8,7 @@ import pytest
 import torch
 from rank_jobs import spec_of
 from ranks import ranks
-from starting import started
+from starting import copied, started
 from torch import nn
 
 from raymlops.errors import UsageError
@@ -113,3 +113,10 @@ def test_a_device_with_too_little_memory(options: dict[str, Any], free_mib: int,
     with pytest.raises(UsageError, match=r"does not fit 4 such devices") as raised:
         check_room(model, spec, ranks=4, free_bytes=free_mib << 20)
     assert expected in str(raised.value.hint)
+
+
+def test_tensors_of_any_layout_are_copied() -> None:
+    """An expanded one has one number in memory: what lies behind it is another tensor's."""
+    turned = [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]
+    for rank, found in enumerate(ranks().run(2, copied)):
+        assert found == [[0.0] * 4, turned, 0.0, [float(rank)] * 7]
