@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from raymlops.training.events import Event
+
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -168,6 +170,22 @@ def test_a_reason_to_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
         run(project(tmp_path), recorder, stop=lambda: "interrupted" if recorder.events else "")
     assert recorder.messages == ["starting 2 workers"]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("raymlops-attempt")]
+
+
+def test_a_worker_that_dies_while_it_starts_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
+    """Its attempt ends, and the next one runs with others."""
+    killed: list[bool] = []
+
+    def kill(event: Event) -> None:
+        if event.message == "starting 2 workers" and not killed:
+            killed.append(True)
+            signal_one("RayTrainWorker", signal.SIGKILL)
+
+    recorder = Recorder(at=kill)
+    ended = run(project(tmp_path), recorder)
+    (restart,) = recorder.restarts
+    assert (restart.step, restart.workers) == (0, 2)
+    assert_equal(ended, undisturbed)
 
 
 @pytest.mark.soak

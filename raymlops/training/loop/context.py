@@ -271,6 +271,11 @@ class TrainContext(RankProgress):
             values = numbers(logged, where="ctx.log()")
             if taken := sorted(values.keys() & (metrics.keys() | found.keys())):
                 raise RecipeError(f"ctx.log() got {', '.join(taken)}, which this evaluation has already")
+            if taken := sorted(name for name in values if name.startswith("test/")):
+                raise RecipeError(
+                    f"ctx.log() got {', '.join(taken)}, the name of a metric of the test split",
+                    hint="That is evaluated once, when the training ends: log it in on_end, or under another name.",
+                )
             found.update(values)
 
         ema = self._trained.get("ema")

@@ -46,8 +46,8 @@ def load_first_weights(recipe: RecipeBase, model: nn.Module, source: str | None)
         except RuntimeError as error:
             raise RecipeError(
                 f"train.init_from {source!r} does not fit the model of {type(recipe).__name__}: {error}",
-                hint="model() must build the same tensors. To take over some of them leave train.init_from out and load "
-                "them in initialize(model), which is not called with it.",
+                hint="model() must build the same tensors. To take some over, leave train.init_from out and load "
+                "them in initialize(model).",
             ) from error
 
 

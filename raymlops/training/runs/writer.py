@@ -117,7 +117,7 @@ class RunWriter:
         progress = {PROGRESS: self._progress()} if self._latest.step else {}
         try:
             self._sender.end(self._run, status, tags={**progress, **tags}, kept=kept)
-            self._sender.finish(wait_s=wait_s, tell=self._tell)
+            self._sender.finish(wait_s=wait_s, patient=True, tell=self._tell)
         finally:
             for text in self._notices():
                 self._tell(text)

@@ -44,7 +44,7 @@ def test_what_the_weights_do_not_fit_is_refused_before_the_run(config: dict[str,
         ("fine@7", NotFoundError, "7"),
         ("f" * 32, NotFoundError, "f" * 32),
         ("/nowhere/at/all", NotFoundError, "/nowhere/at/all"),
-        ("teacher.pt", UsageError, r"'teacher\.pt', a file: .*def initialize\(self, model\)"),
+        ("teacher.pt", UsageError, r"'teacher\.pt', a file, not .*def initialize\(self, model\)"),
         ("old/model.safetensors", UsageError, "a file"),
     ):
         with pytest.raises(error, match=f"(?s){message}"):
