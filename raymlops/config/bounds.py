@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     Models = dict[str, tuple[type[BaseModel], dict[str, Any]]]
 
 RECIPE = "recipe.config."
+_COMPARED = "cannot be searched: it decides how trials are compared, which is the same for all"
+_UNSEARCHABLE = {
+    "train.metric": _COMPARED,
+    "train.mode": _COMPARED,
+    "train.num_workers": "cannot be searched: every trial has sweep.workers_per_trial workers",
+}
 
 
 def check_space(
@@ -50,10 +56,12 @@ def check_space(
 
 def _ends(key: str, searched: Distribution, models: Models) -> Iterator[Finding]:
     path: KeyPath = ("sweep", "space", key)
-    unknown = _unknown(key, models)
-    if unknown:
-        yield Finding(path, unknown, at_key=True)
+    wrong = _UNSEARCHABLE.get(key) or _unknown(key, models)
+    if wrong:
+        yield Finding(path, wrong, at_key=True)
         return
+    if (pair := _equal_choices(searched)) is not None:
+        yield Finding(path, f"choices {got(pair[0])} and {got(pair[1])} are equal, which Optuna takes for one choice")
     names = ("low", "high") if searched.kind != "categorical" else ("choice",) * len(searched.choices)
     for name, value in zip(names, searched.ends(), strict=True):
         message = _refusal(key, value, models)
@@ -61,6 +69,12 @@ def _ends(key: str, searched: Distribution, models: Models) -> Iterator[Finding]
             yield Finding(
                 path, f"{name}: {message}" if message.startswith("got ") else f"{name} {got(value)}: {message}"
             )
+
+
+def _equal_choices(searched: Distribution) -> tuple[Scalar, Scalar] | None:
+    """Return two choices that Python takes for the same, such as 1 and ``true``."""
+    choices = searched.choices
+    return next(((one, other) for i, one in enumerate(choices) for other in choices[i + 1 :] if one == other), None)
 
 
 def _unknown(key: str, models: Models) -> str | None:

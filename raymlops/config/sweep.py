@@ -104,14 +104,17 @@ class SweepSection(Spec):
     sampler: FreeInRun[Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"]] = Field(
         "tpe", description="how trials are drawn"
     )
-    startup_trials: FreeInRun[int] = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    startup_trials: FreeInRun[int] = Field(
+        8, ge=1, description="random trials before tpe or gp model anything; of nsga2 a generation, by default 50"
+    )
     seed: FreeInRun[int] = Field(0, ge=0, lt=2**32, description="seeds the sampler")
     enqueue: FreeInRun[list[dict[SpaceKey, Any]]] = Field(
         default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
     )
     scheduler: FreeInRun[Literal["asha", "hyperband", "median", "none"]] = Field(
         "asha",
-        description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
+        description="stops poor trials early; hyperband is the asynchronous one; default with objectives, gp or nsga2: "
+        "none",
     )
     resource: FreeInRun[str] = Field(
         "epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric"
@@ -139,11 +142,20 @@ class SweepSection(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _unscheduled(cls, data: Any) -> Any:
-        """Default to no scheduler with several objectives; an explicit one is rejected."""
-        if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
-            return {**data, "scheduler": "none"}
-        return data
+    def _suited(cls, data: Any) -> Any:
+        """Fill in the defaults that follow from other fields, so that a recorded sweep has them written out.
+
+        No scheduler with several objectives, where an explicit one is rejected, or with a sampler that learns from
+        complete trials alone. A generation of ``nsga2`` has as many trials as Optuna's own.
+        """
+        if not isinstance(data, dict):
+            return data
+        suited: dict[str, Any] = {}
+        if data.get("objectives") or data.get("sampler") in LEARNS_FROM_COMPLETE:
+            suited["scheduler"] = "none"
+        if data.get("sampler") == "nsga2":
+            suited["startup_trials"] = 50
+        return {**suited, **data}
 
     @model_validator(mode="after")
     def _together(self) -> SweepSection:
@@ -153,6 +165,8 @@ class SweepSection(Spec):
         return self
 
 
+LEARNS_FROM_COMPLETE = ("gp", "nsga2")
+"""Samplers that ignore trials which a scheduler has stopped."""
 HALVING = ("asha", "hyperband")
 """Schedulers that need to know the resource of a whole trial."""
 

@@ -152,6 +152,22 @@ def test_a_grid_over_a_continuous_range_is_refused_for_each_key(write, problems)
     ]
 
 
+@pytest.mark.parametrize("sampler", ["gp", "nsga2"])
+def test_a_sampler_that_learns_from_complete_trials_is_not_scheduled(sampler):
+    """Unless a scheduler is written; what an earlier release has recorded stays as it is."""
+    found = spec(sampler=sampler)
+    assert found.sweep.scheduler == "none"
+    assert ProjectSpec.model_validate(found.to_dict()) == found
+    assert spec(sampler=sampler, scheduler="asha").sweep.scheduler == "asha"
+
+
+def test_a_generation_is_as_large_as_optunas():
+    """Of NSGA-II; the other samplers model from the ninth trial on."""
+    assert spec(sampler="nsga2").sweep.startup_trials == 50
+    assert spec(sampler="nsga2", startup_trials=8).sweep.startup_trials == 8
+    assert spec(sampler="gp").sweep.startup_trials == spec().sweep.startup_trials == 8
+
+
 def test_several_objectives_are_not_scheduled():
     """Unless a scheduler is asked for, none is the default with them; also when the spec is written and read again."""
     found = spec(objectives={"a": "min", "b": "max"})
