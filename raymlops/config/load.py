@@ -158,7 +158,8 @@ def _space_findings(data: dict[str, Any]) -> list[Finding]:
         if section != "train" or field in TrainSection.model_fields:
             with suppress(ValueError):  # reported with the sections
                 space[key] = parse_distribution(value)
-    return check_space(space, train=train if isinstance(train, dict) else {})
+    unread = [key for key in raw if key not in space] if isinstance(raw, dict) else []
+    return check_space(space, train=train if isinstance(train, dict) else {}, unread=unread)
 
 
 def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Problem]:

@@ -16,7 +16,7 @@ from raymlops.config.space import Distribution
 from raymlops.config.yaml import KeyPath, dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -59,6 +59,13 @@ def leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         return
     for key, value in data.items():
         yield from leaves(value, (*path, key))
+
+
+def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return plain data with another value at a path; mappings that are not there are added."""
+    key, *rest = path
+    inner = data.get(key)
+    return {**data, key: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 def at(annotation: Any, path: KeyPath) -> Any:

@@ -21,7 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.base import Free, FreeInRun, Limit, Spec
 from raymlops.config.messages import got
-from raymlops.config.space import Distribution, parse_distribution, same
+from raymlops.config.space import Distribution, Interval, meets, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _space_key(key: str) -> str:
             advice = f"did you mean 'train.{near[0]}'?" if near else f"known: {', '.join(TrainSection.model_fields)}"
             msg = f"{field!r} is not a field of train; {advice}"
             raise ValueError(msg)
-    elif not re.fullmatch(r"recipe\.config\.\w+", key):
+    elif not re.fullmatch(r"recipe\.config(\.\w+)+", key):
         msg = f"{key!r} cannot be searched; a key is train.FIELD or recipe.config.FIELD"
         raise ValueError(msg)
     return key
@@ -251,8 +251,8 @@ def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distr
         elif not space[key].can_be(value):
             yield _broken((*place, key), words(space[key]), got=value)
         else:
-            for parent, values in space[key].when.items():
-                if parent in space and not (parent in point and any(same(point[parent], one) for one in values)):
-                    needed = " or ".join(map(got, values))
+            for parent, condition in space[key].when.items():
+                if parent in space and not (parent in point and meets(point[parent], condition)):
+                    needed = condition if isinstance(condition, Interval) else " or ".join(map(got, condition))
                     now = f"is {got(point[parent])}" if parent in point else "is left out, which leaves it to chance"
                     yield _broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")

@@ -140,7 +140,7 @@ class _Reader:
         return data
 
     def pairs(self, node: MappingNode, path: KeyPath) -> dict[str, tuple[Node, Node]]:
-        """Return a mapping's pairs, merged ones at the place of the merge key; keys are text as written, even ``on``."""
+        """Return a mapping's pairs, merged ones where the merge key stands; keys are text as written, even ``on``."""
         own: dict[str, tuple[Node, Node]] = {}
         merged: dict[str, tuple[Node, Node]] = {}
         order: dict[str, None] = {}

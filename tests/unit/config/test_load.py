@@ -173,7 +173,10 @@ def test_schema_in_configs_is_current():
     [
         ({"extends": "base.yaml", "train": {"lr": 0.1}}, True),
         ({"extends": ["a.yaml", "b.yaml"]}, True),
-        ({"sweep": {"space": {"train.lr": {"float": [1e-5, 0.1], "log": True, "when": {"train.mode": "min"}}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [1e-5, 0.1], "log": True, "when": {"train.epochs": 2}}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [0, 1], "when": {"train.epochs": {"min": 2}}}}}}, True),
+        ({"sweep": {"space": {"recipe.config.a": {"categorical": [[1, 2], "x"]}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [0, 1], "when": {"train.epochs": {"mn": 2}}}}}}, False),
         ({"sweep": {"space": {"train.lr": {"categorical": ["a", 1, None]}}}}, True),
         ({"storage": {"optuna": {"env": "PG"}, "state": "sqlite:///x"}}, True),
         ({"train": {"lr": 0}}, False),
