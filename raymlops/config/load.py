@@ -118,6 +118,12 @@ def json_schema() -> dict[str, Any]:
     schema = ProjectSpec.model_json_schema(by_alias=True)
     for part in [schema, *schema["$defs"].values()]:
         part.pop("required", None)
+        for field in part.get("properties", {}).values():
+            entry = field.get("additionalProperties")
+            if isinstance(entry, dict):  # null removes an entry of a file below, or all of them
+                field |= {"type": ["object", "null"], "additionalProperties": {"anyOf": [entry, {"type": "null"}]}}
+            elif entry is True:
+                field["type"] = ["object", "null"]
     for part in schema["properties"].values():
         part.pop("default", None)  # the fields say theirs, and a storage path may come from the environment
     one = {"type": "string", "minLength": 1}
