@@ -25,14 +25,22 @@ def init(
 
 
 def validate(file: FileArgument, overrides: Overrides = None, *, env: EnvOption = None) -> Answer:
-    """Check a file, its recipe's section and its search space, without a cluster."""
+    """Check a file, its recipe's section and its sweep, without a cluster."""
     from raymlops.config.load import load
     from raymlops.project import bind
+    from raymlops.tuning.advice import warnings_of
+    from raymlops.tuning.checks import check
 
     loaded = load(file, overrides=overrides or (), env=env)
     project = bind(loaded)
+    warnings: list[str] = []
+    if project.spec.sweep.space:
+        check(project)
+        warnings += warnings_of(project.spec.sweep)
+    for warning in warnings:
+        note(f"warning: {warning}")
     name = project.spec.project.name
-    data = {"file": file, "ok": True, "project": name, "config_sha": project.spec.sha()}
+    data = {"file": file, "ok": True, "project": name, "config_sha": project.spec.sha(), "warnings": warnings}
     return Answer(data, f"{file}: ok ({name}, recipe {project.reference})")
 
 

@@ -65,7 +65,12 @@ class Stack:
             here = (*path, key)
             annotation = shape.at(ProjectSpec, here)
             free = shape.entry(annotation) is not None
-            if value is None and here in written and key in base and (free or (is_entry and not shape.takes_null(annotation))):
+            if (
+                value is None
+                and here in written
+                and key in base
+                and (free or (is_entry and not shape.takes_null(annotation)))
+            ):
                 self._forget(here)
                 del base[key]
                 continue
