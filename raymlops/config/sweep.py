@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -44,6 +45,25 @@ def _space_key(key: str) -> str:
 
 
 SpaceKey = Annotated[str, AfterValidator(_space_key)]
+
+SAMPLERS = ("tpe", "gp", "random", "grid", "qmc", "nsga2")
+_IMPORT = r"[^\W\d]\w*(\.[^\W\d]\w*)*[:.][^\W\d]\w*"
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS and not re.fullmatch(_IMPORT, name):
+        near = get_close_matches(name, SAMPLERS, n=1)
+        allowed = f"{', '.join(SAMPLERS)}, or the import string of an Optuna sampler, package.module:Class"
+        msg = f"got {name!r}; {allowed}" + (f"; did you mean {near[0]}?" if near else "")
+        raise ValueError(msg)
+    return name
+
+
+Sampler = Annotated[
+    str,
+    AfterValidator(_sampler),
+    WithJsonSchema({"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string", "pattern": f"^{_IMPORT}$"}]}),
+]
 
 
 class Threshold(Spec):
@@ -101,8 +121,11 @@ class SweepSection(Spec):
     checkpoint_every_s: Free[float] = Field(
         30.0, ge=0, description="seconds of training between checkpoints of a trial"
     )
-    sampler: FreeInRun[Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"]] = Field(
-        "tpe", description="how trials are drawn"
+    sampler: FreeInRun[Sampler] = Field(
+        "tpe", description=f"how trials are drawn: {', '.join(SAMPLERS)}, or the import string of an Optuna sampler"
+    )
+    sampler_args: FreeInRun[dict[str, Any]] = Field(
+        default_factory=dict, description="arguments of the sampler's class, such as {n_ei_candidates: 48} of tpe"
     )
     startup_trials: FreeInRun[int] = Field(
         8, ge=1, description="random trials before tpe or gp model anything; of nsga2 a generation, by default 50"
@@ -145,13 +168,14 @@ class SweepSection(Spec):
     def _suited(cls, data: Any) -> Any:
         """Fill in the defaults that follow from other fields, so that a recorded sweep has them written out.
 
-        No scheduler with several objectives, where an explicit one is rejected, or with a sampler that learns from
-        complete trials alone. A generation of ``nsga2`` has as many trials as Optuna's own.
+        No scheduler with several objectives, where an explicit one is rejected, with a sampler that learns from
+        complete trials alone, or with an imported one, which may. A generation of ``nsga2`` has as many trials as
+        Optuna's own.
         """
         if not isinstance(data, dict):
             return data
         suited: dict[str, Any] = {}
-        if data.get("objectives") or data.get("sampler") in LEARNS_FROM_COMPLETE:
+        if data.get("objectives") or data.get("sampler", "tpe") not in LEARNS_FROM_STOPPED:
             suited["scheduler"] = "none"
         if data.get("sampler") == "nsga2":
             suited["startup_trials"] = 50
@@ -165,8 +189,11 @@ class SweepSection(Spec):
         return self
 
 
+_WITHOUT_ARGS = ("random", "grid", "qmc")
 LEARNS_FROM_COMPLETE = ("gp", "nsga2")
 """Samplers that ignore trials which a scheduler has stopped."""
+LEARNS_FROM_STOPPED = tuple(name for name in SAMPLERS if name not in LEARNS_FROM_COMPLETE)
+"""The others of ours, which learn from them too, or not at all."""
 HALVING = ("asha", "hyperband")
 """Schedulers that need to know the resource of a whole trial."""
 
@@ -182,6 +209,10 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     yield from _limits(sweep)
     if sweep.sampler == "grid":
         yield from _endless(sweep.space)
+    if sweep.sampler_args and sweep.sampler in _WITHOUT_ARGS:
+        yield _broken(("sampler_args",), f"sampler {sweep.sampler} takes none")
+    if "seed" in sweep.sampler_args:
+        yield _broken(("sampler_args",), "a sampler is seeded by sweep.seed; remove seed")
     for index, point in enumerate(sweep.enqueue):
         yield from _start_point(index, point, sweep.space)
 

@@ -48,6 +48,13 @@ def check(project: Project) -> None:
     if found:
         raise found[0]
     _check_points(project)
+    _check_sampler(spec)
+
+
+def _check_sampler(spec: ProjectSpec) -> None:
+    from raymlops.tuning.study.sampler_trial import try_sampler
+
+    try_sampler(spec.sweep, objectives=spec.objectives)
 
 
 def _check_metric(spec: ProjectSpec) -> None:
