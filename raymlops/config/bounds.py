@@ -46,7 +46,6 @@ def check_space(
 
     ``unread`` are keys whose distribution is wrong itself: conditions may name them.
 
-
     Both bounds of a range and every choice must be valid for the field together with the given ``train`` and
     ``config_data``; rules between several fields are left to the trial, which may vary the others too.
     """

@@ -28,7 +28,8 @@ def check(project: Project) -> None:
 
     Raises:
         UsageError: the space is empty, or has no point that the recipe accepts; a metric without
-            its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length.
+            its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length; an
+            imported sampler that is none, or that a resume could not continue.
     """
     spec = project.spec
     if not spec.sweep.space:
