@@ -23,8 +23,11 @@ _URLS = (
     (re.compile(r"(?<=://)([^/?#\s:@]*:)(?!\d+[/?#])[^\s]+(?=@)"), rf"\1{_MASK}"),
     # other than where a database's host would follow.
     (re.compile(rf"(?i)({_DATABASE}[^/?#\s:@]*:)\d+/[^\s?#]*(?=@)"), rf"\1{_MASK}"),
-    # A name alone is how services take a token over HTTP.
-    (re.compile(r"(?i)(?<![a-z])(https?://)[^/?#\s:@]+(?=@)"), rf"\1{_MASK}"),
+    # A name alone is how services take a token over HTTP; a short one without a token's prefix is a user's name.
+    (
+        re.compile(r"(?i)(?<![a-z])(https?://)(?:(?:hf_|gh[opsur]_|glpat-|dapi|sk-)[\w-]+|[\w.~+=-]{20,})(?=@)"),
+        rf"\1{_MASK}",
+    ),
     (re.compile(rf"(?i)([?&;](?:{_NAMES})=)[^&;\s]+"), rf"\1{_MASK}"),
     # ODBC's own connection string, as SQLAlchemy takes it.
     (re.compile(r"(?i)([?&]odbc_connect=)[^&\s]*(?:pwd|password)(?:=|%3d)[^&\s]+"), rf"\1{_MASK}"),
