@@ -51,14 +51,12 @@ class Project:
         problems = []
         for key, value in params.items():
             try:
-                *outer, last = shape.key_path(ProjectSpec, key)
+                path = shape.key_path(ProjectSpec, key)
             except shape.UnknownKeyError as error:
                 problems.append(Problem(key, str(error), "params"))
                 continue
-            inner = data
-            for part in outer:
-                inner = inner.setdefault(part, {})
-            inner[last] = value
+            searched = self.spec.sweep.space.get(key)
+            data = shape.with_value(data, path, value if searched is None else searched.written(value))
         if problems:
             raise ConfigError(problems)
         return bind(load_data(data), recipe=self.recipe_class)

@@ -27,7 +27,7 @@ def resolve(reference: str | type) -> type[RecipeBase]:
         RecipeImportError: the module or attribute is missing, is not a recipe, or is in ``__main__``,
             which no worker can import.
     """
-    found: Any = _import(reference) if isinstance(reference, str) else reference
+    found: Any = import_object(reference) if isinstance(reference, str) else reference
     text = reference if isinstance(reference, str) else f"{reference.__module__}:{reference.__qualname__}"
     if not (inspect.isclass(found) and issubclass(found, RecipeBase)):
         raise RecipeImportError(
@@ -55,41 +55,46 @@ def reference_of(recipe: type[RecipeBase]) -> str:
     return f"{recipe.__module__}:{recipe.__qualname__}"
 
 
-def _import(reference: str) -> Any:
+def import_object(reference: str, *, what: str = "recipe") -> Any:
+    """Import what ``"package.module:Name"`` names; ``what`` is what it should be, for the error message.
+
+    Raises:
+        RecipeImportError: the module or attribute is missing, its import fails, or it is in ``__main__``.
+    """
     module_name, colon, attribute = reference.partition(":")
     if not (colon and module_name and attribute):
-        raise RecipeImportError(f"recipe {reference!r} is not of the form package.module:Class")
+        raise RecipeImportError(f"{what} {reference!r} is not of the form package.module:Class")
     if module_name == "__main__":
-        raise _main_error(reference)
+        raise _main_error(reference, what=what)
     if not {"", str(Path.cwd())} & set(sys.path):
         sys.path.append(str(Path.cwd()))  # a console script starts without it; Ray passes it to its workers
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise RecipeImportError(f"recipe {reference!r}: importing {module_name} failed: {error}") from error
+            raise RecipeImportError(f"{what} {reference!r}: importing {module_name} failed: {error}") from error
         raise RecipeImportError(
-            f"recipe {reference!r}: there is no module {error.name!r}",
+            f"{what} {reference!r}: there is no module {error.name!r}",
             hint=_module_hint(error.name),
         ) from error
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
-        raise RecipeImportError(f"recipe {reference!r}: importing {module_name} {done(error)}") from error
+        raise RecipeImportError(f"{what} {reference!r}: importing {module_name} {done(error)}") from error
     try:
         return attrgetter(attribute)(module)
     except AttributeError as error:
         names = [name for name, value in vars(module).items() if inspect.isclass(value)]
         near = get_close_matches(attribute, names, n=1)
         raise RecipeImportError(
-            f"recipe {reference!r}: module {module_name} has no attribute {attribute!r}",
+            f"{what} {reference!r}: module {module_name} has no attribute {attribute!r}",
             hint=f"Did you mean {module_name}:{near[0]}?" if near else f"Its classes: {', '.join(names) or 'none'}.",
         ) from error
 
 
-def _main_error(text: str) -> RecipeImportError:
+def _main_error(text: str, *, what: str = "recipe") -> RecipeImportError:
     return RecipeImportError(
-        f"recipe {text!r} is in __main__, which only this process can import",
+        f"{what} {text!r} is in __main__, which only this process can import",
         hint="In a notebook write its cell with `%%raymlops my_recipe.py` (after `%load_ext raymlops`), which makes it "
         f"a module, and name it my_recipe:{text.rpartition(':')[2]}; else move the class to a module of its own.",
     )

@@ -32,15 +32,23 @@ def init(
 
 
 def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
-    """Check a file, its recipe's section and its search space, without a cluster."""
+    """Check a file, its recipe's section and its sweep, without a cluster."""
     from raymlops.config.load import load
     from raymlops.project import bind
+    from raymlops.tuning.advice import warnings_of
+    from raymlops.tuning.checks import check
 
     file, overrides = _split(words or [], config=config)
     loaded = load(file, overrides=overrides, env=env)
     project = bind(loaded)
+    warnings: list[str] = []
+    if project.spec.sweep.space:
+        check(project)
+        warnings += warnings_of(project.spec.sweep)
+    for warning in warnings:
+        note(f"warning: {warning}")
     name = project.spec.project.name
-    data = {"file": file, "ok": True, "project": name, "config_sha": project.spec.sha()}
+    data = {"file": file, "ok": True, "project": name, "config_sha": project.spec.sha(), "warnings": warnings}
     return Answer(data, f"{file}: ok ({name}, recipe {project.reference})")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.errors import ConfigError, Problem
@@ -120,8 +120,8 @@ class SecretRef(Spec):
         return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
 
 
-def _no_credentials(value: str) -> str:
-    if holds_credential(value):
+def _no_credentials(value: str, info: ValidationInfo) -> str:
+    if holds_credential(value) and not (info.context or {}).get("stored"):
         raise ValueError(ADVICE)
     return value
 

@@ -1,7 +1,8 @@
 """The layers of a configuration: extended files, the file, its overlay, overrides; and how they stack.
 
 Owns the order (later wins) and the merge: mappings merge; lists, search distributions and credential references
-replace. Every value keeps the place where it is written. Knows nothing of valid values.
+replace; ``null`` removes an entry of a mapping whose keys are free, such as a search space, or all of them. Every value
+keeps the place where it is written. Knows nothing of valid values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from raymlops.config.yaml import KeyPath, Place, dotted, read, read_value
 from raymlops.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 Kind = Literal["default", "file", "overlay", "override"]
 
@@ -49,28 +50,50 @@ class Stack:
         self, data: dict[str, Any], *, keys: dict[KeyPath, Place], values: dict[KeyPath, Place], kind: Kind
     ) -> None:
         """Merge a mapping on top of the layers so far."""
-        self._merge(self.data, data, ())
+        # A key without a value is not null: a section whose entries are all commented out.
+        written = {path: place for path, place in values.items() if not place.line or place != keys.get(path)}
+        self._merge(self.data, data, (), written=written)
         self.keys |= keys
         self.values |= values
         self.kinds |= dict.fromkeys(values, kind)
 
-    def _merge(self, base: dict[str, Any], over: dict[str, Any], path: KeyPath) -> None:
+    def _merge(
+        self, base: dict[str, Any], over: dict[str, Any], path: KeyPath, *, written: Mapping[KeyPath, Place]
+    ) -> None:
+        is_entry = shape.entry(shape.at(ProjectSpec, path)) is not None
         for key, value in over.items():
             here = (*path, key)
             annotation = shape.at(ProjectSpec, here)
+            free = shape.entry(annotation) is not None
+            if (
+                value is None
+                and here in written
+                and key in base
+                and (free or (is_entry and not shape.takes_null(annotation)))
+            ):
+                self._forget(here)
+                del base[key]
+                continue
             value = {} if value is None and shape.holds_keys(annotation) else value  # noqa: PLW2901 - an empty section
             old = base.get(key)
             if isinstance(old, dict) and isinstance(value, dict) and not shape.is_atom(annotation):
-                self._merge(old, value, here)
+                if free and old and over[key] == {}:
+                    what = "is empty, which changes nothing: mappings merge; null removes what is set before"
+                    self.report(written[here], dotted(here), what)
+                self._merge(old, value, here, written=written)
                 continue
             if key in base:
-                for places in (self.keys, self.values, self.kinds):
-                    for inner in [inner for inner in places if inner[: len(here)] == here]:
-                        del places[inner]
+                self._forget(here)
             base[key] = value
             if isinstance(value, dict) and not shape.is_atom(annotation):
                 base[key] = {}
-                self._merge(base[key], value, here)
+                self._merge(base[key], value, here, written=written)
+
+    def _forget(self, path: KeyPath) -> None:
+        """Forget the places of a value that is replaced."""
+        for places in (self.keys, self.values, self.kinds):
+            for inner in [inner for inner in places if inner[: len(path)] == path]:
+                del places[inner]
 
 
 def put_file(stack: Stack, path: Path, *, kind: Kind, chain: tuple[Path, ...] = (), named: Place | None = None) -> None:

@@ -118,6 +118,12 @@ def json_schema() -> dict[str, Any]:
     schema = ProjectSpec.model_json_schema(by_alias=True)
     for part in [schema, *schema["$defs"].values()]:
         part.pop("required", None)
+        for field in part.get("properties", {}).values():
+            entry = field.get("additionalProperties")
+            if isinstance(entry, dict):  # null removes an entry of a file below, or all of them
+                field |= {"type": ["object", "null"], "additionalProperties": {"anyOf": [entry, {"type": "null"}]}}
+            elif entry is True:
+                field["type"] = ["object", "null"]
     for part in schema["properties"].values():
         part.pop("default", None)  # the fields say theirs, and a storage path may come from the environment
     one = {"type": "string", "minLength": 1}
@@ -158,7 +164,8 @@ def _space_findings(data: dict[str, Any]) -> list[Finding]:
         if section != "train" or field in TrainSection.model_fields:
             with suppress(ValueError):  # reported with the sections
                 space[key] = parse_distribution(value)
-    return check_space(space, train=train if isinstance(train, dict) else {})
+    unread = [key for key in raw if key not in space] if isinstance(raw, dict) else []
+    return check_space(space, train=train if isinstance(train, dict) else {}, unread=unread)
 
 
 def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Problem]:

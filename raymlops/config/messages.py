@@ -40,17 +40,16 @@ def check(model: type[M], data: dict[str, Any], *, lenient: bool = False) -> tup
     """Validate plain data strictly as JSON: lists serve as tuples, but no text as a number.
 
     YAML 1.1's ``on off yes no`` count as true and false where nothing but true or false is allowed. ``lenient``
-    ignores unknown keys, for data that another version stored.
+    ignores unknown keys, and what an earlier version did not take for a credential, for data that it stored.
     """
-    findings = [
-        Finding(path, ADVICE) for path, value in shape.walk(data) if isinstance(value, str) and holds_credential(value)
-    ]
+    texts = [] if lenient else [(path, value) for path, value in shape.walk(data) if isinstance(value, str)]
+    findings = [Finding(path, ADVICE) for path, value in texts if holds_credential(value)]
     try:
         text = to_json(data, inf_nan_mode="constants")
     except (PydanticSerializationError, ValueError) as error:
         return None, [*findings, Finding((), f"is not plain data: {error}")]
     try:
-        found = model.model_validate_json(text, extra="ignore" if lenient else None)
+        found = model.model_validate_json(text, extra="ignore" if lenient else None, context={"stored": lenient})
     except ValidationError as error:
         details = error.errors(include_url=False)
         worded = _with_flags(data, details, model)

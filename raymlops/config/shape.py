@@ -16,7 +16,7 @@ from raymlops.config.space import Distribution
 from raymlops.config.yaml import KeyPath, dotted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydantic.fields import FieldInfo
 
@@ -61,6 +61,13 @@ def leaves(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from leaves(value, (*path, key))
 
 
+def with_value(data: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return plain data with another value at a path; mappings that are not there are added."""
+    key, *rest = path
+    inner = data.get(key)
+    return {**data, key: with_value(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
 def at(annotation: Any, path: KeyPath) -> Any:
     """Return the annotation at a path; None where the path is unknown."""
     for key in path:
@@ -95,6 +102,16 @@ def holds_keys(annotation: Any) -> bool:
     return len(found) == 1 and not is_atom(annotation) and (_is_model(found[0]) or get_origin(found[0]) is dict)
 
 
+def entry(annotation: Any) -> Any:
+    """Return the annotation of the values of a mapping whose keys are free; None where it is no such mapping."""
+    return next((get_args(option)[1] for option in options(annotation) if get_origin(option) is dict), None)
+
+
+def takes_null(annotation: Any) -> bool:
+    """Return whether null is a valid value."""
+    return annotation is Any or type(None) in get_args(annotation)
+
+
 def key_path(model: type[BaseModel], key: str) -> tuple[str, ...]:
     """Return the path of a dotted key; keys of a search space or of tags may contain dots themselves.
 
@@ -111,7 +128,7 @@ def key_path(model: type[BaseModel], key: str) -> tuple[str, ...]:
                 raise UnknownKeyError(unknown_key(parts[0], path, root=model))
             path, annotation = (*path, parts[0]), fields(here)[parts.pop(0)].annotation
             continue
-        item = next((get_args(option)[1] for option in options(annotation) if get_origin(option) is dict), None)
+        item = entry(annotation)
         if item is None:
             raise UnknownKeyError(f"{dotted(path)} is one value and has no key {'.'.join(parts)!r}")
         if item is Any:

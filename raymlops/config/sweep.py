@@ -15,13 +15,14 @@ from pydantic import (
     BeforeValidator,
     Field,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raymlops.config.base import Free, FreeInRun, Limit, Spec
 from raymlops.config.messages import got
-from raymlops.config.space import Distribution, parse_distribution, same
+from raymlops.config.space import Distribution, Interval, meets, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
 
 if TYPE_CHECKING:
@@ -37,13 +38,32 @@ def _space_key(key: str) -> str:
             advice = f"did you mean 'train.{near[0]}'?" if near else f"known: {', '.join(TrainSection.model_fields)}"
             msg = f"{field!r} is not a field of train; {advice}"
             raise ValueError(msg)
-    elif not re.fullmatch(r"recipe\.config\.\w+", key):
+    elif not re.fullmatch(r"recipe\.config(\.\w+)+", key):
         msg = f"{key!r} cannot be searched; a key is train.FIELD or recipe.config.FIELD"
         raise ValueError(msg)
     return key
 
 
 SpaceKey = Annotated[str, AfterValidator(_space_key)]
+
+SAMPLERS = ("tpe", "gp", "random", "grid", "qmc", "nsga2")
+_IMPORT = r"[^\W\d]\w*(\.[^\W\d]\w*)*[:.][^\W\d]\w*"
+
+
+def _sampler(name: str) -> str:
+    if name not in SAMPLERS and not re.fullmatch(_IMPORT, name):
+        near = get_close_matches(name, SAMPLERS, n=1)
+        allowed = f"{', '.join(SAMPLERS)}, or the import string of an Optuna sampler, package.module:Class"
+        msg = f"got {name!r}; {allowed}" + (f"; did you mean {near[0]}?" if near else "")
+        raise ValueError(msg)
+    return name
+
+
+Sampler = Annotated[
+    str,
+    AfterValidator(_sampler),
+    WithJsonSchema({"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string", "pattern": f"^{_IMPORT}$"}]}),
+]
 
 
 class Threshold(Spec):
@@ -101,17 +121,23 @@ class SweepSection(Spec):
     checkpoint_every_s: Free[float] = Field(
         30.0, ge=0, description="seconds of training between checkpoints of a trial"
     )
-    sampler: FreeInRun[Literal["tpe", "gp", "random", "grid", "qmc", "nsga2"]] = Field(
-        "tpe", description="how trials are drawn"
+    sampler: FreeInRun[Sampler] = Field(
+        "tpe", description=f"how trials are drawn: {', '.join(SAMPLERS)}, or the import string of an Optuna sampler"
     )
-    startup_trials: FreeInRun[int] = Field(8, ge=1, description="random trials before tpe or gp model anything")
+    sampler_args: FreeInRun[dict[str, Any]] = Field(
+        default_factory=dict, description="arguments of the sampler's class, such as {n_ei_candidates: 48} of tpe"
+    )
+    startup_trials: FreeInRun[int] = Field(
+        8, ge=1, description="random trials before tpe or gp model anything; of nsga2 a generation, by default 50"
+    )
     seed: FreeInRun[int] = Field(0, ge=0, lt=2**32, description="seeds the sampler")
     enqueue: FreeInRun[list[dict[SpaceKey, Any]]] = Field(
         default_factory=list, description="start points, tried first; keys that a point leaves out are drawn"
     )
     scheduler: FreeInRun[Literal["asha", "hyperband", "median", "none"]] = Field(
         "asha",
-        description="stops poor trials early; hyperband is the asynchronous one; default with objectives: none",
+        description="stops poor trials early; hyperband is the asynchronous one; default with objectives, gp or nsga2: "
+        "none",
     )
     resource: FreeInRun[str] = Field(
         "epoch", min_length=1, description="what schedulers count: epoch, step or a reported metric"
@@ -139,11 +165,21 @@ class SweepSection(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _unscheduled(cls, data: Any) -> Any:
-        """Default to no scheduler with several objectives; an explicit one is rejected."""
-        if isinstance(data, dict) and data.get("objectives") and "scheduler" not in data:
-            return {**data, "scheduler": "none"}
-        return data
+    def _suited(cls, data: Any) -> Any:
+        """Fill in the defaults that follow from other fields, so that a recorded sweep has them written out.
+
+        No scheduler with several objectives, where an explicit one is rejected, with a sampler that learns from
+        complete trials alone, or with an imported one, which may. A generation of ``nsga2`` has as many trials as
+        Optuna's own.
+        """
+        if not isinstance(data, dict):
+            return data
+        suited: dict[str, Any] = {}
+        if data.get("objectives") or data.get("sampler", "tpe") not in LEARNS_FROM_STOPPED:
+            suited["scheduler"] = "none"
+        if data.get("sampler") == "nsga2":
+            suited["startup_trials"] = 50
+        return {**suited, **data}
 
     @model_validator(mode="after")
     def _together(self) -> SweepSection:
@@ -153,6 +189,11 @@ class SweepSection(Spec):
         return self
 
 
+_WITHOUT_ARGS = ("random", "grid", "qmc")
+LEARNS_FROM_COMPLETE = ("gp", "nsga2")
+"""Samplers that ignore trials which a scheduler has stopped."""
+LEARNS_FROM_STOPPED = tuple(name for name in SAMPLERS if name not in LEARNS_FROM_COMPLETE)
+"""The others of ours, which learn from them too, or not at all."""
 HALVING = ("asha", "hyperband")
 """Schedulers that need to know the resource of a whole trial."""
 
@@ -168,6 +209,10 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     yield from _limits(sweep)
     if sweep.sampler == "grid":
         yield from _endless(sweep.space)
+    if sweep.sampler_args and sweep.sampler in _WITHOUT_ARGS:
+        yield _broken(("sampler_args",), f"sampler {sweep.sampler} takes none")
+    if "seed" in sweep.sampler_args:
+        yield _broken(("sampler_args",), "a sampler is seeded by sweep.seed; remove seed")
     for index, point in enumerate(sweep.enqueue):
         yield from _start_point(index, point, sweep.space)
 
@@ -237,8 +282,8 @@ def _start_point(index: int, point: Mapping[str, Any], space: Mapping[str, Distr
         elif not space[key].can_be(value):
             yield _broken((*place, key), words(space[key]), got=value)
         else:
-            for parent, values in space[key].when.items():
-                if parent in space and not (parent in point and any(same(point[parent], one) for one in values)):
-                    needed = " or ".join(map(got, values))
+            for parent, condition in space[key].when.items():
+                if parent in space and not (parent in point and meets(point[parent], condition)):
+                    needed = condition if isinstance(condition, Interval) else " or ".join(map(got, condition))
                     now = f"is {got(point[parent])}" if parent in point else "is left out, which leaves it to chance"
                     yield _broken((*place, key), f"exists only where {parent} is {needed}; here it {now}")

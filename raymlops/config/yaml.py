@@ -140,9 +140,10 @@ class _Reader:
         return data
 
     def pairs(self, node: MappingNode, path: KeyPath) -> dict[str, tuple[Node, Node]]:
-        """Return a mapping's own pairs, then what its merge key adds; keys are text as written, even ``on``."""
+        """Return a mapping's pairs, merged ones where the merge key stands; keys are text as written, even ``on``."""
         own: dict[str, tuple[Node, Node]] = {}
         merged: dict[str, tuple[Node, Node]] = {}
+        order: dict[str, None] = {}
         self.open.append(node)
         for key_node, item in node.value:
             if not isinstance(key_node, ScalarNode):
@@ -155,9 +156,12 @@ class _Reader:
             own[name] = (key_node, item)
             if key_node.tag == _TAG + "merge":
                 merged = self.merged(item, path)
+                order |= dict.fromkeys(merged)
+            else:
+                order[name] = None
         self.open.pop()
-        own = {name: pair for name, pair in own.items() if pair[0].tag != _TAG + "merge"}
-        return own | {name: pair for name, pair in merged.items() if name not in own}
+        pairs = merged | own
+        return {name: pairs[name] for name in order}
 
     def merged(self, node: Node, path: KeyPath) -> dict[str, tuple[Node, Node]]:
         sources = node.value if isinstance(node, SequenceNode) else [node]

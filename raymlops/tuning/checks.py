@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.sweep import HALVING
 from raymlops.errors import ConfigError, UsageError, describe
-from raymlops.tuning.search_space import LISTED, draw_order, later_points, num_trials, whole_starts
+from raymlops.tuning.search_space import LISTED, later_points, num_trials, whole_starts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,8 @@ def check(project: Project) -> None:
 
     Raises:
         UsageError: the space is empty, or has no point that the recipe accepts; a metric without
-            its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length.
+            its mode; a budget or a target that no trial can reach; a scheduler that does not know a trial's length; an
+            imported sampler that is none, or that a resume could not continue.
     """
     spec = project.spec
     if not spec.sweep.space:
@@ -36,12 +37,25 @@ def check(project: Project) -> None:
             "sweep.space is empty: there is nothing to search",
             hint="Write for example sweep: {space: {train.lr: {float: [1e-4, 1e-1], log: true}}}.",
         )
-    _check_metric(spec)
-    _check_target(spec)
-    _check_resource(spec)
-    _check_budgets(spec)
-    draw_order(spec.sweep.space)
+    found: list[UsageError] = []
+    for rule in (_check_metric, _check_target, _check_resource, _check_budgets):
+        try:
+            rule(spec)
+        except UsageError as error:
+            found.append(error)
+    if len(found) > 1:
+        hints = dict.fromkeys(error.hint for error in found if error.hint)
+        raise UsageError("\n".join(error.message for error in found), hint=" ".join(hints))
+    if found:
+        raise found[0]
     _check_points(project)
+    _check_sampler(spec)
+
+
+def _check_sampler(spec: ProjectSpec) -> None:
+    from raymlops.tuning.study.sampler_trial import try_sampler
+
+    try_sampler(spec.sweep, objectives=spec.objectives)
 
 
 def _check_metric(spec: ProjectSpec) -> None:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.space import exists
+from raymlops.config.space import as_param, exists
 from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 
@@ -27,21 +27,10 @@ if TYPE_CHECKING:
 
 
 def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
-    """Return the parameters, each after those that its ``when`` names, otherwise as written.
-
-    Raises:
-        UsageError: a condition names a parameter that is not in the space.
-    """
-    for key, distribution in space.items():
-        missing = distribution.when.keys() - space.keys()
-        if missing:
-            raise UsageError(
-                f"sweep.space: {key} exists only when {', '.join(sorted(missing))}, which is not in the space",
-                hint=f"A condition names another parameter of the space: {', '.join(sorted(space))}.",
-            )
+    """Return the parameters, each after those that its ``when`` names, otherwise as written."""
     order: dict[str, None] = {}
     while len(order) < len(space):
-        # There is one: a configuration with circular conditions is rejected.
+        # There is one: conditions that are circular, or name what is not in the space, are rejected as it is loaded.
         ready = next(key for key in space if key not in order and space[key].when.keys() <= order.keys())
         order[ready] = None
     return tuple(order)
@@ -50,7 +39,7 @@ def draw_order(space: Mapping[str, Distribution]) -> tuple[str, ...]:
 def draw(trial: Any, space: Mapping[str, Distribution], *, order: tuple[str, ...]) -> dict[str, Scalar]:
     """Draw every existing parameter from an Optuna trial, in ``order``.
 
-    A parameter exists when each parameter that its ``when`` names exists and has one of the values given.
+    A parameter exists when each parameter that its ``when`` names exists and meets the condition.
     """
     params: dict[str, Scalar] = {}
     for key in order:
@@ -178,9 +167,7 @@ def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:
     types: dict[str, Any] = {"float": float, "int": int}
     written = spec.enqueue[index]
     return {
-        key: types.get(searched.kind, lambda value: value)(written[key])
-        for key, searched in spec.space.items()
-        if key in written
+        key: types.get(searched.kind, as_param)(written[key]) for key, searched in spec.space.items() if key in written
     }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import UsageError
 from raymlops.records import SpentRecord, SweepRecord
+from raymlops.tuning.advice import warnings_of
 from raymlops.tuning.budget import Tally, nothing_left
 from raymlops.tuning.execution.search import search
 from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, study_of, sweep_of
@@ -103,6 +104,8 @@ def sweep(
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
         opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:
+            for warning in warnings_of(spec.sweep):
+                notify(warning)
             before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
         else:

@@ -24,7 +24,6 @@ sweep:
     recipe.config.width: {int: [0, 65]}
     recipe.config.witdh: {int: [1, 2]}
     recipe.config.kind: {categorical: [a, z]}
-    train.momentum: {float: [0.1, 0.2], when: {recipe.config.rate: fast}}
 """
 
 
@@ -87,7 +86,6 @@ def test_everything_wrong_with_recipe_and_space_is_said_at_once(tmp_path, monkey
         f"a.yaml:13:26: {space}.width: low: got 0; at least 1",
         f"a.yaml:14:26: {space}.witdh: unknown key 'witdh'; did you mean 'width'?",
         f"a.yaml:15:25: {space}.kind: choice: got 'z'; one of 'a' or 'b'",
-        "a.yaml:16:21: sweep.space.train.momentum: when: recipe.config.rate: got 'fast' (text); a number",
         "a.yaml:5:12: recipe.config.widht: unknown key 'widht'; did you mean 'width'?",
         "a.yaml:6:11: recipe.config.rate: got 0; above 0",
         "a.yaml:7:11: recipe.config.kind: got 'c'; one of 'a' or 'b'",
@@ -178,6 +176,36 @@ def test_with_params_gives_a_checked_project():
     assert (other.spec.train.lr, other.recipe_config.width) == (0.5, 32)
     assert other.spec.recipe.config["width"] == 32
     assert (project.spec.train.lr, project.recipe_config.width) == (1e-3, 8)
+
+
+def test_fields_of_sections_within_the_recipes_config_are_searched():
+    """Also of one that is not there by default."""
+    space = {
+        "recipe.config.opt.lr": {"float": [0.1, 1]},
+        "recipe.config.opt.betas": {"categorical": [[0.9], [0.8, 0.7]]},
+        "recipe.config.other.lr": {"float": [0.1, 1]},
+    }
+    project = bind(load_data(data(reference="plain_recipe:Nested", space=space)))
+    params = {"recipe.config.opt.lr": 0.5, "recipe.config.opt.betas": "[0.8, 0.7]", "recipe.config.other.lr": 0.2}
+    config = project.with_params(params).recipe_config
+    assert (config.opt.lr, config.opt.betas, config.other.lr) == (0.5, (0.8, 0.7), 0.2)
+    assert (project.recipe_config.opt.lr, project.recipe_config.other) == (0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "expected"),
+    [
+        ("opt.lr", {"float": [0, 1]}, "low: got 0.0; above 0"),
+        ("opt.beta", {"float": [0, 1]}, "unknown key 'beta'; did you mean 'betas'?"),
+        ("opt.lr.x", {"float": [0, 1]}, "opt.lr is one value and has no key 'x'"),
+        ("opt", {"float": [0, 1]}, "low: got 0.0; a mapping"),
+        ("opt.betas", {"categorical": [[0.9], ["x"]]}, "choice: got 'x' (text); a number"),
+    ],
+)
+def test_a_search_within_the_recipes_config_is_checked(key, written, expected):
+    key = f"recipe.config.{key}"
+    found = problems_of(data(reference="plain_recipe:Nested", space={key: written}))
+    assert found[0] == f"sweep.space.{key}: {expected}"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import rule
 from raymlops.config.shape import leaves
-from raymlops.config.space import exists, same
+from raymlops.config.space import as_param, exists, same
 from raymlops.config.yaml import dotted
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of
@@ -43,7 +43,9 @@ def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[
     if record.status == "failed":
         return "failed"
     space = new.sweep.space
-    ran = {**_fields(old), **record.params}
+    ran = _fields(old)
+    for key, value in record.params.items():
+        ran[key] = old.sweep.space[key].written(value) if key in old.sweep.space else value
     wanted = _fields(new)
     params: dict[str, Scalar] = {}
     for key in draw_order(space):
@@ -177,5 +179,5 @@ def _decides(path: str) -> bool:
 def _as_drawn(distribution: Distribution, value: Any) -> Scalar:
     """Return the value in the type that Optuna gives it."""
     if distribution.kind == "categorical":
-        return next(choice for choice in distribution.choices if same(choice, value))
+        return next(choice for choice in distribution.choices if same(choice, as_param(value)))
     return int(value) if distribution.kind == "int" else float(value)

@@ -104,6 +104,33 @@ def test_a_file_is_named_as_other_verbs_do_too(verb, tmp_path, capsys):
     assert "--config FILE" in capsys.readouterr().err
 
 
+SWEEP = """
+project: {name: x}
+recipe: {import: 'plain_recipe:Plain'}
+sweep: {space: {train.lr: {float: [0.1, 0.2]}, train.seed: {int: [0, 9]}}, SETTINGS}
+"""
+
+
+def test_validate_refuses_what_a_sweep_would(tmp_path, capsys):
+    """All of it at once: no mode for another metric, and a rung that no trial reaches (train.epochs is 5)."""
+    file = tmp_path / "a.yaml"
+    file.write_text(SWEEP.replace("SETTINGS", "metric: validation/auc, grace_period: 6"))
+    assert main(["validate", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert "sweep.mode is not set" in err
+    assert "sweep.grace_period is 6, longer than a whole trial" in err
+
+
+def test_validate_warns_of_what_is_hardly_meant(tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    file.write_text(SWEEP.replace("SETTINGS", "sampler: gp, scheduler: asha"))
+    assert main(["validate", str(file), "--json"]) == 0
+    out, err = capsys.readouterr()
+    warnings = json.loads(out)["warnings"]
+    assert [warning.partition(" ")[0] for warning in warnings] == ["sweep.sampler", "train.seed"]
+    assert all(warning in err for warning in warnings)
+
+
 def test_missing_file_exits_2(capsys):
     """A configuration that is not there is named."""
     assert main(["validate", "nowhere.yaml"]) == 2

@@ -62,6 +62,7 @@ OF_A_SWEEP = {
     "constraints",
     "workers_per_trial",
     "sampler",
+    "sampler_args",
     "startup_trials",
     "seed",
     "enqueue",

@@ -86,6 +86,71 @@ def test_mappings_merge_and_lists_distributions_and_secrets_replace(write):
     assert spec.storage.optuna == SecretRef(file="/run/pg")
 
 
+FREE = """
+    project: {tags: {a: x, b: y}}
+    recipe: {config: {width: 4, rate: 1}}
+    sweep: {space: {train.lr: {float: [1, 2]}, train.momentum: {float: [0, 0.9]}}, constraints: {m: {max: 1}}}
+    """
+
+
+@pytest.mark.parametrize(
+    ("overlay", "section", "left"),
+    [
+        ("sweep: {space: {train.lr: null}}", ("sweep", "space"), {"train.momentum": {"float": [0.0, 0.9]}}),
+        ("sweep: {space: null}", ("sweep", "space"), {}),
+        ("sweep: {constraints: {m: null}}", ("sweep", "constraints"), {}),
+        ("project: {tags: {a: null, c: z}}", ("project", "tags"), {"b": "y", "c": "z"}),
+        ("project: {tags: ~}", ("project", "tags"), {}),
+        ("recipe: {config: null}", ("recipe", "config"), {}),
+        ("recipe: {config: {rate: null}}", ("recipe", "config"), {"width": 4, "rate": None}),
+        ("project:\n  tags:\n", ("project", "tags"), {"a": "x", "b": "y"}),
+    ],
+)
+def test_null_removes_entries_of_a_mapping_with_free_keys(write, overlay, section, left):
+    """Of the recipe's own configuration null is a value; a key with all its entries commented out changes nothing."""
+    write("a.yaml", FREE, head=False)
+    write("b.yaml", 'extends: a.yaml\nproject: {name: demo}\nrecipe: {import: "plain_recipe:Plain"}')
+    write("env/e.yaml", overlay)
+    data = load("b.yaml", env="e").spec.to_dict()
+    assert data[section[0]][section[1]] == left
+
+
+@pytest.mark.parametrize(
+    ("override", "space"),
+    [
+        ("sweep.space=null", []),
+        ("sweep.space.train.lr=null", ["train.momentum"]),
+        ("sweep={space: {train.lr: null}}", ["train.momentum"]),
+    ],
+)
+def test_an_override_removes_as_an_overlay_does(write, override, space):
+    write("a.yaml", FREE)
+    loaded = load("a.yaml", overrides=["project.name=demo", "recipe.import=plain_recipe:Plain", override])
+    assert list(loaded.spec.sweep.space) == space
+    assert {path for path in loaded.origins if path.startswith("sweep.space")} == (
+        {f"sweep.space.{key}" for key in space} or {"sweep.space"}
+    )
+
+
+def test_an_empty_mapping_that_would_change_nothing_is_a_problem(write, problems):
+    """It looks as if it removed what is set before."""
+    write("a.yaml", FREE)
+    given = ["project.name=demo", "recipe.import=plain_recipe:Plain"]
+    write("env/e.yaml", "sweep: {space: {}}")
+    what = "sweep.space: is empty, which changes nothing: mappings merge; null removes what is set before"
+    assert problems(overrides=given, env="e") == [f"env/e.yaml:1:16: {what}"]
+    assert problems(overrides=[*given, "sweep.space={}"]) == [f"override: {what}"]
+    assert load("a.yaml", overrides=[*given, "sweep={}"]).spec.sweep.space
+
+
+def test_null_where_nothing_is_to_remove_is_a_problem(write, problems):
+    write("a.yaml", "sweep: {space: {train.lr: null}}\nproject: {tags: {a: null}}", head=False)
+    given = ["project.name=demo", "recipe.import=plain_recipe:Plain"]
+    found = problems(overrides=given)
+    assert found[0].startswith("a.yaml:1:27: sweep.space.train.lr: got None; write {float")
+    assert found[1].startswith("a.yaml:2:21: project.tags.a: got nothing; text")
+
+
 @pytest.mark.parametrize(
     ("override", "path", "value"),
     [
@@ -173,9 +238,13 @@ def test_schema_in_configs_is_current():
     [
         ({"extends": "base.yaml", "train": {"lr": 0.1}}, True),
         ({"extends": ["a.yaml", "b.yaml"]}, True),
-        ({"sweep": {"space": {"train.lr": {"float": [1e-5, 0.1], "log": True, "when": {"train.mode": "min"}}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [1e-5, 0.1], "log": True, "when": {"train.epochs": 2}}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [0, 1], "when": {"train.epochs": {"min": 2}}}}}}, True),
+        ({"sweep": {"space": {"recipe.config.a": {"categorical": [[1, 2], "x"]}}}}, True),
+        ({"sweep": {"space": {"train.lr": {"float": [0, 1], "when": {"train.epochs": {"mn": 2}}}}}}, False),
         ({"sweep": {"space": {"train.lr": {"categorical": ["a", 1, None]}}}}, True),
         ({"storage": {"optuna": {"env": "PG"}, "state": "sqlite:///x"}}, True),
+        ({"project": {"tags": {"a": None}}, "sweep": {"space": {"train.lr": None}, "constraints": None}}, True),
         ({"train": {"lr": 0}}, False),
         ({"train": {"learning": 1}}, False),
         ({"sweep": {"space": {"train.lr": {"float": [1]}}}}, False),

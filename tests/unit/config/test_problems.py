@@ -84,15 +84,27 @@ def test_one_mistake_is_one_problem_with_its_place(write, problems, text, expect
         ("train.lr: 3", "got 3; write {float"),
         ("train.lr: {categorical: []}", "categorical: got []; a list of at least one choice"),
         ("train.lr: {categorical: [1, 1]}", "categorical: [1, 1] repeats a choice"),
-        ("train.lr: {categorical: [[1]]}", "categorical: choices are text, numbers, true, false or null"),
+        ("train.lr: {categorical: [1, 1.0]}", "choices 1 and 1.0 are equal, which Optuna takes for one choice"),
+        (
+            "recipe.config.a: {categorical: [x, 0, false]}",
+            "choices 0 and false are equal, which Optuna takes for one choice",
+        ),
+        ("train.mode: {categorical: [min, max]}", "cannot be searched: it decides how trials are compared"),
+        ("train.metric: {categorical: [a, b]}", "cannot be searched: it decides how trials are compared"),
+        ("train.num_workers: {int: [0, 4]}", "cannot be searched: every trial has sweep.workers_per_trial workers"),
+        ("train.lr: {categorical: [{a: 1}]}", "categorical: choices are text, numbers, true, false or null, or lists"),
+        ("train.lr: {categorical: [[1]]}", "choice: got a list; a number"),
+        ("recipe.config.a: {categorical: [[1, 2], [1, 2]]}", "categorical: [[1, 2], [1, 2]] repeats a choice"),
+        ("recipe.config: {int: [1, 2]}", "'recipe.config' cannot be searched; a key is train.FIELD or recipe.config"),
         ("train.lr: {float: [1, 2], when: {train.mode: []}}", "when: train.mode: got []"),
         ("train.lr: {float: [1, 2], when: {train.mode: {a: 1}}}", "when: train.mode: got {'a': 1}"),
-        ("train.lr: {float: [1, 2], when: {train.mode: up}}", "when: train.mode: got 'up'; one of 'min' or 'max'"),
+        ("train.lr: {float: [1, 2], when: {train.mode: {}}}", "when: train.mode: got {}"),
+        ("train.lr: {float: [1, 2], when: {train.epochs: {max: x}}}", "when: train.epochs: got {'max': 'x'}"),
+        ("train.lr: {float: [1, 2], when: {train.epochs: {max: 1, min: 2}}}", "when: train.epochs: got {'max': 1,"),
         (
-            "train.lr: {float: [1, 2], when: {train.mod: up}}",
-            "when: train.mod: unknown key 'mod'; did you mean 'mode'?",
+            "train.lr: {float: [1, 2], when: {train.mode: min}}",
+            "when: 'train.mode' is not in the space; beside train.lr it holds nothing",
         ),
-        ("train.lr: {float: [1, 2], when: {serve.port: 1}}", "when: 'serve.port' is neither a key of the space nor"),
     ],
 )
 def test_an_impossible_space_is_refused(write, problems, space, expected):
@@ -102,6 +114,40 @@ def test_an_impossible_space_is_refused(write, problems, space, expected):
     place, _, message = problem.partition(f"sweep.space.{space.partition(':')[0]}: ")
     assert place.startswith("a.yaml:5:")
     assert message.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ("{train.optimiser: sgd}", "when: 'train.optimiser' is not in the space; did you mean 'train.optimizer'?"),
+        ("{train.optimizer: adm}", "when: train.optimizer is never 'adm'; it is one of 'sgd', 'adam'"),
+        ("{train.optimizer: {max: 3}}", "when: train.optimizer is never at most 3; it is one of 'sgd', 'adam'"),
+        ("{train.epochs: {min: 9}}", "when: train.epochs is never at least 9; it is a whole number from 2 to 8"),
+        ("{train.epochs: {min: 0, max: 1}}", "when: train.epochs is never 0 to 1; it is a whole number from 2 to 8"),
+    ],
+)
+def test_a_condition_that_never_holds_is_refused(write, problems, condition, expected):
+    write(
+        "a.yaml",
+        f"""\
+        sweep:
+          space:
+            train.epochs: {{int: [2, 8]}}
+            train.optimizer: {{categorical: [sgd, adam]}}
+            train.lr: {{float: [1, 2], when: {condition}}}
+        """,
+        head=True,
+    )
+    assert problems() == [f"a.yaml:7:15: sweep.space.train.lr: {expected}"]
+
+
+def test_a_condition_on_a_distribution_that_is_wrong_itself_is_no_second_problem(write, problems):
+    write(
+        "a.yaml",
+        "sweep: {space: {train.epochs: {int: [2, x]}, train.lr: {float: [1, 2], when: {train.epochs: 2}}}}",
+        head=True,
+    )
+    assert problems() == ["a.yaml:3:31: sweep.space.train.epochs: int: got [2, 'x']; two finite integers, [low, high]"]
 
 
 def test_everything_is_said_at_once(write, problems):

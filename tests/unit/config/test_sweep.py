@@ -71,7 +71,18 @@ def spec(*overrides, **sweep):
             ),
         ),
         ("constraints: {validation/loss: {}}", "4:34: sweep.constraints.validation/loss: write min, max or both"),
-        ("sampler: tpr", "4:12: sweep.sampler: got 'tpr'; one of 'tpe', 'gp', 'random', 'grid', 'qmc' or 'nsga2'"),
+        (
+            "sampler: tpr",
+            (
+                "4:12: sweep.sampler: got 'tpr'; tpe, gp, random, grid, qmc, nsga2, or the import string of an Optuna "
+                "sampler, package.module:Class; did you mean tpe?"
+            ),
+        ),
+        ("sampler: qmc\n  sampler_args: {a: 1}", "5:17: sweep.sampler_args: sampler qmc takes none"),
+        (
+            "sampler: a.b:C\n  sampler_args: {seed: 1}",
+            "5:17: sweep.sampler_args: a sampler is seeded by sweep.seed; remove seed",
+        ),
     ],
 )
 def test_fields_that_do_not_go_together_are_one_problem(write, problems, text, expected):
@@ -150,6 +161,22 @@ def test_a_grid_over_a_continuous_range_is_refused_for_each_key(write, problems)
         f"a.yaml:6:15: sweep.space.train.lr: float: [0.0001, 0.1] {what}",
         f"a.yaml:10:21: sweep.space.train.momentum: float: [0.5, 0.9] {what}",
     ]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "nsga2", "optuna.samplers.CmaEsSampler", "my_module:MySampler"])
+def test_a_sampler_that_learns_from_complete_trials_is_not_scheduled(sampler):
+    """Unless a scheduler is written; what an earlier release has recorded stays as it is."""
+    found = spec(sampler=sampler)
+    assert found.sweep.scheduler == "none"
+    assert ProjectSpec.model_validate(found.to_dict()) == found
+    assert spec(sampler=sampler, scheduler="asha").sweep.scheduler == "asha"
+
+
+def test_a_generation_is_as_large_as_optunas():
+    """Of NSGA-II; the other samplers model from the ninth trial on."""
+    assert spec(sampler="nsga2").sweep.startup_trials == 50
+    assert spec(sampler="nsga2", startup_trials=8).sweep.startup_trials == 8
+    assert spec(sampler="gp").sweep.startup_trials == spec().sweep.startup_trials == 8
 
 
 def test_several_objectives_are_not_scheduled():

@@ -140,3 +140,19 @@ def test_the_value_of_an_override_is_a_scalar_or_a_flow_collection(text, value):
 def test_paths_are_written_as_people_write_them():
     """Keys are joined by dots, items of lists stand in brackets."""
     assert dotted(("recipe", "config", "sizes", 0)) == "recipe.config.sizes[0]"
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [
+        ("m: {<<: *base, c: 3}", ["a", "b", "c"]),
+        ("m: {c: 3, <<: *base}", ["c", "a", "b"]),
+        ("m: {c: 3, <<: *base, b: 4}", ["c", "a", "b"]),
+        ("m: {b: 4, <<: *base, c: 3}", ["b", "a", "c"]),
+    ],
+)
+def test_merged_keys_stand_where_the_merge_key_does(text, order):
+    """The first of several objectives names the winner, so that order matters."""
+    data = read(f"base: &base {{a: 1, b: 2}}\n{text}\n", "a.yaml").data
+    assert list(data["m"]) == order
+    assert data["m"]["b"] == (4 if "b: 4" in text else 2)

@@ -7,7 +7,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FixedTrial
 
 from raymlops.config.space import parse_distribution
-from raymlops.errors import UsageError
 from raymlops.tuning.search_space import draw, draw_order
 
 
@@ -67,6 +66,39 @@ def test_each_word_becomes_its_distribution():
     }
 
 
-def test_a_condition_on_what_is_not_searched_is_refused():
-    with pytest.raises(UsageError, match=r"a exists only when b, which is not in the space"):
-        draw_order(space(a={"int": [1, 2], "when": {"b": 1}}))
+@pytest.mark.parametrize(
+    ("condition", "rates"),
+    [
+        ({"max": 0.01}, {0.001, 0.01}),
+        ({"min": 0.01}, {0.01, 0.1}),
+        ({"min": 0.005, "max": 0.05}, {0.01}),
+    ],
+)
+def test_a_condition_may_be_an_interval_which_holds_its_ends(condition, rates):
+    parameters = space(warmup={"int": [1, 9], "when": {"lr": condition}}, lr={"float": [1e-4, 1]})
+    assert draw_order(parameters) == ("lr", "warmup")
+    found = {rate for rate in (0.001, 0.01, 0.1) if "warmup" in drawn(parameters, {"lr": rate, "warmup": 3})[0]}
+    assert found == rates
+
+
+def test_true_is_not_in_an_interval():
+    parameters = space(flag={"categorical": [True, 2]}, extra={"int": [1, 3], "when": {"flag": {"min": 0}}})
+    assert drawn(parameters, {"flag": True, "extra": 2})[0] == {"flag": True}
+    assert drawn(parameters, {"flag": 2, "extra": 2})[0] == {"flag": 2, "extra": 2}
+
+
+def test_a_list_is_drawn_as_its_json_text():
+    """Optuna stores scalars alone. What is written of the space is the list."""
+    written = {
+        "sizes": {"categorical": [[64, 64], [128], "[1]"]},
+        "drop": {"float": [0.0, 0.5], "when": {"sizes": [[64, 64], [128]]}},
+    }
+    parameters = space(**written)
+    params, distributions = drawn(parameters, {"sizes": "[64, 64]", "drop": 0.25})
+    assert params == {"sizes": "[64, 64]", "drop": 0.25}
+    assert distributions["sizes"] == CategoricalDistribution(("[64, 64]", "[128]", "[1]"))
+    sizes = parameters["sizes"]
+    assert [sizes.written(choice) for choice in sizes.choices] == [[64, 64], [128], "[1]"]
+    again = space(**{key: found.model_dump(mode="json") for key, found in parameters.items()})
+    assert again == parameters
+    assert parameters["sizes"].model_dump(mode="json") == written["sizes"]

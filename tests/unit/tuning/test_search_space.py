@@ -182,3 +182,19 @@ def test_a_grid_may_have_fewer_points_than_there_are_trials():
     assert num_trials(sweep(**section)) == 5
     assert num_trials(sweep(num_trials=3, **section)) == 3
     assert num_trials(sweep()) == 16
+
+
+@pytest.mark.parametrize("sampler", ["grid", "qmc", "random"])
+def test_lists_are_points_as_other_choices_are(sampler):
+    """A start point writes the list; every point has its JSON text."""
+    space = {
+        "recipe.config.sizes": parse_distribution({"categorical": [[64, 64], [128]]}),
+        "recipe.config.width": parse_distribution({"int": [1, 2], "when": {"recipe.config.sizes": [[128]]}}),
+    }
+    start = {"recipe.config.sizes": [64, 64]}
+    spec = SweepSection(space=space, sampler=sampler, enqueue=[start], num_trials=3)
+    assert point(spec, 0) == {"recipe.config.sizes": "[64, 64]"}
+    later = list(islice(later_points(spec), 2))
+    assert all(found["recipe.config.sizes"] in {"[64, 64]", "[128]"} for found in later)
+    if sampler == "grid":
+        assert sorted(found["recipe.config.width"] for found in later) == [1, 2]

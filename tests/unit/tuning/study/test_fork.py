@@ -52,6 +52,15 @@ def test_what_was_fixed_and_is_searched_now_becomes_a_parameter():
     assert carried(old, new, record=record({"train.lr": 0.01})) == {"train.lr": 0.01, "recipe.config.hidden": 16}
 
 
+def test_a_list_is_the_same_whether_it_is_searched_or_fixed():
+    sizes = {"recipe.config.sizes": {"categorical": [[4, 2], [8]]}}
+    fixed, searched = (spec({"train.lr": LR, **more}, config={"sizes": [4, 2]}) for more in ({}, sizes))
+    params = {"train.lr": 0.01, "recipe.config.sizes": "[4, 2]"}
+    assert carried(fixed, searched, record=record({"train.lr": 0.01})) == params
+    assert carried(searched, fixed, record=record(params)) == {"train.lr": 0.01}
+    assert carried(searched, searched, record=record(params)) == params
+
+
 @pytest.mark.parametrize(("hidden", "expected"), [(8, {"train.lr": 0.01}), (16, "recipe.config.hidden changed")])
 def test_what_was_searched_and_is_fixed_now_must_have_had_that_value(hidden, expected):
     old = spec({"train.lr": LR, "recipe.config.hidden": {"int": [4, 64]}})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import sqlite3
 from contextlib import closing
+from importlib.util import find_spec
 
 import pytest
+from optuna.storages import InMemoryStorage
 from sqlalchemy import event
 
 from raymlops.config.space import parse_distribution
@@ -93,10 +95,27 @@ class Uninterrupted:
             return drawn(study)
 
 
+CMAES = pytest.param(
+    "optuna.samplers.CmaEsSampler",
+    LOSS,
+    18,
+    14,
+    marks=pytest.mark.skipif(find_spec("cmaes") is None, reason="needs the package cmaes"),
+    id="cma-es",
+)
+
+
 @pytest.mark.parametrize(
     ("sampler", "objectives", "last", "from_number"),
-    [("random", LOSS, 2, 0), ("tpe", LOSS, 6, 4), ("tpe", BOTH, 5, 4), ("nsga2", BOTH, 7, 5), ("gp", LOSS, 7, 6)],
-    ids=["random", "tpe", "tpe of several", "nsga2", "gp"],
+    [
+        pytest.param("random", LOSS, 2, 0, id="random"),
+        pytest.param("tpe", LOSS, 6, 4, id="tpe"),
+        pytest.param("tpe", BOTH, 5, 4, id="tpe of several"),
+        pytest.param("nsga2", BOTH, 7, 5, id="nsga2"),
+        pytest.param("gp", LOSS, 7, 6, id="gp"),
+        pytest.param("own_samplers:Good", LOSS, 2, 0, id="own"),
+        CMAES,
+    ],
 )
 def test_a_driver_that_dies_at_any_write_changes_no_suggestion(tmp_path, sampler, objectives, last, from_number):
     """Also where the trial that it was drawing has some of its parameters only, or none."""
@@ -149,3 +168,40 @@ def test_the_sampler_of_a_trial_depends_on_nothing_but_seed_and_number():
 
     assert stream(5, 3) == stream(5, 3)
     assert len({stream(5, 3), stream(5, 4), stream(6, 3), stream(53, 0)}) == 4
+
+
+@pytest.mark.skipif(find_spec("cmaes") is None, reason="needs the package cmaes")
+def test_a_resumed_trial_stays_in_its_generation_of_cma_es():
+    """Its parameters are known, so that nothing is drawn again: that would count as a draw of the later generation."""
+    section = section_of(sampler="optuna.samplers.CmaEsSampler")
+    study = create_study(InMemoryStorage(), "s", objectives=LOSS)
+    trials = Trials(study, section=section, objectives=LOSS)
+    for _ in range(3):
+        finish_complete(trials, trials.ask())
+    early = trials.ask()
+    generation = study.trials[early.number].system_attrs["cma:generation"]
+    for _ in range(9):  # a generation of two parameters has 6 trials
+        finish_complete(trials, trials.ask())
+    trials.flush()
+    assert study.trials[-1].system_attrs["cma:generation"] > generation
+    (again,) = Trials(study, section=section, objectives=LOSS).reopen()
+    assert again.params == early.params
+    assert study.trials[early.number].system_attrs["cma:generation"] == generation
+
+
+def finish_complete(trials, trial):
+    loss = abs(math.log10(trial.params["train.lr"]) + 3)
+    trials.report(trial.number, epoch=1, value=loss, metrics={}, best_metrics={"validation/loss": loss})
+    trials.tell(trial.number, "complete")
+
+
+def test_options_reach_the_class_of_a_sampler():
+    def made(sampler, **args):
+        return sampler_of(section_of(sampler=sampler, sampler_args=args), objectives=LOSS, number=0)._joint
+
+    assert made("tpe", n_ei_candidates=7)._n_ei_candidates == 7
+    assert made("tpe", n_startup_trials=5)._n_startup_trials == 5
+    assert made("tpe", multivariate=False)._group is False
+    assert made("nsga2", population_size=6).population_size == 6
+    assert made("optuna.samplers:NSGAIIISampler", population_size=6).population_size == 6
+    assert made("own_samplers:Good", share=0.5).share == 0.5
