@@ -76,7 +76,7 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
     assert re.search(rf"^resumed with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
 
 
-@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("dies", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_a_test_split_that_breaks_a_worker_forfeits_nothing(tmp_path: Path, dies: bool) -> None:
     """The others would wait for it: a last attempt finds the training finished, and ends it without the test split.
 

@@ -125,7 +125,11 @@ def left():
 
 
 @pytest.mark.parametrize(
-    "train", [{}, {"epochs": None, "max_steps": 6, "eval_every_steps": 2}], ids=["epochs", "steps"]
+    "train",
+    [
+        pytest.param({}, id="epochs", marks=pytest.mark.soak),
+        pytest.param({"epochs": None, "max_steps": 6, "eval_every_steps": 2}, id="steps"),
+    ],
 )
 def test_a_trial_on_two_workers_reports_each_epoch_from_its_own_placement_group(tmp_path, train):
     """Both CPUs are its workers'; the numbers are those of one process; its last report is known to be the last.
