@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +29,13 @@ from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2._internal.util import invoke_context_managers, time_monotonic
 
+from raymlops.cluster.process_wide import SharedContext
+from raymlops.display import quiet
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from raymlops.training.supervision.processes import WorkerProcesses
 
@@ -62,7 +65,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["scaling_policy"] = _FixedSize(self.scaling_config)
-        with _quiet():
+        with quiet_train():
             controller = _Controller(self._processes, **arguments)
             asyncio.run(controller.run())
         return controller.get_result()
@@ -195,13 +198,9 @@ class _State(WorkerGroupState):  # type: ignore[misc]
         _shutdown_workers(self.workers)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+_shared = SharedContext()
+
+
+def quiet_train() -> AbstractContextManager[None]:
     """Keep Train's log off the driver's terminal: what matters of it is said by us."""
-    logger = logging.getLogger("ray.train")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return _shared.entered(lambda: quiet("ray.train", level=logging.CRITICAL))

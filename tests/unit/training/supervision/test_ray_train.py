@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import socket
 import threading
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from raymlops.errors import RecipeError
-from raymlops.training.supervision.ray_train import NoBarrier, join_after_first
+from raymlops.training.supervision.ray_train import NoBarrier, join_after_first, quiet_train
 
 
 def test_a_report_to_ray_train_says_what_to_call_instead() -> None:
@@ -33,3 +34,16 @@ def test_a_rank_joins_once_the_first_one_listens(monkeypatch: pytest.MonkeyPatch
         first.listen()
         assert joined.wait(5.0)
         rank.join()
+
+
+def test_the_log_of_ray_train_is_as_before_once_the_last_of_several_runs_has_ended() -> None:
+    """In threads of one process, where the first one to begin is the first one to end."""
+    logger = logging.getLogger("ray.train")
+    before = logger.level
+    first, second = quiet_train(), quiet_train()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logger.level == logging.CRITICAL
+    second.__exit__(None, None, None)
+    assert logger.level == before
