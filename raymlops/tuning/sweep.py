@@ -230,7 +230,8 @@ def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
     sweep_id, trials = stores.parent.sweep_id, stores.trials
     tally = Tally.of(trials.ended, mode=trials.objectives[0].mode)
-    why, command = nothing_left(sweep_id, stores.project.spec.sweep, tally=tally, spent=spent)
+    section = stores.project.spec.sweep
+    why, command = nothing_left(sweep_id, section, tally=tally, refused=trials.refused, spent=spent)
     if why:
         raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")
 
