@@ -31,6 +31,7 @@
     ├── InvalidRowsError                  2  rows that do not fit a signature, each with row and field
     ├── TrainingError                     1  a training that stopped without a result
     │   ├── NonFiniteError                   NaN or infinity where a number is needed
+    │   ├── PlacesLostError                  a trial whose workers' places were lost with a node
     │   ├── TrialHungError                   a trial that makes no progress
     │   └── ProcessSpoiledError              a trial's process that cannot start another trial
     ├── SweepError                        1  a sweep without a usable trial
@@ -271,6 +272,10 @@ class TrainingError(RaymlopsError):
 
 class NonFiniteError(TrainingError):
     """NaN or infinity where a number is needed."""
+
+
+class PlacesLostError(TrainingError):
+    """A trial whose workers' places were lost with a node, and are not given again."""
 
 
 class TrialHungError(TrainingError):

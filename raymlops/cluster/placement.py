@@ -58,8 +58,8 @@ class Contender:
 
     held: Mapping[str, Resources]
     """What trials of its sweep reserve, by node."""
-    pending: tuple[Resources, ...] = ()
-    """What it waits for: bundles, tasks and actors."""
+    pending: tuple[tuple[Resources, ...], ...] = ()
+    """What it waits for: the bundles of each placement group, and each task and actor."""
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,10 @@ def contenders(
     for row in groups:
         if row["state"] != "REMOVED" and not _made_by(row, job_id):
             jobs[row["placement_group_id"][-_JOB_DIGITS:]].append(row)
-    found = [Contender({}, tuple(demands))] if demands else []
+    found = [Contender({}, tuple((demand,) for demand in demands))] if demands else []
     for other, rows in jobs.items():
         held = reserved([row for row in rows if _is_trial(row)], job_id=other)
-        pending = [bundle for row in rows if row["state"] in _PENDING for bundle in row["bundles"].values()]
+        pending = [tuple(row["bundles"].values()) for row in rows if row["state"] in _PENDING]
         if held or pending:
             found.append(Contender(held, tuple(pending)))
     return found

@@ -19,16 +19,16 @@ _NAMES = (
 )
 _URLS = (
     # user:password@ after a scheme. The password may hold / ? #, which makes urlsplit see none, so this looks for the
-    # last @ of the word; digits and a slash after the colon are a port and a path,
-    (re.compile(r"(?<=://)([^/?#\s:@]*:)(?!\d+[/?#])[^\s]+(?=@)"), rf"\1{_MASK}"),
+    # last @ of the word; digits and a slash after the colon are a port and a path, or a port at the end of the URL,
+    (re.compile(r"(?<=://)([^/?#\s:@]*:)(?!\d+[/?#]|\d{1,5}[\"',;])[^\s]+(?=@)"), rf"\1{_MASK}"),
     # other than where a database's host would follow.
-    (re.compile(rf"(?i)({_DATABASE}[^/?#\s:@]*:)\d+/[^\s?#]*(?=@)"), rf"\1{_MASK}"),
+    (re.compile(rf"(?i)({_DATABASE}[^/?#\s:@]*:)\d+[/,;][^\s?#]*(?=@)"), rf"\1{_MASK}"),
     # A name alone is how services take a token over HTTP; a short one without a token's prefix is a user's name.
     (
         re.compile(r"(?i)(?<![a-z])(https?://)(?:(?:hf_|gh[opsur]_|glpat-|dapi|sk-)[\w-]+|[\w.~+=-]{20,})(?=@)"),
         rf"\1{_MASK}",
     ),
-    (re.compile(rf"(?i)([?&;](?:{_NAMES})=)[^&;\s]+"), rf"\1{_MASK}"),
+    (re.compile(rf"(?i)([?&;](?!(?:sort|partition)[_.-]?key=)(?:{_NAMES})=)[^&;\s]+"), rf"\1{_MASK}"),
     # ODBC's own connection string, as SQLAlchemy takes it.
     (re.compile(r"(?i)([?&]odbc_connect=)[^&\s]*(?:pwd|password)(?:=|%3d)[^&\s]+"), rf"\1{_MASK}"),
     (re.compile(r"(?i)(hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/)\S+"), rf"\1{_MASK}"),

@@ -68,9 +68,13 @@ class Hold:
         self._key = key
         self._me = me
         self._lock: _ServerLock | _FileLock | None = None
+        self._session: int | None = None
+        """The server's session that last took it."""
 
     def take(self, *, wait_s: float = 0.0) -> None:
         """Take the lock, if nobody else holds it by then.
+
+        Where our own lost session still holds it on the server, nobody has it: it is lost, and can be taken later.
 
         Raises:
             StorageError, UnreachableError: it cannot be taken.
@@ -81,6 +85,12 @@ class Hold:
             elif self._file is not None:
                 self._lock = _FileLock(self._file, self._me)
             self.holder = None if self._lock is None else _take(self._lock, wait_s=wait_s)
+            if isinstance(self._lock, _ServerLock):
+                if self.holder is None:
+                    self._session = self._lock.session
+                elif self._session is not None and self._lock.holders_session == self._session:
+                    self.holder = None
+                    self.close()
 
     def check_session(self) -> None:
         """Check that the lock lasts.
@@ -113,7 +123,7 @@ def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
     """
     if engine.dialect.name == "postgresql":
         with errors(engine), engine.connect() as connection:
-            return _server_holder(connection, key)
+            return _server_holder(connection, key)[0]
     return None if file is None else _file_holder(file)
 
 
@@ -205,6 +215,9 @@ class _ServerLock:
         self._connection.execute(sa.text("SELECT set_config('tcp_keepalives_idle', '60', false)"))
         socket: Any = self._connection.connection.dbapi_connection
         _stay_out_of_children(self, socket.fileno())
+        self.session: int = self._connection.scalar(sa.text("SELECT pg_backend_pid()"))
+        self.holders_session: int | None = None
+        """Of the holder that was last found."""
 
     def check_session(self, engine: Engine) -> None:
         """Check that the session is this connection's alone."""
@@ -225,7 +238,8 @@ class _ServerLock:
         return bool(self._connection.scalar(sa.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}))
 
     def holder(self) -> str:
-        return _server_holder(self._connection, self._key) or UNKNOWN
+        name, self.holders_session = _server_holder(self._connection, self._key)
+        return name or UNKNOWN
 
 
 def refuse_shared_sessions(connection: Connection, other: Connection) -> None:
@@ -256,7 +270,8 @@ def _halves(key: int) -> dict[str, int]:
     return {"high": key >> 32, "low": key & 0xFFFFFFFF}
 
 
-def _server_holder(connection: Connection, key: int) -> str | None:
+def _server_holder(connection: Connection, key: int) -> tuple[str | None, int | None]:
+    """Return who holds a lock, and that one's session; None where nobody does."""
     query = sa.text(
         "SELECT activity.application_name, activity.query_start, activity.pid "
         "FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
@@ -265,10 +280,10 @@ def _server_holder(connection: Connection, key: int) -> str | None:
     )
     found = connection.execute(query, _halves(key)).one_or_none()
     if found is None:
-        return None
+        return None, None
     name, since, pid = found
     name = (name or UNKNOWN).removeprefix("raymlops ")
-    return f"{_since(name, since) if since else name}, backend {pid}"  # other roles may not see since when
+    return f"{_since(name, since) if since else name}, backend {pid}", pid  # other roles may not see since when
 
 
 def _read(descriptor: int) -> str:

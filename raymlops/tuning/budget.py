@@ -89,12 +89,17 @@ def good_enough(section: SweepSection, tally: Tally) -> str:
     return ""
 
 
-def nothing_left(sweep_id: str, section: SweepSection, *, tally: Tally, spent: SpentRecord) -> tuple[str, str]:
-    """Return why an ended sweep has nothing left to do, and the command that continues it; empty where it has."""
+def nothing_left(
+    sweep_id: str, section: SweepSection, *, tally: Tally, refused: int, spent: SpentRecord
+) -> tuple[str, str]:
+    """Return why an ended sweep has nothing left to do, and the command that continues it; empty where it has.
+
+    ``refused`` is the number of points that the recipe rejected.
+    """
     points = how_many(section)
-    if points is not None and tally.ended >= points:
+    if points is not None and tally.ended + refused >= points:
         command = f"raymlops sweep --fork {sweep_id} --config FILE, with a finer grid"
-        return f"has tried all {tally.ended} points of its grid", command
+        return f"has tried all {points} points of its grid", command
     found = list(_used_up(section, spent))
     if tally.ended >= section.num_trials:
         found.insert(0, (f"has ended all {tally.ended} trials", f"--extend num_trials=+{section.num_trials}"))

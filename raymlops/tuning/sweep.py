@@ -21,8 +21,8 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.retry import retry_failed as retry_trials
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
+from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.changes import Change
+    from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
@@ -177,18 +178,17 @@ class _Opener:
         if parent.forked_from and not study.user_attrs.get(CARRIED):
             carried = self._carried(sweep_of(self.tracker, parent.forked_from))
             self._add(study, carried, sweep_id=parent.forked_from)
-        retried = retry_trials(study) if retry else ()
-        stores = SweepStores.open(self.project, parent, study)
         if recorded.status == "FINISHED":
-            _refuse_nothing_left(stores, spent)
+            _refuse_nothing_left(self.project.spec, study, sweep_id=recorded.run_id, spent=spent, retry=retry)
+        stores = SweepStores.open(self.project, parent, study, retry=retry)
         changed = write_changes(self.tracker, recorded, project=self.project, changes=changes)
         parent.reopen(submission_id=_submission())
         with parent.closing_on_error():
             stores.sync_runs()
             if tags:
                 parent.tag(tags)
-            if retried:
-                self.notify(f"trains {len(retried)} failed trials again")
+            if stores.retried:
+                self.notify(f"trains {len(stores.retried)} failed trials again")
             for text in (*(f"resumes with a change: {change}" for change in changed), *unservable, *data.notes):
                 self.notify(text)
         return stores
@@ -226,11 +226,12 @@ class _Opener:
         self.notify(f"carried over {len(kept)} trials of the sweep {sweep_id}{why}")
 
 
-def _refuse_nothing_left(stores: SweepStores, spent: SpentRecord) -> None:
+def _refuse_nothing_left(spec: ProjectSpec, study: Any, *, sweep_id: str, spent: SpentRecord, retry: bool) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
-    sweep_id, trials = stores.parent.sweep_id, stores.trials
-    tally = Tally.of(trials.ended, mode=trials.objectives[0].mode)
-    why, command = nothing_left(sweep_id, stores.project.spec.sweep, tally=tally, spent=spent)
+    trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
+    ended = [record for record in trials.ended if not (retry and record.status == "failed")]
+    tally = Tally.of(ended, mode=spec.objectives[0].mode)
+    why, command = nothing_left(sweep_id, spec.sweep, tally=tally, refused=trials.refused, spent=spent)
     if why:
         raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")
 

@@ -17,10 +17,13 @@ from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
 from raymlops.tuning.study.fencing import CHECK_EVERY_S, Fence
 from raymlops.tuning.study.records import history_of
+from raymlops.tuning.study.retry import retry_failed
 from raymlops.tuning.study.storage import create_study, load_study, optuna_url
 from raymlops.tuning.study.trials import Trials
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.project import Project
     from raymlops.records import TrialRecord
@@ -37,6 +40,8 @@ class SweepStores:
     trials: Trials
     trial_runs: TrialRuns
     parent: SweepRun
+    retried: Sequence[int] = ()
+    """Failed trials that are trained again."""
 
     @property
     def uri(self) -> str:
@@ -44,8 +49,8 @@ class SweepStores:
         return join(self.project.spec.storage.path, SWEEPS, self.parent.sweep_id)
 
     @classmethod
-    def open(cls, project: Project, parent: SweepRun, study: Any) -> Self:
-        """Open the stores of a study, which has all carried trials already."""
+    def open(cls, project: Project, parent: SweepRun, study: Any, *, retry: bool = False) -> Self:
+        """Open the stores of a study, which has all carried trials already; ``retry`` trains failed trials again."""
         spec = project.spec
         trial_runs = TrialRuns(
             parent.tracker,
@@ -57,8 +62,9 @@ class SweepStores:
         # Of a file the operating system keeps the lease.
         every_s = CHECK_EVERY_S if optuna_url(spec).startswith("sqlite") else 0.0
         fence = Fence(study, every_s=every_s)
+        retried = retry_failed(study) if retry else ()
         trials = Trials(study, section=spec.sweep, objectives=spec.objectives, check=fence.check)
-        return cls(project, study, trials, trial_runs, parent)
+        return cls(project, study, trials, trial_runs, parent, retried)
 
     def sync_runs(self) -> None:
         """Write to MLflow what the previous driver did not write about the trials that have ended.

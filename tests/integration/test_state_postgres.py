@@ -17,6 +17,7 @@ from stored import put
 
 from raymlops.errors import LeaseLostError, RefusedError, UnreachableError
 from raymlops.records import BundleRef
+from raymlops.state import locks
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.store import Deployment, State, deployments_in
@@ -198,6 +199,29 @@ def test_a_lease_whose_session_the_server_ended_is_taken_again_unless_another_on
         end_session()
         with lease(url, "run1", purpose="other", wait_s=0), pytest.raises(LeaseLostError, match="other"):
             renew()
+
+
+def test_a_lost_connection_whose_session_the_server_still_has_does_not_end_its_holder(url, monkeypatch):
+    """The network broke: the server notices within two minutes, until which nobody else can take the lease."""
+    kept = []
+
+    def keep(lock):
+        kept.append(lock)
+
+    monkeypatch.setattr(locks._ServerLock, "close", keep)
+    monkeypatch.setattr(locks._ServerLock, "held", lambda _lock: False)
+    try:
+        with lease(url, "run1", purpose="train", wait_s=0) as renew:
+            renew()
+            renew()
+            kept[0]._connection.close()
+            renew()
+            refused = pytest.raises(RefusedError, match="run1 is in use by")
+            with refused, lease(url, "run1", purpose="other", wait_s=0):
+                pass
+    finally:
+        for each in kept:
+            each._connection.close()
 
 
 def test_a_database_has_an_id_and_knows_what_it_wrote(url):

@@ -59,7 +59,8 @@ def _of_no_rank(error: BaseException, *, step: int) -> Failure:
 
     inner = getattr(error, "controller_failure", error)
     if type(inner).__name__ == "WorkerGroupStartupFailedError" or isinstance(inner, RayActorError):
-        return Failure("worker_died", "WorkerDiedError", "a worker died while it started", step=step)
+        text = "a worker died while it started" if isinstance(inner, RayActorError) else str(inner)
+        return Failure("worker_died", "WorkerDiedError", text, step=step)
     return Failure("error", type(inner).__name__, str(inner), step=step)
 
 

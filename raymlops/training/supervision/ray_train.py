@@ -12,12 +12,12 @@ import logging
 import os
 import socket
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _setup_torch_process_group
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -29,13 +29,18 @@ from ray.train.v2._internal.execution.worker_group.state import WorkerGroupState
 from ray.train.v2._internal.execution.worker_group.worker import Worker
 from ray.train.v2._internal.util import invoke_context_managers, time_monotonic
 
+from raymlops.cluster.process_wide import SharedContext
+from raymlops.display import quiet
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from raymlops.training.supervision.processes import WorkerProcesses
 
+_START_S = 600.0
+"""The least time for a worker's process to start: on a node that has none of its libraries yet that takes minutes."""
 _LISTENS_S = 5.0
 """Time for the first rank to listen; after that the others try, and say what is wrong."""
 _LOOK_S = 0.01
@@ -62,7 +67,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["scaling_policy"] = _FixedSize(self.scaling_config)
-        with _quiet():
+        with quiet_train():
             controller = _Controller(self._processes, **arguments)
             asyncio.run(controller.run())
         return controller.get_result()
@@ -131,7 +136,11 @@ class _StartedGroup(WorkerGroup):  # type: ignore[misc]
     def _workers(self) -> list[Worker]:
         """Return the workers in the order of their ranks, once their processes run."""
         actors, resources = self._processes.actors, self._worker_group_context.resources_per_worker
-        rows = ray.get([actor.get_metadata.remote() for actor in actors])
+        start_s = max(self._worker_group_start_timeout_s, _START_S)
+        try:
+            rows = ray.get([actor.get_metadata.remote() for actor in actors], timeout=start_s)
+        except GetTimeoutError as error:
+            raise WorkerGroupStartupFailedError(f"a worker has not started within {start_s:.0f} s") from error
         found = [
             Worker(actor, row, resources, placement_group_bundle_index=index)
             for index, (actor, row) in enumerate(zip(actors, rows, strict=True))
@@ -195,13 +204,9 @@ class _State(WorkerGroupState):  # type: ignore[misc]
         _shutdown_workers(self.workers)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+_shared = SharedContext()
+
+
+def quiet_train() -> AbstractContextManager[None]:
     """Keep Train's log off the driver's terminal: what matters of it is said by us."""
-    logger = logging.getLogger("ray.train")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    return _shared.entered(lambda: quiet("ray.train", level=logging.CRITICAL))

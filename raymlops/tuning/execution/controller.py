@@ -157,6 +157,7 @@ class SweepController:
         ready = self._queue.resumed()
         resumed = ready is not None
         if (ready := ready or self._draw(self._queue.draw)) is None:
+            self._end_last_failures()  # the recipe may have rejected the last point
             return None
         opened, config = ready
         number = opened.number
@@ -205,7 +206,8 @@ class SweepController:
         self._stalls.moved()
         if result["saved"]:
             self._saved.add(number)
-        self._restore(number, json.loads(result["restored"]))
+        # Tune asks no scheduler about a result that ends a trial.
+        self._restore(number, json.loads(result["restored"]), judged=result.get("outcome") is None)
         if result["metrics"] is None:
             return
         epoch, value = result["epochs"], result["value"]
@@ -232,7 +234,11 @@ class SweepController:
         self._see(self._trials.open[number], "waiting")  # whether it has failed is open
         if (error := self._failures.error) is not None:
             self.fail(error)
-        elif not (self._meter.busy or self.more):
+        self._end_last_failures()
+
+    def _end_last_failures(self) -> None:
+        """Record the end of the trials that have failed in a row, where no trial is left that could end otherwise."""
+        if not (self.error or self._meter.busy or self.more):
             self._end_failures()
 
     def _end_failures(self) -> None:
@@ -339,7 +345,7 @@ class SweepController:
             self._discard(number)
         self._obsolete.clear()
 
-    def _restore(self, number: int, restored: Sequence[Mapping[str, Any]]) -> None:
+    def _restore(self, number: int, restored: Sequence[Mapping[str, Any]], *, judged: bool) -> None:
         """Record the epochs that a checkpoint restored: the previous driver may have died before it wrote them."""
         metrics = {entry["epoch"]: entry["metrics"] for entry in restored}
         known = self._trials.open[number].reports
@@ -348,7 +354,12 @@ class SweepController:
             if epoch not in known and entry["best"]:
                 best = metrics[entry["best"]]
                 self._trials.report(
-                    number, epoch=epoch, value=entry["value"], metrics=entry["metrics"], best_metrics=best
+                    number,
+                    epoch=epoch,
+                    value=entry["value"],
+                    metrics=entry["metrics"],
+                    best_metrics=best,
+                    judged=judged,
                 )
             self._trial_runs.log(number, epoch=epoch, metrics=entry["metrics"])
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from ray import exceptions
 
-from raymlops.errors import ProcessSpoiledError, SweepError, TrialHungError, describe
+from raymlops.errors import PlacesLostError, ProcessSpoiledError, SweepError, TrialHungError, describe
 
 MAX_LOSSES = 3
 """Nodes that one trial may lose: the trial may be what takes them down."""
@@ -48,6 +48,8 @@ def death(error: BaseException | None) -> Death:
     cause = _cause(error)
     if isinstance(error, ProcessSpoiledError):
         return Death("spoiled", cause)
+    if isinstance(error, PlacesLostError):
+        return Death("lost", cause)
     if isinstance(error, TrialHungError):
         return Death("hung", cause)
     if isinstance(error, exceptions.RayError) and _MEMORY in str(error):

@@ -44,25 +44,24 @@ def concurrency(
 
     - As many as fit on ``nodes``: the resources of each node that are free, and those that the sweep uses already.
       A trial of several workers may span nodes.
-    - Of that at most its share, while others wait for what the sweep holds, and not for what is ``free``: sweeps and
-      waiting jobs share equally.
+    - Of that at most its share, while others wait that could start on what is ``free`` and what the sweep holds beyond
+      its share, and not on what is free alone: sweeps and waiting jobs share equally.
     - One more than fits, where other sweeps hold more than their share: they see that this one waits.
     - As many more as fit on ``growth``, the nodes that an autoscaler may add; where that is not known (None), up to
-      ``max_concurrent`` or one more.
+      ``max_concurrent`` or one more. While others wait for the sweep's share, none: what they wait for is requested.
     """
     each, most = trial_request(spec), spec.sweep.max_concurrent or math.inf
     fits = _trials(each, nodes.values())
-    waiting = [
-        contender
-        for contender in contenders
-        if any(_holds(node, request) for request in contender.pending for node in nodes.values())
-        and not _fit_all(contender.pending, list((free or {}).values()))
-    ]
-    sharing = [contender for contender in contenders if contender.held or contender in waiting]
-    shared = [nodes, *(contender.held for contender in sharing)]
-    together = [add([part.get(node, {}) for part in shared]) for node in {node for part in shared for node in part}]
-    share = math.ceil(_trials(each, together) / (1 + len(sharing)))
+    waiting = [contender for contender in contenders if contender.pending]
+    while True:
+        share = _share(each, nodes, [contender for contender in contenders if contender.held or contender in waiting])
+        helped = [contender for contender in waiting if _helped(contender, each, nodes, free=free or {}, share=share)]
+        if len(helped) == len(waiting):
+            break
+        waiting = helped  # fewer share, so that less is given up
     wanted: float = min(fits, share) if waiting else min(fits + 1, max(fits, share))
+    if waiting:
+        growth = ()
     if growth is None:
         wanted = most if most < math.inf else wanted + 1
     else:
@@ -71,19 +70,46 @@ def concurrency(
     return int(max(1, min(wanted, most)))
 
 
+def _share(each: WorkerRequest, nodes: Mapping[str, Resources], sharing: Sequence[Contender]) -> int:
+    """Return how many trials are the sweep's equal share of its nodes and of what the others hold."""
+    shared = [nodes, *(contender.held for contender in sharing)]
+    together = [add([part.get(node, {}) for part in shared]) for node in {node for part in shared for node in part}]
+    return math.ceil(_trials(each, together) / (1 + len(sharing)))
+
+
+def _helped(
+    contender: Contender,
+    each: WorkerRequest,
+    nodes: Mapping[str, Resources],
+    *,
+    free: Mapping[str, Resources],
+    share: int,
+) -> bool:
+    """Return whether something that a job waits for could start once the sweep has no more than its share."""
+    idle = list(free.values())
+    for group in contender.pending:
+        if (rest := _placed(group, idle)) is not None:
+            idle = rest  # it starts without our help
+        elif (left := _placed(group, list(nodes.values()))) is not None and _trials(each, left) >= share:
+            return True
+    return False
+
+
 def _trials(each: WorkerRequest, nodes: Iterable[Resources]) -> int:
     return int(room(each, list(nodes))) // each.workers
 
 
-def _fit_all(requests: Sequence[Resources], nodes: Sequence[Resources]) -> bool:
-    """Return whether there is room for all requests, give or take how they fill each node."""
-    return _holds(add(nodes), add(requests)) and all(
-        any(_holds(node, request) for node in nodes) for request in requests
-    )
-
-
-def _holds(node: Resources, request: Resources) -> bool:
-    return all(node.get(name, 0.0) >= amount for name, amount in request.items())
+def _placed(group: Sequence[Resources], nodes: Sequence[Resources]) -> list[Resources] | None:
+    """Return what is left of the nodes with all bundles of a group on them; None where there is no room for all."""
+    left = list(nodes)
+    for bundle in group:
+        for index, node in enumerate(left):
+            if all(node.get(name, 0.0) >= amount for name, amount in bundle.items()):
+                left[index] = {name: round(amount - bundle.get(name, 0.0), 4) for name, amount in node.items()}
+                break
+        else:
+            return None
+    return left
 
 
 class Explain(Protocol):

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.tune.execution.tune_controller import TuneController
 
 from raymlops.cluster.auth import variables_set
+from raymlops.cluster.process_wide import SharedContext
 from raymlops.display import quiet
 from raymlops.signals import handled_signals
 from raymlops.storage.scratch import scratch
@@ -27,7 +28,6 @@ from raymlops.tuning.execution.tune_hooks import Handout, SweepCallback, SweepSe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from raymlops.tuning.execution.controller import SweepController
     from raymlops.tuning.execution.schedulers import NumberedScheduler
@@ -48,30 +48,6 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # no snapshot of all trials every ten seconds
     "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # by default Tune starts processes one by one; the controller limits them
 }
-
-
-class SharedContext:
-    """A context that the first of its users enters and the last one leaves, in whichever order they come and go."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-        self._stack = ExitStack()
-
-    @contextmanager
-    def entered(self, make: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-        """Enter it for the block."""
-        with self._lock:
-            if self._users == 0:
-                self._stack.enter_context(make())
-            self._users += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    self._stack.pop_all().close()
 
 
 def run_tune(controller: SweepController, *, trainable: Any, scheduler: NumberedScheduler, name: str) -> None:

@@ -110,7 +110,7 @@ def summarize(
         sweep_id=recorded.run_id,
         metric=spec.objectives[0].metric if spec else tags.get("raymlops.metric", ""),
         trials=snapshot.board().counts,
-        num_trials=num_trials(spec.sweep) if spec else 0,
+        num_trials=num_trials(spec.sweep, refused=snapshot.refused) if spec else 0,
         carried=snapshot.carried,
         best=snapshot.best,
         failures=tuple(failures(snapshot.ended)),
@@ -139,7 +139,9 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     # A failed sweep whose budget is used up would end again at once.
     if status.state == "finished" or (status.state == "failed" and left):
         tally = Tally.of(snapshot.by_end, mode=spec.objectives[0].mode)
-        why, command = budget.nothing_left(status.sweep_id, spec.sweep, tally=tally, spent=status.spent)
+        why, command = budget.nothing_left(
+            status.sweep_id, spec.sweep, tally=tally, refused=snapshot.refused, spent=status.spent
+        )
         if why:
             on = f" with {trials} trials" if trials else ""
             return f"nothing left to do: it {why}; to continue{on}: {command}"

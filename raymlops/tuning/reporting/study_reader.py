@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.mlflow.sweep_run import study_of
 from raymlops.tuning.reporting.progress import Board, TrialView
-from raymlops.tuning.study.records import ATTRIBUTE, counted, in_order_of_end, last_value, record_of
+from raymlops.tuning.study.records import ATTRIBUTE, counted, in_order_of_end, last_value, record_of, refused
 from raymlops.tuning.study.selection import select, winner
 from raymlops.tuning.study.storage import open_recorded, optuna_url, storage_errors, without_credentials
 
@@ -46,6 +46,8 @@ class Snapshot:
     best: TrialRecord | None = None
     by_end: tuple[TrialRecord, ...] = ()
     """Those that have ended, first the one that ended first."""
+    refused: int = 0
+    """How many points the recipe rejected."""
 
     @property
     def carried(self) -> int:
@@ -81,7 +83,8 @@ class OpenStudy:
             StorageError, UnreachableError: the database cannot be read.
         """
         with storage_errors(f"Optuna's study {self.study.study_name}"):
-            trials = counted(self.study.get_trials(deepcopy=False))
+            found = self.study.get_trials(deepcopy=False)
+        trials = counted(found)
         opened = []
         for trial in trials:
             if not trial.state.is_finished():
@@ -90,7 +93,9 @@ class OpenStudy:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[trial.number] for trial in trials if trial.state.is_finished())
         by_end = tuple(self._ended[trial.number] for trial in in_order_of_end(trials))
-        return Snapshot(ended, tuple(opened), winner(ended, objectives=self.objectives), by_end)
+        return Snapshot(
+            ended, tuple(opened), winner(ended, objectives=self.objectives), by_end, sum(map(refused, found))
+        )
 
     def best(self) -> TrialRecord:
         """Return the best trial of those that have ended.

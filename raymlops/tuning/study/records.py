@@ -71,12 +71,11 @@ def report_key(epoch: int) -> str:
 
 
 def reports_of(trial: Any) -> dict[int, Report]:
-    """Return the reports of an Optuna trial by epoch; NaN where a metric was not finite."""
+    """Return the reports of an Optuna trial by epoch, old ones without metrics; NaN where one was not finite."""
     kept: Mapping[str, Any] = trial.user_attrs.get(ATTRIBUTE, {})
-    orders = kept.get("orders", {})
-    found = {
-        int(epoch): Report(_floats(metrics), orders.get(epoch)) for epoch, metrics in kept.get("history", {}).items()
-    }
+    orders, history = kept.get("orders", {}), kept.get("history", {})
+    # The metrics of old epochs may not be kept.
+    found = {int(epoch): Report(_floats(history.get(epoch, {})), orders.get(epoch)) for epoch in {**orders, **history}}
     for epoch, entry in stored_reports(trial).items():
         found[epoch] = Report(_floats(entry["metrics"]), entry["order"], entry["best"])
     return dict(sorted(found.items()))
@@ -132,7 +131,7 @@ def in_order_of_end(trials: Iterable[Any]) -> list[Any]:
 
 def history_of(trial: Any) -> dict[int, dict[str, float]]:
     """Return the stored metrics of an Optuna trial by epoch; NaN where one was not finite."""
-    return {epoch: report.metrics for epoch, report in reports_of(trial).items()}
+    return {epoch: report.metrics for epoch, report in reports_of(trial).items() if report.metrics}
 
 
 def last_value(trial: Any) -> float | None:

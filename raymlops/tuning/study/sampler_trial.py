@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.sweep import SAMPLERS
 from raymlops.errors import UsageError, describe
+from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.storage import create_study, quiet_optuna
 from raymlops.tuning.study.trials import Trials
 
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
-TRIALS = 12
+_FEWEST = 12
 """More than the random ones with which Optuna's samplers begin, by default."""
+_MOST = 52
+"""So that the trial stays short."""
 
 
 def try_sampler(section: SweepSection, *, objectives: Sequence[Objective]) -> None:
@@ -60,11 +63,18 @@ def try_sampler(section: SweepSection, *, objectives: Sequence[Objective]) -> No
         )
 
 
+def draws(section: SweepSection, objectives: Sequence[Objective]) -> int:
+    """Return how many points to draw: two more than a sampler draws at random before it learns, as far as is known."""
+    sampler = sampler_of(section, objectives=objectives, number=0)
+    startup = section.sampler_args.get("n_startup_trials", section.startup_trials if section.sampler in SAMPLERS else 0)
+    known = [each for each in (startup, sampler.population_size) if isinstance(each, int)]
+    return min(max(_FEWEST, *(each + 2 for each in known)), _MOST)
+
+
 def _drawn(section: SweepSection, objectives: Sequence[Objective]) -> list[dict[str, Any]]:
     from optuna.storages import InMemoryStorage
 
-    startup = section.sampler_args.get("n_startup_trials", 0)
-    count = max(TRIALS, min(startup, 50) + 2) if isinstance(startup, int) else TRIALS
+    count = draws(section, objectives)
     section = section.model_copy(update={"enqueue": [], "num_trials": count})
     rng = random.Random(section.seed)  # noqa: S311 - not for secrets
     with quiet_optuna():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from raymlops.records import Objective
 
 
-def sampler_of(section: SweepSection, *, objectives: Sequence[Objective], number: int) -> BaseSampler:
+def sampler_of(section: SweepSection, *, objectives: Sequence[Objective], number: int) -> _Seeded:
     """Return the sampler that draws trial ``number``.
 
     - ``tpe``: multivariate, which models interactions, and grouped, which allows that with conditional parameters; with
@@ -154,6 +154,11 @@ class _Seeded(BaseSampler):  # type: ignore[misc]
         self._make = make
         self._name = name
         self._joint = make(self._seed(""))
+
+    @property
+    def population_size(self) -> int:
+        """Return the size of a generation of a genetic sampler; 0 for any other."""
+        return int(self._joint.population_size) if isinstance(self._joint, BaseGASampler) else 0
 
     def _seed(self, param_name: str) -> int:
         digest = hashlib.sha256(f"{self._name}:{param_name}".encode()).digest()

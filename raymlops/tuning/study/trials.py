@@ -123,7 +123,8 @@ class Trials:
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
         self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
         """The number of the sweep's own trials, ended or not, without carried ones."""
-        self._refused = sum(map(refused, trials))
+        self.refused = sum(map(refused, trials))
+        """How many points the recipe rejected."""
         self._next = len(trials)
         self._orders = 1 + max((order for trial in trials for order in _orders(trial)), default=-1)
         """How many reports the scheduler has judged."""
@@ -131,7 +132,7 @@ class Trials:
     @property
     def total(self) -> int:
         """Return the number of the sweep's own trials at its end, more than wanted where more were drawn before."""
-        return max(num_trials(self._section, refused=self._refused), self.asked)
+        return max(num_trials(self._section, refused=self.refused), self.asked)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -174,7 +175,7 @@ class Trials:
                 the next call.
         """
         self.flush()
-        fixed = point(self._section, self.asked + self._refused)
+        fixed = point(self._section, self.asked + self.refused)
         with storage_errors(self._name):
             if self._created is None:
                 self._created = self._orphan() if self._unsure else None
@@ -263,7 +264,7 @@ class Trials:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
         self._writes.refuse(self.open.pop(number).optuna, reason)
         self.asked -= 1
-        self._refused += 1
+        self.refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.

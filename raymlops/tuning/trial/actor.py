@@ -31,7 +31,14 @@ from raymlops.cluster.resource_usage import TRIAL_MARK
 from raymlops.config.changes import identity
 from raymlops.data.cache import DataCache
 from raymlops.data.shared import StoredObject
-from raymlops.errors import NonFiniteError, ProcessSpoiledError, TrainingError, TrialHungError, describe
+from raymlops.errors import (
+    NonFiniteError,
+    PlacesLostError,
+    ProcessSpoiledError,
+    TrainingError,
+    TrialHungError,
+    describe,
+)
 from raymlops.project import Project
 from raymlops.storage import filesystem
 from raymlops.training.checkpoints.latest import recall, recorded_fit
@@ -95,12 +102,13 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
         Raises:
             TrialHungError: the training makes no progress.
+            PlacesLostError: its workers' places were lost.
             TrainingError: this process cannot use its device any more.
         """
         trial = self._trial
         try:
             return trial.step()
-        except TrialHungError:
+        except (TrialHungError, PlacesLostError):
             raise
         except Exception as error:
             reason = describe(error)

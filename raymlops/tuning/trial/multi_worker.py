@@ -12,7 +12,7 @@ import ray
 
 from raymlops.cluster.capacity import Places
 from raymlops.cluster.placement import WorkerRequest
-from raymlops.errors import InsufficientResourcesError
+from raymlops.errors import InsufficientResourcesError, PlacesLostError
 from raymlops.training.preflight import has_unused_parameters
 from raymlops.training.supervision import supervisor
 from raymlops.training.supervision.request import RunRequest
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     OnEpoch = Callable[..., bool]
 
 _SHORTEST_MINUTES = 1 / 600
+_ROUNDS = 3
+"""How often to wait for Ray to place again what was lost with a node, ``cluster.wait_s`` each time."""
 
 
 class EpochWriter:
@@ -66,6 +68,7 @@ def train_on_workers(
     nothing is raised.
 
     Raises:
+        PlacesLostError: Ray has no places for workers whose node was lost.
         RaymlopsError: as ``supervisor.fit``.
     """
     spec = project.spec
@@ -96,11 +99,15 @@ def train_on_workers(
         stop=lambda: "interrupted" if stopping() else "",
         trial=True,
     )
+    rounds = 0
     while not stopping():
         try:
             outcome, _ = supervisor.fit(request)
-        except InsufficientResourcesError:
-            continue  # Ray places again what was lost with a node, once there is room
+        except InsufficientResourcesError as error:
+            if (rounds := rounds + 1) >= _ROUNDS:
+                # Others may need what the trial still holds. It resumes once it gets another placement group.
+                raise PlacesLostError("a node of its workers was lost, and Ray does not place them again") from error
+            continue
         except KeyboardInterrupt:
             if not stopping():
                 raise

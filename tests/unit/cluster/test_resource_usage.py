@@ -89,7 +89,7 @@ def test_contenders_are_jobs_that_sweep_or_wait():
     ]
     replicas = ({"CPU": 0.2}, {"CPU": 0.2})
     assert contenders(rows, job_id="01000000", demands=replicas) == [
-        Contender({}, replicas),
-        Contender({"a": trial, "b": trial}, (trial,)),
-        Contender({}, ({"CPU": 3.0},)),
+        Contender({}, tuple((replica,) for replica in replicas)),
+        Contender({"a": trial, "b": trial}, ((trial,),)),
+        Contender({}, (({"CPU": 3.0},),)),
     ]

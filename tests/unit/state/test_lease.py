@@ -5,10 +5,13 @@ import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import make_url
 
 from raymlops.errors import LeaseLostError, RefusedError, StorageError, UsageError
+from raymlops.state import locks
 from raymlops.state.lease import holder_of, lease, was_held
 from raymlops.state.locks import refuse_shared_sessions
 
@@ -136,6 +139,50 @@ def test_a_lease_that_was_lost_is_taken_again_and_a_holder_is_told_who_has_it(ur
         file.unlink()
         with holding(url) as (process, _), pytest.raises(LeaseLostError, match=f"process {process.pid}"):
             renew()
+
+
+class Server(locks._ServerLock):
+    """Stands for the lock on a server: each connection is a session of its own, and ``holders`` has the lock."""
+
+    sessions, holders = iter(()), None
+
+    def __init__(self, *_):
+        self.session, self.holders_session = next(Server.sessions), None
+
+    def try_take(self):
+        Server.holders = Server.holders or self.session
+        return Server.holders == self.session
+
+    def holder(self):
+        self.holders_session = Server.holders
+        return f"somebody, backend {Server.holders}"
+
+    def held(self):
+        return Server.holders == self.session
+
+    def close(self):
+        """As over a broken connection: the server does not notice."""
+
+
+def test_a_lost_session_that_the_server_still_has_is_nobody_else(monkeypatch):
+    """The lease is lost until the server ends it; only then can anybody have taken it."""
+    monkeypatch.setattr(locks, "_ServerLock", Server)
+    monkeypatch.setattr(Server, "sessions", iter((7, 8, 9, 10)))
+    monkeypatch.setattr(Server, "holders", None)
+    engine = SimpleNamespace(dialect=SimpleNamespace(name="postgresql"), url=make_url("postgresql://host/db"))
+    held = locks.Hold(engine, file=None, key=1, me="me")
+    held.take()
+    assert (held.holder, held.lost()) == (None, False)
+    held.close()
+    held.take()
+    assert (held.holder, held.lost()) == (None, True)
+    Server.holders = None
+    held.take()
+    assert (held.holder, held.lost()) == (None, False)
+    held.close()
+    Server.holders = 11
+    held.take()
+    assert held.holder == "somebody, backend 11"
 
 
 class Session:

@@ -283,6 +283,17 @@ def test_the_last_trials_of_a_sweep_may_fail_alike(storage):
     assert stage.runs.said[-2:] == [(0, "failed"), (1, "failed")]
 
 
+def test_failures_before_a_last_point_that_the_recipe_refuses_end_too(storage):
+    """No trial is left that could have another end."""
+    stage = Stage(storage, num_trials=9, sampler="grid", space={"train.epochs": {"int": [1, 3]}})
+    for _ in range(2):
+        fail(stage, "ValueError: a")
+    stage.controller._queue._project = Refusing(stage.controller._queue._project, UsageError("no"))
+    assert stage.controller.next_trial() is None
+    assert (stage.controller.done, stage.controller.halt) == (True, None)
+    assert stage.states() == [TrialState.FAIL] * 2 + [TrialState.PRUNED]
+
+
 def test_failed_trials_are_trained_again_in_their_place(storage):
     """Each once; the sweep still has the trials that it was to have."""
     stage = Stage(storage, num_trials=3)
@@ -456,6 +467,19 @@ def test_epochs_that_a_checkpoint_brought_back_are_told_where_they_are_not_known
     stage.controller.end(0, "complete")
     stage.trials.flush()
     assert stage.study.get_trials()[0].intermediate_values == {1: 0.4, 2: 0.5, 3: 0.5, 4: 0.6}
+
+
+@pytest.mark.parametrize(
+    ("last", "judged"),
+    [({"resource": 3, "outcome": None}, [1, 2, 3]), ({"outcome": None}, [1, 2]), ({"outcome": "complete"}, [])],
+)
+def test_epochs_that_came_back_with_the_end_of_a_trial_are_judged_by_nobody(storage, last, judged):
+    """Tune asks no scheduler about a result that ends a trial."""
+    stage = Stage(storage)
+    stage.controller.next_trial()
+    stage.epoch(0, 3, 0.6, restored=back(0.4, 0.5), **last)
+    reports = stage.trials.open[0].reports
+    assert [epoch for epoch, report in reports.items() if report.order is not None] == judged
 
 
 def test_a_trial_whose_last_checkpoint_was_its_end_has_its_value(storage):

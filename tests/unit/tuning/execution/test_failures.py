@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray import exceptions
 
-from raymlops.errors import ProcessSpoiledError, TrialHungError
+from raymlops.errors import PlacesLostError, ProcessSpoiledError, TrialHungError
 from raymlops.tuning.execution.failures import MAX_LOSSES, Death, death, decide_restart
 
 
@@ -39,6 +39,7 @@ def gone(cause, *, init_failed=False):
         ),
         (gone("RecipeImportError: no module", init_failed=True), "raised", "RecipeImportError: no module"),
         (TrialHungError("no step for 3 s, in loss()"), "hung", "TrialHungError: no step for 3 s, in loss()"),
+        (PlacesLostError("no places"), "lost", "PlacesLostError: no places"),
         (ProcessSpoiledError("the trial before hangs"), "spoiled", "ProcessSpoiledError: the trial before hangs"),
         (ValueError("the job was preempted"), "raised", "ValueError: the job was preempted"),
     ],

@@ -21,7 +21,9 @@ def nodes(*resources):
 
 
 def held(cpus, *pending, node="0"):
-    return Contender({node: {"CPU": float(cpus)}} if cpus else {}, tuple({"CPU": float(amount)} for amount in pending))
+    return Contender(
+        {node: {"CPU": float(cpus)}} if cpus else {}, tuple(({"CPU": float(amount)},) for amount in pending)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_an_autoscaler_is_asked_for_what_it_may_add(head, growth, sweep, expecte
         (9.0, [held(0, 1), held(0, 1)], 3),
         (1.0, [held(0, 1)], 1),  # never none
         (8.0, [held(0, 16)], 8),  # nothing given up would help it
-        (8.0, [Contender({}, ({"GPU": 1.0},))], 8),
+        (8.0, [Contender({}, (({"GPU": 1.0},),))], 8),
     ],
 )
 def test_sweeps_share_what_there_is_while_one_waits(usable, others, expected):
@@ -97,7 +99,7 @@ def test_sweeps_share_what_there_is_while_one_waits(usable, others, expected):
 
 def test_shares_are_counted_on_each_node():
     """Two sweeps of 2-CPU trials on two nodes of three: one trial a node, whoever has the rest."""
-    others = [Contender({"0": {"CPU": 2.0}}, ({"CPU": 2.0},))]
+    others = [Contender({"0": {"CPU": 2.0}}, (({"CPU": 2.0},),))]
     assert concurrency(spec("train.cpus_per_worker=2"), nodes((1.0,), (3.0,)), contenders=others) == 1
 
 
@@ -132,3 +134,31 @@ def test_who_waits_for_what_is_free_gets_that(free, expected):
     """Two replicas that are about to start."""
     others = [held(0, 1, 1)]
     assert concurrency(spec(), nodes((8.0,)), free=nodes((free,)), contenders=others) == expected
+
+
+@pytest.mark.parametrize(
+    ("usable", "pending", "expected"),
+    [
+        (4.0, [(4.0,)], 4),  # half of the CPUs would lie idle, and the other one could still not start
+        (8.0, [(4.0,)], 4),
+        (4.0, [(1.0,) * 4], 4),  # four workers that start together
+        (4.0, [(1.0,) * 2], 2),
+        (4.0, [(4.0,), (1.0,)], 2),  # one of its trials could
+        (8.0, [(1.0,) * 16, (1.0,)], 4),
+        (2.0, [(0.1,) * 10], 1),
+    ],
+)
+def test_a_sweep_gives_up_what_helps_somebody(usable, pending, expected):
+    groups = tuple(tuple({"CPU": cpus} for cpus in group) for group in pending)
+    assert concurrency(spec(), nodes((usable,)), contenders=[Contender({}, groups)]) == expected
+
+
+def test_who_cannot_be_helped_has_no_part_in_the_shares():
+    others = [held(0, 8), held(0, 1)]
+    assert concurrency(spec(), nodes((8.0,)), contenders=others) == 4
+
+
+@pytest.mark.parametrize(("growth", "sweep"), [(None, {"max_concurrent": 6}), (None, {}), ([{"CPU": 8.0}], {})])
+def test_nothing_is_added_for_a_sweep_that_others_wait_for(growth, sweep):
+    """They request what they wait for themselves."""
+    assert concurrency(spec(**sweep), nodes((8.0,)), contenders=[held(0, 1)], growth=growth) == 4

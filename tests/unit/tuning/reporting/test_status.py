@@ -149,14 +149,20 @@ def test_a_sweep_that_was_good_enough_says_so(storage_path: Path, field: dict[st
 
 
 @pytest.mark.parametrize("num_trials", [2, 9])
-def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int) -> None:
-    """More trials than points there never are, also where just as many were asked for."""
+@pytest.mark.parametrize("refused", [0, 1])
+def test_an_exhausted_grid_is_only_forked(storage_path: Path, num_trials: int, refused: int) -> None:
+    """More trials than points there never are, also where just as many were asked for, or the recipe rejects some."""
     grid = {"sampler": "grid", "space": {"train.lr": {"categorical": [0.1, 0.2]}}, "num_trials": num_trials}
     with recorded_sweep(project_in(storage_path, **grid)) as sweep:
         sweep.run(0.5)
-        sweep.run(0.4)
+        if refused:
+            sweep.trials.refuse(sweep.report(0.4), "no")
+            sweep.trials.flush()
+        else:
+            sweep.run(0.4)
         sweep.parent.end("FINISHED", {})
         status = now(sweep)
+    assert status.num_trials == 2 - refused
     assert status.resume == (
         "nothing left to do: it has tried all 2 points of its grid; to continue: "
         f"raymlops sweep --fork {status.sweep_id} --config FILE, with a finer grid"

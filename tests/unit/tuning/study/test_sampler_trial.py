@@ -10,7 +10,7 @@ from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection
 from raymlops.errors import UsageError
 from raymlops.records import Objective
-from raymlops.tuning.study.sampler_trial import try_sampler
+from raymlops.tuning.study.sampler_trial import draws, try_sampler
 
 LOSS = (Objective("validation/loss", "min"),)
 BOTH = (*LOSS, Objective("latency_ms", "min"))
@@ -70,3 +70,26 @@ def test_cma_es_takes_one_objective():
     tried("optuna.samplers.CmaEsSampler", n_startup_trials=3)
     with pytest.raises(UsageError, match=r"cannot draw from sweep.space: ValueError: .*multi-objective"):
         tried("optuna.samplers.CmaEsSampler", objectives=BOTH)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "args", "expected"),
+    [
+        ("tpe", {"n_ei_candidates": 7}, 22),
+        ("tpe", {"n_startup_trials": 5}, 12),
+        ("gp", {"deterministic_objective": True}, 22),
+        ("nsga2", {"mutation_prob": 0.5}, 22),
+        ("nsga2", {"population_size": 30}, 32),
+        ("own_samplers:Good", {}, 12),
+        ("optuna.samplers.TPESampler", {"n_startup_trials": 500}, 52),
+        ("optuna.samplers.NSGAIISampler", {}, 52),
+    ],
+)
+def test_as_many_points_are_drawn_as_it_takes_a_sampler_to_learn(sampler, args, expected):
+    section = SweepSection(space=SPACE, sampler=sampler, sampler_args=args, startup_trials=20)
+    assert draws(section, LOSS) == expected
+
+
+def test_a_genetic_sampler_is_tried_beyond_its_first_generation():
+    with pytest.raises(UsageError, match="draws other points from the same history and seed"):
+        tried("own_samplers:Restless")

@@ -16,7 +16,7 @@ from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
 from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
-from raymlops.tuning.study.records import history_of
+from raymlops.tuning.study.records import history_of, reports_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials
 
@@ -344,6 +344,8 @@ def test_the_newest_thousand_epochs_are_kept(storage, study, trials):
     trials.tell(number, "failed")
     trials.flush()
     assert (min(history_of(study.trials[0])), len(history_of(study.trials[0]))) == (103, 1000)
+    orders = [report.order for report in reports_of(study.trials[0]).values()]
+    assert orders == list(range(1102))  # the scheduler judges all of them again where the sweep is resumed
 
 
 def test_a_short_trial_costs_the_database_one_write_for_each_of_its_parts(storage, study, trials):

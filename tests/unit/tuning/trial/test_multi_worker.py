@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raymlops.config.load import load_data
-from raymlops.errors import InsufficientResourcesError
+from raymlops.errors import InsufficientResourcesError, PlacesLostError
 from raymlops.project import bind
 from raymlops.training.events import Event, words
 from raymlops.training.loop.outcome import Outcome
@@ -60,7 +60,7 @@ def test_epochs_whose_events_were_lost_come_from_the_history(writer, passed):
 
 
 def test_want_of_room_is_waiting_and_no_failure(monkeypatch):
-    """A node with some of its workers was lost: the trial waits until Ray has placed them again, or is stopped."""
+    """A node with some of its workers was lost: the trial waits a while for Ray to place them again."""
     asked, epochs = [], []
     outcomes = [InsufficientResourcesError("no room"), InsufficientResourcesError("no room"), None]
 
@@ -88,3 +88,8 @@ def test_want_of_room_is_waiting_and_no_failure(monkeypatch):
     asked.clear()
     multi_worker.train_on_workers(project, None, **{**given, "stopping": lambda: bool(asked)})
     assert len(asked) == 1
+    asked.clear()
+    outcomes[:] = [InsufficientResourcesError("no room")] * 9
+    with pytest.raises(PlacesLostError):  # it asks for other places, and gives up those that are left
+        multi_worker.train_on_workers(project, None, **given)
+    assert len(asked) == 3
