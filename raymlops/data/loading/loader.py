@@ -9,6 +9,7 @@ Owns which splits are read ahead, and the tasks of a pass in their order. ``pool
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ import torch
 
 from raymlops.data.loading.pool import LoaderPool
 from raymlops.data.loading.process import Task
+from raymlops.errors import UsageError
 from raymlops.pytree import map_tensors
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Loader:
         pinned: bool = False,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
+        if processes and sys.platform != "linux":
+            raise UsageError(f"train.data_workers needs Linux, but this is {sys.platform}", hint="Set it to 0.")
         self._splits = {name: split for name, split in splits.items() if processes and split.read_ahead}
         self._processes, self._ahead, self._timeout_s = processes, ahead, timeout_s
         self._on_progress = on_progress

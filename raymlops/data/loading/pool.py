@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from raymlops.data.split import SplitData
     from raymlops.recipe import Batch
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from raymlops.data.loading.process import main; "
+_START = (
+    "import json, signal, sys; "
+    "[signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)]; "  # before what takes seconds
+    "sys.path[:] = json.loads(sys.argv[1]); from raymlops.data.loading.process import main; "
+)
 _FIRST_S = 60.0
 """The processes import the recipe before their first sign of life."""
 _LOOK_S = 0.5
@@ -164,10 +168,9 @@ class LoaderPool:
             failed.value()
         how = self._ended.get(lane, "ended with the process that started it")
         message = f"loader process {lane}{self._pid(lane)} {how} while it read {_rows(task)}"
-        raise TrainingError(
-            message,
-            hint="SIGKILL is most often the kernel's, for want of memory: lower train.data_workers or train.prefetch.",
-        ) from BrokenProcessPool(message)
+        memory = "SIGKILL is most often the kernel's, for want of memory: lower train.data_workers or train.prefetch."
+        hint = memory if "SIGKILL" in how else "What it printed is in the log."
+        raise TrainingError(message, hint=hint) from BrokenProcessPool(message)
 
     def _raise_hung(self, lane: int, task: Task, *, waited_s: float) -> NoReturn:
         with suppress(OSError):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections import namedtuple
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -63,6 +66,26 @@ def test_kept_batches_hold_no_descriptor() -> None:
     kept = [through({"x": torch.full((1000,), float(number))}) for number in range(50)]
     assert psutil.Process().num_fds() <= before + 1
     assert [float(batch["x"][-1]) for batch in kept] == list(range(50))
+
+
+def test_a_lost_descriptor_is_told() -> None:
+    """Where a process has as many open files as it may, a message is not taken for a number."""
+    here, there = pair()
+    with here, there:
+        send(here, "text")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (there.fileno() + 1, limits[1]))
+        taken = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(there.fileno()))
+            with pytest.raises(OSError, match="Too many open files"):
+                receive(there)
+        finally:
+            for each in taken:
+                os.close(each)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_the_end_is_told_after_what_was_sent() -> None:
