@@ -180,6 +180,23 @@ def test_a_recipe_that_pads_is_encoded_by_batch(streamed: Any) -> None:
     assert split.batch(short)["text"].shape == (2, 3)
 
 
+def test_padding_does_not_depend_on_what_was_read_before(streamed: Any, files: str) -> None:
+    """Where a later row group has a longer text than the first one: a resumed run and a loader see other batches."""
+    for path in Path(files).glob("*.parquet"):
+        table = pq.read_table(path)
+        texts = ["red"] * 20 + ["yellow"] + ["red"] * 79
+        at = table.column_names.index("colour")
+        pq.write_table(table.set_column(at, "colour", pa.array(texts)), path, row_group_size=16)
+    batches = [torch.tensor(rows) for rows in ([0, 1], [16, 17], [0, 17], [0, 20], [16, 17], [40, 0], [0, 1])]
+    for cache_bytes in (4000, 1):
+        split = streamed("sourced:Words", cache_bytes=cache_bytes).splits["train"]
+        assert not split.plan.by_batch
+        widths = [split.batch(rows)["text"].shape[1] for rows in batches]
+        assert widths == [3, 6, 3, 6, 6, 3, 3]
+        alone = [streamed("sourced:Words").splits["train"].batch(rows)["text"].shape[1] for rows in batches]
+        assert widths == alone
+
+
 def test_a_training_on_files_is_that_on_the_table(streamed: Any, tiny_project: Any, files: str) -> None:
     """With a batch of all rows the order does not matter, and files and table give the same model."""
     options = {"batch_size": ROWS, "epochs": 2}
