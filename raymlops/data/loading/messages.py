@@ -116,8 +116,8 @@ def receive(source: socket.socket) -> tuple[Any, int | None]:
     view = memoryview(bytes_)
     (count,) = _COUNT.unpack_from(view)
     sizes = struct.unpack_from(f"<{count}q", view, _COUNT.size)
-    data, *buffers = (view[start : start + size] for start, size in zip(_places(sizes)[0], sizes, strict=True))
-    return pickle.loads(data, buffers=buffers), None  # noqa: S301 - from a process of our own
+    main, *buffers = (view[start : start + size] for start, size in zip(_places(sizes)[0], sizes, strict=True))
+    return pickle.loads(main, buffers=buffers), None  # noqa: S301 - from a process of our own
 
 
 def _places(sizes: Any) -> tuple[list[int], int]:
