@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import TinyConfig
 
 from raymlops.arrays import Column
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.image_folder import ImageFolder
-from raymlops.data.split import DatasetSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
 from raymlops.signature import Signature

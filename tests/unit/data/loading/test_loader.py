@@ -22,11 +22,11 @@ from drawn import Items
 from loaded import Calling, Faulty, Mixed, Pass, Passing, Rare, Slow, Unpicklable
 from tiny import Tiny
 
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.loading.loader import Loader
 from raymlops.data.parquet_files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
-from raymlops.data.split import DatasetSplit
 from raymlops.errors import RecipeError, TrainingError, UsageError
 from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
@@ -239,7 +239,7 @@ import torch
 sys.path[:0] = {paths!r}
 from loaded import Mixed, Items
 from raymlops.data.loading.loader import Loader
-from raymlops.data.split import DatasetSplit
+from raymlops.data.dataset_split import DatasetSplit
 split = DatasetSplit(Items(400), name="train", recipe=Mixed())
 loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
 batches = loader.batches(split, torch.arange(400), batch_size=4)
