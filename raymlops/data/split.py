@@ -120,11 +120,12 @@ class SplitData(ABC):
             yield self.batch(chosen[start : start + batch_size])
 
     def global_batches(self, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
-        """Yield the row indices of each global batch of an epoch but the first ``skip``, each row once.
+        """Start an epoch and yield the row indices of each of its global batches but the first ``skip``, each row once.
 
         The order depends on seed and epoch alone, so it is the same on every rank, for any number of ranks. The last
         batch holds the remainder. Skipped batches are not read.
         """
+        self.start_epoch(seed=seed, epoch=epoch)
         return global_batches(self.rows, batch_size=batch_size, seed=seed, epoch=epoch, skip=skip)
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:

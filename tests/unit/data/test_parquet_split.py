@@ -18,6 +18,7 @@ from tiny import make_table
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.data.sampler import epoch_batches
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError
 from raymlops.training.loop.evaluation import add, block_totals, totals
@@ -124,6 +125,14 @@ def test_what_is_done_is_not_read_again(streamed: Any) -> None:
     for indices in split.global_batches(batch_size=10, seed=0, epoch=1, skip=29):
         split.batch(indices)
     assert split.cache.loads <= 2
+
+
+def test_an_epoch_is_started_once(streamed: Any, tiny_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read ahead of it would be forgotten."""
+    split, started = streamed().splits["train"], []
+    monkeypatch.setattr(split._reader, "follow", lambda *_, **__: started.append(1))
+    assert len(list(epoch_batches(split, tiny_project().spec.train, epoch=1, skip=0, rows=ROWS))) > 1
+    assert len(started) == 1
 
 
 def test_a_row_group_is_encoded_once_while_it_is_kept(streamed: Any) -> None:
