@@ -158,7 +158,7 @@ class TrainSection(Spec):
         128,
         ge=1,
         description="megabytes of encoded rows of streamed Parquet files that are shuffled together; a process keeps "
-        "at most twice as much of a split",
+        "at most twice as much of a split, and reads at most as much again ahead",
     )
     accumulate: Fixed[int] = Field(1, ge=1, description="micro-batches per optimizer step")
     strategy: Fixed[Literal["ddp", "fsdp"]] = Field(

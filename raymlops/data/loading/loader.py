@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,7 +87,8 @@ class Loader:
         try:
             yield from current
         finally:
-            self._pass = None
+            if self._pass is current:  # a loop may leave one pass for the next before it closes the first
+                self._pass = None
             current.close()
 
     def batch(self, split: SplitData, rows: torch.Tensor) -> Batch:
@@ -244,7 +246,8 @@ class _Pass:
         if self._pinning is None:
             self._pool.drop(dropped)
         elif dropped:
-            self._pinning.submit(self._pool.drop, dropped)
+            with suppress(RuntimeError):  # the loader is closed: nothing is received any more
+                self._pinning.submit(self._pool.drop, dropped)
 
     def _pin_next(self) -> None:
         """Receive and pin what is taken next in a thread, while the GPU works."""

@@ -135,6 +135,23 @@ def test_pinned_batches_come_from_a_thread(splits: dict[str, SplitData], monkeyp
     assert pinned
 
 
+def test_passes_may_end_late(splits: dict[str, SplitData], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left for another takes nothing from it, and one may outlive the loader."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    train = splits["train"]
+    made = loader(train, pinned=True)
+    passes = []
+    for _ in range(2):
+        steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(torch.arange(300).split(20)))
+        passes.append(made.steps(train, steps, lambda rows: [(rows, 1.0)]))
+        next(passes[-1])
+    passes[0].close()
+    monkeypatch.setattr(train, "batch", lambda _rows: pytest.fail("read here"))
+    assert len(made.batch(train, torch.arange(20))["x"]) == 20
+    made.close()
+    passes[1].close()
+
+
 @pytest.fixture
 def parquet(tmp_path: Any) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
