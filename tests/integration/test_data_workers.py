@@ -27,7 +27,7 @@ def made(folder: Path, **train: Any) -> Project:
     ("number", "said"),
     [
         pytest.param(signal.SIGKILL, r"loader process 0 \(pid \d+\) was killed by SIGKILL while it read", id="killed"),
-        pytest.param(signal.SIGSTOP, r"loader process 0 \(pid \d+\) has given no sign of life", id="stopped"),
+        pytest.param(signal.SIGSTOP, r"loader process 0 \(pid \d+\) has sent no heartbeat", id="stopped"),
     ],
 )
 def test_a_lost_loader_costs_nothing_but_time(tmp_path: Path, number: signal.Signals, said: str) -> None:

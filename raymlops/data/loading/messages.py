@@ -80,8 +80,8 @@ def readable(source: socket.socket, *, within_s: float) -> bool:
     return bool(waiting.poll(within_s * 1000))
 
 
-def send_sign(to: socket.socket, number: int) -> None:
-    """Send a number, as a sign of life."""
+def send_heartbeat(to: socket.socket, number: int) -> None:
+    """Send a number, as a heartbeat."""
     try:
         to.send(_COUNT.pack(number))
     except (BrokenPipeError, ConnectionResetError) as error:
@@ -89,7 +89,7 @@ def send_sign(to: socket.socket, number: int) -> None:
 
 
 def receive(source: socket.socket) -> tuple[Any, int | None]:
-    """Wait for the next message and return its object, or None and the number of a sign of life.
+    """Wait for the next message and return its object, or None and the number of a heartbeat.
 
     Raises:
         Closed: the other side is gone.

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from raymlops.data.loading.messages import Closed, pickled, readable, receive, send, send_pickled, send_sign
+from raymlops.data.loading.messages import Closed, pickled, readable, receive, send, send_heartbeat, send_pickled
 from raymlops.errors import RecipeError, describe
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from raymlops.recipe import Progress
 
 _LOOK_S = 0.5
-_SIGN_S = 0.5
-"""Signs of life are at least so far apart."""
+_HEARTBEAT_S = 0.5
+"""Heartbeats are at least so far apart."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -170,15 +170,15 @@ def _forked(at: int, lanes: Sequence[int], splits: Mapping[str, SplitData], *, c
 def _serve(lane: socket.socket, splits: Mapping[str, SplitData]) -> NoReturn:
     last_s = 0.0
 
-    def sign() -> None:
+    def beat() -> None:
         nonlocal last_s
-        if time.monotonic() - last_s > _SIGN_S:
+        if time.monotonic() - last_s > _HEARTBEAT_S:
             last_s = time.monotonic()
-            send_sign(lane, os.getpid())
+            send_heartbeat(lane, os.getpid())
 
     for split in splits.values():
-        split.on_progress = sign
-    sign()
+        split.on_progress = beat
+    beat()
     while True:
         task: Task = receive(lane)[0]
         last_s = time.monotonic()

@@ -185,7 +185,7 @@ def test_streamed_files_are_read_by_windows(parquet: ParquetSplit) -> None:
         ("exits", RecipeError, r"item 7 ", False),
         ("quits", TrainingError, r"(?s)loader process 1 .* exited with 3 .*What it printed is in the log", True),
         ("dies", TrainingError, r"loader process 1 \(pid \d+\) was killed by SIGKILL .* 4 rows .*\(4, 5, 6, 7\)", True),
-        ("hangs", TrainingError, r"loader process 1 \(pid \d+\) has given no sign of life for \d+ s, .*\(4, 5, ", True),
+        ("hangs", TrainingError, r"loader process 1 \(pid \d+\) has sent no heartbeat for \d+ s, .*\(4, 5, ", True),
     ],
 )
 def test_what_goes_wrong_names_the_item(

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from raymlops.data.loading.messages import Closed, pair, readable, receive, send, send_sign
+from raymlops.data.loading.messages import Closed, pair, readable, receive, send, send_heartbeat
 
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - as recipes have them
 
@@ -93,7 +93,7 @@ def test_the_end_is_told_after_what_was_sent() -> None:
     here, there = pair()
     assert not readable(here, within_s=0.0)
     send(here, "never read")
-    send_sign(there, 5)
+    send_heartbeat(there, 5)
     send(there, "last words")
     there.close()
     assert readable(here, within_s=0.0)

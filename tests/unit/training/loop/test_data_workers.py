@@ -109,7 +109,7 @@ def test_a_loop_of_its_own_has_them_too(tiny_project: Callable[..., Project], tm
     [
         ("raises", RecipeError, r"item 150 raised ValueError: the file is cut short at .*loaded\.py"),
         ("dies", TrainingError, r"was killed by SIGKILL while it read \d+ rows of the train split"),
-        ("hangs", TrainingError, "has given no sign of life for"),
+        ("hangs", TrainingError, "has sent no heartbeat for"),
     ],
 )
 def test_a_fault_ends_the_attempt(
