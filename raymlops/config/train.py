@@ -140,7 +140,7 @@ class TrainSection(Spec):
         "torch datasets, streamed Parquet files, and tables of which each batch is encoded; with the same result. They "
         "use CPUs of their own, so count them in cpus_per_worker",
     )
-    prefetch: Free[int] = Field(2, ge=1, description="batches that each of the data_workers reads ahead")
+    prefetch: Free[int] = Field(2, ge=1, le=64, description="batches that each of the data_workers reads ahead")
     init_from: FreeInRun[str | None] = Field(
         None,
         min_length=1,
@@ -158,7 +158,7 @@ class TrainSection(Spec):
         128,
         ge=1,
         description="megabytes of encoded rows of streamed Parquet files that are shuffled together; a process keeps "
-        "at most twice as much of a split",
+        "at most twice as much of a split, and reads at most as much again ahead",
     )
     accumulate: Fixed[int] = Field(1, ge=1, description="micro-batches per optimizer step")
     strategy: Fixed[Literal["ddp", "fsdp"]] = Field(

@@ -258,9 +258,15 @@ def _from_lists(name: str, column: Any, *, depth: int = 1) -> Array:
     lengths: Array = np.concatenate([np.zeros(0, dtype=np.int64), *(_lengths(chunk) for chunk in column.chunks)])
     if len(lengths) and (lengths == lengths[0]).all() and values.dtype != object:
         return values.reshape(len(lengths), int(lengths[0]), *values.shape[1:])
-    if values.dtype == object:
+    parts = np.split(values, np.cumsum(lengths[:-1])) if len(lengths) else []
+    return _objects(parts) if values.dtype != object else _stacked(name, [_one_array(name, part) for part in parts])
+
+
+def _one_array(name: str, lists: Array) -> Array:
+    """Return the lists of one row, which have the same length, as one array."""
+    if len({item.shape for item in lists}) > 1:
         raise _type_error(name, "ragged or missing arrays")
-    return _objects(np.split(values, np.cumsum(lengths[:-1])) if len(lengths) else ())
+    return np.stack(lists.tolist()) if len(lists) else np.zeros(0)
 
 
 def _lengths(lists: Any) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.images import open_image, pixels
+from raymlops.images import MODES, open_image, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,6 +93,8 @@ class ImageFolder:
     def _scaled(self, image: Image) -> Any:
         if self._size is not None and image.size != self._size[::-1]:
             image.draft(image.mode, self._size[::-1])  # a JPEG is decoded at the nearest larger eighth
+            if image.mode in {"1", "P", "PA"}:  # whose values are not colours, so that Pillow would not blend them
+                image = image.convert(MODES[self._channels])
             image = image.resize(self._size[::-1])
         array = pixels(image, self._channels).astype(np.float32) / 255
         return np.ascontiguousarray(array.transpose(2, 0, 1))

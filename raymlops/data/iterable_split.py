@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from raymlops.data.item_hashes import hash_items, items_to_hash
+from raymlops.data.dataset_split import hash_items, items_to_hash
 from raymlops.data.order import derived_seed
 from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of

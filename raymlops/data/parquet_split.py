@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select
+from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select, shapes
 from raymlops.data.columns import conform, needed, table_columns
 from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import window_numbers, windowed_batches
@@ -164,9 +164,11 @@ class ParquetSplit(SplitData):
         super().__init__(name=name, rows=files.rows, recipe=recipe)
         self.files = files
         self.cache = GroupCache(cache_bytes, size_of=_size)
-        self._reader = ReadAhead(GroupReader(files))
+        self._reader = ReadAhead(GroupReader(files), max_bytes=cache_bytes)
         self._ends = np.cumsum(files.group_rows)
         self._written = written
+        self._shapes: dict[int, dict[str, tuple[int, ...]] | None] = {}
+        """The shape of a row in each row group that was encoded; None where its rows differ."""
         self._windows: npt.NDArray[np.int64] | None = None
         """Each row group's window in the epoch, once one has started."""
         if plan is not None:
@@ -201,13 +203,12 @@ class ParquetSplit(SplitData):
             StorageError: a file cannot be read, or changed since it was listed.
             RecipeError: its rows do not match the signature.
         """
-        if not self._by_batch:
-            parts, back = self._gather(indices, lambda group, rows: select(self._kept(group), torch.from_numpy(rows)))
-            joined = join(parts)
+        if not self._padded(indices):
+            parts, back = self._gather(indices, self._encoded_rows)
+            joined = None if any(part is None for part in parts) else join(parts)
             if joined is not None:
                 return select(joined, back)
-            self._encode_by_batch()  # row groups differ in shape from the first one
-        parts, back = self._gather(indices, lambda group, rows: rows_at(self._kept(group), rows))
+        parts, back = self._gather(indices, lambda group, rows: rows_at(self._columns(group), rows))
         with self.drawn_by(indices):
             return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
 
@@ -286,26 +287,35 @@ class ParquetSplit(SplitData):
         """
         self.files.verify()
 
-    @cached_property
-    def _by_batch(self) -> bool:
-        return self.plan.by_batch
+    def _padded(self, indices: torch.Tensor) -> bool:
+        """Return whether these rows are known to need padding to the longest of them.
 
-    def _encode_by_batch(self) -> None:
-        self._by_batch = True
-        self.cache.clear()
+        Their row groups alone decide that, known or not, so that a batch is the same whatever was read before.
+        """
+        groups = np.unique(np.searchsorted(self._ends, indices.numpy(), side="right")).tolist()
+        known = [self._shapes[group] for group in groups if group in self._shapes]
+        return self.plan.by_batch or any(shape is None or shape != known[0] for shape in known)
 
-    def _kept(self, group: int) -> Any:
-        expected = self.plan.row_bytes * int(self.files.group_rows[group])
-        return self.cache.get(group, lambda: self._load(group), expected_bytes=expected)
+    def _encoded_rows(self, group: int, rows: npt.NDArray[np.int64]) -> Batch | None:
+        """Return rows of an encoded row group; None where its rows do not have a single shape."""
+        encoded = self._kept(group, lambda: self._encoded(group))
+        return None if encoded is None else select(encoded, torch.from_numpy(rows))
 
-    def _load(self, group: int) -> Any:
+    def _columns(self, group: int) -> Columns:
+        columns: Columns = self._kept(~group, lambda: self._read(group))
+        return columns
+
+    def _kept(self, key: int, load: Callable[[], Any]) -> Any:
+        """Return a row group's cached rows: encoded under its number, columns under its inverted one."""
+        expected = self.plan.row_bytes * int(self.files.group_rows[max(key, ~key)])
+        return self.cache.get(key, load, expected_bytes=expected)
+
+    def _encoded(self, group: int) -> Batch | None:
         columns = self._read(group)
-        if self._by_batch:
-            return columns
         with Stream(group).drawn_from():
             encoded = encode_all(self.recipe, columns)
-            # Without a single shape it cannot be cached as tensors: ``batch`` finds out, and falls back to columns.
-            return encode(self.recipe, columns) if encoded is None else encoded
+        self._shapes[group] = None if encoded is None else shapes(encoded)
+        return encoded
 
     def _read(self, group: int) -> Columns:
         """Return the needed columns of a row group, typed as in a request."""
@@ -357,5 +367,7 @@ def _concatenated(parts: list[Columns]) -> Columns:
 
 
 def _size(value: Any) -> int:
+    if value is None:
+        return 0
     arrays = isinstance(value, Mapping) and all(isinstance(item, np.ndarray) for item in value.values())
     return columns_bytes(value) if arrays else batch_bytes(value)

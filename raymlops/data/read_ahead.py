@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 
 class ReadAhead:
-    """Reads row groups as ``GroupReader`` does, up to ``most`` of them ahead of the last one that was asked for."""
+    """Reads row groups as ``GroupReader`` does, up to ``most`` of them ahead of the last one that was asked for.
 
-    def __init__(self, reader: GroupReader) -> None:
+    Fewer where they take more than ``max_bytes`` together, if they are as large as the largest one so far, but one.
+    """
+
+    def __init__(self, reader: GroupReader, *, max_bytes: int) -> None:
         self._reader = reader
+        self._max_bytes = max_bytes
+        self._largest_bytes = 0
         self._thread: ThreadPoolExecutor | None = None
         self._ahead: dict[Key, Future[Any]] = {}
         self._order: list[int] = []
@@ -44,21 +49,27 @@ class ReadAhead:
         """Return a row group as ``GroupReader.read`` does."""
         key, place = (group, tuple(columns)), self._places.get(group)
         found = self._ahead.pop(key, None)
-        if place is None and not self._ahead:
-            return self._reader.read(group, columns)
+        if place is None and self._thread is None:
+            return self._read(key)
         found = found or self._submit(key)
         if place is not None:
-            following = [(each, key[1]) for each in self._order[place + 1 : place + 1 + self._most]]
+            most = min(self._most, max(1, self._max_bytes // self._largest_bytes)) if self._largest_bytes else 1
+            following = [(each, key[1]) for each in self._order[place + 1 : place + 1 + most]]
             self._forget(set(following))
             self._ahead |= {each: self._submit(each) for each in following if each not in self._ahead}
         table: tuple[Any, list[str]] = found.result()
         return table
 
+    def _read(self, key: Key) -> tuple[Any, list[str]]:
+        table, there = self._reader.read(*key)
+        self._largest_bytes = max(self._largest_bytes, table.nbytes)
+        return table, there
+
     def _submit(self, key: Key) -> Future[Any]:
         # All reads are in one thread: two of one file would move its position.
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "raymlops-read-ahead")
-        return self._thread.submit(self._reader.read, *key)
+        return self._thread.submit(self._read, key)
 
     def _forget(self, wanted: set[Key]) -> None:
         for key in self._ahead.keys() - wanted:

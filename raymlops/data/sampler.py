@@ -43,7 +43,6 @@ def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int
     Raises:
         RecipeError: as ``sampled_rows``, or the sampler yields another number of rows than ``epoch_rows`` found.
     """
-    split.start_epoch(seed=spec.seed, epoch=epoch)
     sampled = sampled_rows(split, seed=spec.seed, epoch=epoch)
     batches: Iterable[torch.Tensor]
     if sampled is None:
@@ -55,6 +54,7 @@ def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int
             hint="Every epoch must be as long: the learning rate follows the number of steps.",
         )
     else:
+        split.start_epoch(seed=spec.seed, epoch=epoch)
         starts = range(skip * spec.batch_size, len(sampled), spec.batch_size)
         batches = (sampled[start : start + spec.batch_size] for start in starts)
     for indices in batches:

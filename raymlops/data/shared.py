@@ -24,9 +24,10 @@ import ray
 import torch
 from torch.utils.data import TensorDataset
 
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.prepare import SPLITS, Memory, Prepared
 from raymlops.data.sources import open_source, stands_alone
-from raymlops.data.split import DatasetSplit, SplitData, TableSplit
+from raymlops.data.split import SplitData, TableSplit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

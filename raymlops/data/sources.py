@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from raymlops.data.columns import conform, is_table, table_columns
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.parquet_files import ParquetFiles, is_parquet, list_parquet
 from raymlops.data.parquet_split import ParquetSplit, Plan
 from raymlops.data.ray_dataset import FOLDER, is_ray_dataset, materialize
-from raymlops.data.split import DatasetSplit, SplitData, TableSplit
+from raymlops.data.split import SplitData, TableSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import described
 from raymlops.storage.filesystem import join

@@ -49,6 +49,11 @@ def refused(error: TrackingError) -> bool:
     return isinstance(cause, NotFoundError) or getattr(cause, "error_code", "") in _REFUSALS
 
 
+def said(error: Exception) -> str:
+    """Return the start of an error's message, for a notice."""
+    return error.message[:300] if isinstance(error, TrackingError) else repr(error)[:300]
+
+
 def _unheard(error: BaseException) -> str | None:
     """Return the system's reason why a server was not reached; None if it was, or if there is no server."""
     cause: BaseException | None = error

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.client import METRIC_BATCH, now_ms
-from raymlops.tracking.failures import refused
+from raymlops.tracking.failures import refused, said
 from raymlops.tracking.pending import DROPPED
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Sender:
         if wait_s > TELL_AFTER_S and not self._drained(TELL_AFTER_S, patient=patient):
             tell(f"MLflow has not answered yet: waiting up to {wait_s:.0f} s to flush what is pending")
         if not self._drained(wait_s, patient=patient):
-            raise self._give_up(wait_s, hint)
+            self._give_up(wait_s, hint)
         rejection, self._rejection = self._rejection, None
         if rejection is not None:
             raise rejection
@@ -192,19 +192,17 @@ class Sender:
                 self.changed.wait(left_s)
         return True
 
-    def _give_up(self, wait_s: float, hint: str | None) -> TrackingError:
+    def _give_up(self, wait_s: float, hint: str | None) -> NoReturn:
         with self.changed:
             # A request in flight is not cancelled; the thread sends nothing after it.
             self._given_up = True
             self.changed.notify_all()
             behind = [run for run in self.open.values() if run.has_batch or run.ending]
-            points = sum(len(run.points) for run in behind)
+            lost = sum(len(run.points) for run in behind)
             cause = self._error
-        why = _message(cause) if cause else f"MLflow at {self._tracker.shown_uri} did not answer within {wait_s:.0f} s"
+        why = said(cause) if cause else f"MLflow at {self._tracker.shown_uri} did not answer within {wait_s:.0f} s"
         what = f"{behind[0].name} is" if len(behind) == 1 else f"{len(behind)} runs are"
-        error = TrackingError(f"{why}; {what} incomplete in MLflow: {points} points are not written", hint=hint)
-        error.__cause__ = cause
-        return error
+        raise TrackingError(f"{why}; {what} incomplete in MLflow: {lost} points are not written", hint=hint) from cause
 
     def _overflow(self, consequence: str) -> None:
         if not self._overflowed:
@@ -229,7 +227,7 @@ class Sender:
             isinstance(error, NotFoundError) or (isinstance(error, TrackingError) and refused(error))
         )
         if not self.failing:
-            self._notices.append(f"MLflow accepts no data; it is buffered until it does: {_message(error)}")
+            self._notices.append(f"MLflow accepts no data; it is buffered until it does: {said(error)}")
         self.failing.add(run.name)
         self._error = error
         run.failures += 1
@@ -391,7 +389,7 @@ class Sender:
     def _reject(self, run: PendingRun) -> None:
         if self._rejection is None:
             cause = run.rejections[0] if run.rejections else TrackingError("it was deleted")
-            self._rejection = TrackingError(f"MLflow rejected part of {run.name}: {_message(cause)}")
+            self._rejection = TrackingError(f"MLflow rejected part of {run.name}: {said(cause)}")
             self._rejection.__cause__ = cause
 
     def _active(self, run_id: str) -> Any | None:
@@ -400,7 +398,3 @@ class Sender:
         except NotFoundError:
             return None
         return run if run.info.lifecycle_stage == "active" else None
-
-
-def _message(error: Exception) -> str:
-    return error.message[:300] if isinstance(error, TrackingError) else repr(error)[:300]

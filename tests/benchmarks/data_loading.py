@@ -29,10 +29,10 @@ from loading_bench import Groups, Jpegs, Pictures, Vectors
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.loading.loader import Loader
 from raymlops.data.parquet_files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
-from raymlops.data.split import DatasetSplit
 from raymlops.recipe import Progress
 
 DECODE_MS = 5.0

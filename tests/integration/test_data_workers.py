@@ -28,10 +28,7 @@ def made(folder: Path, **train: Any) -> Project:
     [
         pytest.param(signal.SIGKILL, r"loader process 0 \(pid \d+\) was killed by SIGKILL while it read", id="killed"),
         pytest.param(
-            signal.SIGSTOP,
-            r"loader process 0 \(pid \d+\) has given no sign of life",
-            id="stopped",
-            marks=pytest.mark.soak,
+            signal.SIGSTOP, r"loader process 0 \(pid \d+\) has sent no heartbeat", id="stopped", marks=pytest.mark.soak
         ),
     ],
 )

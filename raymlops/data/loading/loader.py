@@ -9,14 +9,17 @@ Owns which splits are read ahead, and the tasks of a pass in their order. ``pool
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from raymlops.data.loading.pool import LoaderPool
 from raymlops.data.loading.process import Task
+from raymlops.errors import UsageError
 from raymlops.pytree import map_tensors
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class Loader:
         pinned: bool = False,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
+        if processes and sys.platform != "linux":
+            raise UsageError(f"train.data_workers needs Linux, but this is {sys.platform}", hint="Set it to 0.")
         self._splits = {name: split for name, split in splits.items() if processes and split.read_ahead}
         self._processes, self._ahead, self._timeout_s = processes, ahead, timeout_s
         self._on_progress = on_progress
@@ -82,7 +87,8 @@ class Loader:
         try:
             yield from current
         finally:
-            self._pass = None
+            if self._pass is current:  # a loop may leave one pass for the next before it closes the first
+                self._pass = None
             current.close()
 
     def batch(self, split: SplitData, rows: torch.Tensor) -> Batch:
@@ -240,7 +246,8 @@ class _Pass:
         if self._pinning is None:
             self._pool.drop(dropped)
         elif dropped:
-            self._pinning.submit(self._pool.drop, dropped)
+            with suppress(RuntimeError):  # the loader is closed: nothing is received any more
+                self._pinning.submit(self._pool.drop, dropped)
 
     def _pin_next(self) -> None:
         """Receive and pin what is taken next in a thread, while the GPU works."""

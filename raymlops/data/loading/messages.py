@@ -10,6 +10,7 @@ Owns the format. Knows nothing of what is sent.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -39,10 +40,15 @@ def send(to: socket.socket, value: Any) -> None:
     Raises:
         Closed: nobody receives it.
     """
+    send_pickled(to, *pickled(value))
+
+
+def pickled(value: Any) -> list[Any]:
+    """Return an object pickled, and the buffers that are left out of that."""
     buffers: list[pickle.PickleBuffer] = []
-    pickled = io.BytesIO()
-    _Pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(value)
-    send_pickled(to, pickled.getbuffer(), *(buffer.raw() for buffer in buffers))
+    written = io.BytesIO()
+    _Pickler(written, protocol=5, buffer_callback=buffers.append).dump(value)
+    return [written.getbuffer(), *(buffer.raw() for buffer in buffers)]
 
 
 def send_pickled(to: socket.socket, *frames: Any) -> None:
@@ -74,8 +80,8 @@ def readable(source: socket.socket, *, within_s: float) -> bool:
     return bool(waiting.poll(within_s * 1000))
 
 
-def send_sign(to: socket.socket, number: int) -> None:
-    """Send a number, as a sign of life."""
+def send_heartbeat(to: socket.socket, number: int) -> None:
+    """Send a number, as a heartbeat."""
     try:
         to.send(_COUNT.pack(number))
     except (BrokenPipeError, ConnectionResetError) as error:
@@ -83,18 +89,21 @@ def send_sign(to: socket.socket, number: int) -> None:
 
 
 def receive(source: socket.socket) -> tuple[Any, int | None]:
-    """Wait for the next message and return its object, or None and the number of a sign of life.
+    """Wait for the next message and return its object, or None and the number of a heartbeat.
 
     Raises:
         Closed: the other side is gone.
+        OSError: this process may open no more files.
     """
     try:
-        data, descriptors, _flags, _address = socket.recv_fds(source, _COUNT.size, 1)
+        data, descriptors, flags, _address = socket.recv_fds(source, _COUNT.size, 1)
     except ConnectionResetError:
         # Told once, where the other side died with messages unread; what it had sent comes after it.
-        data, descriptors, _flags, _address = socket.recv_fds(source, _COUNT.size, 1)
+        data, descriptors, flags, _address = socket.recv_fds(source, _COUNT.size, 1)
     if not data:
         raise Closed
+    if flags & socket.MSG_CTRUNC:  # the kernel had nowhere to put the descriptor
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     (number,) = _COUNT.unpack(data)
     if not descriptors:
         return None, number
@@ -107,8 +116,8 @@ def receive(source: socket.socket) -> tuple[Any, int | None]:
     view = memoryview(bytes_)
     (count,) = _COUNT.unpack_from(view)
     sizes = struct.unpack_from(f"<{count}q", view, _COUNT.size)
-    pickled, *buffers = (view[start : start + size] for start, size in zip(_places(sizes)[0], sizes, strict=True))
-    return pickle.loads(pickled, buffers=buffers), None  # noqa: S301 - from a process of our own
+    main, *buffers = (view[start : start + size] for start, size in zip(_places(sizes)[0], sizes, strict=True))
+    return pickle.loads(main, buffers=buffers), None  # noqa: S301 - from a process of our own
 
 
 def _places(sizes: Any) -> tuple[list[int], int]:

@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from raymlops.data.split import SplitData
     from raymlops.recipe import Batch
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from raymlops.data.loading.process import main; "
+_START = (
+    "import json, signal, sys; "
+    "[signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)]; "  # before what takes seconds
+    "sys.path[:] = json.loads(sys.argv[1]); from raymlops.data.loading.process import main; "
+)
 _FIRST_S = 60.0
-"""The processes import the recipe before their first sign of life."""
+"""The processes import the recipe before their first heartbeat."""
 _LOOK_S = 0.5
 _TOLD_S = 2.0
 """How a process ended is told after its socket is closed."""
@@ -40,7 +44,7 @@ _SHOWN_ROWS = 5
 class LoaderPool:
     """``processes`` loaders of ``splits``, which are started at once; each reads up to ``ahead`` batches ahead.
 
-    ``on_progress`` is called for each sign of life while a batch is waited for. A loader without one for ``timeout_s``
+    ``on_progress`` is called for each heartbeat while a batch is waited for. A loader without one for ``timeout_s``
     is taken for hung.
     """
 
@@ -136,11 +140,11 @@ class LoaderPool:
     def _took_message(self, lane: int) -> bool:
         """Take the next message of a lane; return False where there will be none."""
         try:
-            found, sign = receive(self._lanes[lane])
+            found, pid = receive(self._lanes[lane])
         except Closed:
             return False
-        if sign is not None:
-            self._pids[lane] = sign
+        if pid is not None:
+            self._pids[lane] = pid
             self._on_progress()
         elif found.number in self._dropped:
             self._dropped.discard(found.number)
@@ -164,10 +168,9 @@ class LoaderPool:
             failed.value()
         how = self._ended.get(lane, "ended with the process that started it")
         message = f"loader process {lane}{self._pid(lane)} {how} while it read {_rows(task)}"
-        raise TrainingError(
-            message,
-            hint="SIGKILL is most often the kernel's, for want of memory: lower train.data_workers or train.prefetch.",
-        ) from BrokenProcessPool(message)
+        memory = "SIGKILL is most often the kernel's, for want of memory: lower train.data_workers or train.prefetch."
+        hint = memory if "SIGKILL" in how else "What it printed is in the log."
+        raise TrainingError(message, hint=hint) from BrokenProcessPool(message)
 
     def _raise_hung(self, lane: int, task: Task, *, waited_s: float) -> NoReturn:
         with suppress(OSError):
@@ -175,8 +178,7 @@ class LoaderPool:
                 os.kill(self._pids[lane], signal.SIGUSR1)
                 time.sleep(_LOOK_S)  # until its stack is written
         message = (
-            f"loader process {lane}{self._pid(lane)} has given no sign of life for {waited_s:.0f} s, reading "
-            f"{_rows(task)}"
+            f"loader process {lane}{self._pid(lane)} has sent no heartbeat for {waited_s:.0f} s, reading {_rows(task)}"
         )
         raise TrainingError(
             message, hint="Its stack is in the log. Where a batch takes longer than that, raise train.hang_timeout_s."

@@ -6,14 +6,15 @@ forks, and has unpickled the splits once: they share that memory. It is started 
 would train again, and in a Ray worker it is Ray's. Forking the training's process is not safe either: it has threads of
 torch, gRPC and MLflow.
 
-Loaders end with that process, and it with the training's, however they end. Ctrl-C reaches them too, and is left to the
-training. Owns those processes. Knows nothing of the order of tasks.
+Loaders end with that process, and it with the training's, however they end. Ctrl-C and SIGTERM may reach them too, and
+are left to the training. Owns those processes. Knows nothing of the order of tasks.
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import os
 import pickle
 import signal
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from raymlops.data.loading.messages import Closed, readable, receive, send, send_sign
+from raymlops.data.loading.messages import Closed, pickled, readable, receive, send, send_heartbeat, send_pickled
+from raymlops.errors import RecipeError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
     from raymlops.recipe import Progress
 
 _LOOK_S = 0.5
-_SIGN_S = 0.5
-"""Signs of life are at least so far apart."""
+_HEARTBEAT_S = 0.5
+"""Heartbeats are at least so far apart."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -95,7 +97,6 @@ def main(control: int, lanes: Sequence[int]) -> NoReturn:
 
 def _main(control: int, lanes: Sequence[int]) -> None:
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     upstream = socket.socket(fileno=control)
     with suppress(Closed):
         try:
@@ -105,19 +106,22 @@ def _main(control: int, lanes: Sequence[int]) -> None:
         except BaseException as error:
             send(upstream, Result(-1, errors=_picklable(error)))
             return
-        pids = [_forked(at, lanes, splits, control=control) for at in range(len(lanes))]
+        gc.collect()
+        gc.freeze()  # a collection in a loader would copy the shared memory of all objects
+        alive = {_forked(at, lanes, splits, control=control): at for at in range(len(lanes))}
         for lane in lanes:
             os.close(lane)
         try:
-            _watch(upstream, dict(zip(pids, range(len(pids)), strict=True)), parent=parent)
+            _watch(upstream, alive, parent=parent)
         finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            for pid in alive:  # nobody else may do so: a container's first process often does not
+                os.waitpid(pid, 0)
 
 
 def _watch(upstream: socket.socket, lanes: dict[int, int], *, parent: int) -> None:
-    """Report loaders that end, until the training's process closes its socket or is gone."""
+    """Report and forget loaders that end, until the training's process closes its socket or is gone."""
     while os.getppid() == parent:
         if readable(upstream, within_s=_LOOK_S):
             return
@@ -166,19 +170,32 @@ def _forked(at: int, lanes: Sequence[int], splits: Mapping[str, SplitData], *, c
 def _serve(lane: socket.socket, splits: Mapping[str, SplitData]) -> NoReturn:
     last_s = 0.0
 
-    def sign() -> None:
+    def beat() -> None:
         nonlocal last_s
-        if time.monotonic() - last_s > _SIGN_S:
+        if time.monotonic() - last_s > _HEARTBEAT_S:
             last_s = time.monotonic()
-            send_sign(lane, os.getpid())
+            send_heartbeat(lane, os.getpid())
 
     for split in splits.values():
-        split.on_progress = sign
-    sign()
+        split.on_progress = beat
+    beat()
     while True:
         task: Task = receive(lane)[0]
         last_s = time.monotonic()
-        send(lane, _result(task, splits[task.split]))
+        send_pickled(lane, *_pickled_result(task, splits[task.split]))
+
+
+def _pickled_result(task: Task, split: SplitData) -> list[Any]:
+    result = _result(task, split)
+    try:
+        return pickled(result)
+    except Exception as error:
+        refused = RecipeError(
+            f"a batch of the {split.name} split cannot be sent from a loader process: {describe(error)}",
+            hint="Return tensors, arrays, numbers and text from encode() or collate(), or set train.data_workers=0.",
+        )
+        refused.__cause__ = error
+        return pickled(Result(task.number, errors=_picklable(refused)))
 
 
 def _result(task: Task, split: SplitData) -> Result:

@@ -250,13 +250,15 @@ class TrainContext(RankProgress):
 
     def _evaluated(self, model: nn.Module, split: str, spec: TrainSection) -> dict[str, float]:
         state = self.run_state
-        self.recipe.progress = Progress(state.step, state.epoch, self.steps)
+        data = self.prepared.splits[split]
+        # A sweep's trials share the splits, and the recipe that encodes them, but not their own.
+        self.recipe.progress = data.recipe.progress = Progress(state.step, state.epoch, self.steps)
         # Metrics may draw too, such as negatives; the result must not depend on what this attempt did before.
         seed_all(self.spec.seed, state.step, self.rank, EVALUATION, device=self.device)
         return evaluate(
             self.recipe,
             model,
-            self.prepared.splits[split],
+            data,
             spec,
             ranks=self.ranks,
             loader=self.loader,

@@ -72,8 +72,10 @@ class RankProgress:
         self._hooks = hooks or Hooks()
         for split in prepared.splits.values():
             split.on_progress = self.heartbeat
+        # To ask a table for its batches encodes it, and a trial never evaluates the test split.
+        trial = self._hooks.trial
         self.loader = Loader(
-            prepared.splits,
+            {name: split for name, split in prepared.splits.items() if not (trial and name == "test")},
             processes=spec.data_workers,
             ahead=spec.prefetch,
             # Sooner than the driver, which knows less of it.
@@ -183,7 +185,7 @@ class RankProgress:
         if pieces_of is not None:
             steps = self.loader.steps(split, steps, pieces_of)
         for progress, indices in steps:
-            self.recipe.progress = progress
+            self.recipe.progress = split.recipe.progress = progress
             yield indices
 
     def seed_step(self, step: int) -> None:

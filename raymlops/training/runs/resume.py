@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.changes import Change, differences, refuse_forbidden
 from raymlops.config.load import dump
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.prepare import FIT, SEED_IT, SOURCES
-from raymlops.data.split import DatasetSplit, TableSplit
+from raymlops.data.split import TableSplit
 from raymlops.errors import UsageError
 from raymlops.tracking.tag_entries import appended
 from raymlops.training.checkpoints.latest import recorded_fit

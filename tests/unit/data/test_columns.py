@@ -210,6 +210,10 @@ def test_lists_of_many_lengths_are_an_array_each() -> None:
         assert {item.dtype for item in array} == {np.dtype(np.int64)}
     deep = table_columns(pa.table({"x": [[[1.0, 2.0]], [[3.0, 4.0], [5.0, 6.0]]]}))["x"]
     assert [item.shape for item in deep] == [(1, 2), (2, 2)]
+    wide = table_columns(pa.table({"x": [[[1, 2]], [[1, 2, 3]], [], [[4], [5]]]}))["x"]
+    assert [item.tolist() for item in wide] == [[[1, 2]], [[1, 2, 3]], [], [[4], [5]]]
+    none = pa.array([[], []], pa.list_(pa.list_(pa.float32())))
+    assert table_columns(pa.table({"x": none}))["x"].shape == (2, 0)
     text = table_columns(pa.table({"x": [["a", "b"], ["c", "d"]]}))["x"]
     assert text.tolist() == [["a", "b"], ["c", "d"]]
 
@@ -220,6 +224,7 @@ def test_lists_of_many_lengths_are_an_array_each() -> None:
         (pa.array([[1.0], None]), "ragged or missing arrays"),
         (pa.array([[1.0, None], [1.0, 2.0]]), "ragged or missing arrays"),
         (pa.array([[[1.0], [2.0, 3.0]], [[1.0], [2.0]]]), "ragged or missing arrays"),
+        (pa.array([[[[1.0]], [[2.0, 3.0]]], [[[1.0, 2.0], [3.0, 4.0]]]]), "ragged or missing arrays"),
         (pa.array([[2**63], [1]], pa.list_(pa.uint64())), "beyond int64"),
     ],
 )
@@ -259,6 +264,17 @@ def test_images_are_read_from_files_and_arrays() -> None:
     free = Reads(Column("x", "image", shape=(None, None, 3)))
     pieces = conform(table_columns({"x": [PIXELS[0], PIXELS[1, :1]]}), free, place="the table")["x"]
     assert [piece.shape for piece in pieces] == [(2, 2, 3), (1, 2, 3)]
+
+
+@pytest.mark.parametrize("sizes", [[(2, 2), (1, 2)], [(2, 2), (2, 1)], [(2, 1), (1, 2)]])
+def test_images_of_several_sizes_are_read_from_lists(sizes: list[tuple[int, int]]) -> None:
+    """Of other heights, widths or both, one byte a pixel."""
+    images = [np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3) for height, width in sizes]
+    lists = pa.array([image.tolist() for image in images], pa.list_(pa.list_(pa.list_(pa.uint8()))))
+    column = Column("x", "image", shape=(None, None, 3))
+    read = conform(table_columns(pa.table({"x": lists})), Reads(column), place="the table")["x"]
+    assert {image.dtype for image in read} == {np.dtype(np.uint8)}
+    assert all(np.array_equal(one, other) for one, other in zip(read, images, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from PIL import Image
 from tiny import TinyConfig
 
 from raymlops.arrays import Column
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.image_folder import ImageFolder
-from raymlops.data.split import DatasetSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import RecipeBase
 from raymlops.signature import Signature
@@ -44,6 +44,18 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "readme.png").write_bytes(b"")
     (tmp_path / ".git").mkdir()
     return tmp_path
+
+
+def test_images_with_a_palette_are_scaled_as_others(tmp_path: Path) -> None:
+    """Pillow would drop rows and columns of them."""
+    stripes = np.zeros((6, 8, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    for name, image in (("a", Image.fromarray(stripes)), ("b", Image.fromarray(stripes).quantize(2))):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "1.png")
+    coloured, palette = (item["image"] for item in ImageFolder(tmp_path, size=(3, 4)))
+    assert np.array_equal(coloured, palette)
+    assert 0.3 < palette[0, 1, 1] < 0.5
 
 
 def test_items_are_what_encode_makes_of_a_request(folder: Path) -> None:

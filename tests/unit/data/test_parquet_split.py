@@ -18,6 +18,7 @@ from tiny import make_table
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.data.sampler import epoch_batches
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError
 from raymlops.training.loop.evaluation import add, block_totals, totals
@@ -126,6 +127,14 @@ def test_what_is_done_is_not_read_again(streamed: Any) -> None:
     assert split.cache.loads <= 2
 
 
+def test_an_epoch_is_started_once(streamed: Any, tiny_project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read ahead of it would be forgotten."""
+    split, started = streamed().splits["train"], []
+    monkeypatch.setattr(split._reader, "follow", lambda *_, **__: started.append(1))
+    assert len(list(epoch_batches(split, tiny_project().spec.train, epoch=1, skip=0, rows=ROWS))) > 1
+    assert len(started) == 1
+
+
 def test_a_row_group_is_encoded_once_while_it_is_kept(streamed: Any) -> None:
     """Encoding happens a row group at a time, not a batch at a time."""
     split = streamed().splits["train"]
@@ -178,6 +187,23 @@ def test_a_recipe_that_pads_is_encoded_by_batch(streamed: Any) -> None:
     texts = split.take(torch.arange(ROWS))["colour"]
     short = torch.from_numpy(np.flatnonzero(texts == "red")[[0, -1]])
     assert split.batch(short)["text"].shape == (2, 3)
+
+
+def test_padding_does_not_depend_on_what_was_read_before(streamed: Any, files: str) -> None:
+    """Where a later row group has a longer text than the first one: a resumed run and a loader see other batches."""
+    for path in Path(files).glob("*.parquet"):
+        table = pq.read_table(path)
+        texts = ["red"] * 20 + ["yellow"] + ["red"] * 79
+        at = table.column_names.index("colour")
+        pq.write_table(table.set_column(at, "colour", pa.array(texts)), path, row_group_size=16)
+    batches = [torch.tensor(rows) for rows in ([0, 1], [16, 17], [0, 17], [0, 20], [16, 17], [40, 0], [0, 1])]
+    for cache_bytes in (4000, 1):
+        split = streamed("sourced:Words", cache_bytes=cache_bytes).splits["train"]
+        assert not split.plan.by_batch
+        widths = [split.batch(rows)["text"].shape[1] for rows in batches]
+        assert widths == [3, 6, 3, 6, 6, 3, 3]
+        alone = [streamed("sourced:Words").splits["train"].batch(rows)["text"].shape[1] for rows in batches]
+        assert widths == alone
 
 
 def test_a_training_on_files_is_that_on_the_table(streamed: Any, tiny_project: Any, files: str) -> None:

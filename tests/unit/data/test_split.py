@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.prepare import Prepared, prepare
-from raymlops.data.split import DatasetSplit, TableSplit
+from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import Items
-from loaded import Faulty, Mixed, Pass, Passing, Rare, Slow, Unpicklable
+from loaded import Calling, Faulty, Mixed, Pass, Passing, Rare, Slow, Unpicklable
 from tiny import Tiny
 
+from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.loading.loader import Loader
 from raymlops.data.parquet_files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
-from raymlops.data.split import DatasetSplit
-from raymlops.errors import RecipeError, TrainingError
+from raymlops.errors import RecipeError, TrainingError, UsageError
 from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from raymlops.data.split import SplitData
+
+
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def split(dataset: Any, *, name: str = "train") -> DatasetSplit:
@@ -130,6 +135,23 @@ def test_pinned_batches_come_from_a_thread(splits: dict[str, SplitData], monkeyp
     assert pinned
 
 
+def test_passes_may_end_late(splits: dict[str, SplitData], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was left for another takes nothing from it, and one may outlive the loader."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    train = splits["train"]
+    made = loader(train, pinned=True)
+    passes = []
+    for _ in range(2):
+        steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(torch.arange(300).split(20)))
+        passes.append(made.steps(train, steps, lambda rows: [(rows, 1.0)]))
+        next(passes[-1])
+    passes[0].close()
+    monkeypatch.setattr(train, "batch", lambda _rows: pytest.fail("read here"))
+    assert len(made.batch(train, torch.arange(20))["x"]) == 20
+    made.close()
+    passes[1].close()
+
+
 @pytest.fixture
 def parquet(tmp_path: Any) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
@@ -161,8 +183,9 @@ def test_streamed_files_are_read_by_windows(parquet: ParquetSplit) -> None:
         ("raises", RecipeError, r"Mixed\.datasets\(\): the train split: item 7 raised ValueError: .* cut short", False),
         ("storage", RecipeError, r"item 7 raised TimeoutError: .*Connection timed out", True),
         ("exits", RecipeError, r"item 7 ", False),
+        ("quits", TrainingError, r"(?s)loader process 1 .* exited with 3 .*What it printed is in the log", True),
         ("dies", TrainingError, r"loader process 1 \(pid \d+\) was killed by SIGKILL .* 4 rows .*\(4, 5, 6, 7\)", True),
-        ("hangs", TrainingError, r"loader process 1 \(pid \d+\) has given no sign of life for \d+ s, .*\(4, 5, ", True),
+        ("hangs", TrainingError, r"loader process 1 \(pid \d+\) has sent no heartbeat for \d+ s, .*\(4, 5, ", True),
     ],
 )
 def test_what_goes_wrong_names_the_item(
@@ -186,6 +209,26 @@ def test_what_no_process_can_have_is_refused() -> None:
     """Which split, why, and what to do."""
     with pytest.raises(RecipeError, match=r"the train data cannot be sent .*generator.*\s.*data_workers=0"):
         loader(split(Unpicklable())).start()
+
+
+def test_a_batch_that_cannot_be_sent_is_the_recipes_error() -> None:
+    """Its split and what to return instead; the process goes on."""
+    dataset = DatasetSplit(Items(8), name="train", recipe=Calling())
+    made = loader(dataset, processes=1)
+    for _ in range(2):
+        with pytest.raises(
+            RecipeError, match=r"a batch of the train split cannot be sent .*: .*\s.*from .*collate\(\)"
+        ):
+            next(made.batches(dataset, torch.arange(4), batch_size=4))
+    made.close()
+
+
+def test_loaders_need_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere they are refused before anything starts; without them all goes on."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UsageError, match=r"train\.data_workers needs Linux, but this is darwin\s+Set it to 0"):
+        loader(split(Items(4)))
+    loader(split(Items(4)), processes=0)
 
 
 def test_an_import_that_fails_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +256,7 @@ import torch
 sys.path[:0] = {paths!r}
 from loaded import Mixed, Items
 from raymlops.data.loading.loader import Loader
-from raymlops.data.split import DatasetSplit
+from raymlops.data.dataset_split import DatasetSplit
 split = DatasetSplit(Items(400), name="train", recipe=Mixed())
 loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
 batches = loader.batches(split, torch.arange(400), batch_size=4)
@@ -251,10 +294,13 @@ def test_loaders_end_with_a_killed_training() -> None:
     wait_until_gone(children)
 
 
-def test_ctrl_c_is_the_trainings() -> None:
-    """The loaders of a terminal's process group read on until the training has stopped."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_the_trainings(number: signal.Signals) -> None:
+    """The loaders of a terminal's process group read on until the training has stopped, and none is left."""
     running = script(
         """
+        import signal
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             print("reading", flush=True)
             time.sleep(600)
@@ -264,6 +310,24 @@ def test_ctrl_c_is_the_trainings() -> None:
     )
     assert running.stdout is not None
     assert running.stdout.readline() == "reading\n"
-    os.killpg(running.pid, signal.SIGINT)
+    os.killpg(running.pid, number)
     out, err = running.communicate(timeout=60)
     assert (out, err) == ("99\n", "")
+
+
+def test_no_zombie_is_left() -> None:
+    """Loaders are waited for: in a container without an init nobody else would."""
+    made = loader(split(Items(4)))
+    made.start()
+    next(made.batches(split(Items(4)), torch.arange(4), batch_size=2))
+    assert made._pool is not None
+    loaders = psutil.Process(made._pool._server.pid).children()
+    assert len(loaders) == 2
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # as a container's first process, to which they would fall
+    try:
+        made.close()
+        time.sleep(0.2)
+        assert not [each for each in loaders if each.is_running()]
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0)

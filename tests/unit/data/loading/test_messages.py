@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections import namedtuple
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from raymlops.data.loading.messages import Closed, pair, readable, receive, send, send_sign
+from raymlops.data.loading.messages import Closed, pair, readable, receive, send, send_heartbeat
 
 Point = namedtuple("Point", "x y")  # noqa: PYI024 - as recipes have them
 
@@ -65,12 +68,32 @@ def test_kept_batches_hold_no_descriptor() -> None:
     assert [float(batch["x"][-1]) for batch in kept] == list(range(50))
 
 
+def test_a_lost_descriptor_is_told() -> None:
+    """Where a process has as many open files as it may, a message is not taken for a number."""
+    here, there = pair()
+    with here, there:
+        send(here, "text")
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (there.fileno() + 1, limits[1]))
+        taken = []
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(there.fileno()))
+            with pytest.raises(OSError, match="Too many open files"):
+                receive(there)
+        finally:
+            for each in taken:
+                os.close(each)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_the_end_is_told_after_what_was_sent() -> None:
     """Also where the other side died with messages unread."""
     here, there = pair()
     assert not readable(here, within_s=0.0)
     send(here, "never read")
-    send_sign(there, 5)
+    send_heartbeat(there, 5)
     send(there, "last words")
     there.close()
     assert readable(here, within_s=0.0)

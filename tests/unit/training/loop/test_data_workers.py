@@ -9,10 +9,14 @@ import pytest
 import torch
 from attempts import Attempt
 from loader_processes import loader_processes
+from local_training import MemorySaver, run_local
 from saved_weights import load_weights
 
-from raymlops.data.prepare import Memory
+from raymlops.data.cache import DataCache
+from raymlops.data.prepare import Memory, prepare
 from raymlops.errors import RecipeError, TrainingError
+from raymlops.training.inprocess import run_in_process
+from raymlops.training.loop.outcome import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +78,25 @@ def test_a_resume_in_mid_epoch_is_exact(
         assert first.points + second.points == whole.points, after
 
 
+def test_kept_data_follows_the_progress(tiny_project: Callable[..., Project]) -> None:
+    """A sweep's trials share splits, with a recipe that is not their own; its ``collate`` sees each trial's steps."""
+    project, cache = tiny_project(recipe="loaded:Mixed", epochs=2), DataCache()
+    plain = run_local(project)
+    for _ in range(2):
+        again = run_local(project, prepared=cache.get(project))
+        assert again.history == plain.history
+        assert all(torch.equal(again.model_state[name], value) for name, value in plain.model_state.items())
+
+
+def test_a_trial_encodes_no_test_table(tiny_project: Callable[..., Project]) -> None:
+    """It never evaluates that split."""
+    project = tiny_project(epochs=1, data_workers=1)
+    prepared = prepare(project)
+    run_in_process(project, prepared, saver=MemorySaver(), hooks=Hooks(trial=True))
+    encoded = {name for name, split in prepared.splits.items() if "encoded" in vars(split)}
+    assert encoded == {"train", "validation"}
+
+
 def test_a_loop_of_its_own_has_them_too(tiny_project: Callable[..., Project], tmp_path: Path) -> None:
     """``ctx.batches`` reads ahead, and what it has read does not change when it is kept."""
     options = {"epochs": 1, "recipe": "loaded:OwnLoop"}
@@ -86,7 +109,7 @@ def test_a_loop_of_its_own_has_them_too(tiny_project: Callable[..., Project], tm
     [
         ("raises", RecipeError, r"item 150 raised ValueError: the file is cut short at .*loaded\.py"),
         ("dies", TrainingError, r"was killed by SIGKILL while it read \d+ rows of the train split"),
-        ("hangs", TrainingError, "has given no sign of life for"),
+        ("hangs", TrainingError, "has sent no heartbeat for"),
     ],
 )
 def test_a_fault_ends_the_attempt(
