@@ -23,13 +23,12 @@ def made(folder: Path, **train: Any) -> Project:
     return project(folder, recipe="loaded:Unhurried", config={"train_rows": 2000}, **train)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("number", "said"),
     [
         pytest.param(signal.SIGKILL, r"loader process 0 \(pid \d+\) was killed by SIGKILL while it read", id="killed"),
-        pytest.param(
-            signal.SIGSTOP, r"loader process 0 \(pid \d+\) has sent no heartbeat", id="stopped", marks=pytest.mark.soak
-        ),
+        pytest.param(signal.SIGSTOP, r"loader process 0 \(pid \d+\) has sent no heartbeat", id="stopped"),
     ],
 )
 def test_a_lost_loader_costs_nothing_but_time(tmp_path: Path, number: signal.Signals, said: str) -> None:

@@ -291,6 +291,7 @@ def judged(config, version):
     return ended, ended.evidence["numbers"]["questions"]["quality"]
 
 
+@pytest.mark.soak
 def test_a_constant_is_aborted_by_the_labels_of_its_answers(config, versions):
     """Neither errors nor slowness say anything of it."""
     ended, quality = judged(config, versions[4])
