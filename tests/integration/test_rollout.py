@@ -211,6 +211,7 @@ def test_a_version_that_errs_is_aborted_and_nobody_notices(config, versions):
     assert doubt.startswith("the last rollout of version 3 was aborted: ")
 
 
+@pytest.mark.soak
 def test_a_controller_that_is_killed_goes_on(config, versions):
     """kill -9 in the middle of a step: Ray starts it anew, and it takes the rollout to its end."""
     record = rm.deploy(config, str(versions[0]), canary=30, steps=[30, 60])

@@ -97,6 +97,7 @@ def test_each_fault_is_one_failed_trial_with_its_reason(storage_path: Path) -> N
     assert record.best.status == "complete"
 
 
+@pytest.mark.soak
 def test_a_trial_whose_process_is_killed_once_goes_on_from_its_checkpoint(storage_path: Path, tmp_path: Path) -> None:
     """kill -9 in its fourth epoch: it completes, no epoch before the last checkpoint is trained again or told twice."""
     file, epochs = tmp_path / "journal.txt", 8

@@ -126,6 +126,7 @@ def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
     assert (statuses(swept, "trial"), statuses(swept, "sweep")) == ({"FAILED": 2}, {"FAILED": 1})
 
 
+@pytest.mark.soak
 def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     """Ctrl-C: the parent run is KILLED, nothing runs on; what was not finished waits, and goes on at the resume.
 
@@ -293,6 +294,7 @@ def test_a_sweep_beside_a_live_replica_ends(tmp_path):
     assert max(event.counts["running"] for event in said) == 1
 
 
+@pytest.mark.soak
 def test_two_sweeps_that_both_want_all_share_the_cluster(tmp_path, ray_local):
     """The second one, a job of its own, gets a slot while the first runs; each ends with its trials."""
 
