@@ -178,7 +178,7 @@ class IterableSplit(SplitData):
 
 
 def _length(dataset: Any) -> int | None:
-    """Return what ``len()`` says; None where there is none, or it raises, as that of an unsized pipeline."""
+    """Return ``len()`` of a dataset; None where it has none, or raises, as for a pipeline of unknown length."""
     try:
         return len(dataset)
     except (TypeError, NotImplementedError):

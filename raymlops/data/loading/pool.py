@@ -168,7 +168,7 @@ class LoaderPool:
             failed.value()
         how = self._ended.get(lane, "ended with the process that started it")
         message = f"loader process {lane}{self._pid(lane)} {how} while it read {_rows(task)}"
-        memory = "SIGKILL is most often the kernel's, for want of memory: lower train.data_workers or train.prefetch."
+        memory = "The kernel sends SIGKILL when memory runs out: lower train.data_workers or train.prefetch."
         hint = memory if "SIGKILL" in how else "What it printed is in the log."
         raise TrainingError(message, hint=hint) from BrokenProcessPool(message)
 

@@ -58,7 +58,7 @@ def try_sampler(section: SweepSection, *, objectives: Sequence[Objective]) -> No
     if several and all(params == once[0] for params in once):
         raise UsageError(
             f"{name} draws the same point for each trial",
-            hint="It is made anew for each trial, with a seed of its own: what it has to remember it must keep in the "
+            hint="A new one is created for each trial, with its own seed: what it has to remember it must keep in the "
             "study, as system attributes of trials.",
         )
 

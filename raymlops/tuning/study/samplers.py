@@ -4,7 +4,7 @@ A sampler that lives for a whole sweep has a random state that dies with its pro
 function of the study's history alone, so that a resumed sweep draws what an uninterrupted one would have drawn. An
 imported sampler must be one too: what it has to remember it stores in the study, as Optuna's CMA-ES does.
 
-CMA-ES is none of ours: Optuna stores its state as a pickle in the database, and who can write there runs code in the
+CMA-ES is not built in: Optuna stores its state as a pickle in the database, and who can write there runs code in the
 driver.
 """
 
@@ -70,7 +70,7 @@ def _sampler(section: SweepSection, seed: int, *, several: bool) -> BaseSampler:
     except Exception as error:  # of a user's class
         raise UsageError(
             f"sweep.sampler {section.sampler} cannot be made with seed and sweep.sampler_args: {describe(error)}",
-            hint="It is made anew for each trial, with a seed of its own.",
+            hint="A new one is created for each trial, with its own seed.",
         ) from error
     if section.sampler not in SAMPLERS:
         _check_imported(sampler, section.sampler)
