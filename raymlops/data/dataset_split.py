@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from raymlops.data.batches import arrays, batch_bytes
 from raymlops.data.long_passes import begin_pass
-from raymlops.data.order import seed_all
+from raymlops.data.order import evenly_spread, seed_all
 from raymlops.data.random_streams import Stream, drawn_state
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.data.split import HASH_ROWS, SAMPLE_ROWS, Identity, SplitData
@@ -168,8 +168,7 @@ class DatasetSplit(SplitData):
         return f"{type(self.recipe).__name__}.datasets(): the {self.name} split"
 
     def _sample(self, rows: int) -> str:
-        spread = torch.linspace(0, self.rows - 1, min(rows, self.rows), dtype=torch.float64).round().long()
-        return digest_of(self._hashes(row) for row in _chunks(spread, 1))
+        return digest_of(self._hashes(row) for row in _chunks(evenly_spread(self.rows, most=rows), 1))
 
     def _hashes_of(self, rows: torch.Tensor) -> Iterator[npt.NDArray[np.uint64]]:
         # Items that are read together are seeded together: there another size would be other items.

@@ -70,6 +70,11 @@ def seed_start(seed: int) -> None:
     np.random.seed(seed)  # noqa: NPY002 - the generator that libraries draw from by default
 
 
+def evenly_spread(rows: int, *, most: int) -> torch.Tensor:
+    """Return the numbers (int64) of at most so many rows, evenly spread, the first and the last among them."""
+    return torch.linspace(0, rows - 1, min(most, rows), dtype=torch.float64).round().long()
+
+
 def global_batches(rows: int, *, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[torch.Tensor]:
     """Yield the row indices of an epoch's global batches but the first ``skip``; the last one holds what remains."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(derived_seed(seed, epoch)))

@@ -292,9 +292,11 @@ class ParquetSplit(SplitData):
 
         Their row groups alone decide that, known or not, so that a batch is the same whatever was read before.
         """
+        if self.plan.by_batch:
+            return True
         groups = np.unique(np.searchsorted(self._ends, indices.numpy(), side="right")).tolist()
         known = [self._shapes[group] for group in groups if group in self._shapes]
-        return self.plan.by_batch or any(shape is None or shape != known[0] for shape in known)
+        return any(shape is None or shape != known[0] for shape in known)
 
     def _encoded_rows(self, group: int, rows: npt.NDArray[np.int64]) -> Batch | None:
         """Return rows of an encoded row group; None where its rows do not have a single shape."""

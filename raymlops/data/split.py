@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, probe, select, shapes
+from raymlops.data.batches import arrays, columns_bytes, encode, encode_all, probe, rows_at, select, shapes
 from raymlops.data.columns import conform
 from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import derived_seed, global_batches
@@ -226,8 +226,7 @@ class TableSplit(SplitData):
 
     def take(self, indices: torch.Tensor) -> dict[str, Array]:
         """Return the columns of the rows at ``indices``, in that order."""
-        chosen = indices.numpy()
-        return {key: values[chosen] for key, values in self.columns.items()}
+        return rows_at(self.columns, indices.numpy())
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""

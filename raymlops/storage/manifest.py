@@ -284,17 +284,22 @@ def damage(
     there = {} if all(map(check, files)) else filesystem.entries(uri)
     for name, entry in sorted(files.items()):
         if check(name):
-            problem = mismatch(filesystem.reader(filesystem.join(uri, name)), entry, Progress(on_progress))
+            problem = mismatch(filesystem.reader(filesystem.join(uri, name)), entry, Ticks(on_progress))
         else:
             size = there[name].size if name in there else None
             found = "nothing" if size is None else f"{size} bytes"
             problem = None if size == entry.size else (f"a file of {entry.size} bytes", found)
         if problem is not None:
-            return f"{name} is damaged: expected {problem[0]}, got {problem[1]}"
+            return damaged(name, *problem)
     return None
 
 
-class Progress:
+def damaged(name: str, expected: str, got: str) -> str:
+    """Say of a file what ``mismatch`` found."""
+    return f"{name} is damaged: expected {expected}, got {got}"
+
+
+class Ticks:
     """A sink that calls ``on_progress`` for each piece that is read."""
 
     def __init__(self, on_progress: Callable[[], object]) -> None:
@@ -336,9 +341,9 @@ def verified(
         for name, entry in files.items():
             with (folder / name).open("wb") as target:
                 opened = filesystem.reader(filesystem.join(uri, name))
-                found = mismatch(opened, entry, target, Progress(on_progress))
+                found = mismatch(opened, entry, target, Ticks(on_progress))
             if found is not None:
-                raise unusable(uri, f"{name} is damaged: expected {found[0]}, got {found[1]}")
+                raise unusable(uri, damaged(name, *found))
         yield folder
 
 

@@ -44,7 +44,7 @@ class VerifiedFolder:
         """Return a whole file."""
         found = io.BytesIO()
         opened = filesystem.reader(filesystem.join(self.uri, name))
-        problem = manifest.mismatch(opened, self._entry(name), found, manifest.Progress(self._on_progress))
+        problem = manifest.mismatch(opened, self._entry(name), found, manifest.Ticks(self._on_progress))
         if problem is not None:
             raise self._damaged(name, *problem)
         return found.getvalue()
@@ -60,7 +60,7 @@ class VerifiedFolder:
         uri = filesystem.join(self.uri, name)
         blocks = entry.blocks or ((entry.sha256,) if entry.size <= manifest.BLOCK_BYTES else ())
         if not blocks:
-            problem = manifest.mismatch(filesystem.reader(uri), entry, manifest.Progress(self._on_progress))
+            problem = manifest.mismatch(filesystem.reader(uri), entry, manifest.Ticks(self._on_progress))
             if problem is not None:
                 raise self._damaged(name, *problem)
         try:
@@ -82,7 +82,7 @@ class VerifiedFolder:
         return entry
 
     def _damaged(self, name: str, expected: str, got: str) -> Exception:
-        return manifest.unusable(self.uri, f"{name} is damaged: expected {expected}, got {got}")
+        return manifest.unusable(self.uri, manifest.damaged(name, expected, got))
 
 
 class _File:

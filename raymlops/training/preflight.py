@@ -140,8 +140,9 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
         model = model_of(prepared.recipe).to(device)
         if not defines_loss(type(prepared.recipe)):
             return False
-        loss = _check_loss(section, prepared, model, device=device)
-        return _has_unused(section, prepared, model, loss, device=device)
+        batch = _first_rows(section, prepared, device=device)
+        loss = _check_loss(section, prepared, model, batch, device=device)
+        return _has_unused(section, prepared, model, batch, loss, device=device)
 
 
 def try_on_first_rank(
@@ -205,9 +206,10 @@ def try_model(
             _check_steps(section, prepared, model, notice=notice)
         unused, has_loss = False, defines_loss(type(prepared.recipe))
         if has_loss:
-            loss = _check_loss(section, prepared, model, device=device)
-            unused = distributed and _has_unused(section, prepared, model, loss, device=device)
-            del loss
+            batch = _first_rows(section, prepared, device=device)
+            loss = _check_loss(section, prepared, model, batch, device=device)
+            unused = distributed and _has_unused(section, prepared, model, batch, loss, device=device)
+            del batch, loss
         model.eval()
         check_metrics(project, prepared, model, device=device)
         if has_loss:
@@ -276,11 +278,12 @@ def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *,
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 
-def _check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str) -> torch.Tensor:
-    """Return the loss of the first training rows."""
+def _check_loss(
+    section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, *, device: str
+) -> torch.Tensor:
+    """Return the loss of the first training rows, which are ``batch``."""
     where = f"{type(prepared.recipe).__name__}.loss()"
     rows = prepared.splits["train"].rows
-    batch = _first_rows(section, prepared, device=device)
     model.train()
     try:
         found = _loss(section, prepared, model, batch, device=device)
@@ -359,7 +362,7 @@ def _said(section: TrainSection) -> bool | None:
 
 
 def _has_unused(
-    section: TrainSection, prepared: Prepared, model: nn.Module, loss: torch.Tensor, *, device: str
+    section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, loss: torch.Tensor, *, device: str
 ) -> bool:
     """Return whether some loss leaves a trainable parameter without a gradient, by this one and by more draws.
 
@@ -369,7 +372,7 @@ def _has_unused(
         return said
     if _unused(model, loss):
         return True
-    batch, end_s = _first_rows(section, prepared, device=device), time.monotonic() + _DRAWS_S
+    end_s = time.monotonic() + _DRAWS_S
     return any(
         _left_out(model, _loss(section, prepared, model, batch, device=device).mean())
         for _ in range(1, _DRAWS)

@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed
@@ -21,6 +21,7 @@ from raymlops.bundle.weights import read_into
 from raymlops.errors import DamagedError, NotFoundError, RaymlopsError, RecipeError, UsageError
 from raymlops.storage import filesystem, manifest
 from raymlops.storage.verified_reader import VerifiedFolder
+from raymlops.training.checkpoints.for_all_ranks import for_all, gathered
 from raymlops.training.checkpoints.host_copies import model_state
 from raymlops.training.checkpoints.retention import POINTER, STATE, Kept, with_best_of
 from raymlops.training.checkpoints.state import RunState
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from raymlops.training.ema import Ema
 
-T = TypeVar("T")
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 """One optimizer, or several by name."""
 
@@ -156,17 +156,18 @@ class Trained:
 
 
 @contextlib.contextmanager
-def trained(weights_uri: str) -> Iterator[Trained]:
-    """Yield a checkpoint; of a sharded one nothing but the model is read.
+def trained(weights_uri: str, *, on_progress: Callable[[], object] = lambda: None) -> Iterator[Trained]:
+    """Yield a checkpoint; of a sharded one nothing but the model is read. ``on_progress`` is called as bytes arrive.
 
     Raises:
         NotFoundError: there is no checkpoint.
         StorageError: a file is damaged.
     """
     with contextlib.ExitStack() as stack:
-        shards = stack.enter_context(VerifiedFolder(weights_uri))
+        shards = stack.enter_context(VerifiedFolder(weights_uri, on_progress=on_progress))
         state = _whole_state(shards)
-        files = shards if state.get("sharded") else stack.enter_context(manifest.verified(weights_uri))
+        whole = manifest.verified(weights_uri, on_progress=on_progress)
+        files = shards if state.get("sharded") else stack.enter_context(whole)
         yield Trained(files, dict(state["fit"]), int(state.get("run", {}).get("step", 0)))
 
 
@@ -199,8 +200,8 @@ def restore(
     """
     online: Mapping[str, torch.Tensor]
     try:
-        with _for_all(lambda: VerifiedFolder(folder_uri, on_progress=on_progress)) as files:
-            state = _for_all(lambda: _whole_state(files))
+        with for_all(lambda: VerifiedFolder(folder_uri, on_progress=on_progress)) as files:
+            state = for_all(lambda: _whole_state(files))
             if "run" not in state:
                 raise UsageError(
                     f"checkpoint {folder_uri!r} is of an older format, which holds weights but not the run's progress",
@@ -212,7 +213,7 @@ def restore(
             if sharded:
                 from raymlops.training.checkpoints.sharded import load
 
-                trainer = _for_all(lambda: _trainer(io.BytesIO(files.read(TRAINER))))
+                trainer = for_all(lambda: _trainer(io.BytesIO(files.read(TRAINER))))
                 online = load(
                     files, model, optimizers, online=ema.named() if ema is not None and state.get("ema") else {}
                 )
@@ -262,7 +263,7 @@ def _trainer(source: Path | io.BytesIO) -> dict[str, Any]:
 @contextlib.contextmanager
 def _once_a_node(uri: str, *, node: int, on_progress: Callable[[], object]) -> Iterator[Path]:
     """Yield a folder whose files the first rank of each node has fetched and verified."""
-    nodes = _gathered(node)
+    nodes = gathered(node)
     rank = distributed.get_rank() if len(nodes) > 1 else 0
     first = nodes.index(node)
     with contextlib.ExitStack() as stack:
@@ -272,37 +273,12 @@ def _once_a_node(uri: str, *, node: int, on_progress: Callable[[], object]) -> I
                 return None
             return stack.enter_context(manifest.verified(uri, on_progress=on_progress))
 
-        folder = _gathered(_for_all(fetched))[first]
+        folder = gathered(for_all(fetched))[first]
         assert folder is not None
         try:
             yield folder
         finally:
-            _gathered(None)  # the first rank removes it
-
-
-def _for_all(work: Callable[[], T]) -> T:
-    """Return what ``work`` returns, once no rank has failed: one that fails would leave the others waiting.
-
-    Raises:
-        RaymlopsError: what the first rank that failed has raised.
-    """
-    failure, found = None, None
-    try:
-        found = work()
-    except RaymlopsError as error:
-        failure = error
-    failures = [each for each in _gathered(failure) if each is not None]
-    if failures:
-        raise failure or failures[0]
-    return cast("T", found)
-
-
-def _gathered(value: T) -> list[T]:
-    if not distributed.is_initialized():
-        return [value]
-    values = [value] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
+            gathered(None)  # the first rank removes it
 
 
 def _set_aside(error: DamagedError) -> None:

@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor
 
 from raymlops.errors import DamagedError, NonFiniteError, RecipeError, StorageError, TrainingError
 from raymlops.storage.verified_reader import VerifiedFolder
+from raymlops.training.checkpoints.for_all_ranks import for_all, gathered
 from raymlops.training.checkpoints.host_copies import check_plain, not_finite
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def load(
         DamagedError: a file of a ``VerifiedFolder`` is missing or damaged. On all ranks alike, as the others.
         StorageError: a file is missing, or a tensor is missing or has another shape.
     """
-    saved = _saved_for_all(folder)
+    saved = for_all(lambda: _saved(folder))
     target: dict[str, Any] = {f"{_MODEL}{name}": tensor for name, tensor in _model_state(model).items()}
     target |= {f"{_ONLINE}{name}": torch.empty_like(tensor) for name, tensor in (online or {}).items()}
     named = {key: _named_parameters(model, optimizer) for key, optimizer in optimizers.items()}
@@ -242,19 +243,6 @@ def _named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return {names[parameter]: parameter for parameter in parameters}
 
 
-def _saved_for_all(folder: Path | VerifiedFolder) -> Mapping[str, Any]:
-    """Return the index of tensors if every rank can read it: one that cannot would leave the others waiting."""
-    failure, saved = None, None
-    try:
-        saved = _saved(folder)
-    except StorageError as error:
-        failure = error
-    failures = [each for each in _gathered(failure, None) if each is not None]
-    if saved is None or failures:
-        raise failures[0]
-    return saved
-
-
 def _saved(folder: Path | VerifiedFolder) -> Mapping[str, Any]:
     try:
         return _Reader(folder).read_metadata().state_dict_metadata
@@ -357,19 +345,11 @@ class _Planner(DefaultLoadPlanner):
 def _refuse_non_finite(staged: dict[str, Any], group: dist.ProcessGroup | None, *, except_for: Entries) -> None:
     masks = {f"{_MODEL}{name}": mask for name, mask in except_for.items()}
     bad = [name for name, value in staged.items() if not_finite({name: value}, except_for=masks)]
-    names = sorted(set().union(*_gathered(bad, group)))
+    names = sorted(set().union(*gathered(bad, group=group)))
     if names:
         raise NonFiniteError(
             f"a state with NaN or infinity is not saved as a checkpoint; found in {', '.join(names[:5])}"
         )
-
-
-def _gathered(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    if not dist.is_initialized():
-        return [value]
-    everyone = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, value, group=group)
-    return list(everyone)
 
 
 def _reasons(failed: CheckpointException) -> str:

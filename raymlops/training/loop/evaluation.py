@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raymlops.data.order import evenly_spread
 from raymlops.errors import RecipeError
 from raymlops.recipe import Batch, RecipeBase, call_recipe, to_device
 from raymlops.training.model.precision import autocast
@@ -123,7 +124,7 @@ def spread_rows(split: SplitData, spec: TrainSection) -> torch.Tensor | None:
     most = spec.eval_max_rows
     if most is None or split.rows <= most:
         return None
-    return torch.linspace(0, split.rows - 1, most, dtype=torch.float64).round().long()
+    return evenly_spread(split.rows, most=most)
 
 
 def totals(

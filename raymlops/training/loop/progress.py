@@ -319,9 +319,16 @@ class RankProgress:
         """Load the weights of a checkpoint alone; sharded, all ranks call this together."""
         model = self._trained["model"]
         if self.sharded:
-            restore(uri, identity=self._identity, model=model, optimizer=None, sharded=True)
+            restore(
+                uri,
+                identity=self._identity,
+                model=model,
+                optimizer=None,
+                sharded=True,
+                on_progress=self.heartbeat,
+            )
             return
-        with trained(uri) as checkpoint:
+        with trained(uri, on_progress=self.heartbeat) as checkpoint:
             checkpoint.load_into(model)
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:

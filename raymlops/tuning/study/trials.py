@@ -41,7 +41,7 @@ from raymlops.tuning.study.writes import Writes
 from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
@@ -126,7 +126,8 @@ class Trials:
         self.refused = sum(map(refused, trials))
         """How many points the recipe rejected."""
         self._next = len(trials)
-        self._orders = 1 + max((order for trial in trials for order in _orders(trial)), default=-1)
+        orders = (report.order for trial in trials for report in reports_of(trial).values())
+        self._orders = 1 + max((order for order in orders if order is not None), default=-1)
         """How many reports the scheduler has judged."""
 
     @property
@@ -391,10 +392,6 @@ def _check_fixed(fixed: Mapping[str, Scalar], trial: OpenTrial) -> None:
             f"Optuna drew another value than the one that trial {trial.number} was given for {', '.join(wrong)}",
             hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
         )
-
-
-def _orders(trial: Any) -> Iterator[int]:
-    return (report.order for report in reports_of(trial).values() if report.order is not None)
 
 
 def _same(one: float, other: float) -> bool:

@@ -161,7 +161,7 @@ class _Trial:
             return self.result(None, outcome="complete")
         epoch, reason = self._record(epoch)
         if reason:
-            return self._refused(epoch, reason)
+            return self.result(epoch, outcome="failed", reason=reason)
         train = self._spec["train"]
         # Validations by steps may be more than epochs.
         if epoch.last or (train["eval_every_steps"] is None and epoch.number >= (train["epochs"] or math.inf)):
@@ -169,7 +169,7 @@ class _Trial:
             while (late := self.stream.next()) is not None:
                 late, reason = self._record(late)
                 if reason:
-                    return self._refused(late, reason)
+                    return self.result(late, outcome="failed", reason=reason)
             return self.result(epoch, outcome="complete")
         return self.result(epoch)
 
@@ -199,10 +199,6 @@ class _Trial:
             return result  # without a clock the scheduler ignores it
         clock = {"epoch": epoch.number, "step": epoch.step}.get(self._resource)
         return {**result, "resource": epoch.metrics[self._resource] if clock is None else clock}
-
-    def _refused(self, epoch: Epoch, reason: str) -> dict[str, Any]:
-        diverged = not_finite(epoch.metrics, names=self._judged)
-        return self.result(epoch, outcome="failed", reason=reason, diverged=diverged)
 
     def _record(self, epoch: Epoch) -> tuple[Epoch, str]:
         """Record an epoch; return it with the metrics that are numbers, and what is wrong with it."""

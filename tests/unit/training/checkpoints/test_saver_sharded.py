@@ -152,8 +152,10 @@ def test_shards_are_read_by_range(s3: FakeS3) -> None:
         assert all(ticks > 3 for _, ticks in found)
         assert sum(s3.sent[path] for path in shards) <= times * sum(shards.values()) + world * BLOCK_BYTES
     s3.sent.clear()
-    with trained(uri) as checkpoint:
+    ticks: list[bool] = []
+    with trained(uri, on_progress=lambda: ticks.append(True)) as checkpoint:
         checkpoint.load_into(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(6))))
+    assert len(ticks) > 3
     assert sum(s3.sent[path] for path in shards) < 0.8 * sum(shards.values())  # a third is the model's
 
 
