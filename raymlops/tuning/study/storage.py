@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_path, sqlite_under
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import Objective
 
+T = TypeVar("T")
 BUSY_S = 30.0
 """How long a write waits for a SQLite file that another process is writing to."""
 CONNECT_S = 10
 _PARTS = 10
 """Tables that Optuna creates one after the other, about."""
-_CREATED_MEANWHILE = ("already exists", "alembic_version", "version_info", "database is locked")
-"""SQLite does not wait for a lock where two that have read both want to write; where it waited, it is another's."""
+_CREATED_MEANWHILE = ("already exists", "alembic_version", "version_info")
+_LOCKED = "database is locked"
+_LOOK_S = 0.02
 
 _SQLITE_HINTS = {
-    "database is locked": "Another process holds it: end that one, or set storage.optuna to another database.",
+    _LOCKED: "Another process holds it: end that one, or set storage.optuna to another database.",
     "readonly database": "Let this user write to the file and to its folder, or set another storage.path.",
     "unable to open database file": "The folder must be there, and this user must be allowed to write to it.",
     "disk is full": "Make room on that disk, or set another storage.path.",
@@ -78,7 +80,7 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
     try:
         place = without_credentials(url)
         with storage_errors(f"Optuna's database {place}"):
-            storage = _created(
+            storage = _opened(
                 lambda: RDBStorage(
                     url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
                     engine_kwargs=_options(url, busy_s=busy_s),
@@ -88,7 +90,7 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
                 busy_s=busy_s,
             )
             if url.startswith("sqlite"):
-                _write_ahead(storage.engine)
+                _write_ahead(storage.engine, busy_s=busy_s)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
             f"storage.optuna is not a usable SQL URL: {type(error).__name__}: {error}",
@@ -108,23 +110,28 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
         storage.engine.dispose()
 
 
-def _created(open_it: Callable[[], Any], *, busy_s: float) -> Any:
-    """Open a database, and once more for each part of it that another process created at the same moment.
+def _opened(open_it: Callable[[], T], *, busy_s: float) -> T:
+    """Open a database; again for each part of it that another process created meanwhile, and while it is locked.
 
     Optuna 4 looks whether its tables and its row of versions are there, and then creates them: of two sweeps that are
-    the first ones, one fails.
+    the first ones, one fails. SQLite does not wait for a lock where two that have read both want to write, nor where
+    two switch a new file to the write-ahead log.
     """
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    for _ in range(_PARTS):
-        began_s = time.monotonic()
+    created, until_s = 0, time.monotonic() + busy_s
+    while True:
         try:
             return open_it()
         except (IntegrityError, OperationalError, ProgrammingError) as error:
-            waited = time.monotonic() - began_s >= busy_s
-            if waited or not any(text in str(error.orig) for text in _CREATED_MEANWHILE):
+            cause = str(error.orig)
+            locked = _LOCKED in cause
+            created += not locked
+            known = locked or any(text in cause for text in _CREATED_MEANWHILE)
+            if not known or created > _PARTS or time.monotonic() >= until_s:
                 raise
-    return open_it()
+            if locked:
+                time.sleep(_LOOK_S)
 
 
 @contextmanager
@@ -184,7 +191,7 @@ def _options(url: str, *, busy_s: float) -> dict[str, Any]:
     return {"pool_pre_ping": True, **limit}
 
 
-def _write_ahead(engine: Any) -> None:
+def _write_ahead(engine: Any, *, busy_s: float) -> None:
     """Use SQLite's write-ahead log: readers do not wait, and commits do not wait for the disk.
 
     A crashed process loses nothing; a power failure may lose the last commits, never the file.
@@ -197,8 +204,8 @@ def _write_ahead(engine: Any) -> None:
         connection.execute("PRAGMA synchronous=NORMAL").close()
 
     engine.dispose()  # existing connections lack the settings
-    with engine.connect():
-        pass  # a file that cannot be written is found here, not at the first trial
+    # A file that cannot be written is found here, not at the first trial.
+    _opened(lambda: engine.connect().close(), busy_s=busy_s)
 
 
 def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) -> Any:
