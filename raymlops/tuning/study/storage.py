@@ -12,6 +12,7 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raymlops.cluster.process_wide import SharedContext
 from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_path, sqlite_under
 from raymlops.display import quiet
@@ -19,6 +20,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, StorageError, Unreacha
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import Objective
@@ -270,9 +272,17 @@ def _no_study(name: str, where: str) -> NotFoundError:
     )
 
 
+def quiet_optuna() -> AbstractContextManager[None]:
+    """Silence Optuna's warnings about experimental arguments and its progress log, for all threads of the process."""
+    return _silence.entered(_silenced)
+
+
+_silence = SharedContext()
+"""Threads overlap here, and neither filters of warnings nor the level of a logger belong to one of them."""
+
+
 @contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's warnings about experimental arguments and its progress log."""
+def _silenced() -> Iterator[None]:
     with quiet("optuna", level=logging.ERROR), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"optuna\..*")
         warnings.filterwarnings("ignore", message=".*experimental.*")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sqlite3
 import threading
+import warnings
 from contextlib import closing
 
 import pytest
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import fail_stale_trials
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
@@ -20,6 +23,7 @@ from raymlops.tuning.study.storage import (
     load_study,
     open_storage,
     optuna_url,
+    quiet_optuna,
     without_credentials,
 )
 
@@ -69,6 +73,17 @@ def test_several_that_come_first_create_the_database_together(tmp_path):
         for thread in threads:
             thread.join()
     assert raised == []
+
+
+def test_optuna_is_quiet_for_a_thread_until_it_is_done_whatever_others_do():
+    before, level = list(warnings.filters), logging.getLogger("optuna").level
+    first, second = quiet_optuna(), quiet_optuna()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    warnings.warn("heartbeat_interval is an experimental feature", ExperimentalWarning, stacklevel=1)
+    second.__exit__(None, None, None)
+    assert (warnings.filters, logging.getLogger("optuna").level) == (before, level)
 
 
 def test_the_default_is_a_file_under_the_storage_path(tmp_path):
