@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 
 from raymlops.config.paths import sqlite_path
 from raymlops.errors import StorageError, UnreachableError, UsageError
+from raymlops.state.sqlite import use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +141,7 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late to hold a lock from the first read on
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
+    use_write_ahead_log(connection, wait_s=BUSY_TIMEOUT_MS / 1000)
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()

@@ -17,6 +17,7 @@ from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_path, sqlite_under
 from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
+from raymlops.state.sqlite import LOCKED, use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,11 +33,10 @@ CONNECT_S = 10
 _PARTS = 10
 """Tables that Optuna creates one after the other, about."""
 _CREATED_MEANWHILE = ("already exists", "alembic_version", "version_info")
-_LOCKED = "database is locked"
 _LOOK_S = 0.02
 
 _SQLITE_HINTS = {
-    _LOCKED: "Another process holds it: end that one, or set storage.optuna to another database.",
+    LOCKED: "Another process holds it: end that one, or set storage.optuna to another database.",
     "readonly database": "Let this user write to the file and to its folder, or set another storage.path.",
     "unable to open database file": "The folder must be there, and this user must be allowed to write to it.",
     "disk is full": "Make room on that disk, or set another storage.path.",
@@ -116,8 +116,7 @@ def _opened(open_it: Callable[[], T], *, busy_s: float) -> T:
     """Open a database; again for each part of it that another process created meanwhile, and while it is locked.
 
     Optuna 4 looks whether its tables and its row of versions are there, and then creates them: of two sweeps that are
-    the first ones, one fails. SQLite does not wait for a lock where two that have read both want to write, nor where
-    two switch a new file to the write-ahead log.
+    the first ones, one fails. SQLite does not wait for a lock where two that have read both want to write.
     """
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
@@ -127,7 +126,7 @@ def _opened(open_it: Callable[[], T], *, busy_s: float) -> T:
             return open_it()
         except (IntegrityError, OperationalError, ProgrammingError) as error:
             cause = str(error.orig)
-            locked = _LOCKED in cause
+            locked = LOCKED in cause
             created += not locked
             known = locked or any(text in cause for text in _CREATED_MEANWHILE)
             if not known or created > _PARTS or time.monotonic() >= until_s:
@@ -202,12 +201,12 @@ def _write_ahead(engine: Any, *, busy_s: float) -> None:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL").close()
+        use_write_ahead_log(connection, wait_s=busy_s)
         connection.execute("PRAGMA synchronous=NORMAL").close()
 
     engine.dispose()  # existing connections lack the settings
     # A file that cannot be written is found here, not at the first trial.
-    _opened(lambda: engine.connect().close(), busy_s=busy_s)
+    engine.connect().close()
 
 
 def create_study(storage: Any, name: str, *, objectives: Sequence[Objective]) -> Any:
