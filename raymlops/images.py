@@ -71,6 +71,25 @@ def pixels(image: Image, channels: int) -> Array:
     return array.reshape(image.height, image.width, channels)
 
 
+def image_arrays(values: Iterable[Any], shape: Sequence[int | None]) -> list[Array]:
+    """Return images of ``shape``, files (``bytes``) or arrays of uint8, as arrays.
+
+    Raises:
+        ValueError: one is damaged or of another type or shape; the text follows "holds".
+    """
+    found = []
+    for row, value in enumerate(values):
+        try:
+            item = pixels(open_image(value, shape), shape[2] or 0) if isinstance(value, bytes) else np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"another in row {row}: {error}") from error
+        fits = item.ndim == 3 and all(want in (None, got) for want, got in zip(shape, item.shape, strict=True))
+        if item.dtype != np.uint8 or not fits:
+            raise ValueError(f"in row {row} {item.dtype} of shape {item.shape}")
+        found.append(item)
+    return found
+
+
 def png_files(images: Iterable[Array]) -> list[bytes]:
     """Return images as PNG, which is lossless."""
     return [_png(np.asarray(image, dtype=np.uint8)) for image in images]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from raymlops.data.columns import as_requested
 from raymlops.errors import RecipeError
 from raymlops.pytree import batch_rows, first_dimensions, leaves, map_tensors, named_children, rebuilt, to_numpy
 from raymlops.recipe import Batch, RecipeBase, call_recipe, described, signature_of
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-_CHUNK_ROWS = 1 << 14
+_CHUNK_ROWS, _CHUNK_BYTES = 1 << 14, 1 << 21
+"""Rows that are encoded at a time: what becomes of wide ones on the way should fit into a CPU's cache."""
 _PROBED_ROWS, _PROBES = 256, 8
 
 
@@ -33,6 +35,7 @@ def encode(recipe: RecipeBase, columns: Mapping[str, Array]) -> Batch:
         RecipeError: ``encode()`` or ``target()`` raises, or does not return a batch of these rows.
     """
     name = type(recipe).__name__
+    columns = as_requested(columns, recipe)
     # Only a request's columns: a recipe that reads another column fails here and not in a replica.
     inputs = {column.name: columns[column.name] for column in signature_of(recipe).inputs}
     rows = len(next(iter(columns.values())))
@@ -62,9 +65,11 @@ def encode_all(
     rows are encoded, after each chunk.
     """
     rows = len(next(iter(columns.values())))
+    row_bytes = max(1, sum(values[:1].nbytes for values in columns.values()))
+    step = min(_CHUNK_ROWS, max(_CHUNK_BYTES // row_bytes, 1))
     chunks, sizes = [], []
-    for start in range(0, max(1, rows), _CHUNK_ROWS):
-        end = min(start + _CHUNK_ROWS, rows)
+    for start in range(0, max(1, rows), step):
+        end = min(start + step, rows)
         chunk = encode(recipe, {key: values[start:end] for key, values in columns.items()})
         if like is not None and shapes(chunk) != like:
             return None

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select, shapes
-from raymlops.data.columns import conform, needed, table_columns
+from raymlops.data.columns import as_requested, conform, needed, stackable, table_columns
 from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import window_numbers, windowed_batches
 from raymlops.data.parquet_files import GroupReader, ParquetFiles
@@ -77,7 +77,7 @@ def plan_of(
         RecipeError: ``encode`` or ``target`` breaks its contract.
     """
     rows = len(next(iter(columns.values())))
-    asked = _Asked(columns, other)
+    asked = _Asked(as_requested(columns, recipe), other)
     if recipe.label and other is not None:
         call_recipe(f"{type(recipe).__name__}.target()", lambda: recipe.target(asked))
     columns = dict(asked)
@@ -167,6 +167,7 @@ class ParquetSplit(SplitData):
         self._reader = ReadAhead(GroupReader(files), max_bytes=cache_bytes)
         self._ends = np.cumsum(files.group_rows)
         self._written = written
+        self._stackable = stackable(recipe)
         self._shapes: dict[int, dict[str, tuple[int, ...]] | None] = {}
         """The shape of a row in each row group that was encoded; None where its rows differ."""
         self._windows: npt.NDArray[np.int64] | None = None
@@ -203,11 +204,8 @@ class ParquetSplit(SplitData):
             StorageError: a file cannot be read, or changed since it was listed.
             RecipeError: its rows do not match the signature.
         """
-        if not self._padded(indices):
-            parts, back = self._gather(indices, self._encoded_rows)
-            joined = None if any(part is None for part in parts) else join(parts)
-            if joined is not None:
-                return select(joined, back)
+        if (found := self.part(indices)) is not None:
+            return found
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._columns(group), rows))
         with self.drawn_by(indices):
             return encode(self.recipe, rows_at(_concatenated(parts), back.numpy()))
@@ -238,10 +236,22 @@ class ParquetSplit(SplitData):
         order = order[windows[order] % of == loader]
         self._reader.follow(order.tolist(), most=int(np.bincount(windows).max()))
 
-    def stretch(self, indices: torch.Tensor) -> int | None:
-        """Return the number of the last row's window in the epoch; without one, as in an evaluation, of its group."""
-        group = int(np.searchsorted(self._ends, int(indices[-1]), side="right"))
-        return group if self._windows is None else int(self._windows[group])
+    def part(self, indices: torch.Tensor) -> Batch | None:
+        """Return some rows of a batch; None where what is read with them decides to what they are padded."""
+        if self._padded(indices):
+            return None
+        parts, back = self._gather(indices, self._encoded_rows)
+        joined = None if any(part is None for part in parts) else join(parts)
+        return None if joined is None else select(joined, back)
+
+    def stretches(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return each row's window in the epoch; without one, as in an evaluation, its group.
+
+        Where ``encode`` pads, it is the last row's for all: they are read at once.
+        """
+        groups = np.searchsorted(self._ends, indices.numpy(), side="right")
+        found = torch.from_numpy(groups if self._windows is None else self._windows[groups])
+        return found[-1:].expand(len(found)) if self.plan.by_batch else found
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
         """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""
@@ -251,7 +261,7 @@ class ParquetSplit(SplitData):
     def take(self, indices: torch.Tensor) -> Columns:
         """Return the columns of the rows at ``indices``, in that order; each row group is read once."""
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._read(group), rows))
-        return rows_at(_concatenated(parts), back.numpy())
+        return as_requested(rows_at(_concatenated(parts), back.numpy()), self.recipe)
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, a row group at a time, over the columns that training reads."""
@@ -333,7 +343,7 @@ class ParquetSplit(SplitData):
                 hint="Every file holds the signature's inputs, the label and what target() reads; folder names are not "
                 "columns.",
             )
-        columns = conform(table_columns(table), self.recipe, place=place)
+        columns = conform(table_columns(table, as_stored=self._stackable), self.recipe, place=place)
         self.on_progress()
         label = self.recipe.label
         if label and known is not None and columns[label].dtype.name != known.label_dtype:

@@ -70,9 +70,16 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
         RecipeError: ``sampler()`` raises, yields no row or anything but row numbers of the split, or the split has an
             order of its own.
     """
-    recipe = split.recipe
-    if type(recipe).sampler is RecipeBase.sampler:
+    if type(split.recipe).sampler is RecipeBase.sampler:
         return None
+    if split.sampled is None or split.sampled[:2] != (seed, epoch):  # the first epoch's length is asked for ahead
+        rows = _drawn(split, seed=seed, epoch=epoch)
+        split.sampled = None if rows is None else (seed, epoch, rows)
+    return None if split.sampled is None else split.sampled[2]
+
+
+def _drawn(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:
+    recipe = split.recipe
     where = f"{type(recipe).__name__}.sampler()"
     most = max(_MANY, _PASSES * split.rows)
 

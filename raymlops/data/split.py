@@ -70,11 +70,13 @@ class SplitData(ABC):
         self.on_progress: Callable[[], None] = _nothing
         self.seeds: tuple[int, int] = (0, 0)
         """The run's seed and the epoch, which decide what is drawn while rows are read."""
+        self.sampled: tuple[int, int, torch.Tensor] | None = None
+        """The rows that a ``sampler`` has drawn last, after their seed and epoch."""
         self.loader = (0, 1)
         """Which loader process this is in, of how many that take turns with stretches."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "on_progress": _nothing}
+        return {**self.__dict__, "on_progress": _nothing, "sampled": None}
 
     @abstractmethod
     def batch(self, indices: torch.Tensor) -> Batch:
@@ -105,11 +107,16 @@ class SplitData(ABC):
     def keep(self, rows: range) -> None:  # noqa: B027 - a default for rows that are read in any order
         """Keep these rows once they are read: more of them will be asked for."""
 
-    def stretch(self, indices: torch.Tensor) -> int | None:
-        """Return the number of the rows that are read together with these; None where each is read by itself.
+    def stretches(self, indices: torch.Tensor) -> torch.Tensor | None:
+        """Return for each row the number of the stretch that it is read with; None where each is read by itself.
 
         Rows of one stretch are best read by one process, those of the next stretch by another.
         """
+        del indices
+        return None
+
+    def part(self, indices: torch.Tensor) -> Batch | None:
+        """Return some rows of a batch, to be joined with those of other stretches; None where that is impossible."""
         del indices
         return None
 
@@ -214,8 +221,11 @@ class TableSplit(SplitData):
 
     @property
     def read_ahead(self) -> bool:
-        """Return whether each batch is encoded."""
-        return self.encoded is None
+        """Return whether each batch is encoded. Few rows say so of the test split, which is read last, if at all."""
+        if self.name != "test":
+            return self.encoded is None
+        with Stream(0).drawn_from():
+            return probe(self.recipe, self.columns) is None
 
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the rows at ``indices`` (int64) as one batch, in that order, on the CPU."""

@@ -13,10 +13,12 @@ import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from raymlops.data.batches import join, select
 from raymlops.data.loading.pool import LoaderPool
 from raymlops.data.loading.process import Task
 from raymlops.errors import UsageError
@@ -133,11 +135,26 @@ class Loader:
         return _Pass(self._pool, split, steps, pieces_of, pinning=self._pinning)
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Rows that are taken together: one task for a loader, or a part of them for each of several."""
+
+    whole: tuple[int, Task]
+    """The task that reads all rows, and its loader: it is sent where there are no parts, or where they do not join."""
+    parts: tuple[tuple[int, Task, torch.Tensor], ...] = ()
+    """The positions of each part among the rows."""
+
+    @property
+    def tasks(self) -> list[tuple[int, Task]]:
+        """Return the tasks that are sent first."""
+        return [(lane, task) for lane, task, _ in self.parts] or [self.whole]
+
+
 class _Pass:
     """One pass over a split. Its steps are iterated over, and the pieces of each are taken in their order.
 
-    Pieces of one stretch of the split are read by one loader, and those of the next stretch by the next one at the same
-    time; where there are no stretches, loaders take turns.
+    Rows of one stretch of the split are read by one loader, and those of the next stretch by the next one at the same
+    time, so that none reads what another has read; where there are no stretches, loaders take turns.
     """
 
     def __init__(
@@ -154,14 +171,14 @@ class _Pass:
         self._steps = steps
         self._pieces_of = pieces_of
         self._pinning = pinning
-        self._due: deque[tuple[int, Task]] = deque()
-        self._groups: deque[tuple[Step, deque[tuple[int, Task]]]] = deque()
+        self._due: deque[_Piece] = deque()
+        self._groups: deque[tuple[Step, deque[_Piece]]] = deque()
         lanes = 1 if split.in_turn else len(pool)
         self._unsent: list[deque[Task]] = [deque() for _ in range(lanes)]
         self._in_flight = [0] * lanes
         self._turn = 0
         self._rows = 0
-        self._pinned: tuple[Task, Any] | None = None
+        self._pinned: tuple[_Piece, Any] | None = None
 
     def __iter__(self) -> Iterator[Step]:
         while True:
@@ -175,19 +192,19 @@ class _Pass:
 
     def is_next(self, split: SplitData, rows: torch.Tensor) -> bool:
         """Return whether these rows are what is taken next."""
-        return split is self._split and bool(self._due) and torch.equal(self._due[0][1].rows, rows)
+        return split is self._split and bool(self._due) and torch.equal(self._due[0].whole[1].rows, rows)
 
     def take(self) -> Batch:
         """Return the next piece of the step."""
-        lane, task = self._due.popleft()
+        piece = self._due.popleft()
         if self._pinning is None:
-            batch = self._pool.receive(lane, task)
+            batch = self._receive(piece)
         else:
-            self._pin(lane, task)
+            self._pin(piece)
             assert self._pinned is not None
             (_, future), self._pinned = self._pinned, None
             batch = future.result()
-        self._received(lane, task)
+        self._received(piece)
         self._send()
         self._pin_next()
         return batch
@@ -195,8 +212,8 @@ class _Pass:
     def close(self) -> None:
         """Forget what was not taken."""
         self._forget(self._due)
-        for _, tasks in self._groups:
-            self._forget(tasks)
+        for _, pieces in self._groups:
+            self._forget(pieces)
         self._groups.clear()
 
     def _send(self) -> None:
@@ -208,40 +225,61 @@ class _Pass:
             step = next(self._steps, None)
             if step is None:
                 break
-            self._groups.append((step, deque(self._tasks(step))))
+            self._groups.append((step, deque(self._begun(step))))
         for lane in lanes:
             while self._unsent[lane] and self._in_flight[lane] < most:
                 self._pool.send(lane, self._unsent[lane].popleft())
                 self._in_flight[lane] += 1
 
-    def _tasks(self, step: Step) -> Iterator[tuple[int, Task]]:
+    def _begun(self, step: Step) -> Iterator[_Piece]:
         progress, indices = step
         split, pieces = self._split, self._pieces_of(indices)
         span = range(int(indices.min()), int(indices.max()) + 1) if len(pieces) > 1 else range(0)
+
+        def task(rows: torch.Tensor, *, part: bool = False) -> Task:
+            return Task(self._pool.number(), split.name, rows, split.seeds, span, progress, part=part)
+
         for rows in pieces:
-            stretch = split.stretch(rows)
-            lane = (self._turn if stretch is None else stretch) % len(self._unsent)
-            task = Task(self._pool.number(), split.name, rows, split.seeds, span, progress)
+            stretches = split.stretches(rows)
+            turns = torch.tensor([self._turn]) if stretches is None else stretches
+            lanes = turns % len(self._unsent)
+            whole, parts = (int(lanes[-1]), task(rows)), []
+            if (lanes != lanes[0]).any():
+                positions = [(lane, (lanes == lane).nonzero().flatten()) for lane in sorted(set(lanes.tolist()))]
+                parts = [(lane, task(rows[places], part=True), places) for lane, places in positions]
             self._turn += 1
-            self._rows += len(rows)
-            self._unsent[lane].append(task)
-            yield lane, task
+            piece = _Piece(whole, tuple(parts))
+            for lane, each in piece.tasks:
+                self._rows += len(each.rows)
+                self._unsent[lane].append(each)
+            yield piece
 
-    def _received(self, lane: int, task: Task) -> None:
-        self._in_flight[lane] -= 1
-        self._rows -= len(task.rows)
+    def _receive(self, piece: _Piece) -> Batch:
+        if piece.parts:
+            parts = [self._pool.receive(lane, task) for lane, task, _ in piece.parts]
+            joined = None if any(part is None for part in parts) else join(parts)
+            if joined is not None:
+                return select(joined, torch.cat([places for _, _, places in piece.parts]).argsort())
+            self._pool.send(*piece.whole)
+        return self._pool.receive(*piece.whole)
 
-    def _forget(self, tasks: deque[tuple[int, Task]]) -> None:
+    def _received(self, piece: _Piece) -> None:
+        for lane, task in piece.tasks:
+            self._in_flight[lane] -= 1
+            self._rows -= len(task.rows)
+
+    def _forget(self, pieces: deque[_Piece]) -> None:
         dropped = []
-        while tasks:
-            lane, task = tasks.popleft()
-            self._received(lane, task)
-            if task in self._unsent[lane]:
-                self._unsent[lane].remove(task)
-                self._in_flight[lane] += 1
-            elif self._pinned is None or self._pinned[0] is not task:
-                dropped.append(task)
-            else:
+        while pieces:
+            piece = pieces.popleft()
+            self._received(piece)
+            for lane, task in piece.tasks:
+                if task in self._unsent[lane]:
+                    self._unsent[lane].remove(task)
+                    self._in_flight[lane] += 1
+                elif self._pinned is None or self._pinned[0] is not piece:
+                    dropped.append(task)
+            if self._pinned is not None and self._pinned[0] is piece:
                 self._pinned = None
         if self._pinning is None:
             self._pool.drop(dropped)
@@ -253,12 +291,12 @@ class _Pass:
         """Receive and pin what is taken next in a thread, while the GPU works."""
         following = self._due or (self._groups[0][1] if self._groups else None)
         if self._pinning is not None and following:
-            self._pin(*following[0])
+            self._pin(following[0])
 
-    def _pin(self, lane: int, task: Task) -> None:
+    def _pin(self, piece: _Piece) -> None:
         assert self._pinning is not None
-        if self._pinned is None or self._pinned[0] is not task:
-            self._pinned = task, self._pinning.submit(self._receive_pinned, lane, task)
+        if self._pinned is None or self._pinned[0] is not piece:
+            self._pinned = piece, self._pinning.submit(self._receive_pinned, piece)
 
-    def _receive_pinned(self, lane: int, task: Task) -> Batch:
-        return map_tensors(self._pool.receive(lane, task), torch.Tensor.pin_memory)
+    def _receive_pinned(self, piece: _Piece) -> Batch:
+        return map_tensors(self._receive(piece), torch.Tensor.pin_memory)

@@ -55,6 +55,8 @@ class Task:
     seeds: tuple[int, int]
     span: range
     progress: Progress
+    part: bool = False
+    """Whether others read the other rows of the batch."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _result(task: Task, split: SplitData) -> Result:
         if split.seeds != task.seeds:
             split.start_epoch(seed=task.seeds[0], epoch=task.seeds[1])
         split.keep(task.span)
-        return Result(task.number, split.batch(task.rows))
+        return Result(task.number, split.part(task.rows) if task.part else split.batch(task.rows))
     except Closed:
         raise
     except (Exception, SystemExit) as error:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +20,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import Items
-from loaded import Calling, Faulty, Mixed, Pass, Passing, Rare, Slow, Unpicklable
-from tiny import Tiny
+from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Slow, Unpicklable
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.loading.loader import Loader
 from raymlops.data.parquet_files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
+from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, TrainingError, UsageError
 from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
 
     from raymlops.data.split import SplitData
 
@@ -152,29 +154,80 @@ def test_passes_may_end_late(splits: dict[str, SplitData], monkeypatch: pytest.M
     passes[1].close()
 
 
-@pytest.fixture
-def parquet(tmp_path: Any) -> ParquetSplit:
+STATE = {"colours": ["red"], "width_mean": 0.0, "width_sd": 1.0}
+
+
+def columns_of(rows: int, *, wide: Collection[int] = ()) -> dict[str, Any]:
+    colours = np.array(["crimson" if row in wide else "red" for row in range(rows)], dtype=object)
+    return {"length": np.arange(float(rows)), "width": np.zeros(rows), "colour": colours, "label": np.ones(rows)}
+
+
+def streamed(folder: Path, *, wide: Collection[int] = ()) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
-    columns = {"length": np.arange(1000.0), "width": np.zeros(1000), "colour": ["red"] * 1000, "label": np.ones(1000)}
-    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=50)
-    recipe = Tiny(state={"colours": ["red"], "width_mean": 0.0, "width_sd": 1.0})
-    made = ParquetSplit(list_parquet(str(tmp_path)), name="train", recipe=recipe, cache_bytes=1 << 20)
+    (folder / "rows").mkdir(parents=True)
+    pq.write_table(pa.table(columns_of(1000, wide=wide)), folder / "rows" / "0.parquet", row_group_size=50)
+    recipe = Logged(state=STATE)
+    recipe.log = str(folder / "log")
+    made = ParquetSplit(list_parquet(str(folder / "rows")), name="train", recipe=recipe, cache_bytes=1 << 20)
     made.plan = dataclasses.replace(made.plan, window_rows=125)
     return made
 
 
-def test_streamed_files_are_read_by_windows(parquet: ParquetSplit) -> None:
-    """Each row once, equal to what is read here; windows take turns, so that each group is decoded by one loader."""
-    made = loader(parquet, processes=2, ahead=3)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_streamed_files_are_read_by_windows(tmp_path: Path, processes: int) -> None:
+    """Each row once, equal to what is read here; each group is decoded by one loader, also where batches span two."""
+    parquet = streamed(tmp_path)
+    made = loader(parquet, processes=processes, ahead=3)
     batches = list(parquet.global_batches(batch_size=32, seed=0, epoch=1))
     parquet.start_epoch(seed=0, epoch=1)
-    windows = [parquet.stretch(rows) for rows in batches]
-    assert windows == sorted(windows)
-    assert set(windows) == set(range(10))
+    windows = [parquet.stretches(rows).tolist() for rows in batches]
+    assert all(first <= last for found, following in pairwise(windows) for first in found for last in following)
+    assert {window for found in windows for window in found} == set(range(10))
+    assert sum(len(set(found)) > 1 for found in windows) == 8  # of 9 boundaries, the one at row 800 is a batch's
     steps = ((Progress(), rows) for rows in batches)
-    for _, rows in made.steps(parquet, steps, lambda rows: [(rows, 1.0)]):
-        assert equal(made.batch(parquet, rows), parquet.batch(rows))
+    for _, rows in made.steps(parquet, steps, lambda rows: [(piece, 1.0) for piece in rows.split(20)]):
+        for piece in rows.split(20):
+            assert equal(made.batch(parquet, piece), parquet.batch(piece))
     made.close()
+    assert sorted(parquet.recipe.encoded()) == [(50, first) for first in range(0, 1000, 50)]
+
+
+def test_an_evaluation_of_files_is_read_by_row_groups(tmp_path: Path) -> None:
+    """Groups take turns, and each is decoded by one loader: 32 rows may be of two, and 120 of four of them."""
+    for batch_size in (32, 120):
+        parquet = streamed(tmp_path / str(batch_size))
+        made = loader(parquet)
+        here = streamed(tmp_path / f"{batch_size} here")
+        read = list(made.batches(parquet, torch.arange(1000), batch_size=batch_size))
+        assert all(map(equal, read, here.batches(batch_size=batch_size)))
+        made.close()
+        assert sorted(parquet.recipe.encoded()) == [(50, first) for first in range(0, 1000, 50)]
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_what_is_padded_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool) -> None:
+    """Rows of two loaders that have other shapes, which only reading shows, make the batch that this process makes."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor.clone())
+    parquet = streamed(tmp_path, wide=(320, 321, *range(600, 650)))
+    assert not parquet.plan.by_batch
+    made = loader(parquet, pinned=pinned)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    read = list(made.batches(parquet, order, batch_size=8))
+    here = streamed(tmp_path / "here", wide=(320, 321, *range(600, 650)))
+    assert all(map(equal, read, here.batches(order, batch_size=8)))
+    assert {batch["wide"].shape[1] for batch in read} == {3, 7}
+    made.close()
+
+
+def test_a_table_is_encoded_once_it_is_read(tmp_path: Path) -> None:
+    """Not by asking whether loaders are to read it: the test split is evaluated at the end of a run, if at all."""
+    recipe = Logged(state=STATE)
+    recipe.log = str(tmp_path / "log")
+    for wide, read_ahead in (((), False), (range(0, 20_000, 3), True)):
+        (tmp_path / "log").write_text("")
+        split = TableSplit(columns_of(20_000, wide=wide), name="test", recipe=recipe)
+        assert split.read_ahead is read_ahead
+        assert sum(rows for rows, _ in recipe.encoded(by={os.getpid()})) < 1000
 
 
 @pytest.mark.parametrize(

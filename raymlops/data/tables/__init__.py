@@ -1,0 +1,1 @@
+"""What tables hold, as numpy arrays."""
