@@ -141,7 +141,7 @@ def open_shared(file: Path) -> int:
     """Open a file to read and write, created if it does not exist; return its descriptor.
 
     Everyone who may write in its folder may read and write it, and nobody else: users who share a group's folder share
-    its locks and database, whatever their umask. A file that an earlier release made otherwise is corrected by its user.
+    its locks and database, whatever their umask. Its user corrects a file that an earlier release made otherwise.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     found, wanted = os.fstat(descriptor), 0o600 | 3 * (file.parent.stat().st_mode & 0o022)
