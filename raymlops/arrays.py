@@ -52,6 +52,8 @@ class Column:
     categories: tuple[str, ...] | None = None
     unknown: Literal["accept", "reject"] = "accept"
     description: str = ""
+    max_length: int | None = None
+    """How long a text, bytes, or a free dimension may be: the memory that one row takes depends on it."""
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -62,6 +64,9 @@ class Column:
             raise ValueError(msg)
         if self.shape and not self.info.shaped:
             msg = f"column {self.name!r}: a {self.type} column has no shape"
+            raise ValueError(msg)
+        if self.max_length is not None and not (self.max_length > 0 and self.has_length):
+            msg = f"column {self.name!r}: max_length is a number above 0, for texts, bytes and free dimensions"
             raise ValueError(msg)
         if self.type == "image" and (len(self.shape) != 3 or self.shape[2] not in MODES):
             msg = (
@@ -80,6 +85,16 @@ class Column:
         return TYPES[self.type]
 
     @property
+    def has_length(self) -> bool:
+        """Return whether its values may differ in length."""
+        return None in self.shape or self.type in {"string", "bytes"}
+
+    @property
+    def varies(self) -> bool:
+        """Return whether the size of its values depends on the request; categories are encoded as one number."""
+        return self.has_length and self.categories is None
+
+    @property
     def sent_shape(self) -> tuple[int | None, ...]:
         """Return the shape of a value in a request or an answer, where an image is the bytes of a file."""
         return () if self.info.is_text else self.shape
@@ -94,10 +109,15 @@ class Column:
         schema: dict[str, Any] = dict(self.info.schema)
         if self.categories is not None and self.unknown == "reject":
             schema["enum"] = [*self.categories, *([None] if self.nullable else [])]
+        if self.max_length is not None and not self.shape:
+            bytes_sent = 4 * -(-self.max_length // 3)  # of base64
+            schema["maxLength"] = self.max_length if self.type == "string" else bytes_sent
         for size in reversed(self.sent_shape):
             schema = {"type": "array", "items": schema}
             if size is not None:
                 schema |= {"minItems": size, "maxItems": size}
+            elif self.max_length is not None:
+                schema["maxItems"] = self.max_length
         if self.nullable:
             schema["type"] = [schema["type"], "null"]
         if self.description or self.type == "image":
@@ -126,6 +146,8 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
     ``known`` is ``known_texts(column)``, which the caller keeps.
     """
     if not column.shape:
+        if column.max_length is not None and not _short(values, column.max_length):
+            return None
         return _quick_scalars(column.type, values, known, nullable=column.nullable)
     flat: Sequence[Any] = values
     lengths: list[int] = []
@@ -136,6 +158,8 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
             if axis:
                 return None
             lengths = list(map(len, flat))
+            if column.max_length is not None and max(lengths) > column.max_length:
+                return None
         elif set(map(len, flat)) != {size}:
             return None
         flat = list(chain.from_iterable(flat))
@@ -184,6 +208,10 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
     if len(shape) != len(sent) or any(size is not None and size != got for size, got in zip(sent, shape, strict=True)):
         want = ", ".join(["rows", *("any" if size is None else str(size) for size in sent)])
         problems.append(RowProblem(None, column.name, f"expected the shape ({want}), got {array.shape}"))
+        return array
+    longest = max((got for size, got in zip(sent, shape, strict=True) if size is None), default=0)
+    if column.max_length is not None and longest > column.max_length:
+        problems.append(RowProblem(None, column.name, _too_long(column, longest)))
         return array
     fractions = column.nullable and column.type == "int"  # where NaN stands for a missing one
     if array.dtype.kind not in ("OU" if column.info.is_text else column.info.kinds) + ("f" if fractions else ""):
@@ -267,17 +295,21 @@ def _item(column: Column, value: Any, known: frozenset[str | None] | None) -> An
         except (ValueError, OverflowError):
             raise ValueError(f"expected {expected(column)}, got {kind_of(value)}") from None
         if column.type != "image":
+            _check_length(column, read)
             return read
         try:
-            return open_image(read, column.shape)
+            image = open_image(read, column.shape)
         except ValueError as error:
             raise ValueError(f"expected {expected(column)}, {error}") from None
+        _check_length(column, range(max(image.size)))
+        return image
     if column.shape:
         if (message := _check_tensor(column, value, column.shape)) is not None:
             raise ValueError(message)
         return _ragged(column, value) if None in column.shape else value
     if not _CHECKS[column.type](value):
         raise ValueError(f"expected {expected(column)}, got {kind_of(value)}")
+    _check_length(column, value)
     if known is not None and value not in known:
         raise ValueError(_unknown(column, value))
     return value
@@ -306,6 +338,9 @@ def _quick_scalars(
     kind: str, values: Sequence[Any], known: frozenset[str | None] | None, *, nullable: bool
 ) -> Array | None:
     types = set(map(type, values))
+    if kind == "int" and float in types:
+        values = list(map(as_integer, values))
+        types = set(map(type, values))
     missing = 0
     if nullable and _NONE in types:
         types.discard(_NONE)
@@ -359,6 +394,8 @@ def _check_tensor(column: Column, value: Any, shape: Sequence[int | None]) -> st
         return f"expected {expected(column)}, got {kind_of(value)}"
     if shape[0] is not None and len(value) != shape[0]:
         return f"expected {expected(column)}, got a dimension of length {len(value)}"
+    if shape[0] is None and column.max_length is not None and len(value) > column.max_length:
+        return _too_long(column, len(value))
     return next((m for item in value if (m := _check_tensor(column, item, shape[1:]))), None)
 
 
@@ -370,6 +407,22 @@ def _ragged(column: Column, value: list[Any]) -> Array:
     if array.ndim < len(column.shape):  # an empty list says nothing of the dimensions within it
         array = array.reshape(*array.shape, *(size or 0 for size in column.shape[array.ndim :]))
     return array
+
+
+def _short(values: Sequence[Any], most: int) -> bool:
+    """Return whether all texts of a column have at most so many characters."""
+    return all(len(value) <= most for value in values if type(value) is str)
+
+
+def _check_length(column: Column, value: Any) -> None:
+    """Raise ValueError for a text, or the like, that is longer than its column allows."""
+    if column.max_length is not None and len(value) > column.max_length:
+        raise ValueError(_too_long(column, len(value)))
+
+
+def _too_long(column: Column, length: int) -> str:
+    unit = {"string": "characters", "bytes": "bytes", "image": "pixels a side"}.get(column.type, "elements a dimension")
+    return f"expected at most {column.max_length} {unit}, got {length}"
 
 
 def _unknown(column: Column, value: str) -> str:
@@ -384,6 +437,7 @@ def _is_float(value: Any) -> bool:
 
 
 def _is_int(value: Any) -> bool:
+    value = as_integer(value)  # JSON has one type of numbers: 1.0 is an integer
     return type(value) is int and INT64[0] <= value <= INT64[1]
 
 

@@ -36,7 +36,6 @@ from raymlops.arrays import (
     MAX_PROBLEMS,
     Column,
     Columns,
-    as_integer,
     careful_array,
     expected,
     kind_of,
@@ -91,7 +90,8 @@ class Signature(_Reading):
         """Turn JSON rows into input columns, strictly.
 
         ``rows`` is a non-empty list of objects. A value must have its column's JSON type: ``true`` and
-        ``"1"`` are not numbers, 1 is a float, 1.0 is not an int, NaN and infinity are rejected.
+        ``"1"`` are not numbers. JSON has one type of numbers: 1 is a float and 1.0 an int, 1.5 is not. NaN and infinity
+        are rejected.
 
         Raises:
             InvalidRowsError: naming row and field of the first problems found (at most 20).
@@ -196,9 +196,11 @@ class Signature(_Reading):
             if array is None and as_json is not None:
                 values = as_json(column, given)
                 array = quick_array(column, values, known)
-            columns[column.name] = careful_array(column, values, problems) if array is None else array
-            if len(problems) >= MAX_PROBLEMS:
-                break
+            if array is None:  # each column by itself, so that the first wrong rows are complete
+                found: list[RowProblem] = []
+                array = careful_array(column, values, found)
+                problems += found
+            columns[column.name] = array
         _raise_any(sorted([*unknown, *problems], key=lambda problem: problem.row or 0))
         return columns
 
@@ -256,12 +258,12 @@ def _raise_any(problems: Sequence[RowProblem]) -> None:
 
 
 def _as_json(column: Column, values: Sequence[Any]) -> Sequence[Any]:
-    """Return values as JSON has them, where an array or a DataFrame holds NaN for null and 7.0 for 7."""
+    """Return values as JSON has them, where an array or a DataFrame holds NaN for null."""
     if not set(map(type, values)) <= _JSON_KINDS:
         values = [_plain(value, keep_nan=not column.nullable) for value in values]
     if column.nullable:
         values = [None if type(value) is float and math.isnan(value) else value for value in values]
-    return list(map(as_integer, values)) if column.type == "int" else values
+    return values
 
 
 def _column(item: Mapping[str, Any]) -> Column:

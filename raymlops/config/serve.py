@@ -77,6 +77,9 @@ class ServeSection(Spec):
     auth: Literal["open", "keys"] | None = Field(
         None, description="keys asks every caller for an API key; default: open where Serve listens on loopback alone"
     )
+    allowed_hosts: Texts = Field(
+        (), description="names besides loopback's at which an open model on loopback answers: that of a local proxy"
+    )
     min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
     max_replicas: int = Field(2, ge=1, description="replicas at most")
     target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
@@ -96,6 +99,9 @@ class ServeSection(Spec):
     )
     compile: bool = Field(False, description="use torch.compile where it gives equal answers faster")
     max_batch_rows: int = Field(1024, ge=1, description="rows run through the model at once")
+    max_batch_elements: int = Field(
+        262_144, ge=1, description="of rows that differ in length: elements run at once, padded to the longest row"
+    )
     max_rows: int = Field(5000, ge=1, description="rows in one request at most; more get 413")
     max_body_bytes: int = Field(8_000_000, ge=1024, description="bytes in one request body at most; more get 413")
     max_header_bytes: int = Field(16_384, ge=1024, description="bytes of path and headers; set at a cluster's start")

@@ -19,6 +19,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
+PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+"""Headers of pages, which differ by key."""
 BODY = "raymlops.body"
 """Key of an ASGI scope for a body that ``middleware`` has read already."""
 

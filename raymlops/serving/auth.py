@@ -50,12 +50,15 @@ class Access:
 
     required: bool = False
     keys: tuple[KeyEntry, ...] = ()
+    hosts: tuple[str, ...] | None = None
+    """For a model without keys on loopback, the allowed host names besides loopback's; None allows any."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, equal for equal keys."""
         return {
             "required": self.required,
             "keys": [{**asdict(key), "scopes": sorted(key.scopes)} for key in self.keys],
+            "hosts": None if self.hosts is None else list(self.hosts),
         }
 
     @classmethod
@@ -66,7 +69,8 @@ class Access:
             KeyEntry(**{name: item[name] for name in fields if name in item} | {"scopes": frozenset(item["scopes"])})
             for item in data.get("keys", ())
         ]
-        return cls(bool(data.get("required", False)), tuple(entries))
+        hosts = data.get("hosts")
+        return cls(bool(data.get("required", False)), tuple(entries), None if hosts is None else tuple(hosts))
 
 
 class _Bucket:
@@ -194,17 +198,17 @@ def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the key in a request's headers or a call's metadata (names in lower case), None without one.
 
     ``x-api-key`` is ours alone and takes precedence over ``authorization: Bearer ...``, which a gateway in front may
-    use for itself. Other authorization schemes are ignored.
+    use for itself and pass along: only what has the form of a key counts there. Other schemes are ignored.
     """
     given = headers.get(b"x-api-key")
-    if given is None:
-        scheme, _, given = headers.get(b"authorization", b"").strip().partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-    return given.strip().decode("latin-1")  # never fails, and no secret has such a character
+    if given is not None:
+        return given.strip().decode("latin-1")  # never fails, and no secret has such a character
+    scheme, _, token = headers.get(b"authorization", b"").strip().partition(b" ")
+    text = token.strip().decode("latin-1")
+    return text if scheme.lower() == b"bearer" and text.startswith(PREFIX) else None
 
 
-def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access:
+def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool, hosts: tuple[str, ...] | None = None) -> Access:
     """Return the access to one model: its keys, in a stable order."""
     entries = [
         KeyEntry(
@@ -217,7 +221,7 @@ def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool) -> Access
         for key in keys
         if "*" in key.models or name in key.models
     ]
-    return Access(required, tuple(sorted(entries, key=lambda entry: entry.id)))
+    return Access(required, tuple(sorted(entries, key=lambda entry: entry.id)), hosts)
 
 
 _HOW = "send it as 'authorization: Bearer rk_...' or 'x-api-key: rk_...'"

@@ -62,6 +62,7 @@ class Limits:
     max_body_bytes: int = 8_000_000
     timeout_s: float = 30.0
     max_batch_rows: int = 1024
+    max_batch_elements: int = 2**18
     max_waiting_rows: int = 20_000
 
 

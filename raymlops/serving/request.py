@@ -24,6 +24,7 @@ HEADERS = frozenset(
     {
         *(b"accept", b"authorization", b"x-api-key", b"x-request-id", PIN_HEADER, b"traceparent"),
         *(b"content-length", b"content-encoding", b"content-type", b"inference-header-content-length"),
+        *(b"host", b"origin", b"sec-fetch-site"),
     }
 )
 

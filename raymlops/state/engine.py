@@ -65,7 +65,7 @@ def open_engine(url: str) -> Engine:
     if (file := sqlite_path(url)) is not None:
         parsed, folder = parsed.set(database=str(file)), file.parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
     engine = sa.create_engine(parsed)

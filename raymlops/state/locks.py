@@ -140,11 +140,11 @@ def _take(lock: _ServerLock | _FileLock, *, wait_s: float) -> str | None:
 def open_shared(file: Path) -> int:
     """Open a file to read and write, created if it does not exist; return its descriptor.
 
-    Everyone who may write in its folder may write in it: users who share a group's folder share its locks and database,
-    whatever their umask. A file that an earlier release made for its user alone is opened up by that user.
+    Everyone who may write in its folder may read and write it, and nobody else: users who share a group's folder share
+    its locks and database, whatever their umask. Its user corrects a file that an earlier release made otherwise.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    found, wanted = os.fstat(descriptor), 0o600 | file.parent.stat().st_mode & 0o066
+    found, wanted = os.fstat(descriptor), 0o600 | 3 * (file.parent.stat().st_mode & 0o022)
     if found.st_uid == os.geteuid() and found.st_mode & 0o666 != wanted:
         os.fchmod(descriptor, wanted)
     return descriptor
@@ -171,7 +171,7 @@ def _file_holder(file: Path) -> str | None:
 class _FileLock:
     def __init__(self, file: Path, me: str) -> None:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = open_shared(file)
         except OSError as error:
             raise StorageError(f"cannot open the lock file {file}: {error.strerror}") from error

@@ -138,19 +138,22 @@ def test_bad_input_is_refused_through_the_proxy(url):
             "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: " + KEY,
             400,
         ),
+        ("/-/routes", "content-length: 0\r\nconnection: close", 404),
+        ("/models/scale/predict", "content-length: 0\r\norigin: https://page.example\r\nconnection: close", 403),
     ],
 )
 def test_the_proxy_answers_by_itself_what_needs_no_replica(url, path, headers, status):
     """A body that says it is above the model's bound, which the proxy was told, is refused before any of it is sent.
 
-    An offer to upgrade leaves a request what it is, and a websocket that nobody takes is no failure of ours.
+    An offer to upgrade leaves a request what it is, and a websocket that nobody takes is no failure of ours. Routes are
+    not listed, and a web page sends nothing to what is open on loopback.
     """
     for warm in ("/models/scale/healthz", "/"):  # what a proxy has answered once, it knows
         assert httpx.get(url.removesuffix("/models/scale") + warm).status_code == 200
     address = urlsplit(url)
     method = "GET" if status == 400 else "POST"
     with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n\r\n".encode())
+        connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n\r\n".encode())
         head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert b'"code"' in body

@@ -81,7 +81,7 @@ class Wire:
 
 
 def post(path: str, body: bytes = b"", *headers: str) -> bytes:
-    lines = (f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *headers)
+    lines = (f"POST {path} HTTP/1.1", "host: localhost", "content-type: application/json", *headers)
     return "".join(f"{line}\r\n" for line in (*lines, f"content-length: {len(body)}", "")).encode() + body
 
 
@@ -203,7 +203,7 @@ def test_eight_megabytes_of_keys(served, capsys, attacks):
 
 def test_bodies_that_never_end(served, capsys):
     """On a hundred connections in chunks, half of them as fast as they are taken: each is refused, and closed."""
-    head = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"POST %s HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 
     async def endless(number: int) -> int | str:
         path = (PREDICT, FEEDBACK, INFER, BY_INDEX)[number // 2 % 4]
@@ -234,7 +234,7 @@ def test_bodies_that_never_end(served, capsys):
 
 def test_an_offer_to_upgrade_with_a_late_second_request(served, capsys):
     """The late bytes are the body, refused as one; what they ask for is never answered, and curl gets its 200."""
-    late = f"GET /models/{NAME}/readyz HTTP/1.1\r\nhost: x\r\n\r\n".encode()
+    late = f"GET /models/{NAME}/readyz HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
     offer = ("upgrade: h2c", "connection: Upgrade, HTTP2-Settings", "http2-settings: AAMAAABkAARAAAAAAAIAAAAA")
     head = post(PREDICT, late, *offer).removesuffix(late)
 
@@ -271,7 +271,7 @@ def test_websockets_are_refused(served, capsys):
         given = {}
         for path in ("/", "/models", "/v2", BY_INDEX, PREDICT, "/x", "/-/routes"):
             async with Wire.to(served) as wire:
-                await wire.send(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\n{ends}".encode())
+                await wire.send(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n{ends}".encode())
                 status, body = await wire.answer()
             error = body.get("error")
             given[path] = status, (error if isinstance(error, dict) else body).get("code")

@@ -72,7 +72,10 @@ def test_rows_become_typed_arrays():
         ({"distance": None}, "distance", "must not be null; expected a finite number"),
         ({"distance": 10**400}, "distance", "expected a finite number, got 1000"),
         ({"wind": math.inf}, "wind", "expected a finite number or null, got inf"),
-        ({"hour": 1.0}, "hour", "expected an integer, got 1.0"),
+        ({"hour": 1.5}, "hour", "expected an integer, got 1.5"),
+        ({"hour": float(2**63)}, "hour", "expected an integer, got 9.22337203685477"),
+        ({"seats": 0.5}, "seats", "expected an integer or null, got 0.5"),
+        ({"tokens": [1, 2.5]}, "tokens", "expected an array of shape (any) of int, got an element 2.5"),
         ({"hour": 2**63}, "hour", "expected an integer, got 9223372036854775808"),
         ({"weekend": 1}, "weekend", "expected true or false, got 1"),
         ({"carrier": 3}, "carrier", "expected a string or null, got 3"),
@@ -136,6 +139,47 @@ def test_several_fields_are_told_together():
     assert [field for _, field, _ in found] == ["distance", "hour"]
 
 
+def test_the_first_wrong_row_is_complete():
+    """Its problem in the last column is there, although the first column alone has more than are reported."""
+    rows = [{**ROW, "distance": "x", "tokens": 1}, *[{**ROW, "distance": "x"}] * 50]
+    found = problems(lambda: SIGNATURE.parse_rows(rows))
+    assert len(found) == MAX_PROBLEMS
+    assert [field for row, field, _ in found if row == 0] == ["distance", "tokens"]
+
+
+def test_a_number_without_a_fraction_is_an_integer():
+    """JSON has one type of numbers; those beside them keep all their digits."""
+    rows = [{**ROW, "hour": 7.0, "seats": 3.0, "tokens": [1.0, 2]}, {**ROW, "hour": 2**63 - 1, "seats": None}]
+    columns = SIGNATURE.parse_rows(rows)
+    assert (columns["hour"].dtype, columns["hour"].tolist()) == (np.int64, [7, 2**63 - 1])
+    assert columns["seats"][0] == 3.0
+    assert (columns["tokens"][0].dtype, columns["tokens"][0].tolist()) == (np.int64, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad", "got"),
+    [
+        (Column("x", "string", max_length=3), "abc", "abcd", "characters, got 4"),
+        (Column("x", "string", nullable=True, max_length=3), None, "abcd", "characters, got 4"),
+        (Column("x", "bytes", max_length=3), "YWJj", "YWJjZA==", "bytes, got 4"),
+        (Column("x", "int", shape=(None,), max_length=3), [1, 2, 3], [1] * 4, "elements a dimension, got 4"),
+        (Column("x", "float", shape=(None, None), max_length=3), [[1]], [[1] * 4], "elements a dimension, got 4"),
+        (Column("x", "float", shape=(None, 5), max_length=3), [[1] * 5], [[1] * 5] * 4, "elements a dimension, got 4"),
+    ],
+)
+def test_values_may_have_a_largest_length(column, good, bad, got):
+    """In every way by which they come, and as the schema says; a dimension of fixed length has no other bound."""
+    signature = Signature((column,), (Column("y", "float"),))
+    signature.parse_rows([{"x": good}])
+    expected = [(1, "x", f"expected at most 3 {got}")]
+    assert problems(lambda: signature.parse_rows([{"x": good}, {"x": bad}])) == expected
+    assert problems(lambda: signature.parse_columns({"x": [good, bad]})) == expected
+    assert [jsonschema.Draft202012Validator(column.json_schema()).is_valid(value) for value in (good, bad)] == [1, 0]
+    if column.shape:
+        found = problems(lambda: signature.parse_arrays({"x": np.array([bad])}))
+        assert found == [(None, "x", f"expected at most 3 {got}")]
+
+
 def test_an_unknown_field_does_not_hide_wrong_types():
     """Rows come in order, each with its unknown fields first, and the wrong values of all rows beside them."""
     rows = [{**ROW, "hour": "y"}, {**ROW, "extra": 1, "distance": "x"}]
@@ -184,6 +228,7 @@ def test_a_signature_survives_json():
         ({"carrier": "ZZ"}, False),
         ({"image": [[1]]}, False),
         ({"hour": 1.5}, False),
+        ({"hour": 1.0, "seats": 2.0, "tokens": [3.0, 4]}, True),
         ({"hour": 2**63 - 1}, True),
         ({"hour": 2**63}, False),
         ({"seats": -(2**63) - 1}, False),
@@ -210,6 +255,8 @@ def test_json_schema_agrees_with_the_parser(change, good):
         {"name": "x", "type": "string", "shape": (2,)},
         {"name": "x", "type": "bool", "nullable": True},
         {"name": "x", "type": "float", "shape": (2,), "nullable": True},
+        {"name": "x", "type": "float", "shape": (2,), "max_length": 3},
+        {"name": "x", "type": "string", "max_length": 0},
     ],
 )
 def test_an_impossible_column_is_refused(options):

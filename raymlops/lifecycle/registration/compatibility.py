@@ -79,6 +79,8 @@ def _input(mine: Column, theirs: Column) -> Iterator[str]:
         yield f"{name} may be null now, which makes other arrays of its integers"
     if mine.shape != theirs.shape:
         yield f"{name} has shape {_shape(theirs)}, not {_shape(mine)}"
+    if theirs.max_length is not None and (mine.max_length is None or theirs.max_length < mine.max_length):
+        yield f"{name} may have a length of at most {theirs.max_length}, not {mine.max_length or 'any'}"
     if theirs.categories is not None and theirs.unknown == "reject":
         known = set(mine.categories or ()) if mine.unknown == "reject" else None
         if known is None or mine.categories is None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.serve import ServeSection, grpc_options
+from raymlops.config.serve import ServeSection, grpc_options, is_loopback
 from raymlops.serving.auth import access_of
 from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
+from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.telemetry.sink_queue import CLOSE_S
 from raymlops.serving.traffic import Share, Traffic
 from raymlops.storage.filesystem import root_of
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 
 MARK = "state"
 """Key of ``user_config``: which state database an application belongs to (see ``ownership``)."""
+MAX_INDEX_REPLICAS = 4
+"""Of the application at ``/``, which forwards gRPC and the host's ``/v2``; each is a process without a model."""
 MARGIN_S = 5.0
 """How much later than the slowest model's deadline Serve's own is."""
 
-_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_waiting_rows")
+_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_batch_elements", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
 _LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
@@ -135,11 +138,10 @@ def _marked(user_config: dict[str, Any], desired: Desired) -> dict[str, Any]:
 
 def _user_config(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
     """Return a replica's settings that may change while it runs; ``serving.settings`` reads them."""
-    access = access_of(item.name, desired.keys, required=settings.key_required_at(reach))
     return {
         "limits": {key: getattr(settings, key) for key in _LIMITS},
         "traffic": _traffic(item, settings, desired).to_dict(),
-        "access": access.to_dict(),
+        "access": _access(item, settings, desired, reach),
         "log": {
             **settings.log.model_dump(mode="json", include=set(_LOG)),
             "uri": root_of(item.bundle.uri),
@@ -151,6 +153,13 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
         "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }
+
+
+def _access(item: Deployment, settings: ServeSection, desired: Desired, reach: str) -> dict[str, Any]:
+    """Return who may call a model; web pages are kept from one that is open to this machine's programs."""
+    required = settings.key_required_at(reach)
+    hosts = settings.allowed_hosts if is_loopback(reach) and not required else None
+    return access_of(item.name, desired.keys, required=required, hosts=hosts).to_dict()
 
 
 def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traffic:
@@ -183,8 +192,14 @@ def _index_application(deployments: Sequence[Deployment], desired: Desired, reac
         "deployments": [
             {
                 "name": DEPLOYMENT,
-                "num_replicas": 1,
-                "max_ongoing_requests": 100,
+                "autoscaling_config": {
+                    "min_replicas": 1,
+                    "max_replicas": MAX_INDEX_REPLICAS,
+                    "target_ongoing_requests": IN_FLIGHT // 4,
+                    "upscale_delay_s": 2.0,
+                    "downscale_delay_s": 300.0,
+                },
+                "max_ongoing_requests": IN_FLIGHT + OWN_PLACES * len(models) + 20,  # the last for its own pages
                 "max_queued_requests": 100,
                 "backpressure_config": {"status_code": 503, "retry_after_s": 1},
                 "ray_actor_options": {"num_cpus": 0.0},
@@ -203,5 +218,5 @@ def _listed(item: Deployment, settings: ServeSection, desired: Desired, reach: s
         "path": route_of(item.name),
         "timeout_s": settings.timeout_s,
         "max_body_bytes": settings.max_body_bytes,
-        "access": access_of(item.name, desired.keys, required=settings.key_required_at(reach)).to_dict(),
+        "access": _access(item, settings, desired, reach),
     }

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from base64 import b64encode
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.asgi import PRIVATE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +54,24 @@ def key_page() -> str:
 def models_page(models: Sequence[Mapping[str, Any]], *, hidden: bool) -> str:
     """Return the list of models as a page; ``hidden``: there are others, which need a key."""
     return _render("models.html.jinja", models=models, hidden=hidden)
+
+
+@functools.cache
+def page_headers() -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of every page: it runs the scripts of these templates alone, and no other page frames it.
+
+    The policy is one for all, since the page that takes a key replaces itself by the docs.
+    """
+    loader, names = _templates().loader, _templates().list_templates()
+    assert loader is not None
+    sources = [loader.get_source(_templates(), name)[0] for name in names if name.endswith(".jinja")]
+    scripts = [script for source in sources for script in re.findall(r"<script>(.*?)</script>", source, re.DOTALL)]
+    hashes = " ".join(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts)
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    return ((b"content-security-policy", policy.encode()), (b"referrer-policy", b"no-referrer"), *PRIVATE)
 
 
 def _render(name: str, **values: Any) -> str:

@@ -238,7 +238,9 @@ def _inference_request(signature: Signature, *, max_rows: int) -> dict[str, Any]
 
 
 def _input_tensor(column: Column, *, max_rows: int) -> dict[str, Any]:
-    sizes = [{"type": "integer", "minimum": 0} if size is None else {"const": size} for size in column.sent_shape]
+    longest = {} if column.max_length is None else {"maximum": column.max_length}
+    free = {"type": "integer", "minimum": 0, **longest}
+    sizes = [free if size is None else {"const": size} for size in column.sent_shape]
     rows = {"type": "integer", "minimum": 1, "maximum": max_rows}
     length = 1 + len(sizes)
     shape: dict[str, Any] = {"type": "array", "prefixItems": [rows, *sizes], "items": False, "minItems": length}

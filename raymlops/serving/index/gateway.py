@@ -7,16 +7,16 @@ Slower than a model's own route by one hop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, read_body, refusal_reply
+from raymlops.serving.asgi import BODY, read_body, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
+from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
 from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
@@ -24,25 +24,25 @@ from raymlops.serving.replica.peers import ServePeers
 from raymlops.serving.request import headers_of, request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.serving.asgi import Receive, Reply, Scope
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
-IN_FLIGHT = 80
-"""Forwarded requests in flight, over all models: fewer than the index' replica accepts, so that its own pages always
-answer."""
-
 
 @dataclass(slots=True)
 class _Champion:
-    """The champion of one model, with its limits and requests in flight."""
+    """The champion of one model, with its limits."""
 
     peers: ServePeers
     version: int = 0
     limits: Limits = field(default_factory=Limits)
-    in_flight: int = 0
+
+    def require_fitting(self, body: bytes) -> None:
+        """Refuse a message with 413 that is larger than the model accepts."""
+        if len(body) > self.limits.max_body_bytes:
+            raise too_large_body(self.limits.max_body_bytes)
 
     async def call(self, method: str, *given: Any) -> Any:
         """Call a method of the champion's replicas, as ``ServePeers.call``."""
@@ -60,6 +60,7 @@ class Gateway:
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
         self._ages = Ages()
+        self._places = Places()
 
     @property
     def limits(self) -> Limits:
@@ -76,7 +77,6 @@ class Gateway:
         champions = {}
         for model in models:
             name = model["name"]
-            # One that stays counts its requests in flight.
             champion = self._champions.get(name) or _Champion(self._make_peers(name))
             champion.version = int(model["version"])
             champion.limits = Limits(**{key: model[key] for key in ("timeout_s", "max_body_bytes") if key in model})
@@ -106,7 +106,8 @@ class Gateway:
             champion = self._champion(name, headers)
             if method != "ModelReady":
                 self._admit(name, headers)
-            with self._place(name, champion):
+            champion.require_fitting(body)
+            with self._places.hold(name):
                 async with asyncio.timeout(champion.limits.timeout_s):
                     reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
                     return reply
@@ -129,7 +130,7 @@ class Gateway:
         async with asyncio.timeout(left_s):
             limit = champion.limits.max_body_bytes
             body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
-            with self._place(name, champion):  # not earlier: a body that never arrives would hold it
+            with self._places.hold(name):  # not earlier: a body that never arrives would hold it
                 reply: Reply = await champion.call("http_call", {**call, BODY: body, ARRIVED: arrived})
                 return reply
 
@@ -144,23 +145,6 @@ class Gateway:
         guard = self._index.guard(name)
         if guard is not None:
             guard.identify(secret_of(headers))
-
-    @contextlib.contextmanager
-    def _place(self, name: str, champion: _Champion) -> Iterator[None]:
-        """Hold one of a model's slots for requests in flight."""
-        places = max(1, IN_FLIGHT // max(1, len(self._champions)))
-        if champion.in_flight >= places:
-            raise Refusal(
-                503,
-                "overloaded",
-                f"{champion.in_flight} requests to {name} are in flight on this route; its own route takes more",
-                retry_after_s=1.0,
-            )
-        champion.in_flight += 1
-        try:
-            yield
-        finally:
-            champion.in_flight -= 1
 
 
 def _refusal(error: Exception, *, of: str) -> Refusal:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.serving.asgi import HTML, make_reply
+from raymlops.serving.asgi import HTML, PRIVATE, make_reply
 from raymlops.serving.auth import Access, Guard, secret_of
-from raymlops.serving.docs.page import models_page
+from raymlops.serving.docs.page import models_page, page_headers
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Refusal
 from raymlops.serving.request import headers_of, request_id_of
+from raymlops.serving.same_origin import has_other_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,25 +39,31 @@ class Index:
     """The models of a host, and its own pages."""
 
     def __init__(self) -> None:
-        self._models: tuple[tuple[dict[str, Any], Guard], ...] = ()
+        self._models: tuple[tuple[dict[str, Any], Guard, Access], ...] = ()
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Apply the list of champions: ``name``, ``version``, ``digest``, ``path``, and ``access`` unless it is open.
 
         May be called from any thread while requests are answered.
         """
+        accesses = [Access.from_dict(model.get("access", {})) for model in models]
         self._models = tuple(
-            ({key: model[key] for key in _SHOWN}, Guard(Access.from_dict(model.get("access", {})))) for model in models
+            ({key: model[key] for key in _SHOWN}, Guard(access), access)
+            for model, access in zip(models, accesses, strict=True)
         )
 
     def guard(self, name: str) -> Guard | None:
         """Return the guard of a model, None if there is no such model."""
-        return next((guard for model, guard in self._models if model["name"] == name), None)
+        return next((guard for model, guard, _ in self._models if model["name"] == name), None)
 
     def visible(self, headers: Mapping[bytes, bytes]) -> list[dict[str, Any]]:
-        """Return the models that a caller may see: the open ones, and those of its key."""
+        """Return the models that a caller may see: the open ones, at their own hosts alone, and those of its key."""
         secret = secret_of(headers)
-        return [model for model, guard in self._models if _knows(guard, secret)]
+        return [
+            model
+            for model, guard, access in self._models
+            if _knows(guard, secret) and (access.hosts is None or not has_other_host(headers, hosts=access.hosts))
+        ]
 
     def reply(self, scope: Scope) -> Reply:
         """Return the response to one host-level HTTP request.
@@ -85,8 +92,8 @@ class Index:
             raise Refusal(405, "method_not_allowed", message, allow="GET, HEAD")
         if path == "" and b"text/html" in headers.get(b"accept", b""):
             html = models_page(models, hidden=len(models) < len(self._models))
-            return make_reply(200, html.encode(), request_id, kind=HTML)
-        return make_reply(200, orjson.dumps(page()), request_id)
+            return make_reply(200, html.encode(), request_id, kind=HTML, extra=page_headers())
+        return make_reply(200, orjson.dumps(page()), request_id, extra=PRIVATE)
 
 
 def model_of(path: str) -> str | None:

@@ -1,22 +1,22 @@
 """MLflow's scoring protocol: ``POST /invocations`` in each of its formats, without MLflow.
 
 Owns the formats that its server 3.17 reads: ``dataframe_split``, ``dataframe_records``, ``instances`` and ``inputs`` in
-JSON, and CSV with a header line. A pandas client writes a missing number as NaN and then the whole column as floats.
-So here, as in ``mlflow.pyfunc``, NaN is missing in a nullable column and 7.0 is an integer. Everything else is as
-strict as in the other protocols. Parameters are accepted and, as by our pyfunc model, ignored.
+JSON, and CSV with a header line. A pandas client writes a missing number as NaN. So here, as in ``mlflow.pyfunc``, NaN
+is missing in a nullable column. Everything else is as strict as in the other protocols. Parameters are accepted and, as
+by our pyfunc model, ignored.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from raymlops.arrays import as_integer
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.json_body import invalid, object_of, read_json, wrong
@@ -172,19 +172,11 @@ def _cell(column: Column, text: str) -> Any:
 
 
 def _tolerant(rows: list[Any], signature: Signature) -> list[Any]:
-    """Return records with NaN replaced by null, and integral floats by integers, as pandas writes them."""
+    """Return records with NaN replaced by null, as pandas writes it."""
     nullable = {column.name for column in signature.inputs if column.nullable}
-    integers = {column.name for column in signature.inputs if column.type == "int"}
-    return [_record(row, nullable, integers) if isinstance(row, dict) else row for row in rows]
+    return [_record(row, nullable) if isinstance(row, dict) else row for row in rows]
 
 
-def _record(row: dict[str, Any], nullable: set[str], integers: set[str]) -> dict[str, Any]:
-    changed: dict[str, Any] = {}
-    for name, value in row.items():
-        if type(value) is not float:
-            continue
-        if value != value and name in nullable:  # noqa: PLR0124 - NaN alone differs from itself
-            changed[name] = None
-        elif name in integers:
-            changed[name] = as_integer(value)
-    return {**row, **changed} if changed else row
+def _record(row: dict[str, Any], nullable: set[str]) -> dict[str, Any]:
+    missing = [name for name, value in row.items() if type(value) is float and math.isnan(value) and name in nullable]
+    return {**row, **dict.fromkeys(missing)} if missing else row

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.arrays import MAX_PROBLEMS, expected, kind_of
+from raymlops.arrays import MAX_PROBLEMS, as_integer, expected, kind_of
 from raymlops.column_types import write_bytes
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.json_body import invalid, wrong
@@ -136,15 +136,24 @@ def columns_of(tensors: Sequence[Tensor], signature: Signature) -> tuple[dict[st
     """
     arrays: dict[str, Array] = {}
     columns = {column.name: column for column in signature.inputs}
+    problems: list[RowProblem] = []
+    seen: set[str] = set()
     for tensor in tensors:
-        if tensor.name in arrays:
+        if tensor.name in seen:
             raise wrong(tensor.name, "the tensor is given twice")
+        seen.add(tensor.name)
         column = columns[tensor.name]
         values = tensor.values
-        flat = _from_json(column, tensor, values) if isinstance(values, list) else values
-        if flat.dtype == object and column.info.raw is None:
-            flat = _texts(column.name, flat)
+        try:
+            flat = _from_json(column, tensor, values) if isinstance(values, list) else values
+            if flat.dtype == object and column.info.raw is None:
+                flat = _texts(column.name, flat)
+        except Refusal as refusal:
+            problems += refusal.problems
+            continue
         arrays[tensor.name] = flat.reshape(tensor.shape if column.sent_shape else tensor.shape[:1])
+    if problems:
+        raise invalid(sorted(problems, key=lambda problem: problem.row or 0)[:MAX_PROBLEMS])
     try:
         return signature.parse_arrays(arrays), len(next(iter(arrays.values()), ()))
     except InvalidRowsError as error:
@@ -223,6 +232,9 @@ def json_data(column: Column, array: Array) -> list[Any]:
 def _from_json(column: Column, tensor: Tensor, values: list[Any]) -> Array:
     """Return JSON values as an array of their tensor's type, with NaN or None for null."""
     kinds = set(map(type, values))
+    if float in kinds and tensor.datatype in _INTS:
+        values = list(map(as_integer, values))
+        kinds = set(map(type, values))
     if column.nullable:
         kinds.discard(type(None))
     datatype = tensor.datatype

@@ -1,12 +1,13 @@
 """HTTP connections with bounded headers, and exactly one response per request.
 
 Owns the deadline and the size limit of a request's headers, the handling of upgrade offers, how a connection closes
-while its client still sends, and the notice of a client's disconnect. Knows nothing of applications: a request with
-complete headers goes to uvicorn (0.54).
+while its client still sends or does not read, and the notice of a client's disconnect. Knows nothing of applications: a
+request with complete headers goes to uvicorn (0.54).
 
 It works around these properties of uvicorn. It waits for headers forever and keeps all of them. It parses what follows
 an upgrade offer as the next request, although it is this one's body. It closes a connection at once after its last
-response, which resets it for a client that is still sending. And an application must poll for its client's disconnect.
+response, which resets it for a client that is still sending. It keeps a response that its client does not read. And an
+application must poll for its client's disconnect.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from raymlops.serving.refusal import Refusal, error_body
+from raymlops.serving.proxy.open_connections import OpenConnections
+from raymlops.serving.refusal import Refusal, error_body, refusal_headers
 
 if TYPE_CHECKING:
     import asyncio
@@ -31,6 +33,10 @@ HEADERS_S = 10.0
 LINGER_S = 2.0
 """How long a client that has its response may pause while it is still sending, before the connection closes: closing at
 once would reset the connection, and the response with it."""
+LINGER_BYTES = 16_384
+"""How much it has to send in that time: a slow one is taken for one that pauses."""
+UNREAD_S = 30.0
+"""How long a client may read nothing of a response that is sent."""
 LONGEST_LINGER_S = 30.0
 """How long it may continue to send in all."""
 MAX_HEADER_BYTES = 16_384
@@ -40,11 +46,13 @@ VARIABLE = "RAYMLOPS_MAX_HEADER_BYTES"
 CLIENT = "raymlops.client"
 """Key of an ASGI scope for the ``Client``; to be removed before the scope is passed on."""
 
+FULL = Refusal(503, "overloaded", "too many connections; try again", retry_after_s=1.0)
 _REASONS = {
     400: "Bad Request",
     405: "Method Not Allowed",
     408: "Request Timeout",
     431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
 }
 
 
@@ -84,6 +92,8 @@ class Connection(HttpToolsProtocol):
 
     headers_s = HEADERS_S
     longest_linger_s = LONGEST_LINGER_S
+    unread_s = UNREAD_S
+    all_open = OpenConnections()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,15 +105,24 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._lingers_until: float | None = None
+        self._lingered = 0
+        self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request."""
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(self.headers_s, self._late)
+        if self.all_open.open(self):
+            self._deadline = self.loop.call_later(self.headers_s, self._late)
+        else:
+            self._refuse(FULL)
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and notify the application that handles a request of this client."""
         self._stop()
+        self.all_open.close(self)
+        if self._unread is not None:
+            self._unread.cancel()
         busy = self._busy
         super().connection_lost(exc)
         if busy:
@@ -111,13 +130,22 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse data; headers that are still incomplete are timed, and counted."""
+        # Bytes before a request count as its own: with these pieces at most the bound itself, for pipelined requests.
+        for start in range(0, len(data), self._limit):
+            self._receive(data[start : start + self._limit])
+
+    def pause_writing(self) -> None:
+        """Hold the response back, which has more than the transport buffers, and see whether the client reads it."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def _receive(self, data: bytes) -> None:
         if self._ended:
-            self._linger()
+            self._linger(len(data))
             return
         self._feed(data)
         if not self._open or self._ended:
             return
-        # Bytes before this request count too: at most one read's worth, for pipelined requests only.
         self._taken += len(data)
         if self._taken > 2 * self._limit:  # the middleware checks complete headers against the exact bound
             self._refuse(too_large(self._limit))
@@ -166,6 +194,7 @@ class Connection(HttpToolsProtocol):
         if self._busy:
             self.transport.close()  # an earlier request is still unanswered, and the library would answer first
         elif self.parser.get_method() == b"GET" and whole:
+            self.all_open.close(self)  # the library takes the connection over
             super().handle_websocket_upgrade()
         else:
             self._refuse(Refusal(400, "bad_request", "a websocket handshake needs GET, a key and version 13"))
@@ -195,6 +224,8 @@ class Connection(HttpToolsProtocol):
         if not self._offered():
             self._stop()
             super().on_message_complete()
+            if self._busy:
+                self.all_open.works(self)
 
     def on_response_complete(self) -> None:
         """Continue with the next request; the unread body of an answered one has a deadline too."""
@@ -203,6 +234,9 @@ class Connection(HttpToolsProtocol):
         if running is not None and running.more_body and not self._ended and not self.transport.is_closing():
             self._stop()
             self._deadline = self.loop.call_later(self.longest_linger_s, self.transport.close)
+        if not self._busy:
+            self.all_open.waits(self)
+        self._expect_reading()
 
     def end(self) -> None:
         """Close the connection after its last response; a client that is still sending may finish, unread."""
@@ -217,6 +251,18 @@ class Connection(HttpToolsProtocol):
         """Return whether a request is unanswered."""
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
+
+    def _expect_reading(self, before: int | None = None) -> None:
+        """Abort the connection of a client that reads nothing of what is sent to it, also while it is closing."""
+        left = self.transport.get_write_buffer_size()
+        if before is None and self._unread is not None:
+            return
+        if left and (before is None or left < before):
+            self._unread = self.loop.call_later(self.unread_s, self._expect_reading, left)
+            return
+        self._unread = None
+        if left:
+            self.transport.abort()
 
     def _offered(self) -> bool:
         return bool(self.parser.should_upgrade()) and not self._should_upgrade()
@@ -263,18 +309,24 @@ class Connection(HttpToolsProtocol):
             "content-type: application/json",
             f"content-length: {len(body)}",
             f"x-request-id: {request_id}",
+            *(f"{name.decode()}: {value.decode()}" for name, value in refusal_headers(refusal)),
             "connection: close",
         )
         self.transport.write("".join(f"{line}\r\n" for line in (*lines, "")).encode() + body)
         self._linger()
 
-    def _linger(self) -> None:
+    def _linger(self, received: int = 0) -> None:
         """Discard data until the client ends, pauses, or exceeds the limit."""
         self._ended = True
         if self.transport.is_closing() or self._busy:
             return
         now = self.loop.time()
-        if self._lingers_until is None:
+        if self._lingers_until is not None:
+            self._lingered += received
+            if self._lingered < LINGER_BYTES:
+                return
+            self._lingered = 0
+        else:
             self._lingers_until = now + self.longest_linger_s
             if self.transport.can_write_eof():
                 self.transport.write_eof()

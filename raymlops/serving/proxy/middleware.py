@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches its log
 
 MAX_HEADERS = 100
+ROUTES = "/-/routes"
+"""Where Serve's Python proxy lists all applications, also those that require a key."""
 BODY_S = 10.0
 """How long a small body may take to arrive, and how long a larger one, which has its request's deadline, may pause."""
 MARGIN_S = 1.0
@@ -202,6 +204,8 @@ class ProxyMiddleware:
         path = scope["path"]
         if not path.isprintable() or "\ufffd" in path:  # the replacement for bytes that are not UTF-8
             return Refusal(400, "bad_path", "the path is not printable UTF-8")
+        if path == ROUTES:
+            return Refusal(404, "not_found", "routes are not listed; GET / lists the models that the caller may see")
         return None
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,7 +1,10 @@
 """Dynamic batching: requests that arrive together run through the model as one batch.
 
-Owns the queue in front of the model, the choice of inline or worker thread, and the split of the outputs. Knows nothing
-of HTTP, signatures or torch: it concatenates columns and calls a function.
+Owns the queue in front of the model, the size of batches, the choice of inline or worker thread, and the split of the
+outputs. Knows nothing of HTTP or torch: it concatenates columns and calls a function.
+
+Where rows differ in length, such as texts, a model pads them to the longest one. The size of a batch is then its number
+of padded elements: rows times the longest row.
 
 It never delays a request to fill a batch. The first request in a turn of the event loop that finds the model idle runs
 at once, without yielding (which behind Serve's Python proxy also saves a remote call); others that become ready in the
@@ -11,6 +14,7 @@ same turn are one batch in the next. While a batch runs in the thread, others qu
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import deque
@@ -21,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from raymlops.arrays import Columns
+    from raymlops.arrays import Column, Columns
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -38,23 +42,35 @@ Below it, the thread hand-over (50 to 100 microseconds, more under load) costs m
 class _Entry:
     columns: Columns
     rows: int
+    longest: int
     answer: asyncio.Future[Columns]
 
 
 class Batcher:
     """Run requests through one model, one batch at a time.
 
-    ``run`` takes columns of n rows, at most ``max_rows``, and returns columns of n rows; it is never called twice at
-    once. Use from one event loop only.
+    ``run`` takes columns of n rows, at most ``max_rows`` and, of rows that differ in length (``varying`` is their
+    columns), at most ``max_elements`` when padded, or one row; it returns columns of n rows and is never called twice
+    at once. Use from one event loop only.
     """
 
-    def __init__(self, run: Callable[[Columns], Columns], *, max_rows: int) -> None:
+    def __init__(
+        self,
+        run: Callable[[Columns], Columns],
+        *,
+        max_rows: int,
+        max_elements: int = 2**18,
+        varying: Sequence[Column] = (),
+    ) -> None:
         self.max_rows = max_rows
+        self.max_elements = max_elements
         self._run = run
+        self._varying = tuple((column.name, bool(column.shape)) for column in varying)
         self._waiting: deque[_Entry] = deque()
         self._busy = False
         self._alone = False
         self._inline_rows = 0
+        self._inline_elements = 0
         self._started: float | None = None
         self.waiting_rows = 0
         self.observed: deque[tuple[int, int]] = deque(maxlen=10_000)
@@ -74,12 +90,13 @@ class Batcher:
                 that raises is run again, request by request.
         """
         loop = asyncio.get_running_loop()
-        if not self._busy and not self._alone and rows <= self._inline_rows:
+        longest = max(self._lengths(columns)) if self._varying else 0
+        if not self._busy and not self._alone and self._is_quick(rows, longest):
             self._alone = True
             loop.call_soon(self._turn)
             self.observed.append((rows, 1))
-            return self._timed(columns, rows)
-        entry = _Entry(columns, rows, loop.create_future())
+            return self._timed(columns, rows, longest)
+        entry = _Entry(columns, rows, longest, loop.create_future())
         self._waiting.append(entry)
         self.waiting_rows += rows
         if not self._busy:
@@ -89,7 +106,7 @@ class Batcher:
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
         """Run rows once in this thread and measure their time; before the first request only."""
-        return self._timed(columns, rows)
+        return self._timed(columns, rows, max(self._lengths(columns)) if self._varying else 0)
 
     def in_worker(self, prepare: Callable[[], object]) -> None:
         """Call something in the worker thread before its next batch, without waiting for it."""
@@ -107,8 +124,9 @@ class Batcher:
         if not batch:
             self._busy = False
             return
-        self.observed.append((sum(entry.rows for entry in batch), len(batch)))
-        if sum(entry.rows for entry in batch) <= self._inline_rows:
+        rows = sum(entry.rows for entry in batch)
+        self.observed.append((rows, len(batch)))
+        if self._is_quick(rows, max(entry.longest for entry in batch)):
             _deliver(batch, self._attempt(batch))
             loop.call_soon(self._next, loop)
             return
@@ -118,19 +136,37 @@ class Batcher:
 
     def _take(self) -> list[_Entry]:
         batch: list[_Entry] = []
-        rows = 0
-        while self._waiting and (not batch or rows + self._waiting[0].rows <= self.max_rows):
-            entry = self._waiting.popleft()
+        rows = longest = 0
+        while self._waiting:
+            entry = self._waiting[0]
+            if batch and not self._fits(rows + entry.rows, max(longest, entry.longest)):
+                break
+            self._waiting.popleft()
             self.waiting_rows -= entry.rows
             if not entry.answer.done():  # the client disconnected, or the deadline passed
                 batch.append(entry)
-                rows += entry.rows
+                rows, longest = rows + entry.rows, max(longest, entry.longest)
         return batch
+
+    def _lengths(self, columns: Columns) -> list[int]:
+        """Return the length of each row: the elements of its arrays and the characters of its texts."""
+        each = [
+            [value.size for value in columns[name]] if shaped else [len(value or ()) for value in columns[name]]
+            for name, shaped in self._varying
+        ]
+        return each[0] if len(each) == 1 else [sum(row) for row in zip(*each, strict=True)]
+
+    def _fits(self, rows: int, longest: int) -> bool:
+        return rows <= self.max_rows and rows * longest <= self.max_elements
+
+    def _is_quick(self, rows: int, longest: int) -> bool:
+        return rows <= self._inline_rows and rows * longest <= self._inline_elements
 
     def _attempt(self, batch: list[_Entry]) -> list[Columns | Exception]:
         try:
             rows = sum(entry.rows for entry in batch)
-            outputs = self._timed(_merge([entry.columns for entry in batch]), rows)
+            longest = max(entry.longest for entry in batch)
+            outputs = self._timed(_merge([entry.columns for entry in batch]), rows, longest)
             return _split(outputs, [entry.rows for entry in batch])
         except Exception as error:
             if len(batch) == 1:
@@ -138,9 +174,9 @@ class Batcher:
             logger.warning("a batch of %d requests raised; running them one by one", len(batch))
             return [self._attempt([entry])[0] for entry in batch]
 
-    def _timed(self, columns: Columns, rows: int) -> Columns:
+    def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
         start = time.perf_counter()
-        outputs = self._run(columns) if rows <= self.max_rows else self._in_pieces(columns, rows)
+        outputs = self._run(columns) if self._fits(rows, longest) else self._in_pieces(columns, rows)
         seconds = time.perf_counter() - start
         lengths = {name: len(array) for name, array in outputs.items()}
         if set(lengths.values()) != {rows}:
@@ -148,16 +184,29 @@ class Batcher:
             raise ValueError(msg)
         # The largest batch known to fit the budget: it doubles after one that took less than half of it and halves
         # after one that took more, so that a single delay on a busy machine is soon forgotten.
-        if seconds > INLINE_BUDGET_S and rows <= self._inline_rows:
-            self._inline_rows = rows // 2
-        elif seconds < INLINE_BUDGET_S / 2 and rows >= self._inline_rows:
-            self._inline_rows = 2 * rows
+        if seconds > INLINE_BUDGET_S and self._is_quick(rows, longest):
+            self._inline_rows, self._inline_elements = rows // 2, rows * longest // 2
+        elif seconds < INLINE_BUDGET_S / 2:
+            if rows >= self._inline_rows:
+                self._inline_rows = 2 * rows
+            if rows * longest >= self._inline_elements:
+                self._inline_elements = 2 * rows * longest
         return outputs
 
     def _in_pieces(self, columns: Columns, rows: int) -> Columns:
-        cuts = range(0, rows, self.max_rows)
-        parts = [self._run({name: array[cut : cut + self.max_rows] for name, array in columns.items()}) for cut in cuts]
-        return _merge(parts)
+        lengths = self._lengths(columns) if self._varying else [0] * rows
+        cuts, longest = [0], 0
+        for row, length in enumerate(lengths):
+            longest = max(longest, length)
+            if row > cuts[-1] and not self._fits(row + 1 - cuts[-1], longest):
+                cuts.append(row)
+                longest = length
+        return _merge(
+            [
+                self._run({name: array[start:end] for name, array in columns.items()})
+                for start, end in itertools.pairwise([*cuts, rows])
+            ]
+        )
 
     def _after(
         self, done: asyncio.Future[list[Columns | Exception]], batch: list[_Entry], loop: asyncio.AbstractEventLoop

@@ -103,8 +103,7 @@ class RequestHandler:
     parsing: ParsePool = field(default_factory=ParsePool)
 
     def __post_init__(self) -> None:
-        limits = self.settings.limits
-        self.batcher = Batcher(self.model.predict, max_rows=limits.max_batch_rows)
+        self.batcher = self._batcher()
         self.guard = Guard(self.settings.access)
         self.shadows = Shadows(
             lambda version, columns, *, rows: self.peers.ask(version, columns, rows=rows),
@@ -121,13 +120,14 @@ class RequestHandler:
         """Apply new settings; requests in flight keep theirs."""
         self.settings = settings
         self.batcher.max_rows = settings.limits.max_batch_rows
+        self.batcher.max_elements = settings.limits.max_batch_elements
         self.guard.configure(settings.access)
 
     def use(self, model: Model) -> None:
         """Replace the model by another form of it, such as a compiled one; before the first request only."""
         self.model = model
         self.batcher.close()
-        self.batcher = Batcher(model.predict, max_rows=self.settings.limits.max_batch_rows)
+        self.batcher = self._batcher()
 
     def begin(self, given: Iterable[tuple[bytes, bytes]]) -> Exchange:
         """Return the state of a new request with these headers."""
@@ -255,6 +255,15 @@ class RequestHandler:
         """Stop the threads."""
         self.batcher.close()
         self.parsing.close()
+
+    def _batcher(self) -> Batcher:
+        limits = self.settings.limits
+        return Batcher(
+            self.model.predict,
+            max_rows=limits.max_batch_rows,
+            max_elements=limits.max_batch_elements,
+            varying=[column for column in self.model.signature.inputs if column.varies],
+        )
 
     def _choose(self, exchange: Exchange, caller: Caller) -> tuple[int, Route]:
         """Return the version that shall answer, and why.

@@ -27,9 +27,9 @@ import orjson
 from raymlops.errors import StorageError
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
-from raymlops.serving.asgi import HTML, JSON, make_reply, read_body, send_reply
+from raymlops.serving.asgi import HTML, JSON, PRIVATE, make_reply, read_body, send_reply
 from raymlops.serving.docs.openapi import openapi_document
-from raymlops.serving.docs.page import docs_page, key_page
+from raymlops.serving.docs.page import docs_page, key_page, page_headers
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
 from raymlops.serving.protocols.base import Encoded
@@ -37,6 +37,7 @@ from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
 from raymlops.serving.request import request_id_of
+from raymlops.serving.same_origin import refuse_web_pages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from raymlops.predictions.labels import Label
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
+    from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.replica.handler import RequestHandler
     from raymlops.serving.replica.parse_pool import ParsePool
@@ -186,7 +188,7 @@ class Front:
     def _refused(self, refusal: Refusal, scope: Scope, exchange: Exchange) -> Encoded:
         path = self._path(scope)
         if refusal.status == 401 and path == "/docs" and b"text/html" in exchange.headers.get(b"accept", b""):
-            return Encoded(key_page().encode(), HTML)  # a browser cannot send a key by itself
+            return Encoded(key_page().encode(), HTML, page_headers())  # a browser cannot send a key by itself
         return Encoded(error_body(refusal, exchange.request_id, path=path))
 
     async def _dispatch(self, scope: Scope, receive: Receive, exchange: Exchange, *, late: bool) -> tuple[int, Encoded]:
@@ -201,7 +203,7 @@ class Front:
             exchange.protocol, exchange.named = form.name, version
             _allow(scope, "POST")
             refuse_late(late)
-            caller = handler.admit(exchange)  # before the body is read from the process that accepted it
+            caller = self._admit(scope, exchange)  # before the body is read from the process that accepted it
             handler.expect(exchange, caller)
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 200, await handler.predict(exchange, form, body, caller=caller)
@@ -209,7 +211,7 @@ class Front:
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
-            handler.admit(exchange, scope="feedback")
+            self._admit(scope, exchange, right="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
             return 202, _json(await store_labels(body, self.labels, exchange, parsing=handler.parsing))
         page, health = self._pages.get(path), self._health.get(path)
@@ -226,11 +228,17 @@ class Front:
             if handler.version_of(version) == handler.identity.version:
                 self._require_ready()
             return 200, _json(oip.model_ready(self._name))
-        handler.admit(exchange)
+        self._admit(scope, exchange)
         if page is None:
             return 200, _json(await handler.metadata(handler.version_of(version), exchange.headers))
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
+
+    def _admit(self, scope: Scope, exchange: Exchange, *, right: str = "predict") -> Caller:
+        hosts = self.handler.settings.access.hosts
+        if hosts is not None:
+            refuse_web_pages(exchange.headers, hosts=hosts, method=scope["method"])
+        return self.handler.admit(exchange, scope=right)
 
     def _unknown(self, path: str) -> Refusal:
         there = (
@@ -266,7 +274,8 @@ class Front:
         )
 
     def _docs(self, prefix: str) -> Encoded:
-        return Encoded(docs_page(self._document(prefix), self.handler.model.signature).encode(), HTML)
+        page = docs_page(self._document(prefix), self.handler.model.signature)
+        return Encoded(page.encode(), HTML, page_headers())
 
     def _require_ready(self) -> None:
         if not self.ready or self.stuck:
@@ -282,4 +291,4 @@ def _allow(scope: Scope, method: str) -> None:
 
 
 def _json(data: Any) -> Encoded:
-    return Encoded(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), JSON)
+    return Encoded(orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY), JSON, PRIVATE)

@@ -316,15 +316,21 @@ def test_any_folder_name_holds_the_state(tmp_path, name):
     assert sqlite_path(state_url(spec)) == tmp_path / name / "state.db"
 
 
-@pytest.mark.parametrize(("folder", "file"), [(0o2775, 0o664), (0o755, 0o644), (0o700, 0o600), (0o777, 0o666)])
+@pytest.mark.parametrize(("folder", "file"), [(0o2775, 0o660), (0o755, 0o600), (0o700, 0o600), (0o777, 0o666)])
 def test_who_may_write_in_the_folder_may_use_the_state(tmp_path, folder, file):
-    """Whatever the umask: several users of a group share the database and its lock."""
+    """And nobody else, whatever the umask: several users of a group share the database, its key hashes and its lock."""
     tmp_path.chmod(folder)
     with State.open(f"sqlite:///{tmp_path}/state.db") as state, state.exclusive("test", wait_s=1):
         state.record(action="a", subject="s")
         modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys(modes, file)
     assert {"state.db", "state.db.lock", "state.db-wal"} <= modes.keys()
+
+
+def test_a_folder_that_is_made_for_the_state_is_its_users_alone(tmp_path):
+    """Whatever is kept beside it."""
+    with State.open(f"sqlite:///{tmp_path}/home/state.db"):
+        assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("damage", [b"garbage" * 1000, None])

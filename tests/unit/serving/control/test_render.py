@@ -4,10 +4,13 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
+
 from raymlops.config.serve import ServeSection
 from raymlops.records import BundleRef
 from raymlops.serving.control.render import render
 from raymlops.serving.names import INDEX_APP, app_name
+from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share
 from raymlops.state.keys import KeyRecord
@@ -20,8 +23,8 @@ def deployment(version: int, role: str, *, name: str = "flights", **serve) -> De
     return Deployment(name, version, BundleRef(f"/bundles/{version}", f"digest{version}"), f"run{version}", role, serve)
 
 
-def rendered(*deployments):
-    config = render(Desired(deployments), host="127.0.0.1", port=8000)
+def rendered(*deployments, host="127.0.0.1"):
+    config = render(Desired(deployments), host=host, port=8000)
     return {application["name"]: application for application in config["applications"]}
 
 
@@ -176,8 +179,36 @@ def test_the_index_knows_each_models_bounds_and_keys():
     (options,) = apps[INDEX_APP]["deployments"]
     (model,) = options["user_config"]["models"]
     assert (model["timeout_s"], model["max_body_bytes"]) == (3.0, 2048)
-    assert model["access"] == {"required": True, "keys": []}
+    assert model["access"] == {"required": True, "keys": [], "hosts": None}
     assert options["max_queued_requests"] > 0
+
+
+def test_the_index_scales_with_its_load_and_has_room_for_each_models_own_places():
+    """It forwards all gRPC calls of the host; what hangs may not take its own pages."""
+    apps = rendered(*(deployment(7, "champion", name=f"m{index}") for index in range(50)))
+    (options,) = apps[INDEX_APP]["deployments"]
+    scaling = options["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"] > 1) == (1, True)
+    assert options["max_ongoing_requests"] > IN_FLIGHT + 50 * OWN_PLACES
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "hosts"),
+    [
+        ("127.0.0.1", {}, []),
+        ("127.0.0.1", {"allowed_hosts": ["models.local"]}, ["models.local"]),
+        ("127.0.0.1", {"auth": "keys"}, None),
+        ("10.0.0.1", {"auth": "open"}, None),
+        ("10.0.0.1", {}, None),
+    ],
+)
+def test_web_pages_are_kept_from_what_is_open_on_loopback_alone(host, settings, hosts):
+    """With keys no page has one; at another address it was opened to others explicitly."""
+    apps = rendered(deployment(7, "champion", **settings), host=host)
+    (options,) = apps[app_name("flights", 7)]["deployments"]
+    assert options["user_config"]["access"]["hosts"] == hosts
+    (options,) = apps[INDEX_APP]["deployments"]
+    assert options["user_config"]["models"][0]["access"]["hosts"] == hosts
 
 
 def test_nothing_desired_needs_no_list_of_models():

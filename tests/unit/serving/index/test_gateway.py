@@ -11,8 +11,8 @@ import pytest
 from raymlops.serving.arrival import ARRIVED, METADATA, stamp, stamp_in
 from raymlops.serving.asgi import make_reply
 from raymlops.serving.auth import Access, KeyEntry
-from raymlops.serving.index import gateway
 from raymlops.serving.index.gateway import Gateway
+from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.protocols.grpc_messages import request_class
 from raymlops.serving.refusal import Limits
 from raymlops.serving.replica.grpc_front import GrpcReply
@@ -20,7 +20,7 @@ from raymlops.serving.replica.peers import ServePeers
 
 SECRET = "rk_k1_" + "s" * 43
 KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
-UNAUTHENTICATED, LATE, UNAVAILABLE = 16, 4, 14
+UNAUTHENTICATED, LATE, UNAVAILABLE, EXHAUSTED = 16, 4, 14, 8
 
 
 class FakeFront:
@@ -118,7 +118,7 @@ def test_a_champion_that_hangs_does_not_block_the_others():
     one = make(model("hung", timeout_s=60.0), model("flights"))
 
     async def scenario():
-        waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(gateway.IN_FLIGHT // 2)]
+        waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(IN_FLIGHT // 2 + OWN_PLACES)]
         while len(one._champions["hung"].peers.handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
             await asyncio.sleep(0)
         one.configure([model("hung", timeout_s=60.0), model("flights")])  # which forgets none of them
@@ -127,13 +127,13 @@ def test_a_champion_that_hangs_does_not_block_the_others():
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-        return refused, called, answered, one._champions["hung"].in_flight
+        return refused, called, answered, one._places.taken
 
     refused, called, answered, left = asyncio.run(scenario())
     assert (refused.status, code(refused), dict(refused.headers)[b"retry-after"]) == (503, "overloaded", b"1")
     assert called.code == UNAVAILABLE
     assert (answered.status, answered.body) == (200, b"flights 7")
-    assert left == 0
+    assert not left
 
 
 def test_nothing_of_a_body_is_read_for_a_caller_without_a_key():
@@ -259,9 +259,11 @@ def test_the_largest_bounds_of_all_models_are_told():
 
 
 def test_a_body_is_read_within_the_models_own_limit():
-    """Not within one for all."""
+    """Not within one for all; a larger message is not forwarded either."""
     one = make(model("flights", max_body_bytes=1))
     assert asyncio.run(infer(one, "flights")).status == 413
+    assert asyncio.run(grpc_infer(one, "flights")).code == EXHAUSTED
+    assert one._champions["flights"].peers._handles == {}
 
 
 def test_an_unknown_model_is_not_named_to_strangers():

@@ -46,6 +46,21 @@ def test_a_browser_gets_a_page():
     assert 'href="/models/flights/docs"' in response.text
 
 
+@pytest.mark.parametrize("accept", ["text/html", "application/json"])
+def test_what_differs_by_key_is_kept_nowhere(accept):
+    """Nor framed, nor taken for another type."""
+    headers = ask("GET", "/", accept=accept).headers
+    assert (headers["cache-control"], headers["x-content-type-options"]) == ("no-store", "nosniff")
+    assert ("content-security-policy" in headers) == (accept == "text/html")
+
+
+@pytest.mark.parametrize(("host", "count"), [("127.0.0.1:8000", 2), ("[::1]", 2), ("evil.example", 1), ("a.b:1", 2)])
+def test_a_name_of_another_host_shows_no_model_that_is_open_to_this_machine(host, count):
+    """A page whose name resolves to loopback; a model that is open to all is listed there too."""
+    local = {**MODEL, "name": "digits", "access": Access(hosts=("a.b",)).to_dict()}
+    assert len(ask("GET", "/models", models=(MODEL, local), host=host).json()["models"]) == count
+
+
 @pytest.mark.parametrize(
     ("path", "data"),
     [

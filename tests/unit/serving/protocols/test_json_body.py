@@ -93,6 +93,13 @@ def test_what_json_cannot_say_comes_out_as_a_float(literal, value):
     assert found == value or math.isnan(found) is math.isnan(value) is True
 
 
+def test_a_large_body_is_not_read_twice():
+    """The second reading is for a few rows with NaN; it would hold up all other requests for as long as it takes."""
+    with pytest.raises(Refusal, match="NaN and infinity are not JSON") as caught:
+        read_json(b'{"rows": [%sNaN]}' % (b"1.5," * 300_000))
+    assert (caught.value.status, caught.value.code) == (400, "not_json")
+
+
 def test_keys_are_counted_to_the_depth_of_a_row():
     """Two outside, one within a list, one within an object."""
     data = {"a": [{"b": 1}], "c": {"d": []}}

@@ -79,7 +79,7 @@ def test_a_nullable_tensor_may_be_left_out():
         ({"x": {"datatype": "FP32", "data": [1, 1e39, 3, 4]}}, 1, "x", "expected a finite number, got inf"),
         ({"x": {"datatype": "FP16", "data": [1, 2, 65520, 4]}}, 2, "x", "expected a finite number, got inf"),
         ({"n": {"data": [1, 2, 3, 2**63]}}, 3, "n", "expected INT64, got 9223372036854775808"),
-        ({"n": {"data": [1.0, 2, 3, 4]}}, 0, "n", "expected INT64, got 1.0"),
+        ({"n": {"data": [1.5, 2, 3, 4]}}, 0, "n", "expected INT64, got 1.5"),
         ({"n": {"datatype": "INT8", "data": [1, 2, 128, 4]}}, 2, "n", "expected INT8, got 128"),
         ({"n": {"datatype": "UINT8", "data": [1, -1, 3, 4]}}, 1, "n", "expected UINT8, got -1"),
         ({"n": {"datatype": "UINT64", "data": [1, 2**64 - 1, 3, 4]}}, 1, "n", "expected an integer, got 1844"),
@@ -117,6 +117,19 @@ def test_a_bad_tensor_is_named(change, row, field, message):
     assert (found.status, found.code) == (422, "invalid_rows")
     assert (found.problems[0].row, found.problems[0].field) == (row, field)
     assert found.problems[0].message.startswith(message)
+
+
+def test_the_problems_of_all_tensors_come_together():
+    """In the order of their rows."""
+    change = {"x": {"data": [1, 2, 3, "4"]}, "n": {"data": [1, 2.5, 3, 4]}, "s": {"data": ["EWR", 1, "JFK", 2]}}
+    found = refused(PROTOCOL, body(tensors(change=change)))
+    assert [(problem.row, problem.field) for problem in found.problems] == [(1, "n"), (1, "s"), (3, "x"), (3, "s")]
+
+
+def test_a_number_without_a_fraction_is_an_integer():
+    """As JSON has one type of numbers."""
+    asked = parse(PROTOCOL, body(tensors(change={"n": {"data": [1.0, 2, 3.0, 2**63 - 1]}})))
+    assert asked.columns["n"].tolist() == [1, 2, 3, 2**63 - 1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Connection, max_header_bytes
+from raymlops.serving.proxy.connections import (
+    CLIENT,
+    LONGEST_LINGER_S,
+    MAX_HEADER_BYTES,
+    Connection,
+    max_header_bytes,
+)
+from raymlops.serving.proxy.open_connections import OpenConnections, most_connections
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"
 
@@ -205,6 +212,151 @@ def test_what_comes_after_the_last_answer_is_no_request():
     """It is the rest of a body that was refused."""
     head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n"
     assert talk(Connection, head, SMUGGLED, REQUEST, app=refusing).count(b"HTTP/1.1") == 1
+
+
+def test_a_client_that_sends_slowly_after_its_answer_is_closed():
+    """A byte now and then is no upload that is worth waiting for; one that sends fast gets its answer (see above)."""
+
+    async def conversation():
+        async with listening(refusing) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n")
+            answer = await reader.readuntil(b"no")
+            began = asyncio.get_running_loop().time()
+            with contextlib.suppress(ConnectionError):
+                while True:  # until the connection is reset
+                    writer.write(b"x")
+                    await writer.drain()
+                    await asyncio.sleep(0.1)
+            return answer, asyncio.get_running_loop().time() - began
+
+    answer, seconds = asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert seconds < LONGEST_LINGER_S
+
+
+def test_many_requests_in_one_piece_are_all_answered():
+    """More bytes than the headers of one request may have."""
+    get = b"GET /g HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert talk(Connection, get * 2000 + LAST).count(b"HTTP/1.1 200") == 2001
+
+
+@pytest.mark.parametrize("close", [b"", b"connection: close\r\n"])
+def test_an_answer_that_is_not_read_is_dropped_with_its_connection(close):
+    """More of it than the kernel takes; the server keeps neither, whether the connection should end or go on."""
+
+    class Impatient(Connection):
+        unread_s = 0.05
+
+    async def large(scope, receive, send):
+        await answer(send, 200, bytes(16_000_000))
+
+    async def conversation():
+        async with listening(large, Impatient) as address:
+            _, writer = await asyncio.open_connection(*address, limit=1)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n" + close + b"\r\n")
+        writer.close()  # the server has none of its connections left
+
+    asyncio.run(asyncio.wait_for(conversation(), 30))
+
+
+def test_an_answer_that_is_read_slowly_is_read_to_its_end():
+    """As long as there is progress, however long it takes in all."""
+    size = 16_000_000
+
+    class Impatient(Connection):
+        unread_s = 0.2
+
+    async def large(scope, receive, send):
+        await answer(send, 200, bytes(size))
+
+    async def conversation():
+        async with listening(large, Impatient) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(LAST)
+            count = 0
+            while piece := await reader.read(400_000):
+                count += len(piece)
+                await asyncio.sleep(0.01)
+            writer.close()
+            return count
+
+    assert asyncio.run(asyncio.wait_for(conversation(), 30)) > size
+
+
+class Few(Connection):
+    all_open = OpenConnections(3)
+
+
+def test_a_new_connection_takes_the_room_of_the_one_that_waits_longest():
+    """Idle, or half way through a request; never of one whose request is being answered."""
+
+    async def conversation():
+        release = asyncio.Event()
+
+        async def app(scope, receive, send):
+            if scope["path"] == "/slow":
+                await release.wait()
+            await application(scope, receive, send)
+
+        async with listening(app, Few) as address:
+            slow = await asyncio.open_connection(*address)
+            slow[1].write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+            half = await asyncio.open_connection(*address)
+            half[1].write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nab")
+            idle = await asyncio.open_connection(*address)
+            idle[1].write(REQUEST)
+            await idle[0].readuntil(b"POST/ab")
+            news = []
+            for ended in (half, idle):
+                news.append(await asyncio.open_connection(*address))
+                news[-1][1].write(REQUEST)
+                await news[-1][0].readuntil(b"POST/ab")
+                with contextlib.suppress(ConnectionError):
+                    assert await ended[0].read() == b""
+            release.set()
+            answered = await slow[0].readuntil(b"GET/slow")
+            for _, writer in (slow, half, idle, *news):
+                writer.close()
+            return answered
+
+    assert asyncio.run(asyncio.wait_for(conversation(), 30)).startswith(b"HTTP/1.1 200")
+
+
+def test_where_all_are_at_work_a_new_connection_is_refused():
+    """With 503 and when to try again; the others are answered."""
+
+    async def conversation():
+        release, begun = asyncio.Event(), asyncio.Semaphore(0)
+
+        async def app(scope, receive, send):
+            begun.release()
+            await release.wait()
+            await application(scope, receive, send)
+
+        async with listening(app, Few) as address:
+            busy = [await asyncio.open_connection(*address) for _ in range(3)]
+            for _, writer in busy:
+                writer.write(REQUEST)
+                await begun.acquire()
+            reader, writer = await asyncio.open_connection(*address)
+            refused = await reader.read()
+            writer.close()
+            release.set()
+            for reader, writer in busy:
+                await reader.readuntil(b"POST/ab")
+                writer.close()
+            return refused
+
+    refused = asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert error(refused) == (503, "overloaded")
+    assert b"retry-after: 1\r\n" in refused
+
+
+@pytest.mark.parametrize(("files", "most"), [(1024, 512), (100, 64), (10**6, 16_384), (-1, 16_384)])
+def test_as_many_connections_are_held_as_there_are_files_for(files, most):
+    """Half of them, since what answers needs files too; -1 is no limit."""
+    assert most_connections(files) == most
 
 
 def test_whoever_is_at_work_hears_that_the_client_has_left():

@@ -497,6 +497,12 @@ def test_a_path_with_odd_bytes_is_refused(path):
     assert (status, body["error"]["code"], body["request_id"]) == (400, "bad_path", "mine")
 
 
+def test_serves_list_of_routes_is_not_for_everyone():
+    """It names models that are hidden from callers without a key; the health check stays."""
+    assert pass_through(method="GET", path="/-/routes") is None
+    assert pass_through(method="GET", path="/-/healthz") is not None
+
+
 def test_a_small_body_that_does_not_come_is_given_up():
     """A byte now and then keeps nothing of ours busy for longer than the deadline."""
 

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 
+from raymlops.arrays import Column
 from raymlops.serving.replica.batcher import Batcher
 
 
@@ -70,6 +71,79 @@ def test_a_batch_is_never_larger_than_allowed():
 
     assert asyncio.run(run())["y"].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16]
     assert model.calls == [4, 4, 2, 4, 4, 1]
+
+
+class Reader:
+    """Counts the tokens of each row; remembers the rows, the longest one and the thread of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self.threads: list[str] = []
+
+    def __call__(self, columns):
+        sizes = np.array([tokens.size for tokens in columns["tokens"]])
+        self.calls.append((len(sizes), int(sizes.max())))
+        self.threads.append(threading.current_thread().name)
+        return {"y": sizes}
+
+
+TOKENS = Column("tokens", "int", shape=(None,))
+
+
+def tokens(*sizes):
+    array = np.empty(len(sizes), dtype=object)
+    array[:] = [np.zeros(size, dtype=np.int64) for size in sizes]
+    return {"tokens": array}
+
+
+def test_a_batch_is_bounded_by_its_padded_elements():
+    """A long row does not make the short ones of others as long: 2 x 40 fits in 100 elements, 3 x 40 does not."""
+    model = Reader()
+
+    async def run():
+        batcher = Batcher(model, max_rows=1000, max_elements=100, varying=[TOKENS])
+        sizes = [1, 2, 40, 3, 90, 1, 1]
+        return await asyncio.gather(*(batcher.submit(tokens(size), rows=1) for size in sizes))
+
+    assert [answer["y"].tolist() for answer in asyncio.run(run())] == [[1], [2], [40], [3], [90], [1], [1]]
+    assert model.calls == [(2, 2), (2, 40), (1, 90), (2, 1)]
+
+
+def test_one_request_runs_in_pieces_of_so_many_elements():
+    """In the order of its rows; a row that is longer than a batch may be runs alone."""
+    model = Reader()
+
+    async def run():
+        batcher = Batcher(model, max_rows=3, max_elements=100, varying=[TOKENS])
+        return await batcher.submit(tokens(1, 60, 30, 500, 1, 1, 1, 1), rows=8)
+
+    assert asyncio.run(run())["y"].tolist() == [1, 60, 30, 500, 1, 1, 1, 1]
+    assert model.calls == [(1, 1), (1, 60), (1, 30), (1, 500), (3, 1), (1, 1)]
+
+
+def test_a_long_row_is_not_run_on_the_loop_because_short_ones_are_fast():
+    """Nor after short ones between long ones: the time is learned by elements. One of twice the length may be."""
+    model = Reader()
+
+    async def run():
+        batcher = Batcher(model, max_rows=1000, varying=[TOKENS])
+        for _ in range(5):
+            batcher.measure(tokens(10), rows=1)
+        model.threads.clear()
+        for size in (20, 100_000, 10, 100_000):
+            batcher._inline_elements = min(batcher._inline_elements, 20)  # whatever the long ones took here
+            await batcher.submit(tokens(size), rows=1)
+
+    asyncio.run(run())
+    here = threading.current_thread().name
+    assert model.threads == [here, "model_0", here, "model_0"]
+
+
+def test_a_text_counts_by_its_characters_and_a_missing_one_not_at_all():
+    """Together with the other columns of its row."""
+    varying = [TOKENS, Column("text", "string", nullable=True)]
+    columns = tokens(1, 2, 3) | {"text": np.array(["abc", None, ""], dtype=object)}
+    assert Batcher(Reader(), max_rows=9, varying=varying)._lengths(columns) == [4, 2, 3]
 
 
 def test_a_fast_model_runs_inline_once_measured():

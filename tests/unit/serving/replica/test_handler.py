@@ -12,8 +12,9 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from serving_fakes import PREFIX, ROW, FakeModel, ask, front_of, make_front, predict
+from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make_front, predict
 
+from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
@@ -21,6 +22,7 @@ from raymlops.serving.refusal import Limits, Refusal
 from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share, Traffic
+from raymlops.signature import Signature
 
 SECRET = "rk_k1_" + "s" * 43
 
@@ -349,3 +351,15 @@ def test_a_refusal_survives_the_way_between_processes():
     refusal = Refusal(503, "overloaded", "try again", retry_after_s=2.0)
     back = pickle.loads(pickle.dumps(refusal))
     assert (back.status, back.code, back.message, back.retry_after_s) == (503, "overloaded", "try again", 2.0)
+
+
+def test_batches_of_texts_are_bounded_by_their_characters():
+    """By a setting that may change in place; categories are encoded as numbers, and do not count."""
+    model = FakeModel()
+    handler = front_of(model).handler
+    assert handler.batcher._varying == ()
+    model.signature = Signature((Column("text", "string"), *SIGNATURE.inputs), SIGNATURE.outputs)
+    handler.use(model)
+    assert handler.batcher._varying == (("text", False),)
+    handler.configure(Settings(limits=Limits(max_batch_elements=9)))
+    assert handler.batcher.max_elements == 9

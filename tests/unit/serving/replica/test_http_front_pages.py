@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from base64 import b64encode
 from hashlib import sha256
 
 import jsonschema
@@ -74,6 +76,22 @@ def test_the_docs_page_needs_no_network():
     assert "distance" in response.text
     assert "EWR, JFK" in response.text
     assert "//" not in response.text.replace("http://test", "")
+
+
+def test_a_page_runs_its_own_scripts_alone_and_is_kept_nowhere():
+    """By their hashes, the same on the page that takes a key, which the docs replace; no other page frames it."""
+    front = make_front(settings=Settings(access=Access(required=True)))
+    pages = [ask(make_front(), "GET", "/docs"), ask(front, "GET", "/docs", headers={"accept": "text/html"})]
+    policy, other = (page.headers["content-security-policy"] for page in pages)
+    assert policy == other
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    for page in pages:
+        for script in re.findall("<script>(.*?)</script>", page.text, re.DOTALL):
+            assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in policy
+    for page in (*pages, ask(make_front(), "GET", "/openapi.json"), ask(make_front(), "GET")):
+        assert page.headers["cache-control"] == "no-store"
+        assert page.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_browser_without_a_key_gets_a_page_that_takes_one():
