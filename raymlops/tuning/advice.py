@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.config.sweep import LEARNS_FROM_COMPLETE
+from raymlops.tuning.search_space import count_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,12 @@ def warnings_of(sweep: SweepSection) -> Iterator[str]:
         yield (
             f"sweep.num_trials is {sweep.num_trials}, and the first generation of nsga2 is {sweep.startup_trials} "
             "random trials (sweep.startup_trials): raise the one or lower the other"
+        )
+    values = {count_values(searched) for searched in sweep.space.values()}
+    if values == {1} and sweep.sampler != "grid":
+        yield (
+            f"sweep.space has one point, so that all {sweep.num_trials} trials are the same: set wider ranges, or "
+            "sampler: grid, which tries it once"
         )
     if "train.seed" in sweep.space:
         yield "train.seed is searched: the winner may have the luckiest seed, not the best configuration"

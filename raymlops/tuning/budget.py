@@ -201,6 +201,10 @@ class Meter:
         """Record that a trial was handed out."""
         self._trials[number].handed_out_s = self.clock()
 
+    def withdraw(self, number: int) -> None:
+        """Record that a trial without a process is not handed out any more."""
+        self._trials[number].handed_out_s = None
+
     def start(self, number: int) -> None:
         """Record that a trial has its process."""
         if number in self._trials:

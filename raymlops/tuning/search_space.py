@@ -141,7 +141,7 @@ def grid(space: Mapping[str, Distribution]) -> list[dict[str, Scalar]]:
     """
     found = list(islice(_points(space, draw_order(space), {}), MAX_GRID + 1))
     if len(found) > MAX_GRID:
-        counts = ", ".join(f"{key} {_count(searched):,}" for key, searched in space.items())
+        counts = ", ".join(f"{key} {count_values(searched):,}" for key, searched in space.items())
         raise UsageError(
             f"sweep.space has more than {MAX_GRID:,} points, too many for sampler grid: {counts}",
             hint="Set larger steps or fewer choices, or use another sampler.",
@@ -160,6 +160,16 @@ def at(space: Mapping[str, Distribution], unit: Sequence[float]) -> dict[str, Sc
         if exists(space[key], params):
             params[key] = _at(space[key], share)
     return params
+
+
+def count_values(searched: Distribution) -> int | None:
+    """Return the number of a parameter's values; None where its range is continuous."""
+    if searched.kind == "categorical":
+        return len(searched.choices)
+    if searched.kind == "float" and searched.step is None:
+        return 1 if searched.low == searched.high else None
+    low, high, step = (Decimal(str(number)) for number in (searched.low, searched.high, searched.step or 1))
+    return int((high - low) // step) + 1
 
 
 def _start(spec: SweepSection, index: int) -> dict[str, Scalar]:
@@ -201,7 +211,7 @@ def _points(
     if not exists(searched, params):
         yield from _points(space, later, params)
         return
-    for index in range(_count(searched) or 0):
+    for index in range(count_values(searched) or 0):
         yield from _points(space, later, {**params, key: _nth(searched, index)})
 
 
@@ -215,7 +225,7 @@ def _sobol(dimensions: int, *, seed: int, index: int) -> list[float]:
 
 
 def _at(searched: Distribution, share: float) -> Scalar:
-    count = _count(searched)
+    count = count_values(searched)
     if searched.kind != "categorical" and searched.log:
         return _at_log(searched, share)
     if count is not None:
@@ -231,16 +241,6 @@ def _at_log(searched: Distribution, share: float) -> Scalar:
     least, most = math.log(low - half), math.log(high + half)
     value = min(max(math.exp(least + share * (most - least)), low), high)
     return round(value) if searched.kind == "int" else value
-
-
-def _count(searched: Distribution) -> int | None:
-    """Return the number of a parameter's values; None where its range is continuous."""
-    if searched.kind == "categorical":
-        return len(searched.choices)
-    if searched.kind == "float" and searched.step is None:
-        return 1 if searched.low == searched.high else None
-    low, high, step = (Decimal(str(number)) for number in (searched.low, searched.high, searched.step or 1))
-    return int((high - low) // step) + 1
 
 
 def _nth(searched: Distribution, index: int) -> Scalar:

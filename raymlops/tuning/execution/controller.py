@@ -123,6 +123,16 @@ class SweepController:
         return self.more and self._meter.busy < self._slots.now
 
     @property
+    def surplus(self) -> list[int]:
+        """Return the trials to withdraw, the last ones first: they have no process, and no slot any more.
+
+        Otherwise each would take a process that becomes free before another sweep gets its share.
+        """
+        if (extra := self._meter.busy - self._slots.now) <= 0:
+            return []
+        return [waiter.number for waiter in self._meter.waiters][: -extra - 1 : -1]
+
+    @property
     def halting(self) -> bool:
         """Return whether every trial must stop now."""
         if self.halt is None and (why := budget.used_up(self._section, self.spent)):
@@ -180,6 +190,12 @@ class SweepController:
         self._meter.start(number)
         if (opened := self._trials.open.get(number)) is not None:
             self._see(opened, "running")
+
+    def withdrawn(self, number: int) -> None:
+        """Queue a trial that has lost its slot before it had a process."""
+        if (opened := self._trials.open.get(number)) is not None:
+            self._meter.withdraw(number)
+            self._queue.pending.appendleft(opened)
 
     def tick(self) -> None:
         """Do periodic work between Tune's steps: recount slots, report a stall, write to study and MLflow."""

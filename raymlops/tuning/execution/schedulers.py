@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from raymlops.tuning.study.records import reports_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.sweep import SweepSection
@@ -57,10 +57,17 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
         self._stopped: set[int] = set()
         self._heard: dict[int, float] = {}
         """The highest resource of each trial: what it reports again from a checkpoint is not judged again."""
+        self.before_start: Callable[[Any], None] = lambda _tune_controller: None
+        """Called before Tune starts trials."""
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial, new or resumed."""
         self._add(tune_controller, trial.config["number"])
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the first pending trial."""
+        self.before_start(tune_controller)
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> Any:
         """Return Tune's decision on a trial, after those on the epochs that its checkpoint restored."""

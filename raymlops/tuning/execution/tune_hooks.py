@@ -105,8 +105,11 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
 
     @_kept
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
-        """Record the end of a trial, by itself or by the scheduler."""
+        """Record the end of a trial, by itself or by the scheduler; one that never had a process was withdrawn."""
         result, number = trial.last_result, trial.config["number"]
+        if trial.status == trial.PENDING:
+            self.controller.withdrawn(number)
+            return
         reason, diverged = result.get("reason", ""), result.get("diverged", False)
         self.controller.end(number, result.get("outcome") or "pruned", reason=reason, diverged=diverged)
 

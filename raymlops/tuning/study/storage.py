@@ -187,9 +187,13 @@ def _options(url: str, *, busy_s: float) -> dict[str, Any]:
     if url.startswith("sqlite"):
         # Another sweep or the dashboard may hold the file's lock briefly.
         return {"connect_args": {"timeout": busy_s}}
-    # Without a timeout, a host that drops packets blocks a sweep for minutes.
-    limit = {"connect_args": {"connect_timeout": CONNECT_S}} if url.startswith("postgresql") else {}
-    return {"pool_pre_ping": True, **limit}
+    arguments: dict[str, Any] = {}
+    if url.startswith("postgresql"):
+        arguments["connect_timeout"] = CONNECT_S  # otherwise a host that drops packets blocks a sweep for minutes
+    if url.startswith("postgresql+psycopg:"):
+        # Behind a pooler in transaction mode another session may not know a statement that one has prepared.
+        arguments["prepare_threshold"] = None
+    return {"pool_pre_ping": True, "connect_args": arguments}
 
 
 def _write_ahead(engine: Any, *, busy_s: float) -> None:
@@ -201,8 +205,8 @@ def _write_ahead(engine: Any, *, busy_s: float) -> None:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
-        use_write_ahead_log(connection, wait_s=busy_s)
-        connection.execute("PRAGMA synchronous=NORMAL").close()
+        if use_write_ahead_log(connection, wait_s=busy_s):
+            connection.execute("PRAGMA synchronous=NORMAL").close()
 
     engine.dispose()  # existing connections lack the settings
     # A file that cannot be written is found here, not at the first trial.

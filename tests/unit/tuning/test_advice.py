@@ -27,6 +27,16 @@ def test_a_sweep_of_one_generation_is_random():
     assert warnings(sampler="nsga2", num_trials=51) == warnings(sampler="nsga2", startup_trials=15) == []
 
 
+@pytest.mark.parametrize(
+    "one", [{"float": [0.1, 0.1]}, {"categorical": [0.1]}, {"float": [0.1, 0.2], "step": 0.5}], ids=str
+)
+def test_a_space_of_one_point_repeats_it(one):
+    (warning,) = warnings(space={"train.lr": one})
+    assert warning.startswith("sweep.space has one point, so that all 16 trials are the same")
+    assert warnings(space={"train.lr": one}, sampler="grid") == []
+    assert warnings(space={"train.lr": one, "train.momentum": {"float": [0.1, 0.2]}}) == []
+
+
 def test_a_searched_seed_may_be_lucky():
     (warning,) = warnings(space={"train.seed": {"int": [0, 9]}})
     assert warning.startswith("train.seed is searched")

@@ -18,6 +18,8 @@ from raymlops.tuning.sweep import _Opener
 if TYPE_CHECKING:
     from pathlib import Path
 
+TAGS = {"team": "b"}
+
 
 @pytest.mark.parametrize(("used_s", "states"), [(60.0, ["FAIL"]), (59.0, ["FAIL", "WAITING"])])
 def test_failed_trials_are_trained_again_only_where_the_sweep_is_resumed(
@@ -35,6 +37,8 @@ def test_failed_trials_are_trained_again_only_where_the_sweep_is_resumed(
         recorded, spent = sweep_of(sweep.tracker, sweep.sweep_id), SpentRecord(wall_s=used_s)
         refused = pytest.raises(UsageError, match="is finished: it reached its timeout_s of 60 s")
         with refused if used_s >= 60.0 else nullcontext():
-            opener.resume(recorded, None, changes=[], unservable=(), spent=spent, retry=True, tags={})  # type: ignore[arg-type]
+            opener.resume(recorded, None, changes=[], unservable=(), spent=spent, retry=True, tags=TAGS)  # type: ignore[arg-type]
+        tags = sweep_of(sweep.tracker, sweep.sweep_id).tags
+        assert {name: tags.get(name) for name in TAGS} == ({"team": None} if used_s >= 60.0 else TAGS)
         assert told == ([] if used_s >= 60.0 else ["trains 1 failed trials again"])
         assert [trial.state.name for trial in sweep.study.get_trials()] == states

@@ -642,3 +642,28 @@ def test_a_trial_waits_until_it_has_a_process(storage):
     stage.controller.started(number)
     stage.epoch(number, 1, 0.5)
     assert (stage.events[-1].counts["waiting"], stage.events[-1].counts["running"]) == (0, 1)
+
+
+def test_trials_that_lose_their_slots_before_they_have_a_process_are_handed_out_first_later(storage):
+    """The last ones of those without a process; what waited for a process is no trial's time."""
+    stage = Stage(storage, num_trials=9, max_concurrent=None)
+    controller = stage.controller
+    stage.now, stage.slots = 2.0, 4
+    controller.tick()
+    stage.now = 4.0
+    controller.tick()
+    params = [json.loads(controller.next_trial()["project"])["train"]["lr"] for _ in range(4)]
+    controller.started(1)
+    assert controller.surplus == []
+    for now in (6.0, 8.0):
+        stage.now, stage.slots = now, 2
+        controller.tick()
+    assert controller.surplus == [3, 2]
+    for number in (3, 2):
+        controller.withdrawn(number)
+    assert (controller.surplus, controller.next_trial(), controller.done) == ([], None, False)
+    controller.end(1, "failed", reason="x")
+    again = controller.next_trial()
+    assert (again["number"], json.loads(again["project"])["train"]["lr"]) == (2, params[2])
+    controller.end(0, "failed", reason="y")
+    assert controller.next_trial()["number"] == 3

@@ -125,6 +125,38 @@ def test_a_second_sweep_gets_its_first_slot_within_a_trial_and_its_half_soon(tmp
         assert (first.ended, second.ended, first.processes.peak) == (120, 60, 8)
 
 
+def test_trials_that_wait_for_room_give_way_to_another_sweep(tmp_path: Path) -> None:
+    """The first one has both CPUs and eight trials that wait for nodes which never come; trials take 20 s.
+
+    The second one has its first slot within a trial, and neither has more than half from then on.
+    """
+    cluster = Cluster(2)
+    with simulated(tmp_path, cluster) as make:
+        first = make("first", num_trials=20, lasts_s=lambda number: 20.0 + number % 3, growth=8)
+        run(first, until_s=30.0)
+        assert (first.processes.num_pending_actors, cluster.taken[first.processes]) == (8, 2)
+        second = make("second", num_trials=16, lasts_s=lambda _number: 20.0, growth=8)
+        run(first, second, until_s=30.0 + 22.0 + 4.0)
+        assert cluster.taken[second.processes] == 1
+        assert peaks(first, second, from_s=60.0, until_s=200.0) == [1, 1]
+        assert run(first, second), (first.ended, second.ended)
+        assert [record.number for record in sorted(first.trials.records, key=lambda one: one.number)] == [*range(20)]
+
+
+def test_a_trial_that_lost_its_slot_keeps_no_process_waiting(tmp_path: Path) -> None:
+    """Trials wait for room, and lose their slots to an endpoint; what is idle is released, and all trials run."""
+    cluster = Cluster(4)
+    with simulated(tmp_path, cluster) as make:
+        sweep = make(num_trials=12, lasts_s=lambda _number: 10.0, growth=4)
+        run(sweep, until_s=5.0)
+        assert sweep.processes.num_pending_actors == 4
+        cluster.asked = 2
+        run(sweep, until_s=20.0)
+        assert (cluster.held, cluster.taken[sweep.processes]) == (2, 2)
+        assert run(sweep)
+        assert [record.status for record in sweep.trials.records] == ["complete"] * 12
+
+
 def test_what_the_other_sweep_leaves_is_used(tmp_path: Path) -> None:
     """The shorter one ends; the longer one has all CPUs soon after."""
     cluster = Cluster(4)
@@ -199,6 +231,8 @@ def test_tune_still_runs_all_short_trials_in_one_process(tmp_path: Path, monkeyp
         (TuneController._maybe_cache_trial_actor, "b93826d25e5e"),
         (TuneController._cleanup_cached_actors, "338aa7b5cdaf"),
         (TuneController._maybe_update_trial_queue, "a3018c74ad97"),
+        (TuneController._unstage_trial_with_resources, "0eb6f9e7eb71"),
+        (TuneController.stop_trial, "25349a9316e9"),
     ],
 )
 def test_what_is_replaced_or_relied_upon_is_what_it_was(method: object, digest: str) -> None:

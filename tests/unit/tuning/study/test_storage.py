@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import NotFoundError, StorageError, UnreachableError, UsageError
 from raymlops.records import Objective
+from raymlops.tuning.study import storage
 from raymlops.tuning.study.storage import (
     create_study,
     load_study,
@@ -209,3 +210,16 @@ def test_a_trial_without_a_heartbeat_is_failed_by_nobody(url):
         with pytest.warns(match="fail_stale_trials is experimental"):
             fail_stale_trials(study)
         assert study.trials[0].state == TrialState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgresql+psycopg://db/optuna", {"connect_timeout": 10, "prepare_threshold": None}),
+        ("postgresql+psycopg2://db/optuna", {"connect_timeout": 10}),
+        ("mysql+pymysql://db/optuna", {}),
+    ],
+)
+def test_no_statement_is_prepared_that_another_session_of_a_pooler_would_not_know(url, expected):
+    """psycopg prepares what it has run five times, under names that the next session of PgBouncer may have already."""
+    assert storage._options(url, busy_s=1) == {"pool_pre_ping": True, "connect_args": expected}
