@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config import shape
 from raymlops.config.bounds import check_space
-from raymlops.config.load import LoadedSpec, Origin, load_data
+from raymlops.config.load import LoadedSpec, Origin
 from raymlops.config.messages import Finding, check
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.yaml import KeyPath, dotted
@@ -44,6 +44,8 @@ class Project:
     def with_params(self, params: Mapping[str, Any]) -> Project:
         """Return the project with other values, such as a trial's: ``{"train.lr": 0.01, "recipe.config.hidden": 64}``.
 
+        The search space is not checked again.
+
         Raises:
             ConfigError: an unknown key, or a value that its field rejects.
         """
@@ -59,7 +61,13 @@ class Project:
             data = shape.with_value(data, path, value if searched is None else searched.written(value))
         if problems:
             raise ConfigError(problems)
-        return bind(load_data(data), recipe=self.recipe_class)
+        spec, findings = check(ProjectSpec, data, lenient=True)
+        if spec is None:
+            raise ConfigError(_problems(findings, {}))
+        config, findings = check(type(self.recipe_config), spec.recipe.config)
+        if config is None:
+            raise ConfigError(_problems(_in_recipe(findings), {}))
+        return Project(_filled(spec, self.recipe_class, config), self.recipe_class, config)
 
     def with_train(self, section: TrainSection) -> Project:
         """Return the project with another ``train`` section, which is valid already."""

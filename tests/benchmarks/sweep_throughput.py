@@ -12,10 +12,11 @@ All three run the same objective two trials at a time on two CPUs, drawn by the 
 A rate is taken from the first trial's end to the last one's; the total has all of the start but Ray's own. Of 100 ms
 trials the ideal is what two processes that do nothing but sleep would reach.
 
-    python tests/benchmarks/sweep_throughput.py [--part trivial|slow|random|tpe|all] [--trials N] [--turns N]
+    python tests/benchmarks/sweep_throughput.py [--part trivial|slow|random|tpe|draws|all] [--trials N] [--turns N]
 
 `random` shows what a trial costs in the first and the last fifth of a long sweep that draws at random (--trials of
 it, 1,000 by default), `tpe` what one costs at the 100th and the 500th beside plain Optuna, whose sampler is the same.
+`draws` is that without Ray: CPU time to draw, report and end a trial in a study that has --trials, 5,000 by default.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import argparse
 import logging
 import multiprocessing
 import os
+import random
+import shutil
 import sys
 import tempfile
 import time
@@ -38,20 +41,24 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
 import optuna
 import ray
+from optuna.distributions import FloatDistribution
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from slow_sweep import objective
 
 from raymlops.config.load import load_data
 from raymlops.project import bind
-from raymlops.tuning.execution.tuner import quiet_tune
+from raymlops.records import Objective
+from raymlops.tuning.execution.tuner import prepared_tune
+from raymlops.tuning.study.storage import create_study, open_storage
+from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep import sweep
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 AT_A_TIME = 2
 SLOW_S = 0.1
 LR, MOMENTUM = (1e-4, 1e-1), (0.5, 0.99)
-TRIALS = {"trivial": 200, "slow": 100, "random": 1000, "tpe": 520}
+TRIALS = {"trivial": 200, "slow": 100, "random": 1000, "tpe": 520, "draws": 5000}
 WINDOW = 40
 """Trials that a cost at the 100th and the 500th is the mean of."""
 
@@ -74,7 +81,17 @@ class Ran:
 
 def ours(folder, *, trials, trial_s, sampler="tpe"):
     """Run `sweep`."""
-    project = bind(
+    project = project_in(folder, trials=trials, trial_s=trial_s, sampler=sampler)
+    ends = []
+    began = time.monotonic()
+    record = sweep(project, on_event=lambda event: event.kind == "ended" and ends.append(time.monotonic()))
+    assert [trial.status for trial in record.trials] == ["complete"] * trials
+    return Ran(ends, time.monotonic() - began)
+
+
+def project_in(folder, *, trials, trial_s=0.0, sampler="tpe"):
+    """Return the project of a sweep."""
+    return bind(
         load_data(
             {
                 "project": {"name": "throughput"},
@@ -94,11 +111,6 @@ def ours(folder, *, trials, trial_s, sampler="tpe"):
             }
         )
     )
-    ends = []
-    began = time.monotonic()
-    record = sweep(project, on_event=lambda event: event.kind == "ended" and ends.append(time.monotonic()))
-    assert [trial.status for trial in record.trials] == ["complete"] * trials
-    return Ran(ends, time.monotonic() - began)
 
 
 def space(trial):
@@ -189,7 +201,7 @@ def plain_tune(folder, *, trials, trial_s, sampler="tpe"):
         sampler=sampler_of(sampler),
         storage=optuna.storages.RDBStorage(f"sqlite:///{folder}/tune.db"),
     )
-    with quiet_tune():
+    with prepared_tune():
         tune.Tuner(
             PlainTrial,
             param_space={"trial_s": trial_s},
@@ -254,6 +266,49 @@ def growing(folder, *, trials):
     print("tpe sweep is", ", ".join(f"{ms / costs['optuna'][at]:.2f} at n={at}" for at, ms in costs["sweep"].items()))
 
 
+def drawing(folder, *, trials):
+    """Print what drawing and telling a trial costs in a study that has many."""
+    here, rng = Path(folder) / "draws", random.Random(0)
+    here.mkdir()
+    section = project_in(here, trials=trials).spec.sweep
+    keys = list(section.space)
+    suggest = {keys[0]: FloatDistribution(*LR, log=True), keys[1]: FloatDistribution(*MOMENTUM)}
+    objectives = (Objective("loss", "min"),)
+    with open_storage(f"sqlite:///{here}/ours.db") as storage:
+        study = create_study(storage, "s", objectives=objectives)
+        for _ in range(trials):
+            params = {key: rng.uniform(each.low, each.high) for key, each in suggest.items()}
+            study.add_trial(optuna.create_trial(value=rng.random(), params=params, distributions=suggest))
+    shutil.copy(here / "ours.db", here / "optuna.db")
+
+    def theirs(study):
+        trial = study.ask(suggest)
+        loss = objective(*trial.params.values())
+        trial.report(loss, 1)
+        study.tell(trial, loss)
+
+    def ours(trials):
+        opened = trials.ask()
+        loss = objective(*opened.params.values())
+        trials.report(opened.number, epoch=1, value=loss, metrics={"loss": loss}, best_metrics={"loss": loss})
+        trials.tell(opened.number, "complete")
+
+    costs = {}
+    for name in ("ours", "optuna", "ours", "optuna"):
+        with open_storage(f"sqlite:///{here}/{name}.db") as storage:
+            study = optuna.load_study(study_name="s", storage=storage, sampler=sampler_of("tpe"))
+            turn, of = (
+                (ours, Trials(study, section=section, objectives=objectives)) if name == "ours" else (theirs, study)
+            )
+            turn(of)
+            began = time.process_time()
+            for _ in range(WINDOW):
+                turn(of)
+            costs.setdefault(name, []).append(1000 * (time.process_time() - began) / WINDOW)
+    mine, plain = mean(costs["ours"]), mean(costs["optuna"])
+    print(f"draws, n={trials}: {mine:.1f} ms a trial, plain Optuna {plain:.1f} ({mine / plain:.2f})", flush=True)
+
+
 def quiet():
     """Keep Optuna to itself."""
     warnings.simplefilter("ignore")
@@ -295,6 +350,8 @@ def main() -> None:
                 at_random(folder, trials=trials)
             elif part == "tpe":
                 growing(folder, trials=trials)
+            elif part == "draws":
+                drawing(folder, trials=trials)
             else:
                 compare(folder, part=part, trials=trials, turns=asked.turns)
 

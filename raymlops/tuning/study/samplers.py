@@ -24,7 +24,6 @@ from optuna.samplers import (
     NSGAIISampler,
     QMCSampler,
     RandomSampler,
-    TPESampler,
 )
 
 from raymlops.config.sweep import SAMPLERS
@@ -32,6 +31,7 @@ from raymlops.errors import RecipeImportError, UsageError, describe
 from raymlops.recipe import described
 from raymlops.recipe_import import import_object
 from raymlops.tuning.study.storage import quiet_optuna
+from raymlops.tuning.study.tpe import TPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +103,7 @@ def _class_of(section: SweepSection, *, several: bool) -> tuple[Callable[..., An
         joint = {"multivariate": not several, "group": not several}
         if section.sampler_args.get("multivariate") is False:
             joint["group"] = False
-        return TPESampler, {"n_startup_trials": startup, "constant_liar": True, **joint}
+        return TPE, {"n_startup_trials": startup, "constant_liar": True, **joint}
     if section.sampler == "gp":
         return GPSampler, {"n_startup_trials": startup, "warn_independent_sampling": False}
     if section.sampler == "nsga2":

@@ -37,6 +37,7 @@ from raymlops.tuning.study.records import (
 from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
+from raymlops.tuning.study.view import StudyView
 from raymlops.tuning.study.writes import Writes
 from raymlops.tuning.trial.reported_values import STEP
 
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from raymlops.config.sweep import SweepSection
     from raymlops.records import Objective
 
-_FIXED = "fixed_params"
-"""The system attribute by which Optuna (5.0) knows parameters that are given."""
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
 
@@ -57,9 +56,10 @@ class OpenTrial:
     """A trial that has not ended yet."""
 
     number: int
+    """Optuna's too."""
     params: dict[str, Scalar]
-    optuna: Any
-    """The Optuna trial; its number is ours."""
+    trial_id: int
+    """Optuna's key of it in the storage."""
     started: float
     value: float | None = None
     """The sweep's metric, of several the first, at the best epoch so far."""
@@ -112,13 +112,13 @@ class Trials:
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
-        self._writes = Writes(study, check=check)
-        self._created: int | None = None
+        with storage_errors(self._name):
+            self._view = StudyView(study)
+            trials = self._view.get_all_trials(study._study_id, deepcopy=False)  # noqa: SLF001 - as samplers do
+        self._writes = Writes(study, view=self._view, check=check)
         self._unsure = False
         """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
-        with storage_errors(self._name):
-            trials = study.get_trials(deepcopy=False)
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
         self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
@@ -155,13 +155,13 @@ class Trials:
         """
         from optuna.trial import TrialState
 
-        unfinished = (TrialState.RUNNING, TrialState.WAITING)
         with storage_errors(self._name):
-            found = self._study.get_trials(deepcopy=False, states=unfinished)
+            found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
             # All of them first: the draw depends on which trials run.
             for trial in found:
                 if trial.state == TrialState.WAITING:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
+            self._view.reload()
             # A trial whose draw was interrupted is the last.
             for trial in sorted(found, key=lambda trial: trial.number):
                 if trial.number not in self.open:
@@ -169,24 +169,24 @@ class Trials:
         return list(self.open.values())
 
     def ask(self) -> OpenTrial:
-        """Flush, and draw the parameters of a new trial.
+        """Flush, and draw a new trial.
 
         Raises:
-            StorageError, UnreachableError: the database does not answer. A trial that was created already is drawn by
-                the next call.
+            StorageError, UnreachableError: the database does not answer. A trial that was created nevertheless is
+                returned by the next call.
         """
         self.flush()
-        fixed = point(self._section, self.asked + self.refused)
+        fixed = point(self._section, self.asked + self.refused) or {}
         with storage_errors(self._name):
-            if self._created is None:
-                self._created = self._orphan() if self._unsure else None
-                self._unsure = True
-                if self._created is None:
-                    self._created = self._create(fixed)
-                self._unsure = False
-            trial = self._draw(self._created, number=self._next)
-        self._created = None
-        _check_fixed(fixed or {}, trial)
+            created = self._orphan() if self._unsure else None
+            if created is None:
+                with self._view.draft(self._next, fixed) as draft:
+                    params = self._draw(draft, number=self._next)
+                    _check_fixed(fixed, params, number=self._next)
+                    self._unsure = True
+                    created = self._view.create()
+            self._unsure = False
+        trial = OpenTrial(created.number, dict(created.params), created._trial_id, self._clock())  # noqa: SLF001
         self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
@@ -220,10 +220,10 @@ class Trials:
         trial.reports[epoch] = report = Report(dict(metrics), order, best)
         # First the metrics: a value has its place.
         if report != before:
-            self._writes.report(trial.optuna, epoch=epoch, report=report)
+            self._writes.report(trial.trial_id, epoch=epoch, report=report)
         if not several and math.isfinite(value) and trial.reported.get(epoch) != value:
             trial.reported[epoch] = value
-            self._writes.value(trial.optuna, epoch=epoch, value=value)
+            self._writes.value(trial.trial_id, epoch=epoch, value=value)
 
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
@@ -249,7 +249,7 @@ class Trials:
             feasible=not usable or all(excess <= 0 for excess in broken.values()),
         )
         self._writes.end(
-            trial.optuna,
+            trial.trial_id,
             record,
             _STATES[status],
             reports=trial.reports,
@@ -263,7 +263,7 @@ class Trials:
 
     def refuse(self, number: int, reason: str) -> None:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
-        self._writes.refuse(self.open.pop(number).optuna, reason)
+        self._writes.refuse(self.open.pop(number).trial_id, reason)
         self.asked -= 1
         self.refused += 1
 
@@ -282,7 +282,7 @@ class Trials:
             duration_s=self._duration_s(trial),
             metrics=trial.metrics,
         )
-        self._writes.end(trial.optuna, so_far, "WAITING", reports=trial.reports)
+        self._writes.end(trial.trial_id, so_far, "WAITING", reports=trial.reports)
 
     def flush(self) -> None:
         """Write reports and ends, in order. What cannot be written stays for the next call.
@@ -303,52 +303,38 @@ class Trials:
             return
         with storage_errors(self._name):
             for trial in self.open.values():
-                self._storage.record_heartbeat(trial.optuna._trial_id)  # noqa: SLF001
+                self._storage.record_heartbeat(trial.trial_id)
         self._beaten_s = self._clock()
 
-    def _create(self, fixed: Mapping[str, Scalar] | None) -> int:
-        """Create a running trial with its fixed parameters in one write, and return its id.
-
-        Optuna's own ``ask`` first reads all trials to find a waiting one; here those are reopened once, at a resume.
-        """
-        from optuna.trial import TrialState, create_trial
-
-        made = None
-        if fixed:
-            made = create_trial(state=TrialState.RUNNING, system_attrs={_FIXED: dict(fixed)})
-        return int(self._storage.create_new_trial(self._study._study_id, template_trial=made))  # noqa: SLF001
-
-    def _orphan(self) -> int | None:
+    def _orphan(self) -> Any:
         """Return the trial that an earlier call created, whose answer was lost with the connection."""
         from optuna.trial import TrialState
 
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        found = [trial._trial_id for trial in running if trial.number >= self._next and trial.number not in self.open]  # noqa: SLF001
-        return found[0] if found else None
+        self._view.reload()
+        running = self._view.get_all_trials(self._study._study_id, deepcopy=False, states=(TrialState.RUNNING,))  # noqa: SLF001
+        found = (trial for trial in running if trial.number >= self._next and trial.number not in self.open)
+        return next(found, None)
 
-    def _draw(self, trial_id: int, *, number: int) -> OpenTrial:
-        """Draw the missing parameters of a trial with the sampler for its number.
-
-        ``number`` is the expected one; it differs where another program has added trials.
-        """
+    def _draw(self, trial_id: int, *, number: int) -> dict[str, Scalar]:
+        """Draw the missing parameters of a trial of the view with the sampler for its number."""
         from optuna.trial import Trial
 
         # A copy has its own cache of ended trials, which is valid for one draw.
         study = copy.copy(self._study)
+        study._storage = self._view  # noqa: SLF001
         study.sampler = sampler_of(self._section, objectives=self.objectives, number=number)
-        trial = Trial(study, trial_id)
-        if trial.number != number:
-            return self._draw(trial_id, number=trial.number)
-        params = draw(trial, self._section.space, order=self._order)
-        return OpenTrial(number, params, trial, self._clock())
+        return draw(Trial(study, trial_id), self._section.space, order=self._order)
 
     def _reopen(self, trial: Any) -> OpenTrial:
         """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
-        opened = self._draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
+        trial_id = trial._trial_id  # noqa: SLF001 - the storage interface's own key
+        params = self._draw(trial_id, number=trial.number)
+        self._view.store(trial_id)
+        opened = OpenTrial(trial.number, params, trial_id, self._clock())
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.reported = dict(trial.intermediate_values)
         opened.reports = reports_of(trial)
-        self._writes.stored[trial._trial_id] = set(stored_reports(trial))  # noqa: SLF001
+        self._writes.stored[trial_id] = set(stored_reports(trial))
         opened.metrics = {name: value for name, value in kept.get("metrics", {}).items() if value is not None}
         for report in opened.reports.values():
             if report.best:  # written after a suspension, whose own metrics may be older
@@ -381,15 +367,15 @@ class Trials:
         return trial.before_s + self._clock() - trial.started
 
 
-def _check_fixed(fixed: Mapping[str, Scalar], trial: OpenTrial) -> None:
+def _check_fixed(fixed: Mapping[str, Scalar], params: Mapping[str, Scalar], *, number: int) -> None:
     """Check that what was drawn is what was fixed.
 
     Raises:
         StorageError: Optuna ignored it: a grid would silently be random.
     """
-    if wrong := [key for key, value in fixed.items() if trial.params.get(key) != value]:
+    if wrong := [key for key, value in fixed.items() if params.get(key) != value]:
         raise StorageError(
-            f"Optuna drew another value than the one that trial {trial.number} was given for {', '.join(wrong)}",
+            f"Optuna drew another value than the one that trial {number} was given for {', '.join(wrong)}",
             hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
         )
 

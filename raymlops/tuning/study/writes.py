@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError
 from raymlops.tuning.study.records import ATTRIBUTE, REFUSED, attribute, report_key
-from raymlops.tuning.study.storage import storage_errors
+from raymlops.tuning.study.storage import one_transaction, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.records import TrialRecord
     from raymlops.tuning.study.records import Report
+    from raymlops.tuning.study.view import StudyView
 
 
+_CONSTRAINT = "constraints:"
+"""What Optuna (5.0) puts before the name of a constraint in a trial's system attributes."""
 _BY_RECIPE = "accepted by the recipe"
 
 
@@ -24,8 +27,10 @@ _BY_RECIPE = "accepted by the recipe"
 class _Write:
     """One idempotent write about a trial."""
 
-    trial: Any
-    act: Callable[[], object]
+    trial_id: int
+    """Optuna's."""
+    act: Callable[[Any], object]
+    """Called with Optuna's storage, then with the view of the study."""
     state: str = ""
     """Optuna's state that ends the trial; empty where it does not end."""
     epoch: int | None = None
@@ -35,36 +40,36 @@ class _Write:
 class Writes:
     """The queue of pending writes to one Optuna study."""
 
-    def __init__(self, study: Any, *, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, study: Any, *, view: StudyView, check: Callable[[], None] = lambda: None) -> None:
         """Call ``check`` before each flush: it raises where another process may write now."""
         self._study = study
+        self._view = view
         self._check = check
         self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
         self._queue: deque[_Write] = deque()
         self.stored: dict[int, set[int]] = {}
         """Epochs whose reports have an attribute of their own, by Optuna's id of the trial."""
 
-    def value(self, trial: Any, *, epoch: int, value: float) -> None:
-        """Queue a value of an Optuna trial for an epoch. A later one for the same epoch replaces it.
+    def value(self, trial_id: int, *, epoch: int, value: float) -> None:
+        """Queue a value of a trial for an epoch. A later one for the same epoch replaces it.
 
         Optuna's own ``report`` ignores an epoch that the trial reported before it was interrupted.
         """
         self._queue.append(
-            _Write(trial, lambda: self._storage.set_trial_intermediate_value(_id(trial), epoch, float(value)))
+            _Write(trial_id, lambda storage: storage.set_trial_intermediate_value(trial_id, epoch, float(value)))
         )
 
-    def report(self, trial: Any, *, epoch: int, report: Report) -> None:
-        """Queue the metrics of an Optuna trial for an epoch; they are part of its end if that is queued in time."""
+    def report(self, trial_id: int, *, epoch: int, report: Report) -> None:
+        """Queue the metrics of a trial for an epoch; they are part of its end if that is queued in time."""
 
-        def act() -> None:
-            self._storage.set_trial_system_attr(_id(trial), report_key(epoch), report.to_dict())
-            self.stored.setdefault(_id(trial), set()).add(epoch)
+        def act(storage: Any) -> None:
+            storage.set_trial_system_attr(trial_id, report_key(epoch), report.to_dict())
 
-        self._queue.append(_Write(trial, act, epoch=epoch))
+        self._queue.append(_Write(trial_id, act, epoch=epoch))
 
     def end(
         self,
-        trial: Any,
+        trial_id: int,
         record: TrialRecord,
         state: str,
         *,
@@ -72,33 +77,33 @@ class Writes:
         values: Sequence[float] | None = None,
         constraints: Mapping[str, float] | None = None,
     ) -> None:
-        """Queue the end of an Optuna trial in ``state``, with the values and constraints for its sampler.
+        """Queue the end of a trial in ``state``, with the values and constraints for its sampler.
 
         A trial in the state WAITING is suspended. ``reports`` are all of the trial; those that are not stored yet are
         stored with its end.
 
         ``study.tell`` would read the whole trial first. It also calls the sampler's ``after_trial``, which in TPE, GP
-        and NSGA-II (Optuna 5.0) only calls a ``constraints_func``, which ``set_constraint`` replaces.
+        and NSGA-II (Optuna 5.0) only calls a ``constraints_func``, which constraints of the trial replace.
         """
         from optuna.trial import TrialState
 
-        def write() -> None:
-            known = trial.constraints if constraints else {}
+        stored = self.stored.get(trial_id, set())
+        rest = {epoch: report for epoch, report in reports.items() if epoch not in stored}
+        history = {epoch: report.metrics for epoch, report in rest.items()}
+        orders = {epoch: report.order for epoch, report in rest.items() if report.order is not None}
+        kept = attribute(record, history, orders=orders)
+
+        def act(storage: Any) -> None:
             for key, excess in (constraints or {}).items():
-                if key not in known:
-                    trial.set_constraint(key, excess)
-            stored = self.stored.get(_id(trial), ())
-            rest = {epoch: report for epoch, report in reports.items() if epoch not in stored}
-            history = {epoch: report.metrics for epoch, report in rest.items()}
-            orders = {epoch: report.order for epoch, report in rest.items() if report.order is not None}
-            self._storage.set_trial_user_attr(_id(trial), ATTRIBUTE, attribute(record, history, orders=orders))
-            self._storage.set_trial_state_values(_id(trial), TrialState[state], values)
+                storage.set_trial_system_attr(trial_id, f"{_CONSTRAINT}{key}", excess)
+            storage.set_trial_user_attr(trial_id, ATTRIBUTE, kept)
+            storage.set_trial_state_values(trial_id, TrialState[state], values)
 
-        kept = self.stored.get(_id(trial), set()) | {None}  # one that is stored has changed
-        self._queue = deque(one for one in self._queue if one.trial is not trial or one.epoch in kept)
-        self._queue.append(_Write(trial, write, "" if state == "WAITING" else state))
+        # A report that is stored has changed.
+        self._queue = deque(one for one in self._queue if one.trial_id != trial_id or one.epoch in {None, *stored})
+        self._queue.append(_Write(trial_id, act, "" if state == "WAITING" else state))
 
-    def refuse(self, trial: Any, reason: str) -> None:
+    def refuse(self, trial_id: int, reason: str) -> None:
         """Queue the end of a trial whose point the recipe rejects.
 
         To samplers it is a pruned trial that breaks a constraint: TPE then avoids its neighbourhood, which it would not
@@ -106,16 +111,15 @@ class Writes:
         """
         from optuna.trial import TrialState
 
-        def write() -> None:
-            self._storage.set_trial_system_attr(_id(trial), REFUSED, reason)
-            if _BY_RECIPE not in trial.constraints:
-                trial.set_constraint(_BY_RECIPE, 1.0)
-            self._storage.set_trial_state_values(_id(trial), TrialState.PRUNED, None)
+        def act(storage: Any) -> None:
+            storage.set_trial_system_attr(trial_id, REFUSED, reason)
+            storage.set_trial_system_attr(trial_id, f"{_CONSTRAINT}{_BY_RECIPE}", 1.0)
+            storage.set_trial_state_values(trial_id, TrialState.PRUNED, None)
 
-        self._queue.append(_Write(trial, write, "PRUNED"))
+        self._queue.append(_Write(trial_id, act, "PRUNED"))
 
     def flush(self) -> None:
-        """Write everything in order. A write that fails stays in the queue, with those behind it.
+        """Write everything in order, in one transaction. What cannot be written stays in the queue.
 
         Raises:
             UnreachableError: the database does not answer.
@@ -123,33 +127,48 @@ class Writes:
                 this write alone is dropped.
             LeaseLostError: another driver has taken the study over; nothing is written.
         """
+        from optuna.exceptions import UpdateFinishedTrialError
+        from sqlalchemy.exc import IntegrityError
+
         self._check()
         if not self._queue:
             return
         with storage_errors(f"Optuna's study {self._study.study_name}"):
+            try:
+                with one_transaction(self._storage):
+                    for write in self._queue:
+                        write.act(self._storage)
+            except (UpdateFinishedTrialError, IntegrityError):
+                self._flush_singly()  # another process has written about one of the trials
             while self._queue:
-                try:
-                    self._written(self._queue[0])
-                except StorageError:
-                    self._queue.popleft()
-                    raise
-                self._queue.popleft()
+                self._wrote(self._queue.popleft())
 
-    def _written(self, write: _Write) -> None:
+    def _flush_singly(self) -> None:
+        while self._queue:
+            try:
+                self._write(self._queue[0])
+            except StorageError:
+                self._queue.popleft()
+                self._view.reload()
+                raise
+            self._wrote(self._queue.popleft())
+
+    def _write(self, write: _Write) -> None:
         from optuna.exceptions import UpdateFinishedTrialError
 
         try:
-            write.act()
+            write.act(self._storage)
         except UpdateFinishedTrialError as error:
             # Written before, and the answer was lost? For a report, the end that follows it decides.
-            stored = self._storage.get_trial(_id(write.trial)).state.name
-            if write.state and write.state != stored:
+            found = self._storage.get_trial(write.trial_id)
+            if write.state and write.state != (stored := found.state.name):
                 raise StorageError(
-                    f"trial {write.trial.number} of Optuna's study {self._study.study_name} was ended by another "
+                    f"trial {found.number} of Optuna's study {self._study.study_name} was ended by another "
                     f"process: {stored} there, {write.state} here",
                     hint="Let no other process optimize this study: only raymlops may run its trials.",
                 ) from error
 
-
-def _id(trial: Any) -> int:
-    return int(trial._trial_id)  # noqa: SLF001 - the storage interface asks for it, and a trial has no public id
+    def _wrote(self, write: _Write) -> None:
+        write.act(self._view)
+        if write.epoch is not None:
+            self.stored.setdefault(write.trial_id, set()).add(write.epoch)

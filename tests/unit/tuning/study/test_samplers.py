@@ -118,12 +118,10 @@ CMAES = pytest.param(
     ],
 )
 def test_a_driver_that_dies_at_any_write_changes_no_suggestion(tmp_path, sampler, objectives, last, from_number):
-    """Also where the trial that it was drawing has some of its parameters only, or none."""
     whole = Uninterrupted(
         tmp_path, section=section_of(sampler=sampler), objectives=objectives, last=last, from_number=from_number
     )
-    # Made, drawn (three parameters or four), reported on, described and ended.
-    assert len(whole.copies) >= (last - from_number) * 6
+    assert len(whole.copies) >= (last - from_number) * 2  # drawn and ended
     for copy in whole.copies:
         assert whole.resumed(copy) == whole.drawn, copy.name
 

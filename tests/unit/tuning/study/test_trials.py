@@ -247,19 +247,21 @@ def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, tr
     assert other.tell(0, "pruned").duration_s == 35
 
 
-def test_a_failing_draw_leaves_one_trial_that_the_next_ask_draws(storage, study, clock):
+def test_a_failing_draw_leaves_no_trial(study, clock):
     section = SECTION.model_copy(update={"enqueue": [{"train.optimizer": "none of them"}]})
     trials = Trials(study, section=section, objectives=LOSS, clock=clock)
     for _ in range(2):
         with pytest.raises(ValueError, match="none of them"):
             trials.ask()
-    assert len(study.trials) == 1
+    assert study.trials == []
 
 
-def test_a_trial_that_another_program_adds_does_not_confuse_the_numbers(storage, trials):
+def test_a_trial_that_another_program_adds_does_not_confuse_the_numbers(storage, study, trials):
     trials.ask()
     storage.create_new_trial(load_study(storage, "s")._study_id)
-    assert trials.ask().number == 2
+    later = [trials.ask() for _ in range(2)]
+    assert [trial.number for trial in later] == [2, 3]
+    assert [study.trials[trial.number].params for trial in later] == [trial.params for trial in later]
 
 
 def test_several_objectives_are_all_told(storage, clock):
@@ -348,21 +350,75 @@ def test_the_newest_thousand_epochs_are_kept(storage, study, trials):
     assert orders == list(range(1102))  # the scheduler judges all of them again where the sweep is resumed
 
 
-def test_a_short_trial_costs_the_database_one_write_for_each_of_its_parts(storage, study, trials):
-    """One to make it, one for each parameter, one each for its report, its attribute and its end."""
-    written, writes = [], []
-    event.listen(storage.engine, "before_cursor_execute", lambda _c, _cur, sql, *_: written.append(not _reads(sql)))
+@pytest.fixture
+def transactions(storage):
+    """The statements of each transaction that wrote something."""
+    statements, found = [], []
+    event.listen(storage.engine, "before_cursor_execute", lambda _c, _cur, sql, *_: statements.append(sql))
 
     @event.listens_for(storage.engine, "commit")
-    def _count(_connection):
-        writes.append(any(written))
-        written.clear()
+    def _commit(_connection):
+        if any(not _reads(sql) for sql in statements):
+            found.append(list(statements))
+        statements.clear()
 
+    return found
+
+
+def test_a_short_trial_is_two_transactions(study, trials, transactions):
+    """One with all that was drawn, one with all that it came to."""
     number = trials.ask().number
-    report(trials, number, [0.5])
+    report(trials, number, [0.5, 0.4])
     trials.tell(number, "complete")
     trials.flush()
-    assert sum(writes) == 1 + len(study.trials[0].params) + 3
+    assert len(transactions) == 2
+    assert study.trials[0].params == trials.records[0].params
+
+
+def test_what_several_trials_have_reported_is_one_transaction(study, trials, transactions):
+    numbers = [trials.ask().number for _ in range(3)]
+    del transactions[:]
+    for number in numbers:
+        report(trials, number, [0.5])
+    trials.suspend(numbers[0])
+    trials.tell(numbers[1], "failed", reason="x")
+    trials.flush()
+    assert len(transactions) == 1
+    assert [trial.state.name for trial in study.trials] == ["WAITING", "FAIL", "RUNNING"]
+    assert reports_of(study.trials[2])[1].metrics == {"validation/loss": 0.5}
+
+
+def test_a_draw_reads_nothing_of_the_trials_before(trials, transactions):
+    """Otherwise it takes the longer the more there are."""
+    counts = []
+    for _ in range(12):
+        ended(trials, "complete", [0.5])
+        counts.append([len(statements) for statements in transactions])
+        del transactions[:]
+    made, told = counts[-1]
+    assert made <= 4 * 3 + 6  # of up to three parameters
+    assert told <= 12
+
+
+def test_a_write_that_fails_undoes_those_of_its_transaction(study, trials, monkeypatch):
+    """A crash, or a server that breaks off, leaves no trial half told."""
+    number = trials.ask().number
+    report(trials, number, [0.5])
+    trials.flush()
+    report(trials, number, [0.4], first_epoch=2)
+    trials.tell(number, "complete")
+    stop = OperationalError("UPDATE", {}, Exception("server closed the connection"))
+    with monkeypatch.context() as patch:
+
+        def broken(*_args, **_kwargs):
+            raise stop
+
+        patch.setattr(type(trials._storage), "set_trial_state_values", broken)
+        with pytest.raises(UnreachableError):
+            trials.flush()
+        assert "raymlops" not in study.trials[0].user_attrs
+    trials.flush()
+    assert (study.trials[0].state, study.trials[0].value) == (TrialState.COMPLETE, 0.4)
 
 
 def _reads(statement):
@@ -445,7 +501,6 @@ def test_an_optuna_that_ignores_given_parameters_is_refused(study, clock, monkey
     """A grid would silently be random."""
     section = SECTION.model_copy(update={"enqueue": [{"train.lr": 1e-3, "train.optimizer": "adamw"}]})
     trials = Trials(study, section=section, objectives=LOSS, clock=clock)
-    create = trials._storage.create_new_trial
-    monkeypatch.setattr(trials._storage, "create_new_trial", lambda study_id, template_trial=None: create(study_id))
+    monkeypatch.setattr(optuna.trial.Trial, "_is_fixed_param", lambda *_: False)
     with pytest.raises(StorageError, match=r"another value than the one that trial 0 was given for train\.lr"):
         trials.ask()

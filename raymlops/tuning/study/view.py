@@ -1,0 +1,142 @@
+"""The trials of a study in memory, from which samplers draw without reading the database.
+
+Owns that a new trial is in the database with all of its parameters, or not at all: it is drawn here first. Knows the
+trials that its own process writes; those of other programs only after ``reload``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from raymlops.tuning.study.history import History
+from raymlops.tuning.study.storage import one_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Mapping, Sequence
+
+FIXED = "fixed_params"
+"""The system attribute by which Optuna (5.0) knows parameters that are given."""
+_DRAFT = -1
+"""Optuna's id of a trial that is not in the database yet."""
+
+
+class StudyView:
+    """Stands in for Optuna's storage of one study where its samplers draw.
+
+    What is written about trials stays in memory; everything else goes to the storage.
+    """
+
+    def __init__(self, study: Any) -> None:
+        """Read the trials of a study."""
+        self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
+        self._study_id = study._study_id  # noqa: SLF001 - its key there
+        self.reload()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def reload(self) -> None:
+        """Read the trials again, those that other programs have added too."""
+        found = self._storage.get_all_trials(self._study_id, deepcopy=False)
+        self._trials: dict[int, Any] = {trial._trial_id: trial for trial in found}  # noqa: SLF001
+        self.history = History(self._storage.get_study_directions(self._study_id), found)
+
+    @contextmanager
+    def draft(self, number: int, fixed: Mapping[str, Any] | None) -> Iterator[int]:
+        """Yield the id of a new running trial with its ``fixed`` parameters, for as long as it is drawn."""
+        from optuna.trial import TrialState, create_trial
+
+        draft = create_trial(state=TrialState.RUNNING, system_attrs={FIXED: dict(fixed)} if fixed else None)
+        draft.number, draft._trial_id = number, _DRAFT  # noqa: SLF001
+        self._trials[_DRAFT] = draft
+        try:
+            yield _DRAFT
+        finally:
+            self._trials.pop(_DRAFT, None)
+
+    def create(self) -> Any:
+        """Write the draft, as it was drawn, in one transaction; return the trial (``FrozenTrial``).
+
+        Its number is another one where another program has added trials.
+        """
+        draft = self._trials[_DRAFT]
+        trial_id = int(self._storage.create_new_trial(self._study_id, template_trial=draft))
+        try:
+            expected = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, draft.number)
+        except KeyError:
+            expected = None
+        if trial_id != expected:
+            self.reload()
+            return self._trials[trial_id]
+        created = self._trials[trial_id] = copy.copy(draft)
+        created._trial_id = trial_id  # noqa: SLF001
+        return created
+
+    def store(self, trial_id: int) -> None:
+        """Write what was drawn of a trial that is in the database, in one transaction."""
+        stored, trial = self._storage.get_trial(trial_id), self._trials[trial_id]
+        with one_transaction(self._storage):
+            for key, value in trial.system_attrs.items():
+                if stored.system_attrs.get(key) != value:
+                    self._storage.set_trial_system_attr(trial_id, key, value)
+            for name, distribution in trial.distributions.items():
+                if name not in stored.distributions:
+                    value = distribution.to_internal_repr(trial.params[name])
+                    self._storage.set_trial_param(trial_id, name, value, distribution)
+
+    def get_trial(self, trial_id: int) -> Any:
+        """Return a copy of a trial: Optuna's ``Trial`` changes what it gets."""
+        trial = copy.copy(self._trials[trial_id])
+        trial.params, trial.distributions = dict(trial.params), dict(trial.distributions)
+        trial.system_attrs = dict(trial.system_attrs)
+        return trial
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """Return Optuna's own attributes of a trial."""
+        attributes: dict[str, Any] = self._trials[trial_id].system_attrs
+        return attributes
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:  # noqa: ARG002 - Optuna's signature
+        """Return the trials in the order of their numbers."""
+        found = [trial for trial in self._trials.values() if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any) -> None:
+        """Set a parameter."""
+        trial = self._changed(trial_id)
+        trial.params = {**trial.params, param_name: distribution.to_external_repr(param_value_internal)}
+        trial.distributions = {**trial.distributions, param_name: distribution}
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set an attribute of Optuna's own, as it would be read from a database."""
+        trial = self._changed(trial_id)
+        trial.system_attrs = {**trial.system_attrs, key: json.loads(json.dumps(value))}
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set a user attribute."""
+        trial = self._changed(trial_id)
+        trial.user_attrs = {**trial.user_attrs, key: value}
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        """Set what a trial reported."""
+        trial = self._changed(trial_id)
+        trial.intermediate_values = {**trial.intermediate_values, step: intermediate_value}
+
+    def set_trial_state_values(self, trial_id: int, state: Any, values: Sequence[float] | None = None) -> bool:
+        """Set the state of a trial, and its values."""
+        trial = self._changed(trial_id)
+        trial.state = state
+        if values is not None:
+            trial.values = list(values)
+        if state.is_finished():
+            trial.datetime_complete = datetime.now()  # noqa: DTZ005 - as Optuna's
+            self.history.add(trial)
+        return True
+
+    def _changed(self, trial_id: int) -> Any:
+        trial = self._trials[trial_id] = copy.copy(self._trials[trial_id])
+        return trial
