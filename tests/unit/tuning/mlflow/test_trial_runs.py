@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -526,3 +529,61 @@ def test_whatever_request_fails_a_living_sweep_makes_it_good_itself(
             break
         request += 1
     assert request >= (2 if takes_many else 8)
+
+
+def test_two_sweeps_write_to_one_database_at_once(storage_path: Path) -> None:
+    """While a third party holds its lock now and then: each waits, and each trial has its run."""
+    uri = f"sqlite:///{storage_path}/mlflow.db"
+    sweeps = []
+    for _ in range(2):
+        store = Tracker(uri)
+        parent = store.start_run("e", name="sweep", tags={})
+        sweeps.append((store, parent, over(store, parent)))
+    for number in range(0, 240, 80):
+        with contextlib.closing(sqlite3.connect(storage_path / "mlflow.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _, _, children in sweeps:
+                for index in range(number, number + 80):
+                    run(children, index)
+    for _, _, children in sweeps:
+        children.close()
+        assert children.news() == []
+    for store, parent, _ in sweeps:
+        found = store.children_of(parent)
+        assert sorted(int(one.data.tags["raymlops.trial"]) for one in found) == list(range(240))
+        assert {one.info.status for one in found} == {"FINISHED"}
+
+
+KILLED = """
+import sys
+from raymlops.tracking.client import Tracker
+from raymlops.tuning.mlflow.trial_runs import TrialRuns
+
+children = TrialRuns(Tracker(sys.argv[1]), experiment="e", parent_run_id=sys.argv[2], tags={}, name="trial")
+for number in range(10_000):
+    children.start(number, {"train.lr": 0.1, "train.optimizer": "sgd"})
+    children.log(number, epoch=1, metrics={"validation/loss": 0.5})
+    children.log(number, epoch=2, metrics={"validation/loss": 0.4})
+    children.end(number, "complete")
+children.close()
+"""
+
+
+def test_a_sweep_killed_between_two_transactions_leaves_whole_runs(store: Tracker, parent: str) -> None:
+    """kill -9 of the process: what is in MLflow is complete, and a resume writes the rest."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, store.uri, parent])
+    until(lambda: len(store.children_of(parent)) > 100)
+    process.kill()
+    process.wait()
+    found = store.children_of(parent)
+    assert 100 < len(found) < 10_000
+    for one in found[:100]:
+        complete(store, parent, int(one.data.tags["raymlops.trial"]), "complete")
+    last = max(int(one.data.tags["raymlops.trial"]) for one in found)
+    resumed = over(store, parent)
+    resumed.adopt()
+    for number in (0, last, last + 1):
+        resumed.mirror(record(number), HISTORY)
+    resumed.close()
+    assert len(store.children_of(parent)) == len(found) + 1
+    complete(store, parent, last + 1, "complete")
