@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import posixpath
 import re
 import time
 from pathlib import Path
@@ -19,8 +18,9 @@ from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path, sqlite_under
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.tracking.database import check_schema, database_file, ensure_database
+from raymlops.tracking.entities import metric_key, metrics_of, params_of, shortened, tags_of
 from raymlops.tracking.failures import converted_errors
-from raymlops.tracking.params import MAX_VALUE_CHARS
+from raymlops.tracking.run_tables import RunTables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import MetricPoint
+    from raymlops.tracking.run_tables import RunWrite
 
 METRIC_BATCH = 900
 PARAM_BATCH = 100
 """Metrics, and parameters or tags, per request: MLflow accepts 1,000 items, at most 100 of them other than metrics."""
-MAX_TAG_CHARS = 5000
 ARTIFACTS = "mlartifacts"
 """Folder of the runs' artifacts, beside the SQLite file."""
 _PROBE_TIMEOUT_S = 5.0
-_PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag: the id of the run that a run is a child of."""
 
 
 class Latest(NamedTuple):
@@ -97,10 +98,11 @@ class Tracker:
         self._file = database_file(uri)
         self.artifacts = artifacts or (str(self._file.parent / ARTIFACTS) if self._file else None)
         self._client: Any = None
+        self._tables: RunTables | None = None
         self._experiment_ids: dict[str, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}
+        return {**self.__dict__, "_client": None, "_tables": None}
 
     def __repr__(self) -> str:
         return f"Tracker({self.shown_uri!r})"
@@ -163,12 +165,10 @@ class Tracker:
         start_time_ms: int | None = None,
     ) -> str:
         """Create a run, and its experiment if it is missing; return the run's id."""
-        all_tags = {key: _cut(value) for key, value in tags.items()}
-        if parent_run_id is not None:
-            all_tags[_PARENT] = parent_run_id
+        all_tags = shortened(tags) | ({} if parent_run_id is None else {PARENT: parent_run_id})
         with self.errors():
             # Forgotten if creating the run fails: the experiment may have been deleted.
-            experiment_id = self._experiment_ids.pop(experiment, None) or self._experiment(experiment)
+            experiment_id = self._experiment_ids.pop(experiment, None) or self._experiment(experiment).experiment_id
             run = self.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=name)
             self._experiment_ids[experiment] = experiment_id
             return str(run.info.run_id)
@@ -186,11 +186,7 @@ class Tracker:
         MLflow's SQL stores keep one point per name, step, value and timestamp (their primary key, 3.17), and accept a
         parameter again with the same value, so a repeated request changes nothing.
         """
-        from mlflow.entities import Metric, Param, RunTag
-
-        metrics = [Metric(metric_key(key), value, ms, step) for key, value, step, ms in points]
-        settings = [RunTag(key, _cut(value)) for key, value in (tags or {}).items()]
-        values = [Param(metric_key(key), value[:MAX_VALUE_CHARS]) for key, value in (params or {}).items()]
+        metrics, settings, values = metrics_of(points), tags_of(tags or {}), params_of(params or {})
         with self.errors():
             while metrics or settings or values:
                 first = values[:PARAM_BATCH]
@@ -199,6 +195,23 @@ class Tracker:
                 last = settings[:room] if len(metrics) <= METRIC_BATCH and len(values) <= PARAM_BATCH else []
                 self.client.log_batch(run_id, metrics=metrics[:METRIC_BATCH], params=first, tags=last)
                 metrics, settings, values = metrics[METRIC_BATCH:], settings[len(last) :], values[len(first) :]
+
+    @property
+    def takes_many(self) -> bool:
+        """Return whether ``write_runs`` can be used. Asks no database."""
+        _quiet()
+        return RunTables.is_supported(self.uri)
+
+    def write_runs(self, writes: Sequence[RunWrite]) -> set[str]:
+        """Write many runs at once, each whole or not at all; a repeated call changes nothing.
+
+        Return the ids of those that were written; the client says why, where the others are written by it.
+        """
+        with self.errors():
+            if self._tables is None:
+                assert self.client is not None  # it checks the schema, which the store may change otherwise
+                self._tables = RunTables(self.uri)
+            return self._tables.write(writes, experiment=self._experiment)
 
     def log_text(self, run_id: str, text: str, path: str) -> None:
         """Write text as the artifact ``path``."""
@@ -262,7 +275,7 @@ class Tracker:
         from mlflow.utils import get_results_from_paginated_fn
 
         experiment_id = self.run(run_id).info.experiment_id
-        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {_PARENT: run_id, **(tags or {})}.items())
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {PARENT: run_id, **(tags or {})}.items())
 
         with self.errors():
             search = functools.partial(self.client.search_runs, [experiment_id], wanted)
@@ -293,12 +306,13 @@ class Tracker:
         """Convert the errors of MLflow, SQL and HTTP."""
         return converted_errors(self.uri, not_found=not_found)
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str) -> Any:
+        """Return MLflow's ``Experiment`` of a name, which is active; create it if it is missing."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             location = None if self.artifacts is None else f"{self.artifacts}/{name}"
             try:
-                return str(self.client.create_experiment(name, artifact_location=location))
+                return self.client.get_experiment(self.client.create_experiment(name, artifact_location=location))
             except Exception as error:
                 if getattr(error, "error_code", "") != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -309,7 +323,7 @@ class Tracker:
                 f"the MLflow experiment {name!r} was deleted",
                 hint=f"Restore it (mlflow experiments restore -x {found.experiment_id}) or set tracking.experiment.",
             )
-        return str(found.experiment_id)
+        return found
 
 
 def now_ms() -> int:
@@ -328,18 +342,8 @@ def steps_of(run: Any) -> dict[str, int]:
     return {key: point.step for key, point in latest_of(run).items()}
 
 
-def metric_key(name: str) -> str:
-    """Return a valid MLflow name: letters, digits, ``_ - . / :`` and spaces, as a normalized path."""
-    name = re.sub(r"[^\w\-./: ]", "_", name)[:250]
-    return posixpath.normpath("/" + name).lstrip("/") or "_"
-
-
 def _is_sql(uri: str) -> bool:
     return re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri) is not None
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= MAX_TAG_CHARS else value[: MAX_TAG_CHARS - 3] + "..."
 
 
 def _quiet() -> None:

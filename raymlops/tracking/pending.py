@@ -8,19 +8,32 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from raymlops.tracking.artifacts import PendingArtifacts
-from raymlops.tracking.client import Latest, latest_of, metric_key
+from raymlops.tracking.client import METRIC_BATCH, Latest, latest_of
+from raymlops.tracking.entities import metric_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from raymlops.records import MetricPoint
+    from raymlops.tracking.run_tables import NewRun
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 DROPPED = "raymlops.dropped_points"
 """Tag: the number of points that were lost because MLflow was unavailable for too long."""
+
+
+class Batch(NamedTuple):
+    """What is sent of a run at once."""
+
+    points: list[MetricPoint]
+    tags: dict[str, str]
+    params: dict[str, str]
+    kept: dict[str, float]
+    ending: tuple[RunStatus, int] | None
+    """None where something else is to be sent before."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +45,10 @@ class PendingRun:
     """None until it is created."""
     create: Callable[[bool], str] | None = None
     """Creates the run and returns its id; the argument says whether an earlier request may have created it already."""
+    new_run: NewRun | None = None
+    """What creates the run where many are written at once."""
+    alone: bool = False
+    """It is not written with others: MLflow rejected something that was."""
     recoverable: bool = False
     """Whether its points can be logged again later: then the newest points are dropped when too many are pending, and
     rejected ones are given up at once."""
@@ -68,6 +85,11 @@ class PendingRun:
     """The last request failed, and the server has not been probed since."""
     rejections: list[Exception] = field(default_factory=list)
     """Consecutive requests that MLflow answered with an error."""
+
+    @property
+    def known_id(self) -> str | None:
+        """Return the id that the run has or will have; None where MLflow chooses it and has not yet."""
+        return self.new_run.run_id if self.new_run is not None else self.run_id
 
     @property
     def has_batch(self) -> bool:
@@ -109,13 +131,23 @@ class PendingRun:
         self.dropped += num_points
         self.tags[DROPPED] = str(self.dropped)
 
-    def sent(self, tags: dict[str, str], kept: dict[str, float]) -> None:
-        """Forget the batch that was sent, with these tags and kept metrics; both may have new values meanwhile."""
+    def take(self) -> Batch:
+        """Return what is to be sent next."""
+        points = self.points[:METRIC_BATCH]
+        self.in_flight = len(points)
+        last = self.in_flight == len(self.points)
+        kept, ending = (self.kept, self.ending) if last else ({}, None)
+        if ending is not None:
+            points += self.final(at_ms=ending[1])
+        return Batch(points, dict(self.tags), dict(self.params), kept, None if self.artifacts else ending)
+
+    def sent(self, batch: Batch) -> None:
+        """Forget the batch that was sent; tags and kept metrics may have new values meanwhile."""
         del self.points[: self.in_flight]
         self.in_flight = 0
         self.params = {}
-        self.tags = {key: value for key, value in self.tags.items() if tags.get(key) != value}
-        self.kept = {} if self.kept is kept else self.kept
+        self.tags = {key: value for key, value in self.tags.items() if batch.tags.get(key) != value}
+        self.kept = {} if self.kept is batch.kept else self.kept
 
     def clear(self) -> None:
         """Forget everything but the end."""

@@ -20,7 +20,7 @@ from raymlops.tracking.failures import refused, said
 from raymlops.tracking.pending import DROPPED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from raymlops.records import Artifact, MetricPoint
     from raymlops.tracking.client import Tracker
@@ -221,30 +221,30 @@ class Sender:
                 self._notices.append("MLflow accepts data again: sending what was buffered")
         self.changed.notify_all()
 
-    def _failed(self, run: PendingRun, error: Exception) -> None:
-        # A rejection counts only where the server was well before it.
-        rejected = not run.unchecked and (
-            isinstance(error, NotFoundError) or (isinstance(error, TrackingError) and refused(error))
-        )
+    def _failed(self, runs: Sequence[PendingRun], error: Exception, *, repeatable: bool = False) -> None:
+        """Note that a request of these runs failed; the next one reads what it did, unless it is ``repeatable``."""
         if not self.failing:
             self._notices.append(f"MLflow accepts no data; it is buffered until it does: {said(error)}")
-        self.failing.add(run.name)
         self._error = error
-        run.failures += 1
-        run.unchecked = True
         longest_s = min(self._max_retry_s, CLOSING_RETRY_S) if self._closing else self._max_retry_s
-        retry_s = min(FIRST_RETRY_S * 2.0 ** min(run.failures - 1, 10), longest_s)
-        if rejected:
-            run.rejections.append(error)
-            retry_s = longest_s
-        else:
-            run.rejections.clear()
-            run.unread = True
+        refusal = isinstance(error, NotFoundError) or (isinstance(error, TrackingError) and refused(error))
+        if not refusal or any(run.unchecked for run in runs):
             self._failures += 1
             pause_s = min(FIRST_RETRY_S * 2.0 ** min(self._failures - 1, 10), longest_s)
             self._paused_until_s = self._clock() + pause_s
-        run.not_before_s = self._clock() + retry_s
-        self.schedule(run)
+        for run in runs:
+            self.failing.add(run.name)
+            retry_s = min(FIRST_RETRY_S * 2.0 ** min(run.failures, 10), longest_s)
+            if refusal and not run.unchecked:  # it counts only where the server was well before it
+                run.rejections.append(error)
+                retry_s = longest_s
+            else:
+                run.rejections.clear()
+                run.unread = run.unread or not repeatable
+            run.failures += 1
+            run.unchecked = True
+            run.not_before_s = self._clock() + retry_s
+            self.schedule(run)
 
     def _close(self, run: PendingRun, *, deleted: bool = False) -> None:
         """Forget a run."""
@@ -274,12 +274,16 @@ class Sender:
 
     def _work(self) -> None:
         while (run := self._next()) is not None:
-            try:
-                while not self._given_up and self._step(run):
-                    pass
-            except Exception as error:
-                with self.changed:
-                    self._failed(run, error)
+            self._work_on(run)
+
+    def _work_on(self, run: PendingRun) -> None:
+        """Send what is due of a run."""
+        try:
+            while not self._given_up and self._step(run):
+                pass
+        except Exception as error:
+            with self.changed:
+                self._failed([run], error)
 
     def _step(self, run: PendingRun) -> bool:
         """Send the next request of a run; return whether another one may follow."""
@@ -331,15 +335,10 @@ class Sender:
 
     def _send(self, run: PendingRun, run_id: str) -> None:
         with self.changed:
-            points, tags, params = run.points[:METRIC_BATCH], dict(run.tags), dict(run.params)
-            run.in_flight = len(points)
-            kept: dict[str, float] = {}
-            if run.ending is not None and len(points) == len(run.points):
-                kept = run.kept
-                points = [*points, *run.final(at_ms=run.ending[1])]
-        self._tracker.log_batch(run_id, points, tags, params=params)
+            batch = run.take()
+        self._tracker.log_batch(run_id, batch.points, batch.tags, params=batch.params)
         with self.changed:
-            run.sent(tags, kept)
+            run.sent(batch)
             run.flush_s = self._clock() + FLUSH_EVERY_S
             self._settle(run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from raymlops.tracking.client import MAX_TAG_CHARS
+from raymlops.tracking.entities import MAX_TAG_CHARS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

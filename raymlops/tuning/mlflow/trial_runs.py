@@ -3,20 +3,23 @@
 Owns what is logged of a trial, which of two runs of one trial is kept, and what a resumed sweep completes. Nothing but
 ``adopt`` and ``close`` waits for MLflow. Knows nothing of Ray Tune and Optuna, nor of how data is sent.
 
-A short trial takes three requests: create, log, end.
+A short trial takes three requests: create, log, end. To a database many trials are written in one transaction.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.tracking.client import now_ms, steps_of
+from raymlops.tracking.bulk_sender import BulkSender
+from raymlops.tracking.client import PARENT, now_ms, steps_of
 from raymlops.tracking.params import flatten
 from raymlops.tracking.pending import DROPPED, PendingRun
+from raymlops.tracking.run_tables import NewRun
 from raymlops.tracking.sender import FLUSH_EVERY_S, MAX_PENDING, MAX_RETRY_S, Sender
 from raymlops.training.runs.writer import REASON
 from raymlops.tuning.trial.reported_values import STEP
@@ -84,7 +87,8 @@ class TrialRuns:
         self._clock = clock
         self._known: dict[int, KnownRun] = {}
         self._parent = PendingRun("the sweep", parent_run_id, recoverable=True, last_step=self._reconcile)
-        self._sender = Sender(
+        self._in_bulk = tracker.takes_many
+        self._sender = (BulkSender if self._in_bulk else Sender)(
             tracker, on_closed=self._closed, clock=clock, max_pending=max_pending, max_retry_s=retry_s
         )
         self._changed = self._sender.changed
@@ -164,10 +168,12 @@ class TrialRuns:
             )
 
     def run_id(self, number: int) -> str | None:
-        """Return the MLflow run of a trial; None until it is created."""
+        """Return the MLflow run of a trial; None until it is created where MLflow chooses the id."""
         with self._changed:
-            found = self._pending(number) or self._known.get(number)
-            return None if found is None else found.run_id
+            if (run := self._pending(number)) is not None:
+                return run.known_id
+            known = self._known.get(number)
+            return None if known is None else known.run_id
 
     def set_parent(self, tags: Mapping[str, str]) -> None:
         """Set tags of the sweep's own run with its next batch."""
@@ -215,6 +221,8 @@ class TrialRuns:
                 params=flatten(dict(params)),
             )
             run.create = partial(self._create, number, run.started_ms)
+            if self._in_bulk and known is None:
+                run.new_run = self._new(number, run.started_ms)
         elif run.ending is not None:
             run.ending, run.unread, run.kept = None, True, {}
             run.tags.pop(TRIAL_STATUS, None)
@@ -224,13 +232,12 @@ class TrialRuns:
         trial = {TRIAL: str(number)}
         if maybe_created and (found := self._tracker.children_of(self._parent_run_id, tags=trial)):
             return str(_by_trial(found)[number][0].info.run_id)
-        return self._tracker.start_run(
-            self._experiment,
-            name=f"{self._name}-{number}",
-            tags={**self._tags, "raymlops.kind": "trial", **trial},
-            parent_run_id=self._parent_run_id,
-            start_time_ms=started_ms,
-        )
+        new = self._new(number, started_ms)
+        return self._tracker.start_run(new.experiment, name=new.name, tags=new.tags, start_time_ms=new.started_ms)
+
+    def _new(self, number: int, started_ms: int) -> NewRun:
+        tags = {**self._tags, "raymlops.kind": "trial", TRIAL: str(number), PARENT: self._parent_run_id}
+        return NewRun(uuid.uuid4().hex, self._experiment, f"{self._name}-{number}", tags, started_ms)
 
     def _end(
         self,

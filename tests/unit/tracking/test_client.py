@@ -19,7 +19,8 @@ import pytest
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import ConfigError, NotFoundError, TrackingError
-from raymlops.tracking.client import Tracker, metric_key, steps_of, tracker
+from raymlops.tracking.client import Tracker, steps_of, tracker
+from raymlops.tracking.entities import metric_key
 from raymlops.tracking.failures import refused
 
 if TYPE_CHECKING:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -22,17 +25,23 @@ PARAMS = {"train.lr": 0.1, "train.optimizer": "sgd"}
 TEXTS = {"train.lr": "0.1", "train.optimizer": "sgd"}
 HISTORY = {1: {"validation/loss": 0.5}, 2: {"validation/loss": 0.4}}
 RUN_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "waiting": "KILLED"}
-CREATE, BATCH, END = "start_run", "log_batch", "end_run"
+CREATE, BATCH, END, TOGETHER = "start_run", "log_batch", "end_run", "write_runs"
 
 
 class Line:
     """A tracker behind a line that can break: at the ``breaks_at``-th request, or from then on (``for_good``).
 
-    ``late``: the request is carried out, and its answer is lost.
+    ``late``: the request is carried out, and its answer is lost. ``takes_many``: runs are written together.
     """
 
     def __init__(
-        self, tracker: Tracker, *, breaks_at: int | None = None, late: bool = False, for_good: bool = False
+        self,
+        tracker: Tracker,
+        *,
+        breaks_at: int | None = None,
+        late: bool = False,
+        for_good: bool = False,
+        takes_many: bool = False,
     ) -> None:
         self.sent: list[str] = []
         """Requests that were carried out."""
@@ -43,6 +52,7 @@ class Line:
         self._breaks_at = breaks_at
         self._late = late
         self._for_good = for_good
+        self.takes_many = takes_many
         self.shown_uri = tracker.shown_uri
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -146,6 +156,21 @@ def test_a_short_trial_takes_three_requests(store: Tracker, line: Line, parent: 
     found = child(store, parent, 3)
     assert found.info.run_name == "trial-3"
     assert {"team": "a", "raymlops.kind": "trial", "raymlops.trial": "3"}.items() <= found.data.tags.items()
+
+
+def test_short_trials_are_written_together_to_a_database(store: Tracker, parent: str, clock: Clock) -> None:
+    """The first one at once, the others with the next; their runs are known by the ids that they will have."""
+    line = Line(store, takes_many=True)
+    children = over(line, parent, clock=clock)
+    for number in range(30):
+        run(children, number)
+    ids = [children.run_id(number) for number in range(30)]
+    children.close()
+    assert line.sent.count(TOGETHER) <= 2
+    assert set(line.sent) == {TOGETHER, "children_of"}
+    for number in range(30):
+        complete(store, parent, number, "complete")
+    assert [child(store, parent, number).info.run_id for number in range(30)] == ids
 
 
 @pytest.mark.parametrize("status", ["complete", "pruned", "failed"])
@@ -436,9 +461,11 @@ def resumed_sweep(children: TrialRuns) -> None:
     run(children, 2)
 
 
-def killed_at(store: Tracker, parent: str, work: Callable[[TrialRuns], None], *, request: int, late: bool) -> bool:
+def killed_at(
+    store: Tracker, parent: str, work: Callable[[TrialRuns], None], *, request: int, late: bool, takes_many: bool
+) -> bool:
     """Let a sweep work until its process is killed at a request; return whether it came so far."""
-    line = Line(store, breaks_at=request, late=late, for_good=True)
+    line = Line(store, breaks_at=request, late=late, for_good=True, takes_many=takes_many)
     children = over(line, parent, retry_s=60.0)
 
     def live() -> None:
@@ -453,10 +480,11 @@ def killed_at(store: Tracker, parent: str, work: Callable[[TrialRuns], None], *,
     return line.dead
 
 
+@pytest.mark.parametrize("takes_many", [False, True], ids=["one by one", "together"])
 @pytest.mark.parametrize("late", [False, True], ids=["before it is carried out", "after it"])
 @pytest.mark.parametrize("work", [whole_sweep, resumed_sweep])
 def test_killed_at_any_request_a_sweep_leaves_nothing_that_a_resume_does_not_make_good(
-    store: Tracker, work: Callable[[TrialRuns], None], late: bool
+    store: Tracker, work: Callable[[TrialRuns], None], late: bool, takes_many: bool
 ) -> None:
     """One run a trial, with its status and parameters, and each point once; for each request at which it is killed."""
     request = 0
@@ -464,8 +492,8 @@ def test_killed_at_any_request_a_sweep_leaves_nothing_that_a_resume_does_not_mak
         parent = store.start_run("e", name="sweep", tags={})
         if work is resumed_sweep:
             # A sweep that was killed once before, half-way.
-            killed_at(store, parent, whole_sweep, request=4, late=late)
-        killed = killed_at(store, parent, work, request=request, late=late)
+            killed_at(store, parent, whole_sweep, request=4, late=late, takes_many=False)
+        killed = killed_at(store, parent, work, request=request, late=late, takes_many=takes_many)
         resumed = over(store, parent)
         resumed_sweep(resumed)
         resumed.close()
@@ -474,28 +502,88 @@ def test_killed_at_any_request_a_sweep_leaves_nothing_that_a_resume_does_not_mak
         if not killed:
             break
         request += 1
-    assert request >= 8
+    assert request >= (2 if takes_many else 8)
 
 
+@pytest.mark.parametrize("takes_many", [False, True], ids=["one by one", "together"])
 @pytest.mark.parametrize("late", [False, True], ids=["before it is carried out", "after it"])
 @pytest.mark.parametrize("work", [whole_sweep, resumed_sweep])
 def test_whatever_request_fails_a_living_sweep_makes_it_good_itself(
-    store: Tracker, work: Callable[[TrialRuns], None], late: bool
+    store: Tracker, work: Callable[[TrialRuns], None], late: bool, takes_many: bool
 ) -> None:
     """Also one whose answer alone was lost: no run is made twice, not even for a while."""
     request = 0
     while True:
         parent = store.start_run("e", name="sweep", tags={})
-        line = Line(store, breaks_at=request + (work is resumed_sweep), late=late)  # nothing runs before adopt
+        # Nothing runs before adopt.
+        line = Line(store, breaks_at=request + (work is resumed_sweep), late=late, takes_many=takes_many)
         children = over(line, parent)
         work(children)
         children.close()
         for number, status in enumerate(("complete", "failed")):
             complete(store, parent, number, status)
         assert child(store, parent, 2).data.tags["raymlops.trial_status"] in {"waiting", "complete"}
-        assert line.sent.count(CREATE) == 3
+        assert line.sent.count(CREATE) == (0 if takes_many else 3)
         assert "delete_run" not in line.sent
         if line.count <= request:
             break
         request += 1
-    assert request >= 8
+    assert request >= (2 if takes_many else 8)
+
+
+def test_two_sweeps_write_to_one_database_at_once(storage_path: Path) -> None:
+    """While a third party holds its lock now and then: each waits, and each trial has its run."""
+    uri = f"sqlite:///{storage_path}/mlflow.db"
+    sweeps = []
+    for _ in range(2):
+        store = Tracker(uri)
+        parent = store.start_run("e", name="sweep", tags={})
+        sweeps.append((store, parent, over(store, parent)))
+    for number in range(0, 240, 80):
+        with contextlib.closing(sqlite3.connect(storage_path / "mlflow.db")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _, _, children in sweeps:
+                for index in range(number, number + 80):
+                    run(children, index)
+    for _, _, children in sweeps:
+        children.close()
+        assert children.news() == []
+    for store, parent, _ in sweeps:
+        found = store.children_of(parent)
+        assert sorted(int(one.data.tags["raymlops.trial"]) for one in found) == list(range(240))
+        assert {one.info.status for one in found} == {"FINISHED"}
+
+
+KILLED = """
+import sys
+from raymlops.tracking.client import Tracker
+from raymlops.tuning.mlflow.trial_runs import TrialRuns
+
+children = TrialRuns(Tracker(sys.argv[1]), experiment="e", parent_run_id=sys.argv[2], tags={}, name="trial")
+for number in range(10_000):
+    children.start(number, {"train.lr": 0.1, "train.optimizer": "sgd"})
+    children.log(number, epoch=1, metrics={"validation/loss": 0.5})
+    children.log(number, epoch=2, metrics={"validation/loss": 0.4})
+    children.end(number, "complete")
+children.close()
+"""
+
+
+def test_a_sweep_killed_between_two_transactions_leaves_whole_runs(store: Tracker, parent: str) -> None:
+    """kill -9 of the process: what is in MLflow is complete, and a resume writes the rest."""
+    process = subprocess.Popen([sys.executable, "-c", KILLED, store.uri, parent])
+    until(lambda: len(store.children_of(parent)) > 100)
+    process.kill()
+    process.wait()
+    found = store.children_of(parent)
+    assert 100 < len(found) < 10_000
+    for one in found[:100]:
+        complete(store, parent, int(one.data.tags["raymlops.trial"]), "complete")
+    last = max(int(one.data.tags["raymlops.trial"]) for one in found)
+    resumed = over(store, parent)
+    resumed.adopt()
+    for number in (0, last, last + 1):
+        resumed.mirror(record(number), HISTORY)
+    resumed.close()
+    assert len(store.children_of(parent)) == len(found) + 1
+    complete(store, parent, last + 1, "complete")
