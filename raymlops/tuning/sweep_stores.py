@@ -91,11 +91,14 @@ class SweepStores:
         self.parent.tracker.log_text(self.parent.sweep_id, json.dumps(data, indent=1), "sweep/trials.json")
 
     def records(self) -> tuple[TrialRecord, ...]:
-        """Return the trials that ended, each with the id of its child run."""
+        """Return the trials that ended, each with the id of its child run.
+
+        What MLflow has counts: where it rejected a run, that was created again with another id.
+        """
         return tuple(
             record
-            if record.run_id or record.carried_from
-            else replace(record, run_id=self.trial_runs.run_id(record.number))
+            if record.carried_from
+            else replace(record, run_id=self.trial_runs.run_id(record.number) or record.run_id)
             for record in self.trials.records
         )
 
