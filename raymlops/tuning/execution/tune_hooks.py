@@ -94,6 +94,17 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
         self.controller.tick()
 
     @_kept
+    def withdraw(self, tune_controller: Any) -> None:
+        """Withdraw the trials that have lost their slot before they had a process."""
+        for number in self.controller.surplus:
+            for trial in [trial for trial in tune_controller.get_live_trials() if trial.config["number"] == number]:
+                process = tune_controller._trial_to_actor.get(trial)  # noqa: SLF001
+                if process is not None and not tune_controller._actor_manager.is_actor_started(process):  # noqa: SLF001
+                    # Tune stops it as one that had a process, and would keep an idle one for it.
+                    tune_controller._unstage_trial_with_resources(trial)  # noqa: SLF001
+                    tune_controller.stop_trial(trial)
+
+    @_kept
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record that a trial has a process."""
         self.controller.started(trial.config["number"])

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -54,7 +53,7 @@ SETTINGS = {
 def run_tune(controller: SweepController, *, trainable: Any, scheduler: NumberedScheduler, name: str) -> None:
     """Run trials until the controller has none left or stops."""
     callback = SweepCallback(controller)
-    scheduler.before_start = partial(withdraw, controller)
+    scheduler.before_start = callback.withdraw
     with stop_on_signal(controller), prepared_tune(), scratch() as folder:
         tune.Tuner(
             trainable,
@@ -77,17 +76,6 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
                 verbose=0,
             ),
         ).fit()
-
-
-def withdraw(controller: SweepController, tune_controller: Any) -> None:
-    """Withdraw the trials that have lost their slot before they had a process."""
-    for number in controller.surplus:
-        for trial in [trial for trial in tune_controller.get_live_trials() if trial.config["number"] == number]:
-            process = tune_controller._trial_to_actor.get(trial)  # noqa: SLF001
-            if process is not None and not tune_controller._actor_manager.is_actor_started(process):  # noqa: SLF001
-                # Tune stops it as one that had a process, and would keep an idle one for it.
-                tune_controller._unstage_trial_with_resources(trial)  # noqa: SLF001
-                tune_controller.stop_trial(trial)
 
 
 _shared = SharedContext()
