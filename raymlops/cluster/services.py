@@ -6,6 +6,7 @@ and decides nothing about when to start or end.
 
 from __future__ import annotations
 
+import atexit
 import os
 import resource
 import subprocess
@@ -58,7 +59,7 @@ MAX_HEADER_BYTES = "RAYMLOPS_MAX_HEADER_BYTES"
 """Variable that the guard reads when a process starts to listen, before any model is there that could say it."""
 
 _outliving: list[subprocess.Popen[bytes]] = []
-"""Services are meant to outlive this process; Python warns of a running child that nothing refers to."""
+"""Services are meant to outlive this process; Python warns of a child that nothing refers to and nobody waited for."""
 
 
 def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int = 9101) -> dict[str, str]:
@@ -307,8 +308,17 @@ def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> su
             cwd=log.parent,
             start_new_session=True,  # a Ctrl-C in the terminal is for us to handle, and the services outlive it
         )
+    if not _outliving:
+        atexit.register(_leave)
     _outliving.append(process)
     return process
+
+
+def _leave() -> None:
+    """Let Python exit without a warning of the services: those that ended are collected, the others run on."""
+    for process in _outliving:
+        if process.poll() is None:
+            process.returncode = 0
 
 
 def _status(url: str, *, token: Path | None) -> int | None:

@@ -316,12 +316,10 @@ def newer(what: str, version: int, *, reads: int = CHECKPOINT.version) -> Storag
 
 
 @contextlib.contextmanager
-def verified(
-    uri: str, *, needs: Sequence[str] = (), on_progress: Callable[[], object] = lambda: None
-) -> Iterator[Path]:
-    """Yield a local folder with the content of a checkpoint, every file checked against the manifest.
+def verified(uri: str, *, only: Sequence[str] = (), on_progress: Callable[[], object] = lambda: None) -> Iterator[Path]:
+    """Yield a local folder with the content of a checkpoint, checked against the manifest: all files, or some ``only``.
 
-    A remote one is read once, and checked meanwhile.
+    A remote one is read once, and checked meanwhile. Others than those asked for are not read.
 
     Raises:
         NotFoundError: there is no folder, or no manifest, which is the same.
@@ -330,18 +328,18 @@ def verified(
     """
     with contextlib.ExitStack() as stack:
         if (folder := local_path(uri)) is not None:
-            if (problem := damage(uri, needs=needs, on_progress=on_progress)) is not None:
+            problem = damage(uri, needs=only, check=lambda name: not only or name in only, on_progress=on_progress)
+            if problem is not None:
                 raise unusable(uri, problem)
             yield folder
             return
         folder, files = stack.enter_context(scratch()), contents(uri)
-        for name in needs:
+        for name in only or files:
             if name not in files:
                 raise unusable(uri, f"{name} is not in {MANIFEST}")
-        for name, entry in files.items():
             with (folder / name).open("wb") as target:
                 opened = filesystem.reader(filesystem.join(uri, name))
-                found = mismatch(opened, entry, target, Ticks(on_progress))
+                found = mismatch(opened, files[name], target, Ticks(on_progress))
             if found is not None:
                 raise unusable(uri, damaged(name, *found))
         yield folder

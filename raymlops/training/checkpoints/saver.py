@@ -25,7 +25,6 @@ from raymlops.training.checkpoints.format import (
     Stateful,
     kinds_of,
     optimizers_of,
-    restore,
     write_state,
     write_trainer,
     write_whole,
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from raymlops.training.checkpoints.host_copies import Entries
     from raymlops.training.checkpoints.state import RunState
     from raymlops.training.ema import Ema
-
-__all__ = ["FolderSaver", "Optimizers", "Saver", "Snapshot", "Stateful", "restore"]
 
 _SLACK_BYTES = 1 << 20
 """Room for headers, JSON and the pointer beside the tensors."""

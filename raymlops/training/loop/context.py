@@ -27,7 +27,7 @@ from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from raymlops.data.order import EVALUATION, micro_batches, seed_all
-from raymlops.errors import NonFiniteError, RecipeError, TrainingError, describe
+from raymlops.errors import DamagedError, NonFiniteError, RecipeError, TrainingError, describe
 from raymlops.recipe import Progress, RecipeBase, call_recipe, defines_loss
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.loop.early_stopping import Best
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.train import TrainSection
     from raymlops.recipe import Batch
-    from raymlops.training.checkpoints.saver import Optimizers
+    from raymlops.training.checkpoints.format import Optimizers
 
 
 class TrainContext(RankProgress):
@@ -296,7 +296,8 @@ class TrainContext(RankProgress):
                 self._load_weights(self._saver.best_uri)
         except (Exception, StopAskedError) as error:
             # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
-            if self.world_size > 1 and not self._ended_before:
+            # Weights that are damaged cannot be registered either: the next attempt keeps others.
+            if isinstance(error, DamagedError) or (self.world_size > 1 and not self._ended_before):
                 raise
             why = "it was interrupted" if isinstance(error, StopAskedError) else describe(error)
             self.message(f"the test split is not evaluated here, but at registration: {why}")

@@ -15,9 +15,10 @@ from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.callbacks import Callbacks
-from raymlops.training.checkpoints.format import TRAINED, trained
+from raymlops.training.checkpoints.format import TRAINED
 from raymlops.training.checkpoints.host_copies import entries_not_finite
-from raymlops.training.checkpoints.saver import Snapshot, restore
+from raymlops.training.checkpoints.restore import restore, restore_weights
+from raymlops.training.checkpoints.saver import Snapshot
 from raymlops.training.checkpoints.state import RunState
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.evaluation import numbers
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
     from raymlops.recipe import Batch
     from raymlops.records import Artifact
     from raymlops.training.callbacks import Hook
+    from raymlops.training.checkpoints.format import Optimizers, Stateful
     from raymlops.training.checkpoints.retention import Kept
-    from raymlops.training.checkpoints.saver import Optimizers, Saver, Stateful
+    from raymlops.training.checkpoints.saver import Saver
     from raymlops.training.ema import Ema
 
 
@@ -316,20 +318,14 @@ class RankProgress:
         self._agreement.moved_to(state.step)
 
     def _load_weights(self, uri: str) -> None:
-        """Load the weights of a checkpoint alone; sharded, all ranks call this together."""
-        model = self._trained["model"]
-        if self.sharded:
-            restore(
-                uri,
-                identity=self._identity,
-                model=model,
-                optimizer=None,
-                sharded=True,
-                on_progress=self.heartbeat,
-            )
-            return
-        with trained(uri, on_progress=self.heartbeat) as checkpoint:
-            checkpoint.load_into(model)
+        """Load the weights of a checkpoint alone. All ranks call this together."""
+        restore_weights(
+            uri,
+            model=self._trained["model"],
+            sharded=self.sharded,
+            node=self.ranks.node,
+            on_progress=self.heartbeat,
+        )
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         self.run_state.elapsed_s = self._reporter.elapsed_s

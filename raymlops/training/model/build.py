@@ -178,7 +178,9 @@ def _fill(model: nn.Module, source: nn.Module | None, *, ranks: Ranks, on_host: 
 
     def part(whole: torch.Tensor, parameter: DTensor) -> torch.Tensor:
         mesh, placements = parameter.device_mesh, parameter.placements
-        own = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local().clone()
+        own = distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
+        if own.untyped_storage().nbytes() > own.nbytes:  # it would keep the whole one; torch 2.13 has copied it already
+            own = own.clone()
         own = own.cpu() if on_host else own
         stride = parameter.stride()
         return DTensor.from_local(own, mesh, placements, run_check=False, shape=parameter.shape, stride=stride)

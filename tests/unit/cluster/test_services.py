@@ -1,6 +1,10 @@
 import importlib
 import inspect
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -89,3 +93,21 @@ def test_what_starts_serve_is_sent_to_it(tmp_path, dashboard):
     assert without["http_options"] == {"host": "127.0.0.1", "port": 8000}
     assert "grpc_options" not in without
     assert with_grpc["grpc_options"]["port"] == 9000
+
+
+def test_a_process_that_started_services_exits_without_a_warning(tmp_path):
+    """Neither for one that was ended since, which somebody else waited for, nor for one that runs on."""
+    script = f"""
+from pathlib import Path
+import psutil
+from raymlops.cluster.services import start_mlflow
+root = Path({str(tmp_path)!r})
+ended, left = (start_mlflow(root=root, port=1, variables={{}}, log=root / "log").pid for _ in range(2))
+psutil.Process(ended).kill()
+psutil.Process(ended).wait()
+print(left)
+"""
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    os.kill(int(done.stdout), signal.SIGKILL)
+    assert done.stderr == ""

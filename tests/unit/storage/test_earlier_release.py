@@ -14,7 +14,7 @@ from raymlops.bundle.load import load
 from raymlops.bundle.verify import verify
 from raymlops.storage.manifest import BUNDLE, CHECKPOINT, MANIFEST, Format
 from raymlops.training.checkpoints.latest import recall
-from raymlops.training.checkpoints.saver import restore
+from raymlops.training.checkpoints.restore import restore
 
 RELEASE = Path(__file__).parents[2] / "fixtures/release_0_1"
 DIGEST = "57255ffa2d9ada6169d271e93917b2233d8949aec537659aaa15273d6fc751d2"

@@ -37,9 +37,21 @@ def test_a_sealed_folder_is_read_back(place: str) -> None:
     made = draft(filesystem.join(place, "f"), a=b"weights", b=b"")
     assert filesystem.listing(place)["f"] == {"a", "b"}
     made.seal(made.digests)
-    with verified(made.uri, needs=("a", "b")) as folder:
+    with verified(made.uri, only=("a", "b")) as folder:
         assert (folder / "a").read_bytes() == b"weights"
     assert filesystem.listing(place) == {"f": {"a", "b", "manifest.json"}}
+
+
+def test_a_part_of_a_folder_is_read(place: str) -> None:
+    """Damage of the rest, whose size is right, does not matter; a file that was never there does."""
+    made = draft(filesystem.join(place, "f"), a=b"weights", b=b"state")
+    made.seal(made.digests)
+    filesystem.write_bytes(filesystem.join(made.uri, "b"), b"State")
+    with verified(made.uri, only=("a",)) as folder:
+        assert (folder / "a").read_bytes() == b"weights"
+    for name, problem in (("b", "b is damaged: expected SHA-256"), ("c", "c is not in manifest.json")):
+        with pytest.raises(StorageError, match=problem), verified(made.uri, only=(name,)):
+            pass
 
 
 def test_ranks_fill_one_folder(place: str) -> None:
