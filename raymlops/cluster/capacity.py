@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import decide, hint, remedy, room
+from raymlops.cluster.placement import WorkerRequest, add, decide, hint, remedy, room, task_wait
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from raymlops.cluster.placement import Resources, WorkerRequest
+    from raymlops.cluster.placement import Resources, TaskWait
 
 
 class Places:
@@ -41,6 +42,21 @@ class Places:
         verdict = decide(requested, total=total, available=available, growth=autoscaler_growth(requested))
         return verdict.kind == "grows"
 
+    def task_wait(self, *, workers: Collection[str]) -> TaskWait | None:
+        """Return what tasks of the cluster wait for while workers run on the nodes with these ids, one for each."""
+        requests = resource_usage.demands()
+        if not requests:
+            return None
+        alive = resource_usage.alive_nodes()
+        counts = Counter(workers)
+        return task_wait(
+            requests,
+            total=[node["Resources"] for node, _ in alive],
+            free=[free for _, free in alive],
+            held=[add([self._one.each] * counts[node["NodeID"]]) for node, _ in alive],
+            growth=_may_add,
+        )
+
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
         """Return the error that says what is there and who holds it, after a wait in vain."""
         total, available = resource_usage.nodes()
@@ -53,6 +69,12 @@ class Places:
         return InsufficientResourcesError(
             f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (what_next, remedy(found))))
         )
+
+
+def _may_add(request: Resources) -> bool:
+    one = WorkerRequest(1, request.get("CPU", 0.0), request.get("GPU", 0.0))
+    growth = autoscaler_growth(one)
+    return growth is None or room(one, growth) >= 1
 
 
 def check_fits(requested: WorkerRequest, *, wait_s: float, queues: bool = False) -> None:

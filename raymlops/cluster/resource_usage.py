@@ -64,7 +64,7 @@ def usable() -> Usable:
 
     job_id, groups = ray.get_runtime_context().get_job_id(), list(placement_group_table().values())
     free = {node["NodeID"]: amounts for node, amounts in alive_nodes()}
-    return Usable(free, reserved(groups, job_id=job_id), contenders(groups, job_id=job_id, demands=_demands()))
+    return Usable(free, reserved(groups, job_id=job_id), contenders(groups, job_id=job_id, demands=demands()))
 
 
 def contenders(
@@ -147,12 +147,7 @@ def group(
     return sorted(rows, key=lambda holder: -sum(holder.resources.get(name, 0.0) for name in ("CPU", "GPU")))
 
 
-def _is_trial(row: Mapping[str, Any]) -> bool:
-    first = row["bundles"].get(0, {})
-    return all(first.get(name) == amount for name, amount in TRIAL_MARK.items())
-
-
-def _demands() -> list[dict[str, float]]:
+def demands() -> list[dict[str, float]]:
     """Return what tasks and actors wait for that are in no placement group; empty where Ray does not tell."""
     import ray
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -169,6 +164,11 @@ def _demands() -> list[dict[str, float]]:
         if (amounts.get("CPU") or amounts.get("GPU")) and not any("_group_" in name for name in amounts)
         for _ in range(min(count, _MAX_DEMANDS))
     ]
+
+
+def _is_trial(row: Mapping[str, Any]) -> bool:
+    first = row["bundles"].get(0, {})
+    return all(first.get(name) == amount for name, amount in TRIAL_MARK.items())
 
 
 def _made_by(row: Mapping[str, Any], job_id: str | None) -> bool:

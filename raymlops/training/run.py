@@ -13,10 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymlops.bundle.code import collect, imports_of
 from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
-from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, TrackingError, describe
+from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
@@ -42,11 +41,10 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.recipe import RecipeBase
     from raymlops.tracking.client import Tracker
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
-    from raymlops.training.supervision.processes import WorkerProcesses
+    from raymlops.training.supervision.processes import StartedAhead
     from raymlops.training.supervision.scaling_policy import Room
 
 
@@ -120,7 +118,7 @@ def train(
             catch_up=writer.catch_up,
             unused_parameters=unused,
             room=room,
-            started=ahead,
+            started=None if ahead is None else ahead.take(),
         )
         command = resume_command("train", run_id, spec=spec)
         with _closing_on_error(request, writer, command=command):
@@ -154,28 +152,15 @@ def train(
     return record
 
 
-def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
-    """Start the workers' processes beside the checks; where one fails, they end with it.
-
-    Not for a recipe that uses Ray itself: a pipeline of Ray Data would wait forever for the places that they hold.
-    """
-    if room is None or not project.spec.train.workers[1] or _uses_ray(project.recipe_class):
+def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> StartedAhead | None:
+    """Start the workers' processes beside the checks; where one fails, they end with it."""
+    if room is None or not project.spec.train.workers[1]:
         return None
     from raymlops.training.supervision.processes import start_ahead
 
     with undisturbed():
-        processes = start_ahead(project.spec.train, room=room)
-        return None if processes is None else held.enter_context(processes)
-
-
-def _uses_ray(recipe_class: type[RecipeBase]) -> bool:
-    """Return whether the recipe's code imports Ray; true where its code cannot be read, which ``preflight`` reports."""
-    try:
-        files = collect(recipe_class).files
-    except RecipeError:
-        return True
-    imported = {name for path, source in files.items() for name in imports_of(path, source)}
-    return any(name.partition(".")[0] == "ray" for name in imported)
+        ahead = start_ahead(project.spec.train, room=room)
+        return None if ahead is None else held.enter_context(ahead)
 
 
 def _checked_folder(spec: ProjectSpec) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from raymlops.training.supervision.failure_policy import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from raymlops.training.supervision.messages import Heartbeat
 
@@ -51,7 +51,7 @@ class HangDetector:
         running = {rank: beat for rank, beat in heartbeats.items() if not beat.done}
         silent = {rank: beat.silent_s for rank, beat in running.items() if beat.silent_s > self._hang_timeout_s}
         if silent:
-            ranks = _ranks(silent)
+            ranks = named(silent)
             message = f"no heartbeat of {ranks} for {max(silent.values()):.0f} s (train.hang_timeout_s)"
             return self._hang(message, rank=next(iter(silent)) if len(silent) == 1 else None)
         allowed_s = self._hang_timeout_s if self.stepping else self._start_s
@@ -65,6 +65,7 @@ class HangDetector:
         return Failure("hang", "HangError", message, rank=rank, step=self.step)
 
 
-def _ranks(ranks: Mapping[int, float]) -> str:
+def named(ranks: Collection[int]) -> str:
+    """Return ranks in words."""
     shown = ", ".join(str(rank) for rank in sorted(ranks)[:8])
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}{' and others' if len(ranks) > 8 else ''}"

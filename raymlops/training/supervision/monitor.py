@@ -11,16 +11,19 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from raymlops.errors import StorageError
+from raymlops.errors import RecipeError, StorageError
 from raymlops.storage import filesystem
 from raymlops.training.supervision.failure_policy import Failure
+from raymlops.training.supervision.hang_detector import named
 from raymlops.training.supervision.messages import Inbox
+from raymlops.training.supervision.notices import plural
 from raymlops.training.supervision.scaling_policy import Growth
 from raymlops.training.supervision.worker_group import draining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from raymlops.cluster.placement import TaskWait
     from raymlops.training.supervision.channel import DriverChannel
     from raymlops.training.supervision.hang_detector import HangDetector
     from raymlops.training.supervision.notices import Notifier
@@ -36,8 +39,19 @@ _END_S = 15.0
 """Time for killed workers to exit; after that the attempt is abandoned."""
 _FIRST_STEP_S = 2.0
 """Time for the heartbeat of the first step to arrive."""
+_TASKS_S = 8.0
+"""Time for Ray tasks of ``datasets()`` to start, before it is said what they wait for."""
+_START_S = 600.0
+"""The least time for a worker to start and to join the others: a node without its libraries takes minutes."""
 _STACKS_S = 3.0
 """Time for ranks to send their stacks."""
+
+
+_LEAVE_ROOM = (
+    "Start no Ray task in datasets(), which each worker calls: return the URI of Parquet files, or a Ray Data dataset, "
+    "which runs once in the driver. Or leave room for tasks: lower train.num_workers or train.cpus_per_worker, or add "
+    "nodes."
+)
 
 
 class Monitor:
@@ -72,6 +86,10 @@ class Monitor:
         self._ordered = ""
         self._stopped_s = self._deadline_s = self._given_up_s = inf
         self._placeless = 0
+        self._placed_s = inf
+        self._waits_s = inf
+        """Since when tasks of ``datasets()`` have waited."""
+        self._wait_said = False
         self._raised_s: float | None = None
 
     def run(self) -> None:
@@ -133,6 +151,9 @@ class Monitor:
     def _check_cluster(self, now_s: float) -> None:
         if self._group.starting():
             self._check_places()
+        else:
+            self._check_start(now_s)
+        self._check_tasks(now_s)
         if self._ordered or not self.inbox.infos:
             return
         leaving = draining() & {info.node_id for info in self.inbox.infos.values()}
@@ -166,6 +187,36 @@ class Monitor:
             self._placeless = -5  # an autoscaler takes its time, and querying it costs a task on the head
         else:
             self._kill(Failure("worker_died", "PlacesLostError", "the placement of its workers was lost at the start"))
+
+    def _check_start(self, now_s: float) -> None:
+        """Kill an attempt some of whose workers never begin: nothing else has a timeout until all have joined."""
+        self._placed_s = min(self._placed_s, now_s)
+        missing = self._group.workers - len(self.inbox.infos)
+        allowed_s = max(self._section.hang_timeout_s, _START_S)
+        if missing and now_s - self._placed_s > allowed_s:
+            message = f"{missing} of {plural(self._group.workers)} have not started within {allowed_s:.0f} s"
+            self._kill(Failure("hang", "HangError", message, step=self._detector.step))
+
+    def _check_tasks(self, now_s: float) -> None:
+        """Say what tasks of ``datasets()`` wait for, and end an attempt whose workers hold it themselves."""
+        ranks = {rank for rank, beat in self.inbox.heartbeats.items() if beat.awaits_tasks}
+        wait: TaskWait | None = None
+        if ranks and self._request.room is not None:
+            with suppress(Exception):  # a cluster that does not answer now is asked again
+                wait = self._request.room.task_wait(workers=[info.node_id for info in self.inbox.infos.values()])
+        if wait is None:
+            self._waits_s = inf
+            return
+        self._waits_s = min(self._waits_s, now_s)
+        if now_s - self._waits_s < _TASKS_S:
+            return
+        message = f"datasets() on {named(ranks)} waits for Ray {wait.message}"
+        if wait.forever:
+            error = RecipeError(message, hint=_LEAVE_ROOM)
+            self._kill(Failure("recipe_error", "RecipeError", message, rank=min(ranks), own=error))
+        elif not self._wait_said:
+            self._wait_said = True
+            self._notify(message)
 
     def _order(self, order: str, reason: str = "") -> None:
         self._ordered, self.reason = order, reason

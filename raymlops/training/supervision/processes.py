@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.cluster.import_paths import own_paths, take_over
+from raymlops.cluster.own_tasks import awaits_tasks
 from raymlops.signals import undisturbed
 from raymlops.training.supervision.scaling_policy import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from raymlops.config.train import TrainSection
     from raymlops.training.supervision.scaling_policy import Room
 
 _LOOK_S = 0.25
+_TASKS_EVERY_S = 1.0
+_TASKS_LOOKS = 2
+"""How often in a row tasks are seen to wait before processes give up their places."""
 _DRIVERS_OWN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
@@ -119,11 +124,65 @@ class WorkerProcesses:
                 remove_placement_group(self.group)
 
 
-def start_ahead(section: TrainSection, *, room: Room) -> WorkerProcesses | None:
+class StartedAhead:
+    """Processes that start while their driver checks what it was given. A context manager: leaving it ends them.
+
+    They give up their places where the driver itself waits for Ray tasks, such as those of a pipeline of Ray Data.
+    """
+
+    def __init__(
+        self,
+        processes: WorkerProcesses,
+        *,
+        room: Room,
+        awaits: Callable[[], bool] = awaits_tasks,
+        every_s: float = _TASKS_EVERY_S,
+    ) -> None:
+        self._processes = processes
+        self._room = room
+        self._awaits = awaits
+        self._every_s = every_s
+        self._given_up = False
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="raymlops-started-ahead", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with undisturbed():
+            self.take()
+            self._thread.join(_TASKS_EVERY_S)
+            self._processes.end()
+
+    def take(self) -> WorkerProcesses | None:
+        """Return the processes, which keep their places from now on; None where they have given them up."""
+        with self._lock:
+            self._over.set()
+            return None if self._given_up else self._processes
+
+    def _watch(self) -> None:
+        waited = 0
+        while not self._over.wait(self._every_s):
+            with suppress(Exception):  # a cluster that does not answer now is asked again
+                waits = self._awaits() and self._room.task_wait(workers=()) is not None
+                waited = waited + 1 if waits else 0
+            if waited < _TASKS_LOOKS:
+                continue
+            with self._lock:
+                self._given_up = not self._over.is_set()
+            if self._given_up:
+                self._processes.end()
+            return
+
+
+def start_ahead(section: TrainSection, *, room: Room) -> StartedAhead | None:
     """Start as many workers as a run will, while its driver checks what it was given; None where too few fit now."""
     with suppress(Exception):  # a cluster that does not answer now is waited for later
         workers = choose(section.workers, room=room.count())
-        return None if workers is None else WorkerProcesses(section, workers=workers)
+        return None if workers is None else StartedAhead(WorkerProcesses(section, workers=workers), room=room)
     return None
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.torch.config import _setup_torch_process_group
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from raymlops.training.supervision.processes import WorkerProcesses
 
-_START_S = 600.0
-"""The least time for a worker's process to start: on a node that has none of its libraries yet that takes minutes."""
 _LISTENS_S = 5.0
 """Time for the first rank to listen; after that the others try, and say what is wrong."""
 _LOOK_S = 0.01
@@ -136,11 +134,7 @@ class _StartedGroup(WorkerGroup):  # type: ignore[misc]
     def _workers(self) -> list[Worker]:
         """Return the workers in the order of their ranks, once their processes run."""
         actors, resources = self._processes.actors, self._worker_group_context.resources_per_worker
-        start_s = max(self._worker_group_start_timeout_s, _START_S)
-        try:
-            rows = ray.get([actor.get_metadata.remote() for actor in actors], timeout=start_s)
-        except GetTimeoutError as error:
-            raise WorkerGroupStartupFailedError(f"a worker has not started within {start_s:.0f} s") from error
+        rows = ray.get([actor.get_metadata.remote() for actor in actors])
         found = [
             Worker(actor, row, resources, placement_group_bundle_index=index)
             for index, (actor, row) in enumerate(zip(actors, rows, strict=True))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from raymlops.cluster.placement import TaskWait
     from raymlops.errors import InsufficientResourcesError
 
 
@@ -23,6 +24,10 @@ class Room(Protocol):
 
     def may_grow(self, workers: int) -> bool:
         """Return whether an autoscaler may add nodes for so many workers."""
+        ...
+
+    def task_wait(self, *, workers: Collection[str]) -> TaskWait | None:
+        """Return what tasks of the cluster wait for while workers run on the nodes with these ids, one for each."""
         ...
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:

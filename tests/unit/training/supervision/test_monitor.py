@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from supervised import Recorder
 
+from raymlops.cluster.placement import TaskWait
 from raymlops.data.prepare import prepare
+from raymlops.errors import RecipeError
 from raymlops.training.events import Event
 from raymlops.training.supervision import monitor as monitoring
 from raymlops.training.supervision.hang_detector import HangDetector
@@ -32,6 +34,9 @@ class Group:
     def wait(self, _timeout_s: float) -> bool:
         self.left -= 1
         return self.left < 0
+
+    def starting(self) -> bool:
+        return False
 
     def kill(self) -> None:
         self.kills += 1
@@ -76,6 +81,28 @@ def watch(tiny_project: Any, storage_path: Path, monkeypatch: pytest.MonkeyPatch
     return run
 
 
+@pytest.fixture
+def looked_at(tiny_project: Any, storage_path: Path) -> Any:
+    """Return a function that makes a monitor of two workers whose cluster is looked at by hand, and what it says."""
+    project = tiny_project(num_workers=2, hang_timeout_s=5.0)
+
+    def make(inbox: Inbox, *, wait: TaskWait | None = None) -> Any:
+        recorder, group, asked = Recorder(), Group(polls=9), []
+
+        def task_wait(*, workers: list[str]) -> TaskWait | None:
+            asked.append(workers)
+            return wait
+
+        room = SimpleNamespace(task_wait=task_wait)
+        request = RunRequest(project, prepare(project), f"{storage_path}/runs/r1", recorder, room=room)
+        detector = HangDetector(resumed=0, hang_timeout_s=5.0)
+        one = Monitor(group, detector, request, channel=Channel(), notify=Notifier(recorder), excluded=frozenset)
+        one.inbox = inbox
+        return SimpleNamespace(monitor=one, recorder=recorder, group=group, asked=asked)
+
+    return make
+
+
 def beats(step: int, *, silent_s: float = 0.0, events: Any = ()) -> Inbox:
     infos = {rank: Info(rank + 7, "abc", "host") for rank in (0, 1)}
     heartbeats = {0: Heartbeat(0, step=step), 1: Heartbeat(1, step=step, silent_s=silent_s)}
@@ -109,3 +136,57 @@ def test_a_reason_to_stop_is_ordered_once(watch: Any) -> None:
     seen = watch(Group(polls=4), channel, stop=lambda: "interrupted")
     assert channel.ordered == ["interrupted"]
     assert seen.monitor.failure is None
+
+
+def test_tasks_that_the_workers_leave_no_room_for_end_the_run(looked_at: Any) -> None:
+    """``datasets()`` would wait for them for ever: each attempt again, and each for ``train.hang_timeout_s``."""
+    inbox = beats(0)
+    inbox.heartbeats[1] = Heartbeat(1, awaits_tasks=True)
+    seen = looked_at(inbox, wait=TaskWait("tasks that request 1 CPU, and the workers leave no room", forever=True))
+    for now_s in (100.0, 107.0):
+        seen.monitor._check_cluster(now_s)
+    assert seen.monitor.failure is None  # a cluster takes its time to start some
+    assert seen.asked[0] == ["abc", "abc"]
+    seen.monitor._check_cluster(109.0)
+    failure = seen.monitor.failure
+    assert (failure.kind, failure.rank, seen.group.kills) == ("recipe_error", 1, 1)
+    assert isinstance(failure.own, RecipeError)
+    assert (
+        failure.own.message
+        == "datasets() on rank 1 waits for Ray tasks that request 1 CPU, and the workers leave no room"
+    )
+    assert "lower train.num_workers" in str(failure.own.hint)
+
+
+def test_tasks_that_others_keep_from_their_room_are_waited_for(looked_at: Any) -> None:
+    """It is said once what they wait for."""
+    inbox = beats(0)
+    inbox.heartbeats[0] = Heartbeat(0, awaits_tasks=True)
+    seen = looked_at(inbox, wait=TaskWait("tasks that request 1 CPU, which is not free on any node", forever=False))
+    for now_s in range(100, 120, 2):
+        seen.monitor._check_cluster(float(now_s))
+    assert seen.monitor.failure is None
+    expected = "datasets() on rank 0 waits for Ray tasks that request 1 CPU, which is not free on any node"
+    assert seen.recorder.messages == [expected]
+
+
+def test_nobody_asks_for_tasks_that_no_rank_waits_for(looked_at: Any) -> None:
+    """Others' tasks are none of its business."""
+    seen = looked_at(beats(0), wait=TaskWait("tasks", forever=True))
+    for now_s in range(100, 120, 2):
+        seen.monitor._check_cluster(float(now_s))
+    assert (seen.asked, seen.monitor.failure) == ([], None)
+
+
+def test_a_worker_that_does_not_start_ends_the_attempt(looked_at: Any) -> None:
+    """It is stopped, or waits for one that is, before its first heartbeat: its libraries may take minutes to load."""
+    inbox = beats(0)
+    del inbox.infos[1]
+    seen = looked_at(inbox)
+    for now_s in (100.0, 700.0):
+        seen.monitor._check_cluster(now_s)
+    assert seen.monitor.failure is None
+    seen.monitor._check_cluster(701.0)
+    failure = seen.monitor.failure
+    assert (failure.kind, failure.message) == ("hang", "1 of 2 workers have not started within 600 s")
+    assert seen.group.kills == 1

@@ -6,15 +6,10 @@ import logging
 import pickle
 import socket
 import threading
-from contextlib import nullcontext
-from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import GetTimeoutError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from raymlops.errors import RecipeError
-from raymlops.training.supervision import ray_train
 from raymlops.training.supervision.ray_train import NoBarrier, join_after_first, quiet_train
 
 
@@ -52,24 +47,3 @@ def test_the_log_of_ray_train_is_as_before_once_the_last_of_several_runs_has_end
     assert logger.level == logging.CRITICAL
     second.__exit__(None, None, None)
     assert logger.level == before
-
-
-@pytest.mark.parametrize(("wait_s", "allowed_s"), [(1.0, 600.0), (900.0, 900.0)])
-def test_a_worker_that_does_not_start_ends_the_attempt(
-    monkeypatch: pytest.MonkeyPatch, wait_s: float, allowed_s: float
-) -> None:
-    """Its places may be there at once and its libraries may still take minutes to load."""
-
-    def get(_refs: object, *, timeout: float = 0.0) -> None:
-        assert timeout == allowed_s
-        raise GetTimeoutError
-
-    monkeypatch.setattr(ray_train.ray, "get", get)
-    actor = SimpleNamespace(get_metadata=SimpleNamespace(remote=lambda: None))
-    group = object.__new__(ray_train._StartedGroup)
-    group._processes = SimpleNamespace(actors=[actor], wait_for_places=lambda _timeout_s: True, kill=lambda: None)
-    group._worker_group_context = SimpleNamespace(resources_per_worker={}, num_workers=1)
-    group._callbacks, group._worker_group_start_timeout_s = [], wait_s
-    monkeypatch.setattr(ray_train, "invoke_context_managers", lambda _managers: nullcontext())
-    with pytest.raises(WorkerGroupStartupFailedError, match="has not started within"):
-        group._start_impl(None)
