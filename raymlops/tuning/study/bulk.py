@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 _DIALECTS = ("sqlite", "postgresql")
+_NOT_FOUND = "Record does not exist."
+"""Optuna's message for a study or a trial that was deleted."""
 
 
 def create_trial(storage: Any, study_id: int, draft: Any) -> tuple[int, int]:
@@ -24,19 +27,12 @@ def create_trial(storage: Any, study_id: int, draft: Any) -> tuple[int, int]:
     if (engine := _engine(storage)) is None:
         trial_id = int(storage.create_new_trial(study_id, template_trial=draft))
         return trial_id, storage.get_trial(trial_id).number
-    from optuna.storages._rdb import models
-    from sqlalchemy import func, insert, select
-
-    studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
-    lock = select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update()
-    count = select(func.count(trials.c.trial_id)).where(trials.c.study_id == study_id).scalar_subquery()
+    statements, rows = _Statements.of(engine.dialect.name), _Rows(engine.dialect.name)
     row = {"study_id": study_id, "state": draft.state, "datetime_start": _stored(draft.datetime_start)}
-    rows = _Rows(engine.dialect.name)
     with engine.begin() as connection:
-        if connection.execute(lock).first() is None:
-            raise KeyError(models.NOT_FOUND_MSG)
-        made = insert(trials).values(number=count).returning(trials.c.trial_id, trials.c.number)
-        trial_id, number = connection.execute(made, row).one()
+        if connection.execute(statements.lock, {"of_study": study_id}).first() is None:
+            raise KeyError(_NOT_FOUND)
+        trial_id, number = connection.execute(statements.create, row | {"of_study": study_id}).one()
         for name, distribution in draft.distributions.items():
             rows.set_trial_param(trial_id, name, distribution.to_internal_repr(draft.params[name]), distribution)
         for key, value in draft.system_attrs.items():
@@ -67,7 +63,7 @@ class _Rows:
     """The rows of one transaction; its methods are those of Optuna's storage."""
 
     def __init__(self, dialect: str) -> None:
-        self._dialect = dialect
+        self._statements = _Statements.of(dialect)
         self._rows: dict[Any, dict[Any, dict[str, Any]]] = {}
         """By table, each by its key: of several writes the last one counts."""
         self._states: dict[int, Any] = {}
@@ -113,49 +109,74 @@ class _Rows:
     def check(self, connection: Connection) -> None:
         """Check that no trial has ended."""
         from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.storages._rdb import models
-        from sqlalchemy import select
 
-        trials = models.TrialModel.__table__
-        asked = select(trials.c.state).where(trials.c.trial_id.in_(sorted(self._trials))).with_for_update()
-        states = connection.execute(asked).scalars().all()
+        states = connection.execute(self._statements.states, {"ids": sorted(self._trials)}).scalars().all()
         if len(states) < len(self._trials):
-            raise KeyError(models.NOT_FOUND_MSG)
+            raise KeyError(_NOT_FOUND)
         if any(state.is_finished() for state in states):
             raise UpdateFinishedTrialError
 
     def insert(self, connection: Connection) -> None:
         """Write all values; one that is there already is replaced."""
-        from sqlalchemy.dialects import postgresql, sqlite
-
-        into = sqlite.insert if self._dialect == "sqlite" else postgresql.insert
         for model, rows in self._rows.items():
-            table = model.__table__
-            keys = next(iter(rows))
-            made = into(table)
-            names = [name for name, _ in keys]
-            rest = {name: made.excluded[name] for name in next(iter(rows.values())) if name not in names}
-            connection.execute(made.on_conflict_do_update(index_elements=names, set_=rest), list(rows.values()))
+            connection.execute(self._statements.upsert[model], list(rows.values()))
 
     def update(self, connection: Connection) -> None:
         """Set the states of trials."""
         from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.storages._rdb import models
-        from optuna.trial import TrialState
-        from sqlalchemy import update
 
-        trials, open_states = models.TrialModel.__table__, (TrialState.RUNNING, TrialState.WAITING)
         for trial_id, state in self._states.items():
-            values = {"state": state}
+            row = {"of_trial": trial_id, "state": state}
             if state.is_finished():
-                values["datetime_complete"] = _stored(datetime.now())  # noqa: DTZ005 - as Optuna's
-            ours = (trials.c.trial_id == trial_id) & trials.c.state.in_(open_states)
-            if not connection.execute(update(trials).where(ours).values(**values)).rowcount:
+                row["datetime_complete"] = _stored(datetime.now())  # noqa: DTZ005 - as Optuna's
+            if not connection.execute(self._statements.end, row).rowcount:
                 raise UpdateFinishedTrialError
 
     def _put(self, model: Any, key: dict[str, Any], value: dict[str, Any]) -> None:
         self._trials.add(key["trial_id"])
         self._rows.setdefault(model, {})[tuple(key.items())] = key | value
+
+
+class _Statements:
+    """The statements in one dialect of SQL: to make one takes longer than SQLite takes to execute it."""
+
+    def __init__(self, dialect: str) -> None:
+        from optuna.storages._rdb import models
+        from optuna.trial import TrialState
+        from sqlalchemy import bindparam, func, insert, select, update
+        from sqlalchemy.dialects import postgresql, sqlite
+
+        studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
+        of_study, open_states = bindparam("of_study"), (TrialState.RUNNING, TrialState.WAITING)
+        count = select(func.count(trials.c.trial_id)).where(trials.c.study_id == of_study).scalar_subquery()
+        ids = trials.c.trial_id.in_(bindparam("ids", expanding=True))
+        ours = (trials.c.trial_id == bindparam("of_trial")) & trials.c.state.in_(open_states)
+        self.lock = select(studies.c.study_id).where(studies.c.study_id == of_study).with_for_update()
+        self.create = insert(trials).values(number=count).returning(trials.c.trial_id, trials.c.number)
+        self.states = select(trials.c.state).where(ids).with_for_update()
+        self.end = update(trials).where(ours)
+        into = sqlite.insert if dialect == "sqlite" else postgresql.insert
+        self.upsert = {}
+        for model, keys, values in (
+            (models.TrialParamModel, ("trial_id", "param_name"), ("param_value", "distribution_json")),
+            (models.TrialSystemAttributeModel, ("trial_id", "key"), ("value_json",)),
+            (models.TrialUserAttributeModel, ("trial_id", "key"), ("value_json",)),
+            (
+                models.TrialIntermediateValueModel,
+                ("trial_id", "step"),
+                ("intermediate_value", "intermediate_value_type"),
+            ),
+            (models.TrialValueModel, ("trial_id", "objective"), ("value", "value_type")),
+        ):
+            made = into(model.__table__)
+            rest = {name: made.excluded[name] for name in values}
+            self.upsert[model] = made.on_conflict_do_update(index_elements=keys, set_=rest)
+
+    @classmethod
+    @cache
+    def of(cls, dialect: str) -> Self:
+        """Return those of a dialect."""
+        return cls(dialect)
 
 
 def _engine(storage: Any) -> Any:
