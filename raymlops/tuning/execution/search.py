@@ -30,6 +30,7 @@ from raymlops.tuning.execution.slots import concurrency, trial_request
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
+from raymlops.tuning.study.storage import quiet_optuna
 from raymlops.tuning.trial.actor import trainable
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def search(
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
     command = resume_command("sweep", sweep_id, spec=spec)
     trials_uri = filesystem.join(stores.uri, TRIALS)
-    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-sweep") as background:
+    with ThreadPoolExecutor(1, thread_name_prefix="raymlops-sweep") as background, quiet_optuna():
 
         def discard(number: int) -> None:
             background.submit(_delete, filesystem.join(trials_uri, str(number)))

@@ -160,37 +160,6 @@ def storage_errors(what: str) -> Iterator[None]:
         raise NotFoundError(f"{what}: it was deleted while it was in use") from error
 
 
-@contextmanager
-def one_transaction(storage: Any) -> Iterator[None]:
-    """Make all writes to Optuna's storage in the block one transaction; a storage in memory has none.
-
-    Each of its methods (5.0) commits for itself, on the session that the thread has.
-    """
-    sessions = getattr(getattr(storage, "_backend", None), "scoped_session", None)
-    if sessions is None:
-        yield
-        return
-    session = sessions()
-    undo = session.rollback
-
-    def rollback() -> None:
-        undo()
-        raise  # noqa: PLE0704 - also where the method would ignore the error: what was written before is gone too
-
-    session.commit, session.rollback, session.close = session.flush, rollback, lambda: None
-    try:
-        try:
-            yield
-        finally:
-            del session.commit, session.rollback, session.close
-        session.commit()
-    except BaseException:
-        session.rollback()
-        raise
-    finally:
-        session.close()
-
-
 def _database_error(error: Exception, what: str) -> RaymlopsError:
     from sqlalchemy.exc import InterfaceError, OperationalError
 

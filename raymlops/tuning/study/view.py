@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from raymlops.tuning.study.bulk import bulk, create_trial
 from raymlops.tuning.study.history import History
-from raymlops.tuning.study.storage import one_transaction
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -48,11 +48,21 @@ class StudyView:
     @contextmanager
     def draft(self, number: int, fixed: Mapping[str, Any] | None) -> Iterator[int]:
         """Yield the id of a new running trial with its ``fixed`` parameters, for as long as it is drawn."""
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import FrozenTrial, TrialState
 
-        draft = create_trial(state=TrialState.RUNNING, system_attrs={FIXED: dict(fixed)} if fixed else None)
-        draft.number, draft._trial_id = number, _DRAFT  # noqa: SLF001
-        self._trials[_DRAFT] = draft
+        self._trials[_DRAFT] = FrozenTrial(
+            number=number,
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),  # noqa: DTZ005 - as Optuna's
+            datetime_complete=None,
+            params={},
+            distributions={},
+            user_attrs={},
+            system_attrs={FIXED: dict(fixed)} if fixed else {},
+            intermediate_values={},
+            trial_id=_DRAFT,
+        )
         try:
             yield _DRAFT
         finally:
@@ -64,12 +74,8 @@ class StudyView:
         Its number is another one where another program has added trials.
         """
         draft = self._trials[_DRAFT]
-        trial_id = int(self._storage.create_new_trial(self._study_id, template_trial=draft))
-        try:
-            expected = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, draft.number)
-        except KeyError:
-            expected = None
-        if trial_id != expected:
+        trial_id, number = create_trial(self._storage, self._study_id, draft)
+        if number != draft.number:
             self.reload()
             return self._trials[trial_id]
         created = self._trials[trial_id] = copy.copy(draft)
@@ -79,14 +85,14 @@ class StudyView:
     def store(self, trial_id: int) -> None:
         """Write what was drawn of a trial that is in the database, in one transaction."""
         stored, trial = self._storage.get_trial(trial_id), self._trials[trial_id]
-        with one_transaction(self._storage):
+        with bulk(self._storage) as rows:
             for key, value in trial.system_attrs.items():
                 if stored.system_attrs.get(key) != value:
-                    self._storage.set_trial_system_attr(trial_id, key, value)
+                    rows.set_trial_system_attr(trial_id, key, value)
             for name, distribution in trial.distributions.items():
                 if name not in stored.distributions:
                     value = distribution.to_internal_repr(trial.params[name])
-                    self._storage.set_trial_param(trial_id, name, value, distribution)
+                    rows.set_trial_param(trial_id, name, value, distribution)
 
     def get_trial(self, trial_id: int) -> Any:
         """Return a copy of a trial: Optuna's ``Trial`` changes what it gets."""

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError
+from raymlops.tuning.study.bulk import bulk
 from raymlops.tuning.study.records import ATTRIBUTE, REFUSED, attribute, report_key
-from raymlops.tuning.study.storage import one_transaction, storage_errors
+from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -128,18 +129,17 @@ class Writes:
             LeaseLostError: another driver has taken the study over; nothing is written.
         """
         from optuna.exceptions import UpdateFinishedTrialError
-        from sqlalchemy.exc import IntegrityError
 
         self._check()
         if not self._queue:
             return
         with storage_errors(f"Optuna's study {self._study.study_name}"):
             try:
-                with one_transaction(self._storage):
+                with bulk(self._storage) as rows:
                     for write in self._queue:
-                        write.act(self._storage)
-            except (UpdateFinishedTrialError, IntegrityError):
-                self._flush_singly()  # another process has written about one of the trials
+                        write.act(rows)
+            except UpdateFinishedTrialError:
+                self._flush_singly()
             while self._queue:
                 self._wrote(self._queue.popleft())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import optuna
 import pytest
@@ -16,6 +16,8 @@ from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
 from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
+from raymlops.tuning.study import view
+from raymlops.tuning.study.bulk import create_trial
 from raymlops.tuning.study.records import history_of, reports_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials
@@ -400,21 +402,28 @@ def test_a_draw_reads_nothing_of_the_trials_before(trials, transactions):
     assert told <= 12
 
 
-def test_a_write_that_fails_undoes_those_of_its_transaction(study, trials, monkeypatch):
+@contextmanager
+def broken(storage, *, at):
+    """The database fails at a statement."""
+
+    def fail(_connection, _cursor, statement, *_):
+        if statement.startswith(at):
+            raise OperationalError(statement, {}, sqlite3.OperationalError("disk I/O error"))
+
+    event.listen(storage.engine, "before_cursor_execute", fail)
+    yield
+    event.remove(storage.engine, "before_cursor_execute", fail)
+
+
+def test_a_write_that_fails_undoes_those_of_its_transaction(storage, study, trials):
     """A crash, or a server that breaks off, leaves no trial half told."""
     number = trials.ask().number
     report(trials, number, [0.5])
     trials.flush()
     report(trials, number, [0.4], first_epoch=2)
     trials.tell(number, "complete")
-    stop = OperationalError("UPDATE", {}, Exception("server closed the connection"))
-    with monkeypatch.context() as patch:
-
-        def broken(*_args, **_kwargs):
-            raise stop
-
-        patch.setattr(type(trials._storage), "set_trial_state_values", broken)
-        with pytest.raises(UnreachableError):
+    with broken(storage, at="UPDATE trials"):
+        with pytest.raises(StorageError):
             trials.flush()
         assert "raymlops" not in study.trials[0].user_attrs
     trials.flush()
@@ -483,16 +492,15 @@ def test_trials_are_known_in_the_order_in_which_they_ended(storage, trials, cloc
 
 def test_a_trial_whose_creation_got_no_answer_is_the_next_one(study, trials, monkeypatch):
     """The server created it, and the connection broke: the next call draws that one, not a second."""
-    create = type(trials._storage).create_new_trial
 
-    def unanswered(self, *args, **kwargs):
-        create(self, *args, **kwargs)
+    def unanswered(*args):
+        create_trial(*args)
         raise OperationalError("INSERT", {}, Exception("server closed the connection"))
 
-    monkeypatch.setattr(type(trials._storage), "create_new_trial", unanswered)
-    with pytest.raises(UnreachableError):
-        trials.ask()
-    monkeypatch.setattr(type(trials._storage), "create_new_trial", create)
+    with monkeypatch.context() as patch:
+        patch.setattr(view, "create_trial", unanswered)
+        with pytest.raises(UnreachableError):
+            trials.ask()
     assert [trials.ask().number for _ in range(2)] == [0, 1]
     assert len(study.trials) == 2
 
