@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymlops.bundle.code import collect, imports_of
+from raymlops.bundle.code import imports_of
 from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
-from raymlops.errors import NonFiniteError, RecipeError, RefusedError, StorageError, TrackingError, describe
+from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
 from raymlops.records import RunRecord
 from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
@@ -31,18 +31,18 @@ from raymlops.training.local_run import run_here
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import AT_END, BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
-from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.mlflow_run import code_of, open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from raymlops.bundle.code import Code
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
-    from raymlops.recipe import RecipeBase
     from raymlops.tracking.client import Tracker
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
@@ -73,14 +73,13 @@ def train(
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
         KeyboardInterrupt: the run was interrupted; it is marked KILLED and can be resumed.
     """
-    started = time.monotonic()
-    spec = project.spec
+    started, spec, code = time.monotonic(), project.spec, code_of(project)
     with remembered() as check_signals, ExitStack() as held:
 
         def hold(run_id: str) -> None:
             held.enter_context(lease(state_url(spec), run_id, purpose="training it"))
 
-        ahead = _started_ahead(project, room=room, held=held)
+        ahead = _started_ahead(project, code=code, room=room, held=held)
         runs_uri = _checked_folder(spec)
         tracker = tracker_of(spec)
         tracker.check()
@@ -97,11 +96,13 @@ def train(
         prepared = prepare(project, state=state, sources=sources, refit=refit)
         prepared.verify()
         notices: list[str] = []
-        unused = preflight(project, prepared, warn=None if before is None else notices.append, notice=notices.append)
+        unused = preflight(
+            project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
+        )
         check_signals()
 
         if before is None:
-            run_id, previous = open_run(tracker, project, prepared.data, tags=tags), None
+            run_id, previous = open_run(tracker, project, prepared.data, code=code, tags=tags), None
             notices += prepared.data.notes
         else:
             run_id = before.run_id
@@ -154,12 +155,14 @@ def train(
     return record
 
 
-def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> WorkerProcesses | None:
+def _started_ahead(
+    project: Project, *, code: Code | None, room: Room | None, held: ExitStack
+) -> WorkerProcesses | None:
     """Start the workers' processes beside the checks; where one fails, they end with it.
 
     Not for a recipe that uses Ray itself: a pipeline of Ray Data would wait forever for the places that they hold.
     """
-    if room is None or not project.spec.train.workers[1] or _uses_ray(project.recipe_class):
+    if room is None or not project.spec.train.workers[1] or _uses_ray(code):
         return None
     from raymlops.training.supervision.processes import start_ahead
 
@@ -168,13 +171,11 @@ def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> W
         return None if processes is None else held.enter_context(processes)
 
 
-def _uses_ray(recipe_class: type[RecipeBase]) -> bool:
+def _uses_ray(code: Code | None) -> bool:
     """Return whether the recipe's code imports Ray; true where its code cannot be read, which ``preflight`` reports."""
-    try:
-        files = collect(recipe_class).files
-    except RecipeError:
+    if code is None:
         return True
-    imported = {name for path, source in files.items() for name in imports_of(path, source)}
+    imported = {name for path, source in code.files.items() for name in imports_of(path, source)}
     return any(name.partition(".")[0] == "ray" for name in imported)
 
 
