@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from raymlops.bundle.code import Code
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
     from raymlops.loss_value import LossValue
@@ -59,6 +60,7 @@ def preflight(
     project: Project,
     prepared: Prepared,
     *,
+    code: Code | None = None,
     workers: int | None = None,
     has_gpu: bool | None = None,
     warn: Warn | None = None,
@@ -66,9 +68,9 @@ def preflight(
 ) -> bool | None:
     """Try the recipe on a few rows: model, loss, metrics, the answer to a request, and whether its code can be bundled.
 
-    ``workers`` replaces ``train.num_workers``; ``has_gpu`` says whether this process has a GPU. ``warn``, for a resumed
-    run, gets a warning instead of an error about what only a bundle or a request needs; ``notice`` gets what is right
-    but may surprise.
+    ``code`` is the recipe's, if it is known. ``workers`` replaces ``train.num_workers``; ``has_gpu`` says whether this
+    process has a GPU. ``warn``, for a resumed run, gets a warning instead of an error about what only a bundle or a
+    request needs; ``notice`` gets what is right but may surprise.
 
     Returns whether the loss leaves a trainable parameter without a gradient, which DDP needs to know: False for a
     training in this process, None where it takes the workers' GPU to find out.
@@ -79,7 +81,7 @@ def preflight(
         UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
     """
     with _only_warned(warn):
-        code = collect(project.recipe_class)
+        code = code or collect(project.recipe_class)
         if left_out := code.notice():
             notice(left_out)
         if project.recipe_class.train_loop is not None and (unused := unused_settings(project.spec, code.files)):

@@ -30,13 +30,14 @@ from raymlops.training.local_run import run_here
 from raymlops.training.preflight import preflight
 from raymlops.training.runs import resume as resuming
 from raymlops.training.runs.lookup import AT_END, BEST, CHECKPOINTS, LOG, RUNS, look_up, mark_origin, resume_command
-from raymlops.training.runs.mlflow_run import open_run
+from raymlops.training.runs.mlflow_run import code_of, open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 from raymlops.training.supervision.request import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from raymlops.bundle.code import Code
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared
@@ -71,8 +72,7 @@ def train(
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
         KeyboardInterrupt: the run was interrupted; it is marked KILLED and can be resumed.
     """
-    started = time.monotonic()
-    spec = project.spec
+    started, spec, code = time.monotonic(), project.spec, code_of(project)
     with remembered() as check_signals, ExitStack() as held:
 
         def hold(run_id: str) -> None:
@@ -95,11 +95,13 @@ def train(
         prepared = prepare(project, state=state, sources=sources, refit=refit)
         prepared.verify()
         notices: list[str] = []
-        unused = preflight(project, prepared, warn=None if before is None else notices.append, notice=notices.append)
+        unused = preflight(
+            project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
+        )
         check_signals()
 
         if before is None:
-            run_id, previous = open_run(tracker, project, prepared.data, tags=tags), None
+            run_id, previous = open_run(tracker, project, prepared.data, code=code, tags=tags), None
             notices += prepared.data.notes
         else:
             run_id = before.run_id

@@ -18,6 +18,9 @@ from raymlops.pytree import to_numpy
 
 Array = npt.NDArray[Any]
 
+_WHOLE = 2**53
+"""Up to it, float64 holds every integer."""
+
 
 def from_array(name: str, values: Any) -> Array:
     """Return an array, a list, a series or a tensor as a column.
@@ -59,7 +62,8 @@ def _filled(name: str, array: Any) -> Array:
     if array.dtype.kind in "fM":
         found = array.filled(np.nan if array.dtype.kind == "f" else np.datetime64("NaT"))
     elif array.ndim == 1:
-        found = array.astype(object).filled(None)
+        found = found.astype(object)
+        found[array.mask] = None
     else:
         raise type_error(name, f"masked arrays of {array.dtype}")
     return found
@@ -93,6 +97,8 @@ def _from_objects(name: str, array: Array) -> Array:
             if numbers.dtype == object or (numbers.dtype.kind == "f" and _are_integers(items)):
                 raise range_error(name, "int")
             return from_array(name, numbers)
+        if any(isinstance(item, int) and abs(item) > _WHOLE for item in present):
+            raise range_error(name, "int")
         return np.array([np.nan if item is None else item for item in items], dtype=np.float64)
     if len(present) == len(items) and all(isinstance(item, list | np.ndarray) for item in items):
         return stacked(name, items)

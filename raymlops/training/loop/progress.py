@@ -74,7 +74,7 @@ class RankProgress:
         self._hooks = hooks or Hooks()
         for split in prepared.splits.values():
             split.on_progress = self.heartbeat
-        # To ask a table for its batches encodes it, and a trial never evaluates the test split.
+        # A trial never evaluates the test split.
         trial = self._hooks.trial
         self.loader = Loader(
             {name: split for name, split in prepared.splits.items() if not (trial and name == "test")},

@@ -52,10 +52,11 @@ def open_run(
     project: Project,
     data: DataRecord,
     *,
+    code: Code | None = None,
     tags: Mapping[str, str] | None = None,
     kind: Literal["run", "sweep"] = "run",
 ) -> str:
-    """Create the run with everything that is known before training.
+    """Create the run with everything that is known before training. ``code`` is the recipe's, if it is known.
 
     If that fails or is interrupted half-way, the run is ended before the error is raised.
 
@@ -63,7 +64,7 @@ def open_run(
         TrackingError: MLflow does not accept it.
     """
     spec = project.spec
-    code_tags, code_files = code_record(project)
+    code_tags, code_files = code_record(project, code=code)
     machine, installed = hardware(), packages()
     all_tags = {
         **spec.project.tags,
@@ -112,9 +113,9 @@ def open_run(
     return run_id
 
 
-def code_record(project: Project) -> tuple[dict[str, str], dict[str, str]]:
+def code_record(project: Project, *, code: Code | None = None) -> tuple[dict[str, str], dict[str, str]]:
     """Return the tags and the artifacts that describe the code that a bundle would hold; empty texts where unknown."""
-    code, source = code_of(project), Path(inspect.getfile(project.recipe_class))
+    code, source = code or code_of(project), Path(inspect.getfile(project.recipe_class))
     files = code.files if code else {}
     git = git_record(
         source,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from raymlops.arrays import Column
-from raymlops.data.columns import conform, table_columns
+from raymlops.data.columns import as_requested, conform, stackable, table_columns
 from raymlops.data.row_hashes import hash_columns
 from raymlops.errors import RecipeError
 from raymlops.images import png_files
@@ -119,6 +120,49 @@ UNNEEDED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.tensor([0.5, -1.0], dtype=torch.bfloat16), [0.5, -1.0]),
+        (np.ma.masked_equal([1.5, 0.0], 0.0), [1.5, None]),
+        (np.ma.masked_equal([3, 0], 0), [3.0, None]),
+        (np.ma.masked_equal([3, 0], 7), [3, 0]),
+        (np.ma.masked_equal(np.array(["x", "y"], dtype=object), "y"), ["x", None]),
+        (np.ma.array([[1.0, 2.0], [3.0, 4.0]], mask=[[0, 0], [0, 1]]), [[1.0, 2.0], [3.0, None]]),
+        (np.ma.array(np.array(["2024-01-01", "2024-01-02"], "M8[D]"), mask=[0, 1]), ["2024-01-01", None]),
+        (pd.arrays.SparseArray([0.0, 1.0]), [0.0, 1.0]),
+    ],
+    ids=str,
+)
+def test_a_masked_value_is_missing_and_a_sparse_one_is_there(values: Any, expected: list[Any]) -> None:
+    """As in any other table; halved floats are exact. What a mask hides is never trained on."""
+    tables = [{"a": values}, *([pd.DataFrame({"a": values})] if isinstance(values, pd.arrays.SparseArray) else [])]
+    for table in tables:
+        array = table_columns(table)["a"]
+        if array.dtype.kind == "M":
+            found = [None if np.isnat(value) else str(value)[:10] for value in array]
+            assert found == expected
+        else:
+            np.testing.assert_equal(array, np.array(expected).astype(array.dtype))
+
+
+@pytest.mark.parametrize(
+    ("table", "kind"),
+    [
+        ({"a": torch.eye(2).to_sparse()}, r"torch\.float32, torch\.sparse_coo"),
+        ({"a": np.ma.masked_equal([[1, 2], [3, 4]], 4)}, "masked arrays of int64"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "complex64"),
+        (pd.DataFrame({"a": [1j, 2j]}), "complex128"),
+        (pd.DataFrame({"a": pd.interval_range(0, 2)}), r"extension<pandas\.interval"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_has_its_type_named_and_what_to_do(table: Any, kind: str) -> None:
+    """Not an error of numpy, Arrow or torch."""
+    with pytest.raises(RecipeError, match=rf"(?si)'a' of a table has the type {kind}.*Turn it into numbers"):
+        table_columns(table)
+
+
 def test_what_training_does_not_read_is_not_refused(tmp_path: Path) -> None:
     """A frame, its file and a mapping with columns of any type beside the one of the signature."""
     frame = pd.DataFrame({"a": A, **UNNEEDED})
@@ -148,6 +192,8 @@ def test_what_training_does_not_read_is_not_refused(tmp_path: Path) -> None:
         pa.chunked_array([pa.array([2**63, 1], pa.uint64())]),
         [2**64, 1],
         [2**63, -1],
+        [2**60 + 1, None],
+        np.ma.masked_equal([2**60 + 1, 0], 0),
         pa.chunked_array([pa.array([2**60 + 1, None])]),
     ],
     ids=str,
@@ -232,6 +278,27 @@ def test_lists_that_no_array_holds_are_refused(column: pa.Array, message: str) -
     """Missing lists and values, lists within lists of several lengths, integers that would wrap."""
     with pytest.raises(RecipeError, match=message):
         table_columns(pa.table({"x": column}))
+
+
+def test_lists_as_stored_are_the_files_own_memory_until_a_batch_is_encoded() -> None:
+    """Then they are what a request would bring, and may be written to; rows have the hashes that they always had."""
+    rows = np.arange(24.0).reshape(6, 4)
+    plain = pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.float32())), "y": rows[:, 0]})
+    halves = pa.table({"x": pa.array(rows.tolist(), pa.list_(pa.int16(), 4)), "y": rows[:, 0]})
+    chunks = pa.concat_tables([plain.slice(4), plain.slice(0, 2)])
+    for table, kind, stored in ((plain, "float", np.float32), (halves, "int", np.int16), (chunks, "float", np.float64)):
+        recipe = Reads(Column("x", kind, shape=(4,)))
+        assert stackable(recipe) == {"x"}
+        read = conform(table_columns(table, as_stored={"x"}), recipe, place="the table")
+        asked = conform(table_columns(table), recipe, place="the table")
+        assert read["x"].dtype == stored
+        assert hash_columns(read).tolist() == hash_columns(asked).tolist()
+        found = as_requested(read, recipe)["x"]
+        assert (found.dtype, found.tolist()) == (asked["x"].dtype, asked["x"].tolist())
+        assert found.flags.writeable
+    assert stackable(Reads(Column("x", "float", shape=(None,)), Column("z", "float"))) == set()
+    deep = pa.table({"x": pa.array(rows.reshape(6, 2, 2).tolist(), pa.list_(pa.list_(pa.float32(), 2)))})
+    assert table_columns(deep, as_stored={"x"})["x"].tolist() == rows.reshape(6, 2, 2).tolist()
 
 
 @pytest.mark.parametrize("lengths", [[100], [50, 150]])

@@ -28,7 +28,7 @@ from raymlops.data.loading.loader import Loader
 from raymlops.data.parquet_files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.split import TableSplit
-from raymlops.errors import RecipeError, TrainingError, UsageError
+from raymlops.errors import RecipeError, StorageError, TrainingError, UsageError
 from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
 
@@ -162,14 +162,15 @@ def columns_of(rows: int, *, wide: Collection[int] = ()) -> dict[str, Any]:
     return {"length": np.arange(float(rows)), "width": np.zeros(rows), "colour": colours, "label": np.ones(rows)}
 
 
-def streamed(folder: Path, *, wide: Collection[int] = ()) -> ParquetSplit:
+def streamed(folder: Path, *, wide: Collection[int] = (), cache_bytes: int = 1 << 20) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
     (folder / "rows").mkdir(parents=True)
     pq.write_table(pa.table(columns_of(1000, wide=wide)), folder / "rows" / "0.parquet", row_group_size=50)
     recipe = Logged(state=STATE)
     recipe.log = str(folder / "log")
-    made = ParquetSplit(list_parquet(str(folder / "rows")), name="train", recipe=recipe, cache_bytes=1 << 20)
-    made.plan = dataclasses.replace(made.plan, window_rows=125)
+    made = ParquetSplit(list_parquet(str(folder / "rows")), name="train", recipe=recipe, cache_bytes=cache_bytes)
+    if cache_bytes > 1000:
+        made.plan = dataclasses.replace(made.plan, window_rows=125)
     return made
 
 
@@ -216,6 +217,33 @@ def test_what_is_padded_is_read_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     here = streamed(tmp_path / "here", wide=(320, 321, *range(600, 650)))
     assert all(map(equal, read, here.batches(order, batch_size=8)))
     assert {batch["wide"].shape[1] for batch in read} == {3, 7}
+    made.close()
+
+
+def test_rows_wider_than_the_window_are_read_a_group_at_a_time(tmp_path: Path) -> None:
+    """In its order: a window has a row group at least, and a batch of 120 rows is of three of them or four."""
+    parquet, here = (streamed(tmp_path / name, cache_bytes=10) for name in ("there", "here"))
+    assert parquet.plan.window_rows == 1
+    made = loader(parquet)
+    rows = list(parquet.global_batches(batch_size=120, seed=0, epoch=1))
+    parquet.start_epoch(seed=0, epoch=1)
+    here.start_epoch(seed=0, epoch=1)
+    steps = ((Progress(), each) for each in rows)
+    for _, each in made.steps(parquet, steps, lambda each: [(each, 1.0)]):
+        assert equal(made.batch(parquet, each), here.batch(each))
+    made.close()
+
+
+def test_a_file_that_shrinks_in_mid_epoch_is_named(tmp_path: Path) -> None:
+    """By the loader that reads it: which file, what it was and is, and how to go on once it is restored."""
+    parquet = streamed(tmp_path)
+    made = loader(parquet)
+    batches = made.batches(parquet, torch.arange(1000), batch_size=32)
+    next(batches)
+    path = tmp_path / "rows" / "0.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StorageError, match=r"0\.parquet changed since .*: it has \d+ bytes, not \d+(?s:.*)restore it"):
+        list(batches)
     made.close()
 
 

@@ -190,6 +190,15 @@ def test_a_sampler_chooses_the_rows(tiny_project: Any) -> None:
     first, again = (run_local(tiny_project(recipe="own_ways:Sampled", epochs=3)).history for _ in range(2))
     assert first == again
     assert first != run_local(tiny_project(epochs=3)).history
+    drawn: list[int] = []
+
+    def sampler(self: Any, train: Any, epoch: int) -> Any:
+        drawn.append(epoch)
+        return own_ways.Sampled.sampler(self, train, epoch)
+
+    counted = type("Sampled", (own_ways.Sampled,), {"sampler": sampler})
+    run_local(dataclasses.replace(tiny_project(recipe="own_ways:Sampled", epochs=3), recipe_class=counted))
+    assert drawn == [1, 2, 3]
     with pytest.raises(RecipeError, match=r"Sampled\.sampler\(\) yielded 200 rows for epoch 2, and 300 for epoch 1"):
         run_local(tiny_project(recipe="own_ways:Sampled", config={"rows": [300, 200, 300]}))
 
