@@ -77,6 +77,17 @@ class Signature(_Reading):
         """Return whether requests or answers hold images, which take milliseconds to decode and encode."""
         return any(column.type == "image" for column in (*self.inputs, *self.outputs))
 
+    @property
+    def values_per_row(self) -> int | None:
+        """Return how many values a row of inputs has in JSON at most; None without a bound."""
+        total = 0
+        for column in self.inputs:
+            sizes = [column.max_length if size is None else size for size in column.sent_shape]
+            if None in sizes:
+                return None
+            total += math.prod(size for size in sizes if size is not None)
+        return total
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that ``from_dict`` reads back."""
         return asdict(self)
@@ -201,7 +212,8 @@ class Signature(_Reading):
                 array = careful_array(column, values, found)
                 problems += found
             columns[column.name] = array
-        _raise_any(sorted([*unknown, *problems], key=lambda problem: problem.row or 0))
+        if unknown or problems:
+            _raise_any(sorted([*unknown, *problems], key=lambda problem: problem.row or 0))
         return columns
 
     def _count_rows(self, lengths: Mapping[str, int]) -> int:

@@ -25,8 +25,9 @@ def refuse_web_pages(headers: Mapping[bytes, bytes], *, hosts: tuple[str, ...], 
     Raises:
         Refusal: 403; a request that only reads may come from a link of any page.
     """
-    if has_other_host(headers, hosts=hosts):
-        got = headers[b"host"][:80].decode("latin-1")
+    host = headers.get(b"host")
+    if host is not None and not _is_own(host, hosts):
+        got = host[:80].decode("latin-1")
         how = "call it at 127.0.0.1 or localhost, add the name to serve.allowed_hosts, or require keys"
         raise Refusal(
             403, "other_host", f"this model answers without a key on this machine alone, not at {got!r}; {how}"
@@ -34,11 +35,8 @@ def refuse_web_pages(headers: Mapping[bytes, bytes], *, hosts: tuple[str, ...], 
     if method in {"GET", "HEAD"}:
         return
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
-    if site is None:
-        foreign = origin is not None and origin.partition(b"://")[2] != headers.get(b"host")
-    else:
-        foreign = site not in _OWN_SITES
-    if foreign:
+    other_origin = origin is not None and origin.partition(b"://")[2] != host
+    if site not in _OWN_SITES if site is not None else other_origin:
         raise Refusal(
             403, "cross_origin", "a web page of another origin sent this request; require keys for such pages"
         )

@@ -265,6 +265,20 @@ def test_an_impossible_column_is_refused(options):
         Column(**options)
 
 
+@pytest.mark.parametrize(
+    ("columns", "values"),
+    [
+        ((Column("x", "float"), Column("y", "string")), 2),
+        ((Column("x", "float", shape=(2, 3)), Column("y", "image", shape=(None, None, 3))), 7),
+        ((Column("x", "float", shape=(None, 3)),), None),
+        ((Column("x", "float", shape=(None, 3), max_length=5),), 15),
+    ],
+)
+def test_a_row_has_so_many_values_in_json(columns, values):
+    """An image is one; a free dimension has no bound of its own."""
+    assert Signature(columns, (Column("y", "float"),)).values_per_row == values
+
+
 def test_names_are_unique_and_both_sides_have_columns():
     """Two columns of one name, or none, make no signature."""
     with pytest.raises(ValueError, match="its own name"):

@@ -7,6 +7,7 @@ the values reports them.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -19,22 +20,29 @@ from raymlops.serving.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.signature import Signature
+
 MAX_REREAD_BYTES = 1_000_000
 """Largest body with NaN or infinity, whose second reading holds the interpreter, and so all other requests, to its end:
 for about 50 ms."""
+UNCOUNTED_BYTES = 64_000
+"""The values of a smaller body are not counted before it is parsed: parsing takes no longer."""
 _COLON = re.compile(rb'"[ \t\r\n]*:')
 _TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
 """A brace, or a string with the colon that makes it a key. Possessive quantifiers do not backtrack, so that a string of
 a million escapes costs no memory."""
+_COMMA_OR_TEXT = re.compile(rb',|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _TOO_DEEP = "the body is nested too deeply"
 
 
-def read_json(body: bytes, *, expected: str = "a JSON object") -> Any:
-    """Return the data of a JSON body.
+def read_json(body: bytes, *, expected: str = "a JSON object", max_values: int | None = None) -> Any:
+    """Return the data of a JSON body, which has at most about ``max_values`` values.
 
     Raises:
-        Refusal: 400, the body is empty, not UTF-8, not JSON, too deep, or repeats a key.
+        Refusal: 400, the body is empty, not UTF-8, not JSON, too deep, or repeats a key; 413, it has more values.
     """
+    if max_values is not None:
+        _refuse_more_values(body, max_values)
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -90,6 +98,29 @@ def object_of(data: Any, *, known: Sequence[str], required: Sequence[str] = (), 
     if unknown:
         raise invalid([RowProblem(None, key[:80], f"{prefix}unknown key; known: {names}") for key in unknown])
     raise invalid([RowProblem(None, key, f"{prefix}is missing") for key in required if key not in data])
+
+
+def value_limit(body: bytes, signature: Signature, *, max_rows: int) -> int | None:
+    """Return how many values a body may have in any protocol: those of its rows, and what is around them.
+
+    None where they need not be counted.
+    """
+    each = None if len(body) <= UNCOUNTED_BYTES else signature.values_per_row
+    return None if each is None else (each + 2) * max_rows + 10_000
+
+
+def _refuse_more_values(body: bytes, most: int) -> None:
+    """Refuse a body with more values before it is parsed.
+
+    orjson holds the interpreter, and so all other requests, until it has made an object of each: 0.2 s for 8 MB. All
+    values but the first of a list or an object follow a comma. Commas outside texts are counted in Python, which lets
+    others in between, and no further than the limit.
+    """
+    if body.count(b",") <= most:
+        return
+    commas = (token for token in _COMMA_OR_TEXT.finditer(body) if token[0] == b",")
+    if next(itertools.islice(commas, most, None), None) is not None:
+        raise Refusal(413, "too_many_rows", f"the body has more than {most} values; send fewer rows at a time")
 
 
 def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:

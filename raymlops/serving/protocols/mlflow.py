@@ -19,7 +19,7 @@ import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.base import Encoded, Parsed
-from raymlops.serving.protocols.json_body import invalid, object_of, read_json, wrong
+from raymlops.serving.protocols.json_body import invalid, object_of, read_json, value_limit, wrong
 from raymlops.serving.protocols.native import output_rows, too_many_rows
 from raymlops.serving.refusal import Refusal
 
@@ -51,7 +51,7 @@ class Mlflow:
                 that do not fit.
         """
         kind = _kind(headers)
-        given = _from_csv(body, signature, max_rows) if kind == "text/csv" else _from_json(body, signature)
+        given = _from_csv(body, signature, max_rows) if kind == "text/csv" else _from_json(body, signature, max_rows)
         rows = max(map(len, given.values()), default=0) if isinstance(given, dict) else len(given)
         if rows > max_rows:
             raise too_many_rows(rows, max_rows)
@@ -84,9 +84,11 @@ def _kind(headers: Mapping[bytes, bytes]) -> str:
     return kind
 
 
-def _from_json(body: bytes, signature: Signature) -> dict[str, list[Any]] | list[Any]:
+def _from_json(body: bytes, signature: Signature, max_rows: int) -> dict[str, list[Any]] | list[Any]:
     """Return columns by name, or rows."""
-    data = object_of(read_json(body), known=(*FORMS, "params"))
+    data = object_of(
+        read_json(body, max_values=value_limit(body, signature, max_rows=max_rows)), known=(*FORMS, "params")
+    )
     forms = [form for form in FORMS if form in data]
     if len(forms) != 1:
         raise wrong(None, f"expected one of the keys {', '.join(FORMS)}, got {', '.join(forms) or 'none'}")

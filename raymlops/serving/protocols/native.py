@@ -11,7 +11,7 @@ import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.base import Encoded, Parsed, Responder
-from raymlops.serving.protocols.json_body import invalid, read_json
+from raymlops.serving.protocols.json_body import invalid, read_json, value_limit
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Native:
         Raises:
             Refusal: 400 for invalid JSON, 413 for too many rows, 422 for rows that do not fit.
         """
-        data = read_json(body, expected='{"rows": [{...}]}')
+        data = read_json(body, expected='{"rows": [{...}]}', max_values=value_limit(body, signature, max_rows=max_rows))
         if not isinstance(data, dict):
             raise invalid([RowProblem(None, None, 'expected an object with the key "rows"')])
         if len(data) > 1 or "rows" not in data:

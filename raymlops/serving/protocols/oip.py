@@ -15,7 +15,7 @@ import orjson
 
 from raymlops.serving.protocols.base import BINARY, JSON, Encoded, Parsed
 from raymlops.serving.protocols.binary import HEADER, bad_data, read_tensor, split_body, write_tensor
-from raymlops.serving.protocols.json_body import object_of, read_json, wrong
+from raymlops.serving.protocols.json_body import object_of, read_json, value_limit, wrong
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -61,7 +61,8 @@ class Oip:
                 for tensors that do not fit the signature.
         """
         head, rest = split_body(body, headers)
-        data = object_of(read_json(head), known=REQUEST_KEYS, required=("inputs",))
+        given = read_json(head, max_values=value_limit(head, signature, max_rows=max_rows))
+        data = object_of(given, known=REQUEST_KEYS, required=("inputs",))
         request_id = _text(data.get("id"), "id")
         parameters = _parameters(data, "parameters")
         options = _Options(request_id, _requested(data.get("outputs"), parameters, signature))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.proxy.open_connections import OpenConnections
 from raymlops.serving.refusal import Refusal, error_body, refusal_headers
 
@@ -102,6 +103,7 @@ class Connection(HttpToolsProtocol):
         self._open = False
         self._ended = False
         self._taken = 0
+        self._arrived = stamp()
         self._deadline: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
         self._lingers_until: float | None = None
@@ -206,7 +208,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start to count a request's headers."""
         super().on_message_begin()
-        self._open, self._taken = True, 0
+        self._open, self._taken, self._arrived = True, 0, stamp()
 
     def on_headers_complete(self) -> None:
         """Stop the clock, and start the application unless the request has to be parsed again."""
@@ -215,6 +217,7 @@ class Connection(HttpToolsProtocol):
         if self._offered():
             return
         self.scope[CLIENT] = self._client  # type: ignore[literal-required]
+        self.scope[ARRIVED] = self._arrived  # type: ignore[literal-required]
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             self.cycle.transport = _Ending(self)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -107,6 +108,7 @@ class ProxyMiddleware:
             await self._app(scope, receive, send)
             return
         client = scope.pop(CLIENT, None)  # a scope travels to the replica
+        arrived = scope.pop(ARRIVED, None) or stamp()
         refusal = self._refusal(scope)
         scope["headers"] = clean_headers(scope["headers"])
         bounds = self._known.of_path(scope["path"])
@@ -115,11 +117,12 @@ class ProxyMiddleware:
         elif bounds is None:
             await self._app(scope, receive, _learning(send, self._known))
         else:
+            scope[ARRIVED] = arrived
             await self._to_model(scope, receive, send, client=client or Client(), bounds=bounds)
 
     async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
-        arrived = asyncio.get_running_loop().time()
-        scope[ARRIVED] = stamp()
+        waited_s = time.monotonic() - scope[ARRIVED][1]  # for its headers, and for the answers to earlier requests
+        arrived = asyncio.get_running_loop().time() - waited_s
         # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
         if scope["method"] != "POST":
@@ -167,6 +170,9 @@ class ProxyMiddleware:
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
         """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
         answer = _Answer(scope, send, self._known)
+        if asyncio.get_running_loop().time() >= until:
+            await answer.refuse(LATE)
+            return
         task = asyncio.current_task()
         assert task is not None
         limit = asyncio.timeout_at(until)

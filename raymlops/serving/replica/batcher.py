@@ -46,6 +46,18 @@ class _Entry:
     answer: asyncio.Future[Columns]
 
 
+@dataclass(slots=True)
+class _Batch:
+    entries: list[_Entry]
+    rows: int = 0
+    longest: int = 0
+
+    def add(self, entry: _Entry) -> None:
+        self.entries.append(entry)
+        self.rows += entry.rows
+        self.longest = max(self.longest, entry.longest)
+
+
 class Batcher:
     """Run requests through one model, one batch at a time.
 
@@ -121,31 +133,28 @@ class Batcher:
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
-        if not batch:
+        if not batch.entries:
             self._busy = False
             return
-        rows = sum(entry.rows for entry in batch)
-        self.observed.append((rows, len(batch)))
-        if self._is_quick(rows, max(entry.longest for entry in batch)):
-            _deliver(batch, self._attempt(batch))
+        self.observed.append((batch.rows, len(batch.entries)))
+        if self._is_quick(batch.rows, batch.longest):
+            _deliver(batch.entries, self._attempt(batch))
             loop.call_soon(self._next, loop)
             return
         self._started = time.monotonic()
         running = loop.run_in_executor(self._pool, self._attempt, batch)
         running.add_done_callback(lambda done: self._after(done, batch, loop))
 
-    def _take(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        rows = longest = 0
+    def _take(self) -> _Batch:
+        batch = _Batch([])
         while self._waiting:
             entry = self._waiting[0]
-            if batch and not self._fits(rows + entry.rows, max(longest, entry.longest)):
+            if batch.entries and not self._fits(batch.rows + entry.rows, max(batch.longest, entry.longest)):
                 break
             self._waiting.popleft()
             self.waiting_rows -= entry.rows
             if not entry.answer.done():  # the client disconnected, or the deadline passed
-                batch.append(entry)
-                rows, longest = rows + entry.rows, max(longest, entry.longest)
+                batch.add(entry)
         return batch
 
     def _lengths(self, columns: Columns) -> list[int]:
@@ -162,26 +171,25 @@ class Batcher:
     def _is_quick(self, rows: int, longest: int) -> bool:
         return rows <= self._inline_rows and rows * longest <= self._inline_elements
 
-    def _attempt(self, batch: list[_Entry]) -> list[Columns | Exception]:
+    def _attempt(self, batch: _Batch) -> list[Columns | Exception]:
+        entries = batch.entries
         try:
-            rows = sum(entry.rows for entry in batch)
-            longest = max(entry.longest for entry in batch)
-            outputs = self._timed(_merge([entry.columns for entry in batch]), rows, longest)
-            return _split(outputs, [entry.rows for entry in batch])
+            outputs = self._timed(_merge([entry.columns for entry in entries]), batch.rows, batch.longest)
+            return _split(outputs, [entry.rows for entry in entries])
         except Exception as error:
-            if len(batch) == 1:
+            if len(entries) == 1:
                 return [error]
-            logger.warning("a batch of %d requests raised; running them one by one", len(batch))
-            return [self._attempt([entry])[0] for entry in batch]
+            logger.warning("a batch of %d requests raised; running them one by one", len(entries))
+            return [self._attempt(_Batch([entry], entry.rows, entry.longest))[0] for entry in entries]
 
     def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
         start = time.perf_counter()
         outputs = self._run(columns) if self._fits(rows, longest) else self._in_pieces(columns, rows)
         seconds = time.perf_counter() - start
-        lengths = {name: len(array) for name, array in outputs.items()}
-        if set(lengths.values()) != {rows}:
-            msg = f"the model answered {rows} rows with columns of {lengths} rows"
-            raise ValueError(msg)
+        for name, array in outputs.items():
+            if len(array) != rows:
+                msg = f"the model answered {rows} rows with a column {name!r} of {len(array)}"
+                raise ValueError(msg)
         # The largest batch known to fit the budget: it doubles after one that took less than half of it and halves
         # after one that took more, so that a single delay on a busy machine is soon forgotten.
         if seconds > INLINE_BUDGET_S and self._is_quick(rows, longest):
@@ -209,16 +217,16 @@ class Batcher:
         )
 
     def _after(
-        self, done: asyncio.Future[list[Columns | Exception]], batch: list[_Entry], loop: asyncio.AbstractEventLoop
+        self, done: asyncio.Future[list[Columns | Exception]], batch: _Batch, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._started = None
         if done.cancelled():
             return
         error = done.exception()
         if error is None:
-            _deliver(batch, done.result())
+            _deliver(batch.entries, done.result())
         else:  # not an Exception: the thread itself was stopped
-            _deliver(batch, [RuntimeError(f"the model's thread ended: {error!r}")] * len(batch))
+            _deliver(batch.entries, [RuntimeError(f"the model's thread ended: {error!r}")] * len(batch.entries))
         self._next(loop)
 
 

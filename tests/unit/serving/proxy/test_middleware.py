@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from raymlops.serving.arrival import ARRIVED, Ages
+from raymlops.serving.arrival import ARRIVED, Ages, stamp
 from raymlops.serving.asgi import BODY
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import ANNOUNCED, SILENT, UNKNOWN, Bounds, KnownBounds
@@ -16,7 +16,7 @@ from raymlops.serving.refusal import Refusal
 COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
 
 
-def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=(COMPLETE,)):
+def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=(COMPLETE,), arrived=None):
     """Return the scope that arrives behind the guard, None where nothing does."""
     seen = []
     left = [*messages, {"type": "http.disconnect"}]
@@ -31,7 +31,7 @@ def pass_through(*, method="POST", path="/models/flights/predict", headers=(), m
     async def send(message):
         pass
 
-    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers), ARRIVED: arrived}
     asyncio.run(ProxyMiddleware(app, known=known(flights=(30.0, 100_000)))(scope, receive, send))
     return seen[0] if seen else None
 
@@ -92,7 +92,9 @@ def test_a_client_that_leaves_half_way_goes_no_further():
     assert pass_through(headers=[(b"content-length", b"4")], messages=messages) is None
 
 
-def converse(app, messages, *, path="/models/flights/predict", headers=(), method="POST", client=None, **options):
+def converse(
+    app, messages, *, path="/models/flights/predict", headers=(), method="POST", client=None, arrived=None, **options
+):
     """Return what is sent for a request whose body comes in these messages; further ones never come."""
     sent, left = [], list(messages)
 
@@ -107,6 +109,8 @@ def converse(app, messages, *, path="/models/flights/predict", headers=(), metho
     scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
     if client is not None:
         scope[CLIENT] = client
+    if arrived is not None:
+        scope[ARRIVED] = arrived
     options = {"known": known(flights=(30.0, 1_000)), **options}
     asyncio.run(asyncio.wait_for(ProxyMiddleware(app, **options)(scope, receive, send), 30))
     assert CLIENT not in scope
@@ -384,6 +388,13 @@ def test_the_moment_of_arrival_goes_along():
     scope = pass_through(headers=[(b"raymlops.arrived", b"0")])
     assert 0.0 <= Ages().age_s(scope[ARRIVED]) < 60.0
     assert ARRIVED not in pass_through(path="/other")
+
+
+def test_the_deadline_runs_from_the_first_byte():
+    """A request whose headers, or the answers to earlier ones, took longer is given to nobody."""
+    machine, now = stamp()
+    assert converse(unasked, [chunk(b"{}", more=False)], arrived=(machine, now - 32.0))[0]["status"] == 504
+    assert Ages().age_s(pass_through(arrived=(machine, now - 20.0))[ARRIVED]) >= 20.0
 
 
 def test_serve_keeps_no_deadline_of_its_own_for_a_model():

@@ -199,7 +199,7 @@ def test_a_model_that_loses_rows_is_an_error():
     async def run():
         await Batcher(lambda columns: {"y": np.zeros(1)}, max_rows=100).submit(column(1, 2), rows=2)
 
-    with pytest.raises(ValueError, match="answered 2 rows with columns of"):
+    with pytest.raises(ValueError, match="answered 2 rows with a column 'y' of 1"):
         asyncio.run(run())
 
 

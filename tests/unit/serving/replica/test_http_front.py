@@ -291,6 +291,23 @@ def test_a_key_twice_among_many_is_named_and_holds_up_nobody(path):
     front.handler.close()
 
 
+@pytest.mark.parametrize("path", ["/predict", "/invocations", "/v2/models/flights/infer"])
+@pytest.mark.parametrize("item", [b'"%06x":1', b"1%d", b"{}"])
+def test_a_body_with_more_values_than_rows_may_have_is_not_parsed(path, item):
+    """It would hold the interpreter for as long as it takes to make an object of each."""
+    items = b",".join(item % number if b"%" in item else item for number in range(100_000))
+    brackets = b'{"rows":[{%s}]}' if b":" in item else b'{"rows":[%s]}'
+    response = ask(make_front(), "POST", path, content=brackets % items)
+    assert response.status_code == 413
+    assert "more than 35000 values" in response.text
+
+
+def test_a_text_may_have_as_many_commas_as_it_likes():
+    """They separate no values; the row is wrong for another reason."""
+    response = predict(make_front(), [{**ROW, "origin": ", \\" * 100_000}])
+    assert response.status_code == 422
+
+
 @pytest.mark.parametrize("path", ["/predict", "/feedback"])
 def test_more_bodies_than_can_be_read_are_refused(path):
     """503, worth another try: they would be read long after anybody waits for them."""
