@@ -91,6 +91,13 @@ class PriceSection(Spec):
     currency: str = Field("USD", min_length=1, max_length=8, description="shown beside amounts")
 
 
+class RepeatsSection(Spec):
+    """The best configurations of a search, trained again with other seeds."""
+
+    top: int = Field(3, ge=1, description="how many of the best configurations")
+    seeds: int = Field(1, ge=1, description="seeds of each, with train.seed, that of the search; 1: no repeats")
+
+
 Mode = Literal["min", "max"]
 
 
@@ -156,8 +163,14 @@ class SweepSection(Spec):
     max_gpu_hours: Limit[float | None] = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
     max_cost: Limit[float | None] = Field(None, gt=0, description="money, by price, at most")
     price: Free[PriceSection] = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    trial_timeout_s: FreeInRun[float | None] = Field(
+        None, gt=0, description="seconds of a trial, at most; then it is stopped, and has the value that it has"
+    )
     target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
     patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    repeats: Free[RepeatsSection] = Field(
+        RepeatsSection(), description="{top, seeds}: the best are trained again with other seeds, and the mean decides"
+    )
     space: Annotated[
         FreeInRun[dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]]],
         Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
@@ -207,6 +220,10 @@ def _broken(path: tuple[str | int, ...], message: str, *, got: Any = ...) -> Ini
 def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     yield from _objectives(sweep)
     yield from _limits(sweep)
+    if sweep.repeats.seeds > 1 and sweep.objectives:
+        yield _broken(("repeats", "seeds"), "cannot be combined with objectives: there is no single mean to choose by")
+    if sweep.repeats.seeds > 1 and "train.seed" in sweep.space:
+        yield _broken(("repeats", "seeds"), "train.seed is in the space, so that it cannot be varied too; remove one")
     if sweep.sampler == "grid":
         yield from _endless(sweep.space)
     if sweep.sampler_args and sweep.sampler in _WITHOUT_ARGS:

@@ -21,6 +21,7 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
+from raymlops.tuning.study.repeat import repeats_left
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
@@ -229,6 +230,8 @@ class _Opener:
 def _refuse_nothing_left(spec: ProjectSpec, study: Any, *, sweep_id: str, spent: SpentRecord, retry: bool) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
     trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
+    if repeats_left(study.get_trials(deepcopy=False), spec=spec):
+        return
     ended = [record for record in trials.ended if not (retry and record.status == "failed")]
     tally = Tally.of(ended, mode=spec.objectives[0].mode)
     why, command = nothing_left(sweep_id, spec.sweep, tally=tally, refused=trials.refused, spent=spent)

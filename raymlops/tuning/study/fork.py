@@ -17,8 +17,8 @@ from raymlops.config.shape import leaves
 from raymlops.config.space import as_param, exists, same
 from raymlops.config.yaml import dotted
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of
-from raymlops.tuning.study.selection import violations
+from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def carry_over(
     with storage_errors(f"Optuna's study {old.study_name}"):
         ended = [trial for trial in counted(old.get_trials(deepcopy=False)) if trial.state.is_finished()]
         for trial in ended:
+            if repeat_of(trial) is not None:
+                continue  # its configuration is carried over with the search's own trial
             record = record_of(trial, objectives=before)
             params = carried(old_spec, new_spec, record=record)
             if isinstance(params, str):

@@ -17,25 +17,30 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import RandomSampler
 
 from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.search_space import draw, draw_order, num_trials, point
+from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.open_trial import OpenTrial
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
+    SEED,
     Report,
     counted,
     in_order_of_end,
     last_value,
     record_of,
     refused,
+    repeat_of,
     reports_of,
     stored_reports,
 )
+from raymlops.tuning.study.repeat import without_trials
 from raymlops.tuning.study.samplers import sampler_of
-from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.writes import Writes
 from raymlops.tuning.trial.reported_values import STEP
@@ -50,33 +55,6 @@ if TYPE_CHECKING:
 _FIXED = "fixed_params"
 """The system attribute by which Optuna (5.0) knows parameters that are given."""
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-
-
-@dataclass
-class OpenTrial:
-    """A trial that has not ended yet."""
-
-    number: int
-    params: dict[str, Scalar]
-    optuna: Any
-    """The Optuna trial; its number is ours."""
-    started: float
-    value: float | None = None
-    """The sweep's metric, of several the first, at the best epoch so far."""
-    epochs: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best epoch so far."""
-    reports: dict[int, Report] = field(default_factory=dict)
-    """By epoch."""
-    reported: dict[int, float] = field(default_factory=dict)
-    """Value by epoch that the study has or will have at the next flush."""
-    before_s: float = 0.0
-    """Seconds that it ran in previous processes."""
-
-    @property
-    def history(self) -> dict[int, dict[str, float]]:
-        """Return metrics by epoch."""
-        return {epoch: report.metrics for epoch, report in self.reports.items()}
 
 
 class Trials:
@@ -108,6 +86,7 @@ class Trials:
         self._storage = study._storage  # noqa: SLF001 - one write a trial needs Optuna's documented storage interface
         self._section = section
         self.objectives = tuple(objectives)
+        self.constraints = section.constraints
         self._order = draw_order(section.space)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
@@ -121,9 +100,11 @@ class Trials:
             trials = study.get_trials(deepcopy=False)
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
-        self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
-        """The number of the sweep's own trials, ended or not, without carried ones."""
-        self.refused = sum(map(refused, trials))
+        self._repeats = {trial.number for trial in trials if repeat_of(trial) is not None}
+        known = [trial for trial in own if trial.number in self._repeats]
+        self.asked = len(own) - len(known) - sum(bool(record.carried_from) for record in self._ended)
+        """The number of the search's own trials, ended or not, without carried ones."""
+        self.refused = sum(refused(trial) for trial in trials if trial.number not in self._repeats)
         """How many points the recipe rejected."""
         self._next = len(trials)
         orders = (report.order for trial in trials for report in reports_of(trial).values())
@@ -136,6 +117,11 @@ class Trials:
         return max(num_trials(self._section, refused=self.refused), self.asked)
 
     @property
+    def repeats(self) -> int:
+        """Return the number of trials that train a configuration again with another seed."""
+        return len(self._repeats)
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
@@ -145,8 +131,8 @@ class Trials:
         """Return them in the order in which they ended."""
         return tuple(self._ended)
 
-    def reopen(self) -> list[OpenTrial]:
-        """Reopen the trials that a previous process left running or waiting.
+    def reopen(self, *, repeats: bool = False) -> list[OpenTrial]:
+        """Reopen the trials that a previous process left running or waiting: of the search, or ``repeats``.
 
         Parameters that it had not drawn are drawn as it would have drawn them. Call this once, before ``ask``.
 
@@ -158,6 +144,8 @@ class Trials:
         unfinished = (TrialState.RUNNING, TrialState.WAITING)
         with storage_errors(self._name):
             found = self._study.get_trials(deepcopy=False, states=unfinished)
+            found = [trial for trial in found if (repeat_of(trial) is not None) == repeats]
+            self._repeats |= {trial.number for trial in found if repeats}
             # All of them first: the draw depends on which trials run.
             for trial in found:
                 if trial.state == TrialState.WAITING:
@@ -228,7 +216,7 @@ class Trials:
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
         trial = self.open[number]
-        broken = violations(trial.metrics, constraints=self._section.constraints)
+        broken = violations(trial.metrics, constraints=self.constraints)
         values = self._values(trial)
         wrong = "" if status == "failed" else self._unusable(trial, values, broken)
         if wrong:
@@ -247,6 +235,8 @@ class Trials:
             metrics=trial.metrics,
             values=usable if several else (),
             feasible=not usable or all(excess <= 0 for excess in broken.values()),
+            repeat_of=trial.repeat_of,
+            seed=trial.seed,
         )
         self._writes.end(
             trial.optuna,
@@ -263,9 +253,11 @@ class Trials:
 
     def refuse(self, number: int, reason: str) -> None:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
-        self._writes.refuse(self.open.pop(number).optuna, reason)
-        self.asked -= 1
-        self.refused += 1
+        trial = self.open.pop(number)
+        self._writes.refuse(trial.optuna, reason)
+        if trial.repeat_of is None:
+            self.asked -= 1
+            self.refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
@@ -334,8 +326,11 @@ class Trials:
         from optuna.trial import Trial
 
         # A copy has its own cache of ended trials, which is valid for one draw.
-        study = copy.copy(self._study)
-        study.sampler = sampler_of(self._section, objectives=self.objectives, number=number)
+        study = without_trials(self._study, self._repeats) if self._repeats else copy.copy(self._study)
+        place = number - sum(repeat < number for repeat in self._repeats)  # as if there had been no repeats
+        study.sampler = sampler_of(self._section, objectives=self.objectives, number=place)
+        if number in self._repeats:
+            study.sampler = RandomSampler()  # nothing is left to draw, and a model costs time
         trial = Trial(study, trial_id)
         if trial.number != number:
             return self._draw(trial_id, number=trial.number)
@@ -346,6 +341,7 @@ class Trials:
         """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
         opened = self._draw(trial._trial_id, number=trial.number)  # noqa: SLF001 - the storage interface's own key
         kept = trial.user_attrs.get(ATTRIBUTE, {})
+        opened.repeat_of, opened.seed = repeat_of(trial), trial.user_attrs.get(SEED)
         opened.reported = dict(trial.intermediate_values)
         opened.reports = reports_of(trial)
         self._writes.stored[trial._trial_id] = set(stored_reports(trial))  # noqa: SLF001
