@@ -145,7 +145,7 @@ class _Trial:
         self._saver: TrialSaver | None = None
         self._saved = False
         limit_s = sweep["trial_timeout_s"]
-        self._until_s = math.inf if limit_s is None else time.monotonic() + limit_s - config["before_s"]
+        self._until_s = math.inf if limit_s is None else time.monotonic() + limit_s - config.get("before_s", 0.0)
         self._nested = sweep["workers_per_trial"] > 1
         self.grace_s = max(_CLEANUP_S, train["stop_grace_s"]) if self._nested else _CLEANUP_S
         """How long the process may wait for the training's end: its workers write a last checkpoint."""
