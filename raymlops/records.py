@@ -122,6 +122,8 @@ class Objective(Record):
 
 
 TrialStatus = Literal["complete", "pruned", "failed"]
+IMPORTED_FROM = "optuna:"
+"""How ``carried_from`` begins for a trial of ``sweep.import_study``."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,17 @@ class TrialRecord(Record):
     feasible: bool = True
     """Whether it keeps ``sweep.constraints``."""
     carried_from: str = ""
-    """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it; empty for one of its own."""
+    """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it, ``optuna:STUDY/NUMBER`` of one that
+    was imported; empty for one of its own."""
     repeat_of: int | None = None
     """The trial whose configuration it trains with another seed (``sweep.repeats``)."""
     seed: int | None = None
     """That seed; None for ``train.seed``."""
+
+    @property
+    def imported(self) -> bool:
+        """Return whether another program ran it: there is no run of it, so that it cannot win."""
+        return self.carried_from.startswith(IMPORTED_FROM)
 
     @property
     def settings(self) -> dict[str, Any]:

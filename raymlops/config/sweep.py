@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raymlops.config.base import Free, FreeInRun, Limit, Spec
+from raymlops.config.base import Free, FreeInRun, Limit, Spec, UriOrRef
 from raymlops.config.messages import got
 from raymlops.config.space import Distribution, Interval, meets, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
@@ -98,6 +98,16 @@ class RepeatsSection(Spec):
     seeds: int = Field(1, ge=1, description="seeds of each, with train.seed, that of the search; 1: no repeats")
 
 
+class ImportSection(Spec):
+    """An Optuna study whose complete trials a new sweep's sampler learns from."""
+
+    study: str = Field("", description="its name; empty: none is imported")
+    storage: UriOrRef | None = Field(None, description="SQL URL of its database; default: that of this sweep")
+    params: dict[str, SpaceKey] = Field(
+        default_factory=dict, description="its name of a parameter: key of the space; default: the key or its last part"
+    )
+
+
 Mode = Literal["min", "max"]
 
 
@@ -168,6 +178,9 @@ class SweepSection(Spec):
     )
     target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
     patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    import_study: FreeInRun[ImportSection] = Field(
+        ImportSection(), description="{study, storage, params}: an Optuna study whose complete trials the sampler knows"
+    )
     repeats: Free[RepeatsSection] = Field(
         RepeatsSection(), description="{top, seeds}: the best are trained again with other seeds, and the mean decides"
     )
@@ -230,6 +243,9 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
         yield _broken(("sampler_args",), f"sampler {sweep.sampler} takes none")
     if "seed" in sweep.sampler_args:
         yield _broken(("sampler_args",), "a sampler is seeded by sweep.seed; remove seed")
+    for name, key in sweep.import_study.params.items():
+        if key not in sweep.space:
+            yield _broken(("import_study", "params", name), f"{key} is not in the space")
     for index, point in enumerate(sweep.enqueue):
         yield from _start_point(index, point, sweep.space)
 

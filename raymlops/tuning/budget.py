@@ -44,8 +44,8 @@ class Tally:
         return tally
 
     def take(self, record: TrialRecord) -> bool:
-        """Count a trial that ended; return whether it is the best so far. Repeats count in nothing."""
-        if record.repeat_of is not None:
+        """Count a trial that ended; return whether it is the best so far. Repeats and imported ones are not counted."""
+        if record.repeat_of is not None or record.imported:
             return False
         own = not record.carried_from
         self.ended += own

@@ -190,7 +190,7 @@ def _facts(
     counts = Counter(trial.state.name for trial in trials)
     states = ", ".join(f"{counts[state]:,} {words}" for state, words in STATES.items() if counts[state]) or "none"
     if carried:
-        states += f"; {len(carried):,} more known from another sweep"
+        states += f"; {len(carried):,} more known from another sweep or study"
     better = {"min": "lower is better", "max": "higher is better"}
     facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
     facts += [("Trials", f"{len(trials):,} of {stores.trials.total + stores.trials.repeats:,}: {states}")]

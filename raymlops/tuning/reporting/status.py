@@ -40,6 +40,8 @@ class SweepStatus(Status):
     """Number of trials to run."""
     carried: int = 0
     """Number of trials carried over from the forked sweep."""
+    imported: int = 0
+    """Number of trials imported from ``sweep.import_study``."""
     best: TrialRecord | None = None
     """Of those that have ended."""
     repeats: tuple[RepeatRecord, ...] = ()
@@ -64,6 +66,7 @@ class SweepStatus(Status):
         """Return the status as named texts."""
         counts = ", ".join(f"{count} {state}" for state, count in self.trials.items() if count)
         carried = f"; {self.carried} carried over from {self.forked_from}" if self.carried else ""
+        carried += f"; {self.imported} imported" if self.imported else ""
         return {
             "sweep": f"{self.sweep_id} ({self.name})" if self.name else self.sweep_id,
             "state": self.state_line,
@@ -116,6 +119,7 @@ def summarize(
         trials=snapshot.counts,
         num_trials=num_trials(spec.sweep, refused=snapshot.refused) if spec else 0,
         carried=snapshot.carried,
+        imported=snapshot.imported,
         best=snapshot.best,
         repeats=snapshot.repeats,
         failures=tuple(failures(snapshot.ended)),

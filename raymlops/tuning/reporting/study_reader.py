@@ -68,7 +68,12 @@ class Snapshot:
     @property
     def carried(self) -> int:
         """Return how many trials were carried over from the forked sweep."""
-        return sum(1 for record in self.ended if record.carried_from)
+        return sum(1 for record in self.ended if record.carried_from) - self.imported
+
+    @property
+    def imported(self) -> int:
+        """Return how many trials were imported from a study of another program."""
+        return sum(1 for record in self.ended if record.imported)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -201,7 +206,7 @@ def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime)
             | dict(view.params)
             | {"epochs": view.epoch, "duration_s": taken_s, "reason": "", "run_id": None}
         )
-    some = ["carried_from"] if snapshot.carried else []
+    some = ["carried_from"] if snapshot.carried or snapshot.imported else []
     some += ["repeat_of"] if any(line["repeat_of"] is not None for line in lines) else []
     columns = ["number", "status", *names, *params, "epochs", "duration_s", "reason", "run_id", *some]
     built = pd.DataFrame(sorted(lines, key=lambda line: line["number"]), columns=columns)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def candidates(trials: Iterable[TrialRecord], *, objective: Objective, top: int) -> list[TrialRecord]:
     """Return the best complete trials of the search that keep the constraints, each of another configuration."""
     sign = _sign(objective)
-    found = [trial for trial in trials if trial.repeat_of is None and trial.feasible and _value(trial) is not None]
+    found = [trial for trial in trials if trial.repeat_of is None and not trial.imported and trial.feasible]
+    found = [trial for trial in found if _value(trial) is not None]
     found.sort(key=lambda trial: (sign * (trial.value or 0.0), trial.epochs, trial.number))
     distinct: dict[str, TrialRecord] = {}
     for trial in found:

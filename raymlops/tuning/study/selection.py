@@ -43,6 +43,7 @@ def select(
     """
     if (best := winner(trials, objectives=objectives, constraints=constraints)) is not None:
         return best
+    trials = [trial for trial in trials if not trial.imported]
     hint = "Run one configuration by itself with `raymlops train` to see it fail."
     broken = [trial for trial in trials if _usable(trial, objectives=objectives)]
     if broken:
@@ -121,6 +122,7 @@ def _eligible(
             if trial.status == status
             and trial.feasible
             and trial.repeat_of is None
+            and not trial.imported
             and _usable(trial, objectives=objectives)
         ]
         if found:
