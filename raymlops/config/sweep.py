@@ -176,6 +176,9 @@ class SweepSection(Spec):
     trial_timeout_s: FreeInRun[float | None] = Field(
         None, gt=0, description="seconds of a trial, at most; then it is stopped, and has the value that it has"
     )
+    user_attrs: Free[list[str]] = Field(
+        default_factory=list, description="reported metrics that are user attributes of their Optuna trial too"
+    )
     target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
     patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
     import_study: FreeInRun[ImportSection] = Field(
@@ -243,6 +246,11 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
         yield _broken(("sampler_args",), f"sampler {sweep.sampler} takes none")
     if "seed" in sweep.sampler_args:
         yield _broken(("sampler_args",), "a sampler is seeded by sweep.seed; remove seed")
+    for index, name in enumerate(sweep.user_attrs):
+        if name.startswith("raymlops"):
+            yield _broken(
+                ("user_attrs", index), f"{name} is an attribute of raymlops' own; give the metric another name"
+            )
     for name, key in sweep.import_study.params.items():
         if key not in sweep.space:
             yield _broken(("import_study", "params", name), f"{key} is not in the space")

@@ -11,7 +11,7 @@ from raymlops.config.load import dump
 from raymlops.errors import SweepError, describe
 from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
-from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
+from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPEATS, REPORT, STOPPED
 from raymlops.tuning.study.ranking import ranking, verdict
 from raymlops.tuning.study.selection import pareto, select
 
@@ -89,6 +89,7 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         BEST_CONFIG: best_config,
         REPORT: report,
         STOPPED: stopped,
+        REPEATS: verdict(repeats, metric=objectives[0].metric),
         f"raymlops.best.{objectives[0].metric}": repr(best.value),
     }
     parent.end("FINISHED", {name: text for name, text in tags.items() if text})

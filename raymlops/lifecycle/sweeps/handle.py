@@ -141,12 +141,13 @@ class Sweep:
 
         Its columns are number, status, value (with several objectives one column for each), the parameters, epochs,
         duration_s, reason and run_id. Running trials have their values so far. A repeat has the trial whose
-        configuration it trains with another seed in ``repeat_of``.
+        configuration it trains with another seed in ``repeat_of``; ``sweep.user_attrs`` have a column each.
         """
         from raymlops.tuning.reporting.study_reader import frame
 
         with self._study() as study:
-            return frame(study.snapshot(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
+            now = datetime.now()  # noqa: DTZ005 - as Optuna's
+            return frame(study.snapshot(), objectives=study.objectives, now=now, user_attrs=study.user_attrs)
 
     @property
     def best(self) -> TrialRecord:

@@ -101,6 +101,7 @@ class OpenStudy:
         self.storage = storage
         """The URL of its database, without credentials."""
         self.objectives = spec.objectives
+        self.user_attrs = spec.sweep.user_attrs
         self._spec = spec
         self._ended: dict[int, TrialRecord] = {}
 
@@ -171,15 +172,17 @@ def _open(trial: Any) -> OpenView:
     )
 
 
-def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime) -> Any:
+def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime, user_attrs: Sequence[str] = ()) -> Any:
     """Return all trials as a pandas ``DataFrame``, by number, with a column for each parameter.
 
-    With one objective its values are in ``value``, with several in a column each, named by metric. ``now`` is local
-    time without a zone, as Optuna stores the start of a trial.
+    With one objective its values are in ``value``, with several in a column each, named by metric. ``user_attrs`` are
+    further metrics with a column each, which of running trials are not known. ``now`` is local time without a zone, as
+    Optuna stores the start of a trial.
     """
     import pandas as pd
 
     names = [objective.metric for objective in objectives] if len(objectives) > 1 else ["value"]
+    further = [name for name in user_attrs if name not in names]
     params = dict.fromkeys(key for record in snapshot.ended for key in record.params)
     params |= dict.fromkeys(key for view in snapshot.open for key in view.params)
     lines = []
@@ -188,6 +191,7 @@ def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime)
         lines.append(
             {"number": record.number, "status": record.status}
             | dict(zip(names, values, strict=False))
+            | {name: record.metrics.get(name) for name in further}
             | record.params
             | {"epochs": record.epochs, "duration_s": record.duration_s, "reason": record.reason}
             | {"run_id": record.run_id, "carried_from": record.carried_from}
@@ -208,8 +212,8 @@ def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime)
         )
     some = ["carried_from"] if snapshot.carried or snapshot.imported else []
     some += ["repeat_of"] if any(line["repeat_of"] is not None for line in lines) else []
-    columns = ["number", "status", *names, *params, "epochs", "duration_s", "reason", "run_id", *some]
+    columns = ["number", "status", *names, *further, *params, "epochs", "duration_s", "reason", "run_id", *some]
     built = pd.DataFrame(sorted(lines, key=lambda line: line["number"]), columns=columns)
     # Where no trial has a value yet, pandas would keep None as an object.
-    types = dict.fromkeys(names, "float64") | ({"repeat_of": "Int64"} if "repeat_of" in some else {})
+    types = dict.fromkeys([*names, *further], "float64") | ({"repeat_of": "Int64"} if "repeat_of" in some else {})
     return built.astype(types)

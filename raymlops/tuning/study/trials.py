@@ -246,6 +246,7 @@ class Trials:
             # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
+            user_attrs={name: trial.metrics[name] for name in self._section.user_attrs if name in trial.metrics},
         )
         del self.open[number]
         self._ended.append(record)

@@ -71,6 +71,7 @@ class Writes:
         reports: Mapping[int, Report],
         values: Sequence[float] | None = None,
         constraints: Mapping[str, float] | None = None,
+        user_attrs: Mapping[str, float] | None = None,
     ) -> None:
         """Queue the end of an Optuna trial in ``state``, with the values and constraints for its sampler.
 
@@ -87,6 +88,8 @@ class Writes:
             for key, excess in (constraints or {}).items():
                 if key not in known:
                     trial.set_constraint(key, excess)
+            for name, value in (user_attrs or {}).items():
+                self._storage.set_trial_user_attr(_id(trial), name, value)
             stored = self.stored.get(_id(trial), ())
             rest = {epoch: report for epoch, report in reports.items() if epoch not in stored}
             history = {epoch: report.metrics for epoch, report in rest.items()}

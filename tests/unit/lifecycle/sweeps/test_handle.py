@@ -88,6 +88,16 @@ def test_waiting_for_an_ended_sweep_returns_its_record(ended: Sweep) -> None:
     assert record.storage.endswith("/optuna.db")
 
 
+def test_user_attributes_are_columns_of_the_trials(storage_path: Path) -> None:
+    """Of a running trial they are not known."""
+    with recorded_sweep(project_in(storage_path, user_attrs=["other"])) as made:
+        made.run(0.5)
+        made.report(0.25)
+        shown = attach(made.sweep_id).trials()
+    assert list(shown.columns)[:5] == ["number", "status", "value", "other", "train.lr"]
+    assert shown["other"].fillna(0.0).tolist() == [-0.5, 0.0]
+
+
 def test_a_winner_of_several_seeds_is_shown_with_its_mean(storage_path: Path) -> None:
     """By every way to ask for it; what is registered is its best run by validation, with that run's seed."""
     project = project_in(storage_path, repeats={"seeds": 3, "top": 1}, num_trials=2)
