@@ -122,6 +122,8 @@ class Objective(Record):
 
 
 TrialStatus = Literal["complete", "pruned", "failed"]
+IMPORTED_FROM = "optuna:"
+"""How ``carried_from`` begins for a trial of ``sweep.import_study``."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class TrialRecord(Record):
     epochs: int = 0
     duration_s: float = 0.0
     reason: str = ""
-    """Why it failed; empty otherwise."""
+    """Why it failed, or what stopped it where that was not the scheduler; empty otherwise."""
     run_id: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     """Of its best epoch by ``train.metric``."""
@@ -144,12 +146,60 @@ class TrialRecord(Record):
     feasible: bool = True
     """Whether it keeps ``sweep.constraints``."""
     carried_from: str = ""
-    """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it; empty for one of its own."""
+    """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it, ``optuna:STUDY/NUMBER`` of one that
+    was imported; empty for one of its own."""
+    repeat_of: int | None = None
+    """The trial whose configuration it trains with another seed (``sweep.repeats``)."""
+    seed: int | None = None
+    """That seed; None for ``train.seed``."""
+
+    @property
+    def imported(self) -> bool:
+        """Return whether another program ran it: there is no run of it, so that it cannot win."""
+        return self.carried_from.startswith(IMPORTED_FROM)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return its parameters, with its own seed."""
+        return self.params if self.seed is None else {**self.params, "train.seed": self.seed}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a record; JSON knows lists alone."""
         return super().from_dict({**data, "values": tuple(data.get("values", ()))})
+
+
+@dataclass(frozen=True)
+class RepeatRecord(Record):
+    """What one configuration of a sweep reached with several seeds. Only runs that ended whole count."""
+
+    number: int
+    """Of the trial of the search; its run counts too."""
+    trials: tuple[int, ...]
+    """The runs, the search's first."""
+    mean: float
+    """Of the sweep's metric."""
+    std: float | None = None
+    """Standard deviation of a run, from n - 1; None for one run."""
+    error: float | None = None
+    """Standard error of the mean, ``std / sqrt(n)``."""
+    expected: float | None = None
+    """Mean of the repeats alone: the search chose the configuration for its own run, which is so optimistic."""
+    failed: int = 0
+    """Repeats that gave no value."""
+    feasible: bool = True
+    """Whether its means keep ``sweep.constraints``."""
+    metrics: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    """Mean and standard deviation of each metric that all runs reported."""
+    probability: float | None = None
+    """That the first configuration is better than this one; None for the first, and where it is not known."""
+
+    def words(self) -> str:
+        """Return the mean with its error: ``0.912 ± 0.003 (4 seeds, 0.909 without the search's)``."""
+        error = "" if self.error is None else f" ± {self.error:.2g}"
+        seeds = f"{len(self.trials)} seed{'s' if len(self.trials) > 1 else ''}"
+        expected = "" if self.expected is None else f", {self.expected:.5g} without the search's"
+        return f"{self.mean:.5g}{error} ({seeds}{expected}{f', {self.failed} failed' if self.failed else ''})"
 
 
 @dataclass(frozen=True)
@@ -190,6 +240,8 @@ class SweepRecord(Record):
     """Path or URI of the HTML report."""
     objectives: tuple[Objective, ...] = ()
     """All that it optimises, the first being ``metric`` and ``mode``."""
+    repeats: tuple[RepeatRecord, ...] = ()
+    """The configurations that were trained with several seeds, best mean first; ``best`` is a run of the first one."""
 
 
 @dataclass(frozen=True)

@@ -120,17 +120,21 @@ def compare(
 def sweep_text(record: SweepRecord) -> str:
     """Return the result of a sweep as text: its best trials, its winner, and the next command."""
     from raymlops.tuning.budget import words
+    from raymlops.tuning.study.ranking import verdict
     from raymlops.tuning.study.selection import failures
 
-    counted = sum(not trial.carried_from for trial in record.trials)
+    repeats = sum(trial.repeat_of is not None for trial in record.trials)
+    counted = sum(not trial.carried_from for trial in record.trials) - repeats
+    more = f" and {repeats} repeats" if repeats else ""
     lines = [
         _trials(record),
         *([f"... and {len(record.trials) - _SHOWN} more"] if len(record.trials) > _SHOWN else []),
         *failures(record.trials),
         "",
-        f"sweep   {record.sweep_id}, {counted} trials in {record.duration_s:.1f} s",
+        f"sweep   {record.sweep_id}, {counted} trials{more} in {record.duration_s:.1f} s",
         *([f"ended   it {record.stopped}"] if record.stopped else []),
         _winner(record),
+        *([f"repeats {verdict(record.repeats, metric=record.metric)}"] if record.repeats else []),
         *([f"front   trials {', '.join(map(str, record.pareto))}"] if record.pareto else []),
         f"config  {record.best_config}",
         *([f"report  {record.report}"] if record.report else []),
@@ -151,6 +155,7 @@ def _trials(record: SweepRecord) -> str:
     columns |= {"front": None} if record.pareto else {}
     columns |= dict.fromkeys(_metrics(record), number) | {"epochs": None}
     columns |= {"from": None} if any(trial.carried_from for trial in record.trials) else {}
+    columns |= {"repeats": None} if record.repeats else {}
     rows = [
         {
             "trial": trial.number,
@@ -159,6 +164,7 @@ def _trials(record: SweepRecord) -> str:
             **_values(record, trial),
             "epochs": trial.epochs,
             "from": trial.carried_from,
+            "repeats": "" if trial.repeat_of is None else trial.repeat_of,
         }
         for trial in sorted(record.trials, key=rank)[:_SHOWN]
     ]
@@ -168,7 +174,7 @@ def _trials(record: SweepRecord) -> str:
 def _winner(record: SweepRecord) -> str:
     best = record.best
     values = ", ".join(f"{metric} {number(value)}" for metric, value in _values(record, best).items())
-    found = f"{values} with {_params(best.params)}"
+    found = f"{values} with {_params(best.settings)}"
     if record.pareto:
         return f"chosen  trial {best.number} (best in {record.metric} of the front): {found}"
     return f"best    trial {best.number}: {found}"

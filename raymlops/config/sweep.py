@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from raymlops.config.base import Free, FreeInRun, Limit, Spec
+from raymlops.config.base import Free, FreeInRun, Limit, Spec, UriOrRef
 from raymlops.config.messages import got
 from raymlops.config.space import Distribution, Interval, meets, parse_distribution
 from raymlops.config.train import MAX_WORKERS, TrainSection
@@ -91,6 +91,23 @@ class PriceSection(Spec):
     currency: str = Field("USD", min_length=1, max_length=8, description="shown beside amounts")
 
 
+class RepeatsSection(Spec):
+    """The best configurations of a search, trained again with other seeds."""
+
+    top: int = Field(3, ge=1, description="how many of the best configurations")
+    seeds: int = Field(1, ge=1, description="seeds of each, with train.seed, that of the search; 1: no repeats")
+
+
+class ImportSection(Spec):
+    """An Optuna study whose complete trials a new sweep's sampler learns from."""
+
+    study: str = Field("", description="its name; empty: none is imported")
+    storage: UriOrRef | None = Field(None, description="SQL URL of its database; default: that of this sweep")
+    params: dict[str, SpaceKey] = Field(
+        default_factory=dict, description="its name of a parameter: key of the space; default: the key or its last part"
+    )
+
+
 Mode = Literal["min", "max"]
 
 
@@ -156,8 +173,20 @@ class SweepSection(Spec):
     max_gpu_hours: Limit[float | None] = Field(None, gt=0, description="GPU-hours reserved by trials, at most")
     max_cost: Limit[float | None] = Field(None, gt=0, description="money, by price, at most")
     price: Free[PriceSection] = Field(PriceSection(), description="{cpu_hour, gpu_hour, currency}, for max_cost")
+    trial_timeout_s: FreeInRun[float | None] = Field(
+        None, gt=0, description="seconds of a trial, at most; then it is stopped, and has the value that it has"
+    )
+    user_attrs: Free[list[str]] = Field(
+        default_factory=list, description="reported metrics that are user attributes of their Optuna trial too"
+    )
     target: Free[float | None] = Field(None, description="stop once a trial reaches this value of the metric")
     patience: Free[int | None] = Field(None, ge=1, description="stop after this many ended trials without a better one")
+    import_study: FreeInRun[ImportSection] = Field(
+        ImportSection(), description="{study, storage, params}: an Optuna study whose complete trials the sampler knows"
+    )
+    repeats: Free[RepeatsSection] = Field(
+        RepeatsSection(), description="{top, seeds}: the best are trained again with other seeds, and the mean decides"
+    )
     space: Annotated[
         FreeInRun[dict[SpaceKey, Annotated[Distribution, BeforeValidator(parse_distribution)]]],
         Field(description="key.path: {float|int|categorical: ...}; keys are fields of train or recipe.config"),
@@ -207,12 +236,24 @@ def _broken(path: tuple[str | int, ...], message: str, *, got: Any = ...) -> Ini
 def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
     yield from _objectives(sweep)
     yield from _limits(sweep)
+    if sweep.repeats.seeds > 1 and sweep.objectives:
+        yield _broken(("repeats", "seeds"), "cannot be combined with objectives: there is no single mean to choose by")
+    if sweep.repeats.seeds > 1 and "train.seed" in sweep.space:
+        yield _broken(("repeats", "seeds"), "train.seed is in the space, so that it cannot be varied too; remove one")
     if sweep.sampler == "grid":
         yield from _endless(sweep.space)
     if sweep.sampler_args and sweep.sampler in _WITHOUT_ARGS:
         yield _broken(("sampler_args",), f"sampler {sweep.sampler} takes none")
     if "seed" in sweep.sampler_args:
         yield _broken(("sampler_args",), "a sampler is seeded by sweep.seed; remove seed")
+    for index, name in enumerate(sweep.user_attrs):
+        if name.startswith("raymlops"):
+            yield _broken(
+                ("user_attrs", index), f"{name} is an attribute of raymlops' own; give the metric another name"
+            )
+    for name, key in sweep.import_study.params.items():
+        if key not in sweep.space:
+            yield _broken(("import_study", "params", name), f"{key} is not in the space")
     for index, point in enumerate(sweep.enqueue):
         yield from _start_point(index, point, sweep.space)
 

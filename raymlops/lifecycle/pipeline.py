@@ -77,7 +77,7 @@ def run_steps(project: Any, *, steps: Steps, on_event: OnEvent | None = None) ->
     with steps.step(title) as outcome:
         if spec.sweep.space:
             searched = run_sweep(sweep_request(project), on_event=on_event)
-            chosen = project.with_params(searched.best.params)
+            chosen = project.with_params(searched.best.settings)
             outcome.append(f"best trial {searched.best.number} with {searched.metric} {searched.best.value:.4f}")
     tags = {"raymlops.sweep_id": searched.sweep_id, "raymlops.trial": str(searched.best.number)} if searched else {}
     with steps.step(f"train the winner on {_workers(spec.train.workers)}") as outcome:

@@ -37,7 +37,6 @@ from raymlops.training.supervision.request import RunRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from raymlops.bundle.code import Code
     from raymlops.config.changes import Change
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.prepare import Prepared

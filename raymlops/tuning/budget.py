@@ -44,7 +44,9 @@ class Tally:
         return tally
 
     def take(self, record: TrialRecord) -> bool:
-        """Count a trial that ended; return whether it is the best so far."""
+        """Count a trial that ended; return whether it is the best so far. Repeats and imported ones are not counted."""
+        if record.repeat_of is not None or record.imported:
+            return False
         own = not record.carried_from
         self.ended += own
         if record.status == "failed":

@@ -11,7 +11,8 @@ from raymlops.config.load import dump
 from raymlops.errors import SweepError, describe
 from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
-from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPORT, STOPPED
+from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPEATS, REPORT, STOPPED
+from raymlops.tuning.study.ranking import ranking, verdict
 from raymlops.tuning.study.selection import pareto, select
 
 if TYPE_CHECKING:
@@ -37,10 +38,11 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
     spec, parent, objectives = stores.project.spec, stores.parent, stores.trials.objectives
     records = stores.records()
     front = pareto(records, objectives=objectives)
+    repeats = ranking(records, objectives=objectives, constraints=spec.sweep.constraints)
     best, failure, config = None, None, ""
     try:
         best = select(records, objectives=objectives, constraints=spec.sweep.constraints)
-        config = dump(stores.project.with_params(best.params).spec)
+        config = dump(stores.project.with_params(best.settings).spec)
     except SweepError as error:
         failure = error
         if stopped and not records:
@@ -50,7 +52,16 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
             )
     report = ""
     try:
-        page = html(stores, records, best=best, front=front, spent=spent, stopped=stopped, best_config_text=config)
+        page = html(
+            stores,
+            records,
+            best=best,
+            front=front,
+            repeats=repeats,
+            spent=spent,
+            stopped=stopped,
+            best_config_text=config,
+        )
         uri = join(stores.uri, "report.html")
         write_bytes(uri, page.encode())
         report = uri
@@ -67,6 +78,8 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         f"# Trial {best.number} of sweep {parent.sweep_id}: {objectives[0].metric} = {best.value:.6g} "
         f"after {best.epochs} epochs ({best.status}).\n"
     )
+    if best.number in (repeats[0].trials if repeats else ()):
+        header += f"# Chosen by the mean over seeds: {verdict(repeats, metric=objectives[0].metric)}.\n"
     best_config = join(stores.uri, "best.yaml")
     write_bytes(best_config, (header + config).encode())
     parent.tracker.log_text(parent.sweep_id, header + config, "config/best.yaml")
@@ -76,6 +89,7 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         BEST_CONFIG: best_config,
         REPORT: report,
         STOPPED: stopped,
+        REPEATS: verdict(repeats, metric=objectives[0].metric),
         f"raymlops.best.{objectives[0].metric}": repr(best.value),
     }
     parent.end("FINISHED", {name: text for name, text in tags.items() if text})
@@ -96,6 +110,7 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         pareto=front,
         forked_from=parent.forked_from,
         report=report,
+        repeats=repeats,
     )
 
 

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.base import resolve
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
-from raymlops.errors import UsageError
+from raymlops.errors import NotFoundError, UsageError
 from raymlops.records import SpentRecord, SweepRecord
 from raymlops.tuning.advice import warnings_of
 from raymlops.tuning.budget import Tally, nothing_left
@@ -21,6 +22,8 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
+from raymlops.tuning.study.import_study import IMPORTED, import_trials
+from raymlops.tuning.study.repeat import repeats_left
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study
@@ -139,6 +142,7 @@ class _Opener:
     ) -> SweepStores:
         """Create the parent run and the study."""
         carried = None if fork is None else self._carried_from_fork(fork, prepared)
+        imported = self._imported()
         parent = SweepRun.create(
             self.tracker,
             self.project,
@@ -152,6 +156,7 @@ class _Opener:
             study = linked_study(self.storage, parent, spec=self.project.spec)
             if carried is not None:
                 self._add(study, carried, sweep_id=parent.forked_from)
+            self._import(study, imported)
             stores = SweepStores.open(self.project, parent, study)
             for note in prepared.data.notes:
                 self.notify(note)
@@ -178,6 +183,8 @@ class _Opener:
         if parent.forked_from and not study.user_attrs.get(CARRIED):
             carried = self._carried(sweep_of(self.tracker, parent.forked_from))
             self._add(study, carried, sweep_id=parent.forked_from)
+        if not study.user_attrs.get(IMPORTED):
+            self._import(study, self._imported())
         if recorded.status == "FINISHED":
             _refuse_nothing_left(self.project.spec, study, sweep_id=recorded.run_id, spent=spent, retry=retry)
         stores = SweepStores.open(self.project, parent, study, retry=retry)
@@ -219,6 +226,33 @@ class _Opener:
         with open_recorded(optuna_url(fork.spec), study_of(fork)) as study:
             return carry_over(study, old_spec=fork.spec, new_spec=self.project.spec, sweep_id=fork.run_id)
 
+    def _imported(self) -> Carried | None:
+        """Return the trials of ``sweep.import_study``; None where it names none.
+
+        Raises:
+            UsageError: there is no such study, or its directions differ.
+        """
+        spec, section = self.project.spec, self.project.spec.sweep.import_study
+        if not section.study:
+            return None
+        url = optuna_url(spec) if section.storage is None else resolve(section.storage, "sweep.import_study.storage")
+        try:
+            with open_recorded(url, section.study) as study:
+                return import_trials(study, spec=spec)
+        except NotFoundError as error:
+            raise UsageError(
+                f"sweep.import_study: {error.message}",
+                hint="`optuna studies --storage URL` lists the studies of a database; set sweep.import_study.storage.",
+            ) from error
+
+    def _import(self, study: Any, imported: Carried | None) -> None:
+        if imported is None:
+            return
+        kept, left = imported
+        add_carried(study, kept, mark=IMPORTED)
+        why = "".join(f"; {count} left out: {reason}" for reason, count in left.most_common())
+        self.notify(f"imported {len(kept)} trials of the study {self.project.spec.sweep.import_study.study}{why}")
+
     def _add(self, study: Any, carried: Carried, *, sweep_id: str) -> None:
         kept, left = carried
         add_carried(study, kept)
@@ -229,6 +263,8 @@ class _Opener:
 def _refuse_nothing_left(spec: ProjectSpec, study: Any, *, sweep_id: str, spent: SpentRecord, retry: bool) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
     trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
+    if repeats_left(study.get_trials(deepcopy=False), spec=spec):
+        return
     ended = [record for record in trials.ended if not (retry and record.status == "failed")]
     tally = Tally.of(ended, mode=spec.objectives[0].mode)
     why, command = nothing_left(sweep_id, spec.sweep, tally=tally, refused=trials.refused, spent=spent)

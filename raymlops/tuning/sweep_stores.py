@@ -123,4 +123,7 @@ def linked_study(storage: Any, parent: SweepRun, *, spec: ProjectSpec, recorded:
         study.set_user_attr("raymlops.sweep_id", parent.sweep_id)
         study.set_user_attr("raymlops.metric", spec.objectives[0].metric)
         parent.tag({STUDY: name})
+    for tag, text in spec.project.tags.items():
+        if not tag.startswith("raymlops") and study.user_attrs.get(tag) != text:
+            study.set_user_attr(tag, text)
     return study

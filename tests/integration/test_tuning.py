@@ -234,6 +234,20 @@ def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
         (trial.status, trial.value) for trial in whole.trials
     ]
 
+    more = project(tmp_path / "stopped", recipe="tiny:Tiny", repeats={"top": 1, "seeds": 3}, **section)
+    repeated = sweep(more, resume=parent.info.run_id)
+    assert repeated.trials[:6] == record.trials
+    assert [(trial.repeat_of, trial.seed, trial.params, trial.status) for trial in repeated.trials[6:]] == [
+        (record.best.number, seed, record.best.params, "complete") for seed in (1, 2)
+    ]
+    (mean,) = repeated.repeats
+    values = [record.best.value, *(trial.value for trial in repeated.trials[6:])]
+    assert (mean.number, mean.mean) == (record.best.number, pytest.approx(sum(values) / 3))
+    assert repeated.best.value == max(values)
+    assert load(repeated.best_config).spec.train.seed == values.index(max(values))
+    tagged = [run.data.tags.get("raymlops.repeat_of") for run in runs(more, "trial")]
+    assert sorted(filter(None, tagged)) == [str(record.best.number)] * 2
+
 
 def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
     """No trial of it is beaten in both, and none that breaks a constraint is in it."""

@@ -140,12 +140,14 @@ class Sweep:
         """Return all trials as a pandas ``DataFrame``, one row each, also those that are running.
 
         Its columns are number, status, value (with several objectives one column for each), the parameters, epochs,
-        duration_s, reason and run_id. Running trials have their values so far.
+        duration_s, reason and run_id. Running trials have their values so far. A repeat has the trial whose
+        configuration it trains with another seed in ``repeat_of``; ``sweep.user_attrs`` have a column each.
         """
         from raymlops.tuning.reporting.study_reader import frame
 
         with self._study() as study:
-            return frame(study.snapshot(), objectives=study.objectives, now=datetime.now())  # noqa: DTZ005 - as Optuna's
+            now = datetime.now()  # noqa: DTZ005 - as Optuna's
+            return frame(study.snapshot(), objectives=study.objectives, now=now, user_attrs=study.user_attrs)
 
     @property
     def best(self) -> TrialRecord:
@@ -213,7 +215,8 @@ class Sweep:
     def register(self) -> ModelVersionRef:
         """Train the best trial's configuration as a run, and register that run with the alias ``candidate``.
 
-        A finished run of the same trial is reused.
+        Where ``sweep.repeats`` trained it with several seeds, the run has the seed of the best one by validation. A
+        finished run of the same trial is reused.
 
         Raises:
             RefusedError: the sweep is still running, or the data or code is no longer what the run was trained on.
@@ -235,7 +238,7 @@ class Sweep:
         tags = {"raymlops.sweep_id": self.sweep_id, "raymlops.trial": str(best.number)}
         known = runs_tagged(self._tracker, project.spec.experiment, {**tags, "raymlops.kind": "run"})
         done = [str(run.info.run_id) for run in known if run.info.status == "FINISHED"]
-        run_id = done[0] if done else train(project.with_params(best.params), tags=tags).run_id
+        run_id = done[0] if done else train(project.with_params(best.settings), tags=tags).run_id
         return register(project, run_id)
 
     def __repr__(self) -> str:
@@ -245,6 +248,8 @@ class Sweep:
             return f"Sweep({self.sweep_id!r}: {error.message})"
         best = status.best
         value = "" if best is None or best.value is None else f", best {best.value:.5g} in trial {best.number}"
+        if best is not None and status.repeats and best.number in status.repeats[0].trials:
+            value = f", best {status.repeats[0].words()} in trial {status.repeats[0].number}"
         return f"Sweep({self.sweep_id!r}: {status.state}, {status.ended} of {status.num_trials} trials{value})"
 
     def _repr_html_(self) -> str:

@@ -158,6 +158,7 @@ class _Watched:
             pareto=pareto(snapshot.ended, objectives=study.objectives),
             forked_from=status.forked_from,
             report=status.report,
+            repeats=status.repeats,
         )
 
     def _driver_is_gone(self, status: SweepStatus) -> bool:

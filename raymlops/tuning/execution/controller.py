@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raymlops.records import TrialStatus
     from raymlops.tuning.execution.slots import Explain
     from raymlops.tuning.reporting.progress import EventKind
-    from raymlops.tuning.study.trials import OpenTrial
+    from raymlops.tuning.study.open_trial import OpenTrial
     from raymlops.tuning.sweep_stores import SweepStores
 
 _Drawn = TypeVar("_Drawn")
@@ -77,7 +77,6 @@ class SweepController:
         """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
         self._renew = renew
-        self._renewed_s = clock()
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
         self._objective = trials.objectives[0]
@@ -88,24 +87,20 @@ class SweepController:
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._failures = FailureStreak(self._section.max_failures)
         self._tally = Tally(self._objective.mode)
-        self._noted_s = clock()
+        self._noted_s = self._renewed_s = clock()
+        self._repeating = False  # the search has ended, and the best are trained again with other seeds
         self._suspended = False
         """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
         """Whether the study has all that happened."""
-        for record in trials.ended:
-            better = self._tally.take(record)
-            if not record.carried_from:
-                self._board.put(TrialView.of(record, record.status), best=better)
-            elif better:
-                self._board.best = TrialView.of(record, record.status)
-        self._ended_before = self._tally.ended
+        self._board.restore(trials, tally=self._tally)
+        self._ended_before = self._board.ended
         self._judge_enough()
 
     @property
     def wanted(self) -> int:
         """Return how many more trials to draw."""
-        return 0 if self.halting else self._trials.total - self._trials.asked
+        return 0 if self.halting or self._repeating else self._trials.total - self._trials.asked
 
     @property
     def done(self) -> bool:
@@ -154,6 +149,14 @@ class SweepController:
         self._see(opened, "waiting")
         self._queue.pending.append(opened)
 
+    def repeat(self, repeats: Sequence[OpenTrial]) -> None:
+        """Continue after the end of the search with these trials alone, whether or not it ended early."""
+        self.halt, self._closed, self._repeating = None, False, True
+        self._queue.clear()
+        self._failures = FailureStreak(self._section.max_failures)
+        for opened in repeats:
+            self.requeue(opened)
+
     def end_stopped(self, opened: OpenTrial) -> None:
         """End an open trial that the scheduler had stopped: the driver died in between."""
         self._see(opened, "waiting")
@@ -172,7 +175,7 @@ class SweepController:
         opened, config = ready
         number = opened.number
         self._meter.hand_out(number)
-        self._trial_runs.start(number, opened.params)
+        self._trial_runs.start(number, opened.settings, repeat_of=opened.repeat_of)
         self._see(opened, "waiting")
         self._emit("started", number)
         # As text: Tune would search nested data for search spaces of its own.
@@ -182,6 +185,7 @@ class SweepController:
             "project": config,
             "folder": join(self._trials_uri, str(number)),
             "resume": resumed,
+            "before_s": opened.before_s,
         }
 
     def started(self, number: int) -> None:
@@ -270,6 +274,7 @@ class SweepController:
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))
+        self._board.choose(self._trials)
         self._judge_enough()
         self._emit("ended", number)
 
@@ -381,7 +386,7 @@ class SweepController:
 
     def _judge_enough(self) -> None:
         """Halt where no more trials are needed."""
-        if self.halt is None and (why := budget.good_enough(self._section, self._tally)):
+        if self.halt is None and not self._repeating and (why := budget.good_enough(self._section, self._tally)):
             self.halt, self.stopped = "good enough", why
 
     def _see(self, opened: OpenTrial, state: str) -> None:
@@ -390,8 +395,8 @@ class SweepController:
     def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
         if self._on_event is None:
             return
-        here_s, spent, total = self._meter.here_s, self.spent, self._trials.total
-        rate = (self._tally.ended - self._ended_before) / here_s if here_s > 0 else 0.0
+        here_s, spent, total = self._meter.here_s, self.spent, self._trials.total + self._trials.repeats
+        rate = (self._board.ended - self._ended_before) / here_s if here_s > 0 else 0.0
         event = SweepEvent(
             kind=kind,
             number=number,
@@ -401,7 +406,7 @@ class SweepController:
             metric=self._objective.metric,
             best=self._board.best,
             elapsed_s=spent.wall_s,
-            eta_s=(total - self._tally.ended) / rate if rate else None,
+            eta_s=(total - self._board.ended) / rate if rate else None,
             message=message,
             cost=budget.priced(self._section, spent),
         )

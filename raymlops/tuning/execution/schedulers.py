@@ -147,6 +147,11 @@ def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
     return NumberedScheduler(scheduler, seed=section.seed, resource=section.resource)
 
 
+def unscheduled() -> NumberedScheduler:
+    """Return a scheduler that stops no trial."""
+    return NumberedScheduler(FIFOScheduler(), seed=0)
+
+
 def judged(spec: ProjectSpec, trials: Iterable[Any]) -> list[Judged]:
     """Return the reports that the scheduler judged, in that order, from Optuna's trials.
 

@@ -25,11 +25,13 @@ from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS, resume_command
 from raymlops.tuning.execution.controller import SweepController
-from raymlops.tuning.execution.schedulers import judged, scheduler_of
+from raymlops.tuning.execution.schedulers import judged, scheduler_of, unscheduled
 from raymlops.tuning.execution.slots import concurrency, trial_request
 from raymlops.tuning.execution.tuner import run_tune
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
+from raymlops.tuning.study.records import repeat_of
+from raymlops.tuning.study.repeat import add_repeats
 from raymlops.tuning.study.storage import quiet_optuna
 from raymlops.tuning.trial.actor import trainable
 
@@ -39,7 +41,9 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.data.cache import DataCache
+    from raymlops.data.shared import SharedData
     from raymlops.records import SpentRecord
+    from raymlops.tuning.execution.schedulers import NumberedScheduler
     from raymlops.tuning.reporting.progress import SweepEvent
     from raymlops.tuning.stalls import StallReport, Waiter
     from raymlops.tuning.sweep_stores import SweepStores
@@ -83,6 +87,7 @@ def search(
         try:
             controller.notify(f"sweep {sweep_id}")
             _run(stores, controller, data=data, command=command)
+            _repeat(stores, controller, command=command)
         except Exception as error:
             controller.fail(error)
         finally:
@@ -122,16 +127,42 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, c
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
-    found = stores.study.get_trials(deepcopy=False)
+    found = [trial for trial in stores.study.get_trials(deepcopy=False) if repeat_of(trial) is None]
     stopped = scheduler.replay(judged(spec, found), trials=[frozen.number for frozen in found])
     for opened in stores.trials.reopen():
         if opened.number in stopped:
             controller.end_stopped(opened)
         else:
             controller.requeue(opened)
-    if controller.done:
+    if not controller.done:
+        shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
+        _tune(stores, controller, scheduler=scheduler, shared=shared, command=command)
+
+
+def _repeat(stores: SweepStores, controller: SweepController, *, command: str) -> None:
+    """Train the best configurations again with other seeds once the search has ended; no scheduler stops them.
+
+    A second run of Tune, so that trials which still run once the search has found enough are suspended first.
+    """
+    if controller.error is not None or controller.halt not in {None, "good enough"}:
         return
-    shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
+    if stores.project.spec.sweep.repeats.seeds == 1:
+        return
+    controller.close()
+    add_repeats(stores.study, spec=stores.project.spec)
+    if repeats := stores.trials.reopen(repeats=True):
+        controller.repeat(repeats)
+        _tune(stores, controller, scheduler=unscheduled(), shared=None, command=command)  # other seeds, other data
+
+
+def _tune(
+    stores: SweepStores,
+    controller: SweepController,
+    *,
+    scheduler: NumberedScheduler,
+    shared: SharedData | None,
+    command: str,
+) -> None:
     with trainable(shared) as actor_class, resumable(command):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 

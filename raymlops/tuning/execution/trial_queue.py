@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from raymlops.project import Project
     from raymlops.tuning.budget import Meter
-    from raymlops.tuning.study.trials import OpenTrial, Trials
+    from raymlops.tuning.study.open_trial import OpenTrial
+    from raymlops.tuning.study.trials import Trials
 
 MAX_REFUSED = 200
 """Points in a row that the recipe may reject."""
@@ -44,6 +45,11 @@ class TrialQueue:
     def __bool__(self) -> bool:
         """Return whether a trial waits."""
         return bool(self.pending or self._drawn)
+
+    def clear(self) -> None:
+        """Forget every trial that waits."""
+        self.pending.clear()
+        self._drawn = None
 
     def resumed(self) -> tuple[OpenTrial, str] | None:
         """Return the next trial to resume, with its configuration; None where there is none."""
@@ -87,7 +93,7 @@ class TrialQueue:
         """
         section = self._project.spec.sweep
         try:
-            data = self._project.with_params(opened.params).to_dict()
+            data = self._project.with_params(opened.settings).to_dict()
         except Exception as error:
             reason = describe(error)
             self._trials.refuse(opened.number, reason)

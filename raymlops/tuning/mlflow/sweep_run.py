@@ -36,8 +36,9 @@ SUBMISSION = "raymlops.submission_id"
 
 STOPPED, REPORT = "raymlops.stopped", "raymlops.report"
 BEST_TRIAL, BEST_RUN, BEST_CONFIG = "raymlops.best_trial", "raymlops.best_run_id", "raymlops.best_config"
-ENDED = (STOPPED, REPORT, BEST_TRIAL, BEST_RUN, BEST_CONFIG)
-"""Tags: the budget that ended the sweep, its report, its best trial."""
+REPEATS = "raymlops.repeats"
+ENDED = (STOPPED, REPORT, BEST_TRIAL, BEST_RUN, BEST_CONFIG, REPEATS)
+"""Tags: the budget that ended the sweep, its report, its best trial, and how sure that choice is."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,10 @@ INTERRUPTED_WAIT_S = 10.0
 RUN_STATUS: dict[TrialStatus, RunStatus] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 TRIAL = "raymlops.trial"
 TRIAL_STATUS = "raymlops.trial_status"
+REPEAT_OF = "raymlops.repeat_of"
+"""The trial whose configuration a repeat trains with another seed."""
 NOTE = "mlflow.note.content"
-PRUNED = "Pruned: the scheduler stopped this trial early. MLflow's status for that is KILLED."
+PRUNED = "Pruned: {}. MLflow's status for that is KILLED."
 """The description of a pruned trial's run, which MLflow shows beside its status."""
 WAITING = "waiting"
 """``raymlops.trial_status`` of a trial that continues when its sweep is resumed."""
@@ -104,10 +106,10 @@ class TrialRuns:
             for other in duplicates:
                 self._tracker.delete_run(other.info.run_id)
 
-    def start(self, number: int, params: Mapping[str, Any]) -> None:
-        """Create the run of a trial, or reopen it."""
+    def start(self, number: int, params: Mapping[str, Any], *, repeat_of: int | None = None) -> None:
+        """Create the run of a trial, or reopen it. A repeat names the trial whose configuration it trains."""
         with self._changed:
-            run = self._open(number, params, started_ms=now_ms())
+            run = self._open(number, params, started_ms=now_ms(), repeat_of=repeat_of)
             run.reopens = (TRIAL_STATUS, REASON) if run.unread else ()
             run.flush_s = self._clock() + FLUSH_EVERY_S
             self._sender.schedule(run)
@@ -156,7 +158,7 @@ class TrialRuns:
             complete = (RUN_STATUS[record.status], record.status)  # a run is ended last
             if record.carried_from or (known is not None and (known.ending, known.trial_status) == complete):
                 return
-            run = self._open(record.number, record.params, started_ms=now - duration_ms)
+            run = self._open(record.number, record.settings, started_ms=now - duration_ms, repeat_of=record.repeat_of)
             ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now
             self._end(
                 run,
@@ -207,7 +209,9 @@ class TrialRuns:
         run = self._sender.open.get(f"trial {number}")
         return run if isinstance(run, TrialRun) else None
 
-    def _open(self, number: int, params: Mapping[str, Any], *, started_ms: int) -> TrialRun:
+    def _open(
+        self, number: int, params: Mapping[str, Any], *, started_ms: int, repeat_of: int | None = None
+    ) -> TrialRun:
         """Return the pending part of a trial's run: a new one, or one that is read before anything is sent."""
         run, known = self._pending(number), self._known.get(number)
         if run is None:
@@ -221,6 +225,8 @@ class TrialRuns:
                 params=flatten(dict(params)),
             )
             run.create = partial(self._create, number, run.started_ms)
+            if repeat_of is not None:
+                run.tags[REPEAT_OF] = str(repeat_of)
             if self._in_bulk and known is None:
                 run.new_run = self._new(number, run.started_ms)
         elif run.ending is not None:
@@ -256,7 +262,7 @@ class TrialRuns:
         run.trial_status = status
         tags = {TRIAL_STATUS: status} | ({REASON: reason} if reason else {})
         if status == "pruned":
-            tags[NOTE] = PRUNED
+            tags[NOTE] = PRUNED.format(reason or "the scheduler stopped this trial early")
         self._sender.end(run, RUN_STATUS[status], tags=tags, kept=kept, at_ms=ended_ms)
 
     def _closed(self, run: PendingRun, deleted: bool) -> None:

@@ -14,6 +14,7 @@ import optuna
 from optuna.trial import TrialState, create_trial
 
 from raymlops.errors import UsageError
+from raymlops.tuning.study.records import repeat_of
 from raymlops.tuning.study.storage import quiet_optuna
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _copy(study: Any, objectives: Sequence[Objective], shown: Sequence[Objective
     positions = [list(objectives).index(objective) for objective in shown]
     trials = []
     for trial in study.get_trials(deepcopy=False):
-        if trial.state not in {TrialState.COMPLETE, TrialState.PRUNED} or trial.values is None:
+        shown_state = trial.state in {TrialState.COMPLETE, TrialState.PRUNED} and repeat_of(trial) is None
+        if not shown_state or trial.values is None:
             trials.append(create_trial(state=TrialState.FAIL))  # takes its place: trials are numbered as they are added
             continue
         trials.append(

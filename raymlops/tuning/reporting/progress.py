@@ -6,21 +6,25 @@ Knows nothing of Ray, Optuna or MLflow, nor of how events are displayed.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.display import Progress, duration, shown_value
+from raymlops.tuning.study.ranking import chosen_run, ranking
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.config.space import Scalar
     from raymlops.records import TrialRecord
-    from raymlops.tuning.study.trials import OpenTrial
+    from raymlops.tuning.budget import Tally
+    from raymlops.tuning.study.open_trial import OpenTrial
+    from raymlops.tuning.study.trials import Trials
 
 EventKind = Literal["started", "epoch", "ended", "message", "end"]
 ROWS = 10
-STATES = ("running", "waiting", "complete", "pruned", "failed")
+ENDED = ("complete", "pruned", "failed")
+STATES = ("running", "waiting", *ENDED)
 _STYLES = {"complete": "green", "pruned": "dim", "failed": "red", "waiting": "dim", "running": ""}
 
 
@@ -73,7 +77,7 @@ class SweepEvent(Progress):
     @property
     def ended(self) -> int:
         """Return how many trials have ended."""
-        return sum(self.counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+        return sum(self.counts.get(state, 0) for state in ENDED)
 
     def pairs(self) -> dict[str, str]:
         """Return the pairs of a log line."""
@@ -142,10 +146,35 @@ class Board:
         if (before := self._open.pop(number, None)) is not None:
             self._counts[before.state] -= 1
 
+    def restore(self, trials: Trials, *, tally: Tally) -> None:
+        """Show the trials of a study that have ended, and count them."""
+        for record in trials.ended:
+            better = tally.take(record)
+            if not record.carried_from:
+                self.put(TrialView.of(record, record.status), best=better)
+            elif better:
+                self.best = TrialView.of(record, record.status)
+        self.choose(trials)
+
+    def choose(self, trials: Trials) -> None:
+        """Show as the best one, with its mean, the configuration that repeats of several favour; do nothing without."""
+        if not trials.repeats:
+            return
+        records = trials.records
+        ranked = ranking(records, objectives=trials.objectives, constraints=trials.constraints)
+        if chosen_run(ranked, records, objective=trials.objectives[0]) is not None:
+            (first,) = (record for record in records if record.number == ranked[0].number)
+            self.best = replace(TrialView.of(first, first.status), value=ranked[0].mean)
+
     @property
     def counts(self) -> dict[str, int]:
         """Return how many trials are in each state."""
         return dict(self._counts)
+
+    @property
+    def ended(self) -> int:
+        """Return how many trials have ended."""
+        return sum(self._counts[state] for state in ENDED)
 
     def rows(self) -> tuple[TrialView, ...]:
         """Return the trials to show: the best, those that run and the latest others, at most ``ROWS``, by number."""

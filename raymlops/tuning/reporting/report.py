@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raymlops.display import duration
 from raymlops.errors import UsageError
 from raymlops.tuning.reporting import plots, tables
+from raymlops.tuning.study.ranking import verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from raymlops.records import Objective, SpentRecord, TrialRecord
+    from raymlops.records import Objective, RepeatRecord, SpentRecord, TrialRecord
     from raymlops.tuning.sweep_stores import SweepStores
 
 STATES = {
@@ -57,6 +58,7 @@ def html(
     front: Sequence[int],
     spent: SpentRecord,
     stopped: str,
+    repeats: Sequence[RepeatRecord] = (),
     best_config_text: str = "",
 ) -> str:
     """Return the report of a sweep as one self-contained HTML file.
@@ -66,6 +68,7 @@ def html(
         records: of all ended trials, carried ones included.
         best: the winner, one of ``records``; None where nothing won.
         front: the numbers of the trials on the Pareto front; empty where there is one objective.
+        repeats: the configurations that were trained with several seeds, best mean first.
         spent: what the sweep has used so far.
         stopped: which budget ended it, in words; empty where every trial ran.
         best_config_text: the winner's configuration as YAML; empty where nothing won.
@@ -84,6 +87,9 @@ def html(
         page.leave_out(f"Nothing won: {why}.")
     else:
         page.sections.append(_Section("winner", "Winner and runners-up", shown["winner"]))
+    if repeats:
+        table = tables.repeated(repeats, objective=objectives[0])
+        page.sections.append(_Section("repeats", "Several seeds", table))
     columns = len(params) + len(objectives)
     page.draw("history", "History", height=380)
     page.draw("importances", "Importances", height=110 + 34 * len(params))
@@ -102,7 +108,7 @@ def html(
     return page.render(
         project=spec.project.name,
         sweep_id=stores.parent.sweep_id,
-        lead=f"Trial {best.number} won: {_reached(best, objectives)}." if best is not None else "No trial won.",
+        lead=_lead(best, objectives, repeats=repeats),
         facts=_facts(stores, records, spent=spent, stopped=stopped),
     )
 
@@ -162,6 +168,14 @@ class _Page:
         )
 
 
+def _lead(best: TrialRecord | None, objectives: Sequence[Objective], *, repeats: Sequence[RepeatRecord]) -> str:
+    if best is None:
+        return "No trial won."
+    chosen = bool(repeats) and best.number in repeats[0].trials and repeats[0].error is not None
+    by_mean = f" Chosen by its mean over seeds: {verdict(repeats, metric=objectives[0].metric)}." if chosen else ""
+    return f"Trial {best.number} won: {_reached(best, objectives)}.{by_mean}"
+
+
 def _reached(winner: TrialRecord, objectives: Sequence[Objective]) -> str:
     values = winner.values if len(objectives) > 1 else [winner.value or 0.0]
     return ", ".join(f"{each.metric} {value:.6g}" for each, value in zip(objectives, values, strict=False))
@@ -176,10 +190,10 @@ def _facts(
     counts = Counter(trial.state.name for trial in trials)
     states = ", ".join(f"{counts[state]:,} {words}" for state, words in STATES.items() if counts[state]) or "none"
     if carried:
-        states += f"; {len(carried):,} more known from another sweep"
+        states += f"; {len(carried):,} more known from another sweep or study"
     better = {"min": "lower is better", "max": "higher is better"}
     facts = [(each.metric, better[each.mode]) for each in stores.trials.objectives]
-    facts += [("Trials", f"{len(trials):,} of {stores.trials.total:,}: {states}")]
+    facts += [("Trials", f"{len(trials):,} of {stores.trials.total + stores.trials.repeats:,}: {states}")]
     facts += _when(trials)
     facts += [
         ("Ended", stopped or "every trial ran"),

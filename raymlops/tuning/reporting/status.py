@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.display import shown_value
 from raymlops.errors import RaymlopsError
-from raymlops.records import SpentRecord, TrialRecord
+from raymlops.records import RepeatRecord, SpentRecord, TrialRecord
 from raymlops.training.runs.lookup import who_holds
 from raymlops.training.runs.status import Status, shared_fields
 from raymlops.tuning import budget
@@ -18,6 +18,7 @@ from raymlops.tuning.budget import Tally
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, FORKED_FROM, REPORT, STOPPED, SUBMISSION, before_of
 from raymlops.tuning.reporting.study_reader import Snapshot, open_study
 from raymlops.tuning.search_space import num_trials
+from raymlops.tuning.study.ranking import verdict
 from raymlops.tuning.study.selection import failures
 
 if TYPE_CHECKING:
@@ -39,8 +40,12 @@ class SweepStatus(Status):
     """Number of trials to run."""
     carried: int = 0
     """Number of trials carried over from the forked sweep."""
+    imported: int = 0
+    """Number of trials imported from ``sweep.import_study``."""
     best: TrialRecord | None = None
     """Of those that have ended."""
+    repeats: tuple[RepeatRecord, ...] = ()
+    """The configurations that were trained with several seeds, best mean first; ``best`` is a run of the first one."""
     failures: tuple[str, ...] = ()
     """Why its own trials failed, a line a reason."""
     spent: SpentRecord = field(default_factory=SpentRecord)
@@ -61,12 +66,14 @@ class SweepStatus(Status):
         """Return the status as named texts."""
         counts = ", ".join(f"{count} {state}" for state, count in self.trials.items() if count)
         carried = f"; {self.carried} carried over from {self.forked_from}" if self.carried else ""
+        carried += f"; {self.imported} imported" if self.imported else ""
         return {
             "sweep": f"{self.sweep_id} ({self.name})" if self.name else self.sweep_id,
             "state": self.state_line,
             "trials": f"{self.ended} of {self.num_trials} ended{f': {counts}' if counts else ''}{carried}",
             "failures": "\n".join(self.failures),
             "best": self._best(),
+            "repeats": verdict(self.repeats, metric=self.metric),
             "spent": budget.words(self.spent) if self.spent.wall_s else None,
             "stopped": self.stopped,
             "job": self.submission_id,
@@ -109,10 +116,12 @@ def summarize(
         **shared,
         sweep_id=recorded.run_id,
         metric=spec.objectives[0].metric if spec else tags.get("raymlops.metric", ""),
-        trials=snapshot.board().counts,
+        trials=snapshot.counts,
         num_trials=num_trials(spec.sweep, refused=snapshot.refused) if spec else 0,
         carried=snapshot.carried,
+        imported=snapshot.imported,
         best=snapshot.best,
+        repeats=snapshot.repeats,
         failures=tuple(failures(snapshot.ended)),
         spent=before_of(recorded),
         # MLflow keeps the previous reason of a sweep that was resumed.
@@ -133,17 +142,19 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     if problem:
         return f"unknown: {problem}"
     left = max(0, status.num_trials - status.ended)
+    command = f"raymlops sweep --resume {status.sweep_id}"
     started = status.trials.get("running", 0) + status.trials.get("waiting", 0)
     counts = {"started": started, "new": max(0, left - started)}
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.
+    if snapshot.repeats_left and not left:
+        return f"resumes {snapshot.repeats_left} repeats: {command}"
     if status.state == "finished" or (status.state == "failed" and left):
         tally = Tally.of(snapshot.by_end, mode=spec.objectives[0].mode)
-        why, command = budget.nothing_left(
+        why, further = budget.nothing_left(
             status.sweep_id, spec.sweep, tally=tally, refused=snapshot.refused, spent=status.spent
         )
         if why:
             on = f" with {trials} trials" if trials else ""
-            return f"nothing left to do: it {why}; to continue{on}: {command}"
-    command = f"raymlops sweep --resume {status.sweep_id}"
+            return f"nothing left to do: it {why}; to continue{on}: {further}"
     return f"resumes {trials} trials: {command}" if trials else f"records its result: {command}"

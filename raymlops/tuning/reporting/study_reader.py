@@ -11,8 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.mlflow.sweep_run import study_of
-from raymlops.tuning.reporting.progress import Board, TrialView
-from raymlops.tuning.study.records import ATTRIBUTE, counted, in_order_of_end, last_value, record_of, refused
+from raymlops.tuning.reporting.progress import STATES, Board, TrialView
+from raymlops.tuning.study.ranking import ranking
+from raymlops.tuning.study.records import (
+    ATTRIBUTE,
+    counted,
+    in_order_of_end,
+    last_value,
+    record_of,
+    refused,
+    repeat_of,
+)
+from raymlops.tuning.study.repeat import repeats_left
 from raymlops.tuning.study.selection import select, winner
 from raymlops.tuning.study.storage import open_recorded, optuna_url, storage_errors, without_credentials
 
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.records import Objective, TrialRecord
+    from raymlops.records import Objective, RepeatRecord, TrialRecord
     from raymlops.training.runs.lookup import Recorded
 
 _OPEN = {"RUNNING": "running", "WAITING": "waiting"}
@@ -35,6 +45,8 @@ class OpenView(TrialView):
     """Seconds it took before the sweep was interrupted."""
     started: datetime | None = None
     """When it started or resumed, local time; None while it waits."""
+    repeat_of: int | None = None
+    """The trial whose configuration it trains with another seed."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +60,27 @@ class Snapshot:
     """Those that have ended, first the one that ended first."""
     refused: int = 0
     """How many points the recipe rejected."""
+    repeats: tuple[RepeatRecord, ...] = ()
+    """The configurations that were trained with several seeds, best mean first."""
+    repeats_left: int = 0
+    """How many repeats have not ended."""
 
     @property
     def carried(self) -> int:
         """Return how many trials were carried over from the forked sweep."""
-        return sum(1 for record in self.ended if record.carried_from)
+        return sum(1 for record in self.ended if record.carried_from) - self.imported
+
+    @property
+    def imported(self) -> int:
+        """Return how many trials were imported from a study of another program."""
+        return sum(1 for record in self.ended if record.imported)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many of the search's own trials are in each state."""
+        states: list[str] = [trial.status for trial in self.ended if not trial.carried_from and trial.repeat_of is None]
+        states += [view.state for view in self.open if view.repeat_of is None]
+        return {state: states.count(state) for state in STATES}
 
     def board(self) -> Board:
         """Return what a display shows of the trials, without carried ones."""
@@ -73,7 +101,8 @@ class OpenStudy:
         self.storage = storage
         """The URL of its database, without credentials."""
         self.objectives = spec.objectives
-        self._constraints = spec.sweep.constraints
+        self.user_attrs = spec.sweep.user_attrs
+        self._spec = spec
         self._ended: dict[int, TrialRecord] = {}
 
     def snapshot(self) -> Snapshot:
@@ -93,8 +122,15 @@ class OpenStudy:
                 self._ended[trial.number] = record_of(trial, objectives=self.objectives)
         ended = tuple(self._ended[trial.number] for trial in trials if trial.state.is_finished())
         by_end = tuple(self._ended[trial.number] for trial in in_order_of_end(trials))
+        constraints = self._spec.sweep.constraints
         return Snapshot(
-            ended, tuple(opened), winner(ended, objectives=self.objectives), by_end, sum(map(refused, found))
+            ended,
+            tuple(opened),
+            winner(ended, objectives=self.objectives, constraints=constraints),
+            by_end,
+            refused=sum(refused(trial) for trial in found if repeat_of(trial) is None),
+            repeats=ranking(ended, objectives=self.objectives, constraints=constraints),
+            repeats_left=repeats_left(found, spec=self._spec),
         )
 
     def best(self) -> TrialRecord:
@@ -103,7 +139,7 @@ class OpenStudy:
         Raises:
             SweepError: no trial has a usable value yet; the message says how each failed.
         """
-        return select(self.snapshot().ended, objectives=self.objectives, constraints=self._constraints)
+        return select(self.snapshot().ended, objectives=self.objectives, constraints=self._spec.sweep.constraints)
 
 
 @contextmanager
@@ -132,18 +168,21 @@ def _open(trial: Any) -> OpenView:
         value=last_value(trial),
         before_s=float(kept.get("duration_s", 0.0)),
         started=None if waits else trial.datetime_start,
+        repeat_of=repeat_of(trial),
     )
 
 
-def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime) -> Any:
+def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime, user_attrs: Sequence[str] = ()) -> Any:
     """Return all trials as a pandas ``DataFrame``, by number, with a column for each parameter.
 
-    With one objective its values are in ``value``, with several in a column each, named by metric. ``now`` is local
-    time without a zone, as Optuna stores the start of a trial.
+    With one objective its values are in ``value``, with several in a column each, named by metric. ``user_attrs`` are
+    further metrics with a column each, which of running trials are not known. ``now`` is local time without a zone, as
+    Optuna stores the start of a trial.
     """
     import pandas as pd
 
     names = [objective.metric for objective in objectives] if len(objectives) > 1 else ["value"]
+    further = [name for name in user_attrs if name not in names]
     params = dict.fromkeys(key for record in snapshot.ended for key in record.params)
     params |= dict.fromkeys(key for view in snapshot.open for key in view.params)
     lines = []
@@ -152,19 +191,29 @@ def frame(snapshot: Snapshot, *, objectives: Sequence[Objective], now: datetime)
         lines.append(
             {"number": record.number, "status": record.status}
             | dict(zip(names, values, strict=False))
+            | {name: record.metrics.get(name) for name in further}
             | record.params
             | {"epochs": record.epochs, "duration_s": record.duration_s, "reason": record.reason}
             | {"run_id": record.run_id, "carried_from": record.carried_from}
+            | {"repeat_of": record.repeat_of}
         )
     for view in snapshot.open:
         taken_s = view.before_s + ((now - view.started).total_seconds() if view.started else 0.0)
         lines.append(
-            {"number": view.number, "status": view.state, names[0]: view.value, "carried_from": ""}
+            {
+                "number": view.number,
+                "status": view.state,
+                names[0]: view.value,
+                "carried_from": "",
+                "repeat_of": view.repeat_of,
+            }
             | dict(view.params)
             | {"epochs": view.epoch, "duration_s": taken_s, "reason": "", "run_id": None}
         )
-    carried = ["carried_from"] if snapshot.carried else []
-    columns = ["number", "status", *names, *params, "epochs", "duration_s", "reason", "run_id", *carried]
+    some = ["carried_from"] if snapshot.carried or snapshot.imported else []
+    some += ["repeat_of"] if any(line["repeat_of"] is not None for line in lines) else []
+    columns = ["number", "status", *names, *further, *params, "epochs", "duration_s", "reason", "run_id", *some]
     built = pd.DataFrame(sorted(lines, key=lambda line: line["number"]), columns=columns)
     # Where no trial has a value yet, pandas would keep None as an object.
-    return built.astype(dict.fromkeys(names, "float64"))
+    types = dict.fromkeys([*names, *further], "float64") | ({"repeat_of": "Int64"} if "repeat_of" in some else {})
+    return built.astype(types)

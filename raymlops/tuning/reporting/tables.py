@@ -16,7 +16,7 @@ from raymlops.tuning.study.selection import by_reason, numbers
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from raymlops.records import Objective, TrialRecord
+    from raymlops.records import Objective, RepeatRecord, TrialRecord
 
 MAX_ROWS = 1000
 TOP = 5
@@ -64,7 +64,11 @@ def tables_of(
     order = ranked(records, objectives=objectives)
     found = {"failed": failures(records)}
     if best is not None:
-        rivals = [trial for trial in order if trial != best and trial.value is not None and trial.feasible]
+        rivals = [
+            trial
+            for trial in order
+            if trial != best and trial.value is not None and trial.feasible and trial.repeat_of is None
+        ]
         rivals.sort(key=lambda trial: trial.number not in front)  # of several objectives, the front before the beaten
         found["winner"] = top([best, *rivals], objectives=objectives, params=params)
     found["trials"] = everything(order, objectives=objectives, params=params, front=front, constrained=constrained)
@@ -107,6 +111,33 @@ def top(order: Sequence[TrialRecord], *, objectives: Sequence[Objective], params
         rows.append(cells)
     caption = "The winner first. Marked: what is set differently from it."
     return Table(caption, [*head, "epochs", "duration", *map(short, params)], rows)
+
+
+def repeated(ranked: Sequence[RepeatRecord], *, objective: Objective) -> Table:
+    """Return the table of the configurations that were trained with several seeds, the chosen one first."""
+    others = sorted(set.intersection(*(set(each.metrics) for each in ranked)) - {objective.metric})
+    head = [
+        "trial",
+        "runs",
+        objective.metric,
+        "± error",
+        "without the search's run",
+        "failed",
+        "the first is better",
+        *others,
+    ]
+    rows = []
+    for each in ranked:
+        cells = [Cell(str(each.number), sort=each.number), Cell(", ".join(map(str, each.trials)), words=True)]
+        cells += [_value(each.mean), EMPTY if each.error is None else Cell(f"{each.error:.2g}", sort=each.error)]
+        cells += [_value(each.expected), Cell(str(each.failed) if each.failed else "–", sort=each.failed)]
+        cells += [EMPTY if each.probability is None else Cell(f"{each.probability:.0%}", sort=each.probability)]
+        for name in others:
+            mean, std = each.metrics[name]
+            cells.append(Cell(f"{mean:.6g}", sort=mean, note="" if std is None else f"± {std:.2g} a run"))
+        rows.append(cells)
+    caption = "Means over seeds, the chosen one first. Of other metrics the standard deviation of a run is shown."
+    return Table(caption, head, rows)
 
 
 def failures(records: Iterable[TrialRecord]) -> Table:
@@ -167,7 +198,10 @@ def _values(trial: TrialRecord, objectives: Sequence[Objective]) -> list[float |
 
 
 def _number(trial: TrialRecord) -> Cell:
-    return Cell(str(trial.number), sort=trial.number, note=f"from {trial.carried_from}" if trial.carried_from else "")
+    note = f"from {trial.carried_from}" if trial.carried_from else ""
+    if trial.repeat_of is not None:
+        note = f"repeats {trial.repeat_of}"
+    return Cell(str(trial.number), sort=trial.number, note=note)
 
 
 def _value(value: float | None) -> Cell:

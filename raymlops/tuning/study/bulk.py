@@ -147,7 +147,8 @@ class _Statements:
         from sqlalchemy.dialects import postgresql, sqlite
 
         studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
-        of_study, open_states = bindparam("of_study"), (TrialState.RUNNING, TrialState.WAITING)
+        of_study: Any = bindparam("of_study")
+        open_states = (TrialState.RUNNING, TrialState.WAITING)
         count = select(func.count(trials.c.trial_id)).where(trials.c.study_id == of_study).scalar_subquery()
         ids = trials.c.trial_id.in_(bindparam("ids", expanding=True))
         ours = (trials.c.trial_id == bindparam("of_trial")) & trials.c.state.in_(open_states)

@@ -17,8 +17,8 @@ from raymlops.config.shape import leaves
 from raymlops.config.space import as_param, exists, same
 from raymlops.config.yaml import dotted
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of
-from raymlops.tuning.study.selection import violations
+from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def carried(old: ProjectSpec, new: ProjectSpec, *, record: TrialRecord) -> dict[
         value = ran.get(key, _ABSENT)
         if value is _ABSENT or not space[key].can_be(value):
             return f"{key} outside the new space"
-        params[key] = _as_drawn(space[key], value)
+        params[key] = as_drawn(space[key], value)
     for key in dict.fromkeys([*wanted, *ran]):
         if key not in params and _decides(key) and not same(ran.get(key, _ABSENT), wanted.get(key, _ABSENT)):
             return f"{key} changed"
@@ -77,6 +77,8 @@ def carry_over(
     with storage_errors(f"Optuna's study {old.study_name}"):
         ended = [trial for trial in counted(old.get_trials(deepcopy=False)) if trial.state.is_finished()]
         for trial in ended:
+            if repeat_of(trial) is not None:
+                continue  # its configuration is carried over with the search's own trial
             record = record_of(trial, objectives=before)
             params = carried(old_spec, new_spec, record=record)
             if isinstance(params, str):
@@ -96,12 +98,16 @@ def carry_over(
                 carried_from=record.carried_from or f"{sweep_id}/{record.number}",
             )
             same_metric = before[0].metric == objectives[0].metric
-            kept[new.carried_from] = _made(trial, new, broken=broken, space=new_spec.sweep.space, curve=same_metric)
+            kept[new.carried_from] = as_carried(
+                trial, new, broken=broken, space=new_spec.sweep.space, curve=same_metric
+            )
     return kept, left
 
 
-def add_carried(study: Any, carried_trials: Mapping[str, Any]) -> None:
+def add_carried(study: Any, carried_trials: Mapping[str, Any], *, mark: str = CARRIED) -> None:
     """Add the trials of ``carry_over`` to a new study. Idempotent: those that it has already are not added again.
+
+    ``mark`` is the attribute that says that all have been written.
 
     Raises:
         StorageError, UnreachableError: the database does not answer.
@@ -111,7 +117,7 @@ def add_carried(study: Any, carried_trials: Mapping[str, Any]) -> None:
         for source, trial in carried_trials.items():
             if source not in known:
                 study.add_trial(trial)
-        study.set_user_attr(CARRIED, True)
+        study.set_user_attr(mark, True)
 
 
 def distribution_of(distribution: Distribution) -> Any:
@@ -126,7 +132,7 @@ def distribution_of(distribution: Distribution) -> Any:
     return FloatDistribution(distribution.low, distribution.high, log=distribution.log, step=distribution.step)
 
 
-def _made(
+def as_carried(
     trial: Any, record: TrialRecord, *, broken: Mapping[str, float], space: Mapping[str, Distribution], curve: bool
 ) -> Any:
     """Return the old trial (``FrozenTrial``) as a trial of the new study.
@@ -176,7 +182,7 @@ def _decides(path: str) -> bool:
     return not rule(tuple(path.split("."))).sweep
 
 
-def _as_drawn(distribution: Distribution, value: Any) -> Scalar:
+def as_drawn(distribution: Distribution, value: Any) -> Scalar:
     """Return the value in the type that Optuna gives it."""
     if distribution.kind == "categorical":
         return next(choice for choice in distribution.choices if same(choice, as_param(value)))

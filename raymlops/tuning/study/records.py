@@ -25,6 +25,8 @@ REFUSED = "raymlops:refused"
 """System attribute of a point that the recipe rejects: why."""
 RETRY_OF = "raymlops:retry_of"
 """System attribute of a trial that trains a failed one again: its number."""
+REPEAT_OF, SEED = "raymlops:repeat_of", "raymlops:seed"
+"""User attributes of a trial that trains the configuration of another one with another seed: its number, the seed."""
 MAX_HISTORY = 1000
 """Number of newest epochs whose metrics are kept."""
 
@@ -108,12 +110,20 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
         values=values if usable and len(objectives) > 1 else (),
         feasible=bool(kept.get("feasible", all(value <= 0 for value in trial.constraints.values()))),
         carried_from=str(kept.get("carried_from", "")),
+        repeat_of=repeat_of(trial),
+        seed=trial.user_attrs.get(SEED),
     )
 
 
 def refused(trial: Any) -> bool:
     """Return whether the recipe rejected an Optuna trial's point, so that it never ran."""
     return REFUSED in trial.system_attrs
+
+
+def repeat_of(trial: Any) -> int | None:
+    """Return the trial whose configuration an Optuna trial trains with another seed; None where it is the search's."""
+    number: int | None = trial.user_attrs.get(REPEAT_OF)
+    return number
 
 
 def counted(trials: Iterable[Any]) -> list[Any]:

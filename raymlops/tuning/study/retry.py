@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.tuning.study.records import RETRY_OF, counted
+from raymlops.tuning.study.records import REPEAT_OF, RETRY_OF, SEED, counted
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -25,5 +25,6 @@ def retry_failed(study: Any) -> Sequence[int]:
         failed = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state == TrialState.FAIL]
         for trial in failed:
             attributes = {"fixed_params": dict(trial.params), RETRY_OF: trial.number}
-            study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attributes))
+            own = {key: trial.user_attrs[key] for key in (REPEAT_OF, SEED) if key in trial.user_attrs}
+            study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=attributes, user_attrs=own))
     return [trial.number for trial in failed]

@@ -3,7 +3,8 @@
 The rule: the best finite value among complete trials that keep ``sweep.constraints``. A trial that the scheduler
 stopped (``pruned``) is eligible only where no trial is complete: its value is the best of few epochs under a truncated
 learning rate schedule, and ``train`` with its configuration would not stop there. Failed trials and those that break a
-constraint never win. Of equal values the trial with fewer epochs wins, then the one with the lower number.
+constraint never win. Of equal values the trial with fewer epochs wins, then the one with the lower number. Where
+configurations were trained with several seeds (``ranking``), these are compared, by their means.
 
 Several objectives: the eligible trials that no other dominates are the Pareto front (``pareto``). The winner is the
 trial of the front that is best in the first objective; users may choose another.
@@ -16,6 +17,8 @@ import re
 from typing import TYPE_CHECKING
 
 from raymlops.errors import SweepError
+from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.ranking import chosen_run, ranking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,8 +41,9 @@ def select(
         SweepError: no trial has a finite value and keeps the constraints; the message groups the failures by reason, or
             names the trial nearest to the constraints and its violations.
     """
-    if (best := winner(trials, objectives=objectives)) is not None:
+    if (best := winner(trials, objectives=objectives, constraints=constraints)) is not None:
         return best
+    trials = [trial for trial in trials if not trial.imported]
     hint = "Run one configuration by itself with `raymlops train` to see it fail."
     broken = [trial for trial in trials if _usable(trial, objectives=objectives)]
     if broken:
@@ -50,8 +54,16 @@ def select(
     raise SweepError(_nothing(trials), hint=hint)
 
 
-def winner(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> TrialRecord | None:
+def winner(
+    trials: Sequence[TrialRecord],
+    *,
+    objectives: Sequence[Objective],
+    constraints: Mapping[str, Threshold] | None = None,
+) -> TrialRecord | None:
     """Return the winner; None where no trial has a finite value and keeps the constraints."""
+    repeated = ranking(trials, objectives=objectives, constraints=constraints)
+    if (run := chosen_run(repeated, trials, objective=objectives[0])) is not None:
+        return run
     front = _front(_eligible(trials, objectives=objectives))
     best = min(front, key=lambda item: (item[1][0], item[0].epochs, item[0].number), default=None)
     return None if best is None else best[0]
@@ -65,22 +77,6 @@ def pareto(trials: Sequence[TrialRecord], *, objectives: Sequence[Objective]) ->
     if len(objectives) < 2:
         return ()
     return tuple(sorted(trial.number for trial, _ in _front(_eligible(trials, objectives=objectives))))
-
-
-def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Threshold]) -> dict[str, float]:
-    """Return the violation of each bound: above zero where it is broken, zero or less where it is kept.
-
-    The keys are ``METRIC min`` and ``METRIC max``. NaN where the metric is missing or not finite.
-    """
-    found: dict[str, float] = {}
-    for name, bound in constraints.items():
-        value = metrics.get(name, math.nan)
-        value = value if math.isfinite(value) else math.nan
-        if bound.min is not None:
-            found[f"{name} min"] = bound.min - value
-        if bound.max is not None:
-            found[f"{name} max"] = value - bound.max
-    return found
 
 
 def reasons(trials: Sequence[TrialRecord]) -> list[str]:
@@ -123,7 +119,11 @@ def _eligible(
         found = [
             (trial, tuple(sign * value for sign, value in zip(signs, _values(trial), strict=True)))
             for trial in trials
-            if trial.status == status and trial.feasible and _usable(trial, objectives=objectives)
+            if trial.status == status
+            and trial.feasible
+            and trial.repeat_of is None
+            and not trial.imported
+            and _usable(trial, objectives=objectives)
         ]
         if found:
             return found

@@ -17,25 +17,29 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import RandomSampler
 
 from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.search_space import draw, draw_order, num_trials, point
+from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.open_trial import OpenTrial
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
+    SEED,
     Report,
     counted,
     in_order_of_end,
     last_value,
     record_of,
     refused,
+    repeat_of,
     reports_of,
     stored_reports,
 )
 from raymlops.tuning.study.samplers import sampler_of
-from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.view import StudyView
 from raymlops.tuning.study.writes import Writes
@@ -49,34 +53,6 @@ if TYPE_CHECKING:
     from raymlops.records import Objective
 
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
-
-
-@dataclass
-class OpenTrial:
-    """A trial that has not ended yet."""
-
-    number: int
-    """Optuna's too."""
-    params: dict[str, Scalar]
-    trial_id: int
-    """Optuna's key of it in the storage."""
-    started: float
-    value: float | None = None
-    """The sweep's metric, of several the first, at the best epoch so far."""
-    epochs: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the best epoch so far."""
-    reports: dict[int, Report] = field(default_factory=dict)
-    """By epoch."""
-    reported: dict[int, float] = field(default_factory=dict)
-    """Value by epoch that the study has or will have at the next flush."""
-    before_s: float = 0.0
-    """Seconds that it ran in previous processes."""
-
-    @property
-    def history(self) -> dict[int, dict[str, float]]:
-        """Return metrics by epoch."""
-        return {epoch: report.metrics for epoch, report in self.reports.items()}
 
 
 class Trials:
@@ -108,22 +84,25 @@ class Trials:
         self._storage = study._storage  # noqa: SLF001 - one write a trial needs Optuna's documented storage interface
         self._section = section
         self.objectives = tuple(objectives)
+        self.constraints = section.constraints
         self._order = draw_order(section.space)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
         with storage_errors(self._name):
             self._view = StudyView(study)
-            trials = self._view.get_all_trials(study._study_id, deepcopy=False)  # noqa: SLF001 - as samplers do
+            trials = self._view.trials
         self._writes = Writes(study, view=self._view, check=check)
         self._unsure = False
         """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
-        self.asked = len(own) - sum(bool(record.carried_from) for record in self._ended)
-        """The number of the sweep's own trials, ended or not, without carried ones."""
-        self.refused = sum(map(refused, trials))
+        self._repeats = {trial.number for trial in trials if repeat_of(trial) is not None}
+        known = [trial for trial in own if trial.number in self._repeats]
+        self.asked = len(own) - len(known) - sum(bool(record.carried_from) for record in self._ended)
+        """The number of the search's own trials, ended or not, without carried ones."""
+        self.refused = sum(refused(trial) for trial in trials if trial.number not in self._repeats)
         """How many points the recipe rejected."""
         self._next = len(trials)
         orders = (report.order for trial in trials for report in reports_of(trial).values())
@@ -136,6 +115,11 @@ class Trials:
         return max(num_trials(self._section, refused=self.refused), self.asked)
 
     @property
+    def repeats(self) -> int:
+        """Return the number of trials that train a configuration again with another seed."""
+        return len(self._repeats)
+
+    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
@@ -145,8 +129,8 @@ class Trials:
         """Return them in the order in which they ended."""
         return tuple(self._ended)
 
-    def reopen(self) -> list[OpenTrial]:
-        """Reopen the trials that a previous process left running or waiting.
+    def reopen(self, *, repeats: bool = False) -> list[OpenTrial]:
+        """Reopen the trials that a previous process left running or waiting: of the search, or ``repeats``.
 
         Parameters that it had not drawn are drawn as it would have drawn them. Call this once, before ``ask``.
 
@@ -157,6 +141,8 @@ class Trials:
 
         with storage_errors(self._name):
             found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
+            found = [trial for trial in found if (repeat_of(trial) is not None) == repeats]
+            self._repeats |= {trial.number for trial in found if repeats}
             # All of them first: the draw depends on which trials run.
             for trial in found:
                 if trial.state == TrialState.WAITING:
@@ -228,7 +214,7 @@ class Trials:
     def tell(self, number: int, status: TrialStatus, *, reason: str = "", run_id: str | None = None) -> TrialRecord:
         """End a trial. Without a finite value of each objective and constraint its status is ``failed``."""
         trial = self.open[number]
-        broken = violations(trial.metrics, constraints=self._section.constraints)
+        broken = violations(trial.metrics, constraints=self.constraints)
         values = self._values(trial)
         wrong = "" if status == "failed" else self._unusable(trial, values, broken)
         if wrong:
@@ -247,6 +233,8 @@ class Trials:
             metrics=trial.metrics,
             values=usable if several else (),
             feasible=not usable or all(excess <= 0 for excess in broken.values()),
+            repeat_of=trial.repeat_of,
+            seed=trial.seed,
         )
         self._writes.end(
             trial.trial_id,
@@ -256,6 +244,7 @@ class Trials:
             # As Optuna's own `tell`: of a pruned trial the last intermediate value, and none of several objectives.
             values=usable if status == "complete" or (status == "pruned" and not several) else None,
             constraints=broken if usable else {},
+            user_attrs={name: trial.metrics[name] for name in self._section.user_attrs if name in trial.metrics},
         )
         del self.open[number]
         self._ended.append(record)
@@ -263,9 +252,11 @@ class Trials:
 
     def refuse(self, number: int, reason: str) -> None:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
-        self._writes.refuse(self.open.pop(number).trial_id, reason)
-        self.asked -= 1
-        self.refused += 1
+        trial = self.open.pop(number)
+        self._writes.refuse(trial.trial_id, reason)
+        if trial.repeat_of is None:
+            self.asked -= 1
+            self.refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
@@ -311,7 +302,7 @@ class Trials:
         from optuna.trial import TrialState
 
         self._view.reload()
-        running = self._view.get_all_trials(self._study._study_id, deepcopy=False, states=(TrialState.RUNNING,))  # noqa: SLF001
+        running = (trial for trial in self._view.trials if trial.state == TrialState.RUNNING)
         found = (trial for trial in running if trial.number >= self._next and trial.number not in self.open)
         return next(found, None)
 
@@ -322,7 +313,11 @@ class Trials:
         # A copy has its own cache of ended trials, which is valid for one draw.
         study = copy.copy(self._study)
         study._storage = self._view  # noqa: SLF001
-        study.sampler = sampler_of(self._section, objectives=self.objectives, number=number)
+        if number in self._repeats:
+            study.sampler = RandomSampler()  # nothing is left to draw, and a model costs time
+        else:
+            place = number - sum(repeat < number for repeat in self._repeats)  # as if there had been no repeats
+            study.sampler = sampler_of(self._section, objectives=self.objectives, number=place)
         return draw(Trial(study, trial_id), self._section.space, order=self._order)
 
     def _reopen(self, trial: Any) -> OpenTrial:
@@ -332,6 +327,7 @@ class Trials:
         self._view.store(trial_id)
         opened = OpenTrial(trial.number, params, trial_id, self._clock())
         kept = trial.user_attrs.get(ATTRIBUTE, {})
+        opened.repeat_of, opened.seed = repeat_of(trial), trial.user_attrs.get(SEED)
         opened.reported = dict(trial.intermediate_values)
         opened.reports = reports_of(trial)
         self._writes.stored[trial_id] = set(stored_reports(trial))

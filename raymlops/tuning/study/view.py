@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.study.bulk import bulk, create_trial
 from raymlops.tuning.study.history import History
+from raymlops.tuning.study.records import repeat_of
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Mapping, Sequence
@@ -43,7 +44,13 @@ class StudyView:
         """Read the trials again, those that other programs have added too."""
         found = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trials: dict[int, Any] = {trial._trial_id: trial for trial in found}  # noqa: SLF001
-        self.history = History(self._storage.get_study_directions(self._study_id), found)
+        searched = (trial for trial in found if repeat_of(trial) is None)
+        self.history = History(self._storage.get_study_directions(self._study_id), searched)
+
+    @property
+    def trials(self) -> list[Any]:
+        """Return all trials, repeats too, in the order of their numbers."""
+        return list(self._trials.values())
 
     @contextmanager
     def draft(self, number: int, fixed: Mapping[str, Any] | None) -> Iterator[int]:
@@ -107,8 +114,9 @@ class StudyView:
         return attributes
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:  # noqa: ARG002 - Optuna's signature
-        """Return the trials in the order of their numbers."""
-        found = [trial for trial in self._trials.values() if states is None or trial.state in states]
+        """Return the trials of the search, which samplers learn from, in the order of their numbers."""
+        searched = (trial for trial in self._trials.values() if repeat_of(trial) is None)
+        found = [trial for trial in searched if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
     def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any) -> None:
@@ -140,7 +148,8 @@ class StudyView:
             trial.values = list(values)
         if state.is_finished():
             trial.datetime_complete = datetime.now()  # noqa: DTZ005 - as Optuna's
-            self.history.add(trial)
+            if repeat_of(trial) is None:
+                self.history.add(trial)
         return True
 
     def _changed(self, trial_id: int) -> Any:

@@ -77,6 +77,7 @@ class Writes:
         reports: Mapping[int, Report],
         values: Sequence[float] | None = None,
         constraints: Mapping[str, float] | None = None,
+        user_attrs: Mapping[str, float] | None = None,
     ) -> None:
         """Queue the end of a trial in ``state``, with the values and constraints for its sampler.
 
@@ -97,6 +98,8 @@ class Writes:
         def act(storage: Any) -> None:
             for key, excess in (constraints or {}).items():
                 storage.set_trial_system_attr(trial_id, f"{_CONSTRAINT}{key}", excess)
+            for name, value in (user_attrs or {}).items():
+                storage.set_trial_user_attr(trial_id, name, value)
             storage.set_trial_user_attr(trial_id, ATTRIBUTE, kept)
             storage.set_trial_state_values(trial_id, TrialState[state], values)
 

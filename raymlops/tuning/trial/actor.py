@@ -8,7 +8,7 @@ A result holds ``epochs``, how many there were, and ``step``; ``value``, the swe
 by ``train.metric``, which is the epoch that ``train`` would keep; ``metrics`` of this epoch and ``best_metrics`` of
 the best one; ``saved``, whether there is a checkpoint; in the first result ``restored``, the epochs in the checkpoint;
 at the end ``done`` with ``outcome``, ``reason`` and whether it ``diverged``. A trial that the scheduler stops has no
-outcome. ``resource`` is the scheduler's clock.
+outcome; one that ``sweep.trial_timeout_s`` stops is ``pruned``. ``resource`` is the scheduler's clock.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import secrets
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,8 @@ class _Trial:
         self._restored_seen = False
         self._saver: TrialSaver | None = None
         self._saved = False
+        limit_s = sweep["trial_timeout_s"]
+        self._until_s = math.inf if limit_s is None else time.monotonic() + limit_s - config.get("before_s", 0.0)
         self._nested = sweep["workers_per_trial"] > 1
         self.grace_s = max(_CLEANUP_S, train["stop_grace_s"]) if self._nested else _CLEANUP_S
         """How long the process may wait for the training's end: its workers write a last checkpoint."""
@@ -155,7 +158,10 @@ class _Trial:
 
     def step(self) -> dict[str, Any]:
         """Return the result of the next epoch, or of the end."""
-        epoch = self.stream.next()
+        try:
+            epoch = self.stream.next(left_s=self._left_s)
+        except TimeoutError:
+            return self._timed_out()
         self._record_restored(epoch)
         if epoch is None:
             return self.result(None, outcome="complete")
@@ -199,6 +205,18 @@ class _Trial:
             return result  # without a clock the scheduler ignores it
         clock = {"epoch": epoch.number, "step": epoch.step}.get(self._resource)
         return {**result, "resource": epoch.metrics[self._resource] if clock is None else clock}
+
+    def _left_s(self) -> float:
+        return self._until_s - time.monotonic()
+
+    def _timed_out(self) -> dict[str, Any]:
+        """Stop the training, and return the result of a trial that is over with what it reported."""
+        self.stream.stop()
+        self._record_restored(None)
+        reason = f"stopped after {self._spec['sweep']['trial_timeout_s']:g} s (sweep.trial_timeout_s)"
+        if self._epochs == 0:
+            return self.result(None, outcome="failed", reason=f"{reason}, before its first report")
+        return self.result(None, outcome="pruned", reason=reason)
 
     def _record(self, epoch: Epoch) -> tuple[Epoch, str]:
         """Record an epoch; return it with the metrics that are numbers, and what is wrong with it."""

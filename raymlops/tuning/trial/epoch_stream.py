@@ -93,18 +93,21 @@ class EpochStream:
         self._error: BaseException | None = None
         thread.submit(lambda: self._run(train))
 
-    def next(self) -> Epoch | None:
+    def next(self, *, left_s: Callable[[], float] = lambda: math.inf) -> Epoch | None:
         """Return the next epoch, or None after the last.
 
         Raises:
+            TimeoutError: it does not come in ``left_s()`` seconds. ``stop`` must follow.
             TrialHungError: the training hangs; the process must be ended.
             Exception: what the training raised.
         """
         if self._waiting:
+            if left_s() <= 0:
+                raise TimeoutError
             self._waiting = False
             self._watchdog.resume()
             self._continue.put(True)
-        epoch = self._take()
+        epoch = self._take(left_s)
         if epoch is None:
             error, self._error = self._error, None  # its frames hold the model
             if error is not None:
@@ -147,11 +150,13 @@ class EpochStream:
         self._stop_sent = not self._continue.get() if waits else self.stopping
         return self._stop_sent
 
-    def _take(self) -> Epoch | None:
+    def _take(self, left_s: Callable[[], float]) -> Epoch | None:
         while not (self._ended.is_set() and self._out.empty()):
             try:
-                return self._out.get(timeout=max(0.0, min(_CHECK_S, self._watchdog.left_s())))
+                return self._out.get(timeout=max(0.0, min(_CHECK_S, self._watchdog.left_s(), left_s())))
             except queue.Empty:
+                if left_s() <= 0:
+                    raise TimeoutError from None
                 self._check()
         return None
 

@@ -9,6 +9,7 @@ from recorded_sweep import project_in, recorded_sweep
 from raymlops.cli.main import main
 from raymlops.cli.runs import sweep_text
 from raymlops.records import Objective, SweepRecord, TrialRecord
+from raymlops.tuning.study.ranking import ranking
 
 LOSS, ACCURACY = Objective("validation/loss", "min"), Objective("validation/accuracy", "max")
 TRIALS = (
@@ -45,6 +46,26 @@ def test_one_objective_has_one_column_and_a_best_trial():
         [],
     ]
     assert "best    trial 1: validation/loss 0.25 with train.lr=0.25" in sweep_text(RECORD).splitlines()
+
+
+def test_a_winner_of_several_seeds_says_how_sure_the_choice_is():
+    """The trials of the search are counted, and each repeat names the one whose configuration it trained."""
+    values = (0.35, 0.55)
+    repeats = [
+        replace(trial, number=2 + place, value=value, repeat_of=trial.number, seed=1)
+        for place, (trial, value) in enumerate(zip(TRIALS[::-1], values, strict=True))
+    ]
+    trials = (*TRIALS, *repeats)
+    ranked = ranking(trials, objectives=[LOSS])
+    lines = sweep_text(replace(RECORD, trials=trials, best=trials[1], repeats=ranked)).splitlines()
+    assert lines[0].split() == ["trial", "status", "validation/loss", "epochs", "repeats"]
+    assert lines[2].split() == ["2", "complete", "0.35", "3", "1"]
+    assert "sweep   s1, 2 trials and 2 repeats in 1.0 s" in lines
+    # Means 0.3 and 0.525, of values that differ by 0.1 and 0.05.
+    found = (
+        "trial 1: validation/loss 0.3 ± 0.05 (2 seeds, 0.35 without the search's), better with a probability of 0.97"
+    )
+    assert f"repeats {found} than trial 0: 0.525 ± 0.025 (2 seeds, 0.55 without the search's)" in lines
 
 
 def test_each_of_several_objectives_has_a_column_and_the_front_is_marked():

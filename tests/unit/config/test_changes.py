@@ -71,6 +71,8 @@ OF_A_SWEEP = {
     "grace_period",
     "max_resource",
     "reduction_factor",
+    "trial_timeout_s",
+    "import_study",
     "space",
 }
 SPACE = {"train.lr": {"float": [0.1, 0.2]}, "train.momentum": {"float": [0.5, 0.9]}}

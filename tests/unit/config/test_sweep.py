@@ -45,6 +45,17 @@ def spec(*overrides, **sweep):
             "5:9: sweep.mode: cannot be combined with objectives, which set both; write one or the other",
         ),
         (
+            "objectives: {a: min, b: max}\n  repeats: {seeds: 3}",
+            "5:20: sweep.repeats.seeds: cannot be combined with objectives: there is no single mean to choose by",
+        ),
+        (
+            "user_attrs: [size, raymlops.driver]",
+            (
+                "4:22: sweep.user_attrs[1]: raymlops.driver is an attribute of raymlops' own; give the metric another "
+                "name"
+            ),
+        ),
+        (
             "objectives: {a: min, b: max}\n  scheduler: asha",
             (
                 "5:14: sweep.scheduler: got 'asha'; none: a scheduler stops trials by one metric, and there are "

@@ -19,6 +19,7 @@ from raymlops.records import SpentRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.tracking.client import tracker
+from raymlops.tuning.study.repeat import add_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +86,43 @@ def test_waiting_for_an_ended_sweep_returns_its_record(ended: Sweep) -> None:
     assert (record.duration_s, record.best_config, record.report) == (7.0, "/s/best.yaml", "/s/report.html")
     assert [event.kind for event in events] == ["end"]
     assert record.storage.endswith("/optuna.db")
+
+
+def test_user_attributes_are_columns_of_the_trials(storage_path: Path) -> None:
+    """Of a running trial they are not known."""
+    with recorded_sweep(project_in(storage_path, user_attrs=["other"])) as made:
+        made.run(0.5)
+        made.report(0.25)
+        shown = attach(made.sweep_id).trials()
+    assert list(shown.columns)[:5] == ["number", "status", "value", "other", "train.lr"]
+    assert shown["other"].fillna(0.0).tolist() == [-0.5, 0.0]
+
+
+def test_a_winner_of_several_seeds_is_shown_with_its_mean(storage_path: Path) -> None:
+    """By every way to ask for it; what is registered is its best run by validation, with that run's seed."""
+    project = project_in(storage_path, repeats={"seeds": 3, "top": 1}, num_trials=2)
+    with recorded_sweep(project) as made:
+        made.run(0.5)
+        made.run(0.25)
+        assert attach(made.sweep_id).status().resume.startswith("resumes 2 repeats: ")
+        assert add_repeats(made.study, spec=project.spec) == 2
+        opened = made.trials.reopen(repeats=True)
+        for trial, value in zip(opened, (0.35, 0.15), strict=True):
+            metrics = {"validation/loss": value}
+            made.trials.report(trial.number, epoch=1, value=value, metrics=metrics, best_metrics=metrics)
+            made.trials.tell(trial.number, "complete")
+        made.trials.flush()
+        made.parent.end("FINISHED", {"raymlops.best_config": "/s/best.yaml"})
+        handle = attach(made.sweep_id)
+    status = handle.status()
+    assert (status.ended, status.num_trials) == (2, 2)
+    assert status.summary()["repeats"] == "trial 1: validation/loss 0.25 ± 0.058 (3 seeds, 0.25 without the search's)"
+    assert "0.25 ± 0.058" in handle._repr_html_()
+    assert (handle.best.number, handle.best.repeat_of, handle.best.seed) == (3, 1, 2)
+    assert handle.wait(on_event=Events()).repeats == status.repeats
+    assert handle.trials()["repeat_of"].fillna(-1).tolist() == [-1, -1, 1, 1]
+    assert repr(handle).endswith("2 of 2 trials, best 0.25 ± 0.058 (3 seeds, 0.25 without the search's) in trial 1)")
+    assert status.resume.startswith("nothing left to do: it has ended all 2 trials")
 
 
 def test_waiting_shows_what_happens_until_the_end(begun: RecordedSweep) -> None:

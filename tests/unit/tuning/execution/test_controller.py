@@ -7,92 +7,15 @@ import json
 import pytest
 from optuna.trial import TrialState
 from ray import exceptions
-from tiny import Tiny
+from staged_sweep import Stage
 
-from raymlops.config.load import load_data
 from raymlops.errors import LeaseLostError, SweepError, UnreachableError, UsageError
-from raymlops.project import bind
 from raymlops.records import SpentRecord
-from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.study.fencing import Fence
 from raymlops.tuning.study.retry import retry_failed
-from raymlops.tuning.study.storage import create_study, open_storage
-from raymlops.tuning.study.trials import Trials
-from raymlops.tuning.sweep_stores import SweepStores
+from raymlops.tuning.study.storage import open_storage
 
 DIED = exceptions.RayActorError(None, "The actor died.\nWorker exits with an exit code 7.")
-
-
-class Runs:
-    """Stands for the child runs: remembers what was said of each trial."""
-
-    def __init__(self) -> None:
-        self.said = []
-        self.noted = []
-
-    def start(self, number, params):
-        self.said.append((number, "start"))
-
-    def log(self, number, *, epoch, metrics):
-        self.said.append((number, epoch))
-
-    def end(self, number, status, *, reason="", kept=None, history=None):
-        self.said.append((number, status))
-
-    def news(self):
-        return []
-
-    def suspend(self, number):
-        self.said.append((number, "waiting"))
-
-    def set_parent(self, tags):
-        self.noted.append(tags)
-
-    def run_id(self, number):
-        return f"run-{number}"
-
-
-class Stage:
-    """A controller with what it controls; another one on the same storage is a driver that resumes the sweep."""
-
-    def __init__(self, storage, *, study=None, before=None, **sweep) -> None:
-        space = {"train.lr": {"float": [0.1, 0.2]}}
-        section = {"metric": "validation/auc", "mode": "max", "max_concurrent": 2, "space": space, **sweep}
-        project = bind(load_data({"project": {"name": "p"}, "recipe": {"import": Tiny}, "sweep": section}))
-        self.now = 0.0
-        self.slots = 2
-        self.events, self.discarded = [], []
-        self.runs = Runs()
-        self.noted = self.runs.noted
-        objectives = project.spec.objectives
-        self.study = study or create_study(storage, "s", objectives=objectives)
-        section = project.spec.sweep
-        self.trials = Trials(self.study, section=section, objectives=objectives)
-        self.controller = SweepController(
-            SweepStores(project, self.study, self.trials, self.runs, parent=None),
-            trials_uri="/sweeps/s/trials",
-            slots=lambda: self.slots,
-            before=before,
-            on_event=self.events.append,
-            discard=self.discarded.append,
-            clock=lambda: self.now,
-        )
-
-    def epoch(self, number, epoch, value, **more):
-        metrics = {"validation/auc": value}
-        result = {"epochs": epoch, "step": epoch * 10, "value": value, "metrics": metrics, "best_metrics": metrics}
-        self.controller.result(number, {**result, "saved": False, "restored": "[]", **more})
-
-    def run(self, status, value):
-        """Run a trial of one epoch and return its number."""
-        number = self.controller.next_trial()["number"]
-        self.epoch(number, 1, value)
-        self.controller.end(number, status)
-        return number
-
-    def states(self):
-        self.trials.flush()
-        return [trial.state for trial in self.study.get_trials()]
 
 
 @pytest.fixture

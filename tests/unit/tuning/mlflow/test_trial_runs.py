@@ -416,6 +416,28 @@ def test_a_trial_without_a_run_is_given_one(store: Tracker, line: Line, parent: 
     assert line.sent.count(CREATE) == 1
 
 
+def test_the_run_of_a_repeat_names_the_trial_that_it_repeats(store: Tracker, parent: str, children: TrialRuns) -> None:
+    """Whether it is told of while it runs, or at a resume."""
+    children.adopt()
+    children.start(8, PARAMS | {"train.seed": 1}, repeat_of=3)
+    children.end(8, "complete")
+    children.mirror(record(9, repeat_of=3, seed=2), HISTORY)
+    children.close()
+    for number, seed in ((8, "1"), (9, "2")):
+        data = child(store, parent, number).data
+        assert (data.tags["raymlops.repeat_of"], data.params["train.seed"]) == ("3", seed)
+
+
+def test_a_pruned_run_says_what_stopped_it(store: Tracker, parent: str, children: TrialRuns) -> None:
+    """The scheduler, or a limit of its own."""
+    run(children, 0, "pruned")
+    run(children, 1, "pruned", reason="stopped after 60 s (sweep.trial_timeout_s)")
+    children.close()
+    notes = [child(store, parent, number).data.tags["mlflow.note.content"] for number in range(2)]
+    assert notes[0].startswith("Pruned: the scheduler stopped this trial early.")
+    assert notes[1].startswith("Pruned: stopped after 60 s (sweep.trial_timeout_s).")
+
+
 def test_of_doubled_runs_the_one_that_was_written_to_stays(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Not the oldest: of a request that MLflow's client repeated, the last answer is known."""
     tags = {"raymlops.trial": "0"}

@@ -7,17 +7,19 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.records import Objective, SpentRecord, TrialRecord
 from raymlops.tuning.reporting import report
 from raymlops.tuning.search_space import num_trials
+from raymlops.tuning.study.ranking import ranking
 from raymlops.tuning.study.selection import pareto, winner
 
 AUC = (Objective("validation/auc", "max"),)
@@ -113,7 +115,7 @@ def html_of(study, *, objectives=AUC, spec=None, records=None, **details):
     own = len(study.trials) - sum(bool(record.carried_from) for record in found)
     stores = SimpleNamespace(
         study=study,
-        trials=SimpleNamespace(objectives=objectives, total=max(own, num_trials(spec.sweep))),
+        trials=SimpleNamespace(objectives=objectives, total=max(own, num_trials(spec.sweep)), repeats=0),
         project=SimpleNamespace(spec=spec),
         parent=SimpleNamespace(sweep_id="s1"),
     )
@@ -222,6 +224,31 @@ def test_a_winner_that_is_known_already_is_not_chosen_again():
     records = records_of(study)
     page = Page(html_of(study, records=records, best=records[0]))
     assert "Trial 0 won: validation/auc 0.5." in page.words
+
+
+def test_configurations_of_several_seeds_have_a_table_and_say_how_sure_the_choice_is():
+    """Their repeats are marked in the table of all trials, and are in no figure."""
+    study = study_of([COMPLETE] * 2)
+    for trial, value in zip(study.trials, (0.52, 0.53), strict=True):
+        own = {"params": trial.params, "distributions": trial.distributions}
+        study.add_trial(create_trial(value=value, user_attrs={"raymlops:repeat_of": trial.number}, **own))
+    records = [
+        replace(record, repeat_of=record.number - 2 if record.number > 1 else None) for record in records_of(study)
+    ]
+    page = Page(html_of(study, records=records, repeats=ranking(records, objectives=AUC)))
+    # Means 0.51 and 0.52, each of two values that differ by 0.02.
+    assert "Trial 3 won: validation/auc 0.53. Chosen by its mean over seeds: trial 1: validation/auc 0.52" in page.words
+    assert "better with a probability of 0.72 than trial 0: 0.51 ± 0.01" in page.words
+    assert "Several seeds" in page.words
+    assert "repeats 1" in page.words
+    (data,) = [script for kind, script in page.scripts if kind == "application/json"]
+    (history,) = [each for place, each in json.loads(data).items() if place.endswith("history")]
+    assert sorted(
+        number for trace in history["data"] if trace.get("name") == "ran to its end" for number in trace["x"]
+    ) == [
+        0,
+        1,
+    ]
 
 
 def test_several_objectives_have_figures_each_and_a_pareto_front():

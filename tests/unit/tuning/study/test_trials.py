@@ -512,3 +512,19 @@ def test_an_optuna_that_ignores_given_parameters_is_refused(study, clock, monkey
     monkeypatch.setattr(optuna.trial.Trial, "_is_fixed_param", lambda *_: False)
     with pytest.raises(StorageError, match=r"another value than the one that trial 0 was given for train\.lr"):
         trials.ask()
+
+
+def test_a_reported_metric_is_a_user_attribute_where_that_is_asked_for(study, clock):
+    """Of the best epoch; a trial that did not report it has none."""
+    section = SECTION.model_copy(update={"user_attrs": ["size", "other"]})
+    trials = Trials(study, section=section, objectives=LOSS, clock=clock)
+    number = trials.ask().number
+    for epoch, value, size in ((1, 0.2, 7.0), (2, 0.3, 9.0)):
+        metrics = {"validation/loss": value, "size": size}
+        best = {"validation/loss": 0.2, "size": 7.0}
+        trials.report(number, epoch=epoch, value=0.2, metrics=metrics, best_metrics=best)
+    trials.tell(number, "complete")
+    trials.flush()
+    (attrs,) = [trial.user_attrs for trial in study.get_trials()]
+    assert attrs["size"] == 7.0
+    assert set(attrs) == {"size", "raymlops"}

@@ -206,6 +206,40 @@ def test_an_order_in_mid_epoch_writes_a_checkpoint_at_once(configure, begin, tmp
     assert [name[:13] for name in names] == ["step-00000002"]
 
 
+def test_a_trial_that_takes_too_long_is_stopped_with_the_value_that_it_has(configure, begin):
+    """Time in processes before counts; the epoch that is over is reported first."""
+    limited = {"trial_timeout_s": 3600.0}
+    actor = begin(configure(sweep=limited))
+    first = actor.step()
+    assert not first["done"]
+    late = begin({**configure(number=1, sweep=limited), "before_s": 3600.0})
+    assert late._trial._left_s() <= 0 < actor._trial._left_s()
+    actor._trial._until_s = -math.inf
+    last = actor.step()
+    assert (last["done"], last["outcome"], last["epochs"], last["metrics"]) == (True, "pruned", 1, None)
+    assert last["reason"] == "stopped after 3600 s (sweep.trial_timeout_s)"
+    assert (last["value"], last["best_metrics"]) == (first["value"], first["metrics"])
+    assert actor.reset_config(configure(number=2, sweep=limited))
+    assert actor.step()["epochs"] == 1
+
+
+def test_one_that_takes_too_long_before_its_first_report_failed(configure, begin):
+    """It is stopped in mid-epoch, after its step."""
+    trial_recipes.arm(step=2)
+    actor = begin(configure(trial_recipes.Stuck, sweep={"trial_timeout_s": 1e-9}))
+    trial_recipes.REACHED.wait(60)
+    results = []
+    asked = threading.Thread(target=lambda: results.append(actor.step()))
+    asked.start()
+    while not actor._trial.stream.stopping:
+        asked.join(0.01)
+    trial_recipes.release()
+    asked.join(60)
+    (result,) = results
+    assert (result["outcome"], result["epochs"]) == ("failed", 0)
+    assert result["reason"] == "stopped after 1e-09 s (sweep.trial_timeout_s), before its first report"
+
+
 def test_a_trial_that_the_scheduler_stopped_begins_no_further_step(configure, begin):
     actor = begin(configure())
     first = actor.step()

@@ -127,6 +127,25 @@ def test_one_that_reports_again_although_it_was_told_to_stop_is_ended(thread):
     assert raised == ["interrupted"]
 
 
+def test_a_training_whose_time_is_up_begins_no_further_epoch(thread):
+    begun = []
+    stream = EpochStream(training(begun), thread=thread)
+    assert stream.next(left_s=lambda: 60.0).number == 1
+    with pytest.raises(TimeoutError):
+        stream.next(left_s=lambda: 0.0)
+    assert stream.stop()
+    assert begun == [1]
+
+
+def test_an_epoch_whose_time_is_up_is_waited_for_no_longer(thread):
+    free = threading.Event()
+    stream = EpochStream(lambda _stream: free.wait(60), thread=thread)
+    with pytest.raises(TimeoutError):
+        stream.next(left_s=lambda: 0.0)
+    free.set()
+    assert stream.stop()
+
+
 def test_a_training_that_hangs_raises_with_the_place_where_it_stands(thread):
     free, watchdog = threading.Event(), hung()
 
