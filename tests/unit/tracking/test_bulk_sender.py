@@ -185,6 +185,7 @@ def test_a_run_that_the_database_rejects_delays_no_other(store: Store) -> None:
     with sender.changed:
         for run in runs:
             sender.end(run, "FINISHED")
+    until(lambda: not sender.open)
     sender.finish(wait_s=10)
     assert store.attempts == [3, 1, 1, 1]
     assert [run.run_id for run in runs] == ["id0", "single 1", "id2"]
