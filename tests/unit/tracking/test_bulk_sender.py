@@ -182,10 +182,11 @@ def test_a_run_that_the_database_rejects_delays_no_other(store: Store) -> None:
     sender = BulkSender(store, max_retry_s=0.001)
     store.refuses = {"r1"}
     runs = [new(number) for number in range(3)]
-    with sender.changed:  # nothing is sent before all of it is due
+    with sender.changed:
         for run in runs:
             sender.end(run, "FINISHED")
-        sender.finish(wait_s=10)
+    until(lambda: not sender.open)
+    sender.finish(wait_s=10)
     assert store.attempts == [3, 1, 1, 1]
     assert [run.run_id for run in runs] == ["id0", "single 1", "id2"]
     assert store.single == ["log single 1", "end single 1 FINISHED"]
@@ -195,10 +196,10 @@ def test_a_run_that_is_left_out_is_sent_alone(store: Store, sender: BulkSender) 
     """By requests of its own: MLflow's client says what is wrong with it, if anything is."""
     store.leaves = {"r1"}
     runs = [new(number) for number in range(3)]
-    with sender.changed:  # nothing is sent before all of it is due
+    with sender.changed:
         for run in runs:
             sender.end(run, "FINISHED")
-        sender.finish(wait_s=10)
+    sender.finish(wait_s=10)
     assert [names(writes) for writes in store.writes] == [{"id0", "id2"}]
     assert store.single == ["log single 1", "end single 1 FINISHED"]
     assert [run.run_id for run in runs] == ["id0", "single 1", "id2"]
