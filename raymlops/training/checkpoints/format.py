@@ -236,6 +236,22 @@ def restore(
     return run if kept is None else with_best_of(run, kept)
 
 
+def restore_weights(
+    folder_uri: str, *, model: nn.Module, node: int = 0, on_progress: Callable[[], object] = lambda: None
+) -> None:
+    """Put the weights of a whole checkpoint into the model, read and verified once a ``node``.
+
+    All ranks call this together.
+
+    Raises:
+        NotFoundError: there is no checkpoint.
+        DamagedError: a file is damaged.
+        RuntimeError: they do not fit the model.
+    """
+    with _once_a_node(folder_uri, node=node, on_progress=on_progress) as folder:
+        read_into(model, folder / MODEL)
+
+
 def _load_whole(
     uri: str,
     *,

@@ -15,7 +15,7 @@ from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.callbacks import Callbacks
-from raymlops.training.checkpoints.format import TRAINED, trained
+from raymlops.training.checkpoints.format import TRAINED, restore_weights
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.saver import Snapshot, restore
 from raymlops.training.checkpoints.state import RunState
@@ -316,7 +316,7 @@ class RankProgress:
         self._agreement.moved_to(state.step)
 
     def _load_weights(self, uri: str) -> None:
-        """Load the weights of a checkpoint alone; sharded, all ranks call this together."""
+        """Load the weights of a checkpoint alone; all ranks call this together."""
         model = self._trained["model"]
         if self.sharded:
             restore(
@@ -328,8 +328,7 @@ class RankProgress:
                 on_progress=self.heartbeat,
             )
             return
-        with trained(uri, on_progress=self.heartbeat) as checkpoint:
-            checkpoint.load_into(model)
+        restore_weights(uri, model=model, node=self.ranks.node, on_progress=self.heartbeat)
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         self.run_state.elapsed_s = self._reporter.elapsed_s

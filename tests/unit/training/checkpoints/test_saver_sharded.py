@@ -185,13 +185,20 @@ def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: in
     assert found.uri == f"{tmp_path}/step-00000001-aaa-1"
 
 
-def test_a_whole_checkpoint_is_read_once_a_node(s3: FakeS3) -> None:
-    """Three ranks on two nodes fetch it twice; damage is heard by all."""
+@pytest.mark.parametrize("weights_alone", [False, True], ids=["all", "weights"])
+def test_a_whole_checkpoint_is_read_once_a_node(s3: FakeS3, weights_alone: bool) -> None:
+    """Three ranks on two nodes fetch it twice, also for the weights that are kept; damage is heard by all."""
     saver = folder_saver(s3.uri("bucket/run"))
     saver.save(snapshot(1, weight=3.0), best=True, last=True)
     saver.wait()
     (path,) = (path for path in s3.objects if path.endswith("model.safetensors"))
-    job = partial(jobs.restored_whole, uri=saver.best_uri, nodes=[0, 1, 0], environment=ENVIRONMENT)
+    job = partial(
+        jobs.restored_whole,
+        uri=saver.best_uri,
+        nodes=[0, 1, 0],
+        environment=ENVIRONMENT,
+        weights_alone=weights_alone,
+    )
     s3.sent.clear()
     assert ranks().run(3, job) == [[[3.0, 3.0]]] * 3
     assert s3.sent[path] == 2 * len(s3.objects[path])
