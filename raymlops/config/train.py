@@ -292,6 +292,13 @@ class TrainSection(Spec):
         """Return the epoch that ends the run at the latest; infinity where ``max_steps`` alone does."""
         return math.inf if self.epochs is None else self.epochs
 
+    def without_effect(self) -> list[str]:
+        """Return a notice for each setting that ``strategy`` does not use."""
+        others = ("shard_over", "cpu_offload") if self.strategy == "ddp" else ("find_unused_parameters",)
+        fields = type(self).model_fields
+        given = [name for name in others if getattr(self, name) != fields[name].default]
+        return [f"train.{name} has no effect with train.strategy {self.strategy}" for name in given]
+
     @model_validator(mode="before")
     @classmethod
     def _ends(cls, data: Any) -> Any:

@@ -93,7 +93,7 @@ def train(
         refit = before is not None and resuming.code_differs(before, project)
         prepared = prepare(project, state=state, sources=sources, refit=refit)
         prepared.verify()
-        notices: list[str] = []
+        notices = spec.train.without_effect()
         unused = preflight(
             project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
         )

@@ -6,6 +6,7 @@ a state dict has the recipe's own keys whatever is enabled. Knows nothing of ste
 
 from __future__ import annotations
 
+import re
 import shutil
 import sysconfig
 from contextlib import nullcontext
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _REPEATED = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _NEVER_RUN = (nn.ModuleList, nn.ModuleDict)
+_SHOWN = 5
 
 
 def layers_to_shard(recipe: RecipeBase, model: nn.Module, *, min_params: int) -> list[nn.Module]:
@@ -153,9 +155,19 @@ class _Averaged(DistributedDataParallel):
             if "finished reduction" not in str(error):
                 raise
             raise UsageError(
-                "a parameter had no part in the loss of the last step, and torch's DDP waits for its gradient",
-                hint="Set train.find_unused_parameters: true; the few steps before the training did not show it.",
+                f"{self._without_gradient(str(error))} had no part in the loss of the last step, and torch's DDP waits "
+                "for the gradient",
+                hint="Set train.find_unused_parameters: true. auto looks at a few forward passes before the training, "
+                "which did not show it.",
             ) from error
+
+    def _without_gradient(self, message: str) -> str:
+        """Return the parameters that torch (2.13) names by their numbers among those that it reduces."""
+        numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
+        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        found = [names[int(number)].removeprefix("model.") for number in numbers[1].split()] if numbers else []
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return f"{', '.join(found[:_SHOWN])}{more}" if found else "a parameter"
 
 
 def parallelize(

@@ -70,6 +70,15 @@ def test_a_run_is_on_record(project: Project) -> None:
     assert json.loads(client.read_text(record.run_id, "environment/hardware.json"))["cpus"] >= 1
 
 
+def test_a_setting_that_the_strategy_does_not_use_is_named(tiny_project: Any, storage_path: Path) -> None:
+    """The memory that it was to save is held all the same."""
+    events: list[Event] = []
+    train(tiny_project(epochs=1, cpu_offload=True, find_unused_parameters=True), on_event=events.append)
+    assert [event.message for event in events if "has no effect" in event.message] == [
+        "train.cpu_offload has no effect with train.strategy ddp"
+    ]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a process without a GPU")
 def test_a_gpu_that_is_not_there_is_missed_before_the_run_exists(tiny_project: Any, storage_path: Path) -> None:
     """Nothing is on record, and the data was not read."""

@@ -140,12 +140,18 @@ def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
     assert "__1_0.distcp is damaged: expected a file of" in recalled.set_aside[0]
 
 
-def test_shards_are_read_by_range(s3: FakeS3) -> None:
-    """As many ranks, or one, read each byte once; others read the shards that theirs overlap: never all of it each."""
-    uri = ranks().run(2, partial(jobs.save_large, place=s3.uri("bucket/run"), steps=1, environment=ENVIRONMENT))[0]
+@pytest.mark.parametrize(("wrote", "reads"), [(2, {1: 1, 2: 1, 3: 2, 4: 2}), (4, {2: 1, 4: 1})])
+def test_shards_are_read_by_range(s3: FakeS3, wrote: int, reads: dict[int, int]) -> None:
+    """As many ranks, or fewer, read each byte once; others read the shards that theirs overlap: never all of it each.
+
+    The keys of ``reads`` are numbers of ranks, its values how often they read the whole together.
+    """
+    job = partial(jobs.save_large, place=s3.uri("bucket/run"), steps=1, environment=ENVIRONMENT)
+    uri = ranks().run(wrote, job)[0]
     shards = {path: len(data) for path, data in s3.objects.items() if path.endswith(".distcp")}
+    assert len(shards) == wrote
     assert all(size > 2 * BLOCK_BYTES for size in shards.values())
-    for world, times in ((1, 1), (2, 1), (3, 2)):
+    for world, times in reads.items():
         s3.sent.clear()
         found = ranks().run(world, partial(jobs.restored_large, uri=uri, environment=ENVIRONMENT))
         assert [error for error, _ in found] == [""] * world
@@ -170,17 +176,25 @@ def test_shards_that_nodes_replicate_are_written_once(tmp_path: Path) -> None:
         assert [error for error, _ in found] == [""] * world
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: int) -> None:
-    """The search compares sizes alone; all ranks hear of the damage, and the next attempt finds the one before."""
+@pytest.mark.parametrize(("world", "damage"), [(1, "changed"), (2, "changed"), (3, "changed"), (2, "cut"), (4, "cut")])
+def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: int, damage: str) -> None:
+    """The search compares sizes alone; all ranks hear of the damage, and the next attempt finds the one before.
+
+    A file may also shrink after the search.
+    """
     uri = ranks().run(2, partial(jobs.save_large, place=str(tmp_path), steps=2, environment={}))[0]
     path = local_path(uri) / "__1_0.distcp"
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    size, half = len(data), len(data) // 2
+    if damage == "changed":
+        data[half] ^= 1
+        path.write_bytes(data)
     assert recall(str(tmp_path), metric="loss", mode="min", digests=False).uri == uri
+    if damage == "cut":
+        path.write_bytes(data[:half])
+    expected = "SHA-256" if damage == "changed" else f"{size} bytes, got {half} bytes"
     for error, _ in ranks().run(world, partial(jobs.restored_large, uri=uri, environment={})):
-        assert error.startswith(f"DamagedError: {uri!r}: __1_0.distcp is damaged: expected SHA-256")
+        assert error.startswith(f"DamagedError: {uri!r}: __1_0.distcp is damaged: expected {expected}")
     found = recall(str(tmp_path), metric="loss", mode="min", digests=False)
     assert found.uri == f"{tmp_path}/step-00000001-aaa-1"
 
