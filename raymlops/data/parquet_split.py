@@ -244,14 +244,14 @@ class ParquetSplit(SplitData):
         joined = None if any(part is None for part in parts) else join(parts)
         return None if joined is None else select(joined, back)
 
-    def stretches(self, indices: torch.Tensor) -> torch.Tensor:
+    def stretches(self, indices: torch.Tensor) -> npt.NDArray[np.int64]:
         """Return each row's window in the epoch; without one, as in an evaluation, its group.
 
-        Where ``encode`` pads, it is the last row's for all: they are read at once.
+        Where ``encode`` pads, the last row's is that of all: they are read at once.
         """
-        groups = np.searchsorted(self._ends, indices.numpy(), side="right")
-        found = torch.from_numpy(groups if self._windows is None else self._windows[groups])
-        return found[-1:].expand(len(found)) if self.plan.by_batch else found
+        rows = indices[-1:] if self.plan.by_batch else indices
+        groups = np.searchsorted(self._ends, rows.numpy(), side="right")
+        return groups if self._windows is None else self._windows[groups]
 
     def share(self, *, rank: int, world: int) -> torch.Tensor:
         """Return consecutive rows, so that two ranks decode only the row groups at their boundary."""

@@ -107,8 +107,8 @@ class SplitData(ABC):
     def keep(self, rows: range) -> None:  # noqa: B027 - a default for rows that are read in any order
         """Keep these rows once they are read: more of them will be asked for."""
 
-    def stretches(self, indices: torch.Tensor) -> torch.Tensor | None:
-        """Return for each row the number of the stretch that it is read with; None where each is read by itself.
+    def stretches(self, indices: torch.Tensor) -> npt.NDArray[np.int64] | None:
+        """Return for each row, or for all, the stretch that it is read with; None where each is read by itself.
 
         Rows of one stretch are best read by one process, those of the next stretch by another.
         """

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from raymlops.data.batches import join, select
@@ -240,15 +241,16 @@ class _Pass:
             return Task(self._pool.number(), split.name, rows, split.seeds, span, progress, part=part)
 
         for rows in pieces:
-            stretches = split.stretches(rows)
-            turns = torch.tensor([self._turn]) if stretches is None else stretches
-            lanes = turns % len(self._unsent)
-            whole, parts = (int(lanes[-1]), task(rows)), []
+            stretches = split.stretches(rows) if len(self._unsent) > 1 else None
+            lanes = np.asarray([self._turn] if stretches is None else stretches) % len(self._unsent)
+            parts = []
             if (lanes != lanes[0]).any():
-                positions = [(lane, (lanes == lane).nonzero().flatten()) for lane in sorted(set(lanes.tolist()))]
+                positions = [
+                    (lane, torch.from_numpy(np.flatnonzero(lanes == lane))) for lane in np.unique(lanes).tolist()
+                ]
                 parts = [(lane, task(rows[places], part=True), places) for lane, places in positions]
             self._turn += 1
-            piece = _Piece(whole, tuple(parts))
+            piece = _Piece((int(lanes[-1]), task(rows)), tuple(parts))
             for lane, each in piece.tasks:
                 self._rows += len(each.rows)
                 self._unsent[lane].append(each)
