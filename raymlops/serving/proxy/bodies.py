@@ -88,10 +88,11 @@ class Body:
         self._model = model
         if self._declared is not None and self._declared > limit:
             raise too_large_body(limit)
-        loop = asyncio.get_running_loop()
+        now = asyncio.get_running_loop().time
+        end = now() + seconds
         try:
-            async with asyncio.timeout(seconds), asyncio.timeout(pause_s) as pause:
-                return await self._read(receive, limit, lambda: pause.reschedule(loop.time() + pause_s))
+            async with asyncio.timeout_at(min(end, now() + pause_s)) as until:
+                return await self._read(receive, limit, lambda: until.reschedule(min(end, now() + pause_s)))
         except TimeoutError:
             slow = f"the body was not complete within {seconds:g} s, or paused for {pause_s:g} s"
             raise Refusal(408, "slow_body", slow) from None
@@ -111,11 +112,11 @@ class Body:
             self._bytes += chunk
             self._size += len(chunk)
             account.add(self._model, len(chunk))
-            if chunk:
-                progress()
             if not message.get("more_body", False):
                 whole, self._bytes = bytes(self._bytes), bytearray()
                 return whole
+            if chunk:
+                progress()
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

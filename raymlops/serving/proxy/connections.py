@@ -133,6 +133,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse data; headers that are still incomplete are timed, and counted."""
         # Bytes before a request count as its own: with these pieces at most the bound itself, for pipelined requests.
+        if len(data) <= self._limit:
+            self._receive(data)
+            return
         for start in range(0, len(data), self._limit):
             self._receive(data[start : start + self._limit])
 

@@ -122,6 +122,9 @@ class ProxyMiddleware:
 
     async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
         waited_s = time.monotonic() - scope[ARRIVED][1]  # for its headers, and for the answers to earlier requests
+        if waited_s > bounds.timeout_s + MARGIN_S:
+            await _refuse(LATE, scope, send)
+            return
         arrived = asyncio.get_running_loop().time() - waited_s
         # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
@@ -170,9 +173,6 @@ class ProxyMiddleware:
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
         """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
         answer = _Answer(scope, send, self._known)
-        if asyncio.get_running_loop().time() >= until:
-            await answer.refuse(LATE)
-            return
         task = asyncio.current_task()
         assert task is not None
         limit = asyncio.timeout_at(until)

@@ -103,9 +103,13 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         requested, wanted = form.model_of(method, body)
         if requested not in {"", name}:
             raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
+        try:
+            version = handler.version_of(wanted or None)
+        except Refusal:  # which lists the live versions
+            handler.admit(exchange)
+            raise
         if method == "ModelMetadata":
             handler.admit(exchange)
-        version = handler.version_of(wanted or None)
         if method == "ModelMetadata":
             return 200, form.model_metadata(await handler.metadata(version, exchange.headers))
         # Another version is live because it came up and is desired. Serve checks the health of its replicas.

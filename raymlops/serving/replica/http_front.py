@@ -224,8 +224,13 @@ class Front:
                 self._require_ready()
             return 200, _json(answer)
         if path == f"{self._model}/ready":
+            try:
+                live = handler.version_of(version)
+            except Refusal:  # which lists the live versions
+                self._admit(scope, exchange)
+                raise
             # Another version is live because it came up and is desired. Serve checks the health of its replicas.
-            if handler.version_of(version) == handler.identity.version:
+            if live == handler.identity.version:
                 self._require_ready()
             return 200, _json(oip.model_ready(self._name))
         self._admit(scope, exchange)

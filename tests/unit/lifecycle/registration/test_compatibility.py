@@ -48,6 +48,7 @@ def test_the_same_signature_and_wider_ones_can_stand_in():
         (changed("count", nullable=True), "input 'count' may be null now"),
         (changed("image", shape=(None, 8)), "input 'image' has shape (any, 8), not (8, 8)"),
         (changed("place", categories=("b", "c")), "input 'place' rejects 'a'"),
+        (changed("place", max_length=5), "input 'place' may have a length of at most 5, not any"),
         (changed("score", "outputs", type="int"), "output 'score' is int, not float"),
         (changed("score", "outputs", nullable=True), "output 'score' may be null now"),
         (changed("score", "outputs", shape=(2,)), "output 'score' has shape (2), not ()"),
@@ -65,6 +66,15 @@ def test_categories_that_were_free_may_not_be_refused():
     """The champion takes any place; the new version only those that it knows."""
     (reason,) = compatible(changed("place", categories=None, unknown="accept"), LIVE)
     assert "rejects unknown categories" in reason
+
+
+def test_a_larger_length_is_no_reason():
+    """Nor none; a smaller one is."""
+    live = changed("place", max_length=5)
+    assert list(compatible(live, changed("place", max_length=6))) == list(compatible(live, LIVE)) == []
+    assert list(compatible(live, changed("place", max_length=4))) == [
+        "input 'place' may have a length of at most 4, not 5"
+    ]
 
 
 def test_the_refusal_names_both_versions_and_every_reason():

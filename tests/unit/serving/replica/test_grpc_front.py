@@ -159,7 +159,9 @@ def test_a_version_that_can_be_asked_is_ready_and_described():
     told = message("ModelMetadata", asked(front, "ModelMetadata", body, x_api_key=SECRET))
     assert (told.platform, list(told.versions)) == ("that of 8", ["7", "8"])
     assert list(message("ModelMetadata", asked(front, "ModelMetadata", x_api_key=SECRET)).versions) == ["7", "8"]
-    reply = asked(front, "ModelReady", request_class("ModelReady")(version="9").SerializeToString())
+    other = request_class("ModelReady")(version="9").SerializeToString()
+    assert asked(front, "ModelReady", other).code == UNAUTHENTICATED
+    reply = asked(front, "ModelReady", other, x_api_key=SECRET)
     assert error(reply)["message"].endswith("live versions: 7, 8")
 
 

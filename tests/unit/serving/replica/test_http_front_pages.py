@@ -54,6 +54,14 @@ def test_health_and_readiness_need_no_key():
     assert {} not in front._document("/x")["security"]
 
 
+def test_live_versions_are_listed_to_callers_with_a_key():
+    """By the refusal of another one, although readiness itself needs no key."""
+    path = "/v2/models/flights/versions/99/ready"
+    assert ask(make_front(settings=Settings(access=Access(required=True))), "GET", path).status_code == 401
+    answer = ask(make_front(), "GET", path)
+    assert (answer.status_code, "live versions: 7" in answer.text) == (404, True)
+
+
 def test_the_openapi_example_works_and_fits_its_schema():
     """What the document shows can be sent as it stands, and is answered as it says."""
     front = make_front()
