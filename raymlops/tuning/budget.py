@@ -92,20 +92,21 @@ def good_enough(section: SweepSection, tally: Tally) -> str:
 
 
 def nothing_left(
-    sweep_id: str, section: SweepSection, *, tally: Tally, refused: int, spent: SpentRecord
+    sweep_id: str, section: SweepSection, *, tally: Tally, refused: int, spent: SpentRecord, repeats: int = 0
 ) -> tuple[str, str]:
     """Return why an ended sweep has nothing left to do, and the command that continues it; empty where it has.
 
-    ``refused`` is the number of points that the recipe rejected.
+    ``refused`` is the number of points that the recipe rejected, ``repeats`` that of repeats which have not ended: only
+    a budget keeps them from going on.
     """
     points = how_many(section)
-    if points is not None and tally.ended + refused >= points:
+    if not repeats and points is not None and tally.ended + refused >= points:
         command = f"raymlops sweep --fork {sweep_id} --config FILE, with a finer grid"
         return f"has tried all {points} points of its grid", command
     found = list(_used_up(section, spent))
-    if tally.ended >= section.num_trials:
+    if not repeats and tally.ended >= section.num_trials:
         found.insert(0, (f"has ended all {tally.ended} trials", f"--extend num_trials=+{section.num_trials}"))
-    if why := good_enough(section, tally):
+    if not repeats and (why := good_enough(section, tally)):
         found.append((why, "sweep.target=VALUE" if "target" in why else "sweep.patience=VALUE"))
     options = " ".join(option for _, option in found)
     return " and ".join(why for why, _ in found), f"raymlops sweep --resume {sweep_id} {options}" if found else ""

@@ -263,11 +263,11 @@ class _Opener:
 def _refuse_nothing_left(spec: ProjectSpec, study: Any, *, sweep_id: str, spent: SpentRecord, retry: bool) -> None:
     """Refuse to resume a finished sweep of which no trial is left, or whose budget is used up."""
     trials = Trials(study, section=spec.sweep, objectives=spec.objectives)
-    if repeats_left(study.get_trials(deepcopy=False), spec=spec):
-        return
     ended = [record for record in trials.ended if not (retry and record.status == "failed")]
     tally = Tally.of(ended, mode=spec.objectives[0].mode)
-    why, command = nothing_left(sweep_id, spec.sweep, tally=tally, refused=trials.refused, spent=spent)
+    repeats = repeats_left(study.get_trials(deepcopy=False), spec=spec)
+    repeats += sum(retry and record.status == "failed" and record.repeat_of is not None for record in trials.ended)
+    why, command = nothing_left(sweep_id, spec.sweep, tally=tally, refused=trials.refused, spent=spent, repeats=repeats)
     if why:
         raise UsageError(f"the sweep {sweep_id} is finished: it {why}", hint=f"To continue: {command}")
 

@@ -91,6 +91,46 @@ def test_twenty_kills(user: User, mlflow_database: Path) -> None:
     print(f"{kills} kills in {chains} sweeps of {TRIALS} trials, a whole one takes {took_s:.1f} s")
 
 
+def test_kills_among_repeats(user: User, mlflow_database: Path) -> None:
+    """The driver is killed before the first repeat has ended, and after some: each is there once, and whole."""
+    can_import_fixtures(user)
+    storage = user.cwd / "repeats"
+    storage.mkdir()
+    shutil.copy(mlflow_database, storage)
+    space = {"recipe.config.x": {"float": [0.0, 1.0]}, "recipe.config.epoch_s": {"categorical": [0.3]}}
+    section = {
+        "num_trials": 4,
+        "scheduler": "asha",
+        "grace_period": 6,
+        "repeats": {"top": 2, "seeds": 4},
+        "space": space,
+    }
+    config = write(user.cwd / "repeats.yaml", data(storage, sweep=section))
+    spec = spec_of(config)
+
+    def ended(sweep_id: str, least: int) -> bool | None:
+        repeats = [trial for trial in books(spec, sweep_id).trials if "raymlops:repeat_of" in trial.user_attrs]
+        return True if len(repeats) == 6 and sum(trial.state.is_finished() for trial in repeats) >= least else None
+
+    driver = Driver(user, "--config", config)
+    sweep_id = driver.sweep_id()
+    for least in (0, 1, 3):
+        wait_for(lambda least=least: ended(sweep_id, least))
+        assert driver.killed_after(0.2)
+        driver = Driver(user, "--config", config, "--resume", sweep_id)
+    said = driver.end()
+    got = books(spec, sweep_id)
+    check_whole(got, trials=10)
+    best = sorted(got.trials[:4], key=lambda trial: -trial.value)[:2]
+    assert [
+        (trial.user_attrs["raymlops:repeat_of"], trial.user_attrs["raymlops:seed"], trial.params)
+        for trial in got.trials[4:]
+    ] == [(trial.number, seed, trial.params) for seed in (1, 2, 3) for trial in best]
+    # A seed changes nothing in these trials.
+    assert f"repeats trial {best[0].number}: validation/score" in said
+    assert "(4 seeds" in said
+
+
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median"])
 def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: Path, scheduler: str) -> None:
     """No resume stops a trial that was alive, before that has reported again; each sweep has its trials, once."""

@@ -147,14 +147,15 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
     counts = {"started": started, "new": max(0, left - started)}
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.
-    if snapshot.repeats_left and not left:
-        return f"resumes {snapshot.repeats_left} repeats: {command}"
-    if status.state == "finished" or (status.state == "failed" and left):
+    repeats = snapshot.repeats_left
+    if status.state == "finished" or (status.state == "failed" and (left or repeats)):
         tally = Tally.of(snapshot.by_end, mode=spec.objectives[0].mode)
         why, further = budget.nothing_left(
-            status.sweep_id, spec.sweep, tally=tally, refused=snapshot.refused, spent=status.spent
+            status.sweep_id, spec.sweep, tally=tally, refused=snapshot.refused, spent=status.spent, repeats=repeats
         )
         if why:
             on = f" with {trials} trials" if trials else ""
             return f"nothing left to do: it {why}; to continue{on}: {further}"
+    if repeats and (not left or status.state == "finished"):
+        return f"resumes {repeats} repeats: {command}"
     return f"resumes {trials} trials: {command}" if trials else f"records its result: {command}"

@@ -63,7 +63,7 @@ def ranking(
     sign = _sign(objectives[0])
     found = [_repeated(number, group, constraints or {}) for number, group in runs.items()]
     kept = [each for each in found if each is not None]
-    kept.sort(key=lambda each: (each.error is None, not each.feasible, sign * each.mean, each.number))
+    kept.sort(key=lambda each: (not each.feasible, each.error is None, sign * each.mean, each.number))
     return tuple(_with_probabilities(kept, sign=sign))
 
 

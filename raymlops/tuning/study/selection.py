@@ -64,7 +64,12 @@ def winner(
     repeated = ranking(trials, objectives=objectives, constraints=constraints)
     if (run := chosen_run(repeated, trials, objective=objectives[0])) is not None:
         return run
-    front = _front(_eligible(trials, objectives=objectives))
+    # One whose mean breaks a constraint has only been lucky in the search.
+    lucky = {each.number for each in repeated if not each.feasible}
+    front = _front(
+        _eligible([trial for trial in trials if trial.number not in lucky], objectives=objectives)
+        or _eligible(trials, objectives=objectives)
+    )
     best = min(front, key=lambda item: (item[1][0], item[0].epochs, item[0].number), default=None)
     return None if best is None else best[0]
 

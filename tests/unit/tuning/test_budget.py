@@ -6,7 +6,7 @@ import pytest
 
 from raymlops.config.load import load_data
 from raymlops.records import SpentRecord, TrialRecord
-from raymlops.tuning.budget import Meter, Tally, good_enough, used_up, words
+from raymlops.tuning.budget import Meter, Tally, good_enough, nothing_left, used_up, words
 
 
 def section(**sweep):
@@ -80,3 +80,16 @@ def test_words_leave_out_what_was_not_used():
     assert words(SpentRecord(wall_s=3725.4, cpu_hours=0.25)) == "1:02:05, 0.25 CPU-hours"
     priced = SpentRecord(wall_s=5.0, cpu_hours=2.0, gpu_hours=1.0, cost=2.5, currency="EUR")
     assert words(priced) == "0:05, 2 CPU-hours, 1 GPU-hours, 2.5 EUR"
+
+
+def test_only_a_budget_keeps_repeats_from_going_on():
+    """The search has ended all its trials, and found enough."""
+    limits = section(num_trials=1, target=0.9, timeout_s=60.0)
+    ended, early, late = tally(("complete", 0.95)), SpentRecord(wall_s=59.0), SpentRecord(wall_s=60.0)
+    why, _ = nothing_left("s", limits, tally=ended, refused=0, spent=early)
+    assert why == "has ended all 1 trials and reached its target of 0.9 with 0.95"
+    assert nothing_left("s", limits, tally=ended, refused=0, spent=early, repeats=2) == ("", "")
+    assert nothing_left("s", limits, tally=ended, refused=0, spent=late, repeats=2) == (
+        "reached its timeout_s of 60 s",
+        "raymlops sweep --resume s --extend timeout_s=+60",
+    )

@@ -122,6 +122,15 @@ def test_constraints_are_kept_by_the_means():
         assert winner(trials, objectives=[AUC], constraints=limits).number == chosen
 
 
+def test_a_configuration_whose_mean_breaks_a_constraint_does_not_win_by_the_run_of_the_search():
+    """Another one does, which has no repeats; where there is none, the search decides."""
+    trials = [trial(0, 0.9, metrics={"latency": 0.5}), trial(1, 0.8, metrics={"latency": 0.5})]
+    trials.append(trial(2, 0.9, metrics={"latency": 0.9}, feasible=False, repeat_of=0))
+    limits = {"latency": Threshold(max=0.6)}
+    assert winner(trials, objectives=[AUC], constraints=limits).number == 1
+    assert winner([trials[0], trials[2]], objectives=[AUC], constraints=limits).number == 0
+
+
 def test_candidates_are_the_best_complete_configurations_each_once():
     trials = [
         trial(0, 0.9, params={"a": 1}),
