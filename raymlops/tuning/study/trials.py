@@ -14,15 +14,14 @@ RUNNING forever.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.search_space import draw, draw_order, num_trials, point
+from raymlops.tuning.search_space import num_trials, point
+from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
     Report,
@@ -34,7 +33,6 @@ from raymlops.tuning.study.records import (
     reports_of,
     stored_reports,
 )
-from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.selection import violations
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.view import StudyView
@@ -108,7 +106,6 @@ class Trials:
         self._storage = study._storage  # noqa: SLF001 - one write a trial needs Optuna's documented storage interface
         self._section = section
         self.objectives = tuple(objectives)
-        self._order = draw_order(section.space)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
@@ -116,6 +113,7 @@ class Trials:
             self._view = StudyView(study)
             trials = self._view.get_all_trials(study._study_id, deepcopy=False)  # noqa: SLF001 - as samplers do
         self._writes = Writes(study, view=self._view, check=check)
+        self._draws = Draws(study, self._view, section=section, objectives=self.objectives)
         self._unsure = False
         """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
@@ -168,6 +166,15 @@ class Trials:
                     self.open[trial.number] = self._reopen(trial)
         return list(self.open.values())
 
+    def prepare(self, *, wait_s: float) -> bool:
+        """Flush, and return whether ``ask`` takes no longer than ``wait_s``; if not, the next trial is being drawn.
+
+        Raises:
+            StorageError, UnreachableError: the database does not answer.
+        """
+        self.flush()
+        return self._unsure or self._draws.prepare(self._next, self._fixed(), wait_s=wait_s)
+
     def ask(self) -> OpenTrial:
         """Flush, and draw a new trial.
 
@@ -176,15 +183,12 @@ class Trials:
                 returned by the next call.
         """
         self.flush()
-        fixed = point(self._section, self.asked + self.refused) or {}
         with storage_errors(self._name):
             created = self._orphan() if self._unsure else None
             if created is None:
-                with self._view.draft(self._next, fixed) as draft:
-                    params = self._draw(draft, number=self._next)
-                    _check_fixed(fixed, params, number=self._next)
-                    self._unsure = True
-                    created = self._view.create()
+                draft = self._draws.next(self._next, self._fixed())
+                self._unsure = True
+                created = self._view.create(draft)
             self._unsure = False
         trial = OpenTrial(created.number, dict(created.params), created._trial_id, self._clock())  # noqa: SLF001
         self.asked += 1
@@ -315,20 +319,13 @@ class Trials:
         found = (trial for trial in running if trial.number >= self._next and trial.number not in self.open)
         return next(found, None)
 
-    def _draw(self, trial_id: int, *, number: int) -> dict[str, Scalar]:
-        """Draw the missing parameters of a trial of the view with the sampler for its number."""
-        from optuna.trial import Trial
-
-        # A copy has its own cache of ended trials, which is valid for one draw.
-        study = copy.copy(self._study)
-        study._storage = self._view  # noqa: SLF001
-        study.sampler = sampler_of(self._section, objectives=self.objectives, number=number)
-        return draw(Trial(study, trial_id), self._section.space, order=self._order)
+    def _fixed(self) -> Mapping[str, Scalar]:
+        return point(self._section, self.asked + self.refused) or {}
 
     def _reopen(self, trial: Any) -> OpenTrial:
         """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
         trial_id = trial._trial_id  # noqa: SLF001 - the storage interface's own key
-        params = self._draw(trial_id, number=trial.number)
+        params = self._draws.complete(trial_id, number=trial.number)
         self._view.store(trial_id)
         opened = OpenTrial(trial.number, params, trial_id, self._clock())
         kept = trial.user_attrs.get(ATTRIBUTE, {})
@@ -365,19 +362,6 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
-
-
-def _check_fixed(fixed: Mapping[str, Scalar], params: Mapping[str, Scalar], *, number: int) -> None:
-    """Check that what was drawn is what was fixed.
-
-    Raises:
-        StorageError: Optuna ignored it: a grid would silently be random.
-    """
-    if wrong := [key for key, value in fixed.items() if params.get(key) != value]:
-        raise StorageError(
-            f"Optuna drew another value than the one that trial {number} was given for {', '.join(wrong)}",
-            hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
-        )
 
 
 def _same(one: float, other: float) -> bool:

@@ -16,7 +16,7 @@ from raymlops.tuning.study.bulk import bulk, create_trial
 from raymlops.tuning.study.history import History
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 FIXED = "fixed_params"
 """The system attribute by which Optuna (5.0) knows parameters that are given."""
@@ -27,13 +27,15 @@ _DRAFT = -1
 class StudyView:
     """Stands in for Optuna's storage of one study where its samplers draw.
 
-    What is written about trials stays in memory; everything else goes to the storage.
+    What is written about trials stays in memory; everything else goes to the storage. A thread may draw while another
+    one writes to the database: what that calls ``later`` with changes nothing before the next draw.
     """
 
     def __init__(self, study: Any) -> None:
         """Read the trials of a study."""
         self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
         self._study_id = study._study_id  # noqa: SLF001 - its key there
+        self._later: list[Callable[[StudyView], object]] = []
         self.reload()
 
     def __getattr__(self, name: str) -> Any:
@@ -41,15 +43,23 @@ class StudyView:
 
     def reload(self) -> None:
         """Read the trials again, those that other programs have added too."""
+        self._later.clear()
         found = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trials: dict[int, Any] = {trial._trial_id: trial for trial in found}  # noqa: SLF001
         self.history = History(self._storage.get_study_directions(self._study_id), found)
+
+    def later(self, write: Callable[[StudyView], object]) -> None:
+        """Apply what has been written to the database before the next draw."""
+        self._later.append(write)
 
     @contextmanager
     def draft(self, number: int, fixed: Mapping[str, Any] | None) -> Iterator[int]:
         """Yield the id of a new running trial with its ``fixed`` parameters, for as long as it is drawn."""
         from optuna.trial import FrozenTrial, TrialState
 
+        written, self._later = self._later, []
+        for write in written:
+            write(self)
         self._trials[_DRAFT] = FrozenTrial(
             number=number,
             state=TrialState.RUNNING,
@@ -68,12 +78,11 @@ class StudyView:
         finally:
             self._trials.pop(_DRAFT, None)
 
-    def create(self) -> Any:
-        """Write the draft, as it was drawn, in one transaction; return the trial (``FrozenTrial``).
+    def create(self, draft: Any) -> Any:
+        """Write a draft (``FrozenTrial``) that was drawn, in one transaction; return the trial.
 
         Its number is another one where another program has added trials.
         """
-        draft = self._trials[_DRAFT]
         trial_id, number = create_trial(self._storage, self._study_id, draft)
         if number != draft.number:
             self.reload()
