@@ -39,10 +39,12 @@ class Draws:
         self._took_s = 0.0
         """How long the last draw took."""
 
+    def quick(self, within_s: float) -> bool:
+        """Return whether a draw takes no longer, as the last one did."""
+        return self._drawing is None and self._took_s <= within_s
+
     def prepare(self, number: int, fixed: Mapping[str, Scalar], *, wait_s: float) -> bool:
-        """Return whether ``next`` takes no longer than ``wait_s``, as far as is known; start to draw where it does."""
-        if self._took_s <= wait_s:
-            return True
+        """Draw the next trial in the background; return whether it is drawn within ``wait_s``."""
         if self._drawing is None:
             self._drawing = self._background.submit(self._draw, number, fixed)
         return bool(wait([self._drawing], timeout=wait_s).done)

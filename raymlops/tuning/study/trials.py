@@ -167,13 +167,15 @@ class Trials:
         return list(self.open.values())
 
     def prepare(self, *, wait_s: float) -> bool:
-        """Flush, and return whether ``ask`` takes no longer than ``wait_s``; if not, the next trial is being drawn.
+        """Return whether ``ask`` takes no longer than about ``wait_s``; if not, flush and draw in the background.
 
         Raises:
             StorageError, UnreachableError: the database does not answer.
         """
+        if self._unsure or self._draws.quick(wait_s):
+            return True
         self.flush()
-        return self._unsure or self._draws.prepare(self._next, self._fixed(), wait_s=wait_s)
+        return self._draws.prepare(self._next, self._fixed(), wait_s=wait_s)
 
     def ask(self) -> OpenTrial:
         """Flush, and draw a new trial.
