@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from raymlops.tuning.study.open_trial import OpenTrial
     from raymlops.tuning.study.trials import Trials
 
+DRAW_S = 0.1
+"""How long other trials may wait for a draw: as long as Tune waits for them."""
 MAX_REFUSED = 200
 """Points in a row that the recipe may reject."""
 
@@ -60,7 +62,9 @@ class TrialQueue:
         return None
 
     def draw(self, wanted: Callable[[], int]) -> tuple[OpenTrial, str] | None:
-        """Return the next new trial that the recipe accepts, while more are ``wanted``.
+        """Return the next new trial that the recipe accepts, while more are ``wanted``; None while it is being drawn.
+
+        While others run they are not kept waiting for a draw; while none does, Tune would wait a second.
 
         Raises:
             SweepError: it rejects one after the other.
@@ -71,6 +75,8 @@ class TrialQueue:
             return drawn
         for _ in range(MAX_REFUSED):
             if wanted() <= 0:
+                return None
+            if self._meter.busy and not self._trials.prepare(wait_s=DRAW_S):
                 return None
             opened = self._trials.ask()
             if config := self._config(opened):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import cloudpickle
 from ray.tune import Callback, Stopper
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher, SearchGenerator
 
 if TYPE_CHECKING:
@@ -75,9 +76,53 @@ class Handout(SearchGenerator):  # type: ignore[misc]
     last trial of this one may take hours. Tune asks again after each step, and ends only once no trial is left.
     """
 
+    def __init__(self, searcher: SweepSearcher, trainable: Any) -> None:
+        super().__init__(searcher)
+        self._trial_class = _trial_class(trainable)
+
     def is_finished(self) -> bool:
         """Return whether no trial can be handed out now."""
         return bool(super().is_finished()) or not self.searcher.controller.ready
+
+    def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
+        """Return the next trial; None where there is none yet or any more.
+
+        Tune's own (2.60) puts the experiment through a parser of command lines for each trial.
+        """
+        trial_id = Trial.generate_id()
+        config = self.searcher.suggest(trial_id)
+        if config == Searcher.FINISHED:
+            self._finished = True
+        if config is None or config == Searcher.FINISHED:
+            return None
+        return self._trial_class(
+            experiment_spec["run"],
+            config=config,
+            trial_id=trial_id,
+            experiment_tag=str(config["number"]),
+            stub=True,
+            **{name: experiment_spec.get(name) for name in _EXPERIMENT},
+        )
+
+
+_EXPERIMENT = ("storage", "checkpoint_config", "trial_name_creator", "trial_dirname_creator")
+"""What trials have of their experiment."""
+
+
+def _trial_class(trainable: Any) -> type[Trial]:
+    """Return Tune's trial of a trainable class that is known.
+
+    Tune's own (2.60) asks Ray's head for it three times for each trial, and is written to a file at the end.
+    """
+
+    class SweepTrial(Trial):  # type: ignore[misc]
+        def get_trainable_cls(self) -> Any:
+            return trainable
+
+        def get_json_state(self) -> tuple[str, str]:
+            return "{}", "{}"
+
+    return SweepTrial
 
 
 class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]

@@ -59,7 +59,7 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
             trainable,
             param_space={},
             tune_config=tune.TuneConfig(
-                search_alg=Handout(SweepSearcher(controller)),
+                search_alg=Handout(SweepSearcher(controller), trainable),
                 scheduler=scheduler,
                 num_samples=-1,  # the searcher says when it is finished: to Tune a resumed trial is a new one
                 reuse_actors=True,

@@ -148,10 +148,11 @@ class _Statements:
 
         studies, trials = models.StudyModel.__table__, models.TrialModel.__table__
         of_study: Any = bindparam("of_study")
-        open_states = (TrialState.RUNNING, TrialState.WAITING)
         count = select(func.count(trials.c.trial_id)).where(trials.c.study_id == of_study).scalar_subquery()
         ids = trials.c.trial_id.in_(bindparam("ids", expanding=True))
-        ours = (trials.c.trial_id == bindparam("of_trial")) & trials.c.state.in_(open_states)
+        ours = (trials.c.trial_id == bindparam("of_trial")) & trials.c.state.in_(
+            (TrialState.RUNNING, TrialState.WAITING)
+        )
         self.lock = select(studies.c.study_id).where(studies.c.study_id == of_study).with_for_update()
         self.create = insert(trials).values(number=count).returning(trials.c.trial_id, trials.c.number)
         self.states = select(trials.c.state).where(ids).with_for_update()

@@ -14,17 +14,14 @@ RUNNING forever.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from optuna.samplers import RandomSampler
-
-from raymlops.errors import StorageError
 from raymlops.records import TrialRecord, TrialStatus
-from raymlops.tuning.search_space import draw, draw_order, num_trials, point
+from raymlops.tuning.search_space import num_trials, point
 from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.open_trial import OpenTrial
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
@@ -39,7 +36,6 @@ from raymlops.tuning.study.records import (
     reports_of,
     stored_reports,
 )
-from raymlops.tuning.study.samplers import sampler_of
 from raymlops.tuning.study.storage import storage_errors
 from raymlops.tuning.study.view import StudyView
 from raymlops.tuning.study.writes import Writes
@@ -85,7 +81,6 @@ class Trials:
         self._section = section
         self.objectives = tuple(objectives)
         self.constraints = section.constraints
-        self._order = draw_order(section.space)
         self._clock = clock
         self.open: dict[int, OpenTrial] = {}
         """Drawn trials that have not ended, by number."""
@@ -93,16 +88,16 @@ class Trials:
             self._view = StudyView(study)
             trials = self._view.trials
         self._writes = Writes(study, view=self._view, check=check)
+        self._draws = Draws(study, self._view, section=section, objectives=self.objectives)
         self._unsure = False
         """Whether a trial may have been created whose id is not known."""
         self._beaten_s = clock()
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
-        self._repeats = {trial.number for trial in trials if repeat_of(trial) is not None}
-        known = [trial for trial in own if trial.number in self._repeats]
+        known = [trial for trial in own if trial.number in self._view.repeats]
         self.asked = len(own) - len(known) - sum(bool(record.carried_from) for record in self._ended)
         """The number of the search's own trials, ended or not, without carried ones."""
-        self.refused = sum(refused(trial) for trial in trials if trial.number not in self._repeats)
+        self.refused = sum(refused(trial) for trial in trials if trial.number not in self._view.repeats)
         """How many points the recipe rejected."""
         self._next = len(trials)
         orders = (report.order for trial in trials for report in reports_of(trial).values())
@@ -117,7 +112,7 @@ class Trials:
     @property
     def repeats(self) -> int:
         """Return the number of trials that train a configuration again with another seed."""
-        return len(self._repeats)
+        return len(self._view.repeats)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:
@@ -142,7 +137,6 @@ class Trials:
         with storage_errors(self._name):
             found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
             found = [trial for trial in found if (repeat_of(trial) is not None) == repeats]
-            self._repeats |= {trial.number for trial in found if repeats}
             # All of them first: the draw depends on which trials run.
             for trial in found:
                 if trial.state == TrialState.WAITING:
@@ -154,6 +148,17 @@ class Trials:
                     self.open[trial.number] = self._reopen(trial)
         return list(self.open.values())
 
+    def prepare(self, *, wait_s: float) -> bool:
+        """Return whether ``ask`` takes no longer than about ``wait_s``; if not, flush and draw in the background.
+
+        Raises:
+            StorageError, UnreachableError: the database does not answer.
+        """
+        if self._unsure or self._draws.quick(wait_s):
+            return True
+        self.flush()
+        return self._draws.prepare(self._next, self._fixed(), wait_s=wait_s)
+
     def ask(self) -> OpenTrial:
         """Flush, and draw a new trial.
 
@@ -162,15 +167,12 @@ class Trials:
                 returned by the next call.
         """
         self.flush()
-        fixed = point(self._section, self.asked + self.refused) or {}
         with storage_errors(self._name):
             created = self._orphan() if self._unsure else None
             if created is None:
-                with self._view.draft(self._next, fixed) as draft:
-                    params = self._draw(draft, number=self._next)
-                    _check_fixed(fixed, params, number=self._next)
-                    self._unsure = True
-                    created = self._view.create()
+                draft = self._draws.next(self._next, self._fixed())
+                self._unsure = True
+                created = self._view.create(draft)
             self._unsure = False
         trial = OpenTrial(created.number, dict(created.params), created._trial_id, self._clock())  # noqa: SLF001
         self.asked += 1
@@ -306,24 +308,13 @@ class Trials:
         found = (trial for trial in running if trial.number >= self._next and trial.number not in self.open)
         return next(found, None)
 
-    def _draw(self, trial_id: int, *, number: int) -> dict[str, Scalar]:
-        """Draw the missing parameters of a trial of the view with the sampler for its number."""
-        from optuna.trial import Trial
-
-        # A copy has its own cache of ended trials, which is valid for one draw.
-        study = copy.copy(self._study)
-        study._storage = self._view  # noqa: SLF001
-        if number in self._repeats:
-            study.sampler = RandomSampler()  # nothing is left to draw, and a model costs time
-        else:
-            place = number - sum(repeat < number for repeat in self._repeats)  # as if there had been no repeats
-            study.sampler = sampler_of(self._section, objectives=self.objectives, number=place)
-        return draw(Trial(study, trial_id), self._section.space, order=self._order)
+    def _fixed(self) -> Mapping[str, Scalar]:
+        return point(self._section, self.asked + self.refused) or {}
 
     def _reopen(self, trial: Any) -> OpenTrial:
         """Return a trial of a previous process (``FrozenTrial``) with the state that the study has."""
         trial_id = trial._trial_id  # noqa: SLF001 - the storage interface's own key
-        params = self._draw(trial_id, number=trial.number)
+        params = self._draws.complete(trial_id, number=trial.number)
         self._view.store(trial_id)
         opened = OpenTrial(trial.number, params, trial_id, self._clock())
         kept = trial.user_attrs.get(ATTRIBUTE, {})
@@ -361,19 +352,6 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + self._clock() - trial.started
-
-
-def _check_fixed(fixed: Mapping[str, Scalar], params: Mapping[str, Scalar], *, number: int) -> None:
-    """Check that what was drawn is what was fixed.
-
-    Raises:
-        StorageError: Optuna ignored it: a grid would silently be random.
-    """
-    if wrong := [key for key, value in fixed.items() if params.get(key) != value]:
-        raise StorageError(
-            f"Optuna drew another value than the one that trial {number} was given for {', '.join(wrong)}",
-            hint="This release of Optuna does not take fixed parameters as the one that raymlops was tested with.",
-        )
 
 
 def _same(one: float, other: float) -> bool:

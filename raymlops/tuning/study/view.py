@@ -17,7 +17,7 @@ from raymlops.tuning.study.history import History
 from raymlops.tuning.study.records import repeat_of
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
 FIXED = "fixed_params"
 """The system attribute by which Optuna (5.0) knows parameters that are given."""
@@ -28,13 +28,15 @@ _DRAFT = -1
 class StudyView:
     """Stands in for Optuna's storage of one study where its samplers draw.
 
-    What is written about trials stays in memory; everything else goes to the storage.
+    What is written about trials stays in memory; everything else goes to the storage. A thread may draw while another
+    one writes to the database: what that calls ``later`` with changes nothing before the next draw.
     """
 
     def __init__(self, study: Any) -> None:
         """Read the trials of a study."""
         self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
         self._study_id = study._study_id  # noqa: SLF001 - its key there
+        self._later: list[Callable[[StudyView], object]] = []
         self.reload()
 
     def __getattr__(self, name: str) -> Any:
@@ -42,9 +44,11 @@ class StudyView:
 
     def reload(self) -> None:
         """Read the trials again, those that other programs have added too."""
+        self._later.clear()
         found = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trials: dict[int, Any] = {trial._trial_id: trial for trial in found}  # noqa: SLF001
-        searched = (trial for trial in found if repeat_of(trial) is None)
+        self.repeats = {trial.number for trial in found if repeat_of(trial) is not None}
+        searched = (trial for trial in found if trial.number not in self.repeats)
         self.history = History(self._storage.get_study_directions(self._study_id), searched)
 
     @property
@@ -52,11 +56,18 @@ class StudyView:
         """Return all trials, repeats too, in the order of their numbers."""
         return list(self._trials.values())
 
+    def later(self, write: Callable[[StudyView], object]) -> None:
+        """Apply what has been written to the database before the next draw."""
+        self._later.append(write)
+
     @contextmanager
     def draft(self, number: int, fixed: Mapping[str, Any] | None) -> Iterator[int]:
         """Yield the id of a new running trial with its ``fixed`` parameters, for as long as it is drawn."""
         from optuna.trial import FrozenTrial, TrialState
 
+        written, self._later = self._later, []
+        for write in written:
+            write(self)
         self._trials[_DRAFT] = FrozenTrial(
             number=number,
             state=TrialState.RUNNING,
@@ -75,12 +86,11 @@ class StudyView:
         finally:
             self._trials.pop(_DRAFT, None)
 
-    def create(self) -> Any:
-        """Write the draft, as it was drawn, in one transaction; return the trial (``FrozenTrial``).
+    def create(self, draft: Any) -> Any:
+        """Write a draft (``FrozenTrial``) that was drawn, in one transaction; return the trial.
 
         Its number is another one where another program has added trials.
         """
-        draft = self._trials[_DRAFT]
         trial_id, number = create_trial(self._storage, self._study_id, draft)
         if number != draft.number:
             self.reload()
@@ -115,7 +125,7 @@ class StudyView:
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:  # noqa: ARG002 - Optuna's signature
         """Return the trials of the search, which samplers learn from, in the order of their numbers."""
-        searched = (trial for trial in self._trials.values() if repeat_of(trial) is None)
+        searched = (trial for trial in self._trials.values() if trial.number not in self.repeats)
         found = [trial for trial in searched if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
 
@@ -148,7 +158,7 @@ class StudyView:
             trial.values = list(values)
         if state.is_finished():
             trial.datetime_complete = datetime.now()  # noqa: DTZ005 - as Optuna's
-            if repeat_of(trial) is None:
+            if trial.number not in self.repeats:
                 self.history.add(trial)
         return True
 

@@ -152,7 +152,7 @@ class Writes:
                 self._write(self._queue[0])
             except StorageError:
                 self._queue.popleft()
-                self._view.reload()
+                self._view.later(lambda view: view.reload())
                 raise
             self._wrote(self._queue.popleft())
 
@@ -172,6 +172,6 @@ class Writes:
                 ) from error
 
     def _wrote(self, write: _Write) -> None:
-        write.act(self._view)
+        self._view.later(write.act)
         if write.epoch is not None:
             self.stored.setdefault(write.trial_id, set()).add(write.epoch)

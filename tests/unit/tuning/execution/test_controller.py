@@ -50,6 +50,17 @@ def test_a_short_trial_is_drawn_while_others_run_once_these_are_on_their_way(sto
     assert stage.controller.next_trial()["number"] == 3
 
 
+def test_running_trials_are_handled_while_another_one_is_drawn(storage, monkeypatch):
+    """With none that runs the draw is waited for: Tune would ask again only after a second."""
+    stage = Stage(storage, num_trials=9)
+    monkeypatch.setattr(stage.trials, "prepare", lambda *, wait_s: False)
+    number = stage.controller.next_trial()["number"]
+    assert stage.controller.next_trial() is None
+    assert (stage.controller.more, stage.controller.done) == (True, False)
+    stage.controller.end(number, "failed", reason="x")
+    assert stage.controller.next_trial()["number"] == 1
+
+
 def test_long_trials_are_drawn_when_there_is_room(storage):
     """The sampler is to know all that has ended."""
     stage = Stage(storage, num_trials=9)

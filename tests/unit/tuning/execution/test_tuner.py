@@ -13,7 +13,10 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.air.execution._internal.tracked_actor import TrackedActor
 from ray.air.execution._internal.tracked_actor_task import TrackedActorTask
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune import experiment
 from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.search import SearchGenerator
 from simulated_sweep import Cluster, SimulatedSweep, run, simulated
 
 from raymlops.tuning.execution import tuner
@@ -183,6 +186,16 @@ def test_an_endpoint_that_waits_gets_the_next_process_that_is_free(tmp_path: Pat
         assert sweep.ended == 400
 
 
+def test_trials_are_handed_out_without_asking_for_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tune would ask Ray's head, which takes longer than a short trial on a busy cluster."""
+    with simulated(tmp_path, Cluster(2)) as make:
+        sweep = make(num_trials=5)
+        for name in ("get_trainable_cls", "validate_trainable"):
+            monkeypatch.delattr(experiment.trial, name)
+        assert run(sweep)
+        assert [record.status for record in sweep.trials.records] == ["complete"] * 5
+
+
 def test_the_patches_of_several_sweeps_in_a_process_end_with_the_last_one() -> None:
     """The first one to begin is the first one to end."""
     original = TuneController._maybe_reuse_cached_actor
@@ -233,6 +246,9 @@ def test_tune_still_runs_all_short_trials_in_one_process(tmp_path: Path, monkeyp
         (TuneController._maybe_update_trial_queue, "a3018c74ad97"),
         (TuneController._unstage_trial_with_resources, "0eb6f9e7eb71"),
         (TuneController.stop_trial, "25349a9316e9"),
+        (SearchGenerator.create_trial_if_possible, "083c4c4acdd7"),
+        (Trial.get_trainable_cls, "948f61fc8fb6"),
+        (Trial.get_json_state, "ed697ebaada3"),
     ],
 )
 def test_what_is_replaced_or_relied_upon_is_what_it_was(method: object, digest: str) -> None:

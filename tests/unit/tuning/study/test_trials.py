@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import threading
 from contextlib import closing, contextmanager
 
 import optuna
@@ -18,6 +19,7 @@ from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
 from raymlops.tuning.study import view
 from raymlops.tuning.study.bulk import create_trial
+from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.records import history_of, reports_of
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials
@@ -375,6 +377,24 @@ def test_a_short_trial_is_two_transactions(study, trials, transactions):
     trials.flush()
     assert len(transactions) == 2
     assert study.trials[0].params == trials.records[0].params
+
+
+def test_a_long_draw_keeps_no_one_waiting(storage, study, trials, monkeypatch):
+    """What happens in the meantime is written; the draw does not see it, nor does a crash leave anything of it."""
+    number = trials.ask().number
+    complete, drawn = Draws.complete, threading.Event()
+    monkeypatch.setattr(Draws, "complete", lambda *args, **options: drawn.wait() and complete(*args, **options))
+    monkeypatch.setattr(trials._draws, "_took_s", 1.0)
+    assert [trials.prepare(wait_s=0.0) for _ in range(2)] == [False, False]
+    report(trials, number, [0.5])
+    trials.tell(number, "complete")
+    trials.flush()
+    assert [trial.state.name for trial in load_study(storage, "s").trials] == ["COMPLETE"]
+    drawn.set()
+    assert trials.prepare(wait_s=60.0)
+    opened = trials.ask()
+    assert (opened.number, study.trials[1].params) == (1, opened.params)
+    assert trials.prepare(wait_s=60.0)  # it took no time
 
 
 def test_what_several_trials_have_reported_is_one_transaction(study, trials, transactions):
