@@ -25,6 +25,8 @@ pytestmark = pytest.mark.soak
 RATE = 50.0
 ATTACK_S = 15.0
 NO_ANSWER_S = 60.0
+KEPT_S = 3.0
+"""How long a connection may have been idle that is used again: the server closes it after five."""
 GOOD = json.dumps({"rows": MIXED_ROWS}).encode()
 PREDICT, FEEDBACK, INFER = (
     f"/models/{NAME}/predict",
@@ -88,21 +90,21 @@ def post(path: str, body: bytes = b"", *headers: str) -> bytes:
 
 async def good_requests(served, ended: asyncio.Event) -> list[tuple[float, object]]:
     """Ask at a fixed rate, however long the answers take; return the seconds of each and what was wrong with it."""
-    idle: list[tuple[Wire, contextlib.AsyncExitStack]] = []
+    idle: list[tuple[float, Wire, contextlib.AsyncExitStack]] = []
     done: list[tuple[float, object]] = []
 
     async def one(due: float) -> None:
         wrong: object = None
         try:
-            if idle:
-                wire, stack = idle.pop()
+            if idle and time.monotonic() - idle[-1][0] < KEPT_S:
+                _, wire, stack = idle.pop()
             else:
                 stack = contextlib.AsyncExitStack()
                 wire = await stack.enter_async_context(Wire.to(served))
             await wire.send(post(PREDICT, GOOD))
             status, body = await wire.answer()
             wrong = None if status == 200 and len(body["outputs"]) == len(MIXED_ROWS) else (status, body)
-            idle.append((wire, stack))
+            idle.append((time.monotonic(), wire, stack))
         except Exception as error:
             wrong = repr(error)
         done.append((time.monotonic() - due, wrong))
@@ -114,7 +116,7 @@ async def good_requests(served, ended: asyncio.Event) -> list[tuple[float, objec
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             group.create_task(one(due))
             number += 1
-    for _, stack in idle:
+    for _, _, stack in idle:
         await stack.aclose()
     return done
 
@@ -183,7 +185,7 @@ def test_without_an_attack(served, capsys):
 def test_eight_megabytes_of_keys(served, capsys, attacks):
     """On each way in, one after the other for as long as it takes: refused in less than seconds.
 
-    Rows never have so many values, which is found before the body is parsed; among labels the key is named.
+    Neither rows nor labels have so many values, which is found before the body is parsed.
     """
 
     async def attack():
@@ -201,10 +203,7 @@ def test_eight_megabytes_of_keys(served, capsys, attacks):
         return dict(given), f"slowest {slowest:.2f} s"
 
     given, _ = beside(served, capsys, "8 MB of keys", attack)
-    named = {path for path, status, code in given if (status, code) == (400, "duplicate_key")}
-    counted = {path for path, status, code in given if (status, code) == (413, "too_many_rows")}
-    assert named == {"/feedback"}
-    assert len(counted) == len({path for path, _, _ in given}) - 1
+    assert {(status, code) for _, status, code in given} == {(413, "too_many_rows")}
 
 
 def memory() -> dict[str, int]:
@@ -238,7 +237,7 @@ def test_sixty_four_hostile_connections(served, capsys, attacks):
     slow_headers = [f"POST {PREDICT} HTTP/1.1\r\n".encode(), *(b"x-a: b\r\n" for _ in range(30))]
     slow_body = [post(PREDICT, bytes(64)).removesuffix(bytes(64)), *(b" " for _ in range(30))]
     deep = [post(PREDICT, b'{"rows":' + b"[" * 4_000_000)]
-    unread = [post(PREDICT, json.dumps({"rows": MIXED_ROWS * (4000 // len(MIXED_ROWS))}).encode())] * 20
+    unread = [post(PREDICT, json.dumps({"rows": MIXED_ROWS * (2000 // len(MIXED_ROWS))}).encode())] * 20
     keys = [post(path, body) for path, body in attacks.items()]
 
     async def attack():

@@ -120,7 +120,7 @@ def _refuse_more_values(body: bytes, most: int) -> None:
         return
     commas = (token for token in _COMMA_OR_TEXT.finditer(body) if token[0] == b",")
     if next(itertools.islice(commas, most, None), None) is not None:
-        raise Refusal(413, "too_many_rows", f"the body has more than {most} values; send fewer rows at a time")
+        raise Refusal(413, "too_many_rows", f"the body has more than {most} values; send fewer at a time")
 
 
 def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:

@@ -77,13 +77,16 @@ async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *
 
 
 def _parse_and_store(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
-    found = parse_feedback(read_json(body, expected='{"labels": [{...}]}'))
+    found = parse_feedback(read_json(body, expected='{"labels": [{...}]}', max_values=MAX_LABEL_VALUES))
     if labels is None:
         raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
     return len(found), labels.add(found, key_id=key_id)
 
 
 WARM_UP_ROUNDS = 5
+MAX_LABEL_VALUES = 500_000
+"""Values in one body of labels, of which each may be a list: more would hold up all other requests (see
+``json_body``)."""
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 

@@ -302,6 +302,13 @@ def test_a_body_with_more_values_than_rows_may_have_is_not_parsed(path, item):
     assert "more than 35000 values" in response.text
 
 
+def test_a_body_with_more_values_than_labels_may_have_is_not_parsed():
+    """Lists among them count with their elements."""
+    response = ask(make_front(), "POST", "/feedback", content=b'{"labels":[%s1]}' % (b"1," * 600_000))
+    assert response.status_code == 413
+    assert "more than 500000 values" in response.text
+
+
 def test_a_text_may_have_as_many_commas_as_it_likes():
     """They separate no values; the row is wrong for another reason."""
     response = predict(make_front(), [{**ROW, "origin": ", \\" * 100_000}])
