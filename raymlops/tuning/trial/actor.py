@@ -13,6 +13,7 @@ outcome; one that ``sweep.trial_timeout_s`` stops is ``pruned``. ``resource`` is
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import math
@@ -72,11 +73,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         """Return the resources of one trial; of several workers each has a bundle, after that of this process."""
         project = json.loads(config["project"])
         train, workers = project["train"], project["sweep"]["workers_per_trial"]
-        wanted = {"CPU": train["cpus_per_worker"], "GPU": train["gpus_per_worker"]}
-        worker = {name: amount for name, amount in wanted.items() if amount}
-        if workers > 1:
-            return PlacementGroupFactory([TRIAL_MARK, *[worker] * workers])
-        return PlacementGroupFactory([TRIAL_MARK | worker])
+        return _resource_request(workers, train["cpus_per_worker"], train["gpus_per_worker"])
 
     def setup(self, config: dict[str, Any], splits: SharedData | None = None) -> None:
         """Start the first trial of this process. ``splits`` is the driver's data."""
@@ -300,6 +297,15 @@ class _Trial:
             self._saved = True
             self._restored = dict(enumerate(found.state.history, start=1))
         return found
+
+
+@functools.cache
+def _resource_request(workers: int, cpus: float, gpus: float) -> PlacementGroupFactory:
+    """Return the request of a trial, one object for all: Tune compares requests often, which takes long otherwise."""
+    worker = {name: amount for name, amount in {"CPU": cpus, "GPU": gpus}.items() if amount}
+    if workers > 1:
+        return PlacementGroupFactory([TRIAL_MARK, *[worker] * workers])
+    return PlacementGroupFactory([TRIAL_MARK | worker])
 
 
 def limit_memory(gpus: float) -> None:
