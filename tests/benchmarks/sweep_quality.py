@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 RESAMPLES = 10_000
+GENERATION = 10
+"""Of nsga2: so few that it has several, of which the first is random."""
 HARTMANN_A = (
     (10, 3, 17, 3.5, 1.7, 8),
     (0.05, 10, 17, 0.1, 8, 14),
@@ -121,6 +123,8 @@ def spec_of(name: str, *, sampler: str, seed: int, trials: int) -> Any:
     """Return the configuration of a sweep over a function's space."""
     space = {f"recipe.config.{key}": searched for key, searched in FUNCTIONS[name].space.items()}
     section = {"sampler": sampler, "seed": seed, "num_trials": trials, "scheduler": "none", "space": space}
+    if sampler == "nsga2":
+        section["startup_trials"] = GENERATION
     return load_data({"project": {"name": "quality"}, "recipe": {"import": "a:B"}, "sweep": section}).spec
 
 
