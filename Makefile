@@ -36,6 +36,7 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/fsdp_memory.py
 	$(BIN)/python tests/benchmarks/serve_latency.py
 	$(BIN)/python tests/benchmarks/sweep_throughput.py
+	$(BIN)/python tests/benchmarks/sweep_quality.py
 	$(BIN)/python tests/benchmarks/prediction_log.py
 	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
 
