@@ -293,7 +293,7 @@ class TrainContext(RankProgress):
             if not self._ended_before:
                 test = self._test_metrics()
             elif self._callbacks.on_end and not (self.sharded or self._hooks.trial):
-                self._load_weights(self._saver.best_uri)
+                self._load_weights_here(self._saver.best_uri)
         except (Exception, StopAskedError) as error:
             # The other ranks wait for this one: the attempt ends, and the next one finds that the training has ended.
             # Weights that are damaged cannot be registered either: the next attempt keeps others.

@@ -15,7 +15,7 @@ from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.errors import RecipeError
 from raymlops.recipe import Progress, RecipeBase, to_device
 from raymlops.training.callbacks import Callbacks
-from raymlops.training.checkpoints.format import TRAINED
+from raymlops.training.checkpoints.format import TRAINED, trained
 from raymlops.training.checkpoints.host_copies import entries_not_finite
 from raymlops.training.checkpoints.restore import restore, restore_weights
 from raymlops.training.checkpoints.saver import Snapshot
@@ -326,6 +326,11 @@ class RankProgress:
             node=self.ranks.node,
             on_progress=self.heartbeat,
         )
+
+    def _load_weights_here(self, uri: str) -> None:
+        """Load the weights of a whole checkpoint, on this rank alone."""
+        with trained(uri, on_progress=self.heartbeat) as checkpoint:
+            checkpoint.load_into(self._trained["model"])
 
     def _save(self, metrics: dict[str, float], *, best: bool, last: bool) -> None:
         self.run_state.elapsed_s = self._reporter.elapsed_s

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "worker_died", "node_died", "mailbox_died", "hang", "recipe_error", "memory", "error", "storage", "environment",
-    "hardware",
+    "hardware", "places_lost",
 ]  # fmt: skip
 
 LATELY_S = 600.0
@@ -81,6 +81,7 @@ class Failure:
             "node_died": f"{where}{lines[0]}",
             "hang": lines[0],
             "mailbox_died": lines[0],
+            "places_lost": lines[0],
         }.get(self.kind, f"{where}{self.error_type}: {lines[0]}")
 
 

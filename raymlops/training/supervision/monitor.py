@@ -186,7 +186,9 @@ class Monitor:
         if self._request.room.may_grow(workers):
             self._placeless = -5  # an autoscaler takes its time, and querying it costs a task on the head
         else:
-            self._kill(Failure("worker_died", "PlacesLostError", "the placement of its workers was lost at the start"))
+            self._kill(
+                Failure("places_lost", "PlacesLostError", "the places of its workers were lost before they started")
+            )
 
     def _check_start(self, now_s: float) -> None:
         """Kill an attempt some of whose workers never begin: nothing else has a timeout until all have joined."""

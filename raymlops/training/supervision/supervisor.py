@@ -72,6 +72,8 @@ class _Supervisor:
         self._restarts = 0
         """Those since the newest checkpoint."""
         self._restarted_s: list[float] = []
+        self._placeless_s: float | None = None
+        """Since when others have taken the places of each attempt before its workers started."""
         self._reason = ""
         """Why the next attempt follows the last one."""
         self._excluded: set[str] = set()
@@ -98,6 +100,8 @@ class _Supervisor:
             if isinstance(ended, Failure) and _finished(newest) and not _finished(before):
                 # After the last checkpoint the test split is evaluated, which the next attempt leaves out.
                 self._reason = f"{ended}; the training is finished"
+            elif isinstance(ended, Failure) and ended.kind == "places_lost":
+                self._wait_again(ended)
             elif isinstance(ended, Failure):
                 self._handle(ended)
             elif ended[0].stopped == "interrupted":
@@ -137,6 +141,21 @@ class _Supervisor:
                     raise room.error(fewest, waited_s=now_s - began_s)
             time.sleep(EVERY_S if settled else _LOOK_S)
 
+    def _wait_again(self, failure: Failure) -> None:
+        """Let the next attempt wait for room once more: others were faster, which is no failure of the run.
+
+        Raises:
+            InsufficientResourcesError: others have been faster again and again for ``cluster.wait_s``.
+        """
+        assert self._request.room is not None
+        now_s = time.monotonic()
+        self._placeless_s = now_s if self._placeless_s is None else self._placeless_s
+        waited_s = now_s - self._placeless_s
+        if waited_s > self._request.project.spec.cluster.wait_s:
+            raise self._request.room.error(self._section.workers[0], waited_s=waited_s)
+        self._reason = str(failure)
+        self._notify(f"{failure}; waiting for room again")
+
     def _attempt(self, newest: Recalled) -> tuple[Outcome, str] | Failure:
         """Run an attempt, the first one on the processes that were started ahead, and end its processes."""
         processes, self._started = self._started, None
@@ -147,7 +166,10 @@ class _Supervisor:
                     self._section, workers=workers, without=self._without(), group=self._request.placement_group
                 )
                 held.enter_context(started)
-            return self._run_attempt(started, newest)
+            ended = self._run_attempt(started, newest)
+            if started.placed:
+                self._placeless_s = None
+            return ended
 
     def _run_attempt(self, processes: WorkerProcesses, newest: Recalled) -> tuple[Outcome, str] | Failure:
         workers = processes.workers

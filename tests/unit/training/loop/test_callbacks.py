@@ -274,3 +274,6 @@ def test_ranks_evaluate_the_test_split_together(tiny_project: Any, tmp_path: Pat
     assert silent == []
     assert len(told) == (0 if strategy == "ddp" else 1)
     assert all("ctx.model is not available with train.strategy fsdp" in text for text in told)
+    # The last attempt of a run that broke in its test split: the first rank alone loads weights, for its callbacks.
+    (first, said), _ = ranks().run(2, evaluated_at_end, project, str(tmp_path / strategy))
+    assert (first, len(said)) == ({}, len(told))

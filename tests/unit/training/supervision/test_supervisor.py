@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,3 +84,19 @@ def test_memory_ends_the_run_and_says_what_to_lower(tmp_path: Path) -> None:
     one, _ = supervisor(tmp_path, room=Nodes(n1=2))
     with pytest.raises(TrainingError, match=r"CUDA out of memory\n.*lower train\.batch_size"):
         one._handle(Failure("memory", "OutOfMemoryError", "CUDA out of memory"))
+
+
+def test_places_that_others_took_are_no_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings begin at once where there is room for one: the other one waits, for up to ``cluster.wait_s``."""
+    project, recorder = supervised.project(tmp_path, max_restarts=0, wait_s=10.0), Recorder()
+    request = RunRequest(project, prepare(project), str(tmp_path), recorder, room=Nodes(n1=2))
+    one = _Supervisor(request, folder=str(tmp_path), channel=DriverChannel())
+    lost = Failure("places_lost", "PlacesLostError", "the places of its workers were lost before they started")
+    ends: list[Any] = [lost, lost, (SimpleNamespace(stopped=""), "uri")]
+    monkeypatch.setattr(one, "_attempt", lambda _newest: ends.pop(0))
+    assert one.run()[1] == "uri"
+    said = "the places of its workers were lost before they started; waiting for room again"
+    assert recorder.messages == [said, said]
+    one._placeless_s = time.monotonic() - 11.0
+    with pytest.raises(InsufficientResourcesError):
+        one._wait_again(lost)
