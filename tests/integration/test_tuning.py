@@ -210,8 +210,9 @@ def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_
 
 
 def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
-    """One trial at a time, TPE, stopped once; training and sampler are seeded."""
+    """One trial at a time, TPE, stopped once; training and sampler are seeded. The best one is trained again."""
     section = {
+        "repeats": {"top": 1, "seeds": 2},
         "num_trials": 6,
         "startup_trials": 3,
         "max_concurrent": 1,
@@ -233,20 +234,13 @@ def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
     assert [(trial.status, trial.value) for trial in record.trials] == [
         (trial.status, trial.value) for trial in whole.trials
     ]
-
-    more = project(tmp_path / "stopped", recipe="tiny:Tiny", repeats={"top": 1, "seeds": 3}, **section)
-    repeated = sweep(more, resume=parent.info.run_id)
-    assert repeated.trials[:6] == record.trials
-    assert [(trial.repeat_of, trial.seed, trial.params, trial.status) for trial in repeated.trials[6:]] == [
-        (record.best.number, seed, record.best.params, "complete") for seed in (1, 2)
-    ]
-    (mean,) = repeated.repeats
-    values = [record.best.value, *(trial.value for trial in repeated.trials[6:])]
-    assert (mean.number, mean.mean) == (record.best.number, pytest.approx(sum(values) / 3))
-    assert repeated.best.value == max(values)
-    assert load(repeated.best_config).spec.train.seed == values.index(max(values))
-    tagged = [run.data.tags.get("raymlops.repeat_of") for run in runs(more, "trial")]
-    assert sorted(filter(None, tagged)) == [str(record.best.number)] * 2
+    assert [(trial.repeat_of, trial.seed) for trial in record.trials[6:]] == [(whole.repeats[0].number, 1)]
+    assert record.repeats == whole.repeats
+    values = [trial.value for trial in record.trials if trial.number in record.repeats[0].trials]
+    assert (len(values), record.repeats[0].mean) == (2, pytest.approx(sum(values) / 2))
+    assert load(record.best_config).spec.train.seed == values.index(max(values))
+    tagged = [run.data.tags.get("raymlops.repeat_of") for run in runs(stopped, "trial")]
+    assert list(filter(None, tagged)) == [str(record.repeats[0].number)]
 
 
 def test_a_sweep_of_several_objectives_has_a_front(tmp_path):

@@ -291,8 +291,7 @@ class SweepController:
         self._meter.end(number)
         self._deaths[number, of.kind] += 1
         self.notify(f"trial {number} resumes in another process: {decision.reason}")
-        self._queue.pending.append(opened)
-        self._see(opened, "waiting")
+        self.requeue(opened)
 
     def close(self) -> None:
         """Suspend every open trial: it resumes with the sweep."""

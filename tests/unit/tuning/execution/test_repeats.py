@@ -7,6 +7,7 @@ import random
 
 import pytest
 from optuna.trial import TrialState
+from simulated_sweep import Cluster, run, simulated
 from staged_sweep import Stage
 
 from raymlops.tuning.study.ranking import ranking
@@ -171,3 +172,18 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_the_same_sweep(storage):
         again = Stage(storage, study=study, **section)
         drive(again)
         assert outcome(again) == outcome(whole)
+
+
+def test_tune_runs_the_repeats_after_the_search(tmp_path):
+    """Its controller over processes that only take their time: each trial once, and no more."""
+    with simulated(tmp_path, Cluster(2)) as make:
+        sweep = make(num_trials=3, repeats=REPEATS)
+        assert run(sweep)
+        assert sweep.ended == 3
+        sweep.repeat()
+        assert run(sweep)
+        sweep.controller.close()
+        assert [record.repeat_of for record in sweep.trials.records] == [None] * 3 + [0, 1, 0, 1]
+        assert {trial.state for trial in sweep.study.get_trials()} == {TrialState.COMPLETE}
+        assert (sweep.events[-1].ended, sweep.events[-1].total) == (7, 7)
+        assert sweep.processes.peak == 2
