@@ -184,7 +184,8 @@ class _Statements:
 def _engine(storage: Any) -> Any:
     """Return the SQL engine of an Optuna storage; None where its tables are not written to directly."""
     engine = getattr(getattr(storage, "_backend", None), "engine", None)
-    return engine if engine is not None and engine.dialect.name in _DIALECTS else None
+    known = engine is not None and engine.dialect.name in _DIALECTS and engine.dialect.insert_returning
+    return engine if known else None
 
 
 def _stored(moment: datetime) -> datetime:
