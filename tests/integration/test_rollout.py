@@ -227,6 +227,7 @@ def test_a_controller_that_is_killed_goes_on(config, versions):
 
 def test_a_rollout_that_nobody_moves_is_moved_again_by_a_restore(config, versions):
     """Its controller is gone with the cluster that it was on, which status says; nobody has to start one."""
+    rm.deploy(config, str(versions[0]))  # in the long tier it is champion already
     rm.deploy(config, str(versions[1]), canary=30, bake_s=600)
     end_controllers()
     until(lambda: look(config).moved_by is None)
