@@ -174,11 +174,20 @@ class Trials:
                 self._unsure = True
                 created = self._view.create(draft)
             self._unsure = False
-        trial = OpenTrial(created.number, dict(created.params), created._trial_id, self._clock())  # noqa: SLF001
+        trial = OpenTrial(created.number, dict(created.params), created._trial_id)  # noqa: SLF001
         self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
         return trial
+
+    def start(self, number: int) -> None:
+        """Record that a trial has a process: its time counts from now."""
+        self.open[number].started_s = self._clock()
+
+    def stop(self, number: int) -> None:
+        """Record that a trial has no process any more."""
+        trial = self.open[number]
+        trial.before_s, trial.started_s = self._duration_s(trial), None
 
     def report(
         self,
@@ -205,7 +214,7 @@ class Trials:
         if order is None and judged:
             order, self._orders = self._orders, self._orders + 1
         best = all(_same(metrics.get(name, math.nan), amount) for name, amount in best_metrics.items())
-        trial.reports[epoch] = report = Report(dict(metrics), order, best)
+        trial.reports[epoch] = report = Report(dict(metrics), order, best, self._duration_s(trial))
         # First the metrics: a value has its place.
         if report != before:
             self._writes.report(trial.trial_id, epoch=epoch, report=report)
@@ -316,7 +325,7 @@ class Trials:
         trial_id = trial._trial_id  # noqa: SLF001 - the storage interface's own key
         params = self._draws.complete(trial_id, number=trial.number)
         self._view.store(trial_id)
-        opened = OpenTrial(trial.number, params, trial_id, self._clock())
+        opened = OpenTrial(trial.number, params, trial_id)
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.repeat_of, opened.seed = repeat_of(trial), trial.user_attrs.get(SEED)
         opened.reported = dict(trial.intermediate_values)
@@ -330,7 +339,7 @@ class Trials:
         if len(self.objectives) > 1:
             opened.value = opened.metrics.get(self.objectives[0].metric)
         opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0, *opened.reports)
-        opened.before_s = kept.get("duration_s", 0.0)
+        opened.before_s = max(kept.get("duration_s", 0.0), *(each.taken_s for each in opened.reports.values()), 0.0)
         return opened
 
     def _values(self, trial: OpenTrial) -> list[float | None]:
@@ -351,7 +360,7 @@ class Trials:
         return ""
 
     def _duration_s(self, trial: OpenTrial) -> float:
-        return trial.before_s + self._clock() - trial.started
+        return trial.before_s + (0.0 if trial.started_s is None else self._clock() - trial.started_s)
 
 
 def _same(one: float, other: float) -> bool:

@@ -127,6 +127,7 @@ def test_open_and_ended_trials_are_counted(trials):
 
 def test_another_process_reads_the_same_records_and_curves(storage, clock, trials):
     number = trials.ask().number
+    trials.start(number)
     trials.report(number, epoch=1, value=0.5, metrics={"validation/loss": 0.5, "n": 1}, best_metrics={"n": 1.0})
     trials.report(number, epoch=2, value=0.5, metrics={"validation/loss": math.nan}, best_metrics={"n": 1.0})
     clock.now += 7
@@ -236,6 +237,7 @@ def test_a_trial_that_goes_on_from_an_older_checkpoint_may_report_an_epoch_again
 
 def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, trials, study):
     first = trials.ask()
+    trials.start(first.number)
     report(trials, first.number, [0.5, 0.4], latency_ms=3.0)
     clock.now += 30
     trials.suspend(first.number)
@@ -247,6 +249,8 @@ def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, tr
     assert (opened.params, opened.value, opened.epochs) == (first.params, 0.4, 2)
     assert opened.metrics == {"validation/loss": 0.4, "latency_ms": 3.0}
     assert sorted(opened.history) == [1, 2]
+    clock.now += 600  # it waits for a process
+    other.start(0)
     clock.now += 5
     assert other.tell(0, "pruned").duration_s == 35
 
