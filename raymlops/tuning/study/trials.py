@@ -23,6 +23,7 @@ from raymlops.tuning.search_space import num_trials, point
 from raymlops.tuning.study.constraints import violations
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.open_trial import OpenTrial
+from raymlops.tuning.study.ranking import ranking
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
     SEED,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
-    from raymlops.records import Objective
+    from raymlops.records import Objective, RepeatRecord
 
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
@@ -94,8 +95,9 @@ class Trials:
         self._beaten_s = clock()
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
-        known = [trial for trial in own if trial.number in self._view.repeats]
-        self.asked = len(own) - len(known) - sum(bool(record.carried_from) for record in self._ended)
+        self.repeats = self._count_repeats()
+        """How many trials train a configuration again with another seed."""
+        self.asked = len(own) - self.repeats - sum(bool(record.carried_from) for record in self._ended)
         """The number of the search's own trials, ended or not, without carried ones."""
         self.refused = sum(refused(trial) for trial in trials if trial.number not in self._view.repeats)
         """How many points the recipe rejected."""
@@ -110,11 +112,6 @@ class Trials:
         return max(num_trials(self._section, refused=self.refused), self.asked)
 
     @property
-    def repeats(self) -> int:
-        """Return the number of trials that train a configuration again with another seed."""
-        return len(self._view.repeats)
-
-    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
@@ -123,6 +120,13 @@ class Trials:
     def ended(self) -> tuple[TrialRecord, ...]:
         """Return them in the order in which they ended."""
         return tuple(self._ended)
+
+    @property
+    def ranked(self) -> tuple[RepeatRecord, ...]:
+        """Return the configurations that were trained with several seeds, best mean first."""
+        if not self.repeats:
+            return ()
+        return ranking(self.records, objectives=self.objectives, constraints=self.constraints)
 
     def reopen(self, *, repeats: bool = False) -> list[OpenTrial]:
         """Reopen the trials that a previous process left running or waiting: of the search, or ``repeats``.
@@ -142,6 +146,7 @@ class Trials:
                 if trial.state == TrialState.WAITING:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
             self._view.reload()
+            self.repeats = self._count_repeats()
             # A trial whose draw was interrupted is the last.
             for trial in sorted(found, key=lambda trial: trial.number):
                 if trial.number not in self.open:
@@ -265,9 +270,11 @@ class Trials:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
         trial = self.open.pop(number)
         self._writes.refuse(trial.trial_id, reason)
-        if trial.repeat_of is None:
-            self.asked -= 1
-            self.refused += 1
+        if trial.repeat_of is not None:
+            self.repeats -= 1
+            return
+        self.asked -= 1
+        self.refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
@@ -307,6 +314,9 @@ class Trials:
             for trial in self.open.values():
                 self._storage.record_heartbeat(trial.trial_id)
         self._beaten_s = self._clock()
+
+    def _count_repeats(self) -> int:
+        return sum(trial.number in self._view.repeats for trial in counted(self._view.trials))
 
     def _orphan(self) -> Any:
         """Return the trial that an earlier call created, whose answer was lost with the connection."""
