@@ -388,9 +388,12 @@ def test_a_long_draw_keeps_no_one_waiting(storage, study, trials, monkeypatch):
     number = trials.ask().number
     complete, drawn = Draws.complete, threading.Event()
     monkeypatch.setattr(Draws, "complete", lambda *args, **options: drawn.wait() and complete(*args, **options))
-    monkeypatch.setattr(trials._draws, "_took_s", 1.0)
-    assert [trials.prepare(wait_s=0.0) for _ in range(2)] == [False, False]
+    monkeypatch.setattr(trials._draws, "_took_s", 100.0)
     report(trials, number, [0.5])
+    assert [trials.prepare(wait_s=0.0) for _ in range(2)] == [False, False]
+    assert load_study(storage, "s").trials[0].last_step == 1  # the draw knows what was reported before it
+    # Nobody may ask for it: that must keep no process alive.
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name == "raymlops-draw")
     trials.tell(number, "complete")
     trials.flush()
     assert [trial.state.name for trial in load_study(storage, "s").trials] == ["COMPLETE"]
@@ -398,7 +401,7 @@ def test_a_long_draw_keeps_no_one_waiting(storage, study, trials, monkeypatch):
     assert trials.prepare(wait_s=60.0)
     opened = trials.ask()
     assert (opened.number, study.trials[1].params) == (1, opened.params)
-    assert trials.prepare(wait_s=60.0)  # it took no time
+    assert trials._draws.quick(60.0)  # the last one was
 
 
 def test_what_several_trials_have_reported_is_one_transaction(study, trials, transactions):
