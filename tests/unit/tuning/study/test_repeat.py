@@ -139,7 +139,7 @@ def test_a_search_that_is_extended_draws_as_if_there_had_been_none(storage, samp
             add_repeats(study, spec=spec())
             trials = trials_of(study, **section)
             for opened in trials.reopen(repeats=True):
-                end(trials, opened.number, -5.0)
+                end(trials, opened.number, -5.0 if opened.repeat_of == 2 else 5.0)
             trials.flush()
         trials = searched(study, 0.15, 0.12, **section)
         drawn.append([record.params for record in trials.records if record.repeat_of is None])
