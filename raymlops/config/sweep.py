@@ -227,6 +227,10 @@ HALVING = ("asha", "hyperband")
 """Schedulers that need to know the resource of a whole trial."""
 
 
+_COLUMNS = {"number", "status", "value", "epochs", "duration_s", "reason", "run_id", "carried_from", "repeat_of"}
+"""Columns of ``sweep.trials()`` that are no metric's."""
+
+
 def _broken(path: tuple[str | int, ...], message: str, *, got: Any = ...) -> InitErrorDetails:
     """Return the error of a broken rule. With ``got`` the message says only what is allowed instead of that value."""
     kind = "value_error" if got is ... else "wrong_type"
@@ -251,6 +255,8 @@ def _broken_rules(sweep: SweepSection) -> Iterator[InitErrorDetails]:
             yield _broken(
                 ("user_attrs", index), f"{name} is an attribute of raymlops' own; give the metric another name"
             )
+        if name in _COLUMNS or name in sweep.space:
+            yield _broken(("user_attrs", index), f"{name} is a column of sweep.trials(); give the metric another name")
     for name, key in sweep.import_study.params.items():
         if key not in sweep.space:
             yield _broken(("import_study", "params", name), f"{key} is not in the space")

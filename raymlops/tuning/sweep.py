@@ -237,7 +237,7 @@ class _Opener:
             return None
         url = optuna_url(spec) if section.storage is None else resolve(section.storage, "sweep.import_study.storage")
         try:
-            with open_recorded(url, section.study) as study:
+            with open_recorded(url, section.study, read_only=True) as study:
                 return import_trials(study, spec=spec)
         except NotFoundError as error:
             raise UsageError(

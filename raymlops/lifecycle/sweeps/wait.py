@@ -64,17 +64,18 @@ def wait_for(
                 now, spent_s = clock(), status.spent.wall_s
                 elapsed_s = spent_s if watched.ended else max(elapsed_s + now - polled_at, spent_s)
                 polled_at = now
-                left = max(0, status.num_trials - status.ended)
-                best = None if status.best is None else TrialView.of(status.best, status.best.status)
+                board, total = snapshot.board(), status.num_trials + snapshot.num_repeats
+                carried = None if status.best is None else TrialView.of(status.best, status.best.status)
+                left = max(0, total - board.ended)
                 event = SweepEvent(
                     kind="end" if watched.ended else "epoch",
-                    counts=status.trials,
-                    rows=snapshot.board().rows(),
-                    total=status.num_trials,
+                    counts=board.counts,
+                    rows=board.rows(),
+                    total=total,
                     metric=status.metric,
-                    best=best,
+                    best=board.best or carried,
                     elapsed_s=elapsed_s,
-                    eta_s=elapsed_s / status.ended * left if status.ended else None,
+                    eta_s=elapsed_s / board.ended * left if board.ended else None,
                     cost=budget.priced(watched.spec.sweep, status.spent),
                 )
                 show(event)

@@ -193,6 +193,7 @@ class SweepController:
         self._stalls.moved()
         self._meter.start(number)
         if (opened := self._trials.open.get(number)) is not None:
+            self._trials.start(number)
             self._see(opened, "running")
 
     def withdrawn(self, number: int) -> None:
@@ -243,7 +244,7 @@ class SweepController:
         if number not in self._trials.open or number in self._failures.trials:
             return
         self._stalls.moved()
-        self._meter.end(number)
+        self._stop(number)
         of_all = status == "failed" and not diverged
         if not (of_all and self._failures.continues(reason)):
             self._end_failures()
@@ -274,7 +275,7 @@ class SweepController:
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))
-        self._board.choose(self._trials)
+        self._board.choose(self._trials.ranked, self._trials.records)
         self._judge_enough()
         self._emit("ended", number)
 
@@ -288,10 +289,14 @@ class SweepController:
         if not decision.restart:
             self.end(number, "failed", reason=decision.reason)
             return
-        self._meter.end(number)
+        self._stop(number)
         self._deaths[number, of.kind] += 1
         self.notify(f"trial {number} resumes in another process: {decision.reason}")
         self.requeue(opened)
+
+    def _stop(self, number: int) -> None:
+        self._meter.end(number)
+        self._trials.stop(number)
 
     def close(self) -> None:
         """Suspend every open trial: it resumes with the sweep."""
@@ -301,7 +306,7 @@ class SweepController:
             raise self.error
         for number, opened in list(self._trials.open.items()):
             self._suspended = True
-            self._meter.end(number)
+            self._stop(number)
             self._trials.suspend(number)
             self._trial_runs.suspend(number)
             self._see(opened, "waiting")

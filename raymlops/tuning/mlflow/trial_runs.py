@@ -148,7 +148,7 @@ class TrialRuns:
                 self._sender.end(run, "KILLED", tags={TRIAL_STATUS: WAITING})
 
     def mirror(self, record: TrialRecord, history: Mapping[int, Mapping[str, float]] | None = None) -> None:
-        """Complete the run of a trial that has ended; create it if it is missing.
+        """Complete the run of a trial that has ended; create it if it is missing, with the id that the study has.
 
         Nothing is sent if MLflow has all of it, nor for a trial of another sweep, whose run is there.
         """
@@ -158,7 +158,13 @@ class TrialRuns:
             complete = (RUN_STATUS[record.status], record.status)  # a run is ended last
             if record.carried_from or (known is not None and (known.ending, known.trial_status) == complete):
                 return
-            run = self._open(record.number, record.settings, started_ms=now - duration_ms, repeat_of=record.repeat_of)
+            run = self._open(
+                record.number,
+                record.settings,
+                started_ms=now - duration_ms,
+                repeat_of=record.repeat_of,
+                run_id=record.run_id,
+            )
             ended_ms = min(now, run.started_ms + duration_ms) if duration_ms else now
             self._end(
                 run,
@@ -210,7 +216,13 @@ class TrialRuns:
         return run if isinstance(run, TrialRun) else None
 
     def _open(
-        self, number: int, params: Mapping[str, Any], *, started_ms: int, repeat_of: int | None = None
+        self,
+        number: int,
+        params: Mapping[str, Any],
+        *,
+        started_ms: int,
+        repeat_of: int | None = None,
+        run_id: str | None = None,
     ) -> TrialRun:
         """Return the pending part of a trial's run: a new one, or one that is read before anything is sent."""
         run, known = self._pending(number), self._known.get(number)
@@ -228,7 +240,7 @@ class TrialRuns:
             if repeat_of is not None:
                 run.tags[REPEAT_OF] = str(repeat_of)
             if self._in_bulk and known is None:
-                run.new_run = self._new(number, run.started_ms)
+                run.new_run = self._new(number, run.started_ms, run_id=run_id)
         elif run.ending is not None:
             run.ending, run.unread, run.kept = None, True, {}
             run.tags.pop(TRIAL_STATUS, None)
@@ -241,9 +253,9 @@ class TrialRuns:
         new = self._new(number, started_ms)
         return self._tracker.start_run(new.experiment, name=new.name, tags=new.tags, start_time_ms=new.started_ms)
 
-    def _new(self, number: int, started_ms: int) -> NewRun:
+    def _new(self, number: int, started_ms: int, *, run_id: str | None = None) -> NewRun:
         tags = {**self._tags, "raymlops.kind": "trial", TRIAL: str(number), PARENT: self._parent_run_id}
-        return NewRun(uuid.uuid4().hex, self._experiment, f"{self._name}-{number}", tags, started_ms)
+        return NewRun(run_id or uuid.uuid4().hex, self._experiment, f"{self._name}-{number}", tags, started_ms)
 
     def _end(
         self,

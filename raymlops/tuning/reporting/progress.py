@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.display import Progress, duration, shown_value
-from raymlops.tuning.study.ranking import chosen_run, ranking
+from raymlops.tuning.study.ranking import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from raymlops.config.space import Scalar
-    from raymlops.records import TrialRecord
+    from raymlops.records import RepeatRecord, TrialRecord
     from raymlops.tuning.budget import Tally
     from raymlops.tuning.study.open_trial import OpenTrial
     from raymlops.tuning.study.trials import Trials
@@ -154,17 +154,13 @@ class Board:
                 self.put(TrialView.of(record, record.status), best=better)
             elif better:
                 self.best = TrialView.of(record, record.status)
-        self.choose(trials)
+        self.choose(trials.ranked, trials.records)
 
-    def choose(self, trials: Trials) -> None:
+    def choose(self, ranked: Sequence[RepeatRecord], records: Sequence[TrialRecord]) -> None:
         """Show as the best one, with its mean, the configuration that repeats of several favour; do nothing without."""
-        if not trials.repeats:
-            return
-        records = trials.records
-        ranked = ranking(records, objectives=trials.objectives, constraints=trials.constraints)
-        if chosen_run(ranked, records, objective=trials.objectives[0]) is not None:
-            (first,) = (record for record in records if record.number == ranked[0].number)
-            self.best = replace(TrialView.of(first, first.status), value=ranked[0].mean)
+        if (favoured := chosen(ranked)) is not None:
+            (first,) = (record for record in records if record.number == favoured.number)
+            self.best = replace(TrialView.of(first, first.status), value=favoured.mean)
 
     @property
     def counts(self) -> dict[str, int]:

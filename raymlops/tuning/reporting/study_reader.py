@@ -76,6 +76,11 @@ class Snapshot:
         return sum(1 for record in self.ended if record.imported)
 
     @property
+    def num_repeats(self) -> int:
+        """Return how many trials train a configuration again with another seed."""
+        return sum(trial.repeat_of is not None for trials in (self.ended, self.open) for trial in trials)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return how many of the search's own trials are in each state."""
         states: list[str] = [trial.status for trial in self.ended if not trial.carried_from and trial.repeat_of is None]
@@ -83,13 +88,14 @@ class Snapshot:
         return {state: states.count(state) for state in STATES}
 
     def board(self) -> Board:
-        """Return what a display shows of the trials, without carried ones."""
+        """Return what a display shows of the trials, repeats too, without carried ones."""
         board = Board()
         for record in self.ended:
             if not record.carried_from:
                 board.put(TrialView.of(record, record.status), best=record == self.best)
         for view in self.open:
             board.put(view)
+        board.choose(self.repeats, self.ended)
         return board
 
 

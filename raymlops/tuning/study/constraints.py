@@ -1,4 +1,4 @@
-"""By how much metrics break the constraints of a sweep. Pure."""
+"""By how much metrics break the constraints of a sweep, and the reverse. Pure."""
 
 from __future__ import annotations
 
@@ -24,4 +24,15 @@ def violations(metrics: Mapping[str, float], *, constraints: Mapping[str, Thresh
             found[f"{name} min"] = bound.min - value
         if bound.max is not None:
             found[f"{name} max"] = value - bound.max
+    return found
+
+
+def metrics_of(broken: Mapping[str, float], *, constraints: Mapping[str, Threshold]) -> dict[str, float]:
+    """Return the metrics that break constraints by so much: the reverse of ``violations``."""
+    found: dict[str, float] = {}
+    for name, bound in constraints.items():
+        if bound.min is not None:
+            found[name] = bound.min - broken[f"{name} min"]
+        if bound.max is not None:
+            found[name] = bound.max + broken[f"{name} max"]
     return found

@@ -6,8 +6,9 @@ Owns that a draw is a function of the trials before it and of the trial's number
 from __future__ import annotations
 
 import copy
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import RandomSampler
@@ -19,7 +20,6 @@ from raymlops.tuning.study.storage import quiet_optuna
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from concurrent.futures import Future
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
@@ -36,7 +36,6 @@ class Draws:
         self._section = section
         self._objectives = objectives
         self._order = draw_order(section.space)
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="raymlops-draw")
         self._drawing: Future[Any] | None = None
         self._took_s = 0.0
         """How long the last draw took."""
@@ -48,7 +47,10 @@ class Draws:
     def prepare(self, number: int, fixed: Mapping[str, Scalar], *, wait_s: float) -> bool:
         """Draw the next trial in the background; return whether it is drawn within ``wait_s``."""
         if self._drawing is None:
-            self._drawing = self._background.submit(self._draw, number, fixed)
+            self._drawing = Future()
+            # A daemon: a draw whose trial nobody asks for keeps no process alive.
+            arguments = (self._drawing, number, fixed)
+            threading.Thread(target=self._draw_into, args=arguments, name="raymlops-draw", daemon=True).start()
         return bool(wait([self._drawing], timeout=wait_s).done)
 
     def next(self, number: int, fixed: Mapping[str, Scalar]) -> Any:
@@ -74,6 +76,12 @@ class Draws:
             place = number - sum(repeat < number for repeat in repeats)  # as if there had been no repeats
             study.sampler = sampler_of(self._section, objectives=self._objectives, number=place)
         return draw(Trial(study, trial_id), self._section.space, order=self._order)
+
+    def _draw_into(self, drawing: Future[Any], number: int, fixed: Mapping[str, Scalar]) -> None:
+        try:
+            drawing.set_result(self._draw(number, fixed))
+        except BaseException as error:
+            drawing.set_exception(error)
 
     def _draw(self, number: int, fixed: Mapping[str, Scalar]) -> Any:
         began_s = time.monotonic()

@@ -15,7 +15,9 @@ from raymlops.config.space import exists
 from raymlops.errors import UsageError
 from raymlops.records import IMPORTED_FROM, TrialRecord
 from raymlops.tuning.search_space import draw_order
+from raymlops.tuning.study.constraints import metrics_of
 from raymlops.tuning.study.fork import as_carried, as_drawn
+from raymlops.tuning.study.records import repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ def _imported(trial: Any, *, spec: ProjectSpec, source: str) -> tuple[TrialRecor
     section, objectives = spec.sweep, spec.objectives
     if trial.state.name != "COMPLETE":
         return {"FAIL": "failed", "PRUNED": "pruned"}.get(trial.state.name, "not finished")
+    if repeat_of(trial) is not None:
+        return "trained again with another seed"
     if not all(map(math.isfinite, trial.values)):
         return "its value is not finite"
     params = point_of(trial.params, section.space, names=section.import_study.params)
@@ -101,7 +105,9 @@ def _imported(trial: Any, *, spec: ProjectSpec, source: str) -> tuple[TrialRecor
         value=values[0],
         epochs=int(trial.last_step or 0),
         duration_s=trial.duration.total_seconds() if trial.duration else 0.0,
-        metrics={objective.metric: value for objective, value in zip(objectives, values, strict=True)},
+        # The constrained ones too, as far as they follow from their bounds: a fork may have other bounds.
+        metrics=metrics_of(broken, constraints=section.constraints)
+        | {objective.metric: value for objective, value in zip(objectives, values, strict=True)},
         values=values if len(values) > 1 else (),
         feasible=all(excess <= 0 for excess in broken.values()),
         carried_from=source,

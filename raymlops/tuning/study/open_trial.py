@@ -19,7 +19,6 @@ class OpenTrial:
     params: dict[str, Scalar]
     trial_id: int
     """Optuna's key of it in the storage."""
-    started: float
     value: float | None = None
     """The sweep's metric, of several the first, at the best epoch so far."""
     epochs: int = 0
@@ -31,6 +30,8 @@ class OpenTrial:
     """Value by epoch that the study has or will have at the next flush."""
     before_s: float = 0.0
     """Seconds that it ran in previous processes."""
+    started_s: float | None = None
+    """When it got its process; None while it has none."""
     repeat_of: int | None = None
     """The trial whose configuration it trains with another seed."""
     seed: int | None = None

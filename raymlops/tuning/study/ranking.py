@@ -67,6 +67,11 @@ def ranking(
     return tuple(_with_probabilities(kept, sign=sign))
 
 
+def chosen(ranked: Sequence[RepeatRecord]) -> RepeatRecord | None:
+    """Return the configuration that is chosen by its mean; None where nothing is."""
+    return ranked[0] if ranked and ranked[0].error is not None and ranked[0].feasible else None
+
+
 def chosen_run(
     ranked: Sequence[RepeatRecord], trials: Iterable[TrialRecord], *, objective: Objective
 ) -> TrialRecord | None:
@@ -75,10 +80,10 @@ def chosen_run(
     Its best one by validation that keeps the constraints: one model goes live, and nothing else is known of it. As the
     best of several its value is optimistic; what the configuration gives is the mean.
     """
-    if not ranked or ranked[0].error is None or not ranked[0].feasible:
+    if (first := chosen(ranked)) is None:
         return None
     sign, known = _sign(objective), {trial.number: trial for trial in trials}
-    runs = [known[number] for number in ranked[0].trials if known[number].feasible]
+    runs = [known[number] for number in first.trials if known[number].feasible]
     return min(runs, key=lambda run: (sign * (run.value or 0.0), run.number))
 
 

@@ -8,7 +8,7 @@ report that was written while its trial ran, which the dashboard does not list; 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +42,12 @@ class Report:
     """Its place among all reports that the scheduler has judged; None where it has not."""
     best: bool = False
     """Whether the epoch is the trial's best one so far."""
+    taken_s: float = field(default=0.0, compare=False)
+    """Seconds that the trial had run in processes, of a report that was written while it ran."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON. NaN and infinity become null."""
-        return {"metrics": _plain(self.metrics), "order": self.order, "best": self.best}
+        return {"metrics": _plain(self.metrics), "order": self.order, "best": self.best, "taken_s": self.taken_s}
 
 
 def attribute(
@@ -79,7 +81,7 @@ def reports_of(trial: Any) -> dict[int, Report]:
     # The metrics of old epochs may not be kept.
     found = {int(epoch): Report(_floats(history.get(epoch, {})), orders.get(epoch)) for epoch in {**orders, **history}}
     for epoch, entry in stored_reports(trial).items():
-        found[epoch] = Report(_floats(entry["metrics"]), entry["order"], entry["best"])
+        found[epoch] = Report(_floats(entry["metrics"]), entry["order"], entry["best"], entry.get("taken_s", 0.0))
     return dict(sorted(found.items()))
 
 

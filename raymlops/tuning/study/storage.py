@@ -11,6 +11,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from raymlops.cluster.process_wide import SharedContext
 from raymlops.config.base import resolve
@@ -40,6 +41,7 @@ _SQLITE_HINTS = {
     "readonly database": "Let this user write to the file and to its folder, or set another storage.path.",
     "unable to open database file": "The folder must be there, and this user must be allowed to write to it.",
     "disk is full": "Make room on that disk, or set another storage.path.",
+    "no such table": "It holds no studies of Optuna: name the database of one.",
     "file is not a database": "Another program wrote this file: move it away, or set another storage.path.",
 }
 
@@ -65,11 +67,11 @@ def without_credentials(url: str) -> str:
 
 
 @contextmanager
-def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> Iterator[Any]:
+def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S, read_only: bool = False) -> Iterator[Any]:
     """Yield Optuna's storage at a SQL URL, with its tables created or checked; close its connections at the end.
 
     ``heartbeat_s`` is the heartbeat interval of running trials. Optuna fails stale ones only in ``study.optimize``,
-    which nothing here calls.
+    which nothing here calls. A ``read_only`` database is left as it is, tables that are not there included.
 
     Raises:
         StorageError: the SQLite file is locked, cannot be opened or written, or has another Optuna version's tables.
@@ -84,14 +86,15 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S) -> 
         with storage_errors(f"Optuna's database {place}"):
             storage = _opened(
                 lambda: RDBStorage(
-                    url.replace("{", "{{").replace("}", "}}"),  # Optuna fills in templates
+                    (_read_only(url) if read_only else url).replace("{", "{{").replace("}", "}}"),  # Optuna's templates
                     engine_kwargs=_options(url, busy_s=busy_s),
                     heartbeat_interval=heartbeat_s,
                     grace_period=10 * heartbeat_s,
+                    skip_table_creation=read_only,
                 ),
                 busy_s=busy_s,
             )
-            if url.startswith("sqlite"):
+            if url.startswith("sqlite") and not read_only:
                 _write_ahead(storage.engine, busy_s=busy_s)
     except (ArgumentError, NoSuchModuleError) as error:
         raise UsageError(
@@ -196,6 +199,20 @@ def _options(url: str, *, busy_s: float) -> dict[str, Any]:
     return {"pool_pre_ping": True, "connect_args": arguments}
 
 
+def _read_only(url: str) -> str:
+    """Return the URL by which SQLite neither changes a file nor puts one beside it; any other URL as it is."""
+    from sqlalchemy import URL
+
+    if (file := sqlite_path(url)) is None:
+        return url
+    with file.open("rb") as opened:
+        write_ahead = opened.read(20)[18:] == b"\2\2"
+    # Without its log nobody has such a file open, and SQLite would create one.
+    closed = write_ahead and not file.with_name(f"{file.name}-wal").exists()
+    query = {"uri": "true", "immutable": "1"} if closed else {"uri": "true", "mode": "ro"}
+    return URL.create("sqlite", database=f"file:{quote(str(file.absolute()))}", query=query).render_as_string()
+
+
 def _write_ahead(engine: Any, *, busy_s: float) -> None:
     """Use SQLite's write-ahead log: readers do not wait, and commits do not wait for the disk.
 
@@ -254,8 +271,8 @@ def load_study(storage: Any, name: str) -> Any:
 
 
 @contextmanager
-def open_recorded(url: str, name: str) -> Iterator[Any]:
-    """Yield the study of this name, which a sweep created; create no database in place of one that is not there.
+def open_recorded(url: str, name: str, *, read_only: bool = False) -> Iterator[Any]:
+    """Yield the study of this name, which was created before; create no database in place of one that is not there.
 
     Raises:
         NotFoundError: it is not in this database, or there is no such SQLite file on this machine.
@@ -264,7 +281,7 @@ def open_recorded(url: str, name: str) -> Iterator[Any]:
     file = sqlite_path(url)
     if file is not None and not file.exists():
         raise _no_study(name, f"here: {file} does not exist")
-    with open_storage(url) as storage:
+    with open_storage(url, read_only=read_only) as storage:
         yield load_study(storage, name)
 
 

@@ -23,6 +23,7 @@ from raymlops.tuning.search_space import num_trials, point
 from raymlops.tuning.study.constraints import violations
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.open_trial import OpenTrial
+from raymlops.tuning.study.ranking import ranking
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
     SEED,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.space import Scalar
     from raymlops.config.sweep import SweepSection
-    from raymlops.records import Objective
+    from raymlops.records import Objective, RepeatRecord
 
 _STATES = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
 
@@ -94,8 +95,9 @@ class Trials:
         self._beaten_s = clock()
         own = counted(trials)
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
-        known = [trial for trial in own if trial.number in self._view.repeats]
-        self.asked = len(own) - len(known) - sum(bool(record.carried_from) for record in self._ended)
+        self.repeats = self._count_repeats()
+        """How many trials train a configuration again with another seed."""
+        self.asked = len(own) - self.repeats - sum(bool(record.carried_from) for record in self._ended)
         """The number of the search's own trials, ended or not, without carried ones."""
         self.refused = sum(refused(trial) for trial in trials if trial.number not in self._view.repeats)
         """How many points the recipe rejected."""
@@ -110,11 +112,6 @@ class Trials:
         return max(num_trials(self._section, refused=self.refused), self.asked)
 
     @property
-    def repeats(self) -> int:
-        """Return the number of trials that train a configuration again with another seed."""
-        return len(self._view.repeats)
-
-    @property
     def records(self) -> tuple[TrialRecord, ...]:
         """Return the trials that ended by number, carried ones included."""
         return tuple(sorted(self._ended, key=lambda record: record.number))
@@ -123,6 +120,13 @@ class Trials:
     def ended(self) -> tuple[TrialRecord, ...]:
         """Return them in the order in which they ended."""
         return tuple(self._ended)
+
+    @property
+    def ranked(self) -> tuple[RepeatRecord, ...]:
+        """Return the configurations that were trained with several seeds, best mean first."""
+        if not self.repeats:
+            return ()
+        return ranking(self.records, objectives=self.objectives, constraints=self.constraints)
 
     def reopen(self, *, repeats: bool = False) -> list[OpenTrial]:
         """Reopen the trials that a previous process left running or waiting: of the search, or ``repeats``.
@@ -142,6 +146,7 @@ class Trials:
                 if trial.state == TrialState.WAITING:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
             self._view.reload()
+            self.repeats = self._count_repeats()
             # A trial whose draw was interrupted is the last.
             for trial in sorted(found, key=lambda trial: trial.number):
                 if trial.number not in self.open:
@@ -174,11 +179,20 @@ class Trials:
                 self._unsure = True
                 created = self._view.create(draft)
             self._unsure = False
-        trial = OpenTrial(created.number, dict(created.params), created._trial_id, self._clock())  # noqa: SLF001
+        trial = OpenTrial(created.number, dict(created.params), created._trial_id)  # noqa: SLF001
         self.asked += 1
         self._next = trial.number + 1
         self.open[trial.number] = trial
         return trial
+
+    def start(self, number: int) -> None:
+        """Record that a trial has a process: its time counts from now."""
+        self.open[number].started_s = self._clock()
+
+    def stop(self, number: int) -> None:
+        """Record that a trial has no process any more."""
+        trial = self.open[number]
+        trial.before_s, trial.started_s = self._duration_s(trial), None
 
     def report(
         self,
@@ -205,7 +219,7 @@ class Trials:
         if order is None and judged:
             order, self._orders = self._orders, self._orders + 1
         best = all(_same(metrics.get(name, math.nan), amount) for name, amount in best_metrics.items())
-        trial.reports[epoch] = report = Report(dict(metrics), order, best)
+        trial.reports[epoch] = report = Report(dict(metrics), order, best, self._duration_s(trial))
         # First the metrics: a value has its place.
         if report != before:
             self._writes.report(trial.trial_id, epoch=epoch, report=report)
@@ -256,9 +270,11 @@ class Trials:
         """End a trial whose point the recipe rejects: it is no trial of the sweep, and the sampler learns from it."""
         trial = self.open.pop(number)
         self._writes.refuse(trial.trial_id, reason)
-        if trial.repeat_of is None:
-            self.asked -= 1
-            self.refused += 1
+        if trial.repeat_of is not None:
+            self.repeats -= 1
+            return
+        self.asked -= 1
+        self.refused += 1
 
     def suspend(self, number: int) -> None:
         """Suspend a trial until the sweep is resumed.
@@ -299,6 +315,9 @@ class Trials:
                 self._storage.record_heartbeat(trial.trial_id)
         self._beaten_s = self._clock()
 
+    def _count_repeats(self) -> int:
+        return sum(trial.number in self._view.repeats for trial in counted(self._view.trials))
+
     def _orphan(self) -> Any:
         """Return the trial that an earlier call created, whose answer was lost with the connection."""
         from optuna.trial import TrialState
@@ -316,7 +335,7 @@ class Trials:
         trial_id = trial._trial_id  # noqa: SLF001 - the storage interface's own key
         params = self._draws.complete(trial_id, number=trial.number)
         self._view.store(trial_id)
-        opened = OpenTrial(trial.number, params, trial_id, self._clock())
+        opened = OpenTrial(trial.number, params, trial_id)
         kept = trial.user_attrs.get(ATTRIBUTE, {})
         opened.repeat_of, opened.seed = repeat_of(trial), trial.user_attrs.get(SEED)
         opened.reported = dict(trial.intermediate_values)
@@ -330,7 +349,7 @@ class Trials:
         if len(self.objectives) > 1:
             opened.value = opened.metrics.get(self.objectives[0].metric)
         opened.epochs = max(kept.get("epochs", 0), trial.last_step or 0, *opened.reports)
-        opened.before_s = kept.get("duration_s", 0.0)
+        opened.before_s = max(kept.get("duration_s", 0.0), *(each.taken_s for each in opened.reports.values()), 0.0)
         return opened
 
     def _values(self, trial: OpenTrial) -> list[float | None]:
@@ -351,7 +370,7 @@ class Trials:
         return ""
 
     def _duration_s(self, trial: OpenTrial) -> float:
-        return trial.before_s + self._clock() - trial.started
+        return trial.before_s + (0.0 if trial.started_s is None else self._clock() - trial.started_s)
 
 
 def _same(one: float, other: float) -> bool:

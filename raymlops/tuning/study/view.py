@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FIXED = "fixed_params"
 """The system attribute by which Optuna (5.0) knows parameters that are given."""
+_DERIVED = ("get_best_trial", "get_n_trials", "get_trial_param", "get_trial_params", "get_trial_user_attrs")
 _DRAFT = -1
 """Optuna's id of a trial that is not in the database yet."""
 
@@ -40,7 +41,11 @@ class StudyView:
         self.reload()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._storage, name)
+        from optuna.storages import BaseStorage
+
+        # What Optuna derives from the trials of a storage: ``study.best_trial`` of a sampler is one that it may see.
+        derived = getattr(BaseStorage, name) if name in _DERIVED else None
+        return getattr(self._storage, name) if derived is None else derived.__get__(self)
 
     def reload(self) -> None:
         """Read the trials again, those that other programs have added too."""

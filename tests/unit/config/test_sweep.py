@@ -49,6 +49,10 @@ def spec(*overrides, **sweep):
             "5:20: sweep.repeats.seeds: cannot be combined with objectives: there is no single mean to choose by",
         ),
         (
+            "user_attrs: [size, epochs]",
+            "4:22: sweep.user_attrs[1]: epochs is a column of sweep.trials(); give the metric another name",
+        ),
+        (
             "user_attrs: [size, raymlops.driver]",
             (
                 "4:22: sweep.user_attrs[1]: raymlops.driver is an attribute of raymlops' own; give the metric another "

@@ -55,7 +55,7 @@ class Store:
         self.single.append(f"log {run_id}")
 
     def run(self, run_id: str) -> Any:
-        del run_id
+        self.single.append(f"read {run_id}")
         data = SimpleNamespace(params={}, tags={}, to_proto=lambda: SimpleNamespace(metrics=[]))
         return SimpleNamespace(data=data, info=SimpleNamespace(lifecycle_stage="active", status="RUNNING"))
 
@@ -178,7 +178,10 @@ def test_an_outage_ends_where_it_began(store: Store) -> None:
 
 
 def test_a_run_that_the_database_rejects_delays_no_other(store: Store) -> None:
-    """Each is then written by itself, and the one that is rejected again is sent by MLflow's client."""
+    """Each is then written by itself, and the one that is rejected again is sent by MLflow's client.
+
+    That reads first what there is of it: an answer may have been lost.
+    """
     sender = BulkSender(store, max_retry_s=0.001)
     store.refuses = {"r1"}
     runs = [new(number) for number in range(3)]
@@ -189,7 +192,18 @@ def test_a_run_that_the_database_rejects_delays_no_other(store: Store) -> None:
     sender.finish(wait_s=10)
     assert store.attempts == [3, 1, 1, 1]
     assert [run.run_id for run in runs] == ["id0", "single 1", "id2"]
-    assert store.single == ["log single 1", "end single 1 FINISHED"]
+    assert store.single == ["read single 1", "log single 1", "end single 1 FINISHED"]
+
+
+def test_a_run_that_was_rejected_is_written_with_no_other(sender: BulkSender) -> None:
+    """Neither the first of them nor any other."""
+    with sender.changed:
+        rejected, *others = runs = [new(number) for number in range(3)]
+        for run in runs:
+            sender.open[run.name], run.due_s = run, 0.0
+        rejected.rejections.append(refusal())
+        assert sender._together(rejected) == [rejected]
+        assert sender._together(others[0]) == others
 
 
 def test_a_run_that_is_left_out_is_sent_alone(store: Store, sender: BulkSender) -> None:

@@ -452,6 +452,32 @@ def test_a_trial_whose_process_died_resumes_in_another_one_and_then_fails(storag
     assert stage.trials.records[0].reason.endswith("Worker exits with an exit code 7. (2 times)")
 
 
+def test_the_time_of_a_trial_is_that_in_its_processes(storage):
+    """Also in one that died, and before the driver was killed, as far as it has reported; waiting is none of it."""
+    stage = Stage(storage, num_trials=2)
+    stage.controller.next_trial()
+    stage.now = 4000.0
+    stage.controller.started(0)
+    stage.now += 30
+    stage.controller.process_died(0, DIED)
+    stage.now += 4000
+    assert stage.controller.next_trial()["before_s"] == 30
+    stage.controller.next_trial()
+    stage.controller.started(0)
+    stage.now += 12
+    stage.epoch(0, 1, 0.5)
+    stage.controller.tick()  # the driver is killed after it
+    again = Stage(storage, study=stage.study, num_trials=2)
+    for opened in again.trials.reopen():
+        again.controller.requeue(opened)
+    again.now = 4000.0
+    assert [again.controller.next_trial()["before_s"] for _ in range(2)] == [42, 0]
+    again.controller.started(0)
+    again.now += 3
+    again.controller.close()
+    assert [opened.before_s for opened in Stage(storage, study=stage.study).trials.reopen()] == [45, 0]
+
+
 def test_a_trial_that_ended_leaves_no_checkpoint(storage):
     stage = Stage(storage)
     stage.controller.next_trial()

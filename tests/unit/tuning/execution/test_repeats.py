@@ -91,23 +91,28 @@ def test_the_best_are_trained_again_once_the_search_has_ended(storage):
 
 def test_a_target_that_is_reached_ends_the_search_and_not_its_repeats(storage):
     """What still runs waits; the repeats neither count for patience nor reach a target."""
-    stage = Stage(storage, num_trials=9, target=0.0, repeats={"top": 1, "seeds": 3})
-    running = stage.controller.next_trial()["number"]
-    stage.run("complete", 0.9)
+    stage = Stage(storage, num_trials=9, max_concurrent=None, target=0.0, repeats={"top": 1, "seeds": 3})
+    stage.slots = 4
+    for stage.now in (2.0, 4.0):
+        stage.controller.tick()
+    for _ in range(4):
+        stage.controller.next_trial()
+    stage.controller.process_died(0, None)
+    stage.epoch(1, 1, 0.9)
+    stage.controller.end(1, "complete")
     assert stage.controller.halt == "good enough"
+    stage.controller.end(2, "failed", reason="x")
     stage.controller.close()
     add_repeats(stage.study, spec=stage.spec)
     stage.controller.repeat(stage.trials.reopen(repeats=True))
-    assert stage.controller.next_trial()["number"] == 2
-    stage.epoch(2, 1, 0.95)
-    stage.controller.end(2, "complete")
-    assert stage.controller.next_trial()["number"] == 3
-    stage.epoch(3, 1, 0.96)
-    stage.controller.end(3, "complete")
+    for number, value in ((4, 0.95), (5, 0.96)):
+        assert stage.controller.next_trial()["number"] == number
+        stage.epoch(number, 1, value)
+        stage.controller.end(number, "complete")
     assert (stage.controller.next_trial(), stage.controller.done) == (None, True)
     stage.controller.close()
     assert stage.controller.stopped.startswith("reached its target")
-    assert stage.study.get_trials()[running].state == TrialState.WAITING
+    assert [stage.study.get_trials()[number].state for number in (0, 2, 3)] == [TrialState.WAITING] * 3
     assert not stage.controller.all_ended
 
 

@@ -416,6 +416,24 @@ def test_a_trial_without_a_run_is_given_one(store: Tracker, line: Line, parent: 
     assert line.sent.count(CREATE) == 1
 
 
+def test_a_run_that_a_killed_driver_had_not_written_gets_the_id_that_the_study_has(store: Tracker, parent: str) -> None:
+    """Another one where that run was deleted."""
+    killed = over(Line(store, takes_many=True, breaks_at=0, for_good=True), parent)
+    run(killed, 0)
+    known, deleted = str(killed.run_id(0)), store.start_run("e", name="trial-1", tags={})
+    killed.abandon()
+    store.delete_run(deleted)
+    children = over(Line(store, takes_many=True), parent)
+    children.adopt()
+    children.mirror(record(0, run_id=known), HISTORY)
+    children.mirror(record(1, run_id=deleted), HISTORY)
+    children.close()
+    for number in range(2):
+        complete(store, parent, number, "complete")
+    assert child(store, parent, 0).info.run_id == known
+    assert child(store, parent, 1).info.run_id != deleted
+
+
 def test_the_run_of_a_repeat_names_the_trial_that_it_repeats(store: Tracker, parent: str, children: TrialRuns) -> None:
     """Whether it is told of while it runs, or at a resume."""
     children.adopt()

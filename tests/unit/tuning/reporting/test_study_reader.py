@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from recorded_sweep import project_in, recorded_sweep
+from staged_sweep import Stage
 
 from raymlops.errors import NotFoundError, SweepError
 from raymlops.records import Objective, TrialRecord
 from raymlops.training.runs.lookup import look_up
-from raymlops.tuning.reporting.study_reader import OpenView, Snapshot, frame, open_study
+from raymlops.tuning.reporting.study_reader import OpenStudy, OpenView, Snapshot, frame, open_study
+from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.storage import open_storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,6 +97,24 @@ def test_a_display_shows_the_best_and_those_that_run() -> None:
     snapshot = Snapshot((carried, trial(1, 0.5)), (), carried)
     assert [view.number for view in snapshot.board().rows()] == [1]
     assert (snapshot.carried, snapshot.board().counts["complete"]) == (1, 1)
+
+
+def test_a_display_shows_the_mean_of_what_was_trained_again_as_its_driver_does(storage_path: Path) -> None:
+    """Repeats are counted there."""
+    with open_storage(f"sqlite:///{storage_path}/optuna.db") as storage:
+        stage = Stage(storage, num_trials=2, repeats={"top": 1, "seeds": 3})
+        for value in (0.5, 0.8):
+            stage.run("complete", value)
+        stage.controller.close()
+        add_repeats(stage.study, spec=stage.spec)
+        stage.controller.repeat(stage.trials.reopen(repeats=True))
+        stage.run("complete", 0.6)
+        stage.trials.flush()
+        snapshot = OpenStudy(stage.study, spec=stage.spec, storage="").snapshot()
+        board, event = snapshot.board(), stage.events[-1]
+    assert (board.best, board.ended) == (event.best, event.ended)
+    assert (event.best.number, event.best.value) == (1, pytest.approx(0.7))
+    assert (event.total, snapshot.num_repeats) == (4, 2)
 
 
 def test_a_frame_has_a_row_for_each_trial() -> None:

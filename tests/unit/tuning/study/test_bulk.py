@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import time
 from contextlib import closing
+from datetime import datetime
 
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -13,7 +15,7 @@ from optuna.trial import TrialState
 from optuna.trial import create_trial as frozen
 
 from raymlops.records import Objective
-from raymlops.tuning.study.bulk import bulk, create_trial
+from raymlops.tuning.study.bulk import _Rows, bulk, create_trial
 from raymlops.tuning.study.storage import create_study, open_storage
 
 LOSS = Objective("loss", "min")
@@ -27,6 +29,16 @@ DRAFT = frozen(
     },
     system_attrs={"fixed_params": {"b": 3}, "tpe:relative_params:0": "{}"},
 )
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A time zone other than the tables'."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "XYZ-9")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 def write(storage, trial_id, *, state, values=None):
@@ -50,6 +62,7 @@ def tables(path):
     return {name: sorted(found) for name, found in rows.items() if name.startswith("trial")}
 
 
+@pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(
     ("state", "values"),
     [("COMPLETE", [0.5]), ("COMPLETE", [0.5, math.inf]), ("PRUNED", None), ("FAIL", None), ("WAITING", None)],
@@ -72,7 +85,8 @@ def test_the_tables_are_as_optuna_would_leave_them(tmp_path, state, values):
             started = [abs((trial.datetime_start - DRAFT.datetime_start).total_seconds()) for trial in now]
             assert max(started) < 1
             if state != "WAITING":
-                assert all(trial.datetime_complete >= trial.datetime_start for trial in now)
+                ages = [abs((datetime.now() - trial.datetime_complete).total_seconds()) for trial in now]  # noqa: DTZ005
+                assert max(ages) < 3600
     assert number == 1
     assert tables(tmp_path / "ours.db") == tables(tmp_path / "theirs.db")
 
@@ -87,6 +101,24 @@ def test_nothing_is_written_where_one_of_the_trials_has_ended(tmp_path):
         with pytest.raises(UpdateFinishedTrialError), bulk(storage) as rows:
             [write(rows, trial_id, state=TrialState.COMPLETE, values=[0.5]) for trial_id in (one, other)]
         assert tables(tmp_path / "o.db") == before
+
+
+def test_nothing_is_written_where_one_of_them_ends_meanwhile(tmp_path, monkeypatch):
+    """SQLite locks nothing that is only read."""
+    check = _Rows.check
+    with open_storage(f"sqlite:///{tmp_path}/o.db") as opened:
+        study = create_study(opened, "s", objectives=[LOSS])
+        trial_id, _ = create_trial(study._storage, study._study_id, DRAFT)
+
+        def meanwhile(rows, connection):
+            check(rows, connection)
+            study._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+        monkeypatch.setattr(_Rows, "check", meanwhile)
+        with pytest.raises(UpdateFinishedTrialError), bulk(study._storage) as rows:
+            write(rows, trial_id, state=TrialState.COMPLETE, values=[0.5])
+        (trial,) = study.get_trials()
+        assert (trial.state, trial.user_attrs) == (TrialState.FAIL, {})
 
 
 def test_a_study_that_was_deleted_is_not_found(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sqlite3
 from collections import Counter
 from types import SimpleNamespace
 
@@ -9,9 +12,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from recorded_sweep import project_in
+from sqlalchemy import URL
 
 from raymlops.config.space import parse_distribution
-from raymlops.errors import ConfigError, SweepError, UsageError
+from raymlops.errors import ConfigError, StorageError, SweepError, UsageError
 from raymlops.tuning.budget import Tally
 from raymlops.tuning.study.fork import add_carried, carry_over
 from raymlops.tuning.study.import_study import IMPORTED, import_trials, point_of
@@ -161,6 +165,62 @@ def test_with_constraints_a_trial_must_say_how_it_keeps_them(tmp_path):
     assert left == {"says nothing of sweep.constraints": 1}
     assert [trial.user_attrs["raymlops"]["feasible"] for trial in kept.values()] == [False, True]
     assert [trial.constraints for trial in kept.values()] == [{"latency max": 1.0}, {"latency max": -1.0}]
+    again = project_in(tmp_path, constraints={"latency": {"max": 9.5}}).spec
+    with open_storage(f"sqlite:///{tmp_path}/ours.db") as storage:
+        ours = create_study(storage, "ours", objectives=project.spec.objectives)
+        add_carried(ours, kept)
+        forked, left = carry_over(ours, old_spec=project.spec, new_spec=again, sweep_id="a")
+    assert (left, [trial.constraints["latency max"] for trial in forked.values()]) == (Counter(), [1.5, -0.5])
+
+
+def test_a_configuration_that_was_trained_again_is_one_measurement(tmp_path):
+    spec = project_in(tmp_path).spec
+    study = optuna.create_study(study_name="x")
+    for repeat_of in (None, 0):
+        trial = study.ask()
+        trial.suggest_float("lr", 0.001, 0.1)
+        if repeat_of is not None:
+            trial.set_user_attr("raymlops:repeat_of", repeat_of)
+        study.tell(trial, 0.5)
+    kept, left = import_trials(study, spec=spec)
+    assert (len(kept), left) == (1, {"trained again with another seed": 1})
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_the_other_database_is_left_as_it_is(tmp_path, url, journal, running):
+    """Whatever its journal and its name are, also where its folder may not be written, or its program runs."""
+    folder = tmp_path / "their 100% #1?"
+    folder.mkdir()
+    file = shutil.copy(tmp_path / "theirs.db", folder)
+    theirs = sqlite3.connect(file)
+    theirs.execute(f"PRAGMA journal_mode = {journal}")
+    with theirs:
+        theirs.execute("UPDATE trials SET state = 'FAIL' WHERE number = 2")
+    if not running:
+        theirs.close()
+    before = contents(folder)
+    storage = str(URL.create("sqlite", database=str(file)))
+    kept, _ = opener(project_in(tmp_path, import_study={"study": "theirs", "storage": storage}), [])._imported()
+    assert len(kept) == 2
+    assert contents(folder) == before
+    theirs.close()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith("-shm")}
+
+
+def test_a_database_without_studies_is_named_and_gets_no_tables(tmp_path):
+    file = tmp_path / "app.db"
+    with contextlib.closing(sqlite3.connect(file)) as app:
+        app.execute("CREATE TABLE users (name TEXT)")
+    before = contents(tmp_path)
+    project = project_in(tmp_path, import_study={"study": "x", "storage": f"sqlite:///{file}"})
+    with pytest.raises(StorageError, match="no such table") as raised:
+        opener(project, [])._imported()
+    assert raised.value.hint == "It holds no studies of Optuna: name the database of one."
+    assert contents(tmp_path) == before
 
 
 def test_a_name_for_what_is_not_in_the_space_is_rejected(tmp_path):

@@ -114,7 +114,19 @@ def test_repeats_count_in_no_limit_of_the_search(study):
     assert (trials.asked, trials.total, trials.repeats, trials.reopen()) == (3, 5, 4, [])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_one_that_the_recipe_rejects_counts_nowhere_and_is_not_added_again(study):
+    searched(study, 0.3, 0.1, 0.2)
+    add_repeats(study, spec=spec())
+    driver = trials_of(study)
+    driver.reopen(repeats=True)
+    driver.refuse(4, "the recipe rejects it")
+    driver.flush()
+    for trials in (driver, trials_of(study)):
+        assert (trials.asked, trials.refused, trials.total, trials.repeats) == (3, 0, 3, 3)
+    assert add_repeats(study, spec=spec()) == 0
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "gp", "own_samplers.NearBest"])
 def test_a_search_that_is_extended_draws_as_if_there_had_been_none(storage, sampler):
     """Whatever the repeats gave: samplers do not see them."""
     section = {"sampler": sampler, "startup_trials": 2, "num_trials": 8, "scheduler": "none"}
@@ -127,7 +139,7 @@ def test_a_search_that_is_extended_draws_as_if_there_had_been_none(storage, samp
             add_repeats(study, spec=spec())
             trials = trials_of(study, **section)
             for opened in trials.reopen(repeats=True):
-                end(trials, opened.number, -5.0)
+                end(trials, opened.number, -5.0 if opened.repeat_of == 2 else 5.0)
             trials.flush()
         trials = searched(study, 0.15, 0.12, **section)
         drawn.append([record.params for record in trials.records if record.repeat_of is None])
@@ -147,7 +159,7 @@ def test_one_that_failed_is_trained_again_with_its_own_seed(study):
     again = trials_of(study)
     assert [(each.number, each.repeat_of, each.seed) for each in again.reopen(repeats=True)] == [(7, 1, 6)]
     assert [record.number for record in again.records] == [0, 1, 2, 4, 5, 6]
-    assert again.asked == 3
+    assert (again.asked, again.repeats) == (3, 4)
 
 
 def test_a_fork_carries_over_no_repeats(study):

@@ -127,6 +127,7 @@ def test_open_and_ended_trials_are_counted(trials):
 
 def test_another_process_reads_the_same_records_and_curves(storage, clock, trials):
     number = trials.ask().number
+    trials.start(number)
     trials.report(number, epoch=1, value=0.5, metrics={"validation/loss": 0.5, "n": 1}, best_metrics={"n": 1.0})
     trials.report(number, epoch=2, value=0.5, metrics={"validation/loss": math.nan}, best_metrics={"n": 1.0})
     clock.now += 7
@@ -236,6 +237,7 @@ def test_a_trial_that_goes_on_from_an_older_checkpoint_may_report_an_epoch_again
 
 def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, trials, study):
     first = trials.ask()
+    trials.start(first.number)
     report(trials, first.number, [0.5, 0.4], latency_ms=3.0)
     clock.now += 30
     trials.suspend(first.number)
@@ -247,6 +249,8 @@ def test_a_suspended_trial_waits_and_goes_on_with_all_it_knew(storage, clock, tr
     assert (opened.params, opened.value, opened.epochs) == (first.params, 0.4, 2)
     assert opened.metrics == {"validation/loss": 0.4, "latency_ms": 3.0}
     assert sorted(opened.history) == [1, 2]
+    clock.now += 600  # it waits for a process
+    other.start(0)
     clock.now += 5
     assert other.tell(0, "pruned").duration_s == 35
 
@@ -384,17 +388,20 @@ def test_a_long_draw_keeps_no_one_waiting(storage, study, trials, monkeypatch):
     number = trials.ask().number
     complete, drawn = Draws.complete, threading.Event()
     monkeypatch.setattr(Draws, "complete", lambda *args, **options: drawn.wait() and complete(*args, **options))
-    monkeypatch.setattr(trials._draws, "_took_s", 1.0)
-    assert [trials.prepare(wait_s=0.0) for _ in range(2)] == [False, False]
+    monkeypatch.setattr(trials._draws, "_took_s", 100.0)
     report(trials, number, [0.5])
+    assert [trials.prepare(wait_s=0.0) for _ in range(2)] == [False, False]
+    assert load_study(storage, "s").trials[0].last_step == 1  # the draw knows what was reported before it
+    daemons = [thread.daemon for thread in threading.enumerate() if thread.name == "raymlops-draw"]
     trials.tell(number, "complete")
     trials.flush()
     assert [trial.state.name for trial in load_study(storage, "s").trials] == ["COMPLETE"]
     drawn.set()
+    assert daemons == [True]  # nobody may ask for the trial: that must keep no process alive
     assert trials.prepare(wait_s=60.0)
     opened = trials.ask()
     assert (opened.number, study.trials[1].params) == (1, opened.params)
-    assert trials.prepare(wait_s=60.0)  # it took no time
+    assert trials._draws.quick(60.0)  # the last one was
 
 
 def test_what_several_trials_have_reported_is_one_transaction(study, trials, transactions):
