@@ -81,7 +81,11 @@ def _as_array(name: str, values: Any) -> Array:
         return np.asarray(values)
     items = list(values)
     text = any(isinstance(item, str | bytes) or item is None for item in items)
-    return objects(items) if text or _ragged(items) else np.asarray(items)
+    if text or _ragged(items):
+        return objects(items)
+    array = np.asarray(items)
+    gaps = array.dtype.kind == "f" and array.ndim == 1 and bool(np.isnan(array).any())
+    return objects(items) if gaps and any(isinstance(item, int | np.integer) for item in items) else array
 
 
 def _from_objects(name: str, array: Array) -> Array:
@@ -97,7 +101,7 @@ def _from_objects(name: str, array: Array) -> Array:
             if numbers.dtype == object or (numbers.dtype.kind == "f" and _are_integers(items)):
                 raise range_error(name, "int")
             return from_array(name, numbers)
-        if any(isinstance(item, int) and abs(item) > _WHOLE for item in present):
+        if any(isinstance(item, int | np.integer) and abs(int(item)) > _WHOLE for item in present):
             raise range_error(name, "int")
         return np.array([np.nan if item is None else item for item in items], dtype=np.float64)
     if len(present) == len(items) and all(isinstance(item, list | np.ndarray) for item in items):
