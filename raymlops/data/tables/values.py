@@ -111,7 +111,9 @@ def _from_objects(name: str, array: Array) -> Array:
 
 def _are_integers(values: Any) -> bool:
     """Return whether numpy made floats of integers, since no integer of 64 bits holds them all."""
-    return isinstance(values, list | tuple) and len(values) > 0 and all(type(value) is int for value in values)
+    if not isinstance(values, list | tuple) or len(values) == 0:
+        return False
+    return all(type(value) is int or isinstance(value, np.integer) for value in values)
 
 
 def _none_if_missing(item: Any) -> Any:

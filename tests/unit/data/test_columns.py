@@ -198,6 +198,7 @@ def test_what_training_does_not_read_is_not_refused(tmp_path: Path) -> None:
         np.array([np.uint64(2**63 + 1), None], dtype=object),
         [2**60 + 1, float("nan")],
         [np.int64(2**60 + 1), np.float64("nan"), 1],
+        [np.uint64(2**63 + 1), np.int64(-1)],
         np.ma.masked_equal([2**60 + 1, 0], 0),
         pa.chunked_array([pa.array([2**60 + 1, None])]),
     ],
