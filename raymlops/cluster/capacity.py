@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from raymlops.cluster import resource_usage
 from raymlops.cluster.autoscaler import autoscaler_growth
-from raymlops.cluster.placement import WorkerRequest, add, decide, hint, remedy, room, task_wait
+from raymlops.cluster.placement import WorkerRequest, add, decide, hint, kept_out, remedy, room, show, without
 from raymlops.errors import InsufficientResourcesError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from raymlops.cluster.placement import Resources, TaskWait
+    from raymlops.cluster.placement import Resources
 
 
 class Places:
@@ -42,20 +42,37 @@ class Places:
         verdict = decide(requested, total=total, available=available, growth=autoscaler_growth(requested))
         return verdict.kind == "grows"
 
-    def task_wait(self, *, workers: Collection[str]) -> TaskWait | None:
-        """Return what tasks of the cluster wait for while workers run on the nodes with these ids, one for each."""
+    def waiting(self, *, workers: Collection[str]) -> str:
+        """Return which tasks and actors workers on the nodes with these ids, one for each, leave no room for.
+
+        Empty where there are none. They may be another job's: Ray does not tell whose they are.
+        """
         requests = resource_usage.demands()
         if not requests:
-            return None
-        alive = resource_usage.alive_nodes()
-        counts = Counter(workers)
-        return task_wait(
-            requests,
-            total=[node["Resources"] for node, _ in alive],
-            free=[free for _, free in alive],
-            held=[add([self._one.each] * counts[node["NodeID"]]) for node, _ in alive],
-            growth=_may_add,
+            return ""
+        counts, alive = Counter(workers), resource_usage.alive_nodes()
+        held = [add([self._one.each] * counts[node["NodeID"]]) for node, _ in alive]
+        total = [node["Resources"] for node, _ in alive]
+        rest = [without(node, mine) for node, mine in zip(total, held, strict=True)]
+        if not (waiting := kept_out(requests, rest=rest, held=held)):
+            return ""
+        asked = " or ".join(dict.fromkeys(show(each) for each in waiting))
+        return (
+            f"Ray tasks or actors that request {asked} wait for room; the workers hold {show(add(held))} of "
+            f"{show(add(total))}"
         )
+
+    def blocks(self, group_id: str) -> bool:
+        """Return whether something may wait for the places of this placement group.
+
+        That are another one of its job, and tasks and actors of any job: Ray does not tell whose they are.
+        """
+        held, others_wait = resource_usage.reserved_beside_others(group_id)
+        if others_wait or not held:
+            return others_wait
+        alive = resource_usage.alive_nodes()
+        mine = [held.get(node["NodeID"], {}) for node, _ in alive]
+        return bool(kept_out(resource_usage.demands(), rest=[free for _, free in alive], held=mine))
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:
         """Return the error that says what is there and who holds it, after a wait in vain."""
@@ -69,12 +86,6 @@ class Places:
         return InsufficientResourcesError(
             f"{verdict.message}\n  waited {waited_s:.0f} s", hint=". ".join(filter(None, (what_next, remedy(found))))
         )
-
-
-def _may_add(request: Resources) -> bool:
-    one = WorkerRequest(1, request.get("CPU", 0.0), request.get("GPU", 0.0))
-    growth = autoscaler_growth(one)
-    return growth is None or room(one, growth) >= 1
 
 
 def check_fits(requested: WorkerRequest, *, wait_s: float, queues: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     Resources = Mapping[str, float]
 
@@ -63,14 +63,6 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class TaskWait:
-    """Tasks that no node has room for now; ``forever`` if not even once everything ends but who waits for them."""
-
-    message: str
-    forever: bool
-
-
-@dataclass(frozen=True)
 class Verdict(Record):
     """``fits`` now, ``grows`` to fit when requested, is ``busy`` and may fit later, or can ``never`` fit."""
 
@@ -111,37 +103,22 @@ def decide(
     return Verdict("never", f"{want}; this cluster holds at most {most} of them: it has {size}\n{held}")
 
 
-def task_wait(
-    requests: Sequence[Resources],
-    *,
-    total: Sequence[Resources],
-    free: Sequence[Resources],
-    held: Sequence[Resources],
-    growth: Callable[[Resources], bool] = lambda _request: False,
-) -> TaskWait | None:
-    """Return what tasks wait for whose requests fit no node now; None where there are none.
-
-    ``total``, ``free`` and ``held`` are the resources of each node: all, the free ones, and those of workers that wait
-    for such tasks and hold them until then. ``growth`` says whether an autoscaler may add a node for a request.
-    """
-    unmet = [each for each in requests if not any(_fits(each, node) for node in free)]
-    if not unmet:
-        return None
-    asked = " or ".join(dict.fromkeys(show(each) for each in unmet))
-    beside = [_without(node, mine) for node, mine in zip(total, held, strict=True)]
-    if any(_fits(each, node) for each in unmet for node in beside) or any(growth(each) for each in unmet):
-        return TaskWait(f"tasks that request {asked}, which is not free on any node", forever=False)
-    shares = f"{show(add(held)) or 'nothing'} of {show(add(total)) or 'nothing'}"
-    return TaskWait(
-        f"tasks that request {asked}, for which the workers leave no room: they hold {shares}", forever=True
-    )
+def kept_out(requests: Sequence[Resources], *, rest: Sequence[Resources], held: Sequence[Resources]) -> list[Resources]:
+    """Return the requests that fit no node's ``rest``, but would fit one if what is ``held`` of each were given up."""
+    whole = [add(parts) for parts in zip(rest, held, strict=True)]
+    return [
+        each
+        for each in requests
+        if not any(_fits(each, node) for node in rest) and any(_fits(each, node) for node in whole)
+    ]
 
 
 def _fits(request: Resources, node: Resources) -> bool:
     return all(node.get(name, 0.0) + _EPSILON >= amount for name, amount in request.items())
 
 
-def _without(node: Resources, held: Resources) -> dict[str, float]:
+def without(node: Resources, held: Resources) -> dict[str, float]:
+    """Return what is left of a node's resources."""
     return {name: amount - held.get(name, 0.0) for name, amount in node.items()}
 
 

@@ -94,6 +94,22 @@ def reserved(groups: Iterable[Mapping[str, Any]], *, job_id: str) -> dict[str, d
     return {node_id: add(bundles) for node_id, bundles in parts.items()}
 
 
+def reserved_beside_others(group_id: str) -> tuple[dict[str, dict[str, float]], bool]:
+    """Return what a placement group reserves on each node, by its id, and whether others of its job wait for room."""
+    from ray.util import placement_group_table
+
+    return beside_others(placement_group_table(), group_id=group_id)
+
+
+def beside_others(
+    groups: Mapping[str, Mapping[str, Any]], *, group_id: str
+) -> tuple[dict[str, dict[str, float]], bool]:
+    """Return what ``reserved_beside_others`` does, of these groups by their ids."""
+    job_id = group_id[-_JOB_DIGITS:]
+    waiting = {key for key, row in groups.items() if row["state"] in _PENDING and _made_by(row, job_id)}
+    return reserved([groups[group_id]], job_id=job_id), bool(waiting - {group_id})
+
+
 def holders(*, without_job: str | None = None) -> list[Holder]:
     """Return who holds CPUs or GPUs, the largest share first; the placement groups of ``without_job`` are left out."""
     import ray

@@ -258,12 +258,19 @@ class _Pass:
 
     def _receive(self, piece: _Piece) -> Batch:
         if piece.parts:
-            parts = [self._pool.receive(lane, task) for lane, task, _ in piece.parts]
+            parts = self._receive_parts(piece)
             joined = None if any(part is None for part in parts) else join(parts)
             if joined is not None:
                 return select(joined, torch.cat([places for _, _, places in piece.parts]).argsort())
             self._pool.send(*piece.whole)
         return self._pool.receive(*piece.whole)
+
+    def _receive_parts(self, piece: _Piece) -> list[Batch]:
+        waiting = deque(piece.parts)
+        try:
+            return [self._pool.receive(*waiting.popleft()[:2]) for _ in piece.parts]
+        finally:
+            self._pool.drop(task for _, task, _ in waiting)
 
     def _received(self, piece: _Piece) -> None:
         for lane, task in piece.tasks:

@@ -81,7 +81,11 @@ def _as_array(name: str, values: Any) -> Array:
         return np.asarray(values)
     items = list(values)
     text = any(isinstance(item, str | bytes) or item is None for item in items)
-    return objects(items) if text or _ragged(items) else np.asarray(items)
+    if text or _ragged(items):
+        return objects(items)
+    array = np.asarray(items)
+    gaps = array.dtype.kind == "f" and array.ndim == 1 and bool(np.isnan(array).any())
+    return objects(items) if gaps and any(isinstance(item, int | np.integer) for item in items) else array
 
 
 def _from_objects(name: str, array: Array) -> Array:
@@ -97,7 +101,7 @@ def _from_objects(name: str, array: Array) -> Array:
             if numbers.dtype == object or (numbers.dtype.kind == "f" and _are_integers(items)):
                 raise range_error(name, "int")
             return from_array(name, numbers)
-        if any(isinstance(item, int) and abs(item) > _WHOLE for item in present):
+        if any(isinstance(item, int | np.integer) and abs(int(item)) > _WHOLE for item in present):
             raise range_error(name, "int")
         return np.array([np.nan if item is None else item for item in items], dtype=np.float64)
     if len(present) == len(items) and all(isinstance(item, list | np.ndarray) for item in items):
@@ -107,7 +111,9 @@ def _from_objects(name: str, array: Array) -> Array:
 
 def _are_integers(values: Any) -> bool:
     """Return whether numpy made floats of integers, since no integer of 64 bits holds them all."""
-    return isinstance(values, list | tuple) and len(values) > 0 and all(type(value) is int for value in values)
+    if not isinstance(values, list | tuple) or len(values) == 0:
+        return False
+    return all(type(value) is int or isinstance(value, np.integer) for value in values)
 
 
 def _none_if_missing(item: Any) -> Any:

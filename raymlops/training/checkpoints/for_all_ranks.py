@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import distributed
 
-from raymlops.errors import RaymlopsError
+from raymlops.errors import DamagedError, RaymlopsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,7 @@ def for_all(work: Callable[[], T]) -> T:
     """Return what ``work`` returns, once no rank has failed: one that fails would leave the others waiting.
 
     Raises:
+        DamagedError: what it raised on any rank, the first one that did, so that all know what is damaged.
         RaymlopsError: what it raised on this rank, or else on the first one that failed.
     """
     failure, found = None, None
@@ -36,5 +37,6 @@ def for_all(work: Callable[[], T]) -> T:
         failure = error
     failures = [each for each in gathered(failure) if each is not None]
     if failures:
-        raise failure or failures[0]
+        damage = next((each for each in failures if isinstance(each, DamagedError)), None)
+        raise damage or failure or failures[0]
     return cast("T", found)

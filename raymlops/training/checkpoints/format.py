@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
 """One optimizer, or several by name."""
 
@@ -48,8 +47,6 @@ SHARDS = ".metadata"
 """torch.distributed.checkpoint's index of tensors and files."""
 TRAINED = "raymlops.trained"
 """The entry of ``keep`` with the weights that are trained, where a loop keeps others, such as averages of its own."""
-
-_SHOWN = 5
 
 
 def write_whole(folder: Path, *, model: Mapping[str, torch.Tensor], trainer: Mapping[str, Any]) -> None:

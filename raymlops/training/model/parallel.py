@@ -148,6 +148,11 @@ class BatchLoss(nn.Module):
 
 
 class _Averaged(DistributedDataParallel):
+    def __init__(self, loss: nn.Module, *, find_unused_parameters: bool) -> None:
+        super().__init__(loss, find_unused_parameters=find_unused_parameters)
+        # torch (2.13) numbers those that it reduces, and goes on to reduce those that are frozen later
+        self._reduced = [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
+
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         try:
             return super().forward(*inputs, **kwargs)  # type: ignore[no-untyped-call]
@@ -162,10 +167,9 @@ class _Averaged(DistributedDataParallel):
             ) from error
 
     def _without_gradient(self, message: str) -> str:
-        """Return the parameters that torch (2.13) names by their numbers among those that it reduces."""
+        """Return the parameters that torch names by their numbers among those that it reduces."""
         numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
-        names = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-        found = [names[int(number)].removeprefix("model.") for number in numbers[1].split()] if numbers else []
+        found = [self._reduced[int(number)].removeprefix("model.") for number in numbers[1].split()] if numbers else []
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         return f"{', '.join(found[:_SHOWN])}{more}" if found else "a parameter"
 

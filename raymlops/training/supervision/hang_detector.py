@@ -51,7 +51,7 @@ class HangDetector:
         running = {rank: beat for rank, beat in heartbeats.items() if not beat.done}
         silent = {rank: beat.silent_s for rank, beat in running.items() if beat.silent_s > self._hang_timeout_s}
         if silent:
-            ranks = named(silent)
+            ranks = _ranks(silent)
             message = f"no heartbeat of {ranks} for {max(silent.values()):.0f} s (train.hang_timeout_s)"
             return self._hang(message, rank=next(iter(silent)) if len(silent) == 1 else None)
         allowed_s = self._hang_timeout_s if self.stepping else self._start_s
@@ -65,7 +65,7 @@ class HangDetector:
         return Failure("hang", "HangError", message, rank=rank, step=self.step)
 
 
-def named(ranks: Collection[int]) -> str:
+def _ranks(ranks: Collection[int]) -> str:
     """Return ranks in words."""
     shown = ", ".join(str(rank) for rank in sorted(ranks)[:8])
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}{' and others' if len(ranks) > 8 else ''}"

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 from raymlops.training.supervision.messages import Heartbeat, Orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from raymlops.training.supervision.channel import RankChannel
 
 EVERY_S = 0.5
@@ -28,7 +26,6 @@ class HeartbeatThread:
     """Sends the heartbeats of one rank over its channel.
 
     A heartbeat that raises TimeoutError is sent again; after any other exception, or without orders, the thread ends.
-    ``awaits_tasks`` says whether this process waits for Ray tasks; it is asked until the first sign of life.
     """
 
     def __init__(
@@ -37,13 +34,10 @@ class HeartbeatThread:
         channel: RankChannel,
         *,
         every_s: float = EVERY_S,
-        awaits_tasks: Callable[[], bool] = lambda: False,
     ) -> None:
         self._rank = rank
         self._channel = channel
         self._every_s = every_s
-        self._awaits_tasks = awaits_tasks
-        self._prepared = False
         self._step = 0
         self._ticked_s = self._stepped_s = time.monotonic()
         self._done = False
@@ -60,7 +54,7 @@ class HeartbeatThread:
         now_s = time.monotonic()
         if step != self._step:
             self._step, self._stepped_s = step, now_s
-        self._ticked_s, self._prepared = now_s, True
+        self._ticked_s = now_s
 
     def tick(self) -> None:
         """Note a sign of life within the current step."""
@@ -105,7 +99,6 @@ class HeartbeatThread:
             step_age_s=now_s - self._stepped_s,
             tick_age_s=now_s - self._ticked_s,
             done=done,
-            awaits_tasks=not self._prepared and self._awaits_tasks(),
         )
 
 

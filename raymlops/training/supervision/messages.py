@@ -37,7 +37,6 @@ class Heartbeat:
 
     ``step_age_s`` are the seconds since the last step, ``tick_age_s`` those since the last sign of life of the loop,
     ``silent_s`` those since the mailbox heard from the rank. ``done`` says that the loop has ended, in success or not.
-    ``awaits_tasks`` says that ``datasets()`` has started Ray tasks that have not ended.
     """
 
     rank: int
@@ -46,7 +45,6 @@ class Heartbeat:
     tick_age_s: float = 0.0
     silent_s: float = 0.0
     done: bool = False
-    awaits_tasks: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RecipeError, StorageError
+from raymlops.errors import StorageError
 from raymlops.storage import filesystem
 from raymlops.training.supervision.failure_policy import Failure
-from raymlops.training.supervision.hang_detector import named
 from raymlops.training.supervision.messages import Inbox
 from raymlops.training.supervision.notices import plural
 from raymlops.training.supervision.scaling_policy import Growth
@@ -23,7 +22,6 @@ from raymlops.training.supervision.worker_group import draining
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from raymlops.cluster.placement import TaskWait
     from raymlops.training.supervision.channel import DriverChannel
     from raymlops.training.supervision.hang_detector import HangDetector
     from raymlops.training.supervision.notices import Notifier
@@ -39,18 +37,15 @@ _END_S = 15.0
 """Time for killed workers to exit; after that the attempt is abandoned."""
 _FIRST_STEP_S = 2.0
 """Time for the heartbeat of the first step to arrive."""
-_TASKS_S = 8.0
-"""Time for Ray tasks of ``datasets()`` to start, before it is said what they wait for."""
+_ROOM_S = 8.0
+"""Time for Ray to place tasks, before it is said that they wait."""
 _START_S = 600.0
 """The least time for a worker to start and to join the others: a node without its libraries takes minutes."""
 _STACKS_S = 3.0
 """Time for ranks to send their stacks."""
-
-
 _LEAVE_ROOM = (
-    "Start no Ray task in datasets(), which each worker calls: return the URI of Parquet files, or a Ray Data dataset, "
-    "which runs once in the driver. Or leave room for tasks: lower train.num_workers or train.cpus_per_worker, or add "
-    "nodes."
+    "if datasets(), which each worker calls, waits for them, return the URI of Parquet files, or a Ray Data dataset, "
+    "which runs once in the driver; or leave room: lower train.num_workers or train.cpus_per_worker, or add nodes"
 )
 
 
@@ -88,7 +83,8 @@ class Monitor:
         self._placeless = 0
         self._placed_s = inf
         self._waits_s = inf
-        """Since when tasks of ``datasets()`` have waited."""
+        """Since when the workers have left something no room, before their first step."""
+        self._waiting = ""
         self._wait_said = False
         self._raised_s: float | None = None
 
@@ -110,6 +106,8 @@ class Monitor:
             self._notify.observe(self._detector)
             self._check_stop(now_s)
             if hang is not None and self.failure is None:
+                if self._waiting and not self._detector.stepping:
+                    hang = replace(hang, message=f"{hang.message}; {self._waiting}")
                 self._save_stacks(hang.message)
                 info = None if hang.rank is None else self.inbox.infos.get(hang.rank)
                 self._kill(hang if info is None else replace(hang, node_id=info.node_id))
@@ -153,7 +151,7 @@ class Monitor:
             self._check_places()
         else:
             self._check_start(now_s)
-        self._check_tasks(now_s)
+        self._check_room(now_s)
         if self._ordered or not self.inbox.infos:
             return
         leaving = draining() & {info.node_id for info in self.inbox.infos.values()}
@@ -199,26 +197,20 @@ class Monitor:
             message = f"{missing} of {plural(self._group.workers)} have not started within {allowed_s:.0f} s"
             self._kill(Failure("hang", "HangError", message, step=self._detector.step))
 
-    def _check_tasks(self, now_s: float) -> None:
-        """Say what tasks of ``datasets()`` wait for, and end an attempt whose workers hold it themselves."""
-        ranks = {rank for rank, beat in self.inbox.heartbeats.items() if beat.awaits_tasks}
-        wait: TaskWait | None = None
-        if ranks and self._request.room is not None:
-            with suppress(Exception):  # a cluster that does not answer now is asked again
-                wait = self._request.room.task_wait(workers=[info.node_id for info in self.inbox.infos.values()])
-        if wait is None:
-            self._waits_s = inf
+    def _check_room(self, now_s: float) -> None:
+        """Say which Ray tasks the workers leave no room for before their first step: ``datasets()`` may wait for them.
+
+        They may as well be another job's, and those of this one run: the attempt ends by its timeout alone.
+        """
+        if self._detector.stepping or not self.inbox.infos or self._request.room is None:
             return
-        self._waits_s = min(self._waits_s, now_s)
-        if now_s - self._waits_s < _TASKS_S:
-            return
-        message = f"datasets() on {named(ranks)} waits for Ray {wait.message}"
-        if wait.forever:
-            error = RecipeError(message, hint=_LEAVE_ROOM)
-            self._kill(Failure("recipe_error", "RecipeError", message, rank=min(ranks), own=error))
-        elif not self._wait_said:
+        with suppress(Exception):  # a cluster that does not answer now is asked again
+            nodes = [info.node_id for info in self.inbox.infos.values()]
+            self._waiting = self._request.room.waiting(workers=nodes)
+        self._waits_s = min(self._waits_s, now_s) if self._waiting else inf
+        if now_s - self._waits_s >= _ROOM_S and not self._wait_said:
             self._wait_said = True
-            self._notify(message)
+            self._notify(f"{self._waiting}: {_LEAVE_ROOM}")
 
     def _order(self, order: str, reason: str = "") -> None:
         self._ordered, self.reason = order, reason

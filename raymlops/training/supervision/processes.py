@@ -15,20 +15,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.cluster.import_paths import own_paths, take_over
-from raymlops.cluster.own_tasks import awaits_tasks
 from raymlops.signals import undisturbed
 from raymlops.training.supervision.scaling_policy import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from raymlops.config.train import TrainSection
     from raymlops.training.supervision.scaling_policy import Room
 
 _LOOK_S = 0.25
-_TASKS_EVERY_S = 1.0
-_TASKS_LOOKS = 2
-"""How often in a row tasks are seen to wait before processes give up their places."""
+_WAIT_EVERY_S = 1.0
+_WAIT_LOOKS = 2
+"""How often in a row something is seen to wait before processes give up their places."""
 _DRIVERS_OWN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
@@ -127,20 +126,14 @@ class WorkerProcesses:
 class StartedAhead:
     """Processes that start while their driver checks what it was given. A context manager: leaving it ends them.
 
-    They give up their places where the driver itself waits for Ray tasks, such as those of a pipeline of Ray Data.
+    They give up their places where something of the cluster waits for them, which may be a pipeline of Ray Data, an
+    actor or a placement group of ``datasets()``: the driver would wait for ever. Where it is another job's, the run has
+    lost a head start of seconds.
     """
 
-    def __init__(
-        self,
-        processes: WorkerProcesses,
-        *,
-        room: Room,
-        awaits: Callable[[], bool] = awaits_tasks,
-        every_s: float = _TASKS_EVERY_S,
-    ) -> None:
+    def __init__(self, processes: WorkerProcesses, *, room: Room, every_s: float = _WAIT_EVERY_S) -> None:
         self._processes = processes
         self._room = room
-        self._awaits = awaits
         self._every_s = every_s
         self._given_up = False
         self._lock = threading.Lock()
@@ -154,7 +147,7 @@ class StartedAhead:
     def __exit__(self, *_: object) -> None:
         with undisturbed():
             self.take()
-            self._thread.join(_TASKS_EVERY_S)
+            self._thread.join(_WAIT_EVERY_S)
             self._processes.end()
 
     def take(self) -> WorkerProcesses | None:
@@ -167,9 +160,8 @@ class StartedAhead:
         waited = 0
         while not self._over.wait(self._every_s):
             with suppress(Exception):  # a cluster that does not answer now is asked again
-                waits = self._awaits() and self._room.task_wait(workers=()) is not None
-                waited = waited + 1 if waits else 0
-            if waited < _TASKS_LOOKS:
+                waited = waited + 1 if self._room.blocks(self._processes.group.id.hex()) else 0
+            if waited < _WAIT_LOOKS:
                 continue
             with self._lock:
                 self._given_up = not self._over.is_set()

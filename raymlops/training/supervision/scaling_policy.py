@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from raymlops.cluster.placement import TaskWait
     from raymlops.errors import InsufficientResourcesError
 
 
@@ -26,8 +25,12 @@ class Room(Protocol):
         """Return whether an autoscaler may add nodes for so many workers."""
         ...
 
-    def task_wait(self, *, workers: Collection[str]) -> TaskWait | None:
-        """Return what tasks of the cluster wait for while workers run on the nodes with these ids, one for each."""
+    def waiting(self, *, workers: Collection[str]) -> str:
+        """Return which tasks workers on the nodes with these ids, one for each, leave no room for; empty if none."""
+        ...
+
+    def blocks(self, group_id: str) -> bool:
+        """Return whether something may wait for the places of this placement group."""
         ...
 
     def error(self, workers: int, *, waited_s: float) -> InsufficientResourcesError:

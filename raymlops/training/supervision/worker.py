@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.import_paths import own_paths, take_over
-from raymlops.cluster.own_tasks import awaits_tasks
 from raymlops.training.supervision.channel import RankChannel
 from raymlops.training.supervision.heartbeat import HeartbeatThread, interval_s
 
@@ -46,7 +45,7 @@ def work(config: dict[str, Any]) -> tuple[Outcome, str] | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     channel = RankChannel(config["mailbox"], attempt=config["attempt"], rank=rank)
-    heartbeat = HeartbeatThread(rank, channel, every_s=interval_s(world_size), awaits_tasks=awaits_tasks)
+    heartbeat = HeartbeatThread(rank, channel, every_s=interval_s(world_size))
     heartbeat.start()
     try:
         return _train(config, channel, heartbeat, rank=rank, world_size=world_size)

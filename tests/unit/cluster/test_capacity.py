@@ -3,7 +3,7 @@ from __future__ import annotations
 from math import inf
 
 from raymlops.cluster.capacity import logical_cpus
-from raymlops.cluster.placement import Holder, WorkerRequest, decide, remedy, room, some_end, task_wait
+from raymlops.cluster.placement import Holder, WorkerRequest, decide, kept_out, remedy, room, some_end
 
 TWO_NODES = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
 
@@ -89,27 +89,20 @@ def test_the_remedy_names_the_command_where_something_is_served():
     assert (some_end([served, training]), some_end([served]), some_end([])) == (True, False, False)
 
 
-def test_tasks_that_fit_a_node_wait_for_nothing():
-    """Ray starts them in a moment."""
-    assert task_wait([{"CPU": 1}], total=[{"CPU": 4}], free=[{"CPU": 1}], held=[{"CPU": 3}]) is None
-    assert task_wait([], total=[{"CPU": 4}], free=[{"CPU": 0}], held=[{"CPU": 4}]) is None
+def test_what_fits_a_node_or_none_at_all_is_kept_out_by_nobody():
+    """Ray starts the first in a moment; the others wait for nodes that are not there, whoever gives up what."""
+    assert kept_out([{"CPU": 1}], rest=[{"CPU": 1}], held=[{"CPU": 3}]) == []
+    larger = [{"CPU": 64}, {"CPU": 1, "fast_disk": 1}]
+    assert kept_out(larger, rest=[{"CPU": 3}], held=[{"CPU": 1}]) == []
 
 
-def test_tasks_wait_for_ever_where_their_callers_leave_no_room():
+def test_workers_keep_out_what_would_fit_without_them():
     """Two nodes of two CPUs: a worker of two on one, of 1.5 on the other, whose half is too small for a task."""
-    total, free = [{"CPU": 2}, {"CPU": 2}], [{"CPU": 0}, {"CPU": 0.5}]
-    found = task_wait([{"CPU": 1}] * 9, total=total, free=free, held=[{"CPU": 2}, {"CPU": 1.5}])
-    assert found is not None
-    assert found.forever
-    assert found.message == "tasks that request 1 CPU, for which the workers leave no room: they hold 3.5 CPU of 4 CPU"
+    rest, held = [{"CPU": 0}, {"CPU": 0.5}], [{"CPU": 2}, {"CPU": 1.5}]
+    assert kept_out([{"CPU": 1}] * 2, rest=rest, held=held) == [{"CPU": 1}] * 2
+    assert kept_out([{"CPU": 1}], rest=[{"CPU": 0}, {"CPU": 2}], held=[{"CPU": 2}, {}]) == []
 
 
-def test_tasks_wait_where_others_hold_their_room_or_a_node_may_come():
-    """The second node is another's; or an autoscaler may add one."""
-    total, free, one = [{"CPU": 2}, {"CPU": 2}], [{}, {}], {"CPU": 1}
-    found = task_wait([one], total=total, free=free, held=[{"CPU": 2}, {}])
-    assert found is not None
-    assert (found.message, found.forever) == ("tasks that request 1 CPU, which is not free on any node", False)
-    grows = task_wait([one], total=total, free=free, held=total, growth=lambda request: request == one)
-    assert grows is not None
-    assert not grows.forever
+def test_a_small_request_hides_no_large_one():
+    """Four CPUs, two of them the workers': a request of four waits for them, one of two has room beside."""
+    assert kept_out([{"CPU": 4}, {"CPU": 2}], rest=[{"CPU": 2}], held=[{"CPU": 2}]) == [{"CPU": 4}]

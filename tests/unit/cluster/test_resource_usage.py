@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from raymlops.cluster.placement import Contender
-from raymlops.cluster.resource_usage import contenders, group, reserved
+from raymlops.cluster.resource_usage import beside_others, contenders, group, reserved
 
 
 def _actor(**fields):
@@ -93,3 +93,19 @@ def test_contenders_are_jobs_that_sweep_or_wait():
         Contender({"a": trial, "b": trial}, ((trial,),)),
         Contender({}, (({"CPU": 3.0},),)),
     ]
+
+
+def test_a_placement_group_is_seen_beside_others_of_its_job():
+    """Job 2's waits for room and is none of job 1's business; nor is a group that is gone."""
+    mine, other = (
+        _group("01000000", {"CPU": 1.0}, {"CPU": 1.0}, nodes=("a", "b")),
+        _group("01000000", {"CPU": 1.0}, nodes=("",), state="PENDING"),
+    )
+    rows = {mine["placement_group_id"]: mine}
+    rows["x"] = _group("02000000", {"CPU": 1.0}, nodes=("",), state="PENDING")
+    rows["y"] = _group("01000000", {"CPU": 1.0}, nodes=("",), state="REMOVED")
+    held = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
+    assert beside_others(rows, group_id=mine["placement_group_id"]) == (held, False)
+    assert beside_others({**rows, "z": other}, group_id=mine["placement_group_id"]) == (held, True)
+    mine["state"] = "PENDING"
+    assert beside_others(rows, group_id=mine["placement_group_id"]) == ({}, False)

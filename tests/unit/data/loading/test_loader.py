@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import Items
-from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Slow, Unpicklable
+from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Refusing, Slow, Unpicklable
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
@@ -162,11 +162,13 @@ def columns_of(rows: int, *, wide: Collection[int] = ()) -> dict[str, Any]:
     return {"length": np.arange(float(rows)), "width": np.zeros(rows), "colour": colours, "label": np.ones(rows)}
 
 
-def streamed(folder: Path, *, wide: Collection[int] = (), cache_bytes: int = 1 << 20) -> ParquetSplit:
+def streamed(
+    folder: Path, *, wide: Collection[int] = (), cache_bytes: int = 1 << 20, kind: type[Logged] = Logged
+) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
     (folder / "rows").mkdir(parents=True)
     pq.write_table(pa.table(columns_of(1000, wide=wide)), folder / "rows" / "0.parquet", row_group_size=50)
-    recipe = Logged(state=STATE)
+    recipe = kind(state=STATE)
     recipe.log = str(folder / "log")
     made = ParquetSplit(list_parquet(str(folder / "rows")), name="train", recipe=recipe, cache_bytes=cache_bytes)
     if cache_bytes > 1000:
@@ -217,6 +219,19 @@ def test_what_is_padded_is_read_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     here = streamed(tmp_path / "here", wide=(320, 321, *range(600, 650)))
     assert all(map(equal, read, here.batches(order, batch_size=8)))
     assert {batch["wide"].shape[1] for batch in read} == {3, 7}
+    made.close()
+
+
+def test_nothing_is_kept_of_a_batch_one_part_of_which_fails(tmp_path: Path) -> None:
+    """Rows 0 to 119 are of two loaders, of which the first cannot encode row 110."""
+    parquet = streamed(tmp_path, wide=(110,), kind=Refusing)
+    assert not parquet.plan.by_batch
+    made = loader(parquet)
+    with pytest.raises(RecipeError, match="no such colour"):
+        next(made.batches(parquet, torch.arange(120), batch_size=120))
+    list(made.batches(parquet, torch.arange(150, 250), batch_size=100))  # each loader answers in order
+    assert made._pool is not None
+    assert (made._pool._arrived, made._pool._dropped) == ({}, set())
     made.close()
 
 

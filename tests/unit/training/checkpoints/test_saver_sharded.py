@@ -199,6 +199,16 @@ def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: in
     assert found.uri == f"{tmp_path}/step-00000001-aaa-1"
 
 
+def test_damage_that_any_rank_finds_is_set_aside(tmp_path: Path) -> None:
+    """Whatever keeps the first one from reading the checkpoint."""
+    damaged = tmp_path / "step-1"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{broken")
+    job = partial(jobs.restored_weights, uris=[str(tmp_path / "gone"), str(damaged)])
+    assert all(found.startswith(f"DamagedError: {str(damaged)!r}") for found in ranks().run(2, job))
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged-step-1"]
+
+
 def test_a_whole_checkpoint_is_read_once_a_node(s3: FakeS3) -> None:
     """Three ranks on two nodes fetch it twice; damage is heard by all."""
     saver = folder_saver(s3.uri("bucket/run"))

@@ -9,7 +9,7 @@ import pytest
 import rank_jobs as jobs
 import torch
 from ranks import ranks
-from starting import taught
+from starting import frozen_since, taught
 from torch import nn
 
 from raymlops.errors import RecipeError, UsageError
@@ -223,3 +223,9 @@ def test_a_parameter_without_a_gradient_names_the_setting(tiny_project: Any) -> 
         "UsageError: often.weight, often.bias had no part in the loss of the last step" in text for text in found
     )
     assert ranks().run(2, taught, project, True) == ["trained", "trained"]
+
+
+def test_a_parameter_without_a_gradient_is_named_where_others_were_frozen_since() -> None:
+    """Torch counts those that it reduces, and waits for the frozen ones too."""
+    for text in ranks().run(2, frozen_since):
+        assert text.startswith("UsageError: frozen.weight, frozen.bias, skipped.weight, skipped.bias had no part in")

@@ -61,19 +61,6 @@ def test_a_sign_of_life_is_no_step() -> None:
     running.end()
 
 
-def test_awaited_tasks_are_told_until_the_loop_begins() -> None:
-    """Those of ``datasets()``; what the loop starts for itself keeps no rank from its first step."""
-    listener = Listener(Orders())
-    running = HeartbeatThread(3, listener, every_s=0.001, awaits_tasks=lambda: True)
-    running.start()
-    assert listener.beats.get(timeout=5).awaits_tasks
-    running.alive(0)
-    running.end()
-    while not listener.beats.empty():
-        last = listener.beats.get()
-    assert (last.done, last.awaits_tasks) == (True, False)
-
-
 def test_orders_reach_the_loop() -> None:
     """The reason to end is asked for at each step."""
     listener = Listener(Orders("drained"))

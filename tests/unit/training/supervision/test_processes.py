@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from types import SimpleNamespace
 from typing import Any
 
-from raymlops.cluster.placement import TaskWait
 from raymlops.training.supervision.processes import StartedAhead, excluding
 
 
@@ -19,49 +20,48 @@ class Processes:
     """Processes that say when they are ended."""
 
     def __init__(self) -> None:
+        self.group = SimpleNamespace(id=SimpleNamespace(hex=lambda: "0a"))
         self.ended = threading.Event()
 
     def end(self) -> None:
         self.ended.set()
 
 
-class Driver:
-    """A driver whose tasks wait, or not, and a cluster that has no room for some task."""
+class Cluster:
+    """A cluster where something waits for the places of a placement group, or nothing does."""
 
     def __init__(self, *, waits: bool) -> None:
-        self._waits = waits
-        self.asked = threading.Semaphore(0)
+        self.waits = waits
+        self.asked: queue.Queue[str] = queue.Queue()
 
-    def awaits(self) -> bool:
-        self.asked.release()
-        return self._waits
-
-    def task_wait(self, **_workers: Any) -> TaskWait | None:
-        return TaskWait("tasks", forever=False)
+    def blocks(self, group_id: str) -> bool:
+        self.asked.put(group_id)
+        return self.waits
 
 
-def ahead(processes: Processes, driver: Driver) -> StartedAhead:
-    room: Any = driver
+def ahead(processes: Processes, cluster: Cluster) -> StartedAhead:
+    room: Any = cluster
     started: Any = processes
-    return StartedAhead(started, room=room, awaits=driver.awaits, every_s=0.001)
+    return StartedAhead(started, room=room, every_s=0.001)
 
 
-def test_processes_give_up_their_places_to_tasks_of_their_driver() -> None:
-    """A pipeline in ``datasets()`` would wait for them for ever."""
-    processes = Processes()
-    with ahead(processes, Driver(waits=True)) as started:
+def test_processes_give_up_their_places_to_what_waits() -> None:
+    """A pipeline, an actor or a placement group of ``datasets()`` would wait for them for ever."""
+    processes, cluster = Processes(), Cluster(waits=True)
+    with ahead(processes, cluster) as started:
         assert processes.ended.wait(5.0)
         assert started.take() is None
+    assert cluster.asked.get() == "0a"
 
 
-def test_processes_keep_their_places_where_others_tasks_wait() -> None:
+def test_processes_keep_their_places_where_nothing_waits() -> None:
     """Until they are taken, and then whatever waits."""
-    processes, driver = Processes(), Driver(waits=False)
-    with ahead(processes, driver) as started:
+    processes, cluster = Processes(), Cluster(waits=False)
+    with ahead(processes, cluster) as started:
         for _ in range(5):
-            assert driver.asked.acquire(timeout=5.0)
+            cluster.asked.get(timeout=5.0)
         assert started.take() is processes
-        driver._waits = True
+        cluster.waits = True
         started._thread.join(5.0)
         assert not processes.ended.is_set()
     assert processes.ended.is_set()
