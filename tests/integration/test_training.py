@@ -7,6 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 from saved_weights import load_weights
 from supervised import left_behind
 
@@ -129,6 +131,30 @@ def test_a_pipeline_of_ray_data_runs_before_the_workers_take_its_places(storage:
     """Two workers take both CPUs of the cluster."""
     record = train(project(storage, recipe="sourced:FromLazyRay", num_workers=2, cpus_per_worker=1))
     assert record.num_workers == 2
+
+
+def test_what_waits_for_the_places_of_workers_is_read_from_ray() -> None:
+    """A task, and a placement group of this job; a task that no node can hold waits for none of them."""
+    (node,) = ray.nodes()
+    places, mine = Places(WorkerRequest(1, 1)), placement_group([{"CPU": 1}])
+    assert mine.wait(30)
+    key, deadline = mine.id.hex(), time.monotonic() + 30
+    other = placement_group([{"CPU": 2}])
+    assert places.blocks(key)
+    remove_placement_group(other)
+    larger = ray.remote(num_cpus=64)(lambda: None).remote()
+    assert not places.blocks(key)
+    task = ray.remote(num_cpus=2)(lambda: None).remote()
+    waiting = ""
+    while not (waiting and places.blocks(key)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        waiting = places.waiting(workers=[node["NodeID"]])
+    assert waiting == "Ray tasks or actors that request 2 CPU wait for room; the workers hold 1 CPU of 2 CPU"
+    assert places.blocks(key)
+    assert places.waiting(workers=[]) == ""
+    for each in (task, larger):
+        ray.cancel(each)
+    remove_placement_group(mine)
 
 
 def test_nan_in_training_names_the_step(storage: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.study.ranking import candidates, planned
-from raymlops.tuning.study.records import REPEAT_OF, SEED, counted, record_of, repeat_of
+from raymlops.tuning.study.records import ATTRIBUTE, REPEAT_OF, SEED, counted, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 def missing_repeats(trials: Sequence[Any], *, spec: ProjectSpec) -> list[tuple[Any, int]]:
     """Return each repeat that a study's trials lack, as the trial to repeat and the seed.
 
-    A repeat that failed is there.
+    A repeat that failed is there. Trials that another program added to the study are not repeated: nothing is known of
+    how they were trained.
     """
     section = spec.sweep.repeats
     if section.seeds == 1:
         return []
-    ended = [trial for trial in counted(trials) if trial.state.is_finished()]
+    ended = [trial for trial in counted(trials) if trial.state.is_finished() and ATTRIBUTE in trial.user_attrs]
     records = [record_of(trial, objectives=spec.objectives) for trial in ended]
     best = candidates(records, objective=spec.objectives[0], top=section.top)
     known = {(repeat_of(trial), trial.user_attrs.get(SEED)) for trial in trials}

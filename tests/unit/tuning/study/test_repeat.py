@@ -100,6 +100,14 @@ def test_more_of_them_can_be_asked_for_later(study):
     assert added(study) == [(1, 6), (2, 6), (1, 7), (2, 7)]
 
 
+def test_trials_that_another_program_added_are_not_repeated(study):
+    """They may be better than any of the sweep's, and lack parameters of its space."""
+    searched(study, 0.2, 0.1)
+    study.optimize(lambda trial: trial.suggest_float("other", 0.0, 1.0) - 9.0, n_trials=2)
+    add_repeats(study, spec=spec())
+    assert added(study) == [(1, 6), (0, 6), (1, 7), (0, 7)]
+
+
 def test_a_search_without_a_complete_trial_has_none(study):
     trials = trials_of(study)
     end(trials, trials.ask().number, 0.5, "pruned")
