@@ -16,8 +16,8 @@ from raymlops.config.changes import rule
 from raymlops.config.shape import leaves
 from raymlops.config.space import as_param, exists, same
 from raymlops.config.yaml import dotted
+from raymlops.tuning.constraints import violations
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.constraints import violations
 from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.space import exists
 from raymlops.errors import UsageError
 from raymlops.records import IMPORTED_FROM, TrialRecord
+from raymlops.tuning.constraints import metrics_of
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.constraints import metrics_of
 from raymlops.tuning.study.fork import as_carried, as_drawn
 from raymlops.tuning.study.records import repeat_of
 from raymlops.tuning.study.storage import storage_errors

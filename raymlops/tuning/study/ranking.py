@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from raymlops.records import RepeatRecord
-from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.constraints import violations
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

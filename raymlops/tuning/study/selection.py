@@ -17,7 +17,7 @@ import re
 from typing import TYPE_CHECKING
 
 from raymlops.errors import SweepError
-from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.constraints import violations
 from raymlops.tuning.study.ranking import chosen_run, ranking
 
 if TYPE_CHECKING:

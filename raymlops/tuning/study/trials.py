@@ -19,8 +19,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from raymlops.records import TrialRecord, TrialStatus
+from raymlops.tuning.constraints import violations
 from raymlops.tuning.search_space import num_trials, point
-from raymlops.tuning.study.constraints import violations
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.open_trial import OpenTrial
 from raymlops.tuning.study.ranking import ranking

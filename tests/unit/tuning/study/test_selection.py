@@ -9,7 +9,7 @@ import pytest
 from raymlops.config.sweep import Threshold
 from raymlops.errors import SweepError
 from raymlops.records import Objective, TrialRecord
-from raymlops.tuning.study.constraints import violations
+from raymlops.tuning.constraints import violations
 from raymlops.tuning.study.selection import failures, pareto, reasons, select
 
 MAX = (Objective("validation/auc", "max"),)
