@@ -9,7 +9,7 @@ from sweep_driver import wait_for
 
 from raymlops.tracking.client import Tracker, steps_of
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 
 LONG = ["train.epochs=400", "train.num_workers=2", "train.cpus_per_worker=0.4", "train.checkpoint_every_epochs=400"]
 FREE_WITHIN_S = 30
