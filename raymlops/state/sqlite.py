@@ -7,8 +7,12 @@ import sqlite3
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
 LOCKED = "database is locked"
 _LOOK_S = 0.02
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -41,16 +45,27 @@ def use_write_ahead_log(connection: Any, *, wait_s: float, mounts: Path = _MOUNT
     file = next(row[2] for row in connection.execute("PRAGMA database_list") if row[1] == "main")
     if file and _type_of_filesystem(file, mounts).startswith(_NETWORK):
         return False
-    until_s = time.monotonic() + wait_s
+    when_unlocked(lambda: connection.execute("PRAGMA journal_mode = WAL").close(), until_s=time.monotonic() + wait_s)
+    return True
+
+
+def when_unlocked(act: Callable[[], T], *, until_s: float) -> T:
+    """Return what ``act`` returns; repeat it while the database is locked, until ``until_s`` of the monotonic clock.
+
+    SQLite's own timeout does not cover every lock: it ends at once what would be a deadlock.
+    """
     while True:
         try:
-            connection.execute("PRAGMA journal_mode = WAL").close()
-        except sqlite3.OperationalError as error:
-            if LOCKED not in str(error) or time.monotonic() >= until_s:
+            return act()
+        except Exception as error:
+            cause = getattr(error, "orig", error)  # in an error of SQLAlchemy's
+            if not _is_locked(cause) or time.monotonic() >= until_s:
                 raise
-            time.sleep(_LOOK_S)
-        else:
-            return True
+        time.sleep(_LOOK_S)
+
+
+def _is_locked(error: object) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and LOCKED in str(error)
 
 
 def _type_of_filesystem(file: str, mounts: Path) -> str:

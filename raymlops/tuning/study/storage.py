@@ -18,7 +18,7 @@ from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_path, sqlite_under
 from raymlops.display import quiet
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError, UnreachableError, UsageError
-from raymlops.state.sqlite import LOCKED, use_write_ahead_log
+from raymlops.state.sqlite import LOCKED, use_write_ahead_log, when_unlocked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,6 @@ CONNECT_S = 10
 _PARTS = 10
 """Tables that Optuna creates one after the other, about."""
 _CREATED_MEANWHILE = ("already exists", "alembic_version", "version_info")
-_LOOK_S = 0.02
 
 _SQLITE_HINTS = {
     LOCKED: "Another process holds it: end that one, or set storage.optuna to another database.",
@@ -119,23 +118,18 @@ def _opened(open_it: Callable[[], T], *, busy_s: float) -> T:
     """Open a database; again for each part of it that another process created meanwhile, and while it is locked.
 
     Optuna 4 looks whether its tables and its row of versions are there, and then creates them: of two sweeps that are
-    the first ones, one fails. SQLite does not wait for a lock where two that have read both want to write.
+    the first ones, one fails.
     """
     from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
-    created, until_s = 0, time.monotonic() + busy_s
-    while True:
+    until_s = time.monotonic() + busy_s
+    for _ in range(_PARTS):
         try:
-            return open_it()
+            return when_unlocked(open_it, until_s=until_s)
         except (IntegrityError, OperationalError, ProgrammingError) as error:
-            cause = str(error.orig)
-            locked = LOCKED in cause
-            created += not locked
-            known = locked or any(text in cause for text in _CREATED_MEANWHILE)
-            if not known or created > _PARTS or time.monotonic() >= until_s:
+            if time.monotonic() >= until_s or not any(text in str(error.orig) for text in _CREATED_MEANWHILE):
                 raise
-            if locked:
-                time.sleep(_LOOK_S)
+    return when_unlocked(open_it, until_s=until_s)
 
 
 @contextmanager
