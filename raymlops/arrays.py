@@ -8,7 +8,7 @@ reports the problems or finds none. Both ways give the same array.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.column_types import FLOAT64, INT64, TIME, TYPES, TypeInfo
+from raymlops.column_types import ACCEPTS, INT64, TIME, TYPES, TypeInfo, kind_of, quick_scalars
 from raymlops.errors import RowProblem
 from raymlops.images import MAX_BYTES, MODES, decoded_bytes, open_image, pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     Array = npt.NDArray[Any]
 
@@ -125,14 +125,6 @@ class Column:
         return schema
 
 
-_LARGEST = int(FLOAT64)
-_SAFE = float(2**62)
-"""Whole numbers below it are within int64, also where float64 has rounded them."""
-_NONE = type(None)
-_NUMBERS = {float, int}
-_NUMERIC = {"float", "int"}
-
-
 def known_texts(column: Column) -> frozenset[str | None] | None:
     """Return the texts that a column accepts, with None where it may be missing; None alone where it accepts any."""
     if column.categories is None or column.unknown != "reject":
@@ -148,7 +140,7 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
     if not column.shape:
         if column.max_length is not None and not _short(values, column.max_length):
             return None
-        return _quick_scalars(column.type, values, known, nullable=column.nullable)
+        return quick_scalars(column.type, values, known, nullable=column.nullable)
     flat: Sequence[Any] = values
     lengths: list[int] = []
     for axis, size in enumerate(column.shape):
@@ -163,7 +155,7 @@ def quick_array(column: Column, values: Sequence[Any], known: frozenset[str | No
         elif set(map(len, flat)) != {size}:
             return None
         flat = list(chain.from_iterable(flat))
-    array = _quick_scalars(column.type, flat, None, nullable=False)
+    array = quick_scalars(column.type, flat, None, nullable=False)
     if array is None:
         return None
     inner: Any = column.shape[1:]
@@ -240,14 +232,6 @@ def missing_array(column: Column, rows: int) -> Array:
     return np.full(rows, np.datetime64("NaT"), dtype=TIME) if column.info.dtype == TIME else np.full(rows, math.nan)
 
 
-def as_integer(value: Any) -> Any:
-    """Return a float that is a whole number as an integer, and everything else unchanged.
-
-    A JSON reader turns integers beyond int64 into floats, the nearest of which round to 2**63: none from there on.
-    """
-    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2.0**63 else value
-
-
 def expected(column: Column) -> str:
     """Describe the values that a column accepts."""
     if not column.shape:
@@ -256,26 +240,6 @@ def expected(column: Column) -> str:
     if column.type == "image":
         return f"{column.info.noun}, of height, width and channels ({dims})"
     return f"an array of shape ({dims}) of {column.type}"
-
-
-def kind_of(value: Any) -> str:
-    """Describe a value in a few words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "an array"
-    if isinstance(value, str):
-        return f"the string {value[:40]!r}"
-    if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    if isinstance(value, int) and value.bit_length() > 10_000:  # which Python refuses to write out
-        return "a huge integer"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _item(column: Column, value: Any, known: frozenset[str | None] | None) -> Any:
@@ -307,7 +271,7 @@ def _item(column: Column, value: Any, known: frozenset[str | None] | None) -> An
         if (message := _check_tensor(column, value, column.shape)) is not None:
             raise ValueError(message)
         return _ragged(column, value) if None in column.shape else value
-    if not _CHECKS[column.type](value):
+    if not ACCEPTS[column.type](value):
         raise ValueError(f"expected {expected(column)}, got {kind_of(value)}")
     _check_length(column, value)
     if known is not None and value not in known:
@@ -334,37 +298,6 @@ def _decoded(column: Column, opened: Sequence[Any], problems: list[RowProblem]) 
     return found
 
 
-def _quick_scalars(
-    kind: str, values: Sequence[Any], known: frozenset[str | None] | None, *, nullable: bool
-) -> Array | None:
-    types = set(map(type, values))
-    if kind == "int" and float in types:
-        values = list(map(as_integer, values))
-        types = set(map(type, values))
-    missing = 0
-    if nullable and _NONE in types:
-        types.discard(_NONE)
-        missing = sum(value is None for value in values)  # not count(), which compares: a cell may be an array
-    if kind == "string":
-        fits = types <= {str} and (known is None or known.issuperset(values))
-        return np.array(values, dtype=object) if fits else None
-    if kind == "bool":
-        return np.array(values, dtype=np.bool_) if types == {bool} else None
-    if kind == "float" and types == {float} and not missing:
-        # A sum is finite only where all its terms are; where it is not, they may still be.
-        return np.array(values, dtype=np.float64) if math.isfinite(sum(values)) else None
-    try:
-        if kind == "int" and not nullable:
-            return np.array(values, dtype=np.int64) if types == {int} else None
-        if kind not in _NUMERIC or not types <= (_NUMBERS if kind == "float" else {int}):
-            return None
-        array = np.array(values, dtype=np.float64)
-    except OverflowError:
-        return None
-    good = np.isfinite(array) if kind == "float" else np.abs(array) < _SAFE
-    return array if np.count_nonzero(good) + missing == len(values) else None
-
-
 def _pieces(parts: Sequence[Array]) -> Array:
     pieces = np.empty(len(parts), dtype=object)
     for index, part in enumerate(parts):
@@ -387,7 +320,7 @@ def _misfits(column: Column, array: Array) -> Array | None:
 
 def _check_tensor(column: Column, value: Any, shape: Sequence[int | None]) -> str | None:
     if not shape:
-        if _CHECKS[column.type](value):
+        if ACCEPTS[column.type](value):
             return None
         return f"expected {expected(column)}, got an element {kind_of(value)}"
     if not isinstance(value, list):
@@ -428,22 +361,3 @@ def _too_long(column: Column, length: int) -> str:
 def _unknown(column: Column, value: str) -> str:
     known = sorted(column.categories or ())
     return f"unknown category {value[:40]!r}; known: {', '.join(known[:12])}{' ...' if len(known) > 12 else ''}"
-
-
-def _is_float(value: Any) -> bool:
-    if type(value) is float:
-        return math.isfinite(value)
-    return type(value) is int and -_LARGEST <= value <= _LARGEST
-
-
-def _is_int(value: Any) -> bool:
-    value = as_integer(value)  # JSON has one type of numbers: 1.0 is an integer
-    return type(value) is int and INT64[0] <= value <= INT64[1]
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "float": _is_float,
-    "int": _is_int,
-    "bool": lambda value: type(value) is bool,
-    "string": lambda value: type(value) is str,
-}

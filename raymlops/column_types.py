@@ -1,12 +1,13 @@
 """The types of columns: one table of what each is in numpy, JSON, Arrow, MLflow and the Open Inference Protocol.
 
-Owns that table, and how bytes and times are written in JSON. Knows nothing of columns, rows or models, and imports
-numpy alone. ``images`` reads and writes images.
+Owns that table, which scalars of JSON a type accepts, and how bytes and times are written in JSON. Knows nothing of
+columns, rows or models, and imports numpy alone. ``images`` reads and writes images.
 """
 
 from __future__ import annotations
 
 import binascii
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from raymlops.images import png_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 Array = npt.NDArray[Any]
 
@@ -28,6 +29,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST, _LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
 """The first and the last microsecond of a ``datetime``."""
+_LARGEST = int(FLOAT64)
+_SAFE = float(2**62)
+"""Whole numbers below it are within int64, also where float64 has rounded them."""
+_NONE = type(None)
+_NUMBERS = {float, int}
+_NUMERIC = {"float", "int"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +215,86 @@ TYPES: dict[str, TypeInfo] = {
         raw=png_files,
     ),
 }
+
+
+def as_integer(value: Any) -> Any:
+    """Return a float that is a whole number as an integer, and everything else unchanged.
+
+    A JSON reader turns integers beyond int64 into floats, the nearest of which round to 2**63: none from there on.
+    """
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2.0**63 else value
+
+
+def kind_of(value: Any) -> str:
+    """Describe a value in a few words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, int) and value.bit_length() > 10_000:  # which Python refuses to write out
+        return "a huge integer"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def quick_scalars(
+    kind: str, values: Sequence[Any], known: frozenset[str | None] | None, *, nullable: bool
+) -> Array | None:
+    """Return the array of a column's scalars; None where one may be invalid, which a check of each finds out.
+
+    ``known`` are the texts that it accepts, None for any.
+    """
+    types = set(map(type, values))
+    if kind == "int" and float in types:
+        values = list(map(as_integer, values))
+        types = set(map(type, values))
+    missing = 0
+    if nullable and _NONE in types:
+        types.discard(_NONE)
+        missing = sum(value is None for value in values)  # not count(), which compares: a cell may be an array
+    if kind == "string":
+        fits = types <= {str} and (known is None or known.issuperset(values))
+        return np.array(values, dtype=object) if fits else None
+    if kind == "bool":
+        return np.array(values, dtype=np.bool_) if types == {bool} else None
+    if kind == "float" and types == {float} and not missing:
+        # A sum is finite only where all its terms are; where it is not, they may still be.
+        return np.array(values, dtype=np.float64) if math.isfinite(sum(values)) else None
+    try:
+        if kind == "int" and not nullable:
+            return np.array(values, dtype=np.int64) if types == {int} else None
+        if kind not in _NUMERIC or not types <= (_NUMBERS if kind == "float" else {int}):
+            return None
+        array = np.array(values, dtype=np.float64)
+    except OverflowError:
+        return None
+    good = np.isfinite(array) if kind == "float" else np.abs(array) < _SAFE
+    return array if np.count_nonzero(good) + missing == len(values) else None
+
+
+def _is_float(value: Any) -> bool:
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is int and -_LARGEST <= value <= _LARGEST
+
+
+def _is_int(value: Any) -> bool:
+    value = as_integer(value)  # JSON has one type of numbers: 1.0 is an integer
+    return type(value) is int and INT64[0] <= value <= INT64[1]
+
+
+ACCEPTS: dict[str, Callable[[Any], bool]] = {
+    "float": _is_float,
+    "int": _is_int,
+    "bool": lambda value: type(value) is bool,
+    "string": lambda value: type(value) is str,
+}
+"""Whether a scalar is one of a type that JSON has."""

@@ -38,13 +38,12 @@ from raymlops.arrays import (
     Columns,
     careful_array,
     expected,
-    kind_of,
     known_texts,
     missing_array,
     quick_array,
     whole_array,
 )
-from raymlops.column_types import TIME, write_time
+from raymlops.column_types import TIME, kind_of, write_time
 from raymlops.errors import InvalidRowsError, RowProblem
 
 _JSON_KINDS = {float, int, bool, str, type(None)}

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.arrays import MAX_PROBLEMS, as_integer, expected, kind_of
-from raymlops.column_types import write_bytes
+from raymlops.arrays import MAX_PROBLEMS, expected
+from raymlops.column_types import as_integer, kind_of, write_bytes
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.json_body import invalid, wrong
 from raymlops.serving.protocols.native import too_many_rows
