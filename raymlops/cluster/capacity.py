@@ -45,7 +45,7 @@ class Places:
     def waiting(self, *, workers: Collection[str]) -> str:
         """Return which tasks and actors workers on the nodes with these ids, one for each, leave no room for.
 
-        Empty where there are none. They may be another job's: Ray does not tell whose they are.
+        Empty if none are pending. They may belong to another job: Ray does not say which.
         """
         requests = resource_usage.demands()
         if not requests:
@@ -65,7 +65,7 @@ class Places:
     def blocks(self, group_id: str) -> bool:
         """Return whether something may wait for the places of this placement group.
 
-        That are another one of its job, and tasks and actors of any job: Ray does not tell whose they are.
+        Another placement group of its job counts, and pending tasks and actors of any job: Ray does not say which.
         """
         held, others_wait = resource_usage.reserved_beside_others(group_id)
         if others_wait or not held:

@@ -88,7 +88,8 @@ class SweepController:
         self._failures = FailureStreak(self._section.max_failures)
         self._tally = Tally(self._objective.mode)
         self._noted_s = self._renewed_s = clock()
-        self._repeating = False  # the search has ended, and the best are trained again with other seeds
+        self._repeating = False
+        """Whether the search has ended, and the best are trained again with other seeds."""
         self._suspended = False
         """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
@@ -218,7 +219,7 @@ class SweepController:
         if now - self._noted_s >= SPENT_EVERY_S:
             self._noted_s = now
             self._flush()
-            self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
+            self._note_spent()
 
     def result(self, number: int, result: Mapping[str, Any]) -> None:
         """Record a report of a trial's process: the epochs that its checkpoint restored, and the one it trained."""
@@ -313,8 +314,11 @@ class SweepController:
         self._trials.flush()
         self._discard_obsolete()
         self._closed = True
-        self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
+        self._note_spent()
         self._emit("end", None)
+
+    def _note_spent(self) -> None:
+        self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
 
     def fail(self, error: BaseException) -> None:
         """Keep an error of a hook, and stop the sweep: Tune would turn the error into text."""

@@ -85,7 +85,7 @@ class Handout(SearchGenerator):  # type: ignore[misc]
         return bool(super().is_finished()) or not self.searcher.controller.ready
 
     def create_trial_if_possible(self, experiment_spec: dict[str, Any]) -> Trial | None:
-        """Return the next trial; None where there is none yet or any more.
+        """Return the next trial; None if no trial can be handed out now, or ever again.
 
         Tune's own (2.60) puts the experiment through a parser of command lines for each trial.
         """

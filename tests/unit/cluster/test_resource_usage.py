@@ -96,7 +96,7 @@ def test_contenders_are_jobs_that_sweep_or_wait():
 
 
 def test_a_placement_group_is_seen_beside_others_of_its_job():
-    """Job 2's waits for room and is none of job 1's business; nor is a group that is gone."""
+    """Job 2's pending group does not concern job 1; neither does a group that was removed."""
     mine, other = (
         _group("01000000", {"CPU": 1.0}, {"CPU": 1.0}, nodes=("a", "b")),
         _group("01000000", {"CPU": 1.0}, nodes=("",), state="PENDING"),

@@ -453,7 +453,7 @@ def test_a_trial_whose_process_died_resumes_in_another_one_and_then_fails(storag
 
 
 def test_the_time_of_a_trial_is_that_in_its_processes(storage):
-    """Also in one that died, and before the driver was killed, as far as it has reported; waiting is none of it."""
+    """Also in one that died, and before the driver was killed, as it has reported; time pending does not count."""
     stage = Stage(storage, num_trials=2)
     stage.controller.next_trial()
     stage.now = 4000.0
