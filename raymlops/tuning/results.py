@@ -12,7 +12,7 @@ from raymlops.errors import SweepError, describe
 from raymlops.records import SweepRecord
 from raymlops.storage.filesystem import join, write_bytes
 from raymlops.tuning.mlflow.sweep_run import BEST_CONFIG, BEST_RUN, BEST_TRIAL, REPEATS, REPORT, STOPPED
-from raymlops.tuning.study.ranking import ranking, verdict
+from raymlops.tuning.study.ranking import chosen, ranking, verdict
 from raymlops.tuning.study.selection import pareto, select
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def conclude(stores: SweepStores, controller: SweepController, *, storage: str) 
         f"# Trial {best.number} of sweep {parent.sweep_id}: {objectives[0].metric} = {best.value:.6g} "
         f"after {best.epochs} epochs ({best.status}).\n"
     )
-    if best.number in (repeats[0].trials if repeats else ()):
+    if chosen(repeats) is not None:
         header += f"# Chosen by the mean over seeds: {verdict(repeats, metric=objectives[0].metric)}.\n"
     best_config = join(stores.uri, "best.yaml")
     write_bytes(best_config, (header + config).encode())

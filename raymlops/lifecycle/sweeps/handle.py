@@ -242,14 +242,16 @@ class Sweep:
         return register(project, run_id)
 
     def __repr__(self) -> str:
+        from raymlops.tuning.study.ranking import chosen
+
         try:
             status = self.status()
         except RaymlopsError as error:
             return f"Sweep({self.sweep_id!r}: {error.message})"
         best = status.best
         value = "" if best is None or best.value is None else f", best {best.value:.5g} in trial {best.number}"
-        if best is not None and status.repeats and best.number in status.repeats[0].trials:
-            value = f", best {status.repeats[0].words()} in trial {status.repeats[0].number}"
+        if (favoured := chosen(status.repeats)) is not None:
+            value = f", best {favoured.words()} in trial {favoured.number}"
         return f"Sweep({self.sweep_id!r}: {status.state}, {status.ended} of {status.num_trials} trials{value})"
 
     def _repr_html_(self) -> str:

@@ -276,7 +276,8 @@ class SweepController:
         if number in self._saved:
             self._obsolete.append(number)
         self._board.put(TrialView.of(record, record.status), best=self._tally.take(record))
-        self._board.choose(self._trials.ranked, self._trials.records)
+        if ranked := self._trials.ranked:
+            self._board.choose(ranked, self._trials.records)
         self._judge_enough()
         self._emit("ended", number)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raymlops.display import duration
 from raymlops.errors import UsageError
 from raymlops.tuning.reporting import plots, tables
-from raymlops.tuning.study.ranking import verdict
+from raymlops.tuning.study.ranking import chosen, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -171,8 +171,9 @@ class _Page:
 def _lead(best: TrialRecord | None, objectives: Sequence[Objective], *, repeats: Sequence[RepeatRecord]) -> str:
     if best is None:
         return "No trial won."
-    chosen = bool(repeats) and best.number in repeats[0].trials and repeats[0].error is not None
-    by_mean = f" Chosen by its mean over seeds: {verdict(repeats, metric=objectives[0].metric)}." if chosen else ""
+    by_mean = ""
+    if chosen(repeats) is not None:
+        by_mean = f" Chosen by its mean over seeds: {verdict(repeats, metric=objectives[0].metric)}."
     return f"Trial {best.number} won: {_reached(best, objectives)}.{by_mean}"
 
 
