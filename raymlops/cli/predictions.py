@@ -24,26 +24,34 @@ def predictions(
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .jsonl instead.")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Merge small files of past hours instead.")] = False,
+    retain: Annotated[
+        bool, typer.Option("--retain", help="Remove what is older than serve.log.retention_days instead.")
+    ] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment
+    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment, retain_predictions
     from raymlops.lifecycle.sources import place_of
     from raymlops.predictions.read import Reading
 
     spec = place_of(config, overrides=overrides or (), env=env)
-    if compact:
+    now = datetime.now(UTC)
+    if compact or retain:
+        verb = "--compact" if compact else "--retain"
         if mixed := given({"--version": version, "--limit": limit, "--out": out}):
             raise UsageError(
-                f"--compact works on the files of all versions; it cannot be used with {', '.join(mixed)}",
-                hint="Leave --compact out to read.",
+                f"{verb} works on the files of all versions; it cannot be used with {', '.join(mixed)}",
+                hint=f"Leave {verb} out to read.",
             )
+    if compact:
         record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
         return Answer(record.to_dict(), text)
-    now = datetime.now(UTC)
+    if retain:
+        retained = retain_predictions(name, spec, now=now)
+        return Answer(retained.to_dict(), f"removed {len(retained.removed)} hours and days before {retained.before}")
     reading = Reading(
         spec.storage.path,
         name,

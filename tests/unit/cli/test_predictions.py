@@ -97,6 +97,24 @@ def test_past_hours_are_compacted(log, capsys):
     assert main(["predictions", "flights", "--compact", "--limit", "3"]) == 2
 
 
+def test_what_is_too_old_is_removed(log, capsys):
+    """Of a model that was never deployed by the configuration's setting, 90 days by default; then there is nothing."""
+    old = datetime.now(UTC) - timedelta(days=100)
+    written = PredictionLog(
+        LogSettings(enabled=True, uri=str(log)), name="flights", signature=SIGNATURE, writer="replica"
+    )
+    written.take([served("ancient", ts=old.timestamp())])
+    written.close()
+    assert main(["predictions", "flights", "--retain", "--json"]) == 0
+    (removed,) = json.loads(capsys.readouterr().out)["removed"]
+    assert f"{old:date=%Y-%m-%d/hour=%H}" in removed
+    assert main(["audit", "flights", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["events"][0]["action"] == "predictions.retain"
+    assert main(["predictions", "flights", "--retain", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == []
+    assert main(["predictions", "nothing", "--retain"]) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
