@@ -1,4 +1,4 @@
-"""Compact the prediction log of a model, remove what is too old, and parse the times of its window.
+"""Compact the prediction log of a model, remove what is too old, erase one person's rows, and parse times.
 
 Owns where a model's rows are and how long they are kept, also of a model that is not live any more: the audit record
 still has the settings it was deployed with last. Knows that one process at a time changes the files of a log.
@@ -6,6 +6,7 @@ still has the settings it was deployed with last. Knows that one process at a ti
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,11 +18,16 @@ from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
+
+WRITE_S = 2.0
+"""Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,59 @@ def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecor
     return RetainRecord(log.name, before.astimezone(UTC).isoformat(), removed)
 
 
+def erase_predictions(
+    name: str,
+    spec: ProjectSpec,
+    where: Where,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    agree: Callable[[EraseRecord], None] = lambda _found: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> EraseRecord:
+    """Erase the rows of a model that fulfil conditions, and their labels, with audit events before and after.
+
+    ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
+    log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
+    because the storage does not answer is written later: then this is to be called again.
+
+    Raises:
+        NotFoundError: no such model has predictions.
+        UsageError: no row has such a field.
+        RefusedError: another process changes the files of this log.
+        StorageError: the storage cannot be used; where some was erased, the same call completes it.
+    """
+    from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
+    from raymlops.predictions.paths import check_known, names_in
+    from raymlops.serving.control.render import settings_of
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+        log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
+        uris = [uri for uri in log.uris if name in names_in(Store(uri))]
+        if not uris:
+            check_known(Store(log.uris[0]), name)
+        jobs = [Erasure(uri, name, where, since, until) for uri in uris]
+        found = EraseRecord.total(job.find() for job in jobs)
+        found.check()
+        agree(found)
+        why = f"rows and labels where {', '.join(where.fields)} has a given value"
+        state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
+        began = datetime.now(UTC)
+        done = EraseRecord.total(job.run(now=began) for job in jobs)
+        waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
+        waits = [max(waits)] if waits else []
+        if done.open_labels:
+            waits.append(LABELS_OPEN.total_seconds() + 1)
+        for wait_s in waits:
+            sleep(wait_s)
+            now = datetime.now(UTC)
+            again = (job.run(now=now, again_since=began - timedelta(hours=1)) for job in jobs)
+            done = done.then(EraseRecord.total(again))
+        state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
+        return done
+
+
 @contextmanager
 def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
     """Hold the lease under which one process at a time changes the files of a model's log.
@@ -159,6 +218,10 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
                 hint="For example 1h, 7d, 2026-11-25 or 2026-11-25T12:00.",
             ) from error
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _counts(record: EraseRecord) -> dict[str, int]:
+    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
 
 
 def _last_deployed(state: State, name: str) -> Sequence[Deployment]:

@@ -19,6 +19,7 @@ from raymlops.predictions.labelled import SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
+from raymlops.predictions.where import Search
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from raymlops.predictions.labelled import Labels
     from raymlops.predictions.paths import Folder
+    from raymlops.predictions.where import Where
 
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)
@@ -43,12 +45,13 @@ class Reading:
     the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
     With ``labels``, ``label`` is the JSON text of the row's label, null without one; loaded labels may be passed, for
     several readings. ``only_labelled`` skips rows without one, also of the newest ``limit``, and opens no file where
-    there is no label. Rows of one version have one schema, unless redaction changed; damaged files are skipped and
-    listed. The counts are complete after a full iteration.
+    there is no label. With ``where``, it is the rows that fulfil its conditions. Rows of one version have one schema,
+    unless redaction changed; damaged files are skipped and listed. The counts are complete after a full iteration.
 
     Raises:
         NotFoundError: no such model or version has predictions; the message suggests similar names.
-        UsageError: no such column, or a window that ends before it begins.
+        UsageError: no such column, or a window that ends before it begins; after a full iteration also conditions that
+            no row could be compared with.
         StorageError: the storage cannot be used; also while it is read.
     """
 
@@ -59,6 +62,7 @@ class Reading:
     until: datetime | None = None
     version: int | None = None
     columns: Sequence[str] | None = None
+    where: Where | None = None
     labels: bool | Labels = True
     only_labelled: bool = False
     limit: int | None = None
@@ -67,6 +71,7 @@ class Reading:
     conflicts: int = field(default=0, init=False)
     """Labels in the window's time that contradict the one that counts and are not corrections."""
     _faults: Faults = field(default_factory=Faults, init=False)
+    _search: Search | None = field(default=None, init=False)
     _labels: Labels | None = field(default=None, init=False)
     _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
     """Which labels are of rows that were read."""
@@ -91,6 +96,7 @@ class Reading:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield batches."""
         self.rows = self.labelled = 0
+        self._search = None if self.where is None else Search(self.where)
         if self.labels is not False:
             given = None if isinstance(self.labels, bool) else self.labels
             self._labels = given or load_labels(self.store, self.name, self._faults, since=self.since)
@@ -104,6 +110,13 @@ class Reading:
             self.rows += batch.num_rows
             if batch.num_rows:
                 yield batch
+        if self._search is not None:
+            self._search.check()
+
+    @property
+    def unsearched(self) -> int:
+        """Return how many rows could not be compared with ``where``: they lack a field, or it has another type."""
+        return 0 if self._search is None else self._search.unsearched
 
     @property
     def looked_back_to(self) -> datetime | None:
@@ -122,7 +135,7 @@ class Reading:
             StorageError: the storage cannot be used.
         """
         labels = self._labels
-        if labels is None:
+        if labels is None or self.where is not None:  # most of what was read was no match
             return 0
         wanted = labels.first_within(self.since, self.until)
         read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self.limit is None else set()
@@ -151,13 +164,18 @@ class Reading:
             yield from self._folder(folder)
 
     def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
-        columns = None if self.columns is None else [*dict.fromkeys((*self.columns, "ts", "request_id", "row"))]
+        fields = [] if self.where is None else self.where.fields
+        columns = (
+            None if self.columns is None else [*dict.fromkeys((*self.columns, *fields, "ts", "request_id", "row"))]
+        )
         # Only hours at the edges of the window are filtered row by row.
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
         for found in read_folder(self.store, folder.path, self._faults, columns=columns):
             inside = since is None and until is None
             batch = found if inside else found.filter(pa.array(within(found["ts"], since, until)))
+            if self._search is not None:
+                batch = batch.filter(pa.array(self._search.matches(batch)))
             if batch.num_rows:
                 yield batch
 
