@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
 from raymlops.predictions.labelled import SKEW, within
+from raymlops.predictions.labels import SETTLED_S
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import DamagedError, Group, rewrite
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 ABANDONED = timedelta(minutes=5)
 """A temporary file this old was left by a writer that was killed; one that still writes it tries again."""
-LABELS_OPEN = timedelta(seconds=30)
-"""A file of labels that is younger may still grow: its writer would bring back what was erased from it."""
+LABELS_OPEN = timedelta(seconds=SETTLED_S + 5)
+"""A file of labels that is younger may still be written again, so that what replaced it would lack what it holds then;
+clocks may differ by the rest."""
 OF_LABELS = {"request_id", "row", "key_id"}
 """Conditions on these alone also find labels whose row is not in the log."""
 
@@ -144,6 +146,7 @@ class _Pass:
         self._store = job.open_store(job.uri)
         self._faults = Faults()
         self._search = Search(job.where)
+        self._grown = 0
         self._ids = pa.nulls(0, pa.string())
         self._by_itself = job.since is None and job.until is None and {*job.where.fields} <= OF_LABELS
 
@@ -158,8 +161,8 @@ class _Pass:
         since = None if self._since is None else self._since - SKEW
         days = label_days(self._store, job.name, since=since) if job.keys or self._by_itself else []
         labels = [found for day in days for found in self._files(day.path, self._is_label, None)]
-        unfinished = [found for found in labels if self._is_open(found)]
-        labels = [found for found in labels if found not in unfinished]
+        unfinished = [found for found in labels if self._is_open(found.live)]
+        labels = [found for found in labels if not self._is_open(found.live)]
         if self._now is not None:
             for found in labels:
                 self._erase(found, self._is_label)
@@ -174,7 +177,7 @@ class _Pass:
             unsearched=search.unsearched,
             problem=search.problem,
             damaged=tuple(sorted(self._faults.damaged)),
-            open_labels=sum(len(found.keys) for found in unfinished),
+            open_labels=sum(len(found.keys) for found in unfinished) + self._grown,
             erased=self._now is not None,
         )
 
@@ -203,7 +206,10 @@ class _Pass:
                     if keys:
                         yield _Found(folder, live, file.schema_arrow, file.metadata.num_rows, keys)
             except (OSError, pa.ArrowException) as error:
-                self._faults.add(f"{folder}/{live.name}", error)
+                if matches == self._is_label and self._is_open(live):
+                    self._grown += 1  # it was replaced by a longer one while it was read
+                else:
+                    self._faults.add(f"{folder}/{live.name}", error)
 
     def _abandoned(self, folder: str) -> Iterator[str]:
         """Yield temporary files; a merged one is always an interrupted call's, since nobody else may merge now."""
@@ -211,8 +217,8 @@ class _Pass:
             if name.startswith(".") and (MERGED in name or self._is_older(name[1:], ABANDONED)):
                 yield name
 
-    def _is_open(self, found: _Found) -> bool:
-        return not self._is_older(found.live.name, LABELS_OPEN)
+    def _is_open(self, live: Live) -> bool:
+        return not self._is_older(live.name, LABELS_OPEN)
 
     def _is_older(self, name: str, age: timedelta) -> bool:
         """Return whether a file is older than that, by its name, which begins with the time of the first attempt."""

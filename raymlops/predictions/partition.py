@@ -63,7 +63,7 @@ class Faults:
 
 
 class _GoneError(Exception):
-    """A file was removed while it was read."""
+    """A file was removed, or replaced by a longer one, while it was read."""
 
 
 def sources_metadata(
@@ -100,7 +100,8 @@ def read_folder(
 ) -> Iterator[pa.RecordBatch]:
     """Yield every row of a folder once, in the order of writing, at most ``BATCH_ROWS`` at a time.
 
-    Reading continues in the merged file where a file is merged or removed meanwhile.
+    Reading continues in the merged file where a file is merged or removed meanwhile, and in the longer one where it
+    grows.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -181,7 +182,7 @@ def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults:
     except FileNotFoundError as error:
         raise _GoneError from error
     except (OSError, pa.ArrowException, KeyError, ValueError, zlib.error) as error:
-        _blame(store, path, error, faults)
+        _blame(store, path, error, faults, size=files[name])
         return None
 
 
@@ -213,7 +214,7 @@ def _rest(
         _note(live.sources or ((live.name, start),), live.erased, done, start)
         if isinstance(error, FileNotFoundError):
             raise _GoneError from error
-        _blame(store, path, error, faults)
+        _blame(store, path, error, faults, size=live.size)
         return
     _note(sources, live.erased, done, start)
 
@@ -255,14 +256,14 @@ def _note(sources: Sequence[tuple[str, int]], erased: Mapping[str, Ranges], done
         first += rows
 
 
-def _blame(store: Store, path: str, error: BaseException, faults: Faults) -> None:
-    """Distinguish a damaged file from a removed one and from an unavailable storage.
+def _blame(store: Store, path: str, error: BaseException, faults: Faults, *, size: int) -> None:
+    """Distinguish a damaged file from one that was removed or has grown, and from an unavailable storage.
 
     Raises:
-        _GoneError: it was removed.
+        _GoneError: it was removed, or replaced by a longer one while it was read.
         StorageError: the storage is unavailable.
     """
-    if not store.exists(path):
+    if store.size(path) != size:
         raise _GoneError from error
     faults.add(path, error)
 

@@ -60,14 +60,17 @@ class Labels(Protocol):
 
 
 async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
-    """Store the labels of a request and return its answer; they are parsed outside the event loop.
+    """Store the labels of a request and return its answer; more than a few are parsed outside the event loop.
 
     Raises:
         Refusal: they are invalid, or this endpoint stores none.
     """
     exchange.body_bytes = len(body)
     try:
-        exchange.rows, kept = await parsing.run(_parse_and_store, body, labels, exchange.key_id)
+        if len(body) > SMALL_LABELS_BYTES:
+            exchange.rows, kept = await parsing.run(_parse_and_store, body, labels, exchange.key_id)
+        else:
+            exchange.rows, kept = _parse_and_store(body, labels, exchange.key_id)
         await asyncio.wrap_future(kept)
     except StorageError as error:
         raise Refusal(
@@ -84,6 +87,8 @@ def _parse_and_store(body: bytes, labels: Labels | None, key_id: str | None) -> 
 
 
 WARM_UP_ROUNDS = 5
+SMALL_LABELS_BYTES = 4_000
+"""A body of labels this small is parsed faster than it is handed to a thread."""
 MAX_LABEL_VALUES = 500_000
 """Values in one body of labels, of which each may be a list: more would hold up all other requests (see
 ``json_body``)."""

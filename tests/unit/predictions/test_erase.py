@@ -135,13 +135,13 @@ def test_what_is_written_meanwhile_is_found_by_the_next_call(tmp_path, write):
 
 
 def test_labels_that_their_writer_may_still_touch_wait(tmp_path, write):
-    """They are counted as such until the file is thirty seconds old."""
+    """They are counted as such until the file is thirty-five seconds old."""
     write([of("a", "anna")])
     label(tmp_path, "a", now=NEXT_DAY)
     job = Erasure(str(tmp_path), "flights", ANNA)
     first = job.run(now=NEXT_DAY + timedelta(seconds=20))
     assert (first.rows, first.labels, first.open_labels) == (1, 0, 1)
-    second = job.run(now=NEXT_DAY + timedelta(seconds=31), again_since=NEXT_DAY)
+    second = job.run(now=NEXT_DAY + timedelta(seconds=36), again_since=NEXT_DAY)
     both = first.then(second)
     assert (both.rows, both.labels, both.open_labels, both.searched) == (1, 1, 0, 1)
 

@@ -7,9 +7,12 @@ from served_requests import HOUR, SIGNATURE, at, served
 from raymlops.arrays import Column
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.predictions.compact import compact
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.partition import Faults, read_folder, survey
+from raymlops.predictions.paths import label_folder
 from raymlops.predictions.read import Reading
 from raymlops.signature import Signature
+from raymlops.storage.store import Store
 
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
 NEXT_DAY = HOUR + timedelta(days=1)
@@ -193,3 +196,27 @@ def test_a_schema_is_the_signatures(day):
     assert batch.schema.field("features").type == pa.struct([("distance", pa.float64()), ("carrier", pa.string())])
     assert [column.name for column in SIGNATURE.outputs] == [field.name for field in batch.schema.field("output").type]
     assert batch.schema.field("ts").type == pa.timestamp("us", "UTC")
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_damaged(tmp_path):
+    """An object store gives as many bytes of the new file as the old one had, which is no Parquet."""
+
+    class Growing(Store):
+        def open(self, path, *, size):
+            file = super().open(path, size=size)
+            if grown:
+                return file
+            grown.append(label("b"))
+            return pa.BufferReader(super().open(path, size=size).read(size))
+
+    def label(request_id):
+        return log.add([Label(request_id, 0, "1")]).result(timeout=30)
+
+    grown = []
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    label("a")
+    faults = Faults()
+    batches = read_folder(Growing(str(tmp_path)), label_folder("flights", HOUR), faults)
+    assert ids(batches) == ["a", "b"]
+    assert not faults.damaged
+    log.close()
