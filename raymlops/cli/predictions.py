@@ -196,7 +196,7 @@ def _summary(counts: dict[str, Any], reading: Any) -> str:
         older = "" if looked_back_to is None else ", or an older one"
         parts.append(
             f"{counts['unknown']} labels that came in within the window match no row logged{since}: "
-            f"an unknown request_id or row{older}"
+            f"an unknown request_id or row, a request of another caller{older}"
         )
     if counts.get("unsearched"):
         parts.append(_unsearched(counts["unsearched"]))

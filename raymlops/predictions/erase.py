@@ -26,7 +26,7 @@ from raymlops.records import Record
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from raymlops.predictions.rewrite import Mask, Matches
 
@@ -35,7 +35,7 @@ ABANDONED = timedelta(minutes=5)
 LABELS_OPEN = timedelta(seconds=SETTLED_S + 5)
 """A file of labels that is younger may still be written again, so that what replaced it would lack what it holds then;
 clocks may differ by the rest."""
-OF_LABELS = {"request_id", "row", "key_id"}
+OF_LABELS = {"request_id", "row", "key_id", "caller"}
 """Conditions on these alone also find labels whose row is not in the log."""
 
 Key = tuple[str, int]
@@ -105,8 +105,8 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    keys: set[Key] = field(default_factory=set)
-    """Of all rows found so far; about 200 bytes each."""
+    callers: dict[Key, set[str | None]] = field(default_factory=dict)
+    """Who asked for each row found so far; about 400 bytes each."""
 
     def find(self) -> EraseRecord:
         """Return what there is to erase, and change nothing.
@@ -133,7 +133,8 @@ class _Found:
     live: Live
     schema: pa.Schema
     rows: int
-    keys: list[Key]
+    keys: list[tuple[str, int, str | None]]
+    """With the caller."""
 
 
 class _Pass:
@@ -153,13 +154,14 @@ class _Pass:
     def go(self) -> EraseRecord:
         job = self._job
         hours = prediction_hours(self._store, job.name, since=self._since, until=job.until)
-        columns = [*dict.fromkeys((*job.where.fields, "request_id", "row", "ts"))]
+        columns = [*dict.fromkeys((*job.where.fields, "request_id", "row", "ts", "caller"))]
         rows = [found for hour in hours for found in self._files(hour.path, self._is_row, columns)]
         search = replace(self._search)  # before it has seen labels
-        job.keys.update(key for found in rows for key in found.keys)
-        self._ids = pa.array({request_id for request_id, _ in job.keys}, pa.string())
+        for request_id, row, caller in (key for found in rows for key in found.keys):
+            job.callers.setdefault((request_id, row), set()).add(caller)
+        self._ids = pa.array({request_id for request_id, _ in job.callers}, pa.string())
         since = None if self._since is None else self._since - SKEW
-        days = label_days(self._store, job.name, since=since) if job.keys or self._by_itself else []
+        days = label_days(self._store, job.name, since=since) if job.callers or self._by_itself else []
         labels = [found for day in days for found in self._files(day.path, self._is_label, None)]
         unfinished = [found for found in labels if self._is_open(found.live)]
         labels = [found for found in labels if not self._is_open(found.live)]
@@ -187,7 +189,9 @@ class _Pass:
     def _is_label(self, batch: pa.RecordBatch) -> Mask:
         found = np.array(pc.is_in(batch["request_id"], value_set=self._ids), dtype=np.bool_)
         for place in np.flatnonzero(found):
-            found[place] = (batch["request_id"][place].as_py(), batch["row"][place].as_py()) in self._job.keys
+            request_id, row, caller = (column[place].as_py() for column in _key(batch))
+            of: Collection[str | None] = self._job.callers.get((request_id, row), frozenset())
+            found[place] = bool(of) and (caller is None or not {caller, None}.isdisjoint(of))
         return found | self._search.matches(batch) if self._by_itself else found
 
     def _files(self, folder: str, matches: Matches, columns: Sequence[str] | None) -> Iterator[_Found]:
@@ -199,10 +203,10 @@ class _Pass:
         for live in files:
             try:
                 with open_file(self._store, f"{folder}/{live.name}", size=live.size) as file:
-                    keys: list[Key] = []
+                    keys: list[tuple[str, int, str | None]] = []
                     for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
                         mine = batch.filter(pa.array(matches(batch)))
-                        keys += zip(mine["request_id"].to_pylist(), mine["row"].to_pylist(), strict=True)
+                        keys += zip(*(column.to_pylist() for column in _key(mine)), strict=True)
                     if keys:
                         yield _Found(folder, live, file.schema_arrow, file.metadata.num_rows, keys)
             except (OSError, pa.ArrowException) as error:
@@ -230,3 +234,9 @@ class _Pass:
             rewrite(self._store, found.folder, Group(found.schema, [(found.live, found.rows)]), erase=matches)
         except DamagedError as error:
             self._faults.add(f"{found.folder}/{found.live.name}", error)
+
+
+def _key(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """Return request id, row, and who asked or whose requests labels are for, which earlier releases did not write."""
+    known = "caller" in batch.schema.names
+    return batch["request_id"], batch["row"], batch["caller"] if known else pa.nulls(batch.num_rows, pa.string())

@@ -26,6 +26,8 @@ from raymlops.storage.store import Namer, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from raymlops.predictions.label_type import LabelType
+
 logger = logging.getLogger("ray.serve.raymlops")
 
 SCHEMA = pa.schema(
@@ -36,8 +38,10 @@ SCHEMA = pa.schema(
         ("correction", pa.bool_()),
         ("received", pa.timestamp("us", tz="UTC")),
         ("key_id", pa.string()),
+        ("caller", pa.string()),
     ]
 )
+"""``key_id`` sent the label; it counts for requests of ``caller`` alone, for anybody's where that is null."""
 MAX_LABELS = 5000
 MAX_LABEL_BYTES = 10_000
 MAX_WAITING = 100_000
@@ -61,10 +65,17 @@ class Label(NamedTuple):
     correction: bool = False
 
 
-def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: int = MAX_LABEL_BYTES) -> list[Label]:
+def parse_feedback(
+    data: Any,
+    *,
+    kind: LabelType | None = None,
+    max_labels: int = MAX_LABELS,
+    max_label_bytes: int = MAX_LABEL_BYTES,
+) -> list[Label]:
     """Read the JSON of a request: ``{"labels": [{"request_id", "row": 0, "label", "correction": false}, ...]}``.
 
-    ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these.
+    ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these, of the
+    model's ``kind``.
 
     Raises:
         InvalidRowsError: with place and field of the first problems found (at most 20).
@@ -79,7 +90,10 @@ def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: 
     problems: list[RowProblem] = []
     labels = []
     for index, entry in enumerate(entries):
-        if found := _problem(entry, max_label_bytes):
+        found = _problem(entry, max_label_bytes)
+        if found is None and kind is not None and (why := kind.problem(entry["label"])) is not None:
+            found = "label", why
+        if found is not None:
             problems.append(RowProblem(index, *found))
             if len(problems) >= MAX_PROBLEMS:
                 break
@@ -128,14 +142,15 @@ class LabelLog:
         self._file: _OpenFile | None = None
         self._thread: threading.Thread | None = None
 
-    def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Store labels; the future is done once they are on the storage, where a kill does not lose them.
+    def add(self, labels: Sequence[Label], *, key_id: str | None = None, caller: str | None = None) -> Future[None]:
+        """Store labels of a caller's requests, or of anybody's.
 
+        The future is done once they are on the storage, where a kill does not lose them.
         It raises StorageError where the storage fails or too many labels are pending: then none may have been stored,
         and sending them again is safe.
         """
         done: Future[None] = Future()
-        table = self._table(labels, key_id)
+        table = self._table(labels, key_id, caller)
         with self._changed:
             if self._closing or self._rows + len(labels) > MAX_WAITING:
                 why = "the replica shuts down" if self._closing else f"{self._rows} labels are pending"
@@ -213,9 +228,9 @@ class LabelLog:
             raise StorageError("writing the labels took too long: the file may have been replaced meanwhile")
         self._file = longer
 
-    def _table(self, labels: Sequence[Label], key_id: str | None) -> pa.Table:
+    def _table(self, labels: Sequence[Label], key_id: str | None, caller: str | None) -> pa.Table:
         received = round(self._now() * 1e6)
-        rows = [{**label._asdict(), "received": received, "key_id": key_id} for label in labels]
+        rows = [{**label._asdict(), "received": received, "key_id": key_id, "caller": caller} for label in labels]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)
+KEY = ["request_id", "row", "caller"]
+"""By which a row's label is found."""
 BEFORE = timedelta(days=1)
 """How long before the window rows of labels received within it are searched."""
 
@@ -74,7 +76,7 @@ class Reading:
     _search: Search | None = field(default=None, init=False)
     _labels: Labels | None = field(default=None, init=False)
     _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
-    """Which labels are of rows that were read."""
+    """Which labelled rows were read, by the numbers in ``Labels.rows``."""
 
     def __post_init__(self) -> None:
         for column in self.columns or ():
@@ -127,9 +129,9 @@ class Reading:
         """Return how many rows labelled within the window are not in the log. Call it after iterating.
 
         Counted is each request id and row whose first label arrived within the window, and that no version logged since
-        a day before it: there was no such request, the row was not written (yet), or the label arrived more than a day
-        after the answer. Reads nothing when every label has found its row; otherwise request ids only, the newest
-        hours first, until every label has found it, at most the window and the day before it.
+        a day before it: there was no such request of that caller, the row was not written (yet), or the label arrived
+        more than a day after the answer. Reads nothing when every label has found its row; otherwise request ids only,
+        the newest hours first, until every label has found it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
@@ -141,12 +143,12 @@ class Reading:
         read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self.limit is None else set()
         until = None if self.until is None else self.until + SKEW
         for folder in reversed(prediction_hours(self.store, self.name, since=self.looked_back_to, until=until)):
-            if not (wanted & ~self._known).any():
+            if not (wanted & ~self._known[labels.rows]).any():
                 break
             if folder.path not in read:
-                for batch in read_folder(self.store, folder.path, self._faults, columns=["request_id", "row"]):
+                for batch in read_folder(self.store, folder.path, self._faults, columns=KEY):
                     self._note(labels.places(batch))
-        return int((wanted & ~self._known).sum())
+        return int((wanted & ~self._known[labels.rows]).sum())
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""
@@ -164,10 +166,8 @@ class Reading:
             yield from self._folder(folder)
 
     def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
-        fields = [] if self.where is None else self.where.fields
-        columns = (
-            None if self.columns is None else [*dict.fromkeys((*self.columns, *fields, "ts", "request_id", "row"))]
-        )
+        needed = ("ts", *KEY, *(() if self.where is None else self.where.fields))
+        columns = None if self.columns is None else [*dict.fromkeys((*self.columns, *needed))]
         # Only hours at the edges of the window are filtered row by row.
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
@@ -183,7 +183,8 @@ class Reading:
         return (self.since is None or self.since <= folder.start) and (self.until is None or folder.end <= self.until)
 
     def _note(self, places: npt.NDArray[np.int64]) -> None:
-        self._known[places[places >= 0]] = True
+        if self._labels is not None:
+            self._known[self._labels.rows[places[places >= 0]]] = True
 
     def _newest(self, limit: int) -> Iterator[pa.RecordBatch]:
         kept: list[pa.RecordBatch] = []

@@ -40,6 +40,7 @@ FIELDS: dict[str, Any] = {
     "seconds": pa.float64(),
     "model_seconds": pa.float64(),
     "key_id": pa.string(),
+    "caller": pa.string(),
     "fallback_from": pa.int64(),
     "difference": pa.float64(),
 }
@@ -109,6 +110,7 @@ def _once(group: Sequence[RequestRecord], *, name: str) -> dict[str, pa.Array]:
         "model_version": pa.array(of["version"], pa.int64()),
         "protocol": _texts(of["protocol"]),
         "key_id": _texts(of["key_id"]),
+        "caller": _texts(of["caller"]),
         **{field: pa.array(of[field], FIELDS[field]) for field in _COPIED},
     }
 

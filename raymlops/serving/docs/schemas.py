@@ -96,6 +96,10 @@ class Accepted(_Closed):
     """How many labels are stored."""
 
     accepted: PositiveInt
+    unmatched: int = Field(
+        ge=0,
+        description="of requests that this replica did not answer lately; they are matched when the log is read",
+    )
     request_id: str
 
 

@@ -158,6 +158,18 @@ def test_rows_of_a_window_or_a_key_or_a_request(tmp_path, write):
     assert rows(tmp_path) == {("a", 0, "anna", True): 1}
 
 
+def test_a_label_of_another_caller_with_the_same_id_stays(tmp_path, write):
+    """Both callers count their requests from 1; each one's rows go with its own label."""
+    write([of("1", "anna", caller="shop"), of("1", "bob", caller="bank")])
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    for caller in ("shop", "bank"):
+        log.add([Label("1", 0, '"x"')], caller=caller).result(timeout=30)
+    log.close()
+    record = erase(tmp_path, Where.parse(["caller=shop"]))
+    assert (record.rows, record.labels) == (1, 1)
+    assert rows(tmp_path) == {("1", 0, "bob", True): 1}
+
+
 def test_what_cannot_be_searched_is_said(tmp_path, write):
     """Rows whose field was redacted are counted, a damaged file is named; no field of any row is a mistake."""
     write([of("a", "anna")])

@@ -72,13 +72,13 @@ def test_what_is_no_feedback_is_refused(data):
 def test_a_label_is_on_the_storage_when_its_future_is_done(tmp_path):
     """With who gave it and when it came."""
     log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
-    log.add([Label("a", 0, "1"), Label("b", 3, '"x"', correction=True)], key_id="k1").result(timeout=30)
+    log.add([Label("a", 0, "1"), Label("b", 3, '"x"', correction=True)], key_id="k1", caller="shop").result(timeout=30)
     (file,) = (tmp_path / "labels/flights/date=2026-11-25").iterdir()
     table = pq.read_table(file, partitioning=None)
     assert table.schema.equals(SCHEMA)
     assert [tuple(row.values()) for row in table.to_pylist()] == [
-        ("a", 0, "1", False, HOUR, "k1"),
-        ("b", 3, '"x"', True, HOUR, "k1"),
+        ("a", 0, "1", False, HOUR, "k1", "shop"),
+        ("b", 3, '"x"', True, HOUR, "k1", "shop"),
     ]
     log.close()
 
