@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
 from raymlops.predictions.labelled import SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
+from raymlops.predictions.settings import in_sample
 from raymlops.predictions.where import Search
 from raymlops.storage.store import Store
 
@@ -75,6 +77,8 @@ class Reading:
     _faults: Faults = field(default_factory=Faults, init=False)
     _search: Search | None = field(default=None, init=False)
     _labels: Labels | None = field(default=None, init=False)
+    _share: float = field(default=1.0, init=False)
+    """The smallest share of the requests that the log was a sample of, by the rows that were read."""
     _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
     """Which labelled rows were read, by the numbers in ``Labels.rows``."""
 
@@ -98,6 +102,7 @@ class Reading:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield batches."""
         self.rows = self.labelled = 0
+        self._share = 1.0
         self._search = None if self.where is None else Search(self.where)
         if self.labels is not False:
             given = None if isinstance(self.labels, bool) else self.labels
@@ -130,8 +135,9 @@ class Reading:
 
         Counted is each request id and row whose first label arrived within the window, and that no version logged since
         a day before it: there was no such request of that caller, the row was not written (yet), or the label arrived
-        more than a day after the answer. Reads nothing when every label has found its row; otherwise request ids only,
-        the newest hours first, until every label has found it, at most the window and the day before it.
+        more than a day after the answer. A request that a sampled log leaves out is not counted. Reads nothing when
+        every label has found its row; otherwise request ids only, the newest hours first, until every label has found
+        it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
@@ -146,9 +152,13 @@ class Reading:
             if not (wanted & ~self._known[labels.rows]).any():
                 break
             if folder.path not in read:
-                for batch in read_folder(self.store, folder.path, self._faults, columns=KEY):
-                    self._note(labels.places(batch))
-        return int((wanted & ~self._known[labels.rows]).sum())
+                for batch in read_folder(self.store, folder.path, self._faults, columns=[*KEY, "weight"]):
+                    self._note(batch, labels.places(batch))
+        left = np.flatnonzero(wanted & ~self._known[labels.rows])
+        if self._share < 1:
+            ids = labels.table["request_id"].take(pa.array(left)).to_pylist()
+            return sum(in_sample(request_id, self._share) for request_id in ids)
+        return len(left)
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""
@@ -166,7 +176,7 @@ class Reading:
             yield from self._folder(folder)
 
     def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
-        needed = ("ts", *KEY, *(() if self.where is None else self.where.fields))
+        needed = ("ts", "weight", *KEY, *(() if self.where is None else self.where.fields))
         columns = None if self.columns is None else [*dict.fromkeys((*self.columns, *needed))]
         # Only hours at the edges of the window are filtered row by row.
         since = self.since if self.since is not None and self.since > folder.start else None
@@ -182,7 +192,10 @@ class Reading:
     def _is_inside(self, folder: Folder) -> bool:
         return (self.since is None or self.since <= folder.start) and (self.until is None or folder.end <= self.until)
 
-    def _note(self, places: npt.NDArray[np.int64]) -> None:
+    def _note(self, batch: pa.RecordBatch, places: npt.NDArray[np.int64]) -> None:
+        """Note which labels' rows were read, and what share of the requests is logged."""
+        if "weight" in batch.schema.names and batch.num_rows:
+            self._share = min(self._share, 1.0 / max(1.0, pc.max(batch["weight"]).as_py() or 1.0))
         if self._labels is not None:
             self._known[self._labels.rows[places[places >= 0]]] = True
 
@@ -206,7 +219,7 @@ class Reading:
         if self.only_labelled:
             batch, places = batch.filter(pa.array(places >= 0)), places[places >= 0]
         chosen = batch.select(self._wanted(batch.schema))
-        self._note(places)
+        self._note(batch, places)
         found = self._labels.of(places)
         self.labelled += len(found) - found.null_count
         return chosen.append_column(LABEL, found)

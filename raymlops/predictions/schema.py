@@ -43,10 +43,11 @@ FIELDS: dict[str, Any] = {
     "caller": pa.string(),
     "fallback_from": pa.int64(),
     "difference": pa.float64(),
+    "weight": pa.float64(),
 }
 """Columns that every row has, whatever the model; ``features`` and ``output`` follow them."""
 FEATURES, OUTPUT = "features", "output"
-_COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference")
+_COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference", "weight")
 
 
 class Partition(NamedTuple):

@@ -50,3 +50,5 @@ class RequestRecord(NamedTuple):
     """Why the champion answered for the canary: ``late``, the code with which it refused, else ``error``."""
     epoch: str = ""
     """Of the traffic, when the request was assigned; empty where it was not."""
+    weight: float = 1.0
+    """For how many requests it stands in the prediction log, of which a sample may be written."""

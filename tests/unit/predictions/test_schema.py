@@ -50,6 +50,7 @@ def test_a_request_becomes_one_row_for_each_of_its_rows():
         "caller": "shop",
         "fallback_from": None,
         "difference": None,
+        "weight": 1.0,
         "features": {"distance": 1.5, "carrier": "AA"},
         "output": {"late": 1.0},
     }
