@@ -41,6 +41,25 @@ class LabelType:
             return expected(self.column) + ("" if known is None else f", one of {_listed(known)}")
         return "a text, number, boolean or list" if not self._is_compared else self._comparable
 
+    def schema(self) -> dict[str, Any] | None:
+        """Return the JSON Schema of accepted labels, without other ways to write them; None for any label."""
+        if self.column is not None:
+            found = self.column.json_schema()
+        elif not self._is_compared:
+            return None
+        else:
+            found = self._compared_schema()
+        return {**found, "description": f"the true label: {self.expected}"}
+
+    @property
+    def example(self) -> Any:
+        """Return a label that is accepted."""
+        schema = self.schema() or {}
+        for found in (*schema.get("enum", ()), 1, 0.5, True, "2026-01-31T12:00:00Z", "a text", ""):
+            if self.problem(found) is None:
+                return found
+        return None
+
     def problem(self, label: Any) -> str | None:
         """Return why a label is refused; None for one that is accepted."""
         if self.column is not None:
@@ -71,6 +90,23 @@ class LabelType:
             return None
         output = next((column for column in self.outputs if column.name == self.loss.output), None)
         return output.categories if output is not None and output.unknown == "reject" else None
+
+    def _compared_schema(self) -> dict[str, Any]:
+        loss = self.loss
+        assert loss is not None
+        if isinstance(loss.positive, str):
+            return {"enum": [loss.positive, loss.negative]}
+        if loss.kind == "number":
+            return {"type": "number"}
+        if loss.kind == "probability" or loss.positive is not None:
+            return {"enum": [0, 1, False, True]}
+        if loss.kind == "vector":
+            several = loss.probabilities if len(loss.probabilities) > 1 else ()
+            count = len(several) or len((self.answer or {})[loss.probabilities[0]])
+            return {"enum": [*range(count), *several]}
+        if {column.name: column.type for column in self.outputs}.get(loss.output or "") == "string":
+            return {"type": "string"} if self._classes is None else {"enum": [*self._classes]}
+        return {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 
     @property
     def _comparable(self) -> str:

@@ -298,6 +298,8 @@ class Front:
             example=self.handler.model.example,
             answer=self._example_answer,
             max_rows=self.handler.settings.limits.max_rows,
+            label_schema=self.label_type.schema(),
+            label=self.label_type.example,
             key_required=self.handler.settings.access.required,
         )
 

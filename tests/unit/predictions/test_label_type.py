@@ -1,6 +1,7 @@
 """Which labels a model accepts, by the rule that its answers are compared by, or by what the recipe declares."""
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
@@ -37,6 +38,14 @@ def test_a_label_is_what_answers_can_be_compared_with(rule, good, bad, said):
     for label in bad:
         assert said in kind.problem(label)
     assert said in kind.expected
+    accepted, example = Draft202012Validator(kind.schema()), kind.example
+    assert accepted.is_valid(example)
+    assert kind.problem(example) is None
+    assert [
+        label
+        for label in (*range(-3, 12), "a", "spam", "x", True, 1.5)
+        if kind.problem(label) and accepted.is_valid(label)
+    ] == []
 
 
 def test_a_class_that_no_answer_can_be_is_unknown():
