@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine. ``status RUN_ID`` is in ``operations``."""
+"""``up``, ``down``, ``env``, ``status`` and ``doctor``: clusters. ``status RUN_ID`` is in ``operations``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from raymlops.display import table
 from raymlops.errors import RaymlopsError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    from raymlops.cluster.upfile import UpRecord
     from raymlops.lifecycle.overview import ModelOverview
 
 
@@ -41,7 +42,7 @@ def up(
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
     from raymlops.cluster.upfile import exports
-    from raymlops.lifecycle.overview import answering, wanted
+    from raymlops.lifecycle.overview import wanted
 
     record = start(
         root=root,
@@ -62,11 +63,31 @@ def up(
         note(f"{'grpc':<8} {record.grpc_address}")
     for port in record.opens:
         note(f"reachable by other machines: {port}")
-    with suppress(RaymlopsError):  # a busy endpoint does not mean that nothing is live
-        if (models := wanted(record.root)) and not answering(record.serve_url, models):
-            note(_waiting(len(models)))
+    if models := wanted(record.root):
+        _resume(record, models)
     note("to use it from this shell, export:")
     return Answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record))
+
+
+def env(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Such as: ray start --head --port=6379")],
+    *,
+    proxy: Annotated[str, typer.Option(metavar="haproxy|python", help="What Serve puts in front.")] = "haproxy",
+    gcs_storage: Annotated[
+        str | None,
+        typer.Option(
+            "--gcs-storage",
+            envvar="RAYMLOPS_GCS_STORAGE",
+            metavar="URI",
+            help="Where a head keeps Ray's state over its restart: redis://HOST:PORT or rocksdb:///FOLDER.  "
+            "[default: nowhere]",
+        ),
+    ] = None,
+) -> None:
+    """Run `ray start` in the environment that every node of a cluster needs; what it lacks cannot be set later."""
+    from raymlops.cluster.endpoint.node_environment import run_on_node
+
+    run_on_node(command, proxy=proxy, gcs_storage=gcs_storage)
 
 
 def down(*, root: RootOption = None) -> Answer:
@@ -129,6 +150,26 @@ def status(
         lines += ["", f"what should be live is unknown: {problem}"]
         data |= {"desired": None, "error": error_data(problem)}
     return Answer(record.to_dict() | data, "\n".join(lines), exit_code=problem.exit_code if problem is not None else 0)
+
+
+def _resume(record: UpRecord, models: list[str]) -> None:
+    """Bring back what should be live, unless it answers; a failure is noted, since the cluster is up all the same."""
+    from raymlops.cluster.auth import in_process
+    from raymlops.lifecycle.named_model import nameless
+    from raymlops.lifecycle.overview import answering
+    from raymlops.lifecycle.restore import resume
+
+    with suppress(RaymlopsError):  # a busy endpoint does not mean that nothing is live
+        if answering(record.serve_url, models):
+            return
+    try:
+        with in_process(record.env):
+            resume(nameless())
+        note(
+            f"its controller brings back what should be live: {', '.join(models)}; raymlops status shows how far it is"
+        )
+    except RaymlopsError as error:
+        note(f"{_waiting(len(models))} ({error.message})")
 
 
 def _waiting(models: int) -> str:

@@ -22,6 +22,7 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
+from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.ports import HOST, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
@@ -189,10 +190,12 @@ def _start(
     record: UpRecord, *, num_cpus: int, haproxy_ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
 ) -> UpRecord:
     root, token, ports, variables = Path(record.root), Path(record.token_path), record.ports, record.inherited
-    fast = (
-        services.serve_environment(scratch=record.scratch, stats_port=haproxy_ports[0], metrics_port=haproxy_ports[1])
-        if record.haproxy
-        else {}
+    stats_port, metrics_port = haproxy_ports
+    node = node_environment(
+        proxy="haproxy" if record.haproxy else "python",
+        scratch=record.scratch,
+        stats_port=stats_port,
+        metrics_port=metrics_port,
     )
     ray_log, mlflow_log = root / "logs" / "ray.log", root / "logs" / "mlflow.log"
     for log in (ray_log, mlflow_log):
@@ -208,7 +211,7 @@ def _start(
         port=ports["Ray"],
         dashboard_port=ports["Ray's dashboard"],
         num_cpus=num_cpus,
-        variables={**variables, **fast},
+        variables={**node, **variables},
         log=ray_log,
     )
     mlflow = services.start_mlflow(root=root, port=ports["MLflow"], variables=variables, log=mlflow_log)

@@ -24,15 +24,17 @@ def cluster(tmp_path):
         model = Deployment("m", 1, BundleRef("/b", "d" * 64), "run1", "champion", {})
         put(state, "m", [model])
     with answering_cluster() as running:
+        running.details = {"data": {"clusterId": "here"}}
         running.record(tmp_path, grpc_port=9000, processes=(ProcessRecord.of("ray", os.getpid()),))
         yield running
 
 
 @pytest.mark.parametrize("verb", ["up", "status"])
 def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsys):
-    """After down and up nothing is live until somebody restores it; what is live needs no such remark."""
+    """Where nothing brought them back, as at a cluster that is none; what is live needs no such remark."""
     assert main([verb, "--root", str(tmp_path)]) == 0
-    assert WAITING in "\n".join(capsys.readouterr()).splitlines()
+    said = "\n".join(capsys.readouterr()).splitlines()
+    assert [line for line in said if line.startswith(WAITING)]
     model = {"name": "m", "version": "1", "path": "/models/m"}
     for listed, hidden in (([model], []), ([], [model])):  # hidden: it asks for a key, and nobody gave one
         cluster.models, cluster.hidden = listed, hidden
@@ -52,7 +54,7 @@ def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, caps
         "deployments": [{"name": "front", "user_config": {"access": {"required": False}}}],
     }
     live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application}}
-    cluster.details = {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": live}
+    cluster.details |= {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": live}
     said = "m answers without an API key, and Serve listens on 0.0.0.0:8000"
     assert main(["status", "--root", str(tmp_path)]) == 0
     assert f"warning: {said}" in capsys.readouterr().out
