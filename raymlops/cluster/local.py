@@ -56,9 +56,10 @@ class DownRecord(Record):
 
 @dataclass(frozen=True)
 class StatusRecord(Record):
-    """What runs of a local cluster."""
+    """What runs of a cluster."""
 
-    root: str
+    root: str | None
+    """Folder of a cluster that ``up`` started; None for another one."""
     state: str
     """``down``, ``starting``, ``up`` or ``broken`` (recorded as up, but something is missing)."""
     services: dict[str, bool]

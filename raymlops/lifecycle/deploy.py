@@ -21,9 +21,10 @@ from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
+from raymlops.lifecycle.running_serve import check_proxies
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import is_local, listening
+from raymlops.serving.control.address import listening
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -85,7 +86,7 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be.
+        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -97,7 +98,7 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
-        doubts = doubts_of(state, ref)
+        doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
@@ -171,7 +172,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new)
-    listens = listening(api.get(), local=is_local(api.dashboard_url))
+    listens = listening(api.get(), local=api.is_local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
@@ -54,13 +53,8 @@ class Listening:
         return None
 
 
-def is_local(dashboard_url: str) -> bool:
-    """Return whether a dashboard has a loopback address."""
-    return is_loopback(urlsplit(dashboard_url).hostname or "")
-
-
 def listening(details: Details, *, local: bool) -> Listening | None:
-    """Return where a running Serve listens; None if it does not run.
+    """Return where a running Serve listens; None if it does not run. ``local`` says whether that is this machine.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
     patch. On this machine the sockets show it. For another machine all interfaces are assumed.

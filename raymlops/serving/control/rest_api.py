@@ -11,10 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from raymlops.cluster.processes import session_runs_here
 from raymlops.cluster.resource_usage import group
+from raymlops.config.serve import is_loopback
 from raymlops.errors import ClusterError, DeployError
 from raymlops.serving.control.details import last_lines
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 _PATH = "/api/serve/applications/"
 _CLUSTER = "/cluster_id"
 _STATUS = "/api/cluster_status"
+_VERSION = "/api/version"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class ServeApi:
         self._token = token
         self._transport = transport
         self._deaths: dict[str, str] = {}
+        self._is_local: bool | None = None
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details: ``http_options``, ``proxies``, ``applications`` by name with status and config.
@@ -75,6 +80,28 @@ class ServeApi:
                     with suppress(ClusterError):
                         deployment["message"] += "".join(f"\n{self._death(actor)}" for actor in dead[-1:] if actor)
         return details
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the cluster runs on this machine, so that its proxies and ports can be looked at.
+
+        A dashboard on loopback may be forwarded from elsewhere: then no process here is of its session.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        if self._is_local is None:
+            loopback = is_loopback(urlsplit(self.dashboard_url).hostname or "")
+            self._is_local = loopback and session_runs_here(self._call("GET", _VERSION).json().get("session_name"))
+        return self._is_local
+
+    def actor_classes(self) -> dict[str, str]:
+        """Return the class of each actor that is alive, by its id.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        return {row["actor_id"]: row["class_name"] for row in self._list("actors")}
 
     def put(self, config: dict[str, Any]) -> None:
         """Replace Serve's config. Declared applications that it lacks are deleted.

@@ -64,6 +64,40 @@ def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, caps
     assert f"FAIL  open models: {said}" in capsys.readouterr().out
 
 
+def test_status_names_a_cluster_that_up_did_not_start(cluster, tmp_path, monkeypatch, capsys):
+    """What runs there by what Serve says, although its endpoint is not here; or that it is down."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "here"))
+    monkeypatch.setenv("RAYMLOPS_STATE_URL", f"sqlite:///{tmp_path}/state.db")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster.url)
+    application = {
+        "name": "m--v1",
+        "route_prefix": "/models/m",
+        "import_path": "raymlops.serving.apps:model_app",
+        "args": {"name": "m", "version": 1},
+        "deployments": [{"name": "front", "user_config": {"access": {"required": True}}}],
+    }
+    running = {"front": {"replicas": [{"state": "RUNNING"}]}}
+    live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application, "deployments": running}}
+    cluster.details |= {"http_options": {"host": "10.0.0.1", "port": 8000}, "applications": live}
+    assert main(["status", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["root"], data["services"]) == ("up", None, {"ray": True, "serve": True})
+    assert data["urls"] == {"ray": cluster.url, "serve": "http://10.0.0.1:8000"}
+    assert data["models"] == [{"name": "m", "version": "1", "path": "/models/m"}]
+    assert [model["name"] for model in data["desired"]] == ["m"]
+    assert main(["status"]) == 0
+    assert f"up, the cluster of the dashboard {cluster.url}" in capsys.readouterr().out
+    cluster.proxy = "UNHEALTHY"
+    assert main(["status"]) == 5
+    assert capsys.readouterr().out.startswith("broken")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert main(["status"]) == 5
+    out = capsys.readouterr().out
+    assert out.startswith("down")
+    assert "does not answer" in out
+    assert "version 1" in out  # what should be live is known all the same
+
+
 def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):
     """For a person and for a program."""
     assert main(["status", "--root", str(tmp_path)]) == 0

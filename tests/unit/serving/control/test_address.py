@@ -9,7 +9,7 @@ from fake_serve import FakeServe
 from states import converge, deploy, opened
 
 from raymlops.config.serve import ServeSection
-from raymlops.serving.control.address import Listening, is_local, listening
+from raymlops.serving.control.address import Listening, listening
 
 GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
 
@@ -95,15 +95,3 @@ def test_where_grpc_is_bound_is_looked_up_on_this_machine():
     assert listening(details(grpc=grpc), local=True).exposed is None
     assert listening({"applications": {}}, local=True) is None
     assert Listening("0.0.0.0", 8000, "127.0.0.1", 9000).reach == "0.0.0.0"
-
-
-def test_a_dashboard_of_this_machine():
-    """By its address."""
-    assert [
-        is_local(url) for url in ("http://127.0.0.1:8265", "http://[::1]:1", "http://localhost", "http://head:1")
-    ] == [
-        True,
-        True,
-        True,
-        False,
-    ]
