@@ -6,10 +6,11 @@ verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import ClusterError, RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
@@ -22,6 +23,7 @@ from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_proxies
+from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.address import listening
@@ -86,7 +88,8 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs.
+        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
+            folder or a SQLite file on a cluster that has several machines, or may get them.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -98,6 +101,8 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
+        with suppress(ClusterError):  # one that cannot be asked is reported by the next request
+            check_sharing_of_deployments(spec, api.room())
         doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from raymlops.cluster.autoscaler import may_grow
 from raymlops.cluster.processes import session_runs_here
 from raymlops.cluster.resource_usage import group
 from raymlops.config.serve import is_loopback
@@ -37,11 +38,11 @@ class Room:
     """The nodes and actors of a cluster: rows of Ray's state API."""
 
     nodes: list[dict[str, Any]]
-    """``node_id`` and ``resources_total``."""
+    """``node_id``, ``node_ip`` and ``resources_total``."""
     actors: list[dict[str, Any]]
     """``name``, ``node_id`` and ``required_resources``."""
-    grows: bool
-    """Whether an autoscaler may add nodes; also True if that is unknown."""
+    grows: bool | None
+    """Whether an autoscaler may add nodes; None if that is unknown."""
 
 
 class ServeApi:
@@ -128,7 +129,7 @@ class ServeApi:
             ClusterError: the dashboard does not answer, or refuses us.
         """
         nodes, actors = self._list("nodes"), self._list("actors")
-        return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
+        return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json()))
 
     def holders(self) -> list[Holder]:
         """Return who holds CPUs or GPUs, the largest share first.
@@ -189,18 +190,11 @@ class ServeApi:
         return response
 
 
-def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
-    """Return whether an autoscaler may add nodes.
-
-    Ray 2.60's monitor also reports without an autoscaler. It then names each node's type after the node's id, in a
-    spelling that the dashboard changes; an autoscaler names a type of its configuration.
-    """
+def _grows(answer: Mapping[str, Any]) -> bool | None:
     status = (answer.get("data") or {}).get("clusterStatus") or {}
-    active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
-    idle = (status.get("autoscalerReport") or {}).get("idleNodes") or {}
-    own = {f"node{node['node_id']}" for node in nodes}
-    types = {name.lower().replace("_", "") for name in (*active, *idle)}
-    return not types or not types <= own
+    report = status.get("autoscalerReport") or {}
+    types = [name for key in ("activeNodes", "idleNodes") for name in report.get(key) or ()]
+    return may_grow(types)
 
 
 def ray_token() -> str | None:
