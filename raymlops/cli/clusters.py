@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,9 +34,12 @@ def up(
     ray_port: Annotated[int | None, _port("Port of Ray itself.  [default: 6379]")] = None,
     grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
-    haproxy: Annotated[
-        bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
-    ] = False,
+    proxy: Annotated[
+        Literal["haproxy", "python"] | None,
+        typer.Option(help="In front of the endpoints.  [default: haproxy, the faster one, if it is installed]"),
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the endpoints, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
 ) -> Answer:
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
@@ -50,7 +53,9 @@ def up(
         mlflow_port=mlflow_port,
         ray_port=ray_port,
         num_cpus=num_cpus,
-        haproxy=haproxy,
+        proxy=proxy,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         grpc_port=grpc_port,
         on_step=note,
     )
@@ -118,6 +123,7 @@ def status(
     if record.state != "down":
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
+        lines += [f"certificate {record.certificate}"] if record.certificate is not None else []
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import node_watched
+from raymlops.cluster.endpoint.haproxy import chosen
+from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.ports import HOST, answers, free_port
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
@@ -190,9 +192,11 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
         # without any it gives up as soon as another Ray runs on the machine.
         port = free_port()
         variables |= {"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{port}" if dashboard else None}
-        if spec.serve.proxy == "haproxy":
+        if chosen(spec.serve.proxy) == "haproxy":
             # Its own ports stay out of the way of a cluster's, which are known ones.
-            variables |= serve_environment(scratch=str(folder), stats_port=free_port(), metrics_port=free_port())
+            ports = {"stats_port": free_port(), "metrics_port": free_port()}
+            tls = None if spec.serve.tls is None else checked_files(spec.serve.tls.cert, spec.serve.tls.key)
+            variables |= serve_environment(scratch=str(folder), tls=tls, **ports)
         cleanup.enter_context(auth.in_process(variables))
         options: dict[str, Any] = {
             "num_cpus": logical_cpus(spec.cluster.num_cpus),

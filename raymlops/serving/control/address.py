@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
 from raymlops.serving.control.details import configs
@@ -30,12 +31,14 @@ class Listening:
     grpc_host: str | None = None
     """None without gRPC."""
     grpc_port: int | None = None
+    tls: bool = False
+    """Whether HTTP and gRPC need TLS."""
 
     @property
     def base_url(self) -> str:
         """Return the URL of the proxy."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - an address to reach, not to bind
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        host = reached_at(self.host)
+        return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def reach(self) -> str:
@@ -63,18 +66,33 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     """Return where a running Serve listens; None if it does not run.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
-    patch. On this machine the sockets show it. For another machine all interfaces are assumed.
+    patch. On this machine the sockets show it. For another machine all interfaces are assumed. Nor does Serve know
+    whether HAProxy needs TLS: on this machine it is asked, on another one only the Python proxy's is known.
     """
     options = details.get("http_options")
     if not options:
         return None
+    host, port = options["host"], options["port"]
+    tls = bool(options.get("ssl_certfile")) or (local and _asked_for_tls(host, port))
     grpc = details.get("grpc_options") or {}
     if not grpc.get("grpc_servicer_functions"):
-        return Listening(options["host"], options["port"])
-    port = grpc["port"]
-    if not is_loopback(options["host"]):
-        return Listening(options["host"], options["port"], options["host"], port)
-    return Listening(options["host"], options["port"], _bound(port) if local else EVERYWHERE, port)
+        return Listening(host, port, tls=tls)
+    grpc_port = grpc["port"]
+    if not is_loopback(host):
+        return Listening(host, port, host, grpc_port, tls)
+    return Listening(host, port, _bound(grpc_port) if local else EVERYWHERE, grpc_port, tls)
+
+
+def reached_at(host: str) -> str:
+    """Return the address at which this machine reaches what listens on ``host``."""
+    return "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - an address to reach, not to bind
+
+
+def _asked_for_tls(host: str, port: int) -> bool:
+    try:
+        return speaks_tls(reached_at(host), port)
+    except OSError:
+        return False
 
 
 def keyless(details: Details) -> list[str]:
