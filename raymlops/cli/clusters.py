@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ UNREACHABLE = 5
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")
 ]
+ProxyOption = Annotated[
+    Literal["haproxy", "python"] | None,
+    typer.Option("--proxy", help="In front of the endpoints.  [default: haproxy, the faster one, if it is installed]"),
+]
 
 
 def _port(about: str) -> Any:
@@ -39,9 +43,9 @@ def up(
     ray_port: Annotated[int | None, _port("Port of Ray itself.  [default: 6379]")] = None,
     grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
-    haproxy: Annotated[
-        bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
-    ] = False,
+    proxy: ProxyOption = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the endpoints, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
 ) -> Answer:
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
@@ -55,7 +59,9 @@ def up(
         mlflow_port=mlflow_port,
         ray_port=ray_port,
         num_cpus=num_cpus,
-        haproxy=haproxy,
+        proxy=proxy,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         grpc_port=grpc_port,
         on_step=note,
     )
@@ -76,7 +82,7 @@ def up(
 def env(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Such as: ray start --head --port=6379")],
     *,
-    proxy: Annotated[str, typer.Option(metavar="haproxy|python", help="What Serve puts in front.")] = "haproxy",
+    proxy: ProxyOption = None,
     gcs_storage: Annotated[
         str | None,
         typer.Option(
@@ -147,6 +153,7 @@ def status(
     if record.state != "down":
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
+        lines += [f"certificate {record.certificate}"] if record.certificate is not None else []
         lines += [str(proxy) for proxy in serve.proxies] if serve is not None else []
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]

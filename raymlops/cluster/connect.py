@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import node_watched
+from raymlops.cluster.endpoint.haproxy import chosen
 from raymlops.cluster.endpoint.node_environment import node_environment
+from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.ports import HOST, answers, free_port
 from raymlops.cluster.processes import MARK, end
 from raymlops.cluster.services import MAX_HEADER_BYTES
@@ -179,11 +181,16 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
     cluster_id = uuid.uuid4().hex
     cleanup = ExitStack()
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    tls = spec.serve.tls
     try:
         variables: dict[str, str | None] = {
             # HAProxy's own ports stay out of the way of a cluster's, which are known ones.
             **node_environment(
-                proxy=spec.serve.proxy, scratch=str(folder), stats_port=free_port(), metrics_port=free_port()
+                proxy=chosen(spec.serve.proxy),
+                scratch=str(folder),
+                stats_port=free_port(),
+                metrics_port=free_port(),
+                tls=None if tls is None else checked_files(tls.cert, tls.key),
             ),
             **auth.environment(auth.ensure_token(folder / "auth")),
             MAX_HEADER_BYTES: str(spec.serve.max_header_bytes),

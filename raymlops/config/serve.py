@@ -67,12 +67,25 @@ class RolloutSection(Spec):
         return self
 
 
+class TlsSection(Spec):
+    """PEM files on each node with a proxy."""
+
+    cert: str = Field(pattern="^/", description="absolute path of the certificate, followed by its chain")
+    key: str = Field(pattern="^/", description="absolute path of its key, readable by its owner alone")
+
+
 class ServeSection(Spec):
     """How a version is served."""
 
     host: str = Field("127.0.0.1", description="address the proxy listens on; loopback by default")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
-    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
+    proxy: Literal["python", "haproxy"] | None = Field(
+        None, description="set at a cluster's start; default: haproxy, several times as fast, where it is installed"
+    )
+    proxy_location: Literal["head_only", "every_node"] = Field(
+        "head_only", description="every_node: the head and each node with a replica; set when Serve starts"
+    )
+    tls: TlsSection | None = Field(None, description="certificate of HTTP and gRPC; none: they are not encrypted")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")
     auth: Literal["open", "keys"] | None = Field(
         None, description="keys asks every caller for an API key; default: open where Serve listens on loopback alone"
@@ -142,6 +155,11 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def tls_options(cert: str, key: str) -> dict[str, str]:
+    """Return what makes Serve's Python proxy need TLS, for HTTP and (see ``serve_patches``) for gRPC."""
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def grpc_options(port: int) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from typing import TYPE_CHECKING, Literal, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
+from raymlops.cluster.endpoint.haproxy import chosen
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
 from raymlops.errors import UsageError
@@ -22,7 +23,8 @@ from raymlops.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-Proxy = Literal["python", "haproxy"]
+    from raymlops.cluster.endpoint.haproxy import Proxy
+    from raymlops.cluster.endpoint.tls import TlsFiles
 
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
@@ -34,44 +36,47 @@ def node_environment(
     scratch: str,
     stats_port: int = 8404,
     metrics_port: int = 9101,
+    tls: TlsFiles | None = None,
     gcs_storage: str | None = None,
     head: bool = True,
 ) -> dict[str, str]:
-    """Return the variables for ``ray start`` on a node; ``scratch`` is a folder of the node for HAProxy's files.
+    """Return the variables for ``ray start`` on a node.
 
-    ``gcs_storage`` is where the head keeps what Ray knows, so that a head that is started again resumes its cluster:
-    ``redis://HOST:PORT`` (``rediss://`` with TLS), or ``rocksdb:///FOLDER`` on a disk that the next head has too. None
-    keeps it in memory: a cluster ends with its head.
+    ``scratch`` is a folder of the node for HAProxy's files, and ``tls`` its certificate: the Python proxy has that from
+    Serve's own settings. ``gcs_storage`` is where the head keeps what Ray knows, so that a head that is started again
+    resumes its cluster: ``redis://HOST:PORT`` (``rediss://`` with TLS), or ``rocksdb:///FOLDER`` on a disk that the
+    next head has too. None keeps it in memory: a cluster ends with its head.
 
     Raises:
         UsageError: ``gcs_storage`` is neither.
+        ClusterError: HAProxy is named and not installed.
     """
     variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
     if proxy == "haproxy":
-        variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port)
+        variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)
     if gcs_storage is not None:
         variables |= _fault_tolerance(gcs_storage, head=head)
     return variables
 
 
-def run_on_node(command: Sequence[str], *, proxy: str, gcs_storage: str | None) -> NoReturn:
+def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str | None) -> NoReturn:
     """Replace this process by a command, ``ray start`` above all, in the environment of a node.
 
     Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
     token and the guard.
 
     Raises:
-        UsageError: an argument, or there is no such command.
+        UsageError: ``gcs_storage``, or there is no such command.
+        ClusterError: HAProxy is named and not installed.
     """
-    if proxy not in get_args(Proxy):
-        raise UsageError(f"--proxy is {' or '.join(get_args(Proxy))}; got {proxy!r}")
     program = shutil.which(command[0])
     if program is None:
         raise UsageError(f"there is no command {command[0]!r} on this node")
     # A short path, since HAProxy's sockets lie there; mkdtemp makes it readable by us only.
     scratch = tempfile.mkdtemp(prefix="rml-", dir="/tmp")
-    chosen, head = cast("Proxy", proxy), "--head" in command
-    variables = node_environment(proxy=chosen, scratch=scratch, gcs_storage=gcs_storage, head=head)
+    variables = node_environment(
+        proxy=chosen(proxy), scratch=scratch, gcs_storage=gcs_storage, head="--head" in command
+    )
     fixed = {name: variables[name] for name in (MODE, *GUARD)}
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
 

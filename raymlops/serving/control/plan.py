@@ -23,6 +23,7 @@ from raymlops.serving.names import INDEX_APP, app_name, route_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
+    from raymlops.config.serve import TlsSection
     from raymlops.errors import TakenError
     from raymlops.serving.control.ownership import Division
     from raymlops.state.store import Deployment, Desired
@@ -131,6 +132,8 @@ def plan_of(
     host: str,
     port: int,
     grpc_port: int | None,
+    everywhere: bool = False,
+    tls: TlsSection | None = None,
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
@@ -157,6 +160,8 @@ def plan_of(
         grpc_port=grpc_port,
         reach=listens.reach,
         index=division.index_fits,
+        everywhere=everywhere,
+        tls=tls,
     )
     wanted = {config["name"]: config for config in target["applications"]}
     notes = _notes(desired, division, listens, blocked=blocked)

@@ -123,7 +123,7 @@ def refuse_other_proxy(proxies: Sequence[ProxyInForce], serve: ServeSection) -> 
     if serve.proxy == "haproxy" and other:
         raise UsageError(
             f"serve.proxy is haproxy, but this cluster runs the Python proxy, on {', '.join(other)}",
-            hint=f"HAProxy runs where the cluster was started with it: `{START}`, or raymlops up --haproxy. "
+            hint=f"HAProxy runs where the cluster was started with it: `{START}`, or raymlops up. "
             "serve.proxy=python accepts what runs.",
         )
 

@@ -78,11 +78,11 @@ def test_status_names_a_cluster_that_up_did_not_start(cluster, tmp_path, monkeyp
     }
     running = {"front": {"replicas": [{"state": "RUNNING"}]}}
     live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application, "deployments": running}}
-    cluster.details |= {"http_options": {"host": "10.0.0.1", "port": 8000}, "applications": live}
+    cluster.details |= {"http_options": {"host": "127.0.0.1", "port": 9}, "applications": live}
     assert main(["status", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["state"], data["root"], data["services"]) == ("up", None, {"ray": True, "serve": True})
-    assert data["urls"] == {"ray": cluster.url, "serve": "http://10.0.0.1:8000"}
+    assert data["urls"] == {"ray": cluster.url, "serve": "http://127.0.0.1:9"}
     assert data["models"] == [{"name": "m", "version": "1", "path": "/models/m"}]
     assert [model["name"] for model in data["desired"]] == ["m"]
     assert main(["status"]) == 0

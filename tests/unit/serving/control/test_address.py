@@ -95,3 +95,11 @@ def test_where_grpc_is_bound_is_looked_up_on_this_machine():
     assert listening(details(grpc=grpc), local=True).exposed is None
     assert listening({"applications": {}}, local=True) is None
     assert Listening("0.0.0.0", 8000, "127.0.0.1", 9000).reach == "0.0.0.0"
+
+
+def test_a_cluster_elsewhere_is_reached_at_its_node():
+    """Its wildcard is not this machine; a loopback of its own stays what it is, and is reached from there alone."""
+    proxies = {"node": {"node_ip": "10.0.0.7"}}
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=False).base_url == "http://10.0.0.7:21050"
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=True).base_url == "http://127.0.0.1:21050"
+    assert listening({**details(), "proxies": proxies}, local=False).base_url == "http://127.0.0.1:21050"
