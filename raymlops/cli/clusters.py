@@ -89,7 +89,7 @@ def env(
             "--gcs-storage",
             envvar="RAYMLOPS_GCS_STORAGE",
             metavar="URI",
-            help="Where a head keeps Ray's state over its restart: redis://HOST:PORT or rocksdb:///FOLDER.  "
+            help="Where a head keeps Ray's state over its restart: redis://HOST:PORT/NAME or rocksdb:///FOLDER.  "
             "[default: nowhere]",
         ),
     ] = None,

@@ -44,8 +44,9 @@ def node_environment(
 
     ``scratch`` is a folder of the node for HAProxy's files, and ``tls`` its certificate: the Python proxy has that from
     Serve's own settings. ``gcs_storage`` is where the head keeps what Ray knows, so that a head that is started again
-    resumes its cluster: ``redis://HOST:PORT`` (``rediss://`` with TLS), or ``rocksdb:///FOLDER`` on a disk that the
-    next head has too. None keeps it in memory: a cluster ends with its head.
+    resumes its cluster: ``redis://HOST:PORT/NAME`` (``rediss://`` with TLS), whose NAME each cluster of that Redis has
+    for itself, or ``rocksdb:///FOLDER`` on a disk that the next head has too. None keeps it in memory: a cluster ends
+    with its head.
 
     Raises:
         UsageError: ``gcs_storage`` is neither.
@@ -84,13 +85,21 @@ def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str
 def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:
     url = urlsplit(gcs_storage)
     waits = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S)}
-    if url.scheme in {"redis", "rediss"} and url.hostname and url.port and "@" not in url.netloc and not url.path:
-        return waits | ({"RAY_REDIS_ADDRESS": gcs_storage} if head else {})
-    if url.scheme == "rocksdb" and not url.netloc and url.path.startswith("/"):
-        return waits | ({"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": url.path} if head else {})
-    raise UsageError(
-        f"got {_shown(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT, rediss://HOST:PORT, "
-        "rocksdb:///FOLDER",
+    name = url.path.strip("/")
+    if url.scheme in {"redis", "rediss"} and url.hostname and url.port and "@" not in url.netloc:
+        kept = {"RAY_REDIS_ADDRESS": f"{url.scheme}://{url.netloc}"}
+        kept |= {"RAY_external_storage_namespace": name} if name else {}
+    elif url.scheme == "rocksdb" and not url.netloc and name:
+        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": url.path}
+    else:
+        raise _not_a_storage(gcs_storage)
+    return waits | kept if head else waits
+
+
+def _not_a_storage(gcs_storage: str) -> UsageError:
+    return UsageError(
+        f"got {_shown(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT/NAME, "
+        "rediss://HOST:PORT/NAME, rocksdb:///FOLDER",
         hint="A password goes to `ray start --head --redis-password`, from a variable.",
     )
 

@@ -27,7 +27,10 @@ def test_every_node_has_the_token_the_guard_and_the_speed():
     ("storage", "expected"),
     [
         ("redis://10.0.0.9:6379", {"RAY_REDIS_ADDRESS": "redis://10.0.0.9:6379"}),
-        ("rediss://cache:6380", {"RAY_REDIS_ADDRESS": "rediss://cache:6380"}),
+        (
+            "rediss://cache:6380/prod",
+            {"RAY_REDIS_ADDRESS": "rediss://cache:6380", "RAY_external_storage_namespace": "prod"},
+        ),
         ("rocksdb:///gcs", {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/gcs"}),
     ],
 )
@@ -59,7 +62,10 @@ def test_ray_reads_every_variable_of_its_head():
     source = Path(node.__file__).read_text()
     assert 'os.environ.get("RAY_REDIS_ADDRESS")' in source
     assert '"gcs_storage_path"' in source
-    names = ("RAY_gcs_rpc_server_reconnect_timeout_s", "RAY_gcs_storage", "RAY_gcs_storage_path")
+    names = (
+        *("RAY_external_storage_namespace", "RAY_gcs_rpc_server_reconnect_timeout_s"),
+        *("RAY_gcs_storage", "RAY_gcs_storage_path"),
+    )
     program = (Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server").read_bytes()
     assert [name for name in names if name.encode() not in program] == []
 
