@@ -84,9 +84,8 @@ def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_f
         head.start(sized(line_of("head"), cpus=0), {})
         for worker in workers:
             worker.start(sized(line_of("worker"), cpus=1), {"RAY_HEAD_IP": head.address})
-        head.start(
-            f"{sys.executable} {head_restart.__file__} {folder} {url_file}", {"RAY_AUTH_MODE": "token"}, timeout_s=300
-        )
+        program = f"{sys.executable} {head_restart.__file__} {folder} {url_file}"
+        head.start(program, {"RAY_AUTH_MODE": "token"}, timeout_s=300)
         until(lambda: {version_at(machine.address) for machine in (head, *workers)} == {"1"})
         before = holder_of(url, "controller")
 
@@ -113,10 +112,6 @@ def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_f
                 caller.join()
         with capsys.disabled():
             print(f"\n{json.dumps({name: round(value, 1) for name, value in seconds.items()})}; controller {before}")
-            print(
-                [
-                    f"{len(caller.statuses)} requests, {len(caller.statuses) - was} since"
-                    for caller, was in zip(callers, asked, strict=True)
-                ]
-            )
+            since = [len(caller.statuses) - was for caller, was in zip(callers, asked, strict=True)]
+            print(f"{since} requests to the workers' proxies since the head was lost")
     assert [{*caller.statuses} for caller in callers] == [{200}, {200}]
