@@ -124,6 +124,7 @@ def status(
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
         lines += [f"certificate {record.certificate}"] if record.certificate is not None else []
+        lines += [f"without TLS behind HAProxy: {socket}" for socket in record.plain]
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []

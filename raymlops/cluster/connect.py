@@ -195,7 +195,7 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
         if chosen(spec.serve.proxy) == "haproxy":
             # Its own ports stay out of the way of a cluster's, which are known ones.
             ports = {"stats_port": free_port(), "metrics_port": free_port()}
-            tls = None if spec.serve.tls is None else checked_files(spec.serve.tls.cert, spec.serve.tls.key)
+            tls = checked_files(spec.serve.tls_cert, spec.serve.tls_key)
             variables |= serve_environment(scratch=str(folder), tls=tls, **ports)
         cleanup.enter_context(auth.in_process(variables))
         options: dict[str, Any] = {

@@ -23,7 +23,7 @@ from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import is_local, listening
+from raymlops.serving.control.address import is_local, listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -171,7 +171,9 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new)
-    listens = listening(api.get(), local=is_local(api.dashboard_url))
+    details, local = api.get(), is_local(api.dashboard_url)
+    listens = listening(details, local=local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, local=local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -200,7 +202,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         subject=ref.version,
         champion=action != BESIDE,
     )
-    warnings += (OPENED,) if is_opened else ()
+    warnings += (*otherwise, OPENED) if is_opened else tuple(otherwise)
     if action != BESIDE:
         warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
     record = record_of(done, ref.version)
