@@ -72,7 +72,7 @@ class ServeSection(Spec):
 
     host: str = Field("127.0.0.1", description="address the proxy listens on; loopback by default")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
-    proxy: Literal["python", "haproxy"] | None = Field(
+    proxy: Literal["haproxy", "python"] | None = Field(
         None, description="set at a cluster's start; default: haproxy, several times as fast, where it is installed"
     )
     proxy_location: Literal["head_only", "every_node"] = Field(
