@@ -181,7 +181,6 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
     cluster_id = uuid.uuid4().hex
     cleanup = ExitStack()
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-    tls = spec.serve.tls
     try:
         variables: dict[str, str | None] = {
             # HAProxy's own ports stay out of the way of a cluster's, which are known ones.
@@ -190,7 +189,7 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
                 scratch=str(folder),
                 stats_port=free_port(),
                 metrics_port=free_port(),
-                tls=None if tls is None else checked_files(tls.cert, tls.key),
+                tls=checked_files(spec.serve.tls_cert, spec.serve.tls_key),
             ),
             **auth.environment(auth.ensure_token(folder / "auth")),
             MAX_HEADER_BYTES: str(spec.serve.max_header_bytes),

@@ -22,7 +22,7 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
-from raymlops.cluster.endpoint.haproxy import chosen, refusal
+from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
 from raymlops.cluster.ports import HOST, check_free, listeners
@@ -44,6 +44,7 @@ PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
+_REPLICA = "ray::ServeReplica"
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
 
@@ -76,6 +77,8 @@ class StatusRecord(Record):
     """``HOST:PORT`` of the endpoints' gRPC; None where it is not open."""
     certificate: str | None = None
     """The certificate's file, and what the endpoints show, in words; None without TLS."""
+    plain: tuple[str, ...] = ()
+    """With TLS: listeners of replicas, which HAProxy asks without it."""
 
 
 def up(
@@ -198,11 +201,14 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     }
     pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
     state = record.state if record.state == "starting" or all(found.values()) else "broken"
-    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback)
-    shown = None
+    sockets = listeners(pids)
+    reachable = tuple(str(item) for item in sockets if not item.loopback)
+    shown: str | None = None
+    plain: tuple[str, ...] = ()
     if record.tls_cert is not None:
         shown = shown_certificate(HOST, record.ports["Serve"], record.tls_cert)
-    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown)
+        plain = tuple(str(item) for item in sockets if item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS)
+    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
 
 
 def _start(

@@ -26,7 +26,7 @@ from raymlops.lifecycle.running_serve import check_proxies
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import listening
+from raymlops.serving.control.address import listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -177,7 +177,9 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new)
-    listens = listening(api.get(), local=api.is_local)
+    details = api.get()
+    listens = listening(details, local=api.is_local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -206,7 +208,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         subject=ref.version,
         champion=action != BESIDE,
     )
-    warnings += (OPENED,) if is_opened else ()
+    warnings += (*otherwise, OPENED) if is_opened else tuple(otherwise)
     if action != BESIDE:
         warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
     record = record_of(done, ref.version)

@@ -23,6 +23,8 @@ Proxy = Literal["haproxy", "python"]
 WRAPPER = Path(__file__).with_name("haproxy")
 SERVES_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 PYTHON = "RAYMLOPS_HAPROXY_PYTHON"
+DIRECT_PORTS = frozenset((*range(30_000, 31_001), *range(40_000, 41_001)))
+"""Serve's own ports for replicas behind HAProxy, of HTTP and gRPC: on the endpoint's host, and without TLS."""
 
 
 def chosen(named: Proxy | None) -> Proxy:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from raymlops.errors import UsageError
 
-PROBE_S = 3.0
+PROBE_S = 1.0
 
 
 class TlsFiles(NamedTuple):

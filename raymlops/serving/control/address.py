@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
+from raymlops.errors import UsageError
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
 
 if TYPE_CHECKING:
+    from raymlops.config.serve import ServeSection
     from raymlops.serving.control.details import Details
 
 EVERYWHERE = "[::]"
@@ -83,6 +85,27 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     if not is_loopback(host):
         return replace(found, grpc_host=host, grpc_port=grpc_port)
     return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
+
+
+def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> list[str]:
+    """Return how a running Serve was started, where a section requests something else: only a restart changes it.
+
+    Raises:
+        UsageError: the section has a certificate, and this machine's Serve answers without TLS.
+    """
+    listens = listening(details, local=local)
+    if listens is None:
+        return []
+    if serve.tls is not None and local and not listens.tls:
+        raise UsageError(
+            f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS",
+            hint="Start the cluster with it: raymlops up --tls-cert FILE --tls-key FILE.",
+        )
+    wanted = "EveryNode" if serve.proxy_location == "every_node" else "HeadOnly"
+    location = details.get("proxy_location") or wanted
+    if wanted == "EveryNode" and location != wanted:
+        return ["serve.proxy_location is every_node, and Serve was started with a proxy on the head only"]
+    return []
 
 
 def reached_at(host: str) -> str:

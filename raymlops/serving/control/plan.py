@@ -23,7 +23,6 @@ from raymlops.serving.names import INDEX_APP, app_name, route_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from raymlops.config.serve import TlsSection
     from raymlops.errors import TakenError
     from raymlops.serving.control.ownership import Division
     from raymlops.state.store import Deployment, Desired
@@ -133,7 +132,7 @@ def plan_of(
     port: int,
     grpc_port: int | None,
     everywhere: bool = False,
-    tls: TlsSection | None = None,
+    tls: tuple[str, str] | None = None,
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 

@@ -22,7 +22,6 @@ from raymlops.storage.filesystem import root_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.config.serve import TlsSection
     from raymlops.state.store import Deployment, Desired
 
 MARK = "state"
@@ -52,7 +51,7 @@ def render(
     reach: str | None = None,
     index: bool = True,
     everywhere: bool = False,
-    tls: TlsSection | None = None,
+    tls: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the Serve config of the desired state, without the applications of others.
 
@@ -70,7 +69,7 @@ def render(
     deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
         "proxy_location": "EveryNode" if everywhere else "HeadOnly",
-        "http_options": {"host": host, "port": port, **deadline, **(tls_options(tls.cert, tls.key) if tls else {})},
+        "http_options": {"host": host, "port": port, **deadline, **(tls_options(*tls) if tls else {})},
         "applications": ours,
     }
     if grpc_port is not None:

@@ -11,6 +11,10 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.serving.proxy.bodies import WAITING_BYTES
+from raymlops.serving.refusal import Refusal, grpc_code
+from raymlops.serving.request import request_id_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,6 +30,7 @@ MESSAGE_BYTES = 512
 def patch_serve() -> None:
     """Apply all patches, with the HTTP options from Serve's controller."""
     bind_grpc_as(http_options)
+    guard_grpc_calls()
     restrict_ciphers()
     drop_slow_headers()
     bound_reading_ahead()
@@ -36,8 +41,8 @@ def bind_grpc_as(http: Callable[[], Any]) -> None:
 
     Serve has an option for gRPC's port and none for its address and its certificate: it binds all interfaces, also
     where HTTP is bound to loopback, and requires no key by itself. Renewed files need a restart of Serve, as for HTTP.
-    The function that opens the port is looked up when it is called; if another
-    Ray opens it in another way, this has no effect, and ``raymlops status`` shows the address.
+    The function that opens the port is looked up when it is called; if another Ray opens it in another way, this has no
+    effect, and ``raymlops status`` shows the address.
     """
     from ray.serve._private import default_impl
 
@@ -67,6 +72,65 @@ def address_of(requested: str, named: str | None) -> str:
     if named in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - explicitly requested
         return requested
     return f"{f'[{named}]' if ':' in str(named) else named}:{requested.removeprefix(ALL_INTERFACES)}"
+
+
+def guard_grpc_calls(most: int = WAITING_BYTES) -> None:
+    """Limit the messages of all gRPC calls that a process handles to ``most`` bytes, and list no applications.
+
+    A message is at most as large as Serve's own bound (64 MB), far above that of most models, and kept while its call
+    waits for a replica: enough calls would fill any memory. Serve lists all applications without a key, also those
+    that require one.
+    """
+    from ray.serve._private.grpc_util import gRPCGenericServer
+
+    original = gRPCGenericServer.__init__
+    if getattr(original, "guards_calls", False):
+        return
+
+    def init(server: Any, factory: Callable[..., Any], **options: Any) -> None:
+        original(server, guarded_calls(factory, most), **options)
+
+    init.guards_calls = True  # type: ignore[attr-defined]
+    gRPCGenericServer.__init__ = init
+
+
+def guarded_calls(factory: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """Return a factory of a server's handlers, whose unary calls are guarded (see ``guard_grpc_calls``)."""
+    held = 0
+
+    def make(*, service_method: str, streaming_type: Any) -> Any:
+        handler = factory(service_method=service_method, streaming_type=streaming_type)
+        if streaming_type.value != "unary_unary":
+            return handler
+
+        async def call(request: Any, context: Any) -> Any:
+            nonlocal held
+            if service_method.endswith("/ListApplications"):
+                return _refused(Refusal(403, "forbidden", "applications are not listed"), context)
+            size = len(request) if isinstance(request, bytes) else 0
+            if held + size > most:
+                waiting = f"{held} bytes of messages are held already; try again"
+                return _refused(Refusal(503, "overloaded", waiting), context)
+            held += size
+            try:
+                return await handler(request, context)
+            finally:
+                held -= size
+
+        return call
+
+    return make
+
+
+def _refused(refusal: Refusal, context: Any) -> bytes:
+    from grpc import StatusCode
+
+    from raymlops.serving.protocols.grpc import details
+
+    code = grpc_code(refusal.status)
+    context.set_code(next(status for status in StatusCode if status.value[0] == code))
+    context.set_details(details(refusal, request_id_of(None)))
+    return b""
 
 
 def http_options() -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
+import grpc
 import pytest
 from certificates import certificate
 from ray.serve._private import default_impl, grpc_util, http_util
@@ -20,6 +22,7 @@ from raymlops.serving.proxy.serve_patches import (
     bind_grpc_as,
     bound_reading_ahead,
     drop_slow_headers,
+    guard_grpc_calls,
     restrict_ciphers,
 )
 
@@ -80,6 +83,52 @@ def test_serves_own_server_listens_on_loopback_alone(tmp_path, tls):
 
     assert asyncio.run(serve()) == ([True], tls)
     assert asked == ["options"]
+
+
+def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
+    """Serve's own server, with a handler that waits: a message that does not fit is refused, until others are done."""
+    monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
+    guard_grpc_calls(most=100)
+    guard_grpc_calls(most=1)
+    port = free_port()
+    servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
+
+    async def serve():
+        held, released = asyncio.Semaphore(0), asyncio.Event()
+
+        async def handler(request, context):
+            held.release()
+            await released.wait()
+            return bytes(request)
+
+        options = gRPCOptions(port=port, enable_reflection=False, grpc_servicer_functions=[servicer])
+        _, server = await grpc_util.start_grpc_server(
+            lambda **_: handler, options, event_loop=asyncio.get_running_loop()
+        )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+            def call(size, method="inference.GRPCInferenceService/ModelInfer"):
+                return channel.unary_unary(f"/{method}")(bytes(size))
+
+            waiting = [call(40), call(40)]
+            for _ in waiting:
+                await held.acquire()
+            with pytest.raises(grpc.aio.AioRpcError) as full:
+                await call(21)
+            small = call(20)
+            await held.acquire()
+            with pytest.raises(grpc.aio.AioRpcError) as listed:
+                await call(0, "ray.serve.RayServeAPIService/ListApplications")
+            released.set()
+            sizes = [len(await one) for one in (*waiting, small, call(100))]
+        await server.stop(0)
+        return sizes, full.value, listed.value
+
+    sizes, full, listed = asyncio.run(serve())
+    assert sizes == [40, 40, 20, 100]
+    assert full.code() == grpc.StatusCode.UNAVAILABLE
+    assert json.loads(full.details())["error"]["code"] == "overloaded"
+    assert listed.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_the_python_proxy_offers_no_cipher_of_old(tmp_path, monkeypatch):
