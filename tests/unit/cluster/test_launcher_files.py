@@ -98,6 +98,12 @@ def test_nothing_starts_where_raymlops_is_missing(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_workers_reach_the_dashboard(path):
+    """The controller and the drivers of jobs, which run on workers, send Serve's configuration to it."""
+    assert "--dashboard-host=0.0.0.0" in one(path, "head_start_ray_commands", "ray start")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_head_brings_back_what_should_be_live(path):
     """By a command that exists, after Ray has been started."""
     commands = load(path)["head_start_ray_commands"]
