@@ -72,7 +72,18 @@ class ServeSection(Spec):
 
     host: str = Field("127.0.0.1", description="address the proxy listens on; loopback by default")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
-    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
+    proxy: Literal["haproxy", "python"] | None = Field(
+        None, description="set at a cluster's start; default: haproxy, several times as fast, where it is installed"
+    )
+    proxy_location: Literal["head_only", "every_node"] = Field(
+        "head_only", description="every_node: the head and each node with a replica; set when Serve starts"
+    )
+    tls_cert: str | None = Field(
+        None,
+        pattern="^/",
+        description="certificate of HTTP and gRPC with its chain, a file on each node with a proxy",
+    )
+    tls_key: str | None = Field(None, pattern="^/", description="file of its key, readable by its owner alone")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")
     auth: Literal["open", "keys"] | None = Field(
         None, description="keys asks every caller for an API key; default: open where Serve listens on loopback alone"
@@ -124,6 +135,18 @@ class ServeSection(Spec):
         """Return whether every caller needs an API key where Serve listens at ``host``; None is this one."""
         return self.auth == "keys" or (self.auth is None and not is_loopback(self.host if host is None else host))
 
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        """Return the files of the certificate and of its key; None without TLS."""
+        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
+
+    @model_validator(mode="after")
+    def _tls(self) -> ServeSection:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            msg = "tls_cert and tls_key are given both or not at all"
+            raise ValueError(msg)
+        return self
+
     @model_validator(mode="after")
     def _replicas(self) -> ServeSection:
         if self.max_replicas < self.min_replicas:
@@ -142,6 +165,11 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def tls_options(cert: str, key: str) -> dict[str, str]:
+    """Return what makes Serve's Python proxy need TLS, for HTTP and (see ``serve_patches``) for gRPC."""
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def grpc_options(port: int) -> dict[str, Any]:

@@ -6,10 +6,11 @@ verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import ClusterError, RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
@@ -21,9 +22,11 @@ from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
+from raymlops.lifecycle.running_serve import check_proxies
+from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import is_local, listening
+from raymlops.serving.control.address import listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -85,7 +88,8 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be.
+        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
+            folder or a SQLite file on a cluster that has several machines, or may get them.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -97,7 +101,9 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
-        doubts = doubts_of(state, ref)
+        with suppress(ClusterError):  # one that cannot be asked is reported by the next request
+            check_sharing_of_deployments(spec, api.room())
+        doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
@@ -171,7 +177,9 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new)
-    listens = listening(api.get(), local=is_local(api.dashboard_url))
+    details = api.get()
+    listens = listening(details, local=api.is_local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -200,7 +208,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         subject=ref.version,
         champion=action != BESIDE,
     )
-    warnings += (OPENED,) if is_opened else ()
+    warnings += (*otherwise, OPENED) if is_opened else tuple(otherwise)
     if action != BESIDE:
         warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
     record = record_of(done, ref.version)
