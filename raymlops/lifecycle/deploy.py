@@ -258,7 +258,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         if (sticky := settings_of(champion).traffic.sticky) != "request":
             differ = "an equally good version is aborted more often than serve.rollout.alpha says if callers differ"
             warnings += (f"callers keep to one version (serve.traffic.sticky: {sticky}), so that {differ}",)
-        if reason := unasked(champion):
+        if traffic.rollout.quality_margin is not None and (reason := unasked(champion)):
             warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
     return replace(record, warnings=(*record.warnings, *warnings))
 
