@@ -102,7 +102,8 @@ def versions(config, folder):
         source.replace(OUTPUT, '"other"'),
         source.replace(SHARES, f"({SHARES} * 0 + 1 / 3)"),
     ]
-    return [make_version(config, folder, text).version for text in sources]
+    lenient = {**config, "gate": {**config["gate"], "compare_answers": False}}
+    return [make_version(lenient, folder, text).version for text in sources]
 
 
 @dataclass
