@@ -62,18 +62,28 @@ class DatasetSplit(SplitData):
     def batch(self, indices: torch.Tensor) -> Batch:
         """Return the items at ``indices`` (int64) as one batch, in that order.
 
-        Items that draw at random are seeded by (seed, epoch, row): the same on any number of workers. Nothing is taken
-        from the stream of the training step.
+        An index of n * rows + row is the row's n-th repetition in the epoch, counted from 0. Items that draw at random
+        are seeded by (seed, epoch, index): the same on any number of workers. Nothing is taken from the stream of the
+        training step.
 
         Raises:
             RecipeError: an item raises, which it names, or ``collate`` does.
         """
         if self._in_memory:
-            return list(self.dataset[indices])
+            return list(self.dataset[indices % self.rows])
         with self.drawn_by(indices):
             if self._draws:
                 return self._collated(self._seeded(indices, seeds=self.seeds, together=1))
-            return self._collated(self._items(indices.tolist()))
+            return self._collated(self._items((indices % self.rows).tolist()))
+
+    def numbered(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows, each raised by the number of rows as often as it came before: repeated ones draw anew."""
+        order = np.argsort(rows.numpy(), kind="stable")
+        in_turn = rows.numpy()[order]
+        first = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
+        before = np.empty(len(rows), dtype=np.int64)
+        before[order] = np.arange(len(rows)) - np.repeat(first, np.diff(np.r_[first, len(rows)]))
+        return rows + torch.from_numpy(before) * self.rows
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each item in order, in chunks, equal in each pass and in every process."""
@@ -204,11 +214,11 @@ class DatasetSplit(SplitData):
             return self._seeded(indices, together=together)
 
     def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = (), together: int) -> list[Any]:
-        """Return items, so many of which are drawn together: seeded by ``seeds`` and the first one's number."""
+        """Return items, so many of which are drawn together: seeded by ``seeds`` and the first one's index."""
         items: list[Any] = []
         for part in _chunks(indices, together):
             seed_all(*seeds, int(part[0]), device=torch.device("cpu"))
-            items += self._items(part.tolist())
+            items += self._items((part % self.rows).tolist())
         return items
 
     def _items(self, rows: list[int]) -> list[Any]:

@@ -64,7 +64,7 @@ def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int
 
 
 def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:
-    """Return the row numbers (int64) of an epoch in the order of the recipe's ``sampler``; None without one.
+    """Return the rows (int64) of an epoch in the order of the recipe's ``sampler``, for ``batch``; None without one.
 
     Raises:
         RecipeError: ``sampler()`` raises, yields no row or anything but row numbers of the split, or the split has an
@@ -74,7 +74,7 @@ def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | N
         return None
     if split.sampled is None or split.sampled[:2] != (seed, epoch):  # the first epoch's length is asked for ahead
         rows = _drawn(split, seed=seed, epoch=epoch)
-        split.sampled = None if rows is None else (seed, epoch, rows)
+        split.sampled = None if rows is None else (seed, epoch, split.numbered(rows))
     return None if split.sampled is None else split.sampled[2]
 
 

@@ -100,6 +100,10 @@ class SplitData(ABC):
         """Return whether rows take so long to read that other processes may read them ahead."""
         return True
 
+    def numbered(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what ``batch`` takes for the rows that a sampler has drawn for an epoch."""
+        return rows
+
     def start_epoch(self, *, seed: int, epoch: int) -> None:
         """Let random items of the epoch depend on its number and the run's seed."""
         self.seeds = (seed, epoch)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.prepare import Prepared, prepare
+from raymlops.data.sampler import sampled_rows
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase
@@ -198,6 +199,29 @@ def test_random_items_stand_for_a_large_dataset() -> None:
     assert np.concatenate([*again]).tolist() == found.tolist()
     _, share = DatasetSplit(TensorDataset(torch.arange(5000)), name="x", recipe=RecipeBase()).some_hashes(at_least=9)
     assert share == split.some_hashes(at_least=5000)[1] == 1
+
+
+class Oversampling(RecipeBase):
+    rows = (3, 0, 3, 39, 3, 0)
+
+    def sampler(self, train: Any, epoch: int) -> tuple[int, ...]:
+        del train, epoch
+        return self.rows
+
+
+def test_a_row_that_a_sampler_draws_again_is_augmented_anew() -> None:
+    """An oversampled class would see the same crop several times in an epoch; the order of the ranks is no matter."""
+    split = DatasetSplit(drawn.Seedable(40), name="train", recipe=Oversampling())
+    split.start_epoch(seed=5, epoch=2)
+    rows = sampled_rows(split, seed=5, epoch=2)
+    assert rows is not None
+    batch: Any = split.batch(rows)
+    shared: Any = split.batch(rows[1::2])
+    first: Any = split.batch(torch.tensor([3, 0]))
+    assert len(batch["x"].unique()) == len(rows)
+    assert shared["x"].tolist() == batch["x"][1::2].tolist()
+    assert first["x"].tolist() == batch["x"][:2].tolist()
+    assert batch["y"].tolist() == [split.dataset[row]["y"] for row in Oversampling.rows]
 
 
 def test_what_a_dataset_says_of_itself_always_counts() -> None:
