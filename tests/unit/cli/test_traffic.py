@@ -54,7 +54,19 @@ def test_a_model_is_told_in_lines():
         "steps": [0.1, 0.5],
         "reason": "step 1 of 2 at 10 percent: 34 s",
         "step_started_at": "2026-11-25T12:00:00+00:00",
-        "evidence": {"steps": [{"weight": 0.1, "canary": counts, "champion": {**counts, "requests": 80}}]},
+        "evidence": {
+            "steps": [
+                {"weight": 0.1, "canary": counts, "champion": {**counts, "requests": 80}},
+                {
+                    "weight": 0.5,
+                    "canary": counts,
+                    "champion": counts,
+                    "canary_losses": {"0": 1, "100": 3},
+                    "champion_losses": {"50": 2},
+                },
+            ],
+            "numbers": {"losses": {"covers": "2026-11-25T12:00:30+00:00", "unknown": ""}},
+        },
     }
     model = ModelOverview(
         name="m",
@@ -82,8 +94,22 @@ def test_a_model_is_told_in_lines():
         "            version 5 until removed",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
         "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
+        "            50%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 40 requests, 1 errors, 2 slow, 0 late",
+        "            50%: mean loss 0.750 of 4 against 0.500 of 2 labelled",
+        "            losses of what was answered until 2026-11-25 12:00:30 UTC",
         "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",
     ]
+
+
+def test_losses_that_are_not_known_are_told_with_the_rollout():
+    """Since when, and why; a rollout that reads none says nothing of them."""
+    why = "losses unknown since 2026-11-25T12:00:00+00:00: the storage is away"
+    for losses, lines in (({"covers": None, "unknown": why}, [why]), ({"covers": None, "unknown": ""}, []), (None, [])):
+        rollout = {"id": "r1", "version": 3, "step": 0, "steps": [0.1], "reason": "34 s", "evidence": {}}
+        rollout |= {"step_started_at": "2026-11-25T12:00:00+00:00", "evidence": {"numbers": {"losses": losses}}}
+        shares = {"canaries": {}, "shadows": {}, "warm": {}}
+        model = ModelOverview("m", 2, "", "", "", **shares, rollout=rollout, moved_by="bob")
+        assert model._rollout()[1:] == lines
 
 
 def test_steps_are_percentages():
