@@ -289,3 +289,18 @@ def test_a_share_of_nothing_is_a_share(share, options, capsys, monkeypatch, tmp_
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     assert main(["deploy", "m@3", *options, share, "0", "--yes"]) == 2
     assert ("--wait follows a rollout" if options == ["--wait"] else share) in capsys.readouterr().err
+
+
+def test_what_a_rollout_can_show_is_said_before_the_question(tmp_path, monkeypatch, capsys):
+    """The answer is no, and nothing was changed; a fixed share has nothing to say."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    item = Deployment("m", 1, BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64), "run", "champion")
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        put(state, "m", [item])
+    for module in ("output", "traffic"):
+        monkeypatch.setattr(f"raymlops.cli.{module}.has_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda question, err: False)
+    assert main(["deploy", "m@2", "--steps", "10,100"]) == 4
+    assert capsys.readouterr().err.startswith("no request in the last hour: without traffic there is no verdict")
+    assert main(["deploy", "m@2", "--canary", "10"]) == 4
+    assert "no request" not in capsys.readouterr().err
