@@ -51,12 +51,17 @@ class RolloutSection(Spec):
 
     steps: Percents = Field((10.0, 50.0, 100.0), description="percent of the traffic, step by step")
     bake_s: float = Field(600.0, ge=0, description="seconds that a step lasts at least")
-    max_wait_s: float = Field(3600.0, gt=0, description="a step without a verdict after this is aborted")
+    max_wait_s: float = Field(3600.0, gt=0, description="how long a step waits for a verdict")
+    on_no_verdict: Literal["hold", "abort"] = Field(
+        "hold", description="after max_wait_s: keep the canary's share until there is a verdict, or abort"
+    )
     alpha: float = Field(0.01, gt=0, lt=0.5, description="how often an equally good version may be aborted")
     error_margin: float = Field(0.05, gt=0, lt=1, description="share of errors it may have above the champion")
     slow_margin: float = Field(0.10, gt=0, lt=1, description="share of slow answers it may have above the champion")
     slow_s: float = Field(0.25, gt=0, description="seconds in the model from which on an answer is slow")
-    quality_margin: float = Field(0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion")
+    quality_margin: float | None = Field(
+        0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion; null: labels are not read"
+    )
 
     @model_validator(mode="after")
     def _steps(self) -> RolloutSection:

@@ -68,8 +68,8 @@ def deploy(
     ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
     gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns once the version has its first share: the controller moves it, and
-    promotes the version or removes its share. While it is running no other version is deployed, unless ``abort`` ends
-    it first.
+    promotes the version or removes its share. The record's ``outlook`` says what it can show with the traffic of the
+    last hour. While it is running no other version is deployed, unless ``abort`` ends it first.
 
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
@@ -142,6 +142,31 @@ def promote(
     with live(spec) as (state, api):
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         return _bring(call, action="promote", breaking=breaking)
+
+
+def rollout_outlook(
+    source: Source,
+    *,
+    canary: float | None = None,
+    steps: Sequence[float] | None = None,
+    bake_s: float | None = None,
+) -> tuple[str, ...]:
+    """Return what ``deploy`` with these steps could show with the traffic of the last hour, in sentences.
+
+    There are none for a fixed share, and without a champion.
+
+    Raises:
+        UsageError: percentages that cannot be.
+    """
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
+
+    spec = spec_of(source)
+    asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=None, settings=spec.serve.rollout)
+    with state_of(spec) as state:
+        champion = champion_of(state.deployments(spec.project.name))
+        if champion is None or asked.rollout is None:
+            return ()
+        return outlook(champion, asked.rollout, now=state.now())
 
 
 @dataclass(frozen=True)
@@ -219,6 +244,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
     from raymlops.serving.control.render import settings_of
 
     ref, state, api = call.ref, call.state, call.api
@@ -251,6 +277,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
+    shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     done = change(
         state,
@@ -261,12 +288,12 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         action=traffic.action,
         subject=None if traffic.removes else version,
     )
-    record = traffic_record(done, version, digest=ref.bundle.digest)
+    record = replace(traffic_record(done, version, digest=ref.bundle.digest), outlook=shows)
     if traffic.rollout is not None and record.rollout_id is not None:
         if (sticky := settings_of(champion).traffic.sticky) != "request":
             differ = "an equally good version is aborted more often than serve.rollout.alpha says if callers differ"
             warnings += (f"callers keep to one version (serve.traffic.sticky: {sticky}), so that {differ}",)
-        if reason := unasked(champion):
+        if traffic.rollout.quality_margin is not None and (reason := unasked(champion)):
             warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
     return replace(record, warnings=(*record.warnings, *warnings))
 

@@ -16,6 +16,7 @@ from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
@@ -26,7 +27,7 @@ from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
@@ -106,7 +107,8 @@ class ModelOverview(Record):
                 f"{seen[side]['slow']} slow, {seen[side]['late']} late"
                 for side in ("canary", "champion")
             )
-            lines.append(f"{100 * seen['weight']:g}%: {sides}")
+            lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]
+        lines += _losses_until(rollout["evidence"])
         return lines if self.moved_by else [*lines, UNMOVED]
 
     def _coming(self) -> list[str]:
@@ -336,6 +338,23 @@ def _begun(transition: Transition) -> dict[str, Any]:
         "by": transition.actor,
         "until": until,
     }
+
+
+def _labelled(step: Mapping[str, Any]) -> list[str]:
+    """Return the mean losses of a step in a line, none without labels."""
+    canary, champion = (Losses.from_dict(step.get(f"{side}_losses", {})) for side in ("canary", "champion"))
+    if not (canary.count and champion.count):
+        return []
+    against = f"{champion.mean:.3f} of {champion.count:,} labelled"
+    return [f"mean loss {canary.mean:.3f} of {canary.count:,} against {against}"]
+
+
+def _losses_until(evidence: Mapping[str, Any]) -> list[str]:
+    """Return a line that says how old the losses are, none where they are not read."""
+    read = (evidence.get("numbers") or {}).get("losses") or {}
+    if read.get("unknown"):
+        return [read["unknown"]]
+    return [f"losses of what was answered until {utc_time(read['covers'])}"] if read.get("covers") else []
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:
