@@ -31,6 +31,9 @@ class LogSection(Spec):
     max_pending_rows: int = Field(200_000, ge=1, description="rows held unwritten; more are dropped and counted")
     retention_days: float | None = Field(90.0, gt=0, description="older predictions are removed; null keeps them all")
     redact: Texts = Field((), description="fields of inputs and outputs that are not written")
+    sample: float = Field(
+        1.0, gt=0, le=1, description="share of the requests that is written; each row has its inverse as weight"
+    )
 
 
 class TrafficSection(Spec):
