@@ -80,6 +80,9 @@ class ServeSection(Spec):
     allowed_hosts: Texts = Field(
         (), description="names besides loopback's at which an open model on loopback answers: that of a local proxy"
     )
+    update: Literal["beside", "replace"] = Field(
+        "beside", description="replace ends the live version before the next one starts: no room for two, and an outage"
+    )
     min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
     max_replicas: int = Field(2, ge=1, description="replicas at most")
     target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")

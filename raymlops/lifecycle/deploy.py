@@ -71,6 +71,10 @@ def deploy(
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
 
+    With ``serve.update: replace`` the version that held the route ends before the new one starts, and comes back by
+    itself if that does not come up. Nobody answers meanwhile: ``away_s`` says how long. Canaries, shadows and
+    ``promote=False`` are refused.
+
     A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
     it: a version with another one needs ``breaking=True``, and callers that have changed.
 
@@ -157,7 +161,8 @@ class _Call:
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
         timeout_s = self.spec.serve.ready_timeout_s
-        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s)
+        replaces = self.spec.serve.update == "replace"
+        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s, replaces=replaces)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -170,7 +175,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
-    leaving = leaving_first(api, standing, new)
+    leaving = leaving_first(api, standing, new, replaces=new.replaces)
     listens = listening(api.get(), local=is_local(api.dashboard_url))
     is_opened = False
 
@@ -230,7 +235,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new)
+    leaving = () if traffic.removes else leaving_first(api, standing, new, replaces=new.replaces)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 _REPLICA = "SERVE_REPLICA::"
 
 
-def leaving_first(cluster: Cluster, before: Sequence[Deployment], new: Deployment) -> tuple[int, ...]:
+def leaving_first(
+    cluster: Cluster, before: Sequence[Deployment], new: Deployment, *, replaces: bool = False
+) -> tuple[int, ...]:
     """Return the idle versions that are removed before ``new`` comes up, since there is no room beside them.
+
+    Where it ``replaces`` all others, they end first anyway, and it only has to fit in their place.
 
     Raises:
         InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.
@@ -38,9 +42,10 @@ def leaving_first(cluster: Cluster, before: Sequence[Deployment], new: Deploymen
         room = cluster.room()
     except ClusterError:
         return ()  # what may fit must not be rejected; a dashboard that is down is reported by the next request
-    idle = spare_of(before, new)
+    idle = frozenset(item.version for item in before) if replaces else spare_of(before, new)
     leaving = [item for item in before if item.version in idle]
-    return tuple(sorted(idle)) if must_leave_first(new, leaving, cluster=room) else ()
+    must = must_leave_first(new, leaving, cluster=room)
+    return tuple(sorted(idle)) if must and not replaces else ()
 
 
 def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:

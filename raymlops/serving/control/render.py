@@ -183,6 +183,8 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
 
 def _index_application(deployments: Sequence[Deployment], desired: Desired, reach: str) -> dict[str, Any]:
     models = [_listed(item, settings_of(item), desired, reach) for item in deployments if item.role == "champion"]
+    away = {one.name for one in desired.coming if "replaces" in one.goal}
+    models = [{**model, "away": True} if model["name"] in away else model for model in models]
     return {
         "name": INDEX_APP,
         "route_prefix": "/",
