@@ -203,7 +203,6 @@ def test_what_should_be_live_can_be_brought_back(config, first):
     assert answered(record, first)
 
 
-@pytest.mark.soak
 def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
     """With ``min_replicas: 0`` no replica is left after a while; a request waits for the one that it brings back."""
     idle = {"min_replicas": 0, "scale_to_zero_after_s": 1.0, "downscale_delay_s": 1.0, "timeout_s": WAIT_S}

@@ -554,7 +554,7 @@ def test_a_display_that_raises_is_asked_no_more_and_keeps_no_trial_open(storage)
     stage = Stage(storage)
     stage.controller.next_trial()
     stage.controller.next_trial()
-    stage.controller._on_event = lambda event: 1 / 0
+    stage.controller._events._on_event = lambda event: 1 / 0
     with pytest.raises(ZeroDivisionError):
         stage.controller.close()
     stage.controller.close()

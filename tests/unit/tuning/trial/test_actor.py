@@ -312,6 +312,24 @@ def test_a_loop_of_the_recipe_s_own_that_begins_again_is_taken_at_its_word(confi
     assert (again["epochs"], back(again)) == (1, {})
 
 
+def test_each_report_beyond_the_epochs_is_a_result_that_is_judged(configure, begin):
+    """A recipe's own loop may report each so many steps: ``train.epochs`` is not the number of its reports."""
+    actor = begin(configure(trial_recipes.Often))
+    results = to_the_end(actor)
+    assert [(result["epochs"], result.get("resource"), result["outcome"]) for result in results] == [
+        *((number, number, None) for number in range(1, 5)),
+        (5, None, "complete"),
+    ]
+    assert [result["metrics"]["validation/auc"] for result in results] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    late = begin(configure(trial_recipes.Often, sweep={"trial_timeout_s": 60.0}))
+    for _ in range(3):
+        late.step()
+    late._trial._until_s = 0.0
+    result = late.step()
+    assert (result["epochs"], result["outcome"]) == (4, "pruned")
+    assert "sweep.trial_timeout_s" in result["reason"]
+
+
 def test_with_the_driver_s_data_nothing_is_prepared_again(configure, begin):
     from raymlops.project import Project
 
