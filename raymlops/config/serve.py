@@ -93,6 +93,9 @@ class ServeSection(Spec):
     scale_to_zero_after_s: float = Field(900.0, ge=0, description="quiet before the last one goes, with min_replicas 0")
     cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory a replica reserves, in 10^9 bytes, and above which it is refused or replaced"
+    )
     resources_per_replica: dict[str, float] = Field(
         default_factory=dict, description="Ray's custom resources a replica reserves, which also place it"
     )
@@ -117,6 +120,11 @@ class ServeSection(Spec):
     log: LogSection = Field(default_factory=LogSection, description="the prediction log")
     traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return ``memory_gb`` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 1e9)
 
     @property
     def key_required(self) -> bool:

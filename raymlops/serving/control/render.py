@@ -96,6 +96,8 @@ def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[s
     if settings.min_replicas == 0:
         scaling["downscale_to_zero_delay_s"] = settings.scale_to_zero_after_s
     actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    if settings.memory_bytes is not None:
+        actor["memory"] = settings.memory_bytes
     if settings.resources_per_replica:
         actor["resources"] = settings.resources_per_replica
     options: dict[str, Any] = {
@@ -150,6 +152,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
+        "memory_bytes": settings.memory_bytes,
         # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
         "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }

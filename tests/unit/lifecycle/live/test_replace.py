@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from canaries import beside, share, take_back
+from canaries import beside, share, take_back, version_of
 from fake_serve import FakeServe
 from states import SERVE, converge, deploy, opened
 
-from raymlops.errors import DeployError, RefusedError
+from raymlops.errors import DeployError, InsufficientResourcesError, RefusedError
+from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import record_of
 from raymlops.lifecycle.live.outage import START_ACTIONS, last_start, outage
 from raymlops.lifecycle.live.reconciler import Reconciler
@@ -158,6 +159,25 @@ def test_nothing_comes_up_beside_a_replacement(state, serve):
     state.change("m", lambda model: bring(model, new, goal=ROUTE, request=request(replaces=True), up=False))
     with pytest.raises(RefusedError, match="version 2 of m is replacing the champion"):
         share(state, serve, 3, TrafficRequest(weight=0.1))
+
+
+def test_a_version_that_replaces_another_only_has_to_fit_in_its_place(state, serve):
+    """There is one CPU: nothing fits beside version 1, and what needs two does not fit in its place either."""
+    deploy(state, serve, section=ALONE)
+    standing = state.deployments("m")
+
+    def new(**more):
+        return version_of(2, section=ALONE, **more)
+
+    assert leaving_first(serve, standing, new(), replaces=True) == ()
+    with pytest.raises(InsufficientResourcesError, match="requests 1 x 1 CPU, and beside"):
+        leaving_first(serve, standing, new())
+    with pytest.raises(
+        InsufficientResourcesError, match="requests 1 x 2 CPU, and beside what is served there is room for 0"
+    ):
+        leaving_first(serve, standing, new(cpus_per_replica=2.0), replaces=True)
+    with pytest.raises(InsufficientResourcesError, match=r"1 x 1 CPU, 1\.5 GB of memory, .* has 1 CPU on 1 node"):
+        leaving_first(serve, standing, new(memory_gb=1.5), replaces=True)
 
 
 def event(number, action, second, before, after):
