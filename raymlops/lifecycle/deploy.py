@@ -16,6 +16,7 @@ from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
+from raymlops.lifecycle.live.staging import fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
@@ -90,6 +91,7 @@ def deploy(
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
         UsageError: percentages that cannot be.
+        StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -195,6 +197,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,
@@ -249,6 +252,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,
