@@ -99,6 +99,9 @@ class ServeSection(Spec):
     allowed_hosts: Texts = Field(
         (), description="names besides loopback's at which an open model on loopback answers: that of a local proxy"
     )
+    update: Literal["beside", "replace"] = Field(
+        "beside", description="replace ends the live version before the next one starts: no room for two, and an outage"
+    )
     min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
     max_replicas: int = Field(2, ge=1, description="replicas at most")
     target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
@@ -109,6 +112,9 @@ class ServeSection(Spec):
     scale_to_zero_after_s: float = Field(900.0, ge=0, description="quiet before the last one goes, with min_replicas 0")
     cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory a replica reserves, in 10^9 bytes, and above which it is refused or replaced"
+    )
     resources_per_replica: dict[str, float] = Field(
         default_factory=dict, description="Ray's custom resources a replica reserves, which also place it"
     )
@@ -133,6 +139,11 @@ class ServeSection(Spec):
     log: LogSection = Field(default_factory=LogSection, description="the prediction log")
     traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return ``memory_gb`` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 1e9)
 
     @property
     def key_required(self) -> bool:

@@ -17,6 +17,7 @@ from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
+from raymlops.lifecycle.live.staging import fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
@@ -74,6 +75,10 @@ def deploy(
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
 
+    With ``serve.update: replace`` the version that held the route ends before the new one starts, and comes back by
+    itself if that does not come up. Nobody answers meanwhile: ``away_s`` says how long. Canaries, shadows and
+    ``promote=False`` are refused.
+
     A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
     it: a version with another one needs ``breaking=True``, and callers that have changed.
 
@@ -90,6 +95,7 @@ def deploy(
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
         UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
             folder or a SQLite file on a cluster that has several machines, or may get them.
+        StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -188,7 +194,8 @@ class _Call:
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
         timeout_s = self.spec.serve.ready_timeout_s
-        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s)
+        replaces = self.spec.serve.update == "replace"
+        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s, replaces=replaces)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -201,7 +208,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
-    leaving = leaving_first(api, standing, new)
+    leaving = leaving_first(api, standing, new, replaces=new.replaces)
     details = api.get()
     listens = listening(details, local=api.is_local)
     otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
@@ -223,6 +230,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,
@@ -264,7 +272,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new)
+    leaving = () if traffic.removes else leaving_first(api, standing, new, replaces=new.replaces)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -279,6 +287,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
 
     shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,

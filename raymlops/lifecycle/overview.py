@@ -15,6 +15,8 @@ from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
+from raymlops.lifecycle.live.outage import START_ACTIONS, outage
+from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
@@ -116,6 +118,7 @@ class ModelOverview(Record):
         for version, one in self.coming.items():
             goal = one["goal"]
             purpose = "for the route" if goal.get("role") else "for its traffic" if goal else "beside the champion"
+            purpose = f"in place of version {goal['replaces']}, which has ended" if "replaces" in goal else purpose
             lines.append(f"version {version} {purpose}, since {utc_time(one['since'])} by {one['by']}")
         return lines if self.moved_by or not lines else [*lines, UNMOVED]
 
@@ -221,11 +224,34 @@ def champion_line(source: Source) -> str:
     name = spec.project.name
     try:
         with state_of(spec) as state:
-            champion = champion_of(state.deployments(name))
+            model = state.model(name)
     except RaymlopsError as error:
         return f"what is live of {name} is unknown: {error.message}"
+    champion = champion_of(model.deployments)
     live = f"version {champion.version} is live" if champion else "no version is live"
+    if new := [one.version for one in model.coming if "replaces" in one.goal]:
+        live = f"until version {new[0]} is up no version is live"
     return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
+
+
+def outage_line(source: Source, version: str | None) -> str | None:
+    """Return what happens to callers while a version replaces the champion; None where both are up meanwhile.
+
+    Without a version it is that of a rollback, which goes by the champion's settings.
+    """
+    spec = spec_of(source)
+    name = spec.project.name
+    if version is not None and spec.serve.update == "beside":
+        return None
+    with suppress(RaymlopsError), state_of(spec) as state:
+        model = state.model(name)
+        champion = champion_of(model.deployments)
+        if champion is None or str(champion.version) == version:
+            return None
+        if version is None and (in_question(model) or not champion.replaces):
+            return None
+        return outage(champion.version, changes_of(state, name, START_ACTIONS))
+    return None
 
 
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:

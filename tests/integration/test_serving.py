@@ -20,7 +20,8 @@ from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 
 from raymlops.config.load import load_data
-from raymlops.errors import ClusterError, DeployError, InvalidRowsError
+from raymlops.errors import BundleError, ClusterError, DeployError, InvalidRowsError
+from raymlops.lifecycle.live.staging import fetch_on_nodes
 from raymlops.project import bind
 from raymlops.serving.client.client import Client
 from raymlops.serving.control.rest_api import ServeApi
@@ -98,7 +99,8 @@ def test_a_served_version_answers_and_says_who_it_is(url, bundles):
     answer = ask(url, ROWS, request_id="mine")
     assert [output["y"] for output in answer.outputs] == [6.0, 2.0]
     assert (answer.model_version, answer.request_id) == ("1", "mine")
-    assert httpx.get(url).json()["digest"] == bundles[1].digest
+    described = httpx.get(url).json()
+    assert (described["digest"], described["warm_up"]["batch_rows"]) == (bundles[1].digest, 1024)
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 
@@ -255,11 +257,18 @@ def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
 
 
 def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
-    """The digest comes from the desired state, so a bundle that was changed on disk is refused by the replica."""
+    """The digest comes from the desired state, so a bundle that was changed on disk is refused by the replica.
+
+    Where a bundle is fetched before its version is wanted, each node refuses it then.
+    """
     bundle = scale_bundle(tmp_path, factor=5.0)
     code = Path(bundle.uri) / "code" / "serving_scale.py"
     code.chmod(0o644)
     code.write_text(code.read_text().replace("5.0", "6.0"))
+    spec = load_data({"project": {"name": "scale"}, "recipe": {"import": "any:Recipe"}}).spec
+    fetch_on_nodes(spec, bundles[1], spec.serve)
+    with pytest.raises(BundleError, match="serving_scale"):
+        fetch_on_nodes(spec, bundle, spec.serve)
     bad = Deployment("scale", 4, bundle, "run4", "champion", SETTINGS)
     with pytest.raises(DeployError, match="serving_scale"):
         apply([deployment(bundles, 1, "warm"), bad], api=api, wait_s=120)

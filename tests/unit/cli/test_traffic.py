@@ -37,6 +37,10 @@ def traffic(**fields):
             DeploymentRecord("m", 3, "d", "champion", "http://h/models/m/predict", previous_version=2),
             "m version 3 is champion at http://h/models/m/predict, version 2 kept warm",
         ),
+        (
+            DeploymentRecord("m", 3, "d", "champion", "http://h/models/m/predict", previous_version=2, away_s=41.3),
+            "m version 3 is champion at http://h/models/m/predict, version 2 ended; nobody answered for 41 s",
+        ),
     ],
 )
 def test_one_line_says_who_answers(record, text):
