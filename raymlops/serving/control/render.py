@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.serve import ServeSection, grpc_options, is_loopback
+from raymlops.config.serve import ServeSection, grpc_options, is_loopback, tls_options
 from raymlops.serving.auth import access_of
 from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
@@ -50,11 +50,14 @@ def render(
     grpc_port: int | None = None,
     reach: str | None = None,
     index: bool = True,
+    everywhere: bool = False,
+    tls: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the Serve config of the desired state, without the applications of others.
 
     ``reach``, the host at which callers reach Serve, decides whether they need an API key by default; it defaults to
-    ``host``. Without deployments there is no ``index`` either.
+    ``host``. Without deployments there is no ``index`` either. What says where and how Serve listens applies only if it
+    does not run yet: ``everywhere`` starts a proxy on each node with a replica, ``tls`` is for the Python proxy.
     """
     ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
     reach = host if reach is None else reach
@@ -65,8 +68,8 @@ def render(
     # Applies only if this config starts Serve, and to all of its applications: no request may wait there forever.
     deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port, **deadline},
+        "proxy_location": "EveryNode" if everywhere else "HeadOnly",
+        "http_options": {"host": host, "port": port, **deadline, **(tls_options(*tls) if tls else {})},
         "applications": ours,
     }
     if grpc_port is not None:
@@ -96,6 +99,8 @@ def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[s
     if settings.min_replicas == 0:
         scaling["downscale_to_zero_delay_s"] = settings.scale_to_zero_after_s
     actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    if settings.memory_bytes is not None:
+        actor["memory"] = settings.memory_bytes
     if settings.resources_per_replica:
         actor["resources"] = settings.resources_per_replica
     options: dict[str, Any] = {
@@ -150,6 +155,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
+        "memory_bytes": settings.memory_bytes,
         # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
         "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }
@@ -183,6 +189,8 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
 
 def _index_application(deployments: Sequence[Deployment], desired: Desired, reach: str) -> dict[str, Any]:
     models = [_listed(item, settings_of(item), desired, reach) for item in deployments if item.role == "champion"]
+    away = {one.name for one in desired.coming if "replaces" in one.goal}
+    models = [{**model, "away": True} if model["name"] in away else model for model in models]
     return {
         "name": INDEX_APP,
         "route_prefix": "/",

@@ -38,6 +38,7 @@ from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.replica.warm_up import warm_up
 from raymlops.serving.request import request_id_of
 from raymlops.serving.same_origin import refuse_web_pages
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.replica.handler import RequestHandler
+    from raymlops.serving.replica.warm_up import WarmUp
     from raymlops.serving.request import Exchange
 
 
@@ -93,7 +95,6 @@ def _parsed(body: bytes, kind: LabelType) -> list[Label]:
     return parse_feedback(data, kind=kind)
 
 
-WARM_UP_ROUNDS = 5
 SMALL_LABELS_BYTES = 4_000
 """A body of labels this small is parsed faster than it is handed to a thread."""
 MAX_LABEL_VALUES = 500_000
@@ -120,6 +121,7 @@ class Front:
         self._version = str(identity.version)
         self._route = route_of(identity.name)
         self._example_answer: list[dict[str, Any]] = []
+        self._warm_up: WarmUp | None = None
         self._posts: dict[str, Form] = {
             "predict": native.PROTOCOL,
             "invocations": MLFLOW,
@@ -142,15 +144,17 @@ class Front:
         }
 
     def warm_up(self) -> None:
-        """Predict the bundle's own example a few times, which also measures the model.
+        """Predict the bundle's own example, and batches of its rows of the sizes that requests form.
 
         Raises:
+            InsufficientResourcesError: a batch does not fit into the replica's memory.
             Exception: the model raised, or its signature refuses its own example.
         """
-        model = self.handler.model
-        for _ in range(WARM_UP_ROUNDS):
-            columns = model.signature.parse_rows(model.example)
-            outputs = self.handler.batcher.measure(columns, rows=len(model.example))
+        model, settings = self.handler.model, self.handler.settings
+        columns = model.signature.parse_rows(model.example)
+        outputs, self._warm_up = warm_up(
+            self.handler.batcher, columns, timeout_s=settings.limits.timeout_s, memory_bytes=settings.memory_bytes
+        )
         rows = native.output_rows(outputs, model.signature)
         self._example_answer = orjson.loads(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY))
         self.ready = True
@@ -286,6 +290,7 @@ class Front:
                 "run_id": identity.run_id,
                 "signature": self.handler.model.signature.to_dict(),
                 "limits": {key: getattr(limits, key) for key in ("max_rows", "max_body_bytes", "timeout_s")},
+                "warm_up": self._warm_up and self._warm_up.to_dict(),
                 "links": {page: f"{prefix}/{page}" for page in ("predict", "docs", "openapi.json", "v2")},
             }
         )
