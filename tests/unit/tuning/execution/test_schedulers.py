@@ -89,9 +89,8 @@ def test_a_trial_that_reported_once_more_before_its_stop_stays_stopped(kind):
 
 def test_a_trial_of_a_sweep_that_kept_no_order_is_judged_by_what_it_reports_next():
     """It went on where the median would have stopped it."""
-    reports = [Judged(number, 1.0, 0.1, None) for number in range(4)] + [
-        Judged(4, epoch, 0.9, None) for epoch in (1, 2)
-    ]
+    others = [Judged(number, epoch, 0.1, None) for number in range(4) for epoch in (1.0, 2.0, 3.0)]
+    reports = [*others, Judged(4, 1.0, 0.9, None), Judged(4, 2.0, 0.9, None)]
     for value, decision in {0.9: "STOP", 0.0: "CONTINUE"}.items():
         scheduler = scheduler_of(spec(scheduler="median", grace_period=1))
         assert scheduler.replay(reports, trials=range(5)) == set()
