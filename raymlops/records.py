@@ -320,6 +320,8 @@ class DeploymentRecord(Record):
     changed: bool = True
     warnings: tuple[str, ...] = ()
     """What did not follow, although the version is live."""
+    away_s: float | None = None
+    """How long nobody answered, where the version replaced the previous one; None where that answered meanwhile."""
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
