@@ -177,6 +177,16 @@ def test_a_template_that_has_changed_is_not_started(serve, line, capsys):
     assert "instead of one" in (serve.folder.parent / "refused").read_text()
 
 
+def test_a_request_is_not_logged_by_haproxy(serve):
+    """Replicas do, and HAProxy says whom it found up or down."""
+    serve.api.cfg.metrics_enabled = False  # as the cluster's environment has it
+    sections = completed(serve.config()).split("\nfrontend ")
+    frontends = {section.split("\n")[0]: section.partition("\nbackend ")[0] for section in sections[1:]}
+    for name in ("http_frontend", "grpc_frontend"):
+        assert "\n    no log\n" in frontends[name]
+        assert "\n    log " not in frontends[name]
+
+
 def test_what_is_complete_stays_as_it_is(serve):
     """Serve may start HAProxy twice with one file."""
     once = completed(serve.config(), certificate="/x/tls.pem")
