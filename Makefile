@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint unit integration e2e soak bench clean
+.PHONY: demo test lint unit clusters integration e2e soak bench clean
 
 demo: .venv/.recipes
 	$(BIN)/raymlops demo
 
-test: lint unit integration e2e
+test: lint unit clusters
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -18,6 +18,10 @@ lint: .venv/.dev
 
 unit: .venv/.dev
 	$(BIN)/pytest tests/unit tests/ports -q -n 2 -m 'not soak'
+
+# Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own.
+clusters: .venv/.dev
+	$(BIN)/pytest tests/integration tests/e2e -q -n 2 --dist loadfile -m 'not soak'
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q -m 'not soak'

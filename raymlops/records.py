@@ -147,7 +147,7 @@ class TrialRecord(Record):
     """Whether it keeps ``sweep.constraints``."""
     carried_from: str = ""
     """``SWEEP_ID/NUMBER`` of a trial that a fork knows from the sweep before it, ``optuna:STUDY/NUMBER`` of one that
-    was imported; empty for one of its own."""
+    was imported, ``optuna:NUMBER`` of one that another program added to the sweep's study; empty for one of its own."""
     repeat_of: int | None = None
     """The trial whose configuration it trains with another seed (``sweep.repeats``)."""
     seed: int | None = None
@@ -320,6 +320,8 @@ class DeploymentRecord(Record):
     changed: bool = True
     warnings: tuple[str, ...] = ()
     """What did not follow, although the version is live."""
+    away_s: float | None = None
+    """How long nobody answered, where the version replaced the previous one; None where that answered meanwhile."""
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:

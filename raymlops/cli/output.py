@@ -172,5 +172,11 @@ def number(value: float | None) -> str:
 
 
 def _notes(error: BaseException) -> list[str]:
-    """Return the notes added to an error, such as how to resume the run that it stopped."""
-    return [str(line) for line in getattr(error, "__notes__", [])]
+    """Return the notes added to an error, such as how to resume the run that it stopped.
+
+    A second Ctrl-C, while the first one cleans up, has those of the first.
+    """
+    notes = [str(line) for line in getattr(error, "__notes__", [])]
+    if not notes and isinstance(error, KeyboardInterrupt) and isinstance(error.__context__, KeyboardInterrupt):
+        return _notes(error.__context__)
+    return notes

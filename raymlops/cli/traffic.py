@@ -84,23 +84,30 @@ def deploy(
     if remove:
         return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
+    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
+    asks = shares and not yes and has_terminal()
+    if asks:
+        for line in live.rollout_outlook(chosen.spec, canary=canary, steps=percents, bake_s=seconds):
+            note(line)
     if shares:
         confirm(f"Give {_target(chosen, version, yes=yes)} a share of the traffic?", yes=yes)
     elif not beside:
-        confirm(f"Make {_target(chosen, version, yes=yes)} live?", yes=yes)
+        _confirm(f"Make {_target(chosen, version, yes=yes)} live?", chosen, version, yes=yes)
     with _says_what_is_live(chosen):
         record = live.deploy(
             chosen.spec,
             version,
             promote=not beside,
             canary=canary,
-            steps=None if steps is None else _percents(steps),
-            bake_s=None if bake is None else parse_duration(bake),
+            steps=percents,
+            bake_s=seconds,
             shadow=shadow,
             abort=abort,
             breaking=breaking,
             again=again,
         )
+    for line in () if asks else getattr(record, "outlook", ()):
+        note(line)
     rollout_id = getattr(record, "rollout_id", None)
     if not wait or rollout_id is None:
         return _answer(record)
@@ -123,7 +130,7 @@ def promote(
 
     chosen = choose(words, config=config, env=env, version=version, deployed=True)
     version = chosen.version or CHALLENGER
-    confirm(f"Make {_target(chosen, version, yes=yes)} champion?", yes=yes)
+    _confirm(f"Make {_target(chosen, version, yes=yes)} champion?", chosen, version, yes=yes)
     with _says_what_is_live(chosen):
         record = live.promote(chosen.spec, version, breaking=breaking, again=again)
     return _answer(record)
@@ -148,12 +155,22 @@ def rollback(
     what = f"takes back the canary of {chosen.name}, or the last change of its route"
     if not yes and has_terminal():
         what = live.rollback_target(chosen.spec)
-    confirm(f"This {what}. Continue?", yes=yes)
+    _confirm(f"This {what}. Continue?", chosen, None, yes=yes)
     with _says_what_is_live(chosen):
         record = live.rollback(
             chosen.spec, on_live=lambda version: note(f"version {version} is live; setting the alias")
         )
     return _answer(record)
+
+
+def _confirm(question: str, chosen: Chosen, version: str | None, *, yes: bool) -> None:
+    """Ask for confirmation; also without a question it is said that nobody answers while a version is replaced."""
+    from raymlops.lifecycle.overview import outage_line
+
+    line = outage_line(chosen.spec, version)
+    if yes and line is not None:
+        note(line)
+    confirm(f"{line}.\n{question}" if line else question, yes=yes)
 
 
 def _answer(record: Any) -> Answer:
@@ -169,7 +186,9 @@ def deployment_text(record: Any) -> str:
     if isinstance(record, TrafficRecord):
         return _share(record)
     took = record.url is not None and record.previous_version is not None
-    before = f", version {record.previous_version} kept warm" if took else ""
+    old = f"version {record.previous_version}"
+    kept = f"{old} kept warm" if record.away_s is None else f"{old} ended; nobody answered for {record.away_s:.0f} s"
+    before = f", {kept}" if took else ""
     where = f" at {record.url}" if record.url else ", not served" if record.role == "champion" else ", without a route"
     return f"{record.name} version {record.version} is {record.role}{where}{before}"
 

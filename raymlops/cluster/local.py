@@ -23,6 +23,7 @@ from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, refusal
+from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
 from raymlops.cluster.ports import HOST, check_free, free_port, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
@@ -63,9 +64,10 @@ class DownRecord(Record):
 
 @dataclass(frozen=True)
 class StatusRecord(Record):
-    """What runs of a local cluster."""
+    """What runs of a cluster."""
 
-    root: str
+    root: str | None
+    """Folder of a cluster that ``up`` started; None for another one."""
     state: str
     """``down``, ``starting``, ``up`` or ``broken`` (recorded as up, but something is missing)."""
     services: dict[str, bool]
@@ -215,12 +217,14 @@ def _start(
 ) -> UpRecord:
     root, token, ports, variables = Path(record.root), Path(record.token_path), record.ports, record.inherited
     tls = None if record.tls_cert is None or record.tls_key is None else TlsFiles(record.tls_cert, record.tls_key)
-    fast: dict[str, str] = {}
-    if record.haproxy:
-        stats_port, metrics_port = haproxy_ports
-        fast = services.serve_environment(
-            scratch=record.scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls
-        )
+    stats_port, metrics_port = haproxy_ports
+    node = node_environment(
+        proxy="haproxy" if record.haproxy else "python",
+        scratch=record.scratch,
+        stats_port=stats_port,
+        metrics_port=metrics_port,
+        tls=tls,
+    )
     ray_log, mlflow_log = root / "logs" / "ray.log", root / "logs" / "mlflow.log"
     for log in (ray_log, mlflow_log):
         log.unlink(missing_ok=True)
@@ -235,7 +239,7 @@ def _start(
         port=ports["Ray"],
         dashboard_port=ports["Ray's dashboard"],
         num_cpus=num_cpus,
-        variables={**variables, **fast},
+        variables={**node, **variables},
         log=ray_log,
     )
     mlflow = services.start_mlflow(root=root, port=ports["MLflow"], variables=variables, log=mlflow_log)

@@ -33,11 +33,12 @@ class WorkerRequest(Record):
     cpus_per_worker: float
     gpus_per_worker: float = 0.0
     purpose: str = "this run"
+    memory_bytes: float = 0.0
 
     @property
     def each(self) -> dict[str, float]:
         """Return what one worker reserves."""
-        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
+        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, "memory": self.memory_bytes}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
@@ -175,10 +176,11 @@ def add(parts: Sequence[Resources]) -> dict[str, float]:
     return dict(total)
 
 
-def show(resources: Resources) -> str:
-    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``."""
-    shown = ((name, resources.get(name, 0.0)) for name in ("CPU", "GPU"))
-    return ", ".join(f"{round(amount, 4):g} {name}" for name, amount in shown if amount)
+def show(resources: Resources, *, memory: bool = False) -> str:
+    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``; with ``memory`` that too."""
+    units = {"CPU": (1.0, "CPU"), "GPU": (1.0, "GPU")} | ({"memory": (1e9, "GB of memory")} if memory else {})
+    shown = ((round(resources.get(name, 0.0) / unit, 4), label) for name, (unit, label) in units.items())
+    return ", ".join(f"{amount:g} {label}" for amount, label in shown if amount)
 
 
 def _count(room_now: float) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
 from raymlops.cluster.endpoint.haproxy import wrapper_environment
-from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options, tls_options
@@ -132,7 +131,7 @@ def start_head(
     variables: Mapping[str, str],
     log: Path,
 ) -> subprocess.Popen[bytes]:
-    """Start Ray's head with its dashboard, guarded by the token, on loopback; workers inherit ``variables``."""
+    """Start Ray's head with its dashboard, guarded by the token, on loopback; ``variables`` are those of the node."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *(f"--port={port}", "--include-dashboard=true", f"--dashboard-host={HOST}"),
@@ -141,13 +140,9 @@ def start_head(
     ]
     # The drain before a SIGTERM moves work to other nodes; this cluster has only one, and the drain would take 30 s.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    # A job that is stopped gets the time to write a last checkpoint.
-    grace = {VARIABLE: str(STOP_WAIT_S)}
     # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
     hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
-    return _start(
-        command, log=log, variables={**drain, **grace, **hook, **GUARD, **SPEED, **variables, **environment(token)}
-    )
+    return _start(command, log=log, variables={**drain, **hook, **variables, **environment(token)})
 
 
 def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both

@@ -31,6 +31,9 @@ class LogSection(Spec):
     max_pending_rows: int = Field(200_000, ge=1, description="rows held unwritten; more are dropped and counted")
     retention_days: float | None = Field(90.0, gt=0, description="older predictions are removed; null keeps them all")
     redact: Texts = Field((), description="fields of inputs and outputs that are not written")
+    sample: float = Field(
+        1.0, gt=0, le=1, description="share of the requests that is written; each row has its inverse as weight"
+    )
 
 
 class TrafficSection(Spec):
@@ -51,12 +54,17 @@ class RolloutSection(Spec):
 
     steps: Percents = Field((10.0, 50.0, 100.0), description="percent of the traffic, step by step")
     bake_s: float = Field(600.0, ge=0, description="seconds that a step lasts at least")
-    max_wait_s: float = Field(3600.0, gt=0, description="a step without a verdict after this is aborted")
+    max_wait_s: float = Field(3600.0, gt=0, description="how long a step waits for a verdict")
+    on_no_verdict: Literal["hold", "abort"] = Field(
+        "hold", description="after max_wait_s: keep the canary's share until there is a verdict, or abort"
+    )
     alpha: float = Field(0.01, gt=0, lt=0.5, description="how often an equally good version may be aborted")
     error_margin: float = Field(0.05, gt=0, lt=1, description="share of errors it may have above the champion")
     slow_margin: float = Field(0.10, gt=0, lt=1, description="share of slow answers it may have above the champion")
     slow_s: float = Field(0.25, gt=0, description="seconds in the model from which on an answer is slow")
-    quality_margin: float = Field(0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion")
+    quality_margin: float | None = Field(
+        0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion; null: labels are not read"
+    )
 
     @model_validator(mode="after")
     def _steps(self) -> RolloutSection:
@@ -91,6 +99,9 @@ class ServeSection(Spec):
     allowed_hosts: Texts = Field(
         (), description="names besides loopback's at which an open model on loopback answers: that of a local proxy"
     )
+    update: Literal["beside", "replace"] = Field(
+        "beside", description="replace ends the live version before the next one starts: no room for two, and an outage"
+    )
     min_replicas: int = Field(1, ge=0, description="replicas kept; 0 lets an idle model go, its next request waits")
     max_replicas: int = Field(2, ge=1, description="replicas at most")
     target_ongoing_requests: int = Field(16, ge=1, description="in flight per replica that autoscaling aims at")
@@ -101,6 +112,9 @@ class ServeSection(Spec):
     scale_to_zero_after_s: float = Field(900.0, ge=0, description="quiet before the last one goes, with min_replicas 0")
     cpus_per_replica: float = Field(0.2, gt=0, description="CPUs a replica reserves; fractions allowed")
     gpus_per_replica: float = Field(0.0, ge=0, description="GPUs a replica reserves; fractions allowed")
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory a replica reserves, in 10^9 bytes, and above which it is refused or replaced"
+    )
     resources_per_replica: dict[str, float] = Field(
         default_factory=dict, description="Ray's custom resources a replica reserves, which also place it"
     )
@@ -125,6 +139,11 @@ class ServeSection(Spec):
     log: LogSection = Field(default_factory=LogSection, description="the prediction log")
     traffic: TrafficSection = Field(default_factory=TrafficSection, description="who is answered by which version")
     rollout: RolloutSection = Field(default_factory=RolloutSection, description="how a canary is moved")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Return ``memory_gb`` in bytes."""
+        return None if self.memory_gb is None else int(self.memory_gb * 1e9)
 
     @property
     def key_required(self) -> bool:

@@ -6,24 +6,28 @@ verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import ClusterError, RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
+from raymlops.lifecycle.live.staging import fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
+from raymlops.lifecycle.running_serve import check_proxies
+from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import is_local, listening, started_otherwise
+from raymlops.serving.control.address import listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -65,11 +69,15 @@ def deploy(
     ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
     gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns once the version has its first share: the controller moves it, and
-    promotes the version or removes its share. While it is running no other version is deployed, unless ``abort`` ends
-    it first.
+    promotes the version or removes its share. The record's ``outlook`` says what it can show with the traffic of the
+    last hour. While it is running no other version is deployed, unless ``abort`` ends it first.
 
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
+
+    With ``serve.update: replace`` the version that held the route ends before the new one starts, and comes back by
+    itself if that does not come up. Nobody answers meanwhile: ``away_s`` says how long. Canaries, shadows and
+    ``promote=False`` are refused.
 
     A canary or a shadow must have the champion's signature. So must a new champion, since products call the route by
     it: a version with another one needs ``breaking=True``, and callers that have changed.
@@ -85,7 +93,9 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be.
+        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
+            folder or a SQLite file on a cluster that has several machines, or may get them.
+        StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
         ClusterError: there is no running cluster.
@@ -97,7 +107,9 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
-        doubts = doubts_of(state, ref)
+        with suppress(ClusterError):  # one that cannot be asked is reported by the next request
+            check_sharing_of_deployments(spec, api.room())
+        doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
@@ -138,6 +150,31 @@ def promote(
         return _bring(call, action="promote", breaking=breaking)
 
 
+def rollout_outlook(
+    source: Source,
+    *,
+    canary: float | None = None,
+    steps: Sequence[float] | None = None,
+    bake_s: float | None = None,
+) -> tuple[str, ...]:
+    """Return what ``deploy`` with these steps could show with the traffic of the last hour, in sentences.
+
+    There are none for a fixed share, and without a champion.
+
+    Raises:
+        UsageError: percentages that cannot be.
+    """
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
+
+    spec = spec_of(source)
+    asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=None, settings=spec.serve.rollout)
+    with state_of(spec) as state:
+        champion = champion_of(state.deployments(spec.project.name))
+        if champion is None or asked.rollout is None:
+            return ()
+        return outlook(champion, asked.rollout, now=state.now())
+
+
 @dataclass(frozen=True)
 class _Call:
     """A version to bring up, and where."""
@@ -157,7 +194,8 @@ class _Call:
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
         timeout_s = self.spec.serve.ready_timeout_s
-        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s)
+        replaces = self.spec.serve.update == "replace"
+        return Request(action, why or self.why, this_user(), self.state.now(), timeout_s, replaces=replaces)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -170,10 +208,10 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
     standing = state.deployments(ref.name)
-    leaving = leaving_first(api, standing, new)
-    details, local = api.get(), is_local(api.dashboard_url)
-    listens = listening(details, local=local)
-    otherwise = started_otherwise(details, serve=call.spec.serve, local=local)
+    leaving = leaving_first(api, standing, new, replaces=new.replaces)
+    details = api.get()
+    listens = listening(details, local=api.is_local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -192,6 +230,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,
@@ -213,6 +252,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
     from raymlops.serving.control.render import settings_of
 
     ref, state, api = call.ref, call.state, call.api
@@ -232,7 +272,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new)
+    leaving = () if traffic.removes else leaving_first(api, standing, new, replaces=new.replaces)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -245,7 +285,9 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
+    shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=fetch_on_nodes)
     done = change(
         state,
         api,
@@ -255,12 +297,12 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         action=traffic.action,
         subject=None if traffic.removes else version,
     )
-    record = traffic_record(done, version, digest=ref.bundle.digest)
+    record = replace(traffic_record(done, version, digest=ref.bundle.digest), outlook=shows)
     if traffic.rollout is not None and record.rollout_id is not None:
         if (sticky := settings_of(champion).traffic.sticky) != "request":
             differ = "an equally good version is aborted more often than serve.rollout.alpha says if callers differ"
             warnings += (f"callers keep to one version (serve.traffic.sticky: {sticky}), so that {differ}",)
-        if reason := unasked(champion):
+        if traffic.rollout.quality_margin is not None and (reason := unasked(champion)):
             warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
     return replace(record, warnings=(*record.warnings, *warnings))
 

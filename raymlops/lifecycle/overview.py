@@ -15,7 +15,10 @@ from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
+from raymlops.lifecycle.live.outage import START_ACTIONS, outage
+from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
@@ -26,7 +29,7 @@ from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
@@ -106,7 +109,8 @@ class ModelOverview(Record):
                 f"{seen[side]['slow']} slow, {seen[side]['late']} late"
                 for side in ("canary", "champion")
             )
-            lines.append(f"{100 * seen['weight']:g}%: {sides}")
+            lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]
+        lines += _losses_until(rollout["evidence"])
         return lines if self.moved_by else [*lines, UNMOVED]
 
     def _coming(self) -> list[str]:
@@ -114,6 +118,7 @@ class ModelOverview(Record):
         for version, one in self.coming.items():
             goal = one["goal"]
             purpose = "for the route" if goal.get("role") else "for its traffic" if goal else "beside the champion"
+            purpose = f"in place of version {goal['replaces']}, which has ended" if "replaces" in goal else purpose
             lines.append(f"version {version} {purpose}, since {utc_time(one['since'])} by {one['by']}")
         return lines if self.moved_by or not lines else [*lines, UNMOVED]
 
@@ -219,11 +224,34 @@ def champion_line(source: Source) -> str:
     name = spec.project.name
     try:
         with state_of(spec) as state:
-            champion = champion_of(state.deployments(name))
+            model = state.model(name)
     except RaymlopsError as error:
         return f"what is live of {name} is unknown: {error.message}"
+    champion = champion_of(model.deployments)
     live = f"version {champion.version} is live" if champion else "no version is live"
+    if new := [one.version for one in model.coming if "replaces" in one.goal]:
+        live = f"until version {new[0]} is up no version is live"
     return f"{live} of {name}; raymlops status shows the rest, and the same command again completes the change"
+
+
+def outage_line(source: Source, version: str | None) -> str | None:
+    """Return what happens to callers while a version replaces the champion; None where both are up meanwhile.
+
+    Without a version it is that of a rollback, which goes by the champion's settings.
+    """
+    spec = spec_of(source)
+    name = spec.project.name
+    if version is not None and spec.serve.update == "beside":
+        return None
+    with suppress(RaymlopsError), state_of(spec) as state:
+        model = state.model(name)
+        champion = champion_of(model.deployments)
+        if champion is None or str(champion.version) == version:
+            return None
+        if version is None and (in_question(model) or not champion.replaces):
+            return None
+        return outage(champion.version, changes_of(state, name, START_ACTIONS))
+    return None
 
 
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
@@ -336,6 +364,23 @@ def _begun(transition: Transition) -> dict[str, Any]:
         "by": transition.actor,
         "until": until,
     }
+
+
+def _labelled(step: Mapping[str, Any]) -> list[str]:
+    """Return the mean losses of a step in a line, none without labels."""
+    canary, champion = (Losses.from_dict(step.get(f"{side}_losses", {})) for side in ("canary", "champion"))
+    if not (canary.count and champion.count):
+        return []
+    against = f"{champion.mean:.3f} of {champion.count:,} labelled"
+    return [f"mean loss {canary.mean:.3f} of {canary.count:,} against {against}"]
+
+
+def _losses_until(evidence: Mapping[str, Any]) -> list[str]:
+    """Return a line that says how old the losses are, none where they are not read."""
+    read = (evidence.get("numbers") or {}).get("losses") or {}
+    if read.get("unknown"):
+        return [read["unknown"]]
+    return [f"losses of what was answered until {utc_time(read['covers'])}"] if read.get("covers") else []
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
 from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, KNOWN, Bounds
+from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
 from raymlops.serving.replica.handler import Identity, RequestHandler
 from raymlops.serving.replica.http_front import Front
@@ -90,6 +91,8 @@ class ModelReplica(_Callable):
 
         # The digest comes from the desired state, never from the bundle: load refuses files that do not match it.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
+        if device == "cuda":
+            memory.keep_to_share(ray.get_runtime_context().get_assigned_resources().get("GPU", 1.0))
         model = load(args["bundle_uri"], args["digest"], exclusive=True, device=device)
         identity = Identity(
             name=args["name"], version=int(args["version"]), digest=args["digest"], run_id=args["run_id"]
@@ -126,6 +129,7 @@ class ModelReplica(_Callable):
             self._handler.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
         self._handler.configure(settings)
         self._front.warm_up()
+        self._front.expect_labels(self._model.loss, self._model.recipe.label_type)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -147,10 +151,11 @@ class ModelReplica(_Callable):
         return await call(self._front, method, body, metadata)
 
     async def check_health(self) -> None:
-        """Raise when a batch hangs, so that Serve replaces the process."""
+        """Raise when a batch hangs or the memory is above its bound, so that Serve replaces the process."""
         if self._front.stuck:
             msg = "a batch has been running for more than twice the deadline of a request"
             raise RuntimeError(msg)
+        memory.require_within(self._handler.settings.memory_bytes, when="while it serves")
 
     def __del__(self) -> None:
         if hasattr(self, "_front"):

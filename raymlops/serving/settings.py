@@ -31,6 +31,8 @@ class Settings:
     """Threads of torch for one batch."""
     compile: bool = False
     """Read when a replica starts: a change takes effect in new replicas only, as compiling takes minutes."""
+    memory_bytes: int | None = None
+    """Most memory that a replica may use; None is no bound."""
     slow_s: float = 0.25
     """An answer that takes at least this long counts as slow in a rollout."""
     state: str = ""
@@ -40,7 +42,7 @@ class Settings:
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """Read a ``user_config``; missing keys keep their defaults, unknown ones are ignored."""
         limits = data.get("limits", {})
-        plain = ("access_log", "otlp_endpoint", "threads", "compile", "slow_s")
+        plain = ("access_log", "otlp_endpoint", "threads", "compile", "memory_bytes", "slow_s")
         return cls(
             limits=Limits(**{key: limits[key] for key in Limits.__dataclass_fields__ if key in limits}),
             traffic=Traffic.from_dict(data.get("traffic", {})),

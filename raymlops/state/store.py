@@ -49,6 +49,11 @@ class Deployment(Record):
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
+    @property
+    def replaces(self) -> bool:
+        """Return whether it has no room beside another version of its model, which ends before it starts."""
+        return self.serve.get("update") == "replace"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a deployment, as an audit event holds it."""

@@ -353,7 +353,8 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # It prints a line per failed connection, into a live display; the failure becomes an error anyway.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # They print a traceback per failed statement, a line per failed connection, into a live display; each failure
+    # becomes an error anyway.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)

@@ -15,6 +15,7 @@ from raymlops.config.base import resolve
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.records import SpentRecord, SweepRecord
+from raymlops.training.runs.lookup import resume_command
 from raymlops.tuning.advice import warnings_of
 from raymlops.tuning.budget import Tally, nothing_left
 from raymlops.tuning.execution.search import search
@@ -178,7 +179,8 @@ class _Opener:
 
         data = data_of(recorded, prepared)
         check_data(recorded, data)
-        parent = SweepRun(self.tracker, recorded.run_id, recorded.tags.get(FORKED_FROM, ""))
+        command = resume_command("sweep", recorded.run_id, spec=self.project.spec)
+        parent = SweepRun(self.tracker, recorded.run_id, command, recorded.tags.get(FORKED_FROM, ""))
         study = linked_study(self.storage, parent, spec=self.project.spec, recorded=recorded)
         if parent.forked_from and not study.user_attrs.get(CARRIED):
             carried = self._carried(sweep_of(self.tracker, parent.forked_from))

@@ -6,7 +6,7 @@ import sys
 import haproxy_journey
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak]
+pytestmark = pytest.mark.e2e
 
 
 def test_callers_of_haproxy_notice_neither_a_flip_nor_a_death(cluster, cluster_user, mlflow_database):

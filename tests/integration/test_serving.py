@@ -19,11 +19,15 @@ import serving_foreign
 from serve_proxy import start_proxy
 from serving_bundles import scale_bundle
 
-from raymlops.errors import ClusterError, DeployError, InvalidRowsError
+from raymlops.config.load import load_data
+from raymlops.errors import BundleError, ClusterError, DeployError, InvalidRowsError
+from raymlops.lifecycle.live.staging import fetch_on_nodes
+from raymlops.project import bind
 from raymlops.serving.client.client import Client
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.names import INDEX_APP
 from raymlops.state.store import Deployment, Desired
+from raymlops.tuning.sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +99,8 @@ def test_a_served_version_answers_and_says_who_it_is(url, bundles):
     answer = ask(url, ROWS, request_id="mine")
     assert [output["y"] for output in answer.outputs] == [6.0, 2.0]
     assert (answer.model_version, answer.request_id) == ("1", "mine")
-    assert httpx.get(url).json()["digest"] == bundles[1].digest
+    described = httpx.get(url).json()
+    assert (described["digest"], described["warm_up"]["batch_rows"]) == (bundles[1].digest, 1024)
     assert httpx.get(f"{url}/readyz").status_code == 200
 
 
@@ -181,6 +186,35 @@ def test_a_changed_limit_is_in_force_without_a_restart(api, bundles, url):
     apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
 
 
+def test_a_sweep_beside_the_endpoint_ends_and_the_endpoint_answers(url, storage_path):
+    """Of two CPUs the endpoint has a part, so that one trial fits at a time; exactly six end."""
+    swept = bind(
+        load_data(
+            {
+                "project": {"name": "beside"},
+                "recipe": {"import": "slow_sweep:Reports"},
+                "train": {"epochs": 1, "batch_size": 64, "threads_per_worker": 1},
+                "sweep": {
+                    "num_trials": 6,
+                    "scheduler": "none",
+                    "sampler": "random",
+                    "space": {"train.lr": {"float": [1e-3, 1e-1], "log": True}},
+                },
+                "storage": {"path": str(storage_path)},
+            }
+        )
+    )
+    running = []
+
+    def watch(event):
+        running.append(event.counts["running"])
+        assert ask(url, ROWS).model_version == "1"
+
+    record = sweep(swept, on_event=watch)
+    assert [trial.status for trial in record.trials] == ["complete"] * 6
+    assert max(running) == 1
+
+
 def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundles, url):
     """Both run side by side with a module of one name; not one request fails while the route goes over and back."""
     both = [deployment(bundles, 1, "warm"), deployment(bundles, 2, "champion")]
@@ -223,11 +257,18 @@ def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
 
 
 def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
-    """The digest comes from the desired state, so a bundle that was changed on disk is refused by the replica."""
+    """The digest comes from the desired state, so a bundle that was changed on disk is refused by the replica.
+
+    Where a bundle is fetched before its version is wanted, each node refuses it then.
+    """
     bundle = scale_bundle(tmp_path, factor=5.0)
     code = Path(bundle.uri) / "code" / "serving_scale.py"
     code.chmod(0o644)
     code.write_text(code.read_text().replace("5.0", "6.0"))
+    spec = load_data({"project": {"name": "scale"}, "recipe": {"import": "any:Recipe"}}).spec
+    fetch_on_nodes(spec, bundles[1], spec.serve)
+    with pytest.raises(BundleError, match="serving_scale"):
+        fetch_on_nodes(spec, bundle, spec.serve)
     bad = Deployment("scale", 4, bundle, "run4", "champion", SETTINGS)
     with pytest.raises(DeployError, match="serving_scale"):
         apply([deployment(bundles, 1, "warm"), bad], api=api, wait_s=120)

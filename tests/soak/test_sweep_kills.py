@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -26,6 +27,7 @@ from sweep_driver import (
     check_whole,
     data,
     kill_tree,
+    reports_of,
     spec_of,
     sweeps,
     wait_for,
@@ -136,31 +138,31 @@ def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: P
     """No resume stops a trial that was alive, before that has reported again; each sweep has its trials, once."""
     can_import_fixtures(user)
     moments = random.Random(f"{SEED} {scheduler}")
-    kills = chains = 0
-    took_s = 30.0
-    while kills < max(2, KILLS // 6):
-        chains += 1
-        storage = user.cwd / f"storage-{chains}"
+    kills = 0
+    for chain in range(1, max(2, KILLS // 6) + 1):
+        storage = user.cwd / f"storage-{chain}"
         storage.mkdir()
         shutil.copy(mlflow_database, storage)
-        config = write(user.cwd / f"{chains}.yaml", data(storage, sweep={"scheduler": scheduler}))
+        config = write(user.cwd / f"{chain}.yaml", data(storage, sweep={"scheduler": scheduler}))
         spec = spec_of(config)
         found: list = []
         alive: dict[int, int] = {}
+        # Moments are counted in reports, so that a busy machine kills no driver before it has begun.
+        ends = [moments.randrange(1, 60), moments.randrange(1, 60), None]
         while not (found and found[0].info.status == "FINISHED"):
             resume = ["--resume", found[0].info.run_id] if found else []
-            began = time.monotonic()
-            seconds = moments.uniform(0.3 * took_s, 1.2 * took_s) if kills < KILLS // 6 else 300.0
-            killed = Driver(user, "--config", config, *resume).killed_after(seconds)
-            took_s = max(took_s, 0.0 if killed else time.monotonic() - began)
+            driver = Driver(user, "--config", config, *resume)
+            more = ends.pop(0)
+            count = partial(reports_of, spec)
+            killed = more is not None and driver.killed_when(count() + more, count, delay_s=moments.uniform(0.0, 0.3))
+            if not killed:
+                driver.end()
             found = sweeps(spec)
-            if not found:
-                continue
             kills += killed
             got = books(spec, found[0].info.run_id)
             for trial in got.trials:
                 if trial.state.name == "PRUNED" and trial.number in alive:
-                    assert len(trial.intermediate_values) > alive[trial.number], (chains, trial.number)
+                    assert len(trial.intermediate_values) > alive[trial.number], (chain, trial.number)
             numbers = [trial.number for trial in got.trials]
             stopped = scheduler_of(spec).replay(judged(spec, got.trials), trials=numbers)
             alive = {
@@ -168,7 +170,7 @@ def test_kills_of_sweeps_whose_trials_are_stopped(user: User, mlflow_database: P
                 for trial in got.trials
                 if not trial.state.is_finished() and trial.number not in stopped
             }
-        print(f"{scheduler}, chain {chains}: {kills} kills so far, {dict(got.states)}", flush=True)
+        print(f"{scheduler}, sweep {chain}: {kills} kills so far, {dict(got.states)}", flush=True)
         assert numbers == list(range(TRIALS))
         assert set(got.states) <= {"COMPLETE", "PRUNED"}
         assert sorted(int(run.data.tags["raymlops.trial"]) for run in got.children) == numbers

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 _REPLICA = "SERVE_REPLICA::"
 
 
-def leaving_first(cluster: Cluster, before: Sequence[Deployment], new: Deployment) -> tuple[int, ...]:
+def leaving_first(
+    cluster: Cluster, before: Sequence[Deployment], new: Deployment, *, replaces: bool = False
+) -> tuple[int, ...]:
     """Return the idle versions that are removed before ``new`` comes up, since there is no room beside them.
+
+    Where it ``replaces`` all others, they end first anyway, and it only has to fit in their place.
 
     Raises:
         InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.
@@ -38,9 +42,10 @@ def leaving_first(cluster: Cluster, before: Sequence[Deployment], new: Deploymen
         room = cluster.room()
     except ClusterError:
         return ()  # what may fit must not be rejected; a dashboard that is down is reported by the next request
-    idle = spare_of(before, new)
+    idle = frozenset(item.version for item in before) if replaces else spare_of(before, new)
     leaving = [item for item in before if item.version in idle]
-    return tuple(sorted(idle)) if must_leave_first(new, leaving, cluster=room) else ()
+    must = must_leave_first(new, leaving, cluster=room)
+    return tuple(sorted(idle)) if must and not replaces else ()
 
 
 def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:
@@ -52,19 +57,21 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
     mine = {app_name(new.name, new.version)}
     gone = {app_name(item.name, item.version) for item in leaving}
     asked = _asked(new)
-    if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows:
+    if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows is not False:
         return False
     most = room(asked, _left(cluster, without=mine | gone))
     if most >= asked.workers:
         return True
+    memory = asked.memory_bytes > 0
     total = [node["resources_total"] for node in cluster.nodes]
     served = [actor for actor in _replicas(cluster) if _app(actor) not in mine | gone]
     holders = [holder for holder in group(actors=served, tasks=[], groups=[], jobs={}) if show(holder.resources)]
+    has = f"{show(add(total), memory=memory) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}"
     raise InsufficientResourcesError(
-        f"{asked.purpose} requests {asked.workers} x {show(asked.each)}, and beside what is served there is room for "
-        f"{most}: the cluster has {show(add(total)) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}\n"
+        f"{asked.purpose} requests {asked.workers} x {show(asked.each, memory=memory)}, and beside what is served "
+        f"there is room for {most}: the cluster has {has}\n"
         + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
-        hint="Lower serve.min_replicas or serve.cpus_per_replica, end a version with "
+        hint="Lower serve.min_replicas, serve.cpus_per_replica or serve.memory_gb, end a version with "
         "`raymlops deploy NAME --remove --version N` (`raymlops status` shows which are up), or add nodes.",
     )
 
@@ -76,6 +83,7 @@ def _asked(new: Deployment) -> WorkerRequest:
         settings.cpus_per_replica,
         settings.gpus_per_replica,
         purpose=f"{new.name} version {new.version}",
+        memory_bytes=settings.memory_bytes or 0.0,
     )
 
 

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from raymlops.errors import ClusterError, DeployError, RaymlopsError, RefusedError, TrackingError, UnreachableError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.outage import START_ACTIONS, last_start
 from raymlops.lifecycle.live.reconcile import seen_by
 from raymlops.lifecycle.live.reconciler import Cluster, Reconciler
 from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.converge import broken, index_starts, lacking
-from raymlops.serving.control.details import routes, status_of
+from raymlops.serving.control.converge import broken, index_starts, lacking, standing_of
+from raymlops.serving.control.details import routes
 from raymlops.serving.control.plan import places_of
 from raymlops.serving.control.wait import await_answer
 from raymlops.serving.names import app_name, route_of
+from raymlops.state.audit import changes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,6 +67,8 @@ class Changed:
     after: Model
     plan: Plan
     changed: bool
+    away_s: float | None = None
+    """How long nobody answered, where a version replaced the champion."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -138,7 +142,11 @@ def change(
     new = champion_of(after.deployments)
     if plan.local and new is not None and champion and routes(plan.details).get(route_of(name)) != held:
         await_answer(plan.listens.base_url, new)
-    return Changed(before, after, plan, acted or before.deployments != after.deployments)
+    measured = None
+    if any("replaces" in one.goal for one in mine):
+        measured = last_start(changes_of(state, name, START_ACTIONS))
+    changed, away_s = acted or before.deployments != after.deployments, None if measured is None else measured[1]
+    return Changed(before, after, plan, changed, away_s)
 
 
 def record_of(done: Changed, version: int) -> DeploymentRecord:
@@ -159,6 +167,7 @@ def record_of(done: Changed, version: int) -> DeploymentRecord:
         previous_version=old.version if old and old.version != version else None,
         changed=done.changed,
         warnings=done.warnings,
+        away_s=done.away_s,
     )
 
 
@@ -304,13 +313,12 @@ def _ended(model: Model, coming: Transition) -> bool:
         why = "it was requested again" if found is None else found.reason
         raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
     if found.status == "failed":
-        raise DeployError(found.reason, hint="What was live still is. raymlops doctor shows whether there is room.")
+        old = found.goal.get("replaces")
+        live = "What was live still is." if old is None else f"Version {old} is brought back."
+        raise DeployError(found.reason, hint=f"{live} raymlops doctor shows whether there is room.")
     return found.status == "done"
 
 
 def _leaving(plan: Plan, model: Model) -> bool:
     """Return whether Serve still runs versions of a model that are not desired."""
-    desired = {app_name(item.name, item.version) for item in model.deployments}
-    prefix = app_name(model.name, 0).removesuffix("0")
-    standing = {app for app in plan.details["applications"] if app.startswith(prefix)} - desired
-    return any(app in plan.ours or status_of(plan.details, app) == "DELETING" for app in standing)
+    return bool(standing_of(plan, model.name) - {app_name(item.name, item.version) for item in model.deployments})

@@ -212,7 +212,7 @@ def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent
     above: int | None = current.version  # the champion of which the previous one is looked for
     undone = False
     for event in changes:
-        was, became = _champions(event)
+        was, became = champions_in(event)
         for item in (*event.after, *event.before):
             known.setdefault(item["version"], item)
         if was == became:
@@ -240,13 +240,13 @@ def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
 def taken_by(version: int, changes: Iterable[AuditEvent]) -> AuditEvent | None:
     """Return the event by which a version took the route last; ``changes`` are those of the route, newest first."""
     for event in changes:
-        was, became = _champions(event)
+        was, became = champions_in(event)
         if became == version and was != version:
             return event
     return None
 
 
-def _champions(event: AuditEvent) -> Iterator[int | None]:
+def champions_in(event: AuditEvent) -> Iterator[int | None]:
     """Yield which version was champion before a change, and which one after it."""
     for side in (event.before, event.after):
         yield next((item["version"] for item in side if item["role"] == "champion"), None)

@@ -141,7 +141,8 @@ def next_step(
         )
         away = [item for item in items if app_name(model, item.version) not in applications]
         if away and model not in plan.blocked:
-            dead = f"version {away[0].version} of {model} is away while {' and '.join(waited)} waits for room"
+            why = f"{' and '.join(waited)} waits for room" if waited else "the version that failed to replace it ends"
+            dead = f"version {away[0].version} of {model} is away while {why}"
         if (lack := dead or lacking(plan, items)) is not None:
             pending = any(unscheduled(plan.details, app_name(model, item.version)) for item in items)
             _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
@@ -206,7 +207,8 @@ def _come_up(
         if not _older(live, transition) or (status == "UNHEALTHY" and sent):  # other settings may mend it
             return Fail(transition, _died(plan, transition.version, name)), ""
     if not sent:
-        reason = f"{which} is being started"
+        old = transition.goal.get("replaces")
+        reason = f"{which} is being started" if old is None else f"{which} starts once version {old} has ended"
     elif running < least or (renewed and status != "RUNNING" and not transition.hurry):
         reason = f"{which} comes up: {running} of {least} replicas run, {name} is {status}"
     elif running >= needed or (transition.hurry and takes_requests(details, name)):

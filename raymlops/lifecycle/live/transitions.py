@@ -57,6 +57,8 @@ class Request:
     timeout_s: float
     """How long it may take to come up, from when the reconciler starts it."""
     hurry: bool = False
+    replaces: bool = False
+    """Whether the champion ends before the version starts, since there is no room for both (``serve.update``)."""
 
 
 def bring(
@@ -73,14 +75,23 @@ def bring(
 
     ``leaving`` are versions that are removed first, since there is no room beside them. ``standing`` are those that
     were desired when that was decided, by default now: what comes back by superseding another one has no room either.
+
+    Where the request ``replaces``, the versions that were desired stay so, but do not run until this one is up, and
+    come back by themselves if it does not come up.
+
+    Raises:
+        RefusedError: there is no room beside the champion, or it is being replaced.
     """
     action, why, now, version = request.action, request.why, request.now, new.version
     stood = {item.version for item in (model.deployments if standing is None else standing)}
-    if goal.get("role") == "champion":
-        for one in model.coming:
-            if one.goal.get("role") == "champion" and one.version != version:
-                model = _taken_back(model, one, "superseded", f"{action} of version {version}")
+    takes_route = goal.get("role") == "champion"
+    if not takes_route:
+        _refuse_beside(model, version, request=request)
+    for one in model.coming if takes_route else ():
+        if (request.replaces or one.goal.get("role") == "champion") and one.version != version:
+            model = _taken_back(model, one, "superseded", f"{action} of version {version}")
     before, was = model.deployments, model.item(version)
+    old = champion_of(before)
     # Whoever took the route, or a share, or is on its way meanwhile, makes no room.
     on_their_way = {one.version for one in model.coming}
     idle = {item.version for item in idle_of(before)} - on_their_way - {version}
@@ -92,6 +103,8 @@ def bring(
         if earlier is not None:  # what it came up for before must not be given to it later
             model = _with(model, replace(earlier, status="superseded", reason=f"{action} of version {version}"))
         return _reached(model, version, goal, action, why, now=now)
+    if takes_route and request.replaces and old is not None and old.version != version:
+        goal, leaving = {**goal, "replaces": old.version}, set()
     first = tuple(beside(without(before, leaving), item if was is None else replace(was, serve=item.serve)))
     final = first == tuple(without(target, leaving)) and not _shares(goal)
     if final:
@@ -194,9 +207,8 @@ def roll_back(
         return Change(model, request.action, request.why)
     target = previous_champion(model.deployments, changes)
     why = f"from version {left.version if left else None} to version {target.version}"
-    return bring(
-        model, target, goal=ROUTE, request=replace(request, why=why, hurry=True), up=up(target), leaving=leaving
-    )
+    request = replace(request, why=why, hurry=True, replaces=left is not None and left.replaces)
+    return bring(model, target, goal=ROUTE, request=request, up=up(target), leaving=leaving)
 
 
 def route_takers(model: Model) -> list[Transition]:
@@ -306,6 +318,8 @@ def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why:
         raise RefusedError(f"version {version} of {model.name} was taken down while it came up", hint=AGAIN)
     if goal.get("role") == "champion":
         target = with_champion(model.deployments, item, configured=bool(goal.get("configured")))
+        if "replaces" in goal:
+            target = [one for one in target if one.role == "champion"]
         by = None if action == PROMOTED else action
         withdraws: dict[int, str | None] = {version: None}
         old = champion_of(model.deployments)
@@ -316,6 +330,26 @@ def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why:
     if _shares(goal):
         model = _shared(model, version, goal, now=now)
     return Change(model, action, why)
+
+
+def _refuse_beside(model: Model, version: int, *, request: Request) -> None:
+    """Refuse to bring a version up beside a champion that has the place to itself.
+
+    Raises:
+        RefusedError: naming the setting, or the version that replaces the champion now.
+    """
+    champion = champion_of(model.deployments)
+    if champion is None or champion.version == version:
+        return
+    if request.replaces:
+        raise RefusedError(
+            f"version {version} of {model.name} cannot run beside version {champion.version}: serve.update is replace",
+            hint="Deploy it without --beside, --canary, --steps and --shadow, or set serve.update: beside if there is "
+            "room for two.",
+        )
+    for one in model.coming:
+        if "replaces" in one.goal:
+            raise RefusedError(f"version {one.version} of {model.name} is replacing the champion", hint=AGAIN)
 
 
 def _shares(goal: dict[str, Any]) -> bool:

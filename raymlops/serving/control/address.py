@@ -6,9 +6,8 @@ key by default depends on who can reach it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from raymlops.serving.control.details import Details
 
 EVERYWHERE = "[::]"
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,14 @@ class Listening:
     grpc_port: int | None = None
     tls: bool = False
     """Whether HTTP and gRPC need TLS."""
+    node_ip: str | None = None
+    """A node on which it listens, where that is another machine than this one."""
 
     @property
     def base_url(self) -> str:
         """Return the URL of the proxy."""
-        host = reached_at(self.host)
+        everywhere = self.host in _WILDCARDS
+        host = self.node_ip if everywhere and self.node_ip is not None else reached_at(self.host)
         return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
@@ -59,13 +62,8 @@ class Listening:
         return None
 
 
-def is_local(dashboard_url: str) -> bool:
-    """Return whether a dashboard has a loopback address."""
-    return is_loopback(urlsplit(dashboard_url).hostname or "")
-
-
 def listening(details: Details, *, local: bool) -> Listening | None:
-    """Return where a running Serve listens; None if it does not run.
+    """Return where a running Serve listens; None if it does not run. ``local`` says whether that is this machine.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
     patch. On this machine the sockets show it. For another machine all interfaces are assumed. Nor does Serve know
@@ -76,13 +74,17 @@ def listening(details: Details, *, local: bool) -> Listening | None:
         return None
     host, port = options["host"], options["port"]
     tls = bool(options.get("ssl_certfile")) or (local and _asked_for_tls(host, port))
+    nodes = (
+        [] if local else [proxy["node_ip"] for proxy in (details.get("proxies") or {}).values() if "node_ip" in proxy]
+    )
+    found = Listening(host, port, tls=tls, node_ip=min(nodes, default=None))
     grpc = details.get("grpc_options") or {}
     if not grpc.get("grpc_servicer_functions"):
-        return Listening(host, port, tls=tls)
+        return found
     grpc_port = grpc["port"]
     if not is_loopback(host):
-        return Listening(host, port, host, grpc_port, tls)
-    return Listening(host, port, _bound(grpc_port) if local else EVERYWHERE, grpc_port, tls)
+        return replace(found, grpc_host=host, grpc_port=grpc_port)
+    return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
 
 
 def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> list[str]:
@@ -108,7 +110,7 @@ def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> 
 
 def reached_at(host: str) -> str:
     """Return the address at which this machine reaches what listens on ``host``."""
-    return "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - an address to reach, not to bind
+    return "127.0.0.1" if host in _WILDCARDS else host
 
 
 def _asked_for_tls(host: str, port: int) -> bool:

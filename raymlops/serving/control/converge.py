@@ -3,7 +3,8 @@
 A route stays with its holder until the version that takes it runs with its settings, and a version on its way to a
 route gets as many replicas as the holder runs, since a flip sends it all the traffic at once. While a champion has no
 room for a replica, versions on standby leave. Everything else is sent as it is desired. So every kill in between leaves
-each route with a version that answers.
+each route with a version that answers. Where there is room for one version of a model at a time (``serve.update:
+replace``), nobody has the route from the end of the old one until the new one is up.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def next_applications(plan: Plan, *, starved: Collection[str] = ()) -> dict[str,
             continue
         if _gets_traffic(plan.ours[name], plan.ours[holder]):  # it leaves once nobody sends it requests
             applications[name] = plan.wanted.get(name, plan.ours[name])
-    return applications
+    return _one_at_a_time(plan, applications)
 
 
 def holder_of(ours: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> str | None:
@@ -115,6 +116,25 @@ def index_starts(plan: Plan) -> bool:
     """Return whether the list of models at / is ours and has no replica yet."""
     starts = status_of(plan.details, INDEX_APP) == "DEPLOYING" and not running_replicas(plan.details, INDEX_APP)
     return INDEX_APP in plan.wanted and starts
+
+
+def standing_of(plan: Plan, model: str) -> set[str]:
+    """Return the applications of a model's versions on Serve, those that are ending included."""
+    prefix = app_name(model, 0).removesuffix("0")
+    found = {name for name in plan.details["applications"] if name.startswith(prefix)}
+    return {name for name in found if name in plan.ours or status_of(plan.details, name) == "DELETING"}
+
+
+def _one_at_a_time(plan: Plan, applications: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the applications without what is being replaced, and without versions whose predecessor has not ended."""
+    new = {one.name: app_name(one.name, one.version) for one in plan.desired.coming if "replaces" in one.goal}
+    alone = {*new, *(item.name for item in plan.desired.deployments if item.replaces)} - plan.blocked.keys()
+    models = {name: model_of(config) for name, config in applications.items()}
+    left = {name for name, model in models.items() if model not in alone or new.get(model, name) == name}
+    waiting = {
+        name for name in left - plan.ours.keys() if (model := models[name]) in alone and standing_of(plan, model) - left
+    }
+    return {name: config for name, config in applications.items() if name in left - waiting}
 
 
 def _on_standby(plan: Plan) -> set[str]:

@@ -33,7 +33,7 @@ MARGIN_S = 5.0
 
 _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_batch_elements", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
-_LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
+_LOG = ("enabled", "flush_s", "max_pending_rows", "redact", "sample")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -99,6 +99,8 @@ def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[s
     if settings.min_replicas == 0:
         scaling["downscale_to_zero_delay_s"] = settings.scale_to_zero_after_s
     actor: dict[str, Any] = {"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica}
+    if settings.memory_bytes is not None:
+        actor["memory"] = settings.memory_bytes
     if settings.resources_per_replica:
         actor["resources"] = settings.resources_per_replica
     options: dict[str, Any] = {
@@ -153,6 +155,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
+        "memory_bytes": settings.memory_bytes,
         # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
         "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
     }
@@ -186,6 +189,8 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
 
 def _index_application(deployments: Sequence[Deployment], desired: Desired, reach: str) -> dict[str, Any]:
     models = [_listed(item, settings_of(item), desired, reach) for item in deployments if item.role == "champion"]
+    away = {one.name for one in desired.coming if "replaces" in one.goal}
+    models = [{**model, "away": True} if model["name"] in away else model for model in models]
     return {
         "name": INDEX_APP,
         "route_prefix": "/",

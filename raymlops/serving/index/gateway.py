@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
 from raymlops.serving.asgi import BODY, read_body, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
-from raymlops.serving.index.pages import Index, is_readiness, model_of, path_of, unknown_model
+from raymlops.serving.index.pages import Index, is_readiness, model_away, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
 from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
@@ -37,6 +37,7 @@ class _Champion:
 
     peers: ServePeers
     version: int = 0
+    away: bool = False
     limits: Limits = field(default_factory=Limits)
 
     def require_fitting(self, body: bytes) -> None:
@@ -78,7 +79,7 @@ class Gateway:
         for model in models:
             name = model["name"]
             champion = self._champions.get(name) or _Champion(self._make_peers(name))
-            champion.version = int(model["version"])
+            champion.version, champion.away = int(model["version"]), bool(model.get("away"))
             champion.limits = Limits(**{key: model[key] for key in ("timeout_s", "max_body_bytes") if key in model})
             champion.peers.keep({champion.version})
             champions[name] = champion
@@ -138,6 +139,8 @@ class Gateway:
         champion = self._champions.get(name)
         if champion is None:
             raise unknown_model(name, self._index.visible(headers))
+        if champion.away:
+            raise model_away(name)
         return champion
 
     def _admit(self, name: str, headers: Mapping[bytes, bytes]) -> None:

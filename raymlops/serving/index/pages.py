@@ -69,7 +69,7 @@ class Index:
         """Return the response to one host-level HTTP request.
 
         Raises:
-            Refusal: 404 for another path, 405 for another method.
+            Refusal: 404 for another path, 405 for another method, 503 for a model's route while no version has it.
         """
         path = path_of(scope)
         headers = headers_of(scope["headers"])
@@ -86,6 +86,8 @@ class Index:
         }
         page = pages.get(path)
         if page is None:
+            if away := [model for model, *_ in self._models if f"{path}/".startswith(f"{model['path']}/")]:
+                raise model_away(away[0]["name"])
             raise Refusal(404, "not_found", f"no route {scope['path'][:200]!r}; models: {_known(models)}")
         if scope["method"] not in {"GET", "HEAD"}:
             message = f"got {scope['method'][:20]}; expected GET"
@@ -110,6 +112,12 @@ def is_readiness(path: str) -> bool:
 def unknown_model(name: str, visible: Sequence[Mapping[str, Any]]) -> Refusal:
     """Return the refusal of an unknown model, with those that the caller may see."""
     return Refusal(404, "not_found", f"no model {name[:80]!r}; models: {_known(visible)}")
+
+
+def model_away(name: str) -> Refusal:
+    """Return the refusal of requests for a model while no version has its route."""
+    message = f"no version of {name} answers now, as while one replaces another"
+    return Refusal(503, "not_ready", message, retry_after_s=5.0)
 
 
 def described(models: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -120,6 +120,11 @@ class Batcher:
         """Run rows once in this thread and measure their time; before the first request only."""
         return self._timed(columns, rows, max(self._lengths(columns)) if self._varying else 0)
 
+    def largest(self, columns: Columns) -> int:
+        """Return how many rows the largest batch of rows like these has."""
+        longest = max(self._lengths(columns)) if self._varying else 0
+        return max(1, min(self.max_rows, self.max_elements // longest) if longest else self.max_rows)
+
     def in_worker(self, prepare: Callable[[], object]) -> None:
         """Call something in the worker thread before its next batch, without waiting for it."""
         self._pool.submit(prepare)

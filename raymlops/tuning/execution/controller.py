@@ -18,10 +18,12 @@ from raymlops.storage.filesystem import join
 from raymlops.tuning import budget
 from raymlops.tuning.budget import Meter, Tally
 from raymlops.tuning.execution.failures import FailureStreak, death, decide_restart
+from raymlops.tuning.execution.outage import Outage
 from raymlops.tuning.execution.slots import Slots, StallDetector
+from raymlops.tuning.execution.sweep_events import SweepEvents
 from raymlops.tuning.execution.trial_queue import TrialQueue
 from raymlops.tuning.mlflow.sweep_run import SPENT
-from raymlops.tuning.reporting.progress import Board, SweepEvent, TrialView
+from raymlops.tuning.reporting.progress import Board, TrialView
 from raymlops.tuning.trial.reported_values import STEP
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from raymlops.records import TrialStatus
     from raymlops.tuning.execution.slots import Explain
-    from raymlops.tuning.reporting.progress import EventKind
+    from raymlops.tuning.reporting.progress import SweepEvent
     from raymlops.tuning.study.open_trial import OpenTrial
     from raymlops.tuning.sweep_stores import SweepStores
 
@@ -38,8 +40,8 @@ Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
 RENEW_EVERY_S = 5.0
-UNREACHABLE_S = 300.0
-"""How long the study's database may be unreachable before the sweep fails; its trials keep running."""
+HAND_OUT_S = 1.0
+"""Longer than a free process takes to accept a trial: one without a process by then waits for resources."""
 
 
 class SweepController:
@@ -67,26 +69,25 @@ class SweepController:
         self._trials = trials = stores.trials
         self._trial_runs = stores.trial_runs
         self._trials_uri = trials_uri
-        self._on_event = on_event
         self._discard = discard
         self._saved: set[int] = set()
         """Trials that have a checkpoint."""
         self._obsolete: list[int] = []
         """Those of them that have ended; their checkpoints are deleted once the study has the end."""
-        self._unreachable_s: float | None = None
-        """Since when the study's database does not answer."""
         self._slots = Slots(slots, clock=clock)
         self._renew = renew
         self._stalls = StallDetector(explain, clock=clock)
         self._meter = Meter(section, before=before or SpentRecord(), clock=clock)
-        self._objective = trials.objectives[0]
         self._common = {"shared": json.dumps(shared), **own_paths()}
         """The data that the driver has found, and what it can import."""
-        self._board = Board()
         self._queue = TrialQueue(stores.project, trials, meter=self._meter, on_refused=self._refuse)
         self._deaths: Counter[tuple[int, str]] = Counter()
         self._failures = FailureStreak(self._section.max_failures)
-        self._tally = Tally(self._objective.mode)
+        self._tally = Tally(trials.objectives[0].mode)
+        self._board = Board()
+        self._board.restore(trials, tally=self._tally)
+        self._events = SweepEvents(self._board, trials, section=section, meter=self._meter, on_event=on_event)
+        self._outage = Outage(notify=self.notify, clock=clock)
         self._noted_s = self._renewed_s = clock()
         self._repeating = False
         """Whether the search has ended, and the best are trained again with other seeds."""
@@ -94,8 +95,6 @@ class SweepController:
         """Whether a trial resumes with the sweep, from its checkpoint."""
         self._closed = False
         """Whether the study has all that happened."""
-        self._board.restore(trials, tally=self._tally)
-        self._ended_before = self._board.ended
         self._judge_enough()
 
     @property
@@ -152,7 +151,9 @@ class SweepController:
 
     def repeat(self, repeats: Sequence[OpenTrial]) -> None:
         """Continue after the end of the search with these trials alone, whether or not it ended early."""
-        self.halt, self._closed, self._repeating = None, False, True
+        if self.halt == "good enough":
+            self.halt = None
+        self._closed, self._repeating = False, True
         self._queue.clear()
         self._failures = FailureStreak(self._section.max_failures)
         for opened in repeats:
@@ -178,13 +179,31 @@ class SweepController:
         self._meter.hand_out(number)
         self._trial_runs.start(number, opened.settings, repeat_of=opened.repeat_of)
         self._see(opened, "waiting")
-        self._emit("started", number)
+        self._events.emit("waiting", number)
+        return self._config(opened, config, resumed=resumed)
+
+    def hand_ahead(self) -> tuple[int, dict[str, Any]] | None:
+        """Return a running trial and the configuration of the next one, which its process starts by itself; or None.
+
+        Only where handing a trial out takes a large part of its time. The last ones are left to whoever is free first.
+        """
+        slots, meter = self._slots.now, self._meter
+        if self.halting or not meter.instant or not 1 < slots <= self.wanted or self._section.workers_per_trial > 1:
+            return None
+        # A process that becomes free goes to a trial that waits, or is released where there are too many.
+        waits = any(meter.clock() - waiter.since_s > HAND_OUT_S for waiter in meter.waiters)
+        if waits or meter.busy > slots or (ahead := self._queue.hand_ahead()) is None:
+            return None
+        number, opened, config = ahead
+        return number, self._config(opened, config, resumed=False)
+
+    def _config(self, opened: OpenTrial, project: str, *, resumed: bool) -> dict[str, Any]:
         # As text: Tune would search nested data for search spaces of its own.
         return {
             **self._common,
-            "number": number,
-            "project": config,
-            "folder": join(self._trials_uri, str(number)),
+            "number": opened.number,
+            "project": project,
+            "folder": join(self._trials_uri, str(opened.number)),
             "resume": resumed,
             "before_s": opened.before_s,
         }
@@ -196,6 +215,7 @@ class SweepController:
         if (opened := self._trials.open.get(number)) is not None:
             self._trials.start(number)
             self._see(opened, "running")
+            self._events.emit("started", number)
 
     def withdrawn(self, number: int) -> None:
         """Queue a trial that has lost its slot before it had a process."""
@@ -238,7 +258,7 @@ class SweepController:
         self._trials.report(number, epoch=epoch, value=value, metrics=metrics, best_metrics=best, judged=judged)
         self._trial_runs.log(number, epoch=epoch, metrics=result["metrics"])
         self._see(self._trials.open[number], "running")
-        self._emit("epoch", number)
+        self._events.emit("epoch", number)
 
     def end(self, number: int, status: TrialStatus, *, reason: str = "", diverged: bool = False) -> None:
         """Record the end of a trial. One that failed, unless it ``diverged``, may have failed with all others."""
@@ -279,7 +299,7 @@ class SweepController:
         if ranked := self._trials.ranked:
             self._board.choose(ranked, self._trials.records)
         self._judge_enough()
-        self._emit("ended", number)
+        self._events.emit("ended", number)
 
     def process_died(self, number: int, error: BaseException | None) -> None:
         """Fail a trial whose process died, or queue it to be resumed from its checkpoint."""
@@ -298,6 +318,7 @@ class SweepController:
 
     def _stop(self, number: int) -> None:
         self._meter.end(number)
+        self._queue.ended(number)
         self._trials.stop(number)
 
     def close(self) -> None:
@@ -316,7 +337,7 @@ class SweepController:
         self._discard_obsolete()
         self._closed = True
         self._note_spent()
-        self._emit("end", None)
+        self._events.emit("end", None)
 
     def _note_spent(self) -> None:
         self._trial_runs.set_parent({SPENT: json.dumps(self.spent.to_dict())})
@@ -328,13 +349,13 @@ class SweepController:
 
     def notify(self, message: str) -> None:
         """Emit a message to the progress display."""
-        self._emit("message", None, message=message)
+        self._events.emit("message", None, message=message)
 
     def _draw(self, draw: Callable[[Callable[[], int]], _Drawn]) -> _Drawn | None:
         try:
             return draw(lambda: self.wanted)
         except UnreachableError as error:
-            self._wait_for_database(error)
+            self._outage.goes_on(error)
             return None
 
     def _refuse(self, opened: OpenTrial, reason: str) -> None:
@@ -354,21 +375,11 @@ class SweepController:
             self._trials.flush()
             self._trials.heartbeat()
         except UnreachableError as error:
-            self._wait_for_database(error)
+            self._outage.goes_on(error)
             return False
-        if self._unreachable_s is not None:
-            self._unreachable_s = None
-            self.notify("the study's database answers again")
+        self._outage.ended()
         self._discard_obsolete()
         return True
-
-    def _wait_for_database(self, error: UnreachableError) -> None:
-        now = self._meter.clock()
-        if self._unreachable_s is None:
-            self._unreachable_s = now
-            self.notify(f"{error.message}; no trial is drawn until it does")
-        elif now - self._unreachable_s > UNREACHABLE_S:
-            raise error
 
     def _discard_obsolete(self) -> None:
         for number in self._obsolete:
@@ -400,27 +411,3 @@ class SweepController:
 
     def _see(self, opened: OpenTrial, state: str) -> None:
         self._board.put(TrialView.of(opened, state))
-
-    def _emit(self, kind: EventKind, number: int | None, *, message: str = "") -> None:
-        if self._on_event is None:
-            return
-        here_s, spent, total = self._meter.here_s, self.spent, self._trials.total + self._trials.repeats
-        rate = (self._board.ended - self._ended_before) / here_s if here_s > 0 else 0.0
-        event = SweepEvent(
-            kind=kind,
-            number=number,
-            counts=self._board.counts,
-            rows=self._board.rows(),
-            total=total,
-            metric=self._objective.metric,
-            best=self._board.best,
-            elapsed_s=spent.wall_s,
-            eta_s=(total - self._board.ended) / rate if rate else None,
-            message=message,
-            cost=budget.priced(self._section, spent),
-        )
-        try:
-            self._on_event(event)
-        except Exception:
-            self._on_event = None  # once is enough: open trials still have to be closed
-            raise

@@ -23,11 +23,11 @@ from raymlops.errors import (
 )
 from raymlops.signals import undisturbed
 from raymlops.storage import filesystem
-from raymlops.training.runs.lookup import TRIALS, resume_command
+from raymlops.training.runs.lookup import TRIALS
 from raymlops.tuning.execution.controller import SweepController
 from raymlops.tuning.execution.schedulers import judged, scheduler_of, unscheduled
 from raymlops.tuning.execution.slots import concurrency, trial_request
-from raymlops.tuning.execution.tuner import run_tune
+from raymlops.tuning.execution.tuner import run_tune, stop_on_signal
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import repeat_of
@@ -66,7 +66,6 @@ def search(
         KeyboardInterrupt: the sweep was interrupted; running trials were suspended.
     """
     spec, sweep_id = stores.project.spec, stores.parent.sweep_id
-    command = resume_command("sweep", sweep_id, spec=spec)
     trials_uri = filesystem.join(stores.uri, TRIALS)
     with ThreadPoolExecutor(1, thread_name_prefix="raymlops-sweep") as background, quiet_optuna():
 
@@ -84,17 +83,18 @@ def search(
             on_event=on_event,
             discard=discard,
         )
-        try:
-            controller.notify(f"sweep {sweep_id}")
-            _run(stores, controller, data=data, command=command)
-            _repeat(stores, controller, command=command)
-        except Exception as error:
-            controller.fail(error)
-        finally:
-            lost = _close(stores, controller)
-        if controller.all_ended:
-            background.submit(_delete, trials_uri)
-    _raise_error(stores, controller, lost=lost, command=command)
+        with stop_on_signal(controller):
+            try:
+                controller.notify(f"sweep {sweep_id}")
+                _run(stores, controller, data=data)
+                _repeat(stores, controller)
+            except Exception as error:
+                controller.fail(error)
+            finally:
+                lost = _close(stores, controller)
+            if controller.all_ended:
+                background.submit(_delete, trials_uri)
+    _raise_error(stores, controller, lost=lost)
     return controller
 
 
@@ -123,7 +123,7 @@ def _explain(waiters: Sequence[Waiter], *, still_s: float, running: int) -> Stal
     return stall_report(waiters, still_s=still_s, running=running, total=total, free=free, own=own, holders=used)
 
 
-def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, command: str) -> None:
+def _run(stores: SweepStores, controller: SweepController, *, data: DataCache) -> None:
     """Replay what is in the study, and let Tune run the trials that are left."""
     spec = stores.project.spec
     scheduler = scheduler_of(spec)
@@ -136,10 +136,10 @@ def _run(stores: SweepStores, controller: SweepController, *, data: DataCache, c
             controller.requeue(opened)
     if not controller.done:
         shared = data.shared_data() if spec.sweep.workers_per_trial == 1 else None
-        _tune(stores, controller, scheduler=scheduler, shared=shared, command=command)
+        _tune(stores, controller, scheduler=scheduler, shared=shared)
 
 
-def _repeat(stores: SweepStores, controller: SweepController, *, command: str) -> None:
+def _repeat(stores: SweepStores, controller: SweepController) -> None:
     """Train the best configurations again with other seeds once the search has ended; no scheduler stops them.
 
     A second run of Tune, so that trials which still run once the search has found enough are suspended first.
@@ -152,7 +152,8 @@ def _repeat(stores: SweepStores, controller: SweepController, *, command: str) -
     add_repeats(stores.study, spec=stores.project.spec)
     if repeats := stores.trials.reopen(repeats=True):
         controller.repeat(repeats)
-        _tune(stores, controller, scheduler=unscheduled(), shared=None, command=command)  # other seeds, other data
+        if not controller.done:
+            _tune(stores, controller, scheduler=unscheduled(), shared=None)  # other seeds, other data
 
 
 def _tune(
@@ -161,9 +162,8 @@ def _tune(
     *,
     scheduler: NumberedScheduler,
     shared: SharedData | None,
-    command: str,
 ) -> None:
-    with trainable(shared) as actor_class, resumable(command):
+    with trainable(shared) as actor_class, resumable(stores.parent.resume):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 
 
@@ -194,9 +194,9 @@ def _close(stores: SweepStores, controller: SweepController) -> TrackingError | 
     return None
 
 
-def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None, command: str) -> None:
+def _raise_error(stores: SweepStores, controller: SweepController, *, lost: TrackingError | None) -> None:
     """Raise the error that ended the sweep, if any, with the command that resumes it."""
-    resume = f"Resume it with: {command}"
+    resume = f"Resume it with: {stores.parent.resume}"
     if isinstance(controller.error, LeaseLostError):
         raise controller.error
     if isinstance(controller.error, RaymlopsError):
@@ -205,14 +205,12 @@ def _raise_error(stores: SweepStores, controller: SweepController, *, lost: Trac
     if controller.error is not None:
         raise SweepError(f"the sweep failed: {describe(controller.error)}", hint=resume) from controller.error
     if controller.halt == "interrupted":
-        interrupt = KeyboardInterrupt()
-        interrupt.add_note(resume)
-        raise interrupt
+        raise KeyboardInterrupt
     if lost is not None:
         raise TrackingError(
             f"the trials are done, but MLflow did not accept all their results: {lost.message}",
             hint=f"The Optuna study {stores.study.study_name} holds every trial. Once MLflow answers, "
-            f"{command} writes what is missing.",
+            f"{stores.parent.resume} writes what is missing.",
         ) from lost
 
 

@@ -54,7 +54,7 @@ def run_tune(controller: SweepController, *, trainable: Any, scheduler: Numbered
     """Run trials until the controller has none left or stops."""
     callback = SweepCallback(controller)
     scheduler.before_start = callback.withdraw
-    with stop_on_signal(controller), prepared_tune(), scratch() as folder:
+    with prepared_tune(), scratch() as folder:
         tune.Tuner(
             trainable,
             param_space={},
@@ -134,7 +134,10 @@ def patched_tune(*, clock: Callable[[], float] = time.monotonic) -> Iterator[Non
 
 @contextmanager
 def stop_on_signal(controller: SweepController) -> Iterator[None]:
-    """Stop the sweep gracefully on Ctrl-C and SIGTERM; a second signal ``GRACE_S`` later raises at once."""
+    """Stop the sweep gracefully on Ctrl-C and SIGTERM; a second signal ``GRACE_S`` later raises at once.
+
+    One that comes before all of it ends counts: while nothing runs, and among the repeats, too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # other threads cannot handle signals
         return
@@ -142,7 +145,8 @@ def stop_on_signal(controller: SweepController) -> Iterator[None]:
 
     def halt(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a handler
         nonlocal first_s
-        controller.halt = controller.halt or "interrupted"
+        if controller.halt in {None, "good enough"}:  # the repeats would follow
+            controller.halt = "interrupted"
         if first_s is not None and time.monotonic() - first_s > GRACE_S:
             raise KeyboardInterrupt
         first_s = first_s or time.monotonic()

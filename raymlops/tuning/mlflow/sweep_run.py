@@ -14,7 +14,7 @@ from raymlops.errors import LeaseLostError
 from raymlops.records import SpentRecord
 from raymlops.signals import undisturbed
 from raymlops.tracking.client import now_ms
-from raymlops.training.runs.lookup import check_kind, look_up
+from raymlops.training.runs.lookup import check_kind, look_up, resume_command
 from raymlops.training.runs.mlflow_run import open_run
 from raymlops.training.runs.writer import REASON, RunWriter
 
@@ -47,6 +47,8 @@ class SweepRun:
 
     tracker: Tracker
     sweep_id: str
+    resume: str
+    """The command that resumes the sweep."""
     forked_from: str = ""
     """The sweep whose trials this one started with."""
 
@@ -67,7 +69,8 @@ class SweepRun:
             TrackingError: MLflow does not accept it.
         """
         known = {**tags, "raymlops.metric": project.spec.objectives[0].metric, FORKED_FROM: forked_from}
-        created = cls(tracker, open_run(tracker, project, data, tags=known, kind="sweep"), forked_from)
+        run_id = open_run(tracker, project, data, tags=known, kind="sweep")
+        created = cls(tracker, run_id, resume_command("sweep", run_id, spec=project.spec), forked_from)
         if submission_id:
             # Last: whoever submitted the job finds the run by this tag, and reads its configuration at once.
             with created.closing_on_error():
@@ -96,13 +99,18 @@ class SweepRun:
 
     @contextmanager
     def closing_on_error(self) -> Iterator[None]:
-        """End the run with the error that the block raises, unless another driver writes it now."""
+        """End the run with the error that the block raises, unless another driver writes it now.
+
+        An interrupt, whenever it comes, names the command that resumes the sweep.
+        """
         try:
             yield
         except LeaseLostError:
             raise
         except BaseException as error:
             with undisturbed():
+                if isinstance(error, KeyboardInterrupt) and not getattr(error, "__notes__", ()):
+                    error.add_note(f"Resume it with: {self.resume}")
                 RunWriter(self.tracker, self.sweep_id).close_failed(error)
             raise
 

@@ -38,6 +38,10 @@ class SweepStatus(Status):
     """Number of its own trials in each state: complete, pruned, failed, running, waiting."""
     num_trials: int = 0
     """Number of trials to run."""
+    repeats_ended: int = 0
+    """Number of trials that have trained one of the best configurations again with another seed."""
+    num_repeats: int = 0
+    """Number of such trials to run, once the first one has been added."""
     carried: int = 0
     """Number of trials carried over from the forked sweep."""
     imported: int = 0
@@ -65,12 +69,13 @@ class SweepStatus(Status):
     def summary(self) -> dict[str, str | None]:
         """Return the status as named texts."""
         counts = ", ".join(f"{count} {state}" for state, count in self.trials.items() if count)
+        repeats = f"; {self.repeats_ended} of {self.num_repeats} repeats ended" if self.num_repeats else ""
         carried = f"; {self.carried} carried over from {self.forked_from}" if self.carried else ""
         carried += f"; {self.imported} imported" if self.imported else ""
         return {
             "sweep": f"{self.sweep_id} ({self.name})" if self.name else self.sweep_id,
             "state": self.state_line,
-            "trials": f"{self.ended} of {self.num_trials} ended{f': {counts}' if counts else ''}{carried}",
+            "trials": f"{self.ended} of {self.num_trials} ended{f': {counts}' if counts else ''}{repeats}{carried}",
             "failures": "\n".join(self.failures),
             "best": self._best(),
             "repeats": verdict(self.repeats, metric=self.metric),
@@ -118,6 +123,8 @@ def summarize(
         metric=spec.objectives[0].metric if spec else tags.get("raymlops.metric", ""),
         trials=snapshot.counts,
         num_trials=num_trials(spec.sweep, refused=snapshot.refused) if spec else 0,
+        repeats_ended=snapshot.repeats_ended,
+        num_repeats=snapshot.repeats_ended + snapshot.repeats_left if snapshot.num_repeats else 0,
         carried=snapshot.carried,
         imported=snapshot.imported,
         best=snapshot.best,

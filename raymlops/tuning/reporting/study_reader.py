@@ -81,6 +81,11 @@ class Snapshot:
         return sum(trial.repeat_of is not None for trials in (self.ended, self.open) for trial in trials)
 
     @property
+    def repeats_ended(self) -> int:
+        """Return how many of them have ended."""
+        return sum(trial.repeat_of is not None for trial in self.ended)
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return how many of the search's own trials are in each state."""
         states: list[str] = [trial.status for trial in self.ended if not trial.carried_from and trial.repeat_of is None]

@@ -16,9 +16,10 @@ from raymlops.config.changes import rule
 from raymlops.config.shape import leaves
 from raymlops.config.space import as_param, exists, same
 from raymlops.config.yaml import dotted
+from raymlops.records import IMPORTED_FROM
 from raymlops.tuning.constraints import violations
 from raymlops.tuning.search_space import draw_order
-from raymlops.tuning.study.records import ATTRIBUTE, attribute, counted, history_of, record_of, repeat_of
+from raymlops.tuning.study.records import ATTRIBUTE, added, attribute, counted, history_of, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -89,13 +90,14 @@ def carry_over(
             if values is None or not all(map(math.isfinite, broken.values())):
                 left["did not report a metric of the new sweep"] += 1
                 continue
+            source = f"{IMPORTED_FROM}{old.study_name}/{record.number}" if added(trial) else record.carried_from
             new = replace(
                 record,
                 params=params,
                 value=values[0],
                 values=values if len(values) > 1 else (),
                 feasible=all(excess <= 0 for excess in broken.values()),
-                carried_from=record.carried_from or f"{sweep_id}/{record.number}",
+                carried_from=source or f"{sweep_id}/{record.number}",
             )
             same_metric = before[0].metric == objectives[0].metric
             kept[new.carried_from] = as_carried(

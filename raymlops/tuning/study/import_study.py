@@ -12,7 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.space import exists
-from raymlops.errors import UsageError
+from raymlops.errors import UsageError, describe
 from raymlops.records import IMPORTED_FROM, TrialRecord
 from raymlops.tuning.constraints import metrics_of
 from raymlops.tuning.search_space import draw_order
@@ -39,16 +39,19 @@ def import_trials(study: Any, *, spec: ProjectSpec) -> tuple[dict[str, Any], Cou
     """
     kept: dict[str, Any] = {}
     left: Counter[str] = Counter()
-    section, name = spec.sweep, study.study_name
+    name = study.study_name
     with storage_errors(f"Optuna's study {name}"):
         _check_directions(study, spec=spec)
         for trial in study.get_trials(deepcopy=False):
-            made = _imported(trial, spec=spec, source=f"{IMPORTED_FROM}{name}/{trial.number}")
+            source = f"{IMPORTED_FROM}{name}/{trial.number}"
+            try:
+                made = _imported(trial, spec=spec, source=source)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:  # attributes may hold anything
+                made = f"its attributes cannot be read: {describe(error)}"
             if isinstance(made, str):
                 left[made] += 1
-                continue
-            record, broken = made
-            kept[record.carried_from] = as_carried(trial, record, broken=broken, space=section.space, curve=False)
+            else:
+                kept[source] = made
     return kept, left
 
 
@@ -70,18 +73,20 @@ def point_of(
             return f"{name} is not in the space"
         ran[key] = value
     found: dict[str, Scalar] = {}
-    for key in draw_order(space):
+    order = draw_order(space)
+    for key in order:
         if exists(space[key], found):
             if key not in ran:
                 return f"{key} is missing"
             if not space[key].can_be(ran[key]):
                 return f"{key} outside the space"
             found[key] = as_drawn(space[key], ran[key])
-    return found
+    odd = next((key for key in order if key in ran and key not in found), None)
+    return found if odd is None else f"{odd} does not exist at its point"
 
 
-def _imported(trial: Any, *, spec: ProjectSpec, source: str) -> tuple[TrialRecord, dict[str, float]] | str:
-    """Return the record of a trial and by how much it breaks each constraint, or why it is not imported."""
+def _imported(trial: Any, *, spec: ProjectSpec, source: str) -> Any:
+    """Return a trial as one of the new study, or why it is not imported."""
     section, objectives = spec.sweep, spec.objectives
     if trial.state.name != "COMPLETE":
         return {"FAIL": "failed", "PRUNED": "pruned"}.get(trial.state.name, "not finished")
@@ -112,7 +117,7 @@ def _imported(trial: Any, *, spec: ProjectSpec, source: str) -> tuple[TrialRecor
         feasible=all(excess <= 0 for excess in broken.values()),
         carried_from=source,
     )
-    return record, broken
+    return as_carried(trial, record, broken=broken, space=section.space, curve=False)
 
 
 def _check_directions(study: Any, *, spec: ProjectSpec) -> None:

@@ -1,8 +1,9 @@
 """Conversion between Optuna trials and trial records.
 
 Owns the user attribute ``raymlops`` of each ended trial: one JSON object with what Optuna's own fields do not hold. A
-trial without it, written by another program, becomes a ``TrialRecord`` too. Owns also the system attribute of each
-report that was written while its trial ran, which the dashboard does not list; the user attribute has the others.
+trial without it was added by another program, and becomes the ``TrialRecord`` of an imported one. Owns also the system
+attribute of each report that was written while its trial ran, which the dashboard does not list; the user attribute has
+the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from raymlops.records import TrialRecord, TrialStatus
+from raymlops.records import IMPORTED_FROM, TrialRecord, TrialStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +112,7 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
         metrics=_floats(kept.get("metrics", {})),
         values=values if usable and len(objectives) > 1 else (),
         feasible=bool(kept.get("feasible", all(value <= 0 for value in trial.constraints.values()))),
-        carried_from=str(kept.get("carried_from", "")),
+        carried_from=f"{IMPORTED_FROM}{trial.number}" if added(trial) else str(kept.get("carried_from", "")),
         repeat_of=repeat_of(trial),
         seed=trial.user_attrs.get(SEED),
     )
@@ -120,6 +121,11 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
 def refused(trial: Any) -> bool:
     """Return whether the recipe rejected an Optuna trial's point, so that it never ran."""
     return REFUSED in trial.system_attrs
+
+
+def added(trial: Any) -> bool:
+    """Return whether another program has run an ended Optuna trial: it is known as an imported one is."""
+    return ATTRIBUTE not in trial.user_attrs
 
 
 def repeat_of(trial: Any) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.study.ranking import candidates, planned
-from raymlops.tuning.study.records import ATTRIBUTE, REPEAT_OF, SEED, counted, record_of, repeat_of
+from raymlops.tuning.study.records import REPEAT_OF, SEED, added, counted, record_of, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def missing_repeats(trials: Sequence[Any], *, spec: ProjectSpec) -> list[tuple[A
     section = spec.sweep.repeats
     if section.seeds == 1:
         return []
-    ended = [trial for trial in counted(trials) if trial.state.is_finished() and ATTRIBUTE in trial.user_attrs]
+    ended = [trial for trial in counted(trials) if trial.state.is_finished() and not added(trial)]
     records = [record_of(trial, objectives=spec.objectives) for trial in ended]
     best = candidates(records, objective=spec.objectives[0], top=section.top)
     known = {(repeat_of(trial), trial.user_attrs.get(SEED)) for trial in trials}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.tuning.study.records import REPEAT_OF, RETRY_OF, SEED, counted
+from raymlops.tuning.study.records import REPEAT_OF, RETRY_OF, SEED, added, counted
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ def retry_failed(study: Any) -> Sequence[int]:
     from optuna.trial import TrialState, create_trial
 
     with storage_errors(f"Optuna's study {study.study_name}"):
-        failed = [trial for trial in counted(study.get_trials(deepcopy=False)) if trial.state == TrialState.FAIL]
+        trials = counted(study.get_trials(deepcopy=False))
+        failed = [trial for trial in trials if trial.state == TrialState.FAIL and not added(trial)]
         for trial in failed:
             attributes = {"fixed_params": dict(trial.params), RETRY_OF: trial.number}
             own = {key: trial.user_attrs[key] for key in (REPEAT_OF, SEED) if key in trial.user_attrs}

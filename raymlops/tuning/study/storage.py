@@ -77,14 +77,15 @@ def open_storage(url: str, *, heartbeat_s: int = 60, busy_s: float = BUSY_S, rea
         UnreachableError: the database does not answer.
         UsageError: SQLAlchemy cannot parse the URL, or its driver is not installed.
     """
-    from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    from raymlops.tuning.study.bulk_read import Storage  # it loads Optuna
 
     try:
         place = without_credentials(url)
         with storage_errors(f"Optuna's database {place}"):
             storage = _opened(
-                lambda: RDBStorage(
+                lambda: Storage(
                     (_read_only(url) if read_only else url).replace("{", "{{").replace("}", "}}"),  # Optuna's templates
                     engine_kwargs=_options(url, busy_s=busy_s),
                     heartbeat_interval=heartbeat_s,

@@ -80,19 +80,36 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._thread = TrialThread(after=release_memory)
         self._data = DataCache(splits)
         limit_memory(json.loads(config["project"])["train"]["gpus_per_worker"])
-        self._trial = _Trial(config, data=self._data, thread=self._thread)
+        self._next: dict[str, Any] | None = None
+        """The next trial, which starts once the current one is complete."""
+        self._ahead: dict[str, Any] | None = None
+        """The current trial, where it was started without the driver, which does not know yet."""
+        self._complete = False
+        """Whether the current trial is complete."""
+        self._begin(config)
+
+    def start_next(self, config: dict[str, Any]) -> None:
+        """Start another trial once the current one is complete, without a round trip through the driver.
+
+        ``reset_config`` follows, with this trial or another one.
+        """
+        self._next = config
+        self._start_next()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start the next trial in the same process.
+        """Start the next trial in the same process, unless it has started by itself.
 
         Raises:
             ProcessSpoiledError: the previous trial does not end.
         """
+        ahead, self._ahead, self._next = self._ahead, None, None
+        if ahead == new_config:
+            return True
         try:
             self._trial.stream.stop()
         except TrialHungError as error:
             raise ProcessSpoiledError(f"the previous trial does not end: {error.message}") from None
-        self._trial = _Trial(new_config, data=self._data, thread=self._thread)
+        self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -105,7 +122,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         """
         trial = self._trial
         try:
-            return trial.step()
+            result = trial.step()
         except (TrialHungError, PlacesLostError):
             raise
         except Exception as error:
@@ -113,6 +130,18 @@ class TrialActor(Trainable):  # type: ignore[misc]
             if _broke_device(error):
                 raise TrainingError(f"the process cannot use its device any more: {reason}") from None
             return trial.result(None, outcome="failed", reason=reason, diverged=isinstance(error, NonFiniteError))
+        self._complete = result["outcome"] == "complete"
+        self._start_next()
+        return result
+
+    def _start_next(self) -> None:
+        if self._complete and self._next is not None:
+            self._ahead, self._next = self._next, None
+            self._begin(self._ahead)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._complete = False
+        self._trial = _Trial(config, data=self._data, thread=self._thread)
 
     def cleanup(self) -> None:
         """End the training; do not wait for one that hangs."""
@@ -134,6 +163,9 @@ class _Trial:
         self._best = Best(train["metric"], train["mode"])
         self._best_metrics: Metrics = {}
         self._epochs = self._step = 0
+        self._whole = train["epochs"] or math.inf
+        self._ahead: Epoch | None = None
+        """A report that came while the end of the training was expected."""
         self._restored: dict[int, Metrics] = {}
         """Metrics by epoch in the checkpoint; set by the training's thread before its first epoch."""
         self._unreported: list[dict[str, Any]] = []
@@ -155,26 +187,27 @@ class _Trial:
 
     def step(self) -> dict[str, Any]:
         """Return the result of the next epoch, or of the end."""
-        try:
-            epoch = self.stream.next(left_s=self._left_s)
-        except TimeoutError:
-            return self._timed_out()
+        epoch, self._ahead = self._ahead, None
+        if epoch is None:
+            try:
+                epoch = self.stream.next(left_s=self._left_s)
+            except TimeoutError:
+                return self._timed_out()
         self._record_restored(epoch)
         if epoch is None:
             return self.result(None, outcome="complete")
         epoch, reason = self._record(epoch)
         if reason:
             return self.result(epoch, outcome="failed", reason=reason)
-        train = self._spec["train"]
-        # Validations by steps may be more than epochs.
-        if epoch.last or (train["eval_every_steps"] is None and epoch.number >= (train["epochs"] or math.inf)):
-            # Wait for its end and report it in the same result; otherwise the scheduler may stop a trial that is over.
-            while (late := self.stream.next()) is not None:
-                late, reason = self._record(late)
-                if reason:
-                    return self.result(late, outcome="failed", reason=reason)
-            return self.result(epoch, outcome="complete")
-        return self.result(epoch)
+        if not self._may_be_last(epoch):
+            return self.result(epoch)
+        # Wait for the end and report it in the same result; otherwise the scheduler may stop a trial that is over.
+        more = not epoch.last and epoch.number > self._whole
+        try:
+            self._ahead = self.stream.next(left_s=self._left_s if more else lambda: math.inf)
+        except TimeoutError:
+            return self._timed_out(epoch)
+        return self.result(epoch, outcome="complete" if self._ahead is None else None)
 
     def result(
         self, epoch: Epoch | None, *, outcome: str | None = None, reason: str = "", diverged: bool = False
@@ -206,14 +239,19 @@ class _Trial:
     def _left_s(self) -> float:
         return self._until_s - time.monotonic()
 
-    def _timed_out(self) -> dict[str, Any]:
-        """Stop the training, and return the result of a trial that is over with what it reported."""
+    def _may_be_last(self, epoch: Epoch) -> bool:
+        """Return whether the training may be over: a recipe's own loop may report more often than once an epoch."""
+        # Validations by steps may be more than epochs.
+        return epoch.last or (self._spec["train"]["eval_every_steps"] is None and epoch.number >= self._whole)
+
+    def _timed_out(self, epoch: Epoch | None = None) -> dict[str, Any]:
+        """Stop the training, and return the result of a trial that is over with what it reported, ``epoch`` last."""
         self.stream.stop()
-        self._record_restored(None)
+        self._record_restored(epoch)
         reason = f"stopped after {self._spec['sweep']['trial_timeout_s']:g} s (sweep.trial_timeout_s)"
         if self._epochs == 0:
             return self.result(None, outcome="failed", reason=f"{reason}, before its first report")
-        return self.result(None, outcome="pruned", reason=reason)
+        return self.result(epoch, outcome="pruned", reason=reason)
 
     def _record(self, epoch: Epoch) -> tuple[Epoch, str]:
         """Record an epoch; return it with the metrics that are numbers, and what is wrong with it."""

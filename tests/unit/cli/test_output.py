@@ -11,6 +11,16 @@ from raymlops.cli.output import confirm, error_data, report_error
 from raymlops.errors import RefusedError, TrainingError
 
 
+def test_a_second_interrupt_keeps_what_the_first_one_says(capsys):
+    """It comes while the first one cleans up."""
+    first = KeyboardInterrupt()
+    first.add_note("it resumes")
+    second = KeyboardInterrupt()
+    second.__context__ = first
+    assert report_error(second, as_json=False) == 130
+    assert capsys.readouterr().err.splitlines() == ["interrupted", "it resumes"]
+
+
 @pytest.mark.parametrize(("error", "code"), [(TrainingError("rank 1 died"), 1), (KeyboardInterrupt(), 130)])
 def test_what_was_added_to_an_error_is_shown(error, code, capsys):
     """Such as how the run that it stopped goes on."""

@@ -16,7 +16,7 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
-from raymlops.lifecycle.overview import UNMOVED, follow_rollout, overview, wanted
+from raymlops.lifecycle.overview import UNMOVED, champion_line, follow_rollout, outage_line, overview, wanted
 from raymlops.records import BundleRef
 from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
@@ -91,6 +91,22 @@ def test_what_comes_up_and_why_it_waits_is_told(root, config):
         model.text()
     )
     assert "waits     version 6 of m comes up: 0 of 1 replicas run, m--v6 is DEPLOYING\n" in model.text()
+
+
+def test_it_is_told_that_nobody_answers_while_a_version_is_replaced(tmp_path):
+    """Before it is, by the settings of what is deployed, or of the champion for a rollback; and meanwhile."""
+    config = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path)}}
+    alone = {**config, "serve": {"update": "replace"}}
+    told = "version 2 ends first, and nobody answers until the next one is up (no start has been measured yet)"
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        put(state, "m", [version(2, "champion", serve={"update": "replace"})])
+        assert [outage_line(config, "3"), outage_line(alone, "2")] == [None, None]
+        assert [outage_line(alone, "3"), outage_line(config, None)] == [told, told]
+        request = Request("deploy", "a test", "ann@here", NOW, 60.0, replaces=True)
+        state.change("m", lambda model: bring(model, version_of(6), goal=ROUTE, request=request, up=False))
+    (model,) = overview(config)
+    assert "coming    version 6 in place of version 2, which has ended, since 2026-01-01 00:00:00 UTC" in model.text()
+    assert champion_line(config).startswith("until version 6 is up no version is live of m; raymlops status")
 
 
 def test_asking_makes_no_database(tmp_path):

@@ -142,6 +142,18 @@ def test_a_run_is_opened_again(store: Tracker) -> None:
     assert run.data.tags["kept"] == "y"
 
 
+def test_a_database_that_is_moved_away_is_an_error_and_prints_nothing(
+    store: Tracker, storage_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A sender tries again each second; MLflow would print a traceback each time, into the progress display."""
+    run_id = store.start_run("exp", name="a", tags={})
+    for file in storage_path.glob("mlflow.db*"):
+        file.rename(storage_path / f"moved-{file.name}")
+    with pytest.raises(TrackingError):
+        store.log_batch(run_id, [("loss", 0.5, 1, 1)])
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_refusal_is_told_from_an_outage(store: Tracker) -> None:
     """Trying again helps where nobody listens, and not where the answer is no."""
     run_id = store.start_run("exp", name="run", tags={})

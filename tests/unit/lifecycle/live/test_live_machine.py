@@ -116,3 +116,34 @@ def test_a_champion_runs_where_serve_comes_back_with_room_for_it_alone():
     machine.teardown()
     (cluster,) = machine.world.clusters
     assert cluster.serve.running["m--v2"] == 1
+
+
+@pytest.mark.parametrize("kill", range(1, 40, 2))
+def test_a_version_that_replaces_the_champion_comes_up_or_gives_its_place_back(kill):
+    """Wherever its verb is killed; version 5 never comes up, and version 2 is restored."""
+    machine = LiveMachine()
+    machine.live_already([1], looks=1, controlled=True)
+    machine.deploy(M, 2, "replace", abort=False, fate={"kill": kill})
+    machine.rest()
+    machine.deploy(M, 2, "replace", abort=False, fate={})
+    machine.rest()
+    machine.deploy(M, 5, "replace", abort=False, fate={"kill": kill})
+    machine.teardown()
+    (cluster,) = machine.world.clusters
+    assert cluster.serve.live["m--v2"]["route_prefix"] == "/models/m"
+    assert cluster.serve.live.keys() == {"m--v2", "raymlops"}
+
+
+def test_a_rollback_replaces_where_a_deploy_did():
+    """There is room for one replica alone, all the way."""
+    machine = LiveMachine()
+    machine.live_already([], looks=1, controlled=True)
+    (cluster,) = machine.world.clusters
+    cluster.serve.cpus = 1.0
+    for version in (1, 2):
+        machine.deploy(M, version, "replace", abort=False, fate={})
+        machine.rest()
+    machine.roll_back(M, {})
+    machine.teardown()
+    assert cluster.serve.live.keys() == {"m--v1", "raymlops"}
+    assert machine.world.said == []

@@ -233,3 +233,13 @@ def test_nothing_desired_needs_no_list_of_models():
 def test_names_of_applications():
     """A version's application can be told from its name."""
     assert app_name("flights", 7) == "flights--v7"
+
+
+def test_memory_is_reserved_and_bounded():
+    """By the same number; without one neither."""
+    (options,) = rendered(deployment(7, "champion", memory_gb=1.5))["flights--v7"]["deployments"]
+    assert options["ray_actor_options"]["memory"] == 1_500_000_000
+    assert Settings.from_dict(options["user_config"]).memory_bytes == 1_500_000_000
+    (options,) = rendered(deployment(7, "champion"))["flights--v7"]["deployments"]
+    assert "memory" not in options["ray_actor_options"]
+    assert Settings.from_dict(options["user_config"]).memory_bytes is None

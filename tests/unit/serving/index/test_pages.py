@@ -106,3 +106,12 @@ def test_a_model_that_asks_for_a_key_is_named_to_callers_with_one_alone(path):
         assert "digits" not in without.text + forged.text
         assert "digits" in known.text
         assert KEY.hash not in known.text
+
+
+@pytest.mark.parametrize("path", ["/models/flights/predict", "/models/flights", "/v2/models/flights/infer"])
+def test_a_model_whose_version_is_being_replaced_is_away_for_a_while(path):
+    """Its route is nobody's, so that requests arrive here; they are to be sent again, and wait for nothing."""
+    away = ask("POST", path, models=({**MODEL, "away": True},))
+    assert (away.status_code, away.headers["retry-after"]) == (503, "5")
+    assert "no version of flights answers now" in away.text
+    assert ask("POST", "/models/flightsx", models=({**MODEL, "away": True},)).status_code == 404

@@ -15,6 +15,7 @@ from raymlops.state.lease import lease
 from raymlops.training.runs.lookup import look_up
 from raymlops.training.runs.status import why_ended
 from raymlops.tuning.reporting.status import sweep_status
+from raymlops.tuning.study.repeat import add_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,21 @@ def test_a_sweep_whose_driver_died_says_how_it_goes_on(sweep: RecordedSweep) -> 
     assert status.detail == "MLflow says RUNNING, but no process holds its lease"
     assert status.trials["waiting"] == status.trials["running"] == 1
     assert status.resume == f"resumes 2 started and 1 new trials: raymlops sweep --resume {sweep.sweep_id}"
+
+
+def test_repeats_are_counted_apart_once_there_are_any(storage_path: Path) -> None:
+    """While they run the search has ended, and nothing else says that the sweep goes on."""
+    with recorded_sweep(project_in(storage_path, num_trials=2, repeats={"top": 1, "seeds": 4})) as sweep:
+        for value in (0.5, 0.4):
+            sweep.run(value)
+        assert now(sweep).summary()["trials"] == "2 of 2 ended: 2 complete"
+        add_repeats(sweep.study, spec=sweep.project.spec)
+        first, *_ = sweep.trials.reopen(repeats=True)
+        sweep.trials.tell(first.number, "failed", reason="broke")
+        sweep.trials.flush()
+        status = now(sweep)
+    assert status.summary()["trials"] == "2 of 2 ended: 2 complete; 1 of 3 repeats ended"
+    assert (status.ended, status.repeats_ended, status.num_repeats) == (2, 1, 3)
 
 
 def test_a_finished_sweep_can_only_be_extended(sweep: RecordedSweep) -> None:

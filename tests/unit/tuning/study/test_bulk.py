@@ -11,6 +11,7 @@ from datetime import datetime
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from optuna.trial import create_trial as frozen
 
@@ -130,3 +131,26 @@ def test_a_study_that_was_deleted_is_not_found(tmp_path):
             create_trial(study._storage, study._study_id, DRAFT)
         with pytest.raises(KeyError, match="Record does not exist"), bulk(study._storage) as rows:
             rows.set_trial_user_attr(trial_id, "x", 1)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_trials_are_read_as_optuna_reads_them(tmp_path):
+    """Of this study alone, those of any state; again with those alone that may have changed."""
+    url = f"sqlite:///{tmp_path}/optuna.db"
+    with open_storage(url) as storage:
+        studies = [create_study(storage, name, objectives=[LOSS]) for name in ("one", "other")]
+        for state, values in (("COMPLETE", [math.inf]), ("PRUNED", [0.5]), ("FAIL", None), ("WAITING", None)):
+            for study in studies:
+                trial_id, _ = create_trial(study._storage, study._study_id, DRAFT)
+                write(storage, trial_id, state=TrialState[state], values=values)
+        create_trial(studies[0]._storage, studies[0]._study_id, DRAFT)
+        ours, theirs = storage, RDBStorage(url)
+        study_id = studies[0]._study_id
+        for known, greater in ((set(), -1), ({1, 7}, 6), ({1, 3}, 99), (set(range(1, 900)), 900)):
+            found = [repr(vars(trial)) for trial in ours._get_trials(study_id, None, known, greater)]
+            assert found == [repr(vars(trial)) for trial in theirs._get_trials(study_id, None, known, greater)]
+        assert len(ours.get_all_trials(study_id, states=(TrialState.FAIL,))) == 1
+        assert [trial.number for trial in studies[0].get_trials()] == [0, 1, 2, 3, 4]
+        with pytest.raises(KeyError, match="Record does not exist"):
+            ours._get_trials(9, None, set(), -1)
+        theirs.engine.dispose()

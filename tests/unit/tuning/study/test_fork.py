@@ -192,6 +192,20 @@ def test_a_fork_of_a_fork_says_where_a_trial_ran(storage):
     assert Trials(last, section=old.sweep, objectives=old.objectives).records[0].carried_from == "abc/0"
 
 
+def test_what_another_program_added_to_a_sweep_never_wins_in_its_fork(storage):
+    """As in the sweep; a fork of the fork knows both of two."""
+    old, sources = spec({"train.lr": LR}), []
+    study = swept(storage, old, [])
+    for name in ("middle", "last"):
+        study.optimize(lambda trial: trial.suggest_float("train.lr", 1e-4, 1e-1, log=True) - 9.0, n_trials=1)
+        forked = create_study(storage, name, objectives=old.objectives)
+        add(forked, study, old, old)
+        study = forked
+        records = Trials(study, section=old.sweep, objectives=old.objectives).records
+        sources.append([record.carried_from for record in records if record.imported])
+    assert sources == [["optuna:old/0"], ["optuna:old/0", "optuna:middle/1"]]
+
+
 def test_a_sweep_of_another_metric_takes_its_value_from_what_was_reported(storage):
     old = spec({"train.lr": LR})
     new = spec({"train.lr": LR}, metric="validation/auc", mode="max")

@@ -60,17 +60,11 @@ def test_a_last_part_that_two_keys_share_names_neither():
         ({"train.lr": 0.01, "train.optimizer": "sgd"}, "train.momentum is missing"),
         (SGD | {"train.lr": 0.5}, "train.lr outside the space"),
         (SGD | {"train.optimizer": "lion"}, "train.optimizer outside the space"),
+        (SGD | {"train.optimizer": "adamw"}, "train.momentum does not exist at its point"),
     ],
 )
 def test_what_is_no_point_of_the_space_says_why(params, reason):
     assert point_of(params, SPACE, names={}) == reason
-
-
-def test_a_parameter_that_does_not_exist_there_is_left_out():
-    assert point_of(SGD | {"train.optimizer": "adamw"}, SPACE, names={}) == {
-        "train.lr": 0.01,
-        "train.optimizer": "adamw",
-    }
 
 
 @pytest.fixture
@@ -171,6 +165,39 @@ def test_with_constraints_a_trial_must_say_how_it_keeps_them(tmp_path):
         add_carried(ours, kept)
         forked, left = carry_over(ours, old_spec=project.spec, new_spec=again, sweep_id="a")
     assert (left, [trial.constraints["latency max"] for trial in forked.values()]) == (Counter(), [1.5, -0.5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("user", "raymlops", "v1"),
+        ("user", "raymlops", {"history": {"a": 1}}),
+        ("user", "raymlops", {"orders": [1]}),
+        ("system", "raymlops:report:a", {}),
+        ("system", "raymlops:report:1", 5),
+        ("system", "constraints", "abc"),
+        ("system", "constraints", [1.0]),
+        ("system", "constraints", {"latency max": "low"}),
+    ],
+)
+def test_an_attribute_that_cannot_be_read_leaves_its_trial_alone_out(tmp_path, kind, name, value):
+    """Other programs may write anything."""
+    section = {"constraints": {"latency": {"max": 10.0}}} if name == "constraints" else {}
+    spec = project_in(tmp_path, **section, import_study={"study": "x"}).spec
+    study = optuna.create_study(study_name="x")
+    for odd in (True, False):
+        trial = study.ask()
+        trial.suggest_float("lr", 0.001, 0.1)
+        if section:
+            trial.set_constraint("latency max", 1.0)
+        if odd:
+            write = getattr(study._storage, f"set_trial_{kind}_attr")
+            write(trial._trial_id, name, value)
+        study.tell(trial, 0.5)
+    kept, left = import_trials(study, spec=spec)
+    assert [*kept][-1:] == ["optuna:x/1"]
+    assert len(kept) + sum(left.values()) == 2
+    assert all("cannot be read" in reason or "says nothing" in reason for reason in left)
 
 
 def test_a_configuration_that_was_trained_again_is_one_measurement(tmp_path):

@@ -9,7 +9,9 @@ from contextlib import closing, contextmanager
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
+from optuna.trial import create_trial as create_optuna_trial
 from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
@@ -17,10 +19,13 @@ from raymlops.config.space import parse_distribution
 from raymlops.config.sweep import SweepSection, Threshold
 from raymlops.errors import StorageError, UnreachableError
 from raymlops.records import Objective
+from raymlops.tuning.budget import Tally
 from raymlops.tuning.study import view
 from raymlops.tuning.study.bulk import create_trial
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.records import history_of, reports_of
+from raymlops.tuning.study.retry import retry_failed
+from raymlops.tuning.study.selection import winner
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials
 
@@ -270,6 +275,22 @@ def test_a_trial_that_another_program_adds_does_not_confuse_the_numbers(storage,
     later = [trials.ask() for _ in range(2)]
     assert [trial.number for trial in later] == [2, 3]
     assert [study.trials[trial.number].params for trial in later] == [trial.params for trial in later]
+
+
+def test_what_another_program_added_uses_up_no_trial_and_never_wins(study, trials):
+    """It may have other parameters than the sweep; a resumed sweep runs as many trials as one that was not."""
+    ended(trials, "complete", [0.5])
+    trials.flush()
+    for state, value in ((TrialState.COMPLETE, -9.0), (TrialState.FAIL, None)):
+        other = {"params": {"other": 0.5}, "distributions": {"other": FloatDistribution(0.0, 1.0)}}
+        study.add_trial(create_optuna_trial(state=state, value=value, **other))
+    resumed = Trials(study, section=SECTION, objectives=LOSS)
+    assert (resumed.asked, resumed.total) == (1, SECTION.num_trials)
+    assert [record.carried_from for record in resumed.records] == ["", "optuna:1", "optuna:2"]
+    assert winner(resumed.records, objectives=LOSS).number == 0
+    tally = Tally.of(resumed.ended, mode="min")
+    assert (tally.ended, tally.since_best, tally.best.number) == (1, 0, 0)
+    assert retry_failed(study) == []
 
 
 def test_several_objectives_are_all_told(storage, clock):
