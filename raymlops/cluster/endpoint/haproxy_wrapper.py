@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -129,6 +130,9 @@ def _certificate(folder: Path) -> Path | None:
     if not all(names):
         message = f"{TLS_CERT} and {TLS_KEY} are set both or not at all"
         raise ValueError(message)
+    if (mode := open_to_others(str(names[1]))) is not None:
+        message = f"others can read or change the key {names[1]}, mode {mode:04o}"
+        raise ValueError(message)
     file = folder / "tls.pem"
     try:
         _write(file, _joined(*map(str, names)))
@@ -136,6 +140,16 @@ def _certificate(folder: Path) -> Path | None:
         if not file.exists():  # else it is being renewed just now, and the one before is still there
             raise
     return file
+
+
+def open_to_others(key: str) -> int | None:
+    """Return the mode of a key's file that others than its owner can read or change, None for another.
+
+    One of root's may be readable by its group, as a secret that Kubernetes mounts.
+    """
+    found = Path(key).stat()
+    mode = stat.S_IMODE(found.st_mode)
+    return mode if mode & ~(0o740 if found.st_uid == 0 else 0o700) else None
 
 
 def _joined(cert: str, key: str) -> str:
@@ -188,8 +202,8 @@ def _versions(names: tuple[str, str]) -> list[tuple[int, int, int] | None]:
     found: list[tuple[int, int, int] | None] = []
     for name in names:
         try:
-            stat = Path(name).stat()
-            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            now = Path(name).stat()
+            found.append((now.st_ino, now.st_mtime_ns, now.st_size))
         except OSError:
             found.append(None)
     return found

@@ -229,13 +229,15 @@ def test_tls_guards_http_and_grpc_and_a_new_certificate_ends_no_connection(serve
 
 
 def test_a_certificate_that_does_not_fit_its_key_is_not_started_with(serve, tmp_path):
-    """The reason is where ``up`` looks for it."""
-    cert, _ = certificate(tmp_path)
+    """Nor with a key that others can read; the reason is where ``up`` looks for it."""
+    cert, key = certificate(tmp_path)
     _, other = certificate(tmp_path, name="other")
-    with serve.running(TlsFiles(str(cert), str(other))) as process:
-        assert process.wait(30) == 1
-        assert "are not a certificate and its key" in process.stderr.read()
-    assert "are not a certificate and its key" in (tmp_path / "refused").read_text()
+    key.chmod(0o644)
+    for one, says in ((other, "are not a certificate and its key"), (key, "others can read or change the key")):
+        with serve.running(TlsFiles(str(cert), str(one))) as process:
+            assert process.wait(30) == 1
+            assert says in process.stderr.read()
+        assert says in (tmp_path / "refused").read_text()
 
 
 def _negotiated(port, context, *, alpn=None):
