@@ -25,7 +25,7 @@ from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
-from raymlops.cluster.ports import HOST, check_free, listeners
+from raymlops.cluster.ports import HOST, check_free, free_port, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
@@ -42,6 +42,8 @@ WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
 PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
+HAPROXY_PORTS = 8404, 9101
+"""Of its statistics and of its metrics."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
 _REPLICA = "ray::ServeReplica"
@@ -91,8 +93,6 @@ def up(
     proxy: Proxy | None = None,
     tls_cert: Path | str | None = None,
     tls_key: Path | str | None = None,
-    stats_port: int = 8404,
-    metrics_port: int = 9101,
     grpc_port: int | None = None,
     num_cpus: float | None = None,
     timeout_s: float = 120.0,
@@ -102,9 +102,9 @@ def up(
 
     Where they already run, nothing is started and the record says ``already_up``. Where MLflow alone has ended, it
     alone is started again; what is left of a cluster that has lost more is ended first. Ports of None are 8000 for
-    HTTP, 8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it, which is the
-    default ``proxy`` where it is installed. Serve listens for gRPC only where ``grpc_port`` is given, and needs TLS
-    where the files of a certificate and its key are.
+    HTTP, 8265, 5000 and 6379; HAProxy is the default ``proxy`` where it is installed, and has its statistics on 8404
+    and its metrics on 9101, or on any free ports where HTTP has another one than its default. Serve listens for gRPC
+    only where ``grpc_port`` is given, and needs TLS where the files of a certificate and its key are.
 
     Raises:
         UsageError: they already run, on other ports or CPUs than requested, behind another proxy, or without gRPC or
@@ -141,7 +141,8 @@ def up(
                 hint="choose another one: --ray-port",
             )
         haproxy = chosen(proxy) == "haproxy"
-        extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
+        own = HAPROXY_PORTS if http_port is None else (free_port(), free_port())
+        extra = {"HAProxy's statistics": own[0], "HAProxy's metrics": own[1]} if haproxy else {}
         check_free({**ports, **extra})
         record = UpRecord(
             root=str(folder),
@@ -163,7 +164,7 @@ def up(
             opens=OPENS,
         )
         try:
-            return _start(record, num_cpus=cpus, haproxy_ports=(stats_port, metrics_port), timeout_s=timeout_s, say=say)
+            return _start(record, num_cpus=cpus, haproxy_ports=own, timeout_s=timeout_s, say=say)
         except BaseException:
             with undisturbed():
                 say("ending what was started")

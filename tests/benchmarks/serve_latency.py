@@ -8,8 +8,8 @@ a noisy neighbour hits both. A figure is the median of its rounds, a ratio to th
 other ratio one of two such. Every answer is compared with the model's own before anything is measured.
 
 =================== ===============================================================================================
-raymlops-haproxy    one row a request, as ``raymlops up --haproxy`` starts it: prediction log, access log, metrics on
-raymlops-python     the same behind Serve's Python proxy, which is the default; and each without the prediction log
+raymlops-haproxy    one row a request, as ``raymlops up`` starts it: prediction log, access log, metrics on
+raymlops-python     the same behind Serve's Python proxy; and each without the prediction log
 ray-haproxy         FastAPI on Ray Serve with a pydantic body, access logs off, in Ray's throughput mode
 ray-python          the same as Ray starts it by default
 asgi                uvicorn, one worker, no router and no checks: the limit of a Python server

@@ -9,16 +9,6 @@ from urllib.parse import urlsplit
 import pytest
 from shell_user import ROOT, User, free_ports, visiting
 
-from raymlops.cluster.ports import free_port
-
-# HAProxy's own two ports have no option on the command line; other checkouts may test on the defaults.
-RAYMLOPS = """
-from functools import partial
-from raymlops.cluster import local
-from raymlops.cli.main import run
-local.up = partial(local.up, stats_port={}, metrics_port={})
-run()
-"""
 DRIVER = """
 import ray
 from raymlops.cluster.connect import connect
@@ -71,8 +61,7 @@ def cluster(tmp_path_factory, mlflow_database):
     with visiting(tmp_path_factory.mktemp("cluster"), mlflow_database) as owner:
         ports = free_ports()
         flags = [text for name, port in ports.items() for text in (f"--{name}-port", port)]
-        up = [sys.executable, "-c", RAYMLOPS.format(free_port(), free_port()), "up", "--haproxy", "--num-cpus", "2"]
-        env = json.loads(owner.run(*up, *flags, "--json").stdout)["env"]
+        env = json.loads(owner.raymlops("up", "--num-cpus", 2, *flags, "--json").stdout)["env"]
         assert urlsplit(env["MLFLOW_TRACKING_URI"]).port == ports["mlflow"]
         yield Cluster(owner, ports, env)
         with attached(owner) as driver:

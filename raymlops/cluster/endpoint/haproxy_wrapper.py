@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -74,8 +75,11 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     # The list of all applications, also of those that require a key.
     routes = f"    http-request return status 404 content-type application/json lf-string '{NO_ROUTES}' if routes"
     text = _replace(text, r"^    http-request return status \d+ content-type \S+ string \".*\" if routes$", routes)
+    # A line for each request to a port of syslog cost 25 us; replicas write and count theirs.
+    text = _replace(text, r"^(frontend http_frontend\n    bind \S+:\d+)$", r"\1\n    no log")
     has_grpc = "\nfrontend grpc_frontend\n" in text
     if has_grpc:
+        text = _replace(text, r"^(    bind \S+:\d+ proto h2\n    mode http\n)    log global$", r"\1    no log")
         status = 'hdr grpc-status 7 hdr grpc-message "applications are not listed"'
         denied = f"    http-request return status 200 content-type application/grpc {status} if is_list_applications"
         listed = r"^    (?:use_backend grpc_fallback_backend|http-request return [^\n]*) if is_list_applications$"
@@ -126,6 +130,9 @@ def _certificate(folder: Path) -> Path | None:
     if not all(names):
         message = f"{TLS_CERT} and {TLS_KEY} are set both or not at all"
         raise ValueError(message)
+    if (mode := open_to_others(str(names[1]))) is not None:
+        message = f"others can read or change the key {names[1]}, mode {mode:04o}"
+        raise ValueError(message)
     file = folder / "tls.pem"
     try:
         _write(file, _joined(*map(str, names)))
@@ -133,6 +140,16 @@ def _certificate(folder: Path) -> Path | None:
         if not file.exists():  # else it is being renewed just now, and the one before is still there
             raise
     return file
+
+
+def open_to_others(key: str) -> int | None:
+    """Return the mode of a key's file that others than its owner can read or change, None for another.
+
+    One of root's may be readable by its group, as a secret that Kubernetes mounts.
+    """
+    found = Path(key).stat()
+    mode = stat.S_IMODE(found.st_mode)
+    return mode if mode & ~(0o740 if found.st_uid == 0 else 0o700) else None
 
 
 def _joined(cert: str, key: str) -> str:
@@ -185,8 +202,8 @@ def _versions(names: tuple[str, str]) -> list[tuple[int, int, int] | None]:
     found: list[tuple[int, int, int] | None] = []
     for name in names:
         try:
-            stat = Path(name).stat()
-            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            now = Path(name).stat()
+            found.append((now.st_ino, now.st_mtime_ns, now.st_size))
         except OSError:
             found.append(None)
     return found

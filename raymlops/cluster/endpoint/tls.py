@@ -1,6 +1,6 @@
 """Certificate and key of the endpoint: what their files must be, and connections from this machine that trust them.
 
-Owns the rights that a key's file may have. Knows neither proxy.
+Knows neither proxy.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from raymlops.cluster.endpoint.haproxy_wrapper import open_to_others
 from raymlops.errors import UsageError
 
 PROBE_S = 1.0
@@ -37,11 +37,9 @@ def checked_files(cert: str | Path | None, key: str | Path | None) -> TlsFiles |
         raise UsageError("TLS needs both files, the certificate's and the key's")
     files = TlsFiles(str(Path(cert).expanduser().absolute()), str(Path(key).expanduser().absolute()))
     try:
-        found = Path(files.key).stat()
-        allowed = 0o740 if found.st_uid == 0 else 0o700
-        if stat.S_IMODE(found.st_mode) & ~allowed:
+        if (mode := open_to_others(files.key)) is not None:
             raise UsageError(
-                f"others can read or change the key {files.key}, mode {stat.S_IMODE(found.st_mode):04o}",
+                f"others can read or change the key {files.key}, mode {mode:04o}",
                 hint=f"chmod 600 {files.key}; in Kubernetes, mount the secret with defaultMode: 0440",
             )
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.cert, files.key, password="")

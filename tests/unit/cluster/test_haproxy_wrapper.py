@@ -177,6 +177,16 @@ def test_a_template_that_has_changed_is_not_started(serve, line, capsys):
     assert "instead of one" in (serve.folder.parent / "refused").read_text()
 
 
+def test_a_request_is_not_logged_by_haproxy(serve):
+    """Replicas do, and HAProxy says whom it found up or down."""
+    serve.api.cfg.metrics_enabled = False  # as the cluster's environment has it
+    sections = completed(serve.config()).split("\nfrontend ")
+    frontends = {section.split("\n")[0]: section.partition("\nbackend ")[0] for section in sections[1:]}
+    for name in ("http_frontend", "grpc_frontend"):
+        assert "\n    no log\n" in frontends[name]
+        assert "\n    log " not in frontends[name]
+
+
 def test_what_is_complete_stays_as_it_is(serve):
     """Serve may start HAProxy twice with one file."""
     once = completed(serve.config(), certificate="/x/tls.pem")
@@ -219,13 +229,15 @@ def test_tls_guards_http_and_grpc_and_a_new_certificate_ends_no_connection(serve
 
 
 def test_a_certificate_that_does_not_fit_its_key_is_not_started_with(serve, tmp_path):
-    """The reason is where ``up`` looks for it."""
-    cert, _ = certificate(tmp_path)
+    """Nor with a key that others can read; the reason is where ``up`` looks for it."""
+    cert, key = certificate(tmp_path)
     _, other = certificate(tmp_path, name="other")
-    with serve.running(TlsFiles(str(cert), str(other))) as process:
-        assert process.wait(30) == 1
-        assert "are not a certificate and its key" in process.stderr.read()
-    assert "are not a certificate and its key" in (tmp_path / "refused").read_text()
+    key.chmod(0o644)
+    for one, says in ((other, "are not a certificate and its key"), (key, "others can read or change the key")):
+        with serve.running(TlsFiles(str(cert), str(one))) as process:
+            assert process.wait(30) == 1
+            assert says in process.stderr.read()
+        assert says in (tmp_path / "refused").read_text()
 
 
 def _negotiated(port, context, *, alpn=None):

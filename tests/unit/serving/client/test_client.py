@@ -7,15 +7,19 @@ import json
 import logging
 import pickle
 import random
+import ssl
 import subprocess
 import sys
+import threading
 import traceback
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from certificates import certificate
 
 from raymlops.errors import (
     EndpointDisconnectedError,
@@ -35,6 +39,44 @@ BASE = "http://models.test"
 SECRET = "rk_ada_0123456789abcdefghijklmnopqrstuvwxyz0123456"
 ROW = {"distance": 2.0}
 ANSWER = httpx.Response(200, json={"outputs": [{"late": 4.0}], "model_version": "7", "request_id": "r"})
+
+
+def test_an_endpoint_of_an_authority_of_ones_own(tmp_path, monkeypatch):
+    """By an argument or the environment; without either it is not trusted, and a file that is none is refused."""
+    cert, key = map(str, certificate(tmp_path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *_: None  # a client that does not trust it
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"https://localhost:{server.server_port}"
+        with pytest.raises(NotFoundError), Client(url, ca_file=cert) as client:
+            client.describe("m")
+        with pytest.raises(EndpointUnreachableError), Client(url, retries=0) as client:
+            client.describe("m")
+        monkeypatch.setenv("RAYMLOPS_CA_FILE", cert)
+
+        async def ask():
+            async with AsyncClient(url) as client:
+                await client.describe("m")
+
+        with pytest.raises(NotFoundError):
+            asyncio.run(ask())
+        server.shutdown()
+        thread.join()
+    with pytest.raises(UsageError, match="has no certificates"):
+        Client(url, ca_file=key)
 
 
 def refused(status, code, *, message="why", problems=(), headers=None):
