@@ -16,7 +16,7 @@ from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
-from raymlops.lifecycle.live.staging import fetch_on_nodes, stage
+from raymlops.lifecycle.live.staging import Fetch, fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
@@ -154,6 +154,7 @@ class _Call:
     state: State
     api: ServeApi
     registry: Registry
+    fetch: Fetch = fetch_on_nodes
 
     def new(self, role: Role) -> Deployment:
         """Return the deployment of the version."""
@@ -176,6 +177,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         check_callers(ref, state)
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
+    if action == BESIDE:
+        transitions.refuse_beside(state.model(ref.name), ref.version, request=call.request(action))
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new, replaces=new.replaces)
     listens = listening(api.get(), local=is_local(api.dashboard_url))
@@ -197,7 +200,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    warnings += stage(call.spec, standing, new, fetch=fetch_on_nodes)
+    warnings += stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,
         api,
@@ -234,11 +237,12 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
             f"version {version} of {name} is champion already: it answers all that no canary does",
             hint="Name another one with --version.",
         )
-    if traffic.weight or traffic.shadow:
+    if not traffic.removes:
+        transitions.refuse_beside(state.model(name), version, request=call.request(traffic.action))
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new, replaces=new.replaces)
+    leaving = () if traffic.removes else leaving_first(api, standing, new)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -252,7 +256,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=fetch_on_nodes)
+    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,
         api,
