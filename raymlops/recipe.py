@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raymlops.arrays import Columns
+    from raymlops.arrays import Column, Columns
     from raymlops.callback import Callback
     from raymlops.config.train import TrainSection
     from raymlops.loss_value import LossReturned
@@ -64,6 +64,11 @@ class RecipeBase:
     Config: ClassVar[type[RecipeConfig]] = RecipeConfig
     label: ClassVar[str | None] = None
     """Name of the label's column in a table; it becomes ``batch["label"]`` and never reaches a replica."""
+    label_type: ClassVar[Column | None] = None
+    """What a label may be that a client sends as feedback, such as ``Column("minutes", "float")``; others are refused.
+
+    Without it, a label is accepted if answers can be compared with it; with a ``loss_of`` of the recipe, any is.
+    """
     train_loop: Callable[[Any], None] | None = None
     """Replaces the default loop: ``train_loop(self, ctx)``, see ``TrainContext``. Then ``loss`` may be left out."""
 
@@ -311,6 +316,16 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
 def signature_of(recipe: RecipeBase) -> Signature:
     """Return a recipe's signature, or raise RecipeError: ``signature()`` raises or returns something else."""
     return _returned(recipe, "signature", Signature, expected="raymlops.Signature")
+
+
+def label_type_of(recipe: RecipeBase) -> Column | None:
+    """Return the type of labels that a recipe declares, or raise RecipeError: it is no Column."""
+    from raymlops.arrays import Column
+
+    found = recipe.label_type
+    if found is not None and not isinstance(found, Column):
+        raise RecipeError(f"{type(recipe).__name__}.label_type is {described(found)}; set a raymlops.Column, or None")
+    return found
 
 
 def model_of(recipe: RecipeBase) -> nn.Module:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.answer_loss import AnswerLoss, declared
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
@@ -60,6 +61,8 @@ class LoadedModel:
     """Share of the training rows that ``row_hashes`` is of."""
     device: str = "cpu"
     """Where the model runs; ``encode`` and ``decode`` always see CPU tensors."""
+    loss: AnswerLoss | None = None
+    """How its answers are compared with labels."""
 
     def predict(self, columns: Columns) -> dict[str, Array]:
         """Return the output columns, typed by the signature, for input columns of n rows.
@@ -152,7 +155,15 @@ def load(
         row_hashes=trained_rows["row_hashes"].view(np.uint64),
         hashed_share=float(trained_rows["hashed_share"][0]) if "hashed_share" in trained_rows else 1.0,
         device=device,
+        loss=loss_in(files),
     )
+
+
+def loss_in(files: names.BundleFiles) -> AnswerLoss:
+    """Return how a bundle's answers are compared with labels; the default for its signature where it does not say."""
+    if names.LOSS in files.manifest:
+        return AnswerLoss.from_dict(files.json(names.LOSS))
+    return declared(Signature.from_dict(files.json(names.SIGNATURE)))
 
 
 def load_recipe(uri: Location, digest: str, *, cache: str | os.PathLike[str] = names.DEFAULT_CACHE) -> RecipeBase:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raymlops.answer_loss import AnswerLoss, declared
 from raymlops.bundle import verify as names
-from raymlops.bundle.load import load_recipe
+from raymlops.bundle.load import load_recipe, loss_in
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
-from raymlops.signature import Signature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.answer_loss import AnswerLoss
     from raymlops.storage.filesystem import Location
 
 Pair = tuple[dict[str, Any], Any]
@@ -39,10 +38,7 @@ def read_loss(uri: Location, digest: str) -> AnswerLoss:
         BundleError: the bundle is not what the digest vouches for.
         StorageError: the storage cannot be read.
     """
-    files = names.BundleFiles(uri, digest)
-    if names.LOSS in files.manifest:
-        return AnswerLoss.from_dict(files.json(names.LOSS))
-    return declared(Signature.from_dict(files.json(names.SIGNATURE)))
+    return loss_in(names.BundleFiles(uri, digest))
 
 
 def own_losses(uri: Location, digest: str, pairs: Sequence[Pair]) -> OwnLosses:

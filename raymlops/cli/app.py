@@ -89,6 +89,8 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(command(verb))
+# Its words are another command's: options of that one come after them.
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
 for name, (about, verbs) in GROUPS.items():
     group = typer.Typer(help=about, no_args_is_help=True)
     for word, verb in verbs.items():

@@ -1,23 +1,32 @@
-"""``up``, ``down``, ``status`` and ``doctor``: the cluster on this machine. ``status RUN_ID`` is in ``operations``."""
+"""``up``, ``down``, ``env``, ``status`` and ``doctor``: clusters. ``status RUN_ID`` is in ``operations``."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from raymlops.cli.operations import run_answer
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note
 from raymlops.display import table
-from raymlops.errors import RaymlopsError, StorageError, UsageError
+from raymlops.errors import RaymlopsError, UsageError
 
 if TYPE_CHECKING:
+    from raymlops.cluster.local import StatusRecord
+    from raymlops.cluster.upfile import UpRecord
     from raymlops.lifecycle.overview import ModelOverview
+    from raymlops.lifecycle.running_serve import NamedCluster, RunningServe
 
+UNREACHABLE = 5
+"""Exit code where a cluster that was named does not answer, or lacks something."""
 
 RootOption = Annotated[
     str | None, typer.Option("--root", metavar="DIR", help="Folder of its state.  [default: ~/.raymlops]")
+]
+ProxyOption = Annotated[
+    Literal["haproxy", "python"] | None,
+    typer.Option("--proxy", help="In front of the endpoints.  [default: haproxy, the faster one, if it is installed]"),
 ]
 
 
@@ -34,14 +43,14 @@ def up(
     ray_port: Annotated[int | None, _port("Port of Ray itself.  [default: 6379]")] = None,
     grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
-    haproxy: Annotated[
-        bool, typer.Option("--haproxy", help="Serve through HAProxy: faster, opens more ports.")
-    ] = False,
+    proxy: ProxyOption = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the endpoints, PEM.")] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
 ) -> Answer:
     """Start a Ray head with dashboard, an MLflow server and Serve on loopback, with token authentication."""
     from raymlops.cluster.local import up as start
     from raymlops.cluster.upfile import exports
-    from raymlops.lifecycle.overview import answering, wanted
+    from raymlops.lifecycle.overview import wanted
 
     record = start(
         root=root,
@@ -50,7 +59,9 @@ def up(
         mlflow_port=mlflow_port,
         ray_port=ray_port,
         num_cpus=num_cpus,
-        haproxy=haproxy,
+        proxy=proxy,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         grpc_port=grpc_port,
         on_step=note,
     )
@@ -62,11 +73,31 @@ def up(
         note(f"{'grpc':<8} {record.grpc_address}")
     for port in record.opens:
         note(f"reachable by other machines: {port}")
-    with suppress(RaymlopsError):  # a busy endpoint does not mean that nothing is live
-        if (models := wanted(record.root)) and not answering(record.serve_url, models):
-            note(_waiting(len(models)))
+    if models := wanted(record.root):
+        _resume(record, models)
     note("to use it from this shell, export:")
     return Answer({**record.to_dict(), "env": record.env, "urls": record.urls}, exports(record))
+
+
+def env(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND...", help="Such as: ray start --head --port=6379")],
+    *,
+    proxy: ProxyOption = None,
+    gcs_storage: Annotated[
+        str | None,
+        typer.Option(
+            "--gcs-storage",
+            envvar="RAYMLOPS_GCS_STORAGE",
+            metavar="URI",
+            help="Where a head keeps Ray's state over its restart: redis://HOST:PORT/NAME or rocksdb:///FOLDER.  "
+            "[default: nowhere]",
+        ),
+    ] = None,
+) -> None:
+    """Run `ray start` in the environment that every node of a cluster needs; what it lacks cannot be set later."""
+    from raymlops.cluster.endpoint.node_environment import run_on_node
+
+    run_on_node(command, proxy=proxy, gcs_storage=gcs_storage)
 
 
 def down(*, root: RootOption = None) -> Answer:
@@ -97,38 +128,92 @@ def status(
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
-    from raymlops.lifecycle.overview import answering, overview
-    from raymlops.lifecycle.unauthenticated import exposure
+    from raymlops.lifecycle.overview import overview
+    from raymlops.lifecycle.running_serve import named_cluster
 
-    record = look(root=root)
-    seen = exposure(config, root=root, env=env)
+    record, cluster = look(root=root), named_cluster(config, root=root, env=env)
+    serve = cluster.serve if cluster is not None else None
+    if cluster is not None and cluster.dashboard_url.rstrip("/") != record.urls.get("ray"):
+        record = _elsewhere(cluster)
     problem: RaymlopsError | None = None
     models: list[ModelOverview] = []
     try:
-        models = overview(config, root=root, env=env, reach=seen.reach if seen is not None else None)
-    except StorageError as error:  # a damaged database hides nothing else
+        models = overview(config, root=root, env=env, reach=serve.reach if serve is not None else None)
+    except RaymlopsError as error:  # a damaged or unreachable database hides nothing else
         problem = error
-    names = [model.name for model in models]
-    live = answering(record.urls["serve"], names) if record.services["serve"] else []
+    live = _live(record, serve, [model.name for model in models])
     rows = [
         {"service": name, "answers": "yes" if answers else "no", "url": record.urls.get(name, "")}
         for name, answers in record.services.items()
     ]
     lines = [f"{record.state}, {record.processes} processes, state in {record.root}"]
+    if record.root is None:
+        lines = [f"{record.state}, the cluster of the dashboard {record.urls['ray']}"]
+        lines += [cluster.problem] if cluster is not None and cluster.problem else []
     if record.state != "down":
         lines.append(table(rows, {"service": None, "answers": None, "url": None}))
         lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
+        lines += [f"certificate {record.certificate}"] if record.certificate is not None else []
+        lines += [str(proxy) for proxy in serve.proxies] if serve is not None else []
+        lines += [f"without TLS behind HAProxy: {socket}" for socket in record.plain]
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
         lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
     lines += [line for model in models for line in ("", model.text())]
-    exposed = seen.warning if seen is not None else None
-    lines += ["", f"warning: {exposed}"] if exposed is not None else []
-    data: dict[str, Any] = {"models": live, "desired": [model.to_dict() for model in models], "exposed": exposed}
+    warnings = list(serve.warnings) if serve is not None else []
+    lines += [line for warning in warnings for line in ("", f"warning: {warning}")]
+    data: dict[str, Any] = {"models": live, "desired": [model.to_dict() for model in models], "warnings": warnings}
+    data["exposed"] = serve.exposed if serve is not None else None
+    data["proxies"] = [proxy.to_dict() for proxy in serve.proxies] if serve is not None else []
+    code = UNREACHABLE if record.root is None and record.state != "up" else 0
     if problem is not None:
         lines += ["", f"what should be live is unknown: {problem}"]
         data |= {"desired": None, "error": error_data(problem)}
-    return Answer(record.to_dict() | data, "\n".join(lines), exit_code=problem.exit_code if problem is not None else 0)
+        code = problem.exit_code
+    return Answer(record.to_dict() | data, "\n".join(lines), exit_code=code)
+
+
+def _live(record: StatusRecord, serve: RunningServe | None, names: list[str]) -> list[dict[str, Any]]:
+    """Return the models that answer; on a cluster elsewhere, whose endpoint may not be reached, those that run."""
+    from raymlops.lifecycle.overview import answering
+
+    if record.root is None:
+        return serve.models() if serve is not None else []
+    return answering(record.urls["serve"], names) if record.services["serve"] else []
+
+
+def _elsewhere(cluster: NamedCluster) -> StatusRecord:
+    """Return the status of a cluster that `up` did not start."""
+    from raymlops.cluster.local import StatusRecord
+
+    serve, urls = cluster.serve, {"ray": cluster.dashboard_url}
+    if serve is not None:
+        urls["serve"] = serve.listens.base_url
+    healthy = serve is not None and serve.healthy
+    state = "down" if cluster.problem else "up" if healthy else "broken"
+    grpc = None if serve is None else serve.grpc_address
+    services = {"ray": cluster.problem is None, "serve": healthy}
+    return StatusRecord(None, state, services, urls, 0, grpc_address=grpc)
+
+
+def _resume(record: UpRecord, models: list[str]) -> None:
+    """Bring back what should be live, unless it answers; a failure is noted, since the cluster is up all the same."""
+    from raymlops.cluster.auth import in_process
+    from raymlops.lifecycle.named_model import nameless
+    from raymlops.lifecycle.overview import answering
+    from raymlops.lifecycle.restore import resume
+
+    with suppress(RaymlopsError):  # a busy endpoint does not mean that nothing is live
+        if answering(record.serve_url, models):
+            return
+    try:
+        with in_process(record.env):
+            resume(nameless())
+        note(
+            f"its controller brings back what should be live: {', '.join(models)}; raymlops status shows how far it is"
+        )
+    except RaymlopsError as error:
+        note(f"{_waiting(len(models))} ({error.message})")
 
 
 def _waiting(models: int) -> str:
@@ -138,9 +223,9 @@ def _waiting(models: int) -> str:
 def doctor(*, root: RootOption = None) -> Answer:
     """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
     from raymlops.cluster.doctor import diagnose
-    from raymlops.lifecycle.unauthenticated import finding
+    from raymlops.lifecycle.running_serve import findings as of_endpoints
 
-    findings = [*diagnose(root=root), *filter(None, [finding(root=root)])]
+    findings = [*diagnose(root=root), *of_endpoints(root=root)]
     lines = [
         f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
     ]

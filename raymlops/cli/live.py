@@ -20,6 +20,9 @@ from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
 from raymlops.display import table
 
+DASHBOARD_S = 60.0
+"""Longest wait for the dashboard of a cluster whose head has just been started."""
+
 
 def demo(
     *,
@@ -50,13 +53,26 @@ def pipeline(
     return Answer(record.to_dict(), deployment_text(record.deployment))
 
 
-def controller(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
+def controller(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    restore: Annotated[
+        bool,
+        typer.Option("--restore", help="As after a restart of the cluster: it brings back what should be live."),
+    ] = False,
+) -> Answer:
     """Start the controller on the cluster if none runs; deploy and rollback do that by themselves."""
     from raymlops.lifecycle.named_model import nameless
+    from raymlops.lifecycle.restore import resume
     from raymlops.lifecycle.rollout.actor import start_controller
 
     chosen = choose_if_named(words, config=config, env=env)
-    record = start_controller(nameless() if chosen is None else chosen.spec)
+    spec = nameless() if chosen is None else chosen.spec
+    record = resume(spec, wait_s=DASHBOARD_S) if restore else start_controller(spec)
+    if record is None:
+        return Answer({"controller": None}, "nothing should be live, so that no controller is needed")
     return Answer(record.to_dict(), f"controller  running: {record.holder}")
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, given, note
 from raymlops.cli.source import Chosen, NamedArgument, choose
 from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from raymlops.serving.client.client import Client
 
 TIMEOUT_S = 30.0
 
@@ -71,7 +74,7 @@ def _ask(name: str, file: Path, *, url: str | None, timeout_s: float, version: s
     from raymlops.serving.client.client import Client
 
     # At a terminal a dead endpoint is reported at once; a program waits for one that restarts.
-    with Client(url or _serve_url(), timeout_s=timeout_s, retries=2) as client:
+    with Client(url, timeout_s=timeout_s, retries=2) if url else _of_up(timeout_s) as client:
         result = ask_file(client, name, file, version=version)
     note(result.curl)
     if len(result.model_versions) > 1:
@@ -92,12 +95,18 @@ def _predict_batch(chosen: Chosen, batch: str, out: str, *, keep: list[str] | No
     return Answer(record.to_dict(), text)
 
 
-def _serve_url() -> str | None:
-    """Return the endpoint that ``up`` started; None if the environment names another one, or nothing is up."""
+def _of_up(timeout_s: float) -> Client:
+    """Return a client of what ``up`` started, unless the environment names another endpoint."""
     import os
 
+    import httpx
+
+    from raymlops.cluster.endpoint.tls import trusting
     from raymlops.cluster.upfile import read
-    from raymlops.serving.client.client import URL
+    from raymlops.serving.client.client import CONNECTIONS, URL, Client
 
     record = None if os.environ.get(URL) else read()
-    return record.serve_url if record else None
+    if record is None or record.tls_cert is None:
+        return Client(record.serve_url if record else None, timeout_s=timeout_s, retries=2)
+    transport = httpx.HTTPTransport(verify=trusting(record.tls_cert), limits=CONNECTIONS)
+    return Client(record.serve_url, timeout_s=timeout_s, retries=2, transport=transport)

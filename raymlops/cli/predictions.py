@@ -5,51 +5,92 @@ from __future__ import annotations
 import shutil
 import tempfile
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, JsonFlag, OptionalConfig, Overrides, given, note, printing
+from raymlops.cli.output import (
+    Answer,
+    EnvOption,
+    JsonFlag,
+    OptionalConfig,
+    Overrides,
+    YesFlag,
+    confirm,
+    given,
+    note,
+    printing,
+)
 from raymlops.errors import UsageError
 from raymlops.records import to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.where import Where
 
 
 def predictions(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model.")],
     overrides: Overrides = None,
     *,
-    since: Annotated[str, typer.Option(metavar="WHEN", help="How long ago, such as 1h or 7d; or an ISO time.")] = "1h",
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="As 1h, 7d or an ISO time.  [default: 1h; with --where, the first row]"),
+    ] = None,
     until: Annotated[str | None, typer.Option(metavar="WHEN", help="As --since.  [default: now]")] = None,
     version: Annotated[int | None, typer.Option(min=1, metavar="VERSION", help="Of one version only.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Rows with this value, such as features.customer=7; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .jsonl instead.")] = None,
     compact: Annotated[bool, typer.Option("--compact", help="Merge small files of past hours instead.")] = False,
+    retain: Annotated[
+        bool, typer.Option("--retain", help="Remove what is older than serve.log.retention_days instead.")
+    ] = False,
+    erase: Annotated[bool, typer.Option("--erase", help="Erase the rows of --where, and their labels.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
+    yes: YesFlag = False,
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment
+    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment, retain_predictions
     from raymlops.lifecycle.sources import place_of
     from raymlops.predictions.read import Reading
+    from raymlops.predictions.where import Where
 
     spec = place_of(config, overrides=overrides or (), env=env)
+    now = datetime.now(UTC)
+    others = {"--version": version, "--limit": limit, "--out": out}
+    window = {"--since": since, "--until": until, "--where": where}
     if compact:
-        if mixed := given({"--version": version, "--limit": limit, "--out": out}):
-            raise UsageError(
-                f"--compact works on the files of all versions; it cannot be used with {', '.join(mixed)}",
-                hint="Leave --compact out to read.",
-            )
+        _refuse("--compact", {**others, **window, "--retain": retain, "--erase": erase})
         record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
         return Answer(record.to_dict(), text)
-    now = datetime.now(UTC)
+    if retain:
+        _refuse("--retain", {**others, **window, "--erase": erase})
+        confirm(f"Remove the rows and labels of {name} that are older than serve.log.retention_days?", yes=yes)
+        retained = retain_predictions(name, spec, now=now)
+        return Answer(retained.to_dict(), f"removed {len(retained.removed)} hours and days before {retained.before}")
+    conditions = Where.parse(where) if where else None
+    first = parse_moment(since or "1h", now=now) if since or not where else None
+    last = None if until is None else parse_moment(until, now=now)
+    if erase:
+        _refuse("--erase", others)
+        return _erase(name, spec, conditions, since=first, until=last, yes=yes)
     reading = Reading(
         spec.storage.path,
         name,
-        since=parse_moment(since, now=now),
-        until=None if until is None else parse_moment(until, now=now),
+        since=first,
+        until=last,
         version=version,
+        where=conditions,
         limit=limit,
     )
     if out is not None:
@@ -59,8 +100,50 @@ def predictions(
     elif not as_json:
         _print_lines(reading)
     counts = _print_object(reading) if as_json and out is None else _counts(reading)
-    note(_summary(counts, reading.looked_back_to))
+    note(_summary(counts, reading))
     return None if out is None else Answer({"out": out, **counts}, out)
+
+
+def _refuse(verb: str, options: Mapping[str, Any]) -> None:
+    if mixed := given(options):
+        raise UsageError(f"{verb} cannot be used with {', '.join(mixed)}", hint=f"Leave {verb} out to read.")
+
+
+def _erase(
+    name: str,
+    spec: ProjectSpec,
+    where: Where | None,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    yes: bool,
+) -> Answer:
+    from raymlops.lifecycle.prediction_log import erase_predictions
+
+    if where is None:
+        raise UsageError("--erase needs --where FIELD=VALUE, which says whose rows")
+
+    def agree(found: EraseRecord) -> None:
+        if not yes:
+            note(_erasure(found))
+        confirm(f"Erase {found.rows} rows and {found.labels} labels of {name}?", yes=yes)
+
+    record = erase_predictions(name, spec, where, since=since, until=until, agree=agree)
+    return Answer(record.to_dict(), _erasure(record), exit_code=1 if record.damaged or record.open_labels else 0)
+
+
+def _erasure(record: EraseRecord) -> str:
+    parts = [f"{'erased' if record.erased else 'found'} {record.rows} rows and {record.labels} labels"]
+    if record.unsearched:
+        parts.append(_unsearched(record.unsearched))
+    if record.open_labels:
+        parts.append(f"{record.open_labels} labels are in files that are still written: run it again")
+    parts += [f"damaged, and perhaps with such rows: {path}" for path in record.damaged]
+    return "\n".join(parts)
+
+
+def _unsearched(rows: int) -> str:
+    return f"{rows} rows could not be compared: they lack a field, which may have been redacted, or it has another type"
 
 
 def _print_lines(reading: Any) -> None:
@@ -99,10 +182,12 @@ def _counts(reading: Any) -> dict[str, Any]:
         "conflicts": reading.conflicts,
         "unknown": reading.count_unknown(),
         "damaged": list(reading.damaged),
+        **({} if reading.where is None else {"unsearched": reading.unsearched}),
     }
 
 
-def _summary(counts: dict[str, Any], looked_back_to: datetime | None) -> str:
+def _summary(counts: dict[str, Any], reading: Any) -> str:
+    looked_back_to = reading.looked_back_to
     parts = [f"{counts['rows']} rows, {counts['labelled']} with a label"]
     if counts["conflicts"]:
         parts.append(f"{counts['conflicts']} labels contradict the first and are no corrections")
@@ -111,7 +196,9 @@ def _summary(counts: dict[str, Any], looked_back_to: datetime | None) -> str:
         older = "" if looked_back_to is None else ", or an older one"
         parts.append(
             f"{counts['unknown']} labels that came in within the window match no row logged{since}: "
-            f"an unknown request_id or row{older}"
+            f"an unknown request_id or row, a request of another caller{older}"
         )
+    if counts.get("unsearched"):
+        parts.append(_unsearched(counts["unsearched"]))
     parts += [f"damaged and left out: {path}" for path in counts["damaged"]]
     return "\n".join(parts)

@@ -84,6 +84,11 @@ def deploy(
     if remove:
         return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
+    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
+    asks = shares and not yes and has_terminal()
+    if asks:
+        for line in live.rollout_outlook(chosen.spec, canary=canary, steps=percents, bake_s=seconds):
+            note(line)
     if shares:
         confirm(f"Give {_target(chosen, version, yes=yes)} a share of the traffic?", yes=yes)
     elif not beside:
@@ -94,13 +99,15 @@ def deploy(
             version,
             promote=not beside,
             canary=canary,
-            steps=None if steps is None else _percents(steps),
-            bake_s=None if bake is None else parse_duration(bake),
+            steps=percents,
+            bake_s=seconds,
             shadow=shadow,
             abort=abort,
             breaking=breaking,
             again=again,
         )
+    for line in () if asks else getattr(record, "outlook", ()):
+        note(line)
     rollout_id = getattr(record, "rollout_id", None)
     if not wait or rollout_id is None:
         return _answer(record)

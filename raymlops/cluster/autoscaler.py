@@ -6,17 +6,41 @@ monitor of the head reads it. Decides nothing.
 
 from __future__ import annotations
 
+import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.placement import WorkerRequest, room
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 _HEAD = "node:__internal_head__"
 """A resource of the head."""
+_OF_A_NODE = re.compile("node[0-9a-f]{56}")
+
+
+def may_grow(types: Iterable[str]) -> bool | None:
+    """Return whether an autoscaler may add nodes, by the types of nodes that the head's monitor reports; None if none.
+
+    Ray 2.60's monitor also reports without an autoscaler. It then names each node's type after the node's id, in a
+    spelling that the dashboard changes; an autoscaler names a type of its configuration.
+    """
+    named = [name.lower().replace("_", "") for name in types]
+    return None if not named else not all(_OF_A_NODE.fullmatch(name) for name in named)
+
+
+def connected_cluster_may_grow() -> bool | None:
+    """Return ``may_grow`` of the connected cluster."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental import internal_kv  # where the dashboard reads it; Ray 2.60 has no call for it
+
+    status = internal_kv._internal_kv_get(DEBUG_AUTOSCALING_STATUS) if internal_kv._internal_kv_initialized() else None  # noqa: SLF001
+    report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
+    types = [name for key in ("active_nodes", "idle_nodes") for name in report.get(key) or ()]
+    return may_grow(types)
 
 
 def autoscaler_growth(requested: WorkerRequest) -> list[dict[str, float]] | None:

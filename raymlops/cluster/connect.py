@@ -19,9 +19,12 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster import auth, upfile
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import node_watched
+from raymlops.cluster.endpoint.haproxy import chosen
+from raymlops.cluster.endpoint.node_environment import node_environment
+from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.ports import HOST, answers, free_port
 from raymlops.cluster.processes import MARK, end
-from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, serve_environment
+from raymlops.cluster.services import MAX_HEADER_BYTES
 from raymlops.config.serve import is_loopback
 from raymlops.errors import ClusterError
 from raymlops.records import Record
@@ -180,19 +183,21 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     try:
         variables: dict[str, str | None] = {
+            # HAProxy's own ports stay out of the way of a cluster's, which are known ones.
+            **node_environment(
+                proxy=chosen(spec.serve.proxy),
+                scratch=str(folder),
+                stats_port=free_port(),
+                metrics_port=free_port(),
+                tls=checked_files(spec.serve.tls_cert, spec.serve.tls_key),
+            ),
             **auth.environment(auth.ensure_token(folder / "auth")),
-            **GUARD,
-            **SPEED,
             MAX_HEADER_BYTES: str(spec.serve.max_header_bytes),
-            "RAY_USAGE_STATS_ENABLED": "0",
         }
         # Workers inherit the environment, and Ray's state API (Train uses it) asks the cluster that these name;
         # without any it gives up as soon as another Ray runs on the machine.
         port = free_port()
         variables |= {"RAY_ADDRESS": None, "RAY_API_SERVER_ADDRESS": f"http://{HOST}:{port}" if dashboard else None}
-        if spec.serve.proxy == "haproxy":
-            # Its own ports stay out of the way of a cluster's, which are known ones.
-            variables |= serve_environment(scratch=str(folder), stats_port=free_port(), metrics_port=free_port())
         cleanup.enter_context(auth.in_process(variables))
         options: dict[str, Any] = {
             "num_cpus": logical_cpus(spec.cluster.num_cpus),

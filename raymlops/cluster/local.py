@@ -22,6 +22,9 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
+from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, refusal
+from raymlops.cluster.endpoint.node_environment import node_environment
+from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
 from raymlops.cluster.ports import HOST, check_free, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
@@ -33,11 +36,15 @@ from raymlops.signals import undisturbed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from raymlops.cluster.endpoint.haproxy import Proxy
+
 WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
 PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
+OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
+_REPLICA = "ray::ServeReplica"
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
 
@@ -55,9 +62,10 @@ class DownRecord(Record):
 
 @dataclass(frozen=True)
 class StatusRecord(Record):
-    """What runs of a local cluster."""
+    """What runs of a cluster."""
 
-    root: str
+    root: str | None
+    """Folder of a cluster that ``up`` started; None for another one."""
     state: str
     """``down``, ``starting``, ``up`` or ``broken`` (recorded as up, but something is missing)."""
     services: dict[str, bool]
@@ -67,6 +75,10 @@ class StatusRecord(Record):
     """Sockets of the cluster that other machines can reach, found now."""
     grpc_address: str | None = None
     """``HOST:PORT`` of the endpoints' gRPC; None where it is not open."""
+    certificate: str | None = None
+    """The certificate's file, and what the endpoints show, in words; None without TLS."""
+    plain: tuple[str, ...] = ()
+    """With TLS: listeners of replicas, which HAProxy asks without it."""
 
 
 def up(
@@ -76,7 +88,9 @@ def up(
     dashboard_port: int | None = None,
     mlflow_port: int | None = None,
     ray_port: int | None = None,
-    haproxy: bool = False,
+    proxy: Proxy | None = None,
+    tls_cert: Path | str | None = None,
+    tls_key: Path | str | None = None,
     stats_port: int = 8404,
     metrics_port: int = 9101,
     grpc_port: int | None = None,
@@ -88,12 +102,13 @@ def up(
 
     Where they already run, nothing is started and the record says ``already_up``. Where MLflow alone has ended, it
     alone is started again; what is left of a cluster that has lost more is ended first. Ports of None are 8000 for
-    HTTP, 8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it. Serve
-    listens for gRPC only where ``grpc_port`` is given.
+    HTTP, 8265, 5000 and 6379; ``stats_port`` and ``metrics_port`` are HAProxy's own and open only with it, which is the
+    default ``proxy`` where it is installed. Serve listens for gRPC only where ``grpc_port`` is given, and needs TLS
+    where the files of a certificate and its key are.
 
     Raises:
-        UsageError: they already run, on other ports or CPUs than requested, or without HAProxy or gRPC; Ray's port
-            is one that its workers take.
+        UsageError: they already run, on other ports or CPUs than requested, behind another proxy, or without gRPC or
+            TLS; Ray's port is one that its workers take; the files of TLS cannot be used.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
         ClusterError: a service did not come up; what had been started now was ended.
@@ -103,13 +118,14 @@ def up(
     cpus = logical_cpus(num_cpus)
     asked = {"Serve": http_port, "Ray's dashboard": dashboard_port, "MLflow": mlflow_port, "Ray": ray_port}
     asked["gRPC"] = grpc_port
+    tls = checked_files(tls_cert, tls_key)
     ports = PORTS | {name: port for name, port in asked.items() if port is not None}
-    extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
     with _lock(folder):
         if (old := upfile.read(folder)) is not None:
             whole = old.state == "up" and all(record.find() for record in old.processes)
             if whole or only_mlflow_ended(old):
-                found = old.differences(ports=asked, haproxy=haproxy, num_cpus=None if num_cpus is None else cpus)
+                asked_cpus = None if num_cpus is None else cpus
+                found = old.differences(ports=asked, proxy=proxy, tls=tls, num_cpus=asked_cpus)
                 if found:
                     raise UsageError(
                         f"already up in {folder}: {', '.join(found)}",
@@ -124,6 +140,8 @@ def up(
                 f"{WORKER_PORTS.start} to {WORKER_PORTS.stop - 1}",
                 hint="choose another one: --ray-port",
             )
+        haproxy = chosen(proxy) == "haproxy"
+        extra = {"HAProxy's statistics": stats_port, "HAProxy's metrics": metrics_port} if haproxy else {}
         check_free({**ports, **extra})
         record = UpRecord(
             root=str(folder),
@@ -133,14 +151,16 @@ def up(
             ray_address=f"{HOST}:{ports['Ray']}",
             dashboard_url=f"http://{HOST}:" + str(ports["Ray's dashboard"]),
             mlflow_url=f"http://{HOST}:{ports['MLflow']}",
-            serve_url=f"http://{HOST}:{ports['Serve']}",
+            serve_url=f"{'http' if tls is None else 'https'}://{HOST}:{ports['Serve']}",
             token_path=str(ensure_token(folder / "auth")),
             scratch=_scratch(folder),
             haproxy=haproxy,
+            tls_cert=None if tls is None else tls.cert,
+            tls_key=None if tls is None else tls.key,
             grpc_port=grpc_port,
             num_cpus=cpus,
             made_database=not (folder / "mlflow.db").exists(),
-            opens=_opens(haproxy=haproxy, stats_port=stats_port, metrics_port=metrics_port),
+            opens=OPENS,
         )
         try:
             return _start(record, num_cpus=cpus, haproxy_ports=(stats_port, metrics_port), timeout_s=timeout_s, say=say)
@@ -181,18 +201,28 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     }
     pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
     state = record.state if record.state == "starting" or all(found.values()) else "broken"
-    reachable = tuple(str(item) for item in listeners(pids) if not item.loopback)
-    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address)
+    sockets = listeners(pids)
+    reachable = tuple(str(item) for item in sockets if not item.loopback)
+    shown: str | None = None
+    plain: tuple[str, ...] = ()
+    if record.tls_cert is not None:
+        shown = shown_certificate(HOST, record.ports["Serve"], record.tls_cert)
+        plain = tuple(str(item) for item in sockets if item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS)
+    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
 
 
 def _start(
     record: UpRecord, *, num_cpus: int, haproxy_ports: tuple[int, int], timeout_s: float, say: Callable[[str], None]
 ) -> UpRecord:
     root, token, ports, variables = Path(record.root), Path(record.token_path), record.ports, record.inherited
-    fast = (
-        services.serve_environment(scratch=record.scratch, stats_port=haproxy_ports[0], metrics_port=haproxy_ports[1])
-        if record.haproxy
-        else {}
+    tls = None if record.tls_cert is None or record.tls_key is None else TlsFiles(record.tls_cert, record.tls_key)
+    stats_port, metrics_port = haproxy_ports
+    node = node_environment(
+        proxy="haproxy" if record.haproxy else "python",
+        scratch=record.scratch,
+        stats_port=stats_port,
+        metrics_port=metrics_port,
+        tls=tls,
     )
     ray_log, mlflow_log = root / "logs" / "ray.log", root / "logs" / "mlflow.log"
     for log in (ray_log, mlflow_log):
@@ -208,7 +238,7 @@ def _start(
         port=ports["Ray"],
         dashboard_port=ports["Ray's dashboard"],
         num_cpus=num_cpus,
-        variables={**variables, **fast},
+        variables={**node, **variables},
         log=ray_log,
     )
     mlflow = services.start_mlflow(root=root, port=ports["MLflow"], variables=variables, log=mlflow_log)
@@ -225,14 +255,20 @@ def _start(
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
     services.start_serve(
-        record.dashboard_url, token=token, port=ports["Serve"], grpc_port=record.grpc_port, timeout_s=timeout_s
+        record.dashboard_url,
+        token=token,
+        port=ports["Serve"],
+        grpc_port=record.grpc_port,
+        tls=None if record.haproxy else tls,
+        timeout_s=timeout_s,
     )
-    wait(
-        "Serve",
-        lambda: services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
-        head,
-        ray_log,
-    )
+
+    def serves() -> bool:
+        if why := refusal(record.scratch):
+            raise ClusterError(f"HAProxy was not started: {why}", hint="--proxy python names the other proxy")
+        return services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url)
+
+    wait("Serve", serves, head, ray_log)
     say(f"Serve answers at {record.serve_url}")
     wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
     say(f"MLflow answers at {record.mlflow_url}")
@@ -288,17 +324,6 @@ def _scratch(root: Path) -> str:
     link = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp")) / "ray"  # private, while $TMPDIR may be long
     link.symlink_to(ray)
     return str(link)
-
-
-def _opens(*, haproxy: bool, stats_port: int, metrics_port: int) -> tuple[str, ...]:
-    replicas = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
-    if not haproxy:
-        return replicas
-    return (
-        *replicas,
-        f"*:{stats_port} HAProxy's statistics page, for anyone who can reach this machine",
-        f"*:{metrics_port} HAProxy's metrics, for anyone who can reach this machine",
-    )
 
 
 @contextmanager

@@ -47,6 +47,21 @@ class ProcessRecord(Record):
             return None
 
 
+def session_runs_here(name: str | None) -> bool:
+    """Return whether a process of a Ray session is on this machine; True for a session without a name.
+
+    Ray's head and each node have the session among their arguments.
+    """
+    if name is None:
+        return True
+    argument = f"--session-name={name}"
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if argument in process.cmdline():
+                return True
+    return False
+
+
 def belonging(cluster_id: str, records: Iterable[ProcessRecord] = ()) -> list[psutil.Process]:
     """Return every living process of a cluster, but not this process and its parents.
 

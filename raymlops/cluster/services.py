@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
-from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.endpoint.haproxy import wrapper_environment
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.config.paths import sqlite_url
-from raymlops.config.serve import grpc_options
+from raymlops.config.serve import grpc_options, tls_options
 from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
+
+    from raymlops.cluster.endpoint.tls import TlsFiles
 
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -62,15 +64,22 @@ _outliving: list[subprocess.Popen[bytes]] = []
 """Services are meant to outlive this process; Python warns of a child that nothing refers to and nobody waited for."""
 
 
-def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int = 9101) -> dict[str, str]:
+def serve_environment(
+    *, scratch: str, stats_port: int = 8404, metrics_port: int = 9101, tls: TlsFiles | None = None
+) -> dict[str, str]:
     """Return what makes Serve put HAProxy in front: several times the requests of the Python proxy.
 
-    Throughput mode runs a replica's code and router on its one event loop. HAProxy's files move to ``scratch`` from a
-    folder of /tmp that every cluster of the machine would share; their names are short because Serve puts
-    the node's id (56 bytes) before them and HAProxy takes a log socket's path of at most 97.
+    With ``tls``, HTTP and gRPC need it, and the files are read again when they change. Throughput mode runs a replica's
+    code and router on its one event loop. HAProxy's files move to ``scratch`` from a folder of /tmp that every cluster
+    of the machine would share; their names are short because Serve puts the node's id (56 bytes) before them and
+    HAProxy takes a log socket's path of at most 97.
+
+    Raises:
+        ClusterError: HAProxy is not installed.
     """
     folder = f"{scratch}/h"
     return {
+        **wrapper_environment(tls),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # That mode holds a thousand log lines back; ours are warnings, which a killed replica would take with it.
@@ -80,10 +89,6 @@ def serve_environment(*, scratch: str, stats_port: int = 8404, metrics_port: int
         # Without it a request to a replica that hangs waits for as long as its client does. More than a model may take:
         # its own deadline is kept in the replica.
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "3600",
-        # The whole of the headers has a limit in HAProxy and none in Serve (2.60), so that as many clients as HAProxy
-        # holds, sending a byte a second, keep all others out. This variable is a line's end in HAProxy's defaults: the
-        # limit follows it. That of a body is the guard's, in the replica.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure\n    timeout http-request 10s",
         # Its 4,096 count idle connections too, and the next caller waits until one of those ends by itself.
         "RAY_SERVE_HAPROXY_MAXCONN": str(max_connections(resource.getrlimit(resource.RLIMIT_NOFILE)[1])),
         # Headers that do not fit are a bare 400 by HAProxy: with room for twice the guard's bound, that one answers.
@@ -123,7 +128,7 @@ def start_head(
     variables: Mapping[str, str],
     log: Path,
 ) -> subprocess.Popen[bytes]:
-    """Start Ray's head with its dashboard, guarded by the token, on loopback; workers inherit ``variables``."""
+    """Start Ray's head with its dashboard, guarded by the token, on loopback; ``variables`` are those of the node."""
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
         *(f"--port={port}", "--include-dashboard=true", f"--dashboard-host={HOST}"),
@@ -132,13 +137,9 @@ def start_head(
     ]
     # The drain before a SIGTERM moves work to other nodes; this cluster has only one, and the drain would take 30 s.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    # A job that is stopped gets the time to write a last checkpoint.
-    grace = {VARIABLE: str(STOP_WAIT_S)}
     # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
     hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
-    return _start(
-        command, log=log, variables={**drain, **grace, **hook, **GUARD, **SPEED, **variables, **environment(token)}
-    )
+    return _start(command, log=log, variables={**drain, **hook, **variables, **environment(token)})
 
 
 def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both
@@ -161,15 +162,25 @@ def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Pa
     return _start(command, log=log, variables={**variables, **jobs})
 
 
-def start_serve(dashboard_url: str, *, token: Path, port: int, timeout_s: float, grpc_port: int | None = None) -> None:
+def start_serve(
+    dashboard_url: str,
+    *,
+    token: Path,
+    port: int,
+    timeout_s: float,
+    grpc_port: int | None = None,
+    tls: TlsFiles | None = None,
+) -> None:
     """Start Serve's controller and its proxy on loopback, without any application; for gRPC only with a port for it.
+
+    ``tls`` is for the Python proxy, which reads the files once; HAProxy has them from its environment.
 
     Raises:
         ClusterError: Ray rejected the request.
     """
     body: dict[str, Any] = {
         "proxy_location": "HeadOnly",
-        "http_options": {"host": HOST, "port": port},
+        "http_options": {"host": HOST, "port": port, **({} if tls is None else tls_options(*tls))},
         # A line for each request costs more than a small model's answer.
         "logging_config": {"enable_access_log": False},
         "applications": [],
@@ -328,5 +339,6 @@ def _status(url: str, *, token: Path | None) -> int | None:
 def _client(timeout_s: float = 3.0) -> httpx.Client:
     import httpx
 
-    # trust_env=False: a proxy of the environment must not carry requests to loopback.
-    return httpx.Client(timeout=timeout_s, trust_env=False)
+    # trust_env=False: a proxy of the environment must not carry requests to loopback. What is asked over TLS is whether
+    # this machine's endpoint is there, without a key; its certificate has the names that callers know.
+    return httpx.Client(timeout=timeout_s, trust_env=False, verify=False)  # noqa: S501

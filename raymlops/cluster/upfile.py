@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import environment
 from raymlops.cluster.processes import MARK, ProcessRecord
@@ -20,6 +21,9 @@ from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from raymlops.cluster.endpoint.haproxy import Proxy
+    from raymlops.cluster.endpoint.tls import TlsFiles
 
 HOME = "RAYMLOPS_HOME"
 """Variable that moves everything of ours from ``~/.raymlops`` to another folder."""
@@ -47,6 +51,9 @@ class UpRecord(Record):
     scratch: str
     """Folder of sockets: short, because a socket's path has at most 107 bytes. ``down`` removes it."""
     haproxy: bool
+    tls_cert: str | None = None
+    """Certificate of the endpoint; None where it is not encrypted."""
+    tls_key: str | None = None
     grpc_port: int | None = None
     """Port of Serve's gRPC; None where it does not listen for it."""
     num_cpus: int | None = None
@@ -90,7 +97,7 @@ class UpRecord(Record):
     @property
     def grpc_address(self) -> str | None:
         """Return where Serve listens for gRPC, None where it does not."""
-        host = self.serve_url.removeprefix("http://").rpartition(":")[0]
+        host = urlsplit(self.serve_url).hostname
         return None if self.grpc_port is None else f"{host}:{self.grpc_port}"
 
     @property
@@ -115,16 +122,25 @@ class UpRecord(Record):
         """Return whether the Ray head that was started still runs."""
         return any(record.name == "ray" and record.find() for record in self.processes)
 
-    def differences(self, *, ports: Mapping[str, int | None], haproxy: bool, num_cpus: int | None) -> list[str]:
-        """Return how what runs differs from a request, a phrase each; None and False request nothing."""
+    def differences(
+        self,
+        *,
+        ports: Mapping[str, int | None],
+        proxy: Proxy | None = None,
+        tls: TlsFiles | None = None,
+        num_cpus: int | None = None,
+    ) -> list[str]:
+        """Return how what runs differs from a request, a phrase each; None requests nothing."""
         running = self.ports
         found = [
             f"{name} on port {running[name]}, not {port}" if name in running else f"Serve without {name}"
             for name, port in ports.items()
             if port is not None and port != running.get(name)
         ]
-        if haproxy and not self.haproxy:
-            found.append("Serve without HAProxy")
+        if proxy is not None and (proxy == "haproxy") != self.haproxy:
+            found.append("Serve behind HAProxy" if self.haproxy else "Serve without HAProxy")
+        if tls is not None and tls != (self.tls_cert, self.tls_key):
+            found.append(f"TLS with {self.tls_cert}" if self.tls_cert else "Serve without TLS")
         if None not in {num_cpus, self.num_cpus} and num_cpus != self.num_cpus:
             found.append(f"Ray with {self.num_cpus} CPUs, not {num_cpus}")
         return found

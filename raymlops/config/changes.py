@@ -5,6 +5,7 @@ Pure. Each field's annotation says what may change (see ``base.Resume``); this m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -54,6 +55,7 @@ class Change:
         return f"{self.path}: was {_shown(self.old)}, now {_shown(self.new)}"
 
 
+@functools.lru_cache(maxsize=4096)
 def rule(path: KeyPath) -> Resume:
     """Return what a field allows at a resume: what it says itself, else what its section says, else nothing."""
     found = Resume()

@@ -51,6 +51,9 @@ class GateSection(Spec):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the one-sided paired bootstrap bound")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples")
     blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
+    compare_answers: bool = Field(
+        default=True, description="reject a version whose answers do not follow the labels that its metrics follow"
+    )
 
 
 class TrackingSection(Spec):

@@ -31,6 +31,9 @@ class LogSection(Spec):
     max_pending_rows: int = Field(200_000, ge=1, description="rows held unwritten; more are dropped and counted")
     retention_days: float | None = Field(90.0, gt=0, description="older predictions are removed; null keeps them all")
     redact: Texts = Field((), description="fields of inputs and outputs that are not written")
+    sample: float = Field(
+        1.0, gt=0, le=1, description="share of the requests that is written; each row has its inverse as weight"
+    )
 
 
 class TrafficSection(Spec):
@@ -51,12 +54,17 @@ class RolloutSection(Spec):
 
     steps: Percents = Field((10.0, 50.0, 100.0), description="percent of the traffic, step by step")
     bake_s: float = Field(600.0, ge=0, description="seconds that a step lasts at least")
-    max_wait_s: float = Field(3600.0, gt=0, description="a step without a verdict after this is aborted")
+    max_wait_s: float = Field(3600.0, gt=0, description="how long a step waits for a verdict")
+    on_no_verdict: Literal["hold", "abort"] = Field(
+        "hold", description="after max_wait_s: keep the canary's share until there is a verdict, or abort"
+    )
     alpha: float = Field(0.01, gt=0, lt=0.5, description="how often an equally good version may be aborted")
     error_margin: float = Field(0.05, gt=0, lt=1, description="share of errors it may have above the champion")
     slow_margin: float = Field(0.10, gt=0, lt=1, description="share of slow answers it may have above the champion")
     slow_s: float = Field(0.25, gt=0, description="seconds in the model from which on an answer is slow")
-    quality_margin: float = Field(0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion")
+    quality_margin: float | None = Field(
+        0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion; null: labels are not read"
+    )
 
     @model_validator(mode="after")
     def _steps(self) -> RolloutSection:
@@ -72,7 +80,18 @@ class ServeSection(Spec):
 
     host: str = Field("127.0.0.1", description="address the proxy listens on; loopback by default")
     port: int = Field(8000, ge=0, le=65535, description="HTTP port of the proxy; 0 picks a free one")
-    proxy: Literal["python", "haproxy"] = Field("python", description="haproxy is faster and opens more ports")
+    proxy: Literal["haproxy", "python"] | None = Field(
+        None, description="set at a cluster's start; default: haproxy, several times as fast, where it is installed"
+    )
+    proxy_location: Literal["head_only", "every_node"] = Field(
+        "head_only", description="every_node: the head and each node with a replica; set when Serve starts"
+    )
+    tls_cert: str | None = Field(
+        None,
+        pattern="^/",
+        description="certificate of HTTP and gRPC with its chain, a file on each node with a proxy",
+    )
+    tls_key: str | None = Field(None, pattern="^/", description="file of its key, readable by its owner alone")
     grpc_port: int | None = Field(None, ge=1, le=65535, description="port of gRPC; none is opened unless it is set")
     auth: Literal["open", "keys"] | None = Field(
         None, description="keys asks every caller for an API key; default: open where Serve listens on loopback alone"
@@ -135,6 +154,18 @@ class ServeSection(Spec):
         """Return whether every caller needs an API key where Serve listens at ``host``; None is this one."""
         return self.auth == "keys" or (self.auth is None and not is_loopback(self.host if host is None else host))
 
+    @property
+    def tls(self) -> tuple[str, str] | None:
+        """Return the files of the certificate and of its key; None without TLS."""
+        return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
+
+    @model_validator(mode="after")
+    def _tls(self) -> ServeSection:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            msg = "tls_cert and tls_key are given both or not at all"
+            raise ValueError(msg)
+        return self
+
     @model_validator(mode="after")
     def _replicas(self) -> ServeSection:
         if self.max_replicas < self.min_replicas:
@@ -153,6 +184,11 @@ def is_loopback(host: str) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def tls_options(cert: str, key: str) -> dict[str, str]:
+    """Return what makes Serve's Python proxy need TLS, for HTTP and (see ``serve_patches``) for gRPC."""
+    return {"ssl_certfile": cert, "ssl_keyfile": key}
 
 
 def grpc_options(port: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.sources import Memory, open_source, stands_alone
 from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError, UsageError
-from raymlops.recipe import RecipeBase, call_recipe, signature_of
+from raymlops.recipe import RecipeBase, call_recipe, label_type_of, signature_of
 from raymlops.records import DataRecord
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def prepare(
     if state is None:
         recipe = call_recipe(f"{name}()", lambda: project.recipe(state=fitted))
     signature_of(recipe)  # training on a torch dataset never needs it, serving does
+    label_type_of(recipe)
     return Prepared(
         recipe=recipe,
         splits={part: source.split(recipe) for part, source in opened.items()},

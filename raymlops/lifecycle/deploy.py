@@ -6,10 +6,11 @@ verb makes of a model; ``live.change`` writes it and waits until Serve runs it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import ClusterError, RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
@@ -22,9 +23,11 @@ from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
+from raymlops.lifecycle.running_serve import check_proxies
+from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import is_local, listening
+from raymlops.serving.control.address import listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -66,8 +69,8 @@ def deploy(
     ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
     gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns once the version has its first share: the controller moves it, and
-    promotes the version or removes its share. While it is running no other version is deployed, unless ``abort`` ends
-    it first.
+    promotes the version or removes its share. The record's ``outlook`` says what it can show with the traffic of the
+    last hour. While it is running no other version is deployed, unless ``abort`` ends it first.
 
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
@@ -90,7 +93,8 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be.
+        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
+            folder or a SQLite file on a cluster that has several machines, or may get them.
         StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -103,7 +107,9 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
-        doubts = doubts_of(state, ref)
+        with suppress(ClusterError):  # one that cannot be asked is reported by the next request
+            check_sharing_of_deployments(spec, api.room())
+        doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
@@ -144,6 +150,31 @@ def promote(
         return _bring(call, action="promote", breaking=breaking)
 
 
+def rollout_outlook(
+    source: Source,
+    *,
+    canary: float | None = None,
+    steps: Sequence[float] | None = None,
+    bake_s: float | None = None,
+) -> tuple[str, ...]:
+    """Return what ``deploy`` with these steps could show with the traffic of the last hour, in sentences.
+
+    There are none for a fixed share, and without a champion.
+
+    Raises:
+        UsageError: percentages that cannot be.
+    """
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
+
+    spec = spec_of(source)
+    asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=None, settings=spec.serve.rollout)
+    with state_of(spec) as state:
+        champion = champion_of(state.deployments(spec.project.name))
+        if champion is None or asked.rollout is None:
+            return ()
+        return outlook(champion, asked.rollout, now=state.now())
+
+
 @dataclass(frozen=True)
 class _Call:
     """A version to bring up, and where."""
@@ -181,7 +212,9 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         transitions.refuse_beside(state.model(ref.name), ref.version, request=call.request(action))
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new, replaces=new.replaces)
-    listens = listening(api.get(), local=is_local(api.dashboard_url))
+    details = api.get()
+    listens = listening(details, local=api.is_local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -211,7 +244,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         subject=ref.version,
         champion=action != BESIDE,
     )
-    warnings += (OPENED,) if is_opened else ()
+    warnings += (*otherwise, OPENED) if is_opened else tuple(otherwise)
     if action != BESIDE:
         warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
     record = record_of(done, ref.version)
@@ -222,6 +255,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
     """Bring a version up beside the champion and give it a share of the traffic."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
+    from raymlops.lifecycle.rollout.recent_traffic import outlook
     from raymlops.serving.control.render import settings_of
 
     ref, state, api = call.ref, call.state, call.api
@@ -255,6 +289,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
+    shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
@@ -266,12 +301,12 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         action=traffic.action,
         subject=None if traffic.removes else version,
     )
-    record = traffic_record(done, version, digest=ref.bundle.digest)
+    record = replace(traffic_record(done, version, digest=ref.bundle.digest), outlook=shows)
     if traffic.rollout is not None and record.rollout_id is not None:
         if (sticky := settings_of(champion).traffic.sticky) != "request":
             differ = "an equally good version is aborted more often than serve.rollout.alpha says if callers differ"
             warnings += (f"callers keep to one version (serve.traffic.sticky: {sticky}), so that {differ}",)
-        if reason := unasked(champion):
+        if traffic.rollout.quality_margin is not None and (reason := unasked(champion)):
             warnings += (f"quality is not judged in this rollout, whatever labels arrive: {reason}",)
     return replace(record, warnings=(*record.warnings, *warnings))
 

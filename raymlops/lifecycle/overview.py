@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champio
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
@@ -28,7 +29,7 @@ from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
@@ -108,7 +109,8 @@ class ModelOverview(Record):
                 f"{seen[side]['slow']} slow, {seen[side]['late']} late"
                 for side in ("canary", "champion")
             )
-            lines.append(f"{100 * seen['weight']:g}%: {sides}")
+            lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]
+        lines += _losses_until(rollout["evidence"])
         return lines if self.moved_by else [*lines, UNMOVED]
 
     def _coming(self) -> list[str]:
@@ -171,7 +173,8 @@ def wanted(root: Path | str) -> list[str]:
 def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Return the models that answer, by name, version and path: those that the endpoint lists, and others of ``names``.
 
-    A model that requires a key is listed only to callers with one, but its readiness is public.
+    A model that requires a key is listed only to callers with one, but its readiness is public. Over TLS no key is
+    sent: the certificate has the names that callers know, not this machine's, and is not checked.
 
     Raises:
         ClusterError: the endpoint does not answer.
@@ -181,10 +184,12 @@ def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     from raymlops.serving.client.calls import model_path
     from raymlops.serving.client.client import Client
 
-    with Client(serve_url, timeout_s=ANSWER_S, retries=2) as client:
+    unchecked = httpx.HTTPTransport(verify=False) if serve_url.startswith("https:") else None
+    key = "" if unchecked else None
+    with Client(serve_url, api_key=key, timeout_s=ANSWER_S, retries=2, transport=unchecked) as client:
         found = client.models()
     listed = {model["name"] for model in found}
-    with httpx.Client(base_url=serve_url, timeout=ANSWER_S, trust_env=False) as http:
+    with httpx.Client(base_url=serve_url, timeout=ANSWER_S, trust_env=False, verify=unchecked is None) as http:
         for name in names:
             path = model_path(name)
             with suppress(httpx.HTTPError):  # not live
@@ -359,6 +364,23 @@ def _begun(transition: Transition) -> dict[str, Any]:
         "by": transition.actor,
         "until": until,
     }
+
+
+def _labelled(step: Mapping[str, Any]) -> list[str]:
+    """Return the mean losses of a step in a line, none without labels."""
+    canary, champion = (Losses.from_dict(step.get(f"{side}_losses", {})) for side in ("canary", "champion"))
+    if not (canary.count and champion.count):
+        return []
+    against = f"{champion.mean:.3f} of {champion.count:,} labelled"
+    return [f"mean loss {canary.mean:.3f} of {canary.count:,} against {against}"]
+
+
+def _losses_until(evidence: Mapping[str, Any]) -> list[str]:
+    """Return a line that says how old the losses are, none where they are not read."""
+    read = (evidence.get("numbers") or {}).get("losses") or {}
+    if read.get("unknown"):
+        return [read["unknown"]]
+    return [f"losses of what was answered until {utc_time(read['covers'])}"] if read.get("covers") else []
 
 
 def _shown(rollout: Rollout) -> dict[str, Any]:

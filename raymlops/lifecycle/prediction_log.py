@@ -1,19 +1,75 @@
-"""Compact the prediction log of a model, and parse the times of its window.
+"""Compact the prediction log of a model, remove what is too old, erase one person's rows, and parse times.
 
-Knows that one compaction of a log runs at a time.
+Owns where a model's rows are and how long they are kept, also of a model that is not live any more: the audit record
+still has the settings it was deployed with last. Knows that one process at a time changes the files of a log.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import UsageError
+from raymlops.errors import NotFoundError, UsageError
+from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
+from raymlops.lifecycle.sources import state_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from raymlops.config.schema import ProjectSpec
-    from raymlops.predictions.compact import CompactRecord
+    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.where import Where
+    from raymlops.state.store import Deployment, State
+
+WRITE_S = 2.0
+"""Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
+
+
+@dataclass(frozen=True)
+class StoredLog:
+    """A model's predictions and labels."""
+
+    name: str
+    uris: tuple[str, ...]
+    """The storages that they were ever written to, the newest first."""
+    retention_days: float | None
+    """By the settings that the model was deployed with last; None keeps them all."""
+
+
+def stored_logs(state: State) -> list[StoredLog]:
+    """Return the logs of all models that are or were deployed by this state, by name.
+
+    Other logs in the same storage belong to somebody else.
+    """
+    found = (stored_log(state, name) for name in subjects(state))
+    return [log for log in found if log is not None]
+
+
+def subjects(state: State) -> list[str]:
+    """Return the names of all models that are or were deployed by this state."""
+    from raymlops.state.audit import subjects_of
+
+    return subjects_of(state, (*ROUTE_ACTIONS, BESIDE))
+
+
+def stored_log(state: State, name: str) -> StoredLog | None:
+    """Return the log of a model; None for one that this state never deployed."""
+    from raymlops.serving.control.render import settings_of
+    from raymlops.state.versions import bundle_uris
+    from raymlops.storage.filesystem import root_of
+
+    items = _last_deployed(state, name)
+    if not items:
+        return None
+    newest = champion_of(items) or items[-1]
+    bundles = [newest.bundle.uri, *reversed(bundle_uris(state, name))]
+    roots = tuple(dict.fromkeys(root_of(uri) for uri in bundles))
+    return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
@@ -21,18 +77,128 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
 
     Raises:
         NotFoundError: no such model has predictions.
-        RefusedError: another compaction is running.
+        RefusedError: another process changes the files of this log.
         StorageError: the storage cannot be used.
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
     from raymlops.state.database import state_url
-    from raymlops.state.lease import lease
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with lease(state_url(spec), f"predictions-{name}", purpose="compaction"):
+    with changing(state_url(spec), name, purpose="compaction"):
         return compact(spec.storage.path, name, now=datetime.now(UTC))
+
+
+def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
+    """Remove the predictions and labels of a model that are older than its ``retention_days``, with an audit event.
+
+    A model that is or was deployed keeps the setting it was deployed with last; for others that of ``spec`` counts.
+
+    Raises:
+        NotFoundError: no such model has predictions or labels.
+        UsageError: the model's are kept forever.
+        RefusedError: another process changes the files of this log.
+        StorageError: the storage cannot be used; some hours may have been removed.
+    """
+    from raymlops.predictions.paths import names_in
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state:
+        log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), spec.serve.log.retention_days)
+        if not any(name in names_in(Store(uri)) for uri in log.uris):
+            raise NotFoundError(f"there are no predictions or labels of {name!r} in {', '.join(log.uris)}")
+        if log.retention_days is None:
+            raise UsageError(
+                f"the predictions of {name} are kept forever: serve.log.retention_days is null",
+                hint="Deploy the model with another value; for one that was never deployed, set it in --config.",
+            )
+        before = now - timedelta(days=log.retention_days)
+        with changing(state.url, name, purpose="retention"):
+            return remove_old(state, log, before=before)
+
+
+def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecord:
+    """Remove the hours of predictions and days of labels that ended by then, with an audit event if there were any.
+
+    Raises:
+        StorageError: a storage cannot be used; some hours may have been removed.
+    """
+    from raymlops.predictions.compact import RetainRecord, retain
+
+    records = [retain(uri, log.name, before=before) for uri in log.uris]
+    removed = tuple(folder for record in records for folder in record.removed)
+    if removed:
+        why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
+        state.record(action="predictions.retain", subject=log.name, why=why)
+    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), removed)
+
+
+def erase_predictions(
+    name: str,
+    spec: ProjectSpec,
+    where: Where,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    agree: Callable[[EraseRecord], None] = lambda _found: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> EraseRecord:
+    """Erase the rows of a model that fulfil conditions, and their labels, with audit events before and after.
+
+    ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
+    log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
+    because the storage does not answer is written later: then this is to be called again.
+
+    Raises:
+        NotFoundError: no such model has predictions.
+        UsageError: no row has such a field.
+        RefusedError: another process changes the files of this log.
+        StorageError: the storage cannot be used; where some was erased, the same call completes it.
+    """
+    from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
+    from raymlops.predictions.paths import check_known, names_in
+    from raymlops.serving.control.render import settings_of
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+        log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
+        uris = [uri for uri in log.uris if name in names_in(Store(uri))]
+        if not uris:
+            check_known(Store(log.uris[0]), name)
+        jobs = [Erasure(uri, name, where, since, until) for uri in uris]
+        found = EraseRecord.total(job.find() for job in jobs)
+        found.check()
+        agree(found)
+        why = f"rows and labels where {', '.join(where.fields)} has a given value"
+        state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
+        began = datetime.now(UTC)
+        done = EraseRecord.total(job.run(now=began) for job in jobs)
+        waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
+        waits = [max(waits)] if waits else []
+        if done.open_labels:
+            waits.append(LABELS_OPEN.total_seconds() + 1)
+        for wait_s in waits:
+            sleep(wait_s)
+            now = datetime.now(UTC)
+            again = (job.run(now=now, again_since=began - timedelta(hours=1)) for job in jobs)
+            done = done.then(EraseRecord.total(again))
+        state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
+        return done
+
+
+@contextmanager
+def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
+    """Hold the lease under which one process at a time changes the files of a model's log.
+
+    Raises:
+        RefusedError: another process holds it.
+        StorageError, UnreachableError: the state cannot be queried.
+    """
+    from raymlops.state.lease import lease
+
+    with lease(url, f"predictions-{name}", purpose=purpose):
+        yield
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
@@ -52,3 +218,17 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
                 hint="For example 1h, 7d, 2026-11-25 or 2026-11-25T12:00.",
             ) from error
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _counts(record: EraseRecord) -> dict[str, int]:
+    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
+
+
+def _last_deployed(state: State, name: str) -> Sequence[Deployment]:
+    from raymlops.state.audit import changes_of
+    from raymlops.state.store import Deployment
+
+    if items := state.deployments(name):
+        return items
+    lists = (event.after or event.before for event in changes_of(state, name))
+    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]

@@ -11,19 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.serving.control.rest_api import Room
 
 
 def refuse_local_storage(
-    spec: ProjectSpec, *, machines: int, databases: Mapping[str, str], uris: Sequence[str] = ()
+    spec: ProjectSpec, *, machines: int, databases: Mapping[str, str], uris: Sequence[str] = (), grows: bool = False
 ) -> None:
     """Reject local folders that are not declared shared, and SQLite files, on a cluster of several machines.
 
-    ``databases`` has the URL of each by the field that sets it, ``uris`` the places of a command's own files.
+    One that ``grows`` has several as soon as its autoscaler adds the nodes that this command needs. ``databases`` has
+    the URL of each by the field that sets it, ``uris`` the places of a command's own files.
 
     Raises:
         UsageError: naming every such field or folder, and what to set instead.
     """
-    if machines <= 1:
+    if machines <= 1 and not grows:
         return
     problems, advice = [], []
     if not spec.storage.shared:
@@ -41,7 +43,8 @@ def refuse_local_storage(
             + " ({env: NAME} for one with a password)."
         )
     if problems:
-        raise UsageError(f"the cluster has {machines} machines, but {', '.join(problems)}", hint=" ".join(advice))
+        which = f"the cluster has {machines} machines" if machines > 1 else "the cluster's autoscaler may add machines"
+        raise UsageError(f"{which}, but {', '.join(problems)}", hint=" ".join(advice))
 
 
 def check_sharing(spec: ProjectSpec, *uris: str, databases: Mapping[str, str] | None = None) -> None:
@@ -55,11 +58,25 @@ def check_sharing(spec: ProjectSpec, *uris: str, databases: Mapping[str, str] | 
     """
     import ray
 
-    from raymlops.state.database import state_url
-    from raymlops.tracking.client import tracking_uri
+    from raymlops.cluster.autoscaler import connected_cluster_may_grow
 
     # Several nodes may be processes of one machine, which share its disk.
     machines = len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
-    if machines > 1:
-        used = {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec), **(databases or {})}
-        refuse_local_storage(spec, machines=machines, databases=used, uris=uris)
+    grows = machines <= 1 and connected_cluster_may_grow() is True
+    if machines > 1 or grows:
+        used = {**_databases(spec), **(databases or {})}
+        refuse_local_storage(spec, machines=machines, databases=used, uris=uris, grows=grows)
+
+
+def check_sharing_of_deployments(spec: ProjectSpec, room: Room) -> None:
+    """Reject what only one machine of a cluster can reach, before a version is brought up on it; raises as above."""
+    machines, grows = len({node["node_ip"] for node in room.nodes}), room.grows is True
+    if machines > 1 or grows:
+        refuse_local_storage(spec, machines=machines, databases=_databases(spec), grows=grows)
+
+
+def _databases(spec: ProjectSpec) -> dict[str, str]:
+    from raymlops.state.database import state_url
+    from raymlops.tracking.client import tracking_uri
+
+    return {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec)}

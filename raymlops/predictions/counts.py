@@ -69,11 +69,25 @@ class Losses:
     """Requests whose loss is not meaningful: most of their errors exceed the scale or are not numbers."""
     note: str = ""
     """Why none was counted, or which failed; empty otherwise."""
+    weighted: tuple[float, float] | None = None
+    """Sum of the weights, and of the losses by weight, where a request stands for others too; None where none does.
+
+    The evidence is in the counts: chance gave each of them to a version, in a sample of the requests too.
+    """
 
     @classmethod
-    def of(cls, values: Iterable[float], *, clipped: int = 0, note: str = "") -> Losses:
-        """Count losses. Those outside [0, 1] are clamped, NaN counts as 1, the worst."""
-        return cls(cls._levels(Counter(_hundredth(value) for value in values)), clipped, note)
+    def of(
+        cls, values: Iterable[float], *, weights: Iterable[float] | None = None, clipped: int = 0, note: str = ""
+    ) -> Losses:
+        """Count losses. Those outside [0, 1] are clamped, NaN counts as 1, the worst.
+
+        ``weights`` says for how many requests each one stands; without them it is one.
+        """
+        levels = [_hundredth(value) for value in values]
+        numbers = [1.0] * len(levels) if weights is None else [*weights]
+        sums = math.fsum(numbers), math.fsum(n * level / 100 for n, level in zip(numbers, levels, strict=True))
+        is_sample = any(number != 1 for number in numbers)
+        return cls(cls._levels(Counter(levels)), clipped, note, sums if is_sample else None)
 
     @property
     def mostly_clipped(self) -> bool:
@@ -88,17 +102,24 @@ class Losses:
     @property
     def mean(self) -> float:
         """Return their mean; NaN without any."""
-        total = self.count
-        return sum(level * number for level, number in self.levels) / (100 * total) if total else math.nan
+        weights, losses = self._sums
+        return losses / weights if weights else math.nan
+
+    @property
+    def _sums(self) -> tuple[float, float]:
+        """Return the sum of the weights, and of the losses by weight."""
+        return self.weighted or (float(self.count), sum(level * number for level, number in self.levels) / 100)
 
     def __add__(self, other: Losses) -> Losses:
         """Return the losses of both."""
         both = Counter(dict(self.levels)) + Counter(dict(other.levels))
-        return Losses(self._levels(both), self.clipped + other.clipped, self.note or other.note)
+        (ours, our_losses), (theirs, their_losses) = self._sums, other._sums
+        sums = (ours + theirs, our_losses + their_losses) if self.weighted or other.weighted else None
+        return Losses(self._levels(both), self.clipped + other.clipped, self.note or other.note, sums)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        extra = {"clipped": self.clipped, "note": self.note}
+        extra = {"clipped": self.clipped, "note": self.note, "weighted": self.weighted and [*self.weighted]}
         levels: dict[str, Any] = {str(level): number for level, number in self.levels}
         return levels | {name: value for name, value in extra.items() if value}
 
@@ -109,7 +130,9 @@ class Losses:
         counts = Counter(
             {known[key]: int(number) for key, number in data.items() if key in known and (number or 0) > 0}
         )
-        return cls(cls._levels(counts), data.get("clipped") or 0, data.get("note") or "")
+        weighted = tuple(map(float, data.get("weighted") or ()))
+        sums = (weighted[0], weighted[1]) if len(weighted) == 2 else None
+        return cls(cls._levels(counts), data.get("clipped") or 0, data.get("note") or "", sums)
 
     @staticmethod
     def _levels(counter: Counter[int]) -> tuple[tuple[int, int], ...]:

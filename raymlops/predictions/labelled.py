@@ -1,7 +1,9 @@
 """Decide which label counts for a row, and look labels up for many rows at once.
 
-The first label of a row counts. Repeating it changes nothing; a different one that is not marked as a correction does
-not replace it and is a conflict. Of corrections the newest counts.
+A label with a caller counts for rows of that caller alone, one without for everybody's; what was asked without a key,
+or logged by an earlier release, is nobody's, and any label counts for it. Of those the first one counts. Repeating it
+changes nothing; a different one that is not marked as a correction does not replace it and is a conflict. Of
+corrections the newest counts.
 
 Memory: all labels that came in since the window began, about 350 bytes each while they are sorted (measured for ids of
 36 characters: 340 MB for a million), a quarter of it afterwards. What is kept to find those of unknown rows is 9 bytes
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
     from raymlops.storage.store import Store
 
-_COLUMNS = ["request_id", "row", "label", "correction", "received"]
-_EMPTY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("label", pa.string())]).empty_table()
+_COLUMNS = ["request_id", "row", "label", "correction", "received", "caller"]
+_KEPT = ["request_id", "row", "label", "caller"]
+_EMPTY = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in _KEPT]).empty_table()
 _TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
 _MAX_PIECES = 512
@@ -53,10 +56,12 @@ def key_hashes(ids: Any, rows: Any) -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Labels:
-    """The label that counts for each row that has one, found by request id and row."""
+    """The label that counts for each row that has one, found by request id, row and caller."""
 
     table: pa.Table
-    """``request_id``, ``row`` and ``label``, in the order of ``hashes``."""
+    """``request_id``, ``row``, ``label`` and ``caller``, in the order of ``hashes``."""
+    rows: npt.NDArray[np.int64]
+    """Which of them are of one row: by several callers."""
     hashes: npt.NDArray[np.int64]
     received: pa.Array
     """When the first label of each row came in."""
@@ -87,6 +92,9 @@ class Labels:
             fits = pc.and_(
                 pc.equal(candidates["request_id"], asked["request_id"]), pc.equal(candidates["row"], asked["row"])
             )
+            if "caller" in asked.schema.names:  # null fits all
+                own = pc.fill_null(pc.equal(candidates["caller"], asked["caller"]), fill_value=True)
+                fits = pc.and_(fits, own)
             hit = np.asarray(fits, dtype=np.bool_)
             found[open_rows[hit]] = at[open_rows[hit]]
             open_rows = open_rows[~hit]
@@ -111,7 +119,7 @@ def load_labels(
     """
     earliest = None if since is None else since - SKEW
     days = label_days(store, name, since=earliest)
-    batches = (batch for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS))
+    batches = (_whole(batch) for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS))
     if max_bytes is None:
         held = list(batches)
         return settle(pa.Table.from_batches(held) if held else None)
@@ -125,20 +133,29 @@ def load_labels(
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
     """Return the label that counts for each row, from labels in any order; ``received`` orders them."""
     if events is None or not events.num_rows:
-        return Labels(_EMPTY, np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
-    events, starts, ends = _by_row(events)
+        return Labels(_EMPTY, np.empty(0, np.int64), np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
+    events, starts, ends = _by_caller(_whole(events))
+    rows = np.cumsum(~_repeats(events, starts, ["request_id", "row"])) - 1
     kept = starts.copy()
     conflicts = 0
-    for group in np.flatnonzero(ends - starts > 1):
-        several = events.slice(starts[group], ends[group] - starts[group])
-        kept[group] += (chosen := _choose(several["label"].to_pylist(), several["correction"].to_pylist()))[0]
-        conflicts += chosen[1]
+    everybodys = _everybodys(events, starts, rows)
+    for group in np.flatnonzero((ends - starts > 1) | (everybodys >= 0)):
+        places = np.arange(starts[group], ends[group])
+        if (other := everybodys[group]) >= 0:
+            places = np.concatenate([places, np.arange(starts[other], ends[other])])
+            received = np.asarray(events["received"].chunk(0).take(pa.array(places)).cast(pa.int64()))
+            places = places[np.argsort(received, kind="stable")]
+        several = events.take(places)
+        chosen, contradicting = _choose(several["label"].to_pylist(), several["correction"].to_pylist())
+        kept[group] = places[chosen]
+        conflicts += contradicting
     first = events["received"].chunk(0).take(pa.array(starts))
     table = events.select(["request_id", "row", "label"]).take(kept)
+    table = table.append_column("caller", events["caller"].take(pa.array(starts)))
     numbers = hashes(table["request_id"], table["row"])
-    by_number = np.argsort(numbers, kind="stable")
-    received = first.take(pa.array(by_number))
-    return Labels(table.take(by_number).combine_chunks(), numbers[by_number], received, hashes, conflicts)
+    order = np.argsort(numbers, kind="stable")
+    received = first.take(pa.array(order))
+    return Labels(table.take(order).combine_chunks(), rows[order], numbers[order], received, hashes, conflicts)
 
 
 class _Sample:
@@ -177,20 +194,50 @@ class _Sample:
         return events.filter(pa.array(numbers & (self.every - 1) == 0))
 
 
-def _by_row(events: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return labels ordered by row and time, and where those of each row begin and end."""
+def _whole(events: Any) -> Any:
+    """Return labels with all columns: files of earlier releases have no callers, and count for everybody's rows."""
+    if "caller" not in events.schema.names:
+        events = events.append_column("caller", pa.nulls(events.num_rows, pa.string()))
+    return events.select(_COLUMNS)
+
+
+def _by_caller(events: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return labels ordered by row, caller and time, and where those of each row and caller begin and end.
+
+    Those without a caller are the last of their row.
+    """
     events = events.append_column("order", pa.array(np.arange(events.num_rows)))
-    keys = ["request_id", "row", "received", "order"]
+    keys = ["request_id", "row", "caller", "received", "order"]
     events = events.sort_by([(key, "ascending") for key in keys]).drop_columns("order").combine_chunks()
-    ids, rows = events["request_id"].chunk(0), events["row"].chunk(0)
-    same = pc.and_(pc.equal(ids[1:], ids[:-1]), pc.equal(rows[1:], rows[:-1]))
-    starts = np.flatnonzero(np.concatenate([[True], ~np.asarray(same, dtype=np.bool_)]))
+    starts = np.flatnonzero(~_repeats(events, np.arange(events.num_rows), ["request_id", "row", "caller"]))
     return events, starts, np.append(starts[1:], events.num_rows)
 
 
+def _repeats(events: pa.Table, places: npt.NDArray[np.int64], keys: list[str]) -> npt.NDArray[np.bool_]:
+    """Return which of these labels have the same values as the one before; null is a value of its own."""
+    same = np.ones(len(places), dtype=np.bool_)
+    same[0] = False
+    for key in keys:
+        column = events[key].chunk(0).take(pa.array(places))
+        one, other = column[1:], column[:-1]
+        equal = np.asarray(pc.fill_null(pc.equal(one, other), fill_value=False), dtype=np.bool_)
+        same[1:] &= equal | np.asarray(pc.and_(pc.is_null(one), pc.is_null(other)), dtype=np.bool_)
+    return same
+
+
+def _everybodys(events: pa.Table, starts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return for each group of a caller's labels the group of those for everybody in the same row, -1 without one."""
+    found = np.full(len(starts), -1)
+    nobody = np.asarray(events["caller"].chunk(0).take(pa.array(starts)).is_null(), dtype=np.bool_)
+    last = np.append(np.flatnonzero(np.diff(rows)), len(rows) - 1)[rows]
+    beside = nobody[last] & ~nobody
+    found[beside] = last[beside]
+    return found
+
+
 def _deciding(events: pa.Table) -> pa.Table:
-    """Return the labels that decide which one counts: of each row the first, and the newest correction."""
-    events, starts, _ = _by_row(events)
+    """Return the labels that decide which one counts: of each row and caller the first, and the newest correction."""
+    events, starts, _ = _by_caller(events)
     corrections = np.asarray(events["correction"].chunk(0), dtype=np.bool_)
     newest = np.maximum.reduceat(np.where(corrections, np.arange(events.num_rows), -1), starts)
     return events.take(pa.array(np.union1d(starts, newest[newest >= 0]))).combine_chunks()

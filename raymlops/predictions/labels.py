@@ -1,7 +1,8 @@
 """Read labels from requests, and store them so that an accepted one is never lost.
 
-Owns the format of a label and the writing thread. One file holds all labels received while the previous one was
-written. Which of several labels for one row counts is decided when they are read (``labelled``).
+Owns the format of a label and the writing thread. Labels that arrive while others are written are written together. A
+file grows for a few seconds: it is replaced by one that holds later labels too, so that a stream of single labels makes
+few files, and none of them waits. Which of several labels for one row counts is decided by ``labelled``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from raymlops.storage.store import Namer, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from raymlops.predictions.label_type import LabelType
+
 logger = logging.getLogger("ray.serve.raymlops")
 
 SCHEMA = pa.schema(
@@ -35,17 +38,21 @@ SCHEMA = pa.schema(
         ("correction", pa.bool_()),
         ("received", pa.timestamp("us", tz="UTC")),
         ("key_id", pa.string()),
+        ("caller", pa.string()),
     ]
 )
+"""``key_id`` sent the label; it counts for requests of ``caller`` alone, for anybody's where that is null."""
 MAX_LABELS = 5000
 MAX_LABEL_BYTES = 10_000
 MAX_WAITING = 100_000
 """Limit on pending labels; more are rejected."""
 MAX_PROBLEMS = 20
 CLOSE_S = 5.0
+OPEN_S, OPEN_ROWS = 10.0, 1000
+"""How long a file grows, and how far: it is encoded and written again as a whole for each label, about 1 ms in all."""
+SETTLED_S = 30.0
+"""A file that began earlier is not written again, so that others may replace it."""
 _MAX_DEPTH = 8
-_PAUSE_S, _BURST_S = 0.1, 60.0
-"""A stream of single labels makes at most ten files a second, averaged over a minute: only then does one wait."""
 _KEYS = ("request_id", "row", "label", "correction")
 
 
@@ -58,10 +65,17 @@ class Label(NamedTuple):
     correction: bool = False
 
 
-def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: int = MAX_LABEL_BYTES) -> list[Label]:
+def parse_feedback(
+    data: Any,
+    *,
+    kind: LabelType | None = None,
+    max_labels: int = MAX_LABELS,
+    max_label_bytes: int = MAX_LABEL_BYTES,
+) -> list[Label]:
     """Read the JSON of a request: ``{"labels": [{"request_id", "row": 0, "label", "correction": false}, ...]}``.
 
-    ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these.
+    ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these, of the
+    model's ``kind``.
 
     Raises:
         InvalidRowsError: with place and field of the first problems found (at most 20).
@@ -76,7 +90,10 @@ def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: 
     problems: list[RowProblem] = []
     labels = []
     for index, entry in enumerate(entries):
-        if found := _problem(entry, max_label_bytes):
+        found = _problem(entry, max_label_bytes)
+        if found is None and kind is not None and (why := kind.problem(entry["label"])) is not None:
+            found = "label", why
+        if found is not None:
             problems.append(RowProblem(index, *found))
             if len(problems) >= MAX_PROBLEMS:
                 break
@@ -86,6 +103,19 @@ def parse_feedback(data: Any, *, max_labels: int = MAX_LABELS, max_label_bytes: 
     if problems:
         raise InvalidRowsError(problems)
     return labels
+
+
+class _OpenFile(NamedTuple):
+    """A file that may be replaced by a longer one."""
+
+    uri: str
+    path: str
+    since: float
+    table: pa.Table
+
+    def takes(self, rows: int, *, uri: str, now: float) -> bool:
+        """Return whether it may grow by so many rows."""
+        return uri == self.uri and 0 <= now - self.since < OPEN_S and self.table.num_rows + rows <= OPEN_ROWS
 
 
 class LabelLog:
@@ -109,17 +139,18 @@ class LabelLog:
         self._waiting: list[tuple[Future[None], pa.Table]] = []
         self._rows = 0
         self._closing = False
-        self._closed = threading.Event()
+        self._file: _OpenFile | None = None
         self._thread: threading.Thread | None = None
 
-    def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Store labels; the future is done once they are on the storage, where a kill does not lose them.
+    def add(self, labels: Sequence[Label], *, key_id: str | None = None, caller: str | None = None) -> Future[None]:
+        """Store labels of a caller's requests, or of anybody's.
 
+        The future is done once they are on the storage, where a kill does not lose them.
         It raises StorageError where the storage fails or too many labels are pending: then none may have been stored,
         and sending them again is safe.
         """
         done: Future[None] = Future()
-        table = self._table(labels, key_id)
+        table = self._table(labels, key_id, caller)
         with self._changed:
             if self._closing or self._rows + len(labels) > MAX_WAITING:
                 why = "the replica shuts down" if self._closing else f"{self._rows} labels are pending"
@@ -143,7 +174,6 @@ class LabelLog:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._closed.set()
         if self._thread is None:
             return
         self._thread.join(timeout_s)
@@ -159,7 +189,6 @@ class LabelLog:
                 done.set_exception(StorageError("the labels were not written in time", hint="Send them again."))
 
     def _work(self) -> None:
-        paid_until = 0.0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -167,17 +196,12 @@ class LabelLog:
                 if not waiting:
                     return
             self._write([item for item in waiting if item[0].set_running_or_notify_cancel()])
-            paid_until = max(paid_until, time.monotonic()) + _PAUSE_S
-            self._closed.wait(max(0.0, paid_until - time.monotonic() - _BURST_S))
 
     def _write(self, waiting: Sequence[tuple[Future[None], pa.Table]]) -> None:
         if not waiting:
             return
         try:
-            store = self._open_store(self._uri)
-            folder = label_folder(self._name, datetime.fromtimestamp(self._now(), UTC))
-            table = pa.concat_tables([table for _, table in waiting])
-            store.write(f"{folder}/{self._names.next()}", encode(table))
+            self._append(pa.concat_tables([table for _, table in waiting]))
         except Exception as error:
             if not isinstance(error, StorageError):
                 logger.exception("labels could not be written")
@@ -187,9 +211,26 @@ class LabelLog:
         for done, _ in waiting:
             done.set_result(None)
 
-    def _table(self, labels: Sequence[Label], key_id: str | None) -> pa.Table:
+    def _append(self, table: pa.Table) -> None:
+        """Write labels, with those before them in the file that is open.
+
+        Raises:
+            Exception: they may have been written or not. The next ones go into another file.
+        """
+        uri, now, file = self._uri, self._now(), self._file
+        self._file = None
+        if file is None or not file.takes(table.num_rows, uri=uri, now=now):
+            folder = label_folder(self._name, datetime.fromtimestamp(now, UTC))
+            file = _OpenFile(uri, f"{folder}/{self._names.next()}", now, table.slice(0, 0))
+        longer = file._replace(table=pa.concat_tables([file.table, table]).combine_chunks())
+        self._open_store(uri).write(file.path, encode(longer.table))
+        if not 0 <= self._now() - file.since < SETTLED_S:
+            raise StorageError("writing the labels took too long: the file may have been replaced meanwhile")
+        self._file = longer
+
+    def _table(self, labels: Sequence[Label], key_id: str | None, caller: str | None) -> pa.Table:
         received = round(self._now() * 1e6)
-        rows = [{**label._asdict(), "received": received, "key_id": key_id} for label in labels]
+        rows = [{**label._asdict(), "received": received, "key_id": key_id, "caller": caller} for label in labels]
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 

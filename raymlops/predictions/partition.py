@@ -1,7 +1,9 @@
 """Read a folder of Parquet files while others write, merge and remove them.
 
 Owns which files count. A merged file lists in its footer the files whose rows it holds: once it is published, those
-no longer count, whether or not they were removed yet. Knows nothing of what the rows mean.
+no longer count, whether or not they were removed yet. Rows that were erased meanwhile are listed there too, by their
+place in the file that they were written to, so that a reader that has read half of that file continues in the right
+place. Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,7 @@ import pyarrow.parquet as pq
 from raymlops.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from raymlops.storage.store import Store
 
@@ -30,14 +33,20 @@ _SOURCES = b"raymlops.sources"
 _ATTEMPTS = 20
 
 
+Ranges = Sequence[tuple[int, int]]
+"""Rows from the first number until before the second, in order."""
+
+
 @dataclass(frozen=True)
 class Live:
-    """A file that counts. ``sources`` are the files that it was merged from, with their rows, in order."""
+    """A file that counts. ``sources`` are the files that it was merged from, with the rows it has of each, in order."""
 
     name: str
     size: int
     sources: tuple[tuple[str, int], ...] = ()
     replaces: frozenset[str] = frozenset()
+    erased: Mapping[str, Ranges] = field(default_factory=dict)
+    """Rows that a source had and that were erased, by their place in it."""
 
 
 @dataclass
@@ -54,12 +63,15 @@ class Faults:
 
 
 class _GoneError(Exception):
-    """A file was removed while it was read."""
+    """A file was removed, or replaced by a longer one, while it was read."""
 
 
-def sources_metadata(sources: Sequence[tuple[str, int]], replaces: Sequence[str]) -> dict[str, str]:
+def sources_metadata(
+    sources: Sequence[tuple[str, int]], replaces: Iterable[str], erased: Mapping[str, Ranges]
+) -> dict[str, str]:
     """Return the footer metadata that lists a merged file's sources."""
-    text = json.dumps({"sources": list(sources), "replaces": sorted(replaces)})
+    data = {"sources": list(sources), "replaces": sorted(replaces)}
+    text = json.dumps(data | ({"erased": dict(erased)} if erased else {}))
     return {_SOURCES.decode(): zlib.compress(text.encode()).hex()}
 
 
@@ -88,7 +100,8 @@ def read_folder(
 ) -> Iterator[pa.RecordBatch]:
     """Yield every row of a folder once, in the order of writing, at most ``BATCH_ROWS`` at a time.
 
-    Reading continues in the merged file where a file is merged or removed meanwhile.
+    Reading continues in the merged file where a file is merged or removed meanwhile, and in the longer one where it
+    grows.
 
     Raises:
         StorageError: the storage cannot be used.
@@ -162,11 +175,14 @@ def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults:
             metadata = file.metadata.metadata or {}
             data = json.loads(zlib.decompress(bytes.fromhex(metadata[_SOURCES].decode())))
             sources = tuple((str(source), int(rows)) for source, rows in data["sources"])
-            return Live(name, files[name], sources, frozenset(map(str, data["replaces"])))
+            erased = {
+                str(source): [(int(a), int(b)) for a, b in gone] for source, gone in data.get("erased", {}).items()
+            }
+            return Live(name, files[name], sources, frozenset(map(str, data["replaces"])), erased)
     except FileNotFoundError as error:
         raise _GoneError from error
     except (OSError, pa.ArrowException, KeyError, ValueError, zlib.error) as error:
-        _blame(store, path, error, faults)
+        _blame(store, path, error, faults, size=files[name])
         return None
 
 
@@ -191,45 +207,63 @@ def _rest(
                 if fresh:
                     yield batch
                 else:
-                    yield from (batch.slice(a - start, b - a) for a, b in _missing(sources, done, start, stop))
+                    missing = _missing(sources, live.erased, done, start, stop)
+                    yield from (batch.slice(a - start, b - a) for a, b in missing)
                 start = stop
     except (OSError, pa.ArrowException) as error:
-        _note(live.sources or ((live.name, start),), done, start)
+        _note(live.sources or ((live.name, start),), live.erased, done, start)
         if isinstance(error, FileNotFoundError):
             raise _GoneError from error
-        _blame(store, path, error, faults)
+        _blame(store, path, error, faults, size=live.size)
         return
-    _note(sources, done, start)
+    _note(sources, live.erased, done, start)
+
+
+def left_before(place: int, erased: Ranges) -> int:
+    """Return how many of the rows before a place in a source are left."""
+    return place - sum(min(stop, place) - start for start, stop in erased if start < place)
+
+
+def place_after(left: int, erased: Ranges) -> int:
+    """Return the place in a source after so many of its rows that are left, and after erased ones that follow."""
+    place = left
+    for start, stop in erased:
+        if start > place:
+            break
+        place += stop - start
+    return place
 
 
 def _missing(
-    sources: Sequence[tuple[str, int]], done: dict[str, int], start: int, stop: int
+    sources: Sequence[tuple[str, int]], erased: Mapping[str, Ranges], done: dict[str, int], start: int, stop: int
 ) -> Iterator[tuple[int, int]]:
     """Yield the ranges between start and stop of rows that were not yielded yet."""
     first = 0
     for source, rows in sources:
-        begin, end = max(start, first + done.get(source, 0)), min(stop, first + rows)
+        finished = left_before(done.get(source, 0), erased.get(source, ()))
+        begin, end = max(start, first + finished), min(stop, first + rows)
         if begin < end:
             yield begin, end
         first += rows
 
 
-def _note(sources: Sequence[tuple[str, int]], done: dict[str, int], stop: int) -> None:
-    """Record that a file was read up to row ``stop``."""
+def _note(sources: Sequence[tuple[str, int]], erased: Mapping[str, Ranges], done: dict[str, int], stop: int) -> None:
+    """Record that a file was read up to row ``stop``, as places in its sources."""
     first = 0
     for source, rows in sources:
-        done[source] = max(done.get(source, 0), min(rows, max(0, stop - first)))
+        finished = place_after(min(rows, max(0, stop - first)), erased.get(source, ()))
+        done[source] = max(done.get(source, 0), finished)
         first += rows
 
 
-def _blame(store: Store, path: str, error: BaseException, faults: Faults) -> None:
-    """Distinguish a damaged file from a removed one and from an unavailable storage.
+def _blame(store: Store, path: str, error: BaseException, faults: Faults, *, size: int) -> None:
+    """Distinguish a damaged file from one that was removed or has grown, and from an unavailable storage.
 
     Raises:
-        _GoneError: it was removed.
+        _GoneError: it was removed, or replaced by a longer one while it was read.
         StorageError: the storage is unavailable.
     """
-    if not store.exists(path):
+    if store.size(path) != size:
         raise _GoneError from error
     faults.add(path, error)
 

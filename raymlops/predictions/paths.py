@@ -97,6 +97,15 @@ def versions_of(store: Store, name: str) -> list[int]:
     return sorted(int(found[1]) for text in folders if (found := re.fullmatch(r"version=([0-9]{1,18})", text)))
 
 
+def names_in(store: Store) -> set[str]:
+    """Return the models that have predictions or labels.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    return {*store.folders(PREDICTIONS), *store.folders(LABELS)}
+
+
 def check_known(store: Store, name: str, *, version: int | None = None) -> None:
     """Reject a model, or a version of it, that has no predictions.
 

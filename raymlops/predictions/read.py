@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
 from raymlops.predictions.labelled import SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
+from raymlops.predictions.settings import in_sample
+from raymlops.predictions.where import Search
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
@@ -28,9 +31,12 @@ if TYPE_CHECKING:
 
     from raymlops.predictions.labelled import Labels
     from raymlops.predictions.paths import Folder
+    from raymlops.predictions.where import Where
 
 LABEL = "label"
 COLUMNS = (*FIELDS, FEATURES, OUTPUT)
+KEY = ["request_id", "row", "caller"]
+"""By which a row's label is found."""
 BEFORE = timedelta(days=1)
 """How long before the window rows of labels received within it are searched."""
 
@@ -43,12 +49,13 @@ class Reading:
     the newest rows of the window, in the order of arrival. ``columns`` may name fields, such as ``features.carrier``.
     With ``labels``, ``label`` is the JSON text of the row's label, null without one; loaded labels may be passed, for
     several readings. ``only_labelled`` skips rows without one, also of the newest ``limit``, and opens no file where
-    there is no label. Rows of one version have one schema, unless redaction changed; damaged files are skipped and
-    listed. The counts are complete after a full iteration.
+    there is no label. With ``where``, it is the rows that fulfil its conditions. Rows of one version have one schema,
+    unless redaction changed; damaged files are skipped and listed. The counts are complete after a full iteration.
 
     Raises:
         NotFoundError: no such model or version has predictions; the message suggests similar names.
-        UsageError: no such column, or a window that ends before it begins.
+        UsageError: no such column, or a window that ends before it begins; after a full iteration also conditions that
+            no row could be compared with.
         StorageError: the storage cannot be used; also while it is read.
     """
 
@@ -59,6 +66,7 @@ class Reading:
     until: datetime | None = None
     version: int | None = None
     columns: Sequence[str] | None = None
+    where: Where | None = None
     labels: bool | Labels = True
     only_labelled: bool = False
     limit: int | None = None
@@ -67,9 +75,12 @@ class Reading:
     conflicts: int = field(default=0, init=False)
     """Labels in the window's time that contradict the one that counts and are not corrections."""
     _faults: Faults = field(default_factory=Faults, init=False)
+    _search: Search | None = field(default=None, init=False)
     _labels: Labels | None = field(default=None, init=False)
+    _share: float = field(default=1.0, init=False)
+    """The smallest share of the requests that the log was a sample of, by the rows that were read."""
     _known: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_), init=False)
-    """Which labels are of rows that were read."""
+    """Which labelled rows were read, by the numbers in ``Labels.rows``."""
 
     def __post_init__(self) -> None:
         for column in self.columns or ():
@@ -91,6 +102,8 @@ class Reading:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         """Yield batches."""
         self.rows = self.labelled = 0
+        self._share = 1.0
+        self._search = None if self.where is None else Search(self.where)
         if self.labels is not False:
             given = None if isinstance(self.labels, bool) else self.labels
             self._labels = given or load_labels(self.store, self.name, self._faults, since=self.since)
@@ -104,6 +117,13 @@ class Reading:
             self.rows += batch.num_rows
             if batch.num_rows:
                 yield batch
+        if self._search is not None:
+            self._search.check()
+
+    @property
+    def unsearched(self) -> int:
+        """Return how many rows could not be compared with ``where``: they lack a field, or it has another type."""
+        return 0 if self._search is None else self._search.unsearched
 
     @property
     def looked_back_to(self) -> datetime | None:
@@ -114,26 +134,31 @@ class Reading:
         """Return how many rows labelled within the window are not in the log. Call it after iterating.
 
         Counted is each request id and row whose first label arrived within the window, and that no version logged since
-        a day before it: there was no such request, the row was not written (yet), or the label arrived more than a day
-        after the answer. Reads nothing when every label has found its row; otherwise request ids only, the newest
-        hours first, until every label has found it, at most the window and the day before it.
+        a day before it: there was no such request of that caller, the row was not written (yet), or the label arrived
+        more than a day after the answer. A request that a sampled log leaves out is not counted. Reads nothing when
+        every label has found its row; otherwise request ids only, the newest hours first, until every label has found
+        it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
         """
         labels = self._labels
-        if labels is None:
+        if labels is None or self.where is not None:  # most of what was read was no match
             return 0
         wanted = labels.first_within(self.since, self.until)
         read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self.limit is None else set()
         until = None if self.until is None else self.until + SKEW
         for folder in reversed(prediction_hours(self.store, self.name, since=self.looked_back_to, until=until)):
-            if not (wanted & ~self._known).any():
+            if not (wanted & ~self._known[labels.rows]).any():
                 break
             if folder.path not in read:
-                for batch in read_folder(self.store, folder.path, self._faults, columns=["request_id", "row"]):
-                    self._note(labels.places(batch))
-        return int((wanted & ~self._known).sum())
+                for batch in read_folder(self.store, folder.path, self._faults, columns=[*KEY, "weight"]):
+                    self._note(batch, labels.places(batch))
+        left = np.flatnonzero(wanted & ~self._known[labels.rows])
+        if self._share < 1:
+            ids = labels.table["request_id"].take(pa.array(left)).to_pylist()
+            return sum(in_sample(request_id, self._share) for request_id in ids)
+        return len(left)
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""
@@ -151,21 +176,28 @@ class Reading:
             yield from self._folder(folder)
 
     def _folder(self, folder: Folder) -> Iterator[pa.RecordBatch]:
-        columns = None if self.columns is None else [*dict.fromkeys((*self.columns, "ts", "request_id", "row"))]
+        needed = ("ts", "weight", *KEY, *(() if self.where is None else self.where.fields))
+        columns = None if self.columns is None else [*dict.fromkeys((*self.columns, *needed))]
         # Only hours at the edges of the window are filtered row by row.
         since = self.since if self.since is not None and self.since > folder.start else None
         until = self.until if self.until is not None and self.until < folder.end else None
         for found in read_folder(self.store, folder.path, self._faults, columns=columns):
             inside = since is None and until is None
             batch = found if inside else found.filter(pa.array(within(found["ts"], since, until)))
+            if self._search is not None:
+                batch = batch.filter(pa.array(self._search.matches(batch)))
             if batch.num_rows:
                 yield batch
 
     def _is_inside(self, folder: Folder) -> bool:
         return (self.since is None or self.since <= folder.start) and (self.until is None or folder.end <= self.until)
 
-    def _note(self, places: npt.NDArray[np.int64]) -> None:
-        self._known[places[places >= 0]] = True
+    def _note(self, batch: pa.RecordBatch, places: npt.NDArray[np.int64]) -> None:
+        """Note which labels' rows were read, and what share of the requests is logged."""
+        if "weight" in batch.schema.names and batch.num_rows:
+            self._share = min(self._share, 1.0 / max(1.0, pc.max(batch["weight"]).as_py() or 1.0))
+        if self._labels is not None:
+            self._known[self._labels.rows[places[places >= 0]]] = True
 
     def _newest(self, limit: int) -> Iterator[pa.RecordBatch]:
         kept: list[pa.RecordBatch] = []
@@ -187,7 +219,7 @@ class Reading:
         if self.only_labelled:
             batch, places = batch.filter(pa.array(places >= 0)), places[places >= 0]
         chosen = batch.select(self._wanted(batch.schema))
-        self._note(places)
+        self._note(batch, places)
         found = self._labels.of(places)
         self.labelled += len(found) - found.null_count
         return chosen.append_column(LABEL, found)

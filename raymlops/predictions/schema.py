@@ -40,12 +40,14 @@ FIELDS: dict[str, Any] = {
     "seconds": pa.float64(),
     "model_seconds": pa.float64(),
     "key_id": pa.string(),
+    "caller": pa.string(),
     "fallback_from": pa.int64(),
     "difference": pa.float64(),
+    "weight": pa.float64(),
 }
 """Columns that every row has, whatever the model; ``features`` and ``output`` follow them."""
 FEATURES, OUTPUT = "features", "output"
-_COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference")
+_COPIED = ("route", "status", "seconds", "model_seconds", "fallback_from", "difference", "weight")
 
 
 class Partition(NamedTuple):
@@ -109,6 +111,7 @@ def _once(group: Sequence[RequestRecord], *, name: str) -> dict[str, pa.Array]:
         "model_version": pa.array(of["version"], pa.int64()),
         "protocol": _texts(of["protocol"]),
         "key_id": _texts(of["key_id"]),
+        "caller": _texts(of["caller"]),
         **{field: pa.array(of[field], FIELDS[field]) for field in _COPIED},
     }
 

@@ -36,6 +36,8 @@ class RequestRecord(NamedTuple):
     model_seconds: float
     """Waiting for the model and running it; 0 where it was not reached."""
     key_id: str | None = None
+    caller: str | None = None
+    """Who asked, by the name of the key, which stays when the key is rotated."""
     fallback_from: int | None = None
     """The canary that failed or timed out, where the champion answered instead."""
     columns: Columns | None = None
@@ -48,3 +50,5 @@ class RequestRecord(NamedTuple):
     """Why the champion answered for the canary: ``late``, the code with which it refused, else ``error``."""
     epoch: str = ""
     """Of the traffic, when the request was assigned; empty where it was not."""
+    weight: float = 1.0
+    """For how many requests it stands in the prediction log, of which a sample may be written."""

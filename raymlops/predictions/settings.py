@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ class LogSettings:
     """Rows held while the storage is unavailable; beyond that the oldest are dropped and counted."""
     redact: tuple[str, ...] = ()
     """Fields of inputs and outputs to omit."""
+    sample: float = 1.0
+    """Share of the requests to write, in (0, 1]."""
+
+    def weight_of(self, request_id: str) -> float | None:
+        """Return for how many requests one stands in the log; None for one that is not written."""
+        return 1.0 / self.sample if in_sample(request_id, self.sample) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -33,6 +40,18 @@ class LogSettings:
         """Read plain data; missing keys keep their default, unknown keys are ignored."""
         known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
         return cls(**{**known, "redact": tuple(known.get("redact", ()))})
+
+
+def in_sample(request_id: str, share: float) -> bool:
+    """Return whether a request is in a sample of this share.
+
+    It depends on its id alone: all versions that answered it are in it or none is, and it is known which labels are of
+    requests that were left out. A smaller sample is part of a larger one.
+    """
+    if share >= 1:
+        return True
+    digest = blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
 
 
 def unknown_redactions(redact: Collection[str], signature: Signature) -> list[str]:

@@ -1,6 +1,6 @@
 """The gate: whether a version may become challenger, with the numbers. Pure.
 
-Three kinds of checks. *Answers requests*: what callers would get, which no metric shows; it is computed elsewhere.
+Three kinds of checks. *Served*: what callers would get, which no metric shows; they are computed elsewhere.
 *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
 are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
 replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together, such
@@ -68,12 +68,12 @@ def decide(
     candidate_blocks: Sequence[Totals],
     candidate_finalize: Finalize,
     champion: ChampionEvaluation | None,
-    answers: GateCheck | None = None,
+    served: Sequence[GateCheck] = (),
     rng: np.random.Generator | None = None,
 ) -> GateDecision:
     """Run every check of the gate and return the decision with all its numbers.
 
-    ``answers`` is the check whether the candidate answers requests, which its metrics do not show.
+    ``served`` are the checks of what callers get, which no metric shows.
 
     ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails every threshold.
     ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.
@@ -82,7 +82,7 @@ def decide(
         UsageError: a threshold or ``metric`` names a metric that was not reported, or the blocks of the two models are
             not of the same rows.
     """
-    checks = [] if answers is None else [answers]
+    checks = [*served]
     checks += [_threshold(name, bounds, metrics) for name, bounds in gate.thresholds.items()]
     metric = _known(metric, metrics)
     if champion is None:

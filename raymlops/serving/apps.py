@@ -129,6 +129,7 @@ class ModelReplica(_Callable):
             self._handler.use(dataclasses.replace(self._model, model=compile_if_faster(self._model)))
         self._handler.configure(settings)
         self._front.warm_up()
+        self._front.expect_labels(self._model.loss, self._model.recipe.label_type)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""

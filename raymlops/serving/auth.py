@@ -42,6 +42,8 @@ class KeyEntry:
     """Requests a second in one replica; None for no limit."""
     expires_at: float | None = None
     """Seconds since the epoch; None for a key that does not expire."""
+    name: str = ""
+    """Who holds it; a key that replaces it has the same. Empty if an earlier release rendered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,19 @@ class Caller:
     def key_id(self) -> str | None:
         """Return the id of the caller's key, None without a key."""
         return None if self.key is None else self.key.id
+
+    @property
+    def name(self) -> str | None:
+        """Return who the caller is, by its key's name; None without a key."""
+        return None if self.key is None else self.key.name or None
+
+    @property
+    def labels_of(self) -> str | None:
+        """Return whose requests the caller may label: its own, or None for anybody's.
+
+        Who may not ask for predictions has no requests: such a key labels for everybody, as a caller without a key may.
+        """
+        return self.name if self.key is not None and "predict" in self.key.scopes else None
 
     def require(self, scope: Scope) -> None:
         """Check a scope of the caller, who has all of them without a key; does not count against the rate.
@@ -217,6 +232,7 @@ def access_of(name: str, keys: Iterable[KeyRecord], *, required: bool, hosts: tu
             scopes=frozenset(key.scopes),
             rate_per_s=key.rate_per_s,
             expires_at=None if key.expires_at is None else key.expires_at.timestamp(),
+            name=key.name,
         )
         for key in keys
         if "*" in key.models or name in key.models

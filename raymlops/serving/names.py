@@ -14,6 +14,8 @@ INDEX_IMPORT_PATH = "raymlops.serving.apps:index_app"
 
 INDEX_APP = "raymlops"
 """gRPC clients send it as ``application``: it is stable, while a champion's application changes."""
+GUARD = "/-/guard"
+"""End of every path at which the guard answers for itself, so that operators see that it is in force."""
 
 
 def app_name(name: str, version: int) -> str:

@@ -44,6 +44,10 @@ class Exchange:
     body_bytes: int = 0
     model_seconds: float = 0.0
     key_id: str | None = None
+    caller: str | None = None
+    """The name of the key."""
+    labels_of: str | None = None
+    """Whose requests the caller may label; None for everybody's."""
     named: str | None = None
     """The version that path or message name, where the protocol has a field for it."""
     fallback_from: int | None = None
@@ -68,6 +72,7 @@ class Exchange:
             seconds=time.perf_counter() - self.start,
             model_seconds=self.model_seconds,
             key_id=self.key_id,
+            caller=self.caller,
             fallback_from=self.fallback_from,
             columns=self.columns,
             outputs=self.outputs,

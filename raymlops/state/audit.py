@@ -70,6 +70,13 @@ def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]
     return [AuditEvent(**row) for row in connection.execute(query.order_by(audit.c.id.desc())).mappings()]
 
 
+def subjects_of(database: Database, actions: Collection[str]) -> list[str]:
+    """Return what was ever changed by one of these actions, sorted."""
+    query = sa.select(audit.c.subject).where(audit.c.action.in_(actions)).distinct().order_by(audit.c.subject)
+    with database.reading() as connection:
+        return list(connection.scalars(query))
+
+
 def changes_of(database: Database, name: str, actions: Collection[str] = ()) -> Iterator[AuditEvent]:
     """Yield the changes of a model's deployments, newest first, a page of events at a time.
 

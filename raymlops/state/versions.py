@@ -55,6 +55,13 @@ def recorded(database: Database, name: str, version: int) -> VersionRecord | Non
         return _read(connection, name, version)
 
 
+def bundle_uris(database: Database, name: str) -> list[str]:
+    """Return where the bundles of a model's recorded versions are, oldest version first."""
+    query = sa.select(table.c.bundle_uri).where(table.c.name == name).order_by(table.c.version)
+    with database.reading() as connection:
+        return list(connection.scalars(query))
+
+
 def record_version(database: Database, ref: ModelVersionRef, *, why: str, now: datetime) -> None:
     """Record a version whose bundle was made here; do nothing if it is recorded already.
 

@@ -38,9 +38,10 @@ class Store:
         """Return the names of the files in a folder, sorted, with their sizes; none where there is no such folder."""
         return {name: info.size for name, info in filesystem.entries(self._at(path)).items() if info.is_file}
 
-    def exists(self, path: str) -> bool:
-        """Return whether there is such a file."""
-        return bool(filesystem.info(self._at(path)).is_file)
+    def size(self, path: str) -> int | None:
+        """Return the size of a file; None where there is no such file."""
+        info = filesystem.info(self._at(path))
+        return int(info.size) if info.is_file else None
 
     def open(self, path: str, *, size: int) -> Any:
         """Return a seekable file of this size; a small one is read into memory.

@@ -24,7 +24,8 @@ from raymlops.data.batches import select
 from raymlops.data.prepare import prepare
 from raymlops.errors import InvalidRowsError, RecipeError
 from raymlops.loss_value import loss_value
-from raymlops.recipe import RecipeBase, batch_rows, defines_loss
+from raymlops.predictions.label_type import LabelType
+from raymlops.recipe import RecipeBase, batch_rows, defines_loss, label_type_of
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.batches import assert_same
 from raymlops.testing.case import RecipeCase, answer_of, case_of, drawn, first_rows
@@ -206,6 +207,15 @@ class RecipeContract:
         model.load_state_dict({name: tensor.clone() for name, tensor in case.trained.state_dict().items()}, strict=True)
         assert elsewhere.signature() == case.signature, "signature() depends on more than config and state"
         self._assert_close(case.ask(case.example), answer_of(elsewhere, model.eval(), case.example, case.signature))
+
+    def test_labels_of_the_table_are_of_the_declared_type(self) -> None:
+        """Feedback that is like them would be refused otherwise."""
+        column = label_type_of(self._case.recipe)
+        if column is None:
+            return
+        labels = (label for label in self._case.losses.labels if label is not None)
+        wrong = [why for label in labels if (why := LabelType(column).problem(label)) is not None]
+        assert not wrong, f"label_type refuses {len(wrong)} labels of the table: {wrong[0]}"
 
     def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
         """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""

@@ -1,9 +1,10 @@
 """What rollouts cost and find, simulated: how often an equally good version is aborted, how fast a worse one is.
 
 Three steps, 10, 50 and 100 percent, of the default settings, looked at every second. Evidence and decisions are those
-of the package; the requests are drawn (see `tests/fixtures/canary_worlds.py`).
+of the package; the requests are drawn (see `tests/fixtures/canary_worlds.py`, and for what is recorded of them
+`recorded_traffic.py`). `power` is a table of what a step can show, computed and not drawn.
 
-    python tests/benchmarks/canary_simulation.py [--rollouts N] [--part aa|worse|sticky|all]
+    python tests/benchmarks/canary_simulation.py [--rollouts N] [--part aa|worse|sticky|recorded|power|all]
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
 from canary_worlds import World, even, false_alarms, run, sticky
+from recorded_traffic import KINDS, WORSE, rolled_out
 
 from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout.power import RecentTraffic, forecast
 
 SETTINGS = RolloutSection()
 RPS = 50.0
@@ -34,7 +37,7 @@ def equal(count: int) -> None:
     print(
         f"\nEqually good versions, {RPS:g} requests/s, {count} rollouts each (allowed to abort: {SETTINGS.alpha:.1%})"
     )
-    print(f"{'':44} aborted  no verdict  promoted   s until promoted: median      p99")
+    print(f"{'':44} aborted        held  promoted   s until promoted: median      p99")
     cases = [
         (errors, slow, labelled)
         for errors in (0.0, 0.001, 0.01, 0.05, 0.2)
@@ -109,9 +112,45 @@ def kept(count: int) -> None:
             row(name, run(steps, settings=SETTINGS, count=count, seed=6))
 
 
+def recorded(count: int) -> None:
+    """Print how versions fare that are equally good, or worse by twice a margin, by how their requests come."""
+    print(f"\nRequests as they are recorded, 20/s, half of them labelled, {count} rollouts each: equally good")
+    print("versions, and versions worse by twice the margin: how many passed, and s until aborted: median")
+    print(f"{'':36} {'equal: aborted':>15} {'promoted':>9} " + " ".join(f"{name:>22}" for name in WORSE))
+    for number, kind in enumerate(KINDS):
+        equal = rolled_out(kind, settings=SETTINGS, count=count, seed=20 + number)
+        bad = [rolled_out(kind, settings=SETTINGS, count=count, seed=50 + number, **worse) for worse in WORSE.values()]
+        print(
+            f"{kind.name:36} {equal.share('abort'):15.2%} {equal.share('promote'):9.2%} "
+            + " ".join(f"{one.share('promote'):12.2%} {shown(one.quantile(0.5, 'abort')):>9}" for one in bad),
+            flush=True,
+        )
+
+
+def power() -> None:
+    """Print which difference a step of ten minutes can show, and when equally good versions pass."""
+    margins = f"{SETTINGS.error_margin:g}, {SETTINGS.slow_margin:g}, {SETTINGS.quality_margin:g}"
+    print(f"\nPower: the difference that a bake of {SETTINGS.bake_s / 60:.0f} min can show (margins {margins}),")
+    print("and h until a verdict, where 2% are slow, none fails and half are labelled: without labels, and with them")
+    print(f"{'requests an hour':>16} {'canary':>7} {'errors':>8} {'slow':>8} {'h':>8} {'loss':>8} {'h':>8}")
+    for requests in (100, 1000, 10_000, 100_000, 1_000_000):
+        plain, labelled = (
+            forecast(RecentTraffic(requests, slow=0.02, labelled=part), SETTINGS) for part in (None, requests / 2)
+        )
+        for without, beside in zip(plain, labelled, strict=True):
+            print(
+                f"{requests:16,} {without.weight:7.0%} {without.shows['errors']:8.2%} {without.shows['slow']:8.2%} "
+                f"{hours(without.verdict_s)} {beside.shows['quality']:8.3f} {hours(beside.verdict_s)}"
+            )
+
+
+def hours(seconds: float | None) -> str:
+    return f"{'> 720' if seconds is None else f'{seconds / 3600:.1f}':>8}"
+
+
 def row(name: str, found) -> None:
     print(
-        f"{name:44} {found.share('abort'):7.2%} {found.share('late'):11.2%} {found.share('promote'):9.2%} "
+        f"{name:44} {found.share('abort'):7.2%} {found.share('wait'):11.2%} {found.share('promote'):9.2%} "
         f"{shown(found.quantile(0.5, 'promote')):>26} {shown(found.quantile(0.99, 'promote')):>8}",
         flush=True,
     )
@@ -124,10 +163,12 @@ def shown(seconds: float) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=2000)
-    parser.add_argument("--part", choices=("aa", "worse", "sticky", "all"), default="all")
+    parser.add_argument("--part", choices=("aa", "worse", "sticky", "recorded", "power", "all"), default="all")
     given = parser.parse_args()
     started = time.perf_counter()
-    for part, show in (("aa", equal), ("worse", worse), ("sticky", kept)):
+    for part, show in (("aa", equal), ("worse", worse), ("sticky", kept), ("recorded", recorded)):
         if given.part in (part, "all"):
             show(given.rollouts if part != "sticky" else max(1, given.rollouts // 10))
+    if given.part in ("power", "all"):
+        power()
     print(f"\n{time.perf_counter() - started:.0f} s")

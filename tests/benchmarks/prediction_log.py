@@ -152,7 +152,7 @@ def label(folder: str, rows: int) -> None:
     for start in range(0, rows, 10_000):
         count = min(10_000, rows - start)
         ids = [f"{start + i:036d}" for i in range(count)]
-        columns = [ids, [0] * count, ["1.0"] * count, [False] * count, [START] * count, [None] * count]
+        columns = [ids, [0] * count, ["1.0"] * count, [False] * count, [START] * count, *[[None] * count] * 2]
         store.write(f"labels/flights/date=2026-11-25/{names.next()}", encode(pa.table(columns, schema=SCHEMA)))
 
 

@@ -13,9 +13,11 @@ import pytest
 from judged_versions import WORLDS, configured, labelled_rows, made
 from own_versions import config_in, edited_in
 
+import raymlops as rm
 from raymlops.bundle.load import load
 from raymlops.bundle.loss import own_losses, read_loss
 from raymlops.config.serve import RolloutSection
+from raymlops.errors import GateRefusedError
 from raymlops.lifecycle.rollout.loss_rule import Counted
 from raymlops.lifecycle.rollout.significance import StepEvidence, find
 
@@ -60,5 +62,9 @@ def test_a_constant_is_worse_than_a_trained_model_by_its_labels(world, folder, t
     rule, found = quality(versions["trained"], versions["constant"], rows)
     assert rule.kind == KINDS[world]
     assert (found.harmful, found.passed) == (True, False), found
+    with pytest.raises(GateRefusedError, match="answers agree with metrics: got 0"):
+        rm.gate(data, str(versions["constant"].version))
+    _, decision = rm.gate(data, str(versions["trained"].version))
+    assert [check.name for check in decision.checks] == ["answers requests", "answers agree with metrics"]
     _, found = quality(versions["constant"], versions["trained"], rows)
     assert (found.harmful, found.passed) == (False, True), found

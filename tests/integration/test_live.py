@@ -131,7 +131,7 @@ def second(config, folder, first):
     """Return a version whose changed code answers with the classes in reverse order."""
     source = EXAMPLE.read_text()
     assert AS_IT_IS in source
-    return make_version(config, folder, source.replace(AS_IT_IS, REVERSED))
+    return make_version(config, folder, source.replace(AS_IT_IS, REVERSED), compare_answers=False)
 
 
 def test_the_first_version_is_live_by_the_configuration_alone(config, first):

@@ -22,10 +22,12 @@ from serving_bundles import scale_bundle
 from raymlops.config.load import load_data
 from raymlops.errors import BundleError, ClusterError, DeployError, InvalidRowsError
 from raymlops.lifecycle.live.staging import fetch_on_nodes
+from raymlops.project import bind
 from raymlops.serving.client.client import Client
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.names import INDEX_APP
 from raymlops.state.store import Deployment, Desired
+from raymlops.tuning.sweep import sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,6 +184,35 @@ def test_a_changed_limit_is_in_force_without_a_restart(api, bundles, url):
     assert httpx.post(f"{url}/predict", json={"rows": ROWS}).status_code == 413
     assert replicas(api, "scale--v1") == before
     apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
+
+
+def test_a_sweep_beside_the_endpoint_ends_and_the_endpoint_answers(url, storage_path):
+    """Of two CPUs the endpoint has a part, so that one trial fits at a time; exactly six end."""
+    swept = bind(
+        load_data(
+            {
+                "project": {"name": "beside"},
+                "recipe": {"import": "slow_sweep:Reports"},
+                "train": {"epochs": 1, "batch_size": 64, "threads_per_worker": 1},
+                "sweep": {
+                    "num_trials": 6,
+                    "scheduler": "none",
+                    "sampler": "random",
+                    "space": {"train.lr": {"float": [1e-3, 1e-1], "log": True}},
+                },
+                "storage": {"path": str(storage_path)},
+            }
+        )
+    )
+    running = []
+
+    def watch(event):
+        running.append(event.counts["running"])
+        assert ask(url, ROWS).model_version == "1"
+
+    record = sweep(swept, on_event=watch)
+    assert [trial.status for trial in record.trials] == ["complete"] * 6
+    assert max(running) == 1
 
 
 def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundles, url):

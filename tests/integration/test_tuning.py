@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import ray
-import slow_sweep
 from optuna.trial import TrialState
-from shell_user import RAYMLOPS
-from sweep_driver import write
 
-from raymlops.cluster import resource_usage
 from raymlops.config.load import load, load_data
 from raymlops.errors import SweepError, UsageError
 from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
@@ -270,69 +264,3 @@ def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
         others = [values[other] for other in feasible - {number}]
         assert not any(other[0] >= auc and other[1] <= loss and other != (auc, loss) for other in others)
     assert Path(record.report).exists()
-
-
-def test_a_sweep_beside_a_live_replica_ends(tmp_path):
-    """Half of a CPU is held, as by an endpoint, so that one trial fits at a time, and not two as the nodes have it."""
-
-    @ray.remote(num_cpus=0.5)
-    class Replica:
-        def up(self):
-            return True
-
-    replica = Replica.remote()
-    assert ray.get(replica.up.remote())
-    said = []
-    swept = bind(
-        load_data(
-            {
-                "project": {"name": "tiny"},
-                "recipe": {"import": "slow_sweep:Reports"},
-                "train": {"epochs": 1, "batch_size": 64, "threads_per_worker": 1},
-                "sweep": {"num_trials": 6, "scheduler": "none", "sampler": "random", "space": {"train.lr": LR}},
-                "storage": {"path": str(tmp_path)},
-            }
-        )
-    )
-    try:
-        record = sweep(swept, on_event=said.append)
-    finally:
-        ray.kill(replica)
-    assert [trial.status for trial in record.trials] == ["complete"] * 6
-    assert max(event.counts["running"] for event in said) == 1
-
-
-@pytest.mark.soak
-def test_two_sweeps_that_both_want_all_share_the_cluster(tmp_path, ray_local):
-    """The second one, a job of its own, gets a slot while the first runs; each ends with its trials."""
-
-    def paced(name, trials):
-        space = {"recipe.config.x": {"float": [0.0, 1.0]}}
-        return {
-            "project": {"name": name},
-            "recipe": {"import": "slow_sweep:Paced", "config": {"epoch_s": 0.4}},
-            "train": {"epochs": 2, "batch_size": 64, "threads_per_worker": 1},
-            "sweep": {"num_trials": trials, "sampler": "random", "scheduler": "none", "space": space},
-            "storage": {"path": str(tmp_path / name)},
-            "cluster": {"address": ray_local.address},
-        }
-
-    file = write(tmp_path / "second.yaml", paced("second", 8))
-    command = [str(RAYMLOPS), "sweep", "--config", str(file), "--json"]
-    env = {**os.environ, "PYTHONPATH": str(Path(slow_sweep.__file__).parent)}
-    second = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    shared: list[int] = []
-
-    def watch(event):
-        if event.kind == "ended" and second.poll() is None:
-            shared.append(len(resource_usage.usable().contenders))
-
-    try:
-        record = sweep(bind(load_data(paced("first", 40))), on_event=watch)
-        out, err = second.communicate(timeout=120)
-    finally:
-        second.kill()
-    assert second.returncode == 0, err
-    assert Counter(trial.status for trial in record.trials) == {"complete": 40}
-    assert Counter(trial["status"] for trial in json.loads(out)["trials"]) == {"complete": 8}
-    assert 1 in shared

@@ -16,6 +16,8 @@ import grpc
 import httpx
 import pytest
 from endpoints import SECRETS, endpoint
+from launched_endpoint import launched_endpoint
+from machines import NEEDS_MACHINES
 from serving_bundles import MIXED_ROWS
 
 pytestmark = pytest.mark.soak
@@ -24,9 +26,11 @@ TIMEOUT_S = 45.0
 INDEX = {"application": "raymlops", "x-api-key": SECRETS["good"]}
 
 
-@pytest.fixture(scope="module", params=["python", "haproxy"])
-def served(request):
-    with endpoint(request.param) as running:
+@pytest.fixture(scope="module", params=["python", "haproxy", pytest.param("launched", marks=NEEDS_MACHINES)])
+def served(request, tmp_path_factory):
+    """An endpoint of ``up`` behind each proxy, and one of two machines that a launcher file started."""
+    launched = request.param == "launched"
+    with launched_endpoint(tmp_path_factory.mktemp("launched")) if launched else endpoint(request.param) as running:
         running.change(keys=("good", "doomed"), auth="keys")
         yield running
 
@@ -69,6 +73,12 @@ def good_client(served, request):
         f"median {statistics.median(asked) * 1000:.1f} ms, largest {asked[-1]:.2f} s"
     )
     assert client.wrong == []
+
+
+def test_the_guard_is_in_force(served):
+    """Wherever the cluster comes from, and Serve's list of applications is not for everyone."""
+    assert httpx.get(f"{served.host}/-/guard").json()["guard"]["max_header_bytes"] == 16_384
+    assert httpx.get(f"{served.host}/-/routes").status_code == 404
 
 
 def test_every_bad_request_is_refused_as_it_should_be(served):
@@ -115,13 +125,15 @@ def test_bad_calls_over_grpc_are_refused(served):
         ("a version of no number", good, {"x-raymlops-version": "x"}),
     ):
         with pytest.raises(grpc.RpcError) as caught:
-            forms.call(served.grpc_port, "ModelInfer", request, {**INDEX, **more}, timeout_s=TIMEOUT_S)
+            forms.call(
+                served.grpc_port, "ModelInfer", request, {**INDEX, **more}, timeout_s=TIMEOUT_S, host=served.address
+            )
         codes[name] = caught.value.code().name
     for sent in (b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n", bytes(100_000)):
-        bad_requests.raw_status("127.0.0.1", served.grpc_port, sent, timeout_s=20.0)
+        bad_requests.raw_status(served.address, served.grpc_port, sent, timeout_s=20.0)
     print(f"\n{codes}")
     assert not {"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"} & set(codes.values())
-    answered, _ = forms.call(served.grpc_port, "ModelInfer", good, INDEX)
+    answered, _ = forms.call(served.grpc_port, "ModelInfer", good, INDEX, host=served.address)
     assert len(forms.rows_of_message(answered)) == len(MIXED_ROWS)
 
 

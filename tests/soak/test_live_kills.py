@@ -67,6 +67,7 @@ def config(folder, tmp_path_factory, mlflow_database):
             mlflow_database=mlflow_database,
         )
         rollout = {"error_margin": 0.3, "slow_margin": 0.4, "slow_s": 2.0, "bake_s": 1.0, "max_wait_s": 30.0}
+        rollout["on_no_verdict"] = "abort"
         yield {**data, "serve": {**data["serve"], "rollout": rollout}}
 
 

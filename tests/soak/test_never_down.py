@@ -66,7 +66,11 @@ def config(request, folder, tmp_path_factory, mlflow_database):
             mlflow_database=mlflow_database,
         )
         rollout = {"error_margin": 0.3, "slow_margin": 0.4, "slow_s": 2.0, "steps": [20, 50, 100], "bake_s": 3.0}
-        serve = {**data["serve"], "rollout": {**rollout, "max_wait_s": 120.0}, "proxy": request.param}
+        serve = {
+            **data["serve"],
+            "rollout": {**rollout, "max_wait_s": 120.0, "on_no_verdict": "abort"},
+            "proxy": request.param,
+        }
         yield {**data, "serve": {**serve, "max_replicas": 2, "upscale_delay_s": 0.0}}
 
 

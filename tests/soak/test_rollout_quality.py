@@ -44,6 +44,7 @@ def world(request, folder, ray_local, mlflow_database, tmp_path_factory):
         project, name=request.param, dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database
     )
     rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "max_wait_s": MAX_WAIT_S}
+    rollout["on_no_verdict"] = "abort"
     data["serve"] |= {"port": PORT, "rollout": rollout, "traffic": {"canary_timeout_s": 10.0}}
     data = configured(data, request.param)
     yield data, {}

@@ -61,7 +61,7 @@ def versions(config, folder):
     source = EXAMPLE.read_text()
     assert source.count(ENCODE) == source.count(AS_IT_IS) == 1
     sources = [source, source.replace(ENCODE, SLEEPS + ENCODE), source.replace(AS_IT_IS, REVERSED)]
-    return [str(make_version(config, folder, text).version) for text in sources]
+    return [str(make_version(config, folder, text, compare_answers=False).version) for text in sources]
 
 
 def replica_pid(config, version):

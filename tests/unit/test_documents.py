@@ -80,6 +80,14 @@ def leads_somewhere(document, link):
     return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_every_bound_has_the_test_that_is_named_for_it():
+    """The table of bounds names tests; one that was renamed or removed would leave a bound that nothing shows."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")))
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 10
+    assert [name for name in sorted(named) if f"def {name}(" not in tests] == []
+
+
 def test_the_readme_is_short():
     """What does not fit on three screens belongs to ``docs/``."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

@@ -57,7 +57,7 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
     mine = {app_name(new.name, new.version)}
     gone = {app_name(item.name, item.version) for item in leaving}
     asked = _asked(new)
-    if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows:
+    if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows is not False:
         return False
     most = room(asked, _left(cluster, without=mine | gone))
     if most >= asked.workers:

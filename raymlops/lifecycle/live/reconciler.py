@@ -14,6 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raymlops.cluster.endpoint.haproxy import chosen
 from raymlops.cluster.placement import show
 from raymlops.errors import (
     BusyError,
@@ -91,7 +92,14 @@ class Reconciler:
         self._here = ""
         self._asked: datetime | None = None
         self._holder: tuple[BusyError, datetime] | None = None
-        self._places: dict[str, Any] = {"host": serve.host, "port": serve.port, "grpc_port": serve.grpc_port}
+        self._places: dict[str, Any] = {
+            "host": serve.host,
+            "port": serve.port,
+            "grpc_port": serve.grpc_port,
+            "everywhere": serve.proxy_location == "every_node",
+            # HAProxy has the certificate from the environment in which the cluster was started.
+            "tls": serve.tls if chosen(serve.proxy) == "python" else None,
+        }
 
     def step(self, now: datetime | None = None) -> Look:
         """Take one step, if one is due and no other process takes one; ``now`` is that of the database.

@@ -9,7 +9,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.messages import check
 from raymlops.config.schema import ProjectSpec
@@ -27,6 +27,7 @@ from raymlops.errors import (
 from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registration.register import written_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
+from raymlops.lifecycle.registration.served_answers import compare_served
 from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.project import Project
 from raymlops.registry.lineage import GATE
@@ -57,11 +58,11 @@ def gate(
     """Run the gate on a version; a version that passes gets the alias ``challenger``.
 
     The version must answer requests: its example rows and rows of its validation split take the path of a request
-    through its own code. Thresholds and margin are those of ``source``, with ``own_rules`` those of the configuration
-    in the version's bundle. The champion, if any, predicts the same test rows with its own code; if it cannot, nothing
-    shows that the version is not worse, and the gate rejects it. The decision is recorded in the state first, with its
-    audit event, then as a tag of the version. After a kill in between, the same call completes it. A rejected version
-    loses the alias ``challenger``.
+    through its own code, and its answers to test rows must follow their labels where its metric does. Thresholds and
+    margin are those of ``source``, with ``own_rules`` those of the configuration in the version's bundle. The champion,
+    if any, predicts the same test rows with its own code; if it cannot, nothing shows that the version is not worse,
+    and the gate rejects it. The decision is recorded in the state first, with its audit event, then as a tag of the
+    version. After a kill in between, the same call completes it. A rejected version loses the alias ``challenger``.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
     version that was registered from another state, ``adopt`` names the full digest: it is recorded here together with
@@ -101,7 +102,9 @@ def gate(
             current = None
         prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
-        answers = _answers(candidate, rows, section=project.spec.train)
+        mode = rules.mode or project.spec.train.mode
+        test = prepared.splits["test"] if prepared is not None and rules.compare_answers else None
+        served, notes = _served(candidate, rows, test, metric=metric, mode=mode, section=project.spec.train)
         blocks: list[dict[str, Any]] = []
         champion = None
         if current is not None and prepared is not None:
@@ -114,18 +117,18 @@ def gate(
             rules,
             metrics=metrics,
             metric=metric,
-            mode=rules.mode or project.spec.train.mode,
+            mode=mode,
             candidate_blocks=blocks,
             candidate_finalize=recipe.finalize,
             champion=champion,
-            answers=answers,
+            served=served,
         )
-        decision = replace(decision, notes=(*decision.notes, *([note] if note else [])))
+        decision = replace(decision, notes=(*decision.notes, *notes, *([note] if note else [])))
         _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(
             f"{ref.name} version {ref.version} is no challenger: {decision.reason}",
-            hint=_way_on(ref, champion, answers=answers),
+            hint=_way_on(ref, champion, served=served),
         )
     return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
 
@@ -179,13 +182,31 @@ def _tested_split(candidate: LoadedModel, prepared: Prepared, ref: ModelVersionR
     return prepared.splits["test"]
 
 
-def _answers(candidate: LoadedModel, rows: list[dict[str, Any]], *, section: TrainSection) -> GateCheck:
-    """Return whether the candidate answers requests, on the device that it was trained on if this process has one."""
+def _served(
+    candidate: LoadedModel,
+    rows: list[dict[str, Any]],
+    test: SplitData | None,
+    *,
+    metric: str,
+    mode: Literal["min", "max"],
+    section: TrainSection,
+) -> tuple[list[GateCheck], list[str]]:
+    """Return the checks of what callers get, and notes: does the candidate answer requests, and what is measured?
+
+    They run on the device that it was trained on, if this process has one.
+    """
     from raymlops.training.inprocess import local_device, on_device
 
     device = local_device(section)
     with on_device(candidate.model, device):
-        return answers_requests(replace(candidate, device=device), rows, batch_size=section.eval_rows)
+        there = replace(candidate, device=device)
+        checks = [answers_requests(there, rows, batch_size=section.eval_rows)]
+        if test is None or not checks[0].passed:
+            return checks, []
+        found = compare_served(there, test, metric=metric, mode=mode, batch_size=section.eval_rows)
+    if isinstance(found, str):
+        return checks, [f"Its answers were not compared with labels: {found}"]
+    return [*checks, found], []
 
 
 def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: int) -> list[dict[str, Any]]:
@@ -269,8 +290,8 @@ def _record(
         registry.delete_alias(ref.name, CHALLENGER)
 
 
-def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, answers: GateCheck) -> str | None:
-    if not answers.passed:
+def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, served: Sequence[GateCheck]) -> str | None:
+    if not all(check.passed for check in served):
         return (
             "Repair encode(), predict() or decode(); then this makes another version of the same weights:\n"
             f"  raymlops models register {ref.run_id} --repaired"

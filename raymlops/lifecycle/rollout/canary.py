@@ -31,6 +31,8 @@ class TrafficRecord(DeploymentRecord):
     """Share of the requests that are copied to it, 0 to 1."""
     rollout_id: str | None = None
     """Of the rollout that was started or ended; None for a fixed share."""
+    outlook: tuple[str, ...] = ()
+    """What a rollout that was started can show with the traffic of the last hour, in sentences."""
 
 
 @dataclass(frozen=True)

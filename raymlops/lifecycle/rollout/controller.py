@@ -23,7 +23,7 @@ from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import PROMOTED, ROUTE, Request, bring
 from raymlops.lifecycle.rollout.evidence import gathered, windows_of, with_sources
 from raymlops.lifecycle.rollout.loss_reader import LossReader, LossReport, in_thread
-from raymlops.lifecycle.rollout.policy import after, baked_at, decide
+from raymlops.lifecycle.rollout.policy import after, baked_at, decide, judges_quality
 from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
@@ -208,6 +208,8 @@ class Controller:
         log = self._serve(rollout.name).log
         if not log.enabled:
             return LossReport(off="the prediction log is off; set serve.log.enabled")
+        if not judges_quality(rollout):
+            return LossReport(off="serve.rollout.quality_margin is null")
         windows, needed = windows_of(rollout), baked_at(rollout)
         report = self._losses.report(rollout.name, rollout.id, windows, now=now, needed=needed, flush_s=log.flush_s)
         self._attempt(f"{rollout.name} (losses)", report.check)

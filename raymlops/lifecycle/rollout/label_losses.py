@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_LABEL_BYTES = 32 * 2**20
 """Of labels held at a time, about half a million with ids of 36 characters; they are sorted in five times that."""
+EXPECTED_FOR = timedelta(days=7)
+"""Labels that arrived so long before a rollout announce those of its answers."""
 ANSWER_S = 120.0
 """For thousands of answers, the start of a process and its imports."""
 
@@ -88,6 +91,7 @@ class LabelLosses:
         """
         from raymlops.predictions.labelled import load_labels
         from raymlops.predictions.partition import Faults
+        from raymlops.predictions.paths import label_days
         from raymlops.predictions.read import Reading
         from raymlops.storage.store import Store
 
@@ -101,11 +105,12 @@ class LabelLosses:
         if rule.kind == "none":
             return LogLosses({window: {None: Losses(note=rule.reason)} for window in windows})
         root = root_of(champion.bundle.uri)  # its replicas write what every version beside it answers
-        since = min(window.since for window in windows)
-        labels = load_labels(Store(root), name, Faults(), since=since, max_bytes=self.max_label_bytes)
+        store, since = Store(root), min(window.since for window in windows)
+        if label_days(store, name, since=since - EXPECTED_FOR):
+            labelled()
+        labels = load_labels(store, name, Faults(), since=since, max_bytes=self.max_label_bytes)
         if not len(labels.hashes):
             return LogLosses({window: {} for window in windows})
-        labelled()
         found: dict[Window, Mapping[int | None, Losses]] = {}
         for window in windows:
             counted = Counted(rule, partial(self._ask, champion.bundle))

@@ -1,25 +1,26 @@
-"""Hourly maintenance of the prediction log of live models: small files merged, old hours removed.
+"""Hourly maintenance of prediction logs: small files merged, old hours removed.
 
-Owns which models, and how many hours are kept. Runs in a thread of its own, since it may take minutes.
+Owns which models and how far it looks back. The data counts, not whether the model is live: rows of one that was
+removed are merged and removed like others, with the settings it had last. Runs in a thread of its own, since it may
+take minutes.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
-from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.serving.control.render import settings_of
-from raymlops.state.lease import lease
-from raymlops.storage.filesystem import root_of
+from raymlops.lifecycle.prediction_log import changing, remove_old, stored_logs
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from raymlops.state.store import Deployment, State
+    from raymlops.lifecycle.prediction_log import StoredLog
+    from raymlops.state.store import State
 
 LOOK_BACK = timedelta(days=2)
 """Older hours were merged by earlier calls, or by the first one of this process, which lists all of them: each listing
@@ -36,8 +37,10 @@ class LogMaintenance:
         self._state = state
         self._url = url
         self._thread: threading.Thread | None = None
-        self._seen: set[str] = set()
-        """Models whose older hours have been merged."""
+        self._seen: set[StoredLog] = set()
+        """Logs whose older hours have been merged, each in one storage."""
+        self._failures: dict[tuple[str, str], str] = {}
+        """The recorded failure of a model in a storage, so that it is not recorded each hour."""
 
     def __call__(self, now: datetime) -> None:
         """Start a run, unless the previous one is still running."""
@@ -46,34 +49,31 @@ class LogMaintenance:
             self._thread.start()
 
     def run(self, now: datetime) -> None:
-        """Maintain the log of every live model; record what fails for one, and continue with the others."""
-        for name in sorted({item.name for item in self._state.deployments()}):
-            try:
-                self._maintain(name, now)
-            except RefusedError as error:
-                _log.info("%s", error)  # another process compacts it
-            except Exception as error:
-                _log.warning("the log of %s", name, exc_info=error)
-                self._record_error(name, f"the log was not compacted: {type(error).__name__}: {error}")
+        """Maintain the log of every model; record what fails for one, and continue with the others."""
+        for log in stored_logs(self._state):
+            for uri in log.uris:
+                where = (log.name, uri)
+                try:
+                    self._maintain(replace(log, uris=(uri,)), now)
+                    self._failures.pop(where, None)
+                except RefusedError as error:
+                    _log.info("%s", error)  # another process changes its files
+                except Exception as error:
+                    _log.warning("the log of %s in %s", log.name, uri, exc_info=error)
+                    why = f"the log was not maintained: {type(error).__name__}: {error}"
+                    if self._failures.get(where) != why:
+                        self._record_error(log.name, why)
+                    self._failures[where] = why
 
-    def _maintain(self, name: str, now: datetime) -> None:
-        from raymlops.predictions.compact import compact, retain
+    def _maintain(self, log: StoredLog, now: datetime) -> None:
+        from raymlops.predictions.compact import compact
 
-        items = self._state.deployments(name)
-        if not items:
-            return
-        newest: Deployment = champion_of(items) or items[-1]
-        uri, days = root_of(newest.bundle.uri), settings_of(newest).log.retention_days
-        with lease(self._url, f"predictions-{name}", purpose="hourly compaction"):
-            compact(uri, name, now=now, since=now - LOOK_BACK if name in self._seen else None)
-            self._seen.add(name)
-            if days is None:
-                return
-            removed = retain(uri, name, before=now - timedelta(days=days)).removed
-        if removed:
-            self._state.record(
-                action="predictions.retain", subject=name, why=f"{len(removed)} hours over {days:g} days"
-            )
+        (uri,) = log.uris
+        with changing(self._url, log.name, purpose="hourly compaction"):
+            compact(uri, log.name, now=now, since=now - LOOK_BACK if log in self._seen else None)
+            self._seen.add(log)
+            if log.retention_days is not None:
+                remove_old(self._state, log, before=now - timedelta(days=log.retention_days))
 
     def _record_error(self, name: str, why: str) -> None:
         try:

@@ -58,7 +58,9 @@ class ReadLosses(Protocol):
     """Reads how wrong the labelled answers of versions were."""
 
     def __call__(self, name: str, windows: Sequence[Window], *, labelled: Callable[[], None]) -> LogLosses:
-        """Return those of every version in each window. ``labelled`` is called once it is known that there are labels.
+        """Return those of every version in each window.
+
+        ``labelled`` is called once it is known that labels arrive, or did in the days before.
 
         Raises:
             Exception: they cannot be read now.
@@ -71,7 +73,7 @@ class LossReport(Record):
 
     losses: LossesIn = field(default_factory=dict)
     labelled: bool = False
-    """Whether there are labels, as far as is known."""
+    """Whether labels arrive for this model, as far as is known."""
     covers: datetime | None = None
     """All that was answered before this is in them; None: nothing was read yet."""
     tried: datetime | None = None

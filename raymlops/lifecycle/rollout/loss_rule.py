@@ -5,9 +5,9 @@ it. Both have the same outputs, since other versions cannot be canaries (``compa
 ``answer_loss``, or the champion's own ``loss_of``: the recipe's code, which runs apart from the process that holds the
 state's credentials.
 
-A request's loss is the mean over its labelled rows. If a client repeated a request id in the same step, the first
-answer counts, whichever version gave it. Copies, pinned requests and those that the champion answered for a canary do
-not count: they were not assigned at random.
+A request's loss is the mean over its labelled rows, and its weight that of the log's sample. If a client repeated a
+request id in the same step, the first answer counts, whichever version gave it. Copies, pinned requests and those that
+the champion answered for a canary do not count: they were not assigned at random.
 
 Owns both. ``label_losses`` reads the labelled rows.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment
 
 ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
-COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "output")
+COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "weight", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
 
 
@@ -73,6 +73,7 @@ def unasked(champion: Deployment) -> str | None:
 class _Request:
     version: int
     arrived: Any
+    weight: float
     total: float = 0.0
     rows: int = 0
     clipped: int = 0
@@ -100,7 +101,9 @@ class Counted:
                 continue
             known = self._requests.get(row["request_id"])
             if known is None or (known.version != row["model_version"] and row["ts"] < known.arrived):
-                known = self._requests[row["request_id"]] = _Request(row["model_version"], row["ts"])
+                known = self._requests[row["request_id"]] = _Request(
+                    row["model_version"], row["ts"], row.get("weight") or 1.0
+                )
             if known.version == row["model_version"]:
                 known.total += 1.0 if math.isnan(loss) else loss
                 known.rows += 1
@@ -122,6 +125,7 @@ class Counted:
         return {
             version: Losses.of(
                 (request.total / request.rows for request in requests),
+                weights=(request.weight for request in requests),
                 clipped=sum(2 * request.clipped > request.rows for request in requests),
                 note=self._note,
             )

@@ -4,14 +4,17 @@ Owns the order and the times of steps. What the evidence shows is decided by ``s
 and writing the record happen elsewhere.
 
 A step lasts at least ``bake_s``. It passes when errors, slow answers and, with labels, losses are significantly within
-their margins. It aborts as soon as one of them is significantly worse than the champion's, and after ``max_wait_s``
-without a verdict, which is how a rollout without traffic ends. Too few labels hold a step no longer than that: a
-rollout without any labels would have continued too, and labels that arrive later still count.
+their margins. It aborts as soon as one of them is significantly worse than the champion's. A step without a verdict
+after ``max_wait_s``, such as one with little traffic or with labels that arrive hours later, is held: the canary keeps
+its share until there is a verdict, however late. With ``on_no_verdict: abort`` it ends there.
+
+Quality belongs to the verdict where labels arrive for the model, or did in the days before: a step without labelled
+requests of its own does not pass then, or every worse version would be promoted before the first label arrives.
 
 Losses are read in the background and may be older than the decision. Harm is judged by what is known. Passing requires
 losses that cover every request of the bake, or a log that can have none: switched off, or unreadable without any label
-seen so far. A log that is still being read, or unreadable with labels in it, holds the step up to ``max_wait_s``, and
-for at least five minutes.
+seen so far. A log that is still being read, or unreadable with labels in it, is waited for as a verdict is, and for at
+least five minutes.
 
 **The last step.** With all of the traffic on the new version there is nothing left to compare it with. So reaching 100
 percent is the promotion, decided on the steps before: ``10, 50, 100`` bakes at 10 and at 50 percent and then flips the
@@ -39,7 +42,16 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.rollout.significance import Finding
     from raymlops.state.rollouts import Rollout
 
-__all__ = ["RolloutDecision", "StepEvidence", "after", "baked_at", "decide", "evidence_of", "next_weight"]
+__all__ = [
+    "RolloutDecision",
+    "StepEvidence",
+    "after",
+    "baked_at",
+    "decide",
+    "evidence_of",
+    "judges_quality",
+    "next_weight",
+]
 
 LOG_WAIT_S = 300.0
 """Minimum wait after the bake for a log that is being read, however short ``max_wait_s`` is."""
@@ -71,7 +83,7 @@ def decide(
     settings = _settings(rollout)
     steps = [*evidence[: rollout.step + 1]]
     steps += [StepEvidence(weight) for weight in rollout.steps[len(steps) : rollout.step + 1]]
-    findings = find(steps, settings)
+    findings = find(steps, settings, labelled=losses is not None and losses.labelled)
     seconds = max(0.0, (now - rollout.step_started_at).total_seconds())
     numbers: dict[str, Any] = {
         "step": rollout.step,
@@ -100,6 +112,11 @@ def decide(
 def baked_at(rollout: Rollout) -> datetime:
     """Return the earliest time at which the current step may pass."""
     return rollout.step_started_at + timedelta(seconds=_settings(rollout).bake_s)
+
+
+def judges_quality(rollout: Rollout) -> bool:
+    """Return whether answers are compared with labels, if any arrive."""
+    return _settings(rollout).quality_margin is not None
 
 
 def next_weight(rollout: Rollout) -> float | None:
@@ -160,19 +177,13 @@ def _verdict(
         return "abort", "; ".join(harmful)
     if seconds < settings.bake_s:
         return "wait", f"{seconds:,.0f} of {settings.bake_s:,.0f} s"
-    lacking = [finding for finding in findings if not finding.passed]
-    over = seconds >= max(settings.bake_s, settings.max_wait_s)
-    if over and any(finding.question != "quality" for finding in lacking):
-        return "abort", f"no verdict after {seconds:,.0f} s: {'; '.join(finding.lack for finding in lacking)}"
-    waits = log.waits and seconds < max(settings.max_wait_s, settings.bake_s + LOG_WAIT_S)
-    if waits or (lacking and not over):
-        lacks = [*(finding.lack for finding in lacking), *([log.lack] if log.waits else [])]
-        return "wait", f"no verdict after {seconds:,.0f} s: {'; '.join(lacks)}"
-    known = "; ".join(finding.bounds for finding in findings if finding.passed)
-    reason = f"passed after {seconds:,.0f} s: {known}"
-    if lacking:
-        reason += f"; without a verdict on quality: {lacking[0].lack}"
-    return ("promote" if next_weight(rollout) is None else "advance"), reason
+    if lacks := [*(finding.lack for finding in findings if not finding.passed), *([log.lack] if log.waits else [])]:
+        reason = f"no verdict after {seconds:,.0f} s: {'; '.join(lacks)}"
+        if seconds < max(settings.max_wait_s, settings.bake_s + (LOG_WAIT_S if log.waits else 0.0)):
+            return "wait", reason
+        return ("wait", f"held: {reason}") if settings.on_no_verdict == "hold" else ("abort", reason)
+    known = "; ".join(finding.bounds for finding in findings)
+    return ("promote" if next_weight(rollout) is None else "advance"), f"passed after {seconds:,.0f} s: {known}"
 
 
 def _settings(rollout: Rollout) -> RolloutSection:

@@ -164,11 +164,12 @@ class Finding(Record):
         return {**asdict(self), "harmful": self.harmful, "passed": self.passed}
 
 
-def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Finding]:
+def find(steps: Sequence[StepEvidence], settings: RolloutSection, *, labelled: bool = False) -> list[Finding]:
     """Return the findings of a rollout's steps so far, of which the last one is the current one.
 
-    Quality is judged once both versions have labelled requests at any step: evidence of harm is kept when a step
-    begins, and passing requires labels of the current one. Losses that are clipped at 1 do not say how wrong an
+    Quality is judged once both versions have labelled requests at any step, or before that where the model is
+    ``labelled`` and nothing keeps its labels from being compared: evidence of harm is kept when a step begins, and
+    passing requires labels of the current one. Losses that are clipped at 1 do not say how wrong an
     answer was: if most are, there is no verdict, unless they are the canary's alone, which can only be harm. A late
     answer of the canary is a slow one: the champion's that take as long are slow too.
     """
@@ -178,7 +179,8 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection) -> list[Findin
         _finding("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
         _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
     ]
-    if any(step.canary_losses.count and step.champion_losses.count for step in steps):
+    counted = any(step.canary_losses.count and step.champion_losses.count for step in steps)
+    if settings.quality_margin is not None and (counted or (labelled and not note_on_quality(steps))):
         means = [_means(step) for step in steps]
         quality = _finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin)
         champion = sum((step.champion_losses for step in steps), Losses())

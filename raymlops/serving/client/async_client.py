@@ -77,7 +77,9 @@ class AsyncClient(BaseClient[httpx.AsyncBaseTransport, Awaitable[None]]):
         await self.close()
 
     def _connect(self, transport: httpx.AsyncBaseTransport | None) -> None:
-        self._http = httpx.AsyncClient(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
+        self._http = httpx.AsyncClient(
+            headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False, verify=self._verify
+        )
 
     async def _call(self, call: Call[T], timeout_s: float | None) -> T:
         budget = self._budget(timeout_s)

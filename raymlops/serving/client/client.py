@@ -10,6 +10,7 @@ import numbers
 import os
 import random
 import re
+import ssl
 import time
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -31,6 +32,7 @@ __all__ = ["Answer", "Client"]
 
 KEY = "RAYMLOPS_API_KEY"
 URL = "RAYMLOPS_URL"
+CA_FILE = "RAYMLOPS_CA_FILE"
 DEFAULT_URL = "http://127.0.0.1:8000"
 LONGEST_S = 1_000_000
 """11 days: sockets reject numbers that are too large."""
@@ -53,6 +55,7 @@ class BaseClient(Generic[Transport, Pause]):
         timeout_s: float = 30.0,
         retries: int | None = None,
         attempt_timeout_s: float | None = None,
+        ca_file: str | None = None,
         transport: Transport | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Pause] | None = None,
@@ -79,6 +82,7 @@ class BaseClient(Generic[Transport, Pause]):
         if key:
             # httpx shows this header's value in no repr and no log.
             self._headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
+        self._verify = _authorities(ca_file or os.environ.get(CA_FILE))
         self._connect(transport)
 
     @property
@@ -127,11 +131,12 @@ class Client(BaseClient[httpx.BaseTransport, None]):
     hangs: by default after a third of ``timeout_s`` and at least a second. A model that itself takes longer than that
     needs a longer one.
 
-    ``transport`` is httpx's: proxies, certificates, or a fake in a test. Proxy variables of the environment are not
-    used.
+    ``ca_file``, else ``RAYMLOPS_CA_FILE``, has the certificates (PEM) by which that of ``https://`` is checked instead
+    of the public authorities. ``transport`` is httpx's: proxies, client certificates, or a fake in a test. Proxy
+    variables of the environment are not used.
 
     Raises:
-        UsageError: the URL holds a credential, or a number is out of range.
+        UsageError: the URL holds a credential, a number is out of range, or ``ca_file`` has no certificate.
     """
 
     def predict(
@@ -210,7 +215,9 @@ class Client(BaseClient[httpx.BaseTransport, None]):
         self.close()
 
     def _connect(self, transport: httpx.BaseTransport | None) -> None:
-        self._http = httpx.Client(headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False)
+        self._http = httpx.Client(
+            headers=self._headers, transport=transport, limits=CONNECTIONS, trust_env=False, verify=self._verify
+        )
 
     def _call(self, call: Call[T], timeout_s: float | None) -> T:
         budget = self._budget(timeout_s)
@@ -237,6 +244,17 @@ class Client(BaseClient[httpx.BaseTransport, None]):
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
             return failure_of(error, self._http)
         return reply_of(response, b"".join(parts))
+
+
+def _authorities(ca_file: str | None) -> ssl.SSLContext | bool:
+    if not ca_file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(
+            f"{ca_file} has no certificates: {error.strerror or error}", hint="Give a PEM file."
+        ) from error
 
 
 def checked_seconds(what: str, value: Any) -> float:

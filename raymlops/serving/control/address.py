@@ -6,19 +6,22 @@ key by default depends on who can reach it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
+from raymlops.errors import UsageError
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
 
 if TYPE_CHECKING:
+    from raymlops.config.serve import ServeSection
     from raymlops.serving.control.details import Details
 
 EVERYWHERE = "[::]"
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,17 @@ class Listening:
     grpc_host: str | None = None
     """None without gRPC."""
     grpc_port: int | None = None
+    tls: bool = False
+    """Whether HTTP and gRPC need TLS."""
+    node_ip: str | None = None
+    """A node on which it listens, where that is another machine than this one."""
 
     @property
     def base_url(self) -> str:
         """Return the URL of the proxy."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 - an address to reach, not to bind
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        everywhere = self.host in _WILDCARDS
+        host = self.node_ip if everywhere and self.node_ip is not None else reached_at(self.host)
+        return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def reach(self) -> str:
@@ -54,27 +62,62 @@ class Listening:
         return None
 
 
-def is_local(dashboard_url: str) -> bool:
-    """Return whether a dashboard has a loopback address."""
-    return is_loopback(urlsplit(dashboard_url).hostname or "")
-
-
 def listening(details: Details, *, local: bool) -> Listening | None:
-    """Return where a running Serve listens; None if it does not run.
+    """Return where a running Serve listens; None if it does not run. ``local`` says whether that is this machine.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
-    patch. On this machine the sockets show it. For another machine all interfaces are assumed.
+    patch. On this machine the sockets show it. For another machine all interfaces are assumed. Nor does Serve know
+    whether HAProxy needs TLS: on this machine it is asked, on another one only the Python proxy's is known.
     """
     options = details.get("http_options")
     if not options:
         return None
+    host, port = options["host"], options["port"]
+    tls = bool(options.get("ssl_certfile")) or (local and _asked_for_tls(host, port))
+    nodes = (
+        [] if local else [proxy["node_ip"] for proxy in (details.get("proxies") or {}).values() if "node_ip" in proxy]
+    )
+    found = Listening(host, port, tls=tls, node_ip=min(nodes, default=None))
     grpc = details.get("grpc_options") or {}
     if not grpc.get("grpc_servicer_functions"):
-        return Listening(options["host"], options["port"])
-    port = grpc["port"]
-    if not is_loopback(options["host"]):
-        return Listening(options["host"], options["port"], options["host"], port)
-    return Listening(options["host"], options["port"], _bound(port) if local else EVERYWHERE, port)
+        return found
+    grpc_port = grpc["port"]
+    if not is_loopback(host):
+        return replace(found, grpc_host=host, grpc_port=grpc_port)
+    return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
+
+
+def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> list[str]:
+    """Return how a running Serve was started, where a section requests something else: only a restart changes it.
+
+    Raises:
+        UsageError: the section has a certificate, and this machine's Serve answers without TLS.
+    """
+    listens = listening(details, local=local)
+    if listens is None:
+        return []
+    if serve.tls is not None and local and not listens.tls:
+        raise UsageError(
+            f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS",
+            hint="Start the cluster with it: raymlops up --tls-cert FILE --tls-key FILE.",
+        )
+    wanted = "EveryNode" if serve.proxy_location == "every_node" else "HeadOnly"
+    location = details.get("proxy_location") or wanted
+    if wanted == "EveryNode" and location != wanted:
+        return ["serve.proxy_location is every_node, and Serve was started with a proxy on the head only"]
+    return []
+
+
+def reached_at(host: str) -> str:
+    """Return the address at which this machine reaches what listens on ``host``."""
+    return "127.0.0.1" if host in _WILDCARDS else host
+
+
+def _asked_for_tls(host: str, port: int) -> bool:
+    try:
+        return speaks_tls(reached_at(host), port)
+    except OSError:
+        return False
 
 
 def keyless(details: Details) -> list[str]:

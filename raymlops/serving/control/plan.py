@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.ports import free_port
 from raymlops.errors import PortTakenError, UsageError
-from raymlops.serving.control.address import Listening, is_local, listening, open_to_others
+from raymlops.serving.control.address import Listening, listening, open_to_others
 from raymlops.serving.control.ownership import divide, model_of, stamped
 from raymlops.serving.control.render import render, settings_of
 from raymlops.serving.names import INDEX_APP, app_name, route_of
@@ -40,6 +40,10 @@ class Api(Protocol):
     @property
     def dashboard_url(self) -> str:
         """Return the URL of the Ray dashboard."""
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the cluster runs on this machine."""
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details."""
@@ -127,6 +131,8 @@ def plan_of(
     host: str,
     port: int,
     grpc_port: int | None,
+    everywhere: bool = False,
+    tls: tuple[str, str] | None = None,
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
@@ -135,7 +141,7 @@ def plan_of(
         ClusterError: the dashboard does not answer.
         PortTakenError: Serve does not run yet and another process listens on its port.
     """
-    local = is_local(api.dashboard_url)
+    local = api.is_local
     details = api.get()
     listens = listening(details, local=local)
     if listens is None:
@@ -153,6 +159,8 @@ def plan_of(
         grpc_port=grpc_port,
         reach=listens.reach,
         index=division.index_fits,
+        everywhere=everywhere,
+        tls=tls,
     )
     wanted = {config["name"]: config for config in target["applications"]}
     notes = _notes(desired, division, listens, blocked=blocked)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.serve import ServeSection, grpc_options, is_loopback
+from raymlops.config.serve import ServeSection, grpc_options, is_loopback, tls_options
 from raymlops.serving.auth import access_of
 from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
@@ -33,7 +33,7 @@ MARGIN_S = 5.0
 
 _LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_batch_elements", "max_waiting_rows")
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
-_LOG = ("enabled", "flush_s", "max_pending_rows", "redact")
+_LOG = ("enabled", "flush_s", "max_pending_rows", "redact", "sample")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 
@@ -50,11 +50,14 @@ def render(
     grpc_port: int | None = None,
     reach: str | None = None,
     index: bool = True,
+    everywhere: bool = False,
+    tls: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the Serve config of the desired state, without the applications of others.
 
     ``reach``, the host at which callers reach Serve, decides whether they need an API key by default; it defaults to
-    ``host``. Without deployments there is no ``index`` either.
+    ``host``. Without deployments there is no ``index`` either. What says where and how Serve listens applies only if it
+    does not run yet: ``everywhere`` starts a proxy on each node with a replica, ``tls`` is for the Python proxy.
     """
     ordered = sorted(desired.deployments, key=lambda item: (item.name, item.version))
     reach = host if reach is None else reach
@@ -65,8 +68,8 @@ def render(
     # Applies only if this config starts Serve, and to all of its applications: no request may wait there forever.
     deadline = {} if longest is None else {"request_timeout_s": longest + MARGIN_S}
     config: dict[str, Any] = {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": host, "port": port, **deadline},
+        "proxy_location": "EveryNode" if everywhere else "HeadOnly",
+        "http_options": {"host": host, "port": port, **deadline, **(tls_options(*tls) if tls else {})},
         "applications": ours,
     }
     if grpc_port is not None:

@@ -11,10 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import httpx
 
+from raymlops.cluster.autoscaler import may_grow
+from raymlops.cluster.processes import session_runs_here
 from raymlops.cluster.resource_usage import group
+from raymlops.config.serve import is_loopback
 from raymlops.errors import ClusterError, DeployError
 from raymlops.serving.control.details import last_lines
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 _PATH = "/api/serve/applications/"
 _CLUSTER = "/cluster_id"
 _STATUS = "/api/cluster_status"
+_VERSION = "/api/version"
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,11 @@ class Room:
     """The nodes and actors of a cluster: rows of Ray's state API."""
 
     nodes: list[dict[str, Any]]
-    """``node_id`` and ``resources_total``."""
+    """``node_id``, ``node_ip`` and ``resources_total``."""
     actors: list[dict[str, Any]]
     """``name``, ``node_id`` and ``required_resources``."""
-    grows: bool
-    """Whether an autoscaler may add nodes; also True if that is unknown."""
+    grows: bool | None
+    """Whether an autoscaler may add nodes; None if that is unknown."""
 
 
 class ServeApi:
@@ -59,6 +64,7 @@ class ServeApi:
         self._token = token
         self._transport = transport
         self._deaths: dict[str, str] = {}
+        self._is_local: bool | None = None
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details: ``http_options``, ``proxies``, ``applications`` by name with status and config.
@@ -75,6 +81,28 @@ class ServeApi:
                     with suppress(ClusterError):
                         deployment["message"] += "".join(f"\n{self._death(actor)}" for actor in dead[-1:] if actor)
         return details
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the cluster runs on this machine, so that its proxies and ports can be looked at.
+
+        A dashboard on loopback may be forwarded from elsewhere: then no process here is of its session.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        if self._is_local is None:
+            loopback = is_loopback(urlsplit(self.dashboard_url).hostname or "")
+            self._is_local = loopback and session_runs_here(self._call("GET", _VERSION).json().get("session_name"))
+        return self._is_local
+
+    def actor_classes(self) -> dict[str, str]:
+        """Return the class of each actor that is alive, by its id.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        return {row["actor_id"]: row["class_name"] for row in self._list("actors")}
 
     def put(self, config: dict[str, Any]) -> None:
         """Replace Serve's config. Declared applications that it lacks are deleted.
@@ -101,7 +129,7 @@ class ServeApi:
             ClusterError: the dashboard does not answer, or refuses us.
         """
         nodes, actors = self._list("nodes"), self._list("actors")
-        return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json(), nodes))
+        return Room(nodes, actors, grows=_grows(self._call("GET", _STATUS).json()))
 
     def holders(self) -> list[Holder]:
         """Return who holds CPUs or GPUs, the largest share first.
@@ -162,18 +190,11 @@ class ServeApi:
         return response
 
 
-def _grows(answer: Mapping[str, Any], nodes: list[dict[str, Any]]) -> bool:
-    """Return whether an autoscaler may add nodes.
-
-    Ray 2.60's monitor also reports without an autoscaler. It then names each node's type after the node's id, in a
-    spelling that the dashboard changes; an autoscaler names a type of its configuration.
-    """
+def _grows(answer: Mapping[str, Any]) -> bool | None:
     status = (answer.get("data") or {}).get("clusterStatus") or {}
-    active = (status.get("autoscalerReport") or {}).get("activeNodes") or {}
-    idle = (status.get("autoscalerReport") or {}).get("idleNodes") or {}
-    own = {f"node{node['node_id']}" for node in nodes}
-    types = {name.lower().replace("_", "") for name in (*active, *idle)}
-    return not types or not types <= own
+    report = status.get("autoscalerReport") or {}
+    types = [name for key in ("activeNodes", "idleNodes") for name in report.get(key) or ()]
+    return may_grow(types)
 
 
 def ray_token() -> str | None:

@@ -65,7 +65,6 @@ _RETRY_AFTER = {"retry-after": {"description": "whole seconds", "schema": {"type
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _CSV = {"text/csv": {"schema": {"type": "string"}}}
 _EXAMPLE_ID = "7f6f2c1e-0000-4000-8000-000000000000"
-_FEEDBACK = {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": 1}]}
 
 
 def openapi_document(
@@ -76,17 +75,19 @@ def openapi_document(
     example: Sequence[Mapping[str, Any]],
     answer: Sequence[Mapping[str, Any]],
     max_rows: int,
+    label_schema: Mapping[str, Any] | None = None,
+    label: Any = 1,
     key_required: bool = False,
 ) -> dict[str, Any]:
     """Return the OpenAPI document of one model version.
 
-    ``example`` are rows that the model accepts, ``answer`` its outputs for them.
+    ``example`` are rows that the model accepts, ``answer`` its outputs for them, ``label`` a label of one of these.
     """
     name, version = str(identity["name"]), str(identity["version"])
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
     rows, outputs = list(example), list(answer)
     answered = {"outputs": outputs, "model": name, "model_version": version, "request_id": _EXAMPLE_ID}
-    accepted = {"accepted": 1, "request_id": _EXAMPLE_ID}
+    accepted = {"accepted": 1, "unmatched": 0, "request_id": _EXAMPLE_ID}
     tensors = _json("InferenceRequest", _infer_example(signature, example))
     routes = (
         _post("/predict", "predict", "Predict rows", _json("Request", {"rows": rows}), _json("Response", answered)),
@@ -101,7 +102,7 @@ def openapi_document(
             "/feedback",
             "feedback",
             "Send true labels, by the request id of an answer",
-            _json("Feedback", _FEEDBACK),
+            _json("Feedback", {"labels": [{"request_id": _EXAMPLE_ID, "row": 0, "label": label}]}),
             _json("Accepted", accepted),
             status="202",
             refusals=("409",),
@@ -133,7 +134,7 @@ def openapi_document(
         "security": [{"bearer": []}, {"apiKey": []}, *([] if key_required else [{}])],
         "paths": dict(routes),
         "components": {
-            "schemas": schemas_of(signature, name=name, max_rows=max_rows),
+            "schemas": schemas_of(signature, name=name, max_rows=max_rows, label=label_schema),
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "an API key, `rk_...`"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},

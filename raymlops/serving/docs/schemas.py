@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 from raymlops.serving.protocols.tensors import accepted_types
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.arrays import Column
     from raymlops.signature import Signature
@@ -96,6 +96,10 @@ class Accepted(_Closed):
     """How many labels are stored."""
 
     accepted: PositiveInt
+    unmatched: int = Field(
+        ge=0,
+        description="of requests that this replica did not answer lately; they are matched when the log is read",
+    )
     request_id: str
 
 
@@ -135,8 +139,14 @@ def ref(name: str) -> dict[str, str]:
     return {"$ref": _REF.format(model=name)}
 
 
-def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, dict[str, Any]]:
-    """Return every schema of a model's document, by name."""
+def schemas_of(
+    signature: Signature, *, name: str, max_rows: int, label: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return every schema of a model's document, by name; ``label`` is that of its labels."""
+    fixed = _fixed_schemas()
+    if label is not None:
+        known = fixed["Label"]
+        fixed = {**fixed, "Label": {**known, "properties": {**known["properties"], "label": dict(label)}}}
     rows = {"type": "array", "minItems": 1, "maxItems": max_rows, "items": ref("Row")}
     outputs = {"type": "array", "items": ref("Output")}
     return {
@@ -149,7 +159,7 @@ def schemas_of(signature: Signature, *, name: str, max_rows: int) -> dict[str, d
         "Invocation": _invocation(signature, rows, max_rows=max_rows),
         "Predictions": _closed({"predictions": outputs}),
         "InferenceRequest": _inference_request(signature, max_rows=max_rows),
-        **_fixed_schemas(),
+        **fixed,
     }
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -25,8 +26,9 @@ from urllib.parse import quote
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BODY, JSON, refusal_reply, send_reply
+from raymlops.serving.asgi import BODY, JSON, make_reply, refusal_reply, send_reply
 from raymlops.serving.auth import KEY_HEADERS
+from raymlops.serving.names import GUARD
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
@@ -114,6 +116,9 @@ class ProxyMiddleware:
         bounds = self._known.of_path(scope["path"])
         if refusal is not None:
             await _refuse(refusal, scope, send)
+        elif scope["path"].endswith(GUARD):
+            body = json.dumps({"guard": {"max_header_bytes": self._header_bytes}}).encode()
+            await send_reply(make_reply(200, body, _request_id(scope)), send)
         elif bounds is None:
             await self._app(scope, receive, _learning(send, self._known))
         else:
@@ -315,6 +320,10 @@ def _serves_own(start: Message) -> Refusal | None:
     if start["status"] < 400 or any(name == b"content-type" and kind == JSON for name, kind in start["headers"]):
         return None
     return {503: BUSY, 408: LATE, 499: LATE}.get(start["status"])
+
+
+def _request_id(scope: Scope) -> str:
+    return request_id_of(next((value for name, value in scope["headers"] if name == b"x-request-id"), None))
 
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:

@@ -7,12 +7,20 @@ before it listens; nothing here is for any other process.
 from __future__ import annotations
 
 import asyncio
+import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from raymlops.serving.proxy.bodies import WAITING_BYTES
+from raymlops.serving.refusal import Refusal, grpc_code
+from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ALL_INTERFACES = "[::]:"
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2; those of TLS 1.3 are fixed."""
 AHEAD_BYTES = 1024 * 1024
 """How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
 MESSAGE_BYTES = 512
@@ -20,50 +28,135 @@ MESSAGE_BYTES = 512
 
 
 def patch_serve() -> None:
-    """Apply all patches, with the HTTP host from Serve's controller."""
-    bind_grpc_to(http_host)
+    """Apply all patches, with the HTTP options from Serve's controller."""
+    bind_grpc_as(http_options)
+    guard_grpc_calls()
+    restrict_ciphers()
     drop_slow_headers()
     bound_reading_ahead()
 
 
-def bind_grpc_to(host: Callable[[], str | None]) -> None:
-    """Bind gRPC to the host of HTTP.
+def bind_grpc_as(http: Callable[[], Any]) -> None:
+    """Bind gRPC to the host of HTTP, and require TLS with the same files if HTTP does.
 
-    Serve has an option for gRPC's port and none for its address: it binds all interfaces, also where HTTP is bound to
-    loopback, and requires no key by itself. The function that opens the port is looked up when it is called; if another
-    Ray opens it in another way, this has no effect, and ``raymlops status`` shows the address.
+    Serve has an option for gRPC's port and none for its address and its certificate: it binds all interfaces, also
+    where HTTP is bound to loopback, and requires no key by itself. Renewed files need a restart of Serve, as for HTTP.
+    The function that opens the port is looked up when it is called; if another Ray opens it in another way, this has no
+    effect, and ``raymlops status`` shows the address.
     """
     from ray.serve._private import default_impl
 
     original = default_impl.add_grpc_address
-    if getattr(original, "asks_for_the_host", False):
+    if getattr(original, "as_http", False):
         return
 
     def add_grpc_address(grpc_server: Any, server_address: str) -> None:
-        original(grpc_server, address_of(server_address, host))
+        options = http()
+        address = address_of(server_address, options.host)
+        if not (options.ssl_keyfile and options.ssl_certfile):
+            original(grpc_server, address)
+            return
+        import grpc
 
-    add_grpc_address.asks_for_the_host = True  # type: ignore[attr-defined]
+        pair = Path(options.ssl_keyfile).read_bytes(), Path(options.ssl_certfile).read_bytes()
+        grpc_server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+
+    add_grpc_address.as_http = True  # type: ignore[attr-defined]
     default_impl.add_grpc_address = add_grpc_address
 
 
-def address_of(requested: str, host: Callable[[], str | None]) -> str:
+def address_of(requested: str, named: str | None) -> str:
     """Return the address to bind instead of all interfaces; another one is kept."""
     if not requested.startswith(ALL_INTERFACES):
         return requested
-    named = host()
     if named in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - explicitly requested
         return requested
     return f"{f'[{named}]' if ':' in str(named) else named}:{requested.removeprefix(ALL_INTERFACES)}"
 
 
-def http_host() -> str | None:
-    """Return the HTTP host from Serve's controller, while the proxy starts, as a replica does in Ray 2.60."""
+def guard_grpc_calls(most: int = WAITING_BYTES) -> None:
+    """Limit the messages of all gRPC calls that a process handles to ``most`` bytes, and list no applications.
+
+    A message is at most as large as Serve's own bound (64 MB), far above that of most models, and kept while its call
+    waits for a replica: enough calls would fill any memory. Serve lists all applications without a key, also those
+    that require one.
+    """
+    from ray.serve._private.grpc_util import gRPCGenericServer
+
+    original = gRPCGenericServer.__init__
+    if getattr(original, "guards_calls", False):
+        return
+
+    def init(server: Any, factory: Callable[..., Any], **options: Any) -> None:
+        original(server, guarded_calls(factory, most), **options)
+
+    init.guards_calls = True  # type: ignore[attr-defined]
+    gRPCGenericServer.__init__ = init
+
+
+def guarded_calls(factory: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """Return a factory of a server's handlers, whose unary calls are guarded (see ``guard_grpc_calls``)."""
+    held = 0
+
+    def make(*, service_method: str, streaming_type: Any) -> Any:
+        handler = factory(service_method=service_method, streaming_type=streaming_type)
+        if streaming_type.value != "unary_unary":
+            return handler
+
+        async def call(request: Any, context: Any) -> Any:
+            nonlocal held
+            if service_method.endswith("/ListApplications"):
+                return _refused(Refusal(403, "forbidden", "applications are not listed"), context)
+            size = len(request) if isinstance(request, bytes) else 0
+            if held + size > most:
+                waiting = f"{held} bytes of messages are held already; try again"
+                return _refused(Refusal(503, "overloaded", waiting), context)
+            held += size
+            try:
+                return await handler(request, context)
+            finally:
+                held -= size
+
+        return call
+
+    return make
+
+
+def _refused(refusal: Refusal, context: Any) -> bytes:
+    from grpc import StatusCode
+
+    from raymlops.serving.protocols.grpc import details
+
+    code = grpc_code(refusal.status)
+    context.set_code(next(status for status in StatusCode if status.value[0] == code))
+    context.set_details(details(refusal, request_id_of(None)))
+    return b""
+
+
+def http_options() -> Any:
+    """Return Serve's HTTP options from its controller, while the proxy starts, as a replica does in Ray 2.60."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    host: str | None = ray.get(controller.get_http_config.remote(), timeout=30).host
-    return host
+    return ray.get(controller.get_http_config.remote(), timeout=30)
+
+
+def restrict_ciphers() -> None:
+    """Let uvicorn offer the ciphers that HAProxy does: its default is those that TLS 1.0 had, beside TLS 1.3."""
+    from uvicorn import config
+
+    original = config.create_ssl_context
+    if getattr(original, "restricts_ciphers", False):
+        return
+
+    def create_ssl_context(*arguments: Any, **options: Any) -> Any:
+        context = original(*arguments, **{**options, "ciphers": CIPHERS})
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    create_ssl_context.restricts_ciphers = True  # type: ignore[attr-defined]
+    config.create_ssl_context = create_ssl_context
 
 
 def drop_slow_headers() -> None:

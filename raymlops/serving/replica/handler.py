@@ -19,6 +19,7 @@ from raymlops.serving.auth import Guard, secret_of
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.base import Responder
 from raymlops.serving.refusal import Refusal
+from raymlops.serving.replica.answered import Answered
 from raymlops.serving.replica.batcher import Batcher
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import Shadows
@@ -103,6 +104,7 @@ class RequestHandler:
     parsing: ParsePool = field(default_factory=ParsePool)
 
     def __post_init__(self) -> None:
+        self.answered = Answered()
         self.batcher = self._batcher()
         self.guard = Guard(self.settings.access)
         self.shadows = Shadows(
@@ -179,6 +181,7 @@ class RequestHandler:
         exchange.rows, exchange.columns = parsed.rows, parsed.columns
         outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
+        self.answered.add(exchange)
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
         if signature.has_images:
             return await self.parsing.run(form.encode, outputs, parsed, responder, signature=signature)
@@ -208,7 +211,7 @@ class RequestHandler:
             Refusal: 401, 403 or 429.
         """
         caller = self.guard.admit(secret_of(exchange.headers), scope=scope)
-        exchange.key_id = caller.key_id
+        exchange.key_id, exchange.caller, exchange.labels_of = caller.key_id, caller.name, caller.labels_of
         return caller
 
     def expect(self, exchange: Exchange, caller: Caller) -> None:

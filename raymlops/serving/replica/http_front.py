@@ -18,6 +18,7 @@ answers 5xx for a client's mistake.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from raymlops.errors import StorageError
+from raymlops.predictions.label_type import LabelType
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
 from raymlops.serving.asgi import HTML, JSON, PRIVATE, make_reply, read_body, send_reply
@@ -44,12 +46,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
+    from raymlops.answer_loss import AnswerLoss
+    from raymlops.arrays import Column
     from raymlops.predictions.labels import Label
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Protocol as Form
     from raymlops.serving.replica.handler import RequestHandler
-    from raymlops.serving.replica.parse_pool import ParsePool
     from raymlops.serving.replica.warm_up import WarmUp
     from raymlops.serving.request import Exchange
 
@@ -57,34 +60,43 @@ if TYPE_CHECKING:
 class Labels(Protocol):
     """The storage of labels."""
 
-    def add(self, labels: Sequence[Label], *, key_id: str | None = None) -> Future[None]:
-        """Store labels; the future is done once they are durable."""
+    def add(self, labels: Sequence[Label], *, key_id: str | None = None, caller: str | None = None) -> Future[None]:
+        """Store labels of a caller's requests, or of anybody's; the future is done once they are durable."""
 
 
-async def store_labels(body: bytes, labels: Labels | None, exchange: Exchange, *, parsing: ParsePool) -> dict[str, Any]:
-    """Store the labels of a request and return its answer; they are parsed outside the event loop.
+async def store_labels(
+    body: bytes, labels: Labels | None, exchange: Exchange, *, handler: RequestHandler, kind: LabelType
+) -> dict[str, Any]:
+    """Store the labels of a request and return its answer; more than a few are parsed outside the event loop.
 
     Raises:
-        Refusal: they are invalid, or this endpoint stores none.
+        InvalidRowsError: they are not of the model's ``kind``, or of another caller's requests.
+        Refusal: they cannot be read, or this endpoint stores none.
     """
     exchange.body_bytes = len(body)
+    small = len(body) <= SMALL_LABELS_BYTES
+    found = _parsed(body, kind) if small else await handler.parsing.run(_parsed, body, kind)
+    if labels is None:
+        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
+    unmatched = handler.answered.check(found, caller=exchange.labels_of)
+    exchange.rows = len(found)
+    store = functools.partial(labels.add, found, key_id=exchange.key_id, caller=exchange.labels_of)
     try:
-        exchange.rows, kept = await parsing.run(_parse_and_store, body, labels, exchange.key_id)
-        await asyncio.wrap_future(kept)
+        await asyncio.wrap_future(store() if small else await handler.parsing.run(store))
     except StorageError as error:
         raise Refusal(
             503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
         ) from error
-    return {"accepted": exchange.rows, "request_id": exchange.request_id}
+    return {"accepted": exchange.rows, "unmatched": unmatched, "request_id": exchange.request_id}
 
 
-def _parse_and_store(body: bytes, labels: Labels | None, key_id: str | None) -> tuple[int, Future[None]]:
-    found = parse_feedback(read_json(body, expected='{"labels": [{...}]}', max_values=MAX_LABEL_VALUES))
-    if labels is None:
-        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
-    return len(found), labels.add(found, key_id=key_id)
+def _parsed(body: bytes, kind: LabelType) -> list[Label]:
+    data = read_json(body, expected='{"labels": [{...}]}', max_values=MAX_LABEL_VALUES)
+    return parse_feedback(data, kind=kind)
 
 
+SMALL_LABELS_BYTES = 4_000
+"""A body of labels this small is parsed faster than it is handed to a thread."""
 MAX_LABEL_VALUES = 500_000
 """Values in one body of labels, of which each may be a list: more would hold up all other requests (see
 ``json_body``)."""
@@ -101,6 +113,7 @@ class Front:
     def __init__(self, handler: RequestHandler, *, labels: Labels | None = None) -> None:
         self.handler = handler
         self.labels = labels
+        self.label_type = LabelType()
         self.ages = Ages()
         self.ready = False
         identity = handler.identity
@@ -145,6 +158,13 @@ class Front:
         rows = native.output_rows(outputs, model.signature)
         self._example_answer = orjson.loads(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY))
         self.ready = True
+
+    def expect_labels(self, loss: AnswerLoss | None, column: Column | None) -> None:
+        """Accept labels of the recipe's ``label_type``, or else those that the example's answer can be compared with.
+
+        Call after ``warm_up``.
+        """
+        self.label_type = LabelType(column, loss, self.handler.model.signature.outputs, self._example_answer[0])
 
     @property
     def stuck(self) -> bool:
@@ -220,7 +240,7 @@ class Front:
             refuse_late(late)
             self._admit(scope, exchange, right="feedback")
             body = await read_body(scope, receive, exchange.headers, limit=limit)
-            return 202, _json(await store_labels(body, self.labels, exchange, parsing=handler.parsing))
+            return 202, _json(await store_labels(body, self.labels, exchange, handler=handler, kind=self.label_type))
         page, health = self._pages.get(path), self._health.get(path)
         if page is None and health is None and path not in {self._model, f"{self._model}/ready"}:
             raise self._unknown(scope["path"])
@@ -283,6 +303,8 @@ class Front:
             example=self.handler.model.example,
             answer=self._example_answer,
             max_rows=self.handler.settings.limits.max_rows,
+            label_schema=self.label_type.schema(),
+            label=self.label_type.example,
             key_required=self.handler.settings.access.required,
         )
 

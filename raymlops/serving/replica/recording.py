@@ -87,7 +87,9 @@ class Recording:
         """Record one request. Never waits, never raises."""
         settings = self._handler.settings
         if served.outputs is not None and settings.log.enabled:
-            self._kept.add(served)
+            weight = settings.log.weight_of(served.request_id)
+            if weight is not None:
+                self._kept.add(served if weight == 1 else served._replace(weight=weight))
         # Queues are bounded by requests, and these sinks need no values, of which a full queue might hold gigabytes.
         facts = served._replace(columns=None if served.columns is None else _NO_COLUMNS, outputs=None)
         self._light.add(facts)

@@ -46,6 +46,14 @@ class Judged:
     """Its place among all reports; None where that was not kept."""
 
 
+class _Median(MedianStoppingRule):  # type: ignore[misc]
+    """Judges a trial again that went on although it was to be stopped; Tune's own asserts that there is none."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> Any:
+        self._stopped_trials.discard(trial)
+        return super().on_trial_result(tune_controller, trial, result)
+
+
 class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
     """One of Tune's schedulers, with trials known by their numbers."""
 
@@ -85,21 +93,16 @@ class NumberedScheduler(FIFOScheduler):  # type: ignore[misc]
     def replay(self, reports: Sequence[Judged], *, trials: Iterable[int]) -> set[int]:
         """Replay what ``trials`` reported before the sweep was resumed; return those that were to be stopped.
 
-        The reports are in the order in which they were judged, so that each gets the decision that it got. A decision
-        to stop was in force unless the trial went on: it did in a sweep of raymlops 0.1, which kept no order.
+        The reports are in the order in which they were judged, so that each gets the decision that it got. In a sweep
+        of raymlops 0.1, which kept no order, a trial that would be stopped may have gone on: it still does.
         """
         for number in trials:
             self._add(None, number)
-        last = {report.number: report for report in reports}
-        stopped = set()
         for report in reports:
-            result = {RESOURCE: report.resource, VALUE: report.value}
-            if self._decide(None, report.number, result) == FIFOScheduler.STOP:
+            decision = self._decide(None, report.number, {RESOURCE: report.resource, VALUE: report.value})
+            if decision == FIFOScheduler.STOP and report.order is None:
                 self._stopped.discard(report.number)
-                if report is last[report.number] and report.order is not None:
-                    stopped.add(report.number)
-        self._stopped |= stopped
-        return stopped
+        return set(self._stopped)
 
     def _decide(self, controller: Any, number: int, result: Any) -> Any:
         # A stopped trial may report once more: its driver died before Tune stopped it.
@@ -132,7 +135,7 @@ def scheduler_of(spec: ProjectSpec) -> NumberedScheduler:
         scheduler = FIFOScheduler()
     elif kind == "median":
         # With an infinite time slice it never pauses a trial while there are too few others to compare with.
-        scheduler = MedianStoppingRule(grace_period=section.grace_period, min_time_slice=math.inf, **common)
+        scheduler = _Median(grace_period=section.grace_period, min_time_slice=math.inf, **common)
     else:
         longest = spec.trial_length
         scheduler = ASHAScheduler(

@@ -112,7 +112,8 @@ _EXPERIMENT = ("storage", "checkpoint_config", "trial_name_creator", "trial_dirn
 def _trial_class(trainable: Any) -> type[Trial]:
     """Return Tune's trial of a trainable class that is known.
 
-    Tune's own (2.60) asks Ray's head for it three times for each trial, and is written to a file at the end.
+    Tune's own (2.60) asks Ray's head for it three times for each trial, and is written to a file at the end. It asks
+    its process twice for a result that no hook reads, and waits for the answer where the trial ends without a report.
     """
 
     class SweepTrial(Trial):  # type: ignore[misc]
@@ -121,6 +122,9 @@ def _trial_class(trainable: Any) -> type[Trial]:
 
         def get_json_state(self) -> tuple[str, str]:
             return "{}", "{}"
+
+        def set_ray_actor(self, ray_actor: Any) -> None:
+            self.temporary_state.ray_actor = ray_actor
 
     return SweepTrial
 
@@ -131,12 +135,17 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     def __init__(self, controller: SweepController) -> None:
         self.controller = controller
         self._trials: Any = ()
+        self._running: dict[int, Any] = {}
+        """Tune's trials that have a process, by number."""
 
     @_kept
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
         """Run the controller's periodic work, and keep Tune's list of trials for ``stop_all``."""
         self._trials = trials
         self.controller.tick()
+        if (ahead := self.controller.hand_ahead()) is not None:
+            number, config = ahead
+            self._running[number].temporary_state.ray_actor.start_next.remote(config)
 
     @_kept
     def withdraw(self, tune_controller: Any) -> None:
@@ -152,6 +161,7 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record that a trial has a process."""
+        self._running[trial.config["number"]] = trial
         self.controller.started(trial.config["number"])
 
     @_kept
@@ -163,6 +173,7 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record the end of a trial, by itself or by the scheduler; one that never had a process was withdrawn."""
         result, number = trial.last_result, trial.config["number"]
+        self._running.pop(number, None)
         if trial.status == trial.PENDING:
             self.controller.withdrawn(number)
             return
@@ -172,6 +183,7 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record that a trial's process died; an exception of the trial's own code comes as a result."""
+        self._running.pop(trial.config["number"], None)
         self.controller.process_died(trial.config["number"], _death(trial))
 
     def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002

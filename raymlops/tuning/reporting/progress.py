@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from raymlops.tuning.study.open_trial import OpenTrial
     from raymlops.tuning.study.trials import Trials
 
-EventKind = Literal["started", "epoch", "ended", "message", "end"]
+EventKind = Literal["waiting", "started", "epoch", "ended", "message", "end"]
 ROWS = 10
 ENDED = ("complete", "pruned", "failed")
 STATES = ("running", "waiting", *ENDED)

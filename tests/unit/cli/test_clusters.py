@@ -24,15 +24,17 @@ def cluster(tmp_path):
         model = Deployment("m", 1, BundleRef("/b", "d" * 64), "run1", "champion", {})
         put(state, "m", [model])
     with answering_cluster() as running:
+        running.details = {"data": {"clusterId": "here"}}
         running.record(tmp_path, grpc_port=9000, processes=(ProcessRecord.of("ray", os.getpid()),))
         yield running
 
 
 @pytest.mark.parametrize("verb", ["up", "status"])
 def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsys):
-    """After down and up nothing is live until somebody restores it; what is live needs no such remark."""
+    """Where nothing brought them back, as at a cluster that is none; what is live needs no such remark."""
     assert main([verb, "--root", str(tmp_path)]) == 0
-    assert WAITING in "\n".join(capsys.readouterr()).splitlines()
+    said = "\n".join(capsys.readouterr()).splitlines()
+    assert [line for line in said if line.startswith(WAITING)]
     model = {"name": "m", "version": "1", "path": "/models/m"}
     for listed, hidden in (([model], []), ([], [model])):  # hidden: it asks for a key, and nobody gave one
         cluster.models, cluster.hidden = listed, hidden
@@ -52,7 +54,7 @@ def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, caps
         "deployments": [{"name": "front", "user_config": {"access": {"required": False}}}],
     }
     live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application}}
-    cluster.details = {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": live}
+    cluster.details |= {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": live}
     said = "m answers without an API key, and Serve listens on 0.0.0.0:8000"
     assert main(["status", "--root", str(tmp_path)]) == 0
     assert f"warning: {said}" in capsys.readouterr().out
@@ -60,6 +62,40 @@ def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, caps
     assert said in json.loads(capsys.readouterr().out)["exposed"]
     assert main(["doctor", "--root", str(tmp_path)]) == 1
     assert f"FAIL  open models: {said}" in capsys.readouterr().out
+
+
+def test_status_names_a_cluster_that_up_did_not_start(cluster, tmp_path, monkeypatch, capsys):
+    """What runs there by what Serve says, although its endpoint is not here; or that it is down."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "here"))
+    monkeypatch.setenv("RAYMLOPS_STATE_URL", f"sqlite:///{tmp_path}/state.db")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster.url)
+    application = {
+        "name": "m--v1",
+        "route_prefix": "/models/m",
+        "import_path": "raymlops.serving.apps:model_app",
+        "args": {"name": "m", "version": 1},
+        "deployments": [{"name": "front", "user_config": {"access": {"required": True}}}],
+    }
+    running = {"front": {"replicas": [{"state": "RUNNING"}]}}
+    live = {"m--v1": {"status": "RUNNING", "deployed_app_config": application, "deployments": running}}
+    cluster.details |= {"http_options": {"host": "127.0.0.1", "port": 9}, "applications": live}
+    assert main(["status", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["state"], data["root"], data["services"]) == ("up", None, {"ray": True, "serve": True})
+    assert data["urls"] == {"ray": cluster.url, "serve": "http://127.0.0.1:9"}
+    assert data["models"] == [{"name": "m", "version": "1", "path": "/models/m"}]
+    assert [model["name"] for model in data["desired"]] == ["m"]
+    assert main(["status"]) == 0
+    assert f"up, the cluster of the dashboard {cluster.url}" in capsys.readouterr().out
+    cluster.proxy = "UNHEALTHY"
+    assert main(["status"]) == 5
+    assert capsys.readouterr().out.startswith("broken")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
+    assert main(["status"]) == 5
+    out = capsys.readouterr().out
+    assert out.startswith("down")
+    assert "does not answer" in out
+    assert "version 1" in out  # what should be live is known all the same
 
 
 def test_status_names_the_address_of_grpc(cluster, tmp_path, capsys):

@@ -63,14 +63,14 @@ def test_bad_usage_as_json(arguments, capsys):
 
 
 def test_every_verb_takes_json():
-    """As the README says."""
+    """As the documents say; what `env` prints is another command's."""
     command = typer.main.get_command(app)
     leaves = [
         leaf
         for sub in command.commands.values()
         for leaf in (sub.commands.values() if hasattr(sub, "commands") else [sub])
     ]
-    assert [leaf.name for leaf in leaves if not any("--json" in option.opts for option in leaf.params)] == []
+    assert [leaf.name for leaf in leaves if not any("--json" in option.opts for option in leaf.params)] == ["env"]
 
 
 @pytest.mark.parametrize("more", [["--beside"], ["--restore"]])

@@ -97,6 +97,59 @@ def test_past_hours_are_compacted(log, capsys):
     assert main(["predictions", "flights", "--compact", "--limit", "3"]) == 2
 
 
+def test_what_is_too_old_is_removed(log, capsys):
+    """Of a model that was never deployed by the configuration's setting, 90 days by default; then there is nothing."""
+    old = datetime.now(UTC) - timedelta(days=100)
+    written = PredictionLog(
+        LogSettings(enabled=True, uri=str(log)), name="flights", signature=SIGNATURE, writer="replica"
+    )
+    written.take([served("ancient", ts=old.timestamp())])
+    written.close()
+    assert main(["predictions", "flights", "--retain", "--yes", "--json"]) == 0
+    (removed,) = json.loads(capsys.readouterr().out)["removed"]
+    assert f"{old:date=%Y-%m-%d/hour=%H}" in removed
+    assert main(["audit", "flights", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["events"][0]["action"] == "predictions.retain"
+    assert main(["predictions", "flights", "--retain", "--yes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == []
+    assert main(["predictions", "nothing", "--retain", "--yes"]) == 3
+
+
+def test_rows_are_found_by_the_value_of_a_field(log, capsys):
+    """Since the first row unless a window is given, and the rows that could not be compared are counted."""
+    assert main(["predictions", "flights", "--where", "request_id=old", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [row["request_id"] for row in data["predictions"]] == ["old"]
+    assert (data["since"], data["rows"], data["unsearched"]) == (None, 1, 0)
+    found = ["predictions", "flights", "--where", "features.carrier=AA", "--where", "model_version=4"]
+    assert main([*found, "--since", "1h"]) == 0
+    assert json.loads(capsys.readouterr().out)["request_id"] == "b"
+    assert main(["predictions", "flights", "--where", "features.carier=AA"]) == 2
+    assert "no row has the field features.carier" in capsys.readouterr().err
+
+
+def test_rows_are_erased_by_the_value_of_a_field(log, capsys):
+    """With two audit events that name the field and not its value; without --yes it asks, and nothing is changed."""
+    labels = LabelLog(str(log), name="flights", writer="replica", now=lambda: datetime.now(UTC).timestamp() - 60)
+    labels.add([Label("a", 0, "1"), Label("b", 0, "1")]).result(timeout=30)
+    labels.close()
+    erase = ["predictions", "flights", "--erase", "--where", "request_id=a"]
+    assert main(erase) == 2
+    assert "Erase 1 rows and 1 labels of flights?" in capsys.readouterr().err
+    assert main([*erase, "--yes", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["rows"], data["labels"], data["erased"], data["damaged"]) == (1, 1, True, [])
+    assert main(["predictions", "flights", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert sorted(row["request_id"] for row in data["predictions"]) == ["b", "c"]
+    assert (data["labelled"], data["unknown"]) == (1, 0)
+    assert main(["audit", "flights", "--json"]) == 0
+    before, after = json.loads(capsys.readouterr().out)["events"]
+    assert (before["action"], before["before"]["rows"]) == ("predictions.erase", 1)
+    assert (after["action"], after["after"]) == ("predictions.erased", {"rows": 1, "labels": 1, "damaged_files": 0})
+    assert before["why"] == after["why"] == "rows and labels where request_id has a given value"
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -106,6 +159,10 @@ def test_past_hours_are_compacted(log, capsys):
         (["flights", "--since", "1h", "--until", "2h"], 2, "before it begins"),
         (["flights", "--out", "rows.doc"], 2, ".parquet"),
         (["flights", "--limit", "0"], 2, "limit"),
+        (["flights", "--erase"], 2, "--erase needs --where"),
+        (["flights", "--erase", "--where", "request_id=a", "--version", "3"], 2, "cannot be used with --version"),
+        (["flights", "--where", "carrier=AA"], 2, "is no condition"),
+        (["fligths", "--erase", "--where", "request_id=a", "--yes"], 3, "Models with predictions: flights"),
     ],
 )
 def test_mistakes_are_explained(log, capsys, arguments, code, said):

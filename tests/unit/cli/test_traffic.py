@@ -58,7 +58,19 @@ def test_a_model_is_told_in_lines():
         "steps": [0.1, 0.5],
         "reason": "step 1 of 2 at 10 percent: 34 s",
         "step_started_at": "2026-11-25T12:00:00+00:00",
-        "evidence": {"steps": [{"weight": 0.1, "canary": counts, "champion": {**counts, "requests": 80}}]},
+        "evidence": {
+            "steps": [
+                {"weight": 0.1, "canary": counts, "champion": {**counts, "requests": 80}},
+                {
+                    "weight": 0.5,
+                    "canary": counts,
+                    "champion": counts,
+                    "canary_losses": {"0": 1, "100": 3},
+                    "champion_losses": {"50": 2},
+                },
+            ],
+            "numbers": {"losses": {"covers": "2026-11-25T12:00:30+00:00", "unknown": ""}},
+        },
     }
     model = ModelOverview(
         name="m",
@@ -86,8 +98,22 @@ def test_a_model_is_told_in_lines():
         "            version 5 until removed",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
         "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
+        "            50%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 40 requests, 1 errors, 2 slow, 0 late",
+        "            50%: mean loss 0.750 of 4 against 0.500 of 2 labelled",
+        "            losses of what was answered until 2026-11-25 12:00:30 UTC",
         "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",
     ]
+
+
+def test_losses_that_are_not_known_are_told_with_the_rollout():
+    """Since when, and why; a rollout that reads none says nothing of them."""
+    why = "losses unknown since 2026-11-25T12:00:00+00:00: the storage is away"
+    for losses, lines in (({"covers": None, "unknown": why}, [why]), ({"covers": None, "unknown": ""}, []), (None, [])):
+        rollout = {"id": "r1", "version": 3, "step": 0, "steps": [0.1], "reason": "34 s", "evidence": {}}
+        rollout |= {"step_started_at": "2026-11-25T12:00:00+00:00", "evidence": {"numbers": {"losses": losses}}}
+        shares = {"canaries": {}, "shadows": {}, "warm": {}}
+        model = ModelOverview("m", 2, "", "", "", **shares, rollout=rollout, moved_by="bob")
+        assert model._rollout()[1:] == lines
 
 
 def test_steps_are_percentages():
@@ -267,3 +293,18 @@ def test_a_share_of_nothing_is_a_share(share, options, capsys, monkeypatch, tmp_
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     assert main(["deploy", "m@3", *options, share, "0", "--yes"]) == 2
     assert ("--wait follows a rollout" if options == ["--wait"] else share) in capsys.readouterr().err
+
+
+def test_what_a_rollout_can_show_is_said_before_the_question(tmp_path, monkeypatch, capsys):
+    """The answer is no, and nothing was changed; a fixed share has nothing to say."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    item = Deployment("m", 1, BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64), "run", "champion")
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        put(state, "m", [item])
+    for module in ("output", "traffic"):
+        monkeypatch.setattr(f"raymlops.cli.{module}.has_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda question, err: False)
+    assert main(["deploy", "m@2", "--steps", "10,100"]) == 4
+    assert capsys.readouterr().err.startswith("no request in the last hour: without traffic there is no verdict")
+    assert main(["deploy", "m@2", "--canary", "10"]) == 4
+    assert "no request" not in capsys.readouterr().err

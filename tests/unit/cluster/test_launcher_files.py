@@ -1,14 +1,54 @@
 from __future__ import annotations
 
+import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from ruamel.yaml import YAML
 
-from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
+from raymlops.cli.app import app
+from raymlops.cluster.endpoint.node_environment import node_environment
 
 ROOT = Path(__file__).parents[3]
 FILES = [ROOT / "cluster.yaml", *(ROOT / "configs" / "cluster" / f"{name}.yaml" for name in ("gcp", "azure", "local"))]
+
+SAYS = """#!{python}
+import json, os, sys
+json.dump([dict(os.environ), sys.argv[1:]], open(os.environ["HOME"] + "/started", "w"))
+"""
+
+
+def load(path):
+    return YAML(typ="safe", pure=True).load(path.read_text())
+
+
+def node(config, name):
+    return config["available_node_types"][name]["node_config"]
+
+
+def one(path, key, what):
+    (command,) = [command for command in load(path)[key] if what in command]
+    return command
+
+
+def run(line, home, variables, *, installed=True):
+    """Run a line of a launcher file as Ray does on a node; return what ``ray`` was started with, None if it was not."""
+    for folder in (home / "bin", home / "raymlops-venv" / "bin"):  # machines of one's own have the latter
+        folder.mkdir(parents=True)
+        (folder / "ray").write_text(SAYS.format(python=sys.executable))
+        (folder / "ray").chmod(0o700)
+        if installed:
+            (folder / "raymlops").symlink_to(Path(sys.executable).with_name("raymlops"))
+    (home / "node.env").write_text("\n".join(variables))
+    environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}", "RAY_HEAD_IP": "10.0.0.1"}
+    subprocess.run(["bash", "-c", line], env=environment, check=False, capture_output=True, timeout=60)
+    started = home / "started"
+    return json.loads(started.read_text()) if started.exists() else None
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -16,26 +56,99 @@ def test_ray_accepts_the_file(path):
     """Ray's own preparation and schema check, which need no cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = prepare_config(YAML(typ="safe", pure=True).load(path.read_text()))
+    config = prepare_config(load(path))
     validate_config(config)
 
 
+@pytest.mark.parametrize("path", [FILES[0], FILES[3]], ids=lambda path: path.stem)
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
+    """Its line is run as it stands, with a ``ray`` that says what it was started with."""
+    line = one(path, f"{kind}_start_ray_commands", "ray start")
+    environment, words = run(line, tmp_path, ["RAYMLOPS_GCS_STORAGE=redis://cache:6379", "RAYMLOPS_STATE_URL=secret"])
+    wanted = node_environment(
+        proxy="haproxy",
+        scratch=environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"].removesuffix("/h"),
+        gcs_storage="redis://cache:6379",
+        head=kind == "head",
+    )
+    varying = {
+        name for name in wanted if name.startswith("RAY_SERVE_FALLBACK_PROXY") or name.endswith(("_MAXCONN", "_PYTHON"))
+    }
+    assert {name: environment.get(name) for name in wanted.keys() - varying} == {
+        name: wanted[name] for name in wanted.keys() - varying
+    }
+    assert varying <= environment.keys()
+    assert environment["RAYMLOPS_STATE_URL"] == "secret"
+    assert words[:2] == ["start", "--head" if kind == "head" else "--address=10.0.0.1:6379"]
+
+
+@pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands", "setup_commands", "docker"])
+def test_the_clouds_start_nodes_alike(key):
+    """So that one of them stands for all."""
+    first, *others = (load(path)[key] for path in FILES[:3])
+    assert others == [first, first]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_node_starts_with_the_token_and_the_grace(path):
-    """A head that is started without RAY_AUTH_MODE runs anyone's code when its token file is missing."""
-    config = YAML(typ="safe", pure=True).load(path.read_text())
-    commands = [command for key in ("head_start_ray_commands", "worker_start_ray_commands") for command in config[key]]
-    starts = [command for command in commands if "ray start" in command]
-    assert len(starts) == 2
-    assert all("RAY_AUTH_MODE=token" in command for command in starts)
-    # Read on the node where a job's driver runs, which may be any. An assignment before `ray start` reaches it alone.
-    assert all(f" {VARIABLE}={STOP_WAIT_S} " in command.partition("ray start")[0] for command in starts)
+def test_nothing_starts_where_raymlops_is_missing(path, tmp_path):
+    """A head without the token would run anyone's code."""
+    line = one(path, "head_start_ray_commands", "ray start")
+    assert run(line, tmp_path, [], installed=False) is None
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_workers_reach_the_dashboard(path):
+    """The controller and the drivers of jobs, which run on workers, send Serve's configuration to it."""
+    assert "--dashboard-host=0.0.0.0" in one(path, "head_start_ray_commands", "ray start")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_head_brings_back_what_should_be_live(path):
+    """By a command that exists, after Ray has been started."""
+    commands = load(path)["head_start_ray_commands"]
+    words = shlex.split(commands[-1].rpartition("raymlops env")[2])
+    assert words == ["raymlops", "controller", "--restore"]
+    verb = typer.main.get_command(app).commands["controller"]
+    assert verb.make_context("controller", words[2:]).params["restore"] is True
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_nodes_know_is_on_every_node_and_in_no_file(path):
+    """The token and the variables: sent, readable by one user, and not written into a launcher file."""
+    config = load(path)
+    sent = {str(there).rpartition("/")[2]: here for there, here in config["file_mounts"].items()}
+    assert (sent["auth_token"], sent["node.env"]) == ("~/.ray/auth_token", "~/.raymlops/node.env")
+    assert any("chmod 600" in line and "auth_token" in line and "node.env" in line for line in config["setup_commands"])
+
+
+def test_workers_reach_the_bucket_too():
+    """Ray gives a role to the head alone, while everything runs on workers."""
+    aws, gcp, azure = (load(path) for path in FILES[:3])
+    for name in ("cpu", "gpu"):
+        assert node(aws, name)["IamInstanceProfile"] == {"Name": "raymlops-worker"}
+        assert node(gcp, name)["serviceAccounts"][0]["email"]
+    assert node(aws, "head")["IamInstanceProfile"] == {"Name": "raymlops-head"}
+    assert azure["provider"].keys() >= {"msi_name", "msi_resource_group"}  # one identity of all nodes, which Ray keeps
+
+
+def test_every_machine_has_an_image_and_a_disk():
+    """Ray's default image on AWS is Ubuntu 18.04; the images of Ray's containers alone are several GB."""
+    aws, gcp, azure = (load(path) for path in FILES[:3])
+    for name in ("head", "cpu", "gpu"):
+        assert node(aws, name)["ImageId"].startswith("resolve:ssm:/aws/service/")
+        assert node(aws, name)["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] >= 100
+        assert node(gcp, name)["disks"][0]["initializeParams"]["diskSizeGb"] >= 100
+        assert node(azure, name)["azure_arm_parameters"]["osDiskSize"] >= 100
+    (rule,) = aws["provider"]["security_group"]["IpPermissions"]
+    assert (rule["FromPort"], rule["ToPort"]) == (8000, 8000)  # how callers reach the endpoint
+    assert "0.0.0.0/0" not in str(rule)
 
 
 @pytest.mark.parametrize("path", FILES[:3], ids=lambda path: path.stem)
 def test_the_head_does_no_work(path):
     """Its CPUs are not offered, and it never becomes a worker."""
-    config = YAML(typ="safe", pure=True).load(path.read_text())
+    config = load(path)
     head = config["available_node_types"][config["head_node_type"]]
     assert (head["resources"]["CPU"], head["max_workers"]) == (0, 0)
 
@@ -45,5 +158,5 @@ def test_the_image_has_the_ray_that_we_pin():
     import ray
 
     for path in FILES[:3]:
-        config = YAML(typ="safe", pure=True).load(path.read_text())
+        config = load(path)
         assert f":{ray.__version__}-py311" in config["docker"]["image"]

@@ -11,8 +11,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from raymlops.cluster import services
+from raymlops.cluster.endpoint.haproxy import WRAPPER, chosen, find_binary
+from raymlops.cluster.endpoint.tls import TlsFiles
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, max_connections, serve_environment
 from raymlops.config.serve import grpc_options
+from raymlops.errors import ClusterError
 from raymlops.serving.proxy import connections
 
 
@@ -47,18 +50,30 @@ def test_every_variable_is_one_that_serve_reads():
 
     source = inspect.getsource(constants)
     ours = {**GUARD, **SPEED, **serve_environment(scratch="/tmp/x")}
-    assert [name for name in ours if f'"{name}"' not in source] == []
+    assert [name for name in ours if name.startswith("RAY_") and f'"{name}"' not in source] == []
 
 
-def test_a_limit_for_headers_gets_into_haproxys_defaults():
-    """Through the variable for retries, for as long as Serve has none of its own and puts that one where it does."""
-    from ray.serve._private import haproxy_templates
+def test_haproxy_is_the_proxy_where_it_is_installed(monkeypatch, tmp_path):
+    """Named where it is not, it is refused; the variable of a cluster's own wrapper is not taken for HAProxy."""
+    assert chosen(None) == chosen("haproxy") == "haproxy"
+    assert chosen("python") == "python"
+    found = find_binary()
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(WRAPPER))
+    assert find_binary() == found
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", str(tmp_path / "missing"))
+    assert chosen(None) == "python"
+    with pytest.raises(ClusterError, match="HAProxy is not installed"):
+        serve_environment(scratch="/tmp/x")
 
-    source = inspect.getsource(haproxy_templates)
-    defaults = source.partition("\ndefaults\n")[2].partition("\nfrontend ")[0]
-    assert "    retry-on {{ config.retry_on }}\n" in defaults
-    lines = serve_environment(scratch="/tmp/x")["RAY_SERVE_HAPROXY_RETRY_ON"].splitlines()
-    assert lines == ["conn-failure", "    timeout http-request 10s"]
+
+def test_tls_is_in_the_environment_of_haproxy_alone():
+    """Behind it, replicas stay plain; without it nothing names a certificate."""
+    secured = serve_environment(scratch="/tmp/x", tls=TlsFiles("/c", "/k"))
+    plain = serve_environment(scratch="/tmp/x")
+    assert {key: secured[key] for key in secured.keys() - plain.keys()} == {
+        "RAYMLOPS_TLS_CERT": "/c",
+        "RAYMLOPS_TLS_KEY": "/k",
+    }
 
 
 @pytest.fixture
@@ -87,9 +102,10 @@ def dashboard():
 def test_what_starts_serve_is_sent_to_it(tmp_path, dashboard):
     """Loopback, and gRPC only where it has a port."""
     url = f"http://127.0.0.1:{dashboard.server_port}"
-    for port in (None, 9000):
-        services.start_serve(url, token=tmp_path / "token", port=8000, grpc_port=port, timeout_s=5)
+    for port, tls in ((None, None), (9000, TlsFiles("/c", "/k"))):
+        services.start_serve(url, token=tmp_path / "token", port=8000, grpc_port=port, tls=tls, timeout_s=5)
     without, with_grpc = dashboard.bodies
+    assert with_grpc["http_options"].items() >= {"ssl_certfile": "/c", "ssl_keyfile": "/k"}.items()
     assert without["http_options"] == {"host": "127.0.0.1", "port": 8000}
     assert "grpc_options" not in without
     assert with_grpc["grpc_options"]["port"] == 9000

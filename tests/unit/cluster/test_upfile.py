@@ -60,7 +60,9 @@ def test_a_damaged_record_is_named(tmp_path, text):
         ({}, []),
         ({"ports": {"Serve": 8000, "Ray": 6379}, "num_cpus": 2}, []),
         ({"ports": {"Serve": 8001, "MLflow": None}}, ["Serve on port 8000, not 8001"]),
-        ({"haproxy": True, "num_cpus": 3}, ["Serve without HAProxy", "Ray with 2 CPUs, not 3"]),
+        ({"proxy": "haproxy", "num_cpus": 3}, ["Serve without HAProxy", "Ray with 2 CPUs, not 3"]),
+        ({"proxy": "python"}, []),
+        ({"tls": ("/a", "/b")}, ["Serve without TLS"]),
         ({"ports": {"gRPC": None}}, []),
         ({"ports": {"gRPC": 9000}}, ["Serve without gRPC"]),
     ],
@@ -68,7 +70,12 @@ def test_a_damaged_record_is_named(tmp_path, text):
 def test_what_runs_otherwise_than_asked_is_named(record, asked, found):
     """What is not asked for is as it may be."""
     running = replace(record, num_cpus=2)
-    assert running.differences(**{"ports": {}, "haproxy": False, "num_cpus": None, **asked}) == found
+    assert running.differences(**{"ports": {}, **asked}) == found
+    fast = replace(running, haproxy=True, tls_cert="/a", tls_key="/b", serve_url="https://127.0.0.1:8000")
+    assert fast.differences(ports={"Serve": 8000}, proxy="python", tls=("/c", "/b")) == [
+        "Serve behind HAProxy",
+        "TLS with /a",
+    ]
 
 
 def test_a_port_for_grpc_is_one_of_the_clusters(record):
@@ -77,13 +84,13 @@ def test_a_port_for_grpc_is_one_of_the_clusters(record):
     assert "gRPC" not in record.ports
     assert (record.grpc_address, running.grpc_address) == (None, "127.0.0.1:9000")
     assert running.ports["gRPC"] == 9000
-    assert running.differences(ports={"gRPC": 9000}, haproxy=False, num_cpus=None) == []
-    assert running.differences(ports={"gRPC": 9001}, haproxy=False, num_cpus=None) == ["gRPC on port 9000, not 9001"]
+    assert running.differences(ports={"gRPC": 9000}) == []
+    assert running.differences(ports={"gRPC": 9001}) == ["gRPC on port 9000, not 9001"]
 
 
 def test_a_record_without_cpus_differs_in_nothing_by_them(record):
     """An older raymlops wrote it."""
-    assert record.differences(ports={}, haproxy=False, num_cpus=3) == []
+    assert record.differences(ports={}, num_cpus=3) == []
 
 
 def test_what_is_printed_can_be_sourced_by_a_shell(record):

@@ -41,6 +41,7 @@ WORKERS = "a whole number from 0 to 4096, or [min, max] with 1 <= min <= max <= 
         ("train: {mode: up}", "a.yaml:3:15: train.mode: got 'up'; one of 'min' or 'max'"),
         ("train: 5", "a.yaml:3:8: train: got 5; a mapping"),
         ("storage: {path: ''}", "a.yaml:3:17: storage.path: got ''; at least 1 character(s)"),
+        ("serve: {tls_cert: /c}", "a.yaml:3:8: serve: tls_cert and tls_key are given both or not at all"),
         ("serve: {min_replicas: 3}", "a.yaml:3:8: serve: max_replicas 2 is below min_replicas 3"),
         ("gate: {thresholds: {auc: {}}}", "a.yaml:3:26: gate.thresholds.auc: write min, max or both"),
         ("storage: {optuna: 5}", "a.yaml:3:19: storage.optuna: got 5; a URI, or {env: NAME} or {file: PATH}"),

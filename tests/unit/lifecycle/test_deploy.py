@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -23,6 +24,7 @@ from raymlops.lifecycle.deploy import (
     _bring,
     _Call,
     _share,
+    rollout_outlook,
 )
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.lineup import champion_of
@@ -228,6 +230,19 @@ def test_a_version_that_has_to_come_up_begins_its_rollout_then(state, called, tm
     assert (record.rollout_id, record.weight, record.previous_version) == (newest(state).id, 0.1, 1)
     assert [event.action for event in state.events("m")[:2]] == ["rollout.start", "deploy.beside"]
     assert NO_CONTROLLER in record.warnings[0]
+
+
+def test_a_rollout_begins_with_what_it_can_show(bring, called, configured, tmp_path):
+    """The steps that were asked for, by the traffic of the last hour: there was none. A fixed share shows nothing."""
+    bundle = write_bundle(tmp_path, tiny_contents())
+    _bring(called(1, bundle=bundle), action="deploy", breaking=True)
+    said = ("no request in the last hour: without traffic there is no verdict, and the step is held",)
+    assert rollout_outlook(configured(), canary=10, steps=[10, 50]) == said
+    assert rollout_outlook(configured(), canary=10) == ()
+    record = _share(called(2, bundle=bundle), ROLLOUT, abort=False)
+    assert record.outlook == said
+    assert json.loads(json.dumps(record.to_dict()))["outlook"] == list(said)
+    assert _share(called(2, bundle=bundle), TrafficRequest(shadow=0.5), abort=False).outlook == ()
 
 
 def test_the_champion_gets_no_share_beside_a_canary(called, rollout):

@@ -1,10 +1,12 @@
+import json
 from contextlib import nullcontext
 
 import pytest
 
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import UsageError
-from raymlops.lifecycle.shared_storage import check_sharing, refuse_local_storage
+from raymlops.lifecycle.shared_storage import check_sharing, check_sharing_of_deployments, refuse_local_storage
+from raymlops.serving.control.rest_api import Room
 
 FILES = {"tracking.uri": "sqlite:////data/mlflow.db", "storage.state": "sqlite:////data/state.db"}
 SERVERS = {"tracking.uri": "http://mlflow:5000", "storage.state": "postgresql://db/state"}
@@ -50,3 +52,28 @@ def test_a_study_in_sqlite_is_refused_on_several_machines(addresses, refused, mo
         check_sharing(made, databases={"storage.optuna": "sqlite:////data/optuna.db"})
     if refused:
         assert raised.value.message == "the cluster has 2 machines, but storage.optuna is a SQLite file"
+
+
+@pytest.mark.parametrize(("types", "refused"), [(["head", "cpu"], True), (["node_" + "ab12" * 14], False), ([], False)])
+def test_the_head_of_a_cluster_that_may_grow_is_not_alone(types, refused, monkeypatch):
+    """Its autoscaler adds the nodes that the run needs; a head without one reports a type that is its own node."""
+    nodes = [{"NodeManagerAddress": "10.0.0.1", "Alive": True, "NodeID": "ab12"}]
+    status = json.dumps({"autoscaler_report": {"active_nodes": dict.fromkeys(types, 1), "idle_nodes": None}}).encode()
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_initialized", lambda: True)
+    monkeypatch.setattr("ray.experimental.internal_kv._internal_kv_get", lambda _key: status)
+    with pytest.raises(UsageError) if refused else nullcontext() as raised:
+        check_sharing(spec(path="/data"))
+    if refused:
+        assert raised.value.message.startswith("the cluster's autoscaler may add machines, but storage.path is")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "grows", "refused"),
+    [(["10.0.0.1"], True, True), (["10.0.0.1", "10.0.0.2"], False, True), (["10.0.0.1"] * 2, None, False)],
+)
+def test_a_deploy_asks_too(addresses, grows, refused):
+    """Replicas read bundles on any node; where it is not known whether it grows, nothing is refused."""
+    nodes = [{"node_id": str(index), "node_ip": address} for index, address in enumerate(addresses)]
+    with pytest.raises(UsageError) if refused else nullcontext():
+        check_sharing_of_deployments(spec(path="/data"), Room(nodes, [], grows=grows))

@@ -3,15 +3,14 @@ import shutil
 from collections import Counter
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from killed_store import KilledError, Killing
 from served_requests import HOUR, at, served
 
 from raymlops.predictions.compact import compact, retain
 from raymlops.predictions.read import Reading
-from raymlops.storage.store import Store
 
 NEXT_DAY = HOUR + timedelta(days=1)
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
@@ -30,39 +29,6 @@ def files(uri, folder=FOLDER):
 
 def numbered(start, stop):
     return [served(str(number), ts=at(number % 50)) for number in range(start, stop)]
-
-
-class KilledError(BaseException):
-    """The process ends here."""
-
-
-class Killing(Store):
-    """End before or after the given number of changes; what is half written stays, as after a kill -9."""
-
-    def __init__(self, uri, *, at_change, after):
-        super().__init__(uri)
-        self._left = at_change
-        self._after = after
-
-    def _count(self, change):
-        self._left -= 1
-        if self._left < 0 and not self._after:
-            raise KilledError
-        change()
-        if self._left < 0:
-            raise KilledError
-
-    def remove(self, path):
-        self._count(lambda: super(Killing, self).remove(path))
-
-    @contextlib.contextmanager
-    def create(self, path):
-        kept = super().create(path)
-        yield kept.__enter__()
-        if self._left == 0 and not self._after:
-            half = Path(self.uri) / f"{path.rpartition('/')[0]}/.{path.rpartition('/')[2]}-half"
-            half.write_bytes(b"PAR1")
-        self._count(lambda: kept.__exit__(None, None, None))
 
 
 def test_many_small_files_become_one(tmp_path, write):

@@ -1,6 +1,8 @@
 import json
 import math
 
+import pytest
+
 from raymlops.predictions.counts import Counts, Losses
 
 
@@ -46,3 +48,14 @@ def test_why_there_are_none_comes_back_too():
     assert losses + Losses.of([0.0] * 2, note="other") == Losses.of([1.0, 1.0, 0.2, 0.0, 0.0], clipped=2, note="why")
     assert not (losses + Losses.of([0.0] * 2)).mostly_clipped
     assert not Losses().mostly_clipped
+
+
+def test_a_mean_of_a_sample_is_by_weight():
+    """(1 x 0.2 + 10 x 0.4) / 11 = 0.3818; with two of weight 1 and loss 1 it is (4.2 + 2) / 13; counts stay counts."""
+    sample = Losses.of([0.2, 0.4], weights=[1.0, 10.0])
+    assert sample.mean == pytest.approx(4.2 / 11)
+    both = sample + Losses.of([1.0, 1.0])
+    assert (both.count, both.mean) == (4, pytest.approx(6.2 / 13))
+    assert Losses.from_dict(json.loads(json.dumps(both.to_dict()))) == both
+    assert Losses.of([0.2, 0.4], weights=[1.0, 1.0]) == Losses.of([0.2, 0.4])
+    assert "weighted" not in Losses.of([0.2]).to_dict()

@@ -10,14 +10,17 @@ from raymlops.predictions.compact import compact
 from raymlops.predictions.labelled import load_labels, settle
 from raymlops.predictions.labels import SCHEMA, Label, LabelLog
 from raymlops.predictions.partition import Faults
+from raymlops.predictions.paths import label_folder
 from raymlops.predictions.read import Reading
+from raymlops.predictions.spool import encode
 from raymlops.storage.store import Store
 
 
 def events(*labels):
     """Return labels of one row, in the order they came."""
     rows = [
-        ("a", 0, label, correction, HOUR + timedelta(seconds=s), None) for s, (label, correction) in enumerate(labels)
+        ("a", 0, label, correction, HOUR + timedelta(seconds=s), None, None)
+        for s, (label, correction) in enumerate(labels)
     ]
     return pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA)
 
@@ -49,7 +52,11 @@ def test_one_label_stands(labels, stands, conflicts):
 def test_labels_are_found_by_request_and_row():
     """Each row of each request has its own."""
     asked = pa.record_batch({"request_id": ["a", "b", "a", "c"], "row": pa.array([1, 0, 0, 0], pa.int32())})
-    rows = [("a", 0, "10", False, HOUR, None), ("a", 1, "11", False, HOUR, None), ("c", 1, "1", False, HOUR, None)]
+    rows = [
+        ("a", 0, "10", False, HOUR, None, None),
+        ("a", 1, "11", False, HOUR, None, None),
+        ("c", 1, "1", False, HOUR, None, None),
+    ]
     settled = settle(pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA))
     assert settled.of(settled.places(asked)).to_pylist() == ["11", None, "10", None]
     nothing = settle(None)
@@ -59,10 +66,62 @@ def test_labels_are_found_by_request_and_row():
 def test_two_keys_of_one_hash_are_told_apart():
     """The ids themselves are compared: here every key has the hash 0."""
     asked = pa.record_batch({"request_id": ["x", "y", "z"], "row": pa.array([0, 0, 0], pa.int32())})
-    rows = [("x", 0, "1", False, HOUR, None), ("y", 0, "2", False, HOUR, None)]
+    rows = [("x", 0, "1", False, HOUR, None, None), ("y", 0, "2", False, HOUR, None, None)]
     alike = partial(settle, hashes=lambda ids, _rows: np.zeros(len(ids), np.int64))
     settled = alike(pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA))
     assert settled.of(settled.places(asked)).to_pylist() == ["1", "2", None]
+
+
+SHOP, BANK, REVIEW = "shop", "bank", None
+"""Two callers with requests of their own, and a key for labels alone."""
+
+
+@pytest.mark.parametrize(
+    ("labels", "stands", "conflicts"),
+    [
+        ([(SHOP, "1"), (BANK, "2")], {SHOP: "1", BANK: "2", "other": None, None: "2"}, 0),
+        ([(BANK, "2"), (SHOP, "1"), (SHOP, "3")], {SHOP: "1", BANK: "2", "other": None}, 1),
+        ([(SHOP, "1"), (REVIEW, "2")], {SHOP: "1", "other": "2"}, 1),
+        ([(REVIEW, "2"), (SHOP, "1")], {SHOP: "2", "other": "2"}, 1),
+        ([(SHOP, "1"), (REVIEW, "2", True)], {SHOP: "2", "other": "2"}, 0),
+        ([(SHOP, "1"), (BANK, "3", True), (REVIEW, "2", True)], {SHOP: "2", BANK: "2", "other": "2"}, 0),
+    ],
+    ids=str,
+)
+def test_a_label_counts_for_who_asked(labels, stands, conflicts):
+    """Nobody labels a request of another caller, but a key that labels for all; whichever order they are read in."""
+    rows = [
+        ("a", 0, label, bool(correction), HOUR + timedelta(seconds=s), None, caller)
+        for s, (caller, label, *correction) in enumerate(labels)
+    ]
+    table = pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA)
+    callers = list(stands)
+    asked = pa.record_batch(
+        {
+            "request_id": ["a"] * len(callers),
+            "row": pa.array([0] * len(callers), pa.int32()),
+            "caller": pa.array(callers, pa.string()),
+        }
+    )
+    for order in (range(len(labels)), reversed(range(len(labels)))):
+        settled = settle(table.take(list(order)))
+        assert dict(zip(callers, settled.of(settled.places(asked)).to_pylist(), strict=True)) == stands
+        assert settled.conflicts == conflicts
+
+
+def test_labels_of_an_earlier_release_count_for_everybody(tmp_path, write):
+    """Their files do not say whose they are; nor do rows of an earlier release say who asked."""
+    write([served("a", caller="shop"), served("b", caller="bank"), served("c", caller="bank")])
+    old = SCHEMA.remove(SCHEMA.get_field_index("caller"))
+    earlier = pa.table([["a"], [0], ["1"], [False], [HOUR], [None]], schema=old)
+    Store(str(tmp_path)).write(f"{label_folder('flights', HOUR)}/1-w.parquet", encode(earlier))
+    log = LabelLog(str(tmp_path), name="flights", writer="r", now=HOUR.timestamp)
+    log.add([Label("b", 0, "2"), Label("c", 0, "3")], caller="shop").result(timeout=30)
+    log.close()
+    reading = Reading(str(tmp_path), "flights", columns=["request_id"])
+    labels = {row["request_id"]: row["label"] for batch in reading for row in batch.to_pylist()}
+    assert labels == {"a": "1", "b": None, "c": None}
+    assert (reading.labelled, reading.count_unknown()) == (1, 2)
 
 
 def test_predictions_come_with_their_labels(tmp_path, write):
@@ -114,8 +173,8 @@ def test_of_too_many_labels_those_of_a_sample_are_kept(tmp_path):
         send(tmp_path, HOUR + timedelta(seconds=1), *corrections)
     everything = load_labels(store, "flights", Faults(), max_bytes=10_000_000)
     assert (everything.every, len(everything.hashes)) == (1, 20_000)
-    few = load_labels(store, "flights", Faults(), max_bytes=300_000)
-    assert few.every in {4, 8}  # 40,000 labels of 24 bytes or more in 300,000, or in half of that
+    few = load_labels(store, "flights", Faults(), max_bytes=400_000)
+    assert few.every in {4, 8}  # 40,000 labels of 28 bytes or more in 400,000, or in half of that
     assert 20_000 / few.every * 0.9 < len(few.hashes) < 20_000 / few.every * 1.1
     assert all(row["label"] == row["request_id"][-1] for row in few.table.to_pylist())
 

@@ -7,7 +7,6 @@ import pytest
 from served_requests import HOUR
 
 from raymlops.errors import InvalidRowsError, StorageError
-from raymlops.predictions import labels
 from raymlops.predictions.labels import MAX_WAITING, SCHEMA, Label, LabelLog, parse_feedback
 from raymlops.storage.store import Store
 
@@ -73,13 +72,13 @@ def test_what_is_no_feedback_is_refused(data):
 def test_a_label_is_on_the_storage_when_its_future_is_done(tmp_path):
     """With who gave it and when it came."""
     log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
-    log.add([Label("a", 0, "1"), Label("b", 3, '"x"', correction=True)], key_id="k1").result(timeout=30)
+    log.add([Label("a", 0, "1"), Label("b", 3, '"x"', correction=True)], key_id="k1", caller="shop").result(timeout=30)
     (file,) = (tmp_path / "labels/flights/date=2026-11-25").iterdir()
     table = pq.read_table(file, partitioning=None)
     assert table.schema.equals(SCHEMA)
     assert [tuple(row.values()) for row in table.to_pylist()] == [
-        ("a", 0, "1", False, HOUR, "k1"),
-        ("b", 3, '"x"', True, HOUR, "k1"),
+        ("a", 0, "1", False, HOUR, "k1", "shop"),
+        ("b", 3, '"x"', True, HOUR, "k1", "shop"),
     ]
     log.close()
 
@@ -106,25 +105,69 @@ def test_labels_that_come_together_are_one_file(tmp_path):
         log.add([Label("late", 0, "1")]).result(timeout=30)
 
 
-class _NullStore(Store):
-    def write(self, path, data):
-        """Keep nothing."""
+def labelled(uri):
+    """Return the request ids of each file of labels, in the order of their names."""
+    return [pq.read_table(file)["request_id"].to_pylist() for file in sorted(uri.rglob("*.parquet"))]
 
 
-def test_one_label_after_another_does_not_wait_for_a_pause(monkeypatch):
-    """Files are limited to ten a second over a minute only: a person who sends labels one by one does not notice."""
-    monkeypatch.setattr(labels, "_BURST_S", 5.0)
-    clock = [100.0]
-    monkeypatch.setattr(labels.time, "monotonic", lambda: clock[0])
-    log = LabelLog("/x", name="m", writer="w", open_store=_NullStore)
-    pauses = []
-    monkeypatch.setattr(log._closed, "wait", pauses.append)
-    for _ in range(60):
-        log.add([Label("a", 0, "1")]).result(5)
+def test_single_labels_share_a_file_and_are_on_the_storage_once_accepted(tmp_path):
+    """The file is replaced by a longer one for ten seconds; then another one begins. None of them waits."""
+    clock = [HOUR.timestamp()]
+    log = LabelLog(str(tmp_path), name="m", writer="w", now=lambda: clock[0])
+    for number in range(12):
+        log.add([Label(str(number), 0, "1")]).result(timeout=30)
+        assert [one for file in labelled(tmp_path) for one in file] == [str(one) for one in range(number + 1)]
+        clock[0] += 1
     log.close()
-    assert len(pauses) == 60
-    assert pauses[:50] == pytest.approx([0.0] * 50)
-    assert pauses[51:] == pytest.approx([0.2 + 0.1 * index for index in range(9)])
+    assert labelled(tmp_path) == [[str(number) for number in range(10)], ["10", "11"]]
+
+
+def test_a_file_grows_to_a_thousand_labels(tmp_path):
+    """It is written as a whole each time."""
+    log = LabelLog(str(tmp_path), name="m", writer="w", now=HOUR.timestamp)
+    for _ in range(3):
+        log.add([Label("a", row, "1") for row in range(400)]).result(timeout=30)
+    log.close()
+    assert list(map(len, labelled(tmp_path))) == [800, 400]
+
+
+def test_a_file_whose_writing_failed_grows_no_more(tmp_path):
+    """What was accepted before stays in it, whatever became of that attempt."""
+
+    class Failing(Store):
+        def write(self, path, data):
+            if failing:
+                raise StorageError("away")
+            super().write(path, data)
+
+    failing = []
+    log = LabelLog(str(tmp_path), name="m", writer="w", now=HOUR.timestamp, open_store=Failing)
+    log.add([Label("a", 0, "1")]).result(timeout=30)
+    failing.append(True)
+    with pytest.raises(StorageError, match="away"):
+        log.add([Label("b", 0, "1")]).result(timeout=30)
+    failing.clear()
+    log.add([Label("c", 0, "1")]).result(timeout=30)
+    log.close()
+    assert labelled(tmp_path) == [["a"], ["c"]]
+
+
+def test_labels_whose_writing_took_too_long_are_sent_again(tmp_path):
+    """Their file counts as finished after thirty seconds: an erasure may have replaced it without them."""
+    clock = [HOUR.timestamp()]
+
+    class Slow(Store):
+        def write(self, path, data):
+            super().write(path, data)
+            clock[0] += slow
+
+    slow = 29
+    log = LabelLog(str(tmp_path), name="m", writer="w", now=lambda: clock[0], open_store=Slow)
+    log.add([Label("a", 0, "1")]).result(timeout=30)
+    slow = 31
+    with pytest.raises(StorageError, match="too long"):
+        log.add([Label("b", 0, "1")]).result(timeout=30)
+    log.close()
 
 
 def test_a_label_that_cannot_be_written_is_not_accepted(s3):

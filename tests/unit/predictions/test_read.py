@@ -7,9 +7,13 @@ from served_requests import HOUR, SIGNATURE, at, served
 from raymlops.arrays import Column
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.predictions.compact import compact
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.partition import Faults, read_folder, survey
+from raymlops.predictions.paths import label_folder
 from raymlops.predictions.read import Reading
+from raymlops.predictions.settings import in_sample
 from raymlops.signature import Signature
+from raymlops.storage.store import Store
 
 FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
 NEXT_DAY = HOUR + timedelta(days=1)
@@ -193,3 +197,50 @@ def test_a_schema_is_the_signatures(day):
     assert batch.schema.field("features").type == pa.struct([("distance", pa.float64()), ("carrier", pa.string())])
     assert [column.name for column in SIGNATURE.outputs] == [field.name for field in batch.schema.field("output").type]
     assert batch.schema.field("ts").type == pa.timestamp("us", "UTC")
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_damaged(tmp_path):
+    """An object store gives as many bytes of the new file as the old one had, which is no Parquet."""
+
+    class Growing(Store):
+        def open(self, path, *, size):
+            file = super().open(path, size=size)
+            if grown:
+                return file
+            grown.append(label("b"))
+            return pa.BufferReader(super().open(path, size=size).read(size))
+
+    def label(request_id):
+        return log.add([Label(request_id, 0, "1")]).result(timeout=30)
+
+    grown = []
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    label("a")
+    faults = Faults()
+    batches = read_folder(Growing(str(tmp_path)), label_folder("flights", HOUR), faults)
+    assert ids(batches) == ["a", "b"]
+    assert not faults.damaged
+    log.close()
+
+
+def test_labels_of_requests_that_a_sample_leaves_out_are_not_unknown(tmp_path, write):
+    """The log has one request in two: a label of one that was left out is none that matches nothing."""
+    names = [str(number) for number in range(40)]
+    write([served(name, weight=2.0) for name in names if in_sample(name, 0.5)])
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    log.add([Label(name, 0, "1") for name in names] + [Label("typo", 0, "1")]).result(timeout=30)
+    log.close()
+    reading = Reading(str(tmp_path), "flights")
+    assert {weight for batch in reading for weight in batch["weight"].to_pylist()} == {2.0}
+    assert in_sample("typo", 0.5)
+    assert 10 < reading.labelled < 30
+    assert reading.count_unknown() == 1
+
+
+def test_a_sample_depends_on_the_id_and_grows_with_its_share():
+    """A tenth of 10,000 ids within five standard deviations of 30; all of them are in a larger sample."""
+    names = [str(number) for number in range(10_000)]
+    small = {name for name in names if in_sample(name, 0.1)}
+    assert 850 < len(small) < 1150
+    assert small < {name for name in names if in_sample(name, 0.3)}
+    assert all(in_sample(name, 1.0) for name in names)

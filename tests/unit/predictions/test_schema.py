@@ -31,7 +31,7 @@ def only(tables):
 
 def test_a_request_becomes_one_row_for_each_of_its_rows():
     """What is said once a request is repeated; rows count from 0 in each."""
-    first = served("a", rows=2, key_id="k1")
+    first = served("a", rows=2, key_id="k1", caller="shop")
     second = served("b", fallback_from=4, route="shadow", difference=math.inf, ts=at(1))
     rows = only(to_tables([first, second], SIGNATURE, name="flights")).to_pylist()
     assert [(row["request_id"], row["row"]) for row in rows] == [("a", 0), ("a", 1), ("b", 0)]
@@ -47,8 +47,10 @@ def test_a_request_becomes_one_row_for_each_of_its_rows():
         "seconds": 0.25,
         "model_seconds": 0.125,
         "key_id": "k1",
+        "caller": "shop",
         "fallback_from": None,
         "difference": None,
+        "weight": 1.0,
         "features": {"distance": 1.5, "carrier": "AA"},
         "output": {"late": 1.0},
     }

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from raymlops.serving.auth import ANONYMOUS, SCOPES, Access, Guard, KeyEntry, access_of, secret_of
+from raymlops.serving.auth import ANONYMOUS, SCOPES, Access, Caller, Guard, KeyEntry, access_of, secret_of
 from raymlops.serving.refusal import Refusal
 from raymlops.state import keys
 
@@ -188,12 +188,12 @@ def test_a_model_gets_its_own_keys_only():
 
     def record(key_id, *models):
         rights = {"scopes": ("pin", "predict"), "rate_per_s": None, "expires_at": datetime(2030, 1, 1, tzinfo=UTC)}
-        return SimpleNamespace(id=key_id, hash="0" * 64, models=models, **rights)
+        return SimpleNamespace(id=key_id, name=f"of {key_id}", hash="0" * 64, models=models, **rights)
 
     keys = [record("c", "*"), record("b", "digits"), record("a", "digits", "flights")]
     access = access_of("flights", keys, required=True)
     assert [entry.id for entry in access.keys] == ["a", "c"]
-    assert access.keys[0] == KeyEntry("a", "0" * 64, frozenset({"pin", "predict"}), None, 1893456000.0)
+    assert access.keys[0] == KeyEntry("a", "0" * 64, frozenset({"pin", "predict"}), None, 1893456000.0, "of a")
     assert access_of("flights", keys[::-1], required=True) == access
 
 
@@ -236,3 +236,14 @@ def test_to_know_a_caller_costs_nothing_of_its_rate():
         with pytest.raises(Refusal) as caught:
             watch.identify(secret)
         assert caught.value.status == 401
+
+
+@pytest.mark.parametrize(
+    ("scopes", "labels_of"), [({"predict", "feedback"}, "shop"), ({"feedback"}, None), ({"predict", "pin"}, "shop")]
+)
+def test_a_key_that_asks_labels_its_own_requests(scopes, labels_of):
+    """One that may not ask has none: it labels everybody's, as a caller without a key does."""
+    caller = Caller(replace(KEY, scopes=frozenset(scopes), name="shop"))
+    assert (caller.name, caller.labels_of) == ("shop", labels_of)
+    assert (Caller(None).name, Caller(None).labels_of) == (None, None)
+    assert Caller(KEY).name is None  # rendered by an earlier release

@@ -208,8 +208,14 @@ class FailsOnUnknown(Good):
         return super().encode(columns)
 
 
+class WholeLabels(Good):
+    label_type = Column("price", "int")
+
+
 class OwnLoss(Good):
     """Half the squared error, at most 1."""
+
+    label_type = Column("price", "float")
 
     def loss_of(self, output, label):
         return min(1.0, (output["price"] - label) ** 2 / 2) if isinstance(label, int | float) else None
@@ -396,6 +402,7 @@ LOSSES = "test_losses_of_answers_are_numbers_from_0_to_1"
         (LossOfAnyLabel, LOSSES, "return None for a label that fits nothing"),
         (LossOfNone, LOSSES, "returns None for every label of the table"),
         (LossUpsideDown, "test_a_right_answer_costs_no_more_than_a_wrong_one", "for right answers"),
+        (WholeLabels, "test_labels_of_the_table_are_of_the_declared_type", "labels of the table: expected an integer"),
         (FailsOnUnknown, "test_unknown_categories_get_what_the_signature_says", "is not in list"),
     ],
 )

@@ -112,6 +112,14 @@ def test_two_deploys_at_once_leave_both_models_live(url, serve):
     assert set(serve.live) == {"digits--v1", "flights--v1", "raymlops"}
 
 
+def test_a_dashboard_that_is_forwarded_says_nothing_of_this_machine(state):
+    """A cluster elsewhere: neither is its endpoint asked for here, nor its port looked for."""
+    serve = FakeServe(dashboard_url="http://127.0.0.1:8265", forwarded=True)
+    done = deploy(state, serve, 1)
+    assert done.changed
+    assert routes(serve.get()) == {"/models/flights": "flights--v1", "/": "raymlops"}
+
+
 def test_a_version_that_does_not_come_up_leaves_all_as_it_was(state, serve):
     """State and Serve hold version 1 alone, and the audit both the beginning and its undoing."""
     deploy(state, serve, 1)

@@ -503,6 +503,21 @@ def test_labels_are_read_for_each_step(state, serve, rollout):
     assert "mean loss 1.000 of 500 against 0.000" in newest(state).reason
 
 
+def test_labels_are_not_read_without_a_margin_for_quality(state, serve):
+    """They are never asked for, and the reason of the promotion says that answers were not compared."""
+    settings = SETTINGS.model_copy(update={"quality_margin": None})
+    deploy(state, serve)
+    beside(state, serve, 2)
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=settings), now=START)
+    reports, asked = Reports(), []
+    told(reports, now_running(state), canary=GOOD)
+    steering = controller(state, serve, reports, losses=found(WORSE, asked), start=at_once)
+    steering.step(at(61))
+    assert asked == []
+    assert now_running(state).step == 1
+    assert newest(state).reason.endswith("; quality not judged: serve.rollout.quality_margin is null")
+
+
 def test_errors_are_judged_while_the_log_is_away(state, serve, rollout):
     """A canary that fails half of its requests is aborted, and that losses are unknown is told once."""
     reports = Reports()

@@ -109,6 +109,20 @@ def test_without_a_label_no_answer_is_read(state, tmp_path):
     assert losses("m", [HOUR], labelled=pytest.fail).losses == {HOUR: {}}
 
 
+def test_labels_of_the_days_before_announce_those_of_a_rollout(state, tmp_path):
+    """They arrived three days before it began, so that its own may be as late; nine are over."""
+    live(state, tmp_path)
+    log(tmp_path, answer("a", 0.8))
+    label(tmp_path, Label("z", 0, "true"))
+    seen = []
+    for days in (3, 9):
+        since = NOW + timedelta(days=days)
+        window = Window(since, None)
+        found = LabelLosses(state)("m", [window], labelled=lambda days=days: seen.append(days))
+        assert found.losses == {window: {}}
+    assert seen == [3]
+
+
 def test_a_step_that_took_no_time_has_no_losses(state, tmp_path):
     """It began and ended at once."""
     live(state, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,9 +15,10 @@ from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
 from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
-from raymlops.records import BundleRef
+from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.signature import Signature
 from raymlops.state.store import Deployment, State
+from raymlops.state.versions import record_version
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"),))
@@ -37,10 +39,10 @@ def state(url, tmp_path):
         yield state
 
 
-def write(tmp_path, moment, number):
+def write(tmp_path, moment, number, *, name="m"):
     """Let a log write one request as a file of its own."""
     log = PredictionLog(
-        LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer=f"w{number}"
+        LogSettings(enabled=True, uri=str(tmp_path)), name=name, signature=SIGNATURE, writer=f"w{number}"
     )
     columns = {"x": np.ones(1)}
     outputs = {"p": np.full(1, 0.5)}
@@ -75,13 +77,56 @@ def test_hours_from_before_the_controller_began_are_merged_once(state, url, tmp_
     assert requests(tmp_path) == ["id1", "id2", "id3", "id4"]
 
 
+def test_old_rows_of_a_model_that_was_removed_go_too(state, url, tmp_path):
+    """By the setting it had last; its newer rows stay and are merged. Rows of a model of somebody else stay."""
+    put(state, "m", [], action="remove")
+    for age_days, numbers in ((11, (0, 1)), (9, (2, 3))):
+        for number in numbers:
+            write(tmp_path, NOW - timedelta(days=age_days), number)
+    write(tmp_path, NOW - timedelta(days=400), 4, name="somebody-elses")
+    old_labels, new_labels = (tmp_path / f"labels/m/date=2026-02-{day}" for day in (17, 20))
+    old_labels.mkdir(parents=True)
+    new_labels.mkdir(parents=True)
+    LogMaintenance(state, url).run(NOW)
+    assert requests(tmp_path) == ["id2", "id3"]
+    assert len(list((tmp_path / "predictions/m").rglob("*.parquet"))) == 1
+    assert (old_labels.exists(), new_labels.exists()) == (False, True)
+    assert list((tmp_path / "predictions/somebody-elses").rglob("*.parquet"))
+    event = state.events()[0]
+    assert (event.action, event.subject) == ("predictions.retain", "m")
+    assert event.why == "2 hours and days before 2026-02-19 12:00 UTC"
+
+
+def test_rows_in_a_storage_that_a_model_left_go_too(state, url, tmp_path):
+    """Its first version was written below another folder, where its rows grow old."""
+    elsewhere = ModelVersionRef("m", 0, "run", BundleRef(f"{tmp_path}/elsewhere/bundles/{'e' * 64}", "e" * 64), ())
+    record_version(state, elsewhere, why="", now=NOW)
+    write(tmp_path / "elsewhere", NOW - timedelta(days=11), 0)
+    write(tmp_path, NOW - timedelta(hours=3), 1)
+    LogMaintenance(state, url).run(NOW)
+    assert requests(tmp_path) == ["id1"]
+    assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
+
+
+def test_rows_that_are_kept_forever_stay(state, url, tmp_path):
+    """Also those of a model that is not live any more."""
+    (item,) = state.deployments("m")
+    put(state, "m", [replace(item, serve={"log": {"retention_days": None}})])
+    put(state, "m", [], action="remove")
+    write(tmp_path, NOW - timedelta(days=4000), 0)
+    LogMaintenance(state, url).run(NOW)
+    assert requests(tmp_path) == ["id0"]
+
+
 def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
-    """Where files cannot be merged, nothing is raised and the reason is kept."""
+    """Where files cannot be merged, nothing is raised and the reason is kept, once however often it fails."""
     write(tmp_path, NOW - timedelta(hours=3), 1)
     (file,) = tmp_path.rglob("*.parquet")
     other = Deployment("n", 1, BundleRef("no-such-scheme://x/bundles/d", "d" * 64), "run", "champion")
     put(state, "n", [other])
-    LogMaintenance(state, url).run(NOW)
-    event = state.events()[0]
-    assert (event.action, event.subject) == ("controller.error", "n")
+    maintain = LogMaintenance(state, url)
+    for _ in range(2):
+        maintain.run(NOW)
+    (event,) = [event for event in state.events() if event.action == "controller.error"]
+    assert event.subject == "n"
     assert file.exists()

@@ -54,6 +54,14 @@ def test_a_request_has_one_loss_however_many_rows_it_has():
     assert counted(rows) == {1: Losses.of([0.07, 0.25])}
 
 
+def test_requests_of_a_sample_have_their_weight():
+    """The share that is logged was raised from a tenth to all: (10 x 0.04 + 0.25) / 11; an older row has no weight."""
+    rows = [late("a", 0.8, 1) | {"weight": 10.0}, late("b", 0.5, 1)]
+    found = counted(rows)[1]
+    assert found == Losses.of([0.04, 0.25], weights=[10.0, 1.0])
+    assert found.mean == pytest.approx(0.65 / 11)
+
+
 def test_each_version_has_its_own_requests():
     rows = [late("a", 1.0, 1), late("b", 0.0, 1, version=2, route="canary")]
     assert counted(rows) == {1: Losses.of([0.0]), 2: Losses.of([1.0])}

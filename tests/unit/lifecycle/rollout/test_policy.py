@@ -77,20 +77,37 @@ def test_harm_too_small_to_matter_stops_nothing():
     assert asked(sure, 600, which=rollout(error_margin=0.02)).action == "abort"
 
 
-def test_too_little_traffic_waits_and_is_aborted_in_the_end():
-    """The reason says what there was, and what would have been allowed."""
-    assert [asked(FEW, seconds).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "abort"]
+def test_too_little_traffic_is_held_until_there_is_a_verdict():
+    """The reason says what there was, and what would have been allowed; enough of it is a verdict at any time."""
+    assert [asked(FEW, seconds).action for seconds in (600, 3599, 3600, 360_000)] == ["wait"] * 4
     reason = asked(FEW, 3600).reason
-    assert "no verdict after 3,600 s: too few requests, 12 of the canary and 108 of the champion" in reason
-    assert asked([], 3600).action == "abort"
+    assert "held: no verdict after 3,600 s: too few requests, 12 of the canary and 108 of the champion" in reason
+    assert "held" not in asked(FEW, 3599).reason
+    assert asked(GOOD, 360_000).action == "advance"
+    assert asked(StepEvidence(0.1, Counts(9, errors=9), Counts(81)), 360_000).action == "abort"
+
+
+def test_too_little_traffic_is_aborted_where_that_is_asked_for():
+    """At the end of the wait, and not before."""
+    which = rollout(on_no_verdict="abort")
+    assert [asked(FEW, seconds, which=which).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "abort"]
+    assert "percent: no verdict after 3,600 s: too few requests" in asked(FEW, 3600, which=which).reason
+    assert asked([], 3600, which=which).action == "abort"
+
+
+def test_a_rollout_of_a_release_that_knew_no_hold_is_held():
+    """Its settings lack the field."""
+    which = rollout()
+    old = replace(which, settings={key: value for key, value in which.settings.items() if key != "on_no_verdict"})
+    assert asked(FEW, 3600, which=old).action == "wait"
 
 
 def test_a_bake_longer_than_the_wait_is_waited_for():
     """A step may pass when it has baked, whatever the wait is."""
-    long = rollout()
+    long = rollout(on_no_verdict="abort")
     long = replace(long, settings=long.settings | {"bake_s": 7200.0})
     assert [asked(GOOD, seconds, which=long).action for seconds in (3600, 7199, 7200)] == ["wait", "wait", "advance"]
-    assert asked(FEW, 7200, which=long).action == "abort"
+    assert [asked(FEW, seconds, which=long).action for seconds in (7199, 7200)] == ["wait", "abort"]
 
 
 def test_a_higher_loss_is_found_where_there_are_labels():
@@ -102,19 +119,43 @@ def test_a_higher_loss_is_found_where_there_are_labels():
 
 
 def test_evidence_of_worse_answers_outlives_the_step_that_showed_it():
-    """The next step has no label yet, and is aborted by those of the first; good ones leave it to wait for its own."""
+    """The next step has no label yet, and is aborted by those of the first; with good ones it waits for its own."""
     worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
     half = StepEvidence(0.5, Counts(15_000, 15, 150), Counts(15_000, 15, 150))
     assert asked([worse, half], 1, which=rollout(1)).action == "abort"
     good = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
-    assert [asked([good, half], seconds, which=rollout(1)).action for seconds in (600, 3600)] == ["wait", "promote"]
+    assert [asked([good, half], seconds, which=rollout(1)).action for seconds in (600, 3600)] == ["wait", "wait"]
+    labelled = replace(half, canary_losses=Losses(((0, 900),)), champion_losses=Losses(((0, 900),)))
+    assert asked([good, labelled], 3600, which=rollout(1)).action == "promote"
 
 
-def test_labels_too_few_for_a_verdict_hold_a_step_but_not_for_ever():
-    """It waits for them as long as it may; a rollout without any would have gone on."""
+def test_labels_too_few_for_a_verdict_hold_a_step():
+    """As too few requests do: a version that is worse by its answers would pass on them."""
     few = replace(GOOD, canary_losses=Losses.of([0.0, 1.0]), champion_losses=Losses.of([0.0] * 9 + [1.0] * 9))
-    assert [asked(few, seconds).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "advance"]
-    assert "too few labelled requests, 2 of the canary" in asked(few, 3600).reason
+    assert [asked(few, seconds).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "wait"]
+    assert "held: no verdict after 3,600 s: too few labelled requests, 2 of the canary" in asked(few, 3600).reason
+    ends = rollout(on_no_verdict="abort")
+    assert [asked(few, seconds, which=ends).action for seconds in (3599, 3600)] == ["wait", "abort"]
+    without = rollout(quality_margin=None)
+    assert asked(few, 600, which=without).action == "advance"
+
+
+def test_labels_that_come_hours_later_are_waited_for():
+    """Where they arrive for the model at all: of this step's answers there is none yet."""
+    current = LossReport(covers=NOW + timedelta(days=1), tried=NOW + timedelta(days=1), labelled=True)
+
+    def decided(evidence, seconds):
+        return decide(rollout(), [evidence], now=NOW + timedelta(seconds=seconds), losses=current)
+
+    assert [decided(GOOD, seconds).action for seconds in (600, 3600, 4 * 3600)] == ["wait", "wait", "wait"]
+    assert "too few labelled requests, 0 of the canary and 0 of the champion" in decided(GOOD, 600).reason
+    labelled = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
+    assert decided(labelled, 5 * 3600).action == "advance"
+    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    assert decided(worse, 5 * 3600).action == "abort"
+    none = Losses(note="labels such as 'x' cannot be compared")
+    incomparable = replace(GOOD, canary_losses=none, champion_losses=none)
+    assert decided(incomparable, 600).action == "advance"
 
 
 def test_garbage_beside_a_good_champion_is_harm():
@@ -181,14 +222,19 @@ AWAY = "losses unknown since 12:00: the storage is away"
     ("losses", "evidence", "actions", "reason"),
     [
         (LossReport(covers=BAKED, tried=BAKED), GOOD, "advance", "; no labels"),
-        (LossReport(covers=NOW, tried=NOW), GOOD, "wait wait advance", "not judged: the prediction log is being read"),
-        (LossReport(), GOOD, "wait wait advance", "not judged: the prediction log is being read for labels"),
-        (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait advance", "not judged for the newest answers: the"),
+        (
+            LossReport(covers=NOW, tried=NOW),
+            GOOD,
+            "wait wait wait",
+            "held: no verdict after 3,600 s: the prediction log",
+        ),
+        (LossReport(), GOOD, "wait wait wait", "held: no verdict after 3,600 s: the prediction log is being read for"),
+        (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait wait", "held: no verdict after 3,600 s: the predict"),
         (LossReport(off="the log is off"), GOOD, "advance", "; quality not judged: the log is off"),
         (LossReport(tried=BAKED, unknown=AWAY), GOOD, "advance", f"; quality not judged: {AWAY}"),
-        (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait advance", f"; quality not judged: {AWAY}"),
-        (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait advance", AWAY),
-        (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait advance", AWAY),
+        (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
+        (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait wait", f"is allowed; {AWAY}"),
+        (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
         (LossReport(covers=BAKED, tried=BAKED, unknown=AWAY), LABELLED, "advance", "; mean loss at most"),
     ],
     ids=[
@@ -197,7 +243,7 @@ AWAY = "losses unknown since 12:00: the storage is away"
     ],
 )
 def test_a_step_passes_on_losses_of_its_whole_bake(losses, evidence, actions, reason):
-    """Or where none can be had, which the reason says; where they may still be had it waits for an hour."""
+    """Or where none can be had, which the reason says; where they may still be had it waits."""
     found = [
         decide(rollout(), [evidence], now=NOW + timedelta(seconds=seconds), losses=losses)
         for seconds in (BAKE_S, MAX_WAIT_S - 1, MAX_WAIT_S)
@@ -209,14 +255,13 @@ def test_a_step_passes_on_losses_of_its_whole_bake(losses, evidence, actions, re
 
 
 def test_a_log_that_is_being_read_is_waited_for_after_a_long_bake():
-    """For five minutes, where the bake has taken all of ``max_wait_s``; too little traffic is no reason to wait."""
-    long = replace(rollout(), settings=rollout().settings | {"bake_s": 7200.0})
+    """For five minutes, where the bake has taken all of ``max_wait_s``."""
+    long = replace(rollout(), settings=rollout().settings | {"bake_s": 7200.0, "on_no_verdict": "abort"})
 
     def action(evidence, seconds):
         return decide(long, [evidence], now=NOW + timedelta(seconds=seconds), losses=LossReport()).action
 
-    assert [action(GOOD, seconds) for seconds in (7200, 7499, 7500)] == ["wait", "wait", "advance"]
-    assert action(FEW, 7200) == "abort"
+    assert [action(GOOD, seconds) for seconds in (7200, 7499, 7500)] == ["wait", "wait", "abort"]
 
 
 def test_what_was_left_out_of_the_labels_is_said():

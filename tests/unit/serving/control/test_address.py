@@ -9,7 +9,9 @@ from fake_serve import FakeServe
 from states import converge, deploy, opened
 
 from raymlops.config.serve import ServeSection
-from raymlops.serving.control.address import Listening, is_local, listening
+from raymlops.errors import UsageError
+from raymlops.serving.control import address
+from raymlops.serving.control.address import Listening, listening, started_otherwise
 
 GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
 
@@ -97,13 +99,37 @@ def test_where_grpc_is_bound_is_looked_up_on_this_machine():
     assert Listening("0.0.0.0", 8000, "127.0.0.1", 9000).reach == "0.0.0.0"
 
 
-def test_a_dashboard_of_this_machine():
-    """By its address."""
-    assert [
-        is_local(url) for url in ("http://127.0.0.1:8265", "http://[::1]:1", "http://localhost", "http://head:1")
-    ] == [
-        True,
-        True,
-        True,
-        False,
-    ]
+def test_a_cluster_elsewhere_is_reached_at_its_node():
+    """Its wildcard is not this machine; a loopback of its own stays what it is, and is reached from there alone."""
+    proxies = {"node": {"node_ip": "10.0.0.7"}}
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=False).base_url == "http://10.0.0.7:21050"
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=True).base_url == "http://127.0.0.1:21050"
+    assert listening({**details(), "proxies": proxies}, local=False).base_url == "http://127.0.0.1:21050"
+
+
+def test_tls_is_seen_on_this_machine_and_in_serves_own_options(monkeypatch):
+    """HAProxy's is unknown to Serve: the listener is asked, on its port."""
+    asked = []
+    monkeypatch.setattr(address, "speaks_tls", lambda *where: asked.append(where) or True)
+    behind = listening(details(host="0.0.0.0"), local=True)
+    assert (behind.base_url, asked) == ("https://127.0.0.1:21050", [("127.0.0.1", 21050)])
+    assert not listening(details(), local=False).tls
+    python = details()
+    python["http_options"]["ssl_certfile"] = "/c"
+    assert listening(python, local=False).tls
+    assert len(asked) == 1
+
+
+def test_a_section_that_serve_was_not_started_with_is_told(monkeypatch):
+    """A certificate that is not shown is refused, since keys would travel in the clear."""
+    monkeypatch.setattr(address, "speaks_tls", lambda *_: False)
+    section = ServeSection(proxy_location="every_node")
+    assert started_otherwise({"applications": {}}, serve=section, local=True) == []
+    there = {**details(), "proxy_location": "HeadOnly"}
+    (told,) = started_otherwise(there, serve=section, local=True)
+    assert "with a proxy on the head only" in told
+    assert started_otherwise({**there, "proxy_location": "EveryNode"}, serve=section, local=True) == []
+    secured = ServeSection(tls_cert="/c", tls_key="/k")
+    with pytest.raises(UsageError, match=r"answers at http://127\.0\.0\.1:21050 without TLS"):
+        started_otherwise(there, serve=secured, local=True)
+    assert started_otherwise(there, serve=secured, local=False) == []

@@ -55,6 +55,20 @@ def test_serve_waits_for_no_request_for_ever():
     assert "request_timeout_s" not in render(Desired(()), host="127.0.0.1", port=8000)["http_options"]
 
 
+def test_serve_is_started_with_the_proxies_and_the_certificate_of_the_section():
+    """On the head alone and without TLS by default; TLS is for HTTP here, and gRPC has it from there."""
+    desired = Desired((deployment(7, "champion"),))
+    plain = render(desired, host="127.0.0.1", port=8000)
+    assert plain["proxy_location"] == "HeadOnly"
+    assert "ssl_certfile" not in plain["http_options"]
+    config = render(desired, host="127.0.0.1", port=8000, everywhere=True, tls=("/c", "/k"))
+    assert config["proxy_location"] == "EveryNode"
+    assert {key: config["http_options"][key] for key in ("ssl_certfile", "ssl_keyfile")} == {
+        "ssl_certfile": "/c",
+        "ssl_keyfile": "/k",
+    }
+
+
 def test_arguments_name_the_bundle_and_its_digest():
     """The digest that a replica verifies comes from the desired state."""
     args = rendered(deployment(7, "champion"))["flights--v7"]["args"]

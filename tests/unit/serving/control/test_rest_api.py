@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import httpx
 import pytest
 
+from raymlops.cluster.processes import session_runs_here
 from raymlops.errors import ClusterError, DeployError
 from raymlops.serving.control.rest_api import ServeApi, last_lines, ray_token
 
 TOKEN = "s3cret-token-value"
+NODE = "node" + "Ab12" * 14
+"""The type that Ray's monitor gives a node where nothing scales."""
 
 
 def serving(status: int, text: str = "{}"):
@@ -60,6 +66,38 @@ def answering(answers):
 
 def rows(*found):
     return {"result": True, "data": {"result": {"result": list(found)}}}
+
+
+@pytest.mark.parametrize(
+    ("url", "session", "local"),
+    [
+        ("http://127.0.0.1:8265", None, True),
+        ("http://[::1]:1", None, True),
+        ("http://localhost", None, True),
+        ("http://127.0.0.1:8265", "session_of_nobody_here", False),  # forwarded from another machine
+        ("http://head:1", None, False),
+    ],
+)
+def test_a_cluster_of_this_machine(url, session, local):
+    """By the address of its dashboard, and by a process of its session, which is looked for once."""
+    asked = []
+
+    def handle(request):
+        asked.append(request.url.path)
+        return httpx.Response(200, json={"session_name": session} if session else {})
+
+    api = ServeApi(url, TOKEN, transport=httpx.MockTransport(handle))
+    assert [api.is_local, api.is_local] == [local, local]
+    assert len(asked) <= 1
+
+
+def test_a_session_of_this_machine():
+    """Known by an argument of its processes."""
+    command = [sys.executable, "-c", "input()", "--session-name=session_of_a_test"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert session_runs_here("session_of_a_test")
+        process.communicate(b"\n")
+    assert not session_runs_here("session_of_a_test")
 
 
 def test_who_holds_resources_is_said_by_name():
@@ -126,11 +164,11 @@ def test_the_end_of_a_long_message_is_kept():
 
 @pytest.mark.parametrize(
     ("types", "grows"),
-    [(["nodeAb12"], False), (["ray.worker.gpu", "nodeAb12"], True), ([], True)],
+    [([NODE], False), (["ray.worker.gpu", NODE], True), ([], None)],
     ids=["nothing to scale", "an autoscaler's types", "not told"],
 )
 def test_the_room_of_a_cluster_is_its_nodes_and_actors(types, grows):
-    """Rows as Ray's state API gives them; where no report says that nothing scales, nodes may be added."""
+    """Rows as Ray's state API gives them, and whether an autoscaler may add nodes, as far as that is reported."""
 
     def answer(request):
         if request.url.path == "/api/cluster_status":

@@ -596,3 +596,24 @@ def test_a_websocket_that_nobody_takes_is_refused_in_our_form(app, path):
 def test_another_application_may_take_a_websocket():
     """Its headers are cleaned too."""
     assert handshake(taking, "/other") == ([{"type": "websocket.accept"}], [[]])
+
+
+@pytest.mark.parametrize("path", ["/-/guard", "/models/nobody/-/guard"])
+def test_the_guard_answers_for_itself(path):
+    """Wherever it is, without the application: operators ask whether it is in force, and by which bound."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        raise AssertionError
+
+    async def app(_scope, _receive, _send):
+        raise AssertionError
+
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "headers": []}
+    asyncio.run(ProxyMiddleware(app, header_bytes=2048)(scope, receive, send))
+    start, body = sent
+    assert start["status"] == 200
+    assert json.loads(body["body"]) == {"guard": {"max_header_bytes": 2048}}

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 
+import grpc
 import pytest
+from certificates import certificate
 from ray.serve._private import default_impl, grpc_util, http_util
 from ray.serve._private.proxy import HTTPProxy
-from ray.serve.config import gRPCOptions
-from uvicorn import Config
+from ray.serve.config import HTTPOptions, gRPCOptions
+from uvicorn import Config, config
 
+from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import free_port, listeners
 from raymlops.serving.proxy.connections import Connection
-from raymlops.serving.proxy.serve_patches import address_of, bind_grpc_to, bound_reading_ahead, drop_slow_headers
+from raymlops.serving.proxy.serve_patches import (
+    address_of,
+    bind_grpc_as,
+    bound_reading_ahead,
+    drop_slow_headers,
+    guard_grpc_calls,
+    restrict_ciphers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,19 +49,21 @@ def restored(monkeypatch):
 )
 def test_grpc_goes_where_http_is(asked, host, bound):
     """All interfaces only where HTTP has them too; an address of another kind is Serve's own affair."""
-    assert address_of(asked, lambda: host) == bound
+    assert address_of(asked, host) == bound
 
 
-def test_serves_own_server_listens_on_loopback_alone():
-    """Twice replaced is once replaced."""
+@pytest.mark.parametrize("tls", [False, True])
+def test_serves_own_server_listens_on_loopback_alone(tmp_path, tls):
+    """With the certificate of HTTP, if that has one. Twice replaced is once replaced."""
     asked = []
+    files = dict(zip(("ssl_certfile", "ssl_keyfile"), map(str, certificate(tmp_path)), strict=True)) if tls else {}
 
-    def host():
-        asked.append("host")
-        return "127.0.0.1"
+    def options():
+        asked.append("options")
+        return HTTPOptions(host="127.0.0.1", **files)
 
-    bind_grpc_to(host)
-    bind_grpc_to(host)
+    bind_grpc_as(options)
+    bind_grpc_as(options)
     port = free_port()
 
     async def serve():
@@ -63,12 +76,72 @@ def test_serves_own_server_listens_on_loopback_alone():
             lambda **_: handler, options, event_loop=asyncio.get_running_loop()
         )
         try:
-            return [item.loopback for item in listeners({os.getpid()}) if item.port == port]
+            bound = [item.loopback for item in listeners({os.getpid()}) if item.port == port]
+            return bound, await asyncio.to_thread(speaks_tls, "127.0.0.1", port)
         finally:
             await server.stop(0)
 
-    assert asyncio.run(serve()) == [True]
-    assert asked == ["host"]
+    assert asyncio.run(serve()) == ([True], tls)
+    assert asked == ["options"]
+
+
+def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
+    """Serve's own server, with a handler that waits: a message that does not fit is refused, until others are done."""
+    monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
+    guard_grpc_calls(most=100)
+    guard_grpc_calls(most=1)
+    port = free_port()
+    servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
+
+    async def serve():
+        held, released = asyncio.Semaphore(0), asyncio.Event()
+
+        async def handler(request, context):
+            held.release()
+            await released.wait()
+            return bytes(request)
+
+        options = gRPCOptions(port=port, enable_reflection=False, grpc_servicer_functions=[servicer])
+        _, server = await grpc_util.start_grpc_server(
+            lambda **_: handler, options, event_loop=asyncio.get_running_loop()
+        )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+            def call(size, method="inference.GRPCInferenceService/ModelInfer"):
+                return channel.unary_unary(f"/{method}")(bytes(size))
+
+            waiting = [call(40), call(40)]
+            for _ in waiting:
+                await held.acquire()
+            with pytest.raises(grpc.aio.AioRpcError) as full:
+                await call(21)
+            small = call(20)
+            await held.acquire()
+            with pytest.raises(grpc.aio.AioRpcError) as listed:
+                await call(0, "ray.serve.RayServeAPIService/ListApplications")
+            released.set()
+            sizes = [len(await one) for one in (*waiting, small, call(100))]
+        await server.stop(0)
+        return sizes, full.value, listed.value
+
+    sizes, full, listed = asyncio.run(serve())
+    assert sizes == [40, 40, 20, 100]
+    assert full.code() == grpc.StatusCode.UNAVAILABLE
+    assert json.loads(full.details())["error"]["code"] == "overloaded"
+    assert listed.code() == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_the_python_proxy_offers_no_cipher_of_old(tmp_path, monkeypatch):
+    """uvicorn's own choice for TLS 1.2 is what TLS 1.0 had."""
+    monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
+    cert, key = map(str, certificate(tmp_path))
+    restrict_ciphers()
+    restrict_ciphers()
+    made = Config(lambda: None, ssl_certfile=cert, ssl_keyfile=key)
+    made.load()
+    names = {cipher["name"] for cipher in made.ssl.get_ciphers() if cipher["protocol"] == "TLSv1.2"}
+    assert names
+    assert all(name.startswith("ECDHE-") and ("GCM" in name or "CHACHA20" in name) for name in names)
 
 
 def test_uvicorn_takes_our_connection():

@@ -14,6 +14,7 @@ import orjson
 import pytest
 from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make_front, predict
 
+from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
@@ -293,7 +294,7 @@ def test_labels_are_accepted_once_they_are_kept():
         def __init__(self):
             self.labels = []
 
-        def add(self, labels, *, key_id=None):
+        def add(self, labels, *, key_id=None, caller=None):
             self.labels += labels
             done = Future()
             done.set_result(None)
@@ -309,6 +310,54 @@ def test_labels_are_accepted_once_they_are_kept():
     assert ask(front, "POST", "/feedback", json={"labels": [{"row": 0}]}).status_code == 422
     twice = b'{"labels": [{"request_id": "a", "request_id": "b", "label": 1}]}'
     assert ask(front, "POST", "/feedback", content=twice).json()["error"]["code"] == "duplicate_key"
+
+
+def test_labels_are_bound_to_the_key_that_asked():
+    """Another key's are refused; a key for feedback alone labels everybody's; what is kept says whose requests."""
+    secrets = {name: f"rk_{name}_{'s' * 43}" for name in ("shop", "bank", "review")}
+    entries = tuple(
+        KeyEntry(name, sha256(secret.encode()).hexdigest(), frozenset(scopes), name=f"of {name}")
+        for (name, secret), scopes in zip(
+            secrets.items(), ({"predict", "feedback"}, {"predict", "feedback"}, {"feedback"}), strict=True
+        )
+    )
+    front = make_front(settings=Settings(access=Access(required=True, keys=entries)))
+    kept = []
+
+    class Kept:
+        def add(self, labels, *, key_id=None, caller=None):
+            kept.append((len(labels), key_id, caller))
+            done = Future()
+            done.set_result(None)
+            return done
+
+    front.labels = Kept()
+    asked = predict(front, [ROW], **{"x-api-key": secrets["shop"]}).json()["request_id"]
+
+    def feedback(who, *request_ids):
+        labels = [{"request_id": request_id, "label": 1} for request_id in request_ids]
+        return ask(front, "POST", "/feedback", json={"labels": labels}, headers={"x-api-key": secrets[who]})
+
+    refused = feedback("bank", asked)
+    assert (refused.status_code, refused.json()["error"]["problems"][0]["field"]) == (422, "request_id")
+    assert feedback("shop", asked).json()["unmatched"] == 0
+    assert feedback("review", asked, "elsewhere").json()["unmatched"] == 1
+    assert kept == [(1, "shop", "of shop"), (2, "review", None)]
+
+
+def test_labels_that_answers_cannot_be_compared_with_are_refused():
+    """422 with place and reason; nothing of the request is kept."""
+    front = make_front()
+    front.labels = None
+    front.expect_labels(AnswerLoss("number", "late", scale=2.0), None)
+    body = {"labels": [{"request_id": "a", "label": 1.5}, {"request_id": "a", "label": "soon"}]}
+    refused = ask(front, "POST", "/feedback", json=body)
+    (problem,) = refused.json()["error"]["problems"]
+    assert (refused.status_code, problem["row"], problem["field"]) == (422, 1, "label")
+    assert "expected a number" in problem["message"]
+    front.expect_labels(None, Column("minutes", "int"))
+    body = {"labels": [{"request_id": "a", "label": 1.5}]}
+    assert "integer" in ask(front, "POST", "/feedback", json=body).json()["error"]["problems"][0]["message"]
 
 
 def test_new_settings_are_in_force_with_the_next_request():

@@ -7,7 +7,7 @@ import threading
 import pytest
 from serving_fakes import ROW, make_front, predict
 
-from raymlops.predictions.settings import LogSettings
+from raymlops.predictions.settings import LogSettings, in_sample
 from raymlops.serving.replica.recording import Recording
 from raymlops.serving.settings import Settings
 
@@ -43,6 +43,26 @@ def test_only_the_prediction_log_is_handed_values(recorded):
     for first, second in (light, traced):
         assert (first.columns, first.outputs, first.rows) == ({}, None, 1)
         assert (second.columns, second.status) == (None, 400)
+
+
+def test_a_sample_of_the_requests_is_logged_with_its_weight(recorded, tmp_path):
+    """Of 400 requests about a quarter, each with the weight 4; metrics and the access log see all of them."""
+    front, recording = recorded
+    settings = Settings(log=LogSettings(enabled=True, uri=str(tmp_path / "storage"), sample=0.25))
+    recording.configure(settings)
+    front.handler.configure(settings)
+    given = {}
+    for name in ("_light", "_kept"):
+        recorder = getattr(recording, name)
+        recorder.close()
+        recorder.add = given.setdefault(name, []).append
+    record = front.handler.begin([]).served(200, "")._replace(columns={}, outputs={}, rows=1)
+    for number in range(400):
+        recording.add(record._replace(request_id=str(number)))
+    assert len(given["_light"]) == 400
+    assert {kept.weight for kept in given["_kept"]} == {4.0}
+    assert 60 <= len(given["_kept"]) <= 140
+    assert [kept.request_id for kept in given["_kept"]] == [str(n) for n in range(400) if in_sample(str(n), 0.25)]
 
 
 def test_labels_go_where_the_log_goes(recorded, tmp_path):

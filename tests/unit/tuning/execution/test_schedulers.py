@@ -78,6 +78,26 @@ def test_a_stop_that_nobody_was_told_of_is_made_again(kind):
     assert scheduler.on_trial_result(None, trial(4), {"resource": 3, "value": 0.9}) == "STOP"
 
 
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_trial_that_reported_once_more_before_its_stop_stays_stopped(kind):
+    """The driver died twice: before the trial was stopped, and after its next report."""
+    scheduler = scheduler_of(spec(scheduler=kind, grace_period=1))
+    reports = kept(*[(number, 1, 0.1) for number in range(4)], (4, 1, 0.9), (4, 2, 0.9))
+    assert scheduler.replay(reports, trials=range(5)) == {4}
+    assert scheduler.on_trial_result(None, trial(4), {"resource": 3, "value": 0.0}) == "STOP"
+
+
+def test_a_trial_of_a_sweep_that_kept_no_order_is_judged_by_what_it_reports_next():
+    """It went on where the median would have stopped it."""
+    reports = [Judged(number, 1.0, 0.1, None) for number in range(4)] + [
+        Judged(4, epoch, 0.9, None) for epoch in (1, 2)
+    ]
+    for value, decision in {0.9: "STOP", 0.0: "CONTINUE"}.items():
+        scheduler = scheduler_of(spec(scheduler="median", grace_period=1))
+        assert scheduler.replay(reports, trials=range(5)) == set()
+        assert scheduler.on_trial_result(None, trial(4), {"resource": 3, "value": value}) == decision
+
+
 @pytest.mark.parametrize("kind", ["asha", "hyperband"])
 def test_of_a_sweep_that_kept_no_order_no_trial_is_stopped_by_its_resume(kind):
     """By number, late values of trial 0 would judge the first ones of trial 1."""

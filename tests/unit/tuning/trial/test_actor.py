@@ -383,3 +383,44 @@ def test_a_trial_s_memory_on_the_card_is_returned_before_the_next_one_trains(mon
     thread.submit(done.set)
     assert done.wait(10)
     assert returned[0] == ["model"]
+
+
+def test_a_process_starts_its_next_trial_by_itself_once_the_current_one_is_complete(configure, begin):
+    """Whether that is told it before or after; the driver's own start of it changes nothing."""
+    first, second, third = (configure(number=number, train={"lr": 0.01 * (1 + number)}) for number in range(3))
+    alone = [shown(to_the_end(begin(config))[-1]) for config in (first, second, third)]
+    actor = begin(first)
+    actor.step()
+    actor.start_next(second)
+    assert [shown(result) for result in (actor.step(), actor.step())][-1] == alone[0]
+    assert actor._trial._config == second
+    started = actor._trial
+    actor.reset_config(dict(second))
+    assert actor._trial is started
+    assert shown(to_the_end(actor)[-1]) == alone[1]
+    assert actor._trial is started
+    actor.start_next(third)
+    assert actor._trial is not started
+    actor.reset_config(dict(third))
+    assert shown(to_the_end(actor)[-1]) == alone[2]
+
+
+def test_a_process_that_gets_another_trial_than_it_started_by_itself_trains_that_one(configure, begin):
+    first, second, third = (configure(number=number, train={"lr": 0.01 * (1 + number)}) for number in range(3))
+    alone = shown(to_the_end(begin(third))[-1])
+    actor = begin(first)
+    to_the_end(actor)
+    actor.start_next(second)
+    actor.reset_config(dict(third))
+    assert shown(to_the_end(actor)[-1]) == alone
+
+
+def test_after_a_trial_that_was_stopped_or_failed_the_driver_starts_the_next_one(configure, begin):
+    first, second = (configure(number=number, train={"lr": 0.01 * (1 + number)}) for number in range(2))
+    actor = begin(first)
+    actor.start_next(second)
+    assert actor.step()["outcome"] is None
+    assert actor._trial._config == first
+    actor.reset_config(dict(second))
+    assert (actor._trial._config, actor._next) == (second, None)
+    assert to_the_end(actor)[-1]["outcome"] == "complete"

@@ -1,0 +1,1 @@
+"""How the proxy of the endpoints is started: HAProxy, its configuration and its certificate."""

@@ -1,0 +1,220 @@
+"""Run in place of HAProxy by Ray Serve: complete the configuration that Serve has written, then become HAProxy.
+
+Owns every line of that configuration that Serve (2.60) has no option for, and the renewal of the certificate. A line
+that is not where it is expected ends the start, with the reason in the file ``refused`` beside the configuration's
+folder: a proxy that lacks one of these rules must not listen. Runs by path, with the standard library alone and without
+site-packages, so that a reload of HAProxy costs milliseconds; knows nothing of the rest of raymlops.
+
+Its environment: ``RAYMLOPS_HAPROXY_BINARY`` is HAProxy itself, ``RAYMLOPS_TLS_CERT`` and ``RAYMLOPS_TLS_KEY`` are PEM
+files, both or none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BINARY = "RAYMLOPS_HAPROXY_BINARY"
+TLS_CERT = "RAYMLOPS_TLS_CERT"
+TLS_KEY = "RAYMLOPS_TLS_KEY"
+REFUSED = "refused"
+"""File with the reason why HAProxy was not started."""
+HEADERS_S = 10
+"""How long a client may take for the whole of its headers, TLS handshake excluded."""
+RENEWAL_S = 5.0
+"""How often the files of the certificate are looked at."""
+MARK = "# completed by raymlops\n"
+NO_ROUTES = (
+    '{"error":{"code":"not_found","message":"routes are not listed; GET / lists the models that the caller may see",'
+    '"field":null,"problems":[]},"request_id":"%[uuid]"}'
+)
+"""The guard's own answer, which it gives in the Python proxy."""
+# Mozilla's intermediate recommendation, without the ciphers that need a file of Diffie-Hellman parameters.
+_CIPHERS = ":".join(
+    f"ECDHE-{kind}-{cipher}"
+    for cipher in ("AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305")
+    for kind in ("ECDSA", "RSA")
+)
+_TLS_GLOBAL = f"""\
+    ssl-default-bind-options prefer-client-ciphers ssl-min-ver TLSv1.2 no-tls-tickets
+    ssl-default-bind-ciphers {_CIPHERS}
+    ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256
+"""
+
+
+class NoMatchError(Exception):
+    """Serve writes another configuration than the one that is completed here."""
+
+
+def completed(config: str, *, certificate: str | None = None) -> str:
+    """Return the configuration with our lines; with the path of a ``certificate``, HTTP and gRPC need TLS.
+
+    Raises:
+        NoMatchError: a line that has to be changed is not there, or is there more than once.
+    """
+    if config.startswith(MARK):
+        return config
+    text = config
+    # The control socket can stop HAProxy. Its folder is private, and so is it.
+    text = _replace(text, r"^    stats socket (\S+) mode 666 ", r"    stats socket \1 mode 600 ")
+    # A limit for the whole of the headers. Serve has none, so that as many clients as HAProxy holds, sending a byte a
+    # second, would keep all others out. That of a body is the guard's, in the replica.
+    text = _replace(
+        text, r"^defaults\n    mode http$", f"defaults\n    mode http\n    timeout http-request {HEADERS_S}s"
+    )
+    # Statistics and metrics are for this machine.
+    text = _replace(text, r"^frontend prometheus\n    bind :(\d+)$", r"frontend prometheus\n    bind 127.0.0.1:\1")
+    text = _replace(text, r"^listen stats\n  bind \*:(\d+)$", r"listen stats\n  bind 127.0.0.1:\1")
+    # The list of all applications, also of those that require a key.
+    routes = f"    http-request return status 404 content-type application/json lf-string '{NO_ROUTES}' if routes"
+    text = _replace(text, r"^    http-request return status \d+ content-type \S+ string \".*\" if routes$", routes)
+    has_grpc = "\nfrontend grpc_frontend\n" in text
+    if has_grpc:
+        status = 'hdr grpc-status 7 hdr grpc-message "applications are not listed"'
+        denied = f"    http-request return status 200 content-type application/grpc {status} if is_list_applications"
+        listed = r"^    (?:use_backend grpc_fallback_backend|http-request return [^\n]*) if is_list_applications$"
+        text = _replace(text, listed, denied)
+    if certificate is not None:
+        tls = f"ssl crt '{certificate}' alpn"
+        text = _replace(text, r"^global$", f"global\n{_TLS_GLOBAL.rstrip()}")
+        text = _replace(
+            text,
+            r"^frontend http_frontend\n    bind (\S+:\d+)$",
+            rf"frontend http_frontend\n    bind \1 {tls} http/1.1",
+        )
+        if has_grpc:
+            text = _replace(text, r"^    bind (\S+:\d+) proto h2$", rf"    bind \1 proto h2 {tls} h2")
+    return MARK + text
+
+
+def _replace(text: str, pattern: str, new: str) -> str:
+    found, count = re.subn(pattern, new, text, flags=re.MULTILINE)
+    if count != 1:
+        raise NoMatchError(f"Ray Serve's configuration of HAProxy has {count} lines like {pattern!r} instead of one")
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Complete the configuration that the arguments name, and become HAProxy."""
+    config = Path(arguments[arguments.index("-f") + 1])
+    refused = config.parent.parent / REFUSED
+    try:
+        certificate = _certificate(config.parent)
+        text = config.read_text(encoding="utf-8")
+        _write(config, completed(text, certificate=None if certificate is None else str(certificate)))
+        binary = os.environ.get(BINARY) or shutil.which("haproxy") or "haproxy"
+        refused.unlink(missing_ok=True)
+        if certificate is not None:
+            _start_renewal(certificate, text)
+        os.execv(binary, [binary, *arguments])  # noqa: S606 - it takes the place of this process, whose id Serve knows
+    except (NoMatchError, OSError, ValueError) as error:
+        _write(refused, f"{error}\n")
+        sys.exit(f"raymlops does not start HAProxy: {error}")
+
+
+def _certificate(folder: Path) -> Path | None:
+    """Return the file with certificate and key as HAProxy reads them; None without TLS."""
+    names = os.environ.get(TLS_CERT), os.environ.get(TLS_KEY)
+    if not any(names):
+        return None
+    if not all(names):
+        message = f"{TLS_CERT} and {TLS_KEY} are set both or not at all"
+        raise ValueError(message)
+    file = folder / "tls.pem"
+    try:
+        _write(file, _joined(*map(str, names)))
+    except (OSError, ValueError):
+        if not file.exists():  # else it is being renewed just now, and the one before is still there
+            raise
+    return file
+
+
+def _joined(cert: str, key: str) -> str:
+    """Return a certificate with its chain and its key as one text without empty lines.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: the key is not that of the certificate, or one of them is damaged.
+    """
+    import ssl
+
+    text = "\n".join(Path(name).read_text(encoding="ascii").strip() for name in (cert, key))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        message = f"{cert} and {key} are not a certificate and its key: {error.reason}"
+        raise ValueError(message) from error
+    return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
+
+
+def _start_renewal(certificate: Path, config: str) -> None:
+    control = re.search(r"^    stats socket (\S+) ", config, flags=re.MULTILINE)
+    assert control is not None
+    command = [sys.executable, "-IS", __file__, "--renew", str(certificate), control[1], str(os.getpid())]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=True)  # noqa: S603 - this program, with paths of Serve's
+
+
+def renew(certificate: Path, control: str, parent: int) -> None:
+    """Hand a changed certificate to HAProxy over its control socket, which ends no connection, until it has ended."""
+    names = os.environ[TLS_CERT], os.environ[TLS_KEY]
+    seen = _versions(names)
+    while os.getppid() == parent:
+        time.sleep(RENEWAL_S)
+        if (found := _versions(names)) == seen:
+            continue
+        try:
+            text = _joined(*names)
+            if text != certificate.read_text(encoding="ascii"):
+                _say(control, f"set ssl cert {certificate} <<\n{text}\n", expected="transaction")
+                _say(control, f"commit ssl cert {certificate}\n", expected="Success")
+                _write(certificate, text)
+            seen = found
+        except (OSError, ValueError) as error:  # half renewed, or HAProxy is just being replaced: look again
+            sys.stderr.write(f"raymlops: the certificate was not renewed: {error}\n")
+            sys.stderr.flush()
+
+
+def _versions(names: tuple[str, str]) -> list[tuple[int, int, int] | None]:
+    """Return what tells whether a file is another one than before; None where it is not there."""
+    found: list[tuple[int, int, int] | None] = []
+    for name in names:
+        try:
+            stat = Path(name).stat()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _say(control: str, command: str, *, expected: str) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(control)
+        connection.sendall(command.encode())
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode(errors="replace")
+    if expected.lower() not in answer.lower():
+        message = f"HAProxy answered {answer.strip()[:300]!r}"
+        raise ValueError(message)
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file by one that only we can read."""
+    draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--renew":
+        renew(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,110 @@
+"""The environment in which the nodes of a cluster start, the same for every launcher.
+
+Owns what it has: token authentication, the guard in front of Serve, its speed, HAProxy, the time in which a stopped job
+may end, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the environment of ``ray start``,
+so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``, by which the launcher files of
+``ray up`` start their nodes, and the clusters that a command starts for itself, take it from here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
+
+from raymlops.cluster.auth import MODE
+from raymlops.cluster.endpoint.haproxy import chosen
+from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
+from raymlops.cluster.services import GUARD, SPEED, serve_environment
+from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.cluster.endpoint.haproxy import Proxy
+    from raymlops.cluster.endpoint.tls import TlsFiles
+
+RECONNECT_S = 600
+"""How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
+
+
+def node_environment(
+    *,
+    proxy: Proxy,
+    scratch: str,
+    stats_port: int = 8404,
+    metrics_port: int = 9101,
+    tls: TlsFiles | None = None,
+    gcs_storage: str | None = None,
+    head: bool = True,
+) -> dict[str, str]:
+    """Return the variables for ``ray start`` on a node.
+
+    ``scratch`` is a folder of the node for HAProxy's files, and ``tls`` its certificate: the Python proxy has that from
+    Serve's own settings. ``gcs_storage`` is where the head keeps what Ray knows, so that a head that is started again
+    resumes its cluster: ``redis://HOST:PORT/NAME`` (``rediss://`` with TLS), whose NAME each cluster of that Redis has
+    for itself, or ``rocksdb:///FOLDER`` on a disk that the next head has too. None keeps it in memory: a cluster ends
+    with its head.
+
+    Raises:
+        UsageError: ``gcs_storage`` is neither.
+        ClusterError: HAProxy is named and not installed.
+    """
+    variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
+    if proxy == "haproxy":
+        variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)
+    if gcs_storage is not None:
+        variables |= _fault_tolerance(gcs_storage, head=head)
+    return variables
+
+
+def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str | None) -> NoReturn:
+    """Replace this process by a command, ``ray start`` above all, in the environment of a node.
+
+    Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
+    token and the guard.
+
+    Raises:
+        UsageError: ``gcs_storage``, or there is no such command.
+        ClusterError: HAProxy is named and not installed.
+    """
+    program = shutil.which(command[0])
+    if program is None:
+        raise UsageError(f"there is no command {command[0]!r} on this node")
+    # A short path, since HAProxy's sockets lie there; mkdtemp makes it readable by us only.
+    scratch = tempfile.mkdtemp(prefix="rml-", dir="/tmp")
+    variables = node_environment(
+        proxy=chosen(proxy), scratch=scratch, gcs_storage=gcs_storage, head="--head" in command
+    )
+    fixed = {name: variables[name] for name in (MODE, *GUARD)}
+    os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
+
+
+def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:
+    url = urlsplit(gcs_storage)
+    waits = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S)}
+    name = url.path.strip("/")
+    if url.scheme in {"redis", "rediss"} and url.hostname and url.port and "@" not in url.netloc:
+        kept = {"RAY_REDIS_ADDRESS": f"{url.scheme}://{url.netloc}"}
+        kept |= {"RAY_external_storage_namespace": name} if name else {}
+    elif url.scheme == "rocksdb" and not url.netloc and name:
+        kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": url.path}
+    else:
+        raise _not_a_storage(gcs_storage)
+    return waits | kept if head else waits
+
+
+def _not_a_storage(gcs_storage: str) -> UsageError:
+    return UsageError(
+        f"got {_shown(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT/NAME, "
+        "rediss://HOST:PORT/NAME, rocksdb:///FOLDER",
+        hint="A password goes to `ray start --head --redis-password`, from a variable.",
+    )
+
+
+def _shown(url: str) -> str:
+    """Return a URL without a password that it may have."""
+    scheme, at, place = url.rpartition("@")
+    return f"{scheme.partition('://')[0]}://***@{place}" if at else url

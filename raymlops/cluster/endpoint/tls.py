@@ -1,0 +1,100 @@
+"""Certificate and key of the endpoint: what their files must be, and connections from this machine that trust them.
+
+Owns the rights that a key's file may have. Knows neither proxy.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import ssl
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from raymlops.errors import UsageError
+
+PROBE_S = 1.0
+
+
+class TlsFiles(NamedTuple):
+    """PEM files: the certificate with its chain, and its key without a passphrase."""
+
+    cert: str
+    key: str
+
+
+def checked_files(cert: str | Path | None, key: str | Path | None) -> TlsFiles | None:
+    """Return the two files by absolute paths; None where none is given.
+
+    Raises:
+        UsageError: only one is given, one cannot be read, others than its owner may read the key (a key of root may be
+            readable by its group), or they are not a certificate and its key.
+    """
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise UsageError("TLS needs both files, the certificate's and the key's")
+    files = TlsFiles(str(Path(cert).expanduser().absolute()), str(Path(key).expanduser().absolute()))
+    try:
+        found = Path(files.key).stat()
+        allowed = 0o740 if found.st_uid == 0 else 0o700
+        if stat.S_IMODE(found.st_mode) & ~allowed:
+            raise UsageError(
+                f"others can read or change the key {files.key}, mode {stat.S_IMODE(found.st_mode):04o}",
+                hint=f"chmod 600 {files.key}; in Kubernetes, mount the secret with defaultMode: 0440",
+            )
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(files.cert, files.key, password="")
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"{files.cert} and {files.key} are not a certificate and its key: {error.reason or 'no PEM'}",
+            hint="The certificate comes first in its file, then its chain; the key has no passphrase.",
+        ) from error
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename or files.cert}: {error.strerror}") from error
+    return files
+
+
+def trusting(cert: str) -> ssl.SSLContext:
+    """Return a context for connections to an endpoint that has exactly this certificate, whatever its address.
+
+    Its names are those that callers know, such as ``models.example.com``, while this machine asks at loopback.
+    """
+    context = ssl.create_default_context(cafile=cert)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def shown_certificate(host: str, port: int, cert: str) -> str:
+    """Return in words whether the endpoint shows this certificate, and until when it is valid."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=PROBE_S) as connection,
+            trusting(cert).wrap_socket(connection) as secured,
+        ):
+            until = (secured.getpeercert() or {}).get("notAfter")
+            return f"{cert}, valid until {until}"
+    except ssl.SSLCertVerificationError as error:
+        return f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
+    except OSError as error:
+        return f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
+
+
+@functools.cache
+def speaks_tls(host: str, port: int) -> bool:
+    """Return whether what listens there wants TLS, found once for each address.
+
+    Raises:
+        OSError: nothing accepts connections there, or it neither accepts nor rejects TLS in time.
+    """
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
+    with socket.create_connection((host, port), timeout=PROBE_S) as connection:
+        try:
+            with context.wrap_socket(connection):
+                return True
+        except TimeoutError:
+            raise
+        except OSError:  # ssl.SSLError is one
+            return False

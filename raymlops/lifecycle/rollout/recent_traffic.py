@@ -1,0 +1,97 @@
+"""The traffic of a model in the last hour, as its prediction log has it, before a rollout begins.
+
+Owns what is read for the forecast, and how long that may take. What follows from it is in ``power``.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
+from raymlops.lifecycle.rollout.loss_rule import unasked
+from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
+from raymlops.serving.control.render import settings_of
+from raymlops.storage.filesystem import root_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from raymlops.config.serve import RolloutSection
+    from raymlops.predictions.labelled import Labels
+    from raymlops.state.store import Deployment
+    from raymlops.storage.store import Store
+
+SPAN = timedelta(hours=1)
+READ_S = 10.0
+"""Of reading the log; what was read by then is extrapolated."""
+_COLUMNS = ("row", "ts", "route", "model_seconds")
+
+
+def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime) -> tuple[str, ...]:
+    """Return what a rollout beside this champion can show with the traffic of the last hour, in sentences."""
+    if not settings_of(champion).log.enabled:
+        return ("what the rollout can show is not known: the prediction log is off; set serve.log.enabled",)
+    try:
+        found = recent_traffic(champion, settings, now=now)
+    except RaymlopsError as error:
+        return (f"what the rollout can show is not known: {error.message}",)
+    return in_words(found, settings)
+
+
+def recent_traffic(
+    champion: Deployment,
+    settings: RolloutSection,
+    *,
+    now: datetime,
+    clock: Callable[[], float] = time.monotonic,
+) -> RecentTraffic:
+    """Return the requests of the last hour that chance would have given to a version.
+
+    Failed requests are not in the log, so that they are missing.
+
+    Raises:
+        StorageError: the log cannot be read.
+    """
+    from raymlops.predictions.read import Reading
+    from raymlops.storage.store import Store
+
+    root, since = root_of(champion.bundle.uri), now - SPAN
+    began, span_s = clock(), SPAN.total_seconds()
+    requests = slow = 0
+    try:
+        for batch in Reading(root, champion.name, since=since, columns=_COLUMNS, labels=False):
+            shared = pc.is_in(batch["route"], value_set=pa.array(["champion", "canary"]))
+            first = batch.filter(pc.and_(shared, pc.equal(batch["row"], 0)))
+            requests += first.num_rows
+            slow += pc.sum(pc.greater_equal(first["model_seconds"], settings.slow_s)).as_py() or 0
+            if clock() - began > READ_S:
+                newest = pc.max(batch["ts"]).as_py()
+                span_s = max(1.0, (newest - since).total_seconds())
+                break
+    except NotFoundError:  # nothing was logged yet
+        return RecentTraffic(0.0)
+    asked = settings.quality_margin is not None and unasked(champion) is None
+    labelled = _labelled(Store(root), champion.name, since=since) if asked else None
+    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1, requests), labelled)
+
+
+def _labelled(store: Store, name: str, *, since: datetime) -> float | None:
+    """Return of how many requests the first label arrived since then; None where labels do not arrive."""
+    from raymlops.predictions.labelled import load_labels
+    from raymlops.predictions.partition import Faults
+    from raymlops.predictions.paths import label_days
+
+    if not label_days(store, name, since=since - EXPECTED_FOR):
+        return None
+    labels: Labels = load_labels(store, name, Faults(), since=since, max_bytes=MAX_LABEL_BYTES)
+    if not len(labels.hashes):
+        return 0.0
+    fresh = labels.table["request_id"].filter(pa.array(labels.first_within(since, None)))
+    return float(pc.count_distinct(fresh).as_py() * labels.every)

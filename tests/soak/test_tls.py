@@ -1,0 +1,136 @@
+"""An endpoint with TLS behind either proxy: clients of several kinds, and a certificate that is renewed under load."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asking_forms as forms
+import grpc
+import httpx
+import pytest
+import requests
+from certificates import certificate
+from endpoints import endpoint
+from serving_bundles import MIXED_ROWS
+
+import raymlops as rm
+from raymlops.cluster.endpoint.tls import TlsFiles, trusting
+
+pytestmark = pytest.mark.soak
+
+RENEWED_S = 60.0
+
+
+@pytest.fixture(params=["python", "haproxy"])
+def proxy(request):
+    return request.param
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a certificate and its key."""
+    return TlsFiles(*map(str, certificate(tmp_path)))
+
+
+@pytest.fixture
+def served(proxy, files):
+    """Yield an endpoint with TLS."""
+    with endpoint(proxy, tls=files) as running:
+        yield running
+
+
+def test_clients_of_all_kinds_ask_over_tls_and_none_without(served, files, tmp_path, proxy):
+    """Ours, requests, curl and gRPC, each with the certificate; then it is renewed, without a failed request."""
+    assert served.host.startswith("https://")
+    url, content = f"{served.url}/predict", json.dumps({"rows": MIXED_ROWS})
+    with rm.Client(served.host, ca_file=files.cert) as client:
+        expected = client.predict("mixed", MIXED_ROWS).outputs
+    assert requests.post(url, data=content, verify=files.cert, timeout=20).json()["outputs"] == expected
+    curl = ["curl", "-sS", "--cacert", files.cert, "--tls-max", "1.2", "--data", content, url]
+    assert json.loads(subprocess.run(curl, capture_output=True, check=True).stdout)["outputs"] == expected
+    call = {"method": "ModelInfer", "request": forms.message(MIXED_ROWS, raw=True, name="mixed")}
+    call["metadata"] = {"application": "raymlops"}
+    trusted = Path(files.cert).read_bytes()
+    answered, _ = forms.call(served.grpc_port, **call, certificates=trusted)
+    assert len(forms.rows_of_message(answered)) == len(MIXED_ROWS)
+
+    with pytest.raises(grpc.RpcError):
+        forms.call(served.grpc_port, **call, timeout_s=5)
+    for plain in (f"http://{urlsplit(url).netloc}/models/mixed", f"{served.host}/-/routes"):
+        with pytest.raises(httpx.HTTPError):  # plain HTTP, and a certificate of nobody's
+            httpx.get(plain)
+    assert requests.get(f"{served.host}/-/routes", verify=files.cert, timeout=20).status_code == 404
+    old = ["curl", "-sS", "--cacert", files.cert, "--tlsv1.0", "--tls-max", "1.1", served.host]
+    assert subprocess.run(old, capture_output=True, check=False).returncode == 35  # no common version
+
+    (tmp_path / "next").mkdir()
+    cert, key = certificate(tmp_path / "next")
+    both = tmp_path / "both.pem"
+    both.write_bytes(trusted + cert.read_bytes())
+    new = trusting(str(cert))
+    with load(url, content, both) as done:
+        until(lambda: len(done) > 200)
+        key.replace(files.key)  # one after the other, as whatever renews them does
+        time.sleep(0.2)
+        cert.replace(files.cert)
+        if proxy == "haproxy":
+            until(lambda: shows(served.host, new))
+            forms.call(served.grpc_port, **call, certificates=both.read_bytes().removeprefix(trusted))
+            served.change(max_rows=4000)
+        served.change(max_rows=4500, max_replicas=2, min_replicas=2)  # another server: HAProxy is replaced by a new one
+        before = len(done)
+        until(lambda: len(done) > before + 200)
+        # The Python proxy reads its files once.
+        assert shows(served.host, new) == (proxy == "haproxy")
+    failed = [outcome for outcome in done if outcome != 200]
+    print(f"\n{proxy}: {len(done)} requests, {len(failed)} failed {failed[:3]}")
+    assert failed == []
+
+
+@contextmanager
+def load(url, content, certificates):
+    """Ask over connections that are kept and over new ones; yield the list of what became of each request."""
+    done, ended = [], threading.Event()
+    context = ssl.create_default_context(cafile=certificates)
+
+    def ask(keep):
+        with httpx.Client(verify=context, timeout=20) as client:
+            while not ended.wait(0.01):
+                try:
+                    headers = {} if keep else {"connection": "close"}
+                    done.append(client.post(url, content=content, headers=headers).status_code)
+                except httpx.HTTPError as error:
+                    done.append(repr(error))
+
+    threads = [threading.Thread(target=ask, args=(keep,)) for keep in (True, True, False, False)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def shows(host, context):
+    """Return whether a new connection gets the certificate that a context trusts."""
+    try:
+        return httpx.get(f"{host}/", verify=context).status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def until(check):
+    """Wait until something holds."""
+    deadline = time.monotonic() + RENEWED_S
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

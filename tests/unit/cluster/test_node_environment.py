@@ -1,0 +1,106 @@
+"""What every node of a cluster starts with, whichever launcher starts it."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from raymlops.cluster.endpoint.node_environment import RECONNECT_S, node_environment, run_on_node
+from raymlops.cluster.services import GUARD, SPEED
+from raymlops.errors import UsageError
+
+
+def test_every_node_has_the_token_the_guard_and_the_speed():
+    """Behind either proxy; what is HAProxy's comes with it alone."""
+    python, haproxy = (node_environment(proxy=proxy, scratch="/tmp/x") for proxy in ("python", "haproxy"))
+    for found in (python, haproxy):
+        assert {**GUARD, **SPEED}.items() <= found.items()
+        assert (found["RAY_AUTH_MODE"], found["RAY_JOB_STOP_WAIT_TIME_S"]) == ("token", "30")
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in python
+    assert haproxy["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert [name for name in haproxy if "gcs" in name.lower() or "REDIS" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("storage", "expected"),
+    [
+        ("redis://10.0.0.9:6379", {"RAY_REDIS_ADDRESS": "redis://10.0.0.9:6379"}),
+        (
+            "rediss://cache:6380/prod",
+            {"RAY_REDIS_ADDRESS": "rediss://cache:6380", "RAY_external_storage_namespace": "prod"},
+        ),
+        ("rocksdb:///gcs", {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/gcs"}),
+    ],
+)
+def test_a_head_that_is_started_again_resumes_its_cluster(storage, expected):
+    """The head alone knows where its state is; every node waits for it."""
+    waits = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S)}
+    without = node_environment(proxy="python", scratch="/tmp/x")
+    head = node_environment(proxy="python", scratch="/tmp/x", gcs_storage=storage)
+    worker = node_environment(proxy="python", scratch="/tmp/x", gcs_storage=storage, head=False)
+    assert head == {**without, **waits, **expected}
+    assert worker == {**without, **waits}
+
+
+@pytest.mark.parametrize(
+    "storage", ["redis", "redis://cache", "rocksdb://gcs", "rocksdb", "http://cache:1", "redis://:hunter2@cache:1"]
+)
+def test_another_storage_is_refused(storage):
+    """With what is allowed, and without a password that it may have."""
+    with pytest.raises(UsageError, match=r"redis://HOST:PORT") as raised:
+        node_environment(proxy="python", scratch="/tmp/x", gcs_storage=storage)
+    assert "hunter2" not in raised.value.message
+
+
+def test_ray_reads_every_variable_of_its_head():
+    """By these names, or it would keep its state in memory and nobody would notice."""
+    import ray
+    from ray._private import node
+
+    source = Path(node.__file__).read_text()
+    assert 'os.environ.get("RAY_REDIS_ADDRESS")' in source
+    assert '"gcs_storage_path"' in source
+    names = (
+        *("RAY_external_storage_namespace", "RAY_gcs_rpc_server_reconnect_timeout_s"),
+        *("RAY_gcs_storage", "RAY_gcs_storage_path"),
+    )
+    program = (Path(ray.__file__).parent / "core/src/ray/gcs/gcs_server").read_bytes()
+    assert [name for name in names if name.encode() not in program] == []
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Return what a process was replaced by: program, words, environment."""
+    found = []
+    program = tmp_path / "ray"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("os.execve", lambda *arguments: found.append(arguments))
+    return found
+
+
+def test_a_command_runs_with_it(started, monkeypatch, tmp_path):
+    """What the node says for itself stays, but never without the token or the guard."""
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "")
+    run_on_node(["ray", "start", "--head"], proxy="haproxy", gcs_storage="redis://cache:1")
+    ((program, words, environment),) = started
+    assert (program, words) == (str(tmp_path / "ray"), ["ray", "start", "--head"])
+    assert environment["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert GUARD.items() <= environment.items()
+    assert environment["RAY_REDIS_ADDRESS"] == "redis://cache:1"
+    folder = Path(environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.rmdir()
+
+
+def test_a_command_that_is_not_there_is_said(started):
+    """Nothing is started."""
+    with pytest.raises(UsageError, match="no command 'nothing'"):
+        run_on_node(["nothing"], proxy="python", gcs_storage=None)
+    assert started == []

@@ -1,0 +1,87 @@
+"""The files of a certificate, and what a listener shows of it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import suppress
+
+import pytest
+from certificates import certificate
+
+from raymlops.cluster.endpoint.tls import checked_files, shown_certificate, speaks_tls
+from raymlops.cluster.ports import HOST, free_port
+from raymlops.errors import UsageError
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return a certificate and its key."""
+    return certificate(tmp_path)
+
+
+def test_files_are_taken_by_absolute_paths(files, monkeypatch):
+    """None are none; one alone is a mistake."""
+    cert, key = files
+    monkeypatch.chdir(cert.parent)
+    assert checked_files(cert.name, key.name) == (str(cert), str(key))
+    assert checked_files(None, None) is None
+    for one in ((cert, None), (None, key)):
+        with pytest.raises(UsageError, match="both files"):
+            checked_files(*one)
+
+
+def test_a_key_that_others_can_read_is_refused(files):
+    """Also where it may only be changed."""
+    cert, key = files
+    for mode in (0o604, 0o602, 0o644):
+        key.chmod(mode)
+        with pytest.raises(UsageError, match=f"others can read or change the key .* mode {mode:04o}"):
+            checked_files(cert, key)
+
+
+def test_what_is_no_pair_is_refused(files, tmp_path):
+    """Another key, a file that is no certificate, and one that is missing."""
+    cert, key = files
+    _, other = certificate(tmp_path, name="other")
+    text = tmp_path / "text"
+    text.write_text("no certificate")
+    for one, two, says in (
+        (cert, other, "not a certificate and its key"),
+        (text, key, "not a certificate and its key"),
+        (tmp_path / "missing", key, "cannot read"),
+        (cert, tmp_path / "missing", "cannot read"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            checked_files(one, two)
+
+
+def test_what_a_listener_shows_is_said(files, tmp_path):
+    """The certificate of the file, another one than that, or no TLS at all."""
+    cert, key = files
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with socket.create_server((HOST, 0)) as server, socket.create_server((HOST, 0)) as plain:
+        server.settimeout(10)
+        port = server.getsockname()[1]
+
+        def answer():
+            for _ in range(3):
+                with server.accept()[0] as connection, suppress(OSError):
+                    context.wrap_socket(connection, server_side=True).close()
+            with plain.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert shown_certificate(HOST, port, str(cert)).startswith(f"{cert}, valid until ")
+        other, _ = certificate(tmp_path, name="other")
+        assert "is not what the endpoint shows" in shown_certificate(HOST, port, str(other))
+        assert speaks_tls(HOST, port)
+        assert not speaks_tls(HOST, plain.getsockname()[1])
+        thread.join()
+    nobody = free_port()
+    assert "does not answer over TLS" in shown_certificate(HOST, nobody, str(cert))
+    with pytest.raises(OSError):
+        speaks_tls(HOST, nobody)

@@ -1,0 +1,96 @@
+"""The last hour of a model's log, and what is said where there is none."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from tiny_bundle import tiny_contents
+
+from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
+from raymlops.bundle.write import write_bundle
+from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout.power import RecentTraffic
+from raymlops.lifecycle.rollout.recent_traffic import outlook, recent_traffic
+from raymlops.predictions.labels import Label, LabelLog
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.served import RequestRecord
+from raymlops.predictions.settings import LogSettings
+from raymlops.records import BundleRef
+from raymlops.signature import Signature
+from raymlops.state.store import Deployment
+
+NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("yes", "bool")))
+RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
+SETTINGS = RolloutSection(slow_s=0.25)
+
+
+@pytest.fixture
+def champion(tmp_path):
+    bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=RULE.to_dict()))
+    return Deployment("m", 1, bundle, "run", "champion")
+
+
+def answer(request_id, *, rows=1, version=1, route="champion", minute=-1, model_seconds=0.1):
+    arrived = (NOW + timedelta(minutes=minute)).timestamp()
+    served = RequestRecord(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, model_seconds)
+    outputs = {"p": np.full(rows, 0.5), "yes": np.ones(rows, bool)}
+    return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
+
+
+def log(tmp_path, *answers):
+    written = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer="a")
+    written.take(answers)
+    written.close()
+
+
+def label(tmp_path, *labels, minute=0):
+    kept = LabelLog(str(tmp_path), name="m", writer="a", now=(NOW + timedelta(minutes=minute)).timestamp)
+    kept.add(labels).result(timeout=30)
+    kept.close()
+
+
+def test_requests_of_the_last_hour_are_counted_that_chance_gave_to_a_version(champion, tmp_path):
+    """Four of them, one with three rows and one slow: neither pinned ones nor copies, nor what is older."""
+    log(
+        tmp_path,
+        answer("a", rows=3),
+        answer("b", minute=-59),
+        answer("c", version=2, route="canary"),
+        answer("d", model_seconds=0.3),
+        answer("e", route="pinned"),
+        answer("f", version=2, route="shadow"),
+        answer("g", minute=-61),
+    )
+    assert recent_traffic(champion, SETTINGS, now=NOW) == RecentTraffic(4.0, 0.25, None)
+
+
+def test_labels_are_counted_by_request(champion, tmp_path):
+    """Two requests, three rows; where they stopped an hour ago none, and eight days later they are not expected."""
+    log(tmp_path, answer("a", rows=2), answer("b"))
+    label(tmp_path, Label("a", 0, "1"), Label("a", 1, "1"), Label("b", 0, "1"), minute=-1)
+    assert recent_traffic(champion, SETTINGS, now=NOW).labelled == 2.0
+    assert recent_traffic(champion, SETTINGS, now=NOW + timedelta(hours=1)).labelled == 0.0
+    assert recent_traffic(champion, SETTINGS, now=NOW + timedelta(days=9)).labelled is None
+    ignored = SETTINGS.model_copy(update={"quality_margin": None})
+    assert recent_traffic(champion, ignored, now=NOW).labelled is None
+
+
+def test_a_log_that_takes_too_long_is_extrapolated(champion, tmp_path):
+    """The first half hour was read when the time was over: 30 requests a half hour are 60 an hour."""
+    log(tmp_path, *(answer(f"{minute}", minute=minute) for minute in range(-60, -30)))
+    ticks = iter([0.0, 11.0])
+    found = recent_traffic(champion, SETTINGS, now=NOW, clock=lambda: next(ticks))
+    assert found.requests == pytest.approx(60, rel=0.05)
+
+
+def test_without_a_log_it_says_so(champion, tmp_path):
+    """Nothing was asked yet, the log is off, or its storage is away: a deploy goes on all the same."""
+    assert outlook(champion, SETTINGS, now=NOW)[0].startswith("no request in the last hour")
+    off = Deployment("m", 1, champion.bundle, "run", "champion", {"log": {"enabled": False}})
+    assert outlook(off, SETTINGS, now=NOW) == (
+        "what the rollout can show is not known: the prediction log is off; set serve.log.enabled",
+    )
+    away = Deployment("m", 1, BundleRef("nosuch://logs/bundles/d", "d" * 64), "run", "champion")
+    assert outlook(away, SETTINGS, now=NOW)[0].startswith("what the rollout can show is not known: 'nosuch://logs")

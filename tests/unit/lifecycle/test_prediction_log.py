@@ -1,0 +1,81 @@
+"""Erasing one person's rows while a model is live."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from served_requests import SIGNATURE, served
+from stored import put
+
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.prediction_log import changing, erase_predictions
+from raymlops.lifecycle.sources import place_of, state_of
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.read import Reading
+from raymlops.predictions.settings import LogSettings
+from raymlops.predictions.where import Where
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment
+
+ANNA = Where.parse(["features.carrier=anna"])
+
+
+def write(uri, request_id, person):
+    log = PredictionLog(LogSettings(enabled=True, uri=str(uri)), name="flights", signature=SIGNATURE, writer="w")
+    columns = {"distance": np.ones(1), "carrier": np.array([person], dtype=object)}
+    log.take([served(request_id, ts=datetime.now(UTC).timestamp(), columns=columns)])
+    log.close()
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """Return a configuration whose model is live, and answers from two storages, the second one before it moved."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    spec = place_of(None)
+    bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
+    with state_of(spec) as state:
+        put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion", {"log": {"flush_s": 3.0}})])
+    return spec
+
+
+def test_a_live_model_is_searched_once_more_after_its_replicas_wrote(spec, tmp_path):
+    """A replica still held a row of hers; it writes it within flush_s and a moment."""
+    write(tmp_path, "a", "anna")
+    write(tmp_path, "b", "bob")
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        write(tmp_path, "c", "anna")
+
+    record = erase_predictions("flights", spec, ANNA, sleep=sleep)
+    assert (waits, record.rows, record.searched) == ([5.0], 2, 2)
+    assert [row for batch in Reading(str(tmp_path), "flights") for row in batch["request_id"].to_pylist()] == ["b"]
+
+
+def test_it_waits_for_no_other_process_that_changes_the_files(spec, tmp_path):
+    """It is refused and nothing is changed or recorded."""
+    write(tmp_path, "a", "anna")
+    with state_of(spec) as state:
+        before = len(state.events())
+        with changing(state.url, "flights", purpose="compaction"), pytest.raises(RefusedError, match="in use by"):
+            erase_predictions("flights", spec, ANNA)
+        assert len(state.events()) == before
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_who_does_not_agree_keeps_everything(spec, tmp_path):
+    """What was found is shown before."""
+    write(tmp_path, "a", "anna")
+    found = []
+
+    def refuse(record):
+        found.append((record.rows, record.erased))
+        raise RefusedError("no")
+
+    with pytest.raises(RefusedError):
+        erase_predictions("flights", spec, ANNA, since=datetime.now(UTC) - timedelta(days=1), agree=refuse)
+    assert found == [(1, False)]
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
