@@ -17,7 +17,7 @@ from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
-from raymlops.lifecycle.live.staging import fetch_on_nodes, stage
+from raymlops.lifecycle.live.staging import Fetch, fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
@@ -185,6 +185,7 @@ class _Call:
     state: State
     api: ServeApi
     registry: Registry
+    fetch: Fetch = fetch_on_nodes
 
     def new(self, role: Role) -> Deployment:
         """Return the deployment of the version."""
@@ -207,6 +208,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         check_callers(ref, state)
     new = call.new("warm" if action == BESIDE else "champion")
     goal = {} if action == BESIDE else {**ROUTE, "configured": True}
+    if action == BESIDE:
+        transitions.refuse_beside(state.model(ref.name), ref.version, request=call.request(action))
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, standing, new, replaces=new.replaces)
     details = api.get()
@@ -230,7 +233,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    warnings += stage(call.spec, standing, new, fetch=fetch_on_nodes)
+    warnings += stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,
         api,
@@ -268,11 +271,12 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
             f"version {version} of {name} is champion already: it answers all that no canary does",
             hint="Name another one with --version.",
         )
-    if traffic.weight or traffic.shadow:
+    if not traffic.removes:
+        transitions.refuse_beside(state.model(name), version, request=call.request(traffic.action))
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new, replaces=new.replaces)
+    leaving = () if traffic.removes else leaving_first(api, standing, new)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -287,7 +291,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
 
     shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
     warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
-    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=fetch_on_nodes)
+    warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,
         api,

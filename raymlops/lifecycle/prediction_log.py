@@ -175,14 +175,13 @@ def erase_predictions(
         began = datetime.now(UTC)
         done = EraseRecord.total(job.run(now=began) for job in jobs)
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
-        waits = [max(waits)] if waits else []
+        if waits:
+            sleep(max(waits))
+            again = began - timedelta(hours=1)  # what replicas still held had arrived since then
+            done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC), again_since=again) for job in jobs))
         if done.open_labels:
-            waits.append(LABELS_OPEN.total_seconds() + 1)
-        for wait_s in waits:
-            sleep(wait_s)
-            now = datetime.now(UTC)
-            again = (job.run(now=now, again_since=began - timedelta(hours=1)) for job in jobs)
-            done = done.then(EraseRecord.total(again))
+            sleep(LABELS_OPEN.total_seconds() + 1)
+            done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC)) for job in jobs))
         state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
         return done
 

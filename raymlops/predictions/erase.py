@@ -58,7 +58,7 @@ class EraseRecord(Record):
     damaged: tuple[str, ...] = ()
     """Files that cannot be read, and may hold such rows."""
     open_labels: int = 0
-    """Labels to erase in files that their writer has not finished; the next call finds them."""
+    """Labels to erase in files that their writer has not finished; they and their rows are left to the next call."""
     erased: bool = False
 
     problem: str = ""
@@ -117,7 +117,9 @@ class Erasure:
         return _Pass(self).go()
 
     def run(self, *, now: datetime, again_since: datetime | None = None) -> EraseRecord:
-        """Erase everything that is found now. A further call may leave out hours that ended by ``again_since``.
+        """Erase everything that is found now.
+
+        A further call may leave out hours that ended by ``again_since``, unless the previous one left open labels.
 
         Raises:
             StorageError: the storage cannot be used; where it erased some, the same call completes it.
@@ -148,6 +150,7 @@ class _Pass:
         self._faults = Faults()
         self._search = Search(job.where)
         self._grown = 0
+        self._held: set[Key] = set()
         self._ids = pa.nulls(0, pa.string())
         self._by_itself = job.since is None and job.until is None and {*job.where.fields} <= OF_LABELS
 
@@ -165,15 +168,18 @@ class _Pass:
         labels = [found for day in days for found in self._files(day.path, self._is_label, None)]
         unfinished = [found for found in labels if self._is_open(found.live)]
         labels = [found for found in labels if not self._is_open(found.live)]
+        # A row goes after its labels, so that a later call, also of another process, still finds them by it.
+        self._held = {(request_id, row) for found in unfinished for request_id, row, _ in found.keys}
+        rows = [found for found in rows if not self._grown and not self._are_held(found)]
         if self._now is not None:
             for found in labels:
                 self._erase(found, self._is_label)
             for found in rows:
-                self._erase(found, self._is_row)
+                self._erase(found, self._is_free_row)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),
-            rows=sum(len(found.keys) for found in rows),
+            rows=sum((request_id, row) not in self._held for found in rows for request_id, row, _ in found.keys),
             labels=sum(len(found.keys) for found in labels),
             searched=search.searched,
             unsearched=search.unsearched,
@@ -185,6 +191,16 @@ class _Pass:
 
     def _is_row(self, batch: pa.RecordBatch) -> Mask:
         return self._search.matches(batch) & within(batch["ts"], self._job.since, self._job.until)
+
+    def _is_free_row(self, batch: pa.RecordBatch) -> Mask:
+        found = self._is_row(batch)
+        for place in np.flatnonzero(found) if self._held else ():
+            request_id, row, _ = (column[place].as_py() for column in _key(batch))
+            found[place] = (request_id, row) not in self._held
+        return found
+
+    def _are_held(self, found: _Found) -> bool:
+        return all((request_id, row) in self._held for request_id, row, _ in found.keys)
 
     def _is_label(self, batch: pa.RecordBatch) -> Mask:
         found = np.array(pc.is_in(batch["request_id"], value_set=self._ids), dtype=np.bool_)

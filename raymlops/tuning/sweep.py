@@ -24,7 +24,7 @@ from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
 from raymlops.tuning.study.import_study import IMPORTED, import_trials
-from raymlops.tuning.study.repeat import repeats_left
+from raymlops.tuning.study.reruns import repeats_left
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores, linked_study

@@ -17,7 +17,7 @@ from raymlops.tuning.mlflow.sweep_run import STUDY, study_name
 from raymlops.tuning.mlflow.trial_runs import TrialRuns
 from raymlops.tuning.study.fencing import CHECK_EVERY_S, Fence
 from raymlops.tuning.study.records import history_of
-from raymlops.tuning.study.retry import retry_failed
+from raymlops.tuning.study.reruns import retry_failed
 from raymlops.tuning.study.storage import create_study, load_study, optuna_url
 from raymlops.tuning.study.trials import Trials
 

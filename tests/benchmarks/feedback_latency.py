@@ -1,10 +1,11 @@
-"""What feedback takes beside a prediction: python tests/benchmarks/feedback_latency.py [PAIRS]
+"""What feedback takes beside a prediction: python tests/benchmarks/feedback_latency.py [PAIRS] [python|haproxy]
 
-One replica's front with its recorders and its prediction log, on uvicorn without Serve and its proxy, which take the
-same for both. A client on one connection asks for a prediction and sends its label, PAIRS times (1,500). Prints the
-median and the 99th percentile of both and their ratio, of the first 500 and of the last 500, by when a stream of
-single labels has lasted; a label is on the disk before its answer comes, a prediction is not. Then the same for eight
-clients at once.
+A client on one connection asks for a prediction and sends its label, PAIRS times (1,500). Prints the median and the
+99th percentile of both and their ratio, of the first 500 and of the last 500, by when a stream of single labels has
+lasted; a label is on the disk before its answer comes, a prediction is not. Then the same for eight clients at once.
+
+With the name of a proxy it is an endpoint behind that proxy, as callers see it; without one the front of one replica
+with its recorders and its log, on uvicorn.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 
 import uvicorn
+from endpoints import endpoint
+from serving_bundles import MIXED_ROWS
 from tiny_bundle import EXAMPLE, tiny_contents
 
 from raymlops.bundle.load import load
@@ -32,12 +36,15 @@ from raymlops.serving.replica.http_front import Front
 from raymlops.serving.replica.recording import Recording
 from raymlops.serving.settings import Settings
 
-LABEL = "yes"
 SLICE = 500
 
 
-def main(pairs: int) -> None:
+def main(pairs: int, proxy: str | None) -> None:
     """Print everything."""
+    if proxy is not None:
+        with endpoint(proxy) as served:  # type: ignore[arg-type]
+            compare(served.url, MIXED_ROWS[:1], 1.0, pairs)
+        return
     with tempfile.TemporaryDirectory() as folder:
         front, recording = made(folder)
         listener = socket.create_server(("127.0.0.1", 0))
@@ -45,20 +52,24 @@ def main(pairs: int) -> None:
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
         while not server.started:
             time.sleep(0.01)
-        port = listener.getsockname()[1]
-        times = asked(port, pairs)
-        say("first", times[:SLICE])
-        say("last", times[-SLICE:])
-        per_client: list[list[tuple[float, float]]] = []
-        clients = [threading.Thread(target=lambda: per_client.append(asked(port, SLICE))) for _ in range(8)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        say("eight at once", [pair for times in per_client for pair in times])
+        compare(f"http://127.0.0.1:{listener.getsockname()[1]}", EXAMPLE[:1], "yes", pairs)
         server.should_exit = True
         recording.close()
         print(f"{sum(1 for _ in Path(folder, 'labels').rglob('*.parquet')):,} files of labels")
+
+
+def compare(url: str, rows: list[dict], label: object, pairs: int) -> None:
+    """Print both of one client, and of eight at once."""
+    times = asked(url, rows, label, pairs)
+    say("first", times[:SLICE])
+    say("last", times[-SLICE:])
+    per_client: list[list[tuple[float, float]]] = []
+    clients = [threading.Thread(target=lambda: per_client.append(asked(url, rows, label, SLICE))) for _ in range(8)]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    say("eight at once", [pair for times in per_client for pair in times])
 
 
 def made(folder: str) -> tuple[Front, Recording]:
@@ -76,14 +87,15 @@ def made(folder: str) -> tuple[Front, Recording]:
     return front, recording
 
 
-def asked(port: int, pairs: int) -> list[tuple[float, float]]:
+def asked(url: str, rows: list[dict], label: object, pairs: int) -> list[tuple[float, float]]:
     """Return the seconds of each prediction and of its label."""
-    connection = http.client.HTTPConnection("127.0.0.1", port)
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port)
     times = []
     for _ in range(pairs):
-        answer, predict_s = sent(connection, "/predict", {"rows": EXAMPLE[:1]}, 200)
-        label = {"request_id": answer["request_id"], "row": 0, "label": LABEL}
-        times.append((predict_s, sent(connection, "/feedback", {"labels": [label]}, 202)[1]))
+        answer, predict_s = sent(connection, f"{address.path}/predict", {"rows": rows}, 200)
+        told = {"request_id": answer["request_id"], "row": 0, "label": label}
+        times.append((predict_s, sent(connection, f"{address.path}/feedback", {"labels": [told]}, 202)[1]))
     return times
 
 
@@ -114,4 +126,4 @@ def say(what: str, times: list[tuple[float, float]]) -> None:
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1500)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1500, sys.argv[2] if len(sys.argv) > 2 else None)

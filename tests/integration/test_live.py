@@ -217,8 +217,9 @@ def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
 def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
     """No route, no desired state; deployed again, a rollback still knows which champion came before.
 
-    One version is removed by its number.
+    One version is removed by its number. At last there is room for one alone, which the next replaces.
     """
+    started = ["deploy.start", "deploy"]
     assert remove(config) == [1, 2]
     assert desired(config) == {}
     with pytest.raises(NotFoundError, match="not served"):
@@ -230,6 +231,10 @@ def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
     assert rm.rollback(config).version == 1
     remove_version(config, 2)
     assert desired(config) == {1: "champion"}
+    alone = {**config, "serve": {**config["serve"], "update": "replace", "cpus_per_replica": 1.5}}
+    record = rm.deploy(alone, "2", again=True)
+    assert answered(record, second)
+    assert (record.previous_version, record.away_s > 0.1, desired(config)) == (1, True, {2: "champion"})
     remove(config)
-    last = ["remove", "deploy.start", "deploy", "rollback.start", "rollback", "remove.version", "remove"]
-    assert actions(config)[-7:] == last
+    last = ["remove", *started, "rollback.start", "rollback", "remove.version", *started, "remove"]
+    assert actions(config)[-9:] == last

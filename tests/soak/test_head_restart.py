@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 import head_restart
 import httpx
@@ -15,11 +16,11 @@ from head_restart import NAME, SERVE
 from machines import NEEDS_MACHINES, OUTSIDE, line_of, machines, sized
 from postgres import NEEDS_POSTGRES, postgres
 from redis_server import NEEDS_REDIS, redis_server
-from serving_bundles import MIXED_ROWS, mixed_bundle
+from serving_bundles import MIXED_ROWS
 
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.state.lease import holder_of
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import State
 
 pytestmark = [pytest.mark.soak, NEEDS_MACHINES, NEEDS_POSTGRES, NEEDS_REDIS]
 
@@ -61,10 +62,11 @@ def version_at(address):
         return None
 
 
-def wants(url, version, folder):
-    """Write that another version should be live, and do nothing for it."""
+def wants(url, version):
+    """Write that another version of the same bundle should be live, and do nothing for it."""
     with State.open(url) as state:
-        new = Deployment(NAME, version, mixed_bundle(folder), "run", "champion", SERVE.model_dump(mode="json"))
+        (live,) = state.deployments(NAME)
+        new = replace(live, version=version)
         goal = {**ROUTE, "configured": True}
         request = Request("deploy", "a test", "me", state.now(), SERVE.ready_timeout_s)
         state.change(NAME, lambda model: bring(model, new, goal=goal, request=request, up=False))
@@ -103,7 +105,7 @@ def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_f
             seconds["ray start"] += time.monotonic()
             seconds["the head's proxy answers"] = until(lambda: version_at(head.address) == "1")
             seconds["a controller holds the lease"] = until(lambda: holder_of(url, "controller"))
-            wants(url, 2, folder)
+            wants(url, 2)
             addresses = [machine.address for machine in (head, *workers)]
             seconds["what is desired then is live"] = until(lambda: {*map(version_at, addresses)} == {"2"})
         finally:

@@ -72,7 +72,8 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
         f"there is room for {most}: the cluster has {has}\n"
         + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
         hint="Lower serve.min_replicas, serve.cpus_per_replica or serve.memory_gb, end a version with "
-        "`raymlops deploy NAME --remove --version N` (`raymlops status` shows which are up), or add nodes.",
+        "`raymlops deploy NAME --remove --version N` (`raymlops status` shows which are up), or add nodes."
+        + ("" if new.replaces else " With serve.update: replace the live version ends first, which is an outage."),
     )
 
 

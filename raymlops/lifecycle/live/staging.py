@@ -5,6 +5,7 @@ Owns which nodes fetch it. A bundle in a folder is read where it is, by every no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import local_path
@@ -12,7 +13,7 @@ from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment
 
 
+Fetch = Callable[["ProjectSpec", "BundleRef", "ServeSection"], None]
+"""Fetches a bundle where replicas with these settings may start."""
+
+
 def stage(
     spec: ProjectSpec,
     standing: Sequence[Deployment],
     new: Deployment,
     *,
-    fetch: Callable[[ProjectSpec, BundleRef, ServeSection], None],
+    fetch: Fetch,
 ) -> tuple[str, ...]:
     """Fetch the bundle of a version that is not up yet to every node that can hold a replica, and verify it there.
 

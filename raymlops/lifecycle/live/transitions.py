@@ -86,7 +86,7 @@ def bring(
     stood = {item.version for item in (model.deployments if standing is None else standing)}
     takes_route = goal.get("role") == "champion"
     if not takes_route:
-        _refuse_beside(model, version, request=request)
+        refuse_beside(model, version, request=request)
     for one in model.coming if takes_route else ():
         if (request.replaces or one.goal.get("role") == "champion") and one.version != version:
             model = _taken_back(model, one, "superseded", f"{action} of version {version}")
@@ -130,6 +130,26 @@ def bring(
     )
     model = _settled(_with(replace(model, deployments=first), transition), now=now, by=action)
     return Change(model, began_as, why if final else f"{why}: first it comes up")
+
+
+def refuse_beside(model: Model, version: int, *, request: Request) -> None:
+    """Refuse to bring a version up beside a champion that has the place to itself.
+
+    Raises:
+        RefusedError: naming the setting, or the version that replaces the champion now.
+    """
+    champion = champion_of(model.deployments)
+    if champion is None or champion.version == version:
+        return
+    if request.replaces:
+        raise RefusedError(
+            f"version {version} of {model.name} cannot run beside version {champion.version}: serve.update is replace",
+            hint="Deploy it without --beside, --canary, --steps and --shadow, or set serve.update: beside if there is "
+            "room for two.",
+        )
+    for one in model.coming:
+        if "replaces" in one.goal:
+            raise RefusedError(f"version {one.version} of {model.name} is replacing the champion", hint=AGAIN)
 
 
 def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
@@ -330,26 +350,6 @@ def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why:
     if _shares(goal):
         model = _shared(model, version, goal, now=now)
     return Change(model, action, why)
-
-
-def _refuse_beside(model: Model, version: int, *, request: Request) -> None:
-    """Refuse to bring a version up beside a champion that has the place to itself.
-
-    Raises:
-        RefusedError: naming the setting, or the version that replaces the champion now.
-    """
-    champion = champion_of(model.deployments)
-    if champion is None or champion.version == version:
-        return
-    if request.replaces:
-        raise RefusedError(
-            f"version {version} of {model.name} cannot run beside version {champion.version}: serve.update is replace",
-            hint="Deploy it without --beside, --canary, --steps and --shadow, or set serve.update: beside if there is "
-            "room for two.",
-        )
-    for one in model.coming:
-        if "replaces" in one.goal:
-            raise RefusedError(f"version {one.version} of {model.name} is replacing the champion", hint=AGAIN)
 
 
 def _shares(goal: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    import numpy.typing as npt
+
     from raymlops.config.serve import RolloutSection
     from raymlops.predictions.labelled import Labels
     from raymlops.state.store import Deployment
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 SPAN = timedelta(hours=1)
 READ_S = 10.0
 """Of reading the log; what was read by then is extrapolated."""
-_COLUMNS = ("row", "ts", "route", "model_seconds")
+_COLUMNS = ("row", "ts", "route", "model_seconds", "weight")
 
 
 def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime) -> tuple[str, ...]:
@@ -54,7 +57,8 @@ def recent_traffic(
 ) -> RecentTraffic:
     """Return the requests of the last hour that chance would have given to a version.
 
-    Failed requests are not in the log, so that they are missing.
+    Where the log is a sample, each counts for those that it stands for, and of labels those that the log will have a
+    request for. Failed requests are not in the log, so that they are missing.
 
     Raises:
         StorageError: the log cannot be read.
@@ -64,13 +68,14 @@ def recent_traffic(
 
     root, since = root_of(champion.bundle.uri), now - SPAN
     began, span_s = clock(), SPAN.total_seconds()
-    requests = slow = 0
+    requests = slow = 0.0
     try:
         for batch in Reading(root, champion.name, since=since, columns=_COLUMNS, labels=False):
             shared = pc.is_in(batch["route"], value_set=pa.array(["champion", "canary"]))
             first = batch.filter(pc.and_(shared, pc.equal(batch["row"], 0)))
-            requests += first.num_rows
-            slow += pc.sum(pc.greater_equal(first["model_seconds"], settings.slow_s)).as_py() or 0
+            weights = _weights(first)
+            requests += float(weights.sum())
+            slow += float(weights[np.asarray(first["model_seconds"]) >= settings.slow_s].sum())
             if clock() - began > READ_S:
                 newest = pc.max(batch["ts"]).as_py()
                 span_s = max(1.0, (newest - since).total_seconds())
@@ -78,15 +83,23 @@ def recent_traffic(
     except NotFoundError:  # nothing was logged yet
         return RecentTraffic(0.0)
     asked = settings.quality_margin is not None and unasked(champion) is None
-    labelled = _labelled(Store(root), champion.name, since=since) if asked else None
-    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1, requests), labelled)
+    sample = settings_of(champion).log.sample
+    labelled = _labelled(Store(root), champion.name, since=since, sample=sample) if asked else None
+    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled)
 
 
-def _labelled(store: Store, name: str, *, since: datetime) -> float | None:
-    """Return of how many requests the first label arrived since then; None where labels do not arrive."""
+def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
+    """Return for how many requests each one stands; one each in files of earlier releases."""
+    known = "weight" in batch.schema.names
+    return np.asarray(batch["weight"]) if known else np.ones(batch.num_rows)
+
+
+def _labelled(store: Store, name: str, *, since: datetime, sample: float) -> float | None:
+    """Return of how many logged requests the first label arrived since then; None where labels do not arrive."""
     from raymlops.predictions.labelled import load_labels
     from raymlops.predictions.partition import Faults
     from raymlops.predictions.paths import label_days
+    from raymlops.predictions.settings import in_sample
 
     if not label_days(store, name, since=since - EXPECTED_FOR):
         return None
@@ -94,4 +107,5 @@ def _labelled(store: Store, name: str, *, since: datetime) -> float | None:
     if not len(labels.hashes):
         return 0.0
     fresh = labels.table["request_id"].filter(pa.array(labels.first_within(since, None)))
-    return float(pc.count_distinct(fresh).as_py() * labels.every)
+    logged = sum(in_sample(request_id, sample) for request_id in pc.unique(fresh).to_pylist())
+    return float(logged * labels.every)

@@ -31,7 +31,7 @@ from raymlops.tuning.execution.tuner import run_tune, stop_on_signal
 from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.stalls import stall_report
 from raymlops.tuning.study.records import repeat_of
-from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.reruns import add_repeats
 from raymlops.tuning.study.storage import quiet_optuna
 from raymlops.tuning.trial.actor import trainable
 

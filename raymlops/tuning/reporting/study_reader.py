@@ -22,7 +22,7 @@ from raymlops.tuning.study.records import (
     refused,
     repeat_of,
 )
-from raymlops.tuning.study.repeat import repeats_left
+from raymlops.tuning.study.reruns import repeats_left
 from raymlops.tuning.study.selection import select, winner
 from raymlops.tuning.study.storage import open_recorded, optuna_url, storage_errors, without_credentials
 

@@ -123,6 +123,26 @@ def line_up(state):
     return {item.version: "champion" if item.role == "champion" else item.weight for item in state.deployments("m")}
 
 
+def test_the_verbs_replace_as_configured(state, serve, bring, called):
+    """What would stand beside the champion is refused before its bundle is fetched, which may take minutes."""
+    serve.cpus = 1.0
+    alone = {"update": "replace", "cpus_per_replica": 1.0}
+    assert bring(1, **alone).away_s is None
+    fetched = []
+    remote = replace(
+        called(2, bundle=BundleRef("s3://bucket/b", "d" * 64), **alone),
+        fetch=lambda _spec, bundle, _settings: fetched.append(bundle),
+    )
+    with pytest.raises(RefusedError, match="version 2 of m cannot run beside version 1"):
+        _bring(remote, action="deploy.beside", breaking=True)
+    with pytest.raises(RefusedError, match="version 2 of m cannot run beside version 1"):
+        _share(remote, TrafficRequest(weight=0.1), abort=False)
+    assert fetched == []
+    record = _bring(remote, action="deploy", breaking=True)
+    assert (record.previous_version, record.away_s is not None, line_up(state)) == (1, True, {2: "champion"})
+    assert fetched == [remote.ref.bundle]
+
+
 def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
     """Another version is refused, naming it, before it comes up; settings of the champion are not in its way."""
     for version in (2, 3):

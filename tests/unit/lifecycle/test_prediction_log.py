@@ -12,6 +12,7 @@ from stored import put
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.prediction_log import changing, erase_predictions
 from raymlops.lifecycle.sources import place_of, state_of
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings
@@ -53,6 +54,18 @@ def test_a_live_model_is_searched_once_more_after_its_replicas_wrote(spec, tmp_p
     record = erase_predictions("flights", spec, ANNA, sleep=sleep)
     assert (waits, record.rows, record.searched) == ([5.0], 2, 2)
     assert [row for batch in Reading(str(tmp_path), "flights") for row in batch["request_id"].to_pylist()] == ["b"]
+
+
+def test_labels_that_have_just_arrived_are_waited_for(spec, tmp_path):
+    """Their file may still grow; where it does so after the wait too, the row stays for the next call."""
+    write(tmp_path, "a", "anna")
+    labels = LabelLog(str(tmp_path), name="flights", writer="w")
+    labels.add([Label("a", 0, "1")]).result(timeout=30)
+    labels.close()
+    waits = []
+    record = erase_predictions("flights", spec, ANNA, sleep=waits.append)
+    assert (waits, record.rows, record.labels, record.open_labels) == ([5.0, 36.0], 0, 0, 1)
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
 
 
 def test_it_waits_for_no_other_process_that_changes_the_files(spec, tmp_path):

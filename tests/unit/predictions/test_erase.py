@@ -135,15 +135,15 @@ def test_what_is_written_meanwhile_is_found_by_the_next_call(tmp_path, write):
 
 
 def test_labels_that_their_writer_may_still_touch_wait(tmp_path, write):
-    """They are counted as such until the file is thirty-five seconds old."""
-    write([of("a", "anna")])
+    """Until the file is thirty-five seconds old, with their rows, by which another process still finds them."""
+    write([of("a", "anna"), of("b", "anna"), of("c", "bob")])
     label(tmp_path, "a", now=NEXT_DAY)
-    job = Erasure(str(tmp_path), "flights", ANNA)
-    first = job.run(now=NEXT_DAY + timedelta(seconds=20))
+    first = erase(tmp_path, now=NEXT_DAY + timedelta(seconds=20))
     assert (first.rows, first.labels, first.open_labels) == (1, 0, 1)
-    second = job.run(now=NEXT_DAY + timedelta(seconds=36), again_since=NEXT_DAY)
-    both = first.then(second)
-    assert (both.rows, both.labels, both.open_labels, both.searched) == (1, 1, 0, 1)
+    assert rows(tmp_path) == {("a", 0, "anna", True): 1, ("c", 0, "bob", False): 1}
+    both = first.then(erase(tmp_path, now=NEXT_DAY + timedelta(seconds=36)))
+    assert (both.rows, both.labels, both.open_labels, both.searched) == (2, 1, 0, 3)
+    assert rows(tmp_path) == {("c", 0, "bob", False): 1}
 
 
 def test_rows_of_a_window_or_a_key_or_a_request(tmp_path, write):

@@ -170,8 +170,9 @@ def test_a_version_that_replaces_another_only_has_to_fit_in_its_place(state, ser
         return version_of(2, section=ALONE, **more)
 
     assert leaving_first(serve, standing, new(), replaces=True) == ()
-    with pytest.raises(InsufficientResourcesError, match="requests 1 x 1 CPU, and beside"):
-        leaving_first(serve, standing, new())
+    with pytest.raises(InsufficientResourcesError, match="requests 1 x 1 CPU, and beside") as raised:
+        leaving_first(serve, standing, new(update="beside"))
+    assert raised.value.hint.endswith("With serve.update: replace the live version ends first, which is an outage.")
     with pytest.raises(
         InsufficientResourcesError, match="requests 1 x 2 CPU, and beside what is served there is room for 0"
     ):

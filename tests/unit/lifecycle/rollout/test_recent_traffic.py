@@ -1,5 +1,6 @@
 """The last hour of a model's log, and what is said where there is none."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,7 +16,7 @@ from raymlops.lifecycle.rollout.recent_traffic import outlook, recent_traffic
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.served import RequestRecord
-from raymlops.predictions.settings import LogSettings
+from raymlops.predictions.settings import LogSettings, in_sample
 from raymlops.records import BundleRef
 from raymlops.signature import Signature
 from raymlops.state.store import Deployment
@@ -75,6 +76,17 @@ def test_labels_are_counted_by_request(champion, tmp_path):
     assert recent_traffic(champion, SETTINGS, now=NOW + timedelta(days=9)).labelled is None
     ignored = SETTINGS.model_copy(update={"quality_margin": None})
     assert recent_traffic(champion, ignored, now=NOW).labelled is None
+
+
+def test_a_request_of_a_sample_stands_for_others(champion, tmp_path):
+    """Two logged ones in four, one of them slow, are four requests and two slow; of labels those with a logged row."""
+    half = replace(champion, serve={"log": {"sample": 0.5}})
+    names = [str(number) for number in range(100)]
+    logged = [name for name in names if in_sample(name, 0.5)][:2]
+    log(tmp_path, answer(logged[0])._replace(weight=2.0), answer(logged[1], model_seconds=0.3)._replace(weight=2.0))
+    left_out = [name for name in names if not in_sample(name, 0.5)][:3]
+    label(tmp_path, *(Label(name, 0, "1") for name in (*logged, *left_out)), minute=-1)
+    assert recent_traffic(half, SETTINGS, now=NOW) == RecentTraffic(4.0, 0.5, 2.0)
 
 
 def test_a_log_that_takes_too_long_is_extrapolated(champion, tmp_path):

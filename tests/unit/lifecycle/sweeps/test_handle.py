@@ -19,7 +19,7 @@ from raymlops.records import SpentRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
 from raymlops.tracking.client import tracker
-from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.reruns import add_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -284,3 +284,14 @@ def test_handles_of_versions_that_are_gone_are_let_go():
     assert peers._handles == {}
     assert set(one._champions) == {"flights"}
     assert asyncio.run(infer(one, "flights")).body == b"flights 8"
+
+
+def test_calls_of_a_model_that_is_away_wait_for_nothing():
+    """Its version is being replaced, over gRPC as over HTTP; the other model answers."""
+    one = make(model("flights", away=True), model("digits"))
+    reply = asyncio.run(grpc_infer(one, "flights"))
+    assert (reply.code, dict(reply.metadata)["retry-after"]) == (UNAVAILABLE, "5")
+    assert asyncio.run(infer(one, "flights")).status == 503
+    assert asyncio.run(infer(one, "digits")).status == 200
+    one.configure([model("flights", 8)])
+    assert asyncio.run(infer(one, "flights")).status == 200

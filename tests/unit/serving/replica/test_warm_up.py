@@ -126,6 +126,15 @@ def test_the_bound_is_told_with_both_numbers():
     assert raised.value.message == "a replica uses 2.25 GB of memory while it serves, and serve.memory_gb is 1.5"
 
 
+@pytest.mark.parametrize(("share", "bounds"), [(0.25, [0.25]), (1.0, []), (2.0, []), (0.0, [])])
+def test_a_share_of_a_gpu_is_a_share_of_its_memory(monkeypatch, share, bounds):
+    """Whole cards are a replica's own."""
+    bounded = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", bounded.append)
+    memory.keep_to_share(share)
+    assert bounded == bounds
+
+
 def test_a_warm_up_is_told_in_a_line():
     """With the GPU where there is one."""
     found = WarmUp(64, 1.234, 512_000_000, None)

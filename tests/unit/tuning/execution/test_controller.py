@@ -12,7 +12,7 @@ from staged_sweep import Stage
 from raymlops.errors import LeaseLostError, SweepError, UnreachableError, UsageError
 from raymlops.records import SpentRecord
 from raymlops.tuning.study.fencing import Fence
-from raymlops.tuning.study.retry import retry_failed
+from raymlops.tuning.study.reruns import retry_failed
 from raymlops.tuning.study.storage import open_storage
 
 DIED = exceptions.RayActorError(None, "The actor died.\nWorker exits with an exit code 7.")

@@ -11,7 +11,7 @@ from simulated_sweep import Cluster, run, simulated
 from staged_sweep import Stage
 
 from raymlops.tuning.study.ranking import ranking
-from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.reruns import add_repeats
 from raymlops.tuning.study.selection import winner
 from raymlops.tuning.study.storage import create_study, open_storage
 

@@ -15,7 +15,7 @@ from raymlops.state.lease import lease
 from raymlops.training.runs.lookup import look_up
 from raymlops.training.runs.status import why_ended
 from raymlops.tuning.reporting.status import sweep_status
-from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.reruns import add_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

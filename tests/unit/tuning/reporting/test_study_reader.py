@@ -15,7 +15,7 @@ from raymlops.errors import NotFoundError, SweepError
 from raymlops.records import Objective, TrialRecord
 from raymlops.training.runs.lookup import look_up
 from raymlops.tuning.reporting.study_reader import OpenStudy, OpenView, Snapshot, frame, open_study
-from raymlops.tuning.study.repeat import add_repeats
+from raymlops.tuning.study.reruns import add_repeats
 from raymlops.tuning.study.storage import open_storage
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from raymlops.tuning.study import view
 from raymlops.tuning.study.bulk import create_trial
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.records import history_of, reports_of
-from raymlops.tuning.study.retry import retry_failed
+from raymlops.tuning.study.reruns import retry_failed
 from raymlops.tuning.study.selection import winner
 from raymlops.tuning.study.storage import create_study, load_study, open_storage
 from raymlops.tuning.study.trials import Trials

@@ -8,8 +8,7 @@ from optuna.trial import TrialState
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import parse_distribution
 from raymlops.tuning.study.fork import carry_over
-from raymlops.tuning.study.repeat import add_repeats, repeats_left
-from raymlops.tuning.study.retry import retry_failed
+from raymlops.tuning.study.reruns import add_repeats, repeats_left, retry_failed
 from raymlops.tuning.study.storage import create_study, open_storage
 from raymlops.tuning.study.trials import Trials
 
