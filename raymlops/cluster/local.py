@@ -22,7 +22,7 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
-from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, refusal
+from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
 from raymlops.cluster.ports import HOST, check_free, free_port, listeners
@@ -255,18 +255,21 @@ def _start(
 
     wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
-    services.start_serve(
-        record.dashboard_url,
-        token=token,
-        port=ports["Serve"],
-        grpc_port=record.grpc_port,
-        tls=None if record.haproxy else tls,
-        timeout_s=timeout_s,
-    )
+    try:
+        services.start_serve(
+            record.dashboard_url,
+            token=token,
+            port=ports["Serve"],
+            grpc_port=record.grpc_port,
+            tls=None if record.haproxy else tls,
+            timeout_s=timeout_s,
+        )
+    except ClusterError:
+        raise_refusal(record.scratch)  # the cause, where there is one: Serve's own answer is a traceback
+        raise
 
     def serves() -> bool:
-        if why := refusal(record.scratch):
-            raise ClusterError(f"HAProxy was not started: {why}", hint="--proxy python names the other proxy")
+        raise_refusal(record.scratch)
         return services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url)
 
     wait("Serve", serves, head, ray_log)

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from raymlops.cluster import services
-from raymlops.cluster.endpoint.haproxy import WRAPPER, chosen, find_binary
+from raymlops.cluster.endpoint.haproxy import WRAPPER, chosen, find_binary, raise_refusal
 from raymlops.cluster.endpoint.tls import TlsFiles
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, max_connections, serve_environment
 from raymlops.config.serve import grpc_options
@@ -64,6 +64,15 @@ def test_haproxy_is_the_proxy_where_it_is_installed(monkeypatch, tmp_path):
     assert chosen(None) == "python"
     with pytest.raises(ClusterError, match="HAProxy is not installed"):
         serve_environment(scratch="/tmp/x")
+
+
+def test_what_kept_haproxy_from_its_start_is_raised(tmp_path):
+    """The wrapper writes it beside the folders of HAProxy's files; nothing is there where it was started."""
+    raise_refusal(str(tmp_path))
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "refused").write_text("no such line\n")
+    with pytest.raises(ClusterError, match="HAProxy was not started: no such line"):
+        raise_refusal(str(tmp_path))
 
 
 def test_tls_is_in_the_environment_of_haproxy_alone():
