@@ -13,7 +13,7 @@ from raymlops.errors import LeaseLostError
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution import search
 from raymlops.tuning.mlflow.sweep_run import sweep_of
-from raymlops.tuning.study import repeat
+from raymlops.tuning.study import reruns
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores
 
@@ -79,7 +79,7 @@ def test_an_interrupt_at_any_moment_names_the_command_that_resumes_the_sweep(
 
     def add_repeats(study: Any, *, spec: Any) -> int:
         interrupt("between")
-        return repeat.add_repeats(study, spec=spec)
+        return reruns.add_repeats(study, spec=spec)
 
     class Runs(Recorder):
         def close(self, **_: Any) -> None:
