@@ -50,7 +50,11 @@ def run(line, home, variables, *, installed=True):
     environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}", "RAY_HEAD_IP": "10.0.0.1"}
     subprocess.run(["bash", "-c", line], env=environment, check=False, capture_output=True, timeout=60)
     started = home / "started"
-    return json.loads(started.read_text()) if started.exists() else None
+    if not started.exists():
+        return None
+    environment, words = json.loads(started.read_text())
+    Path(environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent.rmdir()
+    return environment, words
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
