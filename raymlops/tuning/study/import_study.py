@@ -47,7 +47,8 @@ def import_trials(study: Any, *, spec: ProjectSpec) -> tuple[dict[str, Any], Cou
             source = f"{IMPORTED_FROM}{name}/{trial.number}"
             try:
                 made = _imported(trial, spec=spec, source=source)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:  # attributes may hold anything
+            # Attributes may hold anything.
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 made = f"its attributes cannot be read: {describe(error)}"
             if isinstance(made, str):
                 left[made] += 1
