@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
-from raymlops.cluster.endpoint.haproxy import wrapper_environment
+from raymlops.cluster.endpoint.haproxy import ENABLED, wrapper_environment
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options, tls_options
@@ -80,7 +80,7 @@ def serve_environment(
     folder = f"{scratch}/h"
     return {
         **wrapper_environment(tls),
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        ENABLED: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # That mode holds a thousand log lines back; ours are warnings, which a killed replica would take with it.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",

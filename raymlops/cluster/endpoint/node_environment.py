@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
-from raymlops.cluster.endpoint.haproxy import chosen
+from raymlops.cluster.endpoint.haproxy import ENABLED, chosen, wrapper_environment
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
 from raymlops.errors import UsageError
@@ -64,7 +64,7 @@ def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str
     """Replace this process by a command, ``ray start`` above all, in the environment of a node.
 
     Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
-    token and the guard.
+    token, the guard and the wrapper of HAProxy: a binary that it names is what the wrapper runs.
 
     Raises:
         UsageError: ``gcs_storage``, or there is no such command.
@@ -75,10 +75,11 @@ def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str
         raise UsageError(f"there is no command {command[0]!r} on this node")
     # A short path, since HAProxy's sockets lie there; mkdtemp makes it readable by us only.
     scratch = tempfile.mkdtemp(prefix="rml-", dir="/tmp")
-    variables = node_environment(
-        proxy=chosen(proxy), scratch=scratch, gcs_storage=gcs_storage, head="--head" in command
-    )
+    proxy = chosen(proxy)
+    variables = node_environment(proxy=proxy, scratch=scratch, gcs_storage=gcs_storage, head="--head" in command)
     fixed = {name: variables[name] for name in (MODE, *GUARD)}
+    # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
+    fixed |= wrapper_environment() | {ENABLED: "1"} if proxy == "haproxy" else {ENABLED: "0"}
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
 
 

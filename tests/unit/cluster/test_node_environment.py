@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raymlops.cluster.endpoint.haproxy import WRAPPER
 from raymlops.cluster.endpoint.node_environment import RECONNECT_S, node_environment, run_on_node
 from raymlops.cluster.services import GUARD, SPEED
 from raymlops.errors import UsageError
@@ -97,6 +98,23 @@ def test_a_command_runs_with_it(started, monkeypatch, tmp_path):
     folder = Path(environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     folder.rmdir()
+
+
+@pytest.mark.parametrize("named", ["RAY_SERVE_HAPROXY_BINARY_PATH", "RAYMLOPS_HAPROXY_BINARY"])
+def test_a_binary_that_a_node_names_is_run_by_the_wrapper(started, monkeypatch, tmp_path, named):
+    """Serve never starts it by itself, without TLS; nor does it start another proxy than the chosen one."""
+    own = tmp_path / "haproxy"
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o700)
+    monkeypatch.setenv(named, str(own))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
+    for proxy, enabled in (("haproxy", "1"), ("python", "0")):
+        monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0" if enabled == "1" else "1")
+        run_on_node(["ray", "start"], proxy=proxy, gcs_storage=None)
+        assert started[-1][2]["RAY_SERVE_ENABLE_HA_PROXY"] == enabled
+    environment = started[0][2]
+    assert environment["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(WRAPPER)
+    assert environment["RAYMLOPS_HAPROXY_BINARY"] == str(own)
 
 
 def test_a_command_that_is_not_there_is_said(started):
