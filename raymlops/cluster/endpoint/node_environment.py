@@ -8,6 +8,7 @@ so that no job and no configuration can set it later. ``raymlops up``, ``raymlop
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
-from raymlops.cluster.endpoint.haproxy import ENABLED, chosen, wrapper_environment
+from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, chosen, wrapper_environment
+from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
 from raymlops.errors import UsageError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from raymlops.cluster.endpoint.haproxy import Proxy
     from raymlops.cluster.endpoint.tls import TlsFiles
 
+LABELS = "RAY_OVERRIDE_LABELS"
+"""Variable with labels of a node as JSON; an autoscaler's launcher sets some of its own."""
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
 
@@ -53,6 +57,7 @@ def node_environment(
         ClusterError: HAProxy is named and not installed.
     """
     variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
+    variables[LABELS] = _labels(proxy, tls=tls is not None)
     if proxy == "haproxy":
         variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)
     if gcs_storage is not None:
@@ -80,7 +85,14 @@ def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str
     fixed = {name: variables[name] for name in (MODE, *GUARD)}
     # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
     fixed |= wrapper_environment() | {ENABLED: "1"} if proxy == "haproxy" else {ENABLED: "0"}
+    fixed[LABELS] = _labels(proxy, tls=bool(os.environ.get(TLS_CERT)))
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
+
+
+def _labels(proxy: Proxy, *, tls: bool) -> str:
+    """Return a node's labels with that of its proxy; the wrapper does not start HAProxy with one file of two."""
+    kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
+    return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
 
 
 def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:
