@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raymlops.cluster.endpoint.haproxy import Proxy
+    from raymlops.cluster.ports import Listener
 
 WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
@@ -46,7 +47,7 @@ HAPROXY_PORTS = 8404, 9101
 """Of its statistics and of its metrics."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
-_REPLICA = "ray::ServeReplica"
+_REPLICA, _FALLBACK = "ray::ServeReplica", "ray::ProxyActor"
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
 
@@ -80,7 +81,7 @@ class StatusRecord(Record):
     certificate: str | None = None
     """The certificate's file, and what the endpoints show, in words; None without TLS."""
     plain: tuple[str, ...] = ()
-    """With TLS: listeners of replicas, which HAProxy asks without it."""
+    """With TLS: listeners of replicas and of Serve's fallback proxy, which HAProxy asks without it."""
 
 
 def up(
@@ -208,8 +209,14 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     plain: tuple[str, ...] = ()
     if record.tls_cert is not None:
         shown = shown_certificate(HOST, record.ports["Serve"], record.tls_cert)
-        plain = tuple(str(item) for item in sockets if item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS)
+        plain = tuple(str(item) for item in sockets if _asked_without_tls(item, haproxy=record.haproxy))
     return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
+
+
+def _asked_without_tls(item: Listener, *, haproxy: bool) -> bool:
+    if item.process.startswith(_FALLBACK):
+        return haproxy and item.port not in WORKER_PORTS
+    return item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS
 
 
 def _start(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raymlops.cluster import upfile
-from raymlops.cluster.local import up
-from raymlops.cluster.ports import free_port
+from raymlops.cluster import local, upfile
+from raymlops.cluster.local import status, up
+from raymlops.cluster.ports import Listener, free_port
+from raymlops.cluster.upfile import UpRecord
 from raymlops.errors import StorageError
 
 
@@ -17,3 +18,25 @@ def test_a_folder_of_the_cluster_before_that_cannot_be_removed_is_named(tmp_path
     with pytest.raises(StorageError, match=r"cannot replace .*/ray: File exists"):
         up(root=tmp_path, **ports)
     assert upfile.read(tmp_path) is None
+
+
+@pytest.mark.parametrize("haproxy", [False, True])
+def test_what_answers_without_tls_is_listed(tmp_path, monkeypatch, haproxy):
+    """Replicas and Serve's fallback proxy behind HAProxy; not HAProxy itself, nor what Ray's own calls go to."""
+    places = dict.fromkeys(("dashboard_url", "mlflow_url", "serve_url"), "http://127.0.0.1:9")
+    known = {"cluster_id": "none", "state": "up", "started_at": 1.0, "ray_address": "127.0.0.1:9", "token_path": "t"}
+    files = {"tls_cert": "/c", "tls_key": "/k"}
+    upfile.write(UpRecord(root=str(tmp_path), scratch="s", haproxy=haproxy, **known, **places, **files))
+    sockets = [
+        Listener("127.0.0.1", port, 1, process)
+        for port, process in (
+            (8000, "haproxy -db"),
+            (10_007, "ray::ProxyActor"),
+            (10_008, "ray::ServeReplica:m"),
+            (30_001, "ray::ServeReplica:m"),
+            (51_234, "ray::ProxyActor"),
+        )
+    ]
+    monkeypatch.setattr(local, "listeners", lambda _: sockets)
+    listed = ["127.0.0.1:30001", "127.0.0.1:51234"] if haproxy else ["127.0.0.1:30001"]
+    assert [item.partition(" ")[0] for item in status(root=tmp_path).plain] == listed
