@@ -25,7 +25,7 @@ from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
-from raymlops.cluster.ports import HOST, check_free, free_port, listeners
+from raymlops.cluster.ports import HOST, check_free, free_port, free_port_like, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
@@ -43,8 +43,6 @@ WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
 PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
-HAPROXY_PORTS = 8404, 9101
-"""Of its statistics and of its metrics."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
 _REPLICA, _FALLBACK = "ray::ServeReplica", "ray::ProxyActor"
@@ -104,8 +102,8 @@ def up(
     Where they already run, nothing is started and the record says ``already_up``. Where MLflow alone has ended, it
     alone is started again; what is left of a cluster that has lost more is ended first. Ports of None are 8000 for
     HTTP, 8265, 5000 and 6379; HAProxy is the default ``proxy`` where it is installed, and has its statistics on 8404
-    and its metrics on 9101, or on any free ports where HTTP has another one than its default. Serve listens for gRPC
-    only where ``grpc_port`` is given, and needs TLS where the files of a certificate and its key are.
+    and its metrics on 9101, or on free ports where these are taken or HTTP has another one than its default. Serve
+    listens for gRPC only where ``grpc_port`` is given, and needs TLS where the files of a certificate and its key are.
 
     Raises:
         UsageError: they already run, on other ports or CPUs than requested, behind another proxy, or without gRPC or
@@ -142,9 +140,13 @@ def up(
                 hint="choose another one: --ray-port",
             )
         haproxy = chosen(proxy) == "haproxy"
-        own = HAPROXY_PORTS if http_port is None else (free_port(), free_port())
-        extra = {"HAProxy's statistics": own[0], "HAProxy's metrics": own[1]} if haproxy else {}
-        check_free({**ports, **extra})
+        check_free(ports)
+        defaults = services.STATS_PORT, services.METRICS_PORT
+        stats, metrics = (
+            free_port_like(port, besides=ports.values()) if http_port is None else free_port() for port in defaults
+        )
+        if haproxy and http_port is None and (stats, metrics) != defaults:
+            say(f"HAProxy has its statistics on port {stats} and its metrics on {metrics}: its own ports are taken")
         record = UpRecord(
             root=str(folder),
             cluster_id=uuid.uuid4().hex,
@@ -165,7 +167,7 @@ def up(
             opens=OPENS,
         )
         try:
-            return _start(record, num_cpus=cpus, haproxy_ports=own, timeout_s=timeout_s, say=say)
+            return _start(record, num_cpus=cpus, haproxy_ports=(stats, metrics), timeout_s=timeout_s, say=say)
         except BaseException:
             with undisturbed():
                 say("ending what was started")

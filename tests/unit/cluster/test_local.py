@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raymlops.cluster import local, upfile
+from raymlops.cluster import local, ports, upfile
 from raymlops.cluster.local import status, up
 from raymlops.cluster.ports import Listener, free_port
 from raymlops.cluster.upfile import UpRecord
@@ -14,10 +14,22 @@ from raymlops.errors import StorageError
 def test_a_folder_of_the_cluster_before_that_cannot_be_removed_is_named(tmp_path):
     """Another user may have written into it."""
     (tmp_path / "ray").touch()
-    ports = {f"{name}_port": free_port() for name in ("http", "dashboard", "mlflow", "ray")}
+    asked = {f"{name}_port": free_port() for name in ("http", "dashboard", "mlflow", "ray")}
     with pytest.raises(StorageError, match=r"cannot replace .*/ray: File exists"):
-        up(root=tmp_path, **ports)
+        up(root=tmp_path, **asked)
     assert upfile.read(tmp_path) is None
+
+
+def test_haproxys_own_ports_keep_nobody_from_starting(tmp_path, monkeypatch):
+    """Others have 8404 and 9101: it gets free ones, which are said."""
+    asked, said = [], []
+    monkeypatch.setattr(ports, "_free", lambda port: port not in {8404, 9101})
+    monkeypatch.setattr(local, "chosen", lambda _: "haproxy")
+    monkeypatch.setattr(local, "_start", lambda record, **rest: asked.append(rest["haproxy_ports"]))
+    up(root=tmp_path, on_step=said.append)
+    (own,) = asked
+    assert not {8404, 9101} & {*own}
+    assert f"statistics on port {own[0]} and its metrics on {own[1]}" in said[-1]
 
 
 @pytest.mark.parametrize("haproxy", [False, True])
