@@ -167,7 +167,7 @@ def test_serve_is_started_with_tls_or_not_at_all(state, monkeypatch, proxy, name
     """By the proxy that the cluster starts, whatever this machine has; a refusal changes nothing."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0", runs=False, proxy=proxy)
+    serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0", started_up=False, proxy=proxy)
     section = ServeSection(ready_timeout_s=2, host="0.0.0.0", tls_cert="/c", tls_key="/k", proxy=named)
     if isinstance(expected, str):
         with pytest.raises(ClusterError, match=expected):
@@ -180,7 +180,7 @@ def test_serve_is_started_with_tls_or_not_at_all(state, monkeypatch, proxy, name
 
 def test_haproxy_with_tls_is_on_the_head_alone(state):
     """Serve's fallback proxy would be plain for the others."""
-    serve = FakeServe(dashboard_url="http://dashboard:8265", runs=False, proxy="haproxy-tls")
+    serve = FakeServe(dashboard_url="http://dashboard:8265", started_up=False, proxy="haproxy-tls")
     section = ServeSection(proxy_location="every_node", tls_cert="/c", tls_key="/k")
     with pytest.raises(ClusterError, match="proxy_location is head_only"):
         deploy(state, serve, section=section)
