@@ -44,6 +44,7 @@ def up(
     grpc_port: Annotated[int | None, _port("gRPC port of the endpoints.  [default: not opened]")] = None,
     num_cpus: Annotated[float | None, typer.Option(min=1, help="CPUs that Ray may use.  [default: all]")] = None,
     proxy: ProxyOption = None,
+    haproxy: Annotated[bool, typer.Option("--haproxy", hidden=True, help="--proxy haproxy, as it was called.")] = False,
     tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Certificate of the endpoints, PEM.")] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Its key.")] = None,
 ) -> Answer:
@@ -52,6 +53,8 @@ def up(
     from raymlops.cluster.upfile import exports
     from raymlops.lifecycle.overview import wanted
 
+    if haproxy and proxy == "python":
+        raise UsageError("--haproxy and --proxy python name different proxies")
     record = start(
         root=root,
         http_port=http_port,
@@ -59,7 +62,7 @@ def up(
         mlflow_port=mlflow_port,
         ray_port=ray_port,
         num_cpus=num_cpus,
-        proxy=proxy,
+        proxy="haproxy" if haproxy else proxy,
         tls_cert=tls_cert,
         tls_key=tls_key,
         grpc_port=grpc_port,

@@ -25,7 +25,7 @@ from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
-from raymlops.cluster.ports import HOST, check_free, free_port, listeners
+from raymlops.cluster.ports import HOST, check_free, free_port, free_port_like, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
@@ -37,16 +37,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raymlops.cluster.endpoint.haproxy import Proxy
+    from raymlops.cluster.ports import Listener
 
 WORKER_PORTS = range(10_002, 20_000)
 """Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
 PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
-HAPROXY_PORTS = 8404, 9101
-"""Of its statistics and of its metrics."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
-_REPLICA = "ray::ServeReplica"
+_REPLICA, _FALLBACK = "ray::ServeReplica", "ray::ProxyActor"
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
 
@@ -80,7 +79,7 @@ class StatusRecord(Record):
     certificate: str | None = None
     """The certificate's file, and what the endpoints show, in words; None without TLS."""
     plain: tuple[str, ...] = ()
-    """With TLS: listeners of replicas, which HAProxy asks without it."""
+    """With TLS: listeners of replicas and of Serve's fallback proxy, which HAProxy asks without it."""
 
 
 def up(
@@ -103,8 +102,8 @@ def up(
     Where they already run, nothing is started and the record says ``already_up``. Where MLflow alone has ended, it
     alone is started again; what is left of a cluster that has lost more is ended first. Ports of None are 8000 for
     HTTP, 8265, 5000 and 6379; HAProxy is the default ``proxy`` where it is installed, and has its statistics on 8404
-    and its metrics on 9101, or on any free ports where HTTP has another one than its default. Serve listens for gRPC
-    only where ``grpc_port`` is given, and needs TLS where the files of a certificate and its key are.
+    and its metrics on 9101, or on free ports where these are taken or HTTP has another one than its default. Serve
+    listens for gRPC only where ``grpc_port`` is given, and needs TLS where the files of a certificate and its key are.
 
     Raises:
         UsageError: they already run, on other ports or CPUs than requested, behind another proxy, or without gRPC or
@@ -141,9 +140,13 @@ def up(
                 hint="choose another one: --ray-port",
             )
         haproxy = chosen(proxy) == "haproxy"
-        own = HAPROXY_PORTS if http_port is None else (free_port(), free_port())
-        extra = {"HAProxy's statistics": own[0], "HAProxy's metrics": own[1]} if haproxy else {}
-        check_free({**ports, **extra})
+        check_free(ports)
+        defaults = services.STATS_PORT, services.METRICS_PORT
+        stats, metrics = (
+            free_port_like(port, besides=ports.values()) if http_port is None else free_port() for port in defaults
+        )
+        if haproxy and http_port is None and (stats, metrics) != defaults:
+            say(f"HAProxy has its statistics on port {stats} and its metrics on {metrics}: its own ports are taken")
         record = UpRecord(
             root=str(folder),
             cluster_id=uuid.uuid4().hex,
@@ -164,7 +167,7 @@ def up(
             opens=OPENS,
         )
         try:
-            return _start(record, num_cpus=cpus, haproxy_ports=own, timeout_s=timeout_s, say=say)
+            return _start(record, num_cpus=cpus, haproxy_ports=(stats, metrics), timeout_s=timeout_s, say=say)
         except BaseException:
             with undisturbed():
                 say("ending what was started")
@@ -208,8 +211,14 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     plain: tuple[str, ...] = ()
     if record.tls_cert is not None:
         shown = shown_certificate(HOST, record.ports["Serve"], record.tls_cert)
-        plain = tuple(str(item) for item in sockets if item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS)
+        plain = tuple(str(item) for item in sockets if _asked_without_tls(item, haproxy=record.haproxy))
     return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
+
+
+def _asked_without_tls(item: Listener, *, haproxy: bool) -> bool:
+    if item.process.startswith(_FALLBACK):
+        return haproxy and item.port not in WORKER_PORTS
+    return item.process.startswith(_REPLICA) and item.port in DIRECT_PORTS
 
 
 def _start(

@@ -80,6 +80,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def free_port_like(port: int, *, besides: Collection[int] = ()) -> int:
+    """Return this port if it is free and not one of ``besides``, else any free one."""
+    return port if port not in besides and _free(port) else free_port()
+
+
 def answers(host: str, port: int, *, timeout_s: float = 3.0) -> bool:
     """Return whether something accepts connections there."""
     try:

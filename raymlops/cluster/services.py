@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
-from raymlops.cluster.endpoint.haproxy import wrapper_environment
-from raymlops.cluster.ports import HOST, free_port
+from raymlops.cluster.endpoint.haproxy import ENABLED, wrapper_environment
+from raymlops.cluster.ports import HOST, free_port, free_port_like
 from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options, tls_options
 from raymlops.errors import ClusterError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from raymlops.cluster.endpoint.tls import TlsFiles
 
+STATS_PORT, METRICS_PORT = 8404, 9101
+"""Of HAProxy, on loopback, where they are free."""
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -65,11 +67,12 @@ _outliving: list[subprocess.Popen[bytes]] = []
 
 
 def serve_environment(
-    *, scratch: str, stats_port: int = 8404, metrics_port: int = 9101, tls: TlsFiles | None = None
+    *, scratch: str, stats_port: int | None = None, metrics_port: int | None = None, tls: TlsFiles | None = None
 ) -> dict[str, str]:
     """Return what makes Serve put HAProxy in front: several times the requests of the Python proxy.
 
-    With ``tls``, HTTP and gRPC need it, and the files are read again when they change. Throughput mode runs a replica's
+    Its own ports are 8404 for statistics and 9101 for metrics by default, or free ones where these are taken. With
+    ``tls``, HTTP and gRPC need it, and the files are read again when they change. Throughput mode runs a replica's
     code and router on its one event loop. HAProxy's files move to ``scratch`` from a folder of /tmp that every cluster
     of the machine would share; their names are short because Serve puts the node's id (56 bytes) before them and
     HAProxy takes a log socket's path of at most 97.
@@ -80,7 +83,7 @@ def serve_environment(
     folder = f"{scratch}/h"
     return {
         **wrapper_environment(tls),
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        ENABLED: "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         # That mode holds a thousand log lines back; ours are warnings, which a killed replica would take with it.
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
@@ -96,8 +99,8 @@ def serve_environment(
         # A line for each request to Serve's process beside HAProxy, which counts them in Python: 90 us of a request on
         # two cores. Replicas count their own, and HAProxy exports its own.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port or free_port_like(STATS_PORT)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port or free_port_like(METRICS_PORT)),
         # How long a replica that is stopping still answers. Its 30 s are for balancers on other machines.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         # A Python proxy behind HAProxy, for requests that no replica can take; loopback, and 8500 of every cluster.

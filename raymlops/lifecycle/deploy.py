@@ -214,7 +214,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     leaving = leaving_first(api, standing, new, replaces=new.replaces)
     details = api.get()
     listens = listening(details, local=api.is_local)
-    otherwise = started_otherwise(details, serve=call.spec.serve, local=api.is_local)
+    otherwise = started_otherwise(details, serve=call.spec.serve, api=api)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:

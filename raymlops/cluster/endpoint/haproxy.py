@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 Proxy = Literal["haproxy", "python"]
 WRAPPER = Path(__file__).with_name("haproxy")
 SERVES_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+LABEL = "raymlops.io/proxy"
+"""Of each node, in Ray's list of them: ``python``, ``haproxy`` or ``haproxy-tls``, as its environment has it.
+
+Serve starts its proxies by that environment, which nothing else shows before it has.
+"""
 PYTHON = "RAYMLOPS_HAPROXY_PYTHON"
 DIRECT_PORTS = frozenset((*range(30_000, 31_001), *range(40_000, 41_001)))
 """Serve's own ports for replicas behind HAProxy, of HTTP and gRPC: on the endpoint's host, and without TLS."""

@@ -36,6 +36,7 @@ NO_ROUTES = (
     '"field":null,"problems":[]},"request_id":"%[uuid]"}'
 )
 """The guard's own answer, which it gives in the Python proxy."""
+_PART = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 # Mozilla's intermediate recommendation, without the ciphers that need a file of Diffie-Hellman parameters.
 _CIPHERS = ":".join(
     f"ECDHE-{kind}-{cipher}"
@@ -111,14 +112,14 @@ def main(arguments: list[str]) -> None:
     try:
         certificate = _certificate(config.parent)
         text = config.read_text(encoding="utf-8")
-        _write(config, completed(text, certificate=None if certificate is None else str(certificate)))
+        _write(config, completed(text, certificate=None if certificate is None else str(certificate)).encode())
         binary = os.environ.get(BINARY) or shutil.which("haproxy") or "haproxy"
         refused.unlink(missing_ok=True)
         if certificate is not None:
             _start_renewal(certificate, text)
         os.execv(binary, [binary, *arguments])  # noqa: S606 - it takes the place of this process, whose id Serve knows
     except (NoMatchError, OSError, ValueError) as error:
-        _write(refused, f"{error}\n")
+        _write(refused, f"{error}\n".encode())
         sys.exit(f"raymlops does not start HAProxy: {error}")
 
 
@@ -135,7 +136,7 @@ def _certificate(folder: Path) -> Path | None:
         raise ValueError(message)
     file = folder / "tls.pem"
     try:
-        _write(file, _joined(*map(str, names)))
+        _write(file, _joined(folder, *map(str, names)))
     except (OSError, ValueError):
         if not file.exists():  # else it is being renewed just now, and the one before is still there
             raise
@@ -152,8 +153,10 @@ def open_to_others(key: str) -> int | None:
     return mode if mode & ~(0o740 if found.st_uid == 0 else 0o700) else None
 
 
-def _joined(cert: str, key: str) -> str:
-    """Return a certificate with its chain and its key as one text without empty lines.
+def _joined(folder: Path, cert: str, key: str) -> bytes:
+    """Return a certificate with its chain and its key as one PEM, without what is between its parts.
+
+    What is returned was checked, by way of a file in the private ``folder``: the two files may change at any time.
 
     Raises:
         OSError: a file cannot be read.
@@ -161,13 +164,18 @@ def _joined(cert: str, key: str) -> str:
     """
     import ssl
 
-    text = "\n".join(Path(name).read_text(encoding="ascii").strip() for name in (cert, key))
+    parts = [part[0] for name in (cert, key) for part in _PART.finditer(Path(name).read_bytes())]
+    pem = b"".join(line.strip() + b"\n" for part in parts for line in part.splitlines() if line.strip())
+    check = folder / f"tls.{os.getpid()}.check"
+    _write(check, pem)
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(check, password="")
     except ssl.SSLError as error:
-        message = f"{cert} and {key} are not a certificate and its key: {error.reason}"
+        message = f"{cert} and {key} are not a certificate and its key: {error.reason or 'no PEM'}"
         raise ValueError(message) from error
-    return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
+    finally:
+        check.unlink()
+    return pem
 
 
 def _start_renewal(certificate: Path, config: str) -> None:
@@ -180,18 +188,20 @@ def _start_renewal(certificate: Path, config: str) -> None:
 def renew(certificate: Path, control: str, parent: int) -> None:
     """Hand a changed certificate to HAProxy over its control socket, which ends no connection, until it has ended."""
     names = os.environ[TLS_CERT], os.environ[TLS_KEY]
-    seen = _versions(names)
+    # Not what is there by now: HAProxy was started with what was there before this process.
+    seen: list[tuple[int, int, int] | None] | None = None
+    told = b""
     while os.getppid() == parent:
         time.sleep(RENEWAL_S)
         if (found := _versions(names)) == seen:
             continue
         try:
-            text = _joined(*names)
-            if text != certificate.read_text(encoding="ascii"):
-                _say(control, f"set ssl cert {certificate} <<\n{text}\n", expected="transaction")
+            pem = _joined(certificate.parent, *names)
+            if pem != told:
+                _say(control, f"set ssl cert {certificate} <<\n{pem.decode()}\n", expected="transaction")
                 _say(control, f"commit ssl cert {certificate}\n", expected="Success")
-                _write(certificate, text)
-            seen = found
+                _write(certificate, pem)
+            seen, told = found, pem
         except (OSError, ValueError) as error:  # half renewed, or HAProxy is just being replaced: look again
             sys.stderr.write(f"raymlops: the certificate was not renewed: {error}\n")
             sys.stderr.flush()
@@ -221,12 +231,12 @@ def _say(control: str, command: str, *, expected: str) -> None:
         raise ValueError(message)
 
 
-def _write(file: Path, text: str) -> None:
+def _write(file: Path, data: bytes) -> None:
     """Replace a file by one that only we can read."""
     draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     draft.unlink(missing_ok=True)
     draft.touch(mode=0o600)
-    draft.write_text(text, encoding="utf-8")
+    draft.write_bytes(data)
     draft.replace(file)
 
 

@@ -8,6 +8,7 @@ so that no job and no configuration can set it later. ``raymlops up``, ``raymlop
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
 from raymlops.cluster.endpoint.env_file import read_env_file
-from raymlops.cluster.endpoint.haproxy import chosen
+from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, chosen, wrapper_environment
 from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
 from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from raymlops.cluster.endpoint.tls import TlsFiles
 
 GCS_STORAGE = "RAYMLOPS_GCS_STORAGE"
+LABELS = "RAY_OVERRIDE_LABELS"
+"""Variable with labels of a node as JSON; an autoscaler's launcher sets some of its own."""
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
 SCRATCH = Path("/tmp")  # noqa: S108
@@ -41,8 +44,8 @@ def node_environment(
     *,
     proxy: Proxy,
     scratch: str,
-    stats_port: int = 8404,
-    metrics_port: int = 9101,
+    stats_port: int | None = None,
+    metrics_port: int | None = None,
     tls: TlsFiles | None = None,
     gcs_storage: str | None = None,
     head: bool = True,
@@ -60,6 +63,7 @@ def node_environment(
         ClusterError: HAProxy is named and not installed.
     """
     variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
+    variables[LABELS] = _labels(proxy, tls=tls is not None)
     if proxy == "haproxy":
         variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)
     if gcs_storage is not None:
@@ -73,8 +77,9 @@ def run_on_node(
     """Replace this process by a command, ``ray start`` above all, in the environment of a node.
 
     Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
-    token and the guard; the variables of ``env_file`` replace it. RAYMLOPS_GCS_STORAGE is the default of
-    ``gcs_storage``, and RAYMLOPS_TLS_CERT and RAYMLOPS_TLS_KEY name the files of HAProxy.
+    token, the guard and the wrapper of HAProxy, which runs a binary that it names; the variables of ``env_file``
+    replace it. RAYMLOPS_GCS_STORAGE is the default of ``gcs_storage``, and RAYMLOPS_TLS_CERT and RAYMLOPS_TLS_KEY name
+    the files of HAProxy.
 
     Raises:
         UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, or there is no such command.
@@ -87,8 +92,9 @@ def run_on_node(
         raise UsageError(f"there is no command {command[0]!r} on this node")
     named = chosen(proxy)
     tls = _tls(named)
-    if Path(program).name == "raymlops":
-        named = "python"  # its commands start no node that has its proxy from here
+    starts_node = Path(program).name != "raymlops"
+    if not starts_node:
+        named = "python"
     scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
     variables = node_environment(
         proxy=named,
@@ -98,6 +104,10 @@ def run_on_node(
         head="--head" in command,
     )
     fixed = {name: variables[name] for name in (MODE, *GUARD)}
+    if starts_node:
+        # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
+        fixed |= wrapper_environment() | {ENABLED: "1"} if named == "haproxy" else {ENABLED: "0"}
+        fixed[LABELS] = variables[LABELS]
     if named == "haproxy":
         scratch.mkdir(mode=0o700)
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
@@ -115,6 +125,12 @@ def _tls(proxy: Proxy) -> TlsFiles | None:
         )
     os.environ.update({TLS_CERT: tls.cert, TLS_KEY: tls.key})
     return tls
+
+
+def _labels(proxy: Proxy, *, tls: bool) -> str:
+    """Return a node's labels with that of its proxy; the wrapper does not start HAProxy with one file of two."""
+    kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
+    return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
 
 
 def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:

@@ -5,9 +5,9 @@ Knows neither proxy.
 
 from __future__ import annotations
 
-import functools
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from raymlops.cluster.endpoint.haproxy_wrapper import open_to_others
 from raymlops.errors import UsageError
 
 PROBE_S = 1.0
+KNOWN_S = 5.0
+"""How long it counts what a listener wants; another one may take its place."""
+_found: dict[tuple[str, int], tuple[bool, float]] = {}
 
 
 class TlsFiles(NamedTuple):
@@ -79,20 +82,28 @@ def shown_certificate(host: str, port: int, cert: str) -> str:
         return f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
 
 
-@functools.cache
 def speaks_tls(host: str, port: int) -> bool:
-    """Return whether what listens there wants TLS, found once for each address.
+    """Return whether what listens there wants TLS, asked again once that was found ``KNOWN_S`` ago.
 
     Raises:
-        OSError: nothing accepts connections there, or it neither accepts nor rejects TLS in time.
+        OSError: nothing accepts connections there, or it neither accepts nor rejects TLS: it is silent, or hangs up, as
+            a proxy that is just being replaced.
     """
+    answer, found_at = _found.get((host, port), (False, float("-inf")))
+    if time.monotonic() - found_at > KNOWN_S:
+        answer = _asked(host, port)
+        _found[host, port] = answer, time.monotonic()
+    return answer
+
+
+def _asked(host: str, port: int) -> bool:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent
     with socket.create_connection((host, port), timeout=PROBE_S) as connection:
         try:
             with context.wrap_socket(connection):
                 return True
-        except TimeoutError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise
-        except OSError:  # ssl.SSLError is one
+        except ssl.SSLError:  # it answers something else; a connection that is reset is another OSError
             return False

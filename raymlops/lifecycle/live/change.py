@@ -109,7 +109,7 @@ def change(
     reconciler = Reconciler(state, cluster, serve=serve)
     plan: Plan | None = None
     try:
-        plan = reconciler.look()
+        plan = reconciler.look(starts=not blind)
     except ClusterError:
         if not blind:
             raise

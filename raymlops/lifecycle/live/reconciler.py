@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from raymlops.cluster.endpoint.haproxy import chosen
 from raymlops.cluster.placement import show
 from raymlops.errors import (
     BusyError,
@@ -97,8 +96,8 @@ class Reconciler:
             "port": serve.port,
             "grpc_port": serve.grpc_port,
             "everywhere": serve.proxy_location == "every_node",
-            # HAProxy has the certificate from the environment in which the cluster was started.
-            "tls": serve.tls if chosen(serve.proxy) == "python" else None,
+            "tls": serve.tls,
+            "proxy": serve.proxy,
         }
 
     def step(self, now: datetime | None = None) -> Look:
@@ -125,8 +124,11 @@ class Reconciler:
                 self._stand_still(error, now)
             raise
 
-    def look(self) -> Plan:
-        """Return what Serve runs and what is desired, without taking a step; raises as ``step``."""
+    def look(self, *, starts: bool = False) -> Plan:
+        """Return what Serve runs and what is desired, without taking a step; raises as ``step``.
+
+        ``starts`` says that a version is about to be desired.
+        """
         desired = self._state.desired()
         self._here = self._here or self._cluster.cluster_id()
         if not desired.owner.may_be_on(self._here):
@@ -134,7 +136,7 @@ class Reconciler:
                 f"this state database is live on another cluster: {desired.owner.cluster[:SHORT]}",
                 hint="raymlops deploy --restore moves it here, as after a restart of the cluster.",
             )
-        return plan_of(desired, self._cluster, **self._places)
+        return plan_of(desired, self._cluster, **self._places, starts=starts)
 
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)

@@ -7,12 +7,12 @@ key by default depends on who can reach it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
-from raymlops.errors import UsageError
+from raymlops.errors import ClusterError, UsageError
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
 
@@ -21,7 +21,23 @@ if TYPE_CHECKING:
     from raymlops.serving.control.details import Details
 
 EVERYWHERE = "[::]"
+WITH_TLS = "haproxy-tls"
+_START = (
+    "Nodes start with it: raymlops up --tls-cert FILE --tls-key FILE; elsewhere RAYMLOPS_TLS_CERT and RAYMLOPS_TLS_KEY "
+    "for `raymlops env ray start`, or serve.proxy=python where Ray's own proxy runs and Serve is started anew."
+)
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+
+
+class Starts(Protocol):
+    """The part of ``ServeApi`` that says how a cluster was started."""
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the cluster runs on this machine."""
+
+    def proxy_to_start(self) -> str | None:
+        """Return the proxy that Serve starts on this cluster, None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +55,15 @@ class Listening:
     """A node on which it listens, where that is another machine than this one."""
 
     @property
+    def address(self) -> str:
+        """Return the address at which the proxy is reached from here."""
+        everywhere = self.host in _WILDCARDS
+        return self.node_ip if everywhere and self.node_ip is not None else reached_at(self.host)
+
+    @property
     def base_url(self) -> str:
         """Return the URL of the proxy."""
-        everywhere = self.host in _WILDCARDS
-        host = self.node_ip if everywhere and self.node_ip is not None else reached_at(self.host)
+        host = self.address
         return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
@@ -73,11 +94,11 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     if not options:
         return None
     host, port = options["host"], options["port"]
-    tls = bool(options.get("ssl_certfile")) or (local and _asked_for_tls(host, port))
     nodes = (
         [] if local else [proxy["node_ip"] for proxy in (details.get("proxies") or {}).values() if "node_ip" in proxy]
     )
-    found = Listening(host, port, tls=tls, node_ip=min(nodes, default=None))
+    found = Listening(host, port, node_ip=min(nodes, default=None))
+    found = replace(found, tls=bool(options.get("ssl_certfile")) or (local and _asked_for_tls(found)))
     grpc = details.get("grpc_options") or {}
     if not grpc.get("grpc_servicer_functions"):
         return found
@@ -87,20 +108,24 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
 
 
-def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> list[str]:
+def started_otherwise(details: Details, *, serve: ServeSection, api: Starts) -> list[str]:
     """Return how a running Serve was started, where a section requests something else: only a restart changes it.
 
     Raises:
-        UsageError: the section has a certificate, and this machine's Serve answers without TLS.
+        UsageError: the section has a certificate, and nothing shows that Serve answers with TLS.
+        ClusterError: the dashboard does not answer.
     """
-    listens = listening(details, local=local)
+    listens = listening(details, local=api.is_local)
     if listens is None:
         return []
-    if serve.tls is not None and local and not listens.tls:
-        raise UsageError(
-            f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS",
-            hint="Start the cluster with it: raymlops up --tls-cert FILE --tls-key FILE.",
-        )
+    if serve.tls is not None and not listens.tls:
+        if api.is_local:
+            raise UsageError(f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS", hint=_START)
+        if api.proxy_to_start() != WITH_TLS and not (listens.exposed and _asked_for_tls(listens)):
+            raise UsageError(
+                f"serve.tls_cert is set, and nothing shows from here that Serve answers at {listens.base_url} with TLS",
+                hint=_START,
+            )
     wanted = "EveryNode" if serve.proxy_location == "every_node" else "HeadOnly"
     location = details.get("proxy_location") or wanted
     if wanted == "EveryNode" and location != wanted:
@@ -108,14 +133,42 @@ def started_otherwise(details: Details, *, serve: ServeSection, local: bool) -> 
     return []
 
 
+def tls_at_start(tls: tuple[str, str], proxy: str | None, *, everywhere: bool) -> tuple[str, str] | None:
+    """Return the certificate to start Serve with; None where the cluster's HAProxy has one from its environment.
+
+    ``proxy`` is the one that Serve will start. What Serve listens on is never guessed: without TLS, keys would travel
+    in the clear.
+
+    Raises:
+        ClusterError: that proxy would answer without TLS, or is not known; or it is HAProxy on other nodes than the
+            head, which cannot reach Serve's fallback proxy there over TLS.
+    """
+    if proxy == "python":
+        return tls
+    if proxy == WITH_TLS:
+        if everywhere:
+            raise ClusterError(
+                "behind HAProxy with TLS, serve.proxy_location is head_only: Serve's fallback proxy answers its own "
+                "machine alone",
+                hint="serve.proxy_location=head_only, or the Python proxy: raymlops env --proxy python ray start",
+            )
+        return None
+    if proxy == "haproxy":
+        raise ClusterError("serve.tls_cert is set, and this cluster starts HAProxy without a certificate", hint=_START)
+    raise ClusterError(
+        "serve.tls_cert is set, and nothing shows which proxy this cluster starts",
+        hint="Start every node by `raymlops env ray start`; serve.proxy=python says that it is Ray's own.",
+    )
+
+
 def reached_at(host: str) -> str:
     """Return the address at which this machine reaches what listens on ``host``."""
     return "127.0.0.1" if host in _WILDCARDS else host
 
 
-def _asked_for_tls(host: str, port: int) -> bool:
+def _asked_for_tls(listens: Listening) -> bool:
     try:
-        return speaks_tls(reached_at(host), port)
+        return speaks_tls(listens.address, listens.port)
     except OSError:
         return False
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.ports import free_port
 from raymlops.errors import PortTakenError, UsageError
-from raymlops.serving.control.address import Listening, listening, open_to_others
+from raymlops.serving.control.address import Listening, listening, open_to_others, tls_at_start
 from raymlops.serving.control.ownership import divide, model_of, stamped
 from raymlops.serving.control.render import render, settings_of
 from raymlops.serving.names import INDEX_APP, app_name, route_of
@@ -47,6 +47,9 @@ class Api(Protocol):
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details."""
+
+    def proxy_to_start(self) -> str | None:
+        """Return the proxy that Serve starts on this cluster, None if that is not known."""
 
     def put(self, config: dict[str, Any]) -> None:
         """Send a config."""
@@ -133,12 +136,17 @@ def plan_of(
     grpc_port: int | None,
     everywhere: bool = False,
     tls: tuple[str, str] | None = None,
+    proxy: str | None = None,
+    starts: bool = False,
 ) -> Plan:
     """Read Serve's present state, and plan the change to the desired one.
 
+    Where Serve listens counts if it does not run yet, as do ``everywhere``, ``tls`` and the ``proxy`` that a
+    configuration names. ``starts`` says that a version is about to be desired, also where none is yet.
+
     Raises:
         OutdatedStateError: Serve runs the desired state of a newer copy of the state database.
-        ClusterError: the dashboard does not answer.
+        ClusterError: the dashboard does not answer; or Serve does not run yet, and would start without ``tls``.
         PortTakenError: Serve does not run yet and another process listens on its port.
     """
     local = api.is_local
@@ -148,7 +156,11 @@ def plan_of(
         if desired.deployments and local:
             port = port or free_port()
             check_port(host, port)
+        if tls is not None and (desired.deployments or starts):
+            tls = tls_at_start(tls, api.proxy_to_start() or proxy, everywhere=everywhere)
         listens = Listening(host, port)
+    elif not details["http_options"].get("ssl_certfile"):
+        tls = None
     division = divide(details, desired)
     blocked = division.taken(places_of(desired.deployments))
     desired = replace(desired, deployments=tuple(_standing(desired.deployments, division.ours, blocked)))

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from raymlops.cluster.autoscaler import may_grow
+from raymlops.cluster.endpoint.haproxy import LABEL
 from raymlops.cluster.processes import session_runs_here
 from raymlops.cluster.resource_usage import group
 from raymlops.config.serve import is_loopback
@@ -103,6 +104,15 @@ class ServeApi:
             ClusterError: the dashboard does not answer, or refuses us.
         """
         return {row["actor_id"]: row["class_name"] for row in self._list("actors")}
+
+    def proxy_to_start(self) -> str | None:
+        """Return the proxy that Serve starts on this cluster, as its head's label says; None without the label.
+
+        Raises:
+            ClusterError: the dashboard does not answer, or refuses us.
+        """
+        heads = [row for row in self._list("nodes") if row.get("is_head_node")]
+        return next(((row.get("labels") or {}).get(LABEL) for row in heads), None)
 
     def put(self, config: dict[str, Any]) -> None:
         """Replace Serve's config. Declared applications that it lacks are deleted.

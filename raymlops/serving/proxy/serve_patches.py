@@ -7,7 +7,9 @@ before it listens; nothing here is for any other process.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +23,21 @@ if TYPE_CHECKING:
 ALL_INTERFACES = "[::]:"
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of TLS 1.3 are fixed."""
+BEHIND_TLS = "RAY_SERVE_HAPROXY_BINARY_PATH", "RAYMLOPS_TLS_CERT"
+"""Variables of a node where HAProxy has the endpoint's certificate."""
 AHEAD_BYTES = 1024 * 1024
 """How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
 MESSAGE_BYTES = 512
 """Overhead of an ASGI message, so that many small ones are bounded too."""
 
+_fallback_host: ContextVar[str | None] = ContextVar("_fallback_host", default=None)
+
 
 def patch_serve() -> None:
     """Apply all patches, with the HTTP options from Serve's controller."""
     bind_grpc_as(http_options)
+    if all(os.environ.get(name) for name in BEHIND_TLS):
+        keep_fallback_on_loopback()
     guard_grpc_calls()
     restrict_ciphers()
     drop_slow_headers()
@@ -52,7 +60,7 @@ def bind_grpc_as(http: Callable[[], Any]) -> None:
 
     def add_grpc_address(grpc_server: Any, server_address: str) -> None:
         options = http()
-        address = address_of(server_address, options.host)
+        address = address_of(server_address, _fallback_host.get() or options.host)
         if not (options.ssl_keyfile and options.ssl_certfile):
             original(grpc_server, address)
             return
@@ -63,6 +71,31 @@ def bind_grpc_as(http: Callable[[], Any]) -> None:
 
     add_grpc_address.as_http = True  # type: ignore[attr-defined]
     default_impl.add_grpc_address = add_grpc_address
+
+
+def keep_fallback_on_loopback() -> None:
+    """Bind Serve's fallback proxy to loopback, whatever address the endpoint has.
+
+    That is a Python proxy on the head, to which HAProxy sends what no replica can take. Serve gives it the endpoint's
+    address, where it would answer everybody without TLS. HAProxy on the same machine asks it at loopback. Only proxies
+    use these two names: a replica has its own.
+    """
+    from ray._common.network_utils import get_localhost_ip
+    from ray.serve._private import proxy
+
+    start_http, start_grpc = proxy.start_asgi_http_server, proxy.start_grpc_server
+    if getattr(start_http, "on_loopback", False):
+        return
+
+    async def http(app: Any, options: Any, **rest: Any) -> Any:
+        return await start_http(app, options.model_copy(update={"host": get_localhost_ip()}), **rest)
+
+    async def grpc(factory: Any, options: Any, **rest: Any) -> Any:
+        _fallback_host.set(get_localhost_ip())
+        return await start_grpc(factory, options, **rest)
+
+    http.on_loopback = True  # type: ignore[attr-defined]
+    proxy.start_asgi_http_server, proxy.start_grpc_server = http, grpc
 
 
 def address_of(requested: str, named: str | None) -> str:

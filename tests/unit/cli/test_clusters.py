@@ -55,6 +55,17 @@ def test_a_running_controller_brings_the_models_back(cluster, tmp_path, capsys):
     assert "the controller brings back what should be live: m\n" in out
 
 
+def test_haproxy_is_asked_for_by_its_former_option_too(cluster, tmp_path, capsys):
+    """Which names the same proxy, here one that does not run; and not two at once."""
+    said = []
+    for words in (["--proxy", "haproxy"], ["--haproxy"], ["--haproxy", "--proxy", "python"]):
+        assert main(["up", "--root", str(tmp_path), *words]) == 2
+        said.append(capsys.readouterr().err)
+    assert "already up" in said[0]
+    assert said[1] == said[0]
+    assert "name different proxies" in said[2]
+
+
 def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, capsys):
     """By status, for a person and for a program, and by doctor, whose exit code it is."""
     application = {

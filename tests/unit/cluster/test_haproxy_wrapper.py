@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import psutil
@@ -238,6 +239,56 @@ def test_a_certificate_that_does_not_fit_its_key_is_not_started_with(serve, tmp_
             assert process.wait(30) == 1
             assert says in process.stderr.read()
         assert says in (tmp_path / "refused").read_text()
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """Return the folder of a certificate that the environment names."""
+    cert, key = certificate(tmp_path)
+    monkeypatch.setenv(haproxy_wrapper.TLS_CERT, str(cert))
+    monkeypatch.setenv(haproxy_wrapper.TLS_KEY, str(key))
+    return tmp_path
+
+
+def test_a_certificate_that_is_renewed_while_haproxy_starts_is_handed_to_it(named, monkeypatch):
+    """After it was read for HAProxy, and before its renewal has begun to look."""
+    pem = haproxy_wrapper._certificate(named)
+    before = pem.read_bytes()
+    certificate(named)
+    said, alive = [], iter([1, 1, 0])
+    monkeypatch.setattr(haproxy_wrapper, "RENEWAL_S", 0.0)
+    monkeypatch.setattr(haproxy_wrapper, "_say", lambda _, command, **__: said.append(command))
+    monkeypatch.setattr("os.getppid", lambda: next(alive))
+    haproxy_wrapper.renew(pem, "socket", 1)
+    after = pem.read_bytes()
+    assert after != before
+    assert said == [f"set ssl cert {pem} <<\n{after.decode()}\n", f"commit ssl cert {pem}\n"]
+
+
+def test_what_is_written_is_what_was_checked(named, monkeypatch):
+    """Although the files are renewed between two readings: the certificate of before stays."""
+    pem = haproxy_wrapper._certificate(named)
+    before, read = pem.read_bytes(), Path.read_bytes
+
+    def renewed(file):
+        found = read(file)
+        if file.name == Path(os.environ[haproxy_wrapper.TLS_CERT]).name:
+            certificate(named)
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", renewed)
+    assert haproxy_wrapper._certificate(named) == pem
+    monkeypatch.undo()
+    assert pem.read_bytes() == before
+    assert {file.name for file in named.glob("tls.*")} == {"tls.crt", "tls.key", "tls.pem"}
+
+
+def test_text_around_a_certificate_is_left_out(named):
+    """In whatever encoding, as openssl and authorities write it."""
+    pem = haproxy_wrapper._certificate(named)
+    expected, cert = pem.read_bytes(), Path(os.environ[haproxy_wrapper.TLS_CERT])
+    cert.write_bytes("subject=O = Müller GmbH\r\n\r\n".encode("latin-1") + cert.read_bytes().replace(b"\n", b"\r\n"))
+    assert haproxy_wrapper._certificate(named).read_bytes() == expected
 
 
 def _negotiated(port, context, *, alpn=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from certificates import certificate
 
+from raymlops.cluster.endpoint.haproxy import LABEL, WRAPPER
 from raymlops.cluster.endpoint.node_environment import RECONNECT_S, node_environment, run_on_node
+from raymlops.cluster.endpoint.tls import TlsFiles
 from raymlops.cluster.services import GUARD, SPEED
 from raymlops.errors import UsageError
 
@@ -23,6 +26,17 @@ def test_every_node_has_the_token_the_guard_and_the_speed():
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in python
     assert haproxy["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert [name for name in haproxy if "gcs" in name.lower() or "REDIS" in name] == []
+
+
+def test_a_node_is_labelled_with_its_proxy(monkeypatch):
+    """Beside the labels that it has, and in a variable that Ray reads."""
+    from ray._private import ray_constants
+
+    monkeypatch.setenv("RAY_OVERRIDE_LABELS", '{"zone": "a"}')
+    python, haproxy = (node_environment(proxy=proxy, scratch="/tmp/x") for proxy in ("python", "haproxy"))
+    secured = node_environment(proxy="haproxy", scratch="/tmp/x", tls=TlsFiles("/c", "/k"))
+    labels = [json.loads(found[ray_constants.LABELS_ENVIRONMENT_VARIABLE]) for found in (python, haproxy, secured)]
+    assert labels == [{"zone": "a", LABEL: kind} for kind in ("python", "haproxy", "haproxy-tls")]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +175,26 @@ def test_files_of_tls_are_checked_before_anything_starts(started, monkeypatch, t
     run_on_node(["ray", "start"], proxy="haproxy")
     ((_, _, environment),) = started
     assert (environment["RAYMLOPS_TLS_CERT"], environment["RAYMLOPS_TLS_KEY"]) == (str(cert), str(key))
+
+
+@pytest.mark.parametrize("named", ["RAY_SERVE_HAPROXY_BINARY_PATH", "RAYMLOPS_HAPROXY_BINARY"])
+def test_a_binary_that_a_node_names_is_run_by_the_wrapper(started, monkeypatch, tmp_path, named):
+    """Serve never starts it by itself, without TLS; nor does it start another proxy than the chosen one."""
+    own = tmp_path / "haproxy"
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o700)
+    monkeypatch.setenv(named, str(own))
+    cert, key = certificate(tmp_path)
+    for proxy, enabled in (("haproxy", "1"), ("python", "0")):
+        for name, file in (("RAYMLOPS_TLS_CERT", cert), ("RAYMLOPS_TLS_KEY", key)):
+            monkeypatch.setenv(name, str(file) if proxy == "haproxy" else "")
+        monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0" if enabled == "1" else "1")
+        run_on_node(["ray", "start"], proxy=proxy, gcs_storage=None)
+        assert started[-1][2]["RAY_SERVE_ENABLE_HA_PROXY"] == enabled
+    environment = started[0][2]
+    assert json.loads(environment["RAY_OVERRIDE_LABELS"]) == {LABEL: "haproxy-tls"}
+    assert environment["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(WRAPPER)
+    assert environment["RAYMLOPS_HAPROXY_BINARY"] == str(own)
 
 
 def test_a_command_that_is_not_there_is_said(started):

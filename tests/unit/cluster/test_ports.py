@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from raymlops.cluster.ports import check_free, free_port, listeners
+from raymlops.cluster.ports import check_free, free_port, free_port_like, listeners
 from raymlops.config.serve import is_loopback
 from raymlops.errors import PortTakenError
 
@@ -60,3 +60,12 @@ def test_listeners_are_found_by_process(taken):
 def test_loopback_is_told_from_the_rest(host, expected):
     """The IPv6 form of 127.0.0.1, which Ray's C++ servers show, is loopback; the wildcards are not."""
     assert is_loopback(host) is expected
+
+
+def test_a_port_that_nobody_needs_to_know_is_another_one_where_it_is_taken(taken):
+    """By a process, or by a service that is yet to start."""
+    port = free_port()
+    assert free_port_like(port) == port
+    for found in (free_port_like(taken), free_port_like(port, besides=[port])):
+        assert found not in {taken, port}
+        check_free({"HAProxy": found})

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from raymlops.cluster import services
+from raymlops.cluster import ports, services
 from raymlops.cluster.endpoint.haproxy import WRAPPER, chosen, find_binary, raise_refusal
 from raymlops.cluster.endpoint.tls import TlsFiles
 from raymlops.cluster.services import GUARD, MAX_HEADER_BYTES, SPEED, max_connections, serve_environment
@@ -51,6 +51,15 @@ def test_every_variable_is_one_that_serve_reads():
     source = inspect.getsource(constants)
     ours = {**GUARD, **SPEED, **serve_environment(scratch="/tmp/x")}
     assert [name for name in ours if name.startswith("RAY_") and f'"{name}"' not in source] == []
+
+
+def test_haproxys_own_ports_are_free_ones_where_the_defaults_are_taken(monkeypatch):
+    """Nothing outside needs to know them; what is named stays."""
+    monkeypatch.setattr(ports, "_free", lambda port: port != 8404)
+    found = serve_environment(scratch="/tmp/x")
+    assert found["RAY_SERVE_HAPROXY_STATS_PORT"] != "8404"
+    assert found["RAY_SERVE_HAPROXY_METRICS_PORT"] == "9101"
+    assert serve_environment(scratch="/tmp/x", stats_port=8404)["RAY_SERVE_HAPROXY_STATS_PORT"] == "8404"
 
 
 def test_haproxy_is_the_proxy_where_it_is_installed(monkeypatch, tmp_path):

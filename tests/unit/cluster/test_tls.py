@@ -6,10 +6,12 @@ import socket
 import ssl
 import threading
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from certificates import certificate
 
+from raymlops.cluster.endpoint import tls
 from raymlops.cluster.endpoint.tls import checked_files, shown_certificate, speaks_tls
 from raymlops.cluster.ports import HOST, free_port
 from raymlops.errors import UsageError
@@ -85,3 +87,30 @@ def test_what_a_listener_shows_is_said(files, tmp_path):
     assert "does not answer over TLS" in shown_certificate(HOST, nobody, str(cert))
     with pytest.raises(OSError):
         speaks_tls(HOST, nobody)
+
+
+def test_a_listener_that_hangs_up_says_nothing_of_tls(files, monkeypatch):
+    """As a proxy that is just being replaced: it is asked again, and what it says then is remembered for a while."""
+    now = [0.0]
+    monkeypatch.setattr(tls, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    with socket.create_server((HOST, 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer():
+            with server.accept()[0] as connection:
+                connection.recv(9)
+            with server.accept()[0] as connection:
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(OSError):
+            speaks_tls(HOST, port)
+        assert speaks_tls(HOST, port)
+        thread.join()
+    assert speaks_tls(HOST, port)
+    now[0] += tls.KNOWN_S + 1
+    with pytest.raises(ConnectionRefusedError):
+        speaks_tls(HOST, port)

@@ -9,7 +9,7 @@ from fake_serve import FakeServe
 from states import converge, deploy, opened
 
 from raymlops.config.serve import ServeSection
-from raymlops.errors import UsageError
+from raymlops.errors import ClusterError, UsageError
 from raymlops.serving.control import address
 from raymlops.serving.control.address import Listening, listening, started_otherwise
 
@@ -124,12 +124,74 @@ def test_a_section_that_serve_was_not_started_with_is_told(monkeypatch):
     """A certificate that is not shown is refused, since keys would travel in the clear."""
     monkeypatch.setattr(address, "speaks_tls", lambda *_: False)
     section = ServeSection(proxy_location="every_node")
-    assert started_otherwise({"applications": {}}, serve=section, local=True) == []
+    here, elsewhere = FakeServe(), FakeServe(dashboard_url="http://dashboard:8265")
+    assert started_otherwise({"applications": {}}, serve=section, api=here) == []
     there = {**details(), "proxy_location": "HeadOnly"}
-    (told,) = started_otherwise(there, serve=section, local=True)
+    (told,) = started_otherwise(there, serve=section, api=here)
     assert "with a proxy on the head only" in told
-    assert started_otherwise({**there, "proxy_location": "EveryNode"}, serve=section, local=True) == []
+    assert started_otherwise({**there, "proxy_location": "EveryNode"}, serve=section, api=here) == []
     secured = ServeSection(tls_cert="/c", tls_key="/k")
     with pytest.raises(UsageError, match=r"answers at http://127\.0\.0\.1:21050 without TLS"):
-        started_otherwise(there, serve=secured, local=True)
-    assert started_otherwise(there, serve=secured, local=False) == []
+        started_otherwise(there, serve=secured, api=here)
+    with pytest.raises(UsageError, match="nothing shows from here"):
+        started_otherwise(there, serve=secured, api=elsewhere)
+    elsewhere.proxy = "haproxy-tls"
+    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+
+
+def test_a_cluster_elsewhere_is_asked_for_tls_where_it_is_reached(monkeypatch):
+    """At its node; without a label, as HAProxy that somebody else has set up."""
+    elsewhere = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0")
+    there = {**elsewhere.get(), "proxies": {"node": {"node_ip": "10.0.0.7"}}}
+    secured, asked = ServeSection(tls_cert="/c", tls_key="/k"), []
+    monkeypatch.setattr(address, "speaks_tls", lambda *where: asked.append(where) or True)
+    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+    assert asked == [("10.0.0.7", 21050)]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "named", "expected"),
+    [
+        ("python", None, {"ssl_certfile": "/c", "ssl_keyfile": "/k"}),
+        ("python", "haproxy", {"ssl_certfile": "/c", "ssl_keyfile": "/k"}),
+        (None, "python", {"ssl_certfile": "/c", "ssl_keyfile": "/k"}),
+        ("haproxy-tls", None, {}),
+        ("haproxy-tls", "python", {}),
+        ("haproxy", None, "HAProxy without a certificate"),
+        ("haproxy", "python", "HAProxy without a certificate"),
+        (None, None, "nothing shows which proxy"),
+        (None, "haproxy", "HAProxy without a certificate"),
+    ],
+)
+def test_serve_is_started_with_tls_or_not_at_all(state, monkeypatch, proxy, named, expected):
+    """By the proxy that the cluster starts, whatever this machine has; a refusal changes nothing."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    serve = FakeServe(dashboard_url="http://dashboard:8265", host="0.0.0.0", started_up=False, proxy=proxy)
+    section = ServeSection(ready_timeout_s=2, host="0.0.0.0", tls_cert="/c", tls_key="/k", proxy=named)
+    if isinstance(expected, str):
+        with pytest.raises(ClusterError, match=expected):
+            deploy(state, serve, section=section)
+        assert (serve.sent, state.deployments()) == ([], [])
+        return
+    deploy(state, serve, section=section)
+    assert {name: value for name, value in serve.sent[0]["http_options"].items() if "ssl" in name} == expected
+
+
+def test_haproxy_with_tls_is_on_the_head_alone(state):
+    """Serve's fallback proxy would be plain for the others."""
+    serve = FakeServe(dashboard_url="http://dashboard:8265", started_up=False, proxy="haproxy-tls")
+    section = ServeSection(proxy_location="every_node", tls_cert="/c", tls_key="/k")
+    with pytest.raises(ClusterError, match="proxy_location is head_only"):
+        deploy(state, serve, section=section)
+    assert serve.sent == []
+
+
+def test_no_change_asks_this_machine_for_haproxy(state, monkeypatch):
+    """It is the cluster that has it."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    serve = FakeServe(dashboard_url="http://dashboard:8265")
+    for version in (1, 2):
+        deploy(state, serve, version=version, section=ServeSection(ready_timeout_s=2, proxy="haproxy"))
+    assert "m--v2" in serve.live

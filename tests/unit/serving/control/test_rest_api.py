@@ -6,6 +6,7 @@ import sys
 import httpx
 import pytest
 
+from raymlops.cluster.endpoint.haproxy import LABEL
 from raymlops.cluster.processes import session_runs_here
 from raymlops.errors import ClusterError, DeployError
 from raymlops.serving.control.rest_api import ServeApi, last_lines, ray_token
@@ -66,6 +67,17 @@ def answering(answers):
 
 def rows(*found):
     return {"result": True, "data": {"result": {"result": list(found)}}}
+
+
+def test_the_proxy_of_a_cluster_is_its_heads_label():
+    """Not a worker's, and unknown where nodes have no label."""
+    head, worker = ({"is_head_node": is_head, "labels": {LABEL: "haproxy-tls"}} for is_head in (True, False))
+    for found, expected in (
+        ([worker, head], "haproxy-tls"),
+        ([worker, {"is_head_node": True, "labels": None}], None),
+        ([worker], None),
+    ):
+        assert answering({"/api/v0/nodes": rows(*found)})[0].proxy_to_start() == expected
 
 
 @pytest.mark.parametrize(

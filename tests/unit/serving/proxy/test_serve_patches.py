@@ -9,13 +9,14 @@ import os
 import grpc
 import pytest
 from certificates import certificate
-from ray.serve._private import default_impl, grpc_util, http_util
+from ray.serve._private import default_impl, grpc_util, http_util, proxy
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve.config import HTTPOptions, gRPCOptions
 from uvicorn import Config, config
 
 from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import free_port, listeners
+from raymlops.serving.proxy import serve_patches
 from raymlops.serving.proxy.connections import Connection
 from raymlops.serving.proxy.serve_patches import (
     address_of,
@@ -83,6 +84,38 @@ def test_serves_own_server_listens_on_loopback_alone(tmp_path, tls):
 
     assert asyncio.run(serve()) == ([True], tls)
     assert asked == ["options"]
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, tls):
+    """Both of its ports, where the endpoint has every address; without TLS it stays as Serve has it."""
+    for name in ("start_asgi_http_server", "start_grpc_server"):
+        monkeypatch.setattr(proxy, name, getattr(proxy, name))
+    monkeypatch.setattr(serve_patches, "http_options", lambda: HTTPOptions(host="0.0.0.0"))
+    monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
+    monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/haproxy")
+    monkeypatch.setenv("RAYMLOPS_TLS_CERT", "/c" if tls else "")
+    serve_patches.patch_serve()
+    serve_patches.patch_serve()
+    ports = [free_port(), free_port()]
+
+    async def serve():
+        loop = asyncio.get_running_loop()
+        task, web = await proxy.start_asgi_http_server(
+            lambda: None, HTTPOptions(host="0.0.0.0", port=ports[0], middlewares=[]), event_loop=loop
+        )
+        options = gRPCOptions(port=ports[1], enable_reflection=False)
+        _, server = await proxy.start_grpc_server(lambda **_: None, options, event_loop=loop)
+        while not web.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0)
+        found = [item.loopback for item in listeners({os.getpid()}) if item.port in ports]
+        await server.stop(0)
+        web.should_exit = True
+        await task
+        return found
+
+    assert asyncio.run(serve()) == [tls, tls]
 
 
 def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
