@@ -293,6 +293,25 @@ def test_what_another_program_added_uses_up_no_trial_and_never_wins(study, trial
     assert retry_failed(study) == []
 
 
+@pytest.mark.parametrize("of_earlier_release", [False, True])
+def test_a_trial_of_its_own_that_another_program_ended_is_no_imported_one(study, trials, of_earlier_release):
+    """Optuna's ``optimize`` with a heartbeat fails trials whose process is gone; those of a killed driver, say."""
+    ended(trials, "complete", [0.5])
+    number = trials.ask().number
+    trials.report(number, epoch=1, value=0.4, metrics={"validation/loss": 0.4}, best_metrics={"validation/loss": 0.4})
+    trials.flush()
+    if of_earlier_release:
+        with study._storage._backend.engine.begin() as connection:
+            connection.execute(text("DELETE FROM trial_system_attributes WHERE key = 'raymlops:drawn'"))
+    else:
+        number = trials.ask().number  # it has reported nothing yet
+    study._storage.set_trial_state_values(study.trials[number]._trial_id, TrialState.FAIL)
+    resumed = Trials(study, section=SECTION, objectives=LOSS)
+    assert resumed.asked == len(study.trials)
+    assert [(record.status, record.carried_from) for record in resumed.records] == [("complete", ""), ("failed", "")]
+    assert retry_failed(study) == [number]
+
+
 def test_several_objectives_are_all_told(storage, clock):
     study = create_study(storage, "s", objectives=BOTH)
     trials = Trials(study, section=SECTION, objectives=BOTH, clock=clock)
