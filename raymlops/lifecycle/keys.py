@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.change import converged
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
+from raymlops.serving.control.plan import unreadable
 from raymlops.serving.control.render import settings_of
 from raymlops.serving.names import app_name
 from raymlops.state.audit import changes_of
@@ -160,8 +161,10 @@ def bring(state: State, api: Cluster, key: KeyRecord, *, serve: ServeSection) ->
 
 
 def _served(state: State) -> dict[str, ServeSection]:
-    """Return the settings of every champion by model."""
-    return {item.name: settings_of(item) for item in state.deployments() if item.role == "champion"}
+    """Return the settings of every champion by model, without models that cannot be read."""
+    champions = [item for item in state.deployments() if item.role == "champion"]
+    unread = unreadable(champions)
+    return {item.name: settings_of(item) for item in champions if item.name not in unread}
 
 
 def _doubts(models: Sequence[str], scopes: Sequence[str], *, spec: ProjectSpec, state: State) -> tuple[str, ...]:

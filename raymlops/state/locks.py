@@ -29,6 +29,8 @@ POLL_S = 0.1
 UNKNOWN = "another process"
 _MAX_NAME = 63
 """Characters of an application name in Postgres."""
+_MIN_WHO = 12
+"""Of those, for who it is."""
 _MAX_TEXT = 500
 
 
@@ -209,7 +211,7 @@ class _ServerLock:
         self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._connection.detach()
         self._key = key
-        name = f"raymlops {me}"[:_MAX_NAME]
+        name = shortened(f"raymlops {me}")
         self._connection.execute(sa.text("SELECT set_config('application_name', :name, false)"), {"name": name})
         # A machine that is gone closes no connection: the server probes it within two minutes, not two hours.
         self._connection.execute(sa.text("SELECT set_config('tcp_keepalives_idle', '60', false)"))
@@ -240,6 +242,12 @@ class _ServerLock:
     def holder(self) -> str:
         name, self.holders_session = _server_holder(self._connection, self._key)
         return name or UNKNOWN
+
+
+def shortened(name: str) -> str:
+    """Return a name that fits into Postgres: the user and host lose their end, not what they hold a lock for."""
+    who, bracket, rest = name.partition(" (")
+    return f"{who[: max(_MIN_WHO, _MAX_NAME - len(bracket + rest))]}{bracket}{rest}"[:_MAX_NAME]
 
 
 def refuse_shared_sessions(connection: Connection, other: Connection) -> None:

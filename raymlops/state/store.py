@@ -112,6 +112,8 @@ class Desired:
     """The running transitions, oldest first."""
     owner: Owner = field(default_factory=Owner)
     """The state database that desires it."""
+    given_up: tuple[Transition, ...] = ()
+    """Transitions that failed or were superseded, one a version at most: what they started may still be ending."""
 
 
 class State(Database):
@@ -127,9 +129,11 @@ class State(Database):
         with self.reading() as connection:
             found = tuple(deployments_in(connection))
             epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in running(connection)}
-            coming = tuple(one for one in transitions_in(connection) if one.status == "running")
+            newest = transitions_in(connection)
+            coming = tuple(one for one in newest if one.status == "running")
+            given_up = tuple(one for one in newest if one.status in {"failed", "superseded"})
             owner = owner_in(connection, AuditedHistory(self))
-            return Desired(found, tuple(keys_in(connection, now=now(connection))), epochs, coming, owner)
+            return Desired(found, tuple(keys_in(connection, now=now(connection))), epochs, coming, owner, given_up)
 
     def owner(self) -> Owner:
         """Return the identity of this database."""

@@ -30,7 +30,7 @@ from raymlops.serving.control.details import configs
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.telemetry.rollout_counts import CONTROLLER, NAMESPACE, controller_of
 from raymlops.state.keys import create_key
-from raymlops.version import __version__
+from raymlops.version import __version__, code_version
 
 pytestmark = pytest.mark.integration
 
@@ -163,23 +163,23 @@ def test_a_mark_is_added_without_a_restart(api, states, deployed):
 
 
 @ray.remote(num_cpus=0)
-class OtherRelease:
-    """A controller that another release started."""
+class OtherCode:
+    """A controller that another checkout of this release started."""
 
     def status(self):
-        return {"word": "running", "pid": 0, "release": "0.1.0"}
+        return {"word": "running", "pid": 0, "release": __version__}
 
     def stop(self):
         return None
 
 
-def test_a_controller_of_another_release_is_replaced(api, specs, states):
+def test_a_controller_of_other_code_is_replaced(api, specs, states):
     """After an upgrade in place the modules that it has yet to import are not its own."""
     name = controller_of(states["lab"].owner().id)
-    OtherRelease.options(name=name, namespace=NAMESPACE, lifetime="detached").remote()
+    OtherCode.options(name=name, namespace=NAMESPACE, lifetime="detached").remote()
     assert ensure_running(specs["lab"], states["lab"], dashboard_url=api.dashboard_url, must_answer=True) is None
     status = ray.get(ray.get_actor(name, namespace=NAMESPACE).status.remote())
-    assert (status["state"], status["release"]) == (states["lab"].owner().id, __version__)
+    assert (status["state"], status["release"]) == (states["lab"].owner().id, code_version())
 
 
 def test_each_state_has_a_controller_of_its_own(api, specs, states):

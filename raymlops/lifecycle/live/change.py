@@ -24,7 +24,7 @@ from raymlops.lifecycle.live.transitions import AGAIN
 from raymlops.records import DeploymentRecord
 from raymlops.serving.control.converge import broken, index_starts, lacking, standing_of
 from raymlops.serving.control.details import routes
-from raymlops.serving.control.plan import places_of
+from raymlops.serving.control.plan import places_of, unreadable
 from raymlops.serving.control.wait import await_answer
 from raymlops.serving.names import app_name, route_of
 from raymlops.state.audit import changes_of
@@ -100,6 +100,7 @@ def change(
     Raises:
         TakenError, OutdatedStateError: the model on Serve is another state's, or a newer copy's of this one, or a
             foreign application has its name or route; nothing was changed.
+        StorageError: another release stored settings of a version that stays; nothing was changed.
         RefusedError: another verb took the version away, or asked for the route, while it came up.
         DeployError: the version did not come up, and what was live still is; or Serve has not taken a change yet.
         ClusterError: Serve does not answer; a blind change is desired all the same.
@@ -119,7 +120,7 @@ def change(
         # A model that another state took over can be removed from this one.
         if plan is not None and (found.model.deployments or not model.deployments):
             places = places_of(found.model.deployments) or [(name, "", None)]
-            for error in plan.division.taken(places).values():
+            for error in (*plan.division.taken(places).values(), *unreadable(found.model.deployments).values()):
                 raise error
         return found
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import ServeSection
+from raymlops.config.stored import read_stored
 from raymlops.errors import NotFoundError, RefusedError
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from raymlops.state.audit import AuditEvent
     from raymlops.state.store import Deployment
 
-KEEP_WARM_S: float = ServeSection.model_fields["keep_warm_s"].default
-"""Of a version that an earlier release deployed."""
-READY_TIMEOUT_S: float = ServeSection.model_fields["ready_timeout_s"].default
 BEGUN = ".start"
 """Suffix of the action by which a version comes up that gets the route afterwards."""
 BESIDE = "deploy.beside"
@@ -74,8 +72,7 @@ def asks_for_keys(item: Deployment, host: str | None = None) -> bool:
 
     ``host`` is where Serve listens; without it the settings' own counts.
     """
-    settings = {key: item.serve[key] for key in ("host", "auth") if key in item.serve}
-    return ServeSection.model_validate(settings).key_required_at(host)
+    return _stored(item, "host", "auth").key_required_at(host)
 
 
 def opens(before: Sequence[Deployment], wanted: Sequence[Deployment], host: str | None = None) -> bool:
@@ -162,12 +159,11 @@ def cools(
             had, has = (_state_in(version, side) for side in (event.before, event.after))
             if has != "idle":
                 continue
-            settings = (champion or idle[version]).serve
-            seconds = settings.get("keep_warm_s", KEEP_WARM_S)
+            seconds = _stored(champion or idle[version], "keep_warm_s").keep_warm_s
             if had == "busy":
                 found[version] = event.ts + timedelta(seconds=seconds)
             elif had is None and event.action.endswith(BEGUN):
-                ready = idle[version].serve.get("ready_timeout_s", READY_TIMEOUT_S)
+                ready = _stored(idle[version], "ready_timeout_s").ready_timeout_s
                 found[version] = event.ts + timedelta(seconds=max(seconds, ready + UNFINISHED_S))
             elif had is None and event.action == BESIDE:
                 found[version] = None
@@ -289,6 +285,11 @@ def _beside_champion(before: Sequence[Deployment], version: int, what: str) -> N
         raise RefusedError(
             f"version {version} is live already, so it cannot be {what}", hint="Name another one with --version."
         )
+
+
+def _stored(item: Deployment, *fields: str) -> ServeSection:
+    """Return the settings of a version with these fields alone: no other one of another release keeps them back."""
+    return read_stored(ServeSection, {field: item.serve[field] for field in fields if field in item.serve})
 
 
 def _state_in(version: int, deployments: Sequence[dict[str, Any]]) -> str | None:

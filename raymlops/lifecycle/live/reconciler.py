@@ -121,7 +121,10 @@ class Reconciler:
             raise  # which is no condition of what is live there
         except RaymlopsError as error:
             if isinstance(error, ClusterError) or not isinstance(error, UnreachableError):  # else it cannot be written
-                self._stand_still(error, now)
+                self._stand_still(error.message, now)
+            raise
+        except Exception as error:
+            self._stand_still(f"{type(error).__name__}: {error}", now)
             raise
 
     def look(self, *, starts: bool = False) -> Plan:
@@ -213,19 +216,18 @@ class Reconciler:
         held_s = (now - self._holder[1]).total_seconds()
         if held_s < HELD_S:
             return Look(self.look())
-        self._stand_still(error, now)
+        self._stand_still(error.message, now)
         return Look(self.look(), held_by=error, held_s=held_s)
 
-    def _stand_still(self, error: RaymlopsError, now: datetime) -> None:
+    def _stand_still(self, reason: str, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""
         try:
             before = conditions(self._state)
             old = before.get(EVERYTHING)
-            same = old is not None and old.reason == error.message
-            found = old if same and old is not None else Condition(EVERYTHING, error.message, now)
+            found = old if old is not None and old.reason == reason else Condition(EVERYTHING, reason, now)
             put_conditions(self._state, [*(one for name, one in before.items() if name != EVERYTHING), found])
         except RaymlopsError as second:
-            _log.warning("not written: %s: %s", error.message, second.message)
+            _log.warning("not written: %s: %s", reason, second.message)
 
 
 def _changes(transition: Transition, plan: Plan, applications: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import RolloutSection
+from raymlops.config.stored import read_stored
 from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import (
     BEGUN,
@@ -375,7 +376,7 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
                     f"version {others[0]} of {name} has a share of the traffic, and a rollout compares two versions",
                     hint="raymlops rollback takes the share away.",
                 )
-            settings = RolloutSection.model_validate(goal["rollout"])
+            settings = read_stored(RolloutSection, goal["rollout"])
             rollout = begin(
                 rollout_id=uuid.uuid4().hex[:12],
                 name=name,

@@ -30,7 +30,7 @@ from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
 from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.rollouts import running
-from raymlops.version import __version__
+from raymlops.version import code_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
 
 LEASE = "controller"
-PURPOSE = f"moves what is live, raymlops {__version__}"
-"""What the lease's holder says of itself."""
 RETRY_S = 5.0
 ANSWER_S = 30.0
 """How long a new controller may take to answer: it imports its modules first."""
@@ -89,7 +87,7 @@ def ensure_controller(spec: ProjectSpec, state: State, *, dashboard_url: str) ->
     """Start the controller if none is running, before anything is changed; return a warning if that fails.
 
     It completes changes, moves rollouts, ends warm versions, keeps aliases right, and compacts the prediction log.
-    While a rollout is running it must answer; otherwise it is enough that one of this release holds the lease.
+    While a rollout is running it must answer; otherwise it is enough that one of this code holds the lease.
     """
     with state.reading() as connection:
         rolling_out = bool(running(connection))
@@ -103,7 +101,7 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
     Controllers of other states on the cluster are left alone.
     """
     try:
-        if not must_answer and _is_ours(holder_of(state.url, LEASE)):
+        if not must_answer and purpose() in (holder_of(state.url, LEASE) or ""):
             return None
         return _start(spec, state, dashboard_url=dashboard_url, must_answer=must_answer)
     except Exception as error:  # the change itself has been applied, whatever happens to the controller
@@ -111,9 +109,9 @@ def ensure_running(spec: ProjectSpec, state: State, *, dashboard_url: str, must_
         return f"the controller could not be started, so that {CONSEQUENCE}: {why}"
 
 
-def _is_ours(holder: str | None) -> bool:
-    """Return whether a controller of this release holds the lease; Postgres cuts names, and one that was cut counts."""
-    return holder is not None and (PURPOSE in holder or ")" not in holder)
+def purpose() -> str:
+    """Return what a controller of this code says of itself as the lease's holder."""
+    return f"controller {code_version()}"
 
 
 def controller_config(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any]:
@@ -149,8 +147,8 @@ class ControllerActor:
         self._reports.take(name, replica, sequence, report)
 
     def status(self) -> dict[str, Any]:
-        """Return its state's id, its phase (starting, running, or the error it retries after), process and release."""
-        return {"state": self._id, "phase": self._phase, "pid": os.getpid(), "release": __version__}
+        """Return its state's id, its phase (starting, running, or the error it retries after), process and code."""
+        return {"state": self._id, "phase": self._phase, "pid": os.getpid(), "release": code_version()}
 
     def stop(self) -> None:
         """Stop the loop and release the lease."""
@@ -179,7 +177,7 @@ class ControllerActor:
             api = ServeApi(_dashboard(spec))
             here = api.cluster_id()
             _check_home(state, here)
-            with lease(state.url, LEASE, purpose=PURPOSE):
+            with lease(state.url, LEASE, purpose=purpose()):
                 controller = self._controller(spec, state, api)
                 self._phase = "running"
                 while not self._stopped.is_set():
@@ -221,7 +219,7 @@ def _start(spec: ProjectSpec, state: State, *, dashboard_url: str, must_answer: 
     if not ray.is_initialized() and find(spec)[0] is None:
         return _start_by_job(spec, state, dashboard_url=dashboard_url)
     with connect(spec):
-        _end_other_release(state.owner().id)
+        _end_other_code(state.owner().id)
         actor = _actor(spec, state, dashboard_url=dashboard_url)
         if not must_answer:
             return None
@@ -234,8 +232,11 @@ def _start(spec: ProjectSpec, state: State, *, dashboard_url: str, must_answer: 
     return None
 
 
-def _end_other_release(state_id: str) -> None:
-    """End this state's controller if another release started it: after an upgrade its modules are not its own."""
+def _end_other_code(state_id: str) -> None:
+    """End this state's controller if it runs other code: another release, or another checkout of this one.
+
+    After an upgrade the modules that it has yet to import are not its own, and it may not read what is stored by now.
+    """
     import ray
 
     name = controller_of(state_id)
@@ -244,11 +245,11 @@ def _end_other_release(state_id: str) -> None:
     except ValueError:
         return
     try:
-        if ray.get(actor.status.remote(), timeout=ANSWER_S).get("release") == __version__:
+        if ray.get(actor.status.remote(), timeout=ANSWER_S).get("release") == code_version():
             return
         ray.get(actor.stop.remote(), timeout=ANSWER_S)
     except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-        _log.warning("the controller of another release does not answer, and is left: %s", type(error).__name__)
+        _log.warning("the controller of other code does not answer, and is left: %s", type(error).__name__)
         return
     ray.kill(actor, no_restart=True)
     deadline = time.monotonic() + ANSWER_S

@@ -31,6 +31,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.serve import RolloutSection
+from raymlops.config.stored import read_stored
 from raymlops.lifecycle.rollout.significance import StepEvidence, find, note_on_quality
 from raymlops.records import Record
 
@@ -187,7 +188,5 @@ def _verdict(
 
 
 def _settings(rollout: Rollout) -> RolloutSection:
-    """Return the settings the rollout was started with; fields of other versions of raymlops are ignored."""
-    return RolloutSection.model_validate(
-        {key: value for key, value in rollout.settings.items() if key in RolloutSection.model_fields}
-    )
+    """Return the settings the rollout was started with."""
+    return read_stored(RolloutSection, rollout.settings)

@@ -126,14 +126,20 @@ def standing_of(plan: Plan, model: str) -> set[str]:
 
 
 def _one_at_a_time(plan: Plan, applications: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the applications without what is being replaced, and without versions whose predecessor has not ended."""
+    """Return the applications without what is being replaced, and without versions whose predecessor has not ended.
+
+    That goes by the settings of a model's versions, and by what was to replace one of them: it is no longer desired.
+    """
     new = {one.name: app_name(one.name, one.version) for one in plan.desired.coming if "replaces" in one.goal}
     alone = {*new, *(item.name for item in plan.desired.deployments if item.replaces)} - plan.blocked.keys()
+    gone = {app_name(one.name, one.version) for one in plan.desired.given_up if "replaces" in one.goal}
     models = {name: model_of(config) for name, config in applications.items()}
     left = {name for name, model in models.items() if model not in alone or new.get(model, name) == name}
-    waiting = {
-        name for name in left - plan.ours.keys() if (model := models[name]) in alone and standing_of(plan, model) - left
-    }
+    waiting = set()
+    for name in left - plan.ours.keys():
+        if (model := models[name]) is not None:
+            ending = standing_of(plan, model) - left
+            waiting |= {name} if ending and (model in alone or ending & gone) else set()
     return {name: config for name, config in applications.items() if name in left - waiting}
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.cluster.ports import free_port
-from raymlops.errors import PortTakenError, UsageError
+from raymlops.errors import PortTakenError, StorageError, UsageError
 from raymlops.serving.control.address import Listening, listening, open_to_others, tls_at_start
 from raymlops.serving.control.ownership import divide, model_of, stamped
 from raymlops.serving.control.render import render, settings_of
@@ -23,7 +23,7 @@ from raymlops.serving.names import INDEX_APP, app_name, route_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from raymlops.errors import TakenError
+    from raymlops.errors import RaymlopsError
     from raymlops.serving.control.ownership import Division
     from raymlops.state.store import Deployment, Desired
 
@@ -73,8 +73,11 @@ class Plan:
     """Notes on this Serve, for the user."""
     sent: set[str]
     """Names of our applications that Serve knows."""
-    blocked: dict[str, TakenError]
-    """Models that stand still, since others have their names or routes: nothing starts or ends, and no route moves."""
+    blocked: dict[str, RaymlopsError]
+    """Models that stand still, and why: nothing starts or ends, and no route moves.
+
+    Others have their names or routes, or another release stored settings that cannot be read.
+    """
 
     @property
     def ours(self) -> dict[str, dict[str, Any]]:
@@ -86,6 +89,7 @@ class Plan:
 
         Raises:
             TakenError: naming the first of them, and who has its name or route.
+            StorageError: its settings cannot be read.
         """
         for name in sorted(self.blocked.keys() & set(names)):
             raise self.blocked[name]
@@ -162,8 +166,10 @@ def plan_of(
     elif not details["http_options"].get("ssl_certfile"):
         tls = None
     division = divide(details, desired)
-    blocked = division.taken(places_of(desired.deployments))
-    desired = replace(desired, deployments=tuple(_standing(desired.deployments, division.ours, blocked)))
+    unread = unreadable(desired.deployments)
+    readable = [item for item in desired.deployments if item.name not in unread]
+    blocked = {**division.taken(places_of(readable)), **unread}
+    desired = replace(desired, deployments=tuple(_standing(readable, division.ours, blocked)))
     target = render(
         desired,
         host=listens.host,
@@ -182,6 +188,17 @@ def plan_of(
 def places_of(deployments: Iterable[Deployment]) -> list[tuple[str, str, str | None]]:
     """Return the name on Serve that each version needs, and the route of its model."""
     return [(item.name, app_name(item.name, item.version), route_of(item.name)) for item in deployments]
+
+
+def unreadable(deployments: Iterable[Deployment]) -> dict[str, RaymlopsError]:
+    """Return the models of which a version has settings that this release cannot read, and why."""
+    found: dict[str, RaymlopsError] = {}
+    for item in deployments:
+        try:
+            settings_of(item)
+        except StorageError as error:
+            found[item.name] = error
+    return found
 
 
 def check_port(host: str, port: int) -> None:
@@ -217,7 +234,7 @@ def _standing(
 
 
 def _notes(
-    desired: Desired, division: Division, listens: Listening, *, blocked: Mapping[str, TakenError]
+    desired: Desired, division: Division, listens: Listening, *, blocked: Mapping[str, RaymlopsError]
 ) -> tuple[str, ...]:
     notes = [*division.seen(), *(f"not brought up: {error.message}" for error in blocked.values())]
     champions = [item for item in desired.deployments if item.role == "champion"]

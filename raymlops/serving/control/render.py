@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import ServeSection, grpc_options, is_loopback, tls_options
+from raymlops.config.stored import read_stored
+from raymlops.errors import StorageError
 from raymlops.serving.auth import access_of
 from raymlops.serving.names import DEPLOYMENT, INDEX_APP, INDEX_IMPORT_PATH, MODEL_IMPORT_PATH, app_name, route_of
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
@@ -80,9 +82,13 @@ def render(
 def settings_of(item: Deployment) -> ServeSection:
     """Return the ``serve`` section with which a version was deployed.
 
-    Another release may have stored it: unknown fields are left out.
+    Raises:
+        StorageError: another release stored what this one cannot read.
     """
-    return ServeSection.model_validate({k: v for k, v in item.serve.items() if k in ServeSection.model_fields})
+    try:
+        return read_stored(ServeSection, item.serve)
+    except StorageError as error:
+        raise StorageError(f"version {item.version} of {item.name}: {error.message}", hint=error.hint) from error
 
 
 def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:

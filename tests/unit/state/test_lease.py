@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from raymlops.errors import LeaseLostError, RefusedError, StorageError, UsageError
 from raymlops.state import locks
 from raymlops.state.lease import holder_of, lease, was_held
-from raymlops.state.locks import refuse_shared_sessions
+from raymlops.state.locks import refuse_shared_sessions, shortened
 
 HOLD = """
 import multiprocessing, sys, time
@@ -204,3 +204,20 @@ def test_a_pooler_that_shares_sessions_is_refused(own, others):
     with pytest.raises(StorageError, match="pooler in transaction mode"):
         refuse_shared_sessions(Session(*own), Session(*others))
     refuse_shared_sessions(Session(7, 7), Session(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("raymlops me@here (process 1: train)", "raymlops me@here (process 1: train)"),
+        (
+            "raymlops engineer@ip-10-0-0-12.internal (process 4194304: controller 0.2.0+01234567)",
+            "raymlops engineer@ (process 4194304: controller 0.2.0+01234567)",
+        ),
+        (f"raymlops me@here (process 1: {'x' * 60})", f"raymlops me@ (process 1: {'x' * 38}"),
+    ],
+)
+def test_what_a_lock_is_held_for_is_said_whole_on_a_host_with_a_long_name(name, short):
+    """Postgres cuts a name after 63 characters, and a controller is told by the end of its own."""
+    assert shortened(name) == short
+    assert len(short) <= 63

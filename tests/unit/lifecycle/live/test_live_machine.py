@@ -134,6 +134,21 @@ def test_a_version_that_replaces_the_champion_comes_up_or_gives_its_place_back(k
     assert cluster.serve.live.keys() == {"m--v2", "raymlops"}
 
 
+@pytest.mark.parametrize("ends", ["fails", "is rolled back", "is superseded"])
+def test_what_was_deployed_beside_others_comes_back_alone(ends):
+    """The first version with ``update: replace`` ends before the old one starts, however it does not get the route."""
+    machine = LiveMachine()
+    machine.live_already([1], looks=3, controlled=True)
+    machine.deploy(M, 5 if ends == "fails" else 2, "replace", abort=False, fate={"kill": 12} if ends != "fails" else {})
+    for _ in range(4 if ends != "fails" else 0):
+        machine.go(machine.world.callers[0])  # the controller starts version 2
+    if ends == "is rolled back":
+        machine.roll_back(M, {})
+    elif ends == "is superseded":
+        machine.deploy(M, 3, "plain", abort=False, fate={})
+    machine.teardown()
+
+
 def test_a_rollback_replaces_where_a_deploy_did():
     """There is room for one replica alone, all the way."""
     machine = LiveMachine()

@@ -106,9 +106,10 @@ def test_what_is_replaced_stays_desired_until_the_other_one_is_up(state, serve):
     assert (live(serve)["m--v2"], "away" in options["user_config"]["models"][0]) == ("/models/m", False)
 
 
-def test_a_version_that_does_not_come_up_gives_the_place_back(state, serve):
-    """It ends first, too; nobody has to ask for the version of before."""
-    deploy(state, serve, section=ALONE)
+@pytest.mark.parametrize("update", ["replace", "beside"])
+def test_a_version_that_does_not_come_up_gives_the_place_back(state, serve, update):
+    """It ends first, too, whatever the version of before was deployed with; nobody has to ask for that one."""
+    deploy(state, serve, section=ALONE.model_copy(update={"update": update}))
     with pytest.raises(DeployError) as raised:
         deploy(state, serve, version=2, bundle=BROKEN, section=ALONE)
     assert raised.value.hint.startswith("Version 1 is brought back.")

@@ -14,11 +14,11 @@ from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.rollout.actor import (
     LEASE,
-    PURPOSE,
     ControllerActor,
     controller_config,
     ensure_controller,
     ensure_running,
+    purpose,
 )
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
@@ -28,6 +28,7 @@ from raymlops.state.identity import settle_on
 from raymlops.state.lease import lease
 from raymlops.state.rollouts import start_rollout
 from raymlops.state.store import Deployment, State
+from raymlops.version import __version__, code_version
 
 
 def spec(**sections):
@@ -79,13 +80,27 @@ def test_a_controller_that_holds_its_lease_is_taken_for_granted(tmp_path):
     """Nothing is connected to; one that is needed must answer, and there is no cluster here."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
     with State.open(state_url(where)) as state:
-        with lease(state_url(where), LEASE, purpose=PURPOSE):
+        with lease(state_url(where), LEASE, purpose=purpose()):
             assert ensure_running(where, state, dashboard_url="http://d:1", must_answer=False) is None
-        with lease(state_url(where), LEASE, purpose="moves what is live"):  # as a release before 0.2 says
-            assert ensure_running(where, state, dashboard_url="http://d:1", must_answer=False) is not None
         why = ensure_running(where, state, dashboard_url="http://d:1", must_answer=True)
     assert why is not None
     assert "weights do not move" in why
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "moves what is live",  # as a release before 0.2 says
+        f"moves what is live, raymlops {__version__}",  # as this release said before
+        f"controller {__version__}+01234567",
+    ],
+)
+def test_a_controller_of_other_code_is_not_taken_for_granted(tmp_path, other):
+    """Whatever its release: it may not read what this code stores. No cluster is here on which it could be replaced."""
+    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
+    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose=other):
+        why = ensure_running(where, state, dashboard_url="http://d:1", must_answer=False)
+    assert "the controller could not be started" in (why or "")
 
 
 @pytest.fixture
@@ -103,6 +118,7 @@ def test_two_controllers_of_one_database(tmp_path, cluster):
     with lease(state_url(where), "controller", purpose="a test"):
         second = ControllerActor(data, id_of(where))
         assert "in use by" in phase_of(second)
+        assert second.status()["release"] == code_version() != __version__
         second.stop()
     assert second.status()["state"] == id_of(where)
     with lease(state_url(where), "controller", purpose="a test"):
@@ -138,14 +154,14 @@ def test_a_controller_is_seen_to_before_anything_is_live(tmp_path):
     with State.open(state_url(where)) as state:
         (why,) = ensure_controller(where, state, dashboard_url="http://d:1")
         assert "the controller could not be started" in why
-        with lease(state_url(where), LEASE, purpose=PURPOSE):
+        with lease(state_url(where), LEASE, purpose=purpose()):
             assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
 
 
 def test_a_rollout_needs_a_controller_that_answers(tmp_path):
     """One that only holds the lease may hang, or be on a cluster that is gone."""
     where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local"})
-    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose=PURPOSE):
+    with State.open(state_url(where)) as state, lease(state_url(where), LEASE, purpose=purpose()):
         two = [Deployment("m", version, BundleRef("/bundles", "d" * 64), "run", "warm", {}) for version in (1, 2)]
         put(state, "m", [replace(two[0], role="champion"), replace(two[1], weight=0.1)])
         assert ensure_controller(where, state, dashboard_url="http://d:1") == ()
