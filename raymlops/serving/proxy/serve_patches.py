@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
-from contextvars import ContextVar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.proxy.bodies import WAITING_BYTES
@@ -23,21 +24,19 @@ if TYPE_CHECKING:
 ALL_INTERFACES = "[::]:"
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of TLS 1.3 are fixed."""
-BEHIND_TLS = "RAY_SERVE_HAPROXY_BINARY_PATH", "RAYMLOPS_TLS_CERT"
-"""Variables of a node where HAProxy has the endpoint's certificate."""
 AHEAD_BYTES = 1024 * 1024
 """How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
 MESSAGE_BYTES = 512
 """Overhead of an ASGI message, so that many small ones are bounded too."""
 
-_fallback_host: ContextVar[str | None] = ContextVar("_fallback_host", default=None)
-
 
 def patch_serve() -> None:
     """Apply all patches, with the HTTP options from Serve's controller."""
-    bind_grpc_as(http_options)
-    if all(os.environ.get(name) for name in BEHIND_TLS):
-        keep_fallback_on_loopback()
+    if is_plain_fallback():
+        bind_http_to_loopback()
+        bind_grpc_as(loopback)
+    else:
+        bind_grpc_as(http_options)
     guard_grpc_calls()
     restrict_ciphers()
     drop_slow_headers()
@@ -60,7 +59,7 @@ def bind_grpc_as(http: Callable[[], Any]) -> None:
 
     def add_grpc_address(grpc_server: Any, server_address: str) -> None:
         options = http()
-        address = address_of(server_address, _fallback_host.get() or options.host)
+        address = address_of(server_address, options.host)
         if not (options.ssl_keyfile and options.ssl_certfile):
             original(grpc_server, address)
             return
@@ -73,29 +72,39 @@ def bind_grpc_as(http: Callable[[], Any]) -> None:
     default_impl.add_grpc_address = add_grpc_address
 
 
-def keep_fallback_on_loopback() -> None:
-    """Bind Serve's fallback proxy to loopback, whatever address the endpoint has.
+def is_plain_fallback() -> bool:
+    """Return whether this process is Serve's fallback proxy behind HAProxy with TLS.
 
     That is a Python proxy on the head, to which HAProxy sends what no replica can take. Serve gives it the endpoint's
-    address, where it would answer everybody without TLS. HAProxy on the same machine asks it at loopback. Only proxies
-    use these two names: a replica has its own.
+    address, where it would answer everybody without TLS.
+    """
+    import ray
+    from ray.serve._private.constants import SERVE_PROXY_NAME
+
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1" or not os.environ.get("RAYMLOPS_TLS_CERT"):
+        return False
+    return (ray.get_runtime_context().get_actor_name() or "").startswith(SERVE_PROXY_NAME)
+
+
+def bind_http_to_loopback() -> None:
+    """Let Serve's HTTP server listen on loopback, whatever its options say: HAProxy on this machine asks it there.
+
+    The function that starts it is a proxy's own copy, and the options are too; what it calls is not.
     """
     from ray._common.network_utils import get_localhost_ip
-    from ray.serve._private import proxy
+    from ray.serve._private import http_util
 
-    start_http, start_grpc = proxy.start_asgi_http_server, proxy.start_grpc_server
-    if getattr(start_http, "on_loopback", False):
-        return
+    host = get_localhost_ip()
 
-    async def http(app: Any, options: Any, **rest: Any) -> Any:
-        return await start_http(app, options.model_copy(update={"host": get_localhost_ip()}), **rest)
+    class LoopbackSocket(socket.socket):
+        def __init__(self, family: int, kind: int) -> None:
+            del family  # of the endpoint's address
+            super().__init__(socket.AF_INET6 if ":" in host else socket.AF_INET, kind)
 
-    async def grpc(factory: Any, options: Any, **rest: Any) -> Any:
-        _fallback_host.set(get_localhost_ip())
-        return await start_grpc(factory, options, **rest)
+        def bind(self, address: Any) -> None:
+            super().bind((host, address[1]))
 
-    http.on_loopback = True  # type: ignore[attr-defined]
-    proxy.start_asgi_http_server, proxy.start_grpc_server = http, grpc
+    http_util.socket = SimpleNamespace(**{**vars(socket), "socket": LoopbackSocket})
 
 
 def address_of(requested: str, named: str | None) -> str:
@@ -173,6 +182,14 @@ def http_options() -> Any:
 
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     return ray.get(controller.get_http_config.remote(), timeout=30)
+
+
+def loopback() -> Any:
+    """Return options of a server that listens on this machine alone."""
+    from ray._common.network_utils import get_localhost_ip
+    from ray.serve.config import HTTPOptions
+
+    return HTTPOptions(host=get_localhost_ip())
 
 
 def restrict_ciphers() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from types import SimpleNamespace
 
 import grpc
 import pytest
 from certificates import certificate
-from ray.serve._private import default_impl, grpc_util, http_util, proxy
+from ray.serve._private import default_impl, grpc_util, http_util
 from ray.serve._private.proxy import HTTPProxy
 from ray.serve.config import HTTPOptions, gRPCOptions
 from uvicorn import Config, config
@@ -86,27 +87,34 @@ def test_serves_own_server_listens_on_loopback_alone(tmp_path, tls):
     assert asked == ["options"]
 
 
-@pytest.mark.parametrize("tls", [False, True])
-def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, tls):
-    """Both of its ports, where the endpoint has every address; without TLS it stays as Serve has it."""
-    for name in ("start_asgi_http_server", "start_grpc_server"):
-        monkeypatch.setattr(proxy, name, getattr(proxy, name))
+@pytest.mark.parametrize(
+    ("variables", "actor", "expected"),
+    [
+        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_PROXY_ACTOR-fallback-0a", True),
+        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_REPLICA::m--v1#front#0", False),
+        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": ""}, "SERVE_PROXY_ACTOR-fallback-0a", False),
+        ({"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_PROXY_ACTOR-0a", False),
+    ],
+)
+def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, variables, actor, expected):
+    """Both of its ports, where the endpoint has every address; replicas and other proxies stay as Serve has them."""
+    monkeypatch.setattr(http_util, "socket", http_util.socket)
     monkeypatch.setattr(serve_patches, "http_options", lambda: HTTPOptions(host="0.0.0.0"))
     monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
     monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
-    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/haproxy")
-    monkeypatch.setenv("RAYMLOPS_TLS_CERT", "/c" if tls else "")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: actor))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     serve_patches.patch_serve()
     serve_patches.patch_serve()
     ports = [free_port(), free_port()]
 
     async def serve():
         loop = asyncio.get_running_loop()
-        task, web = await proxy.start_asgi_http_server(
-            lambda: None, HTTPOptions(host="0.0.0.0", port=ports[0], middlewares=[]), event_loop=loop
-        )
+        options = HTTPOptions(host="0.0.0.0", port=ports[0], middlewares=[])
+        task, web = await http_util.start_asgi_http_server(lambda: None, options, event_loop=loop)
         options = gRPCOptions(port=ports[1], enable_reflection=False)
-        _, server = await proxy.start_grpc_server(lambda **_: None, options, event_loop=loop)
+        _, server = await grpc_util.start_grpc_server(lambda **_: None, options, event_loop=loop)
         while not web.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0)
         found = [item.loopback for item in listeners({os.getpid()}) if item.port in ports]
@@ -115,7 +123,7 @@ def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, 
         await task
         return found
 
-    assert asyncio.run(serve()) == [tls, tls]
+    assert asyncio.run(serve()) == [expected, expected]
 
 
 def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
