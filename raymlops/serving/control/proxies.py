@@ -85,7 +85,8 @@ def proxies_in_force(
             return None
         path = (route or "").rstrip("/") if kind == "haproxy" else ""
         scheme = listens.base_url.partition("://")[0]
-        return (ask or _ask)(f"{scheme}://{f'[{host}]' if ':' in host else host}:{listens.port}{path}{GUARD}")
+        answer = (ask or _ask)(f"{scheme}://{f'[{host}]' if ':' in host else host}:{listens.port}{path}{GUARD}")
+        return None if kind == "haproxy" and not answer else answer  # its own text: no replica is up yet
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
         answers = list(pool.map(look, kinds, hosts))

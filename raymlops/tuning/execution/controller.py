@@ -334,7 +334,7 @@ class SweepController:
         try:
             return draw(lambda: self.wanted)
         except UnreachableError as error:
-            self._outage.goes_on(error)
+            self._outage.no_answer(error)
             return None
 
     def _refuse(self, opened: OpenTrial, reason: str) -> None:
@@ -354,9 +354,9 @@ class SweepController:
             self._trials.flush()
             self._trials.heartbeat()
         except UnreachableError as error:
-            self._outage.goes_on(error)
+            self._outage.no_answer(error)
             return False
-        self._outage.ended()
+        self._outage.answered()
         self._discard_obsolete()
         return True
 

@@ -64,6 +64,14 @@ def test_haproxy_is_asked_through_a_model(routes, path):
     assert [(one.kind, one.guarded) for one in found] == [("haproxy", None if path is None else True)]
 
 
+def test_haproxy_says_nothing_of_the_guard_before_a_replica_is_up():
+    """Its own text is no answer of a model; one of a model without the guard is."""
+    cluster = Cluster("10.0.0.1", kind="HAProxyManager")
+    url = "http://10.0.0.1:8000/models/m/-/guard"
+    answers = ({}, {"error": {"code": "not_found"}})
+    assert [cluster.look({url: answer})[0][0].guarded for answer in answers] == [None, False]
+
+
 @pytest.mark.parametrize(("local", "asked"), [(True, ["http://127.0.0.1:8000/-/guard"]), (False, [])])
 def test_another_machines_loopback_is_not_asked(local, asked):
     """What would answer here is somebody else's."""
