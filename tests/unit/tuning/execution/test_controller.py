@@ -50,6 +50,28 @@ def test_a_short_trial_is_drawn_while_others_run_once_these_are_on_their_way(sto
     assert stage.controller.next_trial()["number"] == 3
 
 
+def test_a_study_is_written_to_once_the_next_trial_is_on_its_way(storage):
+    stage = drawn_in_advance(storage, num_trials=9)
+    stage.controller.end(1, "failed", reason="x", diverged=True)
+    for expected in (TrialState.RUNNING, TrialState.FAIL):
+        stage.controller.tick()
+        assert stage.study.get_trials()[1].state is expected
+        stage.controller.next_trial()
+
+
+def test_of_trials_that_run_one_by_one_none_is_drawn_in_advance(storage):
+    """The sampler is to know the one that runs."""
+    stage = Stage(storage, num_trials=9)
+    stage.run("complete", 0.5)
+    stage.slots = 1
+    for _ in range(2):  # two counts in a row must agree
+        stage.now += 3.0
+        stage.controller.tick()
+    stage.controller.started(stage.controller.next_trial()["number"])
+    stage.controller.tick()
+    assert len(stage.study.get_trials()) == 2
+
+
 def test_the_last_trial_is_left_to_hand_out_where_it_was_drawn_in_advance(storage):
     """A process that becomes free is kept for it."""
     controller = drawn_in_advance(storage, num_trials=4).controller
