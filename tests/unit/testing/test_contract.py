@@ -423,5 +423,5 @@ def test_contract_skips_what_does_not_apply():
 def test_every_contract_test_says_what_it_asks():
     """A user reads the docstring of the test that failed."""
     tests = [value for name, value in vars(RecipeContract).items() if name.startswith("test_")]
-    assert len(tests) == 19
+    assert len(tests) == 20
     assert all(inspect.getdoc(test) for test in tests)
