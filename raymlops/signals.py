@@ -76,6 +76,17 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
+def interrupting() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGINT and SIGTERM, whatever handles them otherwise."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled_by(interrupt, handled_signals()):
+        yield
+
+
+@contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], object], numbers: Iterable[int]) -> Iterator[None]:
     """Handle signals by ``handler`` during the block; in any thread but the main one do nothing."""
     before: dict[int, Any] = {}

@@ -90,17 +90,24 @@ def env(
         str | None,
         typer.Option(
             "--gcs-storage",
-            envvar="RAYMLOPS_GCS_STORAGE",
             metavar="URI",
             help="Where a head keeps Ray's state over its restart: redis://HOST:PORT/NAME or rocksdb:///FOLDER.  "
-            "[default: nowhere]",
+            "[default: RAYMLOPS_GCS_STORAGE, or nowhere]",
+        ),
+    ] = None,
+    env_file: Annotated[
+        str | None,
+        typer.Option(
+            "--env-file",
+            metavar="FILE",
+            help="Variables of the node, literal lines NAME=VALUE; readable by its owner alone.",
         ),
     ] = None,
 ) -> None:
     """Run `ray start` in the environment that every node of a cluster needs; what it lacks cannot be set later."""
     from raymlops.cluster.endpoint.node_environment import run_on_node
 
-    run_on_node(command, proxy=proxy, gcs_storage=gcs_storage)
+    run_on_node(command, proxy=proxy, gcs_storage=gcs_storage, env_file=env_file)
 
 
 def down(*, root: RootOption = None) -> Answer:
@@ -161,7 +168,7 @@ def status(
         lines += [f"without TLS behind HAProxy: {socket}" for socket in record.plain]
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]
-        lines += [_waiting(len(models))] if models and record.services["serve"] and not live else []
+        lines += [_coming_back(models)] if models and record.services["serve"] and not live else []
     lines += [line for model in models for line in ("", model.text())]
     warnings = list(serve.warnings) if serve is not None else []
     lines += [line for warning in warnings for line in ("", f"warning: {warning}")]
@@ -217,6 +224,13 @@ def _resume(record: UpRecord, models: list[str]) -> None:
         )
     except RaymlopsError as error:
         note(f"{_waiting(len(models))} ({error.message})")
+
+
+def _coming_back(models: list[ModelOverview]) -> str:
+    """Return what is done about models that do not answer; why it takes long is said with each."""
+    if models[0].moved_by is None:
+        return _waiting(len(models))
+    return f"the controller brings back what should be live: {', '.join(model.name for model in models)}"
 
 
 def _waiting(models: int) -> str:

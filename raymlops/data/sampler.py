@@ -38,7 +38,10 @@ def epoch_rows(split: SplitData, *, seed: int) -> int:
 
 
 def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int, rows: int) -> Iterator[torch.Tensor]:
-    """Yield the row numbers of each global batch of an epoch but the first ``skip``, the same on every rank.
+    """Yield the indices of each global batch of an epoch but the first ``skip``, the same on every rank.
+
+    An index is what ``batch`` takes: the row's number, and of a row of a dataset that a sampler draws for the n-th time
+    (from 0) n times the number of rows more.
 
     Raises:
         RecipeError: as ``sampled_rows``, or the sampler yields another number of rows than ``epoch_rows`` found.
@@ -64,7 +67,9 @@ def epoch_batches(split: SplitData, spec: TrainSection, *, epoch: int, skip: int
 
 
 def sampled_rows(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:
-    """Return the rows (int64) of an epoch in the order of the recipe's ``sampler``, for ``batch``; None without one.
+    """Return the indices (int64) of an epoch in the order of the recipe's ``sampler``; None without one.
+
+    They are as those of ``epoch_batches``.
 
     Raises:
         RecipeError: ``sampler()`` raises, yields no row or anything but row numbers of the split, or the split has an

@@ -127,7 +127,7 @@ def priced(section: SweepSection, so_far: SpentRecord) -> str:
     return words(so_far) if section.price.cpu_hour or section.price.gpu_hour else ""
 
 
-SHORT_S, INSTANT_S = 2.0, 0.5
+SHORT_S = 2.0
 _DURATIONS = 20
 
 
@@ -171,19 +171,9 @@ class Meter:
         ]
 
     @property
-    def running(self) -> list[int]:
-        """Return the trials that have a process, the first drawn first."""
-        return [number for number, trial in self._trials.items() if trial.started_s is not None]
-
-    @property
     def short(self) -> bool:
         """Return whether trials are so short that drawing one takes a large part of their time."""
         return bool(self._durations) and median(self._durations) <= SHORT_S
-
-    @property
-    def instant(self) -> bool:
-        """Return whether they are so short that handing one out does."""
-        return self.short and median(self._durations) <= INSTANT_S
 
     @property
     def here_s(self) -> float:

@@ -23,7 +23,7 @@ from raymlops.tuning.mlflow.sweep_run import FORKED_FROM, SweepRun, before_of, s
 from raymlops.tuning.reporting.progress import SweepEvent
 from raymlops.tuning.results import conclude
 from raymlops.tuning.study.fork import CARRIED, add_carried, carry_over
-from raymlops.tuning.study.import_study import IMPORTED, import_trials
+from raymlops.tuning.study.import_study import IMPORTED, end_outside, import_trials
 from raymlops.tuning.study.reruns import repeats_left
 from raymlops.tuning.study.storage import open_recorded, open_storage, optuna_url, without_credentials
 from raymlops.tuning.study.trials import Trials
@@ -187,6 +187,8 @@ class _Opener:
             self._add(study, carried, sweep_id=parent.forked_from)
         if not study.user_attrs.get(IMPORTED):
             self._import(study, self._imported())
+        if outside := end_outside(study, space=self.project.spec.sweep.space):
+            self.notify(f"added by another program outside sweep.space, and not trained: {'; '.join(outside)}")
         if recorded.status == "FINISHED":
             _refuse_nothing_left(self.project.spec, study, sweep_id=recorded.run_id, spent=spent, retry=retry)
         stores = SweepStores.open(self.project, parent, study, retry=retry)

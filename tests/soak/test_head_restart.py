@@ -113,7 +113,8 @@ def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_f
                 caller.over.set()
                 caller.join()
         with capsys.disabled():
-            print(f"\n{json.dumps({name: round(value, 1) for name, value in seconds.items()})}; controller {before}")
+            print(f"\n{json.dumps({name: round(value, 1) for name, value in seconds.items()})}")
+            print(f"controller: {before}; then {holder_of(url, 'controller')}")
             since = [len(caller.statuses) - was for caller, was in zip(callers, asked, strict=True)]
             print(f"{since} requests to the workers' proxies since the head was lost")
     assert [{*caller.statuses} for caller in callers] == [{200}, {200}]

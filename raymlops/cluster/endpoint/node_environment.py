@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
-import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
+from raymlops.cluster.endpoint.env_file import read_env_file
 from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, chosen, wrapper_environment
-from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT
+from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
+from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
 from raymlops.errors import UsageError
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
     from raymlops.cluster.endpoint.haproxy import Proxy
     from raymlops.cluster.endpoint.tls import TlsFiles
 
+GCS_STORAGE = "RAYMLOPS_GCS_STORAGE"
 LABELS = "RAY_OVERRIDE_LABELS"
 """Variable with labels of a node as JSON; an autoscaler's launcher sets some of its own."""
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
+SCRATCH = Path("/tmp")  # noqa: S108
+"""Short, since HAProxy's sockets lie in a folder of it."""
 
 
 def node_environment(
@@ -65,43 +71,71 @@ def node_environment(
     return variables
 
 
-def run_on_node(command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str | None) -> NoReturn:
+def run_on_node(
+    command: Sequence[str], *, proxy: Proxy | None, gcs_storage: str | None = None, env_file: str | None = None
+) -> NoReturn:
     """Replace this process by a command, ``ray start`` above all, in the environment of a node.
 
     Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
-    token, the guard and the wrapper of HAProxy: a binary that it names is what the wrapper runs.
+    token, the guard and the proxy, and the variables of ``env_file`` replace it; a binary of HAProxy that it names is
+    what the wrapper runs. RAYMLOPS_GCS_STORAGE is the default of ``gcs_storage``, and RAYMLOPS_TLS_CERT and
+    RAYMLOPS_TLS_KEY name the files of HAProxy.
 
     Raises:
-        UsageError: ``gcs_storage``, or there is no such command.
+        UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, or there is no such command.
         ClusterError: HAProxy is named and not installed.
     """
+    if env_file is not None:
+        os.environ.update(read_env_file(env_file))
     program = shutil.which(command[0])
     if program is None:
         raise UsageError(f"there is no command {command[0]!r} on this node")
-    # A short path, since HAProxy's sockets lie there; mkdtemp makes it readable by us only.
-    scratch = tempfile.mkdtemp(prefix="rml-", dir="/tmp")
-    proxy = chosen(proxy)
-    variables = node_environment(proxy=proxy, scratch=scratch, gcs_storage=gcs_storage, head="--head" in command)
-    fixed = {name: variables[name] for name in (MODE, *GUARD)}
-    # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
-    fixed |= wrapper_environment() | {ENABLED: "1"} if proxy == "haproxy" else {ENABLED: "0"}
-    fixed[LABELS] = _labels(proxy, tls=bool(os.environ.get(TLS_CERT)))
+    named = chosen(proxy)
+    tls = _tls(named)
+    if Path(program).name == "raymlops":
+        named = "python"  # its commands start no node that has its proxy from here
+    scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
+    variables = node_environment(
+        proxy=named,
+        scratch=str(scratch),
+        tls=tls,
+        gcs_storage=gcs_storage or os.environ.get(GCS_STORAGE) or None,
+        head="--head" in command,
+    )
+    fixed = {name: variables[name] for name in (MODE, *GUARD, LABELS)} | {ENABLED: "0"}
+    if named == "haproxy":
+        # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
+        fixed |= wrapper_environment(tls) | {ENABLED: "1"}
+        scratch.mkdir(mode=0o700)
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
 
 
 def _labels(proxy: Proxy, *, tls: bool) -> str:
-    """Return a node's labels with that of its proxy; the wrapper does not start HAProxy with one file of two."""
+    """Return a node's labels with that of its proxy."""
     kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
     return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
+
+
+def _tls(proxy: Proxy) -> TlsFiles | None:
+    """Return the files that the environment names, by absolute paths there too."""
+    tls = checked_files(os.environ.get(TLS_CERT) or None, os.environ.get(TLS_KEY) or None)
+    if tls is None:
+        return None
+    if proxy == "python":
+        raise UsageError(
+            f"{TLS_CERT} and {TLS_KEY} are HAProxy's, and this node starts with the Python proxy",
+            hint="Unset them: the Python proxy has its files from serve.tls_cert and serve.tls_key.",
+        )
+    os.environ.update({TLS_CERT: tls.cert, TLS_KEY: tls.key})
+    return tls
 
 
 def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:
     url = urlsplit(gcs_storage)
     waits = {"RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_S)}
     name = url.path.strip("/")
-    if url.scheme in {"redis", "rediss"} and url.hostname and url.port and "@" not in url.netloc:
-        kept = {"RAY_REDIS_ADDRESS": f"{url.scheme}://{url.netloc}"}
-        kept |= {"RAY_external_storage_namespace": name} if name else {}
+    if url.scheme in {"redis", "rediss"} and url.hostname and url.port and name and "@" not in url.netloc:
+        kept = {"RAY_REDIS_ADDRESS": f"{url.scheme}://{url.netloc}", "RAY_external_storage_namespace": name}
     elif url.scheme == "rocksdb" and not url.netloc and name:
         kept = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": url.path}
     else:
@@ -113,7 +147,8 @@ def _not_a_storage(gcs_storage: str) -> UsageError:
     return UsageError(
         f"got {_shown(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT/NAME, "
         "rediss://HOST:PORT/NAME, rocksdb:///FOLDER",
-        hint="A password goes to `ray start --head --redis-password`, from a variable.",
+        hint="NAME is the cluster's own; Ray's, for one that was started without, is default. "
+        "A password goes to `ray start --head --redis-password`, from a variable.",
     )
 
 

@@ -65,6 +65,7 @@ class LoaderPool:
         self._dropped: set[int] = set()
         self._ended: dict[int, str] = {}
         self._closing = False
+        self._splits = splits
         payload = _pickled(splits)
         self._control, theirs = pair()
         pairs = [pair() for _ in range(processes)]
@@ -167,7 +168,7 @@ class LoaderPool:
         if failed is not None:
             failed.value()
         how = self._ended.get(lane, "ended with the process that started it")
-        message = f"loader process {lane}{self._pid(lane)} {how} while it read {_rows(task)}"
+        message = f"loader process {lane}{self._pid(lane)} {how} while it read {self._rows(task)}"
         memory = "The kernel sends SIGKILL when memory runs out: lower train.data_workers or train.prefetch."
         hint = memory if "SIGKILL" in how else "What it printed is in the log."
         raise TrainingError(message, hint=hint) from BrokenProcessPool(message)
@@ -177,12 +178,17 @@ class LoaderPool:
             if self._pids[lane]:
                 os.kill(self._pids[lane], signal.SIGUSR1)
                 time.sleep(_LOOK_S)  # until its stack is written
-        message = (
-            f"loader process {lane}{self._pid(lane)} has sent no heartbeat for {waited_s:.0f} s, reading {_rows(task)}"
-        )
+        lasted = f"has sent no heartbeat for {waited_s:.0f} s"
+        message = f"loader process {lane}{self._pid(lane)} {lasted}, reading {self._rows(task)}"
         raise TrainingError(
             message, hint="Its stack is in the log. Where a batch takes longer than that, raise train.hang_timeout_s."
         ) from TimeoutError(message)
+
+    def _rows(self, task: Task) -> str:
+        rows = task.rows[:_SHOWN_ROWS] % self._splits[task.split].rows  # an index also says how often its row came
+        shown = ", ".join(map(str, rows.tolist()))
+        more = ", ..." if len(task.rows) > _SHOWN_ROWS else ""
+        return f"{len(task.rows)} rows of the {task.split} split ({shown}{more})"
 
     def _pid(self, lane: int) -> str:
         return f" (pid {self._pids[lane]})" if self._pids[lane] else ""
@@ -199,9 +205,3 @@ def _pickled(splits: Mapping[str, SplitData]) -> bytes:
             "set train.data_workers=0.",
         ) from error
     return pickled
-
-
-def _rows(task: Task) -> str:
-    shown = ", ".join(str(row) for row in task.rows[:_SHOWN_ROWS].tolist())
-    more = ", ..." if len(task.rows) > _SHOWN_ROWS else ""
-    return f"{len(task.rows)} rows of the {task.split} split ({shown}{more})"

@@ -40,8 +40,6 @@ Halt = Literal["interrupted", "used up", "good enough", "broken"]
 
 SPENT_EVERY_S = 10.0
 RENEW_EVERY_S = 5.0
-HAND_OUT_S = 1.0
-"""Longer than a free process takes to accept a trial: one without a process by then waits for resources."""
 
 
 class SweepController:
@@ -180,30 +178,12 @@ class SweepController:
         self._trial_runs.start(number, opened.settings, repeat_of=opened.repeat_of)
         self._see(opened, "waiting")
         self._events.emit("waiting", number)
-        return self._config(opened, config, resumed=resumed)
-
-    def hand_ahead(self) -> tuple[int, dict[str, Any]] | None:
-        """Return a running trial and the configuration of the next one, which its process starts by itself; or None.
-
-        Only where handing a trial out takes a large part of its time. The last ones are left to whoever is free first.
-        """
-        slots, meter = self._slots.now, self._meter
-        if self.halting or not meter.instant or not 1 < slots <= self.wanted or self._section.workers_per_trial > 1:
-            return None
-        # A process that becomes free goes to a trial that waits, or is released where there are too many.
-        waits = any(meter.clock() - waiter.since_s > HAND_OUT_S for waiter in meter.waiters)
-        if waits or meter.busy > slots or (ahead := self._queue.hand_ahead()) is None:
-            return None
-        number, opened, config = ahead
-        return number, self._config(opened, config, resumed=False)
-
-    def _config(self, opened: OpenTrial, project: str, *, resumed: bool) -> dict[str, Any]:
         # As text: Tune would search nested data for search spaces of its own.
         return {
             **self._common,
-            "number": opened.number,
-            "project": project,
-            "folder": join(self._trials_uri, str(opened.number)),
+            "number": number,
+            "project": config,
+            "folder": join(self._trials_uri, str(number)),
             "resume": resumed,
             "before_s": opened.before_s,
         }
@@ -318,7 +298,6 @@ class SweepController:
 
     def _stop(self, number: int) -> None:
         self._meter.end(number)
-        self._queue.ended(number)
         self._trials.stop(number)
 
     def close(self) -> None:
@@ -355,7 +334,7 @@ class SweepController:
         try:
             return draw(lambda: self.wanted)
         except UnreachableError as error:
-            self._outage.goes_on(error)
+            self._outage.no_answer(error)
             return None
 
     def _refuse(self, opened: OpenTrial, reason: str) -> None:
@@ -375,9 +354,9 @@ class SweepController:
             self._trials.flush()
             self._trials.heartbeat()
         except UnreachableError as error:
-            self._outage.goes_on(error)
+            self._outage.no_answer(error)
             return False
-        self._outage.ended()
+        self._outage.answered()
         self._discard_obsolete()
         return True
 

@@ -24,7 +24,7 @@ class Outage:
         self._clock = clock
         self._since_s: float | None = None
 
-    def goes_on(self, error: UnreachableError) -> None:
+    def no_answer(self, error: UnreachableError) -> None:
         """Record that the database does not answer; raise the error once that takes too long."""
         now = self._clock()
         if self._since_s is None:
@@ -33,7 +33,7 @@ class Outage:
         elif now - self._since_s > UNREACHABLE_S:
             raise error
 
-    def ended(self) -> None:
+    def answered(self) -> None:
         """Record that the database answers."""
         if self._since_s is not None:
             self._since_s = None

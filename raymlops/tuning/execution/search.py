@@ -21,7 +21,7 @@ from raymlops.errors import (
     TrackingError,
     describe,
 )
-from raymlops.signals import undisturbed
+from raymlops.signals import interrupting, undisturbed
 from raymlops.storage import filesystem
 from raymlops.training.runs.lookup import TRIALS
 from raymlops.tuning.execution.controller import SweepController
@@ -83,11 +83,14 @@ def search(
             on_event=on_event,
             discard=discard,
         )
-        with stop_on_signal(controller):
+        with interrupting():
             try:
                 controller.notify(f"sweep {sweep_id}")
                 _run(stores, controller, data=data)
                 _repeat(stores, controller)
+            except KeyboardInterrupt:
+                controller.halt = "interrupted"
+                raise
             except Exception as error:
                 controller.fail(error)
             finally:
@@ -152,8 +155,7 @@ def _repeat(stores: SweepStores, controller: SweepController) -> None:
     add_repeats(stores.study, spec=stores.project.spec)
     if repeats := stores.trials.reopen(repeats=True):
         controller.repeat(repeats)
-        if not controller.done:
-            _tune(stores, controller, scheduler=unscheduled(), shared=None)  # other seeds, other data
+        _tune(stores, controller, scheduler=unscheduled(), shared=None)  # other seeds, other data
 
 
 def _tune(
@@ -163,7 +165,10 @@ def _tune(
     scheduler: NumberedScheduler,
     shared: SharedData | None,
 ) -> None:
-    with trainable(shared) as actor_class, resumable(stores.parent.resume):
+    """Let Tune run trials. An interrupt stops these gracefully, where one before or after raises at once."""
+    if controller.done:
+        return
+    with trainable(shared) as actor_class, resumable(stores.parent.resume), stop_on_signal(controller):
         run_tune(controller, trainable=actor_class, scheduler=scheduler, name=stores.parent.sweep_id)
 
 

@@ -1,8 +1,5 @@
 """The trials of a sweep that can be handed out: those to resume, those drawn in advance, and new ones.
 
-A process may have its next trial while it still runs another one, and starts it by itself. Such a trial is handed out
-once that other one has ended, or where nothing else is left for a process that is free.
-
 Owns that a point which the recipe rejects is told the sampler and costs no trial. Knows nothing of Ray Tune.
 """
 
@@ -44,23 +41,17 @@ class TrialQueue:
         self._on_refused = on_refused
         self._drawn: tuple[OpenTrial, str] | None = None
         """A trial that was drawn in advance."""
-        self._ahead: dict[int, tuple[OpenTrial, str]] = {}
-        """Those that a process has, by the number of the trial that it runs."""
-        self._due: deque[tuple[OpenTrial, str]] = deque()
-        """Those whose process has ended that other one, in this order."""
         self._refused: Counter[str] = Counter()
         """Rejected points by cause."""
 
     def __bool__(self) -> bool:
         """Return whether a trial waits."""
-        return bool(self.pending or self._due or self._drawn or self._ahead)
+        return bool(self.pending or self._drawn)
 
     def clear(self) -> None:
         """Forget every trial that waits."""
         self.pending.clear()
         self._drawn = None
-        self._ahead.clear()
-        self._due.clear()
 
     def resumed(self) -> tuple[OpenTrial, str] | None:
         """Return the next trial to resume, with its configuration; None where there is none."""
@@ -79,14 +70,12 @@ class TrialQueue:
             SweepError: it rejects one after the other.
             StorageError, UnreachableError: the study's database does not answer; call it again.
         """
-        if self._due:
-            return self._due.popleft()
         drawn, self._drawn = self._drawn, None
         if drawn is not None:
             return drawn
         for _ in range(MAX_REFUSED):
             if wanted() <= 0:
-                return self._ahead.popitem()[1] if self._ahead else None
+                return None
             if self._meter.busy and not self._trials.prepare(wait_s=DRAW_S):
                 return None
             opened = self._trials.ask()
@@ -99,24 +88,9 @@ class TrialQueue:
         )
 
     def draw_ahead(self, wanted: Callable[[], int]) -> None:
-        """Draw a trial for the next ``draw``, unless one waits or each process has its next one."""
-        waits = self.pending or self._due or self._drawn or len(self._ahead) >= max(1, self._meter.busy)
-        if not waits and wanted() > 0:
+        """Draw a trial for the next ``draw``, unless one waits."""
+        if not self:
             self._drawn = self.draw(wanted)
-
-    def hand_ahead(self) -> tuple[int, OpenTrial, str] | None:
-        """Return a running trial whose process has no next one, and a trial drawn in advance for it; mostly None."""
-        number = next((number for number in self._meter.running if number not in self._ahead), None)
-        drawn = self._drawn
-        if number is None or self.pending or self._due or drawn is None:
-            return None
-        self._ahead[number], self._drawn = drawn, None
-        return number, *drawn
-
-    def ended(self, number: int) -> None:
-        """Record that a trial has ended: the next one of its process is handed out before others."""
-        if (ahead := self._ahead.pop(number, None)) is not None:
-            self._due.append(ahead)
 
     def _config(self, opened: OpenTrial) -> str:
         """Return a trial's configuration; nothing where the recipe rejects it.

@@ -135,17 +135,12 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     def __init__(self, controller: SweepController) -> None:
         self.controller = controller
         self._trials: Any = ()
-        self._running: dict[int, Any] = {}
-        """Tune's trials that have a process, by number."""
 
     @_kept
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
         """Run the controller's periodic work, and keep Tune's list of trials for ``stop_all``."""
         self._trials = trials
         self.controller.tick()
-        if (ahead := self.controller.hand_ahead()) is not None:
-            number, config = ahead
-            self._running[number].temporary_state.ray_actor.start_next.remote(config)
 
     @_kept
     def withdraw(self, tune_controller: Any) -> None:
@@ -161,7 +156,6 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record that a trial has a process."""
-        self._running[trial.config["number"]] = trial
         self.controller.started(trial.config["number"])
 
     @_kept
@@ -173,7 +167,6 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record the end of a trial, by itself or by the scheduler; one that never had a process was withdrawn."""
         result, number = trial.last_result, trial.config["number"]
-        self._running.pop(number, None)
         if trial.status == trial.PENDING:
             self.controller.withdrawn(number)
             return
@@ -183,7 +176,6 @@ class SweepCallback(_Hook, Callback, Stopper):  # type: ignore[misc]
     @_kept
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:  # noqa: ARG002
         """Record that a trial's process died; an exception of the trial's own code comes as a result."""
-        self._running.pop(trial.config["number"], None)
         self.controller.process_died(trial.config["number"], _death(trial))
 
     def __call__(self, trial_id: str, result: Any) -> bool:  # noqa: ARG002

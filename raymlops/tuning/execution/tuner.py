@@ -134,10 +134,7 @@ def patched_tune(*, clock: Callable[[], float] = time.monotonic) -> Iterator[Non
 
 @contextmanager
 def stop_on_signal(controller: SweepController) -> Iterator[None]:
-    """Stop the sweep gracefully on Ctrl-C and SIGTERM; a second signal ``GRACE_S`` later raises at once.
-
-    One that comes before all of it ends counts: while nothing runs, and among the repeats, too.
-    """
+    """Stop the trials gracefully on Ctrl-C and SIGTERM; a second signal ``GRACE_S`` later raises at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # other threads cannot handle signals
         return

@@ -124,7 +124,7 @@ def summarize(
         trials=snapshot.counts,
         num_trials=num_trials(spec.sweep, refused=snapshot.refused) if spec else 0,
         repeats_ended=snapshot.repeats_ended,
-        num_repeats=snapshot.repeats_ended + snapshot.repeats_left if snapshot.num_repeats else 0,
+        num_repeats=snapshot.num_repeats,
         carried=snapshot.carried,
         imported=snapshot.imported,
         best=snapshot.best,

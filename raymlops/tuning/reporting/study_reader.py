@@ -77,8 +77,9 @@ class Snapshot:
 
     @property
     def num_repeats(self) -> int:
-        """Return how many trials train a configuration again with another seed."""
-        return sum(trial.repeat_of is not None for trials in (self.ended, self.open) for trial in trials)
+        """Return how many trials are to train a configuration again with another seed, once one has been added."""
+        added = any(trial.repeat_of is not None for trials in (self.ended, self.open) for trial in trials)
+        return self.repeats_ended + self.repeats_left if added else 0
 
     @property
     def repeats_ended(self) -> int:

@@ -1,6 +1,7 @@
 """Import the trials of a study that another program wrote, as history for the sampler of a new sweep.
 
-Owns which trials are imported, and how their parameters are found in the space. A complete trial is a measurement of
+Owns which trials are imported, how their parameters are found in the space, and that a trial which another program adds
+to a sweep's own study is no point outside the space. A complete trial is a measurement of
 one point, where it has a value for every parameter that exists there and for no other one. Nothing else about it is
 known, and there is no run of it, so that it never wins and counts in no limit.
 """
@@ -17,7 +18,7 @@ from raymlops.records import IMPORTED_FROM, TrialRecord
 from raymlops.tuning.constraints import metrics_of
 from raymlops.tuning.search_space import draw_order
 from raymlops.tuning.study.fork import as_carried, as_drawn
-from raymlops.tuning.study.records import repeat_of
+from raymlops.tuning.study.records import added, repeat_of
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -46,13 +47,36 @@ def import_trials(study: Any, *, spec: ProjectSpec) -> tuple[dict[str, Any], Cou
             source = f"{IMPORTED_FROM}{name}/{trial.number}"
             try:
                 made = _imported(trial, spec=spec, source=source)
-            except (AttributeError, LookupError, TypeError, ValueError) as error:  # attributes may hold anything
+            # Attributes may hold anything.
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 made = f"its attributes cannot be read: {describe(error)}"
             if isinstance(made, str):
                 left[made] += 1
             else:
                 kept[source] = made
     return kept, left
+
+
+def end_outside(study: Any, *, space: Mapping[str, Distribution]) -> list[str]:
+    """Fail the waiting and running trials that another program added to a sweep's study outside its space.
+
+    Return why, for each. Optuna trains such a point as it is; it could win, and no plot of the study could be drawn.
+
+    Raises:
+        StorageError, UnreachableError: the database does not answer.
+    """
+    from optuna.trial import TrialState
+
+    ended = []
+    with storage_errors(f"Optuna's study {study.study_name}"):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING)):
+            given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            odd = [key for key, value in given.items() if key in space and not space[key].can_be(value)]
+            if odd and added(trial):
+                # Optuna's ``tell`` refuses a trial that waits.
+                study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # noqa: SLF001
+                ended.append(f"trial {trial.number}: {odd[0]} is {given[odd[0]]!r}")
+    return ended
 
 
 def point_of(

@@ -1,9 +1,9 @@
 """Conversion between Optuna trials and trial records.
 
-Owns the user attribute ``raymlops`` of each ended trial: one JSON object with what Optuna's own fields do not hold. A
-trial without it was added by another program, and becomes the ``TrialRecord`` of an imported one. Owns also the system
-attribute of each report that was written while its trial ran, which the dashboard does not list; the user attribute has
-the others.
+Owns the user attribute ``raymlops`` of each ended trial: one JSON object with what Optuna's own fields do not hold.
+Owns also the system attribute of each report that was written while its trial ran, which the dashboard does not list;
+the user attribute has the others. A trial without any attribute of raymlops was added by another program, and becomes
+the ``TrialRecord`` of an imported one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "raymlops"
 _REPORT = "raymlops:report:"
+DRAWN = "raymlops:drawn"
+"""System attribute of a trial that a sweep has drawn, from its creation on."""
 REFUSED = "raymlops:refused"
 """System attribute of a point that the recipe rejects: why."""
 RETRY_OF = "raymlops:retry_of"
@@ -124,8 +126,15 @@ def refused(trial: Any) -> bool:
 
 
 def added(trial: Any) -> bool:
-    """Return whether another program has run an ended Optuna trial: it is known as an imported one is."""
-    return ATTRIBUTE not in trial.user_attrs
+    """Return whether another program has run an ended Optuna trial: it is known as an imported one is.
+
+    A trial of the sweep's own that another program has ended lacks what is written at its end alone. One of earlier
+    releases lacks the mark of its creation too.
+    """
+    return not any(
+        key == ATTRIBUTE or key.startswith((f"{ATTRIBUTE}:", f"{ATTRIBUTE}."))
+        for key in (*trial.user_attrs, *trial.system_attrs)
+    )
 
 
 def repeat_of(trial: Any) -> int | None:

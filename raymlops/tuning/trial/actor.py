@@ -80,36 +80,19 @@ class TrialActor(Trainable):  # type: ignore[misc]
         self._thread = TrialThread(after=release_memory)
         self._data = DataCache(splits)
         limit_memory(json.loads(config["project"])["train"]["gpus_per_worker"])
-        self._next: dict[str, Any] | None = None
-        """The next trial, which starts once the current one is complete."""
-        self._ahead: dict[str, Any] | None = None
-        """The current trial, where it was started without the driver, which does not know yet."""
-        self._complete = False
-        """Whether the current trial is complete."""
-        self._begin(config)
-
-    def start_next(self, config: dict[str, Any]) -> None:
-        """Start another trial once the current one is complete, without a round trip through the driver.
-
-        ``reset_config`` follows, with this trial or another one.
-        """
-        self._next = config
-        self._start_next()
+        self._trial = _Trial(config, data=self._data, thread=self._thread)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start the next trial in the same process, unless it has started by itself.
+        """Start the next trial in the same process.
 
         Raises:
             ProcessSpoiledError: the previous trial does not end.
         """
-        ahead, self._ahead, self._next = self._ahead, None, None
-        if ahead == new_config:
-            return True
         try:
             self._trial.stream.stop()
         except TrialHungError as error:
             raise ProcessSpoiledError(f"the previous trial does not end: {error.message}") from None
-        self._begin(new_config)
+        self._trial = _Trial(new_config, data=self._data, thread=self._thread)
         return True
 
     def step(self) -> dict[str, Any]:
@@ -122,7 +105,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
         """
         trial = self._trial
         try:
-            result = trial.step()
+            return trial.step()
         except (TrialHungError, PlacesLostError):
             raise
         except Exception as error:
@@ -130,18 +113,6 @@ class TrialActor(Trainable):  # type: ignore[misc]
             if _broke_device(error):
                 raise TrainingError(f"the process cannot use its device any more: {reason}") from None
             return trial.result(None, outcome="failed", reason=reason, diverged=isinstance(error, NonFiniteError))
-        self._complete = result["outcome"] == "complete"
-        self._start_next()
-        return result
-
-    def _start_next(self) -> None:
-        if self._complete and self._next is not None:
-            self._ahead, self._next = self._next, None
-            self._begin(self._ahead)
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._complete = False
-        self._trial = _Trial(config, data=self._data, thread=self._thread)
 
     def cleanup(self) -> None:
         """End the training; do not wait for one that hangs."""

@@ -11,7 +11,9 @@ from stored import put
 
 from raymlops.cli.main import main
 from raymlops.cluster.processes import ProcessRecord
+from raymlops.lifecycle.rollout.actor import LEASE, PURPOSE
 from raymlops.records import BundleRef
+from raymlops.state.lease import lease
 from raymlops.state.store import Deployment, State
 
 WAITING = "1 model should be live: raymlops deploy --restore"
@@ -53,6 +55,15 @@ def test_haproxy_is_asked_for_by_its_former_option_too(cluster, tmp_path, capsys
     assert "already up" in said[0]
     assert said[1] == said[0]
     assert "name different proxies" in said[2]
+
+
+def test_a_running_controller_brings_the_models_back(cluster, tmp_path, capsys):
+    """Nobody has to; where it cannot, it says why."""
+    with lease(f"sqlite:///{tmp_path}/state.db", LEASE, purpose=PURPOSE):
+        assert main(["status", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "--restore" not in out
+    assert "the controller brings back what should be live: m\n" in out
 
 
 def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, capsys):

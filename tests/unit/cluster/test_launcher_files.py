@@ -17,6 +17,7 @@ from raymlops.cluster.endpoint.node_environment import node_environment
 ROOT = Path(__file__).parents[3]
 FILES = [ROOT / "cluster.yaml", *(ROOT / "configs" / "cluster" / f"{name}.yaml" for name in ("gcp", "azure", "local"))]
 
+URL = "postgresql://u:pa$$word@h/db?sslmode=require&target_session_attrs=read-write"
 SAYS = """#!{python}
 import json, os, sys
 json.dump([dict(os.environ), sys.argv[1:]], open(os.environ["HOME"] + "/started", "w"))
@@ -45,10 +46,15 @@ def run(line, home, variables, *, installed=True):
         if installed:
             (folder / "raymlops").symlink_to(Path(sys.executable).with_name("raymlops"))
     (home / "node.env").write_text("\n".join(variables))
+    (home / "node.env").chmod(0o600)
     environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}", "RAY_HEAD_IP": "10.0.0.1"}
     subprocess.run(["bash", "-c", line], env=environment, check=False, capture_output=True, timeout=60)
     started = home / "started"
-    return json.loads(started.read_text()) if started.exists() else None
+    if not started.exists():
+        return None
+    environment, words = json.loads(started.read_text())
+    Path(environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent.rmdir()
+    return environment, words
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -65,11 +71,11 @@ def test_ray_accepts_the_file(path):
 def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
     """Its line is run as it stands, with a ``ray`` that says what it was started with."""
     line = one(path, f"{kind}_start_ray_commands", "ray start")
-    environment, words = run(line, tmp_path, ["RAYMLOPS_GCS_STORAGE=redis://cache:6379", "RAYMLOPS_STATE_URL=secret"])
+    environment, words = run(line, tmp_path, ["RAYMLOPS_GCS_STORAGE=redis://cache:6379/a", f"RAYMLOPS_STATE_URL={URL}"])
     wanted = node_environment(
         proxy="haproxy",
         scratch=environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"].removesuffix("/h"),
-        gcs_storage="redis://cache:6379",
+        gcs_storage="redis://cache:6379/a",
         head=kind == "head",
     )
     varying = {
@@ -79,7 +85,7 @@ def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
         name: wanted[name] for name in wanted.keys() - varying
     }
     assert varying <= environment.keys()
-    assert environment["RAYMLOPS_STATE_URL"] == "secret"
+    assert environment["RAYMLOPS_STATE_URL"] == URL
     assert words[:2] == ["start", "--head" if kind == "head" else "--address=10.0.0.1:6379"]
 
 
@@ -108,9 +114,9 @@ def test_a_head_brings_back_what_should_be_live(path):
     """By a command that exists, after Ray has been started."""
     commands = load(path)["head_start_ray_commands"]
     words = shlex.split(commands[-1].rpartition("raymlops env")[2])
-    assert words == ["raymlops", "controller", "--restore"]
+    assert words == ["--env-file", "~/node.env", "raymlops", "controller", "--restore"]
     verb = typer.main.get_command(app).commands["controller"]
-    assert verb.make_context("controller", words[2:]).params["restore"] is True
+    assert verb.make_context("controller", words[4:]).params["restore"] is True
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

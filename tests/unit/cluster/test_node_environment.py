@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 
 from raymlops.cluster.endpoint.haproxy import LABEL, WRAPPER
 from raymlops.cluster.endpoint.node_environment import RECONNECT_S, node_environment, run_on_node
@@ -40,7 +42,10 @@ def test_a_node_is_labelled_with_its_proxy(monkeypatch):
 @pytest.mark.parametrize(
     ("storage", "expected"),
     [
-        ("redis://10.0.0.9:6379", {"RAY_REDIS_ADDRESS": "redis://10.0.0.9:6379"}),
+        (
+            "redis://10.0.0.9:6379/a",
+            {"RAY_REDIS_ADDRESS": "redis://10.0.0.9:6379", "RAY_external_storage_namespace": "a"},
+        ),
         (
             "rediss://cache:6380/prod",
             {"RAY_REDIS_ADDRESS": "rediss://cache:6380", "RAY_external_storage_namespace": "prod"},
@@ -59,10 +64,22 @@ def test_a_head_that_is_started_again_resumes_its_cluster(storage, expected):
 
 
 @pytest.mark.parametrize(
-    "storage", ["redis", "redis://cache", "rocksdb://gcs", "rocksdb", "http://cache:1", "redis://:hunter2@cache:1"]
+    "storage",
+    [
+        *(
+            "redis",
+            "redis://cache",
+            "redis://cache/a",
+            "redis://cache:1",
+            "redis://cache:1/",
+            "rocksdb://gcs",
+            "rocksdb",
+        ),
+        *("rocksdb://gcs", "rocksdb", "http://cache:1/a", "redis://:hunter2@cache:1/a"),
+    ],
 )
 def test_another_storage_is_refused(storage):
-    """With what is allowed, and without a password that it may have."""
+    """With what is allowed, and without a password that it may have: also one that two clusters would share."""
     with pytest.raises(UsageError, match=r"redis://HOST:PORT") as raised:
         node_environment(proxy="python", scratch="/tmp/x", gcs_storage=storage)
     assert "hunter2" not in raised.value.message
@@ -88,11 +105,13 @@ def test_ray_reads_every_variable_of_its_head():
 def started(monkeypatch, tmp_path):
     """Return what a process was replaced by: program, words, environment."""
     found = []
-    program = tmp_path / "ray"
-    program.write_text("#!/bin/sh\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("ray", "raymlops"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\n")
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr("os.environ", {**os.environ, "PATH": str(tmp_path)})
     monkeypatch.setattr("os.execve", lambda *arguments: found.append(arguments))
+    monkeypatch.setattr("raymlops.cluster.endpoint.node_environment.SCRATCH", tmp_path)
     return found
 
 
@@ -101,7 +120,7 @@ def test_a_command_runs_with_it(started, monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "120")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "")
-    run_on_node(["ray", "start", "--head"], proxy="haproxy", gcs_storage="redis://cache:1")
+    run_on_node(["ray", "start", "--head"], proxy="haproxy", gcs_storage="redis://cache:1/a")
     ((program, words, environment),) = started
     assert (program, words) == (str(tmp_path / "ray"), ["ray", "start", "--head"])
     assert environment["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
@@ -110,7 +129,52 @@ def test_a_command_runs_with_it(started, monkeypatch, tmp_path):
     assert environment["RAY_REDIS_ADDRESS"] == "redis://cache:1"
     folder = Path(environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    folder.rmdir()
+
+
+def test_a_file_of_variables_comes_before_the_environment(started, monkeypatch, tmp_path):
+    """Also what this command itself reads; options come before both."""
+    file = tmp_path / "node.env"
+    file.write_text("A=b&c\nRAYMLOPS_GCS_STORAGE=redis://cache:1/file\nRAY_AUTH_MODE=disabled\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("A", "other")
+    monkeypatch.setenv("RAYMLOPS_GCS_STORAGE", "redis://cache:1/environment")
+    named = {None: "file", "redis://cache:1/option": "option"}
+    for storage in named:
+        run_on_node(["ray", "--head"], proxy="python", gcs_storage=storage, env_file=str(file))
+    for (_, _, environment), space in zip(started, named.values(), strict=True):
+        assert (environment["A"], environment["RAY_AUTH_MODE"]) == ("b&c", "token")
+        assert environment["RAY_external_storage_namespace"] == space
+
+
+def test_a_folder_is_made_for_haproxy_alone(started, tmp_path):
+    """Neither for the Python proxy, nor for a command that starts no node, nor where nothing is started."""
+    run_on_node(["ray", "start"], proxy="python")
+    run_on_node(["raymlops", "controller", "--restore"], proxy="haproxy")
+    with pytest.raises(UsageError):
+        run_on_node(["ray", "start", "--head"], proxy="haproxy", gcs_storage="nowhere")
+    assert (len(started), [*tmp_path.glob("rml-*")]) == (2, [])
+    run_on_node(["ray", "start"], proxy="haproxy")
+    assert len([*tmp_path.glob("rml-*")]) == 1
+
+
+def test_files_of_tls_are_checked_before_anything_starts(started, monkeypatch, tmp_path):
+    """HAProxy would say so in a log of Serve, minutes later, and the Python proxy never."""
+    cert, key = (Path(file) for file in certificate(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYMLOPS_TLS_CERT", cert.name)
+    with pytest.raises(UsageError, match="TLS needs both files"):
+        run_on_node(["ray", "start"], proxy="haproxy")
+    monkeypatch.setenv("RAYMLOPS_TLS_KEY", "none.key")
+    with pytest.raises(UsageError, match=r"cannot read .*none\.key"):
+        run_on_node(["ray", "start"], proxy="haproxy")
+    monkeypatch.setenv("RAYMLOPS_TLS_KEY", key.name)
+    with pytest.raises(UsageError, match="RAYMLOPS_TLS_KEY are HAProxy's") as raised:
+        run_on_node(["ray", "start"], proxy="python")
+    assert "serve.tls_cert" in raised.value.hint
+    assert started == []
+    run_on_node(["ray", "start"], proxy="haproxy")
+    ((_, _, environment),) = started
+    assert (environment["RAYMLOPS_TLS_CERT"], environment["RAYMLOPS_TLS_KEY"]) == (str(cert), str(key))
 
 
 @pytest.mark.parametrize("named", ["RAY_SERVE_HAPROXY_BINARY_PATH", "RAYMLOPS_HAPROXY_BINARY"])
@@ -120,11 +184,12 @@ def test_a_binary_that_a_node_names_is_run_by_the_wrapper(started, monkeypatch, 
     own.write_text("#!/bin/sh\n")
     own.chmod(0o700)
     monkeypatch.setenv(named, str(own))
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: str(tmp_path))
-    monkeypatch.setenv("RAYMLOPS_TLS_CERT", "/c")
+    cert, key = map(str, certificate(tmp_path))
     for proxy, enabled in (("haproxy", "1"), ("python", "0")):
         monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0" if enabled == "1" else "1")
-        run_on_node(["ray", "start"], proxy=proxy, gcs_storage=None)
+        for name, file in (("RAYMLOPS_TLS_CERT", cert), ("RAYMLOPS_TLS_KEY", key)):
+            monkeypatch.setenv(name, file if proxy == "haproxy" else "")
+        run_on_node(["ray", "start"], proxy=proxy)
         assert started[-1][2]["RAY_SERVE_ENABLE_HA_PROXY"] == enabled
     environment = started[0][2]
     assert json.loads(environment["RAY_OVERRIDE_LABELS"]) == {LABEL: "haproxy-tls"}
@@ -135,5 +200,5 @@ def test_a_binary_that_a_node_names_is_run_by_the_wrapper(started, monkeypatch, 
 def test_a_command_that_is_not_there_is_said(started):
     """Nothing is started."""
     with pytest.raises(UsageError, match="no command 'nothing'"):
-        run_on_node(["nothing"], proxy="python", gcs_storage=None)
+        run_on_node(["nothing"], proxy="python")
     assert started == []

@@ -287,9 +287,12 @@ def test_a_table_is_encoded_once_it_is_read(tmp_path: Path) -> None:
 def test_what_goes_wrong_names_the_item(
     fault: str, kind: Any, said: str, again: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An item that raises, or the rows with which a process died or hangs; a lasting error stops, others may pass."""
+    """An item that raises, or the rows with which a process died or hangs; a lasting error stops, others may pass.
+
+    Each row is one that the epoch's sampler has drawn before: its index is 40 more.
+    """
     made = loader(split(Faulty(40, item=7, fault=fault)), timeout_s=1.0)
-    batches = made.batches(split(Faulty(40, item=7, fault=fault)), torch.arange(40), batch_size=4)
+    batches = made.batches(split(Faulty(40, item=7, fault=fault)), torch.arange(40, 80), batch_size=4)
     next(batches)
     with pytest.raises(kind, match=said) as caught:
         list(batches)

@@ -12,7 +12,7 @@ from staged_sweep import Stage
 from raymlops.errors import LeaseLostError, SweepError, UnreachableError, UsageError
 from raymlops.records import SpentRecord
 from raymlops.tuning.study.fencing import Fence
-from raymlops.tuning.study.reruns import retry_failed
+from raymlops.tuning.study.reruns import add_repeats, retry_failed
 from raymlops.tuning.study.storage import open_storage
 
 DIED = exceptions.RayActorError(None, "The actor died.\nWorker exits with an exit code 7.")
@@ -50,79 +50,36 @@ def test_a_short_trial_is_drawn_while_others_run_once_these_are_on_their_way(sto
     assert stage.controller.next_trial()["number"] == 3
 
 
-def instant(storage, **section):
-    """Return a stage of trials that take a tenth of a second, of which two run."""
-    stage = Stage(storage, num_trials=9, **section)
+def test_the_last_trial_is_left_to_hand_out_where_it_was_drawn_in_advance(storage):
+    """A process that becomes free is kept for it."""
+    controller = drawn_in_advance(storage, num_trials=4).controller
+    assert (controller.wanted, controller.more, controller.done) == (0, True, False)
+    controller.end(1, "failed", reason="x")
+    assert (controller.ready, controller.next_trial()["number"]) == (True, 3)
+    assert (controller.more, controller.ready) == (False, False)
+
+
+def test_a_trial_that_was_drawn_in_advance_is_none_of_the_repeats(storage):
+    stage = drawn_in_advance(storage, num_trials=9, target=0.9, repeats={"top": 1, "seeds": 2})
+    stage.epoch(1, 1, 0.95)
+    stage.controller.end(1, "complete")
+    assert stage.controller.halt == "good enough"
+    stage.controller.close()
+    add_repeats(stage.study, spec=stage.spec)
+    stage.controller.repeat(stage.trials.reopen(repeats=True))
+    handed_out = [stage.controller.next_trial() for _ in range(2)]
+    assert [trial and trial["number"] for trial in handed_out] == [4, None]
+
+
+def drawn_in_advance(storage, **section):
+    """Return a stage on which two short trials run, and a third one is drawn."""
+    stage = Stage(storage, **section)
+    stage.run("complete", 0.5)
     for _ in range(2):
-        number = stage.controller.next_trial()["number"]
-        stage.now += 0.1
-        stage.controller.end(number, "failed", reason=f"x{number}")
-    for number in [stage.controller.next_trial()["number"] for _ in range(2)]:
-        stage.controller.started(number)
-    return stage
-
-
-def test_the_process_of_an_instant_trial_gets_its_next_one_while_it_runs(storage):
-    """It starts it by itself; the driver hands it out once the other one has ended, with the same configuration."""
-    controller = instant(storage).controller
-    ahead = []
-    for _ in range(3):
-        controller.tick()
-        ahead.append(controller.hand_ahead())
-    assert [each and (each[0], each[1]["number"]) for each in ahead] == [(2, 4), (3, 5), None]
-    assert controller.next_trial() is None
-    controller.end(3, "failed", reason="y")
-    assert controller.next_trial() == ahead[1][1]
-    controller.started(5)
-    controller.tick()
-    assert controller.hand_ahead()[0] == 5
-    controller.end(2, "failed", reason="z")
-    assert controller.next_trial() == ahead[0][1]
-
-
-def test_what_a_process_has_next_goes_to_another_one_where_nothing_else_is_left(storage):
-    """Its own trial may take hours."""
-    stage = instant(storage)
-    controller = stage.controller
-    controller.tick()
-    assert controller.hand_ahead()[1]["number"] == 4
-    for running in (3, 5, 6, 7, 8):
-        controller.end(running, "failed", reason=f"y{running}")
-        number = controller.next_trial()["number"]
-        controller.started(number)
-    assert number == 4
-    controller.end(4, "failed", reason="z")
-    assert (controller.next_trial(), controller.done) == (None, False)
-    controller.end(2, "failed", reason="z2")
-    assert (controller.next_trial(), controller.done) == (None, True)
-    assert len(stage.study.get_trials()) == 9
-
-
-def test_no_process_gets_its_next_trial_where_that_helps_nobody(storage):
-    """Where trials are longer, where one waits for resources, where more run than there are slots, near the end."""
-    stage = instant(storage)
-    stage.controller.tick()
-    stage.slots = 1
-    for _ in range(2):
-        stage.now += 3.0
-        stage.controller.tick()
-    assert stage.controller.hand_ahead() is None
-    stage.slots = 3
-    for _ in range(2):
-        stage.now += 3.0
-        stage.controller.tick()
-    waiting = stage.controller.next_trial()["number"]
-    stage.now += 1.5
-    stage.controller.tick()
-    assert stage.controller.hand_ahead() is None
-    stage.controller.started(waiting)
-    assert stage.controller.hand_ahead() is not None
-    stage.now += 60.0
-    for number in (2, 3, waiting):
-        stage.controller.end(number, "failed", reason=f"y{number}")
         stage.controller.started(stage.controller.next_trial()["number"])
     stage.controller.tick()
-    assert stage.controller.hand_ahead() is None
+    assert len(stage.study.get_trials()) == 4
+    return stage
 
 
 def test_running_trials_are_handled_while_another_one_is_drawn(storage, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from raymlops.errors import LeaseLostError
 from raymlops.records import SpentRecord
 from raymlops.tuning.execution import search
 from raymlops.tuning.mlflow.sweep_run import sweep_of
-from raymlops.tuning.study import repeat
+from raymlops.tuning.mlflow.trial_runs import INTERRUPTED_WAIT_S
 from raymlops.tuning.study.trials import Trials
 from raymlops.tuning.sweep_stores import SweepStores
 
@@ -56,58 +57,122 @@ def test_a_driver_that_lost_its_sweep_writes_no_run_and_says_why() -> None:
     assert not getattr(caught.value, "__notes__", [])
 
 
-@pytest.mark.parametrize("at", ["start", "twice", "between", "repeats", "end"])
+BEFORE = ["start", "encoding"]
+INTERRUPTS = {
+    "start": [],
+    "encoding": ["start"],
+    "trials": [*BEFORE, "interrupted"],
+    "twice": [*BEFORE, "interrupted"],
+    "between": [*BEFORE, "good enough"],
+    "repeats": [*BEFORE, "good enough", "between", "interrupted"],
+    "end": [*BEFORE, "good enough", "between", None],
+}
+"""What is done by then; of each run of Tune, why it halts."""
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [*((at, signal.SIGINT) for at in INTERRUPTS), ("encoding", signal.SIGTERM), ("trials", signal.SIGTERM)],
+)
 def test_an_interrupt_at_any_moment_names_the_command_that_resumes_the_sweep(
-    storage_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    storage_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, number: signal.Signals
 ) -> None:
-    """Also one that comes while nothing runs, or quickly after the first; the repeats do not start, or end."""
-    monkeypatch.setattr(search, "autoscaler_config", lambda: None)
-    ran: list[str] = []
+    """It is raised at once where no trial can run, and stops those that run; what follows does not start."""
+    done: list[str | None] = []
+    waits: list[dict[str, Any]] = []
 
     def interrupt(*moments: str) -> None:
         if at in moments:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    def run(_stores: Any, controller: Any, **_: Any) -> None:
-        interrupt("start", "twice")
-        ran.append("search")
+    def run_tune(controller: Any, **_: Any) -> None:
+        if "between" in done:
+            interrupt("repeats")
+        else:
+            controller.halt = "good enough"  # trials still run, and the repeats would follow
+            interrupt("trials", "twice")
+        done.append(controller.halt)
 
-    def tune(_stores: Any, controller: Any, **_: Any) -> None:
-        interrupt("repeats")
-        ran.append("repeats")
-        assert controller.halting == (at == "repeats")
+    def before(moment: str, action: Any) -> Any:
+        def act(*given: Any, **named: Any) -> Any:
+            interrupt(moment)
+            done.append(moment)
+            return action(*given, **named)
 
-    def add_repeats(study: Any, *, spec: Any) -> int:
-        interrupt("between")
-        return repeat.add_repeats(study, spec=spec)
+        return act
 
     class Runs(Recorder):
-        def close(self, **_: Any) -> None:
+        def close(self, **how: Any) -> None:
+            waits.append(how)
             interrupt("twice")
 
         def news(self) -> list[str]:
             return []
 
-    for name, replacement in {"_run": run, "_tune": tune, "add_repeats": add_repeats}.items():
+    def unexpected(*_: Any) -> None:
+        raise AssertionError("the handler of before was called")
+
+    replaced = {
+        "_Capacity": lambda *_, **_options: lambda: 2,
+        "autoscaler_config": lambda: None,
+        "scheduler_of": before("start", search.scheduler_of),
+        "trainable": nullcontext,
+        "run_tune": run_tune,
+        "add_repeats": before("between", search.add_repeats),
+    }
+    for name, replacement in replaced.items():
         monkeypatch.setattr(search, name, replacement)
-    project = project_in(storage_path, num_trials=1, target=1.0, repeats={"top": 1, "seeds": 2})
-    with recorded_sweep(project) as sweep:
-        sweep.run(0.5)
-        trials = Trials(sweep.study, section=project.spec.sweep, objectives=project.spec.objectives)
-        stores = SweepStores(project, sweep.study, trials, Runs(), sweep.parent)  # type: ignore[arg-type]
-        data = SimpleNamespace(share=dict)
+    handler = signal.signal(signal.SIGTERM, unexpected)
+    project = project_in(storage_path, num_trials=2, repeats={"top": 1, "seeds": 2})
+    try:
+        with recorded_sweep(project) as sweep:
+            sweep.run(0.5)
+            trials = Trials(sweep.study, section=project.spec.sweep, objectives=project.spec.objectives)
+            stores = SweepStores(project, sweep.study, trials, Runs(), sweep.parent)  # type: ignore[arg-type]
+            data = SimpleNamespace(share=dict, shared_data=before("encoding", lambda: None))
 
-        def drive() -> None:
-            search.search(stores, data=data, before=SpentRecord(), renew=lambda: None, on_event=None)  # type: ignore[arg-type]
-            interrupt("end")
+            def drive() -> None:
+                search.search(stores, data=data, before=SpentRecord(), renew=lambda: None, on_event=None)  # type: ignore[arg-type]
+                interrupt("end")
 
-        with pytest.raises(KeyboardInterrupt) as caught, sweep.parent.closing_on_error():
-            drive()
-        (note,) = caught.value.__notes__
-        assert note.startswith(f"Resume it with: raymlops sweep --resume {sweep.sweep_id}")
-        assert ran == (["search", "repeats"] if at in {"repeats", "end"} else ["search"])
-        assert sweep_of(sweep.tracker, sweep.sweep_id).status == "KILLED"
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            with pytest.raises(KeyboardInterrupt) as caught, sweep.parent.closing_on_error():
+                drive()
+            (note,) = caught.value.__notes__
+            assert note.startswith(f"Resume it with: raymlops sweep --resume {sweep.sweep_id}")
+            assert sweep_of(sweep.tracker, sweep.sweep_id).status == "KILLED"
+        handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+        assert handlers == [signal.default_int_handler, unexpected]
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert done == INTERRUPTS[at]
+    assert waits == [{} if at == "end" else {"wait_s": INTERRUPTED_WAIT_S, "patient": False}]
+
+
+@pytest.mark.parametrize("spent", [False, True])
+def test_tune_does_not_start_where_nothing_is_left_once_the_data_are_prepared(
+    monkeypatch: pytest.MonkeyPatch, *, spent: bool
+) -> None:
+    """The preparation takes time, of which the sweep may have a limited amount."""
+    controller = SimpleNamespace(done=False)
+    ran: list[str] = []
+
+    def shared_data() -> None:
+        controller.done = spent
+
+    monkeypatch.setattr(search, "trainable", nullcontext)
+    monkeypatch.setattr(search, "run_tune", lambda *_, **_options: ran.append("tune"))
+    spec = SimpleNamespace(sweep=SimpleNamespace(workers_per_trial=1))
+    nothing = SimpleNamespace(replay=lambda *_, **_options: [])
+    monkeypatch.setattr(search, "scheduler_of", lambda _spec: nothing)
+    monkeypatch.setattr(search, "judged", lambda *_: [])
+    stores = SimpleNamespace(
+        project=SimpleNamespace(spec=spec),
+        study=SimpleNamespace(get_trials=lambda **_: []),
+        trials=SimpleNamespace(reopen=list),
+        parent=SimpleNamespace(resume="resume", sweep_id="s"),
+    )
+    search._run(stores, controller, data=SimpleNamespace(shared_data=shared_data))  # type: ignore[arg-type]
+    assert ran == ([] if spent else ["tune"])
 
 
 def test_what_could_be_added_counts_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

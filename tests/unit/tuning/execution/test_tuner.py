@@ -48,17 +48,6 @@ def test_trials_shorter_than_the_start_of_a_process_use_all_processes(tmp_path: 
         assert len(sweep.processes.used) == 4
 
 
-def test_each_process_gets_the_trial_that_it_has_started_by_itself(tmp_path: Path) -> None:
-    """Trials of 0.2 to 0.5 s in four processes: Tune hands to each one what it was told ahead."""
-    cluster = Cluster(4)
-    with simulated(tmp_path, cluster) as make:
-        sweep = make(num_trials=100, lasts_s=lambda number: 0.2 + 0.1 * (number % 4))
-        assert run(sweep)
-        assert [record.status for record in sweep.trials.records] == ["complete"] * 100
-        assert len(sweep.processes.by_itself) > 50
-        assert all(sweep.processes.by_itself)
-
-
 def test_two_sweeps_on_one_cluster_end_both(tmp_path: Path) -> None:
     """They begin at once, count what is free, and share it."""
     cluster = Cluster(2)

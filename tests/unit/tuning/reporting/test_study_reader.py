@@ -117,6 +117,12 @@ def test_a_display_shows_the_mean_of_what_was_trained_again_as_its_driver_does(s
     assert (event.total, snapshot.num_repeats) == (4, 2)
 
 
+def test_repeats_are_those_to_run_once_there_is_one() -> None:
+    """Also while some have not been added yet."""
+    assert Snapshot((trial(0, 0.5), trial(1, 0.4, repeat_of=0)), (), None, repeats_left=2).num_repeats == 3
+    assert Snapshot((trial(0, 0.5),), (), None, repeats_left=2).num_repeats == 0
+
+
 def test_a_frame_has_a_row_for_each_trial() -> None:
     """By number, those that run too; a parameter that a trial lacks is empty."""
     view = OpenView(1, {"train.momentum": 0.9}, "running", 1, 0.7, started=NOON - timedelta(seconds=5))

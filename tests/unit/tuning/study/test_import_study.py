@@ -175,6 +175,8 @@ def test_with_constraints_a_trial_must_say_how_it_keeps_them(tmp_path):
         ("user", "raymlops", {"orders": [1]}),
         ("system", "raymlops:report:a", {}),
         ("system", "raymlops:report:1", 5),
+        ("user", "raymlops", {"history": {"1": {"loss": 10**400}}}),
+        pytest.param("system", "constraints:latency max", 10**400, id="large"),
         ("system", "constraints", "abc"),
         ("system", "constraints", [1.0]),
         ("system", "constraints", {"latency max": "low"}),
@@ -182,7 +184,7 @@ def test_with_constraints_a_trial_must_say_how_it_keeps_them(tmp_path):
 )
 def test_an_attribute_that_cannot_be_read_leaves_its_trial_alone_out(tmp_path, kind, name, value):
     """Other programs may write anything."""
-    section = {"constraints": {"latency": {"max": 10.0}}} if name == "constraints" else {}
+    section = {"constraints": {"latency": {"max": 10.0}}} if name.startswith("constraints") else {}
     spec = project_in(tmp_path, **section, import_study={"study": "x"}).spec
     study = optuna.create_study(study_name="x")
     for odd in (True, False):

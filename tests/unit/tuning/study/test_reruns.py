@@ -107,6 +107,17 @@ def test_trials_that_another_program_added_are_not_repeated(study):
     assert added(study) == [(1, 6), (0, 6), (1, 7), (0, 7)]
 
 
+def test_a_repeat_that_another_program_ended_is_subtracted_once(study):
+    """As Optuna's ``optimize`` with a heartbeat ends those of a killed driver."""
+    searched(study, 0.2, 0.1)
+    add_repeats(study, spec=spec())
+    trial_id = study.get_trials()[2]._trial_id
+    for state in (TrialState.RUNNING, TrialState.FAIL):
+        study._storage.set_trial_state_values(trial_id, state)
+    assert trials_of(study).asked == 2
+    assert retry_failed(study) == [2]
+
+
 def test_a_search_without_a_complete_trial_has_none(study):
     trials = trials_of(study)
     end(trials, trials.ask().number, 0.5, "pruned")

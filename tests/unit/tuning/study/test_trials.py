@@ -23,6 +23,7 @@ from raymlops.tuning.budget import Tally
 from raymlops.tuning.study import view
 from raymlops.tuning.study.bulk import create_trial
 from raymlops.tuning.study.draws import Draws
+from raymlops.tuning.study.import_study import end_outside
 from raymlops.tuning.study.records import history_of, reports_of
 from raymlops.tuning.study.reruns import retry_failed
 from raymlops.tuning.study.selection import winner
@@ -291,6 +292,42 @@ def test_what_another_program_added_uses_up_no_trial_and_never_wins(study, trial
     tally = Tally.of(resumed.ended, mode="min")
     assert (tally.ended, tally.since_best, tally.best.number) == (1, 0, 0)
     assert retry_failed(study) == []
+
+
+def test_what_another_program_enqueued_outside_the_space_is_not_trained(study):
+    """Optuna trains it as it is: no choice of a categorical, a number beyond its range."""
+    space = {**SPACE, "model.sizes": parse_distribution({"categorical": [[4], [4, 4]]})}
+    trials = Trials(study, section=SECTION.model_copy(update={"space": space}), objectives=LOSS)
+    own = trials.ask()
+    enqueued = [{"model.sizes": "[2]"}, {"model.sizes": "[4, 4]", "train.lr": 1e-3}, {"train.lr": -3.0}]
+    for params in enqueued:
+        study.enqueue_trial(params)
+    assert end_outside(study, space=space) == ["trial 1: model.sizes is '[2]'", "trial 3: train.lr is -3.0"]
+    resumed = Trials(study, section=SECTION.model_copy(update={"space": space}), objectives=LOSS)
+    again, trained = resumed.reopen()
+    assert again.params == own.params
+    assert trained.params.items() >= {"model.sizes": "[4, 4]", "train.lr": 1e-3}.items()
+    assert [record.carried_from for record in resumed.records] == ["optuna:1", "optuna:3"]
+    assert resumed.asked == 2
+
+
+@pytest.mark.parametrize("of_earlier_release", [False, True])
+def test_a_trial_of_its_own_that_another_program_ended_is_no_imported_one(study, trials, of_earlier_release):
+    """Optuna's ``optimize`` with a heartbeat fails trials whose process is gone; those of a killed driver, say."""
+    ended(trials, "complete", [0.5])
+    number = trials.ask().number
+    trials.report(number, epoch=1, value=0.4, metrics={"validation/loss": 0.4}, best_metrics={"validation/loss": 0.4})
+    trials.flush()
+    if of_earlier_release:
+        with study._storage._backend.engine.begin() as connection:
+            connection.execute(text("DELETE FROM trial_system_attributes WHERE key = 'raymlops:drawn'"))
+    else:
+        number = trials.ask().number  # it has reported nothing yet
+    study._storage.set_trial_state_values(study.trials[number]._trial_id, TrialState.FAIL)
+    resumed = Trials(study, section=SECTION, objectives=LOSS)
+    assert resumed.asked == len(study.trials)
+    assert [(record.status, record.carried_from) for record in resumed.records] == [("complete", ""), ("failed", "")]
+    assert retry_failed(study) == [number]
 
 
 def test_several_objectives_are_all_told(storage, clock):
