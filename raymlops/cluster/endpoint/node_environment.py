@@ -77,9 +77,9 @@ def run_on_node(
     """Replace this process by a command, ``ray start`` above all, in the environment of a node.
 
     Where ``--head`` is among its words, the node is the head. What the environment already has stays, except for the
-    token, the guard and the wrapper of HAProxy, which runs a binary that it names; the variables of ``env_file``
-    replace it. RAYMLOPS_GCS_STORAGE is the default of ``gcs_storage``, and RAYMLOPS_TLS_CERT and RAYMLOPS_TLS_KEY name
-    the files of HAProxy.
+    token, the guard and the proxy, and the variables of ``env_file`` replace it; a binary of HAProxy that it names is
+    what the wrapper runs. RAYMLOPS_GCS_STORAGE is the default of ``gcs_storage``, and RAYMLOPS_TLS_CERT and
+    RAYMLOPS_TLS_KEY name the files of HAProxy.
 
     Raises:
         UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, or there is no such command.
@@ -92,9 +92,8 @@ def run_on_node(
         raise UsageError(f"there is no command {command[0]!r} on this node")
     named = chosen(proxy)
     tls = _tls(named)
-    starts_node = Path(program).name != "raymlops"
-    if not starts_node:
-        named = "python"
+    if Path(program).name == "raymlops":
+        named = "python"  # its commands start no node that has its proxy from here
     scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
     variables = node_environment(
         proxy=named,
@@ -103,14 +102,18 @@ def run_on_node(
         gcs_storage=gcs_storage or os.environ.get(GCS_STORAGE) or None,
         head="--head" in command,
     )
-    fixed = {name: variables[name] for name in (MODE, *GUARD)}
-    if starts_node:
-        # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
-        fixed |= wrapper_environment() | {ENABLED: "1"} if named == "haproxy" else {ENABLED: "0"}
-        fixed[LABELS] = variables[LABELS]
+    fixed = {name: variables[name] for name in (MODE, *GUARD, LABELS)} | {ENABLED: "0"}
     if named == "haproxy":
+        # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
+        fixed |= wrapper_environment(tls) | {ENABLED: "1"}
         scratch.mkdir(mode=0o700)
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
+
+
+def _labels(proxy: Proxy, *, tls: bool) -> str:
+    """Return a node's labels with that of its proxy."""
+    kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
+    return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
 
 
 def _tls(proxy: Proxy) -> TlsFiles | None:
@@ -125,12 +128,6 @@ def _tls(proxy: Proxy) -> TlsFiles | None:
         )
     os.environ.update({TLS_CERT: tls.cert, TLS_KEY: tls.key})
     return tls
-
-
-def _labels(proxy: Proxy, *, tls: bool) -> str:
-    """Return a node's labels with that of its proxy; the wrapper does not start HAProxy with one file of two."""
-    kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
-    return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
 
 
 def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:

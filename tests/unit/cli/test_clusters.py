@@ -46,15 +46,6 @@ def test_models_that_wait_to_be_restored_are_said(cluster, verb, tmp_path, capsy
         assert ("/models/m" in printed) == (verb == "status")
 
 
-def test_a_running_controller_brings_the_models_back(cluster, tmp_path, capsys):
-    """Nobody has to; where it cannot, it says why."""
-    with lease(f"sqlite:///{tmp_path}/state.db", LEASE, purpose=PURPOSE):
-        assert main(["status", "--root", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "--restore" not in out
-    assert "the controller brings back what should be live: m\n" in out
-
-
 def test_haproxy_is_asked_for_by_its_former_option_too(cluster, tmp_path, capsys):
     """Which names the same proxy, here one that does not run; and not two at once."""
     said = []
@@ -64,6 +55,15 @@ def test_haproxy_is_asked_for_by_its_former_option_too(cluster, tmp_path, capsys
     assert "already up" in said[0]
     assert said[1] == said[0]
     assert "name different proxies" in said[2]
+
+
+def test_a_running_controller_brings_the_models_back(cluster, tmp_path, capsys):
+    """Nobody has to; where it cannot, it says why."""
+    with lease(f"sqlite:///{tmp_path}/state.db", LEASE, purpose=PURPOSE):
+        assert main(["status", "--root", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "--restore" not in out
+    assert "the controller brings back what should be live: m\n" in out
 
 
 def test_a_model_that_others_reach_without_a_key_is_said(cluster, tmp_path, capsys):

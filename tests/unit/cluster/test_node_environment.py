@@ -184,12 +184,12 @@ def test_a_binary_that_a_node_names_is_run_by_the_wrapper(started, monkeypatch, 
     own.write_text("#!/bin/sh\n")
     own.chmod(0o700)
     monkeypatch.setenv(named, str(own))
-    cert, key = certificate(tmp_path)
+    cert, key = map(str, certificate(tmp_path))
     for proxy, enabled in (("haproxy", "1"), ("python", "0")):
-        for name, file in (("RAYMLOPS_TLS_CERT", cert), ("RAYMLOPS_TLS_KEY", key)):
-            monkeypatch.setenv(name, str(file) if proxy == "haproxy" else "")
         monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "0" if enabled == "1" else "1")
-        run_on_node(["ray", "start"], proxy=proxy, gcs_storage=None)
+        for name, file in (("RAYMLOPS_TLS_CERT", cert), ("RAYMLOPS_TLS_KEY", key)):
+            monkeypatch.setenv(name, file if proxy == "haproxy" else "")
+        run_on_node(["ray", "start"], proxy=proxy)
         assert started[-1][2]["RAY_SERVE_ENABLE_HA_PROXY"] == enabled
     environment = started[0][2]
     assert json.loads(environment["RAY_OVERRIDE_LABELS"]) == {LABEL: "haproxy-tls"}
