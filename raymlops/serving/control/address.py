@@ -133,7 +133,7 @@ def started_otherwise(details: Details, *, serve: ServeSection, api: Starts) -> 
     return []
 
 
-def tls_at_start(tls: tuple[str, str], proxy: str | None, *, everywhere: bool) -> tuple[str, str] | None:
+def tls_at_start(tls: tuple[str, str] | None, proxy: str | None, *, everywhere: bool) -> tuple[str, str] | None:
     """Return the certificate to start Serve with; None where the cluster's HAProxy has one from its environment.
 
     ``proxy`` is the one that Serve will start. What Serve listens on is never guessed: without TLS, keys would travel
@@ -143,16 +143,15 @@ def tls_at_start(tls: tuple[str, str], proxy: str | None, *, everywhere: bool) -
         ClusterError: that proxy would answer without TLS, or is not known; or it is HAProxy on other nodes than the
             head, which cannot reach Serve's fallback proxy there over TLS.
     """
+    if proxy == WITH_TLS and everywhere:
+        raise ClusterError(
+            "behind HAProxy with TLS, serve.proxy_location is head_only: only there is Serve's fallback proxy reached",
+            hint="serve.proxy_location=head_only, or the Python proxy: raymlops env --proxy python ray start",
+        )
+    if tls is None or proxy == WITH_TLS:
+        return None
     if proxy == "python":
         return tls
-    if proxy == WITH_TLS:
-        if everywhere:
-            raise ClusterError(
-                "behind HAProxy with TLS, serve.proxy_location is head_only: Serve's fallback proxy answers its own "
-                "machine alone",
-                hint="serve.proxy_location=head_only, or the Python proxy: raymlops env --proxy python ray start",
-            )
-        return None
     if proxy == "haproxy":
         raise ClusterError("serve.tls_cert is set, and this cluster starts HAProxy without a certificate", hint=_START)
     raise ClusterError(

@@ -160,7 +160,7 @@ def plan_of(
         if desired.deployments and local:
             port = port or free_port()
             check_port(host, port)
-        if tls is not None and (desired.deployments or starts):
+        if (tls is not None or everywhere) and (desired.deployments or starts):
             tls = tls_at_start(tls, api.proxy_to_start() or proxy, everywhere=everywhere)
         listens = Listening(host, port)
     elif not details["http_options"].get("ssl_certfile"):

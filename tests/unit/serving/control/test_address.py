@@ -178,13 +178,18 @@ def test_serve_is_started_with_tls_or_not_at_all(state, monkeypatch, proxy, name
     assert {name: value for name, value in serve.sent[0]["http_options"].items() if "ssl" in name} == expected
 
 
-def test_haproxy_with_tls_is_on_the_head_alone(state):
-    """Serve's fallback proxy would be plain for the others."""
+@pytest.mark.parametrize("files", [{"tls_cert": "/c", "tls_key": "/k"}, {}])
+def test_haproxy_with_tls_is_on_the_head_alone(state, files):
+    """Serve's fallback proxy would be plain for the others; whether the configuration names its files or not."""
     serve = FakeServe(dashboard_url="http://dashboard:8265", started_up=False, proxy="haproxy-tls")
-    section = ServeSection(proxy_location="every_node", tls_cert="/c", tls_key="/k")
+    section = ServeSection(proxy_location="every_node", **files)
     with pytest.raises(ClusterError, match="proxy_location is head_only"):
         deploy(state, serve, section=section)
     assert serve.sent == []
+    if not files:
+        serve.proxy = "haproxy"
+        deploy(state, serve, section=section)
+        assert serve.sent[0]["proxy_location"] == "EveryNode"
 
 
 def test_no_change_asks_this_machine_for_haproxy(state, monkeypatch):
