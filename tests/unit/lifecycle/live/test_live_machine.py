@@ -139,9 +139,12 @@ def test_what_was_deployed_beside_others_comes_back_alone(ends):
     """The first version with ``update: replace`` ends before the old one starts, however it does not get the route."""
     machine = LiveMachine()
     machine.live_already([1], looks=3, controlled=True)
-    machine.deploy(M, 5 if ends == "fails" else 2, "replace", abort=False, fate={"kill": 12} if ends != "fails" else {})
-    for _ in range(4 if ends != "fails" else 0):
-        machine.go(machine.world.callers[0])  # the controller starts version 2
+    if ends == "fails":
+        machine.deploy(M, 5, "replace", abort=False, fate={})
+    else:
+        machine.deploy(M, 2, "replace", abort=False, fate={"kill": 12})
+        for _ in range(4):
+            machine.go(machine.world.callers[0])  # the controller starts it
     if ends == "is rolled back":
         machine.roll_back(M, {})
     elif ends == "is superseded":
