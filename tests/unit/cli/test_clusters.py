@@ -11,7 +11,7 @@ from stored import put
 
 from raymlops.cli.main import main
 from raymlops.cluster.processes import ProcessRecord
-from raymlops.lifecycle.rollout.actor import LEASE, PURPOSE
+from raymlops.lifecycle.rollout.actor import LEASE, purpose
 from raymlops.records import BundleRef
 from raymlops.state.lease import lease
 from raymlops.state.store import Deployment, State
@@ -59,7 +59,7 @@ def test_haproxy_is_asked_for_by_its_former_option_too(cluster, tmp_path, capsys
 
 def test_a_running_controller_brings_the_models_back(cluster, tmp_path, capsys):
     """Nobody has to; where it cannot, it says why."""
-    with lease(f"sqlite:///{tmp_path}/state.db", LEASE, purpose=PURPOSE):
+    with lease(f"sqlite:///{tmp_path}/state.db", LEASE, purpose=purpose()):
         assert main(["status", "--root", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "--restore" not in out
