@@ -80,7 +80,7 @@ class Order:
         for rows in epoch_batches(self._split, self._spec, epoch=self._epoch, skip=0, rows=self._rows):
             seed_all(self._spec.seed, self._step, 0, device=torch.device("cpu"))
             self._step += 1
-            yield rows.tolist()
+            yield (rows % self._split.rows).tolist()
 
 
 def _lines(path: Path) -> list[str]:
