@@ -70,14 +70,19 @@ class DatasetSplit(SplitData):
             RecipeError: an item raises, which it names, or ``collate`` does.
         """
         if self._in_memory:
-            return list(self.dataset[self._rows_of(indices)])
+            return list(self.dataset[indices])
         with self.drawn_by(indices):
             if self._draws:
                 return self._collated(self._seeded(indices, seeds=self.seeds, together=1))
-            return self._collated(self._items(self._rows_of(indices).tolist()))
+            return self._collated(self._items((indices % self.rows).tolist()))
 
     def numbered(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows, each raised by the number of rows as often as it came before: repeated ones draw anew."""
+        """Return the rows, each raised by the number of rows as often as it came before: repeated ones draw anew.
+
+        Tensors in memory draw nothing.
+        """
+        if self._in_memory:
+            return rows
         order = np.argsort(rows.numpy(), kind="stable")
         in_turn = rows.numpy()[order]
         first = np.flatnonzero(np.r_[True, in_turn[1:] != in_turn[:-1]])
@@ -218,12 +223,8 @@ class DatasetSplit(SplitData):
         items: list[Any] = []
         for part in _chunks(indices, together):
             seed_all(*seeds, int(part[0]), device=torch.device("cpu"))
-            items += self._items(self._rows_of(part).tolist())
+            items += self._items((part % self.rows).tolist())
         return items
-
-    def _rows_of(self, indices: torch.Tensor) -> torch.Tensor:
-        # Only a sampler repeats rows; a step of any other recipe is spared the operation.
-        return indices if type(self.recipe).sampler is RecipeBase.sampler else indices % self.rows
 
     def _items(self, rows: list[int]) -> list[Any]:
         items: list[Any] = []
