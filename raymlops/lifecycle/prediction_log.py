@@ -51,10 +51,11 @@ def stored_logs(state: State) -> list[StoredLog]:
 
 
 def subjects(state: State) -> list[str]:
-    """Return the names of all models that are or were deployed by this state."""
+    """Return the names of all models that are or were deployed by this state, or are on their way."""
     from raymlops.state.audit import subjects_of
 
-    return subjects_of(state, (*ROUTE_ACTIONS, BESIDE))
+    # The event of a deploy follows once the version is up.
+    return sorted({*subjects_of(state, (*ROUTE_ACTIONS, BESIDE)), *(item.name for item in state.deployments())})
 
 
 def stored_log(state: State, name: str) -> StoredLog | None:

@@ -12,7 +12,7 @@ import pytest
 from raymlops.recipes.digits import Digits
 from raymlops.serving.protocols.grpc_messages import request_class
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 
 TINY = [
     "sweep.num_trials=1",

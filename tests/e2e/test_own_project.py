@@ -5,7 +5,7 @@ import shutil
 import httpx
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 
 
 def test_a_recipe_outside_the_package_goes_live_by_configuration_alone(cluster, cluster_user, repository):

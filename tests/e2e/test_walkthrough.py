@@ -15,7 +15,7 @@ from shell_user import ROOT
 if TYPE_CHECKING:
     from shell_user import User
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 
 SCRIPT = ROOT / "examples" / "sweep_walkthrough.py"
 CELL_TIMEOUT_S = 300

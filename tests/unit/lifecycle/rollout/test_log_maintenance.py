@@ -77,6 +77,17 @@ def test_hours_from_before_the_controller_began_are_merged_once(state, url, tmp_
     assert requests(tmp_path) == ["id1", "id2", "id3", "id4"]
 
 
+def test_rows_of_a_model_whose_first_deploy_is_on_its_way_are_looked_after(url, tmp_path):
+    """The controller starts with it, and its event follows; rows of an earlier state may be there."""
+    with State.open(url) as state:
+        bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
+        item = Deployment("m", 1, bundle, "run", "champion", {"log": {"retention_days": 10.0}})
+        put(state, "m", [item], action="deploy.start")
+        write(tmp_path, NOW - timedelta(days=11), 0)
+        LogMaintenance(state, url).run(NOW)
+    assert requests(tmp_path) == []
+
+
 def test_old_rows_of_a_model_that_was_removed_go_too(state, url, tmp_path):
     """By the setting it had last; its newer rows stay and are merged. Rows of a model of somebody else stay."""
     put(state, "m", [], action="remove")
