@@ -85,7 +85,8 @@ def test_rows_of_a_model_whose_first_deploy_is_on_its_way_are_looked_after(url, 
         put(state, "m", [item], action="deploy.start")
         write(tmp_path, NOW - timedelta(days=11), 0)
         LogMaintenance(state, url).run(NOW)
-    assert requests(tmp_path) == []
+        assert state.events()[0].action == "predictions.retain"
+    assert list(tmp_path.rglob("*.parquet")) == []
 
 
 def test_old_rows_of_a_model_that_was_removed_go_too(state, url, tmp_path):
