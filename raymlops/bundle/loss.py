@@ -11,9 +11,10 @@ from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.answer_loss import AnswerLoss
+    from raymlops.recipe import RecipeBase
     from raymlops.storage.filesystem import Location
 
 Pair = tuple[dict[str, Any], Any]
@@ -50,25 +51,25 @@ def own_losses(uri: Location, digest: str, pairs: Sequence[Pair]) -> OwnLosses:
         BundleError, RecipeImportError, RecipeError, StorageError: the recipe cannot be loaded.
     """
     recipe = load_recipe(uri, digest)
-    where = f"{type(recipe).__name__}.loss_of()"
     values: list[float | None] = []
     failure = ""
     for output, label in pairs:
         try:
-            found = call_recipe(where, lambda output=output, label=label: recipe.loss_of(output, label))  # type: ignore[misc]
-            values.append(checked_loss(found, where=where))
+            values.append(own_loss(recipe, output, label))
         except Exception as error:  # whatever it is, it is the recipe's
             failure = failure or f"{error} (output {_short(output)}, label {_short(label)})"
             values.append(math.nan)
     return OwnLosses(values, failure)
 
 
-def checked_loss(found: Any, *, where: str) -> float | None:
-    """Return what ``loss_of`` returned as a number.
+def own_loss(recipe: RecipeBase, output: Mapping[str, Any], label: Any) -> float | None:
+    """Return the loss of one answer by the recipe's ``loss_of``; None where that returns none.
 
     Raises:
-        RecipeError: it is neither None nor a number from 0 to 1.
+        RecipeError: it raises, or returns neither None nor a number from 0 to 1.
     """
+    where = f"{type(recipe).__name__}.loss_of()"
+    found = call_recipe(where, lambda: recipe.loss_of(output, label))
     if found is None:
         return None
     try:

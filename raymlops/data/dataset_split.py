@@ -77,7 +77,7 @@ class DatasetSplit(SplitData):
             return self._collated(self._items((indices % self.rows).tolist()))
 
     def numbered(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the rows, each raised by the number of rows as often as it came before: repeated ones draw anew.
+        """Return the rows, each raised by the number of rows as often as it came before: repeats draw again.
 
         Tensors in memory draw nothing.
         """

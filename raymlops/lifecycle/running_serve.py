@@ -139,13 +139,13 @@ def check_proxies(api: ServeApi, spec: ProjectSpec) -> tuple[str, ...]:
         UsageError: it names HAProxy, and another proxy runs.
         ClusterError: the dashboard does not answer, or refuses us.
     """
-    from raymlops.serving.control.proxies import refuse_other_proxy, shortcomings
+    from raymlops.serving.control.proxies import refuse_other_proxy
 
     found = running_serve(api, spec)
     if found is None:
         return ()
     refuse_other_proxy(found.proxies, spec.serve)
-    return shortcomings(found.proxies, spec.serve)
+    return found.lacks
 
 
 def findings(*, root: str | None = None) -> list[Finding]:

@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymlops.errors import UsageError
 from raymlops.predictions.labelled import SKEW, within
 from raymlops.predictions.labels import SETTLED_S
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import DamagedError, Group, rewrite
-from raymlops.predictions.where import Search, Where
+from raymlops.predictions.where import Search, Where, refuse_unsearched
 from raymlops.records import Record
 from raymlops.storage.store import Store
 
@@ -67,13 +66,12 @@ class EraseRecord(Record):
     @classmethod
     def total(cls, records: Iterable[EraseRecord]) -> EraseRecord:
         """Return the sum of calls for several storages."""
-        first, *others = records
-        every = [first, *others]
+        every = list(records)
         counts = ("rows", "labels", "searched", "unsearched", "open_labels")
         sums = {count: sum(getattr(record, count) for record in every) for count in counts}
         damaged = tuple(sorted({path for record in every for path in record.damaged}))
         problem = next((record.problem for record in every if record.problem), "")
-        return replace(first, **sums, damaged=damaged, problem=problem)
+        return replace(every[0], **sums, damaged=damaged, problem=problem)
 
     def then(self, later: EraseRecord) -> EraseRecord:
         """Return the sum with a later call, which saw what was written meanwhile."""
@@ -86,10 +84,7 @@ class EraseRecord(Record):
         Raises:
             UsageError: there are rows, and none could be compared.
         """
-        if self.unsearched and not self.searched:
-            raise UsageError(
-                self.problem, hint="Values are compared by the field's type; redacted fields are not kept."
-            )
+        refuse_unsearched(self.searched, self.unsearched, self.problem)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-HINT = "Values are compared by the field's type; redacted fields are not kept."
 _FLAGS = {"true": True, "false": False}
 
 
@@ -82,10 +81,17 @@ class Search:
         Raises:
             UsageError: there were rows, and none that could be compared.
         """
-        if self.unsearched and not self.searched:
-            raise UsageError(
-                self.problem, hint="Values are compared by the field's type; redacted fields are not kept."
-            )
+        refuse_unsearched(self.searched, self.unsearched, self.problem)
+
+
+def refuse_unsearched(searched: int, unsearched: int, problem: str) -> None:
+    """Reject conditions that could find nothing, such as by a misspelt field.
+
+    Raises:
+        UsageError: with the ``problem``: there were rows, and none that could be compared.
+    """
+    if unsearched and not searched:
+        raise UsageError(problem, hint="Values are compared by the field's type; redacted fields are not kept.")
 
 
 def _condition(text: str) -> tuple[str, str]:

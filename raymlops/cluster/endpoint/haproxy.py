@@ -28,6 +28,7 @@ LABEL = "raymlops.io/proxy"
 
 Serve starts its proxies by that environment, which nothing else shows before it has.
 """
+WITH_TLS = "haproxy-tls"
 PYTHON = "RAYMLOPS_HAPROXY_PYTHON"
 DIRECT_PORTS = frozenset((*range(30_000, 31_001), *range(40_000, 41_001)))
 """Serve's own ports for replicas behind HAProxy, of HTTP and gRPC: on the endpoint's host, and without TLS."""

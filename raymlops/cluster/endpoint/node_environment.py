@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from raymlops.cluster.auth import MODE
 from raymlops.cluster.endpoint.env_file import read_env_file
-from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, chosen, wrapper_environment
+from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, WITH_TLS, chosen, wrapper_environment
 from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
 from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
@@ -112,7 +112,7 @@ def run_on_node(
 
 def _labels(proxy: Proxy, *, tls: bool) -> str:
     """Return a node's labels with that of its proxy."""
-    kind = "haproxy-tls" if proxy == "haproxy" and tls else proxy
+    kind = WITH_TLS if proxy == "haproxy" and tls else proxy
     return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
 
 

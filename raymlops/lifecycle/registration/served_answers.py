@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raymlops.bundle.loss import checked_loss, read_loss
+from raymlops.bundle.loss import own_loss, read_loss
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
-from raymlops.recipe import call_recipe
 from raymlops.registry.agreement import Orders, agrees, unanswered
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 ROWS = 1000
 """About so many test rows, spread evenly."""
 SHUFFLES = 10
-"""Random orders of labels; the metric is computed anew for each."""
+"""Random orders of labels; the metric is computed for each."""
 SEED = 20_130_101
 
 
@@ -95,12 +94,9 @@ def _mean_loss(
     candidate: LoadedModel, rule: AnswerLoss, answers: Sequence[Answer | None], labels: Sequence[Any]
 ) -> float:
     """Return the mean loss of answers with these labels; NaN where none can be compared."""
-    where = f"{type(candidate.recipe).__name__}.loss_of()"
 
     def loss(answer: Answer, label: Any) -> float | None:
-        if rule.kind != "recipe":
-            return rule.of(answer, label)
-        return checked_loss(call_recipe(where, lambda: candidate.recipe.loss_of(answer, label)), where=where)
+        return own_loss(candidate.recipe, answer, label) if rule.kind == "recipe" else rule.of(answer, label)
 
     asked = (loss(answer, label) for answer, label in zip(answers, labels, strict=True) if answer is not None)
     known = [value for value in asked if value is not None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from raymlops.cluster.endpoint.haproxy import WITH_TLS
 from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import listeners
 from raymlops.config.serve import is_loopback
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
     from raymlops.serving.control.details import Details
 
 EVERYWHERE = "[::]"
-WITH_TLS = "haproxy-tls"
 _START = (
     "Nodes start with it: raymlops up --tls-cert FILE --tls-key FILE; elsewhere RAYMLOPS_TLS_CERT and RAYMLOPS_TLS_KEY "
-    "for `raymlops env ray start`, or serve.proxy=python where Ray's own proxy runs and Serve is started anew."
+    "for `raymlops env ray start`, or serve.proxy=python where Ray's own proxy runs, after a restart of Serve."
 )
-_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 
 
 class Starts(Protocol):
@@ -55,15 +54,22 @@ class Listening:
     """A node on which it listens, where that is another machine than this one."""
 
     @property
+    def everywhere(self) -> bool:
+        """Return whether it listens on all addresses of a node."""
+        return self.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+
+    @property
     def address(self) -> str:
         """Return the address at which the proxy is reached from here."""
-        everywhere = self.host in _WILDCARDS
-        return self.node_ip if everywhere and self.node_ip is not None else reached_at(self.host)
+        return (self.node_ip or "127.0.0.1") if self.everywhere else self.host
 
     @property
     def base_url(self) -> str:
         """Return the URL of the proxy."""
-        host = self.address
+        return self.url_at(self.address)
+
+    def url_at(self, host: str) -> str:
+        """Return the URL of a proxy at another address."""
         return f"{'https' if self.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
@@ -158,11 +164,6 @@ def tls_at_start(tls: tuple[str, str] | None, proxy: str | None, *, everywhere: 
         "serve.tls_cert is set, and nothing shows which proxy this cluster starts",
         hint="Start every node by `raymlops env ray start`; serve.proxy=python says that it is Ray's own.",
     )
-
-
-def reached_at(host: str) -> str:
-    """Return the address at which this machine reaches what listens on ``host``."""
-    return "127.0.0.1" if host in _WILDCARDS else host
 
 
 def _asked_for_tls(listens: Listening) -> bool:

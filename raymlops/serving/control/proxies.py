@@ -84,8 +84,7 @@ def proxies_in_force(
         if host is None or (kind == "haproxy" and route is None):
             return None
         path = (route or "").rstrip("/") if kind == "haproxy" else ""
-        scheme = listens.base_url.partition("://")[0]
-        answer = (ask or _ask)(f"{scheme}://{f'[{host}]' if ':' in host else host}:{listens.port}{path}{GUARD}")
+        answer = (ask or _ask)(f"{listens.url_at(host)}{path}{GUARD}")
         return None if kind == "haproxy" and not answer else answer  # its own text: no replica is up yet
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
@@ -135,7 +134,7 @@ def _host_of(node_ip: str, listens: Listening, *, local: bool) -> str | None:
         return listens.host if local else None
     if is_loopback(node_ip) and not local:
         return None
-    return node_ip if listens.host in {"0.0.0.0", "::"} else listens.host  # noqa: S104 - not to bind
+    return node_ip if listens.everywhere else listens.host
 
 
 def _is_served(config: Any) -> bool:

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.predictions.labels import MAX_PROBLEMS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST = 20_000
 """About 6 MB, with ids of 36 characters."""
-MAX_PROBLEMS = 20
 
 
 class Answered:

@@ -1,9 +1,9 @@
 """Import the trials of a study that another program wrote, as history for the sampler of a new sweep.
 
 Owns which trials are imported, how their parameters are found in the space, and that a trial which another program adds
-to a sweep's own study is no point outside the space. A complete trial is a measurement of
-one point, where it has a value for every parameter that exists there and for no other one. Nothing else about it is
-known, and there is no run of it, so that it never wins and counts in no limit.
+to a sweep's own study is no point outside the space. A complete trial is a measurement of one point, where it has a
+value for every parameter that exists there and for no other one. Nothing else about it is known, and there is no run of
+it, so that it never wins and counts in no limit.
 """
 
 from __future__ import annotations

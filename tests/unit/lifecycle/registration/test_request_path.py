@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import Tiny, make_table
-from tiny_bundle import EXAMPLE
+from tiny_bundle import EXAMPLE, loaded
 
-from raymlops.bundle.load import LoadedModel
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
 
@@ -22,19 +21,7 @@ def version(**methods):
     recipe = recipe_class(Tiny.Config(train_rows=50, hidden=4))
     recipe = recipe_class(recipe.config, state=recipe.fit(recipe.datasets().train))
     torch.manual_seed(0)
-    return LoadedModel(
-        uri="bundles/x",
-        digest="d" * 64,
-        recipe=recipe,
-        model=recipe.model().eval(),
-        signature=recipe.signature(),
-        example=EXAMPLE,
-        config_yaml="",
-        profile={},
-        evaluation={},
-        lineage={},
-        row_hashes=np.empty(0, np.uint64),
-    )
+    return loaded(recipe, recipe.model())
 
 
 def split(rows=120):

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tiny import Tiny, make_table
-from tiny_bundle import EXAMPLE
+from tiny_bundle import loaded
 from torch import nn
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
-from raymlops.bundle.load import LoadedModel
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.lifecycle.registration import served_answers
 from raymlops.lifecycle.registration.served_answers import compare_served
@@ -22,22 +21,6 @@ from raymlops.signature import Signature
 
 PROBABILITY = AnswerLoss("probability", probabilities=("probability",), positive=1, negative=0)
 ALONE = AnswerLoss("class", "answer")
-
-
-def loaded(recipe, model):
-    return LoadedModel(
-        uri="bundles/x",
-        digest="d" * 64,
-        recipe=recipe,
-        model=model.eval(),
-        signature=recipe.signature(),
-        example=EXAMPLE,
-        config_yaml="",
-        profile={},
-        evaluation={},
-        lineage={},
-        row_hashes=np.empty(0, np.uint64),
-    )
 
 
 @pytest.fixture(scope="module")
