@@ -402,7 +402,8 @@ def test_signals_are_the_trainings(number: signal.Signals) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             print("reading", flush=True)
-            time.sleep(600)
+            while True:  # a signal just before one long sleep would be handled after it
+                time.sleep(0.01)
         except KeyboardInterrupt:
             print(len(list(batches)), flush=True)
         """
