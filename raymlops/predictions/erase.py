@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from raymlops.predictions.labelled import SKEW, within
 from raymlops.predictions.labels import SETTLED_S
-from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, survey
+from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, is_foreign, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import DamagedError, Group, rewrite
 from raymlops.predictions.where import Search, Where, refuse_unsearched
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
-"""A temporary file this old was left by a writer that was killed; one that still writes it tries again."""
+"""A temporary file of labels this old was left by a writer that was killed."""
 LABELS_OPEN = timedelta(seconds=SETTLED_S + 5)
 """A file of labels that is younger may still be written again, so that what replaced it would lack what it holds then;
 clocks may differ by the rest."""
@@ -55,7 +55,7 @@ class EraseRecord(Record):
     unsearched: int
     """Rows that could not be: without one of the fields, or with one of another type."""
     damaged: tuple[str, ...] = ()
-    """Files that cannot be read, and may hold such rows."""
+    """Files that cannot be read, or that another program wrote: they may hold such rows."""
     open_labels: int = 0
     """Labels to erase in files that their writer has not finished; they and their rows are left to the next call."""
     erased: bool = False
@@ -167,10 +167,8 @@ class _Pass:
         self._held = {(request_id, row) for found in unfinished for request_id, row, _ in found.keys}
         rows = [found for found in rows if not self._grown and not self._are_held(found)]
         if self._now is not None:
-            for found in labels:
-                self._erase(found, self._is_label)
-            for found in rows:
-                self._erase(found, self._is_free_row)
+            labels = [found for found in labels if self._erase(found, self._is_label)]
+            rows = [found for found in rows if self._erase(found, self._is_free_row)]
         return EraseRecord(
             job.name,
             tuple(job.where.fields),
@@ -208,8 +206,12 @@ class _Pass:
     def _files(self, folder: str, matches: Matches, columns: Sequence[str] | None) -> Iterator[_Found]:
         """Yield the files of a folder that hold such rows, and remove what interrupted calls and writers left."""
         files, replaced = survey(self._store, folder, self._faults)
+        others = [*self._store.files(folder)]
+        self._faults.damaged.update(f"{folder}/{name}" for name in filter(is_foreign, others))
         if self._now is not None:
-            for name in (*replaced, *self._abandoned(folder)):
+            # A writer of rows tries again after a second; one of labels would have to refuse them.
+            left = [name for name in others if is_temporary(name) and (matches == self._is_row or self._is_left(name))]
+            for name in (*replaced, *left):
                 self._store.remove(f"{folder}/{name}")
         for live in files:
             try:
@@ -226,11 +228,9 @@ class _Pass:
                 else:
                     self._faults.add(f"{folder}/{live.name}", error)
 
-    def _abandoned(self, folder: str) -> Iterator[str]:
-        """Yield temporary files; a merged one is always an interrupted call's, since nobody else may merge now."""
-        for name in self._store.files(folder):
-            if name.startswith(".") and (MERGED in name or self._is_older(name[1:], ABANDONED)):
-                yield name
+    def _is_left(self, name: str) -> bool:
+        """Return whether nobody will finish a file; a merged one is an interrupted call's, as nobody else may merge."""
+        return MERGED in name or self._is_older(name[1:], ABANDONED)
 
     def _is_open(self, live: Live) -> bool:
         return not self._is_older(live.name, LABELS_OPEN)
@@ -238,13 +238,16 @@ class _Pass:
     def _is_older(self, name: str, age: timedelta) -> bool:
         """Return whether a file is older than that, by its name, which begins with the time of the first attempt."""
         text = name.partition("-")[0]
-        return self._now is None or not text.isdigit() or int(text) / 1000 < (self._now - age).timestamp()
+        return self._now is None or int(text) / 1000 < (self._now - age).timestamp()
 
-    def _erase(self, found: _Found, matches: Matches) -> None:
+    def _erase(self, found: _Found, matches: Matches) -> bool:
+        """Replace a file; return whether that was possible."""
         try:
             rewrite(self._store, found.folder, Group(found.schema, [(found.live, found.rows)]), erase=matches)
         except DamagedError as error:
             self._faults.add(f"{found.folder}/{found.live.name}", error)
+            return False
+        return True
 
 
 def _key(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array, pa.Array]:

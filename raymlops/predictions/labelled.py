@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ["request_id", "row", "label", "correction", "received", "caller"]
 _KEPT = ["request_id", "row", "label", "caller"]
-_EMPTY = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in _KEPT]).empty_table()
+EMPTY = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in _KEPT]).empty_table()
 _TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
 _MAX_PIECES = 512
@@ -133,7 +133,7 @@ def load_labels(
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
     """Return the label that counts for each row, from labels in any order; ``received`` orders them."""
     if events is None or not events.num_rows:
-        return Labels(_EMPTY, np.empty(0, np.int64), np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
+        return Labels(EMPTY, np.empty(0, np.int64), np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
     events, starts, ends = _by_caller(_whole(events))
     rows = np.cumsum(~_repeats(events, starts, ["request_id", "row"])) - 1
     kept = starts.copy()
