@@ -52,7 +52,7 @@ class EraseRecord(Record):
     unsearched: int
     """Rows that could not be: without one of the fields, or with one of another type."""
     damaged: tuple[str, ...] = ()
-    """Files that cannot be read, or that another program wrote: they may hold such rows."""
+    """Files that cannot be read, or that another program wrote, and storages: they may hold such rows."""
     open_labels: int = 0
     """Labels to erase in files that their writer has not finished; they and their rows are left to the next call."""
     erased: bool = False
