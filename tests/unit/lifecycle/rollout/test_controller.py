@@ -35,12 +35,6 @@ BAD = {**GOOD, "errors": 2000}
 
 
 @pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
 

@@ -21,19 +21,12 @@ from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
 from raymlops.signature import Signature
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 HOUR = Window(NOW - timedelta(hours=1), None)
 SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("yes", "bool")))
 RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
-
-
-@pytest.fixture
-def state(tmp_path):
-    """Return an empty state."""
-    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        yield state
 
 
 def live(state, tmp_path, rule=RULE):
