@@ -10,10 +10,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import NotFoundError, UsageError
+from raymlops.errors import LeaseLostError, NotFoundError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
+    from raymlops.storage.store import Store
 
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
@@ -73,6 +75,22 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
+def other_storages(name: str, spec: ProjectSpec) -> list[str]:
+    """Return the storages beside the configured one in which a model has rows or labels.
+
+    Raises:
+        StorageError, UnreachableError: the state or a storage cannot be used.
+    """
+    from raymlops.predictions.paths import names_in
+    from raymlops.storage.filesystem import absolute
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state:
+        log = stored_log(state, name)
+    uris = () if log is None else log.uris
+    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+
+
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 
@@ -87,8 +105,8 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with changing(state_url(spec), name, purpose="compaction"):
-        return compact(spec.storage.path, name, now=datetime.now(UTC))
+    with changing(state_url(spec), name, purpose="compaction") as open_store:
+        return compact(spec.storage.path, name, now=datetime.now(UTC), open_store=open_store)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -162,12 +180,12 @@ def erase_predictions(
     from raymlops.serving.control.render import settings_of
     from raymlops.storage.store import Store
 
-    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
         uris = [uri for uri in log.uris if name in names_in(Store(uri))]
         if not uris:
             check_known(Store(log.uris[0]), name)
-        jobs = [Erasure(uri, name, where, since, until) for uri in uris]
+        jobs = [Erasure(uri, name, where, since, until, open_store) for uri in uris]
         found = EraseRecord.total(job.find() for job in jobs)
         found.check()
         agree(found)
@@ -188,17 +206,28 @@ def erase_predictions(
 
 
 @contextmanager
-def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
-    """Hold the lease under which one process at a time changes the files of a model's log.
+def changing(url: str, name: str, *, purpose: str) -> Iterator[Callable[[str], Store]]:
+    """Hold the lease under which one process at a time changes the files of a model's log, and yield what opens them.
+
+    Where the lease is lost meanwhile, nothing more is changed: that raises ``LeaseLostError``.
 
     Raises:
         RefusedError: another process holds it.
         StorageError, UnreachableError: the state cannot be queried.
     """
+    from raymlops.predictions.rewrite import FencedStore
     from raymlops.state.lease import lease
 
-    with lease(url, f"predictions-{name}", purpose=purpose):
-        yield
+    with lease(url, f"predictions-{name}", purpose=purpose) as renew:
+
+        def check() -> None:
+            if renew():
+                raise LeaseLostError(
+                    f"the {purpose} of {name} was interrupted: another process may have changed the files of its log",
+                    hint="Run it again, which continues where it ended.",
+                )
+
+        yield partial(FencedStore, check=check)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
@@ -221,7 +250,13 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
 
 
 def _counts(record: EraseRecord) -> dict[str, int]:
-    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
+    return {
+        "rows": record.rows,
+        "labels": record.labels,
+        "open_labels": record.open_labels,
+        "unsearched_rows": record.unsearched,
+        "damaged_files": len(record.damaged),
+    }
 
 
 def _last_deployed(state: State, name: str) -> Sequence[Deployment]:
