@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymlops.predictions.hourly import remove_profile, update_profile
 from raymlops.predictions.labelled import SKEW, within
 from raymlops.predictions.labels import SETTLED_S
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, survey
@@ -27,6 +28,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from raymlops.predictions.hourly import LayoutsOf
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
@@ -100,6 +102,8 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
+    layouts_of: LayoutsOf = lambda _version: None
+    """The layouts that the hours of a version are counted on: profiles of hours with such rows are made again."""
     callers: dict[Key, set[str | None]] = field(default_factory=dict)
     """Who asked for each row found so far; about 400 bytes each."""
 
@@ -169,8 +173,16 @@ class _Pass:
         if self._now is not None:
             for found in labels:
                 self._erase(found, self._is_label)
+            # A profile goes before its rows, so that none outlives them.
+            for folder in dict.fromkeys(found.folder for found in rows):
+                remove_profile(self._store, folder)
             for found in rows:
                 self._erase(found, self._is_free_row)
+            changed = {found.folder for found in rows}
+            for hour in hours:
+                layouts = self._job.layouts_of(hour.version or 0) if hour.path in changed else None
+                if layouts:
+                    update_profile(self._store, hour.path, layouts, self._faults)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),
