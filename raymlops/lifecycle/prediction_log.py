@@ -6,15 +6,16 @@ still has the settings it was deployed with last. Knows that one process at a ti
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import LeaseLostError, NotFoundError, UsageError
+from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord, RetainRecord
     from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.hourly import Layouts, LayoutsOf
     from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
+
+_log = logging.getLogger(__name__)
 
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
@@ -101,12 +105,12 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
-    from raymlops.state.database import state_url
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with changing(state_url(spec), name, purpose="compaction") as open_store:
-        return compact(spec.storage.path, name, now=datetime.now(UTC), open_store=open_store)
+    with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
+        now, layouts = datetime.now(UTC), layouts_of(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -185,7 +189,8 @@ def erase_predictions(
         uris = [uri for uri in log.uris if name in names_in(Store(uri))]
         if not uris:
             check_known(Store(log.uris[0]), name)
-        jobs = [Erasure(uri, name, where, since, until, open_store) for uri in uris]
+        layouts = layouts_of(state, name)
+        jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
         found = EraseRecord.total(job.find() for job in jobs)
         found.check()
         agree(found)
@@ -203,6 +208,30 @@ def erase_predictions(
             done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC)) for job in jobs))
         state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
         return done
+
+
+def layouts_of(state: State, name: str) -> LayoutsOf:
+    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+
+    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    """
+    from raymlops.bundle.profiles import references_of
+    from raymlops.state.versions import recorded
+
+    @cache
+    def found(version: int) -> Layouts | None:
+        record = recorded(state, name, version)
+        try:
+            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+        except NotFoundError as error:
+            _log.info("version %d of %s: %s", version, name, error)
+            return None
+        except (BundleError, StorageError) as error:
+            _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
+            return None
+        return {side: reference.layout for side, reference in references.items()}
+
+    return found
 
 
 @contextmanager
