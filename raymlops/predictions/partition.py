@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MERGED = ".merged.parquet"
+PROFILE = "profile.counts"
+"""The hour's profile, beside its rows."""
 BATCH_ROWS = 8192
 _NAME = re.compile(r"[0-9]+-\w+(?:\.merged)?\.parquet")
 _SOURCES = b"raymlops.sources"
@@ -75,7 +77,7 @@ def is_temporary(name: str) -> bool:
 
 def is_foreign(name: str) -> bool:
     """Return whether a file is neither of a log nor hidden."""
-    return not name.startswith(".") and _NAME.fullmatch(name) is None
+    return not name.startswith(".") and name != PROFILE and _NAME.fullmatch(name) is None
 
 
 def sources_metadata(
