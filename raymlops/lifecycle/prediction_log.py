@@ -6,15 +6,16 @@ still has the settings it was deployed with last. Knows that one process at a ti
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import LeaseLostError, NotFoundError, StorageError, UsageError
+from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
@@ -25,19 +26,12 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.hourly import Layouts, LayoutsOf
     from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
-
-@dataclass(frozen=True)
-class RetainRecord(Record):
-    """Which hours of predictions and days of labels were removed."""
-
-    name: str
-    before: str
-    removed: tuple[str, ...]
-
+_log = logging.getLogger(__name__)
 
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
@@ -52,6 +46,15 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+
+@dataclass(frozen=True)
+class RetainRecord(Record):
+    """Which hours of predictions and days of labels were removed."""
+
+    name: str
+    before: str
+    removed: tuple[str, ...]
 
 
 def stored_logs(state: State) -> list[StoredLog]:
@@ -112,12 +115,12 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
-    from raymlops.state.database import state_url
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with changing(state_url(spec), name, purpose="compaction") as open_store:
-        return compact(spec.storage.path, name, now=datetime.now(UTC), open_store=open_store)
+    with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
+        now, layouts = datetime.now(UTC), layouts_of(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -197,11 +200,11 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        jobs, away = [], []
+        jobs, away, layouts = [], [], layouts_of(state, name)
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
-                    jobs.append(Erasure(uri, name, where, since, until, open_store))
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, layouts))
             except StorageError:
                 away.append(uri)
         if not jobs:
@@ -224,6 +227,30 @@ def erase_predictions(
             done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC)) for job in jobs))
         state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
         return done
+
+
+def layouts_of(state: State, name: str) -> LayoutsOf:
+    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+
+    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    """
+    from raymlops.bundle.profiles import references_of
+    from raymlops.state.versions import recorded
+
+    @cache
+    def found(version: int) -> Layouts | None:
+        record = recorded(state, name, version)
+        try:
+            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+        except NotFoundError as error:
+            _log.info("version %d of %s: %s", version, name, error)
+            return None
+        except (BundleError, StorageError) as error:
+            _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
+            return None
+        return {side: reference.layout for side, reference in references.items()}
+
+    return found
 
 
 @contextmanager

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MERGED = ".merged.parquet"
+PROFILE = "profile.counts"
+"""The hour's profile, beside its rows."""
 BATCH_ROWS = 8192
 _NAME = re.compile(r"[0-9]+-\w+(?:\.merged)?\.parquet")
+_TEMPORARY = re.compile(rf"\.(?:{_NAME.pattern}|{re.escape(PROFILE)})-")
 _SOURCES = b"raymlops.sources"
 _ATTEMPTS = 20
 
@@ -70,12 +73,12 @@ class _GoneError(Exception):
 
 def is_temporary(name: str) -> bool:
     """Return whether a file is one that a writer has not finished, and not another program's hidden one."""
-    return name.startswith(".") and _NAME.match(name, 1) is not None
+    return _TEMPORARY.match(name) is not None
 
 
 def is_foreign(name: str) -> bool:
     """Return whether a file is neither of a log nor hidden."""
-    return not name.startswith(".") and _NAME.fullmatch(name) is None
+    return not name.startswith(".") and name != PROFILE and _NAME.fullmatch(name) is None
 
 
 def sources_metadata(
