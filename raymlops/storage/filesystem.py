@@ -287,7 +287,8 @@ def delete(uri: Location, *, first: str | None = None) -> None:
     with errors(uri):
         filesystem, path = open_filesystem(uri)
         if filesystem.get_file_info(path).is_file:
-            filesystem.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):  # it may have been renamed since
+                filesystem.delete_file(path)
             return
         if first is not None:
             with contextlib.suppress(FileNotFoundError):
