@@ -6,14 +6,16 @@ still has the settings it was deployed with last. Knows that one process at a ti
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import NotFoundError, UsageError
+from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
@@ -23,8 +25,12 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord, RetainRecord
     from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.hourly import Layouts, LayoutsOf
     from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
+    from raymlops.storage.store import Store
+
+_log = logging.getLogger(__name__)
 
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
@@ -73,6 +79,22 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
+def other_storages(name: str, spec: ProjectSpec) -> list[str]:
+    """Return the storages beside the configured one in which a model has rows or labels.
+
+    Raises:
+        StorageError, UnreachableError: the state or a storage cannot be used.
+    """
+    from raymlops.predictions.paths import names_in
+    from raymlops.storage.filesystem import absolute
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state:
+        log = stored_log(state, name)
+    uris = () if log is None else log.uris
+    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+
+
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 
@@ -83,12 +105,12 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
-    from raymlops.state.database import state_url
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with changing(state_url(spec), name, purpose="compaction"):
-        return compact(spec.storage.path, name, now=datetime.now(UTC))
+    with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
+        now, layouts = datetime.now(UTC), layouts_of(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -162,12 +184,13 @@ def erase_predictions(
     from raymlops.serving.control.render import settings_of
     from raymlops.storage.store import Store
 
-    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
         uris = [uri for uri in log.uris if name in names_in(Store(uri))]
         if not uris:
             check_known(Store(log.uris[0]), name)
-        jobs = [Erasure(uri, name, where, since, until) for uri in uris]
+        layouts = layouts_of(state, name)
+        jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
         found = EraseRecord.total(job.find() for job in jobs)
         found.check()
         agree(found)
@@ -187,18 +210,53 @@ def erase_predictions(
         return done
 
 
+def layouts_of(state: State, name: str) -> LayoutsOf:
+    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+
+    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    """
+    from raymlops.bundle.profiles import references_of
+    from raymlops.state.versions import recorded
+
+    @cache
+    def found(version: int) -> Layouts | None:
+        record = recorded(state, name, version)
+        try:
+            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+        except NotFoundError as error:
+            _log.info("version %d of %s: %s", version, name, error)
+            return None
+        except (BundleError, StorageError) as error:
+            _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
+            return None
+        return {side: reference.layout for side, reference in references.items()}
+
+    return found
+
+
 @contextmanager
-def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
-    """Hold the lease under which one process at a time changes the files of a model's log.
+def changing(url: str, name: str, *, purpose: str) -> Iterator[Callable[[str], Store]]:
+    """Hold the lease under which one process at a time changes the files of a model's log, and yield what opens them.
+
+    Where the lease is lost meanwhile, nothing more is changed: that raises ``LeaseLostError``.
 
     Raises:
         RefusedError: another process holds it.
         StorageError, UnreachableError: the state cannot be queried.
     """
+    from raymlops.predictions.rewrite import FencedStore
     from raymlops.state.lease import lease
 
-    with lease(url, f"predictions-{name}", purpose=purpose):
-        yield
+    with lease(url, f"predictions-{name}", purpose=purpose) as renew:
+
+        def check() -> None:
+            if renew():
+                raise LeaseLostError(
+                    f"the {purpose} of {name} was interrupted: another process may have changed the files of its log",
+                    hint="Run it again, which continues where it ended.",
+                )
+
+        yield partial(FencedStore, check=check)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
@@ -221,7 +279,13 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
 
 
 def _counts(record: EraseRecord) -> dict[str, int]:
-    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
+    return {
+        "rows": record.rows,
+        "labels": record.labels,
+        "open_labels": record.open_labels,
+        "unsearched_rows": record.unsearched,
+        "damaged_files": len(record.damaged),
+    }
 
 
 def _last_deployed(state: State, name: str) -> Sequence[Deployment]:

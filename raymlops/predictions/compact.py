@@ -1,4 +1,4 @@
-"""Merge the small files of past hours into few large ones, and remove hours beyond their retention.
+"""Merge the small files of past hours into few large ones, count what is in them, and remove hours beyond retention.
 
 Owns which files are merged and which hours are over; how files are replaced is ``rewrite``'s. Interrupted anywhere,
 nothing is lost or counted twice; the next call completes it. Writers may keep writing, also into past hours; only one
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.partition import Faults, Live, open_file, survey
+from raymlops.predictions.hourly import update_profile
+from raymlops.predictions.partition import Faults, Live, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import MERGED_BYTES, MERGED_ROWS, DamagedError, Group, rewrite
 from raymlops.records import Record
@@ -21,6 +22,8 @@ from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from raymlops.predictions.hourly import LayoutsOf
 
 GRACE = timedelta(minutes=5)
 """How long writers may finish a past hour before it is merged. Later rows go into further files."""
@@ -39,6 +42,8 @@ class CompactRecord(Record):
     """Files that they were merged into."""
     rows: int
     damaged: tuple[str, ...] = ()
+    profiled: int = 0
+    """Past hours whose rows were counted: see ``hourly``."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +69,26 @@ def compact(
     *,
     now: datetime,
     since: datetime | None = None,
+    layouts_of: LayoutsOf = lambda _version: None,
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
     """Merge the small files of every past hour of predictions and every past day of labels.
 
-    ``since`` skips older ones, which saves listing each of them on an object store.
+    ``since`` skips older ones, which saves listing each of them on an object store. ``layouts_of`` a version are those
+    that its predictions are counted on, an hour at a time.
 
     Raises:
         StorageError: the storage cannot be used; completed merges are kept.
     """
-    store, work, folders = open_store(uri), _Work(), 0
+    store, work, folders, profiled = open_store(uri), _Work(), 0, 0
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
         if folder.end + GRACE <= now and (since is None or folder.end > since):
             folders += _compact_folder(store, folder.path, work)
-    return CompactRecord(name, folders, work.merged, work.into, work.rows, tuple(sorted(work.faults.damaged)))
+            layouts = None if folder.version is None else layouts_of(folder.version)
+            if layouts:
+                profiled += update_profile(store, folder.path, layouts, work.faults)
+    damaged = tuple(sorted(work.faults.damaged))
+    return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 
 
 def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
@@ -102,7 +113,7 @@ def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
     for name in replaced:  # a previous compaction was interrupted
         store.remove(f"{folder}/{name}")
     for name in store.files(folder):
-        if name.startswith("."):  # of an interrupted writer; one that is still writing retries
+        if is_temporary(name):  # of an interrupted writer; one that is still writing retries
             store.remove(f"{folder}/{name}")
     done = bool(replaced)
     for group in _groups(store, folder, [live for live in found if not _is_large(live)], work.faults):

@@ -41,6 +41,7 @@ def test_a_bundle_holds_these_files_and_no_other(tmp_path):
         "lineage.json",
         "manifest.json",
         "profile.json",
+        "profiles.parquet",
         "recipe.json",
         "rows.safetensors",
         "signature.json",

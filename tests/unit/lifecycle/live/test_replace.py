@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from canaries import beside, share, take_back, version_of
 from fake_serve import FakeServe
-from states import SERVE, converge, deploy, opened
+from states import SERVE, converge, deploy
 
 from raymlops.errors import DeployError, InsufficientResourcesError, RefusedError
 from raymlops.lifecycle.live.capacity import leaving_first
@@ -45,12 +45,6 @@ class Ending(FakeServe):
         for name in self.ending:
             details["applications"][name] = {"status": "DELETING", "route_prefix": None, "deployments": {}}
         return details
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""One profile an hour and version, in a file beside the rows that were counted: a window of traffic is a sum of hours.
+
+Owns which rows count, and when a profile is out of date: it names the files that it was made from, and is made again
+once others are there. Only the process that may rewrite the files of a log makes profiles. Knows layouts, and not where
+they come from.
+
+``features`` counts the rows that were answered to a caller, so that each request counts once over all versions;
+``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight. Redacted
+fields are not counted.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymlops.predictions.partition import PROFILE, Faults, read_folder, survey
+from raymlops.predictions.paths import prediction_hours
+from raymlops.predictions.schema import FEATURES, OUTPUT
+from raymlops.profiles.count import Counter
+from raymlops.profiles.file import read_about, read_profiles, write_profiles
+from raymlops.profiles.profile import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from datetime import datetime
+
+    from raymlops.profiles.layout import Layout
+    from raymlops.storage.store import Store
+
+    Layouts = Mapping[str, Layout]
+    """Of a version, by side."""
+    LayoutsOf = Callable[[int], Layouts | None]
+    """Returns those of a version; None where its bundle has none."""
+
+SIDES = {"features": FEATURES, "predictions": OUTPUT}
+"""The struct in the log of each side of a bundle."""
+_AT_A_TIME = 16
+
+
+@dataclass(frozen=True)
+class HourProfile:
+    """The profiles of one version in one hour, by side; empty where there is none."""
+
+    start: datetime
+    version: int
+    profiles: Mapping[str, Profile]
+
+
+def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) -> bool:
+    """Make the profile of an hour unless it is up to date; return whether it was made.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    # Listed first: rows that come while they are counted make it out of date.
+    files = {live.name: live.size for live in survey(store, folder, faults)[0]}
+    if not files or _is_current(store, folder, layouts, files):
+        return False
+    counters: dict[tuple[str, float], Counter] = {}
+    for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
+        for weight, part in _by_weight(batch):
+            for side, struct in SIDES.items():
+                layout = layouts.get(side)
+                if layout is None or struct not in part.schema.names:
+                    continue
+                counted = part
+                if side == "features":
+                    counted = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
+                counter = counters.setdefault((side, weight), Counter(layout))
+                counter.add(_columns(counted[struct], layout), rows=counted.num_rows)
+    profiles = {
+        side: Profile.weighted({w: counter.profile() for (of, w), counter in counters.items() if of == side}, layout)
+        for side, layout in layouts.items()
+    }
+    store.write(f"{folder}/{PROFILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
+    return True
+
+
+def remove_profile(store: Store, folder: str) -> None:
+    """Remove the profile of an hour whose rows are about to be erased.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    store.remove(f"{folder}/{PROFILE}")
+
+
+def hourly_profiles(
+    store: Store,
+    name: str,
+    layouts_of: LayoutsOf,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    version: int | None = None,
+) -> list[HourProfile]:
+    """Return the profiles of every hour of a window that has rows, the oldest first.
+
+    One that has not been made yet, or was counted on another layout, is empty.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    folders = prediction_hours(store, name, since=since, until=until, version=version)
+    layouts = {number: layouts_of(number) or {} for number in {folder.version or 0 for folder in folders}}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        found = pool.map(lambda folder: _read(store, folder.path, layouts[folder.version or 0]), folders)
+        return [
+            HourProfile(folder.start, folder.version or 0, profiles)
+            for folder, profiles in zip(folders, found, strict=True)
+        ]
+
+
+def _read(store: Store, folder: str, layouts: Layouts) -> Mapping[str, Profile]:
+    data = _stored(store, folder)
+    if data is None:
+        return {}
+    try:
+        return read_profiles(data, layouts)
+    except (ValueError, KeyError, pa.ArrowException):  # damaged, or of a newer release
+        return {}
+
+
+def _stored(store: Store, folder: str) -> bytes | None:
+    path = f"{folder}/{PROFILE}"
+    size = store.size(path)
+    if size is None:
+        return None
+    try:
+        return bytes(store.open(path, size=size).read())
+    except FileNotFoundError:
+        return None
+
+
+def _is_current(store: Store, folder: str, layouts: Layouts, files: Mapping[str, int]) -> bool:
+    data = _stored(store, folder)
+    if data is None:
+        return False
+    try:
+        return read_about(data)["files"] == files and read_profiles(data, layouts).keys() == layouts.keys()
+    except (ValueError, KeyError, pa.ArrowException):
+        return False
+
+
+def _by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:
+    """Return a batch's rows by their weight, 1 where an earlier release wrote none."""
+    if "weight" not in batch.schema.names:
+        return [(1.0, batch)]
+    weights = pc.fill_null(batch["weight"], 1.0)
+    found = pc.unique(weights).to_pylist()
+    return [(w, batch if len(found) == 1 else batch.filter(pc.equal(weights, w))) for w in found]
+
+
+def _columns(struct: pa.StructArray, layout: Layout) -> dict[str, Any]:
+    names = {field.name for field in struct.type}
+    columns: dict[str, Any] = {}
+    for name, placed in layout.by_column.items():
+        if name in names:
+            array = pc.struct_field(struct, name)
+            is_digest = pa.types.is_string(array.type) and all(series.measure != "category" for series, _ in placed)
+            columns[name] = {"size": _sizes(array)} if is_digest else array
+    return columns
+
+
+def _sizes(digests: pa.Array) -> Any:
+    """Return the lengths that ``sha256:HEX LENGTH`` ends with."""
+    lengths = pc.struct_field(pc.extract_regex(digests, r" (?P<length>[0-9]+)$"), "length")
+    return pc.cast(lengths, pa.float64()).to_numpy(zero_copy_only=False)

@@ -1,0 +1,153 @@
+"""Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
+
+Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
+categories and its counts, those of the whole first, then those of each block. A row of the second is one side, with the
+cells that are not 0; it names the layout by its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.profiles.layout import HEAD, Layout, Series
+from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.reference import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION = 2
+"""Release 0.1 wrote ``profile.json`` of version 1."""
+_KEY = b"raymlops.profiles"
+_SERIES = pa.schema(
+    {
+        "side": pa.string(),
+        "column": pa.string(),
+        "measure": pa.string(),
+        "edges": pa.list_(pa.float64()),
+        "categories": pa.list_(pa.string()),
+        "counts": pa.list_(pa.int64()),
+    }
+)
+_SIDES = pa.schema(
+    {"side": pa.string(), "layout": pa.string(), "cells": pa.list_(pa.int32()), "counts": pa.list_(pa.int64())}
+)
+
+
+def write_references(references: Mapping[str, Reference]) -> bytes:
+    """Return the file of references by side; the same bytes for the same references."""
+    rows: list[dict[str, Any]] = []
+    heads: dict[str, Any] = {}
+    for side, reference in references.items():
+        blocks = reference.blocks
+        counts = reference.profile.counts[None]
+        if blocks is not None:
+            counts = np.concatenate([counts, blocks.counts])
+        times = None if blocks is None or blocks.times is None else blocks.times.tolist()
+        heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
+        heads[side]["independent"] = reference.independent
+        for series, cells in reference.layout.placed():
+            rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
+    table = pa.Table.from_pylist(rows, schema=_SERIES)
+    return _written(table, {"version": VERSION, "sides": heads})
+
+
+def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
+    """Return what references are of, as JSON data for people to read."""
+    return {"version": VERSION} | {
+        side: {
+            "rows": reference.profile.rows,
+            "columns": len(reference.layout.by_column),
+            "cells": reference.layout.size,
+            "blocks": 0 if reference.blocks is None else len(reference.blocks),
+            "note": reference.note,
+        }
+        for side, reference in references.items()
+    }
+
+
+def read_references(data: bytes) -> dict[str, Reference]:
+    """Return the references in a file by side.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    table, head = _read(data)
+    found: dict[str, Reference] = {}
+    rows = list(zip(*(table[name].to_pylist() for name in _SERIES.names[:-1]), table["counts"], strict=True))
+    for side, known in head["sides"].items():
+        mine = [row for row in rows if row[0] == side]
+        layout = Layout(
+            tuple(
+                Series(column, measure, np.array(edges, np.float64), tuple(categories))
+                for _, column, measure, edges, categories, _ in mine
+            )
+        )
+        parts = [np.array(known["head"], np.int64)]
+        parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
+        counts = np.concatenate(parts, axis=1)
+        times = None if known["times"] is None else np.array(known["times"])
+        blocks = Blocks(layout, counts[1:], times) if len(counts) > 1 else None
+        found[side] = Reference(Profile(layout, counts[0]), blocks, known["note"], known["independent"])
+    return found
+
+
+def write_profiles(profiles: Mapping[str, Profile], *, about: Mapping[str, Any]) -> bytes:
+    """Return the file of profiles by side, without their layouts, and of what is known ``about`` them, JSON data."""
+    rows = []
+    for side, profile in profiles.items():
+        cells = np.flatnonzero(profile.counts)
+        counts = profile.counts[cells]
+        rows.append({"side": side, "layout": profile.layout.digest, "cells": cells.astype(np.int32), "counts": counts})
+    return _written(pa.Table.from_pylist(rows, schema=_SIDES), {"version": VERSION, "about": dict(about)})
+
+
+def read_about(data: bytes) -> dict[str, Any]:
+    """Return what is known about the profiles in a file.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    return dict(_head(pq.read_schema(pa.BufferReader(data)))["about"])
+
+
+def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
+    """Return the profiles in a file, of those sides whose layout is the one that they were counted on.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    table, _ = _read(data)
+    found = {}
+    for side, digest, cells, counts in zip(*(table[name] for name in _SIDES.names), strict=True):
+        layout = layouts.get(side.as_py())
+        if layout is not None and layout.digest == digest.as_py():
+            dense = np.zeros(layout.size, np.int64)
+            dense[np.asarray(cells.values)] = np.asarray(counts.values)
+            found[side.as_py()] = Profile(layout, dense)
+    return found
+
+
+def _written(table: pa.Table, head: Mapping[str, Any]) -> bytes:
+    table = table.replace_schema_metadata({_KEY: json.dumps(head).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=9, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def _read(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    return table.combine_chunks(), _head(table.schema)
+
+
+def _head(schema: pa.Schema) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads((schema.metadata or {})[_KEY])
+    if head["version"] > VERSION:
+        msg = f"profiles of version {head['version']}; this raymlops reads up to {VERSION}"
+        raise ValueError(msg)
+    return head

@@ -1,0 +1,218 @@
+"""One profile an hour and version, made again where the hour's rows changed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from datetime import timedelta
+from functools import partial
+
+import numpy as np
+import pytest
+from killed_store import KilledError, Killing
+from served_requests import HOUR, at, served
+
+from raymlops.arrays import Column
+from raymlops.predictions.compact import compact
+from raymlops.predictions.erase import Erasure
+from raymlops.predictions.hourly import hourly_profiles, update_profile
+from raymlops.predictions.partition import PROFILE, Faults
+from raymlops.predictions.where import Where
+from raymlops.profiles.count import profile_of
+from raymlops.profiles.layout import Layout, Series
+from raymlops.profiles.profile import Profile
+from raymlops.signature import Signature
+
+NEXT_DAY = HOUR + timedelta(days=1)
+FOLDER = "predictions/flights/version=3/date=2026-11-25/hour=12"
+ANNA = Where.parse(["features.carrier=anna"])
+LAYOUTS = {
+    "features": Layout(
+        (
+            Series("distance", "number", np.array([0.0, 1.0, 2.0])),
+            Series("carrier", "category", categories=("AA", "anna")),
+        )
+    ),
+    "predictions": Layout((Series("late", "number", np.array([0.0, 0.5])),)),
+}
+
+
+def layouts_of(_version):
+    return LAYOUTS
+
+
+def hours(store, **window):
+    return hourly_profiles(store, "flights", layouts_of, **window)
+
+
+def counts(profile, column):
+    return profile.series(column)[1].tolist()
+
+
+def test_compaction_counts_each_past_hour(tmp_path, write, store):
+    """Three files of one hour and one of the next: rows 0.5 to 1.5, carriers, answers 0 and 1."""
+    write([served("a", rows=2)], [served("b", rows=2)], [served("c", ts=at(hour=13))])
+    record = compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    assert record.profiled == 2
+    one, two = hours(store)
+    assert (one.start, two.start, one.version) == (HOUR, HOUR + timedelta(hours=1), 3)
+    assert one.profiles["features"].rows == 4
+    assert counts(one.profiles["features"], "distance") == [0, 0, 2, 2, 0, 0, 0]
+    assert counts(one.profiles["features"], "carrier") == [4, 0, 0, 0]
+    assert counts(one.profiles["predictions"], "late") == [0, 0, 2, 2, 0, 0]
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 0
+    week = Profile.total((hour.profiles["features"] for hour in hours(store)), LAYOUTS["features"])
+    assert week.rows == 5
+    assert len(hours(store, since=HOUR + timedelta(hours=1))) == 1
+
+
+def test_rows_that_come_late_are_counted_at_the_next_compaction(tmp_path, write, store):
+    write([served("a")])
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    write([served("b")])
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 1
+    assert hours(store)[0].profiles["features"].rows == 2
+
+
+def test_an_hour_whose_version_has_no_layout_has_no_profile(tmp_path, write, store):
+    """Nor has one that was not compacted yet; one that was counted on another layout is made again."""
+    write([served("a")])
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY).profiled == 0
+    assert hours(store)[0].profiles == {}
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    other = {"features": Layout((Series("distance", "number", np.array([7.0])),))}
+    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles == {}
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=lambda _version: other).profiled == 1
+    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles["features"].rows == 1
+
+
+def test_a_request_counts_once_over_all_versions(tmp_path, write, store):
+    """The shadow's features are the champion's; its answers are its own."""
+    write([served("a"), served("a", version=4, route="shadow"), served("b", version=4, route="canary")])
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    three, four = hours(store)
+    assert (three.profiles["features"].rows, four.profiles["features"].rows) == (1, 1)
+    assert (three.profiles["predictions"].rows, four.profiles["predictions"].rows) == (1, 2)
+
+
+def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
+    """Four rows for 2.5 requests each and one that was not sampled."""
+    write([served(str(n), weight=2.5) for n in range(4)], [served("x")])
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    found = hours(store)[0].profiles["features"]
+    assert (found.rows, found.read) == (11, 5)
+    assert counts(found, "distance") == [0, 0, 11, 0, 0, 0, 0]
+
+
+def test_redacted_fields_are_not_counted(tmp_path, write, store):
+    """In one of two files: the rows are, the field's cells lack them."""
+    write([served("a")])
+    write([served("b")], redact=("carrier", "late"))
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    found = hours(store)[0].profiles
+    assert found["features"].rows == 2
+    assert sum(counts(found["features"], "carrier")) == 1
+    assert sum(counts(found["features"], "distance")) == 2
+    assert sum(counts(found["predictions"], "late")) == 1
+
+
+def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
+    """The erasure makes the hour's profile again where it knows the layout, and else removes it."""
+    for known in (layouts_of, lambda _version: None):
+        shutil.rmtree(tmp_path / "predictions", ignore_errors=True)
+        people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
+        write([served("a", columns=people), served("b")])
+        compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+        assert counts(hours(store)[0].profiles["features"], "carrier") == [1, 1, 0, 0]
+        erased = Erasure(str(tmp_path), "flights", ANNA, layouts_of=known).run(now=NEXT_DAY)
+        assert erased.damaged == ()
+        found = hours(store)[0].profiles
+        assert found == {} if known is not layouts_of else counts(found["features"], "carrier") == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
+    """Killed at each change: the profile is of the rows that are there, or it is gone until the next compaction."""
+    people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
+    write([served("a", columns=people), served("b")], uri=str(tmp_path / "whole"))
+    compact(str(tmp_path / "whole"), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    killed = 0
+    for at_change in range(20):
+        folder = tmp_path / str(at_change)
+        shutil.copytree(tmp_path / "whole", folder)
+        cut = partial(Killing, at_change=at_change, after=after)
+        job = Erasure(str(folder), "flights", ANNA, open_store=cut, layouts_of=layouts_of)
+        done = False
+        with contextlib.suppress(KilledError):
+            job.run(now=NEXT_DAY)
+            done = True
+        killed += not done
+        there = cut(str(folder))
+        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        if done or at_change > 0 or after:
+            assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
+        Erasure(str(folder), "flights", ANNA).run(now=NEXT_DAY)
+        compact(str(folder), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        assert counts(found["features"], "carrier") == [1, 0, 0, 0]
+        if done:
+            break
+    assert killed >= 3
+
+
+def test_a_damaged_profile_is_made_again(tmp_path, write, store):
+    write([served("a")])
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    (tmp_path / FOLDER / PROFILE).write_bytes(b"PAR1 and no more")
+    assert hours(store)[0].profiles == {}
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 1
+    assert hours(store)[0].profiles["features"].rows == 1
+
+
+def test_what_the_log_holds_is_counted_as_what_was_trained_on(tmp_path, write, store):
+    """Every type of a column: the profile of an hour is that of the arrays of its requests; of images only the size."""
+    signature = Signature(
+        inputs=(
+            Column("n", "int", nullable=True),
+            Column("flag", "bool"),
+            Column("when", "datetime", nullable=True),
+            Column("raw", "bytes", nullable=True),
+            Column("photo", "image", shape=(None, None, 3)),
+            Column("square", "float", shape=(2, 2)),
+            Column("words", "int", shape=(None,)),
+            Column("text", "string", nullable=True),
+        ),
+        outputs=(Column("late", "float"),),
+    )
+    ragged, photos = np.empty(3, object), np.empty(3, object)
+    ragged[:] = [np.arange(2), np.zeros(0, np.int64), np.arange(5)]
+    photos[:] = [np.zeros((2, n, 3), np.uint8) for n in (1, 2, 3)]
+    columns = {
+        "n": np.array([1.0, np.nan, 3.0]),
+        "flag": np.array([True, False, True]),
+        "when": np.array(["2026-01-01", "NaT", "2026-01-03"], "datetime64[us]"),
+        "raw": np.array([b"a", None, b"abc"], object),
+        "photo": photos,
+        "square": np.arange(12.0).reshape(3, 2, 2),
+        "words": ragged,
+        "text": np.array(["x", None, "a long one"], object),
+    }
+    edges = np.array([0.5, 2.0, 4.0, 1.7673e9])
+    measures = {
+        "n": ["number"],
+        "flag": ["number"],
+        "when": ["time"],
+        "raw": ["size"],
+        "photo": ["size"],
+        "square": ["mean", "deviation"],
+        "words": ["mean", "deviation", "size"],
+        "text": ["length", "distinct", "category"],
+    }
+    layout = Layout(tuple(Series(name, m, edges, ("x",)) for name, each in measures.items() for m in each))
+    outputs = {"late": np.zeros(3)}
+    write([served("a", rows=3, columns=columns, outputs=outputs)], signature=signature)
+    assert update_profile(store, FOLDER, {"features": layout}, Faults())
+    found = hourly_profiles(store, "flights", lambda _version: {"features": layout})[0].profiles["features"]
+    expected = profile_of(columns, layout)
+    for series, cells in layout.placed():
+        assert found.counts[cells].tolist() == expected.counts[cells].tolist(), series
