@@ -305,7 +305,8 @@ class RecipeBase:
         """Return the loss of one answer, 0 (right) to 1; None where answer and label cannot be compared.
 
         ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
-        compares versions by the mean of this, so that it must be lower for better answers, and bounded.
+        compares versions by the mean of this, so that it must be lower for better answers, and bounded. Of bytes and
+        images the prediction log has the digest alone.
 
         Default: the loss of ``answer_loss`` for a class, probabilities, or a number. Registration chooses between them
         by the signature, the model's answers to validation rows and their labels, and measures the scale of a

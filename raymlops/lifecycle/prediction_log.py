@@ -11,11 +11,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
+from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raymlops.predictions.hourly import Layouts, LayoutsOf
     from raymlops.predictions.where import Where
     from raymlops.state.store import Deployment, State
+    from raymlops.storage.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,22 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
+def other_storages(name: str, spec: ProjectSpec) -> list[str]:
+    """Return the storages beside the configured one in which a model has rows or labels.
+
+    Raises:
+        StorageError, UnreachableError: the state or a storage cannot be used.
+    """
+    from raymlops.predictions.paths import names_in
+    from raymlops.storage.filesystem import absolute
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state:
+        log = stored_log(state, name)
+    uris = () if log is None else log.uris
+    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+
+
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 
@@ -91,8 +108,9 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with state_of(spec) as state, changing(state.url, name, purpose="compaction"):
-        return compact(spec.storage.path, name, now=datetime.now(UTC), layouts_of=layouts_of(state, name))
+    with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
+        now, layouts = datetime.now(UTC), layouts_of(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -166,13 +184,13 @@ def erase_predictions(
     from raymlops.serving.control.render import settings_of
     from raymlops.storage.store import Store
 
-    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
         uris = [uri for uri in log.uris if name in names_in(Store(uri))]
         if not uris:
             check_known(Store(log.uris[0]), name)
         layouts = layouts_of(state, name)
-        jobs = [Erasure(uri, name, where, since, until, layouts_of=layouts) for uri in uris]
+        jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
         found = EraseRecord.total(job.find() for job in jobs)
         found.check()
         agree(found)
@@ -217,17 +235,28 @@ def layouts_of(state: State, name: str) -> LayoutsOf:
 
 
 @contextmanager
-def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
-    """Hold the lease under which one process at a time changes the files of a model's log.
+def changing(url: str, name: str, *, purpose: str) -> Iterator[Callable[[str], Store]]:
+    """Hold the lease under which one process at a time changes the files of a model's log, and yield what opens them.
+
+    Where the lease is lost meanwhile, nothing more is changed: that raises ``LeaseLostError``.
 
     Raises:
         RefusedError: another process holds it.
         StorageError, UnreachableError: the state cannot be queried.
     """
+    from raymlops.predictions.rewrite import FencedStore
     from raymlops.state.lease import lease
 
-    with lease(url, f"predictions-{name}", purpose=purpose):
-        yield
+    with lease(url, f"predictions-{name}", purpose=purpose) as renew:
+
+        def check() -> None:
+            if renew():
+                raise LeaseLostError(
+                    f"the {purpose} of {name} was interrupted: another process may have changed the files of its log",
+                    hint="Run it again, which continues where it ended.",
+                )
+
+        yield partial(FencedStore, check=check)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
@@ -250,7 +279,13 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
 
 
 def _counts(record: EraseRecord) -> dict[str, int]:
-    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
+    return {
+        "rows": record.rows,
+        "labels": record.labels,
+        "open_labels": record.open_labels,
+        "unsearched_rows": record.unsearched,
+        "damaged_files": len(record.damaged),
+    }
 
 
 def _last_deployed(state: State, name: str) -> Sequence[Deployment]:

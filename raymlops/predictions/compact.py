@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from raymlops.predictions.hourly import update_profile
-from raymlops.predictions.partition import Faults, Live, open_file, survey
+from raymlops.predictions.partition import Faults, Live, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import MERGED_BYTES, MERGED_ROWS, DamagedError, Group, rewrite
 from raymlops.records import Record
@@ -113,7 +113,7 @@ def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
     for name in replaced:  # a previous compaction was interrupted
         store.remove(f"{folder}/{name}")
     for name in store.files(folder):
-        if name.startswith("."):  # of an interrupted writer; one that is still writing retries
+        if is_temporary(name):  # of an interrupted writer; one that is still writing retries
             store.remove(f"{folder}/{name}")
     done = bool(replaced)
     for group in _groups(store, folder, [live for live in found if not _is_large(live)], work.faults):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymlops.predictions.partition import Faults, read_folder, survey
+from raymlops.predictions.partition import PROFILE, Faults, read_folder, survey
 from raymlops.predictions.paths import prediction_hours
 from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.profiles.count import Counter
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     LayoutsOf = Callable[[int], Layouts | None]
     """Returns those of a version; None where its bundle has none."""
 
-FILE = "profile.counts"
-"""Readers of rows ignore a file of another name than ``*.parquet``."""
 SIDES = {"features": FEATURES, "predictions": OUTPUT}
 """The struct in the log of each side of a bundle."""
 _AT_A_TIME = 16
@@ -79,7 +77,7 @@ def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) 
         side: Profile.weighted({w: counter.profile() for (of, w), counter in counters.items() if of == side}, layout)
         for side, layout in layouts.items()
     }
-    store.write(f"{folder}/{FILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
+    store.write(f"{folder}/{PROFILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
     return True
 
 
@@ -89,7 +87,7 @@ def remove_profile(store: Store, folder: str) -> None:
     Raises:
         StorageError: the storage cannot be used.
     """
-    store.remove(f"{folder}/{FILE}")
+    store.remove(f"{folder}/{PROFILE}")
 
 
 def hourly_profiles(
@@ -129,7 +127,7 @@ def _read(store: Store, folder: str, layouts: Layouts) -> Mapping[str, Profile]:
 
 
 def _stored(store: Store, folder: str) -> bytes | None:
-    path = f"{folder}/{FILE}"
+    path = f"{folder}/{PROFILE}"
     size = store.size(path)
     if size is None:
         return None

@@ -124,22 +124,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _certificate(folder: Path) -> Path | None:
-    """Return the file with certificate and key as HAProxy reads them; None without TLS."""
+    """Return the file with certificate and key as HAProxy reads them; None without TLS.
+
+    Where they cannot be used, since they are renewed badly or just now, it is the one before: HAProxy is reloaded for
+    replicas, and would go on with those that have ended.
+    """
     names = os.environ.get(TLS_CERT), os.environ.get(TLS_KEY)
     if not any(names):
         return None
     if not all(names):
         message = f"{TLS_CERT} and {TLS_KEY} are set both or not at all"
         raise ValueError(message)
-    if (mode := open_to_others(str(names[1]))) is not None:
-        message = f"others can read or change the key {names[1]}, mode {mode:04o}"
-        raise ValueError(message)
     file = folder / "tls.pem"
     try:
         _write(file, _joined(folder, *map(str, names)))
-    except (OSError, ValueError):
-        if not file.exists():  # else it is being renewed just now, and the one before is still there
+    except (OSError, ValueError) as error:
+        if not file.exists():
             raise
+        _warn(f"the certificate of before is used: {error}")
     return file
 
 
@@ -160,10 +162,13 @@ def _joined(folder: Path, cert: str, key: str) -> bytes:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: the key is not that of the certificate, or one of them is damaged.
+        ValueError: the key is not that of the certificate, others can read it, or one of them is damaged.
     """
     import ssl
 
+    if (mode := open_to_others(key)) is not None:
+        message = f"others can read or change the key {key}, mode {mode:04o}"
+        raise ValueError(message)
     parts = [part[0] for name in (cert, key) for part in _PART.finditer(Path(name).read_bytes())]
     pem = b"".join(line.strip() + b"\n" for part in parts for line in part.splitlines() if line.strip())
     check = folder / f"tls.{os.getpid()}.check"
@@ -203,8 +208,12 @@ def renew(certificate: Path, control: str, parent: int) -> None:
                 _write(certificate, pem)
             seen, told = found, pem
         except (OSError, ValueError) as error:  # half renewed, or HAProxy is just being replaced: look again
-            sys.stderr.write(f"raymlops: the certificate was not renewed: {error}\n")
-            sys.stderr.flush()
+            _warn(f"the certificate was not renewed: {error}")
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"raymlops: {message}\n")
+    sys.stderr.flush()
 
 
 def _versions(names: tuple[str, str]) -> list[tuple[int, int, int] | None]:

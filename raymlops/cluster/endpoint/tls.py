@@ -5,6 +5,7 @@ Knows neither proxy.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -15,6 +16,7 @@ from raymlops.cluster.endpoint.haproxy_wrapper import open_to_others
 from raymlops.errors import UsageError
 
 PROBE_S = 1.0
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 KNOWN_S = 5.0
 """How long it counts what a listener wants; another one may take its place."""
 _found: dict[tuple[str, int], tuple[bool, float]] = {}
@@ -59,9 +61,17 @@ def checked_files(cert: str | Path | None, key: str | Path | None) -> TlsFiles |
 def trusting(cert: str) -> ssl.SSLContext:
     """Return a context for connections to an endpoint that has exactly this certificate, whatever its address.
 
-    Its names are those that callers know, such as ``models.example.com``, while this machine asks at loopback.
+    Its names are those that callers know, such as ``models.example.com``, while this machine asks at loopback. The
+    chain in the file is not trusted: its authorities sign certificates of others too, and the one before.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no certificate.
     """
-    context = ssl.create_default_context(cafile=cert)
+    try:
+        first = _CERTIFICATE.search(Path(cert).read_bytes())
+        context = ssl.create_default_context(cadata=first[0].decode("ascii", "ignore") if first else "none")
+    except OSError as error:
+        raise UsageError(f"cannot read a certificate in {cert}: {error.strerror}") from error
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
@@ -76,6 +86,8 @@ def shown_certificate(host: str, port: int, cert: str) -> str:
         ):
             until = (secured.getpeercert() or {}).get("notAfter")
             return f"{cert}, valid until {until}"
+    except UsageError as error:
+        return f"{error.message}; it is not what the endpoint shows"
     except ssl.SSLCertVerificationError as error:
         return f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
     except OSError as error:

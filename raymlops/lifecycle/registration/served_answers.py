@@ -63,7 +63,7 @@ def compare_served(
     except (NonFiniteError, RecipeError) as error:  # a caller would get it
         return unanswered(f"{type(error).__name__}: {error}")
     try:
-        labels = np.asarray(columns[label]).tolist()
+        labels = [row[label] for row in candidate.signature.rows({label: columns[label]})]
         losses = [_mean_loss(candidate, rule, answers, [labels[row] for row in order]) for order in orders]
         measured = [_metric(candidate, columns, order, metric, batch_size=batch_size) for order in orders]
     except (InvalidRowsError, RecipeError) as error:
@@ -93,12 +93,13 @@ def _asked(candidate: LoadedModel, rows: list[dict[str, Any]]) -> list[Answer | 
 def _mean_loss(
     candidate: LoadedModel, rule: AnswerLoss, answers: Sequence[Answer | None], labels: Sequence[Any]
 ) -> float:
-    """Return the mean loss of answers with these labels; NaN where none can be compared."""
+    """Return the mean loss of answers with these labels as JSON values, None where a row has none; NaN without any."""
 
     def loss(answer: Answer, label: Any) -> float | None:
         return own_loss(candidate.recipe, answer, label) if rule.kind == "recipe" else rule.of(answer, label)
 
-    asked = (loss(answer, label) for answer, label in zip(answers, labels, strict=True) if answer is not None)
+    pairs = zip(answers, labels, strict=True)
+    asked = (loss(answer, label) for answer, label in pairs if answer is not None and label is not None)
     known = [value for value in asked if value is not None]
     return math.fsum(known) / len(known) if known else math.nan
 

@@ -69,9 +69,9 @@ class LogMaintenance:
         from raymlops.predictions.compact import compact
 
         (uri,) = log.uris
-        with changing(self._url, log.name, purpose="hourly compaction"):
-            since = now - LOOK_BACK if log in self._seen else None
-            compact(uri, log.name, now=now, since=since, layouts_of=layouts_of(self._state, log.name))
+        with changing(self._url, log.name, purpose="hourly compaction") as open_store:
+            since, layouts = now - LOOK_BACK if log in self._seen else None, layouts_of(self._state, log.name)
+            compact(uri, log.name, now=now, since=since, open_store=open_store, layouts_of=layouts)
             self._seen.add(log)
             if log.retention_days is not None:
                 remove_old(self._state, log, before=now - timedelta(days=log.retention_days))

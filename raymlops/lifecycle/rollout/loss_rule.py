@@ -6,8 +6,12 @@ it. Both have the same outputs, since other versions cannot be canaries (``compa
 state's credentials.
 
 A request's loss is the mean over its labelled rows, and its weight that of the log's sample. If a client repeated a
-request id in the same step, the first answer counts, whichever version gave it. Copies, pinned requests and those that
-the champion answered for a canary do not count: they were not assigned at random.
+request id in the same step, the first answer alone counts, whichever version gave it: later ones may be about other
+rows, and only those of the same version could be added. Copies, pinned requests and those that the champion answered
+for a canary do not count: they were not assigned at random.
+
+Losses are kept in hundredths (``Losses``). Each one is rounded up or down at random, by a hash of its request's id: the
+mean of many is that of the losses, however small they are, and both versions' would be rounded alike.
 
 Owns both. ``label_losses`` reads the labelled rows.
 """
@@ -18,10 +22,15 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, read_loss
+from raymlops.column_types import TIME, write_time
 from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.predictions.counts import Losses
@@ -93,27 +102,26 @@ class Counted:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add labelled rows of the log."""
         shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
-        pairs: list[Pair] = [(row["output"], json.loads(row["label"])) for row in shared]
+        pairs: list[Pair] = [(_as_json(row["output"]), json.loads(row["label"])) for row in shared]
         for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
             if loss is None:
                 count, first = self._unlike
                 self._unlike = (count + 1, first if count else label)
                 continue
+            version, arrived = row["model_version"], row["ts"]
             known = self._requests.get(row["request_id"])
-            if known is None or (known.version != row["model_version"] and row["ts"] < known.arrived):
-                known = self._requests[row["request_id"]] = _Request(
-                    row["model_version"], row["ts"], row.get("weight") or 1.0
-                )
-            if known.version == row["model_version"]:
+            if known is None or arrived < known.arrived:
+                known = self._requests[row["request_id"]] = _Request(version, arrived, row.get("weight") or 1.0)
+            if (known.version, known.arrived) == (version, arrived):
                 known.total += 1.0 if math.isnan(loss) else loss
                 known.rows += 1
                 known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
 
     def losses(self) -> dict[int | None, Losses]:
         """Return the losses of each version, one per request; if none has any, the reason under None."""
-        of_version: dict[int | None, list[_Request]] = defaultdict(list)
-        for request in self._requests.values():
-            of_version[request.version].append(request)
+        of_version: dict[int | None, dict[str, _Request]] = defaultdict(dict)
+        for request_id, request in self._requests.items():
+            of_version[request.version][request_id] = request
         count, label = self._unlike
         if not of_version:
             unlike = (
@@ -124,9 +132,9 @@ class Counted:
             return {None: Losses(note=note)} if note else {}
         return {
             version: Losses.of(
-                (request.total / request.rows for request in requests),
-                weights=(request.weight for request in requests),
-                clipped=sum(2 * request.clipped > request.rows for request in requests),
+                (_rounded(one.total / one.rows, request_id) for request_id, one in requests.items()),
+                weights=(one.weight for one in requests.values()),
+                clipped=sum(2 * one.clipped > one.rows for one in requests.values()),
                 note=self._note,
             )
             for version, requests in of_version.items()
@@ -140,6 +148,17 @@ class Counted:
         found = self._ask_recipe(pairs)
         self._note = self._note or found.failure
         return found.values
+
+
+def _as_json(output: Mapping[str, Any]) -> dict[str, Any]:
+    """Return outputs as they were sent to the caller: the log has times of its own type."""
+    times = {name: value for name, value in output.items() if isinstance(value, datetime)}
+    texts = write_time(np.array([value.replace(tzinfo=None) for value in times.values()], TIME)) if times else []
+    return {**output, **dict(zip(times, texts, strict=True))}
+
+
+def _rounded(loss: float, request_id: str) -> float:
+    return math.floor(100 * loss + crc32(request_id.encode()) / 2**32) / 100
 
 
 def _short(label: Any) -> str:

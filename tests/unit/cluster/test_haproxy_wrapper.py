@@ -283,6 +283,44 @@ def test_what_is_written_is_what_was_checked(named, monkeypatch):
     assert {file.name for file in named.glob("tls.*")} == {"tls.crt", "tls.key", "tls.pem"}
 
 
+SPOILED = {
+    "is away": lambda cert, key: key.unlink(),
+    "others can read it": lambda cert, key: key.chmod(0o644),
+    "is damaged": lambda cert, key: cert.write_text("-----BEGIN CERTIFICATE-----\n"),
+    "is another one": lambda cert, key: certificate(cert.parent, name="other")[1].replace(key),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
+def test_a_bad_renewal_keeps_haproxy_from_no_replica(named, spoil, capsys):
+    """A reload for other replicas takes the certificate of before; without one there is no start."""
+    pem = haproxy_wrapper._certificate(named)
+    before = pem.read_bytes()
+    spoil(*(Path(os.environ[name]) for name in (haproxy_wrapper.TLS_CERT, haproxy_wrapper.TLS_KEY)))
+    assert haproxy_wrapper._certificate(named) == pem
+    assert pem.read_bytes() == before
+    assert "the certificate of before is used" in capsys.readouterr().err
+    pem.unlink()
+    with pytest.raises((OSError, ValueError)):
+        haproxy_wrapper._certificate(named)
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
+def test_a_bad_renewal_is_not_handed_to_haproxy(named, spoil, monkeypatch, capsys):
+    """Not even one whose key is right, and open to others: the next start would refuse it."""
+    pem = haproxy_wrapper._certificate(named)
+    before = pem.read_bytes()
+    certificate(named)
+    spoil(*(Path(os.environ[name]) for name in (haproxy_wrapper.TLS_CERT, haproxy_wrapper.TLS_KEY)))
+    said, alive = [], iter([1, 1, 0])
+    monkeypatch.setattr(haproxy_wrapper, "RENEWAL_S", 0.0)
+    monkeypatch.setattr(haproxy_wrapper, "_say", lambda *given, **_: said.append(given))
+    monkeypatch.setattr("os.getppid", lambda: next(alive))
+    haproxy_wrapper.renew(pem, "socket", 1)
+    assert (said, pem.read_bytes()) == ([], before)
+    assert "was not renewed" in capsys.readouterr().err
+
+
 def test_text_around_a_certificate_is_left_out(named):
     """In whatever encoding, as openssl and authorities write it."""
     pem = haproxy_wrapper._certificate(named)

@@ -9,9 +9,10 @@ import pytest
 from served_requests import SIGNATURE, served
 from stored import put
 
-from raymlops.errors import RefusedError
+from raymlops.errors import LeaseLostError, RefusedError
 from raymlops.lifecycle.prediction_log import changing, erase_predictions
 from raymlops.lifecycle.sources import place_of, state_of
+from raymlops.predictions.compact import compact
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
@@ -91,4 +92,22 @@ def test_who_does_not_agree_keeps_everything(spec, tmp_path):
     with pytest.raises(RefusedError):
         erase_predictions("flights", spec, ANNA, since=datetime.now(UTC) - timedelta(days=1), agree=refuse)
     assert found == [(1, False)]
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_a_process_that_lost_its_lease_changes_nothing_more(spec, tmp_path):
+    """As where a state database restarts, and another process merges the same files meanwhile."""
+    write(tmp_path, "a", "anna")
+    write(tmp_path, "b", "bob")
+
+    def lose(_found):
+        (tmp_path / "leases/predictions-flights.lock").unlink()
+        with state_of(spec) as state, changing(state.url, "flights", purpose="compaction") as open_store:
+            later = datetime.now(UTC) + timedelta(hours=2)
+            assert compact(str(tmp_path), "flights", now=later, open_store=open_store).merged == 2
+
+    with pytest.raises(LeaseLostError, match="the erasure of flights was interrupted"):
+        erase_predictions("flights", spec, ANNA, agree=lose)
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 2
+    assert erase_predictions("flights", spec, ANNA, sleep=lambda _s: None).rows == 1
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1

@@ -15,8 +15,8 @@ from served_requests import HOUR, at, served
 from raymlops.arrays import Column
 from raymlops.predictions.compact import compact
 from raymlops.predictions.erase import Erasure
-from raymlops.predictions.hourly import FILE, hourly_profiles, update_profile
-from raymlops.predictions.partition import Faults
+from raymlops.predictions.hourly import hourly_profiles, update_profile
+from raymlops.predictions.partition import PROFILE, Faults
 from raymlops.predictions.where import Where
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.layout import Layout, Series
@@ -124,7 +124,8 @@ def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
         write([served("a", columns=people), served("b")])
         compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
         assert counts(hours(store)[0].profiles["features"], "carrier") == [1, 1, 0, 0]
-        Erasure(str(tmp_path), "flights", ANNA, layouts_of=known).run(now=NEXT_DAY)
+        erased = Erasure(str(tmp_path), "flights", ANNA, layouts_of=known).run(now=NEXT_DAY)
+        assert erased.damaged == ()
         found = hours(store)[0].profiles
         assert found == {} if known is not layouts_of else counts(found["features"], "carrier") == [1, 0, 0, 0]
 
@@ -162,7 +163,7 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
 def test_a_damaged_profile_is_made_again(tmp_path, write, store):
     write([served("a")])
     compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
-    (tmp_path / FOLDER / FILE).write_bytes(b"PAR1 and no more")
+    (tmp_path / FOLDER / PROFILE).write_bytes(b"PAR1 and no more")
     assert hours(store)[0].profiles == {}
     assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 1
     assert hours(store)[0].profiles["features"].rows == 1

@@ -35,12 +35,6 @@ BAD = {**GOOD, "errors": 2000}
 
 
 @pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
 
@@ -152,6 +146,17 @@ def test_a_decision_on_a_step_that_another_controller_has_left_is_dropped(state,
     stopped.act = two_steps
     controller(state, serve, stopped).step(at(61))
     assert (line_up(state)[2], now_running(state).step, canaries(serve, 1)) == (("warm", 0.9), 2, [(2, 0.9)])
+
+
+def test_numbers_of_a_step_that_another_controller_has_left_are_dropped(state, serve, rollout):
+    """It was stopped before it wrote down what it had counted: the next step goes on."""
+    reports, stopped = Reports(), Stopped()
+    told(reports, rollout, canary=GOOD)
+    stopped.act = lambda: controller(state, serve, reports).step(at(61))
+    told(stopped, rollout, canary=GOOD)
+    controller(state, serve, stopped).step(at(59))
+    assert (line_up(state)[2], now_running(state).step, canaries(serve, 1)) == (("warm", 0.5), 1, [(2, 0.5)])
+    assert not [event for event in state.events() if event.action == "controller.error"]
 
 
 def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
