@@ -117,7 +117,8 @@ def say_sizes() -> None:
 
     import numpy as np
 
-    from raymlops.predictions.hourly import FILE, hourly_profiles
+    from raymlops.predictions.hourly import hourly_profiles
+    from raymlops.predictions.partition import PROFILE
     from raymlops.predictions.paths import prediction_folder
     from raymlops.profiles.count import profile_of
     from raymlops.profiles.file import write_profiles, write_references
@@ -149,7 +150,7 @@ def say_sizes() -> None:
 
             for number in range(168):
                 at = start + timedelta(hours=number)
-                store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{FILE}", pa.py_buffer(file))
+                store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{PROFILE}", pa.py_buffer(file))
             began = time.perf_counter()
             hours = hourly_profiles(store, "m", lambda _version, layout=layout: {"features": layout})
             total = Profile.total((each.profiles["features"] for each in hours), layout)
