@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.hourly import Layouts, LayoutsOf
     from raymlops.predictions.where import Where
+    from raymlops.profiles.layout import Layout
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
@@ -211,25 +212,36 @@ def erase_predictions(
 
 
 def layouts_of(state: State, name: str) -> LayoutsOf:
-    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+    """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
+    bundle that can be read, or with one that has no profiles, a version's hours are not counted.
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.state.versions import recorded
 
     @cache
-    def found(version: int) -> Layouts | None:
+    def own(version: int) -> dict[str, Layout]:
         record = recorded(state, name, version)
         try:
             references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
         except NotFoundError as error:
             _log.info("version %d of %s: %s", version, name, error)
-            return None
+            return {}
         except (BundleError, StorageError) as error:
             _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
-            return None
+            return {}
         return {side: reference.layout for side, reference in references.items()}
+
+    live = [item.version for item in state.deployments(name)]
+
+    def found(version: int) -> Layouts:
+        layouts = {side: [layout] for side, layout in own(version).items()}
+        for other in live if layouts else ():
+            features = own(other).get("features")
+            if features is not None and all(features.digest != known.digest for known in layouts.get("features", ())):
+                layouts.setdefault("features", []).append(features)
+        return layouts
 
     return found
 

@@ -69,7 +69,7 @@ def compact(
     *,
     now: datetime,
     since: datetime | None = None,
-    layouts_of: LayoutsOf = lambda _version: None,
+    layouts_of: LayoutsOf = lambda _version: {},
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
     """Merge the small files of every past hour of predictions and every past day of labels.
@@ -84,7 +84,7 @@ def compact(
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
         if folder.end + GRACE <= now and (since is None or folder.end > since):
             folders += _compact_folder(store, folder.path, work)
-            layouts = None if folder.version is None else layouts_of(folder.version)
+            layouts = {} if folder.version is None else layouts_of(folder.version)
             if layouts:
                 profiled += update_profile(store, folder.path, layouts, work.faults)
     damaged = tuple(sorted(work.faults.damaged))

@@ -99,7 +99,7 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    layouts_of: LayoutsOf = lambda _version: None
+    layouts_of: LayoutsOf = lambda _version: {}
     """The layouts that the hours of a version are counted on: profiles of hours with such rows are made again."""
     erased: list[pa.Table] = field(default_factory=list)
     """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
@@ -174,7 +174,7 @@ class _Pass:
                 remove_profile(self._store, folder)
             rows = [found for found in rows if self._erase(found, self._is_free_row)]
             for hour in hours:
-                layouts = self._job.layouts_of(hour.version or 0) if hour.path in changed else None
+                layouts = self._job.layouts_of(hour.version or 0) if hour.path in changed else {}
                 if layouts:
                     update_profile(self._store, hour.path, layouts, self._faults)
         return EraseRecord(

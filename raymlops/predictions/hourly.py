@@ -2,7 +2,8 @@
 
 Owns which rows count, and when a profile is out of date: it names the files that it was made from, and is made again
 once others are there. Only the process that may rewrite the files of a log makes profiles. Knows layouts, and not where
-they come from.
+they come from: a version's hours are counted on those of its bundle, and its features on those of others that are live
+beside it too, so that the features of all versions add up on each of them.
 
 ``features`` counts the rows that were answered to a caller, so that each request counts once over all versions;
 ``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight. Redacted
@@ -26,16 +27,16 @@ from raymlops.profiles.file import read_about, read_profiles, write_profiles
 from raymlops.profiles.profile import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.profiles.layout import Layout
     from raymlops.storage.store import Store
 
-    Layouts = Mapping[str, Layout]
-    """Of a version, by side."""
-    LayoutsOf = Callable[[int], Layouts | None]
-    """Returns those of a version; None where its bundle has none."""
+    Layouts = Mapping[str, Sequence[Layout]]
+    """By side; a profile is made again where the first one of a side is missing."""
+    LayoutsOf = Callable[[int], Layouts]
+    """Returns those that the hours of a version are counted on; none where its bundle has none."""
 
 SIDES = {"features": FEATURES, "predictions": OUTPUT}
 """The struct in the log of each side of a bundle."""
@@ -61,22 +62,23 @@ def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) 
     files = {live.name: live.size for live in survey(store, folder, faults)[0]}
     if not files or _is_current(store, folder, layouts, files):
         return False
-    counters: dict[tuple[str, float], Counter] = {}
+    counters: dict[tuple[str, Layout], dict[float, Counter]] = {
+        (side, layout): {} for side, each in layouts.items() for layout in each
+    }
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in _by_weight(batch):
-            for side, struct in SIDES.items():
-                layout = layouts.get(side)
-                if layout is None or struct not in part.schema.names:
+            for (side, layout), by_weight in counters.items():
+                if SIDES[side] not in part.schema.names:
                     continue
                 counted = part
                 if side == "features":
                     counted = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
-                counter = counters.setdefault((side, weight), Counter(layout))
-                counter.add(_columns(counted[struct], layout), rows=counted.num_rows)
-    profiles = {
-        side: Profile.weighted({w: counter.profile() for (of, w), counter in counters.items() if of == side}, layout)
-        for side, layout in layouts.items()
-    }
+                counter = by_weight.setdefault(weight, Counter(layout))
+                counter.add(_columns(counted[SIDES[side]], layout), rows=counted.num_rows)
+    profiles = [
+        (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
+        for (side, layout), by_weight in counters.items()
+    ]
     store.write(f"{folder}/{PROFILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
     return True
 
@@ -93,30 +95,29 @@ def remove_profile(store: Store, folder: str) -> None:
 def hourly_profiles(
     store: Store,
     name: str,
-    layouts_of: LayoutsOf,
+    layouts: Mapping[str, Layout],
     *,
     since: datetime | None = None,
     until: datetime | None = None,
     version: int | None = None,
 ) -> list[HourProfile]:
-    """Return the profiles of every hour of a window that has rows, the oldest first.
+    """Return the profiles on these layouts of every hour of a window that has rows, the oldest first.
 
-    One that has not been made yet, or was counted on another layout, is empty.
+    One that has not been made yet, or was counted on other layouts, is empty.
 
     Raises:
         StorageError: the storage cannot be used.
     """
     folders = prediction_hours(store, name, since=since, until=until, version=version)
-    layouts = {number: layouts_of(number) or {} for number in {folder.version or 0 for folder in folders}}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = pool.map(lambda folder: _read(store, folder.path, layouts[folder.version or 0]), folders)
+        found = pool.map(lambda folder: _read(store, folder.path, layouts), folders)
         return [
             HourProfile(folder.start, folder.version or 0, profiles)
             for folder, profiles in zip(folders, found, strict=True)
         ]
 
 
-def _read(store: Store, folder: str, layouts: Layouts) -> Mapping[str, Profile]:
+def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[str, Profile]:
     data = _stored(store, folder)
     if data is None:
         return {}
@@ -142,7 +143,8 @@ def _is_current(store: Store, folder: str, layouts: Layouts, files: Mapping[str,
     if data is None:
         return False
     try:
-        return read_about(data)["files"] == files and read_profiles(data, layouts).keys() == layouts.keys()
+        own = {side: each[0] for side, each in layouts.items() if each}
+        return read_about(data)["files"] == files and read_profiles(data, own).keys() == own.keys()
     except (ValueError, KeyError, pa.ArrowException):
         return False
 

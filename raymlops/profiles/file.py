@@ -19,7 +19,7 @@ from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 VERSION = 2
 """Release 0.1 wrote ``profile.json`` of version 1."""
@@ -97,10 +97,13 @@ def read_references(data: bytes) -> dict[str, Reference]:
     return found
 
 
-def write_profiles(profiles: Mapping[str, Profile], *, about: Mapping[str, Any]) -> bytes:
-    """Return the file of profiles by side, without their layouts, and of what is known ``about`` them, JSON data."""
+def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[str, Any]) -> bytes:
+    """Return the file of profiles with their sides, without layouts, and of what is known ``about`` them, JSON data.
+
+    A side may have several, on different layouts.
+    """
     rows = []
-    for side, profile in profiles.items():
+    for side, profile in profiles:
         cells = np.flatnonzero(profile.counts)
         counts = profile.counts[cells]
         rows.append({"side": side, "layout": profile.layout.digest, "cells": cells.astype(np.int32), "counts": counts})
@@ -117,7 +120,7 @@ def read_about(data: bytes) -> dict[str, Any]:
 
 
 def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
-    """Return the profiles in a file, of those sides whose layout is the one that they were counted on.
+    """Return the profiles in a file that were counted on these layouts, by side.
 
     Raises:
         ValueError: a newer release wrote it.

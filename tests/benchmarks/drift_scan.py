@@ -143,7 +143,7 @@ def say_sizes() -> None:
             continue
         layout = found.layout
         hour = profile_of({name: column[:5000] for name, column in data.items()}, layout)
-        file = write_profiles({"features": hour}, about={"files": {}})
+        file = write_profiles([("features", hour)], about={"files": {}})
         with tempfile.TemporaryDirectory() as folder:
             store, start = Store(folder), datetime(2026, 1, 5, tzinfo=UTC)
             import pyarrow as pa
@@ -152,7 +152,7 @@ def say_sizes() -> None:
                 at = start + timedelta(hours=number)
                 store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{PROFILE}", pa.py_buffer(file))
             began = time.perf_counter()
-            hours = hourly_profiles(store, "m", lambda _version, layout=layout: {"features": layout})
+            hours = hourly_profiles(store, "m", {"features": layout})
             total = Profile.total((each.profiles["features"] for each in hours), layout)
             took = time.perf_counter() - began
         assert total.rows == 168 * 5000

@@ -38,11 +38,11 @@ LAYOUTS = {
 
 
 def layouts_of(_version):
-    return LAYOUTS
+    return {side: [layout] for side, layout in LAYOUTS.items()}
 
 
 def hours(store, **window):
-    return hourly_profiles(store, "flights", layouts_of, **window)
+    return hourly_profiles(store, "flights", LAYOUTS, **window)
 
 
 def counts(profile, column):
@@ -81,9 +81,14 @@ def test_an_hour_whose_version_has_no_layout_has_no_profile(tmp_path, write, sto
     assert hours(store)[0].profiles == {}
     compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
     other = {"features": Layout((Series("distance", "number", np.array([7.0])),))}
-    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles == {}
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=lambda _version: other).profiled == 1
-    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles["features"].rows == 1
+    assert hourly_profiles(store, "flights", other)[0].profiles == {}
+    assert (
+        compact(
+            str(tmp_path), "flights", now=NEXT_DAY, layouts_of=lambda _version: {"features": [other["features"]]}
+        ).profiled
+        == 1
+    )
+    assert hourly_profiles(store, "flights", other)[0].profiles["features"].rows == 1
 
 
 def test_a_request_counts_once_over_all_versions(tmp_path, write, store):
@@ -93,6 +98,20 @@ def test_a_request_counts_once_over_all_versions(tmp_path, write, store):
     three, four = hours(store)
     assert (three.profiles["features"].rows, four.profiles["features"].rows) == (1, 1)
     assert (three.profiles["predictions"].rows, four.profiles["predictions"].rows) == (1, 2)
+
+
+def test_features_of_all_versions_add_up_on_each_layout(tmp_path, write, store):
+    """Version 4 was trained on other data; its hours are counted on the layout of version 3 too, and the reverse."""
+    other = {"features": Layout((Series("distance", "number", np.array([0.5])),))}
+    both = [LAYOUTS["features"], other["features"]]
+    write([served("a", rows=2), served("b", version=4, rows=3)])
+    layouts = {3: {"features": both}, 4: {"features": both[::-1]}}
+    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts.__getitem__)
+    for chosen in ({"features": LAYOUTS["features"]}, other):
+        found = hourly_profiles(store, "flights", chosen)
+        total = Profile.total((hour.profiles["features"] for hour in found), chosen["features"])
+        assert total.rows == 5
+        assert sum(counts(total, "distance")) == 5
 
 
 def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
@@ -118,7 +137,7 @@ def test_redacted_fields_are_not_counted(tmp_path, write, store):
 
 def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
     """The erasure makes the hour's profile again where it knows the layout, and else removes it."""
-    for known in (layouts_of, lambda _version: None):
+    for known in (layouts_of, lambda _version: {}):
         shutil.rmtree(tmp_path / "predictions", ignore_errors=True)
         people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
         write([served("a", columns=people), served("b")])
@@ -148,12 +167,12 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
             done = True
         killed += not done
         there = cut(str(folder))
-        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         if done or at_change > 0 or after:
             assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
         Erasure(str(folder), "flights", ANNA).run(now=NEXT_DAY)
         compact(str(folder), "flights", now=NEXT_DAY, layouts_of=layouts_of)
-        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         assert counts(found["features"], "carrier") == [1, 0, 0, 0]
         if done:
             break
@@ -211,8 +230,8 @@ def test_what_the_log_holds_is_counted_as_what_was_trained_on(tmp_path, write, s
     layout = Layout(tuple(Series(name, m, edges, ("x",)) for name, each in measures.items() for m in each))
     outputs = {"late": np.zeros(3)}
     write([served("a", rows=3, columns=columns, outputs=outputs)], signature=signature)
-    assert update_profile(store, FOLDER, {"features": layout}, Faults())
-    found = hourly_profiles(store, "flights", lambda _version: {"features": layout})[0].profiles["features"]
+    assert update_profile(store, FOLDER, {"features": [layout]}, Faults())
+    found = hourly_profiles(store, "flights", {"features": layout})[0].profiles["features"]
     expected = profile_of(columns, layout)
     for series, cells in layout.placed():
         assert found.counts[cells].tolist() == expected.counts[cells].tolist(), series

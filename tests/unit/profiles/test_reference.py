@@ -139,7 +139,7 @@ def test_a_reference_without_columns_is_a_file_too():
 def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():
     one = reference_of(chunks_of(table(2000)), rows=2000).profile
     other = reference_of(chunks_of({"x": np.arange(2000.0)}), rows=2000).profile
-    data = write_profiles({"features": one, "predictions": other}, about={"files": ["a"]})
+    data = write_profiles([("features", one), ("predictions", other)], about={"files": ["a"]})
     assert read_about(data) == {"files": ["a"]}
     found = read_profiles(data, {"features": one.layout, "predictions": one.layout})
     assert found.keys() == {"features"}
