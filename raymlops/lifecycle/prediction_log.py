@@ -20,14 +20,14 @@ from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord, RetainRecord
     from raymlops.predictions.erase import EraseRecord
-    from raymlops.predictions.hourly import Layouts, LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
-    from raymlops.profiles.layout import Layout
+    from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
@@ -110,8 +110,8 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
 
     check_known(Store(spec.storage.path), name)
     with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
-        now, layouts = datetime.now(UTC), layouts_of(state, name)
-        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
+        now, layouts = datetime.now(UTC), counted_on(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -190,7 +190,7 @@ def erase_predictions(
         uris = [uri for uri in log.uris if name in names_in(Store(uri))]
         if not uris:
             check_known(Store(log.uris[0]), name)
-        layouts = layouts_of(state, name)
+        layouts = counted_on(state, name)
         jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
         found = EraseRecord.total(job.find() for job in jobs)
         found.check()
@@ -211,37 +211,40 @@ def erase_predictions(
         return done
 
 
-def layouts_of(state: State, name: str) -> LayoutsOf:
+def counted_on(state: State, name: str) -> CountedOn:
     """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
     Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
     bundle that can be read, or with one that has no profiles, a version's hours are not counted.
     """
     from raymlops.bundle.profiles import references_of
+    from raymlops.predictions.hourly import Counted
     from raymlops.state.versions import recorded
 
     @cache
-    def own(version: int) -> dict[str, Layout]:
+    def own(version: int) -> Mapping[str, Reference]:
         record = recorded(state, name, version)
         try:
-            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+            return {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
         except NotFoundError as error:
             _log.info("version %d of %s: %s", version, name, error)
             return {}
         except (BundleError, StorageError) as error:
             _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
             return {}
-        return {side: reference.layout for side, reference in references.items()}
 
     live = [item.version for item in state.deployments(name)]
 
-    def found(version: int) -> Layouts:
-        layouts = {side: [layout] for side, layout in own(version).items()}
+    def found(version: int) -> Counted:
+        layouts = {side: [reference.layout] for side, reference in own(version).items()}
+        slices = dict.fromkeys(each for reference in own(version).values() for each in reference.slices)
         for other in live if layouts else ():
             features = own(other).get("features")
-            if features is not None and all(features.digest != known.digest for known in layouts.get("features", ())):
-                layouts.setdefault("features", []).append(features)
-        return layouts
+            if features is not None and all(
+                features.layout.digest != known.digest for known in layouts.get("features", ())
+            ):
+                layouts.setdefault("features", []).append(features.layout)
+        return Counted(layouts, tuple(slices))
 
     return found
 

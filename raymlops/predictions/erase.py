@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.hourly import remove_profile, update_profile
+from raymlops.predictions.hourly import Counted, remove_profile, update_profile
 from raymlops.predictions.labelled import SKEW, Keys, within
 from raymlops.predictions.labels import SETTLED_S
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, is_foreign, is_temporary, open_file, survey
@@ -26,7 +26,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from raymlops.predictions.hourly import LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
@@ -99,8 +99,8 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    layouts_of: LayoutsOf = lambda _version: {}
-    """The layouts that the hours of a version are counted on: profiles of hours with such rows are made again."""
+    counted_on: CountedOn = lambda _version: Counted()
+    """What the hours of a version are counted on: profiles of hours with such rows are made again."""
     erased: list[pa.Table] = field(default_factory=list)
     """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
 
@@ -174,9 +174,9 @@ class _Pass:
                 remove_profile(self._store, folder)
             rows = [found for found in rows if self._erase(found, self._is_free_row)]
             for hour in hours:
-                layouts = self._job.layouts_of(hour.version or 0) if hour.path in changed else {}
-                if layouts:
-                    update_profile(self._store, hour.path, layouts, self._faults)
+                counted = self._job.counted_on(hour.version or 0) if hour.path in changed else None
+                if counted:
+                    update_profile(self._store, hour.path, counted, self._faults)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),

@@ -13,7 +13,7 @@ fields are not counted.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -25,18 +25,18 @@ from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.profiles.count import Counter
 from raymlops.profiles.file import read_about, read_profiles, write_profiles
 from raymlops.profiles.profile import Profile
+from raymlops.profiles.slices import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.profiles.layout import Layout
+    from raymlops.profiles.slices import Slice
     from raymlops.storage.store import Store
 
-    Layouts = Mapping[str, Sequence[Layout]]
-    """By side; a profile is made again where the first one of a side is missing."""
-    LayoutsOf = Callable[[int], Layouts]
-    """Returns those that the hours of a version are counted on; none where its bundle has none."""
+    CountedOn = Callable[[int], "Counted"]
+    """Returns what the hours of a version are counted on."""
 
 SIDES = {"features": FEATURES, "predictions": OUTPUT}
 """The struct in the log of each side of a bundle."""
@@ -44,15 +44,28 @@ _AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What the hours of a version are counted on; false where its bundle has no layouts."""
+
+    layouts: Mapping[str, Sequence[Layout]] = field(default_factory=dict)
+    """By side; a profile is made again where the first one of a side is missing."""
+    slices: Sequence[Slice] = ()
+    """Of rows by their features, which have profiles of their own."""
+
+    def __bool__(self) -> bool:
+        return bool(self.layouts)
+
+
+@dataclass(frozen=True)
 class HourProfile:
-    """The profiles of one version in one hour, by side; empty where there is none."""
+    """The profiles of one version in one hour, by side, of slices by ``Slice.side``; empty where there is none."""
 
     start: datetime
     version: int
     profiles: Mapping[str, Profile]
 
 
-def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) -> bool:
+def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) -> bool:
     """Make the profile of an hour unless it is up to date; return whether it was made.
 
     Raises:
@@ -60,21 +73,28 @@ def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) 
     """
     # Listed first: rows that come while they are counted make it out of date.
     files = {live.name: live.size for live in survey(store, folder, faults)[0]}
-    if not files or _is_current(store, folder, layouts, files):
+    if not files or _is_current(store, folder, counted, files):
         return False
-    counters: dict[tuple[str, Layout], dict[float, Counter]] = {
-        (side, layout): {} for side, each in layouts.items() for layout in each
-    }
+    counters: dict[tuple[str, Layout], dict[float, Counter]] = {}
+    for side, layouts in counted.layouts.items():
+        for name in (side, *(each.side(side) for each in counted.slices)):
+            counters |= {(name, layout): {} for layout in layouts}
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in _by_weight(batch):
-            for (side, layout), by_weight in counters.items():
+            for side, layouts in counted.layouts.items():
                 if SIDES[side] not in part.schema.names:
                     continue
-                counted = part
+                rows = part
                 if side == "features":
-                    counted = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
-                counter = by_weight.setdefault(weight, Counter(layout))
-                counter.add(_columns(counted[SIDES[side]], layout), rows=counted.num_rows)
+                    rows = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
+                chosen_by = _fields(rows, {each.column for each in counted.slices})
+                for layout in layouts:
+                    columns = _columns(rows[SIDES[side]], layout)
+                    found = counters[side, layout].setdefault(weight, Counter(layout))
+                    found.add(columns, rows=rows.num_rows)
+                    for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
+                        found = counters[each.side(side), layout].setdefault(weight, Counter(layout))
+                        found.add(some, rows=len(numbers))
     profiles = [
         (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
         for (side, layout), by_weight in counters.items()
@@ -138,13 +158,14 @@ def _stored(store: Store, folder: str) -> bytes | None:
         return None
 
 
-def _is_current(store: Store, folder: str, layouts: Layouts, files: Mapping[str, int]) -> bool:
+def _is_current(store: Store, folder: str, counted: Counted, files: Mapping[str, int]) -> bool:
     data = _stored(store, folder)
     if data is None:
         return False
     try:
-        own = {side: each[0] for side, each in layouts.items() if each}
-        return read_about(data)["files"] == files and read_profiles(data, own).keys() == own.keys()
+        own = {side: each[0] for side, each in counted.layouts.items() if each}
+        wanted = {name for side in own for name in (side, *(each.side(side) for each in counted.slices))}
+        return read_about(data)["files"] == files and read_profiles(data, own).keys() == wanted
     except (ValueError, KeyError, pa.ArrowException):
         return False
 
@@ -158,8 +179,16 @@ def _by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:
     return [(w, batch if len(found) == 1 else batch.filter(pc.equal(weights, w))) for w in found]
 
 
+def _fields(batch: pa.RecordBatch, names: Iterable[str]) -> dict[str, Any]:
+    """Return some features, those that are there."""
+    if FEATURES not in batch.schema.names:
+        return {}
+    there = {each.name for each in batch.schema.field(FEATURES).type}
+    return {name: pc.struct_field(batch[FEATURES], name) for name in there.intersection(names)}
+
+
 def _columns(struct: pa.StructArray, layout: Layout) -> dict[str, Any]:
-    names = {field.name for field in struct.type}
+    names = {each.name for each in struct.type}
     columns: dict[str, Any] = {}
     for name, placed in layout.by_column.items():
         if name in names:
