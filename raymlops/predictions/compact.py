@@ -102,7 +102,9 @@ def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
     for name in replaced:  # a previous compaction was interrupted
         store.remove(f"{folder}/{name}")
     for name in store.files(folder):
-        if name.startswith("."):  # of an interrupted writer; one that is still writing retries
+        # Of an interrupted writer; one that is still writing retries. What NFS keeps for a reader goes with the reader,
+        # and cannot be removed before.
+        if name.startswith(".") and not name.startswith(".nfs"):
             store.remove(f"{folder}/{name}")
     done = bool(replaced)
     for group in _groups(store, folder, [live for live in found if not _is_large(live)], work.faults):
