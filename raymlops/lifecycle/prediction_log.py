@@ -18,12 +18,13 @@ from raymlops.config.durations import parse_duration
 from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
+from raymlops.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
@@ -46,6 +47,15 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+
+@dataclass(frozen=True)
+class RetainRecord(Record):
+    """Which hours of predictions and days of labels were removed."""
+
+    name: str
+    before: str
+    removed: tuple[str, ...]
 
 
 def stored_logs(state: State) -> list[StoredLog]:
@@ -148,14 +158,17 @@ def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecor
     Raises:
         StorageError: a storage cannot be used; some hours may have been removed.
     """
-    from raymlops.predictions.compact import RetainRecord, retain
+    from raymlops.predictions.compact import retain
 
-    records = [retain(uri, log.name, before=before) for uri in log.uris]
-    removed = tuple(folder for record in records for folder in record.removed)
-    if removed:
-        why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
-        state.record(action="predictions.retain", subject=log.name, why=why)
-    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), removed)
+    removed: list[str] = []
+    try:
+        for uri in log.uris:
+            removed += retain(uri, log.name, before=before)  # which keeps those before a failure
+    finally:
+        if removed:
+            why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
+            state.record(action="predictions.retain", subject=log.name, why=why)
+    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), tuple(removed))
 
 
 def erase_predictions(
@@ -172,13 +185,14 @@ def erase_predictions(
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
     log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
-    because the storage does not answer is written later: then this is to be called again.
+    because the storage does not answer is written later: then this is to be called again. A storage that the model left
+    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
         UsageError: no row has such a field.
         RefusedError: another process changes the files of this log.
-        StorageError: the storage cannot be used; where some was erased, the same call completes it.
+        StorageError: no storage can be used, or one failed meanwhile; the same call completes what was begun.
     """
     from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
     from raymlops.predictions.paths import check_known, names_in
@@ -187,18 +201,23 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        uris = [uri for uri in log.uris if name in names_in(Store(uri))]
-        if not uris:
-            check_known(Store(log.uris[0]), name)
-        layouts = counted_on(state, name)
-        jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
-        found = EraseRecord.total(job.find() for job in jobs)
+        jobs, away, counted = [], [], counted_on(state, name)
+        for uri in log.uris:
+            try:
+                if name in names_in(Store(uri)):
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
+            except StorageError:
+                away.append(uri)
+        if not jobs:
+            check_known(Store(away[0] if away else log.uris[0]), name)
+        lost = EraseRecord(name, tuple(where.fields), 0, 0, 0, 0, damaged=tuple(away))
+        found = EraseRecord.total([*(job.find() for job in jobs), lost])
         found.check()
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
         state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
         began = datetime.now(UTC)
-        done = EraseRecord.total(job.run(now=began) for job in jobs)
+        done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
         if waits:
             sleep(max(waits))

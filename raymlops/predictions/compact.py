@@ -8,7 +8,7 @@ compaction may run at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -44,15 +44,6 @@ class CompactRecord(Record):
     damaged: tuple[str, ...] = ()
     profiled: int = 0
     """Past hours whose rows were counted: see ``hourly``."""
-
-
-@dataclass(frozen=True)
-class RetainRecord(Record):
-    """Which hours of predictions and days of labels were removed."""
-
-    name: str
-    before: str
-    removed: tuple[str, ...]
 
 
 @dataclass
@@ -91,8 +82,8 @@ def compact(
     return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 
 
-def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
-    """Remove the hours of predictions and days of labels that ended by ``before``.
+def retain(uri: str, name: str, *, before: datetime) -> Iterator[str]:
+    """Remove the hours of predictions and days of labels that ended by ``before``, and yield each once it is gone.
 
     A label arrives after its prediction, so no label is removed whose prediction is kept.
 
@@ -105,7 +96,7 @@ def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
         store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
-    return RetainRecord(name, before.astimezone(UTC).isoformat(), tuple(folder.path for folder in old))
+        yield folder.path
 
 
 def _compact_folder(store: Store, folder: str, work: _Work) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,8 +13,8 @@ from tiny_bundle import tiny_contents
 
 from raymlops.bundle.profiles import references_of
 from raymlops.bundle.write import write_bundle
-from raymlops.errors import LeaseLostError, RefusedError
-from raymlops.lifecycle.prediction_log import changing, compact_predictions, erase_predictions
+from raymlops.errors import LeaseLostError, RefusedError, StorageError
+from raymlops.lifecycle.prediction_log import StoredLog, changing, compact_predictions, erase_predictions, remove_old
 from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.compact import compact
 from raymlops.predictions.hourly import hourly_profiles
@@ -118,6 +119,30 @@ def test_a_process_that_lost_its_lease_changes_nothing_more(spec, tmp_path):
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 2
     assert erase_predictions("flights", spec, ANNA, sleep=lambda _s: None).rows == 1
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_a_storage_that_is_gone_is_named_and_keeps_no_other_from_being_searched(spec, tmp_path):
+    """An earlier version was written to a bucket that does not exist any more. Where that is all, it is an error."""
+    write(tmp_path, "a", "anna")
+    with state_of(spec) as state:
+        gone = ModelVersionRef("flights", 0, "run", BundleRef("no-such-scheme://x/bundles/d", "d" * 64), ())
+        record_version(state, gone, why="", now=datetime.now(UTC))
+    record = erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+    assert (record.rows, record.damaged) == (1, ("no-such-scheme://x",))
+    shutil.rmtree(tmp_path / "predictions")
+    with pytest.raises(StorageError, match="no-such-scheme"):
+        erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+
+
+def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_path):
+    """The event counts them, although the next storage cannot be used."""
+    write(tmp_path, "a", "anna")
+    log = StoredLog("flights", (str(tmp_path), "no-such-scheme://x"), 1.0)
+    with state_of(spec) as state:
+        with pytest.raises(StorageError):
+            remove_old(state, log, before=datetime.now(UTC) + timedelta(hours=2))
+        assert state.events()[0].why.startswith("1 hours and days before")
+    assert not list((tmp_path / "predictions").rglob("*.parquet"))
 
 
 def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_path):

@@ -182,7 +182,7 @@ def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
 
 @pytest.mark.parametrize("after", [False, True])
 def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
-    """Killed at each change: the profile is of the rows that are there, or it is gone until the next compaction."""
+    """Killed at each change: the profile is of the rows that are there, or it is gone until the erasure is repeated."""
     people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
     write([served("a", columns=people), served("b")], uri=str(tmp_path / "whole"))
     compact(str(tmp_path / "whole"), "flights", now=NEXT_DAY, counted_on=counted_on)
@@ -201,8 +201,10 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
         found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         if done or at_change > 0 or after:
             assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
-        Erasure(str(folder), "flights", ANNA).run(now=NEXT_DAY)
-        compact(str(folder), "flights", now=NEXT_DAY, counted_on=counted_on)
+        half = folder / FOLDER / f".{PROFILE}-{'0' * 32}"
+        half.write_bytes(b"PAR1")
+        Erasure(str(folder), "flights", ANNA, counted_on=counted_on).run(now=NEXT_DAY)
+        assert not half.exists()
         found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         assert counts(found["features"], "carrier") == [1, 0, 0, 0]
         if done:

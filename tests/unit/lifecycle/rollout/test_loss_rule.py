@@ -26,9 +26,10 @@ LATE = AnswerLoss("probability", "late", ("probability",), positive=True, negati
 PRICE = AnswerLoss("number", "price", scale=10.0)
 
 
-def row(request, output, label, *, version=1, route="champion", fallback_from=None, second=0):
+def row(request, output, label, *, version=1, route="champion", fallback_from=None, second=0, caller=None):
     return {
         "request_id": request,
+        "caller": caller,
         "ts": NOW + timedelta(seconds=second),
         "model_version": version,
         "route": route,
@@ -81,6 +82,12 @@ def test_of_an_id_that_is_used_again_the_first_answer_alone_counts(ours):
     (found,) = counted(rows).values()
     assert found == Losses.of([0.0])
     assert counted(rows[::-1]) == counted(rows)
+
+
+def test_an_id_of_another_caller_is_another_request():
+    """Two shops that number their orders from 1; nobody takes away what another one's answers show."""
+    rows = [late("1", 1.0, 1, caller="shop"), late("1", 0.0, 1, second=1, caller="store")]
+    assert counted(rows) == {1: Losses.of([0.0, 1.0])}
 
 
 def test_equally_good_versions_have_equal_losses_where_ids_are_used_again():
