@@ -78,7 +78,7 @@ class MonitorSection(Spec):
     def _few(cls, slices: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         number = sum(map(len, slices.values()))
         if number > MAX_SLICES:
-            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more question that chance may answer"
+            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more chance of a false alarm"
             raise ValueError(msg)
         return slices
 
