@@ -114,16 +114,13 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
 
 
-def started_otherwise(details: Details, *, serve: ServeSection, api: Starts) -> list[str]:
+def started_otherwise(details: Details, listens: Listening, *, serve: ServeSection, api: Starts) -> list[str]:
     """Return how a running Serve was started, where a section requests something else: only a restart changes it.
 
     Raises:
         UsageError: the section has a certificate, and nothing shows that Serve answers with TLS.
         ClusterError: the dashboard does not answer.
     """
-    listens = listening(details, local=api.is_local)
-    if listens is None:
-        return []
     if serve.tls is not None and not listens.tls:
         if api.is_local:
             raise UsageError(f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS", hint=_START)

@@ -20,6 +20,10 @@ def details(host="127.0.0.1", grpc=None):
     return FakeServe(host=host, grpc=grpc).get()
 
 
+def otherwise(there, section, api):
+    return started_otherwise(there, listening(there, local=api.is_local), serve=section, api=api)
+
+
 @pytest.fixture
 def state(tmp_path):
     with opened(tmp_path, "state") as state:
@@ -125,18 +129,17 @@ def test_a_section_that_serve_was_not_started_with_is_told(monkeypatch):
     monkeypatch.setattr(address, "speaks_tls", lambda *_: False)
     section = ServeSection(proxy_location="every_node")
     here, elsewhere = FakeServe(), FakeServe(dashboard_url="http://dashboard:8265")
-    assert started_otherwise({"applications": {}}, serve=section, api=here) == []
     there = {**details(), "proxy_location": "HeadOnly"}
-    (told,) = started_otherwise(there, serve=section, api=here)
+    (told,) = otherwise(there, section, here)
     assert "with a proxy on the head only" in told
-    assert started_otherwise({**there, "proxy_location": "EveryNode"}, serve=section, api=here) == []
+    assert otherwise({**there, "proxy_location": "EveryNode"}, section, here) == []
     secured = ServeSection(tls_cert="/c", tls_key="/k")
     with pytest.raises(UsageError, match=r"answers at http://127\.0\.0\.1:21050 without TLS"):
-        started_otherwise(there, serve=secured, api=here)
+        otherwise(there, secured, here)
     with pytest.raises(UsageError, match="nothing shows from here"):
-        started_otherwise(there, serve=secured, api=elsewhere)
+        otherwise(there, secured, elsewhere)
     elsewhere.proxy = "haproxy-tls"
-    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+    assert otherwise(there, secured, elsewhere) == []
 
 
 def test_a_cluster_elsewhere_is_asked_for_tls_where_it_is_reached(monkeypatch):
@@ -145,7 +148,7 @@ def test_a_cluster_elsewhere_is_asked_for_tls_where_it_is_reached(monkeypatch):
     there = {**elsewhere.get(), "proxies": {"node": {"node_ip": "10.0.0.7"}}}
     secured, asked = ServeSection(tls_cert="/c", tls_key="/k"), []
     monkeypatch.setattr(address, "speaks_tls", lambda *where: asked.append(where) or True)
-    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+    assert otherwise(there, secured, elsewhere) == []
     assert asked == [("10.0.0.7", 21050)]
 
 
