@@ -123,7 +123,7 @@ def running_serve(api: ServeApi, spec: ProjectSpec | None = None) -> RunningServ
     from raymlops.serving.control.proxies import proxies_in_force, shortcomings
 
     details = api.get()
-    listens = listening(details, local=api.is_local)
+    listens = listening(details, api)
     if listens is None:
         return None
     proxies = proxies_in_force(details, listens, api=api)
