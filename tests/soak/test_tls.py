@@ -101,8 +101,9 @@ def test_clients_of_all_kinds_ask_over_tls_and_none_without(served, files, tmp_p
             for address in served.addresses:
                 renewed = both.read_bytes().removeprefix(trusted)
                 forms.call(served.grpc_port, **call, certificates=renewed, host=address)
-            served.change(max_rows=4000)
-        served.change(max_rows=4500, max_replicas=2, min_replicas=2)  # another server: HAProxy is replaced by a new one
+            served.change(auth="open", max_rows=4000)
+        # Another server: HAProxy is replaced by a new one.
+        served.change(auth="open", max_rows=4500, max_replicas=2, min_replicas=2)
         before = len(done)
         until(lambda: len(done) > before + 200)
         # The Python proxy reads its files once.
