@@ -6,7 +6,7 @@ that need it, so that a configuration can be checked without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -69,6 +69,11 @@ class RecipeBase:
 
     Without it, a label is accepted if answers can be compared with it; with a ``loss_of`` of the recipe, any is.
     """
+    row_order: ClassVar[Literal["ordered", "independent"] | None] = None
+    """How rows of a table are related: ``"ordered"`` as they arose, one after the other, or ``"independent"`` draws.
+
+    It decides how much one window of rows may differ from the next without any drift. Not needed with ``row_times``.
+    """
     train_loop: Callable[[Any], None] | None = None
     """Replaces the default loop: ``train_loop(self, ctx)``, see ``TrainContext``. Then ``loss`` may be left out."""
 
@@ -107,6 +112,14 @@ class RecipeBase:
         ``pyarrow.dataset.Dataset`` over its files where it is streamed, else the dataset itself.
         """
         return {}
+
+    def row_times(self, columns: Columns) -> Any:  # noqa: ARG002 - a default that knows none
+        """Return when each row of a table arose, as ``datetime64`` or seconds since 1970, or None: rows have no time.
+
+        ``columns`` is as for ``target``: the time need not be an input, ``columns["booked_at"]``. Drift is told from
+        what is normal by how much consecutive rows of the training split differ; without times, see ``row_order``.
+        """
+        return None
 
     def model(self) -> nn.Module:
         """Return the untrained model, on the CPU: no DDP, no ``.to(device)``."""
@@ -292,7 +305,8 @@ class RecipeBase:
         """Return the loss of one answer, 0 (right) to 1; None where answer and label cannot be compared.
 
         ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
-        compares versions by the mean of this, so that it must be lower for better answers, and bounded.
+        compares versions by the mean of this, so that it must be lower for better answers, and bounded. Of bytes and
+        images the prediction log has the digest alone.
 
         Default: the loss of ``answer_loss`` for a class, probabilities, or a number. Registration chooses between them
         by the signature, the model's answers to validation rows and their labels, and measures the scale of a

@@ -44,31 +44,33 @@ def leaving_first(
         return ()  # what may fit must not be rejected; a dashboard that is down is reported by the next request
     idle = frozenset(item.version for item in before) if replaces else spare_of(before, new)
     leaving = [item for item in before if item.version in idle]
-    must = must_leave_first(new, leaving, cluster=room)
+    least = 0 if any(item.version == new.version for item in before) else 1  # it starts with one replica at least
+    must = must_leave_first(new, leaving, cluster=room, least=least)
     return tuple(sorted(idle)) if must and not replaces else ()
 
 
-def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room) -> bool:
+def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster: Room, least: int) -> bool:
     """Return whether ``new`` fits only if the versions that it replaces are removed before it comes up.
+
+    ``least`` is how many replicas it needs at least, where it may have fewer afterwards.
 
     Raises:
         InsufficientResourcesError: it does not fit even then, and no autoscaler may add nodes.
     """
     mine = {app_name(new.name, new.version)}
     gone = {app_name(item.name, item.version) for item in leaving}
-    asked = _asked(new)
+    asked = _asked(new, least=least)
     if room(asked, _left(cluster, without=mine)) >= asked.workers or cluster.grows is not False:
         return False
     most = room(asked, _left(cluster, without=mine | gone))
     if most >= asked.workers:
         return True
-    memory = asked.memory_bytes > 0
     total = [node["resources_total"] for node in cluster.nodes]
     served = [actor for actor in _replicas(cluster) if _app(actor) not in mine | gone]
     holders = [holder for holder in group(actors=served, tasks=[], groups=[], jobs={}) if show(holder.resources)]
-    has = f"{show(add(total), memory=memory) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}"
+    has = f"{show(add(total), also=asked.each) or 'no CPU'} on {len(total)} node{'s' * (len(total) != 1)}"
     raise InsufficientResourcesError(
-        f"{asked.purpose} requests {asked.workers} x {show(asked.each, memory=memory)}, and beside what is served "
+        f"{asked.purpose} requests {asked.workers} x {show(asked.each, also=asked.each)}, and beside what is served "
         f"there is room for {most}: the cluster has {has}\n"
         + ("\n".join(f"  held by {holder}" for holder in holders) or "  nothing else is served"),
         hint="Lower serve.min_replicas, serve.cpus_per_replica or serve.memory_gb, end a version with "
@@ -77,14 +79,15 @@ def must_leave_first(new: Deployment, leaving: Sequence[Deployment], *, cluster:
     )
 
 
-def _asked(new: Deployment) -> WorkerRequest:
+def _asked(new: Deployment, *, least: int) -> WorkerRequest:
     settings = settings_of(new)
     return WorkerRequest(
-        settings.min_replicas,
+        max(least, settings.min_replicas),
         settings.cpus_per_replica,
         settings.gpus_per_replica,
         purpose=f"{new.name} version {new.version}",
         memory_bytes=settings.memory_bytes or 0.0,
+        custom=settings.resources_per_replica,
     )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from answering_cluster import answering_cluster
@@ -151,3 +152,13 @@ def test_this_machine_can_be_looked_at(tmp_path, monkeypatch):
     assert found["storage"].ok
     assert not found["ray"].ok
     assert not (tmp_path / "new").exists()
+
+
+def test_a_certificate_that_the_endpoint_does_not_show_is_found(tmp_path):
+    """Nothing is looked at without one."""
+    places = dict.fromkeys(("dashboard_url", "mlflow_url", "serve_url"), "http://127.0.0.1:9")
+    known = {"cluster_id": "none", "state": "up", "started_at": 1.0, "ray_address": "127.0.0.1:9", "token_path": "t"}
+    record = upfile.UpRecord(root=str(tmp_path), scratch="s", haproxy=True, **known, **places)
+    assert [*doctor.certificate(record)] == []
+    (found,) = doctor.certificate(replace(record, tls_cert=str(tmp_path / "none")))
+    assert (found.name, found.ok) == ("certificate", False)

@@ -42,17 +42,6 @@ ELSEWHERE = "http://dashboard:8265"  # where no proxy is asked whether it answer
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/state.db"
-
-
-@pytest.fixture
-def state(url):
-    with State.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from canaries import beside, share, take_back, version_of
 from fake_serve import FakeServe
-from states import SERVE, converge, deploy, opened
+from states import SERVE, converge, deploy
 
 from raymlops.errors import DeployError, InsufficientResourcesError, RefusedError
 from raymlops.lifecycle.live.capacity import leaving_first
@@ -45,12 +45,6 @@ class Ending(FakeServe):
         for name in self.ending:
             details["applications"][name] = {"status": "DELETING", "route_prefix": None, "deployments": {}}
         return details
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 @pytest.fixture
@@ -180,6 +174,16 @@ def test_a_version_that_replaces_another_only_has_to_fit_in_its_place(state, ser
         leaving_first(serve, standing, new(cpus_per_replica=2.0), replaces=True)
     with pytest.raises(InsufficientResourcesError, match=r"1 x 1 CPU, 1\.5 GB of memory, .* has 1 CPU on 1 node"):
         leaving_first(serve, standing, new(memory_gb=1.5), replaces=True)
+    with pytest.raises(InsufficientResourcesError, match="requests 1 x 1 CPU, 1 fast, and beside"):
+        leaving_first(serve, standing, new(resources_per_replica={"fast": 1.0}), replaces=True)
+
+
+def test_a_version_that_may_go_to_zero_has_to_fit_once(state, serve):
+    """It comes up with one replica, so that the champion does not end for a version that never starts."""
+    deploy(state, serve, section=ALONE)
+    new = version_of(2, section=ALONE, min_replicas=0, cpus_per_replica=2.0)
+    with pytest.raises(InsufficientResourcesError, match="requests 1 x 2 CPU"):
+        leaving_first(serve, state.deployments("m"), new, replaces=True)
 
 
 def event(number, action, second, before, after):

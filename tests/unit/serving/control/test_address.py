@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from fake_serve import FakeServe
-from states import converge, deploy, opened
+from states import converge, deploy
 
 from raymlops.config.serve import ServeSection
 from raymlops.errors import ClusterError, UsageError
@@ -23,12 +23,6 @@ def details(host="127.0.0.1", grpc=None):
 
 def otherwise(there, section, api):
     return started_otherwise(there, listening(there, api), serve=section, api=api)
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 def asks(serve, name="m"):
