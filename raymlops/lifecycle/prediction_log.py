@@ -21,13 +21,14 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
-    from raymlops.predictions.hourly import Layouts, LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
+    from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
@@ -119,8 +120,8 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
 
     check_known(Store(spec.storage.path), name)
     with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
-        now, layouts = datetime.now(UTC), layouts_of(state, name)
-        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
+        now, layouts = datetime.now(UTC), counted_on(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -200,11 +201,11 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        jobs, away, layouts = [], [], layouts_of(state, name)
+        jobs, away, counted = [], [], counted_on(state, name)
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
-                    jobs.append(Erasure(uri, name, where, since, until, open_store, layouts))
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
             except StorageError:
                 away.append(uri)
         if not jobs:
@@ -229,26 +230,40 @@ def erase_predictions(
         return done
 
 
-def layouts_of(state: State, name: str) -> LayoutsOf:
-    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+def counted_on(state: State, name: str) -> CountedOn:
+    """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
+    bundle that can be read, or with one that has no profiles, a version's hours are not counted.
     """
     from raymlops.bundle.profiles import references_of
+    from raymlops.predictions.hourly import Counted
     from raymlops.state.versions import recorded
 
     @cache
-    def found(version: int) -> Layouts | None:
+    def own(version: int) -> Mapping[str, Reference]:
         record = recorded(state, name, version)
         try:
-            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+            return {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
         except NotFoundError as error:
             _log.info("version %d of %s: %s", version, name, error)
-            return None
+            return {}
         except (BundleError, StorageError) as error:
             _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
-            return None
-        return {side: reference.layout for side, reference in references.items()}
+            return {}
+
+    live = [item.version for item in state.deployments(name)]
+
+    def found(version: int) -> Counted:
+        layouts = {side: [reference.layout] for side, reference in own(version).items()}
+        slices = dict.fromkeys(each for reference in own(version).values() for each in reference.slices)
+        for other in live if layouts else ():
+            features = own(other).get("features")
+            if features is not None and all(
+                features.layout.digest != known.digest for known in layouts.get("features", ())
+            ):
+                layouts.setdefault("features", []).append(features.layout)
+        return Counted(layouts, tuple(slices))
 
     return found
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.hourly import update_profile
+from raymlops.predictions.hourly import Counted, update_profile
 from raymlops.predictions.partition import Faults, Live, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import MERGED_BYTES, MERGED_ROWS, DamagedError, Group, rewrite
@@ -23,7 +23,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.predictions.hourly import LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
 
 GRACE = timedelta(minutes=5)
 """How long writers may finish a past hour before it is merged. Later rows go into further files."""
@@ -60,13 +60,13 @@ def compact(
     *,
     now: datetime,
     since: datetime | None = None,
-    layouts_of: LayoutsOf = lambda _version: None,
+    counted_on: CountedOn = lambda _version: Counted(),
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
     """Merge the small files of every past hour of predictions and every past day of labels.
 
-    ``since`` skips older ones, which saves listing each of them on an object store. ``layouts_of`` a version are those
-    that its predictions are counted on, an hour at a time.
+    ``since`` skips older ones, which saves listing each of them on an object store. ``counted_on`` returns what the
+    hours of a version are counted on.
 
     Raises:
         StorageError: the storage cannot be used; completed merges are kept.
@@ -75,9 +75,9 @@ def compact(
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
         if folder.end + GRACE <= now and (since is None or folder.end > since):
             folders += _compact_folder(store, folder.path, work)
-            layouts = None if folder.version is None else layouts_of(folder.version)
-            if layouts:
-                profiled += update_profile(store, folder.path, layouts, work.faults)
+            counted = Counted() if folder.version is None else counted_on(folder.version)
+            if counted:
+                profiled += update_profile(store, folder.path, counted, work.faults)
     damaged = tuple(sorted(work.faults.damaged))
     return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 

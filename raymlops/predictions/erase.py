@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.hourly import remove_profile, update_profile
+from raymlops.predictions.hourly import Counted, remove_profile, update_profile
 from raymlops.predictions.labelled import SKEW, Keys, within
 from raymlops.predictions.labels import SETTLED_S
 from raymlops.predictions.partition import (
@@ -36,7 +36,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from raymlops.predictions.hourly import LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
@@ -109,8 +109,8 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    layouts_of: LayoutsOf = lambda _version: None
-    """The layouts that the hours of a version are counted on: profiles of hours with such rows are made again."""
+    counted_on: CountedOn = lambda _version: Counted()
+    """What the hours of a version are counted on: profiles of hours with such rows are made again."""
     erased: list[pa.Table] = field(default_factory=list)
     """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
 
@@ -187,8 +187,8 @@ class _Pass:
             rows = [found for found in rows if self._erase(found, self._is_free_row)]
             for hour in hours:
                 is_due = hour.path in changed or (hour.path in self._uncounted and hour.end <= self._now)
-                if is_due and (layouts := job.layouts_of(hour.version or 0)):
-                    update_profile(self._store, hour.path, layouts, self._faults)
+                if is_due and (counted := job.counted_on(hour.version or 0)):
+                    update_profile(self._store, hour.path, counted, self._faults)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),

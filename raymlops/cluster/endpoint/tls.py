@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raymlops.cluster.endpoint.haproxy_wrapper import open_to_others
-from raymlops.errors import UsageError
+from raymlops.errors import ClusterError, UsageError
 
 PROBE_S = 1.0
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -77,21 +77,26 @@ def trusting(cert: str) -> ssl.SSLContext:
     return context
 
 
-def shown_certificate(host: str, port: int, cert: str) -> str:
-    """Return in words whether the endpoint shows this certificate, and until when it is valid."""
+def valid_until(host: str, port: int, cert: str) -> str:
+    """Return until when the certificate is valid that the endpoint shows.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no certificate.
+        ClusterError: the endpoint shows another one, it is not valid, or nothing answers over TLS.
+    """
+    context = trusting(cert)
     try:
         with (
             socket.create_connection((host, port), timeout=PROBE_S) as connection,
-            trusting(cert).wrap_socket(connection) as secured,
+            context.wrap_socket(connection) as secured,
         ):
-            until = (secured.getpeercert() or {}).get("notAfter")
-            return f"{cert}, valid until {until}"
-    except UsageError as error:
-        return f"{error.message}; it is not what the endpoint shows"
+            return str((secured.getpeercert() or {}).get("notAfter"))
     except ssl.SSLCertVerificationError as error:
-        return f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
+        message = f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
+        raise ClusterError(message) from error
     except OSError as error:
-        return f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
+        message = f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
+        raise ClusterError(message) from error
 
 
 def speaks_tls(host: str, port: int) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -145,6 +146,22 @@ def test_its_own_ports_are_loopbacks_and_routes_are_not_listed(tmp_path, backend
         # Serve finds its processes by this argument, and asks the control socket for this id.
         assert str(serve.folder / "c") in psutil.Process(process.pid).cmdline()
         assert psutil.Process(process.pid).exe() == find_binary()
+
+
+def test_until_haproxy_knows_the_applications_callers_are_to_try_again(serve):
+    """Serve tells them just after the start: a model is not unknown, neither over HTTP nor over gRPC."""
+    serve.api.set_backend_configs({})
+    with serve.running():
+        answer = httpx.post(f"http://{HOST}:{serve.ports['http']}/models/m/predict", json={})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json().keys() == {"error", "request_id"}
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert httpx.get(f"http://{HOST}:{serve.ports['http']}/").status_code == 404  # the list of no models
+        for metadata in ((), (("application", "m"),)):
+            with grpc.insecure_channel(f"{HOST}:{serve.ports['grpc']}") as channel:
+                with pytest.raises(grpc.RpcError) as raised:
+                    channel.unary_unary("/x/y")(b"", metadata=metadata, timeout=10)
+                assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_slow_headers_are_cut(serve, monkeypatch):
