@@ -17,7 +17,7 @@ from raymlops.errors import UsageError
 from raymlops.records import Record
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
-from raymlops.serving.names import GUARD
+from raymlops.serving.names import GUARD, ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,11 +81,16 @@ def proxies_in_force(
     route = min((config["route_prefix"] for config in configs(details).values() if _is_served(config)), default=None)
 
     def look(kind: Kind | None, host: str | None) -> Any:
-        if host is None or (kind == "haproxy" and route is None):
+        if host is None:
             return None
-        path = (route or "").rstrip("/") if kind == "haproxy" else ""
-        answer = (ask or _ask)(f"{listens.url_at(host)}{path}{GUARD}")
-        return None if kind == "haproxy" and not answer else answer  # its own text: no replica is up yet
+        answer, url = ask or _ask, listens.url_at(host)
+        if kind != "haproxy":
+            return answer(f"{url}{GUARD}")
+        # The guard is in the replicas; HAProxy without our wrapper, on a node that was started otherwise, lists routes.
+        if (routes := answer(f"{url}{ROUTES}")) and "error" not in routes:
+            return {}
+        # Its own text: no replica is up yet.
+        return None if route is None else answer(f"{url}{route.rstrip('/')}{GUARD}") or None
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
         answers = list(pool.map(look, kinds, hosts))
