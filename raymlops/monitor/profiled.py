@@ -68,7 +68,7 @@ def column_counts(
 
 def _read(window: Profile) -> Cells:
     """Return the counts of a sample's rows, where each stood for several."""
-    counts = np.rint(window.counts * (window.read / max(window.rows, 1))).astype(np.int64)
+    counts: Cells = np.rint(window.counts * (window.read / max(window.rows, 1))).astype(np.int64)
     counts[READ] = window.read
     return counts
 
