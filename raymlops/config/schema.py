@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -67,6 +67,7 @@ class GateSection(Spec):
 class MonitorSection(Spec):
     """What is watched of a model's traffic."""
 
+    window_h: Literal[1, 6, 12, 24, 168] = Field(24, description="hours of traffic that are judged for drift at a time")
     slices: dict[str, Values] = Field(
         default_factory=dict,
         description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
