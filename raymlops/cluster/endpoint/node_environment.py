@@ -113,7 +113,10 @@ def run_on_node(
 def _labels(proxy: Proxy, *, tls: bool) -> str:
     """Return a node's labels with that of its proxy."""
     kind = WITH_TLS if proxy == "haproxy" and tls else proxy
-    return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
+    try:
+        return json.dumps({**json.loads(os.environ.get(LABELS) or "{}"), LABEL: kind})
+    except (ValueError, TypeError):
+        raise UsageError(f"{LABELS} is no JSON object, so that Ray could not read the labels of this node") from None
 
 
 def _tls(proxy: Proxy) -> TlsFiles | None:

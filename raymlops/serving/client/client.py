@@ -22,7 +22,7 @@ from tenacity import Retrying
 from raymlops.config.credentials import holds_credential
 from raymlops.errors import UsageError
 from raymlops.serving.client import calls
-from raymlops.serving.client.calls import Answer
+from raymlops.serving.client.calls import Accepted, Answer
 from raymlops.serving.client.retry import Budget, Failure, Reply
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from raymlops.serving.client.calls import Call, Rows
 
-__all__ = ["Answer", "Client"]
+__all__ = ["Accepted", "Answer", "Client"]
 
 logger = logging.getLogger(__name__)
 
@@ -182,8 +182,8 @@ class Client(BaseClient[httpx.BaseTransport, None]):
         *,
         request_id: str | None = None,
         timeout_s: float | None = None,
-    ) -> int:
-        """Send the true labels of earlier predictions; return how many were accepted.
+    ) -> Accepted:
+        """Send the true labels of earlier predictions; return how many were accepted, and which match nothing yet.
 
         A label is ``{"request_id": ..., "row": 0, "label": ...}``; with ``"correction": True`` it replaces an earlier
         one.

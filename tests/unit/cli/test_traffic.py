@@ -97,8 +97,14 @@ def test_a_model_is_told_in_lines():
         "  warm      version 1 until 2026-11-25 12:00:00 UTC",
         "            version 5 until removed",
         "  rollout   r1 of version 3: step 1 of 2 at 10 percent: 34 s, at this step since 2026-11-25 12:00:00 UTC",
-        "            10%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 80 requests, 1 errors, 2 slow, 0 late",
-        "            50%: canary 40 requests, 1 errors, 2 slow, 0 late, champion 40 requests, 1 errors, 2 slow, 0 late",
+        (
+            "            10%: canary 40 requests, 1 errors, 0 rejected, 2 slow, 0 late, "
+            "champion 80 requests, 1 errors, 0 rejected, 2 slow, 0 late"
+        ),
+        (
+            "            50%: canary 40 requests, 1 errors, 0 rejected, 2 slow, 0 late, "
+            "champion 40 requests, 1 errors, 0 rejected, 2 slow, 0 late"
+        ),
         "            50%: mean loss 0.750 of 4 against 0.500 of 2 labelled",
         "            losses of what was answered until 2026-11-25 12:00:30 UTC",
         "  aborted   rollout r0 of version 6 at 2026-11-25 11:30:00 UTC: errors",

@@ -39,6 +39,14 @@ def test_a_node_is_labelled_with_its_proxy(monkeypatch):
     assert labels == [{"zone": "a", LABEL: kind} for kind in ("python", "haproxy", "haproxy-tls")]
 
 
+@pytest.mark.parametrize("labels", ["zone=a", "[1]"])
+def test_labels_that_ray_could_not_read_are_refused(monkeypatch, labels):
+    """Here, where they are named."""
+    monkeypatch.setenv("RAY_OVERRIDE_LABELS", labels)
+    with pytest.raises(UsageError, match="RAY_OVERRIDE_LABELS is no JSON object"):
+        node_environment(proxy="python", scratch="/tmp/x")
+
+
 @pytest.mark.parametrize(
     ("storage", "expected"),
     [

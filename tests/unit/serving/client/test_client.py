@@ -33,11 +33,12 @@ from raymlops.errors import (
     UsageError,
 )
 from raymlops.serving.client.async_client import AsyncClient
-from raymlops.serving.client.client import Client
+from raymlops.serving.client.client import Accepted, Client
 
 BASE = "http://models.test"
 SECRET = "rk_ada_0123456789abcdefghijklmnopqrstuvwxyz0123456"
 ROW = {"distance": 2.0}
+LABELS = [{"request_id": request_id, "row": 0, "label": 1} for request_id in "rs"]
 ANSWER = httpx.Response(200, json={"outputs": [{"late": 4.0}], "model_version": "7", "request_id": "r"})
 
 
@@ -237,9 +238,10 @@ def test_two_requests_have_two_ids(ask):
     [
         (lambda client: client.describe("flights"), {"model_version": "7", "digest": "d"}, None),
         (lambda client: client.models(), {"models": [{"name": "flights"}]}, [{"name": "flights"}]),
-        (lambda client: client.feedback("flights", [{"request_id": "r", "row": 0, "label": 1}]), {"accepted": 1}, 1),
+        (lambda client: client.feedback("flights", LABELS), {"accepted": 2, "unmatched": [1]}, Accepted(2, (1,))),
+        (lambda client: client.feedback("flights", LABELS), {"accepted": 2}, Accepted(2)),
     ],
-    ids=["describe", "models", "feedback"],
+    ids=["describe", "models", "feedback", "feedback of 0.1"],
 )
 def test_everything_is_safe_to_repeat(ask, use, reply, found):
     """Labels count once, however often they are sent."""

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 from fake_serve import FakeServe
-from states import converge, deploy, opened
+from states import converge, deploy
 
 from raymlops.config.serve import ServeSection
 from raymlops.errors import ClusterError, UsageError
@@ -18,12 +18,6 @@ GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
 
 def details(host="127.0.0.1", grpc=None):
     return FakeServe(host=host, grpc=grpc).get()
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 def asks(serve, name="m"):

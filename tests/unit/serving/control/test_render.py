@@ -100,6 +100,17 @@ def test_the_champion_is_told_who_gets_what():
     assert not told["flights--v8"].standing
 
 
+def test_what_is_slow_is_what_the_rollout_was_started_with():
+    """Not what the champion was deployed with; a canary that is late is slow at the latest."""
+    versions = (deployment(7, "champion"), replace(deployment(8, "warm"), weight=0.1))
+    found = []
+    for slow_s in ({}, {"other": 0.1}, {"flights": 0.1}, {"flights": 5.0}):
+        config = render(Desired(versions, slow_s=slow_s), host="127.0.0.1", port=8000)
+        champion = next(app for app in config["applications"] if app["name"] == "flights--v7")
+        found.append(champion["deployments"][0]["user_config"]["slow_s"])
+    assert found == [0.25, 0.25, 0.1, 1.0]
+
+
 def test_callers_cannot_tell_which_version_a_value_leads_to():
     """They know the model and its version; where the canary's share begins depends on the state's id too."""
     champion = deployment(7, "champion")

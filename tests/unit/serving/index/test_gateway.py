@@ -114,14 +114,18 @@ def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():
-    """It has its share of what may be on its way, beyond which callers are told at once; the others have theirs."""
-    one = make(model("hung", timeout_s=60.0), model("flights"))
+    """It has its share of what may be on its way, beyond which callers are told at once; the others have theirs.
+
+    Those that nobody asks keep none of it.
+    """
+    models = [model("hung", timeout_s=60.0), model("flights"), *(model(f"idle{index}") for index in range(23))]
+    one = make(*models)
 
     async def scenario():
         waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(IN_FLIGHT // 2 + OWN_PLACES)]
         while len(one._champions["hung"].peers.handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
             await asyncio.sleep(0)
-        one.configure([model("hung", timeout_s=60.0), model("flights")])  # which forgets none of them
+        one.configure(models)  # which forgets none of them
         refused, called = await infer(one, "hung"), await grpc_infer(one, "hung")
         answered = await infer(one, "flights")
         for task in waiting:
