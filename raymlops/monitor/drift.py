@@ -113,7 +113,7 @@ class DriftVerdict:
         rows: Of the window.
         own_windows: Of the reference, of the window's length.
         effective_windows: Unrelated windows that they are worth, in the column that is judged where that is least.
-        p_one: The rank of this window; None where it is insufficient.
+        p_one: The rank of this window; None where it is insufficient, or nothing varies.
         p_two: The rank of this and the one before; None where there was none.
         columns: Flagged ones first, then by influence on the output, then by distance.
     """
@@ -158,6 +158,8 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows | None, *, seed: int 
     if rows < FEWEST_ROWS:
         few = f"{rows} rows, and {FEWEST_ROWS} are needed: take longer windows"
         return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
+    if not values.shape[1]:
+        return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
     own_rows = own.rows if own else float(rows)
     kinds = kind_numbers(tuple(meaning.kind for _, meanings in compared for meaning in meanings))
     phases = np.array(own.phases if own else (0,) * count, dtype=np.int64)
@@ -182,7 +184,6 @@ def _compared(
     return contrasts(
         np.concatenate([counts, column.windows]),
         np.concatenate([missing, column.window_nulls]),
-        reference=reference,
         ordered=column.ordered,
     )
 

@@ -38,7 +38,7 @@ def column_counts(
         msg = "the window was counted on another layout than the reference"
         raise ValueError(msg)
     sampled = any(window.read != window.rows for window in windows)
-    traffic = np.stack([_read(window) if sampled else window.counts for window in windows])
+    traffic = np.stack([read_counts(window) for window in windows])
     found, refused = [], dict[str, str]()
     for series, cells in layout.placed():
         if series.missing is None or series.measure == "time":
@@ -66,11 +66,13 @@ def column_counts(
     return found, refused
 
 
-def _read(window: Profile) -> Cells:
-    """Return the counts of a sample's rows, where each stood for several."""
-    counts = np.rint(window.counts * (window.read / max(window.rows, 1))).astype(np.int64)
+def read_counts(window: Profile) -> Cells:
+    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several."""
+    if window.read == window.rows:
+        return window.counts
+    counts = np.rint(window.counts * (window.read / window.rows)).astype(np.int64)
     counts[READ] = window.read
-    return counts
+    return np.asarray(counts)
 
 
 def _bins(series: Series, counts: Cells) -> tuple[Cells, Cells]:

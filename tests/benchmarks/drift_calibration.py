@@ -38,7 +38,6 @@ from drift_worlds import (
     LEVEL,
     SHIFTS,
     as_column,
-    contrasts_of,
     counted,
     five_points,
     judged,
@@ -81,7 +80,7 @@ def simulated(cell, *, references):
         rng = np.random.default_rng([SEED, reference])
         counts, shifted = counted(rng, world, windows=own + WINDOWS + world.lag, rows=rows, columns=columns)
         plain = [as_column(counts[:, at], at) for at in range(columns)]
-        said.append([one.outcome for one in judge_all(*contrasts_of(plain, own=own))])
+        said.append([one.outcome for one in judge_all(plain)])
         moved, missing = plain[CATEGORY]
         shares.append(moved[:, 0] / np.maximum(moved.sum(axis=1), 1))
         if reference % POWER_EVERY:
@@ -90,11 +89,10 @@ def simulated(cell, *, references):
         drifts = [(0, as_column(one[:, 0], 0)) for one in shifted]
         drifts += [(CATEGORY, (five_points(rng, moved), missing)), (1, (none, np.full(len(none), rows)))]
         for name, (at, drifted) in zip(DRIFTS, drifts, strict=True):
-            until = own + POWER_WINDOWS + world.lag
-            mixed = tuple(np.concatenate([a[:own], b[own:until]]) for a, b in zip(plain[at], drifted, strict=True))
-            others = [(one[:until], nulls[:until]) for one, nulls in plain]
-            others[at] = mixed
-            power[name].append(np.mean([one.outcome == "alarm" for one in judge_all(*contrasts_of(others, own=own))]))
+            changed = list(plain)
+            changed[at] = tuple(np.concatenate([a[:own], b[own:]]) for a, b in zip(plain[at], drifted, strict=True))
+            verdicts = judge_all(changed, windows=POWER_WINDOWS)
+            power[name].append(np.mean([one.outcome == "alarm" for one in verdicts]))
     return (
         cell,
         np.array(said),

@@ -1,4 +1,4 @@
-"""What the preset of evidently says of windows without drift, for `drift_calibration.py`, which has no evidently."""
+"""Whether evidently flags windows without drift; run by a Python that has evidently, for `drift_calibration.py`."""
 
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ more than chance, ``monitor`` decides. Changes nothing: the hours are counted wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -16,19 +16,25 @@ from raymlops.display import table
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.watch.windows import Windows
 from raymlops.monitor.baseline import Waiting, drift_comparison, first_served
-from raymlops.monitor.columns import columns_of
 from raymlops.monitor.drift import DriftVerdict, judge
 from raymlops.monitor.own_windows import by_rows, by_time
+from raymlops.monitor.profiled import column_counts, read_counts
+from raymlops.profiles.profile import Blocks
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.baseline import Window
+    from raymlops.monitor.own_windows import OwnWindows
     from raymlops.predictions.hourly import HourProfile
+    from raymlops.profiles.profile import Profile
     from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
+
+    Judged = tuple[DriftVerdict, Mapping[str, str]]
+    """And the columns that cannot be judged, with the reason."""
 
 Side = Literal["inputs", "outputs"]
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
@@ -49,6 +55,8 @@ class WindowDrift(Record):
     rows: int
     verdict: DriftVerdict | None
     waiting: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Columns that cannot be judged, and why."""
 
     @property
     def outcome(self) -> str:
@@ -64,6 +72,7 @@ class WindowDrift(Record):
         if self.verdict is None:
             return f"{title}, {span}: {self.waiting}"
         line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
+        line += "".join(f"\n    not judged: {name}: {why}" for name, why in self.refused.items())
         moved = [column for column in self.verdict.columns if column.flagged][:_SHOWN]
         if not moved:
             return line
@@ -210,45 +219,51 @@ class _Side:
             return self._waiting(windows[-1], found.reason)
         pair = [one for one in (found.before, found.window) if one is not None]
         if found.baseline:
-            verdict = self._against_serving(pair, found.baseline)
-            if verdict.outcome != "insufficient" or skewed:
-                return self._described(found.window, verdict, SERVING)
+            served = self._against_serving(pair, found.baseline)
+            if served[0].outcome != "insufficient" or skewed:
+                return self._described(found.window, served, SERVING)
         return self._described(found.window, self._against_training(self._windows, pair), TRAINING)
 
-    def _against_training(self, windows: Windows, pair: Sequence[Window]) -> DriftVerdict | str:
-        reference, blocks = self._reference, self._reference.blocks
+    def _against_training(self, windows: Windows, pair: Sequence[Window]) -> Judged | str:
+        reference, blocks, last = self._reference, self._reference.blocks, pair[-1]
         if reference.independent:
-            own, counts = None, reference.profile.counts[None, :]
-        elif blocks is None:
+            whole = Blocks(reference.layout, reference.profile.counts[None, :])
+            return _judge(whole, windows.profiles(pair), None)
+        if blocks is None:
             return reference.note
+        if blocks.times is None:
+            own = by_rows(blocks.rows, rows=last.rows)
         else:
-            counts = blocks.counts
-            if blocks.times is None:
-                own = by_rows(blocks.rows, rows=pair[-1].rows)
-            else:
-                span = pair[-1].start_s, pair[-1].stop_s
-                own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=span)
-        return judge(columns_of(reference.layout, blocks=counts, windows=windows.counts(pair)), own)
+            own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
+        return _judge(blocks, windows.profiles(pair), own)
 
-    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> DriftVerdict:
+    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged:
         starts, stops = (np.array([getattr(one, name) for one in baseline]) for name in ("start_s", "stop_s"))
-        rows = np.array([one.rows for one in baseline])
-        own = by_time(rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        counts, judged_counts = self._windows.counts(baseline), self._windows.counts(pair)
-        return judge(columns_of(self._reference.layout, blocks=counts, windows=judged_counts), own)
+        blocks = Blocks(
+            self._reference.layout, np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
+        )
+        own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
+        return _judge(blocks, self._windows.profiles(pair), own)
 
     def _described(
-        self, window: Window, verdict: DriftVerdict | str, against: str, *, kind: Literal["drift", "skew"] = "drift"
+        self, window: Window, judged: Judged | str, against: str, *, kind: Literal["drift", "skew"] = "drift"
     ) -> WindowDrift:
-        if isinstance(verdict, str):
-            return self._waiting(window, verdict)
-        return WindowDrift(self._side, kind, against, _utc(window.start_s), _utc(window.stop_s), window.rows, verdict)
+        if isinstance(judged, str):
+            return self._waiting(window, judged)
+        verdict, refused = judged
+        start, stop = _utc(window.start_s), _utc(window.stop_s)
+        return WindowDrift(self._side, kind, against, start, stop, window.rows, verdict, refused=refused)
 
     def _waiting(self, window: Window | None, why: str) -> WindowDrift:
         if window is None:
             return WindowDrift(self._side, "drift", None, None, None, 0, None, why)
         start, stop = _utc(window.start_s), _utc(window.stop_s)
         return WindowDrift(self._side, "drift", None, start, stop, window.rows, None, why)
+
+
+def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows | None) -> Judged:
+    columns, refused = column_counts(blocks, windows)
+    return judge(columns, own), refused
 
 
 def _uncounted(hours: int, version: int) -> str:

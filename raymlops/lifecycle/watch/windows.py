@@ -13,6 +13,7 @@ import numpy as np
 
 from raymlops.monitor.baseline import Window
 from raymlops.profiles.layout import ROWS
+from raymlops.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ class Windows:
         self, hours: Iterable[HourProfile], *, side: str, layout: Layout, window_s: float, version: int | None = None
     ) -> None:
         """Add up ``hours`` of the versions that count: of ``version``, or of all."""
+        self._layout = layout
         self._window_s = window_s
         self._version = version
         self._parts: dict[int, _Part] = {}
@@ -61,9 +63,9 @@ class Windows:
         """Return how many hours of a window have no profile."""
         return self._part(window).uncounted
 
-    def counts(self, windows: Sequence[Window]) -> Cells:
-        """Return the counts of windows, of shape (windows, layout.size)."""
-        return np.stack([self._part(window).counts for window in windows])
+    def profiles(self, windows: Sequence[Window]) -> list[Profile]:
+        """Return the profiles of windows."""
+        return [Profile(self._layout, self._part(window).counts) for window in windows]
 
     def _part(self, window: Window) -> _Part:
         return self._parts[round(window.start_s / self._window_s)]

@@ -194,6 +194,15 @@ def test_an_empty_column_is_no_obstacle():
     assert judge([*usual(), empty], OWN).outcome == "ok"
 
 
+def test_columns_that_never_change_are_ok():
+    """As long as they do not: a second value is an alarm at once, if there is much of it."""
+    still = column("still", np.eye(8)[3], np.eye(8)[3])
+    assert judge([still], OWN).outcome == "ok"
+    verdict = judge([*usual(1), replace(still, windows=still.windows[:, ::-1])], OWN)
+    assert verdict.outcome == "alarm"
+    assert verdict.flagged == ("still",)
+
+
 def test_days_of_the_week_are_not_drift():
     """Weekends are unlike other days, in the reference and now."""
     starts = np.arange(56) * 86_400.0

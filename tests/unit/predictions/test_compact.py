@@ -128,7 +128,7 @@ def test_a_merged_file_that_broke_off_does_not_count(tmp_path, write):
 def test_what_an_interrupted_writer_left_is_removed_and_what_nfs_keeps_is_not(tmp_path, write):
     """NFS keeps a removed file for whoever still reads it, and refuses to remove that one too."""
     write(numbered(0, 2), numbered(2, 4))
-    for name in (".one.parquet-0123", ".nfs0000000000c0ffee"):
+    for name in (".1-writer.parquet-0123", ".nfs0000000000c0ffee"):
         (tmp_path / FOLDER / name).touch()
     assert compact(str(tmp_path), "flights", now=NEXT_DAY).merged == 2
     kept, _merged = files(tmp_path)
