@@ -209,7 +209,7 @@ def _verdict(
             )
         )
     described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
-    reason = _reason([c for c in described if c.flagged], found, running=running, own=own)
+    reason = _reason(described, found, running=running, own=own)
     two = None if found.two is None else found.two.p
     return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described))
 
@@ -257,15 +257,22 @@ def _label(column: ColumnCounts, at: int) -> str:
     return column.labels[at] if column.labels else f"bin {at}"
 
 
-def _reason(moved: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
+def _reason(described: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
     one, two = found.one, found.two
     assert one is not None
-    names = "; ".join(f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved[:3])
-    names += f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+    moved = [column for column in described if column.flagged]
+    names = _listed([f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved], "; ")
     if running and two is not None:
-        return f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
-    if found.outcome == "alarm":
-        return f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
-    if found.outcome == "warn":
-        return f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
-    return f"like the {own} own windows of the reference (p {one.p:.2g})"
+        reason = f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
+    elif found.outcome == "alarm":
+        reason = f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
+    elif found.outcome == "warn":
+        reason = f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
+    else:
+        reason = f"like the {own} own windows of the reference (p {one.p:.2g})"
+    left = [f"{column.column} ({', '.join(column.unjudged)})" for column in described if column.unjudged]
+    return f"{reason}; not judged, as it moves within the reference: {_listed(left, ', ')}" if left else reason
+
+
+def _listed(names: Sequence[str], separator: str) -> str:
+    return separator.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
