@@ -6,7 +6,7 @@ that need it, so that a configuration can be checked without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,7 @@ from raymlops.splits import Splits as Splits  # noqa: PLC0414, TC001
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    import numpy.typing as npt
     import torch
     from torch import nn
 
@@ -69,6 +70,11 @@ class RecipeBase:
 
     Without it, a label is accepted if answers can be compared with it; with a ``loss_of`` of the recipe, any is.
     """
+    row_order: ClassVar[Literal["ordered", "independent"] | None] = None
+    """How rows of a table are related: ``"ordered"`` as they arose, one after the other, or ``"independent"`` draws.
+
+    It decides how much one window of rows may differ from the next without any drift. Not needed with ``row_times``.
+    """
     train_loop: Callable[[Any], None] | None = None
     """Replaces the default loop: ``train_loop(self, ctx)``, see ``TrainContext``. Then ``loss`` may be left out."""
 
@@ -107,6 +113,14 @@ class RecipeBase:
         ``pyarrow.dataset.Dataset`` over its files where it is streamed, else the dataset itself.
         """
         return {}
+
+    def row_times(self, columns: Columns) -> Any:  # noqa: ARG002 - a default that knows none
+        """Return when each row of a table arose, as ``datetime64`` or seconds since 1970, or None: rows have no time.
+
+        ``columns`` is as for ``target``: the time need not be an input, ``columns["booked_at"]``. Drift is told from
+        what is normal by how much consecutive rows of the training split differ; without times, see ``row_order``.
+        """
+        return None
 
     def model(self) -> nn.Module:
         """Return the untrained model, on the CPU: no DDP, no ``.to(device)``."""
@@ -292,7 +306,8 @@ class RecipeBase:
         """Return the loss of one answer, 0 (right) to 1; None where answer and label cannot be compared.
 
         ``output`` holds one row's output columns as JSON values, ``label`` what a client sent as feedback. A rollout
-        compares versions by the mean of this, so that it must be lower for better answers, and bounded.
+        compares versions by the mean of this, so that it must be lower for better answers, and bounded. Of bytes and
+        images the prediction log has the digest alone.
 
         Default: the loss of ``answer_loss`` for a class, probabilities, or a number. Registration chooses between them
         by the signature, the model's answers to validation rows and their labels, and measures the scale of a
@@ -326,6 +341,21 @@ def label_type_of(recipe: RecipeBase) -> Column | None:
     if found is not None and not isinstance(found, Column):
         raise RecipeError(f"{type(recipe).__name__}.label_type is {described(found)}; set a raymlops.Column, or None")
     return found
+
+
+def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
+    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row."""
+    where = f"{type(recipe).__name__}.row_times()"
+    found = call_recipe(where, lambda: recipe.row_times(columns))
+    if found is None:
+        return None
+    times, rows = np.asarray(found), len(next(iter(columns.values())))
+    if times.shape != (rows,) or times.dtype.kind not in "Miuf":
+        raise RecipeError(
+            f"{where} returned an array of {times.dtype} and of shape {times.shape} for {rows} rows",
+            hint="Return one time a row: datetime64, or seconds since 1970.",
+        )
+    return times
 
 
 def model_of(recipe: RecipeBase) -> nn.Module:

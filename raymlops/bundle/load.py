@@ -52,7 +52,6 @@ class LoadedModel:
     signature: Signature
     example: list[dict[str, Any]]
     config_yaml: str
-    profile: dict[str, Any]
     evaluation: dict[str, Any]
     lineage: dict[str, Any]
     row_hashes: npt.NDArray[np.uint64]
@@ -149,7 +148,6 @@ def load(
         signature=Signature.from_dict(files.json(names.SIGNATURE)),
         example=files.json(names.EXAMPLE),
         config_yaml=files.read(names.CONFIG).decode(),
-        profile=files.json(names.PROFILE),
         evaluation=files.json(names.EVALUATION),
         lineage=files.json(names.LINEAGE),
         row_hashes=trained_rows["row_hashes"].view(np.uint64),

@@ -35,6 +35,9 @@ SIGNATURE = "signature.json"
 EXAMPLE = "example.json"
 CONFIG = "config.yaml"
 PROFILE = "profile.json"
+"""What the references are of, for people to read. Release 0.1 kept its profiles here."""
+PROFILES = "profiles.parquet"
+"""The references of inputs and answers. Bundles of release 0.1 lack it, which ignores it."""
 EVALUATION = "evaluation.json"
 LINEAGE = "lineage.json"
 LOSS = "loss.json"
@@ -68,7 +71,8 @@ def verify(uri: Location, digest: str) -> Digests:
 def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT_CACHE) -> Path:
     """Return a local folder that holds the verified bundle; a remote one is kept in ``cache`` under its digest.
 
-    The cached copy is verified at each call, and fetched again when it was damaged.
+    The cached copy is verified at each call, and fetched again when it was damaged. Where it is whole, the storage is
+    not asked, so that a bundle that was fetched beforehand loads while its storage is away.
 
     Raises:
         BundleError: as ``verify``.
@@ -77,8 +81,7 @@ def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT
     if (local := local_path(uri)) is not None:
         verify(uri, digest)
         return local
-    data = _manifest_bytes(uri, digest)
-    folder = Path(cache).expanduser() / digest
+    folder = Path(cache).expanduser() / _checked(digest)
     if folder.exists():
         try:
             verify(folder, digest)
@@ -86,6 +89,7 @@ def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT
             shutil.rmtree(folder)
         else:
             return folder
+    data = _manifest_bytes(uri, digest)
     with filesystem.errors(folder.parent), filesystem.temporary_folder(folder.parent) as temporary:
         manifest = parse_manifest(data, where=os.fspath(uri))
         _check_sizes(uri, manifest)  # before the first byte: a larger file could fill the disk
@@ -179,9 +183,14 @@ class BundleFiles:
             raise BundleError(f"{os.fspath(self.uri)}/{name}: expected JSON, got {error}") from error
 
 
-def _manifest_bytes(uri: Location, digest: str) -> bytes:
+def _checked(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise BundleError(f"{digest!r} is not a digest; expected the 64 hex digits of a SHA-256")
+    return digest
+
+
+def _manifest_bytes(uri: Location, digest: str) -> bytes:
+    _checked(digest)
     where = f"{os.fspath(uri)}/{MANIFEST}"
     try:
         with _open(uri, MANIFEST) as stream:

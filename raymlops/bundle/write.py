@@ -23,6 +23,7 @@ from raymlops.bundle.requirements import requirements
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
 from raymlops.errors import RecipeError
+from raymlops.profiles.file import summary, write_references
 from raymlops.recipe_import import reference_of
 from raymlops.records import BundleRef
 from raymlops.storage import filesystem
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from raymlops.profiles.reference import Reference
     from raymlops.recipe import RecipeBase
     from raymlops.signature import Signature
     from raymlops.storage.filesystem import Location
@@ -57,8 +59,9 @@ class BundleContents:
     seed: int
     config_yaml: str
     """The whole resolved configuration."""
-    profile: Mapping[str, Any]
-    """Reference profiles of features and predictions, by split."""
+    references: Mapping[str, Reference]
+    """Of the training split's ``features`` and of the ``predictions`` for the validation split, where they are tables.
+    """
     evaluation: Mapping[str, Any]
     """Metrics on the held-out test split."""
     row_hashes: npt.NDArray[Any]
@@ -139,7 +142,8 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         names.SIGNATURE: _json(contents.signature.to_dict(), name=names.SIGNATURE),
         names.EXAMPLE: _json(contents.example, name=names.EXAMPLE),
         names.CONFIG: contents.config_yaml.encode(),
-        names.PROFILE: _json(contents.profile, name=names.PROFILE),
+        names.PROFILE: _json(summary(contents.references), name=names.PROFILE),
+        names.PROFILES: write_references(contents.references),
         names.EVALUATION: _json(contents.evaluation, name=names.EVALUATION),
         names.LINEAGE: _json(contents.lineage, name=names.LINEAGE),
         **({} if contents.loss is None else {names.LOSS: _json(contents.loss, name=names.LOSS)}),

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.where import Where
 
+_LISTED = 20
+"""Labels that match no row, of those that there are."""
+
 
 def predictions(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model.")],
@@ -59,7 +62,7 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle.prediction_log import compact_predictions, parse_moment, retain_predictions
+    from raymlops.lifecycle.prediction_log import compact_predictions, other_storages, parse_moment, retain_predictions
     from raymlops.lifecycle.sources import place_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
@@ -72,6 +75,7 @@ def predictions(
         _refuse("--compact", {**others, **window, "--retain": retain, "--erase": erase})
         record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
+        text += f"; counted the rows of {record.profiled} hours" if record.profiled else ""
         return Answer(record.to_dict(), text)
     if retain:
         _refuse("--retain", {**others, **window, "--erase": erase})
@@ -84,6 +88,8 @@ def predictions(
     if erase:
         _refuse("--erase", others)
         return _erase(name, spec, conditions, since=first, until=last, yes=yes)
+    for uri in other_storages(name, spec) if where else ():
+        note(f"{name} also has rows in {uri}: read them with storage.path={uri}")
     reading = Reading(
         spec.storage.path,
         name,
@@ -138,7 +144,7 @@ def _erasure(record: EraseRecord) -> str:
         parts.append(_unsearched(record.unsearched))
     if record.open_labels:
         parts.append(f"{record.open_labels} labels are in files that are still written: run it again")
-    parts += [f"damaged, and perhaps with such rows: {path}" for path in record.damaged]
+    parts += [f"not searched, and perhaps with such rows: {path}" for path in record.damaged]
     return "\n".join(parts)
 
 
@@ -173,6 +179,7 @@ def _print_object(reading: Any) -> dict[str, Any]:
 
 
 def _counts(reading: Any) -> dict[str, Any]:
+    unknown = reading.unknown_labels()
     return {
         "name": reading.name,
         "since": reading.since and reading.since.isoformat(),
@@ -180,10 +187,17 @@ def _counts(reading: Any) -> dict[str, Any]:
         "rows": reading.rows,
         "labelled": reading.labelled,
         "conflicts": reading.conflicts,
-        "unknown": reading.count_unknown(),
+        "unknown": unknown.num_rows,
         "damaged": list(reading.damaged),
         **({} if reading.where is None else {"unsearched": reading.unsearched}),
+        **({"unknown_labels": unknown.slice(0, _LISTED).to_pylist()} if unknown.num_rows else {}),
     }
+
+
+def _first(counts: dict[str, Any]) -> str:
+    label = counts["unknown_labels"][0]
+    whose = f" for {label['caller']}" if label["caller"] else ""
+    return f"{label['request_id']} row {label['row']}{whose}"
 
 
 def _summary(counts: dict[str, Any], reading: Any) -> str:
@@ -196,7 +210,7 @@ def _summary(counts: dict[str, Any], reading: Any) -> str:
         older = "" if looked_back_to is None else ", or an older one"
         parts.append(
             f"{counts['unknown']} labels that came in within the window match no row logged{since}: "
-            f"an unknown request_id or row, a request of another caller{older}"
+            f"an unknown request_id or row, a request of another caller{older}; such as {_first(counts)}"
         )
     if counts.get("unsearched"):
         parts.append(_unsearched(counts["unsearched"]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -22,14 +23,14 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
-from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal
+from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal, refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
-from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, shown_certificate
+from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, valid_until
 from raymlops.cluster.ports import HOST, check_free, free_port, free_port_like, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
 from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
-from raymlops.errors import ClusterError, StorageError, UsageError
+from raymlops.errors import ClusterError, RaymlopsError, StorageError, UsageError
 from raymlops.records import Record
 from raymlops.signals import undisturbed
 
@@ -46,6 +47,8 @@ PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
 
 _REPLICA, _FALLBACK = "ray::ServeReplica", "ray::ProxyActor"
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)
+"""Serve writes paths into HAProxy's configuration as they are, where a space ends one and # begins a comment."""
 _LONGEST_RAY_FOLDER = 34
 """Bytes: with a session's name and the longest socket's behind it a path stays under the system's 107, HAProxy's 97."""
 
@@ -80,6 +83,8 @@ class StatusRecord(Record):
     """The certificate's file, and what the endpoints show, in words; None without TLS."""
     plain: tuple[str, ...] = ()
     """With TLS: listeners of replicas and of Serve's fallback proxy, which HAProxy asks without it."""
+    refused: str | None = None
+    """Why HAProxy was not started with what runs now: it still asks the replicas of before; None where it was."""
 
 
 def up(
@@ -210,9 +215,23 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     shown: str | None = None
     plain: tuple[str, ...] = ()
     if record.tls_cert is not None:
-        shown = shown_certificate(HOST, record.ports["Serve"], record.tls_cert)
+        try:
+            shown = f"{record.tls_cert}, valid until {valid_until(HOST, record.ports['Serve'], record.tls_cert)}"
+        except RaymlopsError as error:
+            shown = error.message
         plain = tuple(str(item) for item in sockets if _asked_without_tls(item, haproxy=record.haproxy))
-    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
+    return StatusRecord(
+        str(folder),
+        state,
+        found,
+        record.urls,
+        len(pids),
+        reachable,
+        record.grpc_address,
+        shown,
+        plain,
+        refusal(record.scratch),
+    )
 
 
 def _asked_without_tls(item: Listener, *, haproxy: bool) -> bool:
@@ -321,7 +340,7 @@ def _folder(root: Path | str | None) -> Path:
 
 
 def _scratch(root: Path) -> str:
-    """Return a fresh folder of ours for Ray's sessions, by a path short enough for its sockets."""
+    """Return a fresh folder of ours for Ray's sessions, by a path short enough for its sockets, and of plain words."""
     private = root / "ray"
     shutil.rmtree(private, ignore_errors=True)  # logs of the cluster before, kept until now for reading
     try:
@@ -332,7 +351,7 @@ def _scratch(root: Path) -> str:
         ) from error
     ray = private / "s"  # Ray opens its folder to everyone, so it is placed in one that is ours alone
     (ray / "h").mkdir(parents=True)
-    if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER:
+    if len(os.fsencode(ray)) <= _LONGEST_RAY_FOLDER and _PLAIN.fullmatch(str(ray)):
         return str(ray)
     link = Path(tempfile.mkdtemp(prefix="rml-", dir="/tmp")) / "ray"  # private, while $TMPDIR may be long
     link.symlink_to(ray)

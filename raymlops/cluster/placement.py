@@ -6,14 +6,14 @@ Pure: nodes and holders are what the caller read.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import floor, inf
 from typing import TYPE_CHECKING, Literal
 
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     Resources = Mapping[str, float]
 
@@ -34,11 +34,13 @@ class WorkerRequest(Record):
     gpus_per_worker: float = 0.0
     purpose: str = "this run"
     memory_bytes: float = 0.0
+    custom: dict[str, float] = field(default_factory=dict)
+    """Ray's custom resources."""
 
     @property
     def each(self) -> dict[str, float]:
         """Return what one worker reserves."""
-        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, "memory": self.memory_bytes}
+        wanted = {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker, "memory": self.memory_bytes, **self.custom}
         return {name: amount for name, amount in wanted.items() if amount > 0}
 
 
@@ -176,9 +178,10 @@ def add(parts: Sequence[Resources]) -> dict[str, float]:
     return dict(total)
 
 
-def show(resources: Resources, *, memory: bool = False) -> str:
-    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``; with ``memory`` that too."""
-    units = {"CPU": (1.0, "CPU"), "GPU": (1.0, "GPU")} | ({"memory": (1e9, "GB of memory")} if memory else {})
+def show(resources: Resources, *, also: Collection[str] = ()) -> str:
+    """Return CPUs and GPUs for a person: ``4 CPU, 1 GPU``; ``also`` names more, such as memory."""
+    units = {"CPU": (1.0, "CPU"), "GPU": (1.0, "GPU")}
+    units |= {name: (1e9, "GB of memory") if name == "memory" else (1.0, name) for name in also if name not in units}
     shown = ((round(resources.get(name, 0.0) / unit, 4), label) for name, (unit, label) in units.items())
     return ", ".join(f"{amount:g} {label}" for amount, label in shown if amount)
 

@@ -197,7 +197,9 @@ def start_serve(
     with _client(timeout_s) as client:
         answer = client.put(url, json=body, headers=headers(token))
     if answer.status_code != 200:
-        raise ClusterError(f"Ray did not start Serve: {answer.status_code} {answer.text[:300]}")
+        # A traceback, whose end is the error: what HAProxy said before it ended, such as of a port that is taken.
+        said = [line[:300] for line in answer.text.splitlines() if line.strip()][-6:]
+        raise ClusterError("\n".join([f"Ray did not start Serve: {answer.status_code}", *said]))
 
 
 def stop_serve(dashboard_url: str, *, token: Path, timeout_s: float) -> None:

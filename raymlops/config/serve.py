@@ -115,7 +115,7 @@ class ServeSection(Spec):
     memory_gb: float | None = Field(
         None, gt=0, description="memory a replica reserves, in 10^9 bytes, and above which it is refused or replaced"
     )
-    resources_per_replica: dict[str, float] = Field(
+    resources_per_replica: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict, description="Ray's custom resources a replica reserves, which also place it"
     )
     max_replicas_per_node: int | None = Field(None, ge=1, le=100, description="a version's replicas on one node")
@@ -171,6 +171,18 @@ class ServeSection(Spec):
         if self.max_replicas < self.min_replicas:
             msg = f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _reserved(self) -> ServeSection:
+        """Reject what Ray would when a replica starts: with ``update: replace`` the live version has ended by then."""
+        if self.gpus_per_replica > 1 and self.gpus_per_replica % 1:
+            msg = f"gpus_per_replica is {self.gpus_per_replica:g}: a replica reserves a share of one GPU or whole GPUs"
+            raise ValueError(msg)
+        for name, field in (("CPU", "cpus_per_replica"), ("GPU", "gpus_per_replica"), ("memory", "memory_gb")):
+            if name in self.resources_per_replica:
+                msg = f"resources_per_replica has {name}, which {field} reserves"
+                raise ValueError(msg)
         return self
 
 

@@ -184,13 +184,7 @@ class ParquetSplit(SplitData):
             StorageError: the file cannot be read.
         """
         group = int(np.flatnonzero(self.files.group_rows)[0])
-
-        def other(name: str) -> Array:
-            table, there = self._reader.read(group, [name])
-            if name not in there:
-                raise KeyError(name)
-            return table_columns(table)[name]
-
+        other = partial(self._other, group)
         return plan_of(self._read(group), self.recipe, cache_bytes=self.cache.max_bytes, other=other)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -262,6 +256,14 @@ class ParquetSplit(SplitData):
         """Return the columns of the rows at ``indices``, in that order; each row group is read once."""
         parts, back = self._gather(indices, lambda group, rows: rows_at(self._read(group), rows))
         return as_requested(rows_at(_concatenated(parts), back.numpy()), self.recipe)
+
+    def chunks(self) -> Iterator[Columns]:
+        """Yield the columns of each row group that has rows."""
+        done = begin_pass("profiling", self)
+        for group, rows in enumerate(self.files.group_rows):
+            if rows:
+                yield _Asked(as_requested(self._read(group), self.recipe), partial(self._other, group))
+                done(int(self._ends[group]))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, a row group at a time, over the columns that training reads."""
@@ -353,6 +355,13 @@ class ParquetSplit(SplitData):
                 hint="Give it one type in all files; whole numbers of which some are missing count as float64.",
             )
         return columns
+
+    def _other(self, group: int, name: str) -> Array:
+        """Return a column of a row group that training does not read."""
+        table, there = self._reader.read(group, [name])
+        if name not in there:
+            raise KeyError(name)
+        return table_columns(table)[name]
 
     def _gather(
         self, indices: torch.Tensor, part: Callable[[int, npt.NDArray[np.int64]], Any]

@@ -20,7 +20,7 @@ from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of, hash_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -156,8 +156,19 @@ class SplitData(ABC):
         first = self.take(torch.arange(min(SAMPLE_ROWS, self.rows)))
         if first is None:
             return None
-        fitting = max(1, _SAMPLE_BYTES * min(SAMPLE_ROWS, self.rows) // max(1, columns_bytes(first)))
-        return self.take(torch.arange(0, self.rows, max(1, self.rows // min(about_rows, fitting))))
+        return self.take(torch.arange(0, self.rows, self.step_of(first, about_rows=about_rows)))
+
+    def step_of(self, some: Mapping[str, Array], *, about_rows: int) -> int:
+        """Return the n of ``sample``, by some of its rows."""
+        each = max(1, columns_bytes(some)) / max(1, len(next(iter(some.values()))))
+        return max(1, self.rows // min(about_rows, max(1, int(_SAMPLE_BYTES / each))))
+
+    def chunks(self) -> Iterator[Mapping[str, Array]]:
+        """Yield the columns of all rows in order, some rows at a time; none where it is not a table.
+
+        A column that training does not read is there when it is read by name.
+        """
+        yield from ()
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
@@ -241,6 +252,10 @@ class TableSplit(SplitData):
     def take(self, indices: torch.Tensor) -> dict[str, Array]:
         """Return the columns of the rows at ``indices``, in that order."""
         return rows_at(self.columns, indices.numpy())
+
+    def chunks(self) -> Iterator[dict[str, Array]]:
+        """Yield the whole table."""
+        yield self.columns
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""

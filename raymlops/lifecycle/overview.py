@@ -106,7 +106,7 @@ class ModelOverview(Record):
         for seen in rollout["evidence"].get("steps", []):
             sides = ", ".join(
                 f"{side} {seen[side]['requests']:,} requests, {seen[side]['errors']} errors, "
-                f"{seen[side]['slow']} slow, {seen[side]['late']} late"
+                f"{seen[side].get('refused', 0)} rejected, {seen[side]['slow']} slow, {seen[side]['late']} late"
                 for side in ("canary", "champion")
             )
             lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]

@@ -6,25 +6,33 @@ still has the settings it was deployed with last. Knows that one process at a ti
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.durations import parse_duration
-from raymlops.errors import NotFoundError, UsageError
+from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
+from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
+    from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
+    from raymlops.storage.store import Store
+
+_log = logging.getLogger(__name__)
 
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
@@ -39,6 +47,15 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+
+@dataclass(frozen=True)
+class RetainRecord(Record):
+    """Which hours of predictions and days of labels were removed."""
+
+    name: str
+    before: str
+    removed: tuple[str, ...]
 
 
 def stored_logs(state: State) -> list[StoredLog]:
@@ -73,6 +90,22 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
+def other_storages(name: str, spec: ProjectSpec) -> list[str]:
+    """Return the storages beside the configured one in which a model has rows or labels.
+
+    Raises:
+        StorageError, UnreachableError: the state or a storage cannot be used.
+    """
+    from raymlops.predictions.paths import names_in
+    from raymlops.storage.filesystem import absolute
+    from raymlops.storage.store import Store
+
+    with state_of(spec) as state:
+        log = stored_log(state, name)
+    uris = () if log is None else log.uris
+    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+
+
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 
@@ -83,12 +116,12 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
-    from raymlops.state.database import state_url
     from raymlops.storage.store import Store
 
     check_known(Store(spec.storage.path), name)
-    with changing(state_url(spec), name, purpose="compaction"):
-        return compact(spec.storage.path, name, now=datetime.now(UTC))
+    with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
+        now, layouts = datetime.now(UTC), counted_on(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -125,14 +158,17 @@ def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecor
     Raises:
         StorageError: a storage cannot be used; some hours may have been removed.
     """
-    from raymlops.predictions.compact import RetainRecord, retain
+    from raymlops.predictions.compact import retain
 
-    records = [retain(uri, log.name, before=before) for uri in log.uris]
-    removed = tuple(folder for record in records for folder in record.removed)
-    if removed:
-        why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
-        state.record(action="predictions.retain", subject=log.name, why=why)
-    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), removed)
+    removed: list[str] = []
+    try:
+        for uri in log.uris:
+            removed += retain(uri, log.name, before=before)  # which keeps those before a failure
+    finally:
+        if removed:
+            why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
+            state.record(action="predictions.retain", subject=log.name, why=why)
+    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), tuple(removed))
 
 
 def erase_predictions(
@@ -149,32 +185,39 @@ def erase_predictions(
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
     log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
-    because the storage does not answer is written later: then this is to be called again.
+    because the storage does not answer is written later: then this is to be called again. A storage that the model left
+    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
         UsageError: no row has such a field.
         RefusedError: another process changes the files of this log.
-        StorageError: the storage cannot be used; where some was erased, the same call completes it.
+        StorageError: no storage can be used, or one failed meanwhile; the same call completes what was begun.
     """
     from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
     from raymlops.predictions.paths import check_known, names_in
     from raymlops.serving.control.render import settings_of
     from raymlops.storage.store import Store
 
-    with state_of(spec) as state, changing(state.url, name, purpose="erasure"):
+    with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        uris = [uri for uri in log.uris if name in names_in(Store(uri))]
-        if not uris:
-            check_known(Store(log.uris[0]), name)
-        jobs = [Erasure(uri, name, where, since, until) for uri in uris]
-        found = EraseRecord.total(job.find() for job in jobs)
+        jobs, away, counted = [], [], counted_on(state, name)
+        for uri in log.uris:
+            try:
+                if name in names_in(Store(uri)):
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
+            except StorageError:
+                away.append(uri)
+        if not jobs:
+            check_known(Store(away[0] if away else log.uris[0]), name)
+        lost = EraseRecord(name, tuple(where.fields), 0, 0, 0, 0, damaged=tuple(away))
+        found = EraseRecord.total([*(job.find() for job in jobs), lost])
         found.check()
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
         state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
         began = datetime.now(UTC)
-        done = EraseRecord.total(job.run(now=began) for job in jobs)
+        done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
         if waits:
             sleep(max(waits))
@@ -187,18 +230,67 @@ def erase_predictions(
         return done
 
 
+def counted_on(state: State, name: str) -> CountedOn:
+    """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
+
+    Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
+    bundle that can be read, or with one that has no profiles, a version's hours are not counted.
+    """
+    from raymlops.bundle.profiles import references_of
+    from raymlops.predictions.hourly import Counted
+    from raymlops.state.versions import recorded
+
+    @cache
+    def own(version: int) -> Mapping[str, Reference]:
+        record = recorded(state, name, version)
+        try:
+            return {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+        except NotFoundError as error:
+            _log.info("version %d of %s: %s", version, name, error)
+            return {}
+        except (BundleError, StorageError) as error:
+            _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
+            return {}
+
+    live = [item.version for item in state.deployments(name)]
+
+    def found(version: int) -> Counted:
+        layouts = {side: [reference.layout] for side, reference in own(version).items()}
+        slices = dict.fromkeys(each for reference in own(version).values() for each in reference.slices)
+        for other in live if layouts else ():
+            features = own(other).get("features")
+            if features is not None and all(
+                features.layout.digest != known.digest for known in layouts.get("features", ())
+            ):
+                layouts.setdefault("features", []).append(features.layout)
+        return Counted(layouts, tuple(slices))
+
+    return found
+
+
 @contextmanager
-def changing(url: str, name: str, *, purpose: str) -> Iterator[None]:
-    """Hold the lease under which one process at a time changes the files of a model's log.
+def changing(url: str, name: str, *, purpose: str) -> Iterator[Callable[[str], Store]]:
+    """Hold the lease under which one process at a time changes the files of a model's log, and yield what opens them.
+
+    Where the lease is lost meanwhile, nothing more is changed: that raises ``LeaseLostError``.
 
     Raises:
         RefusedError: another process holds it.
         StorageError, UnreachableError: the state cannot be queried.
     """
+    from raymlops.predictions.rewrite import FencedStore
     from raymlops.state.lease import lease
 
-    with lease(url, f"predictions-{name}", purpose=purpose):
-        yield
+    with lease(url, f"predictions-{name}", purpose=purpose) as renew:
+
+        def check() -> None:
+            if renew():
+                raise LeaseLostError(
+                    f"the {purpose} of {name} was interrupted: another process may have changed the files of its log",
+                    hint="Run it again, which continues where it ended.",
+                )
+
+        yield partial(FencedStore, check=check)
 
 
 def parse_moment(text: str, *, now: datetime) -> datetime:
@@ -221,7 +313,13 @@ def parse_moment(text: str, *, now: datetime) -> datetime:
 
 
 def _counts(record: EraseRecord) -> dict[str, int]:
-    return {"rows": record.rows, "labels": record.labels, "damaged_files": len(record.damaged)}
+    return {
+        "rows": record.rows,
+        "labels": record.labels,
+        "open_labels": record.open_labels,
+        "unsearched_rows": record.unsearched,
+        "damaged_files": len(record.damaged),
+    }
 
 
 def _last_deployed(state: State, name: str) -> Sequence[Deployment]:

@@ -1,4 +1,4 @@
-"""Merge the small files of past hours into few large ones, and remove hours beyond their retention.
+"""Merge the small files of past hours into few large ones, count what is in them, and remove hours beyond retention.
 
 Owns which files are merged and which hours are over; how files are replaced is ``rewrite``'s. Interrupted anywhere,
 nothing is lost or counted twice; the next call completes it. Writers may keep writing, also into past hours; only one
@@ -8,12 +8,13 @@ compaction may run at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.partition import Faults, Live, open_file, survey
+from raymlops.predictions.hourly import Counted, update_profile
+from raymlops.predictions.partition import Faults, Live, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import MERGED_BYTES, MERGED_ROWS, DamagedError, Group, rewrite
 from raymlops.records import Record
@@ -21,6 +22,8 @@ from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from raymlops.predictions.hourly import CountedOn
 
 GRACE = timedelta(minutes=5)
 """How long writers may finish a past hour before it is merged. Later rows go into further files."""
@@ -39,15 +42,8 @@ class CompactRecord(Record):
     """Files that they were merged into."""
     rows: int
     damaged: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class RetainRecord(Record):
-    """Which hours of predictions and days of labels were removed."""
-
-    name: str
-    before: str
-    removed: tuple[str, ...]
+    profiled: int = 0
+    """Past hours whose rows were counted: see ``hourly``."""
 
 
 @dataclass
@@ -64,24 +60,30 @@ def compact(
     *,
     now: datetime,
     since: datetime | None = None,
+    counted_on: CountedOn = lambda _version: Counted(),
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
     """Merge the small files of every past hour of predictions and every past day of labels.
 
-    ``since`` skips older ones, which saves listing each of them on an object store.
+    ``since`` skips older ones, which saves listing each of them on an object store. ``counted_on`` returns what the
+    hours of a version are counted on.
 
     Raises:
         StorageError: the storage cannot be used; completed merges are kept.
     """
-    store, work, folders = open_store(uri), _Work(), 0
+    store, work, folders, profiled = open_store(uri), _Work(), 0, 0
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
         if folder.end + GRACE <= now and (since is None or folder.end > since):
             folders += _compact_folder(store, folder.path, work)
-    return CompactRecord(name, folders, work.merged, work.into, work.rows, tuple(sorted(work.faults.damaged)))
+            counted = Counted() if folder.version is None else counted_on(folder.version)
+            if counted:
+                profiled += update_profile(store, folder.path, counted, work.faults)
+    damaged = tuple(sorted(work.faults.damaged))
+    return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 
 
-def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
-    """Remove the hours of predictions and days of labels that ended by ``before``.
+def retain(uri: str, name: str, *, before: datetime) -> Iterator[str]:
+    """Remove the hours of predictions and days of labels that ended by ``before``, and yield each once it is gone.
 
     A label arrives after its prediction, so no label is removed whose prediction is kept.
 
@@ -94,7 +96,7 @@ def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
         store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
-    return RetainRecord(name, before.astimezone(UTC).isoformat(), tuple(folder.path for folder in old))
+        yield folder.path
 
 
 def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
@@ -102,7 +104,7 @@ def _compact_folder(store: Store, folder: str, work: _Work) -> bool:
     for name in replaced:  # a previous compaction was interrupted
         store.remove(f"{folder}/{name}")
     for name in store.files(folder):
-        if name.startswith("."):  # of an interrupted writer; one that is still writing retries
+        if is_temporary(name):  # of an interrupted writer; one that is still writing retries
             store.remove(f"{folder}/{name}")
     done = bool(replaced)
     for group in _groups(store, folder, [live for live in found if not _is_large(live)], work.faults):

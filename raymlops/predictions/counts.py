@@ -21,8 +21,8 @@ LEVELS = 101
 class Counts:
     """Requests that the traffic's weights assigned to a version, and their outcomes.
 
-    Pinned requests, copies for shadows and refused ones are not counted: they were not assigned by chance, or say
-    nothing about the version.
+    Pinned requests, copies for shadows and those that were rejected before the model ran are not counted: they were not
+    assigned by chance, or say nothing about the version.
     """
 
     requests: int = 0
@@ -35,6 +35,8 @@ class Counts:
     """Of a canary: timed out, so that the champion answered. Not included in ``errors`` and ``slow``."""
     seconds_sum: float = 0.0
     """In the model."""
+    refused: int = 0
+    """Answered that the recipe rejects the rows. Not included in ``errors``."""
 
     def __add__(self, other: Counts) -> Counts:
         """Return the counts of both, as of two replicas."""
@@ -59,8 +61,8 @@ class Losses:
     """A histogram of the losses of labelled requests, 0 (right) to 1, in hundredths; one loss a request.
 
     Requests are assigned to versions by chance, rows are not: a request is one draw however many rows it has. Sums over
-    replicas or days are exact and of constant size. Rounding shifts a mean by at most 0.005, and that of equally good
-    versions by the same amount.
+    replicas or days are exact and of constant size. Who counts losses that are smaller than a hundredth rounds them so
+    that their mean stays.
     """
 
     levels: tuple[tuple[int, int], ...] = ()

@@ -11,13 +11,22 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from raymlops.predictions.labelled import SKEW, within
+from raymlops.predictions.hourly import Counted, remove_profile, update_profile
+from raymlops.predictions.labelled import SKEW, Keys, within
 from raymlops.predictions.labels import SETTLED_S
-from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, open_file, survey
+from raymlops.predictions.partition import (
+    BATCH_ROWS,
+    MERGED,
+    PROFILE,
+    Faults,
+    Live,
+    is_foreign,
+    is_temporary,
+    open_file,
+    survey,
+)
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import DamagedError, Group, rewrite
 from raymlops.predictions.where import Search, Where, refuse_unsearched
@@ -25,20 +34,20 @@ from raymlops.records import Record
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
-"""A temporary file this old was left by a writer that was killed; one that still writes it tries again."""
+"""A temporary file of labels this old was left by a writer that was killed."""
 LABELS_OPEN = timedelta(seconds=SETTLED_S + 5)
 """A file of labels that is younger may still be written again, so that what replaced it would lack what it holds then;
 clocks may differ by the rest."""
 OF_LABELS = {"request_id", "row", "key_id", "caller"}
 """Conditions on these alone also find labels whose row is not in the log."""
 
-Key = tuple[str, int]
-"""Request id and row."""
+_KEY = pa.schema([("request_id", pa.string()), ("row", pa.int32()), ("caller", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class EraseRecord(Record):
     unsearched: int
     """Rows that could not be: without one of the fields, or with one of another type."""
     damaged: tuple[str, ...] = ()
-    """Files that cannot be read, and may hold such rows."""
+    """Files that cannot be read, or that another program wrote, and storages: they may hold such rows."""
     open_labels: int = 0
     """Labels to erase in files that their writer has not finished; they and their rows are left to the next call."""
     erased: bool = False
@@ -100,8 +109,10 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    callers: dict[Key, set[str | None]] = field(default_factory=dict)
-    """Who asked for each row found so far; about 400 bytes each."""
+    counted_on: CountedOn = lambda _version: Counted()
+    """What the hours of a version are counted on: profiles of hours with such rows are made again."""
+    erased: list[pa.Table] = field(default_factory=list)
+    """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
 
     def find(self) -> EraseRecord:
         """Return what there is to erase, and change nothing.
@@ -130,8 +141,7 @@ class _Found:
     live: Live
     schema: pa.Schema
     rows: int
-    keys: list[tuple[str, int, str | None]]
-    """With the caller."""
+    keys: pa.Table
 
 
 class _Pass:
@@ -145,8 +155,9 @@ class _Pass:
         self._faults = Faults()
         self._search = Search(job.where)
         self._grown = 0
-        self._held: set[Key] = set()
-        self._ids = pa.nulls(0, pa.string())
+        self._uncounted: set[str] = set()
+        """Hours without a profile: an interrupted call may have left them so."""
+        self._rows = self._held = Keys.of_rows(_KEY.empty_table())
         self._by_itself = job.since is None and job.until is None and {*job.where.fields} <= OF_LABELS
 
     def go(self) -> EraseRecord:
@@ -155,26 +166,33 @@ class _Pass:
         columns = [*dict.fromkeys((*job.where.fields, "request_id", "row", "ts", "caller"))]
         rows = [found for hour in hours for found in self._files(hour.path, self._is_row, columns)]
         search = replace(self._search)  # before it has seen labels
-        for request_id, row, caller in (key for found in rows for key in found.keys):
-            job.callers.setdefault((request_id, row), set()).add(caller)
-        self._ids = pa.array({request_id for request_id, _ in job.callers}, pa.string())
+        found_now = [found.keys for found in rows]
+        if self._now is not None:
+            job.erased += found_now
+        self._rows = _index(found_now if self._now is None else job.erased)
         since = None if self._since is None else self._since - SKEW
-        days = label_days(self._store, job.name, since=since) if job.callers or self._by_itself else []
+        days = label_days(self._store, job.name, since=since) if len(self._rows.hashes) or self._by_itself else []
         labels = [found for day in days for found in self._files(day.path, self._is_label, None)]
         unfinished = [found for found in labels if self._is_open(found.live)]
         labels = [found for found in labels if not self._is_open(found.live)]
         # A row goes after its labels, so that a later call, also of another process, still finds them by it.
-        self._held = {(request_id, row) for found in unfinished for request_id, row, _ in found.keys}
-        rows = [found for found in rows if not self._grown and not self._are_held(found)]
+        self._held = _index([found.keys for found in unfinished])
+        rows = [found for found in rows if not self._grown and self._free(found)]
         if self._now is not None:
-            for found in labels:
-                self._erase(found, self._is_label)
-            for found in rows:
-                self._erase(found, self._is_free_row)
+            labels = [found for found in labels if self._erase(found, self._is_label)]
+            # A profile goes before its rows, so that none outlives them.
+            changed = {found.folder for found in rows}
+            for folder in changed:
+                remove_profile(self._store, folder)
+            rows = [found for found in rows if self._erase(found, self._is_free_row)]
+            for hour in hours:
+                is_due = hour.path in changed or (hour.path in self._uncounted and hour.end <= self._now)
+                if is_due and (counted := job.counted_on(hour.version or 0)):
+                    update_profile(self._store, hour.path, counted, self._faults)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),
-            rows=sum((request_id, row) not in self._held for found in rows for request_id, row, _ in found.keys),
+            rows=sum(map(self._free, rows)),
             labels=sum(len(found.keys) for found in labels),
             searched=search.searched,
             unsearched=search.unsearched,
@@ -188,37 +206,35 @@ class _Pass:
         return self._search.matches(batch) & within(batch["ts"], self._job.since, self._job.until)
 
     def _is_free_row(self, batch: pa.RecordBatch) -> Mask:
-        found = self._is_row(batch)
-        for place in np.flatnonzero(found) if self._held else ():
-            request_id, row, _ = (column[place].as_py() for column in _key(batch))
-            found[place] = (request_id, row) not in self._held
-        return found
+        return self._is_row(batch) & (self._held.places(_key(batch)) < 0)
 
-    def _are_held(self, found: _Found) -> bool:
-        return all((request_id, row) in self._held for request_id, row, _ in found.keys)
+    def _free(self, found: _Found) -> int:
+        """Return how many rows of a file may go now."""
+        return sum(int((self._held.places(batch) < 0).sum()) for batch in found.keys.to_batches())
 
     def _is_label(self, batch: pa.RecordBatch) -> Mask:
-        found = np.array(pc.is_in(batch["request_id"], value_set=self._ids), dtype=np.bool_)
-        for place in np.flatnonzero(found):
-            request_id, row, caller = (column[place].as_py() for column in _key(batch))
-            of: Collection[str | None] = self._job.callers.get((request_id, row), frozenset())
-            found[place] = bool(of) and (caller is None or not {caller, None}.isdisjoint(of))
+        found = self._rows.places(_key(batch)) >= 0
         return found | self._search.matches(batch) if self._by_itself else found
 
     def _files(self, folder: str, matches: Matches, columns: Sequence[str] | None) -> Iterator[_Found]:
         """Yield the files of a folder that hold such rows, and remove what interrupted calls and writers left."""
         files, replaced = survey(self._store, folder, self._faults)
+        others = [*self._store.files(folder)]
+        self._faults.damaged.update(f"{folder}/{name}" for name in filter(is_foreign, others))
+        if PROFILE not in others:
+            self._uncounted.add(folder)
         if self._now is not None:
-            for name in (*replaced, *self._abandoned(folder)):
+            # A writer of rows tries again after a second; one of labels would have to refuse them.
+            left = [name for name in others if is_temporary(name) and (matches == self._is_row or self._is_left(name))]
+            for name in (*replaced, *left):
                 self._store.remove(f"{folder}/{name}")
         for live in files:
             try:
                 with open_file(self._store, f"{folder}/{live.name}", size=live.size) as file:
-                    keys: list[tuple[str, int, str | None]] = []
-                    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-                        mine = batch.filter(pa.array(matches(batch)))
-                        keys += zip(*(column.to_pylist() for column in _key(mine)), strict=True)
-                    if keys:
+                    batches = file.iter_batches(batch_size=BATCH_ROWS, columns=columns)
+                    keys = pa.Table.from_batches((_key(b).filter(pa.array(matches(b))) for b in batches), _KEY)
+                    if len(keys):
+                        keys = keys.combine_chunks()
                         yield _Found(folder, live, file.schema_arrow, file.metadata.num_rows, keys)
             except (OSError, pa.ArrowException) as error:
                 if matches == self._is_label and self._is_open(live):
@@ -226,11 +242,9 @@ class _Pass:
                 else:
                     self._faults.add(f"{folder}/{live.name}", error)
 
-    def _abandoned(self, folder: str) -> Iterator[str]:
-        """Yield temporary files; a merged one is always an interrupted call's, since nobody else may merge now."""
-        for name in self._store.files(folder):
-            if name.startswith(".") and (MERGED in name or self._is_older(name[1:], ABANDONED)):
-                yield name
+    def _is_left(self, name: str) -> bool:
+        """Return whether nobody will finish a file; a merged one is an interrupted call's, as nobody else may merge."""
+        return MERGED in name or self._is_older(name[1:], ABANDONED)
 
     def _is_open(self, live: Live) -> bool:
         return not self._is_older(live.name, LABELS_OPEN)
@@ -240,14 +254,22 @@ class _Pass:
         text = name.partition("-")[0]
         return self._now is None or not text.isdigit() or int(text) / 1000 < (self._now - age).timestamp()
 
-    def _erase(self, found: _Found, matches: Matches) -> None:
+    def _erase(self, found: _Found, matches: Matches) -> bool:
+        """Replace a file; return whether that was possible."""
         try:
             rewrite(self._store, found.folder, Group(found.schema, [(found.live, found.rows)]), erase=matches)
         except DamagedError as error:
             self._faults.add(f"{found.folder}/{found.live.name}", error)
+            return False
+        return True
 
 
-def _key(batch: pa.RecordBatch) -> tuple[pa.Array, pa.Array, pa.Array]:
+def _key(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Return request id, row, and who asked or whose requests labels are for, which earlier releases did not write."""
-    known = "caller" in batch.schema.names
-    return batch["request_id"], batch["row"], batch["caller"] if known else pa.nulls(batch.num_rows, pa.string())
+    if "caller" not in batch.schema.names:
+        batch = batch.append_column("caller", pa.nulls(batch.num_rows, pa.string()))
+    return batch.select(_KEY.names)
+
+
+def _index(keys: Iterable[pa.Table]) -> Keys:
+    return Keys.of_rows(pa.concat_tables([_KEY.empty_table(), *keys]))

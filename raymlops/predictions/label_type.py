@@ -6,6 +6,7 @@ Owns both checks and how they are described. Pure: how answers are compared is `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from raymlops.arrays import expected
@@ -64,7 +65,7 @@ class LabelType:
         """Return why a label is refused; None for one that is accepted."""
         if self.column is not None:
             try:
-                Signature((self.column,), (self.column,)).parse_rows([{self.column.name: label}])
+                self._declared.parse_rows([{self.column.name: label}])
             except InvalidRowsError as error:
                 return error.problems[0].message
             return None
@@ -78,6 +79,11 @@ class LabelType:
         if self.loss.of(self.answer, label) is not None:
             return None
         return f"cannot be compared with the model's answers; expected {self._comparable}"
+
+    @cached_property
+    def _declared(self) -> Signature:
+        assert self.column is not None
+        return Signature((self.column,), (self.column,))
 
     @property
     def _is_compared(self) -> bool:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ["request_id", "row", "label", "correction", "received", "caller"]
 _KEPT = ["request_id", "row", "label", "caller"]
-_EMPTY = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in _KEPT]).empty_table()
+EMPTY = pa.schema([(name, pa.int32() if name == "row" else pa.string()) for name in _KEPT]).empty_table()
 _TIME = pa.timestamp("us", tz="UTC")
 _HASHED_AT_ONCE = 8192
 _MAX_PIECES = 512
@@ -55,28 +55,23 @@ def key_hashes(ids: Any, rows: Any) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The label that counts for each row that has one, found by request id, row and caller."""
+class Keys:
+    """Rows that are looked up by request id, row and caller."""
 
     table: pa.Table
-    """``request_id``, ``row``, ``label`` and ``caller``, in the order of ``hashes``."""
-    rows: npt.NDArray[np.int64]
-    """Which of them are of one row: by several callers."""
+    """``request_id``, ``row`` and ``caller``, and what else there is of each, in the order of ``hashes``."""
     hashes: npt.NDArray[np.int64]
-    received: pa.Array
-    """When the first label of each row came in."""
-    hash_of: Callable[[Any, Any], npt.NDArray[np.int64]]
-    conflicts: int = 0
-    """Labels that contradict the one that counts and are not corrections."""
-    every: int = 1
-    """Sampling: one in this many rows is considered, 1 for all."""
+    hash_of: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes
 
-    def of(self, places: npt.NDArray[np.int64]) -> pa.Array:
-        """Return the labels at these places as JSON text, null where a place is -1."""
-        return self.table["label"].combine_chunks().take(pa.array(places, mask=places < 0))
+    @classmethod
+    def of_rows(cls, table: pa.Table) -> Keys:
+        """Return rows in any order, ready to be looked up."""
+        hashes = key_hashes(table["request_id"], table["row"])
+        order = np.argsort(hashes, kind="stable")
+        return cls(table.take(order).combine_chunks(), hashes[order])
 
     def places(self, batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-        """Return where in the table the label of each row of a batch is, -1 without one."""
+        """Return where in the table each row of a batch is, -1 where it is not; a caller that is null is any."""
         if not len(self.hashes):
             return np.full(batch.num_rows, -1)
         wanted = self.hash_of(batch["request_id"], batch["row"])
@@ -100,6 +95,24 @@ class Labels:
             open_rows = open_rows[~hit]
             at[open_rows] += 1
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Keys):
+    """The label that counts for each row that has one: ``label``, as JSON text."""
+
+    rows: npt.NDArray[np.int64]
+    """Which of them are of one row: by several callers."""
+    received: pa.Array
+    """When the first label of each row came in."""
+    conflicts: int = 0
+    """Labels that contradict the one that counts and are not corrections."""
+    every: int = 1
+    """Sampling: one in this many rows is considered, 1 for all."""
+
+    def of(self, places: npt.NDArray[np.int64]) -> pa.Array:
+        """Return the labels at these places as JSON text, null where a place is -1."""
+        return self.table["label"].combine_chunks().take(pa.array(places, mask=places < 0))
 
     def first_within(self, since: datetime | None, until: datetime | None) -> npt.NDArray[np.bool_]:
         """Return which labels are of rows whose first label came in from ``since`` until before ``until``."""
@@ -133,7 +146,8 @@ def load_labels(
 def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[np.int64]] = key_hashes) -> Labels:
     """Return the label that counts for each row, from labels in any order; ``received`` orders them."""
     if events is None or not events.num_rows:
-        return Labels(_EMPTY, np.empty(0, np.int64), np.empty(0, np.int64), pa.nulls(0, _TIME), hashes)
+        none = np.empty(0, np.int64)
+        return Labels(EMPTY, none, hashes, rows=none, received=pa.nulls(0, _TIME))
     events, starts, ends = _by_caller(_whole(events))
     rows = np.cumsum(~_repeats(events, starts, ["request_id", "row"])) - 1
     kept = starts.copy()
@@ -155,7 +169,8 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
     numbers = hashes(table["request_id"], table["row"])
     order = np.argsort(numbers, kind="stable")
     received = first.take(pa.array(order))
-    return Labels(table.take(order).combine_chunks(), rows[order], numbers[order], received, hashes, conflicts)
+    table, numbers, rows = table.take(order).combine_chunks(), numbers[order], rows[order]
+    return Labels(table, numbers, hashes, rows=rows, received=received, conflicts=conflicts)
 
 
 class _Sample:

@@ -1,15 +1,16 @@
 """Read a folder of Parquet files while others write, merge and remove them.
 
-Owns which files count. A merged file lists in its footer the files whose rows it holds: once it is published, those
-no longer count, whether or not they were removed yet. Rows that were erased meanwhile are listed there too, by their
-place in the file that they were written to, so that a reader that has read half of that file continues in the right
-place. Knows nothing of what the rows mean.
+Owns which files count: those that a ``Namer`` named, whatever else lies there. A merged file lists in its footer the
+files whose rows it holds: once it is published, those no longer count, whether or not they were removed yet. Rows that
+were erased meanwhile are listed there too, by their place in the file that they were written to, so that a reader that
+has read half of that file continues in the right place. Knows nothing of what the rows mean.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MERGED = ".merged.parquet"
+PROFILE = "profile.counts"
+"""The hour's profile, beside its rows."""
 BATCH_ROWS = 8192
+_NAME = re.compile(r"[0-9]+-\w+(?:\.merged)?\.parquet")
+_TEMPORARY = re.compile(rf"\.(?:{_NAME.pattern}|{re.escape(PROFILE)})-")
 _SOURCES = b"raymlops.sources"
 _ATTEMPTS = 20
 
@@ -64,6 +69,16 @@ class Faults:
 
 class _GoneError(Exception):
     """A file was removed, or replaced by a longer one, while it was read."""
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file is one that a writer has not finished, and not another program's hidden one."""
+    return _TEMPORARY.match(name) is not None
+
+
+def is_foreign(name: str) -> bool:
+    """Return whether a file is neither of a log nor hidden."""
+    return not name.startswith(".") and name != PROFILE and _NAME.fullmatch(name) is None
 
 
 def sources_metadata(
@@ -160,11 +175,7 @@ def _listed(store: Store, folder: str) -> dict[str, int]:
 
 
 def _parquet(store: Store, folder: str) -> dict[str, int]:
-    return {
-        name: size
-        for name, size in store.files(folder).items()
-        if name.endswith(".parquet") and not name.startswith(".")
-    }
+    return {name: size for name, size in store.files(folder).items() if _NAME.fullmatch(name)}
 
 
 def _footer(store: Store, folder: str, name: str, files: dict[str, int], faults: Faults) -> Live | None:

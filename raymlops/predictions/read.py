@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import UsageError
-from raymlops.predictions.labelled import SKEW, load_labels, within
+from raymlops.predictions.labelled import EMPTY, SKEW, load_labels, within
 from raymlops.predictions.partition import Faults, read_folder, schemas_in
 from raymlops.predictions.paths import check_known, prediction_hours
 from raymlops.predictions.schema import FEATURES, FIELDS, OUTPUT
@@ -127,24 +127,24 @@ class Reading:
 
     @property
     def looked_back_to(self) -> datetime | None:
-        """Return the time since which ``count_unknown`` searches rows; None: since the first."""
+        """Return the time since which ``unknown_labels`` searches rows; None: since the first."""
         return None if self.since is None else self.since - BEFORE
 
-    def count_unknown(self) -> int:
-        """Return how many rows labelled within the window are not in the log. Call it after iterating.
+    def unknown_labels(self) -> pa.Table:
+        """Return the rows labelled within the window that are not in the log. Call it after iterating.
 
-        Counted is each request id and row whose first label arrived within the window, and that no version logged since
-        a day before it: there was no such request of that caller, the row was not written (yet), or the label arrived
-        more than a day after the answer. A request that a sampled log leaves out is not counted. Reads nothing when
-        every label has found its row; otherwise request ids only, the newest hours first, until every label has found
-        it, at most the window and the day before it.
+        Those are the request ids and rows, with the caller whose requests the label is for, whose first label arrived
+        within the window, and that no version logged since a day before it: there was no such request of that caller,
+        the row was not written (yet), or the label arrived more than a day after the answer. Requests that a sampled
+        log leaves out are not among them. Reads nothing when every label has found its row; otherwise request ids only,
+        the newest hours first, until every label has found it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
         """
         labels = self._labels
         if labels is None or self.where is not None:  # most of what was read was no match
-            return 0
+            return EMPTY.select(KEY)
         wanted = labels.first_within(self.since, self.until)
         read = {folder.path for folder in self.folders() if self._is_inside(folder)} if self.limit is None else set()
         until = None if self.until is None else self.until + SKEW
@@ -154,11 +154,11 @@ class Reading:
             if folder.path not in read:
                 for batch in read_folder(self.store, folder.path, self._faults, columns=[*KEY, "weight"]):
                     self._note(batch, labels.places(batch))
-        left = np.flatnonzero(wanted & ~self._known[labels.rows])
+        left = labels.table.select(KEY).filter(pa.array(wanted & ~self._known[labels.rows]))
         if self._share < 1:
-            ids = labels.table["request_id"].take(pa.array(left)).to_pylist()
-            return sum(in_sample(request_id, self._share) for request_id in ids)
-        return len(left)
+            logged = [in_sample(request_id, self._share) for request_id in left["request_id"].to_pylist()]
+            return left.filter(pa.array(logged, pa.bool_()))
+        return left
 
     def folders(self) -> list[Folder]:
         """Return the hours that are read, the oldest first."""

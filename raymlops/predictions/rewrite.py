@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,12 @@ import pyarrow.parquet as pq
 from raymlops.errors import StorageError
 from raymlops.predictions.partition import BATCH_ROWS, MERGED, Live, open_file, sources_metadata
 from raymlops.predictions.spool import PARQUET
+from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from raymlops.predictions.partition import Ranges
-    from raymlops.storage.store import Store
 
 MERGED_ROWS = 1_000_000
 MERGED_BYTES = 256 * 1024 * 1024
@@ -36,6 +37,26 @@ _GROUP_BYTES = 32 * 1024 * 1024
 Mask = npt.NDArray[np.bool_]
 Matches = Callable[[pa.RecordBatch], Mask]
 """Returns which rows of a batch are to be erased."""
+
+
+class FencedStore(Store):
+    """A storage in which no file appears once ``check`` raises: another process may have replaced the same files."""
+
+    def __init__(self, uri: str, *, check: Callable[[], None]) -> None:
+        super().__init__(uri)
+        self._check = check
+
+    def write(self, path: str, data: pa.Buffer) -> None:
+        """Write one file, which replaces what is there."""
+        self._check()
+        super().write(path, data)
+
+    @contextmanager
+    def create(self, path: str) -> Iterator[BinaryIO]:
+        """Return a context with a stream whose content becomes a file at its end, and does not if that raises."""
+        with super().create(path) as stream:
+            yield stream
+            self._check()
 
 
 class DamagedError(Exception):

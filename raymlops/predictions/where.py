@@ -1,12 +1,14 @@
 """Find rows by the values of their fields: ``features.customer=4711``, ``request_id=...``, ``model_version=3``.
 
-Owns how such a condition is written and compared, by the type that a field has in a file. Files of one log may differ
-in that: a field that one lacks, such as a redacted one, matches no row there, and those rows are counted.
+Owns how such a condition is written and compared, by the type that a field has in a file; a text in any of Unicode's
+normal forms. Files of one log may differ in that: a field that one lacks, such as a redacted one, matches no row there,
+and those rows are counted.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -70,6 +72,8 @@ class Search:
                 self.problem = self.problem or error.message
                 self.unsearched += batch.num_rows
                 return np.zeros(batch.num_rows, dtype=np.bool_)
+            if pa.types.is_string(value.type) and not text.isascii():
+                column = pc.utf8_normalize(column, form="NFD")  # its NFC decomposes too (pyarrow 25)
             same = pc.equal(column, value)
             found &= np.asarray(pc.fill_null(same, fill_value=False), dtype=np.bool_)
         self.searched += batch.num_rows
@@ -135,7 +139,7 @@ def _scalar(text: str, kind: pa.DataType | None, *, name: str) -> pa.Scalar:
 def _value(text: str, kind: pa.DataType) -> Any:
     """Return a text as a value of an Arrow type; raise ValueError or KeyError where it is none."""
     if pa.types.is_string(kind):
-        return text
+        return unicodedata.normalize("NFD", text)
     if pa.types.is_boolean(kind):
         return _FLAGS[text.lower()]
     if pa.types.is_integer(kind):

@@ -42,6 +42,7 @@ class Digits(RecipeBase):
         dropout: float = Field(0.25, ge=0, lt=1, description="share of features dropped before the last layer")
 
     label = "digit"
+    row_order = "independent"
     config: Config
 
     def datasets(self) -> Splits:

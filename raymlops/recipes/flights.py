@@ -85,6 +85,10 @@ class Flights(RecipeBase):
             **{name: _rows(table, arrived & np.isin(table["month"], months)) for name, months in _MONTHS.items()}
         )
 
+    def row_times(self, columns: Columns) -> Any:
+        """Return the prediction moments."""
+        return columns["moment"].astype("datetime64[m]")
+
     def fit(self, train: Columns) -> dict[str, Any]:
         """Return the known categories, and mean and deviation of each number, missing values left out."""
         numbers = {name: np.asarray(train[name], np.float64) for name in NUMERIC}
@@ -206,7 +210,7 @@ def histogram_auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.fl
 
 
 def _rows(table: Table, keep: npt.NDArray[np.bool_]) -> Table:
-    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL)}
+    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL, "moment")}
 
 
 def _column(name: str, known: list[Any] | None) -> Column:

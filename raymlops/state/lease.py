@@ -28,10 +28,11 @@ WAIT_S = 1.0
 
 
 @contextmanager
-def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Iterator[Callable[[], None]]:
+def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Iterator[Callable[[], bool]]:
     """Hold ``name`` for the block, beside the state database at ``url``. It cannot be taken twice by the same caller.
 
-    Yield a function that takes the lease again where it was lost. It raises ``LeaseLostError`` if somebody else has it.
+    Yield a function that takes the lease again where it was lost, and returns whether it was, so that somebody else may
+    have had it. It raises ``LeaseLostError`` if somebody else has it now.
 
     Raises:
         RefusedError: somebody else holds it; the message names user, host and process, since when and for what.
@@ -47,14 +48,15 @@ def lease(url: str, name: str, *, purpose: str, wait_s: float = WAIT_S) -> Itera
             )
         held.check_session()
 
-        def renew() -> None:
+        def renew() -> bool:
             if not held.lost():
-                return
+                return False
             held.close()
             with suppress(UnreachableError):  # nobody else can take it meanwhile, either
                 held.take()
             if held.holder is not None:
                 raise LeaseLostError(f"this process has lost {name}, which is in use by {held.holder} now")
+            return True
 
         yield renew
 

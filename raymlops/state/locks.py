@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from raymlops.errors import StorageError
 from raymlops.state.engine import errors, this_user
+from raymlops.storage.filesystem import mode_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,7 +147,7 @@ def open_shared(file: Path) -> int:
     its locks and database, whatever their umask. Its user corrects a file that an earlier release made otherwise.
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    found, wanted = os.fstat(descriptor), 0o600 | 3 * (file.parent.stat().st_mode & 0o022)
+    found, wanted = os.fstat(descriptor), mode_in(file.parent)
     if found.st_uid == os.geteuid() and found.st_mode & 0o666 != wanted:
         os.fchmod(descriptor, wanted)
     return descriptor

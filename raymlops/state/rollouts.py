@@ -77,15 +77,16 @@ def update_rollout(connection: Connection, rollout: Rollout) -> None:
 
     Raises:
         NotFoundError: no rollout has this id.
-        RefusedError: it has ended meanwhile; an end is final, also for decisions on an outdated reading.
+        RefusedError: it has ended or reached a later step meanwhile, which decisions on an outdated reading change not.
     """
-    query = sa.update(table).where(table.c.id == rollout.id, table.c.status == "running").values(asdict(rollout))
-    if connection.execute(query).rowcount:
+    same = (table.c.id == rollout.id, table.c.status == "running", table.c.step <= rollout.step)
+    if connection.execute(sa.update(table).where(*same).values(asdict(rollout))).rowcount:
         return
-    status = connection.scalar(sa.select(table.c.status).where(table.c.id == rollout.id))
-    if status is None:
+    found = connection.execute(sa.select(table.c.status, table.c.step).where(table.c.id == rollout.id)).one_or_none()
+    if found is None:
         raise NotFoundError(f"there is no rollout {rollout.id}")
-    raise RefusedError(f"the rollout {rollout.id} of {rollout.name} has ended: it is {status}")
+    now = f"is at step {found.step + 1}" if found.status == "running" else f"has ended: it is {found.status}"
+    raise RefusedError(f"the rollout {rollout.id} of {rollout.name} {now}")
 
 
 def running(connection: Connection, name: str | None = None) -> list[Rollout]:

@@ -156,6 +156,11 @@ def digest(source: BinaryIO, *sinks: Sink, most_bytes: int | None = None) -> tup
     return size, sha256.hexdigest()
 
 
+def mode_in(folder: Path) -> int:
+    """Return the mode of a private file in a local folder: those who may write in the folder may read and write it."""
+    return 0o600 | 3 * (folder.stat().st_mode & 0o022)
+
+
 @contextlib.contextmanager
 def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a stream whose content becomes a file at the end of the block, and does not if that raises.
@@ -282,7 +287,8 @@ def delete(uri: Location, *, first: str | None = None) -> None:
     with errors(uri):
         filesystem, path = open_filesystem(uri)
         if filesystem.get_file_info(path).is_file:
-            filesystem.delete_file(path)
+            with contextlib.suppress(FileNotFoundError):  # it may have been renamed since
+                filesystem.delete_file(path)
             return
         if first is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -59,11 +59,11 @@ class Store:
 
     def write(self, path: str, data: pa.Buffer) -> None:
         """Write one file, which replaces what is there."""
-        filesystem.write_bytes(self._at(path), data)
+        filesystem.write_bytes(self._at(path), data, mode=self._mode())
 
     def create(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Return a context with a stream whose content becomes a file at its end, and does not if that raises."""
-        return filesystem.create(self._at(path))
+        return filesystem.create(self._at(path), mode=self._mode())
 
     def remove(self, path: str) -> None:
         """Remove a file, or a folder with all its content; do nothing if it does not exist."""
@@ -74,6 +74,11 @@ class Store:
         if (folder := local_path(self._at(path))) is not None:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+    def _mode(self) -> int:
+        """Return the mode of a local file: what callers sent is read by those who share the folder alone."""
+        folder = local_path(self.uri)
+        return filesystem.mode_in(folder) if folder is not None and folder.is_dir() else 0o600
 
     def _at(self, path: str) -> str:
         return filesystem.join(self.uri, path)

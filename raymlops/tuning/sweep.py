@@ -86,7 +86,7 @@ def sweep(
     store = tracker(spec)
     store.check()
     with ExitStack() as held:
-        renewals: list[Callable[[], None]] = []
+        renewals: list[Callable[[], bool]] = []
 
         def hold(sweep_id: str) -> None:
             renewals.append(held.enter_context(lease(state_url(spec), sweep_id, purpose="sweeping")))

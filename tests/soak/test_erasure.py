@@ -85,5 +85,5 @@ def test_erasures_beside_writers_compactions_and_readers(tmp_path):
     assert sum(row["label"] is not None for row in rows) == sum(
         person != "anna" and int(name.partition("-")[2]) % 7 == 0 for name, person, _ in written
     )
-    assert reading.count_unknown() == 0
+    assert reading.unknown_labels().num_rows == 0
     print(f"{len(written):,} requests, {len(rows):,} rows left")

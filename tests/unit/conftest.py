@@ -1,4 +1,4 @@
-"""Projects on the tiny recipe, and the two kinds of places that checkpoints are in."""
+"""Projects on the tiny recipe, state databases, and the two kinds of places that checkpoints are in."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
+from raymlops.state.store import State
 from raymlops.tracking.client import Tracker, tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -49,6 +50,19 @@ def project(tiny_project: Callable[..., Project], storage_path: Path) -> Project
 def mlflow(project: Project) -> Tracker:
     """Return the MLflow of the project."""
     return tracker(project.spec)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return the URL of a state database that does not exist yet."""
+    return f"sqlite:///{tmp_path}/state.db"
+
+
+@pytest.fixture
+def state(url: str) -> Iterator[State]:
+    """Return the opened state database of ``url``."""
+    with State.open(url) as opened:
+        yield opened
 
 
 @pytest.fixture(params=["path", "s3"])

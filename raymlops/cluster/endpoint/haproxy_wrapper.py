@@ -31,11 +31,17 @@ HEADERS_S = 10
 RENEWAL_S = 5.0
 """How often the files of the certificate are looked at."""
 MARK = "# completed by raymlops\n"
-NO_ROUTES = (
-    '{"error":{"code":"not_found","message":"routes are not listed; GET / lists the models that the caller may see",'
-    '"field":null,"problems":[]},"request_id":"%[uuid]"}'
-)
+_ERROR = '{"error":{"code":"%s","message":"%s","field":null,"problems":[]},"request_id":"%%[uuid]"}'
+NO_ROUTES = _ERROR % ("not_found", "routes are not listed; GET / lists the models that the caller may see")
 """The guard's own answer, which it gives in the Python proxy."""
+_WAIT = "no model is up here yet; try again"
+_NOT_READY = (
+    f"    http-request return status 503 content-type application/json lf-string '{_ERROR % ('not_ready', _WAIT)}' "
+    "hdr retry-after 1 if { path_beg /models/ /v2/ }"
+)
+_GRPC_NOT_READY = (
+    f'    http-request return status 200 content-type application/grpc hdr grpc-status 14 hdr grpc-message "{_WAIT}"'
+)
 _PART = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 # Mozilla's intermediate recommendation, without the ciphers that need a file of Diffie-Hellman parameters.
 _CIPHERS = ":".join(
@@ -76,6 +82,10 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     # The list of all applications, also of those that require a key.
     routes = f"    http-request return status 404 content-type application/json lf-string '{NO_ROUTES}' if routes"
     text = _replace(text, r"^    http-request return status \d+ content-type \S+ string \".*\" if routes$", routes)
+    # Serve tells HAProxy the applications just after its start, also after one that was killed. Until then no model is
+    # unknown: by the 404 that is in the template, callers would give up.
+    if "\n    use_backend http-" not in text:
+        text = _replace(text, r"^backend default_backend$", f"backend default_backend\n{_NOT_READY}")
     # A line for each request to a port of syslog cost 25 us; replicas write and count theirs.
     text = _replace(text, r"^(frontend http_frontend\n    bind \S+:\d+)$", r"\1\n    no log")
     has_grpc = "\nfrontend grpc_frontend\n" in text
@@ -85,6 +95,8 @@ def completed(config: str, *, certificate: str | None = None) -> str:
         denied = f"    http-request return status 200 content-type application/grpc {status} if is_list_applications"
         listed = r"^    (?:use_backend grpc_fallback_backend|http-request return [^\n]*) if is_list_applications$"
         text = _replace(text, listed, denied)
+        if "\n    use_backend grpc-" not in text:
+            text = _replace(text, r"^backend default_grpc_backend$", f"backend default_grpc_backend\n{_GRPC_NOT_READY}")
     if certificate is not None:
         tls = f"ssl crt '{certificate}' alpn"
         text = _replace(text, r"^global$", f"global\n{_TLS_GLOBAL.rstrip()}")
@@ -124,22 +136,24 @@ def main(arguments: list[str]) -> None:
 
 
 def _certificate(folder: Path) -> Path | None:
-    """Return the file with certificate and key as HAProxy reads them; None without TLS."""
+    """Return the file with certificate and key as HAProxy reads them; None without TLS.
+
+    Where they cannot be used, since they are renewed badly or just now, it is the one before: HAProxy is reloaded for
+    replicas, and would go on with those that have ended.
+    """
     names = os.environ.get(TLS_CERT), os.environ.get(TLS_KEY)
     if not any(names):
         return None
     if not all(names):
         message = f"{TLS_CERT} and {TLS_KEY} are set both or not at all"
         raise ValueError(message)
-    if (mode := open_to_others(str(names[1]))) is not None:
-        message = f"others can read or change the key {names[1]}, mode {mode:04o}"
-        raise ValueError(message)
     file = folder / "tls.pem"
     try:
         _write(file, _joined(folder, *map(str, names)))
-    except (OSError, ValueError):
-        if not file.exists():  # else it is being renewed just now, and the one before is still there
+    except (OSError, ValueError) as error:
+        if not file.exists():
             raise
+        _warn(f"the certificate of before is used: {error}")
     return file
 
 
@@ -160,10 +174,13 @@ def _joined(folder: Path, cert: str, key: str) -> bytes:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: the key is not that of the certificate, or one of them is damaged.
+        ValueError: the key is not that of the certificate, others can read it, or one of them is damaged.
     """
     import ssl
 
+    if (mode := open_to_others(key)) is not None:
+        message = f"others can read or change the key {key}, mode {mode:04o}"
+        raise ValueError(message)
     parts = [part[0] for name in (cert, key) for part in _PART.finditer(Path(name).read_bytes())]
     pem = b"".join(line.strip() + b"\n" for part in parts for line in part.splitlines() if line.strip())
     check = folder / f"tls.{os.getpid()}.check"
@@ -203,8 +220,12 @@ def renew(certificate: Path, control: str, parent: int) -> None:
                 _write(certificate, pem)
             seen, told = found, pem
         except (OSError, ValueError) as error:  # half renewed, or HAProxy is just being replaced: look again
-            sys.stderr.write(f"raymlops: the certificate was not renewed: {error}\n")
-            sys.stderr.flush()
+            _warn(f"the certificate was not renewed: {error}")
+
+
+def _warn(message: str) -> None:
+    sys.stderr.write(f"raymlops: {message}\n")
+    sys.stderr.flush()
 
 
 def _versions(names: tuple[str, str]) -> list[tuple[int, int, int] | None]:

@@ -5,6 +5,7 @@ Knows neither proxy.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raymlops.cluster.endpoint.haproxy_wrapper import open_to_others
-from raymlops.errors import UsageError
+from raymlops.errors import ClusterError, UsageError
 
 PROBE_S = 1.0
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 KNOWN_S = 5.0
 """How long it counts what a listener wants; another one may take its place."""
 _found: dict[tuple[str, int], tuple[bool, float]] = {}
@@ -59,27 +61,42 @@ def checked_files(cert: str | Path | None, key: str | Path | None) -> TlsFiles |
 def trusting(cert: str) -> ssl.SSLContext:
     """Return a context for connections to an endpoint that has exactly this certificate, whatever its address.
 
-    Its names are those that callers know, such as ``models.example.com``, while this machine asks at loopback.
+    Its names are those that callers know, such as ``models.example.com``, while this machine asks at loopback. The
+    chain in the file is not trusted: its authorities sign certificates of others too, and the one before.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no certificate.
     """
-    context = ssl.create_default_context(cafile=cert)
+    try:
+        first = _CERTIFICATE.search(Path(cert).read_bytes())
+        context = ssl.create_default_context(cadata=first[0].decode("ascii", "ignore") if first else "none")
+    except OSError as error:
+        raise UsageError(f"cannot read a certificate in {cert}: {error.strerror}") from error
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
 
 
-def shown_certificate(host: str, port: int, cert: str) -> str:
-    """Return in words whether the endpoint shows this certificate, and until when it is valid."""
+def valid_until(host: str, port: int, cert: str) -> str:
+    """Return until when the certificate is valid that the endpoint shows.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no certificate.
+        ClusterError: the endpoint shows another one, it is not valid, or nothing answers over TLS.
+    """
+    context = trusting(cert)
     try:
         with (
             socket.create_connection((host, port), timeout=PROBE_S) as connection,
-            trusting(cert).wrap_socket(connection) as secured,
+            context.wrap_socket(connection) as secured,
         ):
-            until = (secured.getpeercert() or {}).get("notAfter")
-            return f"{cert}, valid until {until}"
+            return str((secured.getpeercert() or {}).get("notAfter"))
     except ssl.SSLCertVerificationError as error:
-        return f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
+        message = f"{cert} is not what the endpoint shows, or not valid: {error.verify_message}"
+        raise ClusterError(message) from error
     except OSError as error:
-        return f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
+        message = f"{cert}: the endpoint does not answer over TLS: {error.strerror or error}"
+        raise ClusterError(message) from error
 
 
 def speaks_tls(host: str, port: int) -> bool:

@@ -36,7 +36,7 @@ def bundle_contents(
 ) -> BundleContents:
     """Return what a run's bundle contains; ``model`` has the weights of ``weights_uri``, on the CPU, to evaluate."""
     from raymlops.bundle.write import BundleContents
-    from raymlops.lifecycle.registration.profiles import profiles
+    from raymlops.lifecycle.registration.profiles import references
     from raymlops.training.checkpoints.host_copies import model_state
     from raymlops.training.example import example_rows
     from raymlops.training.inprocess import local_device, on_device
@@ -48,7 +48,14 @@ def bundle_contents(
     device = local_device(section)
     with on_device(model, device):
         progress.stage("profiling the model's inputs and answers")
-        profile = profiles(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
+        found = references(
+            prepared,
+            model,
+            batch_size=batch_size,
+            device=device,
+            slices=project.spec.monitor.slices,
+            before_batch=progress.tick,
+        )
         progress.stage("comparing its answers with labels")
         loss = answer_loss(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
         evaluation = _evaluation(
@@ -72,7 +79,7 @@ def bundle_contents(
         recipe_config=project.recipe_config.model_dump(mode="json"),
         seed=section.seed,
         config_yaml=tracker.read_text(run_id, CONFIG),
-        profile=profile,
+        references=found,
         evaluation=evaluation,
         row_hashes=row_hashes,
         hashed_share=hashed_share,

@@ -1,61 +1,123 @@
-"""Reference profiles of a model's inputs and answers, against which drift is measured later.
+"""References of a model's inputs and answers, against which drift is measured later.
 
-Owns how many rows are profiled, and how many are predicted at a time.
+Owns which rows they are of, how many are predicted, and what their times are.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
-from raymlops.monitor.profile import profile
+import numpy as np
+
+from raymlops.errors import UsageError
+from raymlops.profiles.reference import Chunk, Reference, reference_of
+from raymlops.profiles.slices import Slice
+from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import numpy.typing as npt
     from torch import nn
 
-    from raymlops.data.prepare import Prepared
+    from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.profiles.slices import Value
+    from raymlops.recipe import RecipeBase
+    from raymlops.signature import Signature
 
-PROFILE_ROWS = 50_000
-"""About as many rows of a streamed split are held and profiled; of a table in memory, all are."""
-ANSWERED_ROWS = 5_000
-"""At most this many of them are predicted."""
+    Array = npt.NDArray[Any]
+
+ANSWERED_ROWS = 10_000
+"""About as many validation rows are predicted, evenly spread."""
+FEATURES, PREDICTIONS = "features", "predictions"
+_TIMES = "\0times"
+_OF_SLICES = {"string": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+_log = logging.getLogger(__name__)
 
 
-def profiles(
+def references(
     prepared: Prepared,
     model: nn.Module,
     *,
     batch_size: int,
     device: str,
+    slices: Mapping[str, Sequence[Value]] | None = None,
     before_batch: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Return profiles of features and predictions of the training and the validation split, where they are tables.
+) -> dict[str, Reference]:
+    """Return the references of the training split's features and of the answers to validation rows, of tables alone.
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
+    ``slices`` are values of inputs.
+
+    Raises:
+        RecipeError: ``row_times`` raises, or returns anything but a time for each row.
+        UsageError: a slice is of no input, or its value is of another type.
     """
+    chosen = _slices(slices or {}, prepared.signature)
+    recipe, order = prepared.recipe, prepared.recipe.row_order
     inputs = [column.name for column in prepared.signature.inputs]
-    found: dict[str, Any] = {}
-    for name in ("train", "validation"):
-        split = prepared.splits[name]
-        columns = split.sample(about_rows=PROFILE_ROWS) if split.columns is None else split.columns
-        if columns is None:
-            continue
-        features = {key: columns[key] for key in inputs}
-        step = -(-len(next(iter(features.values()))) // ANSWERED_ROWS)
-        sample = {key: values[::step] for key, values in features.items()}
-        _, answers = answered(
-            prepared.recipe,
+    train, validation = prepared.splits["train"], prepared.splits["validation"]
+    found: dict[str, Reference] = {}
+    if train.is_table:
+        found[FEATURES] = reference_of(
+            lambda: _chunks(train, recipe, inputs), rows=train.rows, row_order=order, slices=chosen
+        )
+        if found[FEATURES].blocks is None:
+            _log.warning("drift of what this model is asked cannot be judged: %s", found[FEATURES].note)
+    if validation.is_table:
+        rows, answers = answered(
+            recipe,
             model,
-            sample,
+            _sample(validation, recipe, inputs),
             batch_size=batch_size,
             device=device,
             finite=False,
             before_batch=before_batch,
         )
-        found[name] = {
-            "features": profile(features),
-            "predictions": profile(answers),
-        }
+        number = len(next(iter(answers.values())))
+        chunk = Chunk(answers, number, rows.get(_TIMES), chosen_by=rows)
+        found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order, slices=chosen)
     return found
+
+
+def _slices(asked: Mapping[str, Sequence[Value]], signature: Signature) -> list[Slice]:
+    inputs = {column.name: column for column in signature.inputs}
+    found = []
+    for name, values in asked.items():
+        column = inputs.get(name)
+        if column is None or column.shape or column.type not in _OF_SLICES:
+            able = [each.name for each in signature.inputs if not each.shape and each.type in _OF_SLICES]
+            raise UsageError(
+                f"monitor.slices names {name!r}; expected an input with a single text, number or truth value a row",
+                hint=f"Those are {', '.join(able) or 'none'}.",
+            )
+        for value in values:
+            if type(value) not in _OF_SLICES[column.type]:
+                raise UsageError(f"monitor.slices.{name}: got {value!r}; the signature says {column.type}")
+            found.append(Slice(name, value))
+    return found
+
+
+def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:
+    for columns in split.chunks():
+        times = times_of(recipe, columns)
+        yield Chunk({name: columns[name] for name in inputs}, len(columns[inputs[0]]), times)
+
+
+def _sample(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> dict[str, Array]:
+    """Return every n-th row of a split, with its time where it has one."""
+    parts: dict[str, list[Array]] = {}
+    start = step = 0
+    for columns in split.chunks():
+        rows = len(columns[inputs[0]])
+        some = {name: columns[name] for name in inputs}
+        step = step or split.step_of({name: values[:64] for name, values in some.items()}, about_rows=ANSWERED_ROWS)
+        if (times := times_of(recipe, columns)) is not None:
+            some[_TIMES] = times
+        for name, values in some.items():
+            parts.setdefault(name, []).append(values[-start % step :: step])
+        start += rows
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}

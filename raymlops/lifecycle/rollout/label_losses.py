@@ -6,15 +6,14 @@ Owns which rows of the log are read, and the process in which a recipe's own ``l
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.answer_loss import AnswerLoss
-from raymlops.bundle.loss import OwnLosses, own_losses
-from raymlops.errors import BundleError, NotFoundError, RaymlopsError, RecipeError
+from raymlops.bundle.loss import own_losses
+from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
 from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted, rule_of
@@ -24,7 +23,7 @@ from raymlops.storage.filesystem import root_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from raymlops.bundle.loss import Pair
+    from raymlops.bundle.loss import OwnLosses, Pair
     from raymlops.lifecycle.rollout.loss_reader import Window
     from raymlops.records import BundleRef
     from raymlops.state.store import State
@@ -38,8 +37,6 @@ EXPECTED_FOR = timedelta(days=7)
 """Labels that arrived so long before a rollout announce those of its answers."""
 ANSWER_S = 120.0
 """For thousands of answers, the start of a process and its imports."""
-
-_log = logging.getLogger(__name__)
 
 
 def ask_in_task(bundle: BundleRef, pairs: Sequence[Pair], *, timeout_s: float = ANSWER_S) -> OwnLosses:
@@ -84,10 +81,11 @@ class LabelLosses:
     def __call__(self, name: str, windows: Sequence[Window], *, labelled: Callable[[], None]) -> LogLosses:
         """Return those in each window; none without labels, which a listing of their folder shows.
 
-        If there can be none, or a recipe's ``loss_of`` fails, their ``note`` says why.
+        If there can be none, or a recipe's ``loss_of`` raises, their ``note`` says why.
 
         Raises:
             StorageError: the log or the champion's bundle cannot be read.
+            RaymlopsError: the recipe's ``loss_of`` cannot be asked: its code does not import, hangs or exits.
         """
         from raymlops.predictions.labelled import load_labels
         from raymlops.predictions.partition import Faults
@@ -113,7 +111,7 @@ class LabelLosses:
             return LogLosses({window: {} for window in windows})
         found: dict[Window, Mapping[int | None, Losses]] = {}
         for window in windows:
-            counted = Counted(rule, partial(self._ask, champion.bundle))
+            counted = Counted(rule, partial(self._ask_recipe, champion.bundle))
             if window.until is None or window.until > window.since:
                 with suppress(NotFoundError):  # nothing was logged yet
                     for batch in Reading(
@@ -125,10 +123,3 @@ class LabelLosses:
             return LogLosses(found)
         most = f"{self.max_label_bytes // 1024:,} KiB"
         return LogLosses(found, f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")
-
-    def _ask(self, bundle: BundleRef, pairs: Sequence[Pair]) -> OwnLosses:
-        try:
-            return self._ask_recipe(bundle, pairs)
-        except RaymlopsError as error:
-            _log.warning("the loss_of of %s failed: %s", bundle.uri, error)
-            return OwnLosses([None] * len(pairs), f"loss_of failed: {error.message}")

@@ -1,4 +1,4 @@
-"""Hourly maintenance of prediction logs: small files merged, old hours removed.
+"""Hourly maintenance of prediction logs: small files merged, past hours counted, old hours removed.
 
 Owns which models and how far it looks back. The data counts, not whether the model is live: rows of one that was
 removed are merged and removed like others, with the settings it had last. Runs in a thread of its own, since it may
@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
-from raymlops.lifecycle.prediction_log import changing, remove_old, stored_logs
+from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -69,8 +69,9 @@ class LogMaintenance:
         from raymlops.predictions.compact import compact
 
         (uri,) = log.uris
-        with changing(self._url, log.name, purpose="hourly compaction"):
-            compact(uri, log.name, now=now, since=now - LOOK_BACK if log in self._seen else None)
+        with changing(self._url, log.name, purpose="hourly compaction") as open_store:
+            since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
+            compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
             self._seen.add(log)
             if log.retention_days is not None:
                 remove_old(self._state, log, before=now - timedelta(days=log.retention_days))

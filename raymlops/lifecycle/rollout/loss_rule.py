@@ -6,8 +6,12 @@ it. Both have the same outputs, since other versions cannot be canaries (``compa
 state's credentials.
 
 A request's loss is the mean over its labelled rows, and its weight that of the log's sample. If a client repeated a
-request id in the same step, the first answer counts, whichever version gave it. Copies, pinned requests and those that
-the champion answered for a canary do not count: they were not assigned at random.
+request id in the same step, the first answer alone counts, whichever version gave it: later ones may be about other
+rows, and only those of the same version could be added. Copies, pinned requests and those that the champion answered
+for a canary do not count: they were not assigned at random.
+
+Losses are kept in hundredths (``Losses``). Each one is rounded up or down at random, by a hash of its request's id: the
+mean of many is that of the losses, however small they are, and both versions' would be rounded alike.
 
 Owns both. ``label_losses`` reads the labelled rows.
 """
@@ -18,10 +22,15 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, read_loss
+from raymlops.column_types import TIME, write_time
 from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.predictions.counts import Losses
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment
 
 ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
-COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "weight", "output")
+COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "weight", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
 
 
@@ -85,7 +94,8 @@ class Counted:
     def __init__(self, rule: AnswerLoss, ask_recipe: Callable[[Sequence[Pair]], OwnLosses]) -> None:
         self._rule = rule
         self._ask_recipe = ask_recipe
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[tuple[str | None, str], _Request] = {}
+        """By caller and id: another caller may use the same ids."""
         self._note = ""
         self._unlike: tuple[int, Any] = (0, None)
         """How many labels could not be compared with their answers, and the first of them."""
@@ -93,27 +103,26 @@ class Counted:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add labelled rows of the log."""
         shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
-        pairs: list[Pair] = [(row["output"], json.loads(row["label"])) for row in shared]
+        pairs: list[Pair] = [(_as_json(row["output"]), json.loads(row["label"])) for row in shared]
         for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
             if loss is None:
                 count, first = self._unlike
                 self._unlike = (count + 1, first if count else label)
                 continue
-            known = self._requests.get(row["request_id"])
-            if known is None or (known.version != row["model_version"] and row["ts"] < known.arrived):
-                known = self._requests[row["request_id"]] = _Request(
-                    row["model_version"], row["ts"], row.get("weight") or 1.0
-                )
-            if known.version == row["model_version"]:
+            key, version, arrived = (row.get("caller"), row["request_id"]), row["model_version"], row["ts"]
+            known = self._requests.get(key)
+            if known is None or arrived < known.arrived:
+                known = self._requests[key] = _Request(version, arrived, row.get("weight") or 1.0)
+            if (known.version, known.arrived) == (version, arrived):
                 known.total += 1.0 if math.isnan(loss) else loss
                 known.rows += 1
                 known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
 
     def losses(self) -> dict[int | None, Losses]:
         """Return the losses of each version, one per request; if none has any, the reason under None."""
-        of_version: dict[int | None, list[_Request]] = defaultdict(list)
-        for request in self._requests.values():
-            of_version[request.version].append(request)
+        of_version: dict[int | None, list[tuple[str, _Request]]] = defaultdict(list)
+        for (_, request_id), request in self._requests.items():
+            of_version[request.version].append((request_id, request))
         count, label = self._unlike
         if not of_version:
             unlike = (
@@ -124,9 +133,9 @@ class Counted:
             return {None: Losses(note=note)} if note else {}
         return {
             version: Losses.of(
-                (request.total / request.rows for request in requests),
-                weights=(request.weight for request in requests),
-                clipped=sum(2 * request.clipped > request.rows for request in requests),
+                (_rounded(one.total / one.rows, request_id) for request_id, one in requests),
+                weights=(one.weight for _, one in requests),
+                clipped=sum(2 * one.clipped > one.rows for _, one in requests),
                 note=self._note,
             )
             for version, requests in of_version.items()
@@ -140,6 +149,17 @@ class Counted:
         found = self._ask_recipe(pairs)
         self._note = self._note or found.failure
         return found.values
+
+
+def _as_json(output: Mapping[str, Any]) -> dict[str, Any]:
+    """Return outputs as they were sent to the caller: the log has times of its own type."""
+    times = {name: value for name, value in output.items() if isinstance(value, datetime)}
+    texts = write_time(np.array([value.replace(tzinfo=None) for value in times.values()], TIME)) if times else []
+    return {**output, **dict(zip(times, texts, strict=True))}
+
+
+def _rounded(loss: float, request_id: str) -> float:
+    return math.floor(100 * loss + crc32(request_id.encode()) / 2**32) / 100
 
 
 def _short(label: Any) -> str:

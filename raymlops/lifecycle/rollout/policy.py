@@ -12,9 +12,8 @@ Quality belongs to the verdict where labels arrive for the model, or did in the 
 requests of its own does not pass then, or every worse version would be promoted before the first label arrives.
 
 Losses are read in the background and may be older than the decision. Harm is judged by what is known. Passing requires
-losses that cover every request of the bake, or a log that can have none: switched off, or unreadable without any label
-seen so far. A log that is still being read, or unreadable with labels in it, is waited for as a verdict is, and for at
-least five minutes.
+losses that cover every request of the bake, or a log that is switched off. One that is still being read, or cannot be
+read, is waited for as a verdict is, and for at least five minutes: nobody knows which labels are in it.
 
 **The last step.** With all of the traffic on the new version there is nothing left to compare it with. So reaching 100
 percent is the promotion, decided on the steps before: ``10, 50, 100`` bakes at 10 and at 50 percent and then flips the
@@ -98,7 +97,7 @@ def decide(
     note = note_on_quality(steps)
     if note and len(findings) < 3:
         numbers["questions"]["quality"] = {"question": "quality", "asked": False, "reason": note}
-    log = _Log() if losses is None else _log_of(losses, steps, until=baked_at(rollout))
+    log = _Log() if losses is None else _log_of(losses, until=baked_at(rollout))
     action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
     reason += _remark(log, note=note, judged=len(findings) > 2, passed=action in {"promote", "advance"})
     if losses is not None and losses.left_out and action != "wait":
@@ -151,15 +150,13 @@ class _Log:
     """Whether the step waits for it."""
 
 
-def _log_of(losses: LossReport, steps: Sequence[StepEvidence], *, until: datetime) -> _Log:
+def _log_of(losses: LossReport, *, until: datetime) -> _Log:
     """Return what the losses lack to cover all requests before ``until``."""
     if losses.off:
         return _Log(losses.off)
     if losses.covers is not None and losses.covers >= until:
         return _Log()
-    labelled = losses.labelled or any(step.canary_losses.count or step.champion_losses.count for step in steps)
-    tried = losses.tried is not None and losses.tried >= until
-    return _Log(losses.unknown or "the prediction log is being read for labels", waits=labelled or not tried)
+    return _Log(losses.unknown or "the prediction log is being read for labels", waits=True)
 
 
 def _remark(log: _Log, *, note: str, judged: bool, passed: bool) -> str:

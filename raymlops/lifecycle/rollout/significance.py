@@ -12,6 +12,9 @@ That promise is for ``sticky: request``. If callers keep to a version and differ
 erred, the others never, a few sent most), an equally good version was aborted in 28% of rollouts with ten callers, in
 24% with a hundred and in 6% with ten thousand: the canary may simply have received the bad ones.
 
+A request whose rows the recipe rejects counts as an error does, for both versions alike: bad rows fall to both, and a
+version that rejects more of them than the champion is worse for its callers.
+
 Three things are not visible. Requests rejected because the queue was full are left out for both versions, so that a
 canary that handles less load than the champion shows it as late answers or not at all. A canary that cannot be reached
 errs, whether its own code ended it or a machine that failed under it, while a champion that is lost takes its counts
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 RELEVANT = 0.1
 """Share of a margin below which harm is no reason to stop."""
 _PARTS = {"errors": 0.5, "slow": 0.25, "quality": 0.25}
+_WORDS = {"errors": "errors and rejected requests", "slow": "slow answers", "quality": "mean loss"}
 _LARGEST = math.log(1e12)
 """Evidence is capped at this: JSON has no infinity."""
 _LEVELS = tuple(level / (LEVELS - 1) for level in range(LEVELS))
@@ -148,7 +152,7 @@ class Finding(Record):
 
     @property
     def _words(self) -> str:
-        return {"slow": "slow answers", "quality": "mean loss"}.get(self.question, self.question)
+        return _WORDS[self.question]
 
     @property
     def _unit(self) -> str:
@@ -168,19 +172,19 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection, *, labelled: b
     """Return the findings of a rollout's steps so far, of which the last one is the current one.
 
     Quality is judged once both versions have labelled requests at any step, or before that where the model is
-    ``labelled`` and nothing keeps its labels from being compared: evidence of harm is kept when a step begins, and
-    passing requires labels of the current one. Losses that are clipped at 1 do not say how wrong an
+    ``labelled``: evidence of harm is kept when a step begins, and passing requires labels of the current one, of which
+    those that came so far may be such that cannot be compared. Losses that are clipped at 1 do not say how wrong an
     answer was: if most are, there is no verdict, unless they are the canary's alone, which can only be harm. A late
     answer of the canary is a slow one: the champion's that take as long are slow too.
     """
-    errors = [_shares(step, "errors") for step in steps]
+    errors = [_shares(step, "errors", "refused") for step in steps]
     slow = [_shares(step, "slow", "late") for step in steps]
     findings = [
         _finding("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
         _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
     ]
     counted = any(step.canary_losses.count and step.champion_losses.count for step in steps)
-    if settings.quality_margin is not None and (counted or (labelled and not note_on_quality(steps))):
+    if settings.quality_margin is not None and (counted or labelled):
         means = [_means(step) for step in steps]
         quality = _finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin)
         champion = sum((step.champion_losses for step in steps), Losses())

@@ -18,7 +18,7 @@ from raymlops.serving.client.client import CONNECTIONS, BaseClient, failure_of, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.serving.client.calls import Answer, Call, Rows
+    from raymlops.serving.client.calls import Accepted, Answer, Call, Rows
     from raymlops.serving.client.retry import Budget, Failure, Reply
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class AsyncClient(BaseClient[httpx.AsyncBaseTransport, Awaitable[None]]):
         *,
         request_id: str | None = None,
         timeout_s: float | None = None,
-    ) -> int:
+    ) -> Accepted:
         """Send the true labels of earlier predictions, as ``Client.feedback``."""
         return await self._call(calls.feedback_call(name, labels, request_id=request_id), timeout_s)
 

@@ -56,6 +56,16 @@ class Answer:
     """How often the request was sent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Labels that are stored."""
+
+    accepted: int
+    unmatched: tuple[int, ...] = ()
+    """Places of those whose requests the replica that took them did not answer lately. Another one may have, or it is
+    long ago: they count once the log has such a request of this caller, else never, as with a misspelt id."""
+
+
 @dataclass(frozen=True)
 class Call(Generic[T]):
     """One request. ``read`` makes a value of the response's JSON and the number of attempts, or raises ``KeyError``."""
@@ -90,7 +100,7 @@ def predict_call(
     )
 
 
-def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id: str | None) -> Call[int]:
+def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id: str | None) -> Call[Accepted]:
     """Return the request that sends labels.
 
     Raises:
@@ -102,7 +112,11 @@ def feedback_call(name: str, labels: Sequence[Mapping[str, Any]], *, request_id:
         )
     body = _json({"labels": list(labels)}, "labels")
     headers = _headers(request_id, {})
-    return Call("POST", f"{model_path(name)}/feedback", lambda data, _: int(data["accepted"]), headers, body)
+    return Call("POST", f"{model_path(name)}/feedback", _accepted, headers, body)
+
+
+def _accepted(data: dict[str, Any], _attempts: int) -> Accepted:
+    return Accepted(int(data["accepted"]), tuple(data.get("unmatched") or ()))  # earlier endpoints do not say which
 
 
 def describe_call(name: str) -> Call[dict[str, Any]]:

@@ -87,7 +87,7 @@ def openapi_document(
     model, versioned = f"/v2/models/{name}", f"/v2/models/{name}/versions/{version}"
     rows, outputs = list(example), list(answer)
     answered = {"outputs": outputs, "model": name, "model_version": version, "request_id": _EXAMPLE_ID}
-    accepted = {"accepted": 1, "unmatched": 0, "request_id": _EXAMPLE_ID}
+    accepted = {"accepted": 1, "unmatched": [], "request_id": _EXAMPLE_ID}
     tensors = _json("InferenceRequest", _infer_example(signature, example))
     routes = (
         _post("/predict", "predict", "Predict rows", _json("Request", {"rows": rows}), _json("Response", answered)),

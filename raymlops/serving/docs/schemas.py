@@ -96,9 +96,9 @@ class Accepted(_Closed):
     """How many labels are stored."""
 
     accepted: PositiveInt
-    unmatched: int = Field(
-        ge=0,
-        description="of requests that this replica did not answer lately; they are matched when the log is read",
+    unmatched: list[NonNegativeInt] = Field(
+        description="places, counted from 0, of labels whose requests this replica did not answer lately: they count "
+        "once the log has such a request of yours"
     )
     request_id: str
 

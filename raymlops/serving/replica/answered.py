@@ -1,7 +1,8 @@
 """The requests that a replica answered lately: who asked, and how many rows each had. What feedback is checked by.
 
-Owns how many are kept. What is not here may have been answered by another replica or long ago: such labels are
-accepted, and matched with the log when it is read. Use from one event loop.
+Owns how many are kept. What is not here may have been answered by another replica or long ago, and no look into the log
+is fast enough to tell it from what was never asked: such labels are accepted, their senders are told which they are,
+and they are matched when the log is read. Use from one event loop.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Answered:
             del self._requests[next(iter(self._requests))]
         self._requests[exchange.request_id] = caller, rows
 
-    def check(self, labels: Sequence[Label], *, caller: str | None) -> int:
-        """Reject labels of other callers' requests and of rows that do not exist; return how many are not known here.
+    def check(self, labels: Sequence[Label], *, caller: str | None) -> list[int]:
+        """Reject labels of other callers' requests and of rows that do not exist; return which are of none known here.
 
         ``caller`` None may label everybody's requests.
 
@@ -54,7 +55,7 @@ class Answered:
         )
         if first := list(islice(problems, MAX_PROBLEMS)):
             raise InvalidRowsError(first)
-        return found.count(None)
+        return [index for index, request in enumerate(found) if request is None]
 
 
 def _problem(label: Label, asked: str | None, rows: int, *, caller: str | None) -> tuple[str, str] | None:

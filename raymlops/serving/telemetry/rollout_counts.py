@@ -34,6 +34,8 @@ LOOK_AGAIN_S = 5.0
 
 OVERLOADED = "overloaded"
 """Code of a request that was refused because the queue was full."""
+INVALID_ROWS = "invalid_rows"
+"""Code of a request whose rows were rejected: by the recipe, if they had fit the signature."""
 CLIENT_LEFT, TIMED_OUT = 499, 504
 """Statuses of a caller that disconnected before the answer, and of a missed deadline, which for a canary is late."""
 
@@ -193,12 +195,14 @@ def sending(report: Callable[..., Any], arrived: Callable[[Any], bool]) -> Send:
 
 
 def _row_of(served: RequestRecord) -> str | None:
-    """Return the row that a request counts for; None if it says nothing of a version: refused, pinned, a copy."""
+    """Return the row that a request counts for; None if it says nothing of a version.
+
+    That is one that was pinned, a copy, turned away by overload, or rejected before a model ran.
+    """
     if served.fallback_from is not None:
         return None if served.fallback_code == OVERLOADED else str(served.fallback_from)
-    # Overload, and rows that a recipe refuses.
-    refused = served.status >= 400 and not (_failed(served) or served.status in {TIMED_OUT, CLIENT_LEFT})
-    if served.columns is None or refused:
+    judged = served.status < 400 or _failed(served) or _refused(served) or served.status in {TIMED_OUT, CLIENT_LEFT}
+    if served.columns is None or not judged:
         return None
     if served.route == "champion":
         return CHAMPION
@@ -208,6 +212,11 @@ def _row_of(served: RequestRecord) -> str | None:
 def _failed(served: RequestRecord) -> bool:
     """Return whether the model failed: overload does not count, a non-finite output does."""
     return (served.status >= 500 and served.status not in {503, 504}) or served.code == "not_finite"
+
+
+def _refused(served: RequestRecord) -> bool:
+    """Return whether the recipe rejected the rows, by the version's own rules."""
+    return served.code == INVALID_ROWS and served.columns is not None
 
 
 def _counted(counts: Counts, served: RequestRecord, *, slow_s: float) -> Counts:
@@ -224,4 +233,5 @@ def _counted(counts: Counts, served: RequestRecord, *, slow_s: float) -> Counts:
         slow=counts.slow + (served.model_seconds >= slow_s or (left and not late) or served.status == TIMED_OUT),
         late=counts.late + late,
         seconds_sum=counts.seconds_sum + served.model_seconds,
+        refused=counts.refused + _refused(served),
     )

@@ -150,7 +150,10 @@ def _resume(spec: ProjectSpec | None, status: SweepStatus, *, snapshot: Snapshot
         return f"unknown: {problem}"
     left = max(0, status.num_trials - status.ended)
     command = f"raymlops sweep --resume {status.sweep_id}"
-    started = status.trials.get("running", 0) + status.trials.get("waiting", 0)
+    searched = [view for view in snapshot.open if view.repeat_of is None]
+    enqueued = sum(view.enqueued for view in searched)
+    own = len(searched) - enqueued
+    started = own + min(enqueued, max(0, left - own))
     counts = {"started": started, "new": max(0, left - started)}
     trials = " and ".join(f"{count} {which}" for which, count in counts.items() if count)
     # A failed sweep whose budget is used up would end again at once.

@@ -15,6 +15,8 @@ from raymlops.tuning.reporting.progress import STATES, Board, TrialView
 from raymlops.tuning.study.ranking import ranking
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
+    STARTED,
+    added,
     counted,
     in_order_of_end,
     last_value,
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from raymlops.records import Objective, RepeatRecord, TrialRecord
     from raymlops.training.runs.lookup import Recorded
 
-_OPEN = {"RUNNING": "running", "WAITING": "waiting"}
-
 
 @dataclass(frozen=True, slots=True)
 class OpenView(TrialView):
@@ -47,6 +47,8 @@ class OpenView(TrialView):
     """When it started or resumed, local time; None while it waits."""
     repeat_of: int | None = None
     """The trial whose configuration it trains with another seed."""
+    enqueued: bool = False
+    """Whether another program has enqueued it, and no driver has taken it from the queue yet."""
 
 
 @dataclass(frozen=True)
@@ -170,17 +172,18 @@ def open_study(recorded: Recorded) -> Iterator[OpenStudy]:
 
 
 def _open(trial: Any) -> OpenView:
-    waits = trial.state.name == "WAITING"
+    waits = trial.state.name == "WAITING" or not trial.system_attrs.get(STARTED, True)
     kept = trial.user_attrs.get(ATTRIBUTE, {})
     return OpenView(
         number=trial.number,
         params=dict(trial.params),
-        state=_OPEN[trial.state.name],
+        state="waiting" if waits else "running",
         epoch=int(trial.last_step or 0),
         value=last_value(trial),
         before_s=float(kept.get("duration_s", 0.0)),
         started=None if waits else trial.datetime_start,
         repeat_of=repeat_of(trial),
+        enqueued=added(trial),
     )
 
 

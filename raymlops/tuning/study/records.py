@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "raymlops"
 _REPORT = "raymlops:report:"
-DRAWN = "raymlops:drawn"
-"""System attribute of a trial that a sweep has drawn, from its creation on."""
+STARTED = "raymlops:started"
+"""System attribute of a trial that a sweep has drawn: whether it has had a process since the sweep was resumed."""
 REFUSED = "raymlops:refused"
 """System attribute of a point that the recipe rejects: why."""
 RETRY_OF = "raymlops:retry_of"

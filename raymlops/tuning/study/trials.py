@@ -21,13 +21,16 @@ from typing import TYPE_CHECKING, Any
 from raymlops.records import TrialRecord, TrialStatus
 from raymlops.tuning.constraints import violations
 from raymlops.tuning.search_space import num_trials, point
+from raymlops.tuning.study.bulk import bulk
 from raymlops.tuning.study.draws import Draws
 from raymlops.tuning.study.open_trial import OpenTrial
 from raymlops.tuning.study.ranking import ranking
 from raymlops.tuning.study.records import (
     ATTRIBUTE,
     SEED,
+    STARTED,
     Report,
+    added,
     counted,
     in_order_of_end,
     last_value,
@@ -97,7 +100,8 @@ class Trials:
         self._ended = [record_of(trial, objectives=self.objectives) for trial in in_order_of_end(own)]
         self.repeats = self._count_repeats()
         """How many trials train a configuration again with another seed."""
-        self.asked = len(own) - self.repeats - sum(bool(record.carried_from) for record in self._ended)
+        others = sum(_enqueued(trial) for trial in own) + sum(bool(record.carried_from) for record in self._ended)
+        self.asked = len(own) - self.repeats - others
         """The number of the search's own trials, ended or not, without carried ones."""
         self.refused = sum(refused(trial) for trial in trials if trial.number not in self._view.repeats)
         """How many points the recipe rejected."""
@@ -131,7 +135,9 @@ class Trials:
     def reopen(self, *, repeats: bool = False) -> list[OpenTrial]:
         """Reopen the trials that a previous process left running or waiting: of the search, or ``repeats``.
 
-        Parameters that it had not drawn are drawn as it would have drawn them. Call this once, before ``ask``.
+        Parameters that it had not drawn are drawn as it would have drawn them. What another program has enqueued in the
+        study is a trial as long as ``num_trials`` has room for it; others stay in the queue. Call this once, before
+        ``ask``.
 
         Raises:
             StorageError, UnreachableError: the database does not answer; call it again.
@@ -141,10 +147,15 @@ class Trials:
         with storage_errors(self._name):
             found = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
             found = [trial for trial in found if (repeat_of(trial) is not None) == repeats]
+            enqueued = [trial.number for trial in found if _enqueued(trial)]
+            room = max(0, num_trials(self._section, refused=self.refused) - self.asked)
+            found = [trial for trial in found if trial.number not in enqueued[room:]]
             # All of them first: the draw depends on which trials run.
-            for trial in found:
-                if trial.state == TrialState.WAITING:
-                    self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
+            with bulk(self._storage) as rows:
+                for trial in found:
+                    rows.set_trial_state_values(trial._trial_id, TrialState.RUNNING)  # noqa: SLF001
+                    rows.set_trial_system_attr(trial._trial_id, STARTED, False)  # noqa: SLF001
+            self.asked += len(enqueued[:room])
             self._view.reload()
             self.repeats = self._count_repeats()
             # A trial whose draw was interrupted is the last.
@@ -187,7 +198,9 @@ class Trials:
 
     def start(self, number: int) -> None:
         """Record that a trial has a process: its time counts from now."""
-        self.open[number].started_s = self._clock()
+        trial = self.open[number]
+        trial.started_s = self._clock()
+        self._writes.start(trial.trial_id)
 
     def stop(self, number: int) -> None:
         """Record that a trial has no process any more."""
@@ -371,6 +384,11 @@ class Trials:
 
     def _duration_s(self, trial: OpenTrial) -> float:
         return trial.before_s + (0.0 if trial.started_s is None else self._clock() - trial.started_s)
+
+
+def _enqueued(trial: Any) -> bool:
+    """Return whether another program has enqueued an Optuna trial, which no driver has taken from the queue yet."""
+    return not trial.state.is_finished() and added(trial)
 
 
 def _same(one: float, other: float) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.tuning.study.bulk import bulk, create_trial
 from raymlops.tuning.study.history import History
-from raymlops.tuning.study.records import DRAWN, repeat_of
+from raymlops.tuning.study.records import STARTED, repeat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -82,7 +82,7 @@ class StudyView:
             params={},
             distributions={},
             user_attrs={},
-            system_attrs={DRAWN: True, **({FIXED: dict(fixed)} if fixed else {})},
+            system_attrs={STARTED: False, **({FIXED: dict(fixed)} if fixed else {})},
             intermediate_values={},
             trial_id=_DRAFT,
         )

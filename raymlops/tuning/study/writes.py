@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import StorageError
 from raymlops.tuning.study.bulk import bulk
-from raymlops.tuning.study.records import ATTRIBUTE, REFUSED, attribute, report_key
+from raymlops.tuning.study.records import ATTRIBUTE, REFUSED, STARTED, attribute, report_key
 from raymlops.tuning.study.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -50,6 +50,10 @@ class Writes:
         self._queue: deque[_Write] = deque()
         self.stored: dict[int, set[int]] = {}
         """Epochs whose reports have an attribute of their own, by Optuna's id of the trial."""
+
+    def start(self, trial_id: int) -> None:
+        """Queue that a trial has a process."""
+        self._queue.append(_Write(trial_id, lambda storage: storage.set_trial_system_attr(trial_id, STARTED, True)))
 
     def value(self, trial_id: int, *, epoch: int, value: float) -> None:
         """Queue a value of a trial for an epoch. A later one for the same epoch replaces it.

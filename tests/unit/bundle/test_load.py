@@ -23,11 +23,13 @@ from tiny_bundle import EXAMPLE, contents_of, tiny_contents
 from raymlops import __version__
 from raymlops.arrays import Column
 from raymlops.bundle.load import answer, load, typed_outputs
+from raymlops.bundle.profiles import references_of
 from raymlops.bundle.write import write_bundle
 from raymlops.config.schema import ProjectSpec
 from raymlops.data.prepare import prepare
 from raymlops.errors import BundleError, InvalidRowsError, NonFiniteError, RecipeError, RecipeImportError, RowProblem
-from raymlops.lifecycle.registration.profiles import profiles
+from raymlops.lifecycle.registration.profiles import references
+from raymlops.profiles.file import write_references
 from raymlops.project import bind
 from raymlops.recipes.digits import Digits
 from raymlops.signature import Signature
@@ -427,12 +429,13 @@ def test_a_bundle_of_pictures_answers_its_example(tmp_path):
     sections = {"project": {"name": "p"}, "recipe": {"import": "pictures:Pictures"}}
     prepared = prepare(bind(ProjectSpec.model_validate(sections), recipe=Pictures))
     rows = example_rows(prepared)
-    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=16, device="cpu")
-    kinds = {name: summary["kind"] for name, summary in found["train"]["features"]["columns"].items()}
-    assert kinds == {"photo": "tensor", "at": "datetime", "note": "bytes"}
-    assert found["train"]["predictions"]["columns"]["thumb"]["kind"] == "tensor"
+    found = references(prepared, prepared.recipe.model().eval(), batch_size=16, device="cpu")
+    measures = [(series.column, series.measure) for series in found["features"].layout.series]
+    assert measures == [("photo", "mean"), ("photo", "deviation"), ("at", "time"), ("note", "size")]
+    assert "thumb" in found["predictions"].layout.by_column
     hashes = np.concatenate([*prepared.splits["train"].hashes()])
-    ref = write_bundle(tmp_path, contents_of(prepared.recipe, example=rows, profile=found, row_hashes=hashes))
+    ref = write_bundle(tmp_path, contents_of(prepared.recipe, example=rows, references=found, row_hashes=hashes))
+    assert write_references(references_of(ref.uri, ref.digest)) == write_references(found)
     loaded = load(ref.uri, ref.digest)
     assert loaded.signature == prepared.signature
     answers = loaded.predict_rows(loaded.example)

@@ -22,6 +22,7 @@ FILES = [
     "example.json",
     "lineage.json",
     "profile.json",
+    "profiles.parquet",
     "recipe.json",
     "rows.safetensors",
     "signature.json",

@@ -41,6 +41,7 @@ def test_a_bundle_holds_these_files_and_no_other(tmp_path):
         "lineage.json",
         "manifest.json",
         "profile.json",
+        "profiles.parquet",
         "recipe.json",
         "rows.safetensors",
         "signature.json",
@@ -234,6 +235,18 @@ def test_a_remote_bundle_is_fetched_into_the_cache_and_verified(s3, tmp_path):
     verify(folder, ref.digest)
     verify(ref.uri, ref.digest)
     assert ref.uri.partition("?")[0] == f"s3://bucket/store/bundles/{ref.digest}"
+
+
+def test_a_bundle_that_was_fetched_beforehand_needs_no_storage(s3, tmp_path):
+    """Its digest says that it is whole; what is no digest is no name of a folder."""
+    ref = write_bundle(s3.uri("bucket/store"), tiny_contents(), cache=tmp_path)
+    folder = fetch(ref.uri, ref.digest, cache=tmp_path)
+    s3.objects.clear()
+
+    assert fetch(ref.uri, ref.digest, cache=tmp_path) == folder
+    with pytest.raises(BundleError, match="not a digest"):
+        fetch(ref.uri, f"../{tmp_path.name}", cache=tmp_path)
+    assert folder.exists()
 
 
 def test_a_remote_folder_without_manifest_is_no_bundle_and_is_written_again(s3, tmp_path):

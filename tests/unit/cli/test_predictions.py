@@ -5,13 +5,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from served_requests import SIGNATURE, served
+from stored import put
 
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.prediction_log import parse_moment
+from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -82,11 +86,14 @@ def test_labels_that_match_nothing_are_told(log, capsys):
     labels.add([Label("a", 0, "1"), Label("old", 0, "1"), Label("typo", 0, "1"), Label("a", 9, "1")]).result(timeout=30)
     labels.close()
     assert main(["predictions", "flights", "--since", "2026-01-01"]) == 0
-    told = "2 labels that came in within the window match no row logged since 2025-12-31T00:00:00+00:00"
-    assert told in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "2 labels that came in within the window match no row logged since 2025-12-31T00:00:00+00:00" in printed
+    assert "; such as " in printed
     assert main(["predictions", "flights", "--limit", "1", "--json"]) == 0
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["unknown"] == 2
+    data = json.loads(printed.out)
+    assert data["unknown"] == 2
+    assert sorted((label["request_id"], label["row"]) for label in data["unknown_labels"]) == [("a", 9), ("typo", 0)]
     assert "or an older one" in printed.err
 
 
@@ -146,8 +153,21 @@ def test_rows_are_erased_by_the_value_of_a_field(log, capsys):
     assert main(["audit", "flights", "--json"]) == 0
     before, after = json.loads(capsys.readouterr().out)["events"]
     assert (before["action"], before["before"]["rows"]) == ("predictions.erase", 1)
-    assert (after["action"], after["after"]) == ("predictions.erased", {"rows": 1, "labels": 1, "damaged_files": 0})
+    left = {"open_labels": 0, "unsearched_rows": 0, "damaged_files": 0}
+    assert (after["action"], after["after"]) == ("predictions.erased", {"rows": 1, "labels": 1, **left})
     assert before["why"] == after["why"] == "rows and labels where request_id has a given value"
+
+
+def test_rows_in_a_storage_that_the_model_left_are_told_of(log, capsys):
+    """Erasing covers all storages; a search reads the configured one."""
+    bundle = BundleRef(f"{log}/elsewhere/bundles/{'e' * 64}", "e" * 64)
+    with state_of(place_of(None)) as state:
+        put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion")])
+    assert main(["predictions", "flights", "--where", "request_id=a"]) == 0
+    assert "elsewhere" not in capsys.readouterr().err
+    (log / "elsewhere/predictions/flights").mkdir(parents=True)
+    assert main(["predictions", "flights", "--where", "request_id=a"]) == 0
+    assert f"flights also has rows in {log}/elsewhere: read them with storage.path=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -145,6 +146,22 @@ def test_its_own_ports_are_loopbacks_and_routes_are_not_listed(tmp_path, backend
         # Serve finds its processes by this argument, and asks the control socket for this id.
         assert str(serve.folder / "c") in psutil.Process(process.pid).cmdline()
         assert psutil.Process(process.pid).exe() == find_binary()
+
+
+def test_until_haproxy_knows_the_applications_callers_are_to_try_again(serve):
+    """Serve tells them just after the start: a model is not unknown, neither over HTTP nor over gRPC."""
+    serve.api.set_backend_configs({})
+    with serve.running():
+        answer = httpx.post(f"http://{HOST}:{serve.ports['http']}/models/m/predict", json={})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json().keys() == {"error", "request_id"}
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert httpx.get(f"http://{HOST}:{serve.ports['http']}/").status_code == 404  # the list of no models
+        for metadata in ((), (("application", "m"),)):
+            with grpc.insecure_channel(f"{HOST}:{serve.ports['grpc']}") as channel:
+                with pytest.raises(grpc.RpcError) as raised:
+                    channel.unary_unary("/x/y")(b"", metadata=metadata, timeout=10)
+                assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_slow_headers_are_cut(serve, monkeypatch):
@@ -281,6 +298,44 @@ def test_what_is_written_is_what_was_checked(named, monkeypatch):
     monkeypatch.undo()
     assert pem.read_bytes() == before
     assert {file.name for file in named.glob("tls.*")} == {"tls.crt", "tls.key", "tls.pem"}
+
+
+SPOILED = {
+    "is away": lambda cert, key: key.unlink(),
+    "others can read it": lambda cert, key: key.chmod(0o644),
+    "is damaged": lambda cert, key: cert.write_text("-----BEGIN CERTIFICATE-----\n"),
+    "is another one": lambda cert, key: certificate(cert.parent, name="other")[1].replace(key),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
+def test_a_bad_renewal_keeps_haproxy_from_no_replica(named, spoil, capsys):
+    """A reload for other replicas takes the certificate of before; without one there is no start."""
+    pem = haproxy_wrapper._certificate(named)
+    before = pem.read_bytes()
+    spoil(*(Path(os.environ[name]) for name in (haproxy_wrapper.TLS_CERT, haproxy_wrapper.TLS_KEY)))
+    assert haproxy_wrapper._certificate(named) == pem
+    assert pem.read_bytes() == before
+    assert "the certificate of before is used" in capsys.readouterr().err
+    pem.unlink()
+    with pytest.raises((OSError, ValueError)):
+        haproxy_wrapper._certificate(named)
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
+def test_a_bad_renewal_is_not_handed_to_haproxy(named, spoil, monkeypatch, capsys):
+    """Not even one whose key is right, and open to others: the next start would refuse it."""
+    pem = haproxy_wrapper._certificate(named)
+    before = pem.read_bytes()
+    certificate(named)
+    spoil(*(Path(os.environ[name]) for name in (haproxy_wrapper.TLS_CERT, haproxy_wrapper.TLS_KEY)))
+    said, alive = [], iter([1, 1, 0])
+    monkeypatch.setattr(haproxy_wrapper, "RENEWAL_S", 0.0)
+    monkeypatch.setattr(haproxy_wrapper, "_say", lambda *given, **_: said.append(given))
+    monkeypatch.setattr("os.getppid", lambda: next(alive))
+    haproxy_wrapper.renew(pem, "socket", 1)
+    assert (said, pem.read_bytes()) == ([], before)
+    assert "was not renewed" in capsys.readouterr().err
 
 
 def test_text_around_a_certificate_is_left_out(named):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from raymlops.cluster import local, ports, upfile
@@ -32,6 +36,18 @@ def test_haproxys_own_ports_keep_nobody_from_starting(tmp_path, monkeypatch):
     assert f"statistics on port {own[0]} and its metrics on {own[1]}" in said[-1]
 
 
+@pytest.mark.parametrize("name", ["a b", "a#b", "a'b", "ä"])
+def test_haproxys_files_have_plain_paths(name):
+    """Whatever the folder is called: Serve quotes nothing in HAProxy's configuration."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:
+        root = Path(short, name)
+        root.mkdir()
+        scratch = Path(local._scratch(root))
+        assert scratch.resolve() == root / "ray" / "s"
+        assert name not in str(scratch)
+        shutil.rmtree(scratch.parent)
+
+
 @pytest.mark.parametrize("haproxy", [False, True])
 def test_what_answers_without_tls_is_listed(tmp_path, monkeypatch, haproxy):
     """Replicas and Serve's fallback proxy behind HAProxy; not HAProxy itself, nor what Ray's own calls go to."""
@@ -51,4 +67,6 @@ def test_what_answers_without_tls_is_listed(tmp_path, monkeypatch, haproxy):
     ]
     monkeypatch.setattr(local, "listeners", lambda _: sockets)
     listed = ["127.0.0.1:30001", "127.0.0.1:51234"] if haproxy else ["127.0.0.1:30001"]
-    assert [item.partition(" ")[0] for item in status(root=tmp_path).plain] == listed
+    found = status(root=tmp_path)
+    assert [item.partition(" ")[0] for item in found.plain] == listed
+    assert found.certificate == "cannot read a certificate in /c: No such file or directory"

@@ -101,14 +101,15 @@ def dashboard():
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self):
             server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self.send_response(200)
+            self.send_response(server.status)
             self.end_headers()
+            self.wfile.write(server.answer)
 
         def log_message(self, *arguments):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.bodies = []
+    server.bodies, server.status, server.answer = [], 200, b""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -127,6 +128,16 @@ def test_what_starts_serve_is_sent_to_it(tmp_path, dashboard):
     assert without["http_options"] == {"host": "127.0.0.1", "port": 8000}
     assert "grpc_options" not in without
     assert with_grpc["grpc_options"]["port"] == 9000
+
+
+def test_why_serve_was_not_started_is_said(tmp_path, dashboard):
+    """It is the end of a traceback: what HAProxy said, such as of a port that is taken."""
+    url = f"http://127.0.0.1:{dashboard.server_port}"
+    lines = [f'  File "/x/{number}.py", line {number}' for number in range(40)]
+    dashboard.status = 500
+    dashboard.answer = "\n".join(["Traceback:", *lines, "RuntimeError: HAProxy: cannot bind", ""]).encode()
+    with pytest.raises(ClusterError, match=r"500\n(.*\n)+RuntimeError: HAProxy: cannot bind$"):
+        services.start_serve(url, token=tmp_path / "token", port=8000, timeout_s=5)
 
 
 def test_a_process_that_started_services_exits_without_a_warning(tmp_path):

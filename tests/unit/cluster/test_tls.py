@@ -5,16 +5,16 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
-from certificates import certificate
+from certificates import certificate, chain
 
 from raymlops.cluster.endpoint import tls
-from raymlops.cluster.endpoint.tls import checked_files, shown_certificate, speaks_tls
+from raymlops.cluster.endpoint.tls import checked_files, speaks_tls, valid_until
 from raymlops.cluster.ports import HOST, free_port
-from raymlops.errors import UsageError
+from raymlops.errors import ClusterError, UsageError
 
 
 @pytest.fixture
@@ -64,29 +64,64 @@ def test_what_a_listener_shows_is_said(files, tmp_path):
     cert, key = files
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
-    with socket.create_server((HOST, 0)) as server, socket.create_server((HOST, 0)) as plain:
-        server.settimeout(10)
-        port = server.getsockname()[1]
+    with listening(context, times=3) as port, socket.create_server((HOST, 0)) as plain:
 
         def answer():
-            for _ in range(3):
-                with server.accept()[0] as connection, suppress(OSError):
-                    context.wrap_socket(connection, server_side=True).close()
             with plain.accept()[0] as connection:
                 connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         thread = threading.Thread(target=answer)
         thread.start()
-        assert shown_certificate(HOST, port, str(cert)).startswith(f"{cert}, valid until ")
+        assert valid_until(HOST, port, str(cert)).endswith(" GMT")
         other, _ = certificate(tmp_path, name="other")
-        assert "is not what the endpoint shows" in shown_certificate(HOST, port, str(other))
+        with pytest.raises(ClusterError, match="is not what the endpoint shows"):
+            valid_until(HOST, port, str(other))
         assert speaks_tls(HOST, port)
         assert not speaks_tls(HOST, plain.getsockname()[1])
         thread.join()
     nobody = free_port()
-    assert "does not answer over TLS" in shown_certificate(HOST, nobody, str(cert))
+    with pytest.raises(ClusterError, match="does not answer over TLS"):
+        valid_until(HOST, nobody, str(cert))
     with pytest.raises(OSError):
         speaks_tls(HOST, nobody)
+
+
+def test_of_a_chain_the_first_certificate_alone_is_trusted(tmp_path):
+    """The authority behind it signed the one before too, which a proxy that was not restarted shows."""
+    old, new = chain(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*old)
+    with listening(context, times=2) as port:
+        assert valid_until(HOST, port, str(old[0])).endswith(" GMT")
+        with pytest.raises(ClusterError, match="is not what the endpoint shows"):
+            valid_until(HOST, port, str(new[0]))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"])
+def test_a_file_that_is_no_certificate_any_more_is_named(files, content):
+    """It was renewed badly, or is gone, whether the endpoint answers or not."""
+    cert, _ = files
+    cert.unlink()
+    if content is not None:
+        cert.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot read a certificate"):
+        valid_until(HOST, free_port(), str(cert))
+
+
+@contextmanager
+def listening(context, *, times):
+    """Yield the port of a server that shakes hands so often."""
+
+    def answer():
+        for _ in range(times):
+            with server.accept()[0] as connection, suppress(OSError):
+                context.wrap_socket(connection, server_side=True).close()
+
+    with socket.create_server((HOST, 0)) as server:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield server.getsockname()[1]
+        thread.join()
 
 
 def test_a_listener_that_hangs_up_says_nothing_of_tls(files, monkeypatch):

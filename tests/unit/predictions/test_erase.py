@@ -8,12 +8,13 @@ from datetime import timedelta
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from killed_store import KilledError, Killing
 from served_requests import HOUR, at, served
 
-from raymlops.errors import UsageError
+from raymlops.errors import StorageError, UsageError
 from raymlops.predictions.compact import compact
 from raymlops.predictions.erase import Erasure
 from raymlops.predictions.labels import Label, LabelLog
@@ -48,7 +49,7 @@ def rows(uri):
         for row in batch.to_pylist()
     )
     assert reading.damaged == ()
-    assert reading.count_unknown() == 0
+    assert reading.unknown_labels().num_rows == 0
     return found
 
 
@@ -175,11 +176,7 @@ def test_what_cannot_be_searched_is_said(tmp_path, write):
     write([of("a", "anna")])
     write([of("b", "anna"), of("c", "anna")], redact=("carrier",))
     write([of("d", "anna", ts=at(hour=13))])
-    (damaged,) = (
-        (tmp_path / FOLDER.replace("12", "13")).iterdir()
-        if False
-        else (tmp_path / "predictions/flights/version=3/date=2026-11-25/hour=13").iterdir()
-    )
+    (damaged,) = (tmp_path / FOLDER.replace("hour=12", "hour=13")).iterdir()
     damaged.write_bytes(b"no Parquet")
     record = erase(tmp_path)
     assert (record.rows, record.searched, record.unsearched) == (1, 1, 2)
@@ -240,3 +237,59 @@ def test_a_reader_in_the_middle_of_a_file_continues_in_the_right_place(tmp_path,
     bobs = [(request, row) for request, row, person in seen if person == "bob"]
     assert bobs == [(request, row) for request in "ab" for row in range(0, 70_000, 3)]
     assert 0 < sum(person == "anna" for *_, person in seen) < 140_000 * 2 / 3
+
+
+def test_files_of_other_programs_are_named_and_left(tmp_path, write):
+    """A copy may hold her rows. Neither it nor a table of somebody else stops an erasure, a compaction or a reader."""
+    write([of("a", "anna")], [of("b", "bob")])
+    label(tmp_path, "a", "b")
+    (labels,) = (tmp_path / "labels/flights").iterdir()
+    others = [tmp_path / FOLDER / "part-0000.parquet", tmp_path / FOLDER / "copy.bak", labels / "part-0000.parquet"]
+    for path in (*others, tmp_path / FOLDER / ".nfs0001"):
+        pq.write_table(pa.table({"x": ["anna"]}), path)
+
+    class Busy(Store):
+        def remove(self, path):
+            if ".nfs" in path:
+                raise StorageError(f"{path} is busy")
+            super().remove(path)
+
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, open_store=Busy).rows == 2
+    record = Erasure(str(tmp_path), "flights", ANNA, open_store=Busy).run(now=NEXT_DAY)
+    assert (record.rows, record.labels) == (1, 1)
+    assert record.damaged == tuple(sorted(str(path.relative_to(tmp_path)) for path in others))
+    assert rows(tmp_path) == {("b", 0, "bob", True): 1}
+    assert all(path.exists() for path in others)
+
+
+def test_rows_of_a_file_that_is_damaged_elsewhere_are_not_counted_as_erased(tmp_path, write):
+    """The damage is in a column that no search reads, so that they are found and cannot be rewritten."""
+    write([of("a", "anna")])
+    write([of("b", "anna", ts=at(hour=13))])
+    (file,) = (tmp_path / FOLDER).iterdir()
+    group = pq.read_metadata(file).row_group(0)
+    (column,) = (group.column(n) for n in range(group.num_columns) if group.column(n).path_in_schema == "seconds")
+    data = bytearray(file.read_bytes())
+    data[column.dictionary_page_offset + 20 : column.dictionary_page_offset + 40] = bytes(20)
+    file.write_bytes(data)
+    record = erase(tmp_path)
+    assert (record.rows, record.damaged) == (1, (str(file.relative_to(tmp_path)),))
+    assert file.exists()
+
+
+def test_what_a_killed_writer_had_not_finished_goes_at_once(tmp_path, write):
+    """It holds rows of hers that nobody reads. One that still writes it tries again after a second."""
+    write([of("a", "anna"), of("b", "bob")])
+    (file,) = (tmp_path / FOLDER).iterdir()
+    unfinished = file.with_name(f".{file.name}-{'0' * 32}")
+    shutil.copy(file, unfinished)
+    erase(tmp_path, now=HOUR)
+    assert not unfinished.exists()
+    assert texts(tmp_path) == {"bob"}
+
+
+def test_the_forms_of_unicode_of_one_text_are_one(tmp_path, write):
+    """A client and an operator may type the accent as one character or two."""
+    write([of("a", "Jose\u0301"), of("b", "Jos\u00e9"), of("c", "Jose")])
+    for typed in ("Jos\u00e9", "Jose\u0301"):
+        assert Erasure(str(tmp_path), "flights", Where.parse([f"features.carrier={typed}"])).find().rows == 2

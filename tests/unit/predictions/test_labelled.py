@@ -121,7 +121,7 @@ def test_labels_of_an_earlier_release_count_for_everybody(tmp_path, write):
     reading = Reading(str(tmp_path), "flights", columns=["request_id"])
     labels = {row["request_id"]: row["label"] for batch in reading for row in batch.to_pylist()}
     assert labels == {"a": "1", "b": None, "c": None}
-    assert (reading.labelled, reading.count_unknown()) == (1, 2)
+    assert (reading.labelled, reading.unknown_labels().num_rows) == (1, 2)
 
 
 def test_predictions_come_with_their_labels(tmp_path, write):
@@ -219,7 +219,7 @@ def unknown(uri, **window):
     reading = Reading(uri, "flights", **window)
     for _ in reading:
         pass
-    return reading.count_unknown()
+    return reading.unknown_labels().num_rows
 
 
 def test_labels_that_match_no_row_are_counted(labelled):

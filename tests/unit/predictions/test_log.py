@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from served_requests import SIGNATURE, at, served
 
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog, pieces
 from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings, unknown_redactions
@@ -34,6 +35,20 @@ def test_what_is_closed_is_complete(tmp_path):
         "predictions/flights/version=4/date=2026-11-25/hour=12",
     ]
     assert pq.read_table(tmp_path / files[0], partitioning=None)["request_id"].to_pylist() == ["a", "a"]
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o600), (0o2775, 0o660)])
+def test_what_callers_sent_is_read_by_those_who_share_the_folder_alone(tmp_path, folder, file):
+    """Their rows and their labels; the umask may take more away."""
+    tmp_path.chmod(folder)
+    log, labels = make(tmp_path), LabelLog(str(tmp_path), name="flights", writer="replica-1")
+    log.take([served("a")])
+    log.close()
+    labels.add([Label("a", 0, "true")]).result(timeout=30)
+    labels.close()
+    modes = [path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.parquet")]
+    assert len(modes) == 2
+    assert all(mode & 0o707 == 0o600 and mode | file == file for mode in modes)
 
 
 def test_a_request_that_does_not_fit_is_dropped_alone(tmp_path):

@@ -234,7 +234,7 @@ def test_labels_of_requests_that_a_sample_leaves_out_are_not_unknown(tmp_path, w
     assert {weight for batch in reading for weight in batch["weight"].to_pylist()} == {2.0}
     assert in_sample("typo", 0.5)
     assert 10 < reading.labelled < 30
-    assert reading.count_unknown() == 1
+    assert reading.unknown_labels().num_rows == 1
 
 
 def test_a_sample_depends_on_the_id_and_grows_with_its_share():

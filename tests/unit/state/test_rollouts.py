@@ -85,6 +85,17 @@ def test_an_end_is_final(state):
         assert [item.status for item in rollouts(connection)] == ["stopped"]
 
 
+def test_a_step_is_not_taken_back(state):
+    """Whoever counted for the step before is told so; numbers of the same step replace each other."""
+    with state.writing() as connection:
+        start_rollout(connection, rollout())
+        update_rollout(connection, rollout(step=1))
+        with pytest.raises(RefusedError, match="is at step 2"):
+            update_rollout(connection, rollout(evidence={"numbers": {}}))
+        update_rollout(connection, rollout(step=1, reason="60 s"))
+        assert running(connection) == [rollout(step=1, reason="60 s")]
+
+
 def test_a_rollout_that_is_not_there_cannot_be_changed(state):
     """The message names it."""
     with pytest.raises(NotFoundError, match="no rollout r1"), state.writing() as connection:

@@ -11,7 +11,9 @@ from saved_weights import load_weights
 from snapshots import IDENTITY
 
 from raymlops.bundle.load import load
+from raymlops.bundle.profiles import references_of
 from raymlops.bundle.verify import verify
+from raymlops.errors import NotFoundError
 from raymlops.storage.manifest import BUNDLE, CHECKPOINT, MANIFEST, Format
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.restore import restore
@@ -26,6 +28,13 @@ def test_its_bundle_answers():
     loaded = load(RELEASE / "bundles" / DIGEST, DIGEST)
     answers = [row["probability"] for row in loaded.predict_rows(loaded.example)]
     assert answers == pytest.approx([0.5651146, 0.6615314], abs=1e-6)
+
+
+def test_its_profiles_are_refused_with_how_to_make_new_ones():
+    """Twenty bins of a sample cannot be compared with traffic."""
+    with pytest.raises(NotFoundError) as caught:
+        references_of(RELEASE / "bundles" / DIGEST, DIGEST)
+    assert "raymlops models register" in caught.value.hint
 
 
 def test_its_checkpoint_is_resumed():

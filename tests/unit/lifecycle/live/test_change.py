@@ -42,24 +42,13 @@ ELSEWHERE = "http://dashboard:8265"  # where no proxy is asked whether it answer
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/state.db"
-
-
-@pytest.fixture
-def state(url):
-    with State.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return FakeServe(dashboard_url=ELSEWHERE)
 
 
 def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=30.0, **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
-    leaving = leaving_first(serve, state.deployments(name), new)
+    leaving = leaving_first(serve, state.desired(), new)
     request = Request("deploy", "a test", "me", datetime.now(UTC), timeout_s)
     goal = {**ROUTE, "configured": True}
 

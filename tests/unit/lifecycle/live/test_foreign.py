@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from canaries import beside, take_back, version_of
 from fake_serve import FakeServe
-from states import SERVE, converge, deploy, opened, take_down
+from states import SERVE, converge, deploy, take_down
 
 from raymlops.errors import TakenError
 from raymlops.lifecycle.keys import bring as bring_key
@@ -15,12 +15,6 @@ from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.state.conditions import conditions
 from raymlops.state.keys import create_key, revoke_key
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 @pytest.fixture

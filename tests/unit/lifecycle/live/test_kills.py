@@ -19,7 +19,6 @@ from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.state.rollouts import rollouts, running
-from raymlops.state.store import State
 
 DASHBOARD = "http://dashboard:8265"  # where no proxy is asked whether it answers
 GOOD = {"requests": 4000, "errors": 0, "slow": 0, "late": 0, "seconds_sum": 1.0}
@@ -57,12 +56,6 @@ class Mlflow:
 
     def withdraw(self, _name, _versions):
         """Take it."""
-
-
-@pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
 
 
 @pytest.fixture

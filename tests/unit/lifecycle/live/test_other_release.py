@@ -6,19 +6,13 @@ from dataclasses import replace
 
 import pytest
 from fake_serve import FakeServe
-from states import SERVE, converge, deploy, opened
+from states import SERVE, converge, deploy
 from stored import put
 
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.overview import overview
 from raymlops.state.conditions import EVERYTHING, conditions
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 @pytest.fixture

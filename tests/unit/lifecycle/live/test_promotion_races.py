@@ -67,17 +67,6 @@ class Interrupted(State):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/state.db"
-
-
-@pytest.fixture
-def state(url):
-    with State.open(url) as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return Stopping(dashboard_url="http://dashboard:8265", cpus=8.0)  # where no proxy is asked whether it answers
 

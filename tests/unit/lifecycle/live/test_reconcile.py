@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 from canaries import share, take_back, version_of
 from fake_serve import FakeServe
-from states import SERVE, deploy, opened
+from states import SERVE, deploy
 from stored import put
 
 from raymlops.cluster.placement import Holder
@@ -34,12 +34,6 @@ class Mending(FakeServe):
     def put(self, config):
         super().put(config)
         self.unhealthy = set()
-
-
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as state:
-        yield state
 
 
 def test_new_settings_can_mend_a_champion_that_is_unhealthy(state):

@@ -20,12 +20,6 @@ def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")
 
 
-@pytest.fixture
-def state(tmp_path):
-    with opened(tmp_path, "state") as opened_state:
-        yield opened_state
-
-
 def test_a_backup_can_be_made_to_count(serve, tmp_path):
     """Serve is brought to it, and what a newer copy writes afterwards is news to it again."""
     with opened(tmp_path, "state") as state:
@@ -46,9 +40,11 @@ def test_a_backup_can_be_made_to_count(serve, tmp_path):
 
 
 def test_what_another_state_deployed_stays_its_own(serve, tmp_path, state):
-    """Where one counts there is nothing to write, and it says nothing of anybody else."""
+    """Where one counts there is nothing to write, and it says nothing of anybody else; nor does an empty one."""
     with opened(tmp_path, "other") as other:
         deploy(other, serve, "shop")
+    with opened(tmp_path, "empty") as empty:
+        assert (make_count(empty, serve), converge(empty, serve).acted, "shop--v1" in serve.live) == ((), False, True)
     deploy(state, serve, "lab")
     before, live = len(state.events()), dict(serve.live)
     assert make_count(state, serve) == ()

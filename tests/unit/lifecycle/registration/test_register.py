@@ -18,10 +18,11 @@ from raymlops.bundle.trained_rows import sketch
 from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
-from raymlops.errors import RefusedError
+from raymlops.errors import RecipeError, RefusedError, UsageError
 from raymlops.lifecycle.registration.bundle_contents import _sketch
-from raymlops.lifecycle.registration.profiles import profiles
+from raymlops.lifecycle.registration.profiles import references
 from raymlops.lifecycle.registration.register import register
+from raymlops.profiles.file import write_references
 from raymlops.project import bind
 from raymlops.tracking.client import tracker
 from raymlops.training.example import example_rows
@@ -46,16 +47,72 @@ def test_the_example_is_the_first_rows(both):
     assert len(example_rows(table)) == 2
 
 
-def test_profiles_are_those_of_the_rows(both):
-    """120 rows are few enough for a sample of all of them."""
+def test_references_are_those_of_the_rows(both):
+    """However they are read; 120 rows in order are six blocks of 20."""
     found = []
     for prepared in both:
+        prepared.recipe.row_order = "ordered"
         torch.manual_seed(0)
+        found.append(references(prepared, prepared.recipe.model().eval(), batch_size=50, device="cpu"))
+    assert write_references(found[0]) == write_references(found[1])
+    assert found[0]["features"].profile.rows == found[0]["predictions"].profile.rows == 120
+    assert found[0]["features"].blocks.rows.tolist() == [20] * 6
+
+
+class Timed(sourced.AllParquet):
+    """Rows with a time that no request has, the newest first."""
+
+    def row_times(self, columns):
+        return columns["at"] * -60.0
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
+def test_blocks_are_in_order_of_times_that_are_no_input(tmp_path, whole_bytes):
+    """120 minutes, of files and of a table."""
+    table = make_table(120, seed=3) | {"at": np.arange(120)}
+    path = sourced.write_parquet(tmp_path / "rows", table, files=2, row_group_rows=25)
+    recipe = {"import": sourced.AllParquet, "config": {"path": path}}
+    project = replace(bind(load_data({"project": {"name": "p"}, "recipe": recipe})), recipe_class=Timed)
+    prepared = prepare(project, memory=Memory(whole_bytes=whole_bytes))
+    found = references(prepared, prepared.recipe.model().eval(), batch_size=50, device="cpu")
+    for side in ("features", "predictions"):
+        blocks = found[side].blocks
+        assert blocks.rows.sum() == 120
+        assert -120 * 60 <= blocks.times[0] < blocks.times[-1] <= 0
+
+
+@pytest.mark.parametrize("times", [np.zeros(3), np.array(["a"] * 120), {"a": 1}])
+def test_times_that_are_none_are_refused(both, times):
+    both[1].recipe.row_times = lambda _columns: times
+    with pytest.raises(RecipeError, match="row_times"):
+        references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu")
+
+
+def test_slices_have_references_of_their_own(both):
+    """Of what was asked and of what was answered there."""
+    found = []
+    for prepared in both:
         model = prepared.recipe.model().eval()
-        found.append(profiles(prepared, model, batch_size=50, device="cpu"))
-    assert set(found[0]) == {"train", "validation"}
-    assert found[0]["train"]["predictions"]["rows"] == 120
-    assert json.dumps(found[0]) == json.dumps(found[1])
+        asked = {"colour": ["red", "none such"]}
+        found.append(references(prepared, model, batch_size=50, device="cpu", slices=asked))
+    for side in ("features", "predictions"):
+        assert [each.name for each in found[0][side].slices] == ["colour=red"]
+        assert found[0][side].slices["colour", "red"].profile.rows == (make_table(120, seed=3)["colour"] == "red").sum()
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [({"hue": ["red"]}, "'hue'"), ({"colour": [1]}, "string"), ({"length": [True]}, "float")],
+)
+def test_a_slice_that_no_row_can_be_in_is_refused(both, slices, message):
+    with pytest.raises(UsageError, match=message):
+        references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu", slices=slices)
+
+
+def test_a_shuffled_table_has_no_blocks_which_is_logged(both, caplog):
+    found = references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu")
+    assert found["features"].blocks is None
+    assert "row_times" in caplog.text
 
 
 class Asked(Tiny):
@@ -68,15 +125,15 @@ class Asked(Tiny):
         return super().predict(model, batch)
 
 
-def test_profiles_ask_for_few_rows_in_batches(monkeypatch):
-    """Of 99,999 rows every 20th is answered, in batches of 512; the features of all are profiled."""
+def test_references_ask_for_few_rows_in_batches(monkeypatch):
+    """Of 39,999 rows every third is answered, in batches of 4,096; the features of all are counted."""
     monkeypatch.setattr(Asked, "rows", [])
-    config = {"train_rows": 99_999, "validation_rows": 500}
+    config = {"train_rows": 99_999, "validation_rows": 39_999}
     data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": config}}
     prepared = prepare(replace(bind(load_data(data)), recipe_class=Asked))
-    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=512, device="cpu")
-    assert Asked.rows == [512] * 9 + [392, 500]
-    assert (found["train"]["features"]["rows"], found["train"]["predictions"]["rows"]) == (99_999, 5_000)
+    found = references(prepared, prepared.recipe.model().eval(), batch_size=4096, device="cpu")
+    assert Asked.rows == [4096] * 3 + [1045]
+    assert (found["features"].profile.rows, found["predictions"].profile.rows) == (99_999, 13_333)
 
 
 class Answers(Tiny):
@@ -90,10 +147,11 @@ class Answers(Tiny):
 
 def test_a_profile_takes_answers_that_are_not_finite():
     """Whether such a model may be live is the gate's to say."""
-    data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": {"train_rows": 40}}}
+    data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": {"validation_rows": 40}}}
     prepared = prepare(replace(bind(load_data(data)), recipe_class=Answers))
-    found = profiles(prepared, prepared.recipe.model().eval(), batch_size=512, device="cpu")
-    assert found["train"]["predictions"]["rows"] == 40
+    found = references(prepared, prepared.recipe.model().eval(), batch_size=512, device="cpu")
+    series, counts = found["predictions"].profile.series("probability")
+    assert counts.sum() - counts[series.bins].sum() == 10
 
 
 def test_the_sketch_of_rows_is_found_in_one_pass(both):

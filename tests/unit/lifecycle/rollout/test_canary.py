@@ -14,7 +14,6 @@ from raymlops.config.serve import RolloutSection
 from raymlops.errors import DeployError, RefusedError, UsageError
 from raymlops.lifecycle.rollout.canary import TrafficRequest, requested_traffic
 from raymlops.state.rollouts import rollouts
-from raymlops.state.store import State
 
 SETTINGS = RolloutSection(steps=(10.0, 50.0, 100.0))
 ROLLOUT = TrafficRequest(weight=0.1, rollout=SETTINGS)
@@ -65,12 +64,6 @@ def test_percentages_that_cannot_be_are_refused(options, message):
     """With what was got."""
     with pytest.raises(UsageError, match=message):
         ask(**options)
-
-
-@pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
 
 
 @pytest.fixture

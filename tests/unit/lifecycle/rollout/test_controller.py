@@ -35,12 +35,6 @@ BAD = {**GOOD, "errors": 2000}
 
 
 @pytest.fixture
-def state(tmp_path):
-    with State.open(f"sqlite:///{tmp_path}/state.db") as opened:
-        yield opened
-
-
-@pytest.fixture
 def serve():
     return FakeServe(dashboard_url="http://dashboard:8265")  # where no proxy is asked whether it answers
 
@@ -152,6 +146,37 @@ def test_a_decision_on_a_step_that_another_controller_has_left_is_dropped(state,
     stopped.act = two_steps
     controller(state, serve, stopped).step(at(61))
     assert (line_up(state)[2], now_running(state).step, canaries(serve, 1)) == (("warm", 0.9), 2, [(2, 0.9)])
+
+
+def test_numbers_of_a_step_that_another_controller_has_left_are_dropped(state, serve, rollout):
+    """It was stopped before it wrote down what it had counted: the next step goes on."""
+    reports, stopped = Reports(), Stopped()
+    told(reports, rollout, canary=GOOD)
+    stopped.act = lambda: controller(state, serve, reports).step(at(61))
+    told(stopped, rollout, canary=GOOD)
+    controller(state, serve, stopped).step(at(59))
+    assert (line_up(state)[2], now_running(state).step, canaries(serve, 1)) == (("warm", 0.5), 1, [(2, 0.5)])
+    assert not [event for event in state.events() if event.action == "controller.error"]
+
+
+def test_replicas_count_as_slow_what_the_rollout_says(state, serve):
+    """It was started with another bound than the champion was deployed with, which counts again once it has ended."""
+    deploy(state, serve)
+    beside(state, serve, 2)
+    settings = SETTINGS.model_copy(update={"slow_s": 0.07})
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=settings), now=START)
+    reports = Reports()
+    steering = controller(state, serve, reports)
+
+    def slow_s():
+        (options,) = serve.live["m--v1"]["deployments"]
+        return options["user_config"]["slow_s"]
+
+    steering.step(at(1))
+    assert slow_s() == 0.07
+    told(reports, now_running(state), canary=BAD)
+    steering.step(at(2))
+    assert (newest(state).status, slow_s()) == ("aborted", 0.25)
 
 
 def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):

@@ -21,7 +21,7 @@ from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
 from raymlops.signature import Signature
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 HOUR = Window(NOW - timedelta(hours=1), None)
@@ -29,16 +29,9 @@ SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("ye
 RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
 
 
-@pytest.fixture
-def state(tmp_path):
-    """Return an empty state."""
-    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
-        yield state
-
-
-def live(state, tmp_path, rule=RULE):
+def live(state, tmp_path, rule=RULE, signature=SIGNATURE):
     """Make version 1 champion and version 2 warm; the log is where the champion's bundle is."""
-    bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=rule.to_dict()))
+    bundle = write_bundle(tmp_path, tiny_contents(signature=signature, loss=rule.to_dict()))
     elsewhere = BundleRef(f"{tmp_path}/elsewhere/bundles/{'d' * 64}", "d" * 64)
     items = [Deployment("m", 1, bundle, "run", "champion"), Deployment("m", 2, elsewhere, "run", "warm")]
     put(state, "m", items)
@@ -52,9 +45,9 @@ def answer(request_id, *chances, version=1, route="champion", minute=0, **fields
     return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
 
 
-def log(tmp_path, *answers):
+def log(tmp_path, *answers, signature=SIGNATURE):
     """Write what was answered as one file, and return the files of the log."""
-    written = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer="a")
+    written = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=signature, writer="a")
     written.take(answers)
     written.close()
     return list((tmp_path / "predictions").rglob("*.parquet"))
@@ -161,8 +154,8 @@ def test_a_bundle_that_is_damaged_gives_no_losses(state, tmp_path):
     assert note.startswith("the bundle of version 1 cannot be read: ")
 
 
-def test_a_recipe_that_cannot_be_asked_is_told_and_not_fatal(state, tmp_path):
-    """Its code may not import here, hang or end its process: then there is no loss, and the reason."""
+def test_a_recipe_that_cannot_be_asked_is_a_log_that_cannot_be_read(state, tmp_path):
+    """Its code does not import here, hangs or ends its process: what its labels would say is not known."""
     live(state, tmp_path, AnswerLoss("recipe"))
     log(tmp_path, answer("a", 0.9))
     label(tmp_path, Label("a", 0, "1"))
@@ -170,8 +163,10 @@ def test_a_recipe_that_cannot_be_asked_is_told_and_not_fatal(state, tmp_path):
     def ask(bundle, pairs):
         raise RecipeError("loss_of did not answer for 1 rows within 120 s")
 
-    found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses[HOUR]
-    assert found == {None: Losses(note="loss_of failed: loss_of did not answer for 1 rows within 120 s")}
+    seen = []
+    with pytest.raises(RecipeError, match="within 120 s"):
+        LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: seen.append(True))
+    assert seen == [True]
 
 
 def test_a_recipe_sees_outputs_and_labels_as_json(state, tmp_path):
@@ -187,3 +182,27 @@ def test_a_recipe_sees_outputs_and_labels_as_json(state, tmp_path):
     found = LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None).losses
     assert found == {HOUR: {1: Losses.of([0.5])}}
     assert seen == [({"p": 0.75, "yes": True}, ["x", 1])]
+
+
+def test_a_recipe_sees_answers_as_a_caller_does(state, tmp_path):
+    """Times as text, gaps as null, vectors as lists: as its contract and the gate show it answers."""
+    outputs = {
+        "at": (Column("at", "datetime", nullable=True), np.array(["2026-01-31T12:00:00.5", "NaT"], "datetime64[us]")),
+        "count": (Column("count", "int", nullable=True), np.array([3.0, np.nan])),
+        "parts": (Column("parts", "float", shape=(None,)), np.array([np.ones(1), np.arange(3.0)], dtype=object)),
+        "name": (Column("name", "string"), np.array(["a", "b"], dtype=object)),
+    }
+    signature = Signature((Column("x", "float"),), tuple(column for column, _ in outputs.values()))
+    answered = {name: values for name, (_, values) in outputs.items()}
+    live(state, tmp_path, AnswerLoss("recipe"), signature)
+    log(tmp_path, answer("a", 0.5, 0.5)._replace(outputs=answered), signature=signature)
+    label(tmp_path, Label("a", 0, "1"), Label("a", 1, "2"))
+    seen = []
+
+    def ask(bundle, pairs):
+        seen.extend(output for output, _ in pairs)
+        return OwnLosses([0.5] * len(pairs))
+
+    LabelLosses(state, ask_recipe=ask)("m", [HOUR], labelled=lambda: None)
+    assert seen == signature.rows(answered)
+    assert [output["at"] for output in seen] == ["2026-01-31T12:00:00.500000Z", None]

@@ -25,18 +25,11 @@ SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"),))
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/state.db"
-
-
-@pytest.fixture
-def state(url, tmp_path):
+def state(state, tmp_path):
     """Return a state in which version 1 is live, with its bundle under the folder that the log is in."""
-    with State.open(url) as state:
-        bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
-        item = Deployment("m", 1, bundle, "run", "champion", {"log": {"retention_days": 10.0}})
-        put(state, "m", [item])
-        yield state
+    bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
+    put(state, "m", [Deployment("m", 1, bundle, "run", "champion", {"log": {"retention_days": 10.0}})])
+    return state
 
 
 def write(tmp_path, moment, number, *, name="m"):

@@ -59,6 +59,17 @@ def test_a_canary_that_always_fails_is_stopped_at_its_fourth_request():
     assert asked(StepEvidence(0.1, Counts(3, errors=3), Counts(27)), 1).action == "wait"
 
 
+def test_a_canary_that_rejects_what_the_champion_answers_is_stopped():
+    """Its callers get no answer, though it never fails; where both reject as many, it passes."""
+    rejects = StepEvidence(0.1, Counts(40, refused=40), Counts(360, refused=18))
+    assert asked(rejects, 1).action == "abort"
+    assert "errors and rejected requests 100.00% of 40 against 5.00% of 360" in asked(rejects, 1).reason
+    half = StepEvidence(0.1, Counts(3000, refused=450), Counts(27_000, refused=1350))
+    assert asked(half, 600).action == "abort"
+    alike = StepEvidence(0.1, Counts(3000, errors=3, refused=150), Counts(27_000, errors=27, refused=1350))
+    assert asked(alike, 600).action == "advance"
+
+
 def test_evidence_of_all_steps_counts_together():
     """Neither step is proof by itself; both are."""
     first = StepEvidence(0.1, Counts(100, errors=4), Counts(900, errors=3))
@@ -155,7 +166,8 @@ def test_labels_that_come_hours_later_are_waited_for():
     assert decided(worse, 5 * 3600).action == "abort"
     none = Losses(note="labels such as 'x' cannot be compared")
     incomparable = replace(GOOD, canary_losses=none, champion_losses=none)
-    assert decided(incomparable, 600).action == "advance"
+    assert decided(incomparable, 600).action == "wait"
+    assert decided(incomparable, 600).reason.endswith("; quality: labels such as 'x' cannot be compared")
 
 
 def test_garbage_beside_a_good_champion_is_harm():
@@ -231,7 +243,7 @@ AWAY = "losses unknown since 12:00: the storage is away"
         (LossReport(), GOOD, "wait wait wait", "held: no verdict after 3,600 s: the prediction log is being read for"),
         (LossReport(covers=NOW, tried=NOW), LABELLED, "wait wait wait", "held: no verdict after 3,600 s: the predict"),
         (LossReport(off="the log is off"), GOOD, "advance", "; quality not judged: the log is off"),
-        (LossReport(tried=BAKED, unknown=AWAY), GOOD, "advance", f"; quality not judged: {AWAY}"),
+        (LossReport(tried=BAKED, unknown=AWAY), GOOD, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
         (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
         (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait wait", f"is allowed; {AWAY}"),
         (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
@@ -243,7 +255,7 @@ AWAY = "losses unknown since 12:00: the storage is away"
     ],
 )
 def test_a_step_passes_on_losses_of_its_whole_bake(losses, evidence, actions, reason):
-    """Or where none can be had, which the reason says; where they may still be had it waits."""
+    """Or where there is no log, which the reason says; what one holds that cannot be read nobody knows."""
     found = [
         decide(rollout(), [evidence], now=NOW + timedelta(seconds=seconds), losses=losses)
         for seconds in (BAKE_S, MAX_WAIT_S - 1, MAX_WAIT_S)
@@ -308,7 +320,7 @@ def test_the_record_follows_the_decisions():
     bad = [*evidence, StepEvidence(0.5, Counts(20, errors=20), Counts(20))]
     ended = after(moved, decide(moved, bad, now=later), evidence=bad, now=later)
     assert (ended.status, ended.ended_at, ended.step) == ("aborted", later, 1)
-    assert "errors 100.00% of 20" in ended.reason
+    assert "errors and rejected requests 100.00% of 20" in ended.reason
     assert decide(ended, bad, now=later).action == "wait"
 
 

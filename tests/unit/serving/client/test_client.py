@@ -33,11 +33,12 @@ from raymlops.errors import (
     UsageError,
 )
 from raymlops.serving.client.async_client import AsyncClient
-from raymlops.serving.client.client import Client
+from raymlops.serving.client.client import Accepted, Client
 
 BASE = "http://models.test"
 SECRET = "rk_ada_0123456789abcdefghijklmnopqrstuvwxyz0123456"
 ROW = {"distance": 2.0}
+LABELS = [{"request_id": request_id, "row": 0, "label": 1} for request_id in "rs"]
 ANSWER = httpx.Response(200, json={"outputs": [{"late": 4.0}], "model_version": "7", "request_id": "r"})
 
 
@@ -237,9 +238,10 @@ def test_two_requests_have_two_ids(ask):
     [
         (lambda client: client.describe("flights"), {"model_version": "7", "digest": "d"}, None),
         (lambda client: client.models(), {"models": [{"name": "flights"}]}, [{"name": "flights"}]),
-        (lambda client: client.feedback("flights", [{"request_id": "r", "row": 0, "label": 1}]), {"accepted": 1}, 1),
+        (lambda client: client.feedback("flights", LABELS), {"accepted": 2, "unmatched": [1]}, Accepted(2, (1,))),
+        (lambda client: client.feedback("flights", LABELS), {"accepted": 2}, Accepted(2)),
     ],
-    ids=["describe", "models", "feedback"],
+    ids=["describe", "models", "feedback", "feedback of 0.1"],
 )
 def test_everything_is_safe_to_repeat(ask, use, reply, found):
     """Labels count once, however often they are sent."""
@@ -428,6 +430,25 @@ def test_an_endpoint_that_is_down_is_unreachable():
         pytest.raises(EndpointUnreachableError, match="cannot connect"),
     ):
         client.predict("flights", [ROW])
+
+
+@pytest.mark.parametrize(
+    ("base_url", "key", "warned"),
+    [
+        ("http://models.test/a", SECRET, True),
+        ("http://models.test", None, False),
+        ("https://models.test", SECRET, False),
+        ("http://127.0.0.1:8000", SECRET, False),
+        ("http://[::1]:8000", SECRET, False),
+        ("http://localhost", SECRET, False),
+    ],
+)
+def test_a_key_without_tls_is_warned_of(ask, caplog, base_url, key, warned):
+    """Where it leaves this machine."""
+    ask(Server(), base_url=base_url, api_key=key)
+    texts = [record.getMessage() for record in caplog.records if "without TLS" in record.getMessage()]
+    assert len(texts) == warned
+    assert all("models.test" in text and SECRET not in text for text in texts)
 
 
 @pytest.mark.parametrize("answer", [refused(401, "unauthenticated"), httpx.ReadError, refused(422, "x")], ids=str)

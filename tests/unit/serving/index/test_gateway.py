@@ -20,7 +20,7 @@ from raymlops.serving.replica.peers import ServePeers
 
 SECRET = "rk_k1_" + "s" * 43
 KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
-UNAUTHENTICATED, LATE, UNAVAILABLE, EXHAUSTED = 16, 4, 14, 8
+UNAUTHENTICATED, LATE, UNAVAILABLE, EXHAUSTED, INVALID = 16, 4, 14, 8, 3
 
 
 class FakeFront:
@@ -114,14 +114,18 @@ def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():
-    """It has its share of what may be on its way, beyond which callers are told at once; the others have theirs."""
-    one = make(model("hung", timeout_s=60.0), model("flights"))
+    """It has its share of what may be on its way, beyond which callers are told at once; the others have theirs.
+
+    Those that nobody asks keep none of it.
+    """
+    models = [model("hung", timeout_s=60.0), model("flights"), *(model(f"idle{index}") for index in range(23))]
+    one = make(*models)
 
     async def scenario():
         waiting = [asyncio.create_task(infer(one, "hung")) for _ in range(IN_FLIGHT // 2 + OWN_PLACES)]
         while len(one._champions["hung"].peers.handle(7).asked) < len(waiting):  # noqa: ASYNC110 - until they have got that far
             await asyncio.sleep(0)
-        one.configure([model("hung", timeout_s=60.0), model("flights")])  # which forgets none of them
+        one.configure(models)  # which forgets none of them
         refused, called = await infer(one, "hung"), await grpc_infer(one, "hung")
         answered = await infer(one, "flights")
         for task in waiting:
@@ -264,6 +268,13 @@ def test_a_body_is_read_within_the_models_own_limit():
     assert asyncio.run(infer(one, "flights")).status == 413
     assert asyncio.run(grpc_infer(one, "flights")).code == EXHAUSTED
     assert one._champions["flights"].peers._handles == {}
+
+
+def test_a_message_that_no_model_takes_is_not_read():
+    """Not even for the name of its model, which may be in it, or none at all."""
+    one = make(model("flights", max_body_bytes=10), model("digits", max_body_bytes=20))
+    replies = [asyncio.run(one.grpc_call("ModelInfer", b"\xff" * size, [])) for size in (21, 20)]
+    assert [reply.code for reply in replies] == [EXHAUSTED, INVALID]
 
 
 def test_an_unknown_model_is_not_named_to_strangers():

@@ -16,6 +16,7 @@ from raymlops.training.runs.lookup import look_up
 from raymlops.training.runs.status import why_ended
 from raymlops.tuning.reporting.status import sweep_status
 from raymlops.tuning.study.reruns import add_repeats
+from raymlops.tuning.study.trials import Trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,34 @@ def test_a_sweep_whose_driver_died_says_how_it_goes_on(sweep: RecordedSweep) -> 
     assert status.detail == "MLflow says RUNNING, but no process holds its lease"
     assert status.trials["waiting"] == status.trials["running"] == 1
     assert status.resume == f"resumes 2 started and 1 new trials: raymlops sweep --resume {sweep.sweep_id}"
+
+
+def test_a_trial_without_a_process_waits(sweep: RecordedSweep) -> None:
+    """One that was drawn in advance, and one that a resumed sweep has not started again."""
+    sweep.report(0.1)
+    drawn = sweep.trials.ask().number
+    assert (now(sweep).trials["running"], now(sweep).trials["waiting"]) == (1, 1)
+    sweep.trials.start(drawn)
+    sweep.trials.flush()
+    assert (now(sweep).trials["running"], now(sweep).trials["waiting"]) == (2, 0)
+    resumed = Trials(sweep.study, section=sweep.project.spec.sweep, objectives=sweep.project.spec.objectives)
+    first, _ = resumed.reopen()
+    resumed.start(first.number)
+    resumed.flush()
+    status = now(sweep)
+    assert (status.trials["running"], status.trials["waiting"]) == (1, 1)
+    assert status.resume.startswith("resumes 2 started and 2 new trials")
+
+
+def test_what_another_program_enqueued_is_resumed_as_far_as_there_is_room(sweep: RecordedSweep) -> None:
+    """Of four trials one has ended and one is open: two of the three are left, and no new one."""
+    sweep.run(0.5)
+    sweep.report(0.4)
+    for lr in (0.01, 0.02, 0.03):
+        sweep.study.enqueue_trial({"train.lr": lr})
+    status = now(sweep)
+    assert (status.num_trials, status.trials["waiting"]) == (4, 3)
+    assert status.resume.startswith("resumes 3 started trials: ")
 
 
 def test_repeats_are_counted_apart_once_there_are_any(storage_path: Path) -> None:

@@ -311,6 +311,29 @@ def test_what_another_program_enqueued_outside_the_space_is_not_trained(study):
     assert resumed.asked == 2
 
 
+def test_what_another_program_enqueued_is_trained_as_far_as_there_is_room(study, storage, clock):
+    """``num_trials`` bounds all of them; the rest stays in the queue until the sweep is extended."""
+    section = SECTION.model_copy(update={"num_trials": 4})
+    trials = Trials(study, section=section, objectives=LOSS)
+    ended(trials, "complete", [0.5])
+    own = trials.ask().number
+    for rate in (1e-3, 2e-3, 3e-3):
+        study.enqueue_trial({"train.lr": rate})
+    resumed = again(storage, clock, section=section)
+    assert (resumed.asked, resumed.total) == (2, 4)
+    assert [trial.number for trial in resumed.reopen()] == [own, 2, 3]
+    assert (resumed.asked, resumed.total, study.trials[4].state) == (4, 4, TrialState.WAITING)
+    for number in (own, 2, 3):
+        report(resumed, number, [0.4])
+        resumed.tell(number, "complete")
+    resumed.flush()
+    assert again(storage, clock, section=section).reopen() == []
+    extended = again(storage, clock, section=section.model_copy(update={"num_trials": 6}))
+    (last,) = extended.reopen()
+    assert (last.number, last.params["train.lr"], extended.asked) == (4, 3e-3, 5)
+    assert extended.ask().number == 5
+
+
 @pytest.mark.parametrize("of_earlier_release", [False, True])
 def test_a_trial_of_its_own_that_another_program_ended_is_no_imported_one(study, trials, of_earlier_release):
     """Optuna's ``optimize`` with a heartbeat fails trials whose process is gone; those of a killed driver, say."""
@@ -320,7 +343,7 @@ def test_a_trial_of_its_own_that_another_program_ended_is_no_imported_one(study,
     trials.flush()
     if of_earlier_release:
         with study._storage._backend.engine.begin() as connection:
-            connection.execute(text("DELETE FROM trial_system_attributes WHERE key = 'raymlops:drawn'"))
+            connection.execute(text("DELETE FROM trial_system_attributes WHERE key = 'raymlops:started'"))
     else:
         number = trials.ask().number  # it has reported nothing yet
     study._storage.set_trial_state_values(study.trials[number]._trial_id, TrialState.FAIL)

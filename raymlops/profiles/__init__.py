@@ -1,0 +1,1 @@
+"""Profiles: counts of columns on bins of a reference, which add up exactly. Pure."""

@@ -1,0 +1,170 @@
+"""Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
+
+Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
+categories and its counts: those of the whole, those of each block, then the same of each slice. A row of the second is
+one side, of all rows or of a slice, with the cells that are not 0; it names the layout by its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.profiles.layout import HEAD, Cells, Layout, Series
+from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.reference import Reference
+from raymlops.profiles.slices import Slice, side_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+VERSION = 2
+"""Release 0.1 wrote ``profile.json`` of version 1."""
+_KEY = b"raymlops.profiles"
+_SERIES = pa.schema(
+    {
+        "side": pa.string(),
+        "column": pa.string(),
+        "measure": pa.string(),
+        "edges": pa.list_(pa.float64()),
+        "categories": pa.list_(pa.string()),
+        "counts": pa.list_(pa.int64()),
+    }
+)
+_SIDES = pa.schema(
+    {"side": pa.string(), "layout": pa.string(), "cells": pa.list_(pa.int32()), "counts": pa.list_(pa.int64())}
+)
+
+
+def write_references(references: Mapping[str, Reference]) -> bytes:
+    """Return the file of references by side; the same bytes for the same references."""
+    rows: list[dict[str, Any]] = []
+    heads: dict[str, Any] = {}
+    for side, reference in references.items():
+        blocks = reference.blocks
+        counts = np.concatenate([_stacked(part) for part in (reference, *reference.slices.values())])
+        times = None if blocks is None or blocks.times is None else blocks.times.tolist()
+        heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
+        heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
+        for series, cells in reference.layout.placed():
+            rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
+    table = pa.Table.from_pylist(rows, schema=_SERIES)
+    return _written(table, {"version": VERSION, "sides": heads})
+
+
+def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
+    """Return what references are of, as JSON data for people to read."""
+    return {"version": VERSION} | {
+        side: {
+            "rows": reference.profile.rows,
+            "columns": len(reference.layout.by_column),
+            "cells": reference.layout.size,
+            "blocks": 0 if reference.blocks is None else len(reference.blocks),
+            "slices": {each.name: part.profile.rows for each, part in reference.slices.items()},
+            "note": reference.note,
+        }
+        for side, reference in references.items()
+    }
+
+
+def read_references(data: bytes) -> dict[str, Reference]:
+    """Return the references in a file by side.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    table, head = _read(data)
+    found: dict[str, Reference] = {}
+    rows = list(zip(*(table[name].to_pylist() for name in _SERIES.names[:-1]), table["counts"], strict=True))
+    for side, known in head["sides"].items():
+        mine = [row for row in rows if row[0] == side]
+        layout = Layout(
+            tuple(
+                Series(column, measure, np.array(edges, np.float64), tuple(categories))
+                for _, column, measure, edges, categories, _ in mine
+            )
+        )
+        parts = [np.array(known["head"], np.int64)]
+        parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
+        times = None if known["times"] is None else np.array(known["times"])
+        slices = [Slice(column, value) for column, value in known["slices"]]
+        tables = [
+            Reference(
+                Profile(layout, counts[0]),
+                Blocks(layout, counts[1:], times) if len(counts) > 1 else None,
+                known["note"],
+                known["independent"],
+            )
+            for counts in np.split(np.concatenate(parts, axis=1), 1 + len(slices))
+        ]
+        found[side] = replace(tables[0], slices=dict(zip(slices, tables[1:], strict=True)))
+    return found
+
+
+def _stacked(reference: Reference) -> Cells:
+    whole = reference.profile.counts[None]
+    return whole if reference.blocks is None else np.concatenate([whole, reference.blocks.counts])
+
+
+def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[str, Any]) -> bytes:
+    """Return the file of profiles with their sides, without layouts, and of what is known ``about`` them, JSON data.
+
+    A side may have several, on different layouts.
+    """
+    rows = []
+    for side, profile in profiles:
+        cells = np.flatnonzero(profile.counts)
+        counts = profile.counts[cells]
+        rows.append({"side": side, "layout": profile.layout.digest, "cells": cells.astype(np.int32), "counts": counts})
+    return _written(pa.Table.from_pylist(rows, schema=_SIDES), {"version": VERSION, "about": dict(about)})
+
+
+def read_about(data: bytes) -> dict[str, Any]:
+    """Return what is known about the profiles in a file.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    return dict(_head(pq.read_schema(pa.BufferReader(data)))["about"])
+
+
+def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
+    """Return the profiles in a file that were counted on these layouts, by side; of a slice by ``Slice.side``.
+
+    Raises:
+        ValueError: a newer release wrote it.
+    """
+    table, _ = _read(data)
+    found = {}
+    for side, digest, cells, counts in zip(*(table[name] for name in _SIDES.names), strict=True):
+        layout = layouts.get(side_of(side.as_py()))
+        if layout is not None and layout.digest == digest.as_py():
+            dense = np.zeros(layout.size, np.int64)
+            dense[np.asarray(cells.values)] = np.asarray(counts.values)
+            found[side.as_py()] = Profile(layout, dense)
+    return found
+
+
+def _written(table: pa.Table, head: Mapping[str, Any]) -> bytes:
+    table = table.replace_schema_metadata({_KEY: json.dumps(head).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=9, write_page_checksum=True)
+    return bytes(sink.getvalue())
+
+
+def _read(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    return table.combine_chunks(), _head(table.schema)
+
+
+def _head(schema: pa.Schema) -> dict[str, Any]:
+    head: dict[str, Any] = json.loads((schema.metadata or {})[_KEY])
+    if head["version"] > VERSION:
+        msg = f"profiles of version {head['version']}; this raymlops reads up to {VERSION}"
+        raise ValueError(msg)
+    return head

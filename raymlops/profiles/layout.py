@@ -1,0 +1,165 @@
+"""A layout: the cells in which the rows of columns are counted.
+
+Owns which cell a value belongs to, and where each is in the one array of counts. Every cell counts rows. Knows nothing
+of where a layout comes from; see ``learn``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raymlops.profiles.distinct import REGISTERS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.profiles.measures import Measure
+
+Cells = npt.NDArray[np.int64]
+Edges = npt.NDArray[np.float64]
+
+ROWS, READ = 0, 1
+"""The first two cells of a profile: its rows, and how many were read for them where they are of a sample."""
+HEAD = 2
+_LARGEST = float(np.finfo(np.float64).max)
+_TINY = 1e-300
+_NONE = np.zeros(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One measure of a column and its cells.
+
+    ``distinct`` has the registers of ``distinct``, ``category`` a bin for each category and one for all others; every
+    other measure has a bin between each two ``edges`` and the two tails: bin i holds edges[i - 1] <= value < edges[i].
+    Missing values have a cell of their own, and so have both infinities.
+    """
+
+    column: str
+    measure: Measure
+    edges: Edges = field(default_factory=lambda: _NONE)
+    categories: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Return the number of cells."""
+        return {"distinct": REGISTERS, "category": len(self.categories) + 2}.get(self.measure, len(self.edges) + 4)
+
+    @property
+    def bins(self) -> slice:
+        """Return which of the cells are bins: of values that are there, and finite."""
+        if self.measure == "distinct":
+            return slice(0, REGISTERS)
+        return slice(0, self.size - 1) if self.measure == "category" else slice(1, self.size - 2)
+
+    @property
+    def is_ordered(self) -> bool:
+        """Return whether a bin holds larger values than the one before it."""
+        return self.measure not in {"category", "distinct"}
+
+    @property
+    def shown_edges(self) -> list[float]:
+        """Return the edges as people read them: many are the next number beside a round one."""
+        return [0.0 if abs(edge) < _TINY else float(f"{edge:.12g}") for edge in self.edges.tolist()]
+
+    @property
+    def missing(self) -> int | None:
+        """Return the cell of missing values."""
+        return None if self.measure == "distinct" else self.size - 1
+
+    def cells_of(self, values: Any) -> Cells:
+        """Return the cell of each value of this measure; of ``distinct``, -1 for a missing one."""
+        if self.measure == "distinct":
+            return np.asarray(values, np.int64)
+        if self.measure == "category":
+            found = pc.fill_null(pc.index_in(values, value_set=self._value_set), len(self.categories))
+            cells = np.array(found.to_numpy(zero_copy_only=False), np.int64)
+            absent = values.is_null().to_numpy(zero_copy_only=False) if values.null_count else False
+        else:
+            # Beyond the largest number is infinity; NaN is sorted behind it.
+            cells = np.searchsorted(self._bounds, values, side="right")
+            absent = np.isnan(values)
+        if np.any(absent):
+            cells[absent] = self.size - 1
+        return cells
+
+    def counts_of(self, values: Any) -> Cells:
+        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes."""
+        if not self.is_ordered:
+            cells = self.cells_of(values)
+            return np.bincount(cells[cells >= 0], minlength=self.size)
+        ascending = np.sort(values)  # with vector instructions, and NaN last
+        below = np.searchsorted(ascending, np.append(self._bounds, np.nan))
+        return np.diff(below, prepend=0, append=len(ascending))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "column": self.column,
+            "measure": self.measure,
+            "edges": self.edges.tolist(),
+            "categories": list(self.categories),
+        }
+
+    @cached_property
+    def _bounds(self) -> Edges:
+        return np.concatenate([[-_LARGEST], self.edges, [_LARGEST]])
+
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        return pa.array(self.categories, pa.string())
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``READ``."""
+
+    series: tuple[Series, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """Return the number of cells."""
+        return HEAD + sum(series.size for series in self.series)
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the layout: counts add where it is the same."""
+        digest = hashlib.sha256()
+        for series in self.series:
+            texts = (series.column, series.measure, *series.categories)
+            digest.update("\0".join([str(len(texts)), *texts]).encode("utf-8", "surrogatepass"))
+            digest.update(series.edges.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def by_column(self) -> dict[str, list[tuple[Series, slice]]]:
+        """Return each column's series and the cells that it has."""
+        found: dict[str, list[tuple[Series, slice]]] = {}
+        for series, cells in self.placed():
+            found.setdefault(series.column, []).append((series, cells))
+        return found
+
+    def bins(self, counts: Cells) -> Iterator[tuple[Series, Cells, Cells]]:
+        """Yield each series but registers, its counts by bin (..., bins), and those of missing values, (...).
+
+        ``counts`` is of one profile or of many, (..., size).
+        """
+        for series, cells in self.placed():
+            if series.missing is not None:
+                mine = counts[..., cells]
+                yield series, mine[..., series.bins], mine[..., series.missing]
+
+    def placed(self) -> Iterator[tuple[Series, slice]]:
+        """Yield each series and the cells that it has."""
+        start = HEAD
+        for series in self.series:
+            yield series, slice(start, start + series.size)
+            start += series.size

@@ -1,0 +1,107 @@
+"""Profiles: the rows of a table, or of consecutive parts of it, counted on a layout.
+
+Owns what may be added up. Adding is exact: counts are integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymlops.profiles.layout import READ, ROWS, Cells, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import numpy.typing as npt
+
+    from raymlops.profiles.layout import Series
+    from raymlops.profiles.measures import Measure
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Counts of rows, ``layout.size`` of them. ``a + b`` is the profile of the rows of both."""
+
+    layout: Layout
+    counts: Cells
+
+    @classmethod
+    def empty(cls, layout: Layout) -> Profile:
+        """Return the profile of no row."""
+        return cls(layout, np.zeros(layout.size, np.int64))
+
+    @classmethod
+    def total(cls, profiles: Iterable[Profile], layout: Layout) -> Profile:
+        """Return the sum of any number of profiles."""
+        counts = np.zeros(layout.size, np.int64)
+        for profile in profiles:
+            profile._check(layout)  # noqa: SLF001 - of this class
+            counts += profile.counts
+        return cls(layout, counts)
+
+    @classmethod
+    def weighted(cls, parts: Mapping[float, Profile], layout: Layout) -> Profile:
+        """Return the profile of rows each of which stands for as many as its weight.
+
+        Every count is within 1 of the sum of weights, and that of a series is the sum of weights, rounded.
+        """
+        counts = np.zeros(layout.size)
+        for weight, part in parts.items():
+            part._check(layout)  # noqa: SLF001
+            counts += weight * part.counts
+        whole = np.rint(counts).astype(np.int64)
+        whole[READ] = sum(part.read for part in parts.values())
+        for _, cells in layout.placed():
+            whole[cells] = np.diff(np.rint(np.cumsum(counts[cells])).astype(np.int64), prepend=0)
+        return cls(layout, whole)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.counts[ROWS])
+
+    @property
+    def read(self) -> int:
+        """Return how many rows were read: fewer than ``rows`` where they are a sample."""
+        return int(self.counts[READ])
+
+    def series(self, column: str, measure: Measure | None = None) -> tuple[Series, Cells]:
+        """Return a series of a column, by default its first one, and its counts.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for series, cells in self.layout.by_column.get(column, ()):
+            if measure in {None, series.measure}:
+                return series, self.counts[cells]
+        raise KeyError(column if measure is None else (column, measure))
+
+    def __add__(self, other: Profile) -> Profile:
+        other._check(self.layout)
+        return Profile(self.layout, self.counts + other.counts)
+
+    def _check(self, layout: Layout) -> None:
+        if self.layout is not layout and self.layout.digest != layout.digest:
+            msg = "profiles on different layouts do not add up"
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Profiles of consecutive parts of a table, in order: ``counts`` is (blocks, layout.size)."""
+
+    layout: Layout
+    counts: Cells
+    times: npt.NDArray[np.float64] | None = None
+    """When each block begins and the last one ends, in seconds since 1970; None where rows have no time."""
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def rows(self) -> Cells:
+        """Return the rows of each block."""
+        return np.asarray(self.counts[:, ROWS])

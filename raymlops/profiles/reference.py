@@ -1,0 +1,146 @@
+"""The reference of a table: its layout, its profile, and profiles of its consecutive rows.
+
+Owns which rows are consecutive, and how many blocks and bins there are: a reference of any number of columns takes at
+most ``MAX_CELLS`` counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from raymlops.profiles.count import Counter
+from raymlops.profiles.learn import BINS, PRIVATE_ROWS, Learner, edges_of
+from raymlops.profiles.measures import measured
+from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.slices import Slice, parts_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from raymlops.profiles.layout import Cells, Layout
+
+RowOrder = Literal["ordered", "independent"]
+MOST_BLOCKS, FEWER_BLOCKS = 512, 256
+MAX_CELLS = 1 << 24
+"""Counts of all blocks together: 128 MiB in memory, about 15 MB in a file."""
+_LEAST_BINS = 16
+_TIME = "\0time"
+
+
+class Chunk(NamedTuple):
+    """Some rows of a table, in its order."""
+
+    columns: Mapping[str, Any]
+    rows: int
+    times: npt.NDArray[Any] | None = None
+    """When each of them arose, as datetime64 or as seconds since 1970."""
+    chosen_by: Mapping[str, Any] | None = None
+    """Columns by which rows are in a slice; None for ``columns``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a table was: ``blocks`` is None where its rows have no order, and ``note`` says why."""
+
+    profile: Profile
+    blocks: Blocks | None = None
+    note: str = ""
+    independent: bool = False
+    """Whether the recipe says that rows are independent draws."""
+    slices: Mapping[Slice, Reference] = field(default_factory=dict)
+    """References of some of the rows, on the same layout, in the same blocks."""
+
+    @property
+    def layout(self) -> Layout:
+        """Return the layout of its columns."""
+        return self.profile.layout
+
+
+def reference_of(
+    chunks: Callable[[], Iterable[Chunk]],
+    *,
+    rows: int,
+    row_order: RowOrder | None = None,
+    slices: Sequence[Slice] = (),
+) -> Reference:
+    """Return the reference of ``rows`` rows, in two passes over ``chunks``: one for the layout, one that counts.
+
+    Blocks are of the rows in order of their times, or else of the rows as they come, where they are in order or
+    independent.
+    """
+    in_order, independent = row_order is not None, row_order == "independent"
+    learner = Learner()
+    for chunk in chunks():
+        timed = {} if chunk.times is None else {_TIME: _seconds(chunk.times)}
+        learner.add({**chunk.columns, **timed}, rows=chunk.rows)
+    times = learner.values(_TIME)
+    has_times = bool(np.isfinite(times).any())
+    most = min(MOST_BLOCKS, rows // PRIVATE_ROWS) if has_times or in_order else 0
+    layout, most = _fitting(learner, most, tables=1 + len(slices))
+    edges = edges_of(times, bins=most, own=False) if has_times and most > 1 else np.zeros(0)
+    blocks = len(edges) - 1 if len(edges) else most
+    if blocks < 2:
+        blocks = 0
+    each = blocks + 1  # the last one of rows in no block
+    counter = Counter(layout, windows=each * (1 + len(slices)))
+    start = 0
+    for chunk in chunks():
+        window: Cells | int = blocks
+        if blocks and chunk.times is not None:
+            moments = _seconds(chunk.times)
+            within = np.clip(np.searchsorted(edges, moments, side="right") - 1, 0, blocks - 1)
+            window = np.where(np.isnan(moments), blocks, within)
+        elif blocks and not has_times:
+            window = np.minimum(np.arange(start, start + chunk.rows) * blocks // rows, blocks - 1)
+        counter.add(chunk.columns, rows=chunk.rows, window=window)
+        for found, columns, numbers in parts_of(slices, chunk.columns, chunk.chosen_by or chunk.columns):
+            there = window[numbers] if isinstance(window, np.ndarray) else np.full(len(numbers), window)
+            counter.add(columns, rows=len(numbers), window=there + each * (1 + slices.index(found)))
+        start += chunk.rows
+    note = "" if blocks else _why(rows, ordered=has_times or in_order)
+    tables = [
+        Reference(
+            Profile(layout, counts.sum(axis=0)),
+            Blocks(layout, counts[:blocks], edges if has_times else None) if blocks else None,
+            note,
+            independent,
+        )
+        for counts in counter.counts.reshape(-1, each, layout.size)
+    ]
+    # So few rows would show who they are.
+    kept = {found: part for found, part in zip(slices, tables[1:], strict=True) if part.profile.rows >= PRIVATE_ROWS}
+    return replace(tables[0], slices=kept)
+
+
+def _seconds(times: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    (seconds,) = measured(np.asarray(times)).values()
+    return np.asarray(seconds, np.float64)
+
+
+def _why(rows: int, *, ordered: bool) -> str:
+    if ordered:
+        return f"{rows} rows are too few for two blocks of {PRIVATE_ROWS}, or nearly all have one time"
+    return (
+        "the recipe does not say when a row arose (row_times), nor that rows are in order (row_order): what is normal "
+        "from one window to the next is unknown, so that drift cannot be told from chance"
+    )
+
+
+def _fitting(learner: Learner, blocks: int, *, tables: int = 1) -> tuple[Layout, int]:
+    """Return a layout and a number of blocks that together have at most ``MAX_CELLS`` counts."""
+    bins, most = BINS, MAX_CELLS // tables
+    while (min(blocks, FEWER_BLOCKS) + 1) * len(learner) * bins > most and bins > _LEAST_BINS:
+        bins //= 2
+    layout = learner.layout(bins=bins, without=[_TIME])
+    while (blocks + 1) * layout.size > most and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
+        if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
+            blocks //= 2
+        else:
+            bins //= 2
+            layout = learner.layout(bins=bins, without=[_TIME])
+    return layout, blocks

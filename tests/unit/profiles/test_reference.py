@@ -1,0 +1,178 @@
+"""References: blocks of consecutive rows, their size in memory and in a file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raymlops.profiles.file import read_about, read_profiles, read_references, write_profiles, write_references
+from raymlops.profiles.layout import ROWS
+from raymlops.profiles.learn import Learner
+from raymlops.profiles.profile import Profile
+from raymlops.profiles.reference import MAX_CELLS, Chunk, _fitting, reference_of
+from raymlops.profiles.slices import Slice
+
+
+def chunks_of(columns, *, times=None, step=1000):
+    """Return a function that starts a pass over a table in chunks."""
+    rows = len(next(iter(columns.values())))
+
+    def begin():
+        for start in range(0, rows, step):
+            part = slice(start, min(rows, start + step))
+            chunk = {name: values[part] for name, values in columns.items()}
+            yield Chunk(chunk, part.stop - start, None if times is None else times[part])
+
+    return begin
+
+
+def table(rows):
+    rng = np.random.default_rng(0)
+    letters = np.array(["a", "b", None], object)
+    return {"x": rng.normal(size=rows), "s": letters[rng.integers(0, 3, rows)], "n": np.arange(rows)}
+
+
+def test_blocks_are_of_rows_in_order():
+    """10,240 rows: 512 blocks of 20; the numbers of the rows rise from block to block."""
+    found = reference_of(chunks_of(table(10_240)), rows=10_240, row_order="ordered")
+    assert found.blocks is not None
+    assert found.blocks.times is None
+    assert found.blocks.rows.tolist() == [20] * 512
+    assert np.array_equal(found.blocks.counts.sum(axis=0), found.profile.counts)
+    series, cells = next((s, c) for s, c in found.layout.placed() if s.column == "n")
+    means = found.blocks.counts[:, cells][:, series.bins] @ np.arange(len(series.edges) + 1) / 20
+    assert (np.diff(means) >= 0).all()
+
+
+@pytest.mark.parametrize("as_seconds", [True, False])
+def test_blocks_are_of_rows_in_order_of_time(as_seconds):
+    """However the table is shuffled; a row without a time is in no block, but in the profile."""
+    columns = table(20_000)
+    order = np.random.default_rng(1).permutation(20_000)
+    seconds = columns["n"] * 60.0
+    times = seconds if as_seconds else (seconds * 1e6).astype("datetime64[us]")
+    times[5:8] = np.nan if as_seconds else np.datetime64("NaT")
+    shuffled = {name: values[order] for name, values in columns.items()}
+    found = reference_of(chunks_of(shuffled, times=times[order]), rows=20_000)
+    blocks = found.blocks
+    assert blocks is not None
+    assert len(blocks) == 512
+    assert found.profile.rows == 20_000
+    assert blocks.rows.sum() == 19_997
+    assert 20 < blocks.rows[1:-1].min() < blocks.rows[1:-1].max() < 60
+    assert len(blocks.times) == 513
+    for number in (0, 100, 511):
+        inside = (seconds >= blocks.times[number]) & (seconds < blocks.times[number + 1])
+        if 0 < number < 511:
+            assert blocks.rows[number] == inside.sum()
+
+
+def test_a_shuffled_table_has_no_blocks_and_says_so():
+    found = reference_of(chunks_of(table(5000)), rows=5000)
+    assert found.blocks is None
+    assert "row_times" in found.note
+    assert found.profile.rows == 5000
+
+
+@pytest.mark.parametrize("rows", [1, 3, 39])
+def test_few_rows_have_a_profile_without_blocks(rows):
+    found = reference_of(chunks_of(table(rows)), rows=rows, row_order="ordered")
+    assert found.blocks is None
+    assert found.profile.rows == rows
+    assert "too few" in found.note
+
+
+def test_rows_of_one_time_have_no_blocks():
+    found = reference_of(chunks_of(table(500), times=np.zeros(500)), rows=500)
+    assert found.blocks is None
+    assert "one time" in found.note
+    nothing = reference_of(chunks_of(table(500), times=np.full(500, np.nan)), rows=500)
+    assert "row_times" in nothing.note
+
+
+def test_days_are_blocks():
+    """30 days of 100 rows: no day is divided."""
+    days = np.repeat(np.arange(30) * 86_400.0, 100)
+    found = reference_of(chunks_of(table(3000), times=days), rows=3000)
+    assert found.blocks is not None
+    assert (found.blocks.rows % 100 == 0).all()
+    assert len(found.blocks) >= 25
+
+
+def test_the_number_of_columns_decides_how_fine_a_reference_is():
+    """20 columns: 512 blocks of 256 bins. 200: 256 blocks. 2,000: 16 bins. Never more than 2^24 counts."""
+    found = {}
+    values = np.random.default_rng(0).normal(size=6000)
+    for columns in (20, 200, 2000):
+        learner = Learner()
+        learner.add({f"c{i}": values for i in range(columns)}, rows=6000)
+        layout, blocks = _fitting(learner, 512)
+        assert (blocks + 1) * layout.size <= MAX_CELLS
+        found[columns] = (blocks, len(layout.series[0].edges) - 1)
+    assert found == {20: (512, 256), 200: (256, 256), 2000: (256, 16)}
+
+
+def test_a_file_holds_references_as_they_were():
+    columns = table(4000) | {"text": np.array([f"text {i}" for i in range(4000)], object)}
+    times = np.arange(4000) * 3600.0
+    references = {
+        "features": reference_of(chunks_of(columns, times=times), rows=4000),
+        "predictions": reference_of(chunks_of({"y": columns["x"]}), rows=4000),
+    }
+    data = write_references(references)
+    assert write_references(references) == data
+    again = read_references(data)
+    assert again.keys() == references.keys()
+    for side, reference in references.items():
+        assert again[side].layout.digest == reference.layout.digest
+        assert np.array_equal(again[side].profile.counts, reference.profile.counts)
+        assert again[side].note == reference.note
+    assert again["predictions"].blocks is None
+    assert np.array_equal(again["features"].blocks.counts, references["features"].blocks.counts)
+    assert np.array_equal(again["features"].blocks.times, references["features"].blocks.times)
+
+
+def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
+    """In the same blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
+    columns = table(4000)
+    slices = [Slice("s", "a"), Slice("n", 7), Slice("gone", True)]
+    found = reference_of(chunks_of(columns, times=np.arange(4000.0)), rows=4000, slices=slices)
+    assert list(found.slices) == slices[:1]
+    part = found.slices[slices[0]]
+    assert part.profile.rows == (columns["s"] == "a").sum()
+    assert part.layout is found.layout
+    assert len(part.blocks) == len(found.blocks)
+    assert part.blocks.rows.sum() == part.profile.rows
+    assert (part.blocks.counts <= found.blocks.counts).all()
+    again = read_references(write_references({"features": found}))["features"]
+    assert np.array_equal(again.slices[slices[0]].blocks.counts, part.blocks.counts)
+    assert np.array_equal(again.blocks.counts, found.blocks.counts)
+    answers = reference_of(
+        lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
+    )
+    assert answers.slices[slices[0]].profile.rows == part.profile.rows
+    assert answers.slices[slices[0]].blocks is None
+
+
+def test_a_reference_without_columns_is_a_file_too():
+    found = read_references(write_references({"features": reference_of(lambda: iter(()), rows=0)}))
+    assert found["features"].profile.counts.tolist() == [0, 0]
+
+
+def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():
+    one = reference_of(chunks_of(table(2000)), rows=2000).profile
+    other = reference_of(chunks_of({"x": np.arange(2000.0)}), rows=2000).profile
+    data = write_profiles([("features", one), ("predictions", other)], about={"files": ["a"]})
+    assert read_about(data) == {"files": ["a"]}
+    found = read_profiles(data, {"features": one.layout, "predictions": one.layout})
+    assert found.keys() == {"features"}
+    assert np.array_equal(found["features"].counts, one.counts)
+    assert Profile.total([found["features"], one], one.layout).counts[ROWS] == 4000
+
+
+def test_a_file_of_a_newer_release_is_refused(monkeypatch):
+    monkeypatch.setattr("raymlops.profiles.file.VERSION", 3)
+    data = write_references({"features": reference_of(chunks_of(table(100)), rows=100)})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="version 3"):
+        read_references(data)
