@@ -101,8 +101,13 @@ def by_time(
         few = f"the reference has {weeks:.1f} weeks, and each hour of the week is needed {FEWEST_IN_PHASE} times"
         return OwnWindows((), rows, (), why_few=f"{few}: take windows of whole weeks, or a longer reference")
     few = f"the reference has {weeks:.1f} weeks: take shorter windows"
-    lag = max(1, round(DAY_S / length))
+    lag = lag_of(length)
     return OwnWindows(ranges, rows, phases, (-lag % round(cycle), 0), lag, why_few=few)
+
+
+def lag_of(length_s: float) -> int:
+    """Return how many windows two running are apart: as many as a day has, or one."""
+    return max(1, round(DAY_S / length_s))
 
 
 def _refused(length: float) -> OwnWindows:
