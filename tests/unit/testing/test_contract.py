@@ -175,6 +175,12 @@ class OneAnswer(Good):
         return {"price": output[:1, 0].numpy()}
 
 
+class InPlace(Good):
+    def encode(self, columns):
+        np.nan_to_num(columns["size"], copy=False)
+        return super().encode(columns)
+
+
 class RandomAnswers(Good):
     def predict(self, model, batch):
         return model.train()(batch["features"])
@@ -405,6 +411,7 @@ class LateTimes(Good):
         (WrongNames, "test_example_is_answered_as_the_signature_says", r"\['cost'\], the signature says \['price'\]"),
         (WrongType, "test_example_is_answered_as_the_signature_says", "int64, the signature says float"),
         (OneAnswer, "test_example_is_answered_as_the_signature_says", "1 values for 32 rows"),
+        (InPlace, "test_columns_of_a_request_stay_as_they_are", r"changes the columns \['size'\] in place"),
         (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
         (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
         (ChangesColumns, "test_columns_of_a_request_are_left_as_they_are", "changes size in place"),
@@ -443,5 +450,5 @@ def test_contract_skips_what_does_not_apply():
 def test_every_contract_test_says_what_it_asks():
     """A user reads the docstring of the test that failed."""
     tests = [value for name, value in vars(RecipeContract).items() if name.startswith("test_")]
-    assert len(tests) == 21
+    assert len(tests) == 22
     assert all(inspect.getdoc(test) for test in tests)
