@@ -165,6 +165,7 @@ def status(
         lines += [f"grpc at {record.grpc_address}"] if record.grpc_address is not None else []
         lines += [f"certificate {record.certificate}"] if record.certificate is not None else []
         lines += [str(proxy) for proxy in serve.proxies] if serve is not None else []
+        lines += [f"HAProxy was not started with what runs now: {record.refused}"] if record.refused else []
         lines += [f"without TLS behind HAProxy: {socket}" for socket in record.plain]
         lines += [f"reachable by other machines: {socket}" for socket in record.open_to_others]
         lines += ["", table(live, dict.fromkeys(("name", "version", "path")))] if live else ["no model is live"]

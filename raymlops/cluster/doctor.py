@@ -20,6 +20,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from raymlops.cluster import auth, services, upfile
+from raymlops.cluster.endpoint.haproxy import refusal
 from raymlops.cluster.endpoint.tls import valid_until
 from raymlops.cluster.local import PORTS
 from raymlops.cluster.ports import HOST, listeners
@@ -83,6 +84,7 @@ def diagnose(*, root: Path | str | None = None) -> list[Finding]:
         writable(existing),
         up,
         *([] if record else ports_free()),
+        *([] if record is None else haproxy(record)),
         *([] if record is None else certificate(record)),
         *(dashboard(url, token) if url else []),
         mlflow(os.environ.get("MLFLOW_TRACKING_URI") or mlflow_url),
@@ -178,6 +180,13 @@ def up_record(root: Path) -> tuple[upfile.UpRecord | None, Finding]:
     alone = only_mlflow_ended(record)
     fix = "raymlops up restarts MLflow alone" if alone else "raymlops down, then raymlops up"
     return record, Finding("up", ok=False, message=f"raymlops up is partly dead: {', '.join(gone)} ended", fix=fix)
+
+
+def haproxy(record: upfile.UpRecord) -> Iterator[Finding]:
+    """Say why HAProxy was not started with what runs now, if it was not."""
+    if (why := refusal(record.scratch)) is not None:
+        message = f"not started with what runs now, so that it asks the replicas of before: {why}"
+        yield Finding("haproxy", ok=False, message=message, fix="raymlops down, then raymlops up, once that is mended")
 
 
 def certificate(record: upfile.UpRecord) -> Iterator[Finding]:

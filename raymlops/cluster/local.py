@@ -23,7 +23,7 @@ from raymlops.cluster import services, upfile
 from raymlops.cluster.auth import ensure_token
 from raymlops.cluster.capacity import logical_cpus
 from raymlops.cluster.driver_node import end_drivers
-from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal
+from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal, refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, valid_until
 from raymlops.cluster.ports import HOST, check_free, free_port, free_port_like, listeners
@@ -83,6 +83,8 @@ class StatusRecord(Record):
     """The certificate's file, and what the endpoints show, in words; None without TLS."""
     plain: tuple[str, ...] = ()
     """With TLS: listeners of replicas and of Serve's fallback proxy, which HAProxy asks without it."""
+    refused: str | None = None
+    """Why HAProxy was not started with what runs now: it still asks the replicas of before; None where it was."""
 
 
 def up(
@@ -218,7 +220,18 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
         except RaymlopsError as error:
             shown = error.message
         plain = tuple(str(item) for item in sockets if _asked_without_tls(item, haproxy=record.haproxy))
-    return StatusRecord(str(folder), state, found, record.urls, len(pids), reachable, record.grpc_address, shown, plain)
+    return StatusRecord(
+        str(folder),
+        state,
+        found,
+        record.urls,
+        len(pids),
+        reachable,
+        record.grpc_address,
+        shown,
+        plain,
+        refusal(record.scratch),
+    )
 
 
 def _asked_without_tls(item: Listener, *, haproxy: bool) -> bool:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -67,6 +67,7 @@ class GateSection(Spec):
 class MonitorSection(Spec):
     """What is watched of a model's traffic."""
 
+    window_h: Literal[1, 6, 12, 24, 168] = Field(24, description="hours of traffic that are judged for drift at a time")
     slices: dict[str, Values] = Field(
         default_factory=dict,
         description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
@@ -77,7 +78,7 @@ class MonitorSection(Spec):
     def _few(cls, slices: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         number = sum(map(len, slices.values()))
         if number > MAX_SLICES:
-            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more question that chance may answer"
+            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more chance of a false alarm"
             raise ValueError(msg)
         return slices
 

@@ -218,7 +218,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
     if action == BESIDE:
         transitions.refuse_beside(state.model(ref.name), ref.version, request=call.request(action))
     standing = state.deployments(ref.name)
-    leaving = leaving_first(api, standing, new, replaces=new.replaces)
+    leaving = leaving_first(api, state.desired(), new, replaces=new.replaces)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -281,7 +281,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         check_callers(ref, state, share=True)
     new = call.new("warm")
     standing = state.deployments(name)
-    leaving = () if traffic.removes else leaving_first(api, standing, new)
+    leaving = () if traffic.removes else leaving_first(api, state.desired(), new)
     goal = traffic.goal(champion.version)
 
     def decide(model: Model, plan: Plan | None) -> Change:

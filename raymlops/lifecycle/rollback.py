@@ -79,7 +79,7 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
         with suppress(NotFoundError):  # which the change raises, if it is so by then
             target = previous_champion(standing.deployments, changes_of(state, name, ROUTE_ACTIONS))
             replaces = live_now is not None and live_now.replaces
-            leaving = leaving_first(api, standing.deployments, target, replaces=replaces)
+            leaving = leaving_first(api, state.desired(), target, replaces=replaces)
 
     def decide(model: Model, plan: Plan | None) -> Change:
         def up(item: Deployment) -> bool:

@@ -73,10 +73,11 @@ class Own:
         """
         residual, noise = _within(self.values, self.phases), 1 / len(self.values)
         squares, lagged = (residual**2).sum(axis=0), (residual[lag:] * residual[:-lag]).sum(axis=0)
-        found = lagged / np.maximum(squares, 1e-300)
-        each = np.where(squares > 0, (found + noise) / (1 - 3 * noise), 0.0)
+        varies = squares > 1e-6 * len(residual) * self.floors  # Less is what is left of arithmetic.
+        found = lagged / np.where(varies, squares, 1.0)
+        each = np.where(varies, (found + noise) / (1 - 3 * noise), 0.0)
         for kind in np.unique(self.kinds):
-            ours = (self.kinds == kind) & (squares > 0)
+            ours = (self.kinds == kind) & varies
             if ours.sum() > 1:
                 mean, spread = each[ours].mean(), max(float(each[ours].var(ddof=1)) - noise, 0.0)
                 each[ours] = mean + (each[ours] - mean) * spread / (spread + noise)

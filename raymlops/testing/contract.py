@@ -25,7 +25,7 @@ from raymlops.data.prepare import prepare
 from raymlops.errors import InvalidRowsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.predictions.label_type import LabelType
-from raymlops.recipe import RecipeBase, batch_rows, defines_loss, label_type_of
+from raymlops.recipe import RecipeBase, batch_rows, defines_loss, label_type_of, times_of
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.batches import assert_same
 from raymlops.testing.case import RecipeCase, answer_of, case_of, drawn, first_rows
@@ -193,10 +193,33 @@ class RecipeContract:
         for index, row in enumerate(case.example):
             self._assert_close(case.ask([row]), {name: array[index : index + 1] for name, array in whole.items()})
 
+    def test_columns_of_a_request_stay_as_they_are(self) -> None:
+        """``encode`` and ``predict`` change none in place: they are logged, and sent to other versions, afterwards."""
+        case = self._case
+        columns = case.signature.parse_rows(case.example)
+        before = case.signature.rows(columns)
+        with torch.no_grad():
+            case.recipe.predict(case.trained, case.recipe.encode(columns))
+        for row, was in zip(case.signature.rows(columns), before, strict=True):
+            changed = [name for name, value in was.items() if row[name] != value]
+            assert not changed, f"encode() or predict() changes the columns {changed} in place: work on a copy"
+
     def test_answers_are_the_same_every_time(self) -> None:
         """In eval mode nothing is random."""
         first, second = (self._case.ask(self._case.example) for _ in range(2))
         self._assert_close(first, second)
+
+    def test_columns_of_a_request_are_left_as_they_are(self) -> None:
+        """The prediction log and shadows get the same arrays: what is changed in place is changed there too."""
+        case = self._case
+        columns = case.signature.parse_rows(case.example)
+        before = {name: _content(array) for name, array in columns.items()}
+        with torch.no_grad():
+            case.recipe.predict(case.trained, case.recipe.encode(columns))
+        changed = [
+            name for name, content in before.items() if name not in columns or _content(columns[name]) != content
+        ]
+        assert not changed, f"encode() or the model changes {', '.join(changed)} in place: copy the array first"
 
     def test_weights_and_state_make_the_same_model_elsewhere(self) -> None:
         """A fresh recipe with the state read back from JSON loads the weights strictly and answers alike."""
@@ -216,6 +239,12 @@ class RecipeContract:
         labels = (label for label in self._case.losses.labels if label is not None)
         wrong = [why for label in labels if (why := LabelType(column).problem(label)) is not None]
         assert not wrong, f"label_type refuses {len(wrong)} labels of the table: {wrong[0]}"
+
+    def test_rows_of_a_table_have_times_if_any(self) -> None:
+        """Registration puts rows in their order, after the training."""
+        for split in self._case.prepared.splits.values():
+            for columns in split.chunks():
+                times_of(self._case.recipe, columns)
 
     def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
         """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""
@@ -273,6 +302,11 @@ class RecipeContract:
                     np.testing.assert_allclose(one, other, rtol=self.rtol, atol=self.atol, **options)
                 else:
                     np.testing.assert_array_equal(one, other, strict=ragged, **options)
+
+
+def _content(array: Any) -> list[bytes]:
+    """Return what an array holds: of texts, which cannot change in place, the objects themselves."""
+    return [array.tobytes(), *(value.tobytes() for value in array if isinstance(value, np.ndarray))]
 
 
 def _assert_type(column: Column, values: Any) -> None:

@@ -1,4 +1,4 @@
-"""What evidently's preset says of windows without drift; run by a Python that has evidently, for `drift_calibration.py`."""
+"""Whether evidently flags windows without drift; run by a Python that has evidently, for `drift_calibration.py`."""
 
 import sys
 from pathlib import Path

@@ -77,14 +77,19 @@ def wrapper_environment(tls: TlsFiles | None = None) -> dict[str, str]:
     return variables if tls is None else {**variables, TLS_CERT: tls.cert, TLS_KEY: tls.key}
 
 
+def refusal(scratch: str) -> str | None:
+    """Return why the wrapper did not start HAProxy, or not with what runs now; None where it did."""
+    try:
+        return Path(scratch, "h", REFUSED).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
 def raise_refusal(scratch: str) -> None:
     """Raise the reason why the wrapper did not start HAProxy, if it did not.
 
     Raises:
         ClusterError: with that reason.
     """
-    try:
-        why = Path(scratch, "h", REFUSED).read_text(encoding="utf-8").strip()
-    except OSError:
-        return
-    raise ClusterError(f"HAProxy was not started: {why}", hint="--proxy python names the other proxy")
+    if (why := refusal(scratch)) is not None:
+        raise ClusterError(f"HAProxy was not started: {why}", hint="--proxy python names the other proxy")

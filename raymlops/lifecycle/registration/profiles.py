@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.errors import RecipeError, UsageError
+from raymlops.errors import UsageError
 from raymlops.profiles.reference import Chunk, Reference, reference_of
 from raymlops.profiles.slices import Slice
-from raymlops.recipe import call_recipe
+from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _slices(asked: Mapping[str, Sequence[Value]], signature: Signature) -> list[
 
 def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:
     for columns in split.chunks():
-        times = row_times(recipe, columns)
+        times = times_of(recipe, columns)
         yield Chunk({name: columns[name] for name in inputs}, len(columns[inputs[0]]), times)
 
 
@@ -115,28 +115,9 @@ def _sample(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> dict[str
         rows = len(columns[inputs[0]])
         some = {name: columns[name] for name in inputs}
         step = step or split.step_of({name: values[:64] for name, values in some.items()}, about_rows=ANSWERED_ROWS)
-        if (times := row_times(recipe, columns)) is not None:
+        if (times := times_of(recipe, columns)) is not None:
             some[_TIMES] = times
         for name, values in some.items():
             parts.setdefault(name, []).append(values[-start % step :: step])
         start += rows
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def row_times(recipe: RecipeBase, columns: Mapping[str, Array]) -> Array | None:
-    """Return the times of rows of a table, by the recipe's ``row_times``.
-
-    Raises:
-        RecipeError: it raises, or returns anything but a time for each row.
-    """
-    where = f"{type(recipe).__name__}.row_times()"
-    found = call_recipe(where, lambda: recipe.row_times(columns))
-    if found is None:
-        return None
-    times, rows = np.asarray(found), len(next(iter(columns.values())))
-    if times.shape != (rows,) or times.dtype.kind not in "Miuf":
-        raise RecipeError(
-            f"{where} returned an array of {times.dtype} and of shape {times.shape} for {rows} rows",
-            hint="Return one time a row: datetime64, or seconds since 1970.",
-        )
-    return times

@@ -195,7 +195,9 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
         canaries=canaries,
         shadows=shadows,
         standing=tuple(sorted(other.version for other in beside)),
-        salt=app_name(item.name, item.version),  # so that each champion's canaries start with other callers
+        # Each champion's canaries start with other callers. The state's id is known to none of them: who may choose the
+        # value that sticks cannot choose the version by it.
+        salt=f"{app_name(item.name, item.version)} {desired.owner.id}",
         **options,
     )
 

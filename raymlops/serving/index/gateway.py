@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, read_body, refusal_reply, too_large_body
+from raymlops.serving.asgi import BODY, BodyReader, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_away, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
@@ -40,11 +40,6 @@ class _Champion:
     away: bool = False
     limits: Limits = field(default_factory=Limits)
 
-    def require_fitting(self, body: bytes) -> None:
-        """Refuse a message with 413 that is larger than the model accepts."""
-        if len(body) > self.limits.max_body_bytes:
-            raise too_large_body(self.limits.max_body_bytes)
-
     async def call(self, method: str, *given: Any) -> Any:
         """Call a method of the champion's replicas, as ``ServePeers.call``."""
         return await self.peers.call(self.version, method, *given)
@@ -61,6 +56,7 @@ class Gateway:
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
         self._ages = Ages()
+        self._bodies = BodyReader()
         self._places = Places()
 
     @property
@@ -103,11 +99,12 @@ class Gateway:
                 return GrpcReply(form.server_metadata())
             if method in {"ServerLive", "ServerReady"}:
                 return GrpcReply(form.ready(method, ready=True))
-            name, _ = form.model_of(method, body)
+            _require_fitting(body, self.limits)  # before its model is known, which takes to read it
+            name, _ = form.model_of(body)
             champion = self._champion(name, headers)
             if method != "ModelReady":
                 self._admit(name, headers)
-            champion.require_fitting(body)
+            _require_fitting(body, champion.limits)
             with self._places.hold(name):
                 async with asyncio.timeout(champion.limits.timeout_s):
                     reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
@@ -130,7 +127,7 @@ class Gateway:
         refuse_late(left_s <= 0)
         async with asyncio.timeout(left_s):
             limit = champion.limits.max_body_bytes
-            body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
+            body = b"" if reads else await self._bodies.read(scope, receive, headers, limit=limit)
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
                 reply: Reply = await champion.call("http_call", {**call, BODY: body, ARRIVED: arrived})
                 return reply
@@ -148,6 +145,12 @@ class Gateway:
         guard = self._index.guard(name)
         if guard is not None:
             guard.identify(secret_of(headers))
+
+
+def _require_fitting(body: bytes, limits: Limits) -> None:
+    """Refuse a message with 413 that is larger than a model accepts."""
+    if len(body) > limits.max_body_bytes:
+        raise too_large_body(limits.max_body_bytes)
 
 
 def _refusal(error: Exception, *, of: str) -> Refusal:

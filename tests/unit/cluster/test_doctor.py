@@ -8,6 +8,7 @@ import pytest
 from answering_cluster import answering_cluster
 
 from raymlops.cluster import doctor, upfile
+from raymlops.cluster.local import status
 from raymlops.cluster.processes import ProcessRecord
 
 GIB = 2**30
@@ -154,11 +155,27 @@ def test_this_machine_can_be_looked_at(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_certificate_that_the_endpoint_does_not_show_is_found(tmp_path):
-    """Nothing is looked at without one."""
+@pytest.fixture
+def record(tmp_path):
+    """Return the record of a cluster of which nothing answers."""
     places = dict.fromkeys(("dashboard_url", "mlflow_url", "serve_url"), "http://127.0.0.1:9")
     known = {"cluster_id": "none", "state": "up", "started_at": 1.0, "ray_address": "127.0.0.1:9", "token_path": "t"}
-    record = upfile.UpRecord(root=str(tmp_path), scratch="s", haproxy=True, **known, **places)
+    return upfile.UpRecord(root=str(tmp_path), scratch=str(tmp_path), haproxy=True, **known, **places)
+
+
+def test_haproxy_that_could_not_be_reloaded_is_found(record, tmp_path):
+    """By ``status`` too: it goes on with the replicas that it knew."""
+    assert [*doctor.haproxy(record)] == []
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "refused").write_text("Ray Serve's configuration has 0 lines\n")
+    (found,) = doctor.haproxy(record)
+    assert found.message.endswith("the replicas of before: Ray Serve's configuration has 0 lines")
+    upfile.write(record)
+    assert status(root=tmp_path).refused == "Ray Serve's configuration has 0 lines"
+
+
+def test_a_certificate_that_the_endpoint_does_not_show_is_found(record, tmp_path):
+    """Nothing is looked at without one."""
     assert [*doctor.certificate(record)] == []
     (found,) = doctor.certificate(replace(record, tls_cert=str(tmp_path / "none")))
     assert (found.name, found.ok) == ("certificate", False)

@@ -15,7 +15,7 @@ def own(*values, phases=None, kinds=None, lag=1):
     number = found.shape[1]
     phases = np.zeros(len(found), int) if phases is None else np.array(phases)
     kinds = np.zeros(number, int) if kinds is None else np.array(kinds)
-    return Own(found, kinds, np.full(number, 1e-9), phases, lag)
+    return Own(found, kinds, np.full(number, 1e-6), phases, lag)
 
 
 def test_one_window_is_measured_by_the_others():

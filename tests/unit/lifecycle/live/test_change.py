@@ -48,7 +48,7 @@ def serve():
 
 def deploy(state, serve, version, *, name="flights", uri="/bundles", timeout_s=30.0, **settings):
     new = Deployment(name, version, BundleRef(uri, "d" * 64), f"run{version}", "champion", settings)
-    leaving = leaving_first(serve, state.deployments(name), new)
+    leaving = leaving_first(serve, state.desired(), new)
     request = Request("deploy", "a test", "me", datetime.now(UTC), timeout_s)
     goal = {**ROUTE, "configured": True}
 

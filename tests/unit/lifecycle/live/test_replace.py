@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -159,7 +160,7 @@ def test_nothing_comes_up_beside_a_replacement(state, serve):
 def test_a_version_that_replaces_another_only_has_to_fit_in_its_place(state, serve):
     """There is one CPU: nothing fits beside version 1, and what needs two does not fit in its place either."""
     deploy(state, serve, section=ALONE)
-    standing = state.deployments("m")
+    standing = state.desired()
 
     def new(**more):
         return version_of(2, section=ALONE, **more)
@@ -183,7 +184,28 @@ def test_a_version_that_may_go_to_zero_has_to_fit_once(state, serve):
     deploy(state, serve, section=ALONE)
     new = version_of(2, section=ALONE, min_replicas=0, cpus_per_replica=2.0)
     with pytest.raises(InsufficientResourcesError, match="requests 1 x 2 CPU"):
-        leaving_first(serve, state.deployments("m"), new, replaces=True)
+        leaving_first(serve, state.desired(), new, replaces=True)
+
+
+def test_the_place_of_a_model_that_is_being_replaced_is_kept_for_it(state, serve):
+    """Nobody is in it while its old version has ended and the next one starts, and a larger one would take it."""
+    serve.cpus = 3.0
+    for name in ("m", "n"):
+        deploy(state, serve, name, section=ALONE)
+    new = Deployment("m", 2, BundleRef("/bundles", "d" * 64), "run", "champion", ALONE.model_dump(mode="json"))
+    state.change("m", lambda model: bring(model, new, goal=ROUTE, request=request(replaces=True), up=False))
+    Reconciler(state, serve, serve=SERVE).step()
+    assert live(serve) == {"n--v1": "/models/n", "raymlops": "/"}
+
+    def other(**more):
+        return replace(version_of(2, section=ALONE, **more), name="n")
+
+    assert leaving_first(serve, state.desired(), other(cpus_per_replica=2.0), replaces=True) == ()
+    with pytest.raises(InsufficientResourcesError, match="held by version 2 of m, which replaces another: 1 CPU"):
+        leaving_first(serve, state.desired(), other(cpus_per_replica=2.5), replaces=True)
+    assert leaving_first(serve, state.desired(), other()) == ()
+    with pytest.raises(InsufficientResourcesError, match="held by version 2 of m"):
+        leaving_first(serve, state.desired(), other(cpus_per_replica=2.0))
 
 
 def event(number, action, second, before, after):
