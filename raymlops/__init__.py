@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.sweeps.handle import attach as attach
     from raymlops.lifecycle.sweeps.handle import sweep as sweep
     from raymlops.lifecycle.train import train as train
+    from raymlops.lifecycle.watch.drift import drift as drift
     from raymlops.recipe import RecipeBase as RecipeBase
     from raymlops.recipe import RecipeConfig as RecipeConfig
     from raymlops.serving.client.async_client import AsyncClient as AsyncClient
@@ -51,6 +52,7 @@ _HOMES = {
     "attach": "raymlops.lifecycle.sweeps.handle",
     "compare": "raymlops.lifecycle.comparison.compare",
     "deploy": "raymlops.lifecycle.deploy",
+    "drift": "raymlops.lifecycle.watch.drift",
     "gate": "raymlops.lifecycle.registration.gate",
     "load": "raymlops.config.load",
     "pipeline": "raymlops.lifecycle.pipeline",

@@ -24,6 +24,7 @@ from raymlops.splits import Splits as Splits  # noqa: PLC0414, TC001
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    import numpy.typing as npt
     import torch
     from torch import nn
 
@@ -340,6 +341,21 @@ def label_type_of(recipe: RecipeBase) -> Column | None:
     if found is not None and not isinstance(found, Column):
         raise RecipeError(f"{type(recipe).__name__}.label_type is {described(found)}; set a raymlops.Column, or None")
     return found
+
+
+def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
+    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row."""
+    where = f"{type(recipe).__name__}.row_times()"
+    found = call_recipe(where, lambda: recipe.row_times(columns))
+    if found is None:
+        return None
+    times, rows = np.asarray(found), len(next(iter(columns.values())))
+    if times.shape != (rows,) or times.dtype.kind not in "Miuf":
+        raise RecipeError(
+            f"{where} returned an array of {times.dtype} and of shape {times.shape} for {rows} rows",
+            hint="Return one time a row: datetime64, or seconds since 1970.",
+        )
+    return times
 
 
 def model_of(recipe: RecipeBase) -> nn.Module:

@@ -18,7 +18,20 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from raymlops.cli import clusters, keys, live, models, operations, output, predict, predictions, projects, runs, traffic
+from raymlops.cli import (
+    clusters,
+    drift,
+    keys,
+    live,
+    models,
+    operations,
+    output,
+    predict,
+    predictions,
+    projects,
+    runs,
+    traffic,
+)
 from raymlops.cli.output import Answer, JsonFlag, error_data, report_error
 from raymlops.cluster.driver_node import reporting_by
 from raymlops.cluster.grace_period import JOB
@@ -30,7 +43,15 @@ Verb = Callable[..., Answer | None]
 VERBS: tuple[Verb, ...] = (
     *(projects.init, projects.validate, runs.train, runs.sweep, runs.compare, operations.logs, operations.gc),
     *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
-    *(predict.predict, predictions.predictions, clusters.up, clusters.down, clusters.status, clusters.doctor),
+    *(
+        predict.predict,
+        predictions.predictions,
+        drift.drift,
+        clusters.up,
+        clusters.down,
+        clusters.status,
+        clusters.doctor,
+    ),
 )
 GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "config": ("Inspect a configuration.", {"show": projects.show, "schema": projects.schema}),

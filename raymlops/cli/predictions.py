@@ -75,6 +75,7 @@ def predictions(
         _refuse("--compact", {**others, **window, "--retain": retain, "--erase": erase})
         record = compact_predictions(name, spec)
         text = f"merged {record.merged} files of {record.folders} hours and days into {record.into}"
+        text += f"; counted the rows of {record.profiled} hours" if record.profiled else ""
         return Answer(record.to_dict(), text)
     if retain:
         _refuse("--retain", {**others, **window, "--erase": erase})

@@ -11,6 +11,8 @@ from urllib.parse import unquote
 
 from raymlops.errors import ConfigError, Problem
 
+STATE_URL, STATE_FILE = "RAYMLOPS_STATE_URL", "RAYMLOPS_STATE_FILE"
+"""Variables, where no configuration names the state: its SQL URL, or a file whose first line that is."""
 _SQLITE = "sqlite:///"
 
 

@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     field_validator,
 )
@@ -23,6 +24,13 @@ from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
 from raymlops.records import Objective
 
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+MAX_SLICES = 16
+Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -54,6 +62,25 @@ class GateSection(Spec):
     compare_answers: bool = Field(
         default=True, description="reject a version whose answers do not follow the labels that its metrics follow"
     )
+
+
+class MonitorSection(Spec):
+    """What is watched of a model's traffic."""
+
+    window_h: Literal[1, 6, 12, 24, 168] = Field(24, description="hours of traffic that are judged for drift at a time")
+    slices: dict[str, Values] = Field(
+        default_factory=dict,
+        description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
+    )
+
+    @field_validator("slices")
+    @classmethod
+    def _few(cls, slices: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+        number = sum(map(len, slices.values()))
+        if number > MAX_SLICES:
+            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more chance of a false alarm"
+            raise ValueError(msg)
+        return slices
 
 
 class TrackingSection(Spec):
@@ -116,6 +143,7 @@ class ProjectSpec(Spec):
     sweep: SweepSection = SweepSection()
     gate: Free[GateSection] = GateSection()
     serve: Free[ServeSection] = ServeSection()
+    monitor: Free[MonitorSection] = MonitorSection()
     tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
     cluster: Free[ClusterSection] = ClusterSection()

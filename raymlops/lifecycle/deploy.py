@@ -23,11 +23,10 @@ from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
-from raymlops.lifecycle.running_serve import check_proxies
+from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import DeploymentRecord
-from raymlops.serving.control.address import listening, started_otherwise
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
 
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.rollout.canary import TrafficRequest
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
+    from raymlops.serving.control.address import Listening
     from raymlops.serving.control.plan import Plan
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.store import Model, Role, State
@@ -93,8 +93,9 @@ def deploy(
             what this state did not record, a rollout runs, another change of what is live takes too long, or took the
             version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
-        UsageError: percentages that cannot be, or ``serve.proxy`` names HAProxy where another proxy runs; a
-            folder or a SQLite file on a cluster that has several machines, or may get them.
+        UsageError: percentages that cannot be; ``serve.proxy`` names HAProxy where another proxy runs, or
+            ``serve.tls_cert`` a certificate with which nothing shows that Serve answers; a folder or a SQLite file on a
+            cluster that has several machines, or may get them.
         StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -107,9 +108,7 @@ def deploy(
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
     registry, ref = admitted(spec, version, again=again)
     with live(spec) as (state, api):
-        with suppress(ClusterError):  # one that cannot be asked is reported by the next request
-            check_sharing_of_deployments(spec, api.room())
-        doubts = (*doubts_of(state, ref), *check_proxies(api, spec))
+        doubts = doubts_of(state, ref)
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
@@ -138,7 +137,7 @@ def promote(
         BundleError: its files are no longer what its digest vouches for.
         RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
             what this state did not record, or another change of what is live takes too long.
-        InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
+        UsageError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
     registry, ref = admitted(spec, version, again=again)
@@ -199,11 +198,19 @@ class _Call:
         return Request(action, why or self.why, this_user(), self.state.now(), timeout_s, replaces=replaces)
 
 
+def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
+    """Return where Serve listens and what it lacks of the configuration, unless the cluster or Serve rules that out."""
+    with suppress(ClusterError):  # one that cannot be asked is reported by the next request
+        check_sharing_of_deployments(call.spec, call.api.room())
+    return check_serve(call.api, call.spec)
+
+
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
     """Bring a version up: beside the champion, or as the champion."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
     ref, state, api = call.ref, call.state, call.api
+    listens, warnings = _checked(call)
     if not breaking:
         check_callers(ref, state)
     new = call.new("warm" if action == BESIDE else "champion")
@@ -212,9 +219,6 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         transitions.refuse_beside(state.model(ref.name), ref.version, request=call.request(action))
     standing = state.deployments(ref.name)
     leaving = leaving_first(api, state.desired(), new, replaces=new.replaces)
-    details = api.get()
-    listens = listening(details, local=api.is_local)
-    otherwise = started_otherwise(details, serve=call.spec.serve, api=api)
     is_opened = False
 
     def decide(model: Model, plan: Plan | None) -> Change:
@@ -232,7 +236,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         request = call.request(action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
-    warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,
@@ -244,7 +248,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
         subject=ref.version,
         champion=action != BESIDE,
     )
-    warnings += (*otherwise, OPENED) if is_opened else tuple(otherwise)
+    warnings += (OPENED,) if is_opened else ()
     if action != BESIDE:
         warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
     record = record_of(done, ref.version)
@@ -260,6 +264,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
 
     ref, state, api = call.ref, call.state, call.api
     name, version = ref.name, ref.version
+    warnings: tuple[str, ...] = () if traffic.removes else _checked(call)[1]
     champion = champion_of(state.deployments(name))
     if champion is None:
         raise RefusedError(
@@ -290,7 +295,7 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
-    warnings = ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
+    warnings += ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
         state,

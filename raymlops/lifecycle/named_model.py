@@ -45,8 +45,8 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     if champion is None and deployed:
         raise NotFoundError(
             f"{name} was never deployed according to the state here, so that its settings are unknown",
-            hint="Name its configuration with --config FILE; or set RAYMLOPS_HOME or RAYMLOPS_STATE_URL to where the "
-            "state is.",
+            hint="Name its configuration with --config FILE; or set RAYMLOPS_HOME, RAYMLOPS_STATE_URL or "
+            "RAYMLOPS_STATE_FILE to where the state is.",
         )
     serve = {} if champion is None else {"serve": settings_of(champion).model_dump(mode="json")}
     return load_data({**data, **serve}, overrides=overrides).spec
@@ -58,9 +58,11 @@ def was_deployed(name: str) -> bool:
 
 
 def shown_state(spec: ProjectSpec) -> str:
-    """Return the URL of the state without its password, and the variable that set it, if one did."""
-    variable = getattr(spec.storage.state, "env", None)
-    return redact(state_url(spec)) + (f" ({variable})" if variable else "")
+    """Return the URL of the state without its password, and the variable or the file that has it, if one does."""
+    found = spec.storage.state
+    return redact(state_url(spec)) + (
+        "" if found is None or isinstance(found, str) else f" ({found.env or found.file})"
+    )
 
 
 def nameless() -> ProjectSpec:

@@ -18,15 +18,17 @@ from raymlops.config.durations import parse_duration
 from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
+from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.predictions.compact import CompactRecord, RetainRecord
+    from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
-    from raymlops.predictions.hourly import Layouts, LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
+    from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
@@ -45,6 +47,15 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+
+@dataclass(frozen=True)
+class RetainRecord(Record):
+    """Which hours of predictions and days of labels were removed."""
+
+    name: str
+    before: str
+    removed: tuple[str, ...]
 
 
 def stored_logs(state: State) -> list[StoredLog]:
@@ -109,8 +120,8 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
 
     check_known(Store(spec.storage.path), name)
     with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
-        now, layouts = datetime.now(UTC), layouts_of(state, name)
-        return compact(spec.storage.path, name, now=now, open_store=open_store, layouts_of=layouts)
+        now, layouts = datetime.now(UTC), counted_on(state, name)
+        return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -147,14 +158,17 @@ def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecor
     Raises:
         StorageError: a storage cannot be used; some hours may have been removed.
     """
-    from raymlops.predictions.compact import RetainRecord, retain
+    from raymlops.predictions.compact import retain
 
-    records = [retain(uri, log.name, before=before) for uri in log.uris]
-    removed = tuple(folder for record in records for folder in record.removed)
-    if removed:
-        why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
-        state.record(action="predictions.retain", subject=log.name, why=why)
-    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), removed)
+    removed: list[str] = []
+    try:
+        for uri in log.uris:
+            removed += retain(uri, log.name, before=before)  # which keeps those before a failure
+    finally:
+        if removed:
+            why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"
+            state.record(action="predictions.retain", subject=log.name, why=why)
+    return RetainRecord(log.name, before.astimezone(UTC).isoformat(), tuple(removed))
 
 
 def erase_predictions(
@@ -171,13 +185,14 @@ def erase_predictions(
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
     log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
-    because the storage does not answer is written later: then this is to be called again.
+    because the storage does not answer is written later: then this is to be called again. A storage that the model left
+    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
         UsageError: no row has such a field.
         RefusedError: another process changes the files of this log.
-        StorageError: the storage cannot be used; where some was erased, the same call completes it.
+        StorageError: no storage can be used, or one failed meanwhile; the same call completes what was begun.
     """
     from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
     from raymlops.predictions.paths import check_known, names_in
@@ -186,18 +201,23 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        uris = [uri for uri in log.uris if name in names_in(Store(uri))]
-        if not uris:
-            check_known(Store(log.uris[0]), name)
-        layouts = layouts_of(state, name)
-        jobs = [Erasure(uri, name, where, since, until, open_store, layouts) for uri in uris]
-        found = EraseRecord.total(job.find() for job in jobs)
+        jobs, away, counted = [], [], counted_on(state, name)
+        for uri in log.uris:
+            try:
+                if name in names_in(Store(uri)):
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
+            except StorageError:
+                away.append(uri)
+        if not jobs:
+            check_known(Store(away[0] if away else log.uris[0]), name)
+        lost = EraseRecord(name, tuple(where.fields), 0, 0, 0, 0, damaged=tuple(away))
+        found = EraseRecord.total([*(job.find() for job in jobs), lost])
         found.check()
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
         state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
         began = datetime.now(UTC)
-        done = EraseRecord.total(job.run(now=began) for job in jobs)
+        done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
         if waits:
             sleep(max(waits))
@@ -210,26 +230,40 @@ def erase_predictions(
         return done
 
 
-def layouts_of(state: State, name: str) -> LayoutsOf:
-    """Return a function that returns what a version's predictions are counted on, by its bundle, which it reads once.
+def counted_on(state: State, name: str) -> CountedOn:
+    """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Without a bundle that can be read, or with one that has no profiles, a version's predictions are not counted.
+    Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
+    bundle that can be read, or with one that has no profiles, a version's hours are not counted.
     """
     from raymlops.bundle.profiles import references_of
+    from raymlops.predictions.hourly import Counted
     from raymlops.state.versions import recorded
 
     @cache
-    def found(version: int) -> Layouts | None:
+    def own(version: int) -> Mapping[str, Reference]:
         record = recorded(state, name, version)
         try:
-            references = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+            return {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
         except NotFoundError as error:
             _log.info("version %d of %s: %s", version, name, error)
-            return None
+            return {}
         except (BundleError, StorageError) as error:
             _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
-            return None
-        return {side: reference.layout for side, reference in references.items()}
+            return {}
+
+    live = [item.version for item in state.deployments(name)]
+
+    def found(version: int) -> Counted:
+        layouts = {side: [reference.layout] for side, reference in own(version).items()}
+        slices = dict.fromkeys(each for reference in own(version).values() for each in reference.slices)
+        for other in live if layouts else ():
+            features = own(other).get("features")
+            if features is not None and all(
+                features.layout.digest != known.digest for known in layouts.get("features", ())
+            ):
+                layouts.setdefault("features", []).append(features.layout)
+        return Counted(layouts, tuple(slices))
 
     return found
 

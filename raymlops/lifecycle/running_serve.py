@@ -123,7 +123,7 @@ def running_serve(api: ServeApi, spec: ProjectSpec | None = None) -> RunningServ
     from raymlops.serving.control.proxies import proxies_in_force, shortcomings
 
     details = api.get()
-    listens = listening(details, local=api.is_local)
+    listens = listening(details, api)
     if listens is None:
         return None
     proxies = proxies_in_force(details, listens, api=api)
@@ -132,20 +132,24 @@ def running_serve(api: ServeApi, spec: ProjectSpec | None = None) -> RunningServ
     return RunningServe(api.dashboard_url, details, listens, proxies, exposed, lacks)
 
 
-def check_proxies(api: ServeApi, spec: ProjectSpec) -> tuple[str, ...]:
-    """Return what the proxies in force lack of a configuration, before a version is brought up behind them.
+def check_serve(api: ServeApi, spec: ProjectSpec) -> tuple[Listening | None, tuple[str, ...]]:
+    """Return where Serve listens, and what it lacks of a configuration, before a version is brought up on it.
+
+    Serve that does not run yet has no address, and lacks nothing: it starts as configured.
 
     Raises:
-        UsageError: it names HAProxy, and another proxy runs.
+        UsageError: the configuration names HAProxy, and another proxy runs; or it has a certificate, and nothing shows
+            that Serve answers with TLS.
         ClusterError: the dashboard does not answer, or refuses us.
     """
+    from raymlops.serving.control.address import started_otherwise
     from raymlops.serving.control.proxies import refuse_other_proxy
 
     found = running_serve(api, spec)
     if found is None:
-        return ()
+        return None, ()
     refuse_other_proxy(found.proxies, spec.serve)
-    return found.lacks
+    return found.listens, (*found.lacks, *started_otherwise(found.details, found.listens, serve=spec.serve, api=api))
 
 
 def findings(*, root: str | None = None) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.config.paths import local_path
-from raymlops.errors import UsageError
+from raymlops.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,4 +79,11 @@ def _databases(spec: ProjectSpec) -> dict[str, str]:
     from raymlops.state.database import state_url
     from raymlops.tracking.client import tracking_uri
 
-    return {"tracking.uri": tracking_uri(spec), "storage.state": state_url(spec)}
+    found = {"tracking.uri": tracking_uri(spec)}
+    try:
+        found["storage.state"] = state_url(spec)
+    except ConfigError:
+        if spec.storage.state is None:
+            raise
+        # Its credentials are on the head alone, and whoever does not use the state does without them.
+    return found

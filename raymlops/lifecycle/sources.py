@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.load import LoadedSpec, load, load_data
+from raymlops.config.paths import STATE_FILE, STATE_URL
 from raymlops.config.schema import ProjectSpec
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.project import Project, bind
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
 
-
-STATE = "RAYMLOPS_STATE_URL"
-"""Variable: SQL URL of the state, without a configuration file."""
 
 Source = str | Path | Mapping[str, Any] | ProjectSpec | LoadedSpec | Project
 """A YAML file, plain data, a spec, or a bound project."""
@@ -103,7 +101,10 @@ def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str |
 
 def environment() -> dict[str, Any]:
     """Return what the environment sets without a configuration file, beside RAYMLOPS_HOME: the state's URL."""
-    return {"storage": {"state": {"env": STATE}}} if os.environ.get(STATE) else {}
+    if os.environ.get(STATE_URL):
+        return {"storage": {"state": {"env": STATE_URL}}}
+    file = os.environ.get(STATE_FILE)
+    return {"storage": {"state": {"file": file}}} if file else {}
 
 
 def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:

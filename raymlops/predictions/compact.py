@@ -8,12 +8,12 @@ compaction may run at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.hourly import update_profile
+from raymlops.predictions.hourly import Counted, update_profile
 from raymlops.predictions.partition import Faults, Live, is_temporary, open_file, survey
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import MERGED_BYTES, MERGED_ROWS, DamagedError, Group, rewrite
@@ -23,7 +23,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.predictions.hourly import LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
 
 GRACE = timedelta(minutes=5)
 """How long writers may finish a past hour before it is merged. Later rows go into further files."""
@@ -46,15 +46,6 @@ class CompactRecord(Record):
     """Past hours whose rows were counted: see ``hourly``."""
 
 
-@dataclass(frozen=True)
-class RetainRecord(Record):
-    """Which hours of predictions and days of labels were removed."""
-
-    name: str
-    before: str
-    removed: tuple[str, ...]
-
-
 @dataclass
 class _Work:
     merged: int = 0
@@ -69,13 +60,13 @@ def compact(
     *,
     now: datetime,
     since: datetime | None = None,
-    layouts_of: LayoutsOf = lambda _version: None,
+    counted_on: CountedOn = lambda _version: Counted(),
     open_store: Callable[[str], Store] = Store,
 ) -> CompactRecord:
     """Merge the small files of every past hour of predictions and every past day of labels.
 
-    ``since`` skips older ones, which saves listing each of them on an object store. ``layouts_of`` a version are those
-    that its predictions are counted on, an hour at a time.
+    ``since`` skips older ones, which saves listing each of them on an object store. ``counted_on`` returns what the
+    hours of a version are counted on.
 
     Raises:
         StorageError: the storage cannot be used; completed merges are kept.
@@ -84,15 +75,15 @@ def compact(
     for folder in (*prediction_hours(store, name), *label_days(store, name)):
         if folder.end + GRACE <= now and (since is None or folder.end > since):
             folders += _compact_folder(store, folder.path, work)
-            layouts = None if folder.version is None else layouts_of(folder.version)
-            if layouts:
-                profiled += update_profile(store, folder.path, layouts, work.faults)
+            counted = Counted() if folder.version is None else counted_on(folder.version)
+            if counted:
+                profiled += update_profile(store, folder.path, counted, work.faults)
     damaged = tuple(sorted(work.faults.damaged))
     return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 
 
-def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
-    """Remove the hours of predictions and days of labels that ended by ``before``.
+def retain(uri: str, name: str, *, before: datetime) -> Iterator[str]:
+    """Remove the hours of predictions and days of labels that ended by ``before``, and yield each once it is gone.
 
     A label arrives after its prediction, so no label is removed whose prediction is kept.
 
@@ -105,7 +96,7 @@ def retain(uri: str, name: str, *, before: datetime) -> RetainRecord:
         store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
-    return RetainRecord(name, before.astimezone(UTC).isoformat(), tuple(folder.path for folder in old))
+        yield folder.path
 
 
 def _compact_folder(store: Store, folder: str, work: _Work) -> bool:

@@ -13,10 +13,20 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raymlops.predictions.hourly import remove_profile, update_profile
+from raymlops.predictions.hourly import Counted, remove_profile, update_profile
 from raymlops.predictions.labelled import SKEW, Keys, within
 from raymlops.predictions.labels import SETTLED_S
-from raymlops.predictions.partition import BATCH_ROWS, MERGED, Faults, Live, is_foreign, is_temporary, open_file, survey
+from raymlops.predictions.partition import (
+    BATCH_ROWS,
+    MERGED,
+    PROFILE,
+    Faults,
+    Live,
+    is_foreign,
+    is_temporary,
+    open_file,
+    survey,
+)
 from raymlops.predictions.paths import label_days, prediction_hours
 from raymlops.predictions.rewrite import DamagedError, Group, rewrite
 from raymlops.predictions.where import Search, Where, refuse_unsearched
@@ -26,7 +36,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from raymlops.predictions.hourly import LayoutsOf
+    from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
@@ -54,7 +64,7 @@ class EraseRecord(Record):
     unsearched: int
     """Rows that could not be: without one of the fields, or with one of another type."""
     damaged: tuple[str, ...] = ()
-    """Files that cannot be read, or that another program wrote: they may hold such rows."""
+    """Files that cannot be read, or that another program wrote, and storages: they may hold such rows."""
     open_labels: int = 0
     """Labels to erase in files that their writer has not finished; they and their rows are left to the next call."""
     erased: bool = False
@@ -99,8 +109,8 @@ class Erasure:
     since: datetime | None = None
     until: datetime | None = None
     open_store: Callable[[str], Store] = Store
-    layouts_of: LayoutsOf = lambda _version: None
-    """The layouts that the hours of a version are counted on: profiles of hours with such rows are made again."""
+    counted_on: CountedOn = lambda _version: Counted()
+    """What the hours of a version are counted on: profiles of hours with such rows are made again."""
     erased: list[pa.Table] = field(default_factory=list)
     """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
 
@@ -145,6 +155,8 @@ class _Pass:
         self._faults = Faults()
         self._search = Search(job.where)
         self._grown = 0
+        self._uncounted: set[str] = set()
+        """Hours without a profile: an interrupted call may have left them so."""
         self._rows = self._held = Keys.of_rows(_KEY.empty_table())
         self._by_itself = job.since is None and job.until is None and {*job.where.fields} <= OF_LABELS
 
@@ -174,9 +186,9 @@ class _Pass:
                 remove_profile(self._store, folder)
             rows = [found for found in rows if self._erase(found, self._is_free_row)]
             for hour in hours:
-                layouts = self._job.layouts_of(hour.version or 0) if hour.path in changed else None
-                if layouts:
-                    update_profile(self._store, hour.path, layouts, self._faults)
+                is_due = hour.path in changed or (hour.path in self._uncounted and hour.end <= self._now)
+                if is_due and (counted := job.counted_on(hour.version or 0)):
+                    update_profile(self._store, hour.path, counted, self._faults)
         return EraseRecord(
             job.name,
             tuple(job.where.fields),
@@ -209,6 +221,8 @@ class _Pass:
         files, replaced = survey(self._store, folder, self._faults)
         others = [*self._store.files(folder)]
         self._faults.damaged.update(f"{folder}/{name}" for name in filter(is_foreign, others))
+        if PROFILE not in others:
+            self._uncounted.add(folder)
         if self._now is not None:
             # A writer of rows tries again after a second; one of labels would have to refuse them.
             left = [name for name in others if is_temporary(name) and (matches == self._is_row or self._is_left(name))]
@@ -238,7 +252,7 @@ class _Pass:
     def _is_older(self, name: str, age: timedelta) -> bool:
         """Return whether a file is older than that, by its name, which begins with the time of the first attempt."""
         text = name.partition("-")[0]
-        return self._now is None or int(text) / 1000 < (self._now - age).timestamp()
+        return self._now is None or not text.isdigit() or int(text) / 1000 < (self._now - age).timestamp()
 
     def _erase(self, found: _Found, matches: Matches) -> bool:
         """Replace a file; return whether that was possible."""

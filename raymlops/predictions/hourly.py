@@ -2,7 +2,8 @@
 
 Owns which rows count, and when a profile is out of date: it names the files that it was made from, and is made again
 once others are there. Only the process that may rewrite the files of a log makes profiles. Knows layouts, and not where
-they come from.
+they come from: a version's hours are counted on those of its bundle, and its features on those of others that are live
+beside it too, so that the features of all versions add up on each of them.
 
 ``features`` counts the rows that were answered to a caller, so that each request counts once over all versions;
 ``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight. Redacted
@@ -12,7 +13,7 @@ fields are not counted.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -24,18 +25,18 @@ from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.profiles.count import Counter
 from raymlops.profiles.file import read_about, read_profiles, write_profiles
 from raymlops.profiles.profile import Profile
+from raymlops.profiles.slices import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.profiles.layout import Layout
+    from raymlops.profiles.slices import Slice
     from raymlops.storage.store import Store
 
-    Layouts = Mapping[str, Layout]
-    """Of a version, by side."""
-    LayoutsOf = Callable[[int], Layouts | None]
-    """Returns those of a version; None where its bundle has none."""
+    CountedOn = Callable[[int], "Counted"]
+    """Returns what the hours of a version are counted on."""
 
 SIDES = {"features": FEATURES, "predictions": OUTPUT}
 """The struct in the log of each side of a bundle."""
@@ -43,15 +44,28 @@ _AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What the hours of a version are counted on; false where its bundle has no layouts."""
+
+    layouts: Mapping[str, Sequence[Layout]] = field(default_factory=dict)
+    """By side; a profile is made again where the first one of a side is missing."""
+    slices: Sequence[Slice] = ()
+    """Of rows by their features, which have profiles of their own."""
+
+    def __bool__(self) -> bool:
+        return bool(self.layouts)
+
+
+@dataclass(frozen=True)
 class HourProfile:
-    """The profiles of one version in one hour, by side; empty where there is none."""
+    """The profiles of one version in one hour, by side, of slices by ``Slice.side``; empty where there is none."""
 
     start: datetime
     version: int
     profiles: Mapping[str, Profile]
 
 
-def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) -> bool:
+def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) -> bool:
     """Make the profile of an hour unless it is up to date; return whether it was made.
 
     Raises:
@@ -59,24 +73,32 @@ def update_profile(store: Store, folder: str, layouts: Layouts, faults: Faults) 
     """
     # Listed first: rows that come while they are counted make it out of date.
     files = {live.name: live.size for live in survey(store, folder, faults)[0]}
-    if not files or _is_current(store, folder, layouts, files):
+    if not files or _is_current(store, folder, counted, files):
         return False
-    counters: dict[tuple[str, float], Counter] = {}
+    counters: dict[tuple[str, Layout], dict[float, Counter]] = {}
+    for side, layouts in counted.layouts.items():
+        for name in (side, *(each.side(side) for each in counted.slices)):
+            counters |= {(name, layout): {} for layout in layouts}
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in _by_weight(batch):
-            for side, struct in SIDES.items():
-                layout = layouts.get(side)
-                if layout is None or struct not in part.schema.names:
+            for side, layouts in counted.layouts.items():
+                if SIDES[side] not in part.schema.names:
                     continue
-                counted = part
+                rows = part
                 if side == "features":
-                    counted = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
-                counter = counters.setdefault((side, weight), Counter(layout))
-                counter.add(_columns(counted[struct], layout), rows=counted.num_rows)
-    profiles = {
-        side: Profile.weighted({w: counter.profile() for (of, w), counter in counters.items() if of == side}, layout)
-        for side, layout in layouts.items()
-    }
+                    rows = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
+                chosen_by = _fields(rows, {each.column for each in counted.slices})
+                for layout in layouts:
+                    columns = _columns(rows[SIDES[side]], layout)
+                    found = counters[side, layout].setdefault(weight, Counter(layout))
+                    found.add(columns, rows=rows.num_rows)
+                    for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
+                        found = counters[each.side(side), layout].setdefault(weight, Counter(layout))
+                        found.add(some, rows=len(numbers))
+    profiles = [
+        (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
+        for (side, layout), by_weight in counters.items()
+    ]
     store.write(f"{folder}/{PROFILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
     return True
 
@@ -93,30 +115,29 @@ def remove_profile(store: Store, folder: str) -> None:
 def hourly_profiles(
     store: Store,
     name: str,
-    layouts_of: LayoutsOf,
+    layouts: Mapping[str, Layout],
     *,
     since: datetime | None = None,
     until: datetime | None = None,
     version: int | None = None,
 ) -> list[HourProfile]:
-    """Return the profiles of every hour of a window that has rows, the oldest first.
+    """Return the profiles on these layouts of every hour of a window that has rows, the oldest first.
 
-    One that has not been made yet, or was counted on another layout, is empty.
+    One that has not been made yet, or was counted on other layouts, is empty.
 
     Raises:
         StorageError: the storage cannot be used.
     """
     folders = prediction_hours(store, name, since=since, until=until, version=version)
-    layouts = {number: layouts_of(number) or {} for number in {folder.version or 0 for folder in folders}}
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = pool.map(lambda folder: _read(store, folder.path, layouts[folder.version or 0]), folders)
+        found = pool.map(lambda folder: _read(store, folder.path, layouts), folders)
         return [
             HourProfile(folder.start, folder.version or 0, profiles)
             for folder, profiles in zip(folders, found, strict=True)
         ]
 
 
-def _read(store: Store, folder: str, layouts: Layouts) -> Mapping[str, Profile]:
+def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[str, Profile]:
     data = _stored(store, folder)
     if data is None:
         return {}
@@ -137,12 +158,14 @@ def _stored(store: Store, folder: str) -> bytes | None:
         return None
 
 
-def _is_current(store: Store, folder: str, layouts: Layouts, files: Mapping[str, int]) -> bool:
+def _is_current(store: Store, folder: str, counted: Counted, files: Mapping[str, int]) -> bool:
     data = _stored(store, folder)
     if data is None:
         return False
     try:
-        return read_about(data)["files"] == files and read_profiles(data, layouts).keys() == layouts.keys()
+        own = {side: each[0] for side, each in counted.layouts.items() if each}
+        wanted = {name for side in own for name in (side, *(each.side(side) for each in counted.slices))}
+        return read_about(data)["files"] == files and read_profiles(data, own).keys() == wanted
     except (ValueError, KeyError, pa.ArrowException):
         return False
 
@@ -156,8 +179,16 @@ def _by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:
     return [(w, batch if len(found) == 1 else batch.filter(pc.equal(weights, w))) for w in found]
 
 
+def _fields(batch: pa.RecordBatch, names: Iterable[str]) -> dict[str, Any]:
+    """Return some features, those that are there."""
+    if FEATURES not in batch.schema.names:
+        return {}
+    there = {each.name for each in batch.schema.field(FEATURES).type}
+    return {name: pc.struct_field(batch[FEATURES], name) for name in there.intersection(names)}
+
+
 def _columns(struct: pa.StructArray, layout: Layout) -> dict[str, Any]:
-    names = {field.name for field in struct.type}
+    names = {each.name for each in struct.type}
     columns: dict[str, Any] = {}
     for name, placed in layout.by_column.items():
         if name in names:

@@ -33,6 +33,7 @@ PROFILE = "profile.counts"
 """The hour's profile, beside its rows."""
 BATCH_ROWS = 8192
 _NAME = re.compile(r"[0-9]+-\w+(?:\.merged)?\.parquet")
+_TEMPORARY = re.compile(rf"\.(?:{_NAME.pattern}|{re.escape(PROFILE)})-")
 _SOURCES = b"raymlops.sources"
 _ATTEMPTS = 20
 
@@ -72,7 +73,7 @@ class _GoneError(Exception):
 
 def is_temporary(name: str) -> bool:
     """Return whether a file is one that a writer has not finished, and not another program's hidden one."""
-    return name.startswith(".") and _NAME.match(name, 1) is not None
+    return _TEMPORARY.match(name) is not None
 
 
 def is_foreign(name: str) -> bool:

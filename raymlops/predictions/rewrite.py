@@ -46,6 +46,11 @@ class FencedStore(Store):
         super().__init__(uri)
         self._check = check
 
+    def write(self, path: str, data: pa.Buffer) -> None:
+        """Write one file, which replaces what is there."""
+        self._check()
+        super().write(path, data)
+
     @contextmanager
     def create(self, path: str) -> Iterator[BinaryIO]:
         """Return a context with a stream whose content becomes a file at its end, and does not if that raises."""

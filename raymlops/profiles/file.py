@@ -1,25 +1,27 @@
 """Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
 
 Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
-categories and its counts, those of the whole first, then those of each block. A row of the second is one side, with the
-cells that are not 0; it names the layout by its digest.
+categories and its counts: those of the whole, those of each block, then the same of each slice. A row of the second is
+one side, of all rows or of a slice, with the cells that are not 0; it names the layout by its digest.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymlops.profiles.layout import HEAD, Layout, Series
+from raymlops.profiles.layout import HEAD, Cells, Layout, Series
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
+from raymlops.profiles.slices import Slice, side_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 VERSION = 2
 """Release 0.1 wrote ``profile.json`` of version 1."""
@@ -45,12 +47,10 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
     heads: dict[str, Any] = {}
     for side, reference in references.items():
         blocks = reference.blocks
-        counts = reference.profile.counts[None]
-        if blocks is not None:
-            counts = np.concatenate([counts, blocks.counts])
+        counts = np.concatenate([_stacked(part) for part in (reference, *reference.slices.values())])
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
-        heads[side]["independent"] = reference.independent
+        heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
         for series, cells in reference.layout.placed():
             rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
     table = pa.Table.from_pylist(rows, schema=_SERIES)
@@ -65,6 +65,7 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "columns": len(reference.layout.by_column),
             "cells": reference.layout.size,
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
+            "slices": {each.name: part.profile.rows for each, part in reference.slices.items()},
             "note": reference.note,
         }
         for side, reference in references.items()
@@ -90,17 +91,33 @@ def read_references(data: bytes) -> dict[str, Reference]:
         )
         parts = [np.array(known["head"], np.int64)]
         parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
-        counts = np.concatenate(parts, axis=1)
         times = None if known["times"] is None else np.array(known["times"])
-        blocks = Blocks(layout, counts[1:], times) if len(counts) > 1 else None
-        found[side] = Reference(Profile(layout, counts[0]), blocks, known["note"], known["independent"])
+        slices = [Slice(column, value) for column, value in known["slices"]]
+        tables = [
+            Reference(
+                Profile(layout, counts[0]),
+                Blocks(layout, counts[1:], times) if len(counts) > 1 else None,
+                known["note"],
+                known["independent"],
+            )
+            for counts in np.split(np.concatenate(parts, axis=1), 1 + len(slices))
+        ]
+        found[side] = replace(tables[0], slices=dict(zip(slices, tables[1:], strict=True)))
     return found
 
 
-def write_profiles(profiles: Mapping[str, Profile], *, about: Mapping[str, Any]) -> bytes:
-    """Return the file of profiles by side, without their layouts, and of what is known ``about`` them, JSON data."""
+def _stacked(reference: Reference) -> Cells:
+    whole = reference.profile.counts[None]
+    return whole if reference.blocks is None else np.concatenate([whole, reference.blocks.counts])
+
+
+def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[str, Any]) -> bytes:
+    """Return the file of profiles with their sides, without layouts, and of what is known ``about`` them, JSON data.
+
+    A side may have several, on different layouts.
+    """
     rows = []
-    for side, profile in profiles.items():
+    for side, profile in profiles:
         cells = np.flatnonzero(profile.counts)
         counts = profile.counts[cells]
         rows.append({"side": side, "layout": profile.layout.digest, "cells": cells.astype(np.int32), "counts": counts})
@@ -117,7 +134,7 @@ def read_about(data: bytes) -> dict[str, Any]:
 
 
 def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
-    """Return the profiles in a file, of those sides whose layout is the one that they were counted on.
+    """Return the profiles in a file that were counted on these layouts, by side; of a slice by ``Slice.side``.
 
     Raises:
         ValueError: a newer release wrote it.
@@ -125,7 +142,7 @@ def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profi
     table, _ = _read(data)
     found = {}
     for side, digest, cells, counts in zip(*(table[name] for name in _SIDES.names), strict=True):
-        layout = layouts.get(side.as_py())
+        layout = layouts.get(side_of(side.as_py()))
         if layout is not None and layout.digest == digest.as_py():
             dense = np.zeros(layout.size, np.int64)
             dense[np.asarray(cells.values)] = np.asarray(counts.values)

@@ -30,6 +30,7 @@ ROWS, READ = 0, 1
 """The first two cells of a profile: its rows, and how many were read for them where they are of a sample."""
 HEAD = 2
 _LARGEST = float(np.finfo(np.float64).max)
+_TINY = 1e-300
 _NONE = np.zeros(0)
 
 
@@ -65,6 +66,11 @@ class Series:
         return self.measure not in {"category", "distinct"}
 
     @property
+    def shown_edges(self) -> list[float]:
+        """Return the edges as people read them: many are the next number beside a round one."""
+        return [0.0 if abs(edge) < _TINY else float(f"{edge:.12g}") for edge in self.edges.tolist()]
+
+    @property
     def missing(self) -> int | None:
         """Return the cell of missing values."""
         return None if self.measure == "distinct" else self.size - 1
@@ -84,6 +90,15 @@ class Series:
         if np.any(absent):
             cells[absent] = self.size - 1
         return cells
+
+    def counts_of(self, values: Any) -> Cells:
+        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes."""
+        if not self.is_ordered:
+            cells = self.cells_of(values)
+            return np.bincount(cells[cells >= 0], minlength=self.size)
+        ascending = np.sort(values)  # with vector instructions, and NaN last
+        below = np.searchsorted(ascending, np.append(self._bounds, np.nan))
+        return np.diff(below, prepend=0, append=len(ascending))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -131,6 +146,16 @@ class Layout:
         for series, cells in self.placed():
             found.setdefault(series.column, []).append((series, cells))
         return found
+
+    def bins(self, counts: Cells) -> Iterator[tuple[Series, Cells, Cells]]:
+        """Yield each series but registers, its counts by bin (..., bins), and those of missing values, (...).
+
+        ``counts`` is of one profile or of many, (..., size).
+        """
+        for series, cells in self.placed():
+            if series.missing is not None:
+                mine = counts[..., cells]
+                yield series, mine[..., series.bins], mine[..., series.missing]
 
     def placed(self) -> Iterator[tuple[Series, slice]]:
         """Yield each series and the cells that it has."""

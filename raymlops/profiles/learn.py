@@ -2,8 +2,8 @@
 
 Owns what becomes an edge or a category. Nothing does that fewer than ``PRIVATE_ROWS`` rows of the reference have:
 
-- an edge is the roundest number near a quantile, within the values of the 20 rows around it, and none of their values
-  unless 20 rows have that one;
+- an edge is just below the roundest number near a quantile, within the values of the 20 rows around it; where they all
+  have one value, it is that;
 - a value that many rows have, such as 0, has a bin of its own, and so has each of few values, such as months;
 - a category is a text that 20 rows and ``SHARE`` of all have.
 
@@ -132,12 +132,8 @@ def _quantiles(rest: Edges, *, bins: int) -> Edges:
         if not np.isnan(edges).any():
             break
         rounded = _rounded(middle, digits - 1 - magnitude)
-        fits = np.isnan(edges) & (low <= rounded) & (rounded <= high) & ~_is_rare(rest, rounded)
-        edges[fits] = rounded[fits]
-    # Whole numbers that few rows have each: an edge between two of them.
-    between = middle + (rest[np.minimum(np.searchsorted(rest, middle, side="right"), len(rest) - 1)] - middle) / 2
-    open_ = np.isnan(edges) & ~_is_rare(rest, between)
-    edges[open_] = between[open_]
+        fits = np.isnan(edges) & (low < rounded) & (rounded <= high)
+        edges[fits] = np.nextafter(rounded[fits], -np.inf)
     return edges[np.isfinite(edges)]
 
 
@@ -146,13 +142,6 @@ def _rounded(numbers: Edges, digits: Edges) -> Edges:
     with np.errstate(all="ignore"):
         scale = 10.0 ** np.abs(digits)
         return np.where(digits >= 0, np.rint(numbers * scale) / scale, np.rint(numbers / scale) * scale)
-
-
-def _is_rare(rest: Edges, candidates: Edges) -> Any:
-    """Return which candidates are values that some rows have, and fewer than ``PRIVATE_ROWS``."""
-    with np.errstate(all="ignore"):
-        count = np.searchsorted(rest, candidates, side="right") - np.searchsorted(rest, candidates, side="left")
-    return (count > 0) & (count < PRIVATE_ROWS)
 
 
 def _categories(texts: pa.Array, *, top: int) -> tuple[tuple[str, ...], float]:

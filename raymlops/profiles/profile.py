@@ -1,6 +1,6 @@
 """Profiles: the rows of a table, or of consecutive parts of it, counted on a layout.
 
-Owns what may be added up, and how parts become windows. Adding is exact: counts are integers.
+Owns what may be added up. Adding is exact: counts are integers.
 """
 
 from __future__ import annotations
@@ -105,12 +105,3 @@ class Blocks:
     def rows(self) -> Cells:
         """Return the rows of each block."""
         return np.asarray(self.counts[:, ROWS])
-
-    def windows(self, *, rows: int) -> Cells:
-        """Return the counts of windows of about so many rows each, (windows, layout.size), none of which overlap.
-
-        A window is a number of consecutive blocks, the same for all; blocks at the end that fill none are left out.
-        """
-        each = max(1, round(rows / max(1.0, float(self.rows.mean())))) if len(self) else 1
-        whole = len(self) // each * each
-        return np.asarray(self.counts[:whole].reshape(-1, each, self.layout.size).sum(axis=1))

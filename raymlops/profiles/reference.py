@@ -6,7 +6,7 @@ most ``MAX_CELLS`` counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,9 +15,10 @@ from raymlops.profiles.count import Counter
 from raymlops.profiles.learn import BINS, PRIVATE_ROWS, Learner, edges_of
 from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.slices import Slice, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -38,6 +39,8 @@ class Chunk(NamedTuple):
     rows: int
     times: npt.NDArray[Any] | None = None
     """When each of them arose, as datetime64 or as seconds since 1970."""
+    chosen_by: Mapping[str, Any] | None = None
+    """Columns by which rows are in a slice; None for ``columns``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,8 @@ class Reference:
     note: str = ""
     independent: bool = False
     """Whether the recipe says that rows are independent draws."""
+    slices: Mapping[Slice, Reference] = field(default_factory=dict)
+    """References of some of the rows, on the same layout, in the same blocks."""
 
     @property
     def layout(self) -> Layout:
@@ -56,7 +61,13 @@ class Reference:
         return self.profile.layout
 
 
-def reference_of(chunks: Callable[[], Iterable[Chunk]], *, rows: int, row_order: RowOrder | None = None) -> Reference:
+def reference_of(
+    chunks: Callable[[], Iterable[Chunk]],
+    *,
+    rows: int,
+    row_order: RowOrder | None = None,
+    slices: Sequence[Slice] = (),
+) -> Reference:
     """Return the reference of ``rows`` rows, in two passes over ``chunks``: one for the layout, one that counts.
 
     Blocks are of the rows in order of their times, or else of the rows as they come, where they are in order or
@@ -70,28 +81,40 @@ def reference_of(chunks: Callable[[], Iterable[Chunk]], *, rows: int, row_order:
     times = learner.values(_TIME)
     has_times = bool(np.isfinite(times).any())
     most = min(MOST_BLOCKS, rows // PRIVATE_ROWS) if has_times or in_order else 0
-    layout, most = _fitting(learner, most)
+    layout, most = _fitting(learner, most, tables=1 + len(slices))
     edges = edges_of(times, bins=most, own=False) if has_times and most > 1 else np.zeros(0)
     blocks = len(edges) - 1 if len(edges) else most
     if blocks < 2:
         blocks = 0
-    counter = Counter(layout, windows=blocks + 1)  # the last one of rows in no block
+    each = blocks + 1  # the last one of rows in no block
+    counter = Counter(layout, windows=each * (1 + len(slices)))
     start = 0
     for chunk in chunks():
         window: Cells | int = blocks
         if blocks and chunk.times is not None:
             moments = _seconds(chunk.times)
-            there = np.clip(np.searchsorted(edges, moments, side="right") - 1, 0, blocks - 1)
-            window = np.where(np.isnan(moments), blocks, there)
+            within = np.clip(np.searchsorted(edges, moments, side="right") - 1, 0, blocks - 1)
+            window = np.where(np.isnan(moments), blocks, within)
         elif blocks and not has_times:
             window = np.minimum(np.arange(start, start + chunk.rows) * blocks // rows, blocks - 1)
         counter.add(chunk.columns, rows=chunk.rows, window=window)
+        for found, columns, numbers in parts_of(slices, chunk.columns, chunk.chosen_by or chunk.columns):
+            there = window[numbers] if isinstance(window, np.ndarray) else np.full(len(numbers), window)
+            counter.add(columns, rows=len(numbers), window=there + each * (1 + slices.index(found)))
         start += chunk.rows
-    profile = counter.profile()
-    if blocks:
-        parts = Blocks(layout, counter.counts[:blocks], edges if has_times else None)
-        return Reference(profile, parts, independent=independent)
-    return Reference(profile, None, _why(rows, ordered=has_times or in_order), independent)
+    note = "" if blocks else _why(rows, ordered=has_times or in_order)
+    tables = [
+        Reference(
+            Profile(layout, counts.sum(axis=0)),
+            Blocks(layout, counts[:blocks], edges if has_times else None) if blocks else None,
+            note,
+            independent,
+        )
+        for counts in counter.counts.reshape(-1, each, layout.size)
+    ]
+    # So few rows would show who they are.
+    kept = {found: part for found, part in zip(slices, tables[1:], strict=True) if part.profile.rows >= PRIVATE_ROWS}
+    return replace(tables[0], slices=kept)
 
 
 def _seconds(times: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -108,13 +131,13 @@ def _why(rows: int, *, ordered: bool) -> str:
     )
 
 
-def _fitting(learner: Learner, blocks: int) -> tuple[Layout, int]:
+def _fitting(learner: Learner, blocks: int, *, tables: int = 1) -> tuple[Layout, int]:
     """Return a layout and a number of blocks that together have at most ``MAX_CELLS`` counts."""
-    bins = BINS
-    while (min(blocks, FEWER_BLOCKS) + 1) * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
+    bins, most = BINS, MAX_CELLS // tables
+    while (min(blocks, FEWER_BLOCKS) + 1) * len(learner) * bins > most and bins > _LEAST_BINS:
         bins //= 2
     layout = learner.layout(bins=bins, without=[_TIME])
-    while (blocks + 1) * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
+    while (blocks + 1) * layout.size > most and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
         if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
             blocks //= 2
         else:

@@ -210,7 +210,7 @@ def histogram_auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.fl
 
 
 def _rows(table: Table, keep: npt.NDArray[np.bool_]) -> Table:
-    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL)}
+    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL, "moment")}
 
 
 def _column(name: str, known: list[Any] | None) -> Column:

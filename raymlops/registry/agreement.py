@@ -65,6 +65,7 @@ def agrees(metric: str, measured: Orders, losses: Orders, *, classes_alone: bool
     least = ANTI if classes_alone else FOLLOWS
     passed = not (known >= SURE and followed < least)
     shuffled = float(np.mean(losses.random)) if len(losses.random) else math.nan
+    otherwise = "if they are meant so, define loss_of() in the recipe or set gate.compare_answers: false"
     return GateCheck(
         name=NAME,
         passed=passed,
@@ -73,5 +74,6 @@ def agrees(metric: str, measured: Orders, losses: Orders, *, classes_alone: bool
         detail=(
             f"on {rows:,} test rows {metric} is {measured.own:.4g}, {known:.3g} standard deviations above chance; "
             f"the answers' mean loss is {losses.own:.4g} with their own labels, {shuffled:.4g} with those of other rows"
+            f"{'' if passed else f'; {otherwise}'}"
         ),
     )

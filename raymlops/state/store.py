@@ -114,6 +114,8 @@ class Desired:
     """The state database that desires it."""
     given_up: tuple[Transition, ...] = ()
     """Transitions that failed or were superseded, one a version at most: what they started may still be ending."""
+    slow_s: Mapping[str, float] = field(default_factory=dict)
+    """Of each model with a running rollout: ``serve.rollout.slow_s`` as it was when it started."""
 
 
 class State(Database):
@@ -128,12 +130,15 @@ class State(Database):
         """Return all that should be live, read in one transaction."""
         with self.reading() as connection:
             found = tuple(deployments_in(connection))
-            epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in running(connection)}
+            rollouts = running(connection)
+            epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in rollouts}
+            slow_s = {one.name: one.settings["slow_s"] for one in rollouts if "slow_s" in one.settings}
             newest = transitions_in(connection)
             coming = tuple(one for one in newest if one.status == "running")
             given_up = tuple(one for one in newest if one.status in {"failed", "superseded"})
             owner = owner_in(connection, AuditedHistory(self))
-            return Desired(found, tuple(keys_in(connection, now=now(connection))), epochs, coming, owner, given_up)
+            keys = tuple(keys_in(connection, now=now(connection)))
+            return Desired(found, keys, epochs, coming, owner, given_up, slow_s)
 
     def owner(self) -> Owner:
         """Return the identity of this database."""

@@ -25,7 +25,7 @@ from raymlops.data.prepare import prepare
 from raymlops.errors import InvalidRowsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.predictions.label_type import LabelType
-from raymlops.recipe import RecipeBase, batch_rows, defines_loss, label_type_of
+from raymlops.recipe import RecipeBase, batch_rows, defines_loss, label_type_of, times_of
 from raymlops.recipe_import import reference_of, resolve
 from raymlops.testing.batches import assert_same
 from raymlops.testing.case import RecipeCase, answer_of, case_of, drawn, first_rows
@@ -216,6 +216,12 @@ class RecipeContract:
         labels = (label for label in self._case.losses.labels if label is not None)
         wrong = [why for label in labels if (why := LabelType(column).problem(label)) is not None]
         assert not wrong, f"label_type refuses {len(wrong)} labels of the table: {wrong[0]}"
+
+    def test_rows_of_a_table_have_times_if_any(self) -> None:
+        """Registration puts rows in their order, after the training."""
+        for split in self._case.prepared.splits.values():
+            for columns in split.chunks():
+                times_of(self._case.recipe, columns)
 
     def test_losses_of_answers_are_numbers_from_0_to_1(self) -> None:
         """A rollout compares versions by the loss of an answer against its label, whatever label a client sends."""

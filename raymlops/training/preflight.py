@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
 from raymlops.loss_value import loss_value
 from raymlops.pytree import leaves
-from raymlops.recipe import call_recipe, defines_loss, described, model_of, to_device
+from raymlops.recipe import call_recipe, defines_loss, described, model_of, times_of, to_device
 from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode, rounded_integers
 from raymlops.training.inprocess import local_device
@@ -219,6 +220,8 @@ def try_model(
         check_sums_precision(section, prepared, model, device=device, notice=notice)
         with _only_warned(warn):
             check_answer(prepared, model, device=device)
+        for columns in islice(prepared.splits["train"].chunks(), 1):
+            times_of(prepared.recipe, columns)  # a registration needs them, after the training
         return unused
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from raymlops.answer_loss import AnswerLoss, declared, fitted
 from raymlops.bundle.load import answer
 from raymlops.data.batches import columns_bytes
-from raymlops.errors import NonFiniteError, RecipeError
+from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
@@ -70,27 +70,39 @@ def answered(
 ) -> tuple[Columns, Columns]:
     """Return rows of a table and their answers, arrays of the signature's outputs, computed in batches as in a replica.
 
-    They are all rows of ``columns``, or where the answers are too large to be kept, an even sample of them.
+    They are all rows of ``columns`` but those that the recipe rejects; where the answers are too large to be kept, an
+    even sample of them.
 
     Raises:
+        InvalidRowsError: the recipe rejects every row.
         NonFiniteError: an output is NaN or infinite, and ``finite`` is true.
         RecipeError: the recipe's code raises, or its outputs do not match the signature.
     """
     signature = signature_of(recipe)
     inputs = [column.name for column in signature.inputs]
 
-    def ask(rows: slice) -> Columns:
+    def ask(rows: range) -> list[tuple[range, Columns]]:
         before_batch()
-        piece = {key: columns[key][rows] for key in inputs}
-        return answer(recipe, model, piece, signature=signature, device=device, finite=finite)
+        piece = {key: columns[key][rows.start : rows.stop : rows.step] for key in inputs}
+        try:
+            return [(rows, answer(recipe, model, piece, signature=signature, device=device, finite=finite))]
+        except InvalidRowsError as error:
+            if len(rows) == 1:
+                rejected.append(error)
+                return []
+        middle = len(rows) // 2
+        return [*ask(rows[:middle]), *ask(rows[middle:])]
 
-    rows = len(columns[inputs[0]])
-    parts = [ask(slice(batch_size))]
-    fitting = max(1, ANSWER_BYTES * min(rows, batch_size) // max(1, columns_bytes(parts[0])))
-    step = -(-rows // fitting)
-    if step > 1:
-        parts = []
-    starts = range(len(parts) * batch_size, rows, batch_size * step)
-    parts += [ask(slice(start, start + batch_size * step, step)) for start in starts]
-    answers = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return {key: values[::step] for key, values in columns.items()}, answers
+    rejected: list[InvalidRowsError] = []
+    rows = range(len(columns[inputs[0]]))
+    parts, asked = ask(rows[:batch_size]), min(len(rows), batch_size)
+    fitting = max(1, ANSWER_BYTES * asked // max(1, sum(columns_bytes(part) for _, part in parts)))
+    if (step := -(-len(rows) // fitting)) > 1:
+        parts, asked = [], 0
+    left = rows[asked::step]
+    parts += [part for start in range(0, len(left), batch_size) for part in ask(left[start : start + batch_size])]
+    if not parts:
+        raise rejected[0]
+    kept = np.concatenate([np.arange(len(rows))[part.start : part.stop : part.step] for part, _ in parts])
+    answers = {key: np.concatenate([part[key] for _, part in parts]) for key in parts[0][1]}
+    return {key: values[kept] for key, values in columns.items()}, answers

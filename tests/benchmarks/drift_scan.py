@@ -117,7 +117,8 @@ def say_sizes() -> None:
 
     import numpy as np
 
-    from raymlops.predictions.hourly import FILE, hourly_profiles
+    from raymlops.predictions.hourly import hourly_profiles
+    from raymlops.predictions.partition import PROFILE
     from raymlops.predictions.paths import prediction_folder
     from raymlops.profiles.count import profile_of
     from raymlops.profiles.file import write_profiles, write_references
@@ -142,16 +143,16 @@ def say_sizes() -> None:
             continue
         layout = found.layout
         hour = profile_of({name: column[:5000] for name, column in data.items()}, layout)
-        file = write_profiles({"features": hour}, about={"files": {}})
+        file = write_profiles([("features", hour)], about={"files": {}})
         with tempfile.TemporaryDirectory() as folder:
             store, start = Store(folder), datetime(2026, 1, 5, tzinfo=UTC)
             import pyarrow as pa
 
             for number in range(168):
                 at = start + timedelta(hours=number)
-                store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{FILE}", pa.py_buffer(file))
+                store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{PROFILE}", pa.py_buffer(file))
             began = time.perf_counter()
-            hours = hourly_profiles(store, "m", lambda _version, layout=layout: {"features": layout})
+            hours = hourly_profiles(store, "m", {"features": layout})
             total = Profile.total((each.profiles["features"] for each in hours), layout)
             took = time.perf_counter() - began
         assert total.rows == 168 * 5000

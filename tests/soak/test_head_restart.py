@@ -24,6 +24,10 @@ from raymlops.state.store import State
 
 pytestmark = [pytest.mark.soak, NEEDS_MACHINES, NEEDS_POSTGRES, NEEDS_REDIS]
 
+PASSWORD = "hunter2"
+"""Of the state database."""
+STATE_FILE = "/dev/shm/state_url"
+"""On the head alone: each machine has its own /dev/shm."""
 AWAY_S = 15.0
 """How long there is no head."""
 WAIT_S = 180.0
@@ -72,23 +76,38 @@ def wants(url, version):
         state.change(NAME, lambda model: bring(model, new, goal=goal, request=request, up=False))
 
 
+def start_head(head, url):
+    """Start it as a launcher does, with the state's credentials in a file."""
+    head.start(f"umask 077; echo '{url}' > {STATE_FILE}", {})
+    head.start(sized(line_of("head"), cpus=0), {})
+
+
+def knows_the_password(machine):
+    """Return whether any process of a machine has it in its environment or on its command line."""
+    found = machine.start("cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' '\\n'", {})
+    assert "ray::" in found
+    return PASSWORD in found
+
+
 def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_factory, capsys):
     """Nobody who asks another node's proxy notices; then the cluster is the same, with its controller."""
-    url_file, folder = tmp_path / "url", tmp_path / "files"
+    folder = tmp_path / "files"
     folder.mkdir()
     with ExitStack() as stack:
         head, *workers = stack.enter_context(machines(tmp_path, number=3))
         redis = stack.enter_context(redis_server(tmp_path, address=OUTSIDE))
         url = stack.enter_context(postgres(tmp_path_factory.mktemp("postgres"), address=OUTSIDE))
-        url_file.write_text(url)
+        assert PASSWORD in url
         for machine in (head, *workers):
             (machine.home / "node.env").write_text(f"RAYMLOPS_GCS_STORAGE={redis}/test\n")
-        head.start(sized(line_of("head"), cpus=0), {})
+        start_head(head, url)
         for worker in workers:
             worker.start(sized(line_of("worker"), cpus=1), {"RAY_HEAD_IP": head.address})
-        program = f"{sys.executable} {head_restart.__file__} {folder} {url_file}"
+        program = f"{sys.executable} {head_restart.__file__} {folder} {STATE_FILE}"
         head.start(program, {"RAY_AUTH_MODE": "token"}, timeout_s=300)
         until(lambda: {version_at(machine.address) for machine in (head, *workers)} == {"1"})
+        until(lambda: holder_of(url, "controller"))
+        assert [knows_the_password(machine) for machine in (head, *workers)] == [False] * 3
         before = holder_of(url, "controller")
 
         callers = [Caller(worker.address) for worker in workers]
@@ -101,7 +120,7 @@ def test_a_head_that_was_lost_is_replaced_without_a_command(tmp_path, tmp_path_f
             time.sleep(AWAY_S)
             head.boot()
             seconds = {"ray start": -time.monotonic()}
-            head.start(sized(line_of("head"), cpus=0), {})
+            start_head(head, url)
             seconds["ray start"] += time.monotonic()
             seconds["the head's proxy answers"] = until(lambda: version_at(head.address) == "1")
             seconds["a controller holds the lease"] = until(lambda: holder_of(url, "controller"))

@@ -19,6 +19,7 @@ RULES = Path(__file__).parent / "alert_rules_test.yaml"
 
 LABELS = {family.exported: set(family.labels) for family in FAMILIES.values()}
 LABELS["ray_serve_deployment_replica_healthy"] = {"application", "deployment", "replica"}  # Ray Serve's own
+LABELS["haproxy_backend_http_responses_total"] = {"proxy", "code"}  # HAProxy's own
 
 
 def dashboard():
@@ -37,12 +38,12 @@ def expressions():
 
 def selectors(expression):
     """Return each metric of a query with its label matchers."""
-    return re.findall(r"\b(ray_\w+)(?:\{([^}]*)\})?", expression)
+    return re.findall(r"\b((?:ray|haproxy)_\w+)(?:\{([^}]*)\})?", expression)
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_queries_name_metrics_and_labels_that_the_code_exports(where, expression):
-    """Every metric is one of ours or Ray's, every matcher and every `by` one of its labels."""
+    """Every metric is one of ours, Ray's or HAProxy's, every matcher and every `by` one of its labels."""
     found = selectors(expression)
     assert found, where
     made = set(re.findall(r'"(\w+)", "\$1"', expression))  # by label_replace

@@ -23,6 +23,7 @@ from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
 from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
+from raymlops.config.paths import STATE_FILE, STATE_URL
 from raymlops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def run_on_node(
     RAYMLOPS_TLS_KEY name the files of HAProxy.
 
     Raises:
-        UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, or there is no such command.
+        UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, there is no such command, or a node
+            would have the state's credentials in its environment, and so every trial, worker and replica on it.
         ClusterError: HAProxy is named and not installed.
     """
     if env_file is not None:
@@ -94,6 +96,12 @@ def run_on_node(
     tls = _tls(named)
     if Path(program).name == "raymlops":
         named = "python"  # its commands start no node that has its proxy from here
+    elif STATE_URL in os.environ:
+        raise UsageError(
+            f"{STATE_URL} is set: every trial, worker and replica of this node would have the state's credentials",
+            hint="Write it into a file of the head, which the controller and jobs there read (storage.state: "
+            f"{{file: PATH}}, or {STATE_FILE}=PATH), and leave the variable out.",
+        )
     scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
     variables = node_environment(
         proxy=named,

@@ -48,7 +48,14 @@ def bundle_contents(
     device = local_device(section)
     with on_device(model, device):
         progress.stage("profiling the model's inputs and answers")
-        found = references(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
+        found = references(
+            prepared,
+            model,
+            batch_size=batch_size,
+            device=device,
+            slices=project.spec.monitor.slices,
+            before_batch=progress.tick,
+        )
         progress.stage("comparing its answers with labels")
         loss = answer_loss(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
         evaluation = _evaluation(

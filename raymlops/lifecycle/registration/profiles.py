@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.errors import RecipeError
+from raymlops.errors import UsageError
 from raymlops.profiles.reference import Chunk, Reference, reference_of
-from raymlops.recipe import call_recipe
+from raymlops.profiles.slices import Slice
+from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from torch import nn
 
     from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.profiles.slices import Value
     from raymlops.recipe import RecipeBase
+    from raymlops.signature import Signature
 
     Array = npt.NDArray[Any]
 
@@ -30,6 +33,7 @@ ANSWERED_ROWS = 10_000
 """About as many validation rows are predicted, evenly spread."""
 FEATURES, PREDICTIONS = "features", "predictions"
 _TIMES = "\0times"
+_OF_SLICES = {"string": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 _log = logging.getLogger(__name__)
 
@@ -40,18 +44,27 @@ def references(
     *,
     batch_size: int,
     device: str,
+    slices: Mapping[str, Sequence[Value]] | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Reference]:
     """Return the references of the training split's features and of the answers to validation rows, of tables alone.
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
+    ``slices`` are values of inputs.
+
+    Raises:
+        RecipeError: ``row_times`` raises, or returns anything but a time for each row.
+        UsageError: a slice is of no input, or its value is of another type.
     """
+    chosen = _slices(slices or {}, prepared.signature)
     recipe, order = prepared.recipe, prepared.recipe.row_order
     inputs = [column.name for column in prepared.signature.inputs]
     train, validation = prepared.splits["train"], prepared.splits["validation"]
     found: dict[str, Reference] = {}
     if train.is_table:
-        found[FEATURES] = reference_of(lambda: _chunks(train, recipe, inputs), rows=train.rows, row_order=order)
+        found[FEATURES] = reference_of(
+            lambda: _chunks(train, recipe, inputs), rows=train.rows, row_order=order, slices=chosen
+        )
         if found[FEATURES].blocks is None:
             _log.warning("drift of what this model is asked cannot be judged: %s", found[FEATURES].note)
     if validation.is_table:
@@ -65,14 +78,32 @@ def references(
             before_batch=before_batch,
         )
         number = len(next(iter(answers.values())))
-        chunk = Chunk(answers, number, rows.get(_TIMES))
-        found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order)
+        chunk = Chunk(answers, number, rows.get(_TIMES), chosen_by=rows)
+        found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order, slices=chosen)
+    return found
+
+
+def _slices(asked: Mapping[str, Sequence[Value]], signature: Signature) -> list[Slice]:
+    inputs = {column.name: column for column in signature.inputs}
+    found = []
+    for name, values in asked.items():
+        column = inputs.get(name)
+        if column is None or column.shape or column.type not in _OF_SLICES:
+            able = [each.name for each in signature.inputs if not each.shape and each.type in _OF_SLICES]
+            raise UsageError(
+                f"monitor.slices names {name!r}; expected an input with a single text, number or truth value a row",
+                hint=f"Those are {', '.join(able) or 'none'}.",
+            )
+        for value in values:
+            if type(value) not in _OF_SLICES[column.type]:
+                raise UsageError(f"monitor.slices.{name}: got {value!r}; the signature says {column.type}")
+            found.append(Slice(name, value))
     return found
 
 
 def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:
     for columns in split.chunks():
-        times = row_times(recipe, columns)
+        times = times_of(recipe, columns)
         yield Chunk({name: columns[name] for name in inputs}, len(columns[inputs[0]]), times)
 
 
@@ -84,28 +115,9 @@ def _sample(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> dict[str
         rows = len(columns[inputs[0]])
         some = {name: columns[name] for name in inputs}
         step = step or split.step_of({name: values[:64] for name, values in some.items()}, about_rows=ANSWERED_ROWS)
-        if (times := row_times(recipe, columns)) is not None:
+        if (times := times_of(recipe, columns)) is not None:
             some[_TIMES] = times
         for name, values in some.items():
             parts.setdefault(name, []).append(values[-start % step :: step])
         start += rows
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
-
-
-def row_times(recipe: RecipeBase, columns: Mapping[str, Array]) -> Array | None:
-    """Return the times of rows of a table, by the recipe's ``row_times``.
-
-    Raises:
-        RecipeError: it raises, or returns anything but a time for each row.
-    """
-    where = f"{type(recipe).__name__}.row_times()"
-    found = call_recipe(where, lambda: recipe.row_times(columns))
-    if found is None:
-        return None
-    times, rows = np.asarray(found), len(next(iter(columns.values())))
-    if times.shape != (rows,) or times.dtype.kind not in "Miuf":
-        raise RecipeError(
-            f"{where} returned an array of {times.dtype} and of shape {times.shape} for {rows} rows",
-            hint="Return one time a row: datetime64, or seconds since 1970.",
-        )
-    return times

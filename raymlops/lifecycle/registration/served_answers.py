@@ -13,6 +13,7 @@ import numpy as np
 
 from raymlops.bundle.loss import own_loss, read_loss
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
+from raymlops.lifecycle.registration.request_path import asked
 from raymlops.registry.agreement import Orders, agrees, unanswered
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def compare_served(
         measured = [_metric(candidate, columns, order, metric, batch_size=batch_size) for order in orders]
     except (InvalidRowsError, RecipeError) as error:
         return error.message
+    if math.isnan(losses[0]):
+        return "none of the answers can be compared with the label of its row"
     classes_alone = rule.kind == "class" and not rule.probabilities
     found = Orders(measured[0], measured[1:], mode), Orders(losses[0], losses[1:], "min")
     return agrees(metric, *found, classes_alone=classes_alone, rows=rows)
@@ -78,16 +81,7 @@ def _answers(candidate: LoadedModel, columns: Columns, *, batch_size: int) -> li
     signature = candidate.signature
     rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
     starts = range(0, len(rows), batch_size)
-    return [answer for start in starts for answer in _asked(candidate, rows[start : start + batch_size])]
-
-
-def _asked(candidate: LoadedModel, rows: list[dict[str, Any]]) -> list[Answer | None]:
-    try:
-        return list(candidate.predict_rows(rows))
-    except InvalidRowsError:
-        if len(rows) == 1:
-            return [None]
-        return [answer for row in rows for answer in _asked(candidate, [row])]
+    return [answer for start in starts for answer in asked(candidate, rows[start : start + batch_size])]
 
 
 def _mean_loss(
@@ -99,8 +93,8 @@ def _mean_loss(
         return own_loss(candidate.recipe, answer, label) if rule.kind == "recipe" else rule.of(answer, label)
 
     pairs = zip(answers, labels, strict=True)
-    asked = (loss(answer, label) for answer, label in pairs if answer is not None and label is not None)
-    known = [value for value in asked if value is not None]
+    values = (loss(answer, label) for answer, label in pairs if answer is not None and label is not None)
+    known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known else math.nan
 
 

@@ -51,6 +51,8 @@ _ELSEWHERE = (
     f"a controller answers on the cluster but does not hold the lease of this state database, so that {CONSEQUENCE}: "
     "storage.state resolves to another database there"
 )
+HEAD = "node:__internal_head__"
+"""Ray's own resource, which the head has 1 of, and the next head after it."""
 _POLL_S = 0.5
 
 _log = logging.getLogger(__name__)
@@ -298,9 +300,12 @@ def _holder(state: State) -> str | None:
 
 
 def _actor(spec: ProjectSpec, state: State, *, dashboard_url: str) -> Any:
-    """Return the state's controller on the cluster; start it if it does not exist."""
+    """Return the state's controller on the cluster; start it if it does not exist.
+
+    It is on the head: the state's credentials are there alone, as is a SQLite file, and Serve's API, without which it
+    can do nothing.
+    """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     state_id = state.owner().id
     options: dict[str, Any] = {
@@ -312,10 +317,8 @@ def _actor(spec: ProjectSpec, state: State, *, dashboard_url: str) -> Any:
         "max_task_retries": 3,
         "max_concurrency": 8,
         "num_cpus": 0,
+        "resources": {HEAD: 0.001},
     }
-    if state.url.startswith("sqlite"):
-        here = ray.get_runtime_context().get_node_id()  # the file is on this machine
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
     config = controller_config(spec, dashboard_url=dashboard_url)
     return ray.remote(ControllerActor).options(**options).remote(config, state_id)
 
@@ -335,9 +338,15 @@ def _dashboard(spec: ProjectSpec) -> str:
 
 
 def _absolute(data: Any) -> Any:
-    """Return data with absolute paths of referenced files: another process has another working directory."""
+    """Return data with absolute paths of referenced files: another process has another working directory.
+
+    One in a home folder stays so: the cluster's user has another one than that of a machine elsewhere.
+    """
     if not isinstance(data, dict):
         return data
     if data.keys() == {"env", "file"}:
-        return {"file": str(Path(data["file"]).expanduser().absolute())} if data["file"] else {"env": data["env"]}
+        file = data["file"]
+        if file is None:
+            return {"env": data["env"]}
+        return {"file": file if file.startswith("~") else str(Path(file).absolute())}
     return {key: _absolute(value) for key, value in data.items()}

@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
-from raymlops.lifecycle.prediction_log import changing, layouts_of, remove_old, stored_logs
+from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -70,8 +70,8 @@ class LogMaintenance:
 
         (uri,) = log.uris
         with changing(self._url, log.name, purpose="hourly compaction") as open_store:
-            since, layouts = now - LOOK_BACK if log in self._seen else None, layouts_of(self._state, log.name)
-            compact(uri, log.name, now=now, since=since, open_store=open_store, layouts_of=layouts)
+            since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
+            compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
             self._seen.add(log)
             if log.retention_days is not None:
                 remove_old(self._state, log, before=now - timedelta(days=log.retention_days))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 READ_EVERY_S = 30.0
 """Labels arrive minutes to days late, so that reading the log more often would find little more."""
+BUSY = 0.2
+"""Share of the time in which the log is read at most: of a step that is held for days, a reading may take minutes."""
 RETRY_S = 5.0
 """After a reading that failed."""
 LONG_S = 60.0
@@ -123,11 +126,15 @@ class _Reading:
     covers: datetime
     labelled: bool = False
     found: LogLosses | None = None
+    took_s: float = 0.0
     error: BaseException | None = None
 
-    def run(self, read: ReadLosses, name: str, windows: Sequence[Window]) -> None:
+    def run(self, read: ReadLosses, name: str, windows: Sequence[Window], *, clock: Callable[[], float]) -> None:
+        start = clock()
         try:
-            self.found = read(name, windows, labelled=self._note_labels)
+            found = read(name, windows, labelled=self._note_labels)
+            self.took_s = clock() - start
+            self.found = found  # last: whoever sees it sees the rest
         except BaseException as error:  # whatever it is, the log is read again later
             if not isinstance(error, RaymlopsError):
                 _log.warning("the losses of %s cannot be read", name, exc_info=error)
@@ -146,6 +153,8 @@ class _Model:
     report: LossReport = field(default_factory=LossReport)
     failing: datetime | None = None
     """When the first reading of an unbroken series of failures began."""
+    pause_s: float = READ_EVERY_S
+    """From the beginning of the last reading to that of the next one."""
 
     def collect(self) -> None:
         """Update the report from the reading in progress; drop what it found for an earlier rollout."""
@@ -160,10 +169,11 @@ class _Model:
         self.report = replace(self.report, labelled=self.report.labelled or reading.labelled)
         if found is not None:
             self.failing = None
+            self.pause_s = max(READ_EVERY_S, reading.took_s / BUSY)
             known: dict[str, Any] = {"losses": found.losses, "left_out": found.left_out, "covers": reading.covers}
             self.report = replace(self.report, **known, tried=reading.covers, unknown="")
         elif error is not None:
-            self.failing = self.failing or reading.began
+            self.failing, self.pause_s = self.failing or reading.began, RETRY_S
             message = error.message if isinstance(error, RaymlopsError) else str(error)
             why = _unknown(self.failing, f"{type(error).__name__}: {message}"[:1000])
             self.report = replace(self.report, tried=reading.covers, unknown=why)
@@ -172,9 +182,12 @@ class _Model:
 class LossReader:
     """Know the losses of rollouts. Called by one thread."""
 
-    def __init__(self, read: ReadLosses, *, start: Start = in_thread) -> None:
+    def __init__(
+        self, read: ReadLosses, *, start: Start = in_thread, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._read = read
         self._start = start
+        self._clock = clock
         self._models: dict[str, _Model] = {}
 
     def report(
@@ -189,18 +202,18 @@ class LossReader:
     ) -> LossReport:
         """Return what is known of a model's rollout, and start a reading when one is due.
 
-        That is every 30 seconds, and once after ``needed``, to cover everything before it. The log holds an answer
-        ``flush_s`` and a moment after it was given.
+        That is every 30 seconds, less often where a reading takes long, and once after ``needed``, to cover everything
+        before it. The log holds an answer ``flush_s`` and a moment after it was given.
         """
         model = self._models.get(name)
         if model is None or model.rollout_id != rollout_id:
             model = self._models[name] = _Model(rollout_id, None if model is None else model.reading)
         model.collect()
         covers = now - timedelta(seconds=flush_s + WRITE_S)
-        if model.reading is None and _is_due(model.report, covers, needed=needed):
+        if model.reading is None and _is_due(model, covers, needed=needed):
             model.reading = _Reading(rollout_id, now, covers)
             try:
-                self._start(partial(model.reading.run, self._read, name, list(windows)), name)
+                self._start(partial(model.reading.run, self._read, name, list(windows), clock=self._clock), name)
             except RuntimeError as error:  # no thread can be started now
                 model.reading.error = error
             model.collect()
@@ -210,12 +223,12 @@ class LossReader:
         return report
 
 
-def _is_due(report: LossReport, at: datetime, *, needed: datetime) -> bool:
+def _is_due(model: _Model, at: datetime, *, needed: datetime) -> bool:
     """Return whether losses that cover all until ``at`` are to be read."""
-    if report.tried is None or at < report.tried:  # never, or the clock was set back
+    tried = model.report.tried
+    if tried is None or at < tried:  # never, or the clock was set back
         return True
-    pause_s = RETRY_S if report.unknown else READ_EVERY_S
-    return report.tried < needed <= at or (at - report.tried).total_seconds() >= pause_s
+    return tried < needed <= at or (at - tried).total_seconds() >= model.pause_s
 
 
 def _unknown(since: datetime, why: str) -> str:

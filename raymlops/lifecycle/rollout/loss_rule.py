@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import Deployment
 
 ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
-COLUMNS = ("request_id", "ts", "model_version", "route", "fallback_from", "weight", "output")
+COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "weight", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
 
 
@@ -94,7 +94,8 @@ class Counted:
     def __init__(self, rule: AnswerLoss, ask_recipe: Callable[[Sequence[Pair]], OwnLosses]) -> None:
         self._rule = rule
         self._ask_recipe = ask_recipe
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[tuple[str | None, str], _Request] = {}
+        """By caller and id: another caller may use the same ids."""
         self._note = ""
         self._unlike: tuple[int, Any] = (0, None)
         """How many labels could not be compared with their answers, and the first of them."""
@@ -108,10 +109,10 @@ class Counted:
                 count, first = self._unlike
                 self._unlike = (count + 1, first if count else label)
                 continue
-            version, arrived = row["model_version"], row["ts"]
-            known = self._requests.get(row["request_id"])
+            key, version, arrived = (row.get("caller"), row["request_id"]), row["model_version"], row["ts"]
+            known = self._requests.get(key)
             if known is None or arrived < known.arrived:
-                known = self._requests[row["request_id"]] = _Request(version, arrived, row.get("weight") or 1.0)
+                known = self._requests[key] = _Request(version, arrived, row.get("weight") or 1.0)
             if (known.version, known.arrived) == (version, arrived):
                 known.total += 1.0 if math.isnan(loss) else loss
                 known.rows += 1
@@ -119,9 +120,9 @@ class Counted:
 
     def losses(self) -> dict[int | None, Losses]:
         """Return the losses of each version, one per request; if none has any, the reason under None."""
-        of_version: dict[int | None, dict[str, _Request]] = defaultdict(dict)
-        for request_id, request in self._requests.items():
-            of_version[request.version][request_id] = request
+        of_version: dict[int | None, list[tuple[str, _Request]]] = defaultdict(list)
+        for (_, request_id), request in self._requests.items():
+            of_version[request.version].append((request_id, request))
         count, label = self._unlike
         if not of_version:
             unlike = (
@@ -132,9 +133,9 @@ class Counted:
             return {None: Losses(note=note)} if note else {}
         return {
             version: Losses.of(
-                (_rounded(one.total / one.rows, request_id) for request_id, one in requests.items()),
-                weights=(one.weight for one in requests.values()),
-                clipped=sum(2 * one.clipped > one.rows for one in requests.values()),
+                (_rounded(one.total / one.rows, request_id) for request_id, one in requests),
+                weights=(one.weight for _, one in requests),
+                clipped=sum(2 * one.clipped > one.rows for _, one in requests),
                 note=self._note,
             )
             for version, requests in of_version.items()

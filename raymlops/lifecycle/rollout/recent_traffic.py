@@ -17,7 +17,7 @@ from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
 from raymlops.lifecycle.rollout.loss_rule import unasked
 from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
-from raymlops.serving.control.render import settings_of
+from raymlops.serving.control.render import settings_of, slow_from
 from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def recent_traffic(
 
     root, since = root_of(champion.bundle.uri), now - SPAN
     began, span_s = clock(), SPAN.total_seconds()
+    slow_s = slow_from(settings_of(champion), settings.slow_s)
     requests = slow = 0.0
     try:
         for batch in Reading(root, champion.name, since=since, columns=_COLUMNS, labels=False):
@@ -75,7 +76,7 @@ def recent_traffic(
             first = batch.filter(pc.and_(shared, pc.equal(batch["row"], 0)))
             weights = _weights(first)
             requests += float(weights.sum())
-            slow += float(weights[np.asarray(first["model_seconds"]) >= settings.slow_s].sum())
+            slow += float(weights[np.asarray(first["model_seconds"]) >= slow_s].sum())
             if clock() - began > READ_S:
                 newest = pc.max(batch["ts"]).as_py()
                 span_s = max(1.0, (newest - since).total_seconds())

@@ -6,6 +6,7 @@ again. Knows nothing of Ray; imports no numpy or torch.
 
 from __future__ import annotations
 
+import logging
 import numbers
 import os
 import random
@@ -13,6 +14,7 @@ import re
 import ssl
 import time
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 from tenacity import Retrying
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from raymlops.serving.client.calls import Call, Rows
 
 __all__ = ["Accepted", "Answer", "Client"]
+
+logger = logging.getLogger(__name__)
 
 KEY = "RAYMLOPS_API_KEY"
 URL = "RAYMLOPS_URL"
@@ -82,6 +86,7 @@ class BaseClient(Generic[Transport, Pause]):
         if key:
             # httpx shows this header's value in no repr and no log.
             self._headers["authorization"] = f"Bearer {calls.header_value('the API key', key)}"
+            _warn_of_plain_text(url)
         self._verify = _authorities(ca_file or os.environ.get(CA_FILE))
         self._connect(transport)
 
@@ -244,6 +249,15 @@ class Client(BaseClient[httpx.BaseTransport, None]):
         except (httpx.HTTPError, httpx.InvalidURL, RuntimeError) as error:
             return failure_of(error, self._http)
         return reply_of(response, b"".join(parts))
+
+
+def _warn_of_plain_text(url: str) -> None:
+    """Warn of a key that leaves this machine without TLS."""
+    from raymlops.config.serve import is_loopback
+
+    parts = urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        logger.warning("the API key is sent to %s without TLS, so that others on its way can read it", parts.netloc)
 
 
 def _authorities(ca_file: str | None) -> ssl.SSLContext | bool:

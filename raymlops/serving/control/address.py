@@ -89,22 +89,26 @@ class Listening:
         return None
 
 
-def listening(details: Details, *, local: bool) -> Listening | None:
-    """Return where a running Serve listens; None if it does not run. ``local`` says whether that is this machine.
+def listening(details: Details, api: Starts) -> Listening | None:
+    """Return where a running Serve listens; None if it does not run.
 
     Serve (2.60) has no option for the address of gRPC and binds all interfaces, unless the cluster was started with our
     patch. On this machine the sockets show it. For another machine all interfaces are assumed. Nor does Serve know
-    whether HAProxy needs TLS: on this machine it is asked, on another one only the Python proxy's is known.
+    whether HAProxy needs TLS: on this machine it is asked, on another one the label of its head says it.
+
+    Raises:
+        ClusterError: the dashboard does not answer.
     """
     options = details.get("http_options")
     if not options:
         return None
-    host, port = options["host"], options["port"]
+    host, port, local = options["host"], options["port"], api.is_local
     nodes = (
         [] if local else [proxy["node_ip"] for proxy in (details.get("proxies") or {}).values() if "node_ip" in proxy]
     )
     found = Listening(host, port, node_ip=min(nodes, default=None))
-    found = replace(found, tls=bool(options.get("ssl_certfile")) or (local and _asked_for_tls(found)))
+    tls = options.get("ssl_certfile") or (_asked_for_tls(found) if local else api.proxy_to_start() == WITH_TLS)
+    found = replace(found, tls=bool(tls))
     grpc = details.get("grpc_options") or {}
     if not grpc.get("grpc_servicer_functions"):
         return found
@@ -114,20 +118,17 @@ def listening(details: Details, *, local: bool) -> Listening | None:
     return replace(found, grpc_host=_bound(grpc_port) if local else EVERYWHERE, grpc_port=grpc_port)
 
 
-def started_otherwise(details: Details, *, serve: ServeSection, api: Starts) -> list[str]:
+def started_otherwise(details: Details, listens: Listening, *, serve: ServeSection, api: Starts) -> list[str]:
     """Return how a running Serve was started, where a section requests something else: only a restart changes it.
 
     Raises:
         UsageError: the section has a certificate, and nothing shows that Serve answers with TLS.
         ClusterError: the dashboard does not answer.
     """
-    listens = listening(details, local=api.is_local)
-    if listens is None:
-        return []
     if serve.tls is not None and not listens.tls:
         if api.is_local:
             raise UsageError(f"serve.tls_cert is set, and Serve answers at {listens.base_url} without TLS", hint=_START)
-        if api.proxy_to_start() != WITH_TLS and not (listens.exposed and _asked_for_tls(listens)):
+        if not (listens.exposed and _asked_for_tls(listens)):
             raise UsageError(
                 f"serve.tls_cert is set, and nothing shows from here that Serve answers at {listens.base_url} with TLS",
                 hint=_START,
@@ -139,21 +140,15 @@ def started_otherwise(details: Details, *, serve: ServeSection, api: Starts) -> 
     return []
 
 
-def tls_at_start(tls: tuple[str, str] | None, proxy: str | None, *, everywhere: bool) -> tuple[str, str] | None:
+def tls_at_start(tls: tuple[str, str] | None, proxy: str | None) -> tuple[str, str] | None:
     """Return the certificate to start Serve with; None where the cluster's HAProxy has one from its environment.
 
     ``proxy`` is the one that Serve will start. What Serve listens on is never guessed: without TLS, keys would travel
     in the clear.
 
     Raises:
-        ClusterError: that proxy would answer without TLS, or is not known; or it is HAProxy on other nodes than the
-            head, which cannot reach Serve's fallback proxy there over TLS.
+        ClusterError: that proxy would answer without TLS, or is not known.
     """
-    if proxy == WITH_TLS and everywhere:
-        raise ClusterError(
-            "behind HAProxy with TLS, serve.proxy_location is head_only: only there is Serve's fallback proxy reached",
-            hint="serve.proxy_location=head_only, or the Python proxy: raymlops env --proxy python ray start",
-        )
     if tls is None or proxy == WITH_TLS:
         return None
     if proxy == "python":

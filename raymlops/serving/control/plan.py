@@ -155,13 +155,13 @@ def plan_of(
     """
     local = api.is_local
     details = api.get()
-    listens = listening(details, local=local)
+    listens = listening(details, api)
     if listens is None:
         if desired.deployments and local:
             port = port or free_port()
             check_port(host, port)
-        if (tls is not None or everywhere) and (desired.deployments or starts):
-            tls = tls_at_start(tls, api.proxy_to_start() or proxy, everywhere=everywhere)
+        if tls is not None and (desired.deployments or starts):
+            tls = tls_at_start(tls, api.proxy_to_start() or proxy)
         listens = Listening(host, port)
     elif not details["http_options"].get("ssl_certfile"):
         tls = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import httpx
 
+from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
 from raymlops.config.serve import is_loopback
 from raymlops.errors import UsageError
 from raymlops.records import Record
@@ -56,6 +57,8 @@ class ProxyInForce(Record):
     """Whether the guard is in front of the models; None if it cannot be asked from here, or HAProxy has no model."""
     max_header_bytes: int | None = None
     """Of path and headers, by the guard."""
+    plain: bool = False
+    """Whether it answers without TLS, which the endpoint needs."""
 
     def __str__(self) -> str:
         names = {"python": "Python proxy", "haproxy": "HAProxy", None: "another proxy"}
@@ -80,29 +83,45 @@ def proxies_in_force(
     # The index above all: a model may have no replica now.
     route = min((config["route_prefix"] for config in configs(details).values() if _is_served(config)), default=None)
 
-    def look(kind: Kind | None, host: str | None) -> Any:
+    def asked(url: str) -> tuple[Any, bool]:
+        answer = (ask or _ask)(url)
+        if answer is not None or not listens.tls:
+            return answer, False
+        # Its node may have been started without a certificate.
+        answer = (ask or _ask)(url.replace("https:", "http:", 1))
+        return answer, answer is not None
+
+    def look(kind: Kind | None, host: str | None) -> tuple[Any, bool]:
         if host is None:
-            return None
-        answer, url = ask or _ask, listens.url_at(host)
+            return None, False
+        url = listens.url_at(host)
         if kind != "haproxy":
-            return answer(f"{url}{GUARD}")
+            return asked(f"{url}{GUARD}")
         # The guard is in the replicas; HAProxy without our wrapper, on a node that was started otherwise, lists routes.
-        if (routes := answer(f"{url}{ROUTES}")) and "error" not in routes:
-            return {}
-        # Its own text: no replica is up yet.
-        return None if route is None else answer(f"{url}{route.rstrip('/')}{GUARD}") or None
+        listed, plain = asked(f"{url}{ROUTES}")
+        if listed and "error" not in listed:
+            return {}, plain
+        if route is None:
+            return None, plain
+        answer, plain = asked(f"{url}{route.rstrip('/')}{GUARD}")
+        return answer or None, plain  # its own text: no replica is up yet
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
         answers = list(pool.map(look, kinds, hosts))
     return tuple(
-        ProxyInForce(row["node_ip"], kind, *_judged(answer))
-        for row, kind, answer in zip(rows, kinds, answers, strict=True)
+        ProxyInForce(row["node_ip"], kind, *_judged(answer), plain)
+        for row, kind, (answer, plain) in zip(rows, kinds, answers, strict=True)
     )
 
 
 def shortcomings(proxies: Sequence[ProxyInForce], serve: ServeSection | None = None) -> tuple[str, ...]:
-    """Return what the proxies lack: the guard, and the bound of headers that a configuration wants."""
+    """Return what the proxies lack: TLS, the guard, and the bound of headers that a configuration wants."""
     found = []
+    if plain := [proxy.node_ip for proxy in proxies if proxy.plain]:
+        found.append(
+            f"the proxy on {', '.join(plain)} answers without TLS, in contrast to the head's: API keys are sent in the "
+            f"clear. Start every node with {TLS_CERT} and {TLS_KEY} (`{START}`)"
+        )
     if bare := [proxy.node_ip for proxy in proxies if proxy.guarded is False]:
         found.append(
             f"the proxy on {', '.join(bare)} runs without the guard: requests have no bounds of headers, time and size "

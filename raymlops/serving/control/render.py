@@ -91,6 +91,14 @@ def settings_of(item: Deployment) -> ServeSection:
         raise StorageError(f"version {item.version} of {item.name}: {error.message}", hint=error.hint) from error
 
 
+def slow_from(settings: ServeSection, slow_s: float) -> float:
+    """Return the seconds in the model from which on answers of a champion with these settings and its canary are slow.
+
+    The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
+    """
+    return min(slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2)
+
+
 def _model_application(item: Deployment, desired: Desired, reach: str) -> dict[str, Any]:
     settings = settings_of(item)
     # A version with rare requests must not scale up from zero for each of them: every one would be late.
@@ -162,8 +170,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),
         "compile": settings.compile,
         "memory_bytes": settings.memory_bytes,
-        # The fallback from a canary comes no later than this, and "slow" must mean the same for both versions.
-        "slow_s": min(settings.rollout.slow_s, settings.traffic.canary_timeout_s, settings.timeout_s / 2),
+        "slow_s": slow_from(settings, desired.slow_s.get(item.name, settings.rollout.slow_s)),
     }
 
 
@@ -188,7 +195,9 @@ def _traffic(item: Deployment, settings: ServeSection, desired: Desired) -> Traf
         canaries=canaries,
         shadows=shadows,
         standing=tuple(sorted(other.version for other in beside)),
-        salt=app_name(item.name, item.version),  # so that each champion's canaries start with other callers
+        # Each champion's canaries start with other callers. The state's id is known to none of them: who may choose the
+        # value that sticks cannot choose the version by it.
+        salt=f"{app_name(item.name, item.version)} {desired.owner.id}",
         **options,
     )
 

@@ -66,6 +66,7 @@ class ServeApi:
         self._transport = transport
         self._deaths: dict[str, str] = {}
         self._is_local: bool | None = None
+        self._head: dict[str, Any] | None = None
 
     def get(self) -> dict[str, Any]:
         """Return Serve's details: ``http_options``, ``proxies``, ``applications`` by name with status and config.
@@ -111,8 +112,9 @@ class ServeApi:
         Raises:
             ClusterError: the dashboard does not answer, or refuses us.
         """
-        heads = [row for row in self._list("nodes") if row.get("is_head_node")]
-        return next(((row.get("labels") or {}).get(LABEL) for row in heads), None)
+        if self._head is None:  # its labels are those that it was started with
+            self._head = next((row for row in self._list("nodes") if row.get("is_head_node")), None)
+        return ((self._head or {}).get("labels") or {}).get(LABEL)
 
     def put(self, config: dict[str, Any]) -> None:
         """Replace Serve's config. Declared applications that it lacks are deleted.

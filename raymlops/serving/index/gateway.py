@@ -40,11 +40,6 @@ class _Champion:
     away: bool = False
     limits: Limits = field(default_factory=Limits)
 
-    def require_fitting(self, body: bytes) -> None:
-        """Refuse a message with 413 that is larger than the model accepts."""
-        if len(body) > self.limits.max_body_bytes:
-            raise too_large_body(self.limits.max_body_bytes)
-
     async def call(self, method: str, *given: Any) -> Any:
         """Call a method of the champion's replicas, as ``ServePeers.call``."""
         return await self.peers.call(self.version, method, *given)
@@ -103,11 +98,12 @@ class Gateway:
                 return GrpcReply(form.server_metadata())
             if method in {"ServerLive", "ServerReady"}:
                 return GrpcReply(form.ready(method, ready=True))
-            name, _ = form.model_of(method, body)
+            _require_fitting(body, self.limits)  # before its model is known, which takes to read it
+            name, _ = form.model_of(body)
             champion = self._champion(name, headers)
             if method != "ModelReady":
                 self._admit(name, headers)
-            champion.require_fitting(body)
+            _require_fitting(body, champion.limits)
             with self._places.hold(name):
                 async with asyncio.timeout(champion.limits.timeout_s):
                     reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
@@ -148,6 +144,12 @@ class Gateway:
         guard = self._index.guard(name)
         if guard is not None:
             guard.identify(secret_of(headers))
+
+
+def _require_fitting(body: bytes, limits: Limits) -> None:
+    """Refuse a message with 413 that is larger than a model accepts."""
+    if len(body) > limits.max_body_bytes:
+        raise too_large_body(limits.max_body_bytes)
 
 
 def _refusal(error: Exception, *, of: str) -> Refusal:

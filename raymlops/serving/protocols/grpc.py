@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.binary import bad_data, raw_elements, read_tensor, write_tensor
-from raymlops.serving.protocols.grpc_messages import METHODS, Wire, request_class, response_class
+from raymlops.serving.protocols.grpc_messages import Wire, request_class, response_class
 from raymlops.serving.protocols.json_body import wrong
 from raymlops.serving.protocols.tensors import (
     Tensor,
@@ -126,16 +126,17 @@ class Grpc:
 PROTOCOL = Grpc()
 
 
-def model_of(method: str, body: bytes) -> tuple[str, str]:
-    """Return the model name and version in a request, each empty if it has none.
+def model_of(body: bytes) -> tuple[str, str]:
+    """Return the model name and version in a request of any method, each empty if it has none.
+
+    They are the first two fields of every message that has them. The rest, which may be millions of tensors, is kept as
+    bytes.
 
     Raises:
-        Refusal: 400 for an invalid message, 501 for an unknown method.
+        Refusal: 400 for an invalid message.
     """
-    request = _read(method, body)
-    if method == "ModelInfer":
-        return request.model_name, request.model_version
-    return getattr(request, "name", ""), getattr(request, "version", "")
+    request = _read("ModelReady", body)
+    return request.name, request.version
 
 
 def ready(method: str, *, ready: bool) -> Wire:
@@ -172,12 +173,10 @@ def details(refusal: Refusal, request_id: str) -> str:
 
 
 def _read(method: str, body: bytes) -> Any:
-    if method not in METHODS:
-        raise Refusal(501, "not_implemented", f"{method[:80]!r} is not implemented; methods: {', '.join(METHODS)}")
     try:
         return request_class(method).FromString(body)
     except DecodeError as error:
-        raise Refusal(400, "not_protobuf", f"the message is not a {method}Request") from error
+        raise Refusal(400, "not_protobuf", "the message is not a request of the Open Inference Protocol") from error
 
 
 def _typed(item: Any, count: int) -> Any:
@@ -188,7 +187,8 @@ def _typed(item: Any, count: int) -> Any:
     given = [descriptor.name for descriptor, _ in item.contents.ListFields()]
     if [name for name in given if name != field]:
         raise wrong(item.name, f"expected {field} for {item.datatype}, got {', '.join(given)}")
-    values = list(getattr(item.contents, field))
-    if len(values) != count:
-        raise wrong(item.name, f"the shape has {count} elements, {field} {len(values)}")
+    contents = getattr(item.contents, field)
+    if len(contents) != count:
+        raise wrong(item.name, f"the shape has {count} elements, {field} {len(contents)}")
+    values = list(contents)
     return elements(values) if item.datatype == "BYTES" else values

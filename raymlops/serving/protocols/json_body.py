@@ -31,7 +31,8 @@ _COLON = re.compile(rb'"[ \t\r\n]*:')
 _TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
 """A brace, or a string with the colon that makes it a key. Possessive quantifiers do not backtrack, so that a string of
 a million escapes costs no memory."""
-_COMMA_OR_TEXT = re.compile(rb',|"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_COMMA_OR_TEXT = re.compile(rb',|"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""A text without an end goes to the end of the body: looked for again from each quote in it, it would take hours."""
 _TOO_DEEP = "the body is nested too deeply"
 
 

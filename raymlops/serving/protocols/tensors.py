@@ -22,6 +22,7 @@ in floats and null in JSON data; a missing element of BYTES is returned as an em
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -192,14 +193,13 @@ def requested(names: Sequence[str], signature: Signature) -> list[Column]:
     if not names:
         return list(signature.outputs)
     known = {column.name: column for column in signature.outputs}
-    problems = [
-        RowProblem(None, name[:80], f"unknown output; known: {', '.join(known)}") for name in names if name not in known
-    ]
+    unknown = itertools.islice((name for name in names if name not in known), MAX_PROBLEMS)
+    problems = [RowProblem(None, name[:80], f"unknown output; known: {', '.join(known)}") for name in unknown]
     if not problems and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         problems.append(RowProblem(None, twice, "the output is requested twice"))
     if problems:
-        raise invalid(problems[:MAX_PROBLEMS])
+        raise invalid(problems)
     return [known[name] for name in names]
 
 
@@ -246,12 +246,12 @@ def _from_json(column: Column, tensor: Tensor, values: list[Any]) -> Array:
             return _converted(column, datatype, values)
         except OverflowError:  # an integer that its type, or any float, cannot hold
             pass
-    problems = [
+    problems = (
         RowProblem(index // (len(values) // tensor.shape[0]), tensor.name, message)
         for index, value in enumerate(values)
         if (message := _misfit(column, datatype, value, allowed)) is not None
-    ]
-    raise invalid(problems[:MAX_PROBLEMS])
+    )
+    raise invalid(list(itertools.islice(problems, MAX_PROBLEMS)))
 
 
 def _converted(column: Column, datatype: str, values: list[Any]) -> Array:

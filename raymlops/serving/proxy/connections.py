@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._limit = max_header_bytes()
         self._client = Client()
-        self._open = False
+        self._open = self._partial = False
         self._ended = False
         self._taken = 0
         self._arrived = stamp()
@@ -128,6 +128,9 @@ class Connection(HttpToolsProtocol):
         busy = self._busy
         super().connection_lost(exc)
         if busy:
+            running = self._running
+            assert running is not None
+            running.disconnected = True  # uvicorn says so to the last request alone, which may wait behind this one
             self._client.leave()
 
     def data_received(self, data: bytes) -> None:
@@ -143,18 +146,27 @@ class Connection(HttpToolsProtocol):
         """Hold the response back, which has more than the transport buffers, and see whether the client reads it."""
         super().pause_writing()
         self._expect_reading()
+        self.all_open.unread(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        """Continue with the response, which the client has read so far."""
+        super().resume_writing()
+        self.all_open.unread(self, 0)
 
     def _receive(self, data: bytes) -> None:
         if self._ended:
             self._linger(len(data))
             return
         self._feed(data)
-        if not self._open or self._ended:
+        if self._ended or not self._partial:
             return
         self._taken += len(data)
         if self._taken > 2 * self._limit:  # the middleware checks complete headers against the exact bound
-            self._refuse(too_large(self._limit))
-        elif self._deadline is None:
+            if self._open or self._busy:
+                self._refuse(too_large(self._limit))
+            else:
+                self.transport.close()  # these are trailers of a request that has its response
+        elif self._open and self._deadline is None:
             self._deadline = self.loop.call_later(self.headers_s, self._late)
 
     def _feed(self, data: bytes) -> None:
@@ -211,7 +223,18 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Start to count a request's headers."""
         super().on_message_begin()
-        self._open, self._taken, self._arrived = True, 0, stamp()
+        self._open = self._partial = True
+        self._taken, self._arrived = 0, stamp()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer, which nobody reads, is dropped."""
+        if self._open:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body, which has its own bound; trailers, and extensions of chunks, have that of headers."""
+        self._taken = 0
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         """Stop the clock, and start the application unless the request has to be parsed again."""
@@ -228,6 +251,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Finish a request, unless it has to be parsed again."""
         if not self._offered():
+            self._partial = False
             self._stop()
             super().on_message_complete()
             if self._busy:

@@ -32,11 +32,11 @@ MESSAGE_BYTES = 512
 
 def patch_serve() -> None:
     """Apply all patches, with the HTTP options from Serve's controller."""
-    if is_plain_fallback():
+    if is_plain_fallback() and controller("get_proxy_location") != "EveryNode":
         bind_http_to_loopback()
         bind_grpc_as(loopback)
     else:
-        bind_grpc_as(http_options)
+        bind_grpc_as(lambda: controller("get_http_config"))
     guard_grpc_calls()
     restrict_ciphers()
     drop_slow_headers()
@@ -76,7 +76,7 @@ def is_plain_fallback() -> bool:
     """Return whether this process is Serve's fallback proxy behind HAProxy with TLS.
 
     That is a Python proxy on the head, to which HAProxy sends what no replica can take. Serve gives it the endpoint's
-    address, where it would answer everybody without TLS.
+    address, where it would answer everybody without TLS. HAProxy of other nodes asks it there, as it asks replicas.
     """
     import ray
     from ray.serve._private.constants import SERVE_PROXY_NAME
@@ -175,13 +175,13 @@ def _refused(refusal: Refusal, context: Any) -> bytes:
     return b""
 
 
-def http_options() -> Any:
-    """Return Serve's HTTP options from its controller, while the proxy starts, as a replica does in Ray 2.60."""
+def controller(method: str) -> Any:
+    """Return what Serve's controller answers while a proxy starts; a replica of Ray 2.60 asks it so too."""
     import ray
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    return ray.get(controller.get_http_config.remote(), timeout=30)
+    actor = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    return ray.get(getattr(actor, method).remote(), timeout=30)
 
 
 def loopback() -> Any:

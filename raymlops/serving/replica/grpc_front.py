@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.serving.arrival import refuse_late, stamp_in
+from raymlops.serving.asgi import too_large_body
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
 from raymlops.serving.request import request_id_of
@@ -91,16 +92,15 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         refuse_late(late)
         caller = handler.admit(exchange)
         handler.expect(exchange, caller)
-        limit = handler.settings.limits.max_body_bytes
-        if len(body) > limit:
-            raise Refusal(413, "body_too_large", f"the message has more than {limit} bytes; send fewer rows at a time")
+        _require_fitting(front, body)
         return 200, (await handler.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
         return 200, form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))
     if method == "ServerMetadata":
         return 200, form.server_metadata()
     if method in {"ModelReady", "ModelMetadata"}:
-        requested, wanted = form.model_of(method, body)
+        _require_fitting(front, body)
+        requested, wanted = form.model_of(body)
         if requested not in {"", name}:
             raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
         try:
@@ -115,3 +115,9 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         # Another version is live because it came up and is desired. Serve checks the health of its replicas.
         return 200, form.ready(method, ready=version != handler.identity.version or (front.ready and not front.stuck))
     raise Refusal(501, "not_implemented", f"{method[:80]} is not implemented")
+
+
+def _require_fitting(front: Front, body: bytes) -> None:
+    limit = front.handler.settings.limits.max_body_bytes
+    if len(body) > limit:
+        raise too_large_body(limit)

@@ -271,15 +271,18 @@ def test_every_model_is_restored_without_naming_one(deployed, capsys, tmp_path):
     assert "no running cluster" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variable", [True, False])
+@pytest.mark.parametrize("variable", ["RAYMLOPS_STATE_URL", "RAYMLOPS_STATE_FILE", None])
 def test_a_restore_names_its_state_before_anything_else(deployed, capsys, tmp_path, monkeypatch, variable):
-    """Without a file the environment decides, silently until then; where a variable does, its name is printed too."""
+    """Without a configuration the environment decides, silently until then; which variable or file, is printed too."""
     url = f"sqlite:///{tmp_path}/{'other' if variable else 'state'}.db"
-    if variable:
-        monkeypatch.setenv("RAYMLOPS_STATE_URL", url)
-    else:
-        monkeypatch.delenv("RAYMLOPS_STATE_URL", raising=False)
-    shown = f"{url} (RAYMLOPS_STATE_URL)" if variable else url
+    file = tmp_path / "state_url"
+    file.write_text(f"{url}\n")
+    for name, value in {"RAYMLOPS_STATE_URL": url, "RAYMLOPS_STATE_FILE": str(file)}.items():
+        monkeypatch.delenv(name, raising=False)
+        if name == variable:
+            monkeypatch.setenv(name, value)
+    says = {"RAYMLOPS_STATE_URL": f"{url} (RAYMLOPS_STATE_URL)", "RAYMLOPS_STATE_FILE": f"{url} ({file})"}
+    shown = says.get(variable, url)
     assert main(["deploy", "--restore"]) == 2
     assert f"live according to {shown}?" in capsys.readouterr().err
     assert main(["deploy", "--restore", "--yes"]) == 5

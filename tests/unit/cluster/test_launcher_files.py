@@ -46,6 +46,7 @@ def run(line, home, variables, *, installed=True):
         if installed:
             (folder / "raymlops").symlink_to(Path(sys.executable).with_name("raymlops"))
     (home / "node.env").write_text("\n".join(variables))
+    (home / "state_url").write_text(URL)
     (home / "node.env").chmod(0o600)
     environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}", "RAY_HEAD_IP": "10.0.0.1"}
     subprocess.run(["bash", "-c", line], env=environment, check=False, capture_output=True, timeout=60)
@@ -71,7 +72,9 @@ def test_ray_accepts_the_file(path):
 def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
     """Its line is run as it stands, with a ``ray`` that says what it was started with."""
     line = one(path, f"{kind}_start_ray_commands", "ray start")
-    environment, words = run(line, tmp_path, ["RAYMLOPS_GCS_STORAGE=redis://cache:6379/a", f"RAYMLOPS_STATE_URL={URL}"])
+    environment, words = run(
+        line, tmp_path, ["RAYMLOPS_GCS_STORAGE=redis://cache:6379/a", f"RAYMLOPS_OPTUNA_URL={URL}"]
+    )
     wanted = node_environment(
         proxy="haproxy",
         scratch=environment["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"].removesuffix("/h"),
@@ -85,7 +88,7 @@ def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
         name: wanted[name] for name in wanted.keys() - varying
     }
     assert varying <= environment.keys()
-    assert environment["RAYMLOPS_STATE_URL"] == URL
+    assert environment["RAYMLOPS_OPTUNA_URL"] == URL
     assert words[:2] == ["start", "--head" if kind == "head" else "--address=10.0.0.1:6379"]
 
 
@@ -124,8 +127,35 @@ def test_what_nodes_know_is_on_every_node_and_in_no_file(path):
     """The token and the variables: sent, readable by one user, and not written into a launcher file."""
     config = load(path)
     sent = {str(there).rpartition("/")[2]: here for there, here in config["file_mounts"].items()}
-    assert (sent["auth_token"], sent["node.env"]) == ("~/.ray/auth_token", "~/.raymlops/node.env")
-    assert any("chmod 600" in line and "auth_token" in line and "node.env" in line for line in config["setup_commands"])
+    kept = {"auth_token": "~/.ray/auth_token", "node.env": "~/.raymlops/node.env", "state_url": "~/.raymlops/state_url"}
+    assert kept.items() <= sent.items()
+    assert any("chmod 600" in line and all(name in line for name in kept) for line in config["setup_commands"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_credentials_of_the_state_stay_on_the_head(path, tmp_path):
+    """A worker removes them before Ray starts on it; the head starts what reads them, unless it has none."""
+    *before, _ = load(path)["worker_start_ray_commands"]
+    (removes,) = [line for line in before if "state_url" in line]
+    restores = load(path)["head_start_ray_commands"][-1]
+    for name, line, content, started in (
+        ("worker", removes, URL, False),
+        ("head", restores, URL, True),
+        ("stateless", restores, "", False),
+    ):
+        home = tmp_path / name
+        for folder in (home / "bin", home / "raymlops-venv" / "bin"):
+            folder.mkdir(parents=True)
+            (folder / "raymlops").write_text(SAYS.format(python=sys.executable))
+            (folder / "raymlops").chmod(0o700)
+        (home / "state_url").write_text(content)
+        environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}"}
+        subprocess.run(["bash", "-c", line], env=environment, check=True, timeout=60)
+        assert (home / "state_url").exists() == (name != "worker")
+        assert (home / "started").exists() == started
+    variables, _ = json.loads((tmp_path / "head" / "started").read_text())
+    assert variables["RAYMLOPS_STATE_FILE"] == str(tmp_path / "head" / "state_url")
+    assert URL not in variables.values()
 
 
 def test_workers_reach_the_bucket_too():
@@ -136,6 +166,19 @@ def test_workers_reach_the_bucket_too():
         assert node(gcp, name)["serviceAccounts"][0]["email"]
     assert node(aws, "head")["IamInstanceProfile"] == {"Name": "raymlops-head"}
     assert azure["provider"].keys() >= {"msi_name", "msi_resource_group"}  # one identity of all nodes, which Ray keeps
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_pytorch_comes_without_cuda_where_there_is_no_card(gpu, tmp_path):
+    """The line is run as it stands, on a node with and without the driver's own command."""
+    for name, says in {"pip": 'echo "$@" > ~/installed', "nvidia-smi": f"exit {0 if gpu else 9}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{says}\n")
+        (tmp_path / name).chmod(0o700)
+    line = one(FILES[0], "setup_commands", "pip install")
+    subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.defpath}"}, check=True)
+    installed = (tmp_path / "installed").read_text()
+    assert "raymlops[recipes,postgres]" in installed
+    assert ("download.pytorch.org/whl/cpu" in installed) is not gpu
 
 
 def test_every_machine_has_an_image_and_a_disk():

@@ -154,6 +154,19 @@ def test_a_file_of_variables_comes_before_the_environment(started, monkeypatch, 
         assert environment["RAY_external_storage_namespace"] == space
 
 
+def test_no_node_has_the_credentials_of_the_state(started, tmp_path, monkeypatch):
+    """Every process on it would have them; whoever reads the state, such as the controller's command, may."""
+    file = tmp_path / "node.env"
+    file.write_text("RAYMLOPS_STATE_URL=postgresql://u:hunter2@h/db\n")
+    file.chmod(0o600)
+    with pytest.raises(UsageError, match="every trial, worker and replica") as raised:
+        run_on_node(["ray", "start"], proxy="python", env_file=str(file))
+    assert "hunter2" not in str(raised.value)
+    assert started == []
+    run_on_node(["raymlops", "controller", "--restore"], proxy="python", env_file=str(file))
+    assert len(started) == 1
+
+
 def test_a_folder_is_made_for_haproxy_alone(started, tmp_path):
     """Neither for the Python proxy, nor for a command that starts no node, nor where nothing is started."""
     run_on_node(["ray", "start"], proxy="python")

@@ -143,6 +143,35 @@ def test_the_verbs_replace_as_configured(state, serve, bring, called):
     assert fetched == [remote.ref.bundle]
 
 
+@pytest.mark.parametrize("verb", ["deploy", "deploy.beside", "promote", "canary"])
+def test_each_verb_that_brings_a_version_up_asks_what_it_comes_up_on(state, serve, bring, called, verb):
+    """Serve that answers without the certificate, and disks that other machines lack, before anything changes."""
+    bring(1)
+    before, sent = line_up(state), len(serve.sent)
+
+    def do(**settings):
+        if verb == "canary":
+            return _share(called(2, **settings), TrafficRequest(weight=0.1), abort=False)
+        return bring(2, verb, **settings)
+
+    with pytest.raises(UsageError, match="nothing shows from here that Serve answers"):
+        do(tls_cert="/c", tls_key="/k")
+    serve.grows = True
+    with pytest.raises(UsageError, match="autoscaler may add machines"):
+        do()
+    assert (line_up(state), len(serve.sent)) == (before, sent)
+
+
+def test_a_share_is_taken_away_whatever_serve_lacks(state, serve, bring, called):
+    """Whoever takes it away is in a hurry."""
+    bring(1)
+    bring(2, "deploy.beside")
+    share(state, serve, 2, TrafficRequest(weight=0.1))
+    serve.grows = True
+    _share(called(2, tls_cert="/c", tls_key="/k"), TrafficRequest(weight=0.0), abort=False)
+    assert line_up(state) == {1: "champion", 2: 0}
+
+
 def test_a_deploy_ends_no_rollout_unless_told_to(state, bring, rollout):
     """Another version is refused, naming it, before it comes up; settings of the champion are not in its way."""
     for version in (2, 3):

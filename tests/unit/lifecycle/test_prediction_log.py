@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 from served_requests import SIGNATURE, served
 from stored import put
+from tiny_bundle import tiny_contents
 
-from raymlops.errors import LeaseLostError, RefusedError
-from raymlops.lifecycle.prediction_log import changing, erase_predictions
+from raymlops.bundle.profiles import references_of
+from raymlops.bundle.write import write_bundle
+from raymlops.errors import LeaseLostError, RefusedError, StorageError
+from raymlops.lifecycle.prediction_log import StoredLog, changing, compact_predictions, erase_predictions, remove_old
 from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.compact import compact
+from raymlops.predictions.hourly import hourly_profiles
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings
 from raymlops.predictions.where import Where
-from raymlops.records import BundleRef
+from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.store import Deployment
+from raymlops.state.versions import record_version
+from raymlops.storage.store import Store
 
 ANNA = Where.parse(["features.carrier=anna"])
 
@@ -111,3 +119,59 @@ def test_a_process_that_lost_its_lease_changes_nothing_more(spec, tmp_path):
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 2
     assert erase_predictions("flights", spec, ANNA, sleep=lambda _s: None).rows == 1
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_a_storage_that_is_gone_is_named_and_keeps_no_other_from_being_searched(spec, tmp_path):
+    """An earlier version was written to a bucket that does not exist any more. Where that is all, it is an error."""
+    write(tmp_path, "a", "anna")
+    with state_of(spec) as state:
+        gone = ModelVersionRef("flights", 0, "run", BundleRef("no-such-scheme://x/bundles/d", "d" * 64), ())
+        record_version(state, gone, why="", now=datetime.now(UTC))
+    record = erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+    assert (record.rows, record.damaged) == (1, ("no-such-scheme://x",))
+    shutil.rmtree(tmp_path / "predictions")
+    with pytest.raises(StorageError, match="no-such-scheme"):
+        erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+
+
+def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_path):
+    """The event counts them, although the next storage cannot be used."""
+    write(tmp_path, "a", "anna")
+    log = StoredLog("flights", (str(tmp_path), "no-such-scheme://x"), 1.0)
+    with state_of(spec) as state:
+        with pytest.raises(StorageError):
+            remove_old(state, log, before=datetime.now(UTC) + timedelta(hours=2))
+        assert state.events()[0].why.startswith("1 hours and days before")
+    assert not list((tmp_path / "predictions").rglob("*.parquet"))
+
+
+def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_path):
+    """On the layouts of a version's bundle and, of features, of the others that are live; not without a bundle."""
+    values = {"distance": np.arange(100.0), "carrier": np.array(["AA", "anna"] * 50, object)}
+    refs = []
+    for number, scale in ((3, 1.0), (4, 2.0)):
+        features = {**values, "distance": values["distance"] * scale}
+        found = {
+            "features": reference_of(lambda features=features: [Chunk(features, 100)], rows=100),
+            "predictions": reference_of(lambda: [Chunk({"late": values["distance"]}, 100)], rows=100),
+        }
+        refs.append(write_bundle(tmp_path, tiny_contents(references=found)))
+        with state_of(spec) as state:
+            version = ModelVersionRef("flights", number, "run", refs[-1], ())
+            record_version(state, version, why="a test", now=datetime.now(UTC))
+    past = (datetime.now(UTC) - timedelta(days=1)).timestamp()
+    log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="w")
+    log.take([served("a", ts=past), served("b", ts=past, version=4), served("c", ts=past, version=5)])
+    log.close()
+    with state_of(spec) as state:
+        put(state, "flights", [Deployment("flights", 4, refs[1], "run", "champion", {})])
+    assert compact_predictions("flights", spec).profiled == 2
+    layouts = {side: reference.layout for side, reference in references_of(refs[1].uri, refs[1].digest).items()}
+    hours = hourly_profiles(Store(str(tmp_path)), "flights", layouts)
+    assert [(hour.version, sorted(hour.profiles)) for hour in hours] == [
+        (3, ["features", "predictions"]),
+        (4, ["features", "predictions"]),
+        (5, []),
+    ]
+    assert sum(hour.profiles["features"].rows for hour in hours[:2]) == 2
+    assert compact_predictions("flights", spec).profiled == 0

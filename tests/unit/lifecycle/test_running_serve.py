@@ -6,7 +6,7 @@ import pytest
 from answering_cluster import answering_cluster
 
 from raymlops.errors import UsageError
-from raymlops.lifecycle.running_serve import check_proxies, findings, named_cluster
+from raymlops.lifecycle.running_serve import check_serve, findings, named_cluster
 from raymlops.lifecycle.sources import spec_of
 from raymlops.serving.control.rest_api import ServeApi
 
@@ -91,6 +91,6 @@ def test_haproxy_is_refused_where_another_proxy_runs(cluster, tmp_path):
     api = ServeApi(cluster.url, "token")
     data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "serve": {"proxy": "haproxy"}}
     with pytest.raises(UsageError, match="runs the Python proxy"):
-        check_proxies(api, spec_of(data))
-    (lack,) = check_proxies(api, spec_of({**data, "serve": {"proxy": "python"}}))
+        check_serve(api, spec_of(data))
+    _, (lack,) = check_serve(api, spec_of({**data, "serve": {"proxy": "python"}}))
     assert "without the guard" in lack

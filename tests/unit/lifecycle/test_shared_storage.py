@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import pytest
 
 from raymlops.config.schema import ProjectSpec
-from raymlops.errors import UsageError
+from raymlops.errors import ConfigError, UsageError
 from raymlops.lifecycle.shared_storage import check_sharing, check_sharing_of_deployments, refuse_local_storage
 from raymlops.serving.control.rest_api import Room
 
@@ -52,6 +52,17 @@ def test_a_study_in_sqlite_is_refused_on_several_machines(addresses, refused, mo
         check_sharing(made, databases={"storage.optuna": "sqlite:////data/optuna.db"})
     if refused:
         assert raised.value.message == "the cluster has 2 machines, but storage.optuna is a SQLite file"
+
+
+def test_whoever_does_without_the_state_needs_no_credentials_of_it(monkeypatch):
+    """They are on the head alone: the driver of a training or a sweep may be on a worker."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeManagerAddress": f"10.0.0.{n}", "Alive": True} for n in (1, 2)])
+    data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "tracking": {"uri": SERVERS["tracking.uri"]}}
+    check_sharing(
+        ProjectSpec.model_validate({**data, "storage": {"path": "s3://b/data", "state": {"file": "/no/state_url"}}})
+    )
+    with pytest.raises(ConfigError, match=r"storage\.state: is required"):
+        check_sharing(ProjectSpec.model_validate({**data, "storage": {"path": "s3://b/data"}}))
 
 
 @pytest.mark.parametrize(("types", "refused"), [(["head", "cpu"], True), (["node_" + "ab12" * 14], False), ([], False)])

@@ -125,6 +125,16 @@ def test_a_merged_file_that_broke_off_does_not_count(tmp_path, write):
     assert found(tmp_path) == dict.fromkeys("0123", 1)
 
 
+def test_what_an_interrupted_writer_left_is_removed_and_what_nfs_keeps_is_not(tmp_path, write):
+    """NFS keeps a removed file for whoever still reads it, and refuses to remove that one too."""
+    write(numbered(0, 2), numbered(2, 4))
+    for name in (".1-writer.parquet-0123", ".nfs0000000000c0ffee"):
+        (tmp_path / FOLDER / name).touch()
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY).merged == 2
+    kept, _merged = files(tmp_path)
+    assert kept == ".nfs0000000000c0ffee"
+
+
 def test_files_of_two_schemas_stay_apart(tmp_path, write):
     """A field was redacted from some moment on."""
     write(numbered(0, 2), numbered(2, 4))
@@ -140,13 +150,13 @@ def test_old_hours_and_days_go(tmp_path, write):
     write([served("a", ts=at(hour=10)), served("b", ts=at(hour=11)), served("c", ts=at(hour=12))])
     (tmp_path / "labels/flights/date=2026-11-24").mkdir(parents=True)
     before = HOUR.replace(hour=11, minute=59)
-    assert retain(str(tmp_path), "flights", before=before).removed == (
+    assert [*retain(str(tmp_path), "flights", before=before)] == [
         "predictions/flights/version=3/date=2026-11-25/hour=10",
         "labels/flights/date=2026-11-24",
-    )
-    assert retain(str(tmp_path), "flights", before=before).removed == ()
+    ]
+    assert [*retain(str(tmp_path), "flights", before=before)] == []
     assert set(found(tmp_path)) == {"b", "c"}
-    retain(str(tmp_path), "flights", before=NEXT_DAY)
+    assert len([*retain(str(tmp_path), "flights", before=NEXT_DAY)]) == 2
     assert not list((tmp_path / "predictions/flights").iterdir())
 
 
@@ -157,5 +167,5 @@ def test_an_object_store_is_compacted_and_emptied(s3, write):
     assert compact(uri, "flights", now=NEXT_DAY).merged == 2
     assert found(uri) == dict.fromkeys("0123", 1)
     assert len([key for key in s3.objects if key.endswith(".parquet")]) == 1
-    retain(uri, "flights", before=NEXT_DAY)
+    assert len([*retain(uri, "flights", before=NEXT_DAY)]) == 1
     assert not [key for key in s3.objects if key.endswith(".parquet")]

@@ -15,12 +15,13 @@ from served_requests import HOUR, at, served
 from raymlops.arrays import Column
 from raymlops.predictions.compact import compact
 from raymlops.predictions.erase import Erasure
-from raymlops.predictions.hourly import hourly_profiles, update_profile
+from raymlops.predictions.hourly import Counted, hourly_profiles, update_profile
 from raymlops.predictions.partition import PROFILE, Faults
 from raymlops.predictions.where import Where
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.layout import Layout, Series
 from raymlops.profiles.profile import Profile
+from raymlops.profiles.slices import Slice
 from raymlops.signature import Signature
 
 NEXT_DAY = HOUR + timedelta(days=1)
@@ -37,12 +38,12 @@ LAYOUTS = {
 }
 
 
-def layouts_of(_version):
-    return LAYOUTS
+def counted_on(_version):
+    return Counted({side: [layout] for side, layout in LAYOUTS.items()})
 
 
 def hours(store, **window):
-    return hourly_profiles(store, "flights", layouts_of, **window)
+    return hourly_profiles(store, "flights", LAYOUTS, **window)
 
 
 def counts(profile, column):
@@ -52,7 +53,7 @@ def counts(profile, column):
 def test_compaction_counts_each_past_hour(tmp_path, write, store):
     """Three files of one hour and one of the next: rows 0.5 to 1.5, carriers, answers 0 and 1."""
     write([served("a", rows=2)], [served("b", rows=2)], [served("c", ts=at(hour=13))])
-    record = compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     assert record.profiled == 2
     one, two = hours(store)
     assert (one.start, two.start, one.version) == (HOUR, HOUR + timedelta(hours=1), 3)
@@ -60,7 +61,7 @@ def test_compaction_counts_each_past_hour(tmp_path, write, store):
     assert counts(one.profiles["features"], "distance") == [0, 0, 2, 2, 0, 0, 0]
     assert counts(one.profiles["features"], "carrier") == [4, 0, 0, 0]
     assert counts(one.profiles["predictions"], "late") == [0, 0, 2, 2, 0, 0]
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 0
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 0
     week = Profile.total((hour.profiles["features"] for hour in hours(store)), LAYOUTS["features"])
     assert week.rows == 5
     assert len(hours(store, since=HOUR + timedelta(hours=1))) == 1
@@ -68,9 +69,9 @@ def test_compaction_counts_each_past_hour(tmp_path, write, store):
 
 def test_rows_that_come_late_are_counted_at_the_next_compaction(tmp_path, write, store):
     write([served("a")])
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     write([served("b")])
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 1
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 1
     assert hours(store)[0].profiles["features"].rows == 2
 
 
@@ -79,26 +80,75 @@ def test_an_hour_whose_version_has_no_layout_has_no_profile(tmp_path, write, sto
     write([served("a")])
     assert compact(str(tmp_path), "flights", now=NEXT_DAY).profiled == 0
     assert hours(store)[0].profiles == {}
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     other = {"features": Layout((Series("distance", "number", np.array([7.0])),))}
-    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles == {}
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=lambda _version: other).profiled == 1
-    assert hourly_profiles(store, "flights", lambda _version: other)[0].profiles["features"].rows == 1
+    assert hourly_profiles(store, "flights", other)[0].profiles == {}
+    assert (
+        compact(
+            str(tmp_path),
+            "flights",
+            now=NEXT_DAY,
+            counted_on=lambda _version: Counted({"features": [other["features"]]}),
+        ).profiled
+        == 1
+    )
+    assert hourly_profiles(store, "flights", other)[0].profiles["features"].rows == 1
 
 
 def test_a_request_counts_once_over_all_versions(tmp_path, write, store):
     """The shadow's features are the champion's; its answers are its own."""
     write([served("a"), served("a", version=4, route="shadow"), served("b", version=4, route="canary")])
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     three, four = hours(store)
     assert (three.profiles["features"].rows, four.profiles["features"].rows) == (1, 1)
     assert (three.profiles["predictions"].rows, four.profiles["predictions"].rows) == (1, 2)
 
 
+def test_features_of_all_versions_add_up_on_each_layout(tmp_path, write, store):
+    """Version 4 was trained on other data; its hours are counted on the layout of version 3 too, and the reverse."""
+    other = {"features": Layout((Series("distance", "number", np.array([0.5])),))}
+    both = [LAYOUTS["features"], other["features"]]
+    write([served("a", rows=2), served("b", version=4, rows=3)])
+    layouts = {3: Counted({"features": both}), 4: Counted({"features": both[::-1]})}
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=layouts.__getitem__)
+    for chosen in ({"features": LAYOUTS["features"]}, other):
+        found = hourly_profiles(store, "flights", chosen)
+        total = Profile.total((hour.profiles["features"] for hour in found), chosen["features"])
+        assert total.rows == 5
+        assert sum(counts(total, "distance")) == 5
+
+
+def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
+    """Answers too, by the features of their rows; a field that was redacted has none."""
+    anna = {"distance": np.array([0.5, 7.0]), "carrier": np.array(["anna", None], object)}
+    write([served("a", rows=2), served("b", rows=2, columns=anna)])
+    slices = (Slice("carrier", "anna"), Slice("carrier", "nobody"), Slice("distance", 0.5))
+    on = Counted({side: [layout] for side, layout in LAYOUTS.items()}, slices)
+    record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
+    assert record.profiled == 1
+    found = hours(store)[0].profiles
+    assert {name: profile.rows for name, profile in found.items()} == {
+        "features": 4,
+        "features[carrier=anna]": 1,
+        "features[carrier=nobody]": 0,
+        "features[distance=0.5]": 2,
+        "predictions": 4,
+        "predictions[carrier=anna]": 1,
+        "predictions[carrier=nobody]": 0,
+        "predictions[distance=0.5]": 2,
+    }
+    assert counts(found["features[carrier=anna]"], "distance") == [0, 0, 1, 0, 0, 0, 0]
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on).profiled == 0
+    write([served("c")], redact=("carrier",))
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
+    found = hours(store)[0].profiles
+    assert (found["features"].rows, found["features[carrier=anna]"].rows) == (5, 1)
+
+
 def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
     """Four rows for 2.5 requests each and one that was not sampled."""
     write([served(str(n), weight=2.5) for n in range(4)], [served("x")])
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     found = hours(store)[0].profiles["features"]
     assert (found.rows, found.read) == (11, 5)
     assert counts(found, "distance") == [0, 0, 11, 0, 0, 0, 0]
@@ -108,7 +158,7 @@ def test_redacted_fields_are_not_counted(tmp_path, write, store):
     """In one of two files: the rows are, the field's cells lack them."""
     write([served("a")])
     write([served("b")], redact=("carrier", "late"))
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     found = hours(store)[0].profiles
     assert found["features"].rows == 2
     assert sum(counts(found["features"], "carrier")) == 1
@@ -118,42 +168,44 @@ def test_redacted_fields_are_not_counted(tmp_path, write, store):
 
 def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
     """The erasure makes the hour's profile again where it knows the layout, and else removes it."""
-    for known in (layouts_of, lambda _version: None):
+    for known in (counted_on, lambda _version: Counted()):
         shutil.rmtree(tmp_path / "predictions", ignore_errors=True)
         people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
         write([served("a", columns=people), served("b")])
-        compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+        compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
         assert counts(hours(store)[0].profiles["features"], "carrier") == [1, 1, 0, 0]
-        erased = Erasure(str(tmp_path), "flights", ANNA, layouts_of=known).run(now=NEXT_DAY)
+        erased = Erasure(str(tmp_path), "flights", ANNA, counted_on=known).run(now=NEXT_DAY)
         assert erased.damaged == ()
         found = hours(store)[0].profiles
-        assert found == {} if known is not layouts_of else counts(found["features"], "carrier") == [1, 0, 0, 0]
+        assert found == {} if known is not counted_on else counts(found["features"], "carrier") == [1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("after", [False, True])
 def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
-    """Killed at each change: the profile is of the rows that are there, or it is gone until the next compaction."""
+    """Killed at each change: the profile is of the rows that are there, or it is gone until the erasure is repeated."""
     people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
     write([served("a", columns=people), served("b")], uri=str(tmp_path / "whole"))
-    compact(str(tmp_path / "whole"), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path / "whole"), "flights", now=NEXT_DAY, counted_on=counted_on)
     killed = 0
     for at_change in range(20):
         folder = tmp_path / str(at_change)
         shutil.copytree(tmp_path / "whole", folder)
         cut = partial(Killing, at_change=at_change, after=after)
-        job = Erasure(str(folder), "flights", ANNA, open_store=cut, layouts_of=layouts_of)
+        job = Erasure(str(folder), "flights", ANNA, open_store=cut, counted_on=counted_on)
         done = False
         with contextlib.suppress(KilledError):
             job.run(now=NEXT_DAY)
             done = True
         killed += not done
         there = cut(str(folder))
-        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         if done or at_change > 0 or after:
             assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
-        Erasure(str(folder), "flights", ANNA).run(now=NEXT_DAY)
-        compact(str(folder), "flights", now=NEXT_DAY, layouts_of=layouts_of)
-        found = hourly_profiles(there, "flights", layouts_of)[0].profiles
+        half = folder / FOLDER / f".{PROFILE}-{'0' * 32}"
+        half.write_bytes(b"PAR1")
+        Erasure(str(folder), "flights", ANNA, counted_on=counted_on).run(now=NEXT_DAY)
+        assert not half.exists()
+        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
         assert counts(found["features"], "carrier") == [1, 0, 0, 0]
         if done:
             break
@@ -162,10 +214,10 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
 
 def test_a_damaged_profile_is_made_again(tmp_path, write, store):
     write([served("a")])
-    compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of)
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     (tmp_path / FOLDER / PROFILE).write_bytes(b"PAR1 and no more")
     assert hours(store)[0].profiles == {}
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, layouts_of=layouts_of).profiled == 1
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 1
     assert hours(store)[0].profiles["features"].rows == 1
 
 
@@ -211,8 +263,8 @@ def test_what_the_log_holds_is_counted_as_what_was_trained_on(tmp_path, write, s
     layout = Layout(tuple(Series(name, m, edges, ("x",)) for name, each in measures.items() for m in each))
     outputs = {"late": np.zeros(3)}
     write([served("a", rows=3, columns=columns, outputs=outputs)], signature=signature)
-    assert update_profile(store, FOLDER, {"features": layout}, Faults())
-    found = hourly_profiles(store, "flights", lambda _version: {"features": layout})[0].profiles["features"]
+    assert update_profile(store, FOLDER, Counted({"features": [layout]}), Faults())
+    found = hourly_profiles(store, "flights", {"features": layout})[0].profiles["features"]
     expected = profile_of(columns, layout)
     for series, cells in layout.placed():
         assert found.counts[cells].tolist() == expected.counts[cells].tolist(), series

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from raymlops.profiles.count import Counter, profile_of
 from raymlops.profiles.distinct import estimate, registers
-from raymlops.profiles.layout import READ, ROWS, Layout, Series
-from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.layout import ROWS, Layout, Series
+from raymlops.profiles.profile import Profile
 
 NUMBERS = Series("x", "number", np.array([0.0, 1.0, 2.0]))
 TEXTS = Series("s", "category", categories=("a", "b"))
@@ -161,16 +161,18 @@ def test_profiles_on_different_layouts_do_not_add_up():
     assert Profile.total([Profile.empty(same)] * 3, LAYOUT).read == 0
 
 
-def test_windows_are_of_consecutive_blocks():
-    """Ten blocks of 10 rows: windows of 30 are three, and the last block is left out."""
-    counts = np.zeros((10, LAYOUT.size), np.int64)
-    counts[:, [ROWS, READ]] = 10
-    counts[:, 2] = np.arange(10)
-    windows = Blocks(LAYOUT, counts).windows(rows=30)
-    assert windows[:, ROWS].tolist() == [30, 30, 30]
-    assert windows[:, 2].tolist() == [3, 12, 21]
-    assert len(Blocks(LAYOUT, counts).windows(rows=1)) == 10
-    assert len(Blocks(LAYOUT, counts).windows(rows=1000)) == 0
+def test_bins_of_many_profiles():
+    """Two profiles: rows by bin, and what is missing, a series; registers have no bins."""
+    one = profile_of({"x": np.array([0.5, np.nan]), "s": np.array(["a", "c"], object)}, LAYOUT)
+    found = [
+        (series.column, series.measure, bins.tolist(), missing.tolist())
+        for series, bins, missing in LAYOUT.bins(np.stack([one.counts, one.counts * 2]))
+    ]
+    assert found == [
+        ("x", "number", [[0, 1, 0, 0], [0, 2, 0, 0]], [1, 2]),
+        ("s", "category", [[1, 0, 1], [2, 0, 2]], [0, 0]),
+        ("s", "length", [[2, 0], [4, 0]], [0, 0]),
+    ]
 
 
 def test_no_column_and_no_row():

@@ -10,6 +10,7 @@ from raymlops.profiles.layout import ROWS
 from raymlops.profiles.learn import Learner
 from raymlops.profiles.profile import Profile
 from raymlops.profiles.reference import MAX_CELLS, Chunk, _fitting, reference_of
+from raymlops.profiles.slices import Slice
 
 
 def chunks_of(columns, *, times=None, step=1000):
@@ -131,6 +132,28 @@ def test_a_file_holds_references_as_they_were():
     assert np.array_equal(again["features"].blocks.times, references["features"].blocks.times)
 
 
+def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
+    """In the same blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
+    columns = table(4000)
+    slices = [Slice("s", "a"), Slice("n", 7), Slice("gone", True)]
+    found = reference_of(chunks_of(columns, times=np.arange(4000.0)), rows=4000, slices=slices)
+    assert list(found.slices) == slices[:1]
+    part = found.slices[slices[0]]
+    assert part.profile.rows == (columns["s"] == "a").sum()
+    assert part.layout is found.layout
+    assert len(part.blocks) == len(found.blocks)
+    assert part.blocks.rows.sum() == part.profile.rows
+    assert (part.blocks.counts <= found.blocks.counts).all()
+    again = read_references(write_references({"features": found}))["features"]
+    assert np.array_equal(again.slices[slices[0]].blocks.counts, part.blocks.counts)
+    assert np.array_equal(again.blocks.counts, found.blocks.counts)
+    answers = reference_of(
+        lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
+    )
+    assert answers.slices[slices[0]].profile.rows == part.profile.rows
+    assert answers.slices[slices[0]].blocks is None
+
+
 def test_a_reference_without_columns_is_a_file_too():
     found = read_references(write_references({"features": reference_of(lambda: iter(()), rows=0)}))
     assert found["features"].profile.counts.tolist() == [0, 0]
@@ -139,7 +162,7 @@ def test_a_reference_without_columns_is_a_file_too():
 def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():
     one = reference_of(chunks_of(table(2000)), rows=2000).profile
     other = reference_of(chunks_of({"x": np.arange(2000.0)}), rows=2000).profile
-    data = write_profiles({"features": one, "predictions": other}, about={"files": ["a"]})
+    data = write_profiles([("features", one), ("predictions", other)], about={"files": ["a"]})
     assert read_about(data) == {"files": ["a"]}
     found = read_profiles(data, {"features": one.layout, "predictions": one.layout})
     assert found.keys() == {"features"}

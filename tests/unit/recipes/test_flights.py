@@ -50,7 +50,7 @@ def test_splits_follow_each_other_in_time():
 
 def test_splits_hold_no_outcome_but_the_label():
     """Arrival, departure and time in the air of the flight itself are known too late to be columns."""
-    assert set(Flights().datasets().train) == {*CATEGORICAL, *NUMERIC, "late"}
+    assert set(Flights().datasets().train) == {*CATEGORICAL, *NUMERIC, "late", "moment"}
 
 
 def test_encode_gives_ids_scores_and_missing_flags():

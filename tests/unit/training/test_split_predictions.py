@@ -15,6 +15,7 @@ from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.config.load import load_data
 from raymlops.data.prepare import Memory, prepare
+from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
 from raymlops.signature import Signature
@@ -99,6 +100,30 @@ def test_answers_that_are_large_are_those_of_fewer_rows(monkeypatch: pytest.Monk
     rows, answers = answered(Images(), nn.Identity(), columns, batch_size=50, device="cpu")
     assert Images.asked == [50, 50, 50]
     assert rows["price"].tolist() == answers["picture"][:, 0, 0].tolist() == list(range(0, 400, 4))
+
+
+class Picky(Line):
+    """Rejects every seventh row, as a caller would be told."""
+
+    every: ClassVar[int] = 7
+
+    def predict(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        wrong = [int(row) for row in torch.nonzero(batch["x"].long() % self.every == 0)]
+        if wrong:
+            raise InvalidRowsError([RowProblem(wrong[0], "x", "is no such place")])
+        return batch["x"]
+
+
+def test_rows_that_the_recipe_rejects_are_left_out() -> None:
+    """By every caller, so that a version that rejects some can be registered; not one that rejects all."""
+    columns = {"x": np.arange(100.0), "price": -np.arange(100.0)}
+    rows, answers = answered(Picky(), nn.Identity(), columns, batch_size=30, device="cpu")
+    left = [x for x in range(100) if x % 7]
+    assert (rows["x"].tolist(), (-rows["price"]).tolist(), answers["price"].tolist()) == (left, left, left)
+    assert rule_of(Picky).scale == pytest.approx(19_000, rel=0.05)
+    none = type("None_", (Picky,), {"every": 1})
+    with pytest.raises(InvalidRowsError, match="row 0, field 'x': is no such place"):
+        answered(none(), nn.Identity(), columns, batch_size=30, device="cpu")
 
 
 def test_labels_say_that_a_number_is_a_probability():

@@ -18,7 +18,7 @@ from raymlops.bundle.trained_rows import sketch
 from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
-from raymlops.errors import RecipeError, RefusedError
+from raymlops.errors import RecipeError, RefusedError, UsageError
 from raymlops.lifecycle.registration.bundle_contents import _sketch
 from raymlops.lifecycle.registration.profiles import references
 from raymlops.lifecycle.registration.register import register
@@ -86,6 +86,27 @@ def test_times_that_are_none_are_refused(both, times):
     both[1].recipe.row_times = lambda _columns: times
     with pytest.raises(RecipeError, match="row_times"):
         references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu")
+
+
+def test_slices_have_references_of_their_own(both):
+    """Of what was asked and of what was answered there."""
+    found = []
+    for prepared in both:
+        model = prepared.recipe.model().eval()
+        asked = {"colour": ["red", "none such"]}
+        found.append(references(prepared, model, batch_size=50, device="cpu", slices=asked))
+    for side in ("features", "predictions"):
+        assert [each.name for each in found[0][side].slices] == ["colour=red"]
+        assert found[0][side].slices["colour", "red"].profile.rows == (make_table(120, seed=3)["colour"] == "red").sum()
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [({"hue": ["red"]}, "'hue'"), ({"colour": [1]}, "string"), ({"length": [True]}, "float")],
+)
+def test_a_slice_that_no_row_can_be_in_is_refused(both, slices, message):
+    with pytest.raises(UsageError, match=message):
+        references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu", slices=slices)
 
 
 def test_a_shuffled_table_has_no_blocks_which_is_logged(both, caplog):

@@ -86,4 +86,19 @@ def test_a_version_that_refuses_every_row_is_refused():
         raise InvalidRowsError([RowProblem(0, "colour", "is out of season")])
 
     check = asked(encode=encode)
-    assert (check.passed, check.got, check.detail) == (False, 0.0, "the recipe rejects every one of them")
+    assert (check.passed, check.got, check.detail) == (False, 0.0, "the recipe rejects 122 of them")
+
+
+@pytest.mark.parametrize(("lengths", "passes"), [(10, True), (70, False)])
+def test_a_version_that_refuses_most_rows_is_refused(lengths, passes):
+    """Its metrics are those of rows which callers get no answer to."""
+    limit = np.quantile(make_table(120, seed=3)["length"], 1 - lengths / 100)
+
+    def encode(self, columns):
+        if (columns["length"] > limit).any():
+            raise InvalidRowsError([RowProblem(0, "length", "is too long")])
+        return Tiny.encode(self, columns)
+
+    check = asked(encode=encode)
+    assert check.passed is passes
+    assert re.fullmatch(r"the recipe rejects \d+ of them", check.detail)

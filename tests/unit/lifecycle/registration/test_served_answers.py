@@ -76,6 +76,9 @@ def test_answers_that_know_nothing_of_the_labels_are_refused_beside_good_metrics
     check = compared(decode=chances(change))
     assert not check.passed
     assert check.allowed == ">= 2 standard deviations better than chance"
+    assert check.detail.endswith(
+        "; if they are meant so, define loss_of() in the recipe or set gate.compare_answers: false"
+    )
 
 
 @pytest.mark.parametrize("change", [lambda p: p**4, lambda p: 0.5 + p / 1000], ids=["too small", "too timid"])
@@ -120,6 +123,31 @@ def test_where_nothing_can_be_compared_it_says_why(compared):
     assert compared(columns=table) == "the test split has no rows with a label"
     raised = compared(rule=AnswerLoss("recipe"), loss_of=lambda self, output, label: output["p"])
     assert "loss_of() raised KeyError" in raised
+    unlike = compared(rule=AnswerLoss("recipe"), loss_of=lambda self, output, label: None)
+    assert unlike == "none of the answers can be compared with the label of its row"
+
+
+def test_rows_without_a_label_are_left_out_and_labels_are_those_of_feedback(compared):
+    """A time is a text and a gap is none: what the recipe's own loss gets in a rollout."""
+    table = make_table(500, seed=3)
+    table["label"] = np.where(np.arange(500) % 10, table["label"], np.nan)
+    seen = []
+
+    def loss_of(self, output, label):
+        seen.append(label)
+        return (output["probability"] - label) ** 2
+
+    check = compared(rule=AnswerLoss("recipe"), loss_of=loss_of, columns=table)
+    assert check.got > 6
+    assert len(seen) == 11 * 450
+    assert set(seen) == {0, 1}
+    times = np.array(["2026-01-31"] * 500, "datetime64[D]")
+    compared(
+        rule=AnswerLoss("recipe"),
+        loss_of=lambda self, output, label: seen.append(label),
+        columns=table | {"label": times},
+    )
+    assert seen[-1] == "2026-01-31T00:00:00.000000Z"
 
 
 class Rare(RecipeBase):

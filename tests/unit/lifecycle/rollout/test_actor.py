@@ -57,7 +57,7 @@ def test_references_travel_and_credentials_do_not(monkeypatch, tmp_path):
     data = controller_config(
         spec(
             storage={"path": "here", "state": {"env": "STATE_URL"}},
-            tracking={"uri": "http://mlflow:5000", "password": {"file": "phase"}},
+            tracking={"uri": "http://mlflow:5000", "username": {"file": "~/user"}, "password": {"file": "phase"}},
         ),
         dashboard_url="http://127.0.0.1:8265",
     )
@@ -65,6 +65,7 @@ def test_references_travel_and_credentials_do_not(monkeypatch, tmp_path):
     assert data["storage"]["path"] == str(tmp_path / "here")
     assert data["storage"]["state"] == {"env": "STATE_URL"}
     assert data["tracking"]["password"] == {"file": str(tmp_path / "phase")}
+    assert data["tracking"]["username"] == {"file": "~/user"}  # the cluster's user may have another home
     assert data["cluster"]["dashboard"] == "http://127.0.0.1:8265"
     assert spec_of(data).storage.path == str(tmp_path / "here")
 

@@ -159,6 +159,26 @@ def test_numbers_of_a_step_that_another_controller_has_left_are_dropped(state, s
     assert not [event for event in state.events() if event.action == "controller.error"]
 
 
+def test_replicas_count_as_slow_what_the_rollout_says(state, serve):
+    """It was started with another bound than the champion was deployed with, which counts again once it has ended."""
+    deploy(state, serve)
+    beside(state, serve, 2)
+    settings = SETTINGS.model_copy(update={"slow_s": 0.07})
+    share(state, serve, 2, TrafficRequest(weight=0.1, rollout=settings), now=START)
+    reports = Reports()
+    steering = controller(state, serve, reports)
+
+    def slow_s():
+        (options,) = serve.live["m--v1"]["deployments"]
+        return options["user_config"]["slow_s"]
+
+    steering.step(at(1))
+    assert slow_s() == 0.07
+    told(reports, now_running(state), canary=BAD)
+    steering.step(at(2))
+    assert (newest(state).status, slow_s()) == ("aborted", 0.25)
+
+
 def test_an_erring_version_loses_its_share_at_once(state, serve, rollout):
     """Half of its requests fail: no step is waited for, the champion has everything, the version stands warm."""
     reports = Reports()

@@ -25,12 +25,16 @@ class Log:
 
     def __init__(self):
         self.begun = []
-        self.reader = LossReader(self.read, start=lambda work, what: self.begun.append((what, work)))
+        self.reader = LossReader(
+            self.read, start=lambda work, what: self.begun.append((what, work)), clock=lambda: self.passed_s
+        )
+        self.passed_s = self.takes_s = 0.0
         self.error = None
         self.labels = False
         self.losses = SOME
 
     def read(self, _name, windows, *, labelled):
+        self.passed_s += self.takes_s
         if self.labels:
             labelled()
         if self.error is not None:
@@ -83,6 +87,14 @@ def test_the_log_is_read_twice_a_minute_and_where_it_is_needed(log):
     """At 0, 30 and, since all before 45 are needed, 45; not at 60 again, nor because they are needed still."""
     seconds = (0, 1, 29, 30, 44, 45, 46, 74, 75)
     assert [second for second in seconds if log.begins(second, needed=45)] == [0, 30, 45, 75]
+
+
+def test_a_log_that_takes_long_to_read_is_read_less_often(log):
+    """At most a fifth of the time: 50 s, and then 200 s of rest; what a step needs is read at once all the same."""
+    log.takes_s = 50.0
+    assert [second for second in (0, 30, 249, 250) if log.begins(second)] == [0, 250]
+    log.takes_s = 1.0
+    assert [second for second in (279, 280, 309, 310) if log.begins(second, needed=280)] == [280, 310]
 
 
 def test_a_reading_that_failed_is_tried_again_after_five_seconds(log):

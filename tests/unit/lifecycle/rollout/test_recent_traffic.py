@@ -67,6 +67,14 @@ def test_requests_of_the_last_hour_are_counted_that_chance_gave_to_a_version(cha
     assert recent_traffic(champion, SETTINGS, now=NOW) == RecentTraffic(4.0, 0.25, None)
 
 
+def test_what_is_slow_in_the_outlook_is_what_will_be_in_the_rollout(champion, tmp_path):
+    """A canary that is later than ``canary_timeout_s`` has not answered: of 2 s no answer is slow, of 0.2 s one is."""
+    log(tmp_path, answer("a", model_seconds=0.3), answer("b", model_seconds=0.1))
+    late = replace(champion, serve={"traffic": {"canary_timeout_s": 0.2}})
+    slow = SETTINGS.model_copy(update={"slow_s": 2.0})
+    assert [recent_traffic(one, slow, now=NOW).slow for one in (champion, late)] == [0.0, 0.5]
+
+
 def test_labels_are_counted_by_request(champion, tmp_path):
     """Two requests, three rows; where they stopped an hour ago none, and eight days later they are not expected."""
     log(tmp_path, answer("a", rows=2), answer("b"))

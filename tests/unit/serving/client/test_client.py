@@ -432,6 +432,25 @@ def test_an_endpoint_that_is_down_is_unreachable():
         client.predict("flights", [ROW])
 
 
+@pytest.mark.parametrize(
+    ("base_url", "key", "warned"),
+    [
+        ("http://models.test/a", SECRET, True),
+        ("http://models.test", None, False),
+        ("https://models.test", SECRET, False),
+        ("http://127.0.0.1:8000", SECRET, False),
+        ("http://[::1]:8000", SECRET, False),
+        ("http://localhost", SECRET, False),
+    ],
+)
+def test_a_key_without_tls_is_warned_of(ask, caplog, base_url, key, warned):
+    """Where it leaves this machine."""
+    ask(Server(), base_url=base_url, api_key=key)
+    texts = [record.getMessage() for record in caplog.records if "without TLS" in record.getMessage()]
+    assert len(texts) == warned
+    assert all("models.test" in text and SECRET not in text for text in texts)
+
+
 @pytest.mark.parametrize("answer", [refused(401, "unauthenticated"), httpx.ReadError, refused(422, "x")], ids=str)
 def test_a_key_is_in_no_error_repr_or_log(ask, answer, caplog):
     """Nor in the trace of an error, or in what a pickle of it holds."""

@@ -13,11 +13,16 @@ from raymlops.errors import ClusterError, UsageError
 from raymlops.serving.control import address
 from raymlops.serving.control.address import Listening, listening, started_otherwise
 
+HERE, THERE = FakeServe(), FakeServe(dashboard_url="http://dashboard:8265")
 GRPC = {"port": 9000, "grpc_servicer_functions": ["a:b"]}
 
 
 def details(host="127.0.0.1", grpc=None):
     return FakeServe(host=host, grpc=grpc).get()
+
+
+def otherwise(there, section, api):
+    return started_otherwise(there, listening(there, api), serve=section, api=api)
 
 
 def asks(serve, name="m"):
@@ -81,36 +86,36 @@ def test_where_grpc_is_bound_is_looked_up_on_this_machine():
     """Serve has no option for it; what nobody listens on is not reached, and elsewhere the worse is assumed."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         grpc = {**GRPC, "port": server.getsockname()[1]}
-        found = listening(details(grpc=grpc), local=True)
+        found = listening(details(grpc=grpc), HERE)
         assert (found.grpc_host, found.reach, found.exposed) == ("127.0.0.1", "127.0.0.1", None)
-        elsewhere = listening(details(grpc=grpc), local=False)
+        elsewhere = listening(details(grpc=grpc), THERE)
         assert (elsewhere.reach, elsewhere.exposed) == ("[::]", f"[::]:{grpc['port']} by gRPC")
     with socket.create_server(("", 0)) as server:
         grpc = {**GRPC, "port": server.getsockname()[1]}
-        assert listening(details(grpc=grpc), local=True).exposed == f"0.0.0.0:{grpc['port']} by gRPC"
-    assert listening(details(grpc=grpc), local=True).exposed is None
-    assert listening({"applications": {}}, local=True) is None
+        assert listening(details(grpc=grpc), HERE).exposed == f"0.0.0.0:{grpc['port']} by gRPC"
+    assert listening(details(grpc=grpc), HERE).exposed is None
+    assert listening({"applications": {}}, HERE) is None
     assert Listening("0.0.0.0", 8000, "127.0.0.1", 9000).reach == "0.0.0.0"
 
 
 def test_a_cluster_elsewhere_is_reached_at_its_node():
     """Its wildcard is not this machine; a loopback of its own stays what it is, and is reached from there alone."""
     proxies = {"node": {"node_ip": "10.0.0.7"}}
-    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=False).base_url == "http://10.0.0.7:21050"
-    assert listening({**details("0.0.0.0"), "proxies": proxies}, local=True).base_url == "http://127.0.0.1:21050"
-    assert listening({**details(), "proxies": proxies}, local=False).base_url == "http://127.0.0.1:21050"
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, THERE).base_url == "http://10.0.0.7:21050"
+    assert listening({**details("0.0.0.0"), "proxies": proxies}, HERE).base_url == "http://127.0.0.1:21050"
+    assert listening({**details(), "proxies": proxies}, THERE).base_url == "http://127.0.0.1:21050"
 
 
 def test_tls_is_seen_on_this_machine_and_in_serves_own_options(monkeypatch):
     """HAProxy's is unknown to Serve: the listener is asked, on its port."""
     asked = []
     monkeypatch.setattr(address, "speaks_tls", lambda *where: asked.append(where) or True)
-    behind = listening(details(host="0.0.0.0"), local=True)
+    behind = listening(details(host="0.0.0.0"), HERE)
     assert (behind.base_url, asked) == ("https://127.0.0.1:21050", [("127.0.0.1", 21050)])
-    assert not listening(details(), local=False).tls
+    assert not listening(details(), THERE).tls
     python = details()
     python["http_options"]["ssl_certfile"] = "/c"
-    assert listening(python, local=False).tls
+    assert listening(python, THERE).tls
     assert len(asked) == 1
 
 
@@ -118,19 +123,18 @@ def test_a_section_that_serve_was_not_started_with_is_told(monkeypatch):
     """A certificate that is not shown is refused, since keys would travel in the clear."""
     monkeypatch.setattr(address, "speaks_tls", lambda *_: False)
     section = ServeSection(proxy_location="every_node")
-    here, elsewhere = FakeServe(), FakeServe(dashboard_url="http://dashboard:8265")
-    assert started_otherwise({"applications": {}}, serve=section, api=here) == []
     there = {**details(), "proxy_location": "HeadOnly"}
-    (told,) = started_otherwise(there, serve=section, api=here)
+    (told,) = otherwise(there, section, HERE)
     assert "with a proxy on the head only" in told
-    assert started_otherwise({**there, "proxy_location": "EveryNode"}, serve=section, api=here) == []
+    assert otherwise({**there, "proxy_location": "EveryNode"}, section, HERE) == []
     secured = ServeSection(tls_cert="/c", tls_key="/k")
     with pytest.raises(UsageError, match=r"answers at http://127\.0\.0\.1:21050 without TLS"):
-        started_otherwise(there, serve=secured, api=here)
+        otherwise(there, secured, HERE)
     with pytest.raises(UsageError, match="nothing shows from here"):
-        started_otherwise(there, serve=secured, api=elsewhere)
-    elsewhere.proxy = "haproxy-tls"
-    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+        otherwise(there, secured, THERE)
+    behind = FakeServe(dashboard_url="http://dashboard:8265", proxy="haproxy-tls")
+    assert otherwise(there, secured, behind) == []
+    assert listening(there, behind).base_url.startswith("https://")
 
 
 def test_a_cluster_elsewhere_is_asked_for_tls_where_it_is_reached(monkeypatch):
@@ -139,7 +143,7 @@ def test_a_cluster_elsewhere_is_asked_for_tls_where_it_is_reached(monkeypatch):
     there = {**elsewhere.get(), "proxies": {"node": {"node_ip": "10.0.0.7"}}}
     secured, asked = ServeSection(tls_cert="/c", tls_key="/k"), []
     monkeypatch.setattr(address, "speaks_tls", lambda *where: asked.append(where) or True)
-    assert started_otherwise(there, serve=secured, api=elsewhere) == []
+    assert otherwise(there, secured, elsewhere) == []
     assert asked == [("10.0.0.7", 21050)]
 
 
@@ -170,20 +174,6 @@ def test_serve_is_started_with_tls_or_not_at_all(state, monkeypatch, proxy, name
         return
     deploy(state, serve, section=section)
     assert {name: value for name, value in serve.sent[0]["http_options"].items() if "ssl" in name} == expected
-
-
-@pytest.mark.parametrize("files", [{"tls_cert": "/c", "tls_key": "/k"}, {}])
-def test_haproxy_with_tls_is_on_the_head_alone(state, files):
-    """Serve's fallback proxy would be plain for the others; whether the configuration names its files or not."""
-    serve = FakeServe(dashboard_url="http://dashboard:8265", started_up=False, proxy="haproxy-tls")
-    section = ServeSection(proxy_location="every_node", **files)
-    with pytest.raises(ClusterError, match="proxy_location is head_only"):
-        deploy(state, serve, section=section)
-    assert serve.sent == []
-    if not files:
-        serve.proxy = "haproxy"
-        deploy(state, serve, section=section)
-        assert serve.sent[0]["proxy_location"] == "EveryNode"
 
 
 def test_no_change_asks_this_machine_for_haproxy(state, monkeypatch):

@@ -28,7 +28,7 @@ class Cluster:
     def actor_classes(self):
         return {row["actor_id"]: self.kind for row in self.details["proxies"].values()}
 
-    def look(self, answers=None, *, host="0.0.0.0"):
+    def look(self, answers=None, *, host="0.0.0.0", tls=False):
         """Return the proxies, and the URLs that were asked."""
         asked = []
 
@@ -36,7 +36,7 @@ class Cluster:
             asked.append(url)
             return (answers or {}).get(url)
 
-        return proxies_in_force(self.details, Listening(host, 8000), api=self, ask=ask), sorted(asked)
+        return proxies_in_force(self.details, Listening(host, 8000, tls=tls), api=self, ask=ask), sorted(asked)
 
 
 def test_every_node_is_asked_at_its_own_address():
@@ -52,6 +52,20 @@ def test_every_node_is_asked_at_its_own_address():
     (said,) = shortcomings(found)
     assert said.startswith("the proxy on 10.0.0.2 runs without the guard")
     assert said.endswith("Start every node by `raymlops env ray start`")
+
+
+@pytest.mark.parametrize("kind", ["ProxyActor", "HAProxyManager"])
+def test_a_node_that_was_started_without_the_certificate_is_named(kind):
+    """It answers in the clear; nobody asks the others so, and one that answers nobody is not called plain."""
+    cluster = Cluster("10.0.0.1", "10.0.0.2", "10.0.0.3", kind=kind, routes=("/",))
+    found, asked = cluster.look(
+        {"https://10.0.0.1:8000/-/guard": GUARDED, "http://10.0.0.2:8000/-/guard": GUARDED}, tls=True
+    )
+    assert [(one.guarded, one.plain) for one in found] == [(True, False), (True, True), (None, False)]
+    assert "http://10.0.0.1:8000/-/guard" not in asked
+    (said,) = shortcomings(found)
+    assert said.startswith("the proxy on 10.0.0.2 answers without TLS")
+    assert "RAYMLOPS_TLS_CERT" in said
 
 
 @pytest.mark.parametrize(("routes", "path"), [(("/models/m", "/"), ""), (("/models/m",), "/models/m"), ((), None)])

@@ -13,6 +13,7 @@ from raymlops.serving.names import INDEX_APP, app_name
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share
+from raymlops.state.identity import Owner
 from raymlops.state.keys import KeyRecord
 from raymlops.state.store import Deployment, Desired
 
@@ -97,6 +98,28 @@ def test_the_champion_is_told_who_gets_what():
     assert champion.standing == (6, 8, 9)
     assert not told["flights--v8"].canaries
     assert not told["flights--v8"].standing
+
+
+def test_what_is_slow_is_what_the_rollout_was_started_with():
+    """Not what the champion was deployed with; a canary that is late is slow at the latest."""
+    versions = (deployment(7, "champion"), replace(deployment(8, "warm"), weight=0.1))
+    found = []
+    for slow_s in ({}, {"other": 0.1}, {"flights": 0.1}, {"flights": 5.0}):
+        config = render(Desired(versions, slow_s=slow_s), host="127.0.0.1", port=8000)
+        champion = next(app for app in config["applications"] if app["name"] == "flights--v7")
+        found.append(champion["deployments"][0]["user_config"]["slow_s"])
+    assert found == [0.25, 0.25, 0.1, 1.0]
+
+
+def test_callers_cannot_tell_which_version_a_value_leads_to():
+    """They know the model and its version; where the canary's share begins depends on the state's id too."""
+    champion = deployment(7, "champion")
+    salts = set()
+    for owner in ("a" * 32, "b" * 32):
+        config = render(Desired((champion,), owner=Owner(owner)), host="127.0.0.1", port=8000)
+        app = next(app for app in config["applications"] if app["name"] == "flights--v7")
+        salts.add(Settings.from_dict(app["deployments"][0]["user_config"]).traffic.salt)
+    assert len(salts) == 2
 
 
 def test_each_step_of_a_rollout_is_an_epoch_of_its_own():

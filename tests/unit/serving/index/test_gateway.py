@@ -20,7 +20,7 @@ from raymlops.serving.replica.peers import ServePeers
 
 SECRET = "rk_k1_" + "s" * 43
 KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
-UNAUTHENTICATED, LATE, UNAVAILABLE, EXHAUSTED = 16, 4, 14, 8
+UNAUTHENTICATED, LATE, UNAVAILABLE, EXHAUSTED, INVALID = 16, 4, 14, 8, 3
 
 
 class FakeFront:
@@ -268,6 +268,13 @@ def test_a_body_is_read_within_the_models_own_limit():
     assert asyncio.run(infer(one, "flights")).status == 413
     assert asyncio.run(grpc_infer(one, "flights")).code == EXHAUSTED
     assert one._champions["flights"].peers._handles == {}
+
+
+def test_a_message_that_no_model_takes_is_not_read():
+    """Not even for the name of its model, which may be in it, or none at all."""
+    one = make(model("flights", max_body_bytes=10), model("digits", max_body_bytes=20))
+    replies = [asyncio.run(one.grpc_call("ModelInfer", b"\xff" * size, [])) for size in (21, 20)]
+    assert [reply.code for reply in replies] == [EXHAUSTED, INVALID]
 
 
 def test_an_unknown_model_is_not_named_to_strangers():

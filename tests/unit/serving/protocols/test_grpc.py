@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -119,13 +120,33 @@ def test_texts_are_utf8():
 
 def test_requests_say_which_model_they_are_about():
     """By which a request that came to the host is handed on."""
-    assert form.model_of("ModelInfer", message().SerializeToString()) == ("wide", "7")
+    assert form.model_of(message().SerializeToString()) == ("wide", "7")
     ready = request_class("ModelReady")(name="wide").SerializeToString()
-    assert form.model_of("ModelReady", ready) == ("wide", "")
-    assert form.model_of("ServerLive", b"") == ("", "")
-    with pytest.raises(Refusal, match="methods: ServerLive") as caught:
-        form.model_of("Destroy", b"")
-    assert caught.value.status == 501
+    assert form.model_of(ready) == ("wide", "")
+    assert form.model_of(b"") == ("", "")
+    with pytest.raises(Refusal) as caught:
+        form.model_of(b"\xff")
+    assert (caught.value.status, caught.value.code) == (400, "not_protobuf")
+
+
+def test_the_model_of_a_message_is_found_without_reading_its_tensors():
+    """There may be millions, each an object; here one that is no tensor is left to whoever reads them."""
+    body = message().SerializeToString() + b"\x2a\x01\xff"
+    assert form.model_of(body) == ("wide", "7")
+    assert refused(PROTOCOL, body).code == "not_protobuf"
+
+
+def test_only_the_first_of_many_unknown_outputs_are_problems():
+    """Of 100,000 in half a megabyte: one for each would take a hundred times as much."""
+    body = message().SerializeToString() + b"\x32\x03\x0a\x01z" * 100_000
+    tracemalloc.start()
+    try:
+        found = refused(PROTOCOL, body)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found.problems) == 20
+    assert most < 20_000_000
 
 
 def test_helpers_answer_the_other_methods():

@@ -72,6 +72,12 @@ def test_long_texts_full_of_escapes_are_gone_through(text):
     assert read_json(body)["b"]["b"] == [{"a": 1}, {"a": 2}]
 
 
+def test_a_text_without_an_end_is_gone_through_once():
+    """Four million escaped quotes, each of which could begin a text; none of the commas behind them is outside."""
+    body = b'{"a": "' + b'\\"' * 4_000_000 + b"," * 100
+    assert refused(lambda: read_json(body, max_values=10)) == (400, "not_json")
+
+
 @pytest.mark.parametrize(
     "data",
     [b'{"a": "12:30:00", "b": [{"c": 1}]}', b'{"a": ":x", "b": ":"}', b'{"a": "\\":", "b": 1}', b"[]", b"null", b'":"'],

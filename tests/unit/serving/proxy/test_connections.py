@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 
 import pytest
 import uvicorn
@@ -284,8 +285,58 @@ def test_an_answer_that_is_read_slowly_is_read_to_its_end():
     assert asyncio.run(asyncio.wait_for(conversation(), 30)) > size
 
 
+def test_what_all_clients_have_not_read_is_bounded():
+    """One that does not fit any more ends the one that has longest had its answer; the newest is read to its end."""
+    size = 16_000_000
+
+    class Bounded(Connection):
+        all_open = OpenConnections(most_unread=1_000_000)
+
+    async def large(scope, receive, send):
+        await answer(send, 200, bytes(size))
+
+    async def conversation():
+        async with listening(large, Bounded) as address:
+            first, second = [await asyncio.open_connection(*address, limit=1) for _ in range(2)]
+            for reader, writer in (first, second):
+                writer.write(LAST)
+                await reader.readexactly(1)  # it is on its way, and far from read
+            assert len(await first[0].read(-1)) < size
+            count = 1 + len(await second[0].read(-1))
+            for _, writer in (first, second):
+                writer.close()
+            return count
+
+    assert asyncio.run(asyncio.wait_for(conversation(), 30)) > size
+
+
 class Few(Connection):
     all_open = OpenConnections(3)
+
+
+def test_whoever_opens_many_connections_ends_its_own():
+    """An idle one of another address stays, although it has waited longer than all of them."""
+
+    class Four(Connection):
+        all_open = OpenConnections(4)
+
+    async def conversation():
+        async with listening(application, Four) as address:
+            other = await asyncio.open_connection(*address, local_addr=("127.0.0.2", 0))
+            other[1].write(REQUEST)
+            await other[0].readuntil(b"POST/ab")
+            many = []
+            for _ in range(10):
+                many.append(await asyncio.open_connection(*address))
+                many[-1][1].write(REQUEST)
+                await many[-1][0].readuntil(b"POST/ab")
+            other[1].write(REQUEST)
+            answered = await other[0].readuntil(b"POST/ab")
+            for _, writer in (other, *many):
+                writer.close()
+            return answered
+
+    assert asyncio.run(asyncio.wait_for(conversation(), 30)).startswith(b"HTTP/1.1 200")
 
 
 def test_a_new_connection_takes_the_room_of_the_one_that_waits_longest():
@@ -390,10 +441,73 @@ def test_whoever_is_at_work_hears_that_the_client_has_left():
     assert told == [True]
 
 
+def test_requests_behind_another_of_a_client_that_has_left_end_quietly(caplog):
+    """The second of three is being answered: it hears of it, and none is said to have lacked an answer."""
+
+    async def conversation():
+        begun, closed, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            if not begun.is_set():
+                begun.set()
+                await closed.wait()
+                await answer(send, 200, b"")
+                return
+            scope[CLIENT].watch(left.set)
+            await left.wait()
+
+        async with listening(app) as address:
+            _, writer = await asyncio.open_connection(*address)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * 3)
+            await begun.wait()
+            writer.close()
+            await writer.wait_closed()
+            closed.set()
+            await left.wait()
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert caplog.records == []
+
+
 def test_headers_without_end_are_given_up():
     """Long before they fill the memory, and the client hears why although it is still sending."""
     pieces = [b"GET / HTTP/1.1\r\n", *[b"a: " + b"b" * 1000 + b"\r\n"] * 200]
     assert error(talk(Connection, *pieces)) == (431, "headers_too_large")
+
+
+CHUNKED = b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [b"a: b\r\n" * 200, b"b" * 1000], ids=["many", "one"])
+def test_trailers_without_end_are_given_up(piece):
+    """Many, or a single one: they come after the body, whose own bound does not count them."""
+    answer = talk(Connection, CHUNKED, b"2\r\nab\r\n0\r\na: ", *[piece] * 200)
+    assert error(answer) == (431, "headers_too_large")
+
+
+def test_so_are_the_extensions_of_a_chunk():
+    """The size of a chunk, and behind it what never becomes one."""
+    answer = talk(Connection, CHUNKED, b"2;", *[b"a=b;" * 250] * 200)
+    assert error(answer) == (431, "headers_too_large")
+
+
+def test_trailers_of_an_answered_request_end_its_connection():
+    """There is no second answer."""
+    answer = talk(Connection, CHUNKED, b"2\r\nab\r\n0\r\na: ", *[b"b" * 1000] * 200, app=refusing)
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_trailers_are_no_headers():
+    """Not those of this request, and not of the next one on the connection."""
+
+    async def app(scope, receive, send):
+        while (await receive())["more_body"]:
+            pass
+        await answer(send, 200, repr(scope["headers"]).encode())
+
+    request = CHUNKED.replace(b"connection: close\r\n", b"") + b"2\r\nab\r\n0\r\nx-late: 1\r\n\r\n"
+    assert b"x-late" not in talk(Connection, request + LAST, app=app)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from certificates import certificate
 from ray.serve._private import default_impl, grpc_util, http_util
 from ray.serve._private.proxy import HTTPProxy
-from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from uvicorn import Config, config
 
 from raymlops.cluster.endpoint.tls import speaks_tls
@@ -88,23 +88,26 @@ def test_serves_own_server_listens_on_loopback_alone(tmp_path, tls):
 
 
 @pytest.mark.parametrize(
-    ("variables", "actor", "expected"),
+    ("where", "expected"),
     [
-        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_PROXY_ACTOR-fallback-0a", True),
-        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_REPLICA::m--v1#front#0", False),
-        ({"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAYMLOPS_TLS_CERT": ""}, "SERVE_PROXY_ACTOR-fallback-0a", False),
-        ({"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAYMLOPS_TLS_CERT": "/c"}, "SERVE_PROXY_ACTOR-0a", False),
+        (("1", "/c", "SERVE_PROXY_ACTOR-fallback-0a", "HeadOnly"), True),
+        (("1", "/c", "SERVE_PROXY_ACTOR-fallback-0a", "EveryNode"), False),
+        (("1", "/c", "SERVE_REPLICA::m--v1#front#0", "HeadOnly"), False),
+        (("1", "", "SERVE_PROXY_ACTOR-fallback-0a", "HeadOnly"), False),
+        (("0", "/c", "SERVE_PROXY_ACTOR-0a", "HeadOnly"), False),
     ],
 )
-def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, variables, actor, expected):
-    """Both of its ports, where the endpoint has every address; replicas and other proxies stay as Serve has them."""
+def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, where, expected):
+    """Both of its ports, where the endpoint has every address and no other node asks it; others stay as they are."""
     monkeypatch.setattr(http_util, "socket", http_util.socket)
-    monkeypatch.setattr(serve_patches, "http_options", lambda: HTTPOptions(host="0.0.0.0"))
+    enabled, cert, actor, location = where
+    answers = {"get_http_config": HTTPOptions(host="0.0.0.0"), "get_proxy_location": ProxyLocation(location)}
+    monkeypatch.setattr(serve_patches, "controller", answers.get)
     monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
     monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: actor))
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", enabled)
+    monkeypatch.setenv("RAYMLOPS_TLS_CERT", cert)
     serve_patches.patch_serve()
     serve_patches.patch_serve()
     ports = [free_port(), free_port()]

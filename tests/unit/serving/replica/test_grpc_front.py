@@ -289,6 +289,13 @@ def test_a_call_is_answered_whatever_breaks_within(caplog):
     assert "ArithmeticError" in caplog.text
 
 
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata"])
+def test_a_question_is_no_larger_than_a_body_may_be(method):
+    """It is not read, whatever it asks."""
+    front = make_front(Limits(max_body_bytes=10))
+    assert [asked(front, method, b"\xff" * size).code for size in (11, 10)] == [EXHAUSTED, INVALID]
+
+
 def test_a_caller_without_a_key_is_told_so_before_the_size_of_its_message():
     """As over HTTP."""
     front = make_front(settings=Settings(access=Access(required=True), limits=Limits(max_body_bytes=10)))

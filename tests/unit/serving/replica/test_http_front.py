@@ -388,6 +388,18 @@ def test_nobody_without_a_key_makes_it_hold_a_body(path):
     assert asyncio.run(front.reply(scope, receive)).status == 401
 
 
+def test_a_token_of_a_gateway_in_front_is_no_key():
+    """It passes its own along: an open model answers, and one with keys takes them from the other header."""
+    secret = "rk_k1_" + "s" * 43
+    key = KeyEntry("k1", sha256(secret.encode()).hexdigest(), frozenset({"predict"}))
+    closed = make_front(settings=Settings(access=Access(required=True, keys=(key,))))
+    token = "Bearer eyJhbGciOi.e30.c2ln"
+    headers = [{"authorization": token}, {"authorization": token, "x-api-key": secret}]
+    for front, expected in ((make_front(), [200, 401]), (closed, [401, 200])):
+        given = [ask(front, "POST", "/predict", json={"rows": [ROW]}, headers=each).status_code for each in headers]
+        assert given == expected
+
+
 def test_a_version_that_is_not_up_is_refused_before_the_body():
     """Whoever pins a request to it."""
 

@@ -1,0 +1,34 @@
+"""``drift``: whether the traffic of a model is unlike what is normal."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig
+from raymlops.cli.source import NamedArgument, choose
+
+DRIFTED = 6
+"""Exit code of ``--fail-on-drift``."""
+
+
+def drift(
+    words: NamedArgument = None,
+    *,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help="Every window since then, as 7d or an ISO time.  [default: the newest one]"),
+    ] = None,
+    fail_on_drift: Annotated[
+        bool, typer.Option("--fail-on-drift", help="End with exit code 6 where a window is an alarm.")
+    ] = False,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+) -> Answer:
+    """Compare a live model's newest traffic, inputs and outputs, with what is normal for it."""
+    from raymlops.lifecycle.watch.drift import drift as found
+
+    chosen = choose(words, config=config, env=env, deployed=True)
+    record = found(chosen.name, since=since, config=chosen.spec)
+    return Answer(record.to_dict(), record.text(), exit_code=DRIFTED if fail_on_drift and record.drifted else 0)

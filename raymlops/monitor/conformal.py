@@ -1,0 +1,206 @@
+"""Is a window, or are two running, unlike the reference's own windows: ranks among them. Pure.
+
+**One window.** Let the reference's B own windows and the one that is judged be exchangeable. Each of the B + 1 is
+studentised by the others, contrast by contrast: its distance from their mean in standard deviations, which is the
+externally studentised residual of Cook and Weisberg, "Residuals and Influence in Regression" (1982), section 2.2.1.
+Its variance includes that of the mean (the factor ``1 + 1 / B``), and those of few windows are moderated
+(``shrinkage``). A window's score is the largest distance of all contrasts of all columns. The share of the B + 1
+windows that score at least as much is a p-value, however many columns there are and whatever they depend on each other:
+full conformal prediction of Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005).
+
+**Two running.** The score of a pair of windows is the largest over contrasts of the smaller of its two distances, if
+both are in the same direction: what moved has to have moved twice, the same way. Each pair of the B + 2 windows is
+studentised by the B others, and the pair of the last two is ranked among all of them. With 20 own windows there are
+231 pairs, so that a p-value can be .0044, where that of one window cannot be below .048; and since both windows must
+show it, a single odd one (a storm, an outage) is none.
+
+**Windows that follow each other** are more alike than others, and so are pairs of them. Let r be their correlation and
+T(t, r) the probability that two normal variables with correlation r both exceed t. A distance t that both windows of
+the judged pair reach counts as the u with ``T(u, 0) = T(t, r)``. By Owen, "Tables for computing bivariate normal
+probabilities", Ann. Math. Stat. 27 (1956), ``T(t, r) = Phi(-t) - 2 OwenT(t, sqrt((1 - r) / (1 + r)))``.
+
+**Phases.** Windows of a weekday or of an hour differ from others by more than chance. Each window is then compared with
+the mean of those of its phase, while all phases together say how much windows vary. Of windows shorter than a day two
+running are the same hours of two days: what one day has in common is in all of its windows, and says nothing twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, ndtri, owens_t, stdtr
+
+from raymlops.monitor.shrinkage import moderate
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MAX_PAIRS = 1_000
+"""Pairs that are ranked: all of them up to 43 own windows, else as many drawn at random, which leaves ranks valid."""
+_AT_ONCE = 100_000
+"""Numbers of pairs times contrasts that are held at once, so that they stay in a core's cache."""
+_FAR = 5.0
+"""From here on T(t, r) is taken to fall like ``exp(-t^2 / (1 + r))``, since its difference has no digits left."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """The reference's own windows, by their contrasts.
+
+    Attributes:
+        values: Of shape (windows, contrasts), windows in the order of time.
+        kinds: The kind of each contrast as a number; the variances of one kind are drawn towards each other.
+        floors: The least that the variance of each contrast is taken to be.
+        phases: The phase of each window: 0, 1, ...; all 0 where there are none.
+        lag: How many windows two running are apart: 1, or as many as a day has.
+    """
+
+    values: Floats
+    kinds: Ints
+    floors: Floats
+    phases: Ints
+    lag: int = 1
+
+    def correlation(self, lag: int = 1) -> Floats:
+        """Return that of windows ``lag`` apart, from 0 to .99, of shape (contrasts,).
+
+        B windows tell it to about 1 / sqrt(B): contrasts of one kind are drawn towards their mean, the more the less
+        they differ by more than that. James and Stein, "Estimation with quadratic loss" (1961). That it comes out too
+        low by (1 + 3 r) / B is corrected first. Marriott and Pope, "Bias in the estimation of autocorrelations",
+        Biometrika 41 (1954).
+        """
+        residual, noise = _within(self.values, self.phases), 1 / len(self.values)
+        squares, lagged = (residual**2).sum(axis=0), (residual[lag:] * residual[:-lag]).sum(axis=0)
+        varies = squares > 1e-6 * len(residual) * self.floors  # Less is what is left of arithmetic.
+        found = lagged / np.where(varies, squares, 1.0)
+        each = np.where(varies, (found + noise) / (1 - 3 * noise), 0.0)
+        for kind in np.unique(self.kinds):
+            ours = (self.kinds == kind) & varies
+            if ours.sum() > 1:
+                mean, spread = each[ours].mean(), max(float(each[ours].var(ddof=1)) - noise, 0.0)
+                each[ours] = mean + (each[ours] - mean) * spread / (spread + noise)
+        return np.clip(each, 0.0, 0.99)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What was judged, among what the reference has of its kind.
+
+    Attributes:
+        p: The share of windows (or pairs) that score at least as much, its own included.
+        others: The scores of the others, descending.
+        distances: Of each contrast, signed, in standard deviations of own windows; of two, what both reach.
+        degrees: The degrees of freedom of each distance.
+    """
+
+    p: float
+    others: Floats
+    distances: Floats
+    degrees: Floats
+
+    def critical(self, level: float) -> float:
+        """Return the distance that has to be exceeded for a p-value of at most ``level``; infinite where none can."""
+        allowed = int(level * (len(self.others) + 1) + 1e-9)
+        return float(self.others[allowed - 1]) if allowed else float("inf")
+
+    def p_values(self) -> Floats:
+        """Return two-sided p-values of Student's t, each as if it were the only one, of shape (contrasts,)."""
+        return np.asarray(2 * stdtr(self.degrees, -np.abs(self.distances)))
+
+
+def rank_one(own: Own, window: Floats, *, phase: int = 0, shrink: float | Floats = 1.0) -> Ranked:
+    """Rank one window, of shape (contrasts,), among the own ones; its distances are multiplied by ``shrink`` first."""
+    values, phases = np.vstack([own.values, window]), np.append(own.phases, phase)
+    residual = _within(values, phases)
+    # The other part of a hat matrix's diagonal; 0 for the only window of its phase, which nothing can be said of.
+    free = np.maximum(1 - 1 / np.bincount(phases)[phases], 1e-12)[:, None]
+    degrees = len(values) - 1 - len(np.unique(phases))
+    left = ((residual**2).sum(axis=0) - residual**2 / free) / degrees
+    variances, freedom = _moderated(left, own, degrees)
+    distances = residual / np.sqrt(variances * free)
+    distances[-1] *= shrink
+    scores = np.abs(distances).max(axis=1)
+    return _ranked(scores[-1], scores[:-1], distances=distances[-1], degrees=freedom[-1])
+
+
+def rank_two(
+    own: Own,
+    windows: Floats,
+    *,
+    correlation: Floats | float = 0.0,
+    phases: tuple[int, int] = (0, 0),
+    shrink: tuple[float | Floats, float | Floats] = (1.0, 1.0),
+) -> Ranked:
+    """Rank two windows that follow each other, of shape (2, contrasts), among all pairs of windows.
+
+    ``correlation`` is that of windows that follow each other; the two windows' distances are multiplied by ``shrink``.
+    """
+    values, phase = np.vstack([own.values, windows]), np.append(own.phases, phases)
+    residual, sizes = _within(values, phase), np.bincount(phase)[phase]
+    total = (residual**2).sum(axis=0)
+    degrees = len(values) - 2 - len(np.unique(phase))
+
+    def reached(i: Ints, j: Ints, by: tuple[float | Floats, float | Floats] = (1.0, 1.0)) -> tuple[Floats, Floats]:
+        """Return the signed distance that both windows of each pair reach, and its degrees of freedom."""
+        # Residuals of two windows from the others are (I - H)^-1 times theirs, H the two rows and columns of the hat
+        # matrix of phases: [[a, -c], [-c, b]] = I - H. Windows alone in their phase say nothing.
+        a, b = (1 - 1 / sizes[i])[:, None], (1 - 1 / sizes[j])[:, None]
+        c = np.where(phase[i] == phase[j], 1 / sizes[i], 0.0)[:, None]
+        determinant = np.maximum(a * b - c * c, 1e-12)
+        x, y = residual[i], residual[j]
+        left = (total - (b * x * x + 2 * c * x * y + a * y * y) / determinant) / degrees
+        variances, freedom = _moderated(left, own, degrees)
+        scale = 1 / np.sqrt(variances * determinant)
+        t = by[0] * (b * x + c * y) * scale / np.sqrt(b + 1e-12)
+        u = by[1] * (c * x + a * y) * scale / np.sqrt(a + 1e-12)
+        return np.where(t * u > 0, np.sign(t) * np.minimum(np.abs(t), np.abs(u)), 0.0), freedom
+
+    first, second = _pairs(len(values))
+    judged, freedom = (found[0] for found in reached(first[-1:], second[-1:], shrink))
+    judged = np.sign(judged) * as_unrelated(np.abs(judged), correlation)
+    parts = np.array_split(np.arange(len(first) - 1), -(-len(first) * values.shape[1] // _AT_ONCE))
+    others = np.concatenate([np.abs(reached(first[part], second[part])[0]).max(axis=1) for part in parts])
+    return _ranked(float(np.abs(judged).max()), others, distances=judged, degrees=freedom)
+
+
+def as_unrelated(distances: Floats, correlation: Floats | float) -> Floats:
+    """Return what two unrelated windows both reach as seldom as two with ``correlation`` reach ``distances``."""
+    near = np.minimum(distances, _FAR)
+    both = ndtr(-near) - 2 * owens_t(near, np.sqrt((1 - correlation) / (1 + correlation)))
+    unrelated = -ndtri(np.sqrt(np.clip(both, 1e-300, 1.0)))
+    beyond = np.maximum(distances - _FAR, 0) / np.sqrt(1 + correlation)
+    return np.asarray(np.maximum(unrelated, 0.0) + beyond)
+
+
+def _ranked(score: float, others: Floats, *, distances: Floats, degrees: Floats) -> Ranked:
+    p = (int((others >= score).sum()) + 1) / (len(others) + 1)
+    return Ranked(p, np.sort(others)[::-1], distances, degrees)
+
+
+def _moderated(variances: Floats, own: Own, degrees: int) -> tuple[Floats, Floats]:
+    raised = np.maximum(variances, own.floors / 10)
+    found, freedom = np.empty_like(raised), np.empty_like(raised)
+    for kind in np.unique(own.kinds):
+        ours = own.kinds == kind
+        found[..., ours], freedom[..., ours] = moderate(raised[..., ours], degrees)
+    return np.maximum(found, own.floors), freedom
+
+
+def _within(values: Floats, phases: Ints) -> Floats:
+    """Return the distance of each window from the mean of its phase."""
+    sums = np.zeros((int(phases.max()) + 1, values.shape[1]))
+    np.add.at(sums, phases, values)
+    return np.asarray(values - (sums / np.maximum(np.bincount(phases), 1)[:, None])[phases])
+
+
+def _pairs(windows: int) -> tuple[Ints, Ints]:
+    """Return pairs of windows, the last two last."""
+    first, second = np.triu_indices(windows, k=1)
+    if len(first) > MAX_PAIRS:
+        # A permutation test with drawn permutations is exact as well, if the observed one is among them.
+        drawn = np.sort(np.random.default_rng(0).choice(len(first) - 1, MAX_PAIRS - 1, replace=False))
+        chosen = np.append(drawn, len(first) - 1)
+        first, second = first[chosen], second[chosen]
+    return first.astype(np.int64), second.astype(np.int64)

@@ -1,0 +1,103 @@
+"""What of a column is compared between windows: a few numbers, each of variance 1 / rows where rows are independent.
+
+Ordered bins (numbers, times, lengths) have polynomials of the values' mid-ranks that are orthonormal over all windows:
+degree 1 sees a change of location, 2 of scale, 3 of skew. They depend on ranks alone, so that neither units nor heavy
+tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for
+binned data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). Categories and nulls have shares, as
+``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is: Anscombe, "The
+transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in, arrays out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+POLYNOMIALS = ("location", "scale", "skew")
+SHARE, NULLS = "share", "nulls"
+KINDS = (*POLYNOMIALS, SHARE, NULLS)
+"""Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
+MAX_SHARES = 12
+"""Categories of a column that are compared one by one, the commonest first; the others count as one."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One number a window: its kind, and for a share the bins whose share it is."""
+
+    kind: str
+    bins: tuple[int, ...] = ()
+
+
+def polynomials(shares: Floats) -> Floats:
+    """Return scores of shape (degrees, bins): polynomials of the mid-ranks of ``shares``, orthonormal under them.
+
+    Under the shares each has mean 0 and mean square 1, and they are uncorrelated. There are three, or fewer where fewer
+    than four bins hold anything. Empty bins have scores too: those of their rank.
+    """
+    ranks = 2 * (np.cumsum(shares) - shares / 2) - 1
+    filled = shares > 0
+    degree = min(len(POLYNOMIALS), int(filled.sum()) - 1)
+    if degree < 1:
+        return np.zeros((0, len(shares)))
+    # Gram-Schmidt by QR, from Legendre's polynomials, which are nearly the answer where the bins are fine.
+    basis = np.polynomial.legendre.legvander(ranks, degree)
+    triangle = np.linalg.qr(np.sqrt(shares[filled])[:, None] * basis[filled], mode="r")
+    triangle *= np.sign(np.diag(triangle))[:, None]
+    return np.asarray(np.linalg.solve(triangle.T, basis.T)[1:])
+
+
+def stabilised(counts: Counts, rows: Counts) -> Floats:
+    """Return shares as angles whose variance is 1 / rows for independent rows, at any share."""
+    return np.asarray(2 * np.arcsin(np.sqrt((counts + 0.375) / (rows + 0.75))))
+
+
+def share_of(angles: Floats) -> Floats:
+    """Return the shares of angles, nearly: without the constants that matter for few rows."""
+    return np.asarray(np.sin(angles / 2) ** 2)
+
+
+def contrasts(windows: Counts, nulls: Counts, *, ordered: bool) -> tuple[Floats, tuple[Contrast, ...]]:
+    """Return the contrasts of windows, of shape (windows, contrasts), and what they are.
+
+    All windows have the same part in what the contrasts are, the judged ones too. Fitted to a reference alone they fit
+    its own windows better than any other: with 200 columns .05 of windows were warned of, not .03.
+
+    Args:
+        windows: Counts of values that are not null, of shape (windows, bins).
+        nulls: Nulls of each window, of shape (windows,).
+        ordered: Whether the bins are intervals in their order, or categories.
+    """
+    present = windows.sum(axis=1)
+    columns, meanings = _of_values(windows, present, ordered=ordered)
+    if nulls.any():  # In no window at all: nothing to compare, and a contrast less to look at.
+        columns.append(stabilised(nulls, present + nulls))
+        meanings.append(Contrast(NULLS))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(windows), 0)), tuple(meanings)
+
+
+def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[list[Floats], list[Contrast]]:
+    pooled = (windows / np.maximum(present, 1)[:, None]).sum(axis=0)
+    pooled /= max(float(pooled.sum()), 1e-300)
+    filled = np.flatnonzero(pooled)
+    if len(filled) < 2:
+        return [], []
+    if ordered:
+        # A window without a value has the mean, 0: what is new about it is its share of nulls.
+        values = windows @ polynomials(pooled).T / np.maximum(present, 1)[:, None]
+        return list(values.T), [Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]]]
+    order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
+    # Of two shares that add up to 1 one says it all.
+    common = order[:1] if len(order) == 2 else order[:MAX_SHARES]
+    groups = [(at,) for at in common] + ([tuple(sorted(order[MAX_SHARES:]))] if order[MAX_SHARES:] else [])
+    found = []
+    for bins in groups:
+        # A window without a value has the usual share, for the same reason.
+        usual = 2 * np.arcsin(np.sqrt(pooled[list(bins)].sum()))
+        found.append(np.where(present > 0, stabilised(windows[:, list(bins)].sum(axis=1), present), usual))
+    return found, [Contrast(SHARE, bins) for bins in groups]

@@ -1,0 +1,282 @@
+"""The verdict on a window of traffic: what moved, by how much, and whether that is more than own windows do. Pure.
+
+Knows nothing of where profiles lie, nor of who is told; how it is decided is ``outcome``'s.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.monitor import effects, own_windows
+from raymlops.monitor.conformal import Own
+from raymlops.monitor.contrasts import SHARE, Contrast, contrasts
+from raymlops.monitor.outcome import (
+    ALARM_LEVEL,
+    FEWEST_EFFECTIVE,
+    FEWEST_OWN,
+    Comparison,
+    Outcome,
+    compare,
+    floors,
+    kind_numbers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.monitor.conformal import Ranked
+    from raymlops.monitor.own_windows import OwnWindows
+
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+FEWEST_ROWS = 100
+"""Of a window: fewer rows show nothing that own windows have not."""
+_DRAWN = 99
+
+
+@dataclass(frozen=True)
+class ColumnCounts:
+    """What a profile holds of one column, on the bins of the reference.
+
+    Attributes:
+        name: Of the column.
+        blocks: Counts of consecutive blocks of the reference, of shape (blocks, bins).
+        nulls: Nulls of each block, of shape (blocks,).
+        windows: Counts of the window of traffic, of shape (1 or 2, bins), after those of the window before it, if there
+            is one; before a window that is shorter than a day are the same hours of the day before.
+        window_nulls: Nulls of these windows, of shape (1 or 2,).
+        ordered: Whether bins are intervals in their order (numbers, times, lengths), or categories.
+        edges: Of intervals, one more than bins, for quantiles; None where there are none to show.
+        labels: Of categories, one a bin; empty where there are none to show.
+        influence: How much the model's output depends on the column, from 0 to 1; None where nobody knows.
+    """
+
+    name: str
+    blocks: Counts
+    nulls: Counts
+    windows: Counts
+    window_nulls: Counts
+    ordered: bool
+    edges: Floats | None = None
+    labels: tuple[str, ...] = ()
+    influence: float | None = None
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """How one column of the window compares with own windows, and what of it moved most.
+
+    Attributes:
+        column: Its name.
+        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``.
+        distance: Of it, signed, in standard deviations of own windows.
+        distance_running: What both of two windows running reach; None for one window.
+        p: Student's t of ``distance``, after Holm over all contrasts of all columns.
+        flagged: Whether this column alone leads to the verdict.
+        unjudged: Contrasts whose own windows follow each other too closely: they take longer windows.
+        jensen_shannon: Of reference and window, nulls being a value, from 0 to 1.
+        nulls: Their share before and after.
+        quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories.
+        new: Categories that the reference had none of.
+        vanished: Categories that the window should have had at least 10 rows of, and has none.
+        influence: How much the model's output depends on the column; None where nobody knows.
+    """
+
+    column: str
+    moved: str
+    distance: float
+    distance_running: float | None
+    p: float
+    flagged: bool
+    unjudged: tuple[str, ...]
+    jensen_shannon: float
+    nulls: tuple[float, float]
+    quantiles: tuple[tuple[float, ...], tuple[float, ...]] | tuple[()]
+    new: tuple[str, ...]
+    vanished: tuple[str, ...]
+    influence: float | None
+
+
+@dataclass(frozen=True)
+class DriftVerdict:
+    """What is to be said of a window.
+
+    Attributes:
+        outcome: ``ok``, ``warn``, ``alarm`` or ``insufficient``.
+        reason: Why, with numbers, in one sentence.
+        rows: Of the window.
+        own_windows: Of the reference, of the window's length.
+        effective_windows: Unrelated windows that they are worth, in the column that is judged where that is least.
+        p_one: The rank of this window; None where it is insufficient, or nothing varies.
+        p_two: The rank of this and the one before; None where there was none.
+        columns: Flagged ones first, then by influence on the output, then by distance.
+    """
+
+    outcome: Outcome
+    reason: str
+    rows: int
+    own_windows: int
+    effective_windows: float
+    p_one: float | None
+    p_two: float | None
+    columns: tuple[ColumnDrift, ...]
+
+    @property
+    def flagged(self) -> tuple[str, ...]:
+        """Return the names of the columns that lead to the verdict."""
+        return tuple(column.column for column in self.columns if column.flagged)
+
+
+def judge(columns: Sequence[ColumnCounts], own: OwnWindows | None, *, seed: int = 0) -> DriftVerdict:
+    """Judge the last window of ``columns``, with the one before it where there is one.
+
+    Args:
+        columns: Each with the same rows of reference and windows.
+        own: Which blocks are one own window; None if rows are known to be independent: own windows are drawn then.
+        seed: Of drawn windows.
+
+    Raises:
+        ValueError: There are no columns, or they have unlike numbers of windows.
+    """
+    numbers = {len(column.windows) for column in columns}
+    if len(numbers) != 1 or not numbers <= {1, 2}:
+        raise ValueError(f"each column needs one window or two, got {sorted(numbers)}")
+    window_rows = (columns[0].windows.sum(axis=1) + columns[0].window_nulls).tolist()
+    rows = int(window_rows[-1])
+    compared = [_compared(column, own, rows=rows, seed=seed + at) for at, column in enumerate(columns)]
+    values = np.hstack([found for found, _ in compared])
+    count = len(values) - numbers.pop()
+    if count < FEWEST_OWN:
+        few = f"{count} own windows, and {FEWEST_OWN} are needed" + (f": {own.why_few}" if own and own.why_few else "")
+        return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
+    if rows < FEWEST_ROWS:
+        few = f"{rows} rows, and {FEWEST_ROWS} are needed: take longer windows"
+        return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
+    if not values.shape[1]:
+        return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
+    own_rows = own.rows if own else float(rows)
+    kinds = kind_numbers(tuple(meaning.kind for _, meanings in compared for meaning in meanings))
+    phases = np.array(own.phases if own else (0,) * count, dtype=np.int64)
+    reference = Own(values[:count], kinds, floors(kinds, own_rows), phases, lag=own.lag if own else 1)
+    # The variance of a mean falls at most like 1 / rows: this is right for a window with fewer rows, or too kind to it.
+    before, now = (min(1.0, math.sqrt(one / own_rows)) for one in (window_rows[0], rows))
+    compared_with = compare(reference, values[count:], phases=own.phase if own else (0, 0), shrink=(before, now))
+    meanings = [(at, meaning) for at, (_, found) in enumerate(compared) for meaning in found]
+    return _verdict(columns, meanings, compared_with, rows=rows, own=count)
+
+
+def _compared(
+    column: ColumnCounts, own: OwnWindows | None, *, rows: int, seed: int
+) -> tuple[Floats, tuple[Contrast, ...]]:
+    """Return a column's contrasts of own windows and then of those of traffic, and what they are."""
+    reference, nulls = column.blocks.sum(axis=0), int(column.nulls.sum())
+    if own:
+        counts, missing = own.sums(column.blocks), own.sums(column.nulls)
+    else:
+        both = own_windows.drawn(np.append(reference, nulls), rows=rows, count=_DRAWN, seed=seed)
+        counts, missing = both[:, :-1], both[:, -1]
+    return contrasts(
+        np.concatenate([counts, column.windows]),
+        np.concatenate([missing, column.window_nulls]),
+        ordered=column.ordered,
+    )
+
+
+def _verdict(
+    columns: Sequence[ColumnCounts], meanings: Sequence[tuple[int, Contrast]], found: Comparison, *, rows: int, own: int
+) -> DriftVerdict:
+    if found.one is None:
+        most = float(found.effective.max(initial=0.0))
+        few = f"{own} own windows follow each other so closely that they are worth {most:.0f}, and"
+        reason = f"{few} {FEWEST_EFFECTIVE:.0f} are needed: take longer windows, or a longer reference"
+        return DriftVerdict("insufficient", reason, rows, own, most, None, None, ())
+    worth = float(found.effective[found.judged].min())
+    running = found.two is not None and found.two.p <= ALARM_LEVEL
+    leading = cast("Ranked", found.two if running else found.one)
+    owners, flagged = np.array([at for at, _ in meanings]), found.flagged
+    described = []
+    for at, column in enumerate(columns):
+        ours = np.flatnonzero(owners == at)
+        if not len(ours):
+            continue
+        # What is told of a column is what led to the verdict, where something did.
+        told = ours[flagged[ours]] if flagged[ours].any() else ours
+        most = int(told[np.argmax(np.abs(leading.distances[told]))])
+        described.append(
+            _described(
+                column,
+                meanings[most][1],
+                distance=float(found.one.distances[most]),
+                running=None if found.two is None else float(found.two.distances[most]),
+                p=float(found.p[most]),
+                flagged=bool(flagged[most]),
+                unjudged=tuple(_name(column, meanings[int(one)][1]) for one in ours if not found.judged[one]),
+            )
+        )
+    described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
+    reason = _reason([c for c in described if c.flagged], found, running=running, own=own)
+    two = None if found.two is None else found.two.p
+    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described))
+
+
+def _described(
+    column: ColumnCounts,
+    meaning: Contrast,
+    *,
+    distance: float,
+    running: float | None,
+    p: float,
+    flagged: bool,
+    unjudged: tuple[str, ...],
+) -> ColumnDrift:
+    before, after = column.blocks.sum(axis=0), column.windows[-1]
+    nulls = int(column.nulls.sum()), int(column.window_nulls[-1])
+    shares = nulls[0] / max(int(before.sum()) + nulls[0], 1), nulls[1] / max(int(after.sum()) + nulls[1], 1)
+    named = not column.ordered
+    return ColumnDrift(
+        column=column.name,
+        moved=_name(column, meaning),
+        distance=distance,
+        distance_running=running,
+        p=p,
+        flagged=flagged,
+        unjudged=unjudged,
+        jensen_shannon=effects.jensen_shannon(np.append(before, nulls[0]), np.append(after, nulls[1])),
+        nulls=shares,
+        quantiles=()
+        if named or column.edges is None
+        else (effects.quantiles(before, column.edges), effects.quantiles(after, column.edges)),
+        new=tuple(_label(column, at) for at in effects.new_bins(before, after)) if named else (),
+        vanished=tuple(_label(column, at) for at in effects.vanished_bins(before, after)) if named else (),
+        influence=column.influence,
+    )
+
+
+def _name(column: ColumnCounts, meaning: Contrast) -> str:
+    if meaning.kind != SHARE:
+        return meaning.kind
+    return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
+
+
+def _label(column: ColumnCounts, at: int) -> str:
+    return column.labels[at] if column.labels else f"bin {at}"
+
+
+def _reason(moved: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
+    one, two = found.one, found.two
+    assert one is not None
+    names = "; ".join(f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved[:3])
+    names += f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+    if running and two is not None:
+        return f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
+    if found.outcome == "alarm":
+        return f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
+    if found.outcome == "warn":
+        return f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
+    return f"like the {own} own windows of the reference (p {one.p:.2g})"

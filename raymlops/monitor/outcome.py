@@ -1,0 +1,157 @@
+"""What ranks lead to: the levels of a warning and of an alarm, and when too little is known for either. Pure.
+
+``alarm``: two windows running are unlike own pairs at ``ALARM_LEVEL``, in a contrast that moved the same way in both;
+or one window alone is so far off that chance does not explain it, and by much (a unit slipped, a column gone null).
+``warn``: one window is unlike at ``WARN_LEVEL``. ``insufficient``: the own windows are too few to say either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
+from raymlops.monitor.contrasts import KINDS, POLYNOMIALS, share_of
+
+Floats = npt.NDArray[np.float64]
+Outcome = Literal["ok", "warn", "alarm", "insufficient"]
+
+WARN_LEVEL = 0.05
+ALARM_LEVEL = 0.005
+"""Of two windows running. Half of the .01 that alarms may have in all: the rest is for windows that depend on each
+other in more than their correlation, and for alarms on one window."""
+SINGLE_LEVEL = 0.001
+"""Of one window, by Student's t after Holm. It takes windows to be nearly normal, which ranks do not."""
+SINGLE_SHIFT, SINGLE_SHARE = 0.5, 0.1
+"""The change that such an alarm needs as well: half a standard deviation of ranks, or ten points of a share; ..."""
+SINGLE_FACTOR = 2.0
+"""... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
+normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
+FEWEST_OWN = 20
+"""Own windows below which nothing is said: with 18 the rank of one window cannot be below .05."""
+FEWEST_FOR_SINGLE = 30
+FEWEST_EFFECTIVE = 10.0
+"""Unrelated windows that own windows have to be worth for a contrast to be judged. Those of correlation r are worth
+(1 - r) / (1 + r) of their number: Bartlett, "Some aspects of the time-correlation problem", J. R. Stat. Soc. 98 (1935).
+"""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One window, or two running, among own windows.
+
+    Attributes:
+        outcome: ``ok``, ``warn``, ``alarm`` or ``insufficient``.
+        effective: Unrelated windows that the own ones are worth, of shape (contrasts,).
+        one: The last window; None where the own windows are too few.
+        two: It and the one before; None where there is none.
+        p: Of each contrast of the last window, by Student's t after Holm; 1 where it is not judged.
+        single: Contrasts that lead to an alarm on the last window alone.
+    """
+
+    outcome: Outcome
+    effective: Floats
+    one: Ranked | None
+    two: Ranked | None
+    p: Floats
+    single: npt.NDArray[np.bool_]
+
+    @property
+    def judged(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts are judged: not those whose own windows follow each other too closely."""
+        return self.effective >= FEWEST_EFFECTIVE
+
+    @property
+    def flagged(self) -> npt.NDArray[np.bool_]:
+        """Return which contrasts lead to the outcome."""
+        found = self.single.copy()
+        if self.two is not None and self.two.p <= ALARM_LEVEL:
+            found |= np.abs(self.two.distances) > self.two.critical(ALARM_LEVEL)
+        if self.outcome == "warn" and self.one is not None:
+            found |= np.abs(self.one.distances) > self.one.critical(WARN_LEVEL)
+        return found
+
+
+def compare(
+    own: Own, windows: Floats, *, phases: tuple[int, int] = (0, 0), shrink: tuple[float, float] = (1.0, 1.0)
+) -> Comparison:
+    """Compare a window, the last of ``windows`` of shape (1 or 2, contrasts), with own windows.
+
+    ``phases`` and ``shrink`` are those of the window before it and of itself.
+    """
+    count, related = len(own.values), own.correlation()
+    effective = count * (1 - related) / (1 + related)
+    judged = effective >= FEWEST_EFFECTIVE
+    none = np.zeros(windows.shape[1])
+    if count - int(own.phases.max(initial=0)) < FEWEST_OWN or not judged.any():
+        return Comparison("insufficient", effective, None, None, none + 1, none > 0)
+    kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
+    seen = windows[:, judged]
+    worth = effective[judged]
+    # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
+    less = np.sqrt((1 + 1 / count) / (1 + 1 / worth) * (1 - 1 / worth) / (1 - 1 / count))
+    one = rank_one(kept, seen[-1], phase=phases[1], shrink=shrink[1] * less)
+    p = holm(one.p_values())
+    usual = kept.values[kept.phases == phases[1]].mean(axis=0)
+    single = is_large(kept.kinds, usual, seen[-1]) & (p <= SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
+    single &= np.abs(one.distances) > SINGLE_FACTOR * one.others[0]
+    two = None
+    if len(windows) == 2:
+        both = shrink[0] * less, shrink[1] * less
+        two = rank_two(kept, seen, correlation=own.correlation(own.lag)[judged], phases=phases, shrink=both)
+    alarm = (two is not None and two.p <= ALARM_LEVEL) or bool(single.any())
+    return Comparison(
+        "alarm" if alarm else "warn" if one.p <= WARN_LEVEL else "ok",
+        effective,
+        _spread(one, judged),
+        None if two is None else _spread(two, judged),
+        _at(judged, p, 1.0),
+        _at(judged, single, 0.0) > 0,
+    )
+
+
+def _spread(found: Ranked, judged: npt.NDArray[np.bool_]) -> Ranked:
+    """Return what was found of the contrasts that are judged, among all of them."""
+    distances, degrees = _at(judged, found.distances, 0.0), _at(judged, found.degrees, 1.0)
+    return replace(found, distances=distances, degrees=degrees)
+
+
+def _at(judged: npt.NDArray[np.bool_], values: npt.NDArray[Any], otherwise: float) -> Floats:
+    found = np.full(len(judged), otherwise)
+    found[judged] = values
+    return found
+
+
+def holm(p_values: Floats) -> Floats:
+    """Return adjusted p-values.
+
+    Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Stat. 6 (1979).
+    """
+    order = np.argsort(p_values)
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    found = np.empty(len(p_values))
+    found[order] = np.minimum(stepped, 1.0)
+    return found
+
+
+def is_large(kinds: npt.NDArray[np.int64], before: Floats, after: Floats) -> npt.NDArray[np.bool_]:
+    """Tell which contrasts changed by so much that one window may be enough for an alarm."""
+    shift, points = np.abs(after - before), np.abs(share_of(after) - share_of(before))
+    return np.where(kinds < len(POLYNOMIALS), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
+
+
+def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
+    """Return the least variances of contrasts of windows of ``rows`` rows.
+
+    Shares of independent rows vary by 1 / rows, and where a share is always 0 nothing else says by how much. A contrast
+    of ordered values may vary by less (the same timetable each week), but not by nothing.
+    """
+    return np.where(kinds < len(POLYNOMIALS), 0.1, 1.0) / rows
+
+
+def kind_numbers(kinds: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """Return kinds of contrasts as numbers, polynomials first."""
+    return np.array([KINDS.index(kind) for kind in kinds], dtype=np.int64)

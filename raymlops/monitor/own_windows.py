@@ -1,0 +1,120 @@
+"""Which blocks of a reference make one window of its own, so that they can be compared with a window of traffic. Pure.
+
+A reference is kept as consecutive blocks. Where only their order is known, as many blocks as have the window's rows are
+an own window. Where their times are known, an own window is as long in time as the window of traffic and starts a whole
+number of its lengths before it; windows shorter than a week then have a phase, the hours of the week that they cover.
+Where the reference has too few weeks for that, only windows of whole weeks can be judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+DAY_S = 86_400.0
+WEEK_S = 7 * DAY_S
+FEWEST_IN_PHASE = 3
+"""Own windows of each phase: two more than the mean takes, so that each phase has a say in how much windows vary."""
+
+
+@dataclass(frozen=True)
+class OwnWindows:
+    """Own windows as ranges of blocks.
+
+    Attributes:
+        ranges: ``(start, stop)`` of each, in the order of time.
+        rows: The median of their rows.
+        phases: The phase of each; all 0 where there are none.
+        phase: That of the window before the one of traffic, and of that one.
+        lag: How many windows the two are apart: one, or as many as a day has.
+        why_few: What there would have to be for more of them.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    rows: float
+    phases: tuple[int, ...]
+    phase: tuple[int, int] = (0, 0)
+    lag: int = 1
+    why_few: str = ""
+
+    def sums(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the counts of each window, of shape (windows, ...), from those of blocks, of shape (blocks, ...)."""
+        running = np.concatenate([np.zeros((1, *blocks.shape[1:]), np.int64), np.cumsum(blocks, axis=0)])
+        edges = np.asarray(self.ranges, dtype=np.int64).reshape(-1, 2)
+        return np.asarray(running[edges[:, 1]] - running[edges[:, 0]])
+
+
+def by_rows(block_rows: npt.NDArray[np.int64], *, rows: int) -> OwnWindows:
+    """Return windows of about ``rows`` rows from blocks of equally many rows, the newest whole, the oldest left out."""
+    if not len(block_rows) or not block_rows.sum():
+        return OwnWindows((), 0.0, (), why_few="the reference has no rows")
+    each = float(block_rows.mean())
+    step = max(1, round(rows / each))
+    count = len(block_rows) // step
+    first = len(block_rows) - count * step
+    ranges = tuple((first + at * step, first + (at + 1) * step) for at in range(count))
+    few = f"the reference has {int(block_rows.sum()):,} rows: take shorter windows"
+    return OwnWindows(ranges, each * step, (0,) * count, why_few=few)
+
+
+def by_time(
+    block_rows: npt.NDArray[np.int64],
+    starts_s: npt.NDArray[np.float64],
+    stops_s: npt.NDArray[np.float64],
+    *,
+    window_s: tuple[float, float],
+) -> OwnWindows:
+    """Return windows as long as that of traffic from ``window_s[0]`` to ``window_s[1]``, in seconds since 1970.
+
+    ``starts_s`` and ``stops_s`` are the times of blocks, ascending. Local time is the caller's to subtract: a week has
+    168 hours here. A block belongs to the window that its middle is in. The window before that of traffic is the one
+    that ends where it starts, or of those shorter than a day the one that starts a day before.
+    """
+    start, stop = window_s
+    length = stop - start
+    middles = (starts_s + stops_s) / 2
+    if not len(block_rows) or float(np.median(stops_s - starts_s)) > length:
+        return OwnWindows((), 0.0, (), why_few="the reference's blocks are longer than the window: take longer windows")
+    slots = np.floor((middles - start) / length).astype(np.int64)
+    # A slot that the reference covers in part is no window: those of its first and last block are whole by time.
+    inside = (start + slots * length >= starts_s[0] - 1e-6) & (start + (slots + 1) * length <= stops_s[-1] + 1e-6)
+    found = np.unique(slots[inside])
+    edges = np.searchsorted(slots, found, "left"), np.searchsorted(slots, found, "right")
+    ranges = tuple((int(a), int(b)) for a, b in zip(*edges, strict=True))
+    rows = float(np.median([block_rows[a:b].sum() for a, b in ranges])) if ranges else 0.0
+    weeks = (stops_s[-1] - starts_s[0]) / WEEK_S
+    cycle = WEEK_S / length
+    if length >= WEEK_S - 1:
+        whole = abs(length / WEEK_S - round(length / WEEK_S)) < 1e-3
+        few = f"the reference has {weeks:.1f} weeks: take a longer one"
+        return OwnWindows(ranges, rows, (0,) * len(ranges), why_few=few) if whole else _refused(length)
+    if abs(cycle - round(cycle)) > 1e-3:
+        return _refused(length)
+    phases = tuple(int(slot) % round(cycle) for slot in found)
+    numbers = np.bincount(phases, minlength=round(cycle)) if phases else np.zeros(1)
+    if numbers.min() < FEWEST_IN_PHASE:
+        few = f"the reference has {weeks:.1f} weeks, and each hour of the week is needed {FEWEST_IN_PHASE} times"
+        return OwnWindows((), rows, (), why_few=f"{few}: take windows of whole weeks, or a longer reference")
+    few = f"the reference has {weeks:.1f} weeks: take shorter windows"
+    lag = max(1, round(DAY_S / length))
+    return OwnWindows(ranges, rows, phases, (-lag % round(cycle), 0), lag, why_few=few)
+
+
+def _refused(length: float) -> OwnWindows:
+    few = f"windows of {length / 3600:g} h fit no whole number of times into a week, nor whole weeks into them"
+    return OwnWindows((), 0.0, (), why_few=f"{few}: take 1, 6, 12, 24 or 168 h")
+
+
+def drawn(reference: npt.NDArray[np.int64], *, rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw windows of ``rows`` independent rows from a reference's counts, of shape (bins,): (count, bins).
+
+    Only where rows are known to be independent. The shares of each are drawn first, from Dirichlet's distribution of
+    what they may be after ``reference`` and a prior worth one row in all (Perks, "Some observations on inverse
+    probability", J. Inst. Actuaries 73 (1947)): so windows differ by what a finite reference leaves open as well.
+    """
+    rng = np.random.default_rng(seed)
+    if not reference.sum():
+        return np.zeros((count, len(reference)), np.int64)
+    return np.asarray(rng.multinomial(rows, rng.dirichlet(reference + 1 / len(reference), size=count)))

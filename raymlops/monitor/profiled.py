@@ -1,0 +1,80 @@
+"""The columns of profiles as the verdict takes them: counts by bin of blocks and of windows of traffic. Pure.
+
+Owns which series are judged, and what is done with values that are not finite, samples, and columns that were not
+counted. Times are not judged, since that they move on is no drift, nor are registers of distinct texts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from raymlops.monitor.drift import ColumnCounts
+from raymlops.profiles.layout import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.profiles.layout import Cells, Series
+    from raymlops.profiles.profile import Blocks, Profile
+
+_OTHER = "other"
+
+
+def column_counts(
+    blocks: Blocks, windows: Sequence[Profile], *, influence: Mapping[str, float] | None = None
+) -> tuple[list[ColumnCounts], dict[str, str]]:
+    """Return the columns to judge, and why others cannot be.
+
+    ``windows`` are the window of traffic, after the one before it where there is one. What is not finite counts as
+    missing. A window of a sample counts as the rows that were read, by their weights.
+
+    Raises:
+        ValueError: a window was counted on another layout.
+    """
+    layout = blocks.layout
+    if any(window.layout.digest != layout.digest for window in windows):
+        msg = "the window was counted on another layout than the reference"
+        raise ValueError(msg)
+    sampled = any(window.read != window.rows for window in windows)
+    traffic = np.stack([read_counts(window) for window in windows])
+    found, refused = [], dict[str, str]()
+    for series, cells in layout.placed():
+        if series.missing is None or series.measure == "time":
+            continue
+        name = series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
+        uncounted = int((traffic[:, READ] - traffic[:, cells].sum(axis=1)).max())
+        if uncounted > (series.size if sampled else 0):  # a cell is rounded
+            refused[name] = f"{uncounted} rows of the window do not have it: it was redacted, or is of another type"
+            continue
+        bins, missing = _bins(series, blocks.counts[:, cells])
+        window_bins, window_missing = _bins(series, traffic[:, cells])
+        found.append(
+            ColumnCounts(
+                name,
+                bins,
+                missing,
+                window_bins,
+                window_missing,
+                ordered=series.is_ordered,
+                edges=np.array([-np.inf, *series.shown_edges, np.inf]) if len(series.edges) else None,
+                labels=() if series.is_ordered else (*series.categories, _OTHER),
+                influence=None if influence is None else influence.get(series.column),
+            )
+        )
+    return found, refused
+
+
+def read_counts(window: Profile) -> Cells:
+    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several."""
+    if window.read == window.rows:
+        return window.counts
+    counts = np.rint(window.counts * (window.read / window.rows)).astype(np.int64)
+    counts[READ] = window.read
+    return np.asarray(counts)
+
+
+def _bins(series: Series, counts: Cells) -> tuple[Cells, Cells]:
+    bins = counts[:, series.bins]
+    return bins, counts.sum(axis=1) - bins.sum(axis=1)

@@ -1,0 +1,106 @@
+"""Whether a live model's newest traffic is unlike what is normal, by a real log and a real bundle."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from served_requests import SIGNATURE, served
+from stored import put
+from tiny_bundle import tiny_contents
+
+from raymlops.bundle.write import write_bundle
+from raymlops.cli.app import main
+from raymlops.config.load import load_data
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.prediction_log import compact_predictions
+from raymlops.lifecycle.sources import state_of
+from raymlops.lifecycle.watch.drift import drift
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.settings import LogSettings
+from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.records import ModelVersionRef
+from raymlops.state.store import Deployment
+from raymlops.state.versions import record_version
+
+ROWS = 120
+"""Of a day."""
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def rows(rng, number=ROWS, *, shift=0.0):
+    return {
+        "distance": rng.normal(shift, 1.0, number),
+        "carrier": np.array(rng.choice(["AA", "UA"], number), dtype=object),
+    }
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    """Return a project whose champion was trained on 80 days, in order, and has a state of its own."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    rng, days = np.random.default_rng(1), 80
+    known = rows(rng, days * ROWS)
+    times = TODAY.timestamp() - 86400.0 * 200 + np.arange(days * ROWS) * (86400.0 / ROWS)
+    references = {
+        "features": reference_of(lambda: [Chunk(known, days * ROWS, times)], rows=days * ROWS),
+        "predictions": reference_of(
+            lambda: [Chunk({"late": rng.random(days * ROWS)}, days * ROWS)], rows=days * ROWS, row_order="independent"
+        ),
+    }
+    bundle = write_bundle(tmp_path, tiny_contents(references=references))
+    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
+    with state_of(spec) as state:
+        record_version(state, ModelVersionRef("flights", 3, "run", bundle, ()), why="a test", now=datetime.now(UTC))
+        put(state, "flights", [Deployment("flights", 3, bundle, "run", "champion", {})])
+    return spec
+
+
+def serve(tmp_path, shifts, *, seed=2):
+    """Log one request a day with ``ROWS`` rows, the last of them yesterday, at noon; with each day's shift."""
+    rng = np.random.default_rng(seed)
+    log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="w")
+    for at, shift in enumerate(shifts):
+        ts = (TODAY - timedelta(days=len(shifts) - at) + timedelta(hours=12)).timestamp()
+        outputs = {"late": rng.random(ROWS)}
+        log.take([served(f"r{at}", rows=ROWS, ts=ts, columns=rows(rng, shift=shift), outputs=outputs)])
+    log.close()
+
+
+def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec, tmp_path, capsys):
+    """A day unlike those of training warns at most; the second one makes it an alarm, exit code 6 where asked for."""
+    serve(tmp_path, [0, 0, 0, 0, 0.45, 0.45])
+    compact_predictions("flights", spec)
+    *_, before, one, two = (found for found in drift("flights", since="5d").windows if found.side == "inputs")
+    assert [found.outcome for found in (before, one, two)] == ["ok", "warn", "alarm"]
+    assert (two.side, two.against, two.rows) == ("inputs", "training", ROWS)
+    assert two.verdict is not None
+    assert two.verdict.flagged == ("distance",)
+    outputs = drift("flights").windows[-1]
+    assert (outputs.side, outputs.outcome) == ("outputs", "ok")
+    assert main(["drift", "flights"]) == 0
+    assert "two windows running" in capsys.readouterr().out
+    assert main(["drift", "flights", "--json", "--fail-on-drift"]) == 6
+
+
+def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
+    """What was always served otherwise than trained is skew; later windows are compared with those served first."""
+    serve(tmp_path, [0.9] * 10)
+    compact_predictions("flights", spec)
+    skew, now, *_ = drift("flights").windows
+    assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
+    assert now.outcome == "waiting"
+    assert "the serving baseline has 8 of 20 windows" in now.text()
+    serve(tmp_path, [0.9] * 60, seed=3)
+    compact_predictions("flights", spec)
+    _, now, *_ = drift("flights").windows
+    assert (now.against, now.outcome) == ("the first windows served", "ok")
+
+
+def test_hours_that_nobody_counted_yet_are_named(spec, tmp_path):
+    """No verdict comes from half a window."""
+    assert "no window of traffic has ended yet" in drift("flights").text()
+    serve(tmp_path, [0, 0])
+    waiting = drift("flights").windows[0]
+    assert waiting.waiting.startswith("1 of its hours are not counted on the columns of version 3 yet")
+    with pytest.raises(NotFoundError, match="other has no live version"):
+        drift("other")

@@ -1,0 +1,89 @@
+"""Profiles as the verdict takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raymlops.monitor.drift import judge
+from raymlops.monitor.own_windows import by_rows
+from raymlops.monitor.profiled import column_counts
+from raymlops.profiles.count import profile_of
+from raymlops.profiles.profile import Profile
+from raymlops.profiles.reference import Chunk, reference_of
+
+ROWS = 40_000
+
+
+def table(rows, *, seed, shift=0.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=rows) + shift
+    x[::100] = np.nan
+    x[::200] = np.inf
+    letters = np.array(["a", "b", None], object)
+    return {
+        "x": x,
+        "s": letters[rng.integers(0, 3, rows)],
+        "words": rng.normal(size=(rows, 2)),
+        "at": np.datetime64("2026-01-01", "us") + np.arange(rows),
+    }
+
+
+@pytest.fixture(scope="module")
+def reference():
+    columns = table(ROWS, seed=0)
+    return reference_of(lambda: [Chunk(columns, ROWS)], rows=ROWS, row_order="ordered")
+
+
+def test_columns_are_counts_by_bin(reference):
+    """Every row is in a bin or missing, infinities too; times are left out."""
+    window = profile_of(table(1000, seed=1), reference.layout)
+    columns, refused = column_counts(reference.blocks, [window, window], influence={"x": 0.5})
+    assert refused == {}
+    names = ["x", "s", "words (mean)", "words (deviation)"]
+    assert [column.name for column in columns] == names
+    for column in columns:
+        assert (column.blocks.sum(axis=1) + column.nulls).tolist() == reference.blocks.rows.tolist()
+        assert (column.windows.sum(axis=1) + column.window_nulls).tolist() == [1000, 1000]
+    x, s = columns[:2]
+    assert x.nulls.sum() == ROWS // 100
+    assert len(x.edges) == x.blocks.shape[1] + 1
+    assert (x.influence, s.influence) == (0.5, None)
+    assert s.labels == ("a", "b", "other")
+    assert s.windows[0].sum() == (table(1000, seed=1)["s"] != None).sum()  # noqa: E711 - element by element
+
+
+def test_the_verdict_names_what_moved(reference):
+    """A shift of half a standard deviation in two windows running."""
+    own = by_rows(reference.blocks.rows, rows=1000)
+    windows = [profile_of(table(1000, seed=seed, shift=0.5), reference.layout) for seed in (1, 2)]
+    found = judge(column_counts(reference.blocks, windows)[0], own)
+    assert (found.outcome, found.flagged) == ("alarm", ("x",))
+    windows = [profile_of(table(1000, seed=seed), reference.layout) for seed in (3, 4)]
+    assert judge(column_counts(reference.blocks, windows)[0], own).outcome == "ok"
+
+
+def test_a_window_of_a_sample_counts_as_the_rows_that_were_read(reference):
+    """1,000 rows that stand for 10 each, and 500 for 1."""
+    parts = {10.0: table(1000, seed=1), 1.0: table(500, seed=2)}
+    window = Profile.weighted(
+        {weight: profile_of(columns, reference.layout) for weight, columns in parts.items()}, reference.layout
+    )
+    columns, refused = column_counts(reference.blocks, [window])
+    assert refused == {}
+    assert abs(columns[0].windows.sum() + columns[0].window_nulls.sum() - 1500) < 130  # half a row a cell
+    assert columns[1].windows.sum() + columns[1].window_nulls.sum() == pytest.approx(1500, abs=2)
+
+
+def test_a_column_that_was_redacted_is_refused_with_the_reason(reference):
+    columns = table(1000, seed=1)
+    window = profile_of({name: columns[name] for name in ("x", "words")}, reference.layout, rows=1000)
+    found, refused = column_counts(reference.blocks, [window])
+    assert [column.name for column in found] == ["x", "words (mean)", "words (deviation)"]
+    assert refused == {"s": "1000 rows of the window do not have it: it was redacted, or is of another type"}
+
+
+def test_a_window_on_another_layout_is_refused(reference):
+    other = reference_of(lambda: [Chunk(table(100, seed=5), 100)], rows=100).profile
+    with pytest.raises(ValueError, match="another layout"):
+        column_counts(reference.blocks, [other])
