@@ -212,13 +212,8 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     state = record.state if record.state == "starting" or all(found.values()) else "broken"
     sockets = listeners(pids)
     reachable = tuple(str(item) for item in sockets if not item.loopback)
-    shown: str | None = None
     plain: tuple[str, ...] = ()
     if record.tls_cert is not None:
-        try:
-            shown = f"{record.tls_cert}, valid until {valid_until(HOST, record.ports['Serve'], record.tls_cert)}"
-        except RaymlopsError as error:
-            shown = error.message
         plain = tuple(str(item) for item in sockets if _asked_without_tls(item, haproxy=record.haproxy))
     return StatusRecord(
         str(folder),
@@ -228,10 +223,20 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
         len(pids),
         reachable,
         record.grpc_address,
-        shown,
+        _certificate(record),
         plain,
         refusal(record.scratch),
     )
+
+
+def _certificate(record: UpRecord) -> str | None:
+    """Return the certificate's file, and until when what the endpoint shows is valid or what is wrong with it."""
+    if record.tls_cert is None:
+        return None
+    try:
+        return f"{record.tls_cert}, valid until {valid_until(HOST, record.ports['Serve'], record.tls_cert)}"
+    except RaymlopsError as error:
+        return error.message
 
 
 def _asked_without_tls(item: Listener, *, haproxy: bool) -> bool:
@@ -302,6 +307,8 @@ def _start(
 
     wait("Serve", serves, head, ray_log)
     say(f"Serve answers at {record.serve_url}")
+    if (certificate := _certificate(record)) is not None:
+        say(f"certificate {certificate}")
     wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
     say(f"MLflow answers at {record.mlflow_url}")
     record = replace(record, state="up")

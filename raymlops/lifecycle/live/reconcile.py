@@ -195,6 +195,8 @@ def _come_up(
     late = now >= (transition.deadline_at or now + timedelta(seconds=transition.timeout_s))
     if (taken := plan.blocked.get(transition.name)) is not None:
         return (Fail(transition, str(taken)), "") if late else (None, str(taken))
+    if name not in plan.wanted:
+        return Fail(transition, f"{which} is not desired any more"), ""
     details, live = plan.details, configs(plan.details).get(name)
     status, running = status_of(details, name), running_replicas(details, name)
     renewed = any(item["version"] == transition.version for item in transition.restores)

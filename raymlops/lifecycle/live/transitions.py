@@ -139,6 +139,9 @@ def refuse_beside(model: Model, version: int, *, request: Request) -> None:
     Raises:
         RefusedError: naming the setting, or the version that replaces the champion now.
     """
+    for one in model.coming:
+        if "replaces" in one.goal:  # no new settings for the champion either: it is gone once the other one is up
+            raise RefusedError(f"version {one.version} of {model.name} is replacing the champion", hint=AGAIN)
     champion = champion_of(model.deployments)
     if champion is None or champion.version == version:
         return
@@ -148,9 +151,6 @@ def refuse_beside(model: Model, version: int, *, request: Request) -> None:
             hint="Deploy it without --beside, --canary, --steps and --shadow, or set serve.update: beside if there is "
             "room for two.",
         )
-    for one in model.coming:
-        if "replaces" in one.goal:
-            raise RefusedError(f"version {one.version} of {model.name} is replacing the champion", hint=AGAIN)
 
 
 def reached(model: Model, transition_id: str, *, now: datetime) -> Change:

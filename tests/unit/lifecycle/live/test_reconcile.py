@@ -23,7 +23,7 @@ from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.state.conditions import EVERYTHING, conditions
-from raymlops.state.store import Deployment, State
+from raymlops.state.store import Change, Deployment, State
 
 MENDED = SERVE.model_copy(update={"max_rows": 5})
 
@@ -175,6 +175,16 @@ def test_what_fails_is_started_anew_after_pauses_that_double(state, serve, recon
     assert (condition.attempts, condition.since) == (3, at)
     serve.room = {}
     assert steps(reconciler, at + timedelta(seconds=80))[1].conditions == {}
+
+
+def test_a_version_on_its_way_that_is_not_desired_stops_nothing(state, serve, reconciler):
+    """As an earlier release left one: its champion had been replaced while it got new settings."""
+    deploy(state, serve)
+    begin(state, 2)
+    state.change("m", lambda model: Change(replace(model, deployments=model.deployments[:1]), "deploy", "a test"))
+    deploy(state, serve, "n")
+    assert state.desired().coming == ()
+    assert serve.live.keys() >= {"m--v1", "n--v1"}
 
 
 def test_a_config_that_serve_refuses_fails_the_version_that_came_last(state, serve, reconciler):

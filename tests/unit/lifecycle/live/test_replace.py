@@ -155,6 +155,8 @@ def test_nothing_comes_up_beside_a_replacement(state, serve):
     state.change("m", lambda model: bring(model, new, goal=ROUTE, request=request(replaces=True), up=False))
     with pytest.raises(RefusedError, match="version 2 of m is replacing the champion"):
         share(state, serve, 3, TrafficRequest(weight=0.1))
+    with pytest.raises(RefusedError, match="version 2 of m is replacing the champion"):
+        beside(state, serve, 1, section=ALONE, max_rows=7)  # new settings for the one that is being replaced
 
 
 def test_a_version_that_replaces_another_only_has_to_fit_in_its_place(state, serve):
