@@ -305,7 +305,7 @@ def test_a_constant_is_aborted_by_the_labels_of_its_answers(config, versions):
     """Neither errors nor slowness say anything of it."""
     ended, quality = judged(config, versions[4])
     assert (ended.status, quality["harmful"]) == ("aborted", True), ended.reason
-    assert "mean loss 0.330 of" in ended.reason  # losses are kept in hundredths
+    assert quality["canary"]["value"] == pytest.approx(1 / 3, abs=0.005)  # each in hundredths, their mean is kept
     assert "labelled requests" in ended.reason
 
 
