@@ -200,6 +200,17 @@ class HiddenState(Good):
         return HiddenState.colours
 
 
+class ChangesColumns(Good):
+    def encode(self, columns):
+        torch.from_numpy(columns["size"]).sub_(1.0)
+        return super().encode(columns)
+
+
+class TakesColumns(Good):
+    def encode(self, columns):
+        return super().encode({"colour": columns.pop("colour"), "size": columns["size"]})
+
+
 class FailsOnMissing(Good):
     def encode(self, columns):
         batch = super().encode(columns)
@@ -403,6 +414,8 @@ class LateTimes(Good):
         (InPlace, "test_columns_of_a_request_stay_as_they_are", r"changes the columns \['size'\] in place"),
         (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
         (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
+        (ChangesColumns, "test_columns_of_a_request_are_left_as_they_are", "changes size in place"),
+        (TakesColumns, "test_columns_of_a_request_are_left_as_they_are", "changes colour in place"),
         (FailsOnMissing, "test_missing_values_are_answered", "not finite"),
         (OtherWords, "test_requests_are_encoded_as_in_training", "differ in words"),
         (Truncates, "test_requests_are_encoded_as_in_training", "differ in words"),
