@@ -80,10 +80,12 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
         message = await receive()
         if message["type"] != "http.request":
             raise Refusal(400, "disconnected", "the client disconnected before its request was complete")
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > limit:
+        piece, more = message.get("body", b""), message.get("more_body", False)
+        if len(body) + len(piece) > limit:
             raise too_large_body(limit)
+        if not (body or more):
+            return bytes(piece)  # whole, as the guard hands it over: a copy of a large one would hold up the event loop
+        body += piece
     return bytes(body)
 
 

@@ -114,7 +114,7 @@ def _refuse_more_values(body: bytes, most: int) -> None:
 
     orjson holds the interpreter, and so all other requests, until it has made an object of each: 0.2 s for 8 MB. All
     values but the first of a list or an object follow a comma. Commas outside texts are counted piece by piece, which
-    lets others in between, and no further than the limit; a text without an end goes to the end of the body.
+    lets others in between, and no further than the limit. A text without an end is refused as well.
     """
     if body.count(b",") <= most:
         return
@@ -125,6 +125,8 @@ def _refuse_more_values(body: bytes, most: int) -> None:
         while (part := _TEXT.match(body, place)) is not None:
             place = part.end()
         place += 1
+    if place > len(body):
+        raise Refusal(400, "not_json", "the body is not JSON: it ends within a text")
     if commas + body.count(b",", place) > most:
         raise Refusal(413, "too_many_rows", f"the body has more than {most} values; send fewer at a time")
 
