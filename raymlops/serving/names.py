@@ -16,6 +16,8 @@ INDEX_APP = "raymlops"
 """gRPC clients send it as ``application``: it is stable, while a champion's application changes."""
 GUARD = "/-/guard"
 """End of every path at which the guard answers for itself, so that operators see that it is in force."""
+ROUTES = "/-/routes"
+"""Where Serve's proxies list all applications, also those that require a key."""
 
 
 def app_name(name: str, version: int) -> str:

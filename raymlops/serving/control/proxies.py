@@ -18,7 +18,7 @@ from raymlops.errors import UsageError
 from raymlops.records import Record
 from raymlops.serving.control.details import configs
 from raymlops.serving.control.render import is_rendered
-from raymlops.serving.names import GUARD
+from raymlops.serving.names import GUARD, ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,16 +83,26 @@ def proxies_in_force(
     # The index above all: a model may have no replica now.
     route = min((config["route_prefix"] for config in configs(details).values() if _is_served(config)), default=None)
 
+    answer_at = ask or _ask
+
+    def guard(kind: Kind | None, url: str) -> Any:
+        if kind != "haproxy":
+            return answer_at(f"{url}{GUARD}")
+        # The guard is in the replicas; HAProxy without our wrapper, on a node that was started otherwise, lists routes.
+        if (routes := answer_at(f"{url}{ROUTES}")) and "error" not in routes:
+            return {}
+        # Its own text: no replica is up yet.
+        return None if route is None else answer_at(f"{url}{route.rstrip('/')}{GUARD}") or None
+
     def look(kind: Kind | None, host: str | None) -> tuple[Any, bool]:
-        if host is None or (kind == "haproxy" and route is None):
+        if host is None:
             return None, False
-        path = (route or "").rstrip("/") if kind == "haproxy" else ""
-        url = f"{listens.url_at(host)}{path}{GUARD}"
-        answer = (ask or _ask)(url)
-        if plain := answer is None and listens.tls:  # its node may have been started without a certificate
-            answer = (ask or _ask)(url.replace("https:", "http:", 1))
-            plain = answer is not None
-        return None if kind == "haproxy" and not answer else answer, plain  # its own text: no replica is up yet
+        url = listens.url_at(host)
+        found = guard(kind, url)
+        if found is not None or not listens.tls:
+            return found, False
+        found = guard(kind, url.replace("https:", "http:", 1))  # its node may have been started without a certificate
+        return found, found is not None
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
         answers = list(pool.map(look, kinds, hosts))

@@ -28,7 +28,7 @@ from starlette.middleware import Middleware
 from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.asgi import BODY, JSON, make_reply, refusal_reply, send_reply
 from raymlops.serving.auth import KEY_HEADERS
-from raymlops.serving.names import GUARD
+from raymlops.serving.names import GUARD, ROUTES
 from raymlops.serving.proxy.bodies import Account, Body, replayed
 from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches its log
 
 MAX_HEADERS = 100
-ROUTES = "/-/routes"
-"""Where Serve's Python proxy lists all applications, also those that require a key."""
 BODY_S = 10.0
 """How long a small body may take to arrive, and how long a larger one, which has its request's deadline, may pause."""
 MARGIN_S = 1.0

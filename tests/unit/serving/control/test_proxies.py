@@ -74,8 +74,20 @@ def test_haproxy_is_asked_through_a_model(routes, path):
     cluster = Cluster("10.0.0.1", kind="HAProxyManager", routes=routes)
     url = f"http://10.0.0.1:8000{path}/-/guard"
     found, asked = cluster.look({url: GUARDED})
-    assert asked == ([] if path is None else [url])
+    assert asked == sorted(["http://10.0.0.1:8000/-/routes", *([] if path is None else [url])])
     assert [(one.kind, one.guarded) for one in found] == [("haproxy", None if path is None else True)]
+
+
+def test_haproxy_of_a_node_that_was_started_otherwise_is_found():
+    """It lists routes, which our wrapper takes away; its replicas may be elsewhere, behind the guard."""
+    cluster = Cluster("10.0.0.1", "10.0.0.2", kind="HAProxyManager")
+    urls = [f"http://10.0.0.{number}:8000" for number in (1, 2)]
+    answers = {f"{url}/models/m/-/guard": GUARDED for url in urls}
+    answers |= {f"{urls[0]}/-/routes": {"error": {"code": "not_found"}}, f"{urls[1]}/-/routes": {"/models/m": "m--v1"}}
+    found, _ = cluster.look(answers)
+    assert [one.guarded for one in found] == [True, False]
+    (said,) = shortcomings(found)
+    assert said.startswith("the proxy on 10.0.0.2 runs without the guard")
 
 
 def test_haproxy_says_nothing_of_the_guard_before_a_replica_is_up():
