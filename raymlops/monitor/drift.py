@@ -78,7 +78,7 @@ class ColumnDrift:
         distance_running: What both of two windows running reach; None for one window.
         p: Student's t of ``distance``, after Holm over all contrasts of all columns.
         flagged: Whether this column alone leads to the verdict.
-        unjudged: Contrasts whose own windows follow each other too closely: they take longer windows.
+        unjudged: Contrasts whose own windows follow each other too closely to be ranked: only a slip is seen in them.
         jensen_shannon: Of reference and window, nulls being a value, from 0 to 1.
         nulls: Their share before and after.
         quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories.
@@ -270,8 +270,8 @@ def _reason(described: Sequence[ColumnDrift], found: Comparison, *, running: boo
         reason = f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
     else:
         reason = f"like the {own} own windows of the reference (p {one.p:.2g})"
-    left = [f"{column.column} ({', '.join(column.unjudged)})" for column in described if column.unjudged]
-    return f"{reason}; not judged, as it moves within the reference: {_listed(left, ', ')}" if left else reason
+    left = _listed(sorted(column.column for column in described if column.unjudged), ", ")
+    return f"{reason}; judged for slips alone, since they move within the reference: {left}" if left else reason
 
 
 def _listed(names: Sequence[str], separator: str) -> str:

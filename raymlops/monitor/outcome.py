@@ -8,7 +8,7 @@ or one window alone is so far off that chance does not explain it, and by much (
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Comparison:
         effective: Unrelated windows that the own ones are worth, of shape (contrasts,).
         one: The last window; None where the own windows are too few.
         two: It and the one before; None where there is none.
-        p: Of each contrast of the last window, by Student's t after Holm; 1 where it is not judged.
+        p: Of each contrast of the last window, by Student's t after Holm.
         single: Contrasts that lead to an alarm on the last window alone.
     """
 
@@ -61,7 +61,10 @@ class Comparison:
 
     @property
     def judged(self) -> npt.NDArray[np.bool_]:
-        """Return which contrasts are judged: not those whose own windows follow each other too closely."""
+        """Return which contrasts are ranked: not those whose own windows follow each other too closely.
+
+        One window that is far off in those is an alarm all the same.
+        """
         return self.effective >= FEWEST_EFFECTIVE
 
     @property
@@ -71,7 +74,7 @@ class Comparison:
         if self.two is not None and self.two.p <= ALARM_LEVEL:
             found |= np.abs(self.two.distances) > self.two.critical(ALARM_LEVEL)
         if self.outcome == "warn" and self.one is not None:
-            found |= np.abs(self.one.distances) > self.one.critical(WARN_LEVEL)
+            found |= self.judged & (np.abs(self.one.distances) > self.one.critical(WARN_LEVEL))
         return found
 
 
@@ -88,41 +91,31 @@ def compare(
     none = np.zeros(windows.shape[1])
     if count - int(own.phases.max(initial=0)) < FEWEST_OWN or not judged.any():
         return Comparison("insufficient", effective, None, None, none + 1, none > 0)
-    kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
-    seen = windows[:, judged]
-    worth = effective[judged]
     # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
+    worth = np.maximum(effective, 2)
     less = np.sqrt((1 + 1 / count) / (1 + 1 / worth) * (1 - 1 / worth) / (1 - 1 / count))
+    every = rank_one(own, windows[-1], phase=phases[1], shrink=shrink[1] * less)
+    p = holm(every.p_values())
+    usual = own.values[own.phases == phases[1]].mean(axis=0)
+    single = is_large(own.kinds, usual, windows[-1]) & (p <= SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
+    single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
+    kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
+    seen, less = windows[:, judged], less[judged]
     one = rank_one(kept, seen[-1], phase=phases[1], shrink=shrink[1] * less)
-    p = holm(one.p_values())
-    usual = kept.values[kept.phases == phases[1]].mean(axis=0)
-    single = is_large(kept.kinds, usual, seen[-1]) & (p <= SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
-    single &= np.abs(one.distances) > SINGLE_FACTOR * one.others[0]
     two = None
     if len(windows) == 2:
-        both = shrink[0] * less, shrink[1] * less
-        two = rank_two(kept, seen, correlation=own.correlation(own.lag)[judged], phases=phases, shrink=both)
+        correlation, both = own.correlation(own.lag)[judged], (shrink[0] * less, shrink[1] * less)
+        two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=both), judged, none)
     alarm = (two is not None and two.p <= ALARM_LEVEL) or bool(single.any())
-    return Comparison(
-        "alarm" if alarm else "warn" if one.p <= WARN_LEVEL else "ok",
-        effective,
-        _spread(one, judged),
-        None if two is None else _spread(two, judged),
-        _at(judged, p, 1.0),
-        _at(judged, single, 0.0) > 0,
-    )
+    outcome: Outcome = "alarm" if alarm else "warn" if one.p <= WARN_LEVEL else "ok"
+    return Comparison(outcome, effective, _spread(one, judged, every.distances), two, p, single)
 
 
-def _spread(found: Ranked, judged: npt.NDArray[np.bool_]) -> Ranked:
-    """Return what was found of the contrasts that are judged, among all of them."""
-    distances, degrees = _at(judged, found.distances, 0.0), _at(judged, found.degrees, 1.0)
+def _spread(found: Ranked, judged: npt.NDArray[np.bool_], others: Floats) -> Ranked:
+    """Return what was found of the contrasts that are judged among all, those that are not with other distances."""
+    distances, degrees = others.copy(), np.ones(len(judged))
+    distances[judged], degrees[judged] = found.distances, found.degrees
     return replace(found, distances=distances, degrees=degrees)
-
-
-def _at(judged: npt.NDArray[np.bool_], values: npt.NDArray[Any], otherwise: float) -> Floats:
-    found = np.full(len(judged), otherwise)
-    found[judged] = values
-    return found
 
 
 def holm(p_values: Floats) -> Floats:

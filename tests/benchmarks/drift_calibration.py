@@ -83,9 +83,8 @@ def flights(references):
     for fault in ("carrier", "hour"):
         changed = drift_flights.with_fault(weeks, columns, fault=fault, since=40)
         broken = drift_flights.counted(weeks, changed)
-        order = np.random.default_rng(SEED).permutation(40)
-        for windows in ([int(order[-1]), 40], [40, 41]):
-            verdict = _week(broken, order[:-1], windows)
+        for windows in ([39, 40], [40, 41]):
+            verdict = _week(broken, reference, windows)
             print(f"  {fault} broken, week {windows[-1] - 39} of it: {verdict.outcome}: {verdict.reason}")
 
 

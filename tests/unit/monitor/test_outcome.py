@@ -85,6 +85,16 @@ def test_a_contrast_that_moves_within_the_reference_is_not_judged():
     assert found.flagged.tolist() == [False, True, False, False]
 
 
+def test_a_slip_is_seen_in_a_season_too():
+    """Of a column that moves by 2 within the reference, and by 60 now: one window that is like nothing before it."""
+    values = np.random.default_rng(3).standard_normal((30, 4)) / ROWS**0.5
+    values[:, 0] = np.linspace(-2, 2, 30) / ROWS**0.5
+    found = compare(own(30, values=values), far(60, 0, 0, 0)[None])
+    assert found.outcome == "alarm"
+    assert found.flagged.tolist() == [True, False, False, False]
+    assert compare(own(30, values=values), far(3, 0, 0, 0)[None]).outcome == "ok"
+
+
 def test_nothing_that_can_be_judged_is_insufficient():
     """All contrasts are the same slow wave."""
     values = np.tile(np.sin(np.arange(30) / 8)[:, None], 4)
