@@ -163,7 +163,7 @@ def remove_old(state: State, log: StoredLog, *, before: datetime) -> RetainRecor
     removed: list[str] = []
     try:
         for uri in log.uris:
-            removed += retain(uri, log.name, before=before)  # which keeps those before a failure
+            retain(uri, log.name, before=before, removed=removed.append)
     finally:
         if removed:
             why = f"{len(removed)} hours and days before {before:%Y-%m-%d %H:%M} UTC"

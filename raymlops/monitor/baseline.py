@@ -10,17 +10,19 @@ inputs run over versions; what goes out does, so windows of outputs are a versio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from raymlops.monitor.drift import FEWEST_ROWS
 from raymlops.monitor.outcome import FEWEST_OWN
+from raymlops.monitor.own_windows import DAY_S, lag_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-BASELINE_WINDOWS = 60
-"""Own windows of a serving baseline at most: with more of them a slow drift would be compared with itself."""
+BASELINE_WINDOWS, BASELINE_S = 60, 28 * DAY_S
+"""Of a serving baseline at most, whichever is longer: windows below a week take three weeks, to have each hour of
+it three times. With more a slow drift would be compared with itself."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def of_outputs(windows: Iterable[Window], *, version: int) -> tuple[Window, ...]
 
 
 def first_served(windows: Iterable[Window], *, version: int, told: Collection[int]) -> tuple[Window, Window] | None:
-    """Return the two windows that training is compared with for skew: the first with enough rows, one after the other.
+    """Return the two windows that training is compared with for skew: the first with enough rows that are two running.
 
     None while they are not there, and once skew of this version was told: it cannot end, so to tell it again says
     nothing.
@@ -88,29 +90,27 @@ def first_served(windows: Iterable[Window], *, version: int, told: Collection[in
     if version in told:
         return None
     served = [one for one in of_outputs(windows, version=version) if one.rows >= FEWEST_ROWS]
-    return next(((a, b) for a, b in pairwise(served) if _follows(a, b)), None)
+    return next(((before, one) for one in served if (before := _before(one, served))), None)
 
 
-def drift_comparison(
-    windows: Sequence[Window], *, since_s: float, skewed: bool, lag: int = 1
-) -> DriftComparison | Waiting:
+def drift_comparison(windows: Sequence[Window], *, since_s: float, skewed: bool) -> DriftComparison | Waiting:
     """Return what the last of ``windows`` is compared with.
 
     Args:
         windows: Of inputs, or of one version's outputs, in the order of time.
         since_s: When the baseline begins: with traffic, or with the last renewal.
         skewed: Whether training was found to differ from the first windows served.
-        lag: How many windows two running are apart.
     """
     usable = [one for one in windows if one.start_s >= since_s and one.rows >= FEWEST_ROWS]
     if not usable or usable[-1] is not windows[-1]:
         return Waiting(f"the window has fewer than {FEWEST_ROWS} rows, or is older than the baseline", len(usable), 1)
     window = usable[-1]
-    before = next((one for one in reversed(usable) if _follows(one, window, lag=lag)), None)
+    before = _before(window, usable)
     # What is judged is no part of what it is compared with: neither window of two running is.
     earlier = [one for one in usable if one.stop_s <= (before or window).start_s]
     if len(earlier) >= FEWEST_OWN:
-        return DriftComparison(window, before, tuple(earlier[:BASELINE_WINDOWS]))
+        until = earlier[0].start_s + max(BASELINE_S, BASELINE_WINDOWS * (window.stop_s - window.start_s))
+        return DriftComparison(window, before, tuple(one for one in earlier if one.stop_s <= until))
     if skewed:
         reason = (
             f"training differs from what is served, and the serving baseline has {len(earlier)} of {FEWEST_OWN} windows"
@@ -125,6 +125,8 @@ def untold(flagged: Iterable[str], acknowledged: Iterable[Acknowledgement], *, s
     return tuple(column for column in flagged if column not in known)
 
 
-def _follows(first: Window, second: Window, *, lag: int = 1) -> bool:
-    length = second.stop_s - second.start_s
-    return abs(second.start_s - first.start_s - lag * length) < 1 and abs(first.stop_s - first.start_s - length) < 1
+def _before(window: Window, windows: Iterable[Window]) -> Window | None:
+    """Return the window that makes two running with this one: the one that ends where it starts, or a day before."""
+    length = window.stop_s - window.start_s
+    start = window.start_s - lag_of(length) * length
+    return next((one for one in windows if abs(one.start_s - start) + abs(one.stop_s - start - length) < 1), None)

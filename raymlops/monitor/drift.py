@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.monitor import effects, own_windows
+from raymlops.monitor import effects
 from raymlops.monitor.conformal import Own
 from raymlops.monitor.contrasts import SHARE, Contrast, contrasts
 from raymlops.monitor.outcome import (
@@ -37,7 +37,6 @@ Floats = npt.NDArray[np.float64]
 
 FEWEST_ROWS = 100
 """Of a window: fewer rows show nothing that own windows have not."""
-_DRAWN = 99
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,12 @@ class DriftVerdict:
         return tuple(column.column for column in self.columns if column.flagged)
 
 
-def judge(columns: Sequence[ColumnCounts], own: OwnWindows | None, *, seed: int = 0) -> DriftVerdict:
+def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
     """Judge the last window of ``columns``, with the one before it where there is one.
 
     Args:
         columns: Each with the same rows of reference and windows.
-        own: Which blocks are one own window; None if rows are known to be independent: own windows are drawn then.
-        seed: Of drawn windows.
+        own: Which blocks are one own window.
 
     Raises:
         ValueError: There are no columns, or they have unlike numbers of windows.
@@ -149,41 +147,32 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows | None, *, seed: int 
         raise ValueError(f"each column needs one window or two, got {sorted(numbers)}")
     window_rows = (columns[0].windows.sum(axis=1) + columns[0].window_nulls).tolist()
     rows = int(window_rows[-1])
-    compared = [_compared(column, own, rows=rows, seed=seed + at) for at, column in enumerate(columns)]
+    compared = [_compared(column, own) for column in columns]
     values = np.hstack([found for found, _ in compared])
     count = len(values) - numbers.pop()
     if count < FEWEST_OWN:
-        few = f"{count} own windows, and {FEWEST_OWN} are needed" + (f": {own.why_few}" if own and own.why_few else "")
+        few = f"{count} own windows, and {FEWEST_OWN} are needed" + (f": {own.why_few}" if own.why_few else "")
         return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
     if rows < FEWEST_ROWS:
         few = f"{rows} rows, and {FEWEST_ROWS} are needed: take longer windows"
         return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
     if not values.shape[1]:
         return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
-    own_rows = own.rows if own else float(rows)
     kinds = kind_numbers(tuple(meaning.kind for _, meanings in compared for meaning in meanings))
-    phases = np.array(own.phases if own else (0,) * count, dtype=np.int64)
-    reference = Own(values[:count], kinds, floors(kinds, own_rows), phases, lag=own.lag if own else 1)
+    phases = np.array(own.phases, dtype=np.int64)
+    reference = Own(values[:count], kinds, floors(kinds, own.rows), phases, lag=own.lag)
     # The variance of a mean falls at most like 1 / rows: this is right for a window with fewer rows, or too kind to it.
-    before, now = (min(1.0, math.sqrt(one / own_rows)) for one in (window_rows[0], rows))
-    compared_with = compare(reference, values[count:], phases=own.phase if own else (0, 0), shrink=(before, now))
+    before, now = (min(1.0, math.sqrt(one / own.rows)) for one in (window_rows[0], rows))
+    compared_with = compare(reference, values[count:], phases=own.phase, shrink=(before, now))
     meanings = [(at, meaning) for at, (_, found) in enumerate(compared) for meaning in found]
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
 
-def _compared(
-    column: ColumnCounts, own: OwnWindows | None, *, rows: int, seed: int
-) -> tuple[Floats, tuple[Contrast, ...]]:
+def _compared(column: ColumnCounts, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
     """Return a column's contrasts of own windows and then of those of traffic, and what they are."""
-    reference, nulls = column.blocks.sum(axis=0), int(column.nulls.sum())
-    if own:
-        counts, missing = own.sums(column.blocks), own.sums(column.nulls)
-    else:
-        both = own_windows.drawn(np.append(reference, nulls), rows=rows, count=_DRAWN, seed=seed)
-        counts, missing = both[:, :-1], both[:, -1]
     return contrasts(
-        np.concatenate([counts, column.windows]),
-        np.concatenate([missing, column.window_nulls]),
+        np.concatenate([own.sums(column.blocks), column.windows]),
+        np.concatenate([own.sums(column.nulls), column.window_nulls]),
         ordered=column.ordered,
     )
 
@@ -220,7 +209,7 @@ def _verdict(
             )
         )
     described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
-    reason = _reason([c for c in described if c.flagged], found, running=running, own=own)
+    reason = _reason(described, found, running=running, own=own)
     two = None if found.two is None else found.two.p
     return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described))
 
@@ -268,15 +257,22 @@ def _label(column: ColumnCounts, at: int) -> str:
     return column.labels[at] if column.labels else f"bin {at}"
 
 
-def _reason(moved: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
+def _reason(described: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
     one, two = found.one, found.two
     assert one is not None
-    names = "; ".join(f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved[:3])
-    names += f" and {len(moved) - 3} more" if len(moved) > 3 else ""
+    moved = [column for column in described if column.flagged]
+    names = _listed([f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved], "; ")
     if running and two is not None:
-        return f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
-    if found.outcome == "alarm":
-        return f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
-    if found.outcome == "warn":
-        return f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
-    return f"like the {own} own windows of the reference (p {one.p:.2g})"
+        reason = f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
+    elif found.outcome == "alarm":
+        reason = f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
+    elif found.outcome == "warn":
+        reason = f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
+    else:
+        reason = f"like the {own} own windows of the reference (p {one.p:.2g})"
+    left = [f"{column.column} ({', '.join(column.unjudged)})" for column in described if column.unjudged]
+    return f"{reason}; not judged, as it moves within the reference: {_listed(left, ', ')}" if left else reason
+
+
+def _listed(names: Sequence[str], separator: str) -> str:
+    return separator.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

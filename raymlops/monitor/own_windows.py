@@ -1,7 +1,10 @@
 """Which blocks of a reference make one window of its own, so that they can be compared with a window of traffic. Pure.
 
 A reference is kept as consecutive blocks. Where only their order is known, as many blocks as have the window's rows are
-an own window. Where their times are known, an own window is as long in time as the window of traffic and starts a whole
+an own window. So they are where rows are known to be independent, whatever their order is: any split of them is as good
+as another. (Windows drawn from the shares of the whole reference are not: those shares are its own, and a category that
+is common in it by chance is less common in every window to come.) Of shuffled rows that are not independent there are
+none. Where the times of blocks are known, an own window is as long in time as the window of traffic and starts a whole
 number of its lengths before it; windows shorter than a week then have a phase, the hours of the week that they cover.
 Where the reference has too few weeks for that, only windows of whole weeks can be judged.
 """
@@ -98,23 +101,15 @@ def by_time(
         few = f"the reference has {weeks:.1f} weeks, and each hour of the week is needed {FEWEST_IN_PHASE} times"
         return OwnWindows((), rows, (), why_few=f"{few}: take windows of whole weeks, or a longer reference")
     few = f"the reference has {weeks:.1f} weeks: take shorter windows"
-    lag = max(1, round(DAY_S / length))
+    lag = lag_of(length)
     return OwnWindows(ranges, rows, phases, (-lag % round(cycle), 0), lag, why_few=few)
+
+
+def lag_of(length_s: float) -> int:
+    """Return how many windows two running are apart: as many as a day has, or one."""
+    return max(1, round(DAY_S / length_s))
 
 
 def _refused(length: float) -> OwnWindows:
     few = f"windows of {length / 3600:g} h fit no whole number of times into a week, nor whole weeks into them"
     return OwnWindows((), 0.0, (), why_few=f"{few}: take 1, 6, 12, 24 or 168 h")
-
-
-def drawn(reference: npt.NDArray[np.int64], *, rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Draw windows of ``rows`` independent rows from a reference's counts, of shape (bins,): (count, bins).
-
-    Only where rows are known to be independent. The shares of each are drawn first, from Dirichlet's distribution of
-    what they may be after ``reference`` and a prior worth one row in all (Perks, "Some observations on inverse
-    probability", J. Inst. Actuaries 73 (1947)): so windows differ by what a finite reference leaves open as well.
-    """
-    rng = np.random.default_rng(seed)
-    if not reference.sum():
-        return np.zeros((count, len(reference)), np.int64)
-    return np.asarray(rng.multinomial(rows, rng.dirichlet(reference + 1 / len(reference), size=count)))

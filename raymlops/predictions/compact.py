@@ -82,8 +82,8 @@ def compact(
     return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 
 
-def retain(uri: str, name: str, *, before: datetime) -> Iterator[str]:
-    """Remove the hours of predictions and days of labels that ended by ``before``, and yield each once it is gone.
+def retain(uri: str, name: str, *, before: datetime, removed: Callable[[str], None]) -> None:
+    """Remove the hours of predictions and days of labels that ended by ``before``; call ``removed`` once each is gone.
 
     A label arrives after its prediction, so no label is removed whose prediction is kept.
 
@@ -96,7 +96,7 @@ def retain(uri: str, name: str, *, before: datetime) -> Iterator[str]:
         store.remove(folder.path)
         for parent in folder.parents():
             store.remove_empty(parent)
-        yield folder.path
+        removed(folder.path)
 
 
 def _compact_folder(store: Store, folder: str, work: _Work) -> bool:

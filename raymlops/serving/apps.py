@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import sys
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
+
+
+SWITCH_S = 0.0005
+"""How long a thread that parses or predicts may keep the interpreter from the event loop, which gives it up for each
+call of the system. With Python's 5 ms, a small request beside large ones waits for several times that."""
 
 
 def model_app(args: dict[str, Any]) -> Application:
@@ -89,6 +95,7 @@ class ModelReplica(_Callable):
     def __init__(self, args: Mapping[str, Any]) -> None:
         from raymlops.bundle.load import load
 
+        sys.setswitchinterval(SWITCH_S)
         # The digest comes from the desired state, never from the bundle: load refuses files that do not match it.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         if device == "cuda":

@@ -193,10 +193,33 @@ class RecipeContract:
         for index, row in enumerate(case.example):
             self._assert_close(case.ask([row]), {name: array[index : index + 1] for name, array in whole.items()})
 
+    def test_columns_of_a_request_stay_as_they_are(self) -> None:
+        """``encode`` and ``predict`` change none in place: they are logged, and sent to other versions, afterwards."""
+        case = self._case
+        columns = case.signature.parse_rows(case.example)
+        before = case.signature.rows(columns)
+        with torch.no_grad():
+            case.recipe.predict(case.trained, case.recipe.encode(columns))
+        for row, was in zip(case.signature.rows(columns), before, strict=True):
+            changed = [name for name, value in was.items() if row[name] != value]
+            assert not changed, f"encode() or predict() changes the columns {changed} in place: work on a copy"
+
     def test_answers_are_the_same_every_time(self) -> None:
         """In eval mode nothing is random."""
         first, second = (self._case.ask(self._case.example) for _ in range(2))
         self._assert_close(first, second)
+
+    def test_columns_of_a_request_are_left_as_they_are(self) -> None:
+        """The prediction log and shadows get the same arrays: what is changed in place is changed there too."""
+        case = self._case
+        columns = case.signature.parse_rows(case.example)
+        before = {name: _content(array) for name, array in columns.items()}
+        with torch.no_grad():
+            case.recipe.predict(case.trained, case.recipe.encode(columns))
+        changed = [
+            name for name, content in before.items() if name not in columns or _content(columns[name]) != content
+        ]
+        assert not changed, f"encode() or the model changes {', '.join(changed)} in place: copy the array first"
 
     def test_weights_and_state_make_the_same_model_elsewhere(self) -> None:
         """A fresh recipe with the state read back from JSON loads the weights strictly and answers alike."""
@@ -279,6 +302,11 @@ class RecipeContract:
                     np.testing.assert_allclose(one, other, rtol=self.rtol, atol=self.atol, **options)
                 else:
                     np.testing.assert_array_equal(one, other, strict=ragged, **options)
+
+
+def _content(array: Any) -> list[bytes]:
+    """Return what an array holds: of texts, which cannot change in place, the objects themselves."""
+    return [array.tobytes(), *(value.tobytes() for value in array if isinstance(value, np.ndarray))]
 
 
 def _assert_type(column: Column, values: Any) -> None:

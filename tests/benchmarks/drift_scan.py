@@ -3,7 +3,7 @@
 Prints, each in a process of its own, cells/s and peak memory of counting ROWS rows of 20 columns (15 of numbers, 5 of
 text) on the layout of a reference of 100,000 rows: from arrays with Python strings, as a recipe has them, and from
 Arrow, as the log has them. Then the size of a bundle's references of 20, 200 and 2,000 columns, and the time in which a
-week of hours of 20 and 200 columns is read and added up.
+week of hours of 20 and 200 columns is read, added up and judged.
 
 PYTHON is the interpreter of an environment with evidently or whylogs, which are not installed beside raymlops:
 evidently runs its data drift preset at the first number of rows against 100,000, whylogs profiles the DataFrame.
@@ -117,6 +117,9 @@ def say_sizes() -> None:
 
     import numpy as np
 
+    from raymlops.monitor.drift import judge
+    from raymlops.monitor.own_windows import by_rows
+    from raymlops.monitor.profiled import column_counts
     from raymlops.predictions.hourly import hourly_profiles
     from raymlops.predictions.partition import PROFILE
     from raymlops.predictions.paths import prediction_folder
@@ -154,9 +157,13 @@ def say_sizes() -> None:
             began = time.perf_counter()
             hours = hourly_profiles(store, "m", {"features": layout})
             total = Profile.total((each.profiles["features"] for each in hours), layout)
+            added = time.perf_counter() - began
+            columns_of, _ = column_counts(found.blocks, [hour, hour])
+            judge(columns_of, by_rows(found.blocks.rows, rows=1000))
             took = time.perf_counter() - began
         assert total.rows == 168 * 5000
-        print(f"{columns:5} columns: a week of hours of {len(file) / 1e3:.0f} kB each added up in {took:.2f} s")
+        week = f"a week of hours of {len(file) / 1e3:.0f} kB each added up in {added:.2f} s"
+        print(f"{columns:5} columns: {week}, {took:.2f} s with the verdict on a window of 50 own ones")
 
 
 def main() -> None:

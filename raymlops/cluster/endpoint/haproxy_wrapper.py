@@ -88,9 +88,17 @@ def completed(config: str, *, certificate: str | None = None) -> str:
         text = _replace(text, r"^backend default_backend$", f"backend default_backend\n{_NOT_READY}")
     # A line for each request to a port of syslog cost 25 us; replicas write and count theirs.
     text = _replace(text, r"^(frontend http_frontend\n    bind \S+:\d+)$", r"\1\n    no log")
+    # HAProxy ends no idle connection for a new one: a single address could keep all others out.
+    if (most := re.search(r"^    maxconn (\d+)$", text, flags=re.MULTILINE)) is None:
+        raise NoMatchError("Ray Serve's configuration of HAProxy has no maxconn")
+    table = "    stick-table type ipv6 size 100k expire 1m store conn_cur"
+    track = "    tcp-request connection track-sc0 src table http_frontend"
+    reject = f"    tcp-request connection reject if {{ sc0_conn_cur gt {int(most[1]) // 2} }}"
+    text = _replace(text, r"^(frontend http_frontend)$", f"\\1\n{table}\n{track}\n{reject}")
     has_grpc = "\nfrontend grpc_frontend\n" in text
     if has_grpc:
         text = _replace(text, r"^(    bind \S+:\d+ proto h2\n    mode http\n)    log global$", r"\1    no log")
+        text = _replace(text, r"^(frontend grpc_frontend)$", f"\\1\n{track}\n{reject}")
         status = 'hdr grpc-status 7 hdr grpc-message "applications are not listed"'
         denied = f"    http-request return status 200 content-type application/grpc {status} if is_list_applications"
         listed = r"^    (?:use_backend grpc_fallback_backend|http-request return [^\n]*) if is_list_applications$"
@@ -102,8 +110,8 @@ def completed(config: str, *, certificate: str | None = None) -> str:
         text = _replace(text, r"^global$", f"global\n{_TLS_GLOBAL.rstrip()}")
         text = _replace(
             text,
-            r"^frontend http_frontend\n    bind (\S+:\d+)$",
-            rf"frontend http_frontend\n    bind \1 {tls} http/1.1",
+            r"^(frontend http_frontend\n(?:    (?:stick|tcp).*\n)*)    bind (\S+:\d+)$",
+            rf"\1    bind \2 {tls} http/1.1",
         )
         if has_grpc:
             text = _replace(text, r"^    bind (\S+:\d+) proto h2$", rf"    bind \1 proto h2 {tls} h2")

@@ -226,12 +226,9 @@ class _Side:
 
     def _against_training(self, windows: Windows, pair: Sequence[Window]) -> Judged | str:
         reference, blocks, last = self._reference, self._reference.blocks, pair[-1]
-        if reference.independent:
-            whole = Blocks(reference.layout, reference.profile.counts[None, :])
-            return _judge(whole, windows.profiles(pair), None)
         if blocks is None:
             return reference.note
-        if blocks.times is None:
+        if blocks.times is None or reference.independent:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
@@ -261,7 +258,7 @@ class _Side:
         return WindowDrift(self._side, "drift", None, start, stop, window.rows, None, why)
 
 
-def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows | None) -> Judged:
+def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged:
     columns, refused = column_counts(blocks, windows)
     return judge(columns, own), refused
 

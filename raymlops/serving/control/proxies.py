@@ -83,28 +83,26 @@ def proxies_in_force(
     # The index above all: a model may have no replica now.
     route = min((config["route_prefix"] for config in configs(details).values() if _is_served(config)), default=None)
 
-    def asked(url: str) -> tuple[Any, bool]:
-        answer = (ask or _ask)(url)
-        if answer is not None or not listens.tls:
-            return answer, False
-        # Its node may have been started without a certificate.
-        answer = (ask or _ask)(url.replace("https:", "http:", 1))
-        return answer, answer is not None
+    answer_at = ask or _ask
+
+    def guard(kind: Kind | None, url: str) -> Any:
+        if kind != "haproxy":
+            return answer_at(f"{url}{GUARD}")
+        # The guard is in the replicas; HAProxy without our wrapper, on a node that was started otherwise, lists routes.
+        if (routes := answer_at(f"{url}{ROUTES}")) and "error" not in routes:
+            return {}
+        # Its own text: no replica is up yet.
+        return None if route is None else answer_at(f"{url}{route.rstrip('/')}{GUARD}") or None
 
     def look(kind: Kind | None, host: str | None) -> tuple[Any, bool]:
         if host is None:
             return None, False
         url = listens.url_at(host)
-        if kind != "haproxy":
-            return asked(f"{url}{GUARD}")
-        # The guard is in the replicas; HAProxy without our wrapper, on a node that was started otherwise, lists routes.
-        listed, plain = asked(f"{url}{ROUTES}")
-        if listed and "error" not in listed:
-            return {}, plain
-        if route is None:
-            return None, plain
-        answer, plain = asked(f"{url}{route.rstrip('/')}{GUARD}")
-        return answer or None, plain  # its own text: no replica is up yet
+        found = guard(kind, url)
+        if found is not None or not listens.tls:
+            return found, False
+        found = guard(kind, url.replace("https:", "http:", 1))  # its node may have been started without a certificate
+        return found, found is not None
 
     with ThreadPoolExecutor(max_workers=min(16, len(rows))) as pool:
         answers = list(pool.map(look, kinds, hosts))

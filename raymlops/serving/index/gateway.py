@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, read_body, refusal_reply, too_large_body
+from raymlops.serving.asgi import BODY, BodyReader, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_away, model_of, path_of, unknown_model
 from raymlops.serving.names import route_of
@@ -56,6 +56,7 @@ class Gateway:
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
         self._ages = Ages()
+        self._bodies = BodyReader()
         self._places = Places()
 
     @property
@@ -126,7 +127,7 @@ class Gateway:
         refuse_late(left_s <= 0)
         async with asyncio.timeout(left_s):
             limit = champion.limits.max_body_bytes
-            body = b"" if reads else await read_body(scope, receive, headers, limit=limit)
+            body = b"" if reads else await self._bodies.read(scope, receive, headers, limit=limit)
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
                 reply: Reply = await champion.call("http_call", {**call, BODY: body, ARRIVED: arrived})
                 return reply

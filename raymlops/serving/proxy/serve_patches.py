@@ -26,6 +26,10 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of TLS 1.3 are fixed."""
 AHEAD_BYTES = 1024 * 1024
 """How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
+QUICK_S = 0.25
+SLOW_MESSAGES = 4
+"""As many of the largest messages as all may hold together."""
+SLOW_S = 30.0
 MESSAGE_BYTES = 512
 """Overhead of an ASGI message, so that many small ones are bounded too."""
 
@@ -116,12 +120,13 @@ def address_of(requested: str, named: str | None) -> str:
     return f"{f'[{named}]' if ':' in str(named) else named}:{requested.removeprefix(ALL_INTERFACES)}"
 
 
-def guard_grpc_calls(most: int = WAITING_BYTES) -> None:
+def guard_grpc_calls(most: int = WAITING_BYTES, *, quick_s: float = QUICK_S, slow_s: float = SLOW_S) -> None:
     """Limit the messages of all gRPC calls that a process handles to ``most`` bytes, and list no applications.
 
     A message is at most as large as Serve's own bound (64 MB), far above that of most models, and kept while its call
-    waits for a replica: enough calls would fill any memory. Serve lists all applications without a key, also those
-    that require one.
+    waits for a replica: enough calls would fill any memory. So would messages that are never complete, which gRPC keeps
+    for as long as their clients like: after ``quick_s`` only a few may still be arriving, for ``slow_s`` at most. Serve
+    lists all applications without a key, also those that require one.
     """
     from ray.serve._private.grpc_util import gRPCGenericServer
 
@@ -134,6 +139,48 @@ def guard_grpc_calls(most: int = WAITING_BYTES) -> None:
 
     init.guards_calls = True  # type: ignore[attr-defined]
     gRPCGenericServer.__init__ = init
+    override = gRPCGenericServer._override_method_handler  # noqa: SLF001 - Serve's own, for each method
+    slow = asyncio.Semaphore(SLOW_MESSAGES)
+
+    def override_method_handler(server: Any, service_method: str, method_handler: Any) -> Any:
+        handler = override(server, service_method, method_handler)
+        if handler.request_streaming or handler.response_streaming:
+            return handler
+
+        # On the wire a stream of one message is the same, but it is read by us.
+        async def call(messages: Any, context: Any) -> Any:
+            try:
+                request = await _arrived(messages, slow, quick_s=quick_s, slow_s=slow_s)
+            except Refusal as refusal:
+                return _refused(refusal, context)
+            return await handler.unary_unary(request, context)
+
+        return handler._replace(request_streaming=True, stream_unary=call)
+
+    gRPCGenericServer._override_method_handler = override_method_handler  # noqa: SLF001
+
+
+async def _arrived(messages: Any, slow: asyncio.Semaphore, *, quick_s: float, slow_s: float) -> Any:
+    """Return the message of a call; one that is ``slow`` needs one of these places.
+
+    Raises:
+        Refusal: 503, there is none left; 408, it did not arrive in time; 400, there is none.
+    """
+    reading = asyncio.ensure_future(anext(messages, None))
+    try:
+        await asyncio.wait({reading}, timeout=quick_s)
+        if not reading.done():
+            if slow.locked():
+                raise Refusal(503, "overloaded", "too many messages are arriving slowly; try again", retry_after_s=1.0)
+            async with slow:
+                await asyncio.wait({reading}, timeout=slow_s)
+        if not reading.done():
+            raise Refusal(408, "slow_body", f"the message was not complete within {slow_s:g} s")
+        if reading.result() is None:
+            raise Refusal(400, "empty_body", "the call has no message")
+        return reading.result()
+    finally:
+        reading.cancel()
 
 
 def guarded_calls(factory: Callable[..., Any], most: int) -> Callable[..., Any]:

@@ -9,6 +9,9 @@ of padded elements: rows times the longest row.
 It never delays a request to fill a batch. The first request in a turn of the event loop that finds the model idle runs
 at once, without yielding (which behind Serve's Python proxy also saves a remote call); others that become ready in the
 same turn are one batch in the next. While a batch runs in the thread, others queue up for the batch after it.
+
+Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one of them at
+most, and not for all that came before it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
+LARGE_SHARE = 8
 INLINE_BUDGET_S = 0.002
 """A batch that is expected to take longer runs in the worker thread, so that the event loop stays free.
 
@@ -78,7 +82,9 @@ class Batcher:
         self.max_elements = max_elements
         self._run = run
         self._varying = tuple((column.name, bool(column.shape)) for column in varying)
-        self._waiting: deque[_Entry] = deque()
+        self._small: deque[_Entry] = deque()
+        self._large: deque[_Entry] = deque()
+        self._large_next = False
         self._busy = False
         self._alone = False
         self._inline_rows = 0
@@ -109,7 +115,7 @@ class Batcher:
             self.observed.append((rows, 1))
             return self._timed(columns, rows, longest)
         entry = _Entry(columns, rows, longest, loop.create_future())
-        self._waiting.append(entry)
+        (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
         self.waiting_rows += rows
         if not self._busy:
             self._busy = True
@@ -152,14 +158,19 @@ class Batcher:
 
     def _take(self) -> _Batch:
         batch = _Batch([])
-        while self._waiting:
-            entry = self._waiting[0]
-            if batch.entries and not self._fits(batch.rows + entry.rows, max(batch.longest, entry.longest)):
-                break
-            self._waiting.popleft()
-            self.waiting_rows -= entry.rows
-            if not entry.answer.done():  # the client disconnected, or the deadline passed
-                batch.add(entry)
+        turns = (self._large, self._small) if self._large_next else (self._small, self._large)
+        self._large_next = True
+        for waiting in turns:
+            while waiting:
+                entry = waiting[0]
+                if batch.entries and not self._fits(batch.rows + entry.rows, max(batch.longest, entry.longest)):
+                    break
+                waiting.popleft()
+                self.waiting_rows -= entry.rows
+                if not entry.answer.done():  # the client disconnected, or the deadline passed
+                    batch.add(entry)
+                    if waiting is self._large:
+                        self._large_next = False
         return batch
 
     def _lengths(self, columns: Columns) -> list[int]:

@@ -29,7 +29,7 @@ from raymlops.errors import StorageError
 from raymlops.predictions.label_type import LabelType
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
-from raymlops.serving.asgi import HTML, JSON, PRIVATE, make_reply, read_body, send_reply
+from raymlops.serving.asgi import HTML, JSON, PRIVATE, BodyReader, make_reply, send_reply
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page, page_headers
 from raymlops.serving.names import route_of
@@ -115,6 +115,7 @@ class Front:
         self.labels = labels
         self.label_type = LabelType()
         self.ages = Ages()
+        self._bodies = BodyReader()
         self.ready = False
         identity = handler.identity
         self._name = identity.name
@@ -232,14 +233,14 @@ class Front:
             refuse_late(late)
             caller = self._admit(scope, exchange)  # before the body is read from the process that accepted it
             handler.expect(exchange, caller)
-            body = await read_body(scope, receive, exchange.headers, limit=limit)
+            body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
             return 200, await handler.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
             self._admit(scope, exchange, right="feedback")
-            body = await read_body(scope, receive, exchange.headers, limit=limit)
+            body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
             return 202, _json(await store_labels(body, self.labels, exchange, handler=handler, kind=self.label_type))
         page, health = self._pages.get(path), self._health.get(path)
         if page is None and health is None and path not in {self._model, f"{self._model}/ready"}:

@@ -200,7 +200,7 @@ class Trials:
         """Record that a trial has a process: its time counts from now."""
         trial = self.open[number]
         trial.started_s = self._clock()
-        self._writes.start(trial.trial_id)
+        self._writes.start(trial.trial_id, now_s=trial.started_s)
 
     def stop(self, number: int) -> None:
         """Record that a trial has no process any more."""
@@ -313,7 +313,7 @@ class Trials:
             UnreachableError: the database does not answer.
             StorageError: it rejects a write, or another process has ended a trial in another state.
         """
-        self._writes.flush()
+        self._writes.flush(now_s=self._clock())
 
     def heartbeat(self) -> None:
         """Record a heartbeat of the open trials in the study, once an interval.

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _CONSTRAINT = "constraints:"
 """What Optuna (5.0) puts before the name of a constraint in a trial's system attributes."""
 _BY_RECIPE = "accepted by the recipe"
+_START_S = 1.0
+"""How long the start of a trial may wait for something else to write."""
 
 
 @dataclass(eq=False)
@@ -48,12 +50,14 @@ class Writes:
         self._check = check
         self._storage = study._storage  # noqa: SLF001 - Optuna's storage interface, which is documented
         self._queue: deque[_Write] = deque()
+        self._starts: dict[int, float] = {}
+        """When trials got a process, by Optuna's id of the trial; not queued yet."""
         self.stored: dict[int, set[int]] = {}
         """Epochs whose reports have an attribute of their own, by Optuna's id of the trial."""
 
-    def start(self, trial_id: int) -> None:
-        """Queue that a trial has a process."""
-        self._queue.append(_Write(trial_id, lambda storage: storage.set_trial_system_attr(trial_id, STARTED, True)))
+    def start(self, trial_id: int, *, now_s: float) -> None:
+        """Record that a trial has a process. That alone is written after a second: a short trial ends before."""
+        self._starts[trial_id] = now_s
 
     def value(self, trial_id: int, *, epoch: int, value: float) -> None:
         """Queue a value of a trial for an epoch. A later one for the same epoch replaces it.
@@ -107,6 +111,7 @@ class Writes:
             storage.set_trial_user_attr(trial_id, ATTRIBUTE, kept)
             storage.set_trial_state_values(trial_id, TrialState[state], values)
 
+        self._starts.pop(trial_id, None)
         # A report that is stored has changed.
         self._queue = deque(one for one in self._queue if one.trial_id != trial_id or one.epoch in {None, *stored})
         self._queue.append(_Write(trial_id, act, "" if state == "WAITING" else state))
@@ -126,7 +131,7 @@ class Writes:
 
         self._queue.append(_Write(trial_id, act, "PRUNED"))
 
-    def flush(self) -> None:
+    def flush(self, *, now_s: float) -> None:
         """Write everything in order, in one transaction. What cannot be written stays in the queue.
 
         Raises:
@@ -138,6 +143,9 @@ class Writes:
         from optuna.exceptions import UpdateFinishedTrialError
 
         self._check()
+        if self._queue or any(now_s - started_s >= _START_S for started_s in self._starts.values()):
+            self._queue.extendleft(_Write(trial_id, _started(trial_id)) for trial_id in self._starts)
+            self._starts.clear()
         if not self._queue:
             return
         with storage_errors(f"Optuna's study {self._study.study_name}"):
@@ -179,3 +187,7 @@ class Writes:
         self._view.later(write.act)
         if write.epoch is not None:
             self.stored.setdefault(write.trial_id, set()).add(write.epoch)
+
+
+def _started(trial_id: int) -> Callable[[Any], object]:
+    return lambda storage: storage.set_trial_system_attr(trial_id, STARTED, True)

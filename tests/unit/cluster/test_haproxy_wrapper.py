@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -128,6 +128,27 @@ def _until(check, *, seconds=30.0):
     while not check():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_one_address_has_a_half_of_all_connections(serve):
+    """Of a hundred; the next one is closed, and another address is answered."""
+
+    def connected(address):
+        return socket.create_connection((HOST, serve.ports["http"]), timeout=20, source_address=(address, 0))
+
+    with serve.running():
+        _until(lambda: httpx.get(f"http://{HOST}:{serve.ports['http']}/models/m").status_code == 200)
+        held = [connected("127.0.0.3") for _ in range(50)]
+        for one in held:
+            one.sendall(b"GET /models/m HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert one.recv(12) == b"HTTP/1.1 200"
+        with suppress(ConnectionResetError), connected("127.0.0.3") as more:
+            assert more.recv(1) == b""
+        with connected("127.0.0.2") as other:
+            other.sendall(b"GET /models/m HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert other.recv(12) == b"HTTP/1.1 200"
+        for one in held:
+            one.close()
 
 
 def test_its_own_ports_are_loopbacks_and_routes_are_not_listed(tmp_path, backend):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raymlops.monitor.own_windows import DAY_S, WEEK_S, by_rows, by_time, drawn
+from raymlops.monitor.own_windows import DAY_S, WEEK_S, by_rows, by_time
 
 
 def hours(weeks, *, each_h=1, rows=10):
@@ -91,11 +91,3 @@ def test_blocks_longer_than_the_window_make_none():
     own = by_time(*hours(30, each_h=48), window_s=(0, DAY_S))
     assert own.ranges == ()
     assert "longer than the window" in own.why_few
-
-
-def test_drawn_windows_vary_by_what_a_finite_reference_leaves_open():
-    """Shares of 1,000 of 2,000 rows: p (1 - p) (1 / 1000 + 1 / 2000) = .000375."""
-    windows = drawn(np.array([1000, 1000]), rows=1000, count=20_000, seed=1)
-    assert windows.sum(axis=1).tolist() == [1000] * 20_000
-    assert (windows[:, 0] / 1000).var() == pytest.approx(0.000375, rel=0.05)
-    assert drawn(np.array([0, 0]), rows=10, count=3, seed=1).tolist() == [[0, 0]] * 3

@@ -20,6 +20,7 @@ from raymlops.cluster.ports import free_port, listeners
 from raymlops.serving.proxy import serve_patches
 from raymlops.serving.proxy.connections import Connection
 from raymlops.serving.proxy.serve_patches import (
+    SLOW_MESSAGES,
     address_of,
     bind_grpc_as,
     bound_reading_ahead,
@@ -129,13 +130,62 @@ def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, 
     assert asyncio.run(serve()) == [expected, expected]
 
 
+def as_it_is(monkeypatch):
+    """Let Serve's server be what it is after the test."""
+    for name in ("__init__", "_override_method_handler"):
+        monkeypatch.setattr(grpc_util.gRPCGenericServer, name, getattr(grpc_util.gRPCGenericServer, name))
+
+
+async def started(port, handler):
+    """Return Serve's own server, with this handler of all calls."""
+    servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
+    options = gRPCOptions(port=port, enable_reflection=False, grpc_servicer_functions=[servicer])
+    _, server = await grpc_util.start_grpc_server(lambda **_: handler, options, event_loop=asyncio.get_running_loop())
+    return server
+
+
+@pytest.mark.parametrize(
+    ("slow_s", "code"), [(60.0, grpc.StatusCode.UNAVAILABLE), (0.01, grpc.StatusCode.DEADLINE_EXCEEDED)]
+)
+def test_messages_that_are_never_complete_have_a_few_places_for_a_while(monkeypatch, slow_s, code):
+    """One more than there are places is refused at once, each of them in the end; a whole one is answered beside."""
+    as_it_is(monkeypatch)
+    guard_grpc_calls(quick_s=0.01, slow_s=slow_s)
+    port = free_port()
+
+    async def handler(request, context):
+        return bytes(request)
+
+    async def never():
+        await asyncio.Event().wait()
+        yield b""
+
+    async def serve():
+        server = await started(port, handler)
+        method = "/inference.GRPCInferenceService/ModelInfer"
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            count = SLOW_MESSAGES + 1 if slow_s > 1 else 1
+            tasks = [asyncio.ensure_future(_code(channel.stream_unary(method)(never()))) for _ in range(count)]
+            done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            whole = await channel.unary_unary(method)(b"whole")
+            for task in waiting:
+                task.cancel()
+        await server.stop(0)
+        return {task.result() for task in done}, whole
+
+    assert asyncio.run(serve()) == ({code}, b"whole")
+
+
+async def _code(call):
+    return await call.code()
+
+
 def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
     """Serve's own server, with a handler that waits: a message that does not fit is refused, until others are done."""
-    monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
+    as_it_is(monkeypatch)
     guard_grpc_calls(most=100)
     guard_grpc_calls(most=1)
     port = free_port()
-    servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
 
     async def serve():
         held, released = asyncio.Semaphore(0), asyncio.Event()
@@ -145,10 +195,7 @@ def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypat
             await released.wait()
             return bytes(request)
 
-        options = gRPCOptions(port=port, enable_reflection=False, grpc_servicer_functions=[servicer])
-        _, server = await grpc_util.start_grpc_server(
-            lambda **_: handler, options, event_loop=asyncio.get_running_loop()
-        )
+        server = await started(port, handler)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
 
             def call(size, method="inference.GRPCInferenceService/ModelInfer"):

@@ -73,6 +73,25 @@ def test_a_batch_is_never_larger_than_allowed():
     assert model.calls == [4, 4, 2, 4, 4, 1]
 
 
+def test_small_requests_take_turns_with_large_ones():
+    """A small one waits for one large one at most, and the large ones are not put off by the small ones either."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=10)
+        model.gate.clear()
+        tasks = [asyncio.ensure_future(batcher.submit(column(*range(9)), rows=9)) for _ in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the first one is in the thread
+        tasks += [asyncio.ensure_future(batcher.submit(column(index), rows=1)) for index in range(20)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert model.calls == [9, 10, 10, 9, 9, 9]
+
+
 class Reader:
     """Counts the tokens of each row; remembers the rows, the longest one and the thread of each call."""
 
@@ -106,7 +125,7 @@ def test_a_batch_is_bounded_by_its_padded_elements():
         return await asyncio.gather(*(batcher.submit(tokens(size), rows=1) for size in sizes))
 
     assert [answer["y"].tolist() for answer in asyncio.run(run())] == [[1], [2], [40], [3], [90], [1], [1]]
-    assert model.calls == [(2, 2), (2, 40), (1, 90), (2, 1)]
+    assert model.calls == [(5, 3), (1, 40), (1, 90)]
 
 
 def test_one_request_runs_in_pieces_of_so_many_elements():

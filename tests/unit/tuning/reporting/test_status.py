@@ -34,6 +34,15 @@ def sweep(storage_path: Path) -> Iterator[RecordedSweep]:
         yield made
 
 
+class Clock:
+    """A time that stands until it is moved."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def now(sweep: RecordedSweep) -> SweepStatus:
     return sweep_status(sweep.tracker, look_up(sweep.tracker, sweep.sweep_id))
 
@@ -70,20 +79,31 @@ def test_a_sweep_whose_driver_died_says_how_it_goes_on(sweep: RecordedSweep) -> 
 
 
 def test_a_trial_without_a_process_waits(sweep: RecordedSweep) -> None:
-    """One that was drawn in advance, and one that a resumed sweep has not started again."""
+    """One that was drawn in advance, and one that a resumed sweep has not started again.
+
+    A start is written with what another trial reports, or alone after a second.
+    """
+    clock, spec = Clock(), sweep.project.spec
+
+    def counts() -> tuple[int, int]:
+        found = now(sweep).trials
+        return found["running"], found["waiting"]
+
+    sweep.trials = trials = Trials(sweep.study, section=spec.sweep, objectives=spec.objectives, clock=clock)
+    drawn = trials.ask().number
+    trials.start(drawn)
+    trials.flush()
+    assert counts() == (0, 1)
     sweep.report(0.1)
-    drawn = sweep.trials.ask().number
-    assert (now(sweep).trials["running"], now(sweep).trials["waiting"]) == (1, 1)
-    sweep.trials.start(drawn)
-    sweep.trials.flush()
-    assert (now(sweep).trials["running"], now(sweep).trials["waiting"]) == (2, 0)
-    resumed = Trials(sweep.study, section=sweep.project.spec.sweep, objectives=sweep.project.spec.objectives)
+    assert counts() == (2, 0)
+    resumed = Trials(sweep.study, section=spec.sweep, objectives=spec.objectives, clock=clock)
     first, _ = resumed.reopen()
     resumed.start(first.number)
-    resumed.flush()
-    status = now(sweep)
-    assert (status.trials["running"], status.trials["waiting"]) == (1, 1)
-    assert status.resume.startswith("resumes 2 started and 2 new trials")
+    for moment, expected in ((0.9, (0, 2)), (1.0, (1, 1))):
+        clock.now = moment
+        resumed.flush()
+        assert counts() == expected
+    assert now(sweep).resume.startswith("resumes 2 started and 2 new trials")
 
 
 def test_what_another_program_enqueued_is_resumed_as_far_as_there_is_room(sweep: RecordedSweep) -> None:
