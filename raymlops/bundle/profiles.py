@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from raymlops.bundle import verify as names
 from raymlops.errors import BundleError, NotFoundError
 from raymlops.profiles.file import read_references
@@ -35,5 +33,5 @@ def references_of(uri: Location, digest: str) -> dict[str, Reference]:
         )
     try:
         return read_references(files.read(names.PROFILES))
-    except (ValueError, KeyError, pa.ArrowException) as error:
+    except ValueError as error:
         raise BundleError(f"{where}: {error}", hint="If a newer raymlops wrote it, upgrade raymlops here.") from error

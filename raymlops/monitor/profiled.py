@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.monitor.drift import ColumnCounts
-from raymlops.profiles.layout import READ
+from raymlops.profiles.layout import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ def column_counts(
         if series.missing is None or series.measure == "time":
             continue
         name = series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
-        uncounted = int((traffic[:, READ] - traffic[:, cells].sum(axis=1)).max())
+        uncounted = int((traffic[:, ROWS] - traffic[:, cells].sum(axis=1)).max())
         if uncounted > (series.size if sampled else 0):  # a cell is rounded
             refused[name] = f"{uncounted} rows of the window do not have it: it was redacted, or is of another type"
             continue
@@ -71,7 +71,6 @@ def read_counts(window: Profile) -> Cells:
     if window.read == window.rows:
         return window.counts
     counts = np.rint(window.counts * (window.read / window.rows)).astype(np.int64)
-    counts[READ] = window.read
     return np.asarray(counts)
 
 

@@ -23,12 +23,12 @@ from raymlops.predictions.partition import PROFILE, Faults, read_folder, survey
 from raymlops.predictions.paths import prediction_hours
 from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.profiles.count import Counter
-from raymlops.profiles.file import read_about, read_profiles, write_profiles
+from raymlops.profiles.file import read_contents, read_profiles, write_profiles
 from raymlops.profiles.profile import Profile
 from raymlops.profiles.slices import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.profiles.layout import Layout
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 SIDES = {"features": FEATURES, "predictions": OUTPUT}
 """The struct in the log of each side of a bundle."""
 _AT_A_TIME = 16
+_AHEAD = 64
+"""Hours that are read before they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,23 @@ class Counted:
     """What the hours of a version are counted on; false where its bundle has no layouts."""
 
     layouts: Mapping[str, Sequence[Layout]] = field(default_factory=dict)
-    """By side; a profile is made again where the first one of a side is missing."""
+    """By side; the profiles of an hour are made again where one is missing."""
     slices: Sequence[Slice] = ()
     """Of rows by their features, which have profiles of their own."""
 
     def __bool__(self) -> bool:
         return bool(self.layouts)
 
+    def profiles(self) -> Iterator[tuple[str, Layout]]:
+        """Yield the side, of all rows or of a slice, and the layout of each profile of an hour."""
+        for side, layouts in self.layouts.items():
+            for name in (side, *(each.side(side) for each in self.slices)):
+                yield from ((name, layout) for layout in layouts)
+
 
 @dataclass(frozen=True)
 class HourProfile:
-    """The profiles of one version in one hour, by side, of slices by ``Slice.side``; empty where there is none."""
+    """The profiles of one version in one hour by the side that was asked for; empty where there is none."""
 
     start: datetime
     version: int
@@ -75,10 +83,7 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
     files = {live.name: live.size for live in survey(store, folder, faults)[0]}
     if not files or _is_current(store, folder, counted, files):
         return False
-    counters: dict[tuple[str, Layout], dict[float, Counter]] = {}
-    for side, layouts in counted.layouts.items():
-        for name in (side, *(each.side(side) for each in counted.slices)):
-            counters |= {(name, layout): {} for layout in layouts}
+    counters: dict[tuple[str, Layout], dict[float, Counter]] = {wanted: {} for wanted in counted.profiles()}
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in _by_weight(batch):
             for side, layouts in counted.layouts.items():
@@ -120,21 +125,22 @@ def hourly_profiles(
     since: datetime | None = None,
     until: datetime | None = None,
     version: int | None = None,
-) -> list[HourProfile]:
-    """Return the profiles on these layouts of every hour of a window that has rows, the oldest first.
+) -> Iterator[HourProfile]:
+    """Yield the profiles of every hour of a window that has rows, the oldest first, reading at most 64 ahead.
 
-    One that has not been made yet, or was counted on other layouts, is empty.
+    ``layouts`` names the sides; of a slice by ``Slice.side``. One that has not been made yet, is damaged, or was
+    counted on other layouts, is not there.
 
     Raises:
         StorageError: the storage cannot be used.
     """
     folders = prediction_hours(store, name, since=since, until=until, version=version)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        found = pool.map(lambda folder: _read(store, folder.path, layouts), folders)
-        return [
-            HourProfile(folder.start, folder.version or 0, profiles)
-            for folder, profiles in zip(folders, found, strict=True)
-        ]
+        for start in range(0, len(folders), _AHEAD):
+            some = folders[start : start + _AHEAD]
+            found = pool.map(lambda folder: _read(store, folder.path, layouts), some)
+            for folder, profiles in zip(some, found, strict=True):
+                yield HourProfile(folder.start, folder.version or 0, profiles)
 
 
 def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[str, Profile]:
@@ -143,7 +149,7 @@ def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[s
         return {}
     try:
         return read_profiles(data, layouts)
-    except (ValueError, KeyError, pa.ArrowException):  # damaged, or of a newer release
+    except ValueError:  # damaged, or of a newer release
         return {}
 
 
@@ -163,11 +169,10 @@ def _is_current(store: Store, folder: str, counted: Counted, files: Mapping[str,
     if data is None:
         return False
     try:
-        own = {side: each[0] for side, each in counted.layouts.items() if each}
-        wanted = {name for side in own for name in (side, *(each.side(side) for each in counted.slices))}
-        return read_about(data)["files"] == files and read_profiles(data, own).keys() == wanted
-    except (ValueError, KeyError, pa.ArrowException):
+        about, there = read_contents(data)
+    except ValueError:
         return False
+    return about.get("files") == files and there >= {(side, layout.digest) for side, layout in counted.profiles()}
 
 
 def _by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:

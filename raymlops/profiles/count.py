@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.profiles.layout import READ, ROWS, Cells, Layout
+from raymlops.profiles.layout import ROWS, SQUARES, Cells, Layout
 from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Profile
 
@@ -42,7 +42,7 @@ class Counter:
             runs = _runs(where)
             rows_of = np.bincount(where, minlength=len(self.counts))
             self.counts[:, ROWS] += rows_of
-            self.counts[:, READ] += rows_of
+            self.counts[:, SQUARES] += rows_of
             for name, placed in self.layout.by_column.items():
                 if name not in columns:
                     continue

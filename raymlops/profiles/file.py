@@ -8,6 +8,7 @@ one side, of all rows or of a slice, with the cells that are not 0; it names the
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ import pyarrow.parquet as pq
 from raymlops.profiles.layout import HEAD, Cells, Layout, Series
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
-from raymlops.profiles.slices import Slice, side_of
+from raymlops.profiles.slices import Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 VERSION = 2
 """Release 0.1 wrote ``profile.json`` of version 1."""
@@ -72,13 +73,26 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Raise ValueError for whatever is raised of a damaged file: Parquet, JSON and NumPy have errors of every kind."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        msg = f"damaged profiles: {type(error).__name__}: {error}"
+        raise ValueError(msg) from error
+
+
+@_damage()
 def read_references(data: bytes) -> dict[str, Reference]:
     """Return the references in a file by side.
 
     Raises:
-        ValueError: a newer release wrote it.
+        ValueError: it is damaged, or a newer release wrote it.
     """
-    table, head = _read(data)
+    table, head = _read(data, _SERIES)
     found: dict[str, Reference] = {}
     rows = list(zip(*(table[name].to_pylist() for name in _SERIES.names[:-1]), table["counts"], strict=True))
     for side, known in head["sides"].items():
@@ -124,25 +138,28 @@ def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[st
     return _written(pa.Table.from_pylist(rows, schema=_SIDES), {"version": VERSION, "about": dict(about)})
 
 
-def read_about(data: bytes) -> dict[str, Any]:
-    """Return what is known about the profiles in a file.
+@_damage()
+def read_contents(data: bytes) -> tuple[dict[str, Any], set[tuple[str, str]]]:
+    """Return what is known about the profiles in a file, and the side of each with the digest of its layout.
 
     Raises:
-        ValueError: a newer release wrote it.
+        ValueError: it is damaged, or a newer release wrote it.
     """
-    return dict(_head(pq.read_schema(pa.BufferReader(data)))["about"])
+    table, head = _read(data, _SIDES)
+    return dict(head["about"]), set(zip(table["side"].to_pylist(), table["layout"].to_pylist(), strict=True))
 
 
+@_damage()
 def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
-    """Return the profiles in a file that were counted on these layouts, by side; of a slice by ``Slice.side``.
+    """Return the profiles in a file of these sides that were counted on these layouts; of a slice by ``Slice.side``.
 
     Raises:
-        ValueError: a newer release wrote it.
+        ValueError: it is damaged, or a newer release wrote it.
     """
-    table, _ = _read(data)
+    table, _ = _read(data, _SIDES)
     found = {}
     for side, digest, cells, counts in zip(*(table[name] for name in _SIDES.names), strict=True):
-        layout = layouts.get(side_of(side.as_py()))
+        layout = layouts.get(side.as_py())
         if layout is not None and layout.digest == digest.as_py():
             dense = np.zeros(layout.size, np.int64)
             dense[np.asarray(cells.values)] = np.asarray(counts.values)
@@ -157,14 +174,13 @@ def _written(table: pa.Table, head: Mapping[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read(data: bytes) -> tuple[pa.Table, dict[str, Any]]:
+def _read(data: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
     table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-    return table.combine_chunks(), _head(table.schema)
-
-
-def _head(schema: pa.Schema) -> dict[str, Any]:
-    head: dict[str, Any] = json.loads((schema.metadata or {})[_KEY])
+    head: dict[str, Any] = json.loads((table.schema.metadata or {})[_KEY])
     if head["version"] > VERSION:
         msg = f"profiles of version {head['version']}; this raymlops reads up to {VERSION}"
         raise ValueError(msg)
-    return head
+    if table.schema != schema:
+        msg = f"damaged profiles: the columns are {', '.join(table.schema.names)}"
+        raise ValueError(msg)
+    return table.combine_chunks(), head

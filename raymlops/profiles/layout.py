@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Cells = npt.NDArray[np.int64]
 Edges = npt.NDArray[np.float64]
 
-ROWS, READ = 0, 1
-"""The first two cells of a profile: its rows, and how many were read for them where they are of a sample."""
+ROWS, SQUARES = 0, 1
+"""The first two cells of a profile: its rows, and the sum of their squared weights, 1 each where they are no sample."""
 HEAD = 2
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = 1e-300
@@ -120,7 +120,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``READ``."""
+    """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``SQUARES``."""
 
     series: tuple[Series, ...]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.profiles.layout import READ, ROWS, Cells, Layout
+from raymlops.profiles.layout import ROWS, SQUARES, Cells, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from raymlops.profiles.layout import Series
     from raymlops.profiles.measures import Measure
+
+_MOST_SQUARES = 1 << 53
+"""Of one sum of squared weights, so that those of 1,000 hours add up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class Profile:
             part._check(layout)  # noqa: SLF001
             counts += weight * part.counts
         whole = np.rint(counts).astype(np.int64)
-        whole[READ] = sum(part.read for part in parts.values())
+        whole[SQUARES] = min(round(sum(weight**2 * part.rows for weight, part in parts.items())), _MOST_SQUARES)
         for _, cells in layout.placed():
             whole[cells] = np.diff(np.rint(np.cumsum(counts[cells])).astype(np.int64), prepend=0)
         return cls(layout, whole)
@@ -65,8 +68,13 @@ class Profile:
 
     @property
     def read(self) -> int:
-        """Return how many rows were read: fewer than ``rows`` where they are a sample."""
-        return int(self.counts[READ])
+        """Return how many rows without weights say as much as these: all that were read where their weights are equal.
+
+        That is the effective sample size of Kish (1965): the squared sum of the weights over the sum of their squares.
+        It is ``rows`` where they are no sample.
+        """
+        squares = int(self.counts[SQUARES])
+        return round(self.rows**2 / squares) if squares else 0
 
     def series(self, column: str, measure: Measure | None = None) -> tuple[Series, Cells]:
         """Return a series of a column, by default its first one, and its counts.

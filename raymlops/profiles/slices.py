@@ -41,11 +41,6 @@ class Slice(NamedTuple):
         return np.asarray(np.asarray(values) == self.value, np.bool_)
 
 
-def side_of(name: str) -> str:
-    """Return the side of a profile, of a slice or of all rows."""
-    return name.partition("[")[0]
-
-
 def parts_of(
     slices: Iterable[Slice], columns: Mapping[str, Any], chosen_by: Mapping[str, Any]
 ) -> Iterator[tuple[Slice, dict[str, Any], npt.NDArray[np.int64]]]:

@@ -167,7 +167,7 @@ def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_
         put(state, "flights", [Deployment("flights", 4, refs[1], "run", "champion", {})])
     assert compact_predictions("flights", spec).profiled == 2
     layouts = {side: reference.layout for side, reference in references_of(refs[1].uri, refs[1].digest).items()}
-    hours = hourly_profiles(Store(str(tmp_path)), "flights", layouts)
+    hours = list(hourly_profiles(Store(str(tmp_path)), "flights", layouts))
     assert [(hour.version, sorted(hour.profiles)) for hour in hours] == [
         (3, ["features", "predictions"]),
         (4, ["features", "predictions"]),

@@ -43,7 +43,7 @@ def counted_on(_version):
 
 
 def hours(store, **window):
-    return hourly_profiles(store, "flights", LAYOUTS, **window)
+    return list(hourly_profiles(store, "flights", LAYOUTS, **window))
 
 
 def counts(profile, column):
@@ -82,7 +82,7 @@ def test_an_hour_whose_version_has_no_layout_has_no_profile(tmp_path, write, sto
     assert hours(store)[0].profiles == {}
     compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
     other = {"features": Layout((Series("distance", "number", np.array([7.0])),))}
-    assert hourly_profiles(store, "flights", other)[0].profiles == {}
+    assert next(hourly_profiles(store, "flights", other)).profiles == {}
     assert (
         compact(
             str(tmp_path),
@@ -92,7 +92,7 @@ def test_an_hour_whose_version_has_no_layout_has_no_profile(tmp_path, write, sto
         ).profiled
         == 1
     )
-    assert hourly_profiles(store, "flights", other)[0].profiles["features"].rows == 1
+    assert next(hourly_profiles(store, "flights", other)).profiles["features"].rows == 1
 
 
 def test_a_request_counts_once_over_all_versions(tmp_path, write, store):
@@ -112,10 +112,34 @@ def test_features_of_all_versions_add_up_on_each_layout(tmp_path, write, store):
     layouts = {3: Counted({"features": both}), 4: Counted({"features": both[::-1]})}
     compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=layouts.__getitem__)
     for chosen in ({"features": LAYOUTS["features"]}, other):
-        found = hourly_profiles(store, "flights", chosen)
+        found = list(hourly_profiles(store, "flights", chosen))
         total = Profile.total((hour.profiles["features"] for hour in found), chosen["features"])
         assert total.rows == 5
         assert sum(counts(total, "distance")) == 5
+
+
+def test_an_hour_is_counted_again_where_a_layout_is_new(tmp_path, write, store):
+    """Version 4 goes live after the hour of version 3 was counted on its own layout: compaction adds the other one."""
+    other = Layout((Series("distance", "number", np.array([0.5])),))
+    write([served("a", rows=2)])
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
+    on = Counted({"features": [LAYOUTS["features"], other], "predictions": [LAYOUTS["predictions"]]})
+    for profiled in (1, 0):
+        assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on).profiled == profiled
+    assert next(hourly_profiles(store, "flights", {"features": other})).profiles["features"].rows == 2
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 0
+
+
+def test_hours_are_read_as_they_are_asked_for(tmp_path, write, store, monkeypatch):
+    """Of 200 hours, at most 64 more than were asked for."""
+    write(*([served(str(n), ts=at(hour=n % 24) + 86_400 * (n // 24))] for n in range(200)))
+    opened = []
+    monkeypatch.setattr("raymlops.predictions.hourly._stored", lambda _store, folder: opened.append(folder))
+    found = hourly_profiles(store, "flights", LAYOUTS)
+    next(found)
+    assert 0 < len(opened) <= 64
+    assert len(list(found)) == 199
+    assert len(opened) == 200
 
 
 def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
@@ -126,7 +150,9 @@ def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
     on = Counted({side: [layout] for side, layout in LAYOUTS.items()}, slices)
     record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
     assert record.profiled == 1
-    found = hours(store)[0].profiles
+    assert set(hours(store)[0].profiles) == {"features", "predictions"}
+    sides = {each.side(side): layout for side, layout in LAYOUTS.items() for each in slices} | LAYOUTS
+    found = next(hourly_profiles(store, "flights", sides)).profiles
     assert {name: profile.rows for name, profile in found.items()} == {
         "features": 4,
         "features[carrier=anna]": 1,
@@ -141,7 +167,7 @@ def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
     assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on).profiled == 0
     write([served("c")], redact=("carrier",))
     compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
-    found = hours(store)[0].profiles
+    found = next(hourly_profiles(store, "flights", sides)).profiles
     assert (found["features"].rows, found["features[carrier=anna]"].rows) == (5, 1)
 
 
@@ -198,14 +224,14 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
             done = True
         killed += not done
         there = cut(str(folder))
-        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
+        found = next(hourly_profiles(there, "flights", LAYOUTS)).profiles
         if done or at_change > 0 or after:
             assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
         half = folder / FOLDER / f".{PROFILE}-{'0' * 32}"
         half.write_bytes(b"PAR1")
         Erasure(str(folder), "flights", ANNA, counted_on=counted_on).run(now=NEXT_DAY)
         assert not half.exists()
-        found = hourly_profiles(there, "flights", LAYOUTS)[0].profiles
+        found = next(hourly_profiles(there, "flights", LAYOUTS)).profiles
         assert counts(found["features"], "carrier") == [1, 0, 0, 0]
         if done:
             break
@@ -215,10 +241,17 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
 def test_a_damaged_profile_is_made_again(tmp_path, write, store):
     write([served("a")])
     compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
-    (tmp_path / FOLDER / PROFILE).write_bytes(b"PAR1 and no more")
-    assert hours(store)[0].profiles == {}
-    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 1
-    assert hours(store)[0].profiles["features"].rows == 1
+    path = tmp_path / FOLDER / PROFILE
+    whole = path.read_bytes()
+    places = range(4, len(whole) - 8, len(whole) // 16)
+    flipped = [whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :] for at in places]
+    made = 0
+    for data in (b"PAR1 and no more", b"", *flipped):
+        path.write_bytes(data)
+        hours(store)
+        made += compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled
+        assert hours(store)[0].profiles["features"].rows == 1
+    assert made >= len(flipped) // 2
 
 
 def test_what_the_log_holds_is_counted_as_what_was_trained_on(tmp_path, write, store):
@@ -264,7 +297,7 @@ def test_what_the_log_holds_is_counted_as_what_was_trained_on(tmp_path, write, s
     outputs = {"late": np.zeros(3)}
     write([served("a", rows=3, columns=columns, outputs=outputs)], signature=signature)
     assert update_profile(store, FOLDER, Counted({"features": [layout]}), Faults())
-    found = hourly_profiles(store, "flights", {"features": layout})[0].profiles["features"]
+    found = next(hourly_profiles(store, "flights", {"features": layout})).profiles["features"]
     expected = profile_of(columns, layout)
     for series, cells in layout.placed():
         assert found.counts[cells].tolist() == expected.counts[cells].tolist(), series

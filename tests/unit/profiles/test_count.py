@@ -145,11 +145,22 @@ def test_weights_keep_the_sum_of_a_series():
     one = profile_of({"x": np.array([0.0, 1.0, 2.0]), "s": np.array(["a"] * 3, object)}, LAYOUT)
     other = profile_of({"x": np.array([0.0]), "s": np.array(["b"], object)}, LAYOUT)
     found = Profile.weighted({2.5: one, 1.0: other}, LAYOUT)
-    assert (found.rows, found.read) == (8, 4)
+    assert found.rows == 8
     counts = found.series("x")[1]
     assert counts.sum() == 8
     assert np.abs(counts - [0, 0, 3.5, 2.5, 2.5, 0, 0]).max() <= 1
     assert np.array_equal(Profile.weighted({1.0: one}, LAYOUT).counts, one.counts)
+
+
+def test_rows_of_mixed_weights_say_as_much_as_fewer():
+    """Kish's effective size: 1,000 rows and 23 that stand for 1,000 each are 24^2 / 23 = 25, also after adding."""
+    one, few, half = (profile_of({"x": np.zeros(rows)}, LAYOUT, rows=rows) for rows in (1000, 23, 500))
+    assert Profile.weighted({1.0: one, 1000.0: few}, LAYOUT).read == 25
+    assert (one + Profile.weighted({1000.0: few}, LAYOUT)).read == 25
+    assert (one.read, Profile.weighted({10.0: one}, LAYOUT).read) == (1000, 1000)
+    assert (Profile.weighted({10.0: one}, LAYOUT) + Profile.weighted({10.0: half}, LAYOUT)).read == 1500
+    assert Profile.weighted({1e12: one}, LAYOUT).read > 0
+    assert Profile.weighted({}, LAYOUT).read == 0
 
 
 def test_profiles_on_different_layouts_do_not_add_up():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raymlops.profiles.file import read_about, read_profiles, read_references, write_profiles, write_references
+from raymlops.profiles.file import read_contents, read_profiles, read_references, write_profiles, write_references
 from raymlops.profiles.layout import ROWS
 from raymlops.profiles.learn import Learner
 from raymlops.profiles.profile import Profile
@@ -163,11 +163,30 @@ def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():
     one = reference_of(chunks_of(table(2000)), rows=2000).profile
     other = reference_of(chunks_of({"x": np.arange(2000.0)}), rows=2000).profile
     data = write_profiles([("features", one), ("predictions", other)], about={"files": ["a"]})
-    assert read_about(data) == {"files": ["a"]}
+    contents = {("features", one.layout.digest), ("predictions", other.layout.digest)}
+    assert read_contents(data) == ({"files": ["a"]}, contents)
     found = read_profiles(data, {"features": one.layout, "predictions": one.layout})
     assert found.keys() == {"features"}
     assert np.array_equal(found["features"].counts, one.counts)
     assert Profile.total([found["features"], one], one.layout).counts[ROWS] == 4000
+
+
+def test_each_damaged_byte_of_a_file_is_a_value_error_or_does_no_harm():
+    """Whatever Parquet, JSON or NumPy raise of it."""
+    one = reference_of(chunks_of({"x": np.arange(300.0)}), rows=300).profile
+    data = write_profiles([("features", one)], about={"files": {"a": 1}})
+    refused = 0
+    for at in range(len(data)):
+        damaged = data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        try:
+            read_contents(damaged)
+            read_profiles(damaged, {"features": one.layout})
+        except ValueError:
+            refused += 1
+    assert refused > len(data) // 3
+    for cut in (0, 3, len(data) // 2, len(data) - 1):
+        with pytest.raises(ValueError, match=r"."):
+            read_contents(data[:cut])
 
 
 def test_a_file_of_a_newer_release_is_refused(monkeypatch):
