@@ -21,14 +21,13 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.where import Where
-    from raymlops.profiles.reference import Reference
     from raymlops.state.store import Deployment, State
     from raymlops.storage.store import Store
 
@@ -233,37 +232,35 @@ def erase_predictions(
 def counted_on(state: State, name: str) -> CountedOn:
     """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Those are the layouts of its bundle, and for features those of the other versions that are live now. Without a
-    bundle that can be read, or with one that has no profiles, a version's hours are not counted.
+    Those are the layouts of its bundle, where it has profiles and can be read, and for features those of the other
+    versions that are live now.
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.predictions.hourly import Counted
     from raymlops.state.versions import recorded
 
     @cache
-    def own(version: int) -> Mapping[str, Reference]:
+    def own(version: int) -> Counted:
         record = recorded(state, name, version)
         try:
-            return {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
+            found = {} if record is None else references_of(record.bundle.uri, record.bundle.digest)
         except NotFoundError as error:
             _log.info("version %d of %s: %s", version, name, error)
-            return {}
+            return Counted()
         except (BundleError, StorageError) as error:
             _log.warning("the predictions of version %d of %s are not counted: %s", version, name, error)
-            return {}
+            return Counted()
+        slices = dict.fromkeys(each for reference in found.values() for each in reference.slices)
+        return Counted({side: (reference.layout,) for side, reference in found.items()}, tuple(slices))
 
     live = [item.version for item in state.deployments(name)]
 
     def found(version: int) -> Counted:
-        layouts = {side: [reference.layout] for side, reference in own(version).items()}
-        slices = dict.fromkeys(each for reference in own(version).values() for each in reference.slices)
-        for other in live if layouts else ():
-            features = own(other).get("features")
-            if features is not None and all(
-                features.layout.digest != known.digest for known in layouts.get("features", ())
-            ):
-                layouts.setdefault("features", []).append(features.layout)
-        return Counted(layouts, tuple(slices))
+        layouts, slices = own(version).layouts, own(version).slices
+        features = {
+            layout.digest: layout for each in (version, *live) for layout in own(each).layouts.get("features", ())
+        }
+        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, slices)
 
     return found
 

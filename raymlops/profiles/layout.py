@@ -27,7 +27,7 @@ Cells = npt.NDArray[np.int64]
 Edges = npt.NDArray[np.float64]
 
 ROWS, SQUARES = 0, 1
-"""The first two cells of a profile: its rows, and the sum of their squared weights, 1 each where they are no sample."""
+"""The first two cells of a profile: its rows, and the sum of their squared weights, 1 each unless of a sample."""
 HEAD = 2
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = 1e-300

@@ -1,4 +1,4 @@
-"""Learn a layout from a reference: one pass, memory of at most 100,000 rows and 128 MB however many there are.
+"""Learn a layout from a reference: one pass, at most 100,000 rows and 128 MB of numbers in memory, of any number.
 
 Owns what becomes an edge or a category. Nothing does that fewer than ``PRIVATE_ROWS`` rows of the reference have:
 
@@ -36,7 +36,7 @@ TEXT_SHARE = 0.5
 """Where categories are fewer rows than this, lengths and distinct values of the texts are counted too."""
 SAMPLE_ROWS = 50_000
 MOST_VALUES = 1 << 24
-"""Of a sample; of more than 167 columns fewer rows are kept."""
+"""Of a sample, 128 MB of numbers; of more than 167 columns fewer rows are kept."""
 LONGEST = 256
 """Characters of a category."""
 _DIGITS = 17
@@ -52,9 +52,10 @@ class Learner:
         self._parts: dict[tuple[str, Measure], list[Any]] = {}
 
     def add(self, columns: Mapping[str, Any], *, rows: int) -> None:
-        """Add the next ``rows`` rows."""
-        first = -self._rows % self._step
-        self._rows += rows
+        """Add the next ``rows`` rows; nothing of ``columns`` is kept but copies of the rows that are read."""
+        start, self._rows = self._rows, self._rows + rows
+        self._thin(series=max(len(self._parts), len(columns)))
+        first = -start % self._step
         if first >= rows:
             return
         for name, values in columns.items():
@@ -65,12 +66,20 @@ class Learner:
             )
             for measure, found in measured(chosen, ALL - {"distinct"}).items():
                 self._parts.setdefault((name, measure), []).append(
-                    _shortened(found) if measure == "category" else found
+                    _shortened(found) if measure == "category" else np.array(found)
                 )
-        while -(-self._rows // self._step) > min(self._most, max(2 * PRIVATE_ROWS, MOST_VALUES // len(self._parts))):
+        self._thin(series=len(self._parts))
+
+    def _thin(self, *, series: int) -> None:
+        """Read fewer rows where those that were added are too many."""
+        most = min(self._most, max(2 * PRIVATE_ROWS, MOST_VALUES // max(1, series)))
+        step = self._step
+        while -(-self._rows // self._step) > most:
             self._step *= 2
-            for key in self._parts:
-                self._parts[key] = [_joined(self._parts[key])[::2]]
+        if self._step > step:
+            for key, parts in self._parts.items():
+                joined = _joined(parts)[:: self._step // step]
+                self._parts[key] = [joined if _is_arrow(joined) else joined.copy()]
 
     def __len__(self) -> int:
         """Return the number of series, about."""

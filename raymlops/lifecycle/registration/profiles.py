@@ -118,6 +118,6 @@ def _sample(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> dict[str
         if (times := times_of(recipe, columns)) is not None:
             some[_TIMES] = times
         for name, values in some.items():
-            parts.setdefault(name, []).append(values[-start % step :: step])
+            parts.setdefault(name, []).append(values[-start % step :: step].copy())  # a view keeps them all
         start += rows
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -146,7 +146,7 @@ def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_pa
 
 
 def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_path):
-    """On the layouts of a version's bundle and, of features, of the others that are live; not without a bundle."""
+    """On the layouts of a version's bundle and, of features, of those that are live: those alone without a bundle."""
     values = {"distance": np.arange(100.0), "carrier": np.array(["AA", "anna"] * 50, object)}
     refs = []
     for number, scale in ((3, 1.0), (4, 2.0)):
@@ -165,13 +165,13 @@ def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_
     log.close()
     with state_of(spec) as state:
         put(state, "flights", [Deployment("flights", 4, refs[1], "run", "champion", {})])
-    assert compact_predictions("flights", spec).profiled == 2
+    assert compact_predictions("flights", spec).profiled == 3
     layouts = {side: reference.layout for side, reference in references_of(refs[1].uri, refs[1].digest).items()}
     hours = list(hourly_profiles(Store(str(tmp_path)), "flights", layouts))
     assert [(hour.version, sorted(hour.profiles)) for hour in hours] == [
         (3, ["features", "predictions"]),
         (4, ["features", "predictions"]),
-        (5, []),
+        (5, ["features"]),
     ]
-    assert sum(hour.profiles["features"].rows for hour in hours[:2]) == 2
+    assert sum(hour.profiles["features"].rows for hour in hours) == 3
     assert compact_predictions("flights", spec).profiled == 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,3 +145,21 @@ def test_the_sample_is_of_all_rows_in_bounded_memory():
     assert set(np.diff(values)) == {64.0}
     assert values[0] == 0
     assert values[-1] > 9_930
+
+
+def test_a_large_chunk_is_not_kept_whole():
+    """A million rows at once: 8 MB as numbers, of which the sample has 200."""
+    learner = Learner(sample_rows=100)
+    for start in (0, 50, 1_000_050):
+        chunk = np.arange(start, start + (1_000_000 if start else 50), dtype=np.float64)
+        kept = weakref.ref(chunk)
+        tracemalloc.start()
+        learner.add({"x": chunk}, rows=len(chunk))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        del chunk
+        assert kept() is None
+        assert peak < 1_000_000
+    values = learner.values("x")
+    assert 100 <= len(values) <= 200
+    assert len(set(np.diff(values))) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
 from raymlops.errors import RecipeError, RefusedError, UsageError
 from raymlops.lifecycle.registration.bundle_contents import _sketch
-from raymlops.lifecycle.registration.profiles import references
+from raymlops.lifecycle.registration.profiles import _sample, references
 from raymlops.lifecycle.registration.register import register
 from raymlops.profiles.file import write_references
 from raymlops.project import bind
@@ -86,6 +88,25 @@ def test_times_that_are_none_are_refused(both, times):
     both[1].recipe.row_times = lambda _columns: times
     with pytest.raises(RecipeError, match="row_times"):
         references(both[1], both[1].recipe.model().eval(), batch_size=50, device="cpu")
+
+
+def test_the_rows_to_be_answered_are_copies():
+    """A view of every n-th row would keep the whole split in memory."""
+    kept = []
+
+    class Split:
+        def chunks(self):
+            for _ in range(5):
+                assert sum(chunk() is not None for chunk in kept) <= 1
+                chunk = np.zeros(1000)
+                kept.append(weakref.ref(chunk))
+                yield {"x": chunk}
+
+        def step_of(self, _some, about_rows):
+            return 100
+
+    found = _sample(Split(), SimpleNamespace(row_times=lambda _columns: None), ["x"])
+    assert found["x"].shape == (50,)
 
 
 def test_slices_have_references_of_their_own(both):
