@@ -1,7 +1,7 @@
 """Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
 
 Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
-categories and its counts: those of the whole, those of each block, then the same of each slice. A row of the second is
+categories and its counts: those of the whole, those of each slice, then those of each block. A row of the second is
 one side, of all rows or of a slice, with the cells that are not 0; it names the layout by its digest.
 """
 
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raymlops.profiles.layout import HEAD, Cells, Layout, Series
+from raymlops.profiles.layout import HEAD, Layout, Series
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
 from raymlops.profiles.slices import Slice
@@ -48,7 +47,8 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
     heads: dict[str, Any] = {}
     for side, reference in references.items():
         blocks = reference.blocks
-        counts = np.concatenate([_stacked(part) for part in (reference, *reference.slices.values())])
+        counts = np.stack([part.counts for part in (reference.profile, *reference.slices.values())])
+        counts = counts if blocks is None else np.concatenate([counts, blocks.counts])
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
         heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
@@ -66,7 +66,7 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "columns": len(reference.layout.by_column),
             "cells": reference.layout.size,
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
-            "slices": {each.name: part.profile.rows for each, part in reference.slices.items()},
+            "slices": {each.name: part.rows for each, part in reference.slices.items()},
             "note": reference.note,
         }
         for side, reference in references.items()
@@ -107,22 +107,17 @@ def read_references(data: bytes) -> dict[str, Reference]:
         parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
         times = None if known["times"] is None else np.array(known["times"])
         slices = [Slice(column, value) for column, value in known["slices"]]
-        tables = [
-            Reference(
-                Profile(layout, counts[0]),
-                Blocks(layout, counts[1:], times) if len(counts) > 1 else None,
-                known["note"],
-                known["independent"],
-            )
-            for counts in np.split(np.concatenate(parts, axis=1), 1 + len(slices))
-        ]
-        found[side] = replace(tables[0], slices=dict(zip(slices, tables[1:], strict=True)))
+        counts = np.concatenate(parts, axis=1)
+        whole, *others = (Profile(layout, each) for each in counts[: 1 + len(slices)])
+        blocks = counts[1 + len(slices) :]
+        found[side] = Reference(
+            whole,
+            Blocks(layout, blocks, times) if len(blocks) else None,
+            known["note"],
+            known["independent"],
+            dict(zip(slices, others, strict=True)),
+        )
     return found
-
-
-def _stacked(reference: Reference) -> Cells:
-    whole = reference.profile.counts[None]
-    return whole if reference.blocks is None else np.concatenate([whole, reference.blocks.counts])
 
 
 def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[str, Any]) -> bytes:

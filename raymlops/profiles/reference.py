@@ -6,12 +6,13 @@ most ``MAX_CELLS`` counts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from raymlops.profiles.count import Counter
+from raymlops.profiles.layout import ROWS
 from raymlops.profiles.learn import BINS, PRIVATE_ROWS, Learner, edges_of
 from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Blocks, Profile
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 RowOrder = Literal["ordered", "independent"]
 MOST_BLOCKS, FEWER_BLOCKS = 512, 256
 MAX_CELLS = 1 << 24
-"""Counts of all blocks together: 128 MiB in memory, about 15 MB in a file."""
+"""Counts of all blocks together: 128 MiB in memory."""
 _LEAST_BINS = 16
 _TIME = "\0time"
 
@@ -52,8 +53,8 @@ class Reference:
     note: str = ""
     independent: bool = False
     """Whether the recipe says that rows are independent draws."""
-    slices: Mapping[Slice, Reference] = field(default_factory=dict)
-    """References of some of the rows, on the same layout, in the same blocks."""
+    slices: Mapping[Slice, Profile] = field(default_factory=dict)
+    """Profiles of some of the rows, on the same layout."""
 
     @property
     def layout(self) -> Layout:
@@ -71,8 +72,9 @@ def reference_of(
     """Return the reference of ``rows`` rows, in two passes over ``chunks``: one for the layout, one that counts.
 
     Blocks are of the rows in order of their times, or else of the rows as they come, where they are in order or
-    independent.
+    independent. Each has at least ``PRIVATE_ROWS``, and so has each slice.
     """
+    slices = [*dict.fromkeys(slices)]
     in_order, independent = row_order is not None, row_order == "independent"
     learner = Learner()
     for chunk in chunks():
@@ -81,13 +83,14 @@ def reference_of(
     times = learner.values(_TIME)
     has_times = bool(np.isfinite(times).any())
     most = min(MOST_BLOCKS, rows // PRIVATE_ROWS) if has_times or in_order else 0
-    layout, most = _fitting(learner, most, tables=1 + len(slices))
-    edges = edges_of(times, bins=most, own=False) if has_times and most > 1 else np.zeros(0)
+    layout, most = _fitting(learner, most, slices=len(slices))
+    # Edges are of a sample: those of blocks of twice as many rows leave few that are too small.
+    aim = min(most, max(2, rows // (2 * PRIVATE_ROWS)))
+    edges = edges_of(times, bins=aim, own=False) if has_times and most > 1 else np.zeros(0)
     blocks = len(edges) - 1 if len(edges) else most
     if blocks < 2:
         blocks = 0
-    each = blocks + 1  # the last one of rows in no block
-    counter = Counter(layout, windows=each * (1 + len(slices)))
+    counter = Counter(layout, windows=blocks + 1 + len(slices))  # after the blocks, rows in none
     start = 0
     for chunk in chunks():
         window: Cells | int = blocks
@@ -99,22 +102,30 @@ def reference_of(
             window = np.minimum(np.arange(start, start + chunk.rows) * blocks // rows, blocks - 1)
         counter.add(chunk.columns, rows=chunk.rows, window=window)
         for found, columns, numbers in parts_of(slices, chunk.columns, chunk.chosen_by or chunk.columns):
-            there = window[numbers] if isinstance(window, np.ndarray) else np.full(len(numbers), window)
-            counter.add(columns, rows=len(numbers), window=there + each * (1 + slices.index(found)))
+            counter.add(columns, rows=len(numbers), window=blocks + 1 + slices.index(found))
         start += chunk.rows
-    note = "" if blocks else _why(rows, ordered=has_times or in_order)
-    tables = [
-        Reference(
-            Profile(layout, counts.sum(axis=0)),
-            Blocks(layout, counts[:blocks], edges if has_times else None) if blocks else None,
-            note,
-            independent,
-        )
-        for counts in counter.counts.reshape(-1, each, layout.size)
-    ]
+    profile = Profile(layout, counter.counts[: blocks + 1].sum(axis=0))
+    parts = zip(slices, counter.counts[blocks + 1 :], strict=True)
     # So few rows would show who they are.
-    kept = {found: part for found, part in zip(slices, tables[1:], strict=True) if part.profile.rows >= PRIVATE_ROWS}
-    return replace(tables[0], slices=kept)
+    kept = {found: Profile(layout, counts.copy()) for found, counts in parts if counts[ROWS] >= PRIVATE_ROWS}
+    firsts = _firsts(counter.counts[:blocks, ROWS])
+    if len(firsts) < 2:
+        return Reference(profile, None, _why(rows, ordered=has_times or in_order), independent, kept)
+    bounds = np.append(edges[firsts], edges[-1]) if has_times else None
+    counts = counter.counts[:blocks]
+    counts = counts if len(firsts) == blocks else np.add.reduceat(counts, firsts)
+    return Reference(profile, Blocks(layout, counts, bounds), "", independent, kept)
+
+
+def _firsts(rows: Cells) -> list[int]:
+    """Return the first of each group of blocks that together have ``PRIVATE_ROWS`` rows, in order."""
+    firsts, total = list[int](), PRIVATE_ROWS
+    for at, more in enumerate(rows.tolist()):
+        if total >= PRIVATE_ROWS:
+            firsts.append(at)
+            total = 0
+        total += more
+    return firsts if total >= PRIVATE_ROWS else firsts[:-1]
 
 
 def _seconds(times: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -131,13 +142,13 @@ def _why(rows: int, *, ordered: bool) -> str:
     )
 
 
-def _fitting(learner: Learner, blocks: int, *, tables: int = 1) -> tuple[Layout, int]:
-    """Return a layout and a number of blocks that together have at most ``MAX_CELLS`` counts."""
-    bins, most = BINS, MAX_CELLS // tables
-    while (min(blocks, FEWER_BLOCKS) + 1) * len(learner) * bins > most and bins > _LEAST_BINS:
+def _fitting(learner: Learner, blocks: int, *, slices: int = 0) -> tuple[Layout, int]:
+    """Return a layout and a number of blocks that together, and with slices, have at most ``MAX_CELLS`` counts."""
+    bins, more = BINS, 1 + slices
+    while (min(blocks, FEWER_BLOCKS) + more) * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
         bins //= 2
     layout = learner.layout(bins=bins, without=[_TIME])
-    while (blocks + 1) * layout.size > most and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
+    while (blocks + more) * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
         if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
             blocks //= 2
         else:

@@ -56,15 +56,30 @@ def test_blocks_are_of_rows_in_order_of_time(as_seconds):
     found = reference_of(chunks_of(shuffled, times=times[order]), rows=20_000)
     blocks = found.blocks
     assert blocks is not None
-    assert len(blocks) == 512
+    assert len(blocks) == 500
     assert found.profile.rows == 20_000
     assert blocks.rows.sum() == 19_997
-    assert 20 < blocks.rows[1:-1].min() < blocks.rows[1:-1].max() < 60
-    assert len(blocks.times) == 513
-    for number in (0, 100, 511):
+    assert 20 <= blocks.rows[1:-1].min() < blocks.rows[1:-1].max() < 80
+    assert len(blocks.times) == 501
+    for number in (0, 100, 499):
         inside = (seconds >= blocks.times[number]) & (seconds < blocks.times[number + 1])
-        if 0 < number < 511:
+        if 0 < number < 499:
             assert blocks.rows[number] == inside.sum()
+
+
+@pytest.mark.parametrize("rows", [200, 1000, 5000])
+def test_no_block_and_no_slice_has_fewer_than_twenty_rows(rows):
+    """Most times are in bursts, so that edges of a sample miss; every row is in a block."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        times = np.sort(np.where(rng.random(rows) < 0.7, rng.integers(0, 9, rows), rng.random(rows) * 90) * 86_400)
+        found = reference_of(chunks_of(table(rows), times=times), rows=rows, slices=[Slice("n", 7), Slice("s", "a")])
+        assert found.blocks is not None
+        assert found.blocks.rows.min() >= 20
+        assert found.blocks.rows.sum() == rows
+        assert len(found.blocks.times) == len(found.blocks) + 1
+        assert (np.diff(found.blocks.times) > 0).all()
+        assert [each.name for each in found.slices] == ["s=a"]
 
 
 def test_a_shuffled_table_has_no_blocks_and_says_so():
@@ -133,25 +148,23 @@ def test_a_file_holds_references_as_they_were():
 
 
 def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
-    """In the same blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
+    """Without blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
     columns = table(4000)
     slices = [Slice("s", "a"), Slice("n", 7), Slice("gone", True)]
-    found = reference_of(chunks_of(columns, times=np.arange(4000.0)), rows=4000, slices=slices)
+    twice = [*slices, Slice("s", "a")]
+    found = reference_of(chunks_of(columns, times=np.arange(4000.0)), rows=4000, slices=twice)
     assert list(found.slices) == slices[:1]
     part = found.slices[slices[0]]
-    assert part.profile.rows == (columns["s"] == "a").sum()
+    assert part.rows == (columns["s"] == "a").sum()
     assert part.layout is found.layout
-    assert len(part.blocks) == len(found.blocks)
-    assert part.blocks.rows.sum() == part.profile.rows
-    assert (part.blocks.counts <= found.blocks.counts).all()
+    assert (part.counts <= found.profile.counts).all()
     again = read_references(write_references({"features": found}))["features"]
-    assert np.array_equal(again.slices[slices[0]].blocks.counts, part.blocks.counts)
+    assert np.array_equal(again.slices[slices[0]].counts, part.counts)
     assert np.array_equal(again.blocks.counts, found.blocks.counts)
     answers = reference_of(
         lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
     )
-    assert answers.slices[slices[0]].profile.rows == part.profile.rows
-    assert answers.slices[slices[0]].blocks is None
+    assert answers.slices[slices[0]].rows == part.rows
 
 
 def test_a_reference_without_columns_is_a_file_too():

@@ -118,7 +118,7 @@ def test_slices_have_references_of_their_own(both):
         found.append(references(prepared, model, batch_size=50, device="cpu", slices=asked))
     for side in ("features", "predictions"):
         assert [each.name for each in found[0][side].slices] == ["colour=red"]
-        assert found[0][side].slices["colour", "red"].profile.rows == (make_table(120, seed=3)["colour"] == "red").sum()
+        assert found[0][side].slices["colour", "red"].rows == (make_table(120, seed=3)["colour"] == "red").sum()
 
 
 @pytest.mark.parametrize(
