@@ -147,16 +147,6 @@ class Layout:
             found.setdefault(series.column, []).append((series, cells))
         return found
 
-    def bins(self, counts: Cells) -> Iterator[tuple[Series, Cells, Cells]]:
-        """Yield each series but registers, its counts by bin (..., bins), and those of missing values, (...).
-
-        ``counts`` is of one profile or of many, (..., size).
-        """
-        for series, cells in self.placed():
-            if series.missing is not None:
-                mine = counts[..., cells]
-                yield series, mine[..., series.bins], mine[..., series.missing]
-
     def placed(self) -> Iterator[tuple[Series, slice]]:
         """Yield each series and the cells that it has."""
         start = HEAD

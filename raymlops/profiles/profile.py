@@ -32,11 +32,6 @@ class Profile:
     counts: Cells
 
     @classmethod
-    def empty(cls, layout: Layout) -> Profile:
-        """Return the profile of no row."""
-        return cls(layout, np.zeros(layout.size, np.int64))
-
-    @classmethod
     def total(cls, profiles: Iterable[Profile], layout: Layout) -> Profile:
         """Return the sum of any number of profiles."""
         counts = np.zeros(layout.size, np.int64)

@@ -166,24 +166,10 @@ def test_rows_of_mixed_weights_say_as_much_as_fewer():
 def test_profiles_on_different_layouts_do_not_add_up():
     other = Layout((Series("x", "number", np.array([0.0, 1.0, 3.0])),))
     with pytest.raises(ValueError, match="do not add up"):
-        Profile.empty(other) + Profile.empty(LAYOUT)
-    same = Layout(LAYOUT.series)
-    assert (Profile.empty(same) + Profile.empty(LAYOUT)).rows == 0
-    assert Profile.total([Profile.empty(same)] * 3, LAYOUT).read == 0
-
-
-def test_bins_of_many_profiles():
-    """Two profiles: rows by bin, and what is missing, a series; registers have no bins."""
-    one = profile_of({"x": np.array([0.5, np.nan]), "s": np.array(["a", "c"], object)}, LAYOUT)
-    found = [
-        (series.column, series.measure, bins.tolist(), missing.tolist())
-        for series, bins, missing in LAYOUT.bins(np.stack([one.counts, one.counts * 2]))
-    ]
-    assert found == [
-        ("x", "number", [[0, 1, 0, 0], [0, 2, 0, 0]], [1, 2]),
-        ("s", "category", [[1, 0, 1], [2, 0, 2]], [0, 0]),
-        ("s", "length", [[2, 0], [4, 0]], [0, 0]),
-    ]
+        Counter(other).profile() + Counter(LAYOUT).profile()
+    same = Counter(Layout(LAYOUT.series)).profile()
+    assert (same + Counter(LAYOUT).profile()).rows == 0
+    assert Profile.total([same] * 3, LAYOUT).read == 0
 
 
 def test_no_column_and_no_row():
