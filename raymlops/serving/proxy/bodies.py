@@ -28,7 +28,7 @@ SMALL_SHARE = 0.25
 OTHERS_SHARE = 0.25
 """Share that one model's bodies leave to other models: with the above, its large ones get a half."""
 SMALL_BODY_BYTES = 64_000
-PACE_BYTES_PER_S = 50_000_000
+PACE_BYTES_PER_S = 32_000_000
 """How fast large bodies are read, all together, where there are several beside small ones: 8 MB take an event loop
 about 20 ms, and a replica as long to refuse them."""
 BESIDE_S = 1.0
