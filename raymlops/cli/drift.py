@@ -8,6 +8,7 @@ import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig
 from raymlops.cli.source import NamedArgument, choose
+from raymlops.errors import UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
@@ -30,5 +31,7 @@ def drift(
     from raymlops.lifecycle.watch.drift import drift as found
 
     chosen = choose(words, config=config, env=env, deployed=True)
+    if chosen.version is not None:
+        raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
     record = found(chosen.name, since=since, config=chosen.spec)
     return Answer(record.to_dict(), record.text(), exit_code=DRIFTED if fail_on_drift and record.drifted else 0)

@@ -80,6 +80,10 @@ class MonitorSection(Spec):
         if number > MAX_SLICES:
             msg = f"got {number} values; at most {MAX_SLICES}, since each is one more chance of a false alarm"
             raise ValueError(msg)
+        for column, values in slices.items():
+            if len(set(values)) < len(values):
+                msg = f"{column} has a value twice, got {list(values)}"
+                raise ValueError(msg)
         return slices
 
 

@@ -1,1 +1,1 @@
-"""Reference profiles of columns, and the quality of answers."""
+"""Judges: the verdict on drift, quality, sequential tests."""

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 DAY_S = 86_400.0
 WEEK_S = 7 * DAY_S
+WANTED = 30
+"""Own windows by rows, where there are so many blocks."""
 FEWEST_IN_PHASE = 3
 """Own windows of each phase: two more than the mean takes, so that each phase has a say in how much windows vary."""
 
@@ -55,6 +57,8 @@ def by_rows(block_rows: npt.NDArray[np.int64], *, rows: int) -> OwnWindows:
         return OwnWindows((), 0.0, (), why_few="the reference has no rows")
     each = float(block_rows.mean())
     step = max(1, round(rows / each))
+    # Shorter own windows differ more than those of as many rows would, so that an alarm takes more.
+    step = min(step, len(block_rows) // WANTED) if len(block_rows) >= WANTED else step
     count = len(block_rows) // step
     first = len(block_rows) - count * step
     ranges = tuple((first + at * step, first + (at + 1) * step) for at in range(count))
@@ -95,14 +99,23 @@ def by_time(
         return OwnWindows(ranges, rows, (0,) * len(ranges), why_few=few) if whole else _refused(length)
     if abs(cycle - round(cycle)) > 1e-3:
         return _refused(length)
-    phases = tuple(int(slot) % round(cycle) for slot in found)
-    numbers = np.bincount(phases, minlength=round(cycle)) if phases else np.zeros(1)
-    if numbers.min() < FEWEST_IN_PHASE:
-        few = f"the reference has {weeks:.1f} weeks, and each hour of the week is needed {FEWEST_IN_PHASE} times"
+    slots_of_week, lag = round(cycle), lag_of(length)
+    phases = [int(slot) % slots_of_week for slot in found]
+    numbers = np.bincount(phases, minlength=slots_of_week) if phases else np.zeros(slots_of_week)
+    if numbers[0] < FEWEST_IN_PHASE:
+        few = f"the reference has {weeks:.1f} weeks, and this hour of the week is needed {FEWEST_IN_PHASE} times"
         return OwnWindows((), rows, (), why_few=f"{few}: take windows of whole weeks, or a longer reference")
-    few = f"the reference has {weeks:.1f} weeks: take shorter windows"
-    lag = lag_of(length)
-    return OwnWindows(ranges, rows, phases, (-lag % round(cycle), 0), lag, why_few=few)
+    # Hours that hardly ever have traffic, as at night or at a week's end, are no part of what is normal.
+    kept = [at for at, phase in enumerate(phases) if numbers[phase] >= FEWEST_IN_PHASE]
+    dense = {phase: at for at, phase in enumerate(np.flatnonzero(numbers >= FEWEST_IN_PHASE).tolist())}
+    return OwnWindows(
+        tuple(ranges[at] for at in kept),
+        rows,
+        tuple(dense[phases[at]] for at in kept),
+        (dense.get(-lag % slots_of_week, len(dense)), 0),  # alone in its phase it says nothing
+        lag,
+        why_few=f"the reference has {weeks:.1f} weeks: take shorter windows",
+    )
 
 
 def lag_of(length_s: float) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.monitor.drift import ColumnCounts
-from raymlops.profiles.layout import READ
+from raymlops.profiles.layout import ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from raymlops.profiles.profile import Blocks, Profile
 
 _OTHER = "other"
+ROUNDED = 0.01
+"""A share of the rows of a sample that rounding may lose."""
 
 
 def column_counts(
@@ -37,16 +39,15 @@ def column_counts(
     if any(window.layout.digest != layout.digest for window in windows):
         msg = "the window was counted on another layout than the reference"
         raise ValueError(msg)
-    sampled = any(window.read != window.rows for window in windows)
+    weighted = np.stack([window.counts for window in windows])
     traffic = np.stack([read_counts(window) for window in windows])
     found, refused = [], dict[str, str]()
     for series, cells in layout.placed():
         if series.missing is None or series.measure == "time":
             continue
         name = series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
-        uncounted = int((traffic[:, READ] - traffic[:, cells].sum(axis=1)).max())
-        if uncounted > (series.size if sampled else 0):  # a cell is rounded
-            refused[name] = f"{uncounted} rows of the window do not have it: it was redacted, or is of another type"
+        if share := max(_absent(weighted, cells), _absent(blocks.counts.sum(axis=0)[None], cells)):
+            refused[name] = f"{share:.0%} of the rows lack it: it was redacted for a while, or is of another type"
             continue
         bins, missing = _bins(series, blocks.counts[:, cells])
         window_bins, window_missing = _bins(series, traffic[:, cells])
@@ -71,8 +72,14 @@ def read_counts(window: Profile) -> Cells:
     if window.read == window.rows:
         return window.counts
     counts = np.rint(window.counts * (window.read / window.rows)).astype(np.int64)
-    counts[READ] = window.read
     return np.asarray(counts)
+
+
+def _absent(counts: Cells, cells: slice) -> float:
+    """Return the share of rows without a value of a series, not even a missing one; less than rounding loses is 0."""
+    rows = np.maximum(counts[:, ROWS], 1)
+    share = float(((rows - counts[:, cells].sum(axis=1)) / rows).max())
+    return share if share > ROUNDED else 0.0
 
 
 def _bins(series: Series, counts: Cells) -> tuple[Cells, Cells]:

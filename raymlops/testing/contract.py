@@ -193,17 +193,6 @@ class RecipeContract:
         for index, row in enumerate(case.example):
             self._assert_close(case.ask([row]), {name: array[index : index + 1] for name, array in whole.items()})
 
-    def test_columns_of_a_request_stay_as_they_are(self) -> None:
-        """``encode`` and ``predict`` change none in place: they are logged, and sent to other versions, afterwards."""
-        case = self._case
-        columns = case.signature.parse_rows(case.example)
-        before = case.signature.rows(columns)
-        with torch.no_grad():
-            case.recipe.predict(case.trained, case.recipe.encode(columns))
-        for row, was in zip(case.signature.rows(columns), before, strict=True):
-            changed = [name for name, value in was.items() if row[name] != value]
-            assert not changed, f"encode() or predict() changes the columns {changed} in place: work on a copy"
-
     def test_answers_are_the_same_every_time(self) -> None:
         """In eval mode nothing is random."""
         first, second = (self._case.ask(self._case.example) for _ in range(2))

@@ -15,8 +15,9 @@ import numpy as np
 from raymlops.display import table
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.watch.windows import Windows
-from raymlops.monitor.baseline import Waiting, drift_comparison, first_served
-from raymlops.monitor.drift import DriftVerdict, judge
+from raymlops.monitor.baseline import first_served, running, serving_baseline
+from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
+from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import by_rows, by_time
 from raymlops.monitor.profiled import column_counts, read_counts
 from raymlops.profiles.profile import Blocks
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.profile import Profile
     from raymlops.profiles.reference import Reference
-    from raymlops.state.store import Deployment, State
+    from raymlops.state.store import State
 
     Judged = tuple[DriftVerdict, Mapping[str, str]]
     """And the columns that cannot be judged, with the reason."""
@@ -106,8 +107,8 @@ class DriftRecord(Record):
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window is an ``alarm``."""
-        return any(window.outcome == "alarm" for window in self.windows)
+        """Return whether a window of drift is an ``alarm``; skew was there from the beginning."""
+        return any(window.outcome == "alarm" and window.kind == "drift" for window in self.windows)
 
     def text(self) -> str:
         """Return a line for each window."""
@@ -146,83 +147,83 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.lifecycle.live.lineup import champion_of
+    from raymlops.lifecycle.prediction_log import stored_log
+    from raymlops.predictions.hourly import hourly_profiles
+    from raymlops.storage.store import Store
 
     champion = champion_of(state.deployments(name))
     if champion is None:
         raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
     references = references_of(champion.bundle.uri, champion.bundle.digest)
-    hours = _hours(state, champion, references)
-    found: list[WindowDrift] = []
-    for side, key in SIDES.items():
-        if key in references:
-            found += _Side(side, references[key], hours, champion.version, window).judge(now, since)
+    sides = [_Side(side, references[key], champion.version, window) for side, key in SIDES.items() if key in references]
+    log = stored_log(state, name)
+    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
+    for uri in () if log is None or not sides else log.uris:
+        for hour in hourly_profiles(Store(uri), name, layouts):
+            for each in sides:
+                each.add(hour)
+    found = [verdict for each in sides for verdict in each.judge(now, since)]
     notes = (
         () if references else (f"version {champion.version} of {name} has profiles of nothing: no table is its data",)
     )
     return DriftRecord(name, champion.version, window.total_seconds() / 3600, tuple(found), notes)
 
 
-def _hours(state: State, champion: Deployment, references: dict[str, Reference]) -> list[HourProfile]:
-    from raymlops.lifecycle.prediction_log import stored_log
-    from raymlops.predictions.hourly import hourly_profiles
-    from raymlops.storage.store import Store
-
-    log = stored_log(state, champion.name)
-    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
-    uris = () if log is None else log.uris
-    return [hour for uri in uris for hour in hourly_profiles(Store(uri), champion.name, layouts)]
-
-
 class _Side:
     """Inputs of a model, over its versions, or the outputs of its champion."""
 
-    def __init__(
-        self, side: Side, reference: Reference, hours: Sequence[HourProfile], version: int, window: timedelta
-    ) -> None:
-        key, length_s = SIDES[side], window.total_seconds()
-        layout = reference.layout
+    def __init__(self, side: Side, reference: Reference, version: int, window: timedelta) -> None:
         self._side = side
         self._reference = reference
         self._version = version
-        self._served = Windows(hours, side=key, layout=layout, window_s=length_s, version=version)
+        key, length_s = SIDES[side], window.total_seconds()
+        self._served = Windows(side=key, layout=reference.layout, window_s=length_s)
         self._windows = (
-            self._served if side == "outputs" else Windows(hours, side=key, layout=layout, window_s=length_s)
+            self._served if side == "outputs" else Windows(side=key, layout=reference.layout, window_s=length_s)
         )
+
+    def add(self, hour: HourProfile) -> None:
+        """Add an hour of any version."""
+        if hour.version == self._version:
+            self._served.add(hour)
+        if self._windows is not self._served:
+            self._windows.add(hour)
 
     def judge(self, now: datetime, since: datetime | None) -> list[WindowDrift]:
         """Return the verdicts on skew, where the first windows have come, and on drift."""
         skew = self._skew(now)
         skewed = skew is not None and skew.outcome == "alarm"
-        complete = [one for one in self._windows.complete() if one.stop_s <= now.timestamp()]
-        newest = self._windows.newest(until_s=now.timestamp())
-        if newest is None:
-            drifts = [self._waiting(None, "no window of traffic has ended yet")]
-        elif since is not None:
-            last = [at for at, one in enumerate(complete) if one.start_s >= since.timestamp()]
-            drifts = [self._drift(complete[: at + 1], skewed=skewed) for at in last]
-        elif hours := self._windows.uncounted(newest):
-            drifts = [self._waiting(newest, _uncounted(hours, self._version))]
-        else:
-            drifts = [self._drift(complete, skewed=skewed)]
+        ended = self._windows.ended(now.timestamp())
+        wanted = ended[-1:] if since is None else [one for one in ended if one.start_s >= since.timestamp()]
+        none = "no window of traffic has ended yet" if not ended else f"no window has begun and ended since {since}"
+        drifts = [self._drift(one, skewed=skewed) for one in wanted] or [self._waiting(None, none)]
         return [*([] if skew is None else [skew]), *drifts]
 
     def _skew(self, now: datetime) -> WindowDrift | None:
-        ended = [one for one in self._served.complete() if one.stop_s <= now.timestamp()]
-        pair = first_served(ended, version=self._version, told=())
+        pair = first_served(self._served.counted(now.timestamp()))
         if pair is None:
             return None
         return self._described(pair[1], self._against_training(self._served, pair), TRAINING, kind="skew")
 
-    def _drift(self, windows: Sequence[Window], *, skewed: bool) -> WindowDrift:
-        found = drift_comparison(windows, since_s=windows[0].start_s, skewed=skewed)
-        if isinstance(found, Waiting):
-            return self._waiting(windows[-1], found.reason)
-        pair = [one for one in (found.before, found.window) if one is not None]
-        if found.baseline:
-            served = self._against_serving(pair, found.baseline)
-            if served[0].outcome != "insufficient" or skewed:
-                return self._described(found.window, served, SERVING)
-        return self._described(found.window, self._against_training(self._windows, pair), TRAINING)
+    def _drift(self, window: Window, *, skewed: bool) -> WindowDrift:
+        if hours := self._windows.uncounted(window):
+            return self._waiting(window, _uncounted(hours, self._version))
+        if window.rows < FEWEST_ROWS:
+            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
+        counted = self._windows.counted(window.stop_s)
+        pair = running(counted)
+        training = None if skewed else self._against_training(self._windows, pair)
+        if training is not None and not isinstance(training, str) and training[0].outcome != "insufficient":
+            return self._described(window, training, TRAINING)
+        baseline = serving_baseline(counted)
+        if len(baseline) >= FEWEST_OWN:
+            return self._described(window, self._against_serving(pair, baseline), SERVING)
+        have = f"the serving baseline has {len(baseline)} of {FEWEST_OWN} windows"
+        if training is None:
+            return self._waiting(window, f"training differs from what is served, and {have}")
+        if isinstance(training, str):
+            return self._waiting(window, f"{training}; {have}")
+        return self._described(window, training, TRAINING)
 
     def _against_training(self, windows: Windows, pair: Sequence[Window]) -> Judged | str:
         reference, blocks, last = self._reference, self._reference.blocks, pair[-1]
@@ -234,11 +235,10 @@ class _Side:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
         return _judge(blocks, windows.profiles(pair), own)
 
-    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged:
+    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged | str:
         starts, stops = (np.array([getattr(one, name) for one in baseline]) for name in ("start_s", "stop_s"))
-        blocks = Blocks(
-            self._reference.layout, np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
-        )
+        counts = np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
+        blocks = Blocks(self._reference.layout, counts)
         own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
         return _judge(blocks, self._windows.profiles(pair), own)
 
@@ -246,27 +246,29 @@ class _Side:
         self, window: Window, judged: Judged | str, against: str, *, kind: Literal["drift", "skew"] = "drift"
     ) -> WindowDrift:
         if isinstance(judged, str):
-            return self._waiting(window, judged)
+            return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
         start, stop = _utc(window.start_s), _utc(window.stop_s)
         return WindowDrift(self._side, kind, against, start, stop, window.rows, verdict, refused=refused)
 
-    def _waiting(self, window: Window | None, why: str) -> WindowDrift:
+    def _waiting(self, window: Window | None, why: str, *, kind: Literal["drift", "skew"] = "drift") -> WindowDrift:
         if window is None:
-            return WindowDrift(self._side, "drift", None, None, None, 0, None, why)
+            return WindowDrift(self._side, kind, None, None, None, 0, None, why)
         start, stop = _utc(window.start_s), _utc(window.stop_s)
-        return WindowDrift(self._side, "drift", None, start, stop, window.rows, None, why)
+        return WindowDrift(self._side, kind, None, start, stop, window.rows, None, why)
 
 
-def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged:
+def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged | str:
     columns, refused = column_counts(blocks, windows)
+    if not columns:
+        return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in refused.items())
     return judge(columns, own), refused
 
 
 def _uncounted(hours: int, version: int) -> str:
     return (
-        f"{hours} of its hours are not counted on the columns of version {version} yet: the controller counts past "
-        "hours, and raymlops predictions NAME --compact does so now"
+        f"{hours} of its hours are not counted on the columns of version {version}: the controller counts those of the "
+        "last two days, and raymlops predictions NAME --compact counts them all now"
     )
 
 

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.monitor.baseline import Window
-from raymlops.profiles.layout import ROWS
 from raymlops.profiles.profile import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.layout import Cells, Layout
@@ -29,35 +28,31 @@ class _Part:
 
 
 class Windows:
-    """The windows of one side of a model's traffic: ``features`` over versions, ``predictions`` of one version."""
+    """The windows of one side of a model's traffic, ``features`` or ``predictions``."""
 
-    def __init__(
-        self, hours: Iterable[HourProfile], *, side: str, layout: Layout, window_s: float, version: int | None = None
-    ) -> None:
-        """Add up ``hours`` of the versions that count: of ``version``, or of all."""
+    def __init__(self, *, side: str, layout: Layout, window_s: float) -> None:
+        self._side = side
         self._layout = layout
         self._window_s = window_s
-        self._version = version
         self._parts: dict[int, _Part] = {}
-        for hour in hours:
-            if version is not None and hour.version != version:
-                continue
-            start = int(hour.start.timestamp() // window_s)
-            part = self._parts.setdefault(start, _Part(np.zeros(layout.size, np.int64)))
-            profile = hour.profiles.get(side)
-            if profile is None:
-                part.uncounted += 1
-            else:
-                part.counts += profile.counts
 
-    def complete(self) -> tuple[Window, ...]:
-        """Return the windows of which every hour is counted, in the order of time."""
-        return tuple(self._window(at) for at in sorted(self._parts) if not self._parts[at].uncounted)
+    def add(self, hour: HourProfile) -> None:
+        """Add an hour of one version to its window."""
+        at = int(hour.start.timestamp() // self._window_s)
+        part = self._parts.setdefault(at, _Part(np.zeros(self._layout.size, np.int64)))
+        profile = hour.profiles.get(self._side)
+        if profile is None:
+            part.uncounted += 1
+        else:
+            part.counts += profile.counts
 
-    def newest(self, *, until_s: float) -> Window | None:
-        """Return the last window that ends by a time, also where it is incomplete; None where there is none."""
-        ended = [at for at in self._parts if (at + 1) * self._window_s <= until_s]
-        return self._window(max(ended)) if ended else None
+    def ended(self, now_s: float) -> tuple[Window, ...]:
+        """Return the windows that ended by a time, in order, incomplete ones too."""
+        return tuple(self._window(at) for at in sorted(self._parts) if (at + 1) * self._window_s <= now_s)
+
+    def counted(self, now_s: float) -> tuple[Window, ...]:
+        """Return those of them of which every hour is counted."""
+        return tuple(one for one in self.ended(now_s) if not self.uncounted(one))
 
     def uncounted(self, window: Window) -> int:
         """Return how many hours of a window have no profile."""
@@ -71,5 +66,6 @@ class Windows:
         return self._parts[round(window.start_s / self._window_s)]
 
     def _window(self, at: int) -> Window:
-        rows = int(self._parts[at].counts[ROWS])
-        return Window(at * self._window_s, (at + 1) * self._window_s, self._version, rows)
+        # Of a sampled log the rows that were read: what they stand for says nothing of how much chance there is.
+        rows = Profile(self._layout, self._parts[at].counts).read
+        return Window(at * self._window_s, (at + 1) * self._window_s, rows)

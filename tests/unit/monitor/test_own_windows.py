@@ -71,6 +71,26 @@ def test_too_few_weeks_for_hours_leave_whole_weeks():
     assert "whole weeks" in own.why_few
 
 
+def test_days_without_traffic_are_no_part_of_what_is_normal():
+    """Five weeks from Monday to Friday: a Wednesday has 25 own days, and a Monday no day before it."""
+    rows, starts, stops = hours(5)
+    open_days = starts % WEEK_S < 5 * DAY_S
+    blocks = rows[open_days], starts[open_days], stops[open_days]
+    own = by_time(*blocks, window_s=(5 * WEEK_S + 2 * DAY_S, 5 * WEEK_S + 3 * DAY_S))
+    assert len(own.ranges) == 25
+    assert np.bincount(own.phases).tolist() == [5] * 5
+    assert own.phases[-5] == own.phase[1] + 3
+    assert own.phase == (4, 0)
+    assert by_time(*blocks, window_s=(5 * WEEK_S, 5 * WEEK_S + DAY_S)).phase == (5, 0)
+    assert by_time(*blocks, window_s=(5 * WEEK_S - DAY_S, 5 * WEEK_S)).ranges == ()
+
+
+def test_a_window_longer_than_a_thirtieth_of_the_reference_is_compared_with_shorter_ones():
+    """90 blocks of 100 rows against 5,000 rows: 30 own windows of 300, which differ more than those of 5,000 would."""
+    own = by_rows(np.full(90, 100), rows=5000)
+    assert (len(own.ranges), own.rows) == (30, 300)
+
+
 def test_whole_weeks_have_no_phases():
     """Weeks before the window, whenever it starts: the part of a week that is left over is no window."""
     own = by_time(*hours(25), window_s=(25 * WEEK_S + DAY_S, 26 * WEEK_S + DAY_S))

@@ -80,7 +80,7 @@ def test_a_column_that_was_redacted_is_refused_with_the_reason(reference):
     window = profile_of({name: columns[name] for name in ("x", "words")}, reference.layout, rows=1000)
     found, refused = column_counts(reference.blocks, [window])
     assert [column.name for column in found] == ["x", "words (mean)", "words (deviation)"]
-    assert refused == {"s": "1000 rows of the window do not have it: it was redacted, or is of another type"}
+    assert refused == {"s": "100% of the rows lack it: it was redacted for a while, or is of another type"}
 
 
 def test_a_window_on_another_layout_is_refused(reference):

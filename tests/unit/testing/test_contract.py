@@ -175,12 +175,6 @@ class OneAnswer(Good):
         return {"price": output[:1, 0].numpy()}
 
 
-class InPlace(Good):
-    def encode(self, columns):
-        np.nan_to_num(columns["size"], copy=False)
-        return super().encode(columns)
-
-
 class RandomAnswers(Good):
     def predict(self, model, batch):
         return model.train()(batch["features"])
@@ -411,7 +405,6 @@ class LateTimes(Good):
         (WrongNames, "test_example_is_answered_as_the_signature_says", r"\['cost'\], the signature says \['price'\]"),
         (WrongType, "test_example_is_answered_as_the_signature_says", "int64, the signature says float"),
         (OneAnswer, "test_example_is_answered_as_the_signature_says", "1 values for 32 rows"),
-        (InPlace, "test_columns_of_a_request_stay_as_they_are", r"changes the columns \['size'\] in place"),
         (RandomAnswers, "test_answers_are_the_same_every_time", "output 'price'"),
         (HiddenState, "test_weights_and_state_make_the_same_model_elsewhere", "more than config and state"),
         (ChangesColumns, "test_columns_of_a_request_are_left_as_they_are", "changes size in place"),

@@ -96,11 +96,38 @@ def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_
     assert (now.against, now.outcome) == ("the first windows served", "ok")
 
 
+def test_what_drifted_never_becomes_what_is_normal(spec, tmp_path):
+    """Training was right for 15 days; 45 days of drift later the newest window still is an alarm."""
+    serve(tmp_path, [0] * 15 + [0.5] * 45)
+    compact_predictions("flights", spec)
+    skew, now, *_ = drift("flights").windows
+    assert (skew.outcome, now.outcome, now.against) == ("ok", "alarm", "training")
+
+
+def test_skew_alone_ends_no_command_with_6(spec, tmp_path, capsys):
+    """It was there from the beginning, and would be for ever."""
+    serve(tmp_path, [0.9] * 3)
+    compact_predictions("flights", spec)
+    assert main(["drift", "flights", "--fail-on-drift"]) == 0
+    assert "skew" in capsys.readouterr().out
+
+
+def test_every_window_since_a_time_is_listed(spec, tmp_path):
+    """Those that are not counted too; where there is none, that is said."""
+    serve(tmp_path, [0, 0, 0])
+    compact_predictions("flights", spec)
+    (tmp_path / "predictions/flights/version=3").glob("**/profile.counts").__next__().unlink()
+    found = [one for one in drift("flights", since="30d").windows if one.side == "inputs" and one.kind == "drift"]
+    assert [one.outcome for one in found].count("waiting") == 1
+    assert len(found) == 3
+    assert "no window has begun and ended since" in drift("flights", since="1h").text()
+
+
 def test_hours_that_nobody_counted_yet_are_named(spec, tmp_path):
     """No verdict comes from half a window."""
     assert "no window of traffic has ended yet" in drift("flights").text()
     serve(tmp_path, [0, 0])
     waiting = drift("flights").windows[0]
-    assert waiting.waiting.startswith("1 of its hours are not counted on the columns of version 3 yet")
+    assert waiting.waiting.startswith("1 of its hours are not counted on the columns of version 3")
     with pytest.raises(NotFoundError, match="other has no live version"):
         drift("other")
