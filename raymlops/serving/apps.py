@@ -25,6 +25,7 @@ from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
 from raymlops.serving.replica.handler import Identity, RequestHandler
 from raymlops.serving.replica.http_front import Front
+from raymlops.serving.replica.parse_pool import IMAGE_THREADS, THREADS, ParsePool
 from raymlops.serving.replica.peers import ServePeers
 from raymlops.serving.replica.recording import Recording
 from raymlops.serving.settings import Settings
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from raymlops.serving.asgi import Receive, Reply, Scope, Send
 
 
-SWITCH_S = 0.0005
+SWITCH_S = 0.0001
 """How long a thread that parses or predicts may keep the interpreter from the event loop, which gives it up for each
 call of the system. With Python's 5 ms, a small request beside large ones waits for several times that."""
 
@@ -106,7 +107,8 @@ class ModelReplica(_Callable):
         )
         self._model = model
         self._peers = ServePeers(identity.name)
-        self._handler = RequestHandler(model, identity, peers=self._peers)
+        threads = IMAGE_THREADS if model.signature.has_images else THREADS
+        self._handler = RequestHandler(model, identity, peers=self._peers, parsing=ParsePool(threads=threads))
         self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
         self._handler.record = self._recording.add
         self._front = Front(self._handler)

@@ -7,10 +7,12 @@ slot of a replica only once its body is complete: a body that never arrives bloc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from raymlops.serving.asgi import too_large_body
+from raymlops.serving.proxy.bounds import INDEX
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -26,14 +28,31 @@ SMALL_SHARE = 0.25
 OTHERS_SHARE = 0.25
 """Share that one model's bodies leave to other models: with the above, its large ones get a half."""
 SMALL_BODY_BYTES = 64_000
+PACE_BYTES_PER_S = 32_000_000
+"""How fast large bodies are read, all together, where there are several beside small ones: 8 MB take an event loop
+about 20 ms, and a replica as long to refuse them."""
+BESIDE_S = 1.0
+"""How long after a small body others are taken to be beside it."""
 
 
 class Account:
     """The bytes of all bodies that a process holds, until their requests end. For one event loop."""
 
-    def __init__(self, most: int = WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        most: int = WAITING_BYTES,
+        *,
+        pace_bytes_per_s: float = PACE_BYTES_PER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.most = most
         self.held = 0
+        self.large = 0
+        """Large bodies that are read, or whose requests are in hand."""
+        self._pace = pace_bytes_per_s
+        self._clock = clock
+        self._small_at = float("-inf")
+        self._turn = asyncio.Lock()
         self._of: Counter[str | None] = Counter()
 
     def add(self, model: str | None, size: int) -> None:
@@ -42,6 +61,24 @@ class Account:
         self._of[model] += size
         if not self._of[model]:
             del self._of[model]
+
+    def enter(self, *, small: bool) -> None:
+        """Count a body that begins."""
+        if small:
+            self._small_at = self._clock()
+        else:
+            self.large += 1
+
+    async def pace(self, model: str | None, size: int) -> None:
+        """Wait before more is read of a large body of which a piece of this size has been; alone it never waits.
+
+        Pieces of several bodies are read one after the other. The index sees no small bodies of the models that it
+        forwards to, and takes them to be there.
+        """
+        if self.large > 1:
+            async with self._turn:
+                beside = model == INDEX or self._clock() - self._small_at < BESIDE_S
+                await asyncio.sleep(size / self._pace if beside else 0)
 
     def has_room(self, model: str | None, size: int, *, small: bool, limit: int) -> bool:
         """Return whether more bytes of a body fit; a body of the model's largest size always fits alone."""
@@ -62,11 +99,13 @@ class Body:
         self.small = self._declared is not None and self._declared <= SMALL_BODY_BYTES
 
     def __enter__(self) -> Self:
+        self._account.enter(small=self.small)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._account.large -= not self.small
         self._account.add(self._model, -self._size)
         self._size = 0
 
@@ -117,6 +156,8 @@ class Body:
                 return whole
             if chunk:
                 progress()
+            if not self.small:
+                await account.pace(self._model, len(chunk))
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

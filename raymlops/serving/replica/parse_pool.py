@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-THREADS = 2
-"""The interpreter parses one body at a time; a second thread is for parts that release the GIL."""
+THREADS = 1
+"""The interpreter parses one body at a time; a second thread would only keep it from the event loop."""
+IMAGE_THREADS = 2
+"""Decoding images releases the interpreter."""
 MOST = 16
 """Bodies that are parsed or queued: for the largest default size, about ten seconds of work."""
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import random
 import re
 
 import pytest
@@ -77,6 +79,16 @@ def test_a_text_without_an_end_is_gone_through_once():
     body = b'{"a": "' + b'\\"' * 4_000_000 + b"," * 100
     with pytest.raises(Refusal, match="ends within a text"):
         read_json(body, max_values=10)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_commas_outside_texts_are_counted_exactly(seed):
+    """Over several pieces, with commas, quotation marks and backslashes in texts, also where two pieces meet."""
+    draw = random.Random(seed)
+    texts = ["".join(draw.choices(',"\\a', k=draw.choice((3, 7, 65_530)))) for _ in range(12)]
+    body = json.dumps(texts).encode()
+    assert read_json(body, max_values=len(texts) - 1) == texts
+    assert refused(lambda: read_json(body, max_values=len(texts) - 2)) == (413, "too_many_rows")
 
 
 @pytest.mark.parametrize(

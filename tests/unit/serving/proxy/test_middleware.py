@@ -8,7 +8,7 @@ import pytest
 from raymlops.serving.arrival import ARRIVED, Ages, stamp
 from raymlops.serving.asgi import BODY
 from raymlops.serving.proxy.bodies import Account, Body
-from raymlops.serving.proxy.bounds import ANNOUNCED, SILENT, UNKNOWN, Bounds, KnownBounds
+from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bounds, KnownBounds
 from raymlops.serving.proxy.connections import CLIENT, Client
 from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clean_headers
 from raymlops.serving.refusal import Refusal
@@ -617,3 +617,52 @@ def test_the_guard_answers_for_itself(path):
     start, body = sent
     assert start["status"] == 200
     assert json.loads(body["body"]) == {"guard": {"max_header_bytes": 2048}}
+
+
+async def read_pieces(account, *, model="flights"):
+    """Read a body of three pieces that arrive one by one."""
+    left = [{"type": "http.request", "body": bytes(1000), "more_body": more} for more in (True, True, False)]
+
+    async def receive():
+        await asyncio.sleep(0)
+        return left.pop(0)
+
+    with Body(account, b"") as body:
+        return await body.read(receive, model=model, limit=10_000, seconds=60.0, pause_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("small", "later_s", "model", "expected"),
+    [(False, 0.0, "flights", 2), (True, 0.0, "flights", 0), (True, 2.0, "flights", 2), (False, 0.0, INDEX, 0)],
+)
+def test_several_large_bodies_beside_small_ones_are_paced(small, later_s, model, expected):
+    """At a byte a second here; without small ones, or later, at once. The index sees none, and takes them as given."""
+    now = 0.0
+    account = Account(pace_bytes_per_s=1.0, clock=lambda: now)
+
+    async def both():
+        nonlocal now
+        if small:
+            with Body(account, b"10"):
+                now = later_s
+        tasks = [asyncio.create_task(read_pieces(account, model=model)) for _ in range(2)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        done = sum(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return done
+
+    assert asyncio.run(both()) == expected
+
+
+def test_a_large_body_alone_is_never_paced():
+    """However many small ones are beside it."""
+    account = Account(pace_bytes_per_s=1.0)
+
+    async def beside_small():
+        with Body(account, b"10"):
+            return await read_pieces(account)
+
+    assert asyncio.run(beside_small()) == bytes(3000)
