@@ -198,7 +198,8 @@ def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
     model = look(config)
     assert (model.champion, model.canaries, list(model.warm)) == (2, {}, [1])
     assert model.by.startswith("controller of ")
-    assert actions(config)[-3:] == ["rollout.start", "rollout.advance", "rollout.promote"]
+    moved = [action for action in actions(config) if action.startswith("rollout.")]
+    assert moved[-3:] == ["rollout.start", "rollout.advance", "rollout.promote"]
     until(lambda: Registry(tracker(spec_of(config))).get("flower", "@champion").version == 2)
 
 

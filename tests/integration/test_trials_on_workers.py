@@ -171,8 +171,9 @@ def test_data_is_prepared_once_for_all_processes_of_a_node(tmp_path):
     project = project_of(tmp_path, trial_recipes.Counting, config={"log": str(log)})
     cache = DataCache()
     cache.get(project)
+    both = project.with_params({"recipe.config.processes": 2})
     configs = [
-        config_of(project.with_params({"train.lr": 0.01 * number}), tmp_path, number=number) for number in range(1, 7)
+        config_of(both.with_params({"train.lr": 0.01 * number}), tmp_path, number=number) for number in range(1, 7)
     ]
     with trainable(cache.shared_data()) as given:
         reference_id = given.data._reference.hex()
