@@ -169,7 +169,7 @@ def make_model(folder: Path):
             recipe_config={},
             seed=0,
             config_yaml="project: {name: bench}\n",
-            profile={},
+            references={},
             evaluation={},
             row_hashes=np.zeros(1, dtype=np.uint64),
             lineage={},
