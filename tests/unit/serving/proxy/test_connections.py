@@ -479,6 +479,22 @@ def test_headers_without_end_are_given_up():
 CHUNKED = b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
+        b"content-length: 5\r\ncontent-length: 5\r\n",
+        b"content-length: 5\r\ntransfer-encoding: x, chunked\r\n",
+    ],
+)
+def test_a_body_with_two_lengths_is_refused(lengths):
+    """Another proxy may have believed the other one, and taken the rest for the next request."""
+    answer = talk(Connection, b"POST /p HTTP/1.1\r\nhost: x\r\n" + lengths + b"\r\n5\r\nhello\r\n0\r\n\r\n", LAST)
+    assert error(answer) == (400, "bad_request")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 @pytest.mark.parametrize("piece", [b"a: b\r\n" * 200, b"b" * 1000], ids=["many", "one"])
 def test_trailers_without_end_are_given_up(piece):
     """Many, or a single one: they come after the body, whose own bound does not count them."""
