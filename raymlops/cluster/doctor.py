@@ -185,7 +185,7 @@ def up_record(root: Path) -> tuple[upfile.UpRecord | None, Finding]:
 def haproxy(record: upfile.UpRecord) -> Iterator[Finding]:
     """Say why HAProxy was not started with what runs now, if it was not."""
     if (why := refusal(record.scratch)) is not None:
-        message = f"not started with what runs now, so that it asks the replicas of before: {why}"
+        message = f"not started with what runs now, so that it still sends requests to the previous replicas: {why}"
         yield Finding("haproxy", ok=False, message=message, fix="raymlops down, then raymlops up, once that is mended")
 
 

@@ -84,7 +84,7 @@ class StatusRecord(Record):
     plain: tuple[str, ...] = ()
     """With TLS: listeners of replicas and of Serve's fallback proxy, which HAProxy asks without it."""
     refused: str | None = None
-    """Why HAProxy was not started with what runs now: it still asks the replicas of before; None where it was."""
+    """Why HAProxy was not started with what runs now: it still asks the previous replicas; None where it was."""
 
 
 def up(

@@ -85,5 +85,5 @@ def _databases(spec: ProjectSpec) -> dict[str, str]:
     except ConfigError:
         if spec.storage.state is None:
             raise
-        # Its credentials are on the head alone, and whoever does not use the state does without them.
+        # Its credentials are on the head alone: a job that does not use the state runs without them.
     return found

@@ -161,7 +161,7 @@ def _certificate(folder: Path) -> Path | None:
     except (OSError, ValueError) as error:
         if not file.exists():
             raise
-        _warn(f"the certificate of before is used: {error}")
+        _warn(f"the previous certificate is used: {error}")
     return file
 
 

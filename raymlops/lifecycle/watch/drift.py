@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     """And the columns that cannot be judged, with the reason."""
 
 Side = Literal["inputs", "outputs"]
+Kind = Literal["drift", "skew"]
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 TRAINING, SERVING = "training", "the first windows served"
 _SHOWN = 8
@@ -48,7 +49,7 @@ class WindowDrift(Record):
     """The verdict on one window, or why there is none."""
 
     side: Side
-    kind: Literal["drift", "skew"]
+    kind: Kind
     """``skew`` is of the first windows that the version served, against training."""
     against: str | None
     start: datetime | None
@@ -236,26 +237,23 @@ class _Side:
         return _judge(blocks, windows.profiles(pair), own)
 
     def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged | str:
-        starts, stops = (np.array([getattr(one, name) for one in baseline]) for name in ("start_s", "stop_s"))
+        starts = np.array([one.start_s for one in baseline])
+        stops = np.array([one.stop_s for one in baseline])
         counts = np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
         blocks = Blocks(self._reference.layout, counts)
         own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
         return _judge(blocks, self._windows.profiles(pair), own)
 
-    def _described(
-        self, window: Window, judged: Judged | str, against: str, *, kind: Literal["drift", "skew"] = "drift"
-    ) -> WindowDrift:
+    def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
-        start, stop = _utc(window.start_s), _utc(window.stop_s)
-        return WindowDrift(self._side, kind, against, start, stop, window.rows, verdict, refused=refused)
+        return WindowDrift(self._side, kind, against, *_span(window), window.rows, verdict, refused=refused)
 
-    def _waiting(self, window: Window | None, why: str, *, kind: Literal["drift", "skew"] = "drift") -> WindowDrift:
+    def _waiting(self, window: Window | None, why: str, *, kind: Kind = "drift") -> WindowDrift:
         if window is None:
             return WindowDrift(self._side, kind, None, None, None, 0, None, why)
-        start, stop = _utc(window.start_s), _utc(window.stop_s)
-        return WindowDrift(self._side, kind, None, start, stop, window.rows, None, why)
+        return WindowDrift(self._side, kind, None, *_span(window), window.rows, None, why)
 
 
 def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged | str:
@@ -272,5 +270,5 @@ def _uncounted(hours: int, version: int) -> str:
     )
 
 
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _span(window: Window) -> tuple[datetime, datetime]:
+    return datetime.fromtimestamp(window.start_s, UTC), datetime.fromtimestamp(window.stop_s, UTC)

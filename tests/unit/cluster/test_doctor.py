@@ -169,7 +169,9 @@ def test_haproxy_that_could_not_be_reloaded_is_found(record, tmp_path):
     (tmp_path / "h").mkdir()
     (tmp_path / "h" / "refused").write_text("Ray Serve's configuration has 0 lines\n")
     (found,) = doctor.haproxy(record)
-    assert found.message.endswith("the replicas of before: Ray Serve's configuration has 0 lines")
+    assert found.message.endswith(
+        "still sends requests to the previous replicas: Ray Serve's configuration has 0 lines"
+    )
     upfile.write(record)
     assert status(root=tmp_path).refused == "Ray Serve's configuration has 0 lines"
 

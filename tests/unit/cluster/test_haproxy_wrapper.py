@@ -304,7 +304,7 @@ def test_a_certificate_that_is_renewed_while_haproxy_starts_is_handed_to_it(name
 
 
 def test_what_is_written_is_what_was_checked(named, monkeypatch):
-    """Although the files are renewed between two readings: the certificate of before stays."""
+    """Although the files are renewed between two readings: the previous certificate stays."""
     pem = haproxy_wrapper._certificate(named)
     before, read = pem.read_bytes(), Path.read_bytes
 
@@ -331,13 +331,13 @@ SPOILED = {
 
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED.keys())
 def test_a_bad_renewal_keeps_haproxy_from_no_replica(named, spoil, capsys):
-    """A reload for other replicas takes the certificate of before; without one there is no start."""
+    """A reload for other replicas takes the previous certificate; without one there is no start."""
     pem = haproxy_wrapper._certificate(named)
     before = pem.read_bytes()
     spoil(*(Path(os.environ[name]) for name in (haproxy_wrapper.TLS_CERT, haproxy_wrapper.TLS_KEY)))
     assert haproxy_wrapper._certificate(named) == pem
     assert pem.read_bytes() == before
-    assert "the certificate of before is used" in capsys.readouterr().err
+    assert "the previous certificate is used" in capsys.readouterr().err
     pem.unlink()
     with pytest.raises((OSError, ValueError)):
         haproxy_wrapper._certificate(named)
