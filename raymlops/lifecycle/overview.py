@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champio
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.watch.status import drift_lines, drift_status
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
@@ -70,6 +71,8 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, if it was aborted, as ``rollout``."""
+    drift: dict[str, Any] | None = None
+    """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
     moved_by: str | None = None
     """The controller that moves rollouts, by user, machine and process; None if none is running."""
 
@@ -89,6 +92,7 @@ class ModelOverview(Record):
             "waits": self._waits(),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
+            "drift": drift_lines(self.drift),
         }
 
     def text(self) -> str:
@@ -353,6 +357,7 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         moved_by=mover,
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
+        drift=None if champion is None else drift_status(state, name, champion.version),
     )
 
 
