@@ -105,6 +105,8 @@ def _answers(
     skip: Collection[str] = (),
     limit_s: float = SEND_S,
 ) -> Iterator[Delivery]:
+    if not urls:
+        return
     if find_spec("apprise") is None:
         raise UsageError(f"{FIELD} needs apprise, which is not installed", hint="pip install 'raymlops[notify]'")
     request = {"urls": list(urls), "title": title, "body": body, "type": tone, "skip": list(skip), "limit_s": limit_s}
