@@ -14,20 +14,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.watch.messengers import deliver, urls_of
 from raymlops.state.drift import put_message, unsent_messages
 from raymlops.state.lease import lease
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from raymlops.config.base import SecretRef
     from raymlops.lifecycle.watch.messengers import Tone
     from raymlops.state.drift import Message, Told
     from raymlops.state.store import State
-
-    Notify = Callable[[State, str], SecretRef | None]
 
 LEASE = "messages"
 FIRST_RETRY_S, MAX_RETRY_S = 30.0, 3600.0
@@ -40,11 +38,10 @@ _log = logging.getLogger(__name__)
 class Outbox:
     """Send what is due, in one thread at a time and by one process at a time."""
 
-    def __init__(self, state: State, url: str, *, notify: Notify) -> None:
-        """Take the state, its URL for the lease, and what says who gets the messages about a model."""
+    def __init__(self, state: State, url: str) -> None:
+        """Take the state, and its URL for the lease under which one process sends."""
         self._state = state
         self._url = url
-        self._notify = notify
         self._thread: threading.Thread | None = None
 
     def __call__(self, now: datetime) -> None:
@@ -76,7 +73,8 @@ class Outbox:
         """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones."""
         left, away, why = {one.id: one for one in queue}, dict[str, str](), ""
         try:
-            notify = self._notify(self._state, name)
+            champion = champion_of(self._state.deployments(name))
+            notify = None if champion is None else monitored(champion).notify
             urls = () if notify is None else urls_of(notify)
             for message in queue:
                 if len(away) < max(len(urls), 1):
