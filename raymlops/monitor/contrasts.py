@@ -42,11 +42,11 @@ def polynomials(shares: Floats) -> Floats:
     """
     ranks = 2 * (np.cumsum(shares) - shares / 2) - 1
     degree = min(len(POLYNOMIALS), int((shares > 0).sum()) - 1)
-    found = np.ones((1, len(shares)))
-    for _ in range(degree):  # Gram-Schmidt: the last one times the ranks, less what the others say already.
-        raised = ranks * found[-1]
-        raised = raised - (found * shares @ raised) @ found
-        found = np.vstack([found, raised / np.sqrt(shares @ (raised * raised))])
+    found = np.ones((degree + 1, len(shares)))
+    for at in range(1, degree + 1):  # Gram-Schmidt: the last one times the ranks, less what the others say already.
+        raised, known = ranks * found[at - 1], found[:at]
+        raised -= (known @ (shares * raised)) @ known
+        found[at] = raised / np.sqrt(shares @ (raised * raised))
     return found[1:]
 
 
@@ -92,10 +92,12 @@ def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[Floa
         return values, tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
     order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
     # Of two shares that add up to 1 one says it all.
-    common = order[:1] if len(order) == 2 else order[:MAX_SHARES]
-    groups = [(at,) for at in common] + ([tuple(sorted(order[MAX_SHARES:]))] if order[MAX_SHARES:] else [])
-    grouped = np.stack([windows[:, list(bins)].sum(axis=1) for bins in groups], axis=1)
+    common, rest = order[:1] if len(order) == 2 else order[:MAX_SHARES], sorted(order[MAX_SHARES:])
+    grouped, usual, meanings = windows[:, common], pooled[common], [Contrast(SHARE, (at,)) for at in common]
+    if rest:
+        grouped = np.column_stack([grouped, windows[:, rest].sum(axis=1)])
+        usual = np.append(usual, pooled[rest].sum())
+        meanings.append(Contrast(SHARE, tuple(rest)))
     # A window without a value has the usual shares, for the same reason.
-    usual = 2 * np.arcsin(np.sqrt([pooled[list(bins)].sum() for bins in groups]))
-    values = np.where(present[:, None] > 0, stabilised(grouped, present[:, None]), usual)
-    return values, tuple(Contrast(SHARE, bins) for bins in groups)
+    angles = stabilised(grouped, present[:, None])
+    return np.where(present[:, None] > 0, angles, 2 * np.arcsin(np.sqrt(usual))), tuple(meanings)
