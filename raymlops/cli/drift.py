@@ -8,7 +8,7 @@ import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, YesFlag, confirm
 from raymlops.cli.source import NamedArgument, choose
-from raymlops.errors import UsageError
+from raymlops.errors import UnreachableError, UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
@@ -32,6 +32,9 @@ def drift(
         bool, typer.Option("--rebaseline", help="Say that the newest windows are normal, up to four weeks of them.")
     ] = False,
     why: Annotated[str | None, typer.Option(metavar="TEXT", help="Why it is normal, for the audit record.")] = None,
+    test_message: Annotated[
+        bool, typer.Option("--test-message", help="Send a message to all that monitor.notify names, and end.")
+    ] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
@@ -45,6 +48,11 @@ def drift(
     name = chosen.name
     if chosen.version is not None:
         raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
+    if test_message:
+        from raymlops.lifecycle.watch.messengers import send_test
+
+        sent = send_test(chosen.spec)
+        return Answer(sent.to_dict(), sent.text(), exit_code=0 if sent.ok else UnreachableError.exit_code)
     if acknowledge is None and not rebaseline:
         if why is not None:
             raise UsageError("--why is of --acknowledge ID or --rebaseline")

@@ -262,6 +262,7 @@ messages = sa.Table(
     sa.Column("retry_at", Time, nullable=True),
     sa.Column("sent_at", Time, nullable=True),
     sa.Column("last_error", sa.Text, nullable=True),
+    sa.Column("reached", _Tuple, nullable=False),
     sa.Index("messages_incident", "incident"),
 )
 

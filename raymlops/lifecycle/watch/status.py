@@ -1,4 +1,4 @@
-"""What ``status`` says of a model's traffic: its newest verdicts, how many own windows these rest on, open incidents.
+"""What ``status`` says of a model's traffic: the newest verdicts, open incidents, and messages that somebody lacks.
 
 Reads the state alone.
 """
@@ -11,8 +11,9 @@ from raymlops.display import utc_time
 from raymlops.state.drift import incidents_of, judged_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from raymlops.state.drift import Message
     from raymlops.state.store import State
 
 _NEWEST = 20
@@ -55,3 +56,25 @@ def drift_lines(found: Mapping[str, Any] | None) -> str | None:
         why = f": {one['reason']}" if one["outcome"] in {"waiting", "insufficient"} else own
         lines.append(f"{one['side']} {one['outcome']} until {utc_time(one['stop'])}{why}")
     return "\n".join([*lines, *(one["text"] for one in found["incidents"])])
+
+
+def undelivered(unsent: Sequence[Message]) -> dict[str, Any] | None:
+    """Return what is to be told of messages that some messenger lacks after an attempt, as plain data."""
+    tried = [one.to_dict() for one in unsent if one.attempts]
+    if not tried:
+        return None
+    oldest = tried[0]
+    return {
+        "waiting": len(tried),
+        "since": oldest["created_at"],
+        "reason": oldest["last_error"],
+        "retry_at": min(one["retry_at"] for one in tried),
+    }
+
+
+def undelivered_text(found: Mapping[str, Any] | None) -> str | None:
+    """Return that as lines."""
+    if found is None:
+        return None
+    since, again = utc_time(found["since"]), utc_time(found["retry_at"])
+    return f"{found['waiting']} not delivered: {found['reason']}\nsince {since}; tried again at {again}"

@@ -83,5 +83,6 @@ def upgrade() -> None:
         sa.Column("retry_at", time, nullable=True),
         sa.Column("sent_at", time, nullable=True),
         sa.Column("last_error", sa.Text, nullable=True),
+        sa.Column("reached", sa.JSON, nullable=False),
     )
     op.create_index("messages_incident", "messages", ["incident"])
