@@ -51,7 +51,7 @@ def tell(state, name, *whats):
         message = Message(f"{name}-{what}", incident.id, what, f"{name} {what}", "what moved", start)
         window = JudgedWindow(name, "inputs", "drift", 0, start, start + DAY, 7, "alarm", "why", 1_000, start + DAY)
         filed = Filed(incident, message, "drift.opened", "moved")
-        record_window(state, window, lambda *_, filed=filed: filed)
+        record_window(state, window, lambda *_, filed=filed: filed, baselines=0)
 
 
 def test_every_messenger_gets_a_message_once(state, url, watch, messenger):
