@@ -34,6 +34,7 @@ from raymlops.version import code_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sources import Source
@@ -189,8 +190,15 @@ class ControllerActor:
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+        from raymlops.lifecycle.watch.gauges import WatchGauges
         from raymlops.lifecycle.watch.judge import Judge
         from raymlops.lifecycle.watch.outbox import Outbox
+
+        outbox, gauges = Outbox(state, state.url), WatchGauges(state)
+
+        def tell(now: datetime) -> None:
+            outbox(now)
+            gauges()
 
         return Controller(
             state,
@@ -200,7 +208,7 @@ class ControllerActor:
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             maintain=LogMaintenance(state, state.url, then=Judge(state)),
-            tell=Outbox(state, state.url),
+            tell=tell,
         )
 
 
