@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from raymlops.state.drift import Side
     from raymlops.state.store import State
 
-_NAMED = 5
-
 
 @dataclass(frozen=True)
 class DriftRecord(Record):
@@ -55,19 +53,10 @@ class DriftRecord(Record):
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
-        lines += [f"  {incident_line(incident)}" for incident in self.incidents]
+        lines += [f"  {incident.text()}" for incident in self.incidents]
         if self.incidents:
             lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
         return "\n".join([*lines, *self.notes])
-
-
-def incident_line(incident: Incident) -> str:
-    """Return an incident as a line."""
-    what = incident.side if incident.kind == "drift" else f"{incident.side}, skew"
-    windows = f"{incident.windows} windows" if incident.windows > 1 else "one window"
-    more = len(incident.columns) - _NAMED
-    columns = ", ".join(incident.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"incident {incident.id}: {what}, since {incident.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
 
 
 def drift(name: str, *, since: str | None = None, config: Source | None = None) -> DriftRecord:
