@@ -8,7 +8,7 @@ import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig
 from raymlops.cli.source import NamedArgument, choose
-from raymlops.errors import UsageError
+from raymlops.errors import UnreachableError, UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
@@ -24,6 +24,9 @@ def drift(
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help="End with exit code 6 where a window is an alarm.")
     ] = False,
+    test_message: Annotated[
+        bool, typer.Option("--test-message", help="Send a message to all that monitor.notify names, and end.")
+    ] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
 ) -> Answer:
@@ -33,5 +36,10 @@ def drift(
     chosen = choose(words, config=config, env=env, deployed=True)
     if chosen.version is not None:
         raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
+    if test_message:
+        from raymlops.lifecycle.watch.messengers import send_test
+
+        sent = send_test(chosen.spec)
+        return Answer(sent.to_dict(), sent.text(), exit_code=0 if sent.ok else UnreachableError.exit_code)
     record = found(chosen.name, since=since, config=chosen.spec)
     return Answer(record.to_dict(), record.text(), exit_code=DRIFTED if fail_on_drift and record.drifted else 0)
