@@ -36,26 +36,30 @@ from raymlops.recipes.flights_features import flight_table
 WORKERS = 2
 
 
-def alarms(references):
+def alarms(references, *, columns):
     """Print rates of false alarms and power, by cell."""
     print(f"Without drift, {references} references of {WINDOWS} windows: mean, upper 95% bound, p90 of references")
     print("With drift: ours / oracle of one window / of two; * where ours is less than .6 of the first, which is .5")
-    print(f"{'':26} {'alarm':>16}   {'warn or alarm':>16}  too few  " + " ".join(f"{name:>15}" for name in DRIFTS))
+    print(f"{'':32} {'alarm':>16}   {'warn or alarm':>16}  too few  " + " ".join(f"{name:>15}" for name in DRIFTS))
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
-        for cell, said, power, of_share in pool.map(partial(simulated, references=references), cells()):
-            world, columns, rows, own = cell
-            rates = [rate(said == "alarm"), rate((said == "alarm") | (said == "warn"))]
-            shown = "   ".join(f"{mean:.4f} {upper:.4f} {p90:.2f}" for mean, upper, p90 in rates)
-            row = []
-            for name in DRIFTS:
-                one, two = (oracle(cell, name, windows=windows, of_share=of_share) for windows in (1, 2))
-                low = "*" if one >= 0.5 and power[name] < 0.6 * one else ""
-                row.append(f"{power[name]:.2f}/{one:.2f}/{two:.2f}{low}")
-            name = f"{world.name} {columns} x {rows:,}, {own} own"
-            print(
-                f"{name:26} {shown}  {(said == 'insufficient').mean():7.3f}  " + " ".join(f"{r:>15}" for r in row),
-                flush=True,
-            )
+        for found in pool.map(
+            partial(simulated, references=references), [each for each in cells() if each[1] in columns]
+        ):
+            print(line(*found), flush=True)
+
+
+def line(cell, said, power, of_share):
+    """Return what was found in a cell."""
+    world, columns, rows, own = cell
+    rates = [rate(said == "alarm"), rate((said == "alarm") | (said == "warn"))]
+    shown = "   ".join(f"{mean:.4f} {upper:.4f} {p90:.2f}" for mean, upper, p90 in rates)
+    row = []
+    for name in DRIFTS:
+        one, two = (oracle(cell, name, windows=windows, of_share=of_share) for windows in (1, 2))
+        low = "*" if one >= 0.5 and power[name] < 0.6 * one else ""
+        row.append(f"{power[name]:.2f}/{one:.2f}/{two:.2f}{low}")
+    name, few = f"{world.name} {columns} x {rows:,}, {own} own", (said == "insufficient").mean()
+    return f"{name:32} {shown}  {few:7.3f}  " + " ".join(f"{each:>15}" for each in row)
 
 
 def flights(references):
@@ -92,11 +96,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["alarms", "flights", "peers", "all"], default="all")
     parser.add_argument("--references", type=int, default=100)
+    parser.add_argument("--columns", type=int, nargs="*", default=(10, 200))
     parser.add_argument("--evidently", help="a Python that has evidently")
     asked = parser.parse_args()
     started = time.monotonic()
     if asked.part in {"alarms", "all"}:
-        alarms(asked.references)
+        alarms(asked.references, columns=asked.columns)
     if asked.part in {"flights", "all"}:
         flights(asked.references)
     if asked.part in {"peers", "all"}:

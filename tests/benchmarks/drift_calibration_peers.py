@@ -7,25 +7,33 @@ in one of the 100 windows without drift, which nobody can know who has no such w
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from drift_calibrated import CATEGORY, DRIFTS, SEED, deviation, oracle
-from drift_worlds import CATEGORY_SHARE, EDGES, LEVELS, NULL_LEVELS, SHIFTS, as_column, category, is_category, judged
+from drift_worlds import CATEGORY_SHARE, EDGES, LEVELS, NULL_LEVELS, SHIFTS, category, is_category
 from scipy.signal import lfilter
 from scipy.stats import chi2_contingency, ks_2samp
+
+from raymlops.monitor.drift import judge
+from raymlops.monitor.own_windows import by_rows
+from raymlops.monitor.profiled import column_counts, pair_counts
+from raymlops.profiles.count import profile_of
+from raymlops.profiles.reference import Chunk, reference_of
 
 COLUMNS, OWN = 10, 30
 REFERENCES, WINDOWS, DRIFTED = 5, 20, 5
 CORRELATION = 0.3
 NAMES = (*DRIFTS, f"correlation {CORRELATION}")
+NONE_AND_NAMES = ("no drift", *NAMES)
 
 
 def compare_rules(worlds, rows, *, evidently):
     """Print what each rule flags."""
-    print(f"\n{'Share of windows with anything flagged':42} {'no drift':>8} " + " ".join(f"{n:>15}" for n in NAMES))
+    print(f"\n{'Share of windows with anything flagged':42} " + " ".join(f"{name:>15}" for name in NONE_AND_NAMES))
     for world in worlds:
         for each in rows:
             _compare(world, each, evidently=evidently)
@@ -33,24 +41,17 @@ def compare_rules(worlds, rows, *, evidently):
 
 def _compare(world, rows, *, evidently):
     drawn = [_drawn(world, rows, np.random.default_rng([SEED, rows, at])) for at in range(REFERENCES)]
-    verdicts, shares = [[] for _ in range(len(NAMES) + 1)], []
-    for reference, windows in drawn:
-        own = _counted(reference)
-        shares.append(own[CATEGORY][0][:, 0] / own[CATEGORY][0].sum(axis=1))
-        for at, some in enumerate(windows):
-            columns = [
-                tuple(np.concatenate(pair) for pair in zip(*both, strict=True))
-                for both in zip(own, _counted(some), strict=True)
-            ]
-            verdicts[at] += [v.outcome == "alarm" for v in judged(columns, own=OWN, rows=rows, world=world)]
     title = f"{world.name} {rows:,}: "
-    _print(title + "raymlops", [np.mean(each) for each in verdicts])
+    for name, said in zip(("raymlops", "raymlops --between-columns"), _ours(drawn, rows), strict=True):
+        _print(title + name, [np.mean(each) for each in said])
+    first = np.stack([category(_levels(windows[0][..., CATEGORY])) == 0 for _, windows in drawn])
+    shares = (first & ~_is_null(np.stack([windows[0][..., CATEGORY] for _, windows in drawn]))).mean(axis=-1)
     cell = world, COLUMNS, rows, OWN
     best = [oracle(cell, name, windows=1, of_share=deviation(shares, world)) for name in NAMES]
     _print(title + "oracle of one window", [0.01, *best])
     # What rules of others see: numbers and codes of categories, NaN where a row has no value.
     values = [(_values(ref.reshape(-1, COLUMNS)), [_values(w[1:]) for w in windows]) for ref, windows in drawn]
-    found = [[] for _ in verdicts]
+    found = [[] for _ in values[0][1]]
     for reference, windows in values:
         known = [_present(reference[:, at], at) for at in range(COLUMNS)]
         for at, some in enumerate(windows):
@@ -58,9 +59,7 @@ def _compare(world, rows, *, evidently):
     for name, level in (("KS p < .05", 0.05), ("KS, Holm", 0.05 / COLUMNS), ("KS where 1 of 100 alarms", None)):
         limit = max(found[0]) if level is None else -np.log(level)
         _print(title + name, [np.mean(np.array(each) >= limit) for each in found])
-    if not evidently:
-        return
-    for windows, said in ((OWN, "30 windows"), (1, "1 window")):
+    for windows, said in ((OWN, "30 windows"), (1, "1 window")) if evidently else ():
         scores = [[] for _ in found]
         for reference, some in values:
             part = reference[: windows * rows]
@@ -70,9 +69,37 @@ def _compare(world, rows, *, evidently):
             _print(title + name, [np.mean(np.array(each) >= limit) for each in scores])
 
 
+def _ours(drawn, rows):
+    """Return which windows are alarms: by columns, and by columns and their correlations."""
+    found = [[[] for _ in NONE_AND_NAMES] for _ in range(2)]
+    for reference, windows in drawn:
+        table = _table(reference.reshape(-1, COLUMNS))
+        profiles = reference_of(
+            lambda table=table: [Chunk(table, OWN * rows)], rows=OWN * rows, row_order="ordered", scored=[*table]
+        )
+        own = by_rows(profiles.blocks.rows, rows=rows)
+        for at, some in enumerate(windows):
+            counted = [profile_of(_table(one), profiles.layout) for one in some]
+            for two in itertools.pairwise(counted):
+                columns, _ = column_counts(profiles.blocks, two)
+                pairs = pair_counts(profiles.blocks, two)
+                found[0][at].append(judge(columns, own).outcome == "alarm")
+                found[1][at].append(judge(columns + pairs, own).outcome == "alarm")
+    return found
+
+
+def _table(latent):
+    """Return rows as columns of numbers and text, as a recipe has them."""
+    values = _values(latent)
+    texts = np.array([*"abcdef", None], dtype=object)
+    return {
+        f"c{at}": texts[np.nan_to_num(column, nan=6).astype(int)] if is_category(at) else column
+        for at, column in enumerate(values.T)
+    }
+
+
 def _print(name, shares):
-    first, *others = (f"{share:.2f}" for share in shares)
-    print(f"{name:42} {first:>8} " + " ".join(f"{each:>15}" for each in others), flush=True)
+    print(f"{name:42} " + " ".join(f"{share:>15.2f}" for share in shares), flush=True)
 
 
 def _drawn(world, rows, rng):
@@ -98,15 +125,6 @@ def _levels(latent):
 
 def _is_null(latent):
     return np.isin(_levels(latent), NULL_LEVELS)
-
-
-def _counted(windows):
-    """Return the counts and nulls of each column of windows of latent values."""
-    levels = _levels(windows)
-    return [
-        as_column(np.stack([np.bincount(one, minlength=LEVELS) for one in levels[..., at]]), at)
-        for at in range(COLUMNS)
-    ]
 
 
 def _values(latent):
