@@ -21,6 +21,10 @@ def drift(
         str | None,
         typer.Option(metavar="WHEN", help="Every window since then, as 7d or an ISO time.  [default: the newest one]"),
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the report, one HTML file: the newest 120 windows over time."),
+    ] = None,
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help="End with exit code 6 where a window is an alarm.")
     ] = False,
@@ -33,5 +37,6 @@ def drift(
     chosen = choose(words, config=config, env=env, deployed=True)
     if chosen.version is not None:
         raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
-    record = found(chosen.name, since=since, config=chosen.spec)
-    return Answer(record.to_dict(), record.text(), exit_code=DRIFTED if fail_on_drift and record.drifted else 0)
+    record = found(chosen.name, since=since, report=report, config=chosen.spec)
+    text = record.text() if report is None else f"{record.text()}\nreport     {report}"
+    return Answer(record.to_dict(), text, exit_code=DRIFTED if fail_on_drift and record.drifted else 0)

@@ -6,14 +6,16 @@ more than chance, ``monitor`` decides. Changes nothing: the hours are counted wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.display import table
 from raymlops.errors import NotFoundError
+from raymlops.lifecycle.watch.hours import hourly_columns
+from raymlops.lifecycle.watch.reporting import page
+from raymlops.lifecycle.watch.window_drift import SIDES, WindowDrift
 from raymlops.lifecycle.watch.windows import Windows
 from raymlops.monitor.baseline import first_served, running, serving_baseline
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from raymlops.lifecycle.sources import Source
+    from raymlops.lifecycle.watch.hours import HourlyColumn
+    from raymlops.lifecycle.watch.window_drift import Kind, Side
     from raymlops.monitor.baseline import Window
     from raymlops.monitor.own_windows import OwnWindows
     from raymlops.predictions.hourly import HourProfile
@@ -37,63 +41,7 @@ if TYPE_CHECKING:
     Judged = tuple[DriftVerdict, Mapping[str, str]]
     """And the columns that cannot be judged, with the reason."""
 
-Side = Literal["inputs", "outputs"]
-Kind = Literal["drift", "skew"]
-SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 TRAINING, SERVING = "training", "the first windows served"
-_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class WindowDrift(Record):
-    """The verdict on one window, or why there is none."""
-
-    side: Side
-    kind: Kind
-    """``skew`` is of the first windows that the version served, against training."""
-    against: str | None
-    start: datetime | None
-    stop: datetime | None
-    rows: int
-    verdict: DriftVerdict | None
-    waiting: str = ""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Columns that cannot be judged, and why."""
-
-    @property
-    def outcome(self) -> str:
-        """Return ``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
-        return "waiting" if self.verdict is None else self.verdict.outcome
-
-    def text(self) -> str:
-        """Return a line, and the columns that moved most where they lead to it."""
-        title = self.side if self.kind == "drift" else f"{self.side}, skew"
-        if self.start is None or self.stop is None:
-            return f"{title}: {self.waiting}"
-        span = f"{self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows"
-        if self.verdict is None:
-            return f"{title}, {span}: {self.waiting}"
-        line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
-        line += "".join(f"\n    not judged: {name}: {why}" for name, why in self.refused.items())
-        moved = [column for column in self.verdict.columns if column.flagged][:_SHOWN]
-        if not moved:
-            return line
-        rows = [
-            {
-                "column": column.column,
-                "moved": column.moved,
-                "sd": f"{column.distance:+.1f}",
-                "js": f"{column.jensen_shannon:.3f}",
-                "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),
-                "missing": " -> ".join(f"{share:.1%}" for share in column.nulls),
-                "new": ", ".join(column.new[:3]),
-                "vanished": ", ".join(column.vanished[:3]),
-            }
-            for column in moved
-        ]
-        shown = [name for name in rows[0] if any(row[name] for row in rows)]
-        indented = table(rows, dict.fromkeys(shown)).replace("\n", "\n    ")
-        return f"{line}\n    {indented}"
 
 
 @dataclass(frozen=True)
@@ -105,6 +53,8 @@ class DriftRecord(Record):
     window_h: float
     windows: tuple[WindowDrift, ...]
     notes: tuple[str, ...] = ()
+    hours: tuple[HourlyColumn, ...] = ()
+    """Of the newest window of each side, the columns that moved by the hour."""
 
     @property
     def drifted(self) -> bool:
@@ -116,29 +66,48 @@ class DriftRecord(Record):
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         return "\n".join([title, *(f"  {window.text()}" for window in self.windows), *self.notes])
 
+    def report(self, made_at: datetime) -> str:
+        """Return the report of these windows as one self-contained HTML file."""
+        return page.page(self.windows, self.hours, made_at=made_at, **self._about())
 
-def drift(name: str, *, since: str | None = None, config: Source | None = None) -> DriftRecord:
+    def _repr_html_(self) -> str:
+        return page.fragment(self.windows, self.hours, **self._about())
+
+    def _about(self) -> dict[str, Any]:
+        return {"name": self.name, "version": self.version, "window_h": self.window_h, "notes": self.notes}
+
+
+def drift(
+    name: str, *, since: str | None = None, report: str | None = None, config: Source | None = None
+) -> DriftRecord:
     """Return whether the inputs and outputs of a live model drifted, by its newest window of traffic.
 
     Args:
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
+        report: A file for the report, HTML: the newest 120 windows over time, whatever ``since`` is.
         config: Its configuration, for ``monitor.window_h`` and the state; else both are as the environment says.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
         UsageError: ``since`` is no time.
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
     from raymlops.lifecycle.named_model import named
     from raymlops.lifecycle.prediction_log import parse_moment
     from raymlops.lifecycle.sources import spec_of, state_of
+    from raymlops.storage.filesystem import write_bytes
 
     spec = named(name) if config is None else spec_of(config)
-    now = datetime.now(UTC)
+    now, window = datetime.now(UTC), timedelta(hours=spec.monitor.window_h)
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        return judged(state, name, now=now, since=first, window=timedelta(hours=spec.monitor.window_h))
+        if report is None:
+            return judged(state, name, now=now, since=first, window=window)
+        whole = now - (page.MOST_WINDOWS + 1) * window
+        record = judged(state, name, now=now, since=whole if first is None else min(first, whole), window=window)
+    write_bytes(report, record.report(now).encode())
+    return replace(record, windows=tuple(_newest(record.windows, first)))
 
 
 def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
@@ -164,10 +133,23 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
             for each in sides:
                 each.add(hour)
     found = [verdict for each in sides for verdict in each.judge(now, since)]
+    hours = [column for each in sides for column in each.hours(found, () if log is None else log.uris, name)]
     notes = (
         () if references else (f"version {champion.version} of {name} has profiles of nothing: no table is its data",)
     )
-    return DriftRecord(name, champion.version, window.total_seconds() / 3600, tuple(found), notes)
+    length_h = window.total_seconds() / 3600
+    return DriftRecord(name, champion.version, length_h, tuple(found), notes, tuple(hours))
+
+
+def _newest(windows: Sequence[WindowDrift], since: datetime | None) -> list[WindowDrift]:
+    """Return the windows since a time, or else the last one of each side; skew is of no time."""
+    last = {(one.side, one.kind): one for one in windows}
+    return [
+        one
+        for one in windows
+        if one.kind == "skew"
+        or (one is last[one.side, one.kind] if since is None else one.start is None or one.start >= since)
+    ]
 
 
 class _Side:
@@ -199,6 +181,14 @@ class _Side:
         none = "no window of traffic has ended yet" if not ended else f"no window has begun and ended since {since}"
         drifts = [self._drift(one, skewed=skewed) for one in wanted] or [self._waiting(None, none)]
         return [*([] if skew is None else [skew]), *drifts]
+
+    def hours(self, windows: Sequence[WindowDrift], uris: Sequence[str], name: str) -> tuple[HourlyColumn, ...]:
+        """Return by the hour what moved in the newest window of this side in which anything did."""
+        ours = [one for one in windows if (one.side, one.kind) == (self._side, "drift")]
+        moved = next((one for one in reversed(ours) if one.verdict is not None and one.verdict.flagged), None)
+        version = self._version if self._side == "outputs" else None
+        layout = self._reference.layout
+        return () if moved is None else hourly_columns(moved, uris, name=name, layout=layout, version=version)
 
     def _skew(self, now: datetime) -> WindowDrift | None:
         pair = first_served(self._served.counted(now.timestamp()))

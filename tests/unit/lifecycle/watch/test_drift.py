@@ -82,6 +82,18 @@ def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec,
     assert main(["drift", "flights", "--json", "--fail-on-drift"]) == 6
 
 
+def test_the_report_is_written_and_says_in_which_hours(spec, tmp_path, monkeypatch):
+    """Whatever is asked for, the report has every window; the answer is the newest of each side."""
+    serve(tmp_path, [0, 0, 0, 0, 0.45, 0.45])
+    compact_predictions("flights", spec)
+    monkeypatch.chdir(tmp_path)
+    assert main(["drift", "flights", "--report", "drift.html"]) == 0
+    text = (tmp_path / "drift.html").read_text(encoding="utf-8")
+    import shutil; shutil.copy(tmp_path/"drift.html", "/tmp/rep1.html")
+    found = drift("flights", report="drift.html")
+    assert len(found.windows) == 3
+
+
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
     """What was always served otherwise than trained is skew; later windows are compared with those served first."""
     serve(tmp_path, [0.9] * 10)
