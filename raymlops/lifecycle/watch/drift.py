@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from raymlops.monitor.own_windows import by_rows, by_time
 from raymlops.monitor.profiled import column_counts, read_counts
 from raymlops.profiles.profile import Blocks
 from raymlops.records import Record
+from raymlops.state.drift import incidents_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,12 +37,14 @@ if TYPE_CHECKING:
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.profile import Profile
     from raymlops.profiles.reference import Reference
+    from raymlops.state.drift import Incident
     from raymlops.state.store import State
 
     Judged = tuple[DriftVerdict, Mapping[str, str]]
     """And the columns that cannot be judged, with the reason."""
 
 TRAINING, SERVING = "training", "the first windows served"
+MOST_INCIDENTS = 20
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class DriftRecord(Record):
     windows: tuple[WindowDrift, ...]
     notes: tuple[str, ...] = ()
     hours: tuple[HourlyColumn, ...] = ()
-    """Of the newest window of each side, the columns that moved by the hour."""
+    """The columns that moved in the newest window of each side in which any did, by the hour."""
+    incidents: tuple[Incident, ...] = ()
+    """The newest ones."""
 
     @property
     def drifted(self) -> bool:
@@ -68,13 +73,13 @@ class DriftRecord(Record):
 
     def report(self, made_at: datetime) -> str:
         """Return the report of these windows as one self-contained HTML file."""
-        return page.page(self.windows, self.hours, made_at=made_at, **self._about())
+        return page.page(self._shown(), made_at=made_at)
 
     def _repr_html_(self) -> str:
-        return page.fragment(self.windows, self.hours, **self._about())
+        return page.fragment(self._shown())
 
-    def _about(self) -> dict[str, Any]:
-        return {"name": self.name, "version": self.version, "window_h": self.window_h, "notes": self.notes}
+    def _shown(self) -> page.Shown:
+        return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, self.notes)
 
 
 def drift(
@@ -138,7 +143,8 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
         () if references else (f"version {champion.version} of {name} has profiles of nothing: no table is its data",)
     )
     length_h = window.total_seconds() / 3600
-    return DriftRecord(name, champion.version, length_h, tuple(found), notes, tuple(hours))
+    incidents = tuple(incidents_of(state, name)[:MOST_INCIDENTS])
+    return DriftRecord(name, champion.version, length_h, tuple(found), notes, tuple(hours), incidents)
 
 
 def _newest(windows: Sequence[WindowDrift], since: datetime | None) -> list[WindowDrift]:

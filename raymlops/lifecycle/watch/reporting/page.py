@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.reporting.figures import Figure, Times
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnDrift
+    from raymlops.state.drift import Incident
 
 MOST_WINDOWS = 120
 """Of a side, the newest ones."""
@@ -38,6 +39,20 @@ _TITLES = {
     ("outputs", "skew"): "Outputs, skew",
 }
 _QUANTILES = ("5%", "25%", "50%", "75%", "95%")
+
+
+class Shown(NamedTuple):
+    """What a report is of."""
+
+    name: str
+    version: int
+    window_h: float
+    windows: Sequence[WindowDrift]
+    """The oldest first within a side."""
+    hours: Sequence[HourlyColumn] = ()
+    incidents: Sequence[Incident] = ()
+    """The newest first."""
+    notes: Sequence[str] = ()
 
 
 class _Outcome(NamedTuple):
@@ -70,54 +85,52 @@ class _Side(NamedTuple):
     table_note: str
 
 
-def page(windows: Sequence[WindowDrift], hours: Sequence[HourlyColumn], *, made_at: datetime, **about: Any) -> str:
-    """Return the report as one self-contained HTML file.
-
-    Args:
-        windows: The verdicts, the oldest first within a side.
-        hours: Columns by the hour, of the newest window of a side that has flagged ones.
-        made_at: When it is written.
-        about: ``name``, ``version``, ``window_h`` and ``notes`` of the record.
-    """
-    return (
-        _templates()
-        .get_template("page.html.jinja")
-        .render(facts=_facts(windows, made_at=made_at, **about), **_contents(windows, hours, **about))
-    )
+def page(shown: Shown, *, made_at: datetime) -> str:
+    """Return the report as one self-contained HTML file, with the time at which it is written."""
+    incidents = [_incident(one) for one in shown.incidents]
+    texts = _contents(shown)
+    facts = _facts(shown, made_at=made_at)
+    return _templates().get_template("page.html.jinja").render(facts=facts, incidents=incidents, **texts)
 
 
-def fragment(windows: Sequence[WindowDrift], hours: Sequence[HourlyColumn], **about: Any) -> str:
+def fragment(shown: Shown) -> str:
     """Return what a notebook shows, with styles that reach nothing else there."""
-    return _templates().get_template("fragment.html.jinja").render(**_contents(windows, hours, **about))
+    return _templates().get_template("fragment.html.jinja").render(**_contents(shown))
 
 
-def _contents(
-    windows: Sequence[WindowDrift],
-    hours: Sequence[HourlyColumn],
-    *,
-    name: str,
-    version: int,
-    window_h: float,
-    notes: Any,
-) -> dict[str, Any]:
-    by_side = {key: [one for one in windows if (one.side, one.kind) == key][-MOST_WINDOWS:] for key in _TITLES}
+def _contents(shown: Shown) -> dict[str, Any]:
+    by_side = {key: [one for one in shown.windows if (one.side, one.kind) == key][-MOST_WINDOWS:] for key in _TITLES}
     by_side = {key: found for key, found in by_side.items() if found}
     times = figures.Times.of(one for (_, kind), found in by_side.items() if kind == "drift" for one in found)
     return {
-        "name": name,
-        "version": version,
-        "window_h": f"{window_h:g}",
+        "name": shown.name,
+        "version": shown.version,
+        "window_h": f"{shown.window_h:g}",
         "outcomes": [_outcome(_TITLES[key], found[-1]) for key, found in by_side.items()],
-        "sides": [_side(key, found, times, hours) for key, found in by_side.items()],
-        "left_out": [*_left_out(by_side.values()), *notes],
+        "sides": [_side(key, found, times, shown.hours) for key, found in by_side.items()],
+        "left_out": [*_left_out(by_side.values()), *shown.notes],
     }
 
 
-def _facts(
-    windows: Sequence[WindowDrift], *, made_at: datetime, version: int, window_h: float, **_: Any
-) -> list[tuple[str, str]]:
-    judged = [one for one in windows if one.kind == "drift" and one.start is not None]
-    facts = [("Champion", f"version {version}"), ("Window", f"{window_h:g} h")]
+def _incident(incident: Incident) -> list[str]:
+    state = "open" if incident.closed_at is None else f"closed {incident.closed_at:%Y-%m-%d %H:%M}"
+    if incident.acknowledged_at is not None:
+        by, why = cut(incident.acknowledged_by or "", _CELL), cut(incident.acknowledged_why or "")
+        state += f", acknowledged {incident.acknowledged_at:%Y-%m-%d %H:%M} by {by}: {why}"
+    return [
+        incident.id,
+        _TITLES[incident.side, incident.kind],
+        f"{incident.opened_at:%Y-%m-%d %H:%M}",
+        f"{incident.last_at:%Y-%m-%d %H:%M}",
+        f"{incident.windows:,}",
+        cut(", ".join(cut(name, _CELL) for name in incident.columns[:MOST_COLUMNS])),
+        state,
+    ]
+
+
+def _facts(shown: Shown, *, made_at: datetime) -> list[tuple[str, str]]:
+    judged = [one for one in shown.windows if one.kind == "drift" and one.start is not None]
+    facts = [("Champion", f"version {shown.version}"), ("Window", f"{shown.window_h:g} h")]
     if judged:
         newest = judged[-1]
         counts = Counter(one.outcome for one in judged)
