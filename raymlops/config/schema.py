@@ -72,6 +72,9 @@ class MonitorSection(Spec):
         default_factory=dict,
         description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
     )
+    notify: SecretRef | None = Field(
+        None, description="who is told of incidents: one apprise URL a line (mail, Slack, Teams, PagerDuty, webhooks)"
+    )
 
     @field_validator("slices")
     @classmethod

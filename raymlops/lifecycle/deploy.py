@@ -188,8 +188,8 @@ class _Call:
 
     def new(self, role: Role) -> Deployment:
         """Return the deployment of the version."""
-        ref, serve = self.ref, self.spec.serve.model_dump(mode="json")
-        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve)
+        ref, serve, monitor = self.ref, *(each.model_dump(mode="json") for each in (self.spec.serve, self.spec.monitor))
+        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve, monitor=monitor)
 
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""

@@ -220,7 +220,8 @@ def erase_predictions(
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
         if waits:
             sleep(max(waits))
-            again = began - timedelta(hours=1)  # what replicas still held had arrived since then
+            # What replicas still held had arrived since then; rows whose labels were open may be of any hour.
+            again = None if done.open_labels else began - timedelta(hours=1)
             done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC), again_since=again) for job in jobs))
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)

@@ -52,6 +52,7 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
         heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
+        heads[side] |= {"influence": dict(reference.influence)} if reference.influence else {}
         for series, cells in reference.layout.placed():
             rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
     table = pa.Table.from_pylist(rows, schema=_SERIES)
@@ -68,6 +69,7 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
             "slices": {each.name: part.rows for each, part in reference.slices.items()},
             "note": reference.note,
+            "influence": dict(reference.influence),
         }
         for side, reference in references.items()
     }
@@ -116,6 +118,7 @@ def read_references(data: bytes) -> dict[str, Reference]:
             known["note"],
             known["independent"],
             dict(zip(slices, others, strict=True)),
+            known.get("influence", {}),
         )
     return found
 

@@ -55,6 +55,8 @@ class Reference:
     """Whether the recipe says that rows are independent draws."""
     slices: Mapping[Slice, Profile] = field(default_factory=dict)
     """Profiles of some of the rows, on the same layout."""
+    influence: Mapping[str, float] = field(default_factory=dict)
+    """How much the model's answers depend on each column, from 0 to 1, where that was measured."""
 
     @property
     def layout(self) -> Layout:

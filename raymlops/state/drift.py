@@ -84,7 +84,7 @@ class Incident(Record):
 
 @dataclass(frozen=True)
 class Message(Record):
-    """What somebody is to be told of an incident; ``sent_at`` is None until a messenger took it."""
+    """What somebody is to be told of an incident; ``sent_at`` is None until every messenger has it."""
 
     id: str
     incident: str
@@ -96,6 +96,8 @@ class Message(Record):
     retry_at: datetime | None = None
     sent_at: datetime | None = None
     last_error: str | None = None
+    reached: tuple[str, ...] = ()
+    """The keys of the messengers that have it."""
 
 
 @dataclass(frozen=True)
@@ -194,31 +196,24 @@ def messages_of(database: Database, name: str, *, limit: int | None = None) -> l
         return [Message(**row) for row in rows.mappings()]
 
 
-def due_messages(database: Database, *, now: datetime, limit: int | None = None) -> list[Message]:
-    """Return the messages that are to be sent now, oldest first."""
-    waits = messages.c.retry_at.is_not(None) & (messages.c.retry_at > now)
-    query = sa.select(messages).where(messages.c.sent_at.is_(None), ~waits)
+def unsent_messages(database: Database) -> dict[str, list[Message]]:
+    """Return the messages that some messenger still lacks by model, oldest first."""
+    query = sa.select(incidents.c.name, messages).join(incidents, incidents.c.id == messages.c.incident)
+    query = query.where(messages.c.sent_at.is_(None)).order_by(messages.c.created_at, messages.c.id)
+    found: dict[str, list[Message]] = {}
     with database.reading() as connection:
-        rows = connection.execute(query.order_by(messages.c.created_at, messages.c.id).limit(limit))
-        return [Message(**row) for row in rows.mappings()]
+        for row in connection.execute(query).mappings():
+            found.setdefault(row["name"], []).append(
+                Message(**{key: value for key, value in row.items() if key != "name"})
+            )
+    return found
 
 
-def message_sent(database: Database, message_id: str, *, now: datetime) -> None:
-    """Record that a messenger took a message; who records it second changes nothing."""
-    values = {"sent_at": now, "retry_at": None, "last_error": None, "attempts": messages.c.attempts + 1}
-    _change_unsent(database, message_id, values)
-
-
-def message_failed(database: Database, message_id: str, *, error: str, retry_at: datetime) -> None:
-    """Record that no messenger took a message, and when it is tried again."""
-    values = {"retry_at": retry_at, "last_error": error, "attempts": messages.c.attempts + 1}
-    _change_unsent(database, message_id, values)
-
-
-def _change_unsent(database: Database, message_id: str, values: dict[str, Any]) -> None:
-    unsent = (messages.c.id == message_id) & messages.c.sent_at.is_(None)
+def put_message(database: Database, message: Message) -> None:
+    """Write what became of a message; one that is sent stays so."""
+    unsent = (messages.c.id == message.id) & messages.c.sent_at.is_(None)
     with database.writing() as connection:
-        connection.execute(sa.update(messages).where(unsent).values(**values))
+        connection.execute(sa.update(messages).where(unsent).values(**asdict(message)))
 
 
 def _incidents_in(

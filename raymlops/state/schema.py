@@ -64,6 +64,7 @@ deployments = sa.Table(
     sa.Column("updated_at", Time, nullable=False, default=lambda: datetime.now(UTC)),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
+    sa.Column("monitor", sa.JSON, nullable=False, server_default="{}"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
 )
 sa.Index(
@@ -261,6 +262,7 @@ messages = sa.Table(
     sa.Column("retry_at", Time, nullable=True),
     sa.Column("sent_at", Time, nullable=True),
     sa.Column("last_error", sa.Text, nullable=True),
+    sa.Column("reached", _Tuple, nullable=False),
     sa.Index("messages_incident", "incident"),
 )
 

@@ -1,16 +1,19 @@
 """References of a model's inputs and answers, against which drift is measured later.
 
-Owns which rows they are of, how many are predicted, and what their times are.
+Owns which rows they are of, how many are predicted, and what their times are. Beside the features stands how much the
+answers depend on each.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.errors import UsageError
+from raymlops.lifecycle.registration.influence import influence
 from raymlops.profiles.reference import Chunk, Reference, reference_of
 from raymlops.profiles.slices import Slice
 from raymlops.recipe import times_of
@@ -80,6 +83,11 @@ def references(
         number = len(next(iter(answers.values())))
         chunk = Chunk(answers, number, rows.get(_TIMES), chosen_by=rows)
         found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order, slices=chosen)
+        if FEATURES in found:
+            matters = influence(
+                recipe, model, rows, answers, batch_size=batch_size, device=device, before_batch=before_batch
+            )
+            found[FEATURES] = replace(found[FEATURES], influence=matters)
     return found
 
 

@@ -70,11 +70,13 @@ class LogMaintenance:
 
         (uri,) = log.uris
         with changing(self._url, log.name, purpose="hourly compaction") as open_store:
-            since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
-            compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
-            self._seen.add(log)
-            if log.retention_days is not None:
-                remove_old(self._state, log, before=now - timedelta(days=log.retention_days))
+            try:
+                if log.retention_days is not None:
+                    remove_old(self._state, log, before=now - timedelta(days=log.retention_days))
+            finally:  # neither waits for the other: a full disk takes no merged file until old hours are gone
+                since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
+                compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
+                self._seen.add(log)
 
     def _record_error(self, name: str, why: str) -> None:
         try:

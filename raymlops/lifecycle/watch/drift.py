@@ -230,7 +230,7 @@ class _Side:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return _judge(blocks, windows.profiles(pair), own)
+        return _judge(blocks, windows.profiles(pair), own, reference.influence)
 
     def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged | str:
         starts = np.array([one.start_s for one in baseline])
@@ -238,7 +238,7 @@ class _Side:
         counts = np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
         blocks = Blocks(self._reference.layout, counts)
         own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return _judge(blocks, self._windows.profiles(pair), own)
+        return _judge(blocks, self._windows.profiles(pair), own, self._reference.influence)
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):
@@ -252,8 +252,8 @@ class _Side:
         return WindowDrift(self._side, kind, None, *_span(window), window.rows, None, why)
 
 
-def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged | str:
-    columns, refused = column_counts(blocks, windows)
+def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows, influence: Mapping[str, float]) -> Judged | str:
+    columns, refused = column_counts(blocks, windows, influence=influence)
     if not columns:
         return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in refused.items())
     return judge(columns, own), refused

@@ -59,6 +59,7 @@ class WindowDrift(Record):
             {
                 "column": column.column,
                 "moved": column.moved,
+                "influence": "" if column.influence is None else f"{column.influence:.2f}",
                 "sd": f"{column.distance:+.1f}",
                 "js": f"{column.jensen_shannon:.3f}",
                 "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),

@@ -32,10 +32,10 @@ from raymlops.storage.store import Store
 ANNA = Where.parse(["features.carrier=anna"])
 
 
-def write(uri, request_id, person):
+def write(uri, request_id, person, *, ago=timedelta()):
     log = PredictionLog(LogSettings(enabled=True, uri=str(uri)), name="flights", signature=SIGNATURE, writer="w")
     columns = {"distance": np.ones(1), "carrier": np.array([person], dtype=object)}
-    log.take([served(request_id, ts=datetime.now(UTC).timestamp(), columns=columns)])
+    log.take([served(request_id, ts=(datetime.now(UTC) - ago).timestamp(), columns=columns)])
     log.close()
 
 
@@ -75,6 +75,23 @@ def test_labels_that_have_just_arrived_are_waited_for(spec, tmp_path):
     record = erase_predictions("flights", spec, ANNA, sleep=waits.append)
     assert (waits, record.rows, record.labels, record.open_labels) == ([5.0, 36.0], 0, 0, 1)
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_a_row_goes_whose_label_became_older_while_its_replicas_were_waited_for(spec, tmp_path):
+    """It had arrived days before; its label was held in a file that nobody writes to any more after that wait."""
+    write(tmp_path, "a", "anna", ago=timedelta(days=2))
+    labels = LabelLog(str(tmp_path), name="flights", writer="w")
+    labels.add([Label("a", 0, "1")]).result(timeout=30)
+    labels.close()
+
+    def sleep(_seconds):
+        for file in (tmp_path / "labels").rglob("*.parquet"):
+            began, _, rest = file.name.partition("-")
+            file.rename(file.with_name(f"{int(began) - 60_000}-{rest}"))
+
+    record = erase_predictions("flights", spec, ANNA, sleep=sleep)
+    assert (record.rows, record.labels, record.open_labels) == (1, 1, 0)
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 0
 
 
 def test_it_waits_for_no_other_process_that_changes_the_files(spec, tmp_path):

@@ -9,13 +9,12 @@ from raymlops.state.drift import (
     JudgedWindow,
     Message,
     baselines_of,
-    due_messages,
     incidents_of,
     judged_windows,
-    message_failed,
-    message_sent,
     messages_of,
+    put_message,
     record_window,
+    unsent_messages,
 )
 
 DAY = timedelta(days=1)
@@ -82,17 +81,16 @@ def test_nothing_is_written_where_what_follows_cannot_be(state):
     assert (judged_windows(state, "m"), state.events("m")) == ([], [])
 
 
-def test_a_message_is_due_until_it_is_sent(state):
-    """It is due again at the time of its next attempt; once sent it stays sent."""
+def test_a_message_is_unsent_until_every_messenger_has_it(state):
+    """What became of it is kept, by model; once sent it stays sent."""
     record_window(state, judged(), opening)
-    now = FIRST + 2 * DAY
-    assert [one.id for one in due_messages(state, now=now)] == ["i-opened"]
-    message_failed(state, "i-opened", error="no route", retry_at=now + DAY)
-    assert due_messages(state, now=now) == []
-    (message,) = due_messages(state, now=now + DAY)
-    assert (message.attempts, message.last_error) == (1, "no route")
-    message_sent(state, "i-opened", now=now + DAY)
-    message_failed(state, "i-opened", error="late", retry_at=now)
-    (message,) = messages_of(state, "m")
-    assert (message.sent_at, message.attempts, message.last_error) == (now + DAY, 2, None)
-    assert due_messages(state, now=now + 9 * DAY) == []
+    ((name, (message,)),) = unsent_messages(state).items()
+    assert (name, message.id) == ("m", "i-opened")
+    tried = replace(message, attempts=1, last_error="no route", reached=("a",))
+    put_message(state, tried)
+    assert unsent_messages(state) == {"m": [tried]}
+    sent = replace(tried, sent_at=FIRST, last_error=None, reached=("a", "b"))
+    put_message(state, sent)
+    put_message(state, tried)
+    assert messages_of(state, "m") == [sent]
+    assert unsent_messages(state) == {}

@@ -1,4 +1,4 @@
-"""Verdicts on windows of traffic, what counts as normal from when, incidents and the messages about them."""
+"""Verdicts on windows of traffic, what is normal from when on, incidents and messages, and how versions are watched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    """Make the four tables, with the index that allows one open incident a cause."""
+    """Make the four tables, with the index that allows one open incident a cause; each deployment has its settings."""
     time = sa.DateTime(timezone=True)
+    op.add_column("deployments", sa.Column("monitor", sa.JSON, nullable=False, server_default="{}"))
     op.create_table(
         "drift_windows",
         sa.Column("name", sa.String(63), primary_key=True),
@@ -82,5 +83,6 @@ def upgrade() -> None:
         sa.Column("retry_at", time, nullable=True),
         sa.Column("sent_at", time, nullable=True),
         sa.Column("last_error", sa.Text, nullable=True),
+        sa.Column("reached", sa.JSON, nullable=False),
     )
     op.create_index("messages_incident", "messages", ["incident"])

@@ -1,5 +1,6 @@
 """Whether a live model's newest traffic is unlike what is normal, by a real log and a real bundle."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -43,7 +44,9 @@ def spec(tmp_path, monkeypatch):
     known = rows(rng, days * ROWS)
     times = TODAY.timestamp() - 86400.0 * 200 + np.arange(days * ROWS) * (86400.0 / ROWS)
     references = {
-        "features": reference_of(lambda: [Chunk(known, days * ROWS, times)], rows=days * ROWS),
+        "features": replace(
+            reference_of(lambda: [Chunk(known, days * ROWS, times)], rows=days * ROWS), influence={"distance": 0.75}
+        ),
         "predictions": reference_of(
             lambda: [Chunk({"late": rng.random(days * ROWS)}, days * ROWS)], rows=days * ROWS, row_order="independent"
         ),
@@ -76,6 +79,8 @@ def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec,
     assert (two.side, two.against, two.rows) == ("inputs", "training", ROWS)
     assert two.verdict is not None
     assert two.verdict.flagged == ("distance",)
+    assert [column.influence for column in two.verdict.columns] == [0.75, None]
+    assert "0.75" in two.text()
     outputs = drift("flights").windows[-1]
     assert (outputs.side, outputs.outcome) == ("outputs", "ok")
     assert main(["drift", "flights"]) == 0

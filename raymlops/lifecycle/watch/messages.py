@@ -1,0 +1,120 @@
+"""What a message about an incident says: what moved, by how much, since when, and which commands to run next. Pure.
+
+Owns its length and that names of columns and categories, which are anybody's text, cannot be read as anything else by
+whatever shows it. Messengers show text as text, HTML or Markdown, link addresses and ping who is named with an ``@``.
+Knows nothing of who gets it (see ``outbox``).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from raymlops.state.drift import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from raymlops.state.drift import Incident, JudgedWindow, Told
+
+MAX_BODY = 900
+"""With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
+_COLUMNS, _NAMES = 4, 3
+_MAX_NAME = 40
+_PLAIN = frozenset(" _-.:,;%+'?!")
+"""Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
+
+
+def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Message:
+    """Return the message that an incident opened, got worse or closed with this window.
+
+    All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
+    """
+    head, todo = _head(incident, window, what), ["Next:", *_commands(incident, what)]
+    moved = [one for one in window.details.get("columns", ()) if one.get("flagged") and what != "closed"]
+    bodies = ("\n".join([head, *_columns(moved, count), *todo]) for count in range(_COLUMNS, -1, -1))
+    body = next(text for text in bodies if len(text) <= MAX_BODY)
+    title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
+    return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
+
+
+def shown(text: Any) -> str:
+    r"""Return anybody's text on one line of at most 40 characters.
+
+    Whatever may be markup is shown as ``\u0040``, so that another text cannot look the same.
+    """
+    found = "".join(map(_plain, str(text)[: _MAX_NAME + 1]))
+    return found if len(found) <= _MAX_NAME else f"{found[: _MAX_NAME - 3]}..."
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN or unicodedata.category(character)[0] in "LMN":
+        return character
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _subject(incident: Incident) -> str:
+    if incident.kind == "skew":
+        return f"{incident.side} of version {incident.version} differ from its training"
+    return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
+
+
+def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
+    since = f"since {_time(incident.opened_at)}"
+    if what == "closed":
+        return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
+    hours = (window.stop - window.start).total_seconds() / 3600
+    windows = f"{incident.windows} windows" if incident.windows > 1 else "one window"
+    ps = [p for p in (window.p_two, window.p_one) if p is not None]
+    p = f" (p {ps[0]:.2g})" if ps else ""
+    against = f" against {window.against}" if window.against else ""
+    began = "Alarm" if what == "opened" else "Worse"
+    return (
+        f"{began} {since}: {windows} of {hours:g} h{against}{p}, the last of {window.rows:,} rows until "
+        f"{_time(window.stop)}."
+    )
+
+
+def _columns(moved: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    """Return a line for each of the first columns that lead to the verdict, and one for the others."""
+    lines = [_column(one) for one in moved[:count]]
+    if len(moved) > count:
+        lines.append(f"- {len(moved) - count} more columns" if lines else f"- {len(moved)} columns")
+    if moved and not any(one.get("influence") is not None for one in moved):
+        lines.append("How much the output depends on them is not known.")
+    return lines
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    parts = [f"{shown(column.get('moved', ''))} {column['distance']:+.1f} sd"]
+    if column.get("quantiles"):
+        parts.append("median {:.4g} to {:.4g}".format(*(side[2] for side in column["quantiles"])))
+    before, after = column.get("nulls") or (0, 0)
+    if f"{before:.1%}" != f"{after:.1%}":
+        parts.append(f"missing {before:.1%} to {after:.1%}")
+    for word in ("new", "vanished"):
+        if names := column.get(word):
+            more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+            parts.append(f"{word} {', '.join(map(shown, names[:_NAMES]))}{more}")
+    if column.get("influence") is not None:
+        parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
+    return f"- {shown(column['column'])}: {', '.join(parts)}"
+
+
+def _commands(incident: Incident, what: Told) -> list[str]:
+    name = incident.name
+    look = f"raymlops drift {name} --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
+    if what == "closed":
+        return [look]
+    lines = [look, f"if it is normal from now on: raymlops drift {name} --acknowledge {incident.id} --why TEXT"]
+    if incident.side == "inputs":
+        lines.append("else mend what sends it, or train on newer data")
+    else:
+        lines.append(f"if the version before was better: raymlops rollback {name}")
+    return lines
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
