@@ -112,7 +112,7 @@ def strip(windows: Sequence[WindowDrift], times: Times, *, title: str) -> Figure
 
 
 def distances(column: str, windows: Sequence[WindowDrift], times: Times) -> Figure:
-    """Return how far a column was off in each window, beside the band that own windows keep to."""
+    """Return how far a column was off in each window, in what of it moved most, beside the band of own windows."""
     seen = [
         (one, found)
         for one in windows
@@ -122,29 +122,28 @@ def distances(column: str, windows: Sequence[WindowDrift], times: Times) -> Figu
     verdicts = [one.verdict for one, _ in seen if one.verdict is not None]
     band = next((found.band for found in reversed(verdicts) if found.band is not None), None)
     running = next((found.band_running for found in reversed(verdicts) if found.band_running is not None), None)
-    usual = band or 1.0
     most = max([abs(found.distance) for _, found in seen], default=0.0)
-    y = _symmetric(max(most, usual) * 1.15)
+    y = _bent(max(most, band or 1.0) * 1.15)
     marks = [
         Mark(
             round((times.x(one.start) + times.x(one.stop)) / 2, 1),
-            y(found.distance),
+            y(abs(found.distance)),
             "alarm" if found.flagged else "ok",
             f"{_when(one)}: {found.moved}, {found.distance:+.2f} sd",
         )
         for one, found in seen
         if one.start is not None and one.stop is not None
     ]
-    numbers = {0.0, usual, -usual, *((most, -most) if most > 2 * usual else ())}
+    numbers = {0.0, band or 1.0, *((most,) if most > 2 * (band or 1.0) else ())}
     return Figure(
         column,
         BOTTOM + BELOW,
         times.ticks(),
-        [Tick(y(value), f"{value:+.3g}" if value else "0") for value in sorted(numbers)],
+        [Tick(y(value), f"{value:.3g}") for value in sorted(numbers)],
         marks,
         _path((mark.x, mark.y) for mark in marks),
-        band=None if band is None else (y(band), y(-band)),
-        limits=() if running is None else (y(running), y(-running)),
+        band=None if band is None else (y(band), y(0)),
+        limits=() if running is None else (y(running),),
     )
 
 
@@ -226,9 +225,9 @@ def _linear(low: float, high: float, first: float, last: float) -> Scale:
     return lambda value: round(first + (value - low) / span * (last - first), 1)
 
 
-def _symmetric(most: float) -> Scale:
-    """Return a scale around 0 that leaves small numbers apart where one is large."""
-    linear = _linear(-math.asinh(most), math.asinh(most), BOTTOM, TOP)
+def _bent(most: float) -> Scale:
+    """Return a scale from 0 that leaves small numbers apart where one is large."""
+    linear = _linear(0, math.asinh(most), BOTTOM, TOP)
     return lambda value: linear(math.asinh(value))
 
 

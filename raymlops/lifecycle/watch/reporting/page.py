@@ -31,6 +31,7 @@ MOST_WINDOWS = 120
 MOST_LINES, MOST_COLUMNS, MOST_ROWS = 8, 8, 100
 """Columns whose distances are drawn, that are shown before and after, and in the table, of a side."""
 _MOST_WHYS = 5
+_KEY = "a bar for each window, low where it is ok, higher for a warning, highest for an alarm, hollow without a verdict"
 _CELL = 60
 _TITLES = {
     ("inputs", "drift"): "Inputs",
@@ -106,7 +107,7 @@ def _contents(shown: Shown) -> dict[str, Any]:
         "name": shown.name,
         "version": shown.version,
         "window_h": f"{shown.window_h:g}",
-        "outcomes": [_outcome(_TITLES[key], found[-1]) for key, found in by_side.items()],
+        "outcomes": [_outcome(_TITLES[key], found) for key, found in by_side.items()],
         "sides": [_side(key, found, times, shown.hours) for key, found in by_side.items()],
         "left_out": [*_left_out(by_side.values()), *shown.notes],
     }
@@ -132,22 +133,33 @@ def _facts(shown: Shown, *, made_at: datetime) -> list[tuple[str, str]]:
     judged = [one for one in shown.windows if one.kind == "drift" and one.start is not None]
     facts = [("Champion", f"version {shown.version}"), ("Window", f"{shown.window_h:g} h")]
     if judged:
-        newest = judged[-1]
         counts = Counter(one.outcome for one in judged)
         facts += [
-            ("Newest window", _span(newest)),
+            ("Newest window", _span(judged[-1])),
             ("Windows", ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())),
         ]
-        if newest.verdict is not None:
+        if (newest := _judged(judged)) is not None and newest.verdict is not None:
             facts.append(("Own windows", f"{newest.verdict.own_windows} of {newest.against}"))
     return [*facts, ("Written", f"{made_at:%Y-%m-%d %H:%M} UTC")]
 
 
-def _outcome(title: str, window: WindowDrift) -> _Outcome:
+def _outcome(title: str, windows: Sequence[WindowDrift]) -> _Outcome:
+    """Return the newest verdict, and what the newest window waits for."""
+    newest, shown = windows[-1], _judged(windows) or windows[-1]
+    text = _said(shown) if shown is newest else f"{_said(shown)}. Since then {newest.outcome}: {_said(newest)}"
+    return _Outcome(title, shown.outcome, text)
+
+
+def _said(window: WindowDrift) -> str:
     why = window.waiting if window.verdict is None else window.verdict.reason
     where = "" if window.start is None else f"{_span(window)}, {window.rows:,} rows"
     against = f", against {window.against}" if window.against else ""
-    return _Outcome(title, window.outcome, cut(f"{where}{against}: {why}".removeprefix(": "), 600))
+    return cut(f"{where}{against}: {why}".removeprefix(": "), 600)
+
+
+def _judged(windows: Sequence[WindowDrift]) -> WindowDrift | None:
+    """Return the newest window that has a verdict."""
+    return next((one for one in reversed(windows) if one.verdict is not None), None)
 
 
 def _side(
@@ -155,7 +167,7 @@ def _side(
 ) -> _Side:
     side, kind = key
     flagged = next((one for one in reversed(windows) if one.verdict is not None and one.verdict.flagged), None)
-    judged = next((one for one in reversed(windows) if one.verdict is not None and one.verdict.columns), None)
+    judged = _judged(windows)
     by_hour = {one.column: one for one in hours if one.side == side and kind == "drift"}
     many = times is not None and len(windows) > 1
     columns = [] if judged is None or judged.verdict is None else judged.verdict.columns
@@ -165,7 +177,7 @@ def _side(
     return _Side(
         f"{side}-{kind}",
         _TITLES[key],
-        figures.strip(windows, times, title=_TITLES[key]) if many and times is not None else None,
+        figures.strip(windows, times, title=f"{_TITLES[key]}: {_KEY}") if many and times is not None else None,
         [figures.distances(name, windows, times) for name in _telling(windows)] if many and times is not None else [],
         "" if flagged is None else f"{_span(flagged)}, {flagged.rows:,} rows, against {flagged.against}",
         [] if flagged is None else _moved(flagged, by_hour),
@@ -204,9 +216,9 @@ def _column(
     sentence = f"{cut(column.moved, _CELL)}: {column.distance:+.1f} standard deviations of own windows"
     if band is not None:
         sentence += f", of which one in twenty exceeds {band:.1f}"
-    if column.distance_running is not None:
+    if column.distance_running is not None and running is not None and abs(column.distance_running) > running:
         sentence += f"; both of the last two windows reach {column.distance_running:+.1f}"
-        sentence += "" if running is None else f", which one own pair in 200 does with {running:.1f}"
+        sentence += f", of own pairs one in 200 {running:.1f}"
     if column.influence is not None:
         sentence += f". The output's dependence on it is {column.influence:.2g} of at most 1"
     head, rows = ["missing"], [[_percent(share)] for share in column.nulls]
