@@ -8,16 +8,17 @@ how a window is judged, nor of how a message is sent.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import sqlalchemy as sa
 
+from raymlops.errors import NotFoundError
 from raymlops.records import Record
 from raymlops.state.audit import add_event
-from raymlops.state.schema import drift_baselines, drift_windows, incidents, messages
+from raymlops.state.schema import Time, drift_baselines, drift_windows, incidents, messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 Side = Literal["inputs", "outputs"]
 Kind = Literal["drift", "skew"]
 Told = Literal["opened", "escalated", "closed"]
+
+REBASELINE = "drift.rebaseline"
+"""Action of the audit event."""
+_TOLD_COLUMNS = 20
 
 ANY_VERSION = 0
 """Version of the inputs' drift, which is judged over all versions of a model."""
@@ -104,6 +109,8 @@ class Message(Record):
 class Baseline(Record):
     """From when on what is served counts as normal; ``columns`` is None for all of them."""
 
+    kind: ClassVar[Kind] = "drift"
+
     name: str
     side: Side
     version: int
@@ -115,50 +122,102 @@ class Baseline(Record):
 
 
 @dataclass(frozen=True)
+class Known:
+    """What is known of a cause when a window of it is judged, or when a person decides on it."""
+
+    incident: Incident | None = None
+    """The open one."""
+    since: tuple[str, ...] = ()
+    """The outcomes of the windows since its last alarm, in order."""
+    told: frozenset[Told] = frozenset()
+    """The messages about it."""
+    window: JudgedWindow | None = None
+    """Its last window that was an alarm."""
+
+
+@dataclass(frozen=True)
 class Filed:
-    """What follows a verdict: the incident from now on, the message about it, and its audit event."""
+    """What follows: the incident from now on, the message about it, what is normal, and the audit event of it."""
 
     incident: Incident | None = None
     message: Message | None = None
     action: str = ""
     why: str = ""
+    baseline: Baseline | None = None
 
 
 def record_window(
-    database: Database, window: JudgedWindow, file: Callable[[JudgedWindow, Incident | None, Sequence[str]], Filed]
+    database: Database,
+    window: JudgedWindow,
+    file: Callable[[Known], Filed],
+    *,
+    baselines: int,
+    actor: str | None = None,
 ) -> bool:
-    """Write a verdict and all that follows it, in one transaction; return False if the window had one already.
+    """Write a verdict and all that follows it, in one transaction; return False if it is not to be written.
 
-    ``file`` gets the window, the open incident of its cause, and the outcomes of the windows since that one's last
-    alarm, in order, this one last. It may be called again after a crash, and changes nothing itself.
+    It is not where the window has one already, skew where its version has, or where a person said that something else
+    is normal since the verdict was found, with ``baselines`` of the model then. ``file`` changes nothing itself.
 
     Raises:
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
     with database.writing() as connection:
-        ours = [column == getattr(window, column.name) for column in drift_windows.primary_key]
+        keys = list(drift_windows.primary_key) if window.kind == "drift" else list(drift_windows.primary_key)[:4]
+        ours = [column == getattr(window, column.name) for column in keys]
         if connection.execute(sa.select(drift_windows.c.name).where(*ours)).first() is not None:
             return False
-        before = next(iter(_incidents_in(connection, window.name, side=window.side, open_only=True, of=window)), None)
-        since = [] if before is None else _outcomes_since(connection, window, before.last_at)
-        filed = file(window, before, [*since, window.outcome])
+        if len(_baselines_in(connection, window.name)) != baselines:
+            return False
+        known = _known(connection, _open_in(connection, window))
+        filed = file(known)
         after = filed.incident
         kept = window if after is None or window.outcome != "alarm" else replace(window, incident=after.id)
         connection.execute(sa.insert(drift_windows), asdict(kept))
-        if after is not None:
-            _put_incident(connection, before, after)
-        if filed.message is not None:
-            connection.execute(sa.insert(messages), asdict(filed.message))
-        if filed.action:
-            add_event(
-                connection,
-                action=filed.action,
-                subject=window.name,
-                before=None if before is None else before.to_dict(),
-                after=None if after is None else after.to_dict(),
-                why=filed.why,
-            )
+        _put(connection, window.name, known.incident, filed, actor=actor)
     return True
+
+
+def change_incident(
+    database: Database, incident_id: str, change: Callable[[Known], Filed], *, name: str, actor: str | None = None
+) -> Incident:
+    """Change an incident of a model, with all that follows, in one transaction; return it as it is from now on.
+
+    Raises:
+        NotFoundError: the model has no such incident.
+        RaymlopsError: of ``change``; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        found = _incidents_in(connection, name)
+        before = next((one for one in found if one.id == incident_id), None)
+        if before is None:
+            open_ = [one.id for one in found if one.closed_at is None]
+            raise NotFoundError(
+                f"{name} has no incident {incident_id}", hint=f"Open are: {', '.join(open_) or 'none'}."
+            )
+        filed = change(_known(connection, before))
+        _put(connection, name, before, filed, actor=actor)
+    return filed.incident or before
+
+
+def add_baseline(
+    database: Database, baseline: Baseline, close: Callable[[Known], Filed], *, actor: str | None = None
+) -> tuple[Incident, ...]:
+    """Write from when on all that is served is normal, and close the incident of its drift; return what was closed.
+
+    Raises:
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    closed = []
+    with database.writing() as connection:
+        _put(connection, baseline.name, None, Filed(None, None, REBASELINE, baseline.why, baseline), actor=actor)
+        before = _open_in(connection, baseline)
+        if before is not None:
+            filed = close(_known(connection, before))
+            _put(connection, baseline.name, before, filed, actor=actor)
+            closed.append(filed.incident or before)
+    return tuple(closed)
 
 
 def judged_windows(
@@ -173,6 +232,39 @@ def judged_windows(
         return [JudgedWindow(**row) for row in connection.execute(query.order_by(*order).limit(limit)).mappings()]
 
 
+def newest_window(
+    database: Database, name: str, *, side: Side, version: int, length_s: float, kind: Kind = "drift"
+) -> JudgedWindow | None:
+    """Return the newest window of a length that was judged on one side of a version, or of ``ANY_VERSION``."""
+    table = drift_windows.c
+    query = sa.select(drift_windows).where(
+        table.name == name, table.side == side, table.kind == kind, table.version == version
+    )
+    with database.reading() as connection:
+        for row in connection.execute(query.order_by(table.start.desc())).mappings():
+            if (row["stop"] - row["start"]).total_seconds() == length_s:
+                return JudgedWindow(**row)
+    return None
+
+
+def first_start(
+    database: Database, name: str, *, side: Side, version: int, judged_by: int, rows: int
+) -> datetime | None:
+    """Return the start of the first window with so many rows that a champion's version was judged by."""
+    table = drift_windows.c
+    query = sa.select(sa.func.min(table.start, type_=Time)).where(
+        table.name == name,
+        table.side == side,
+        table.kind == "drift",
+        table.version == version,
+        table.judged_by == judged_by,
+        table.rows >= rows,
+    )
+    with database.reading() as connection:
+        found: datetime | None = connection.scalar(query)
+        return found
+
+
 def incidents_of(database: Database, name: str | None = None, *, open_only: bool = False) -> list[Incident]:
     """Return the incidents of a model or of all, newest first; only those that are open, if wanted."""
     with database.reading() as connection:
@@ -181,10 +273,8 @@ def incidents_of(database: Database, name: str | None = None, *, open_only: bool
 
 def baselines_of(database: Database, name: str) -> list[Baseline]:
     """Return what was said to be normal for a model, newest first."""
-    query = sa.select(drift_baselines).where(drift_baselines.c.name == name).order_by(drift_baselines.c.id.desc())
     with database.reading() as connection:
-        rows = connection.execute(query).mappings()
-        return [Baseline(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
+        return _baselines_in(connection, name)
 
 
 def messages_of(database: Database, name: str, *, limit: int | None = None) -> list[Message]:
@@ -216,35 +306,71 @@ def put_message(database: Database, message: Message) -> None:
         connection.execute(sa.update(messages).where(unsent).values(**asdict(message)))
 
 
-def _incidents_in(
-    connection: Connection,
-    name: str | None,
-    *,
-    side: Side | None = None,
-    open_only: bool = False,
-    of: JudgedWindow | None = None,
-) -> list[Incident]:
+def _open_in(connection: Connection, cause: JudgedWindow | Baseline) -> Incident | None:
+    """Return the open incident of what a window, or what is normal, is about."""
+    keys = ("name", "side", "kind", "version")
+    same = (getattr(incidents.c, key) == getattr(cause, key) for key in keys)
+    query = sa.select(incidents).where(incidents.c.closed_at.is_(None), *same)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Incident(**row)
+
+
+def _incidents_in(connection: Connection, name: str | None, *, open_only: bool = False) -> list[Incident]:
     query = sa.select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id)
     if name is not None:
         query = query.where(incidents.c.name == name)
-    if side is not None:
-        query = query.where(incidents.c.side == side)
     if open_only:
         query = query.where(incidents.c.closed_at.is_(None))
-    if of is not None:
-        query = query.where(incidents.c.kind == of.kind, incidents.c.version == of.version)
     return [Incident(**row) for row in connection.execute(query).mappings()]
 
 
-def _put_incident(connection: Connection, before: Incident | None, after: Incident) -> None:
-    if before is None:
-        connection.execute(sa.insert(incidents), asdict(after))
-    elif after != before:
-        connection.execute(sa.update(incidents).where(incidents.c.id == after.id).values(asdict(after)))
+def _baselines_in(connection: Connection, name: str) -> list[Baseline]:
+    query = sa.select(drift_baselines).where(drift_baselines.c.name == name).order_by(drift_baselines.c.id.desc())
+    rows = connection.execute(query).mappings()
+    return [Baseline(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
 
 
-def _outcomes_since(connection: Connection, window: JudgedWindow, start: datetime) -> list[str]:
+def _known(connection: Connection, incident: Incident | None) -> Known:
+    if incident is None:
+        return Known()
     table = drift_windows.c
-    cause = [getattr(table, key) == getattr(window, key) for key in ("name", "side", "kind", "version")]
-    query = sa.select(table.outcome).where(*cause, table.start > start, table.start < window.start)
-    return list(connection.scalars(query.order_by(table.start)))
+    cause = [getattr(table, key) == getattr(incident, key) for key in ("name", "side", "kind", "version")]
+    outcomes = sa.select(table.outcome).where(*cause, table.start > incident.last_at).order_by(table.start)
+    told = sa.select(messages.c.what).where(messages.c.incident == incident.id)
+    last = sa.select(drift_windows).where(table.incident == incident.id).order_by(table.start.desc()).limit(1)
+    row = connection.execute(last).mappings().one_or_none()
+    return Known(
+        incident,
+        tuple(connection.scalars(outcomes)),
+        frozenset(connection.scalars(told)),
+        None if row is None else JudgedWindow(**row),
+    )
+
+
+def _put(connection: Connection, name: str, before: Incident | None, filed: Filed, *, actor: str | None) -> None:
+    after = filed.incident
+    if before is None and after is not None:
+        connection.execute(sa.insert(incidents), asdict(after))
+    elif before is not None and after is not None and after != before:
+        connection.execute(sa.update(incidents).where(incidents.c.id == after.id).values(asdict(after)))
+    if filed.baseline is not None:
+        connection.execute(sa.insert(drift_baselines), asdict(filed.baseline))
+    if filed.message is not None:
+        connection.execute(sa.insert(messages), asdict(filed.message))
+    if filed.action:
+        add_event(
+            connection,
+            actor=actor,
+            action=filed.action,
+            subject=name,
+            before=_told(before),
+            after=filed.baseline.to_dict() if filed.baseline is not None and after is None else _told(after),
+            why=filed.why,
+        )
+
+
+def _told(incident: Incident | None) -> dict[str, Any] | None:
+    """Return an incident for the audit record, of many columns the first ones."""
+    if incident is None:
+        return None
+    return {**incident.to_dict(), "columns": list(incident.columns[:_TOLD_COLUMNS])}

@@ -189,6 +189,7 @@ class ControllerActor:
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+        from raymlops.lifecycle.watch.judge import Judge
 
         return Controller(
             state,
@@ -197,7 +198,7 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state.url),
+            maintain=LogMaintenance(state, state.url, then=Judge(state)),
         )
 
 

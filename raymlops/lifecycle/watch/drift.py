@@ -1,50 +1,36 @@
 """``drift``: whether a model's newest traffic is unlike what is normal, by the profiles of its hours.
 
-Owns where references and hours come from, and against which reference a window is judged. What is normal, and what is
-more than chance, ``monitor`` decides. Changes nothing: the hours are counted when the log is compacted.
+Owns what is answered: the verdicts that the controller has stored, and verdicts found now on windows that it has not
+judged. Changes nothing: the hours are counted when the log is compacted, verdicts are stored by the controller.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from raymlops.errors import NotFoundError
-from raymlops.lifecycle.watch.hours import hourly_columns
+from raymlops.lifecycle.watch.hours import Hours, hours_before
+from raymlops.lifecycle.watch.live_model import about, live_model
 from raymlops.lifecycle.watch.reporting import page
-from raymlops.lifecycle.watch.window_drift import SIDES, WindowDrift
-from raymlops.lifecycle.watch.windows import Windows
-from raymlops.monitor.baseline import first_served, running, serving_baseline
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
-from raymlops.monitor.outcome import FEWEST_OWN
-from raymlops.monitor.own_windows import by_rows, by_time
-from raymlops.monitor.profiled import column_counts, read_counts
-from raymlops.profiles.profile import Blocks
+from raymlops.lifecycle.watch.traffic import last_ended
+from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
+from raymlops.lifecycle.watch.windows import place_of
 from raymlops.records import Record
-from raymlops.state.drift import incidents_of
+from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from raymlops.lifecycle.sources import Source
     from raymlops.lifecycle.watch.hours import HourlyColumn
-    from raymlops.lifecycle.watch.window_drift import Kind, Side
-    from raymlops.monitor.baseline import Window
-    from raymlops.monitor.own_windows import OwnWindows
-    from raymlops.predictions.hourly import HourProfile
-    from raymlops.profiles.profile import Profile
-    from raymlops.profiles.reference import Reference
-    from raymlops.state.drift import Incident
+    from raymlops.lifecycle.watch.live_model import LiveModel
+    from raymlops.lifecycle.watch.normal import Normal
+    from raymlops.state.drift import Side
     from raymlops.state.store import State
 
-    Judged = tuple[DriftVerdict, Mapping[str, str]]
-    """And the columns that cannot be judged, with the reason."""
-
-TRAINING, SERVING = "training", "the first windows served"
-MOST_INCIDENTS = 20
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -56,20 +42,29 @@ class DriftRecord(Record):
     window_h: float
     windows: tuple[WindowDrift, ...]
     notes: tuple[str, ...] = ()
-    hours: tuple[HourlyColumn, ...] = ()
-    """The columns that moved in the newest window of each side in which any did, by the hour."""
     incidents: tuple[Incident, ...] = ()
-    """The newest ones."""
+    """That are open, and with ``since`` those that were then; the newest first."""
+    hours: tuple[HourlyColumn, ...] = ()
+    """By the hour what moved in the newest window of each side in which anything did."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm``; skew was there from the beginning."""
-        return any(window.outcome == "alarm" and window.kind == "drift" for window in self.windows)
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged.
+
+        Skew was there from the beginning.
+        """
+        alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
+        return any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
-        """Return a line for each window."""
+        """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
-        return "\n".join([title, *(f"  {window.text()}" for window in self.windows), *self.notes])
+        lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        open_ = [incident for incident in self.incidents if incident.closed_at is None]
+        lines += [f"  {incident_line(incident)}" for incident in open_]
+        if open_:
+            lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
+        return "\n".join([*lines, *self.notes])
 
     def report(self, made_at: datetime) -> str:
         """Return the report of these windows as one self-contained HTML file."""
@@ -82,6 +77,15 @@ class DriftRecord(Record):
         return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, self.notes)
 
 
+def incident_line(incident: Incident) -> str:
+    """Return an incident as a line."""
+    what = incident.side if incident.kind == "drift" else f"{incident.side}, skew"
+    windows = f"{incident.windows} windows" if incident.windows > 1 else "one window"
+    more = len(incident.columns) - _NAMED
+    columns = ", ".join(incident.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return f"incident {incident.id}: {what}, since {incident.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
+
+
 def drift(
     name: str, *, since: str | None = None, report: str | None = None, config: Source | None = None
 ) -> DriftRecord:
@@ -91,7 +95,7 @@ def drift(
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
         report: A file for the report, HTML: the newest 120 windows over time, whatever ``since`` is.
-        config: Its configuration, for ``monitor.window_h`` and the state; else both are as the environment says.
+        config: Its configuration, for ``monitor.window_h`` and the state; else both are as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -107,12 +111,20 @@ def drift(
     now, window = datetime.now(UTC), timedelta(hours=spec.monitor.window_h)
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        if report is None:
-            return judged(state, name, now=now, since=first, window=window)
-        whole = now - (page.MOST_WINDOWS + 1) * window
-        record = judged(state, name, now=now, since=whole if first is None else min(first, whole), window=window)
-    write_bytes(report, record.report(now).encode())
-    return replace(record, windows=tuple(_newest(record.windows, first)))
+        found = judged(state, name, now=now, since=first, window=window)
+        if report is not None:
+            write_bytes(report, reported(state, name, now=now, window=window).encode())
+    return found
+
+
+def reported(state: State, name: str, *, now: datetime, window: timedelta | None = None) -> str:
+    """Return the report of a model's newest windows, 120 at most.
+
+    Raises: as ``drift``.
+    """
+    model = live_model(state, name, window=window)
+    since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
+    return _judged(state, model, now=now, since=since).report(now)
 
 
 def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
@@ -120,151 +132,101 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
 
     Raises: as ``drift``.
     """
-    from raymlops.bundle.profiles import references_of
-    from raymlops.lifecycle.live.lineup import champion_of
-    from raymlops.lifecycle.prediction_log import stored_log
-    from raymlops.predictions.hourly import hourly_profiles
-    from raymlops.storage.store import Store
-
-    champion = champion_of(state.deployments(name))
-    if champion is None:
-        raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
-    references = references_of(champion.bundle.uri, champion.bundle.digest)
-    sides = [_Side(side, references[key], champion.version, window) for side, key in SIDES.items() if key in references]
-    log = stored_log(state, name)
-    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
-    for uri in () if log is None or not sides else log.uris:
-        for hour in hourly_profiles(Store(uri), name, layouts):
-            for each in sides:
-                each.add(hour)
-    found = [verdict for each in sides for verdict in each.judge(now, since)]
-    hours = [column for each in sides for column in each.hours(found, () if log is None else log.uris, name)]
-    notes = (
-        () if references else (f"version {champion.version} of {name} has profiles of nothing: no table is its data",)
-    )
-    length_h = window.total_seconds() / 3600
-    incidents = tuple(incidents_of(state, name)[:MOST_INCIDENTS])
-    return DriftRecord(name, champion.version, length_h, tuple(found), notes, tuple(hours), incidents)
+    return _judged(state, live_model(state, name, window=window), now=now, since=since)
 
 
-def _newest(windows: Sequence[WindowDrift], since: datetime | None) -> list[WindowDrift]:
-    """Return the windows since a time, or else the last one of each side; skew is of no time."""
-    last = {(one.side, one.kind): one for one in windows}
-    return [
+def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
+    said = incidents_of(state, model.name)
+    acknowledged = [one.id for one in said if one.acknowledged_at is not None]
+    found = [
         one
-        for one in windows
-        if one.kind == "skew"
-        or (one is last[one.side, one.kind] if since is None else one.start is None or one.start >= since)
+        for side in model.sides
+        for one in _verdicts(state, model, side, now=now, since=since, acknowledged=acknowledged)
     ]
+    notes = []
+    if not model.sides:
+        notes.append(f"version {model.version} of {model.name} has profiles of nothing: no table is its data")
+    if ahead := model.traffic.ahead(now):
+        notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
+    incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
+    hours = tuple(column for side in model.sides for column in _by_hour(model, side, found))
+    return DriftRecord(model.name, model.version, model.window_s / 3600, tuple(found), tuple(notes), incidents, hours)
 
 
-class _Side:
-    """Inputs of a model, over its versions, or the outputs of its champion."""
+def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
+    """Return by the hour what moved in the newest window of a side in which anything did."""
+    ours = [one for one in windows if (one.side, one.kind) == (side.side, "drift")]
+    moved = next((one for one in reversed(ours) if one.verdict is not None and one.verdict.flagged), None)
+    if moved is None:
+        return ()
+    version = model.version if side.side == "outputs" else None
+    hours = Hours(moved, side.reference.layout, version=version)
+    model.traffic.add(*hours_before(moved), into=[hours])
+    return hours.columns()
 
-    def __init__(self, side: Side, reference: Reference, version: int, window: timedelta) -> None:
-        self._side = side
-        self._reference = reference
-        self._version = version
-        key, length_s = SIDES[side], window.total_seconds()
-        self._served = Windows(side=key, layout=reference.layout, window_s=length_s)
-        self._windows = (
-            self._served if side == "outputs" else Windows(side=key, layout=reference.layout, window_s=length_s)
+
+def _verdicts(
+    state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
+) -> Iterator[WindowDrift]:
+    """Yield the verdicts on one side: as they were stored, else as they are found now."""
+    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    last = last_ended(now, model.window_s)
+    kept = newest(version=model.version, kind="skew")
+    skew = side.skew(last) if kept is None else from_stored(kept, acknowledged=acknowledged)
+    if skew is not None:
+        yield skew
+    skewed = skew is not None and skew.outcome == "alarm"
+    if since is not None:
+        yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
+        return
+    before = newest(version=about(side.side, model.version))
+    at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
+    found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
+    if before is not None and all(side.uncounted(one) for one in found):
+        yield from_stored(before, acknowledged=acknowledged)
+    elif not found:
+        yield _none(side.side, _no_window(model, last, side.most))
+    yield from found
+
+
+def _since(
+    state: State,
+    model: LiveModel,
+    side: Normal,
+    since: datetime,
+    last: int,
+    *,
+    skewed: bool,
+    acknowledged: Sequence[str],
+) -> Iterator[WindowDrift]:
+    version, first = about(side.side, model.version), model.traffic.first_hour()
+    stored = {
+        place_of(one.start, model.window_s): one
+        for one in judged_windows(state, model.name, since=since)
+        if (one.side, one.kind, one.version) == (side.side, "drift", version)
+        and (one.stop - one.start).total_seconds() == model.window_s
+    }
+    begin = min([place_of(first, model.window_s) if first is not None else last + 1, *stored])
+    begin = max(begin, -int(-since.timestamp() // model.window_s))
+    model.traffic.read(begin, last, without=stored)
+    none = True
+    for at in range(begin, last + 1):
+        found = (
+            [from_stored(stored[at], acknowledged=acknowledged)] if at in stored else side.drifts(at, at, skewed=skewed)
         )
-
-    def add(self, hour: HourProfile) -> None:
-        """Add an hour of any version."""
-        if hour.version == self._version:
-            self._served.add(hour)
-        if self._windows is not self._served:
-            self._windows.add(hour)
-
-    def judge(self, now: datetime, since: datetime | None) -> list[WindowDrift]:
-        """Return the verdicts on skew, where the first windows have come, and on drift."""
-        skew = self._skew(now)
-        skewed = skew is not None and skew.outcome == "alarm"
-        ended = self._windows.ended(now.timestamp())
-        wanted = ended[-1:] if since is None else [one for one in ended if one.start_s >= since.timestamp()]
-        none = "no window of traffic has ended yet" if not ended else f"no window has begun and ended since {since}"
-        drifts = [self._drift(one, skewed=skewed) for one in wanted] or [self._waiting(None, none)]
-        return [*([] if skew is None else [skew]), *drifts]
-
-    def hours(self, windows: Sequence[WindowDrift], uris: Sequence[str], name: str) -> tuple[HourlyColumn, ...]:
-        """Return by the hour what moved in the newest window of this side in which anything did."""
-        ours = [one for one in windows if (one.side, one.kind) == (self._side, "drift")]
-        moved = next((one for one in reversed(ours) if one.verdict is not None and one.verdict.flagged), None)
-        version = self._version if self._side == "outputs" else None
-        layout = self._reference.layout
-        return () if moved is None else hourly_columns(moved, uris, name=name, layout=layout, version=version)
-
-    def _skew(self, now: datetime) -> WindowDrift | None:
-        pair = first_served(self._served.counted(now.timestamp()))
-        if pair is None:
-            return None
-        return self._described(pair[1], self._against_training(self._served, pair), TRAINING, kind="skew")
-
-    def _drift(self, window: Window, *, skewed: bool) -> WindowDrift:
-        if hours := self._windows.uncounted(window):
-            return self._waiting(window, _uncounted(hours, self._version))
-        if window.rows < FEWEST_ROWS:
-            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
-        counted = self._windows.counted(window.stop_s)
-        pair = running(counted)
-        training = None if skewed else self._against_training(self._windows, pair)
-        if training is not None and not isinstance(training, str) and training[0].outcome != "insufficient":
-            return self._described(window, training, TRAINING)
-        baseline = serving_baseline(counted)
-        if len(baseline) >= FEWEST_OWN:
-            return self._described(window, self._against_serving(pair, baseline), SERVING)
-        have = f"the serving baseline has {len(baseline)} of {FEWEST_OWN} windows"
-        if training is None:
-            return self._waiting(window, f"training differs from what is served, and {have}")
-        if isinstance(training, str):
-            return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
-
-    def _against_training(self, windows: Windows, pair: Sequence[Window]) -> Judged | str:
-        reference, blocks, last = self._reference, self._reference.blocks, pair[-1]
-        if blocks is None:
-            return reference.note
-        if blocks.times is None or reference.independent:
-            own = by_rows(blocks.rows, rows=last.rows)
-        else:
-            own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return _judge(blocks, windows.profiles(pair), own, reference.influence)
-
-    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged | str:
-        starts = np.array([one.start_s for one in baseline])
-        stops = np.array([one.stop_s for one in baseline])
-        counts = np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
-        blocks = Blocks(self._reference.layout, counts)
-        own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return _judge(blocks, self._windows.profiles(pair), own, self._reference.influence)
-
-    def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
-        if isinstance(judged, str):
-            return self._waiting(window, judged, kind=kind)
-        verdict, refused = judged
-        return WindowDrift(self._side, kind, against, *_span(window), window.rows, verdict, refused=refused)
-
-    def _waiting(self, window: Window | None, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        if window is None:
-            return WindowDrift(self._side, kind, None, None, None, 0, None, why)
-        return WindowDrift(self._side, kind, None, *_span(window), window.rows, None, why)
+        for one in found:
+            none = False
+            yield one
+    if none:
+        yield _none(side.side, f"no window has begun and ended since {since}")
 
 
-def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows, influence: Mapping[str, float]) -> Judged | str:
-    columns, refused = column_counts(blocks, windows, influence=influence)
-    if not columns:
-        return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in refused.items())
-    return judge(columns, own), refused
+def _no_window(model: LiveModel, last: int, looked_at: int) -> str:
+    first = model.traffic.first_hour()
+    if first is None or place_of(first, model.window_s) > last:
+        return "no window of traffic has ended yet"
+    return f"none of the newest {looked_at} windows has traffic"
 
 
-def _uncounted(hours: int, version: int) -> str:
-    return (
-        f"{hours} of its hours are not counted on the columns of version {version}: the controller counts those of the "
-        "last two days, and raymlops predictions NAME --compact counts them all now"
-    )
-
-
-def _span(window: Window) -> tuple[datetime, datetime]:
-    return datetime.fromtimestamp(window.start_s, UTC), datetime.fromtimestamp(window.stop_s, UTC)
+def _none(side: Side, why: str) -> WindowDrift:
+    return WindowDrift(side, "drift", None, None, None, 0, None, why)

@@ -1,7 +1,7 @@
 """In which hours a column moved: what it was, hour by hour, in the week until the end of a window.
 
 Owns what of a column is told of an hour, by the contrast that moved: quartiles, the share of a category, what is
-missing. One hour differs from the next without any drift: so the days before stand beside the window.
+missing. One hour differs from the next without any drift: so the days before stand beside the window. Reads nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from raymlops.profiles.profile import Blocks, Profile
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
-    from raymlops.lifecycle.watch.window_drift import Side, WindowDrift
+    from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnCounts
+    from raymlops.predictions.hourly import HourProfile
+    from raymlops.state.drift import Side
 
 MOST_COLUMNS = 8
 """Of a window."""
@@ -48,49 +49,49 @@ class HourlyColumn(Record):
     """Of each hour the three quartiles, or one share."""
 
 
-def hourly_columns(
-    window: WindowDrift, uris: Sequence[str], *, name: str, layout: Layout, version: int | None
-) -> tuple[HourlyColumn, ...]:
-    """Return the flagged columns of a window by the hour, 8 at most.
+class Hours:
+    """The hours until the end of a window that has a verdict, a week of them, or those of the window."""
 
-    Args:
-        window: With a verdict.
-        uris: Where the model's log is.
-        name: The model.
-        layout: Of the window's side.
-        version: Whose hours; None for those of all versions.
+    def __init__(self, window: WindowDrift, layout: Layout, *, version: int | None) -> None:
+        """Take the layout of the window's side, and whose hours count; None for those of all versions."""
+        self._side = window.side
+        self._version = version
+        flagged = [] if window.verdict is None else [one for one in window.verdict.columns if one.flagged]
+        self._moved = {one.column: one.moved for one in flagged[:MOST_COLUMNS]}
+        placed = [found for found in layout.placed() if shown_name(found[0]) in self._moved]
+        self._layout = Layout(tuple(series for series, _ in placed))
+        self._cells = np.concatenate([np.arange(HEAD), *(np.arange(at.start, at.stop) for _, at in placed)])
+        self._counts: dict[datetime, Cells] = {}
 
-    Raises:
-        StorageError: the storage cannot be used.
-    """
-    from raymlops.predictions.hourly import hourly_profiles
-    from raymlops.storage.store import Store
+    def add(self, hour: HourProfile) -> None:
+        """Add an hour of one version."""
+        profile = hour.profiles.get(SIDES[self._side])
+        if profile is not None and self._version in {None, hour.version}:
+            self._counts[hour.start] = self._counts.get(hour.start, 0) + profile.counts[self._cells]
 
-    moved = {} if window.verdict is None else {one.column: one.moved for one in window.verdict.columns if one.flagged}
-    moved = dict(list(moved.items())[:MOST_COLUMNS])
-    key, placed = SIDES[window.side], [found for found in layout.placed() if shown_name(found[0]) in moved]
-    if not placed or window.start is None or window.stop is None:
-        return ()
-    few = Layout(tuple(series for series, _ in placed))
-    cells = np.concatenate([np.arange(HEAD), *(np.arange(where.start, where.stop) for _, where in placed)])
-    hours: dict[datetime, Cells] = {}
-    since = min(window.start, window.stop - SPAN)
-    for uri in uris:
-        some = hourly_profiles(Store(uri), name, {key: layout}, since=since, until=window.stop, version=version)
-        for hour in some:
-            if (profile := hour.profiles.get(key)) is not None:
-                hours[hour.start] = hours.get(hour.start, 0) + profile.counts[cells]
-    starts = sorted(start for start, counts in hours.items() if Profile(few, counts).read >= PRIVATE_ROWS)
-    if not starts:
-        return ()
-    counts = np.stack([hours[start] for start in starts])
-    columns, _ = column_counts(Blocks(few, counts), [Profile(few, counts.sum(axis=0))])
-    rows = tuple(Profile(few, one).rows for one in counts)
-    found = {}
-    for column in columns:
-        what, values = _told(column, moved[column.name])
-        found[column.name] = HourlyColumn(window.side, column.name, what, tuple(starts), rows, values)
-    return tuple(found[column] for column in moved if column in found)
+    def columns(self) -> tuple[HourlyColumn, ...]:
+        """Return the first columns that led to the verdict, 8 at most, in its order."""
+        profiles = {start: Profile(self._layout, self._counts[start]) for start in sorted(self._counts)}
+        profiles = {start: profile for start, profile in profiles.items() if profile.read >= PRIVATE_ROWS}
+        if not profiles or not self._layout.series:
+            return ()
+        counts = np.stack([profile.counts for profile in profiles.values()])
+        columns, _ = column_counts(Blocks(self._layout, counts), [Profile(self._layout, counts.sum(axis=0))])
+        by_name = {column.name: column for column in columns}
+        rows = tuple(profile.rows for profile in profiles.values())
+        return tuple(
+            HourlyColumn(self._side, name, what, tuple(profiles), rows, values)
+            for name in self._moved
+            if name in by_name
+            for what, values in [_told(by_name[name], self._moved[name])]
+        )
+
+
+def hours_before(window: WindowDrift) -> tuple[datetime, datetime]:
+    """Return from when until when hours are told of a window, which has begun."""
+    assert window.start is not None
+    assert window.stop is not None
+    return min(window.start, window.stop - SPAN), window.stop
 
 
 def _told(column: ColumnCounts, moved: str) -> tuple[str, tuple[tuple[float, ...], ...]]:

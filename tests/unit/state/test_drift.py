@@ -4,10 +4,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from raymlops.state.drift import (
+    Baseline,
     Filed,
     Incident,
     JudgedWindow,
     Message,
+    add_baseline,
     baselines_of,
     incidents_of,
     judged_windows,
@@ -27,17 +29,21 @@ def judged(day=0, outcome="alarm", **fields):
     return replace(window, **fields)
 
 
-def opening(window, incident, _outcomes):
+def opening(known):
     """Open an incident with its message, or leave the open one as it is."""
-    if incident is not None:
-        return Filed(incident)
-    new = Incident("i", window.name, "inputs", "drift", 0, window.start, window.start, 1, ("hour",))
-    return Filed(new, Message("i-opened", "i", "opened", "title", "body", window.judged_at), "drift.opened", "moved")
+    if known.incident is not None:
+        return Filed(known.incident)
+    new = Incident("i", "m", "inputs", "drift", 0, FIRST, FIRST, 1, ("hour",))
+    return Filed(new, Message("i-opened", "i", "opened", "title", "body", FIRST), "drift.opened", "moved")
+
+
+def record(state, window, file=opening, baselines=0):
+    return record_window(state, window, file, baselines=baselines)
 
 
 def test_a_verdict_and_what_follows_it_are_read_as_they_were_written(state):
     """The window names its incident; incident, message and event are there once."""
-    assert record_window(state, judged(details={"columns": [{"column": "hour"}]}), opening)
+    assert record(state, judged(details={"columns": [{"column": "hour"}]}))
     (window,) = judged_windows(state, "m")
     (incident,) = incidents_of(state)
     assert window == judged(details={"columns": [{"column": "hour"}]}, incident="i")
@@ -50,24 +56,43 @@ def test_a_verdict_and_what_follows_it_are_read_as_they_were_written(state):
 
 def test_a_window_that_was_judged_is_not_judged_again(state):
     """The second judge changes nothing, whatever it found."""
-    assert record_window(state, judged(), opening)
-    assert not record_window(state, judged(outcome="ok", reason="another"), opening)
+    assert record(state, judged())
+    assert not record(state, judged(outcome="ok", reason="another"))
     assert [one.outcome for one in judged_windows(state, "m")] == ["alarm"]
     assert len(state.events("m")) == 1
 
 
 def test_a_verdict_is_told_what_came_since_the_last_alarm(state):
-    """The outcomes of the windows of its cause since then, in order, its own last."""
+    """The outcomes of the windows of its cause since then, in order, which messages there were, and that window."""
     seen = []
 
-    def file(window, incident, outcomes):
-        seen.append(list(outcomes))
-        return opening(window, incident, outcomes)
+    def file(known):
+        seen.append((known.since, known.told, known.window and known.window.start))
+        return opening(known)
 
     for day, outcome in enumerate(["alarm", "ok", "warn", "ok"]):
-        record_window(state, judged(day, outcome), file)
-    record_window(state, judged(1, "ok", side="outputs", version=3), lambda *_: Filed())
-    assert seen == [["alarm"], ["ok"], ["ok", "warn"], ["ok", "warn", "ok"]]
+        record(state, judged(day, outcome), file)
+    record(state, judged(1, "ok", side="outputs", version=3), lambda _known: Filed())
+    told = frozenset({"opened"})
+    assert seen == [((), frozenset(), None), ((), told, FIRST), (("ok",), told, FIRST), (("ok", "warn"), told, FIRST)]
+
+
+def test_skew_is_judged_once_a_version(state):
+    """Whichever window another judge takes for the first one."""
+    assert record(state, judged(kind="skew", version=3))
+    assert not record(state, judged(1, kind="skew", version=3))
+    assert record(state, judged(1, kind="skew", version=4), lambda _known: Filed())
+
+
+def test_a_verdict_by_what_is_no_longer_normal_is_not_written(state):
+    """A person said so while it was found."""
+    baseline = Baseline("m", "inputs", 0, FIRST, None, "new sensors", "me", FIRST)
+    assert add_baseline(state, baseline, lambda _known: Filed()) == ()
+    assert baselines_of(state, "m") == [baseline]
+    assert not record(state, judged())
+    assert record(state, judged(), baselines=1)
+    (_, event) = state.events("m")
+    assert (event.action, event.why, event.after["start"]) == ("drift.rebaseline", "new sensors", FIRST.isoformat())
 
 
 def test_nothing_is_written_where_what_follows_cannot_be(state):
@@ -77,13 +102,13 @@ def test_nothing_is_written_where_what_follows_cannot_be(state):
         raise RuntimeError("died")
 
     with pytest.raises(RuntimeError, match="died"):
-        record_window(state, judged(), fails)
+        record(state, judged(), fails)
     assert (judged_windows(state, "m"), state.events("m")) == ([], [])
 
 
 def test_a_message_is_unsent_until_every_messenger_has_it(state):
     """What became of it is kept, by model; once sent it stays sent."""
-    record_window(state, judged(), opening)
+    record(state, judged())
     ((name, (message,)),) = unsent_messages(state).items()
     assert (name, message.id) == ("m", "i-opened")
     tried = replace(message, attempts=1, last_error="no route", reached=("a",))

@@ -30,7 +30,7 @@ MOST_WINDOWS = 120
 """Of a side, the newest ones."""
 MOST_LINES, MOST_COLUMNS, MOST_ROWS = 8, 8, 100
 """Columns whose distances are drawn, that are shown before and after, and in the table, of a side."""
-_MOST_WHYS = 5
+_MOST_WHYS, MOST_INCIDENTS = 5, 20
 _KEY = "a bar for each window, low where it is ok, higher for a warning, highest for an alarm, hollow without a verdict"
 _CELL = 60
 _TITLES = {
@@ -88,7 +88,7 @@ class _Side(NamedTuple):
 
 def page(shown: Shown, *, made_at: datetime) -> str:
     """Return the report as one self-contained HTML file, with the time at which it is written."""
-    incidents = [_incident(one) for one in shown.incidents]
+    incidents = [_incident(one) for one in shown.incidents[:MOST_INCIDENTS]]
     texts = _contents(shown)
     facts = _facts(shown, made_at=made_at)
     return _templates().get_template("page.html.jinja").render(facts=facts, incidents=incidents, **texts)
