@@ -8,7 +8,7 @@ import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig
 from raymlops.cli.source import NamedArgument, choose
-from raymlops.errors import UsageError
+from raymlops.errors import UnreachableError, UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
@@ -28,6 +28,9 @@ def drift(
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help="End with exit code 6 where a window is an alarm.")
     ] = False,
+    test_message: Annotated[
+        bool, typer.Option("--test-message", help="Send a message to all that monitor.notify names, and end.")
+    ] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
 ) -> Answer:
@@ -37,6 +40,11 @@ def drift(
     chosen = choose(words, config=config, env=env, deployed=True)
     if chosen.version is not None:
         raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
+    if test_message:
+        from raymlops.lifecycle.watch.messengers import send_test
+
+        sent = send_test(chosen.spec)
+        return Answer(sent.to_dict(), sent.text(), exit_code=0 if sent.ok else UnreachableError.exit_code)
     record = found(chosen.name, since=since, report=report, config=chosen.spec)
     text = record.text() if report is None else f"{record.text()}\nreport     {report}"
     return Answer(record.to_dict(), text, exit_code=DRIFTED if fail_on_drift and record.drifted else 0)

@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
@@ -144,6 +144,21 @@ class SecretRef(Spec):
         if self.env is not None:
             return os.environ[self.env]
         return Path(str(self.file)).expanduser().read_text(encoding="utf-8")
+
+
+def absolute_references(data: Any) -> Any:
+    """Return a section's plain data with absolute paths of referenced files: another process has another folder.
+
+    One in a home folder stays so: the cluster's user has another one than that of a machine elsewhere.
+    """
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == {"env", "file"}:
+        file = data["file"]
+        if file is None:
+            return {"env": data["env"]}
+        return {"file": file if file.startswith("~") else str(Path(file).absolute())}
+    return {key: absolute_references(value) for key, value in data.items()}
 
 
 def _no_credentials(value: str, info: ValidationInfo) -> str:

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
+from raymlops.config.data import DataSection
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
@@ -146,6 +147,7 @@ class ProjectSpec(Spec):
 
     project: ProjectSection
     recipe: RecipeSection
+    data: Free[DataSection] = DataSection()
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
     gate: Free[GateSection] = GateSection()

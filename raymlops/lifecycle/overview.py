@@ -23,6 +23,7 @@ from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
+from raymlops.state.drift import unsent_messages
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
+    from raymlops.state.drift import Message
     from raymlops.state.transitions import Transition
 
 POLL_S = 1.0
@@ -70,6 +72,9 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, if it was aborted, as ``rollout``."""
+    messages: dict[str, Any] | None = None
+    """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
+    again; None if every messenger has them."""
     moved_by: str | None = None
     """The controller that moves rollouts, by user, machine and process; None if none is running."""
 
@@ -87,6 +92,7 @@ class ModelOverview(Record):
             ),
             "coming": "\n".join(self._coming()),
             "waits": self._waits(),
+            "messages": self._messages(),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
         }
@@ -128,6 +134,13 @@ class ModelOverview(Record):
         again = self.condition["retry_at"]
         tried = f"; tried again at {utc_time(again)}" if again else ""
         return f"{self.condition['reason']}\nsince {utc_time(self.condition['since'])}{tried}"
+
+    def _messages(self) -> str | None:
+        found = self.messages
+        if found is None:
+            return None
+        since, again = utc_time(found["since"]), utc_time(found["retry_at"])
+        return f"{found['waiting']} not delivered: {found['reason']}\nsince {since}; tried again at {again}"
 
     def _aborted(self) -> str | None:
         ended = self.aborted
@@ -353,7 +366,21 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         moved_by=mover,
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
+        messages=_undelivered(unsent_messages(state).get(name, [])),
     )
+
+
+def _undelivered(unsent: Sequence[Message]) -> dict[str, Any] | None:
+    tried = [one.to_dict() for one in unsent if one.attempts]
+    if not tried:
+        return None
+    oldest = tried[0]
+    return {
+        "waiting": len(tried),
+        "since": oldest["created_at"],
+        "reason": oldest["last_error"],
+        "retry_at": min(one["retry_at"] for one in tried),
+    }
 
 
 def _begun(transition: Transition) -> dict[str, Any]:

@@ -19,8 +19,8 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 POLYNOMIALS = ("location", "scale", "skew")
-SHARE, NULLS = "share", "nulls"
-KINDS = (*POLYNOMIALS, SHARE, NULLS)
+CORRELATION, SHARE, NULLS = "correlation", "share", "nulls"
+KINDS = (*POLYNOMIALS, CORRELATION, SHARE, NULLS)
 """Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
 MAX_SHARES = 12
 """Categories of a column that are compared one by one, the commonest first; the others count as one."""

@@ -26,6 +26,7 @@ from raymlops.monitor.outcome import (
     floors,
     kind_numbers,
 )
+from raymlops.monitor.pairs import PairCounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,14 +70,28 @@ class ColumnCounts:
     labels: tuple[str, ...] = ()
     influence: float | None = None
 
+    @property
+    def window_rows(self) -> Counts:
+        """Return the rows of each window."""
+        return np.asarray(self.windows.sum(axis=1) + self.window_nulls)
+
+    def contrasts(self, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
+        """Return the contrasts of own windows and then of those of traffic, and what they are."""
+        return contrasts(
+            np.concatenate([own.sums(self.blocks), self.windows]),
+            np.concatenate([own.sums(self.nulls), self.window_nulls]),
+            ordered=self.ordered,
+        )
+
 
 @dataclass(frozen=True)
 class ColumnDrift:
     """How one column of the window compares with own windows, and what of it moved most.
 
     Attributes:
-        column: Its name.
-        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``.
+        column: Its name, or ``ONE and OTHER`` of a pair, which has neither quantiles, nulls nor a distance of its own.
+        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a
+            pair ``correlation BEFORE -> AFTER``.
         distance: Of it, signed, in standard deviations of own windows.
         distance_running: What both of two windows running reach; None for one window.
         p: Student's t of ``distance``, after Holm over all contrasts of all columns.
@@ -141,11 +156,11 @@ class DriftVerdict:
         return tuple(column.column for column in self.columns if column.flagged)
 
 
-def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
+def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows) -> DriftVerdict:
     """Judge the last window of ``columns``, with the one before it where there is one.
 
     Args:
-        columns: Each with the same rows of reference and windows.
+        columns: Each with the same rows of reference and windows; pairs of them are judged like columns.
         own: Which blocks are one own window.
 
     Raises:
@@ -154,9 +169,9 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
     numbers = {len(column.windows) for column in columns}
     if len(numbers) != 1 or not numbers <= {1, 2}:
         raise ValueError(f"each column needs one window or two, got {sorted(numbers)}")
-    window_rows = (columns[0].windows.sum(axis=1) + columns[0].window_nulls).tolist()
+    window_rows = columns[0].window_rows.tolist()
     rows = int(window_rows[-1])
-    compared = [_compared(column, own) for column in columns]
+    compared = [column.contrasts(own) for column in columns]
     values = np.hstack([found for found, _ in compared])
     count = len(values) - numbers.pop()
     if count < FEWEST_OWN:
@@ -177,17 +192,13 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
 
-def _compared(column: ColumnCounts, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
-    """Return a column's contrasts of own windows and then of those of traffic, and what they are."""
-    return contrasts(
-        np.concatenate([own.sums(column.blocks), column.windows]),
-        np.concatenate([own.sums(column.nulls), column.window_nulls]),
-        ordered=column.ordered,
-    )
-
-
 def _verdict(
-    columns: Sequence[ColumnCounts], meanings: Sequence[tuple[int, Contrast]], found: Comparison, *, rows: int, own: int
+    columns: Sequence[ColumnCounts | PairCounts],
+    meanings: Sequence[tuple[int, Contrast]],
+    found: Comparison,
+    *,
+    rows: int,
+    own: int,
 ) -> DriftVerdict:
     if found.one is None:
         most = float(found.effective.max(initial=0.0))
@@ -234,7 +245,7 @@ def _band(found: Ranked | None, level: float) -> float | None:
 
 
 def _described(
-    column: ColumnCounts,
+    column: ColumnCounts | PairCounts,
     meaning: Contrast,
     *,
     distance: float,
@@ -243,6 +254,10 @@ def _described(
     flagged: bool,
     unjudged: tuple[str, ...],
 ) -> ColumnDrift:
+    if isinstance(column, PairCounts):
+        moved = "{} {:+.2f} -> {:+.2f}".format(meaning.kind, *column.before_and_after())
+        told = (column.name, moved, distance, running, p, flagged, unjudged)
+        return ColumnDrift(*told, 0.0, (0.0, 0.0), (), (), (), column.influence)
     before, after = column.blocks.sum(axis=0), column.windows[-1]
     nulls = int(column.nulls.sum()), int(column.window_nulls[-1])
     shares = nulls[0] / max(int(before.sum()) + nulls[0], 1), nulls[1] / max(int(after.sum()) + nulls[1], 1)
@@ -266,15 +281,17 @@ def _described(
     )
 
 
-def _histogram(column: ColumnCounts) -> effects.Histogram | None:
+def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
+    if isinstance(column, PairCounts):
+        return None
     before, after = column.blocks.sum(axis=0), column.windows[-1]
     if not column.ordered:
         return effects.category_shares(before, after, tuple(_label(column, at) for at in range(len(before))))
     return None if column.edges is None else effects.histogram(before, after, column.edges)
 
 
-def _name(column: ColumnCounts, meaning: Contrast) -> str:
-    if meaning.kind != SHARE:
+def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
+    if meaning.kind != SHARE or isinstance(column, PairCounts):
         return meaning.kind
     return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
 

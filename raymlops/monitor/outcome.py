@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
-from raymlops.monitor.contrasts import KINDS, POLYNOMIALS, share_of
+from raymlops.monitor.contrasts import KINDS, SHARE, share_of
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["ok", "warn", "alarm", "insufficient"]
@@ -26,7 +26,8 @@ other in more than their correlation, and for alarms on one window."""
 SINGLE_LEVEL = 0.001
 """Of one window, by Student's t after Holm. It takes windows to be nearly normal, which ranks do not."""
 SINGLE_SHIFT, SINGLE_SHARE = 0.5, 0.1
-"""The change that such an alarm needs as well: half a standard deviation of ranks, or ten points of a share; ..."""
+"""The change that such an alarm needs as well: half a standard deviation of ranks or of Fisher's z (no correlation
+becomes .46), or ten points of a share; ..."""
 SINGLE_FACTOR = 2.0
 """... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
 normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
@@ -133,7 +134,7 @@ def holm(p_values: Floats) -> Floats:
 def is_large(kinds: npt.NDArray[np.int64], before: Floats, after: Floats) -> npt.NDArray[np.bool_]:
     """Tell which contrasts changed by so much that one window may be enough for an alarm."""
     shift, points = np.abs(after - before), np.abs(share_of(after) - share_of(before))
-    return np.where(kinds < len(POLYNOMIALS), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
+    return np.where(kinds < KINDS.index(SHARE), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
 
 
 def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
@@ -142,9 +143,9 @@ def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
     Shares of independent rows vary by 1 / rows, and where a share is always 0 nothing else says by how much. A contrast
     of ordered values may vary by less (the same timetable each week), but not by nothing.
     """
-    return np.where(kinds < len(POLYNOMIALS), 0.1, 1.0) / rows
+    return np.where(kinds < KINDS.index(SHARE), 0.1, 1.0) / rows
 
 
 def kind_numbers(kinds: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Return kinds of contrasts as numbers, polynomials first."""
+    """Return kinds of contrasts as numbers, shares last."""
     return np.array([KINDS.index(kind) for kind in kinds], dtype=np.int64)

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.monitor.drift import ColumnCounts
+from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
+from raymlops.profiles.scores import sums_of_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Blocks, Profile
@@ -70,6 +72,32 @@ def column_counts(
 def shown_name(series: Series) -> str:
     """Return how a series is called: its column, with the measure where that is not its value."""
     return series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
+
+
+def pair_counts(
+    blocks: Blocks,
+    windows: Sequence[Profile],
+    *,
+    without: Collection[str] = (),
+    influence: Mapping[str, float] | None = None,
+) -> list[PairCounts]:
+    """Return the pairs of columns to judge: those that have scores, ``without`` some of them.
+
+    ``windows`` are as for ``column_counts``.
+    """
+    scores, start = blocks.layout.scores, blocks.layout.sums.start
+    traffic, known = np.stack([read_counts(window) for window in windows]), influence or {}
+    found = []
+    for at, one in enumerate(scores):
+        for before, other in enumerate(scores[:at]):
+            if one.column == other.column or {one.column, other.column} & {*without}:
+                continue
+            cells = [ROWS, *(start + place for place in sums_of_pair(before, at))]
+            both = [known[score.column] for score in (other, one) if score.column in known]
+            matters = min(both) if len(both) == 2 else None
+            name = f"{other.name} and {one.name}"
+            found.append(PairCounts(name, blocks.counts[:, cells], traffic[:, cells], matters))
+    return found
 
 
 def read_counts(window: Profile) -> Cells:

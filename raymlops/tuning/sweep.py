@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.base import resolve
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.records import SpentRecord, SweepRecord
+from raymlops.records import SpentRecord, SweepRecord, to_json
 from raymlops.training.runs.lookup import resume_command
 from raymlops.tuning.advice import warnings_of
 from raymlops.tuning.budget import Tally, nothing_left
@@ -62,7 +62,7 @@ def sweep(
         UsageError: before anything starts: a metric that the recipe never reports, a recipe that fails on this
             configuration, or a sweep that cannot be resumed with this configuration or has nothing left to do.
         NotFoundError: there is no such sweep, or its study was deleted.
-        RefusedError: another driver is running it.
+        RefusedError: another driver is running it, or ``data.checks`` refuse the data of a new one.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
         TrackingError: MLflow is down before the first trial, or did not accept the last results.
         SweepError: no trial gave a usable value; says how each failed. The parent run is FAILED.
@@ -74,6 +74,7 @@ def sweep(
     from raymlops.state.lease import lease
     from raymlops.storage.filesystem import check_writable
     from raymlops.tracking.client import tracker
+    from raymlops.training.data_checks.gate import REPORT, check_data
     from raymlops.training.preflight import preflight_sweep
 
     def notify(text: str) -> None:
@@ -109,10 +110,13 @@ def sweep(
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
         opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:
+            checked = check_data(prepared, spec.data.checks, notice=notify)
             for warning in warnings_of(spec.sweep):
                 notify(warning)
             before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
+            if checked is not None:
+                store.log_text(stores.parent.sweep_id, to_json(checked.to_dict()), REPORT)
         else:
             before = before_of(recorded)
             stores = opener.resume(

@@ -64,12 +64,7 @@ def references(
     inputs = [column.name for column in prepared.signature.inputs]
     train, validation = prepared.splits["train"], prepared.splits["validation"]
     found: dict[str, Reference] = {}
-    if train.is_table:
-        found[FEATURES] = reference_of(
-            lambda: _chunks(train, recipe, inputs), rows=train.rows, row_order=order, slices=chosen
-        )
-        if found[FEATURES].blocks is None:
-            _log.warning("drift of what this model is asked cannot be judged: %s", found[FEATURES].note)
+    matters: dict[str, float] = {}
     if validation.is_table:
         rows, answers = answered(
             recipe,
@@ -83,11 +78,21 @@ def references(
         number = len(next(iter(answers.values())))
         chunk = Chunk(answers, number, rows.get(_TIMES), chosen_by=rows)
         found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order, slices=chosen)
-        if FEATURES in found:
+        if train.is_table:
             matters = influence(
                 recipe, model, rows, answers, batch_size=batch_size, device=device, before_batch=before_batch
             )
-            found[FEATURES] = replace(found[FEATURES], influence=matters)
+    if train.is_table:
+        features = reference_of(
+            lambda: _chunks(train, recipe, inputs),
+            rows=train.rows,
+            row_order=order,
+            slices=chosen,
+            scored=sorted(inputs, key=lambda name: -matters.get(name, 0.0)),
+        )
+        found[FEATURES] = replace(features, influence=matters)
+        if features.blocks is None:
+            _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
     return found
 
 

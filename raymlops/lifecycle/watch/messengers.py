@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Literal
 
 from raymlops.config.base import resolve_lines
 from raymlops.errors import ConfigError, Problem, UsageError
+from raymlops.records import Record
+from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from raymlops.config.base import SecretRef
+    from raymlops.config.schema import ProjectSpec
 
 FIELD = "monitor.notify"
 SEND_S = 20.0
@@ -37,7 +40,7 @@ Tone = Literal["info", "success", "warning", "failure"]
 
 
 @dataclass(frozen=True)
-class Delivery:
+class Delivery(Record):
     """What became of a message at one messenger."""
 
     number: int
@@ -49,9 +52,45 @@ class Delivery:
     error: str | None
     """Why it does not have the message; None where it has."""
 
-    def problem(self) -> str:
-        """Return the error with where it was."""
-        return f"URL {self.number}" + (f" ({self.kind})" if self.kind else "") + f": {self.error}"
+    def text(self) -> str:
+        """Return where it was, and what."""
+        return f"URL {self.number}" + (f" ({self.kind})" if self.kind else "") + f": {self.error or 'sent'}"
+
+
+@dataclass(frozen=True)
+class SentRecord(Record):
+    """What became of a message at each messenger of a model."""
+
+    name: str
+    deliveries: tuple[Delivery, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Return whether all of them have it."""
+        return all(one.error is None for one in self.deliveries)
+
+    def text(self) -> str:
+        """Return a line a messenger."""
+        return "\n".join(one.text() for one in self.deliveries)
+
+
+def send_test(spec: ProjectSpec) -> SentRecord:
+    """Send a message to all messengers of a model, as this machine resolves ``monitor.notify``.
+
+    Raises:
+        UsageError: it is not set, or apprise is not installed.
+        ConfigError: it cannot be resolved here, or names too many.
+    """
+    name, notify = spec.project.name, spec.monitor.notify
+    if notify is None:
+        raise UsageError(
+            f"{FIELD} of {name} is not set", hint="Set it to {env: NAME} or {file: PATH}, with one apprise URL a line."
+        )
+    urls = urls_of(notify)
+    body = f"{this_user()} tries whether messages about incidents of {name} arrive here. They do."
+    found = {one.number: one for one in deliver(urls, title=f"{name}: test message", body=body, tone="info")}
+    ended = "the process that sends was ended"
+    return SentRecord(name, tuple(found.get(at, Delivery(at, None, "", ended)) for at in range(1, len(urls) + 1)))
 
 
 def urls_of(notify: SecretRef) -> tuple[str, ...]:
@@ -60,27 +99,31 @@ def urls_of(notify: SecretRef) -> tuple[str, ...]:
     Raises:
         ConfigError: it cannot be resolved here, or names too many.
     """
-    urls = resolve_lines(notify, FIELD)
-    if len(urls) > MAX_URLS:
-        raise ConfigError([Problem(FIELD, f"got {len(urls)} lines; at most {MAX_URLS}, each an apprise URL")])
-    return urls
+    return _few(resolve_lines(notify, FIELD))
 
 
-def check_urls(urls: Collection[str]) -> None:
-    """Check that apprise knows every URL, without sending anything.
+def check_notify(notify: SecretRef | None) -> tuple[str, ...]:
+    """Check that apprise knows every URL, without sending anything; return a warning where none can be read here.
 
     Raises:
-        ConfigError: it does not know one, which is named by its number alone.
+        ConfigError: apprise does not know one, which is named by its number alone; or they are too many.
         UsageError: apprise is not installed.
     """
+    if notify is None:
+        return ()
+    try:
+        lines = resolve_lines(notify, FIELD)
+    except ConfigError as error:
+        return (f"{error.message}; the controller, which sends messages, reads it on the cluster's head",)
+    urls = _few(lines)
     found = list(_answers(urls))
-    unknown = [one for one in found if one.error is not None]
-    if unknown or len(found) < len(urls):
-        whats = [one.problem() for one in unknown] or ["the URLs could not be checked"]
-        raise ConfigError(
-            [Problem(FIELD, what) for what in whats],
-            hint="https://appriseit.com/services lists how each service's URL is written.",
-        )
+    problems = [one.text() for one in found if one.error is not None]
+    if len(found) < len(urls):
+        problems.append("the process that checks the URLs was ended")
+    if problems:
+        hint = "https://appriseit.com/services shows how each service's URL is written."
+        raise ConfigError([Problem(FIELD, problem) for problem in problems], hint=hint)
+    return ()
 
 
 def deliver(
@@ -94,6 +137,12 @@ def deliver(
         UsageError: apprise is not installed.
     """
     return _answers(urls, title=title, body=body, tone=tone, skip=skip, limit_s=limit_s)
+
+
+def _few(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(urls) > MAX_URLS:
+        raise ConfigError([Problem(FIELD, f"got {len(urls)} lines; at most {MAX_URLS}, each an apprise URL")])
+    return urls
 
 
 def _answers(

@@ -98,7 +98,7 @@ class Outbox:
         for one in deliver(urls, title=message.title, body=message.body, tone=tone, skip=skip):
             keys.add(one.key)
             if one.error is not None:
-                away[one.key] = one.problem()
+                away[one.key] = one.text()
             elif one.key not in skip:
                 message = replace(message, reached=(*message.reached, one.key))
                 yield message

@@ -244,7 +244,7 @@ def _column(
         cut(column.column, _CELL),
         f"{sentence}.",
         ["", *head],
-        [["before", *rows[0]], ["after", *rows[1]]],
+        [["before", *rows[0]], ["after", *rows[1]]] if column.quantiles or any(column.nulls) else [],
         figures.bars(histogram) if histogram is not None and histogram.edges else None,
         named,
         figures.hourly(hours, window) if hours is not None else None,

@@ -157,7 +157,10 @@ def test_references_ask_for_few_rows_in_batches(monkeypatch):
     prepared = prepare(replace(bind(load_data(data)), recipe_class=Asked))
     found = references(prepared, prepared.recipe.model().eval(), batch_size=4096, device="cpu")
     assert Asked.rows == [4096] * 3 + [1045, 3000]
-    assert found["features"].influence.keys() == {"length", "width", "colour"}
+    matters = found["features"].influence
+    assert matters.keys() == {"length", "width", "colour"}
+    scored = list(dict.fromkeys(score.column for score in found["features"].layout.scores))
+    assert scored == sorted(matters, key=matters.get, reverse=True)
     assert (found["features"].profile.rows, found["predictions"].profile.rows) == (99_999, 13_333)
 
 
