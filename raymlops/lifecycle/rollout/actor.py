@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import absolute_references
@@ -190,7 +191,9 @@ class ControllerActor:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.judge import Judge
+        from raymlops.lifecycle.watch.kept_report import KeptReports
         from raymlops.lifecycle.watch.outbox import Outbox
+        from raymlops.tracking.client import tracker
 
         return Controller(
             state,
@@ -199,7 +202,9 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state.url, then=Judge(state)),
+            maintain=LogMaintenance(
+                state, state.url, then=Judge(state, then=KeptReports(state, partial(tracker, spec)))
+            ),
             tell=Outbox(state, state.url),
         )
 
