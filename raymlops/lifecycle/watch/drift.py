@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
 from raymlops.lifecycle.watch.windows import place_of
@@ -21,6 +22,7 @@ from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.config.data import QualitySection
     from raymlops.lifecycle.sources import Source
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
@@ -41,20 +43,24 @@ class DriftRecord(Record):
     notes: tuple[str, ...] = ()
     incidents: tuple[Incident, ...] = ()
     """That are open."""
+    quality: TrafficQuality | None = None
+    """What is told of the inputs beside their drift."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm`` that nobody acknowledged.
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
 
         Skew was there from the beginning.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        return any(not window.acknowledged for window in alarms)
+        beyond = self.quality is not None and bool(self.quality.findings)
+        return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         lines += [f"  {incident_line(incident)}" for incident in self.incidents]
         if self.incidents:
             lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
@@ -91,10 +97,19 @@ def drift(name: str, *, since: str | None = None, config: Source | None = None) 
     now = datetime.now(UTC)
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        return judged(state, name, now=now, since=first, window=timedelta(hours=spec.monitor.window_h))
+        window = timedelta(hours=spec.monitor.window_h)
+        return judged(state, name, now=now, since=first, window=window, bounds=spec.monitor.quality)
 
 
-def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
+def judged(
+    state: State,
+    name: str,
+    *,
+    now: datetime,
+    window: timedelta,
+    since: datetime | None = None,
+    bounds: QualitySection | None = None,
+) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
@@ -113,7 +128,8 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     open_ = tuple(one for one in said if one.closed_at is None)
-    return DriftRecord(name, model.version, model.window_s / 3600, tuple(found), tuple(notes), open_)
+    quality = traffic_quality(state, model, found, now=now, bounds=bounds)
+    return DriftRecord(name, model.version, model.window_s / 3600, tuple(found), tuple(notes), open_, quality)
 
 
 def _verdicts(
