@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.hours import Hours, hours_before
 from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
@@ -23,6 +24,7 @@ from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.config.data import QualitySection
     from raymlops.lifecycle.sources import Source
     from raymlops.lifecycle.watch.hours import HourlyColumn
     from raymlops.lifecycle.watch.live_model import LiveModel
@@ -44,20 +46,24 @@ class DriftRecord(Record):
     """That are open, and with ``since`` those that were then; the newest first."""
     hours: tuple[HourlyColumn, ...] = ()
     """By the hour what moved in the newest window of each side in which anything did."""
+    quality: TrafficQuality | None = None
+    """What is told of the inputs beside their drift."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm`` that nobody acknowledged.
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
 
         Skew was there from the beginning.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        return any(not window.acknowledged for window in alarms)
+        beyond = self.quality is not None and bool(self.quality.findings)
+        return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
         lines += [f"  {incident.text()}" for incident in open_]
         if open_:
@@ -72,7 +78,8 @@ class DriftRecord(Record):
         return page.fragment(self._shown())
 
     def _shown(self) -> page.Shown:
-        return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, self.notes)
+        notes = (*self.notes, *(() if self.quality is None else self.quality.lines()))
+        return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, notes)
 
 
 def drift(
@@ -97,31 +104,46 @@ def drift(
     from raymlops.storage.filesystem import write_bytes
 
     spec = named(name) if config is None else spec_of(config)
-    now, window = datetime.now(UTC), timedelta(hours=spec.monitor.window_h)
+    now, window, bounds = datetime.now(UTC), timedelta(hours=spec.monitor.window_h), spec.monitor.quality
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        found = judged(state, name, now=now, since=first, window=window)
+        found = judged(state, name, now=now, since=first, window=window, bounds=bounds)
         if report is not None:
-            write_bytes(report, reported(state, name, now=now, window=window).encode())
+            write_bytes(report, reported(state, name, now=now, window=window, bounds=bounds).encode())
     return found
 
 
-def reported(state: State, name: str, *, now: datetime, window: timedelta | None = None) -> str:
+def reported(
+    state: State,
+    name: str,
+    *,
+    now: datetime,
+    window: timedelta | None = None,
+    bounds: QualitySection | None = None,
+) -> str:
     """Return the report of a model's newest windows, 120 at most.
 
     Raises: as ``drift``.
     """
-    model = live_model(state, name, window=window)
+    model = live_model(state, name, window=window, bounds=bounds)
     since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
     return _judged(state, model, now=now, since=since).report(now)
 
 
-def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
+def judged(
+    state: State,
+    name: str,
+    *,
+    now: datetime,
+    window: timedelta,
+    since: datetime | None = None,
+    bounds: QualitySection | None = None,
+) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
     """
-    return _judged(state, live_model(state, name, window=window), now=now, since=since)
+    return _judged(state, live_model(state, name, window=window, bounds=bounds), now=now, since=since)
 
 
 def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
@@ -139,7 +161,9 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
     hours = tuple(column for side in model.sides for column in _by_hour(model, side, found))
-    return DriftRecord(model.name, model.version, model.window_s / 3600, tuple(found), tuple(notes), incidents, hours)
+    quality = traffic_quality(state, model, found, now=now)
+    hours_each, told = model.window_s / 3600, tuple(notes)
+    return DriftRecord(model.name, model.version, hours_each, tuple(found), told, incidents, hours, quality)
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
