@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from raymlops.state.drift import Side
     from raymlops.state.store import State
 
-_NAMED = 5
-
 
 @dataclass(frozen=True)
 class DriftRecord(Record):
@@ -44,8 +42,6 @@ class DriftRecord(Record):
     notes: tuple[str, ...] = ()
     incidents: tuple[Incident, ...] = ()
     """That are open, and with ``since`` those that were then; the newest first."""
-    hours: tuple[HourlyColumn, ...] = ()
-    """By the hour what moved in the newest window of each side in which anything did."""
 
     @property
     def drifted(self) -> bool:
@@ -61,29 +57,13 @@ class DriftRecord(Record):
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
-        lines += [f"  {incident_line(incident)}" for incident in open_]
+        lines += [f"  {incident.text()}" for incident in open_]
         if open_:
             lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
         return "\n".join([*lines, *self.notes])
 
-    def report(self, made_at: datetime) -> str:
-        """Return the report of these windows as one self-contained HTML file."""
-        return page.page(self._shown(), made_at=made_at)
-
     def _repr_html_(self) -> str:
-        return page.fragment(self._shown())
-
-    def _shown(self) -> page.Shown:
-        return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, self.notes)
-
-
-def incident_line(incident: Incident) -> str:
-    """Return an incident as a line."""
-    what = incident.side if incident.kind == "drift" else f"{incident.side}, skew"
-    windows = f"{incident.windows} windows" if incident.windows > 1 else "one window"
-    more = len(incident.columns) - _NAMED
-    columns = ", ".join(incident.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return f"incident {incident.id}: {what}, since {incident.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
+        return page.fragment(_shown(self))
 
 
 def drift(
@@ -124,7 +104,9 @@ def reported(state: State, name: str, *, now: datetime, window: timedelta | None
     """
     model = live_model(state, name, window=window)
     since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
-    return _judged(state, model, now=now, since=since).report(now)
+    record = _judged(state, model, now=now, since=since)
+    hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
+    return page.page(_shown(record, hours), made_at=now)
 
 
 def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
@@ -149,8 +131,13 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
-    hours = tuple(column for side in model.sides for column in _by_hour(model, side, found))
-    return DriftRecord(model.name, model.version, model.window_s / 3600, tuple(found), tuple(notes), incidents, hours)
+    return DriftRecord(model.name, model.version, model.window_s / 3600, tuple(found), tuple(notes), incidents)
+
+
+def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
+    return page.Shown(
+        record.name, record.version, record.window_h, record.windows, hours, record.incidents, record.notes
+    )
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
