@@ -44,8 +44,6 @@ class DriftRecord(Record):
     notes: tuple[str, ...] = ()
     incidents: tuple[Incident, ...] = ()
     """That are open, and with ``since`` those that were then; the newest first."""
-    hours: tuple[HourlyColumn, ...] = ()
-    """By the hour what moved in the newest window of each side in which anything did."""
     quality: TrafficQuality | None = None
     """What is told of the inputs beside their drift."""
 
@@ -70,16 +68,8 @@ class DriftRecord(Record):
             lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
         return "\n".join([*lines, *self.notes])
 
-    def report(self, made_at: datetime) -> str:
-        """Return the report of these windows as one self-contained HTML file."""
-        return page.page(self._shown(), made_at=made_at)
-
     def _repr_html_(self) -> str:
-        return page.fragment(self._shown())
-
-    def _shown(self) -> page.Shown:
-        notes = (*self.notes, *(() if self.quality is None else self.quality.lines()))
-        return page.Shown(self.name, self.version, self.window_h, self.windows, self.hours, self.incidents, notes)
+        return page.fragment(_shown(self))
 
 
 def drift(
@@ -127,7 +117,9 @@ def reported(
     """
     model = live_model(state, name, window=window, bounds=bounds)
     since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
-    return _judged(state, model, now=now, since=since).report(now)
+    record = _judged(state, model, now=now, since=since)
+    hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
+    return page.page(_shown(record, hours), made_at=now)
 
 
 def judged(
@@ -160,10 +152,14 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
-    hours = tuple(column for side in model.sides for column in _by_hour(model, side, found))
     quality = traffic_quality(state, model, found, now=now)
-    hours_each, told = model.window_s / 3600, tuple(notes)
-    return DriftRecord(model.name, model.version, hours_each, tuple(found), told, incidents, hours, quality)
+    window_h = model.window_s / 3600
+    return DriftRecord(model.name, model.version, window_h, tuple(found), tuple(notes), incidents, quality)
+
+
+def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
+    notes = (*record.notes, *(() if record.quality is None else record.quality.lines()))
+    return page.Shown(record.name, record.version, record.window_h, record.windows, hours, record.incidents, notes)
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:

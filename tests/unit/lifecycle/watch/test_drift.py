@@ -67,13 +67,6 @@ def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path,
         *(("inputs", "skew"), ("inputs", "drift")),
         *(("outputs", "skew"), ("outputs", "drift")),
     ]
-    (by_hour,) = record.hours
-    assert (by_hour.column, by_hour.what) == ("distance", "quartiles")
-    assert by_hour.starts[-1] == TODAY - timedelta(hours=12)
-    assert by_hour.rows == (ROWS,) * 6
-    low, middle, high = by_hour.values[-1]
-    assert low < middle < high
-    assert middle == pytest.approx(record.windows[1].verdict.columns[0].quantiles[1][2], abs=1e-6)
     assert 'class="drift"' in record._repr_html_()
 
 
