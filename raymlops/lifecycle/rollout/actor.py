@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import absolute_references
@@ -192,7 +193,9 @@ class ControllerActor:
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.gauges import WatchGauges
         from raymlops.lifecycle.watch.judge import Judge
+        from raymlops.lifecycle.watch.kept_report import KeptReports
         from raymlops.lifecycle.watch.outbox import Outbox
+        from raymlops.tracking.client import tracker
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
 
@@ -207,7 +210,9 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state.url, then=Judge(state)),
+            maintain=LogMaintenance(
+                state, state.url, then=Judge(state, then=KeptReports(state, partial(tracker, spec)))
+            ),
             tell=tell,
         )
 
