@@ -90,10 +90,10 @@ def stored_log(state: State, name: str) -> StoredLog | None:
 
 
 def other_storages(name: str, spec: ProjectSpec) -> list[str]:
-    """Return the storages beside the configured one in which a model has rows or labels.
+    """Return the storages beside the configured one in which a model has or may have rows or labels, in sentences.
 
     Raises:
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state cannot be used.
     """
     from raymlops.predictions.paths import names_in
     from raymlops.storage.filesystem import absolute
@@ -101,8 +101,14 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
 
     with state_of(spec) as state:
         log = stored_log(state, name)
-    uris = () if log is None else log.uris
-    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+    found = []
+    for uri in () if log is None else log.uris:
+        try:
+            if uri != absolute(spec.storage.path) and name in names_in(Store(uri)):
+                found.append(f"{name} also has rows in {uri}: read them with storage.path={uri}")
+        except StorageError as error:
+            found.append(f"{name} may have rows in another storage too: {error.message}")
+    return found
 
 
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:

@@ -14,7 +14,14 @@ from tiny_bundle import tiny_contents
 from raymlops.bundle.profiles import references_of
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import LeaseLostError, RefusedError, StorageError
-from raymlops.lifecycle.prediction_log import StoredLog, changing, compact_predictions, erase_predictions, remove_old
+from raymlops.lifecycle.prediction_log import (
+    StoredLog,
+    changing,
+    compact_predictions,
+    erase_predictions,
+    other_storages,
+    remove_old,
+)
 from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.compact import compact
 from raymlops.predictions.hourly import hourly_profiles
@@ -149,6 +156,18 @@ def test_a_storage_that_is_gone_is_named_and_keeps_no_other_from_being_searched(
     shutil.rmtree(tmp_path / "predictions")
     with pytest.raises(StorageError, match="no-such-scheme"):
         erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+
+
+def test_rows_are_read_although_a_storage_that_the_model_left_is_gone(spec, tmp_path):
+    """It is named, as one that has rows is; the search goes on in the configured one."""
+    write(tmp_path / "elsewhere", "a", "anna")
+    with state_of(spec) as state:
+        for number, uri in enumerate((f"{tmp_path}/elsewhere", "no-such-scheme://x", f"{tmp_path}/empty"), start=2):
+            ref = ModelVersionRef("flights", number, "run", BundleRef(f"{uri}/bundles/{'e' * 64}", "e" * 64), ())
+            record_version(state, ref, why="", now=datetime.now(UTC))
+    gone, other = other_storages("flights", spec)
+    assert gone.startswith("flights may have rows in another storage too: 'no-such-scheme://x")
+    assert other == f"flights also has rows in {tmp_path}/elsewhere: read them with storage.path={tmp_path}/elsewhere"
 
 
 def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_path):
