@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 _NOT_JUDGED = -1.0
-_GONE = {"raymlops_drift_outcome": _NOT_JUDGED, "raymlops_drift_p": 1.0}
 
 
 class WatchGauges:
@@ -33,21 +32,17 @@ class WatchGauges:
         self._state = state
         self._make = make
         self._instruments: dict[str, Instrument] = {}
-        self._shown: dict[tuple[str, ...], float] = {}
 
     def __call__(self) -> None:
-        """Publish what is known now; gauges keep their last value, so that those of a model that was removed get one.
+        """Publish what is known now. Ray 2.60 forgets a gauge that is not set again within 20 s.
 
         Raises:
             StorageError, UnreachableError: the state cannot be read.
         """
-        found = dict(self._figures())
-        gone = {key: _GONE.get(key[0], 0.0) for key in self._shown if key not in found}
-        for (name, *labels), value in (found | gone).items():
+        for (name, *labels), value in self._figures():
             if name not in self._instruments:
                 self._instruments[name] = self._make(WATCH_FAMILIES[name])
             self._instruments[name].set(value, dict(zip(WATCH_FAMILIES[name].labels, labels, strict=True)))
-        self._shown = found
 
     def _figures(self) -> Iterator[tuple[tuple[str, ...], float]]:
         """Yield the value of each gauge by its name and labels."""

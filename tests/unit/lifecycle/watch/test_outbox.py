@@ -12,9 +12,10 @@ import pytest
 from receiver import receiver
 from stored import put
 
-from raymlops.lifecycle.watch.outbox import MAX_RETRY_S, Outbox
+from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, THREAD, Outbox
 from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, messages_of, record_window, unsent_messages
+from raymlops.state.lease import lease
 from raymlops.state.store import Deployment
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -123,6 +124,33 @@ def test_a_model_without_messengers_has_nothing_waiting(state, url, watch):
     watch("m")
     tell(state, "m", "opened")
     Outbox(state, url).run(LATER)
+    assert unsent_messages(state) == {}
+
+
+def test_one_process_sends_at_a_time(state, url, watch, messenger):
+    """Where another one is at it, nothing is sent twice, and nothing is an error."""
+    watch("m", messenger.url())
+    tell(state, "m", "opened")
+    with lease(url, LEASE, purpose="a test"):
+        Outbox(state, url).run(LATER)
+    assert messenger.got == []
+    assert messages_of(state, "m")[0].attempts == 0
+
+
+def test_the_controller_does_not_wait_for_messengers(state, url, watch, messenger):
+    """A thread sends, one at a time, and none begins where nothing is due."""
+    outbox, held = Outbox(state, url), threading.Event()
+    outbox(LATER)
+    assert [thread.name for thread in threading.enumerate() if thread.name == THREAD] == []
+    messenger.answers["a"] = lambda: held.wait(30) and 200
+    watch("m", f"{messenger.url()}?rto=30")
+    tell(state, "m", "opened")
+    for _ in range(3):
+        outbox(LATER)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == THREAD)
+    held.set()
+    thread.join()
+    assert messenger.titles() == ["m opened"]
     assert unsent_messages(state) == {}
 
 
