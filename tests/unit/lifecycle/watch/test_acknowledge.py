@@ -163,10 +163,10 @@ def test_status_has_the_newest_verdicts_and_open_incidents(state, watch):
 def test_verdicts_are_read_where_they_were_stored(state, watch, tmp_path):
     """Not one hour is read again: the files may be gone. A window that nobody judged yet is told beside the newest."""
     watch([0] * 4 + [0.6] * 2, until=TODAY - DAY)
-    before = drift("flights", since="30d")
+    before = drift("flights", since="30d").windows
     for profile in (tmp_path / "predictions").rglob("profile.counts"):
         profile.unlink()
-    assert drift("flights", since="30d") == before
+    assert drift("flights", since="30d").windows == before
     newest = inputs_of(drift("flights"))
     assert [(one.outcome, one.start) for one in newest] == [("alarm", TODAY - 2 * DAY)]
     serve(tmp_path, [0.6], until=TODAY)
