@@ -244,8 +244,8 @@ def erase_predictions(
 def counted_on(state: State, name: str) -> CountedOn:
     """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Those are the layouts of its bundle, where it has profiles and can be read, and for features those of the other
-    versions that are live now.
+    Those are the layouts and slices of its bundle, where it has profiles and can be read, and for features the layouts
+    of the other versions that are live now, with their slices.
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.predictions.hourly import Counted
@@ -268,11 +268,10 @@ def counted_on(state: State, name: str) -> CountedOn:
     live = [item.version for item in state.deployments(name)]
 
     def found(version: int) -> Counted:
-        layouts, slices = own(version).layouts, own(version).slices
-        features = {
-            layout.digest: layout for each in (version, *live) for layout in own(each).layouts.get("features", ())
-        }
-        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, slices)
+        versions, layouts = [own(each) for each in (version, *live)], own(version).layouts
+        features = {layout.digest: layout for each in versions for layout in each.layouts.get("features", ())}
+        slices = dict.fromkeys(found for each in versions for found in each.slices)
+        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, tuple(slices))
 
     return found
 
