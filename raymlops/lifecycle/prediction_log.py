@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before every row: who keeps them for longer keeps them forever."""
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
@@ -48,6 +50,12 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+    def kept_since(self, now: datetime) -> datetime | None:
+        """Return the time before which rows and labels are removed; None where all are kept."""
+        if self.retention_days is None or self.retention_days > (now - _FIRST).days:
+            return None
+        return now - timedelta(days=self.retention_days)
 
 
 @dataclass(frozen=True)
@@ -149,12 +157,12 @@ def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> Retain
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), spec.serve.log.retention_days)
         if not any(name in names_in(Store(uri)) for uri in log.uris):
             raise NotFoundError(f"there are no predictions or labels of {name!r} in {', '.join(log.uris)}")
-        if log.retention_days is None:
+        if (before := log.kept_since(now)) is None:
+            days = "null" if log.retention_days is None else f"{log.retention_days:g}"
             raise UsageError(
-                f"the predictions of {name} are kept forever: serve.log.retention_days is null",
+                f"the predictions of {name} are kept forever: serve.log.retention_days is {days}",
                 hint="Deploy the model with another value; for one that was never deployed, set it in --config.",
             )
-        before = now - timedelta(days=log.retention_days)
         with changing(state.url, name, purpose="retention"):
             return remove_old(state, log, before=before)
 
