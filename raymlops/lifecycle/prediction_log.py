@@ -90,13 +90,24 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     from raymlops.state.versions import bundle_uris
     from raymlops.storage.filesystem import root_of
 
-    items = _last_deployed(state, name)
+    items = last_deployed(state, name)
     if not items:
         return None
     newest = champion_of(items) or items[-1]
     bundles = [newest.bundle.uri, *reversed(bundle_uris(state, name))]
     roots = tuple(dict.fromkeys(root_of(uri) for uri in bundles))
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
+
+
+def last_deployed(state: State, name: str) -> Sequence[Deployment]:
+    """Return what is deployed of a model, or was last; nothing of one that never was."""
+    from raymlops.state.audit import changes_of
+    from raymlops.state.store import Deployment
+
+    if items := state.deployments(name):
+        return items
+    lists = (event.after or event.before for event in changes_of(state, name))
+    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]
 
 
 def other_storages(name: str, spec: ProjectSpec) -> list[str]:
@@ -336,13 +347,3 @@ def _counts(record: EraseRecord) -> dict[str, int]:
         "unsearched_rows": record.unsearched,
         "damaged_files": len(record.damaged),
     }
-
-
-def _last_deployed(state: State, name: str) -> Sequence[Deployment]:
-    from raymlops.state.audit import changes_of
-    from raymlops.state.store import Deployment
-
-    if items := state.deployments(name):
-        return items
-    lists = (event.after or event.before for event in changes_of(state, name))
-    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]
