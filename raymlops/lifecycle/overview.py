@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champio
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
-    from raymlops.state.drift import Message
     from raymlops.state.transitions import Transition
 
 POLL_S = 1.0
@@ -72,6 +72,8 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, if it was aborted, as ``rollout``."""
+    drift: dict[str, Any] | None = None
+    """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
     messages: dict[str, Any] | None = None
     """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
     again; None if every messenger has them."""
@@ -92,9 +94,10 @@ class ModelOverview(Record):
             ),
             "coming": "\n".join(self._coming()),
             "waits": self._waits(),
-            "messages": self._messages(),
+            "messages": undelivered_text(self.messages),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
+            "drift": drift_lines(self.drift),
         }
 
     def text(self) -> str:
@@ -134,13 +137,6 @@ class ModelOverview(Record):
         again = self.condition["retry_at"]
         tried = f"; tried again at {utc_time(again)}" if again else ""
         return f"{self.condition['reason']}\nsince {utc_time(self.condition['since'])}{tried}"
-
-    def _messages(self) -> str | None:
-        found = self.messages
-        if found is None:
-            return None
-        since, again = utc_time(found["since"]), utc_time(found["retry_at"])
-        return f"{found['waiting']} not delivered: {found['reason']}\nsince {since}; tried again at {again}"
 
     def _aborted(self) -> str | None:
         ended = self.aborted
@@ -366,21 +362,9 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         moved_by=mover,
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
-        messages=_undelivered(unsent_messages(state).get(name, [])),
+        drift=None if champion is None else drift_status(state, name, champion.version),
+        messages=undelivered(unsent_messages(state).get(name, [])),
     )
-
-
-def _undelivered(unsent: Sequence[Message]) -> dict[str, Any] | None:
-    tried = [one.to_dict() for one in unsent if one.attempts]
-    if not tried:
-        return None
-    oldest = tried[0]
-    return {
-        "waiting": len(tried),
-        "since": oldest["created_at"],
-        "reason": oldest["last_error"],
-        "retry_at": min(one["retry_at"] for one in tried),
-    }
 
 
 def _begun(transition: Transition) -> dict[str, Any]:

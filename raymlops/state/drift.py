@@ -18,7 +18,7 @@ from raymlops.state.audit import add_event
 from raymlops.state.schema import Time, drift_baselines, drift_windows, incidents, messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -31,7 +31,7 @@ Told = Literal["opened", "escalated", "closed"]
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""
-_TOLD_COLUMNS = 20
+_TOLD_COLUMNS, _NAMED = 20, 5
 
 ANY_VERSION = 0
 """Version of the inputs' drift, which is judged over all versions of a model."""
@@ -85,6 +85,14 @@ class Incident(Record):
     acknowledged_at: datetime | None = None
     acknowledged_by: str | None = None
     acknowledged_why: str | None = None
+
+    def text(self) -> str:
+        """Return it as a line."""
+        what = self.side if self.kind == "drift" else f"{self.side}, skew"
+        windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        more = len(self.columns) - _NAMED
+        columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
 
 
 @dataclass(frozen=True)
@@ -201,22 +209,23 @@ def change_incident(
     return filed.incident or before
 
 
-def add_baseline(
-    database: Database, baseline: Baseline, close: Callable[[Known], Filed], *, actor: str | None = None
+def add_baselines(
+    database: Database, baselines: Iterable[Baseline], close: Callable[[Known], Filed], *, actor: str | None = None
 ) -> tuple[Incident, ...]:
-    """Write from when on all that is served is normal, and close the incident of its drift; return what was closed.
+    """Write from when on all that is served is normal, and close the incidents of its drift; return what was closed.
 
     Raises:
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
     closed = []
     with database.writing() as connection:
-        _put(connection, baseline.name, None, Filed(None, None, REBASELINE, baseline.why, baseline), actor=actor)
-        before = _open_in(connection, baseline)
-        if before is not None:
-            filed = close(_known(connection, before))
-            _put(connection, baseline.name, before, filed, actor=actor)
-            closed.append(filed.incident or before)
+        for baseline in baselines:
+            _put(connection, baseline.name, None, Filed(None, None, REBASELINE, baseline.why, baseline), actor=actor)
+            before = _open_in(connection, baseline)
+            if before is not None:
+                filed = close(_known(connection, before))
+                _put(connection, baseline.name, before, filed, actor=actor)
+                closed.append(filed.incident or before)
     return tuple(closed)
 
 
@@ -245,6 +254,19 @@ def newest_window(
             if (row["stop"] - row["start"]).total_seconds() == length_s:
                 return JudgedWindow(**row)
     return None
+
+
+def newest_windows(database: Database) -> list[JudgedWindow]:
+    """Return the newest window that was judged on each side of each model, for drift and for skew."""
+    keys = [drift_windows.c[key] for key in ("name", "side", "kind")]
+    newest = sa.select(*keys, sa.func.max(drift_windows.c.start).label("start")).group_by(*keys).subquery()
+    same = [drift_windows.c[column.name] == column for column in newest.c]
+    # Of several that start then, that of the newest version, and of it the longest.
+    order = (*keys, drift_windows.c.version, drift_windows.c.stop)
+    query = sa.select(drift_windows).join(newest, sa.and_(*same)).order_by(*order)
+    with database.reading() as connection:
+        found = [JudgedWindow(**row) for row in connection.execute(query).mappings()]
+    return list({(one.name, one.side, one.kind): one for one in found}.values())
 
 
 def first_start(

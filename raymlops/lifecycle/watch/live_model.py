@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from raymlops.config.data import QualitySection
     from raymlops.state.drift import Baseline, Side
     from raymlops.state.store import State
 
@@ -43,10 +44,14 @@ class LiveModel:
     sides: tuple[Normal, ...]
     baselines: tuple[Baseline, ...]
     """All that people said to be normal, newest first."""
+    bounds: QualitySection
+    """Beyond which what is told beside drift is an alarm."""
 
 
-def live_model(state: State, name: str, *, window: timedelta | None = None) -> LiveModel:
-    """Return a live model; the length of its windows is by default the one that it was deployed with.
+def live_model(
+    state: State, name: str, *, window: timedelta | None = None, bounds: QualitySection | None = None
+) -> LiveModel:
+    """Return a live model; the length of its windows and its bounds are by default those that it was deployed with.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -57,7 +62,8 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
     if champion is None:
         raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
     references = references_of(champion.bundle.uri, champion.bundle.digest)
-    length = timedelta(hours=monitored(champion).window_h) if window is None else window
+    settings = monitored(champion)
+    length = timedelta(hours=settings.window_h) if window is None else window
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
     layouts = {key: references[key].layout for key in SIDES.values() if key in references}
     served = {
@@ -85,7 +91,7 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
         for side, key in SIDES.items()
         if key in references
     ]
-    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said))
+    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), bounds or settings.quality)
 
 
 def about(side: Side, version: int) -> int:

@@ -118,6 +118,20 @@ class Normal:
                 return round(found[-1].start_s / self.window_s)
         return None
 
+    def newest_first(self, last: int) -> int | None:
+        """Return the place of the first window of a serving baseline that has ``last``; None before any answer."""
+        served = self._first_served
+        return None if served is None else max(served, last - self.most + 1)
+
+    def usable(self, first: int, last: int) -> int:
+        """Return how many windows between two places can be normal.
+
+        Raises:
+            StorageError: the log cannot be read.
+        """
+        self.traffic.read(first, last)
+        return sum(one.rows >= FEWEST_ROWS for one in self.windows.counted(first, last))
+
     def _drift(self, window: Window, *, skewed: bool) -> WindowDrift:
         at = round(window.start_s / self.window_s)
         if hours := self.windows.uncounted(window):
@@ -131,10 +145,13 @@ class Normal:
         without: dict[str, str] = {}
         for baseline in self.baselines:
             own = self._since(place_of(baseline.start, self.window_s), pair)
+            few = f"the new baseline has {len(own)} of {FEWEST_OWN} windows"
             if len(own) >= FEWEST_OWN:
-                since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-                return self._described(window, self._against_serving(pair, own, without), since)
-            few = f"what is normal was said anew, and has {len(own)} of {FEWEST_OWN} windows"
+                judged = self._against_serving(pair, own, without)
+                if isinstance(judged, str) or judged[0].outcome != "insufficient":
+                    since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
+                    return self._described(window, judged, since)
+                few = f"the new baseline has {judged[0].reason}"
             if baseline.columns is None:
                 return self._waiting(window, few)
             without |= dict.fromkeys(baseline.columns, few)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raymlops.config.data import QualitySection
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.data_quality import ColumnQuality, Finding, column_quality, named
 from raymlops.monitor.own_windows import lag_of
@@ -26,6 +25,7 @@ from raymlops.state.drift import judged_windows
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from raymlops.config.data import QualitySection
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.traffic import Traffic
@@ -92,7 +92,7 @@ class TrafficQuality(Record):
 
 
 def traffic_quality(
-    state: State, model: LiveModel, found: Sequence[WindowDrift], *, now: datetime, bounds: QualitySection | None = None
+    state: State, model: LiveModel, found: Sequence[WindowDrift], *, now: datetime
 ) -> TrafficQuality | None:
     """Return the facts of the windows of inputs that verdicts were found on; None where the inputs have no profile.
 
@@ -102,14 +102,13 @@ def traffic_quality(
     side = next((each for each in model.sides if each.side == "inputs"), None)
     if side is None:
         return None
-    bounds = bounds or QualitySection()
     starts = sorted({one.start for one in found if one.side == "inputs" and one.kind == "drift" and one.start})
     places = [place_of(start, model.window_s) for start in starts[-MOST_WINDOWS:]]
     volumes = _volumes(state, model, places)
-    windows = [_facts(side, at, volumes, bounds, newest=at == places[-1]) for at in places]
+    windows = [_facts(side, at, volumes, model.bounds, newest=at == places[-1]) for at in places]
     told = tuple(one for one in windows if one is not None)
     silent_h = _silent_h(model.traffic, now)
-    return TrafficQuality(told, silent_h, tuple(_findings(told, silent_h, bounds)))
+    return TrafficQuality(told, silent_h, tuple(_findings(told, silent_h, model.bounds)))
 
 
 def _facts(

@@ -18,6 +18,7 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+    from raymlops.lifecycle.watch.hours import Hours
     from raymlops.lifecycle.watch.windows import Windows
     from raymlops.predictions.paths import Folder
     from raymlops.profiles.layout import Layout
@@ -59,7 +60,7 @@ class Traffic:
                 start = at if start is None else start
                 self._read.add(at)
             elif start is not None:
-                self._add(self._begin(start), self._begin(at))
+                self.add(self._begin(start), self._begin(at), into=self._into)
                 start = None
 
     def first_hour(self, version: int | None = None) -> datetime | None:
@@ -99,11 +100,17 @@ class Traffic:
         """
         return len({hour.start for _, hour in self.hours(now) if hour.start > now})
 
-    def _add(self, since: datetime, until: datetime) -> None:
+    def add(self, since: datetime, until: datetime, *, into: Iterable[Windows | Hours]) -> None:
+        """Add the hours between two times.
+
+        Raises:
+            StorageError: the newest storage cannot be used.
+        """
+
         def read(store: Store) -> None:
             for hour in hourly_profiles(store, self._name, self._layouts, since=since, until=until):
-                for windows in self._into:
-                    windows.add(hour)
+                for each in into:
+                    each.add(hour)
 
         self._each(read)
 

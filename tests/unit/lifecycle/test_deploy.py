@@ -459,7 +459,7 @@ def test_a_version_is_removed_by_its_number():
 
 
 def test_who_is_told_of_incidents_is_checked_before_anything_is_changed(state, called, tmp_path, monkeypatch):
-    """A URL that apprise does not know is refused; one that is not here may be where the controller runs, by its path."""
+    """A URL that apprise does not know is refused; one that is not here may be where the controller runs."""
     monkeypatch.chdir(tmp_path)
     call = called(1)
     notify = {"notify": SecretRef(file="who")}

@@ -9,7 +9,7 @@ from raymlops.state.drift import (
     Incident,
     JudgedWindow,
     Message,
-    add_baseline,
+    add_baselines,
     baselines_of,
     incidents_of,
     judged_windows,
@@ -87,7 +87,7 @@ def test_skew_is_judged_once_a_version(state):
 def test_a_verdict_by_what_is_no_longer_normal_is_not_written(state):
     """A person said so while it was found."""
     baseline = Baseline("m", "inputs", 0, FIRST, None, "new sensors", "me", FIRST)
-    assert add_baseline(state, baseline, lambda _known: Filed()) == ()
+    assert add_baselines(state, [baseline], lambda _known: Filed()) == ()
     assert baselines_of(state, "m") == [baseline]
     assert not record(state, judged())
     assert record(state, judged(), baselines=1)

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import served_days
+from html_page import Page
 from served_days import ROWS
 
 from raymlops.cli.app import main
@@ -47,6 +48,26 @@ def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec,
     assert main(["drift", "flights"]) == 0
     assert "two windows running" in capsys.readouterr().out
     assert main(["drift", "flights", "--json", "--fail-on-drift"]) == 6
+
+
+def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path, capsys):
+    """Whatever is asked for; the answer is the newest window of each side, or those since a time."""
+    serve(tmp_path, [0, 0, 0, 0, 0.45, 0.45])
+    compact_predictions("flights", spec)
+    file = tmp_path / "drift.html"
+    assert main(["drift", "flights", "--report", str(file)]) == 0
+    assert f"report     {file}" in capsys.readouterr().out
+    written = Page(file.read_text(encoding="utf-8"))
+    assert written.open == []
+    assert "inputs-drift" in written.sections
+    assert "1 alarm" in written.words
+    assert "median and quartiles by the hour" in written.words
+    record = drift("flights", report=str(file))
+    assert [(one.side, one.kind) for one in record.windows] == [
+        *(("inputs", "skew"), ("inputs", "drift")),
+        *(("outputs", "skew"), ("outputs", "drift")),
+    ]
+    assert 'class="drift"' in record._repr_html_()
 
 
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
