@@ -59,13 +59,16 @@ class DriftRecord(Record):
         return "\n".join([*lines, *self.notes])
 
 
-def drift(name: str, *, since: str | None = None, config: Source | None = None) -> DriftRecord:
+def drift(
+    name: str, *, since: str | None = None, between_columns: bool = False, config: Source | None = None
+) -> DriftRecord:
     """Return whether the inputs and outputs of a live model drifted, by its newest window of traffic.
 
     Args:
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
-        config: Its configuration, for ``monitor.window_h`` and the state; else both are as it was deployed.
+        between_columns: Judge the correlation of each two inputs too, as where ``monitor.between_columns`` is set.
+        config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -80,15 +83,24 @@ def drift(name: str, *, since: str | None = None, config: Source | None = None) 
     now = datetime.now(UTC)
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        return judged(state, name, now=now, since=first, window=timedelta(hours=spec.monitor.window_h))
+        window, between = timedelta(hours=spec.monitor.window_h), between_columns or spec.monitor.between_columns
+        return judged(state, name, now=now, since=first, window=window, between_columns=between)
 
 
-def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
+def judged(
+    state: State,
+    name: str,
+    *,
+    now: datetime,
+    window: timedelta,
+    since: datetime | None = None,
+    between_columns: bool = False,
+) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
     """
-    model = live_model(state, name, window=window)
+    model = live_model(state, name, window=window, between_columns=between_columns)
     said = incidents_of(state, name)
     acknowledged = [one.id for one in said if one.acknowledged_at is not None]
     found = [
@@ -99,6 +111,8 @@ def judged(state: State, name: str, *, now: datetime, window: timedelta, since: 
     notes = []
     if not model.sides:
         notes.append(f"version {model.version} of {name} has profiles of nothing: no table is its data")
+    if between_columns and not any(side.reference.layout.scores for side in model.sides):
+        notes.append(f"version {model.version} of {name} keeps nothing of how columns go together: register it again")
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     open_ = tuple(one for one in said if one.closed_at is None)
@@ -119,7 +133,7 @@ def _verdicts(
     if since is not None:
         yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
         return
-    before = newest(version=about(side.side, model.version))
+    before = newest(version=about(side.side, model.version)) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
@@ -142,7 +156,7 @@ def _since(
     version, first = about(side.side, model.version), model.traffic.first_hour()
     stored = {
         place_of(one.start, model.window_s): one
-        for one in judged_windows(state, model.name, since=since)
+        for one in (judged_windows(state, model.name, since=since) if model.as_deployed else ())
         if (one.side, one.kind, one.version) == (side.side, "drift", version)
         and (one.stop - one.start).total_seconds() == model.window_s
     }

@@ -43,10 +43,14 @@ class LiveModel:
     sides: tuple[Normal, ...]
     baselines: tuple[Baseline, ...]
     """All that people said to be normal, newest first."""
+    as_deployed: bool = True
+    """Whether the controller judges the same of it."""
 
 
-def live_model(state: State, name: str, *, window: timedelta | None = None) -> LiveModel:
-    """Return a live model; the length of its windows is by default the one that it was deployed with.
+def live_model(
+    state: State, name: str, *, window: timedelta | None = None, between_columns: bool | None = None
+) -> LiveModel:
+    """Return a live model; the length of its windows and what is judged are by default as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -57,7 +61,9 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
     if champion is None:
         raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
     references = references_of(champion.bundle.uri, champion.bundle.digest)
-    length = timedelta(hours=monitored(champion).window_h) if window is None else window
+    deployed = monitored(champion)
+    length = timedelta(hours=deployed.window_h) if window is None else window
+    between = deployed.between_columns if between_columns is None else between_columns
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
     layouts = {key: references[key].layout for key in SIDES.values() if key in references}
     served = {
@@ -81,11 +87,13 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
             served[key],
             _of(said, side, version, None if first is None else first - max(_BEFORE, 2 * length)),
             first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS),
+            between,
         )
         for side, key in SIDES.items()
         if key in references
     ]
-    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said))
+    as_deployed = between == deployed.between_columns
+    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), as_deployed)
 
 
 def about(side: Side, version: int) -> int:
