@@ -1,4 +1,4 @@
-"""The ``data`` section of a configuration: what is checked of a recipe's splits before a run."""
+"""What is checked of data: of a recipe's splits before a run (``data``), and of traffic (``monitor.quality``)."""
 
 from __future__ import annotations
 
@@ -95,3 +95,18 @@ class DataSection(Spec):
     """A recipe's data."""
 
     checks: ChecksSection = Field(default_factory=ChecksSection, description="what is checked of it before a run")
+
+
+class QualitySection(Spec):
+    """Bounds of a window of traffic, beside its drift: a window beyond one is an alarm. By default there is none."""
+
+    max_nulls: Share | None = Field(None, description="largest share of rows without a value in an input")
+    max_out_of_range: Share | None = Field(
+        None, description="largest share of rows beyond nearly all values that an input had in training"
+    )
+    max_new_categories: Share | None = Field(
+        None, description="largest share of texts in an input that training has not, or hardly"
+    )
+    max_repeated: Share | None = Field(None, description="largest share of rows whose request id was there before")
+    min_rows: int | None = Field(None, ge=1, description="fewest rows of a window")
+    max_silence_h: float | None = Field(None, gt=0, le=48, description="hours without any row until now")

@@ -23,6 +23,8 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import pyarrow as pa
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
@@ -90,10 +92,10 @@ def stored_log(state: State, name: str) -> StoredLog | None:
 
 
 def other_storages(name: str, spec: ProjectSpec) -> list[str]:
-    """Return the storages beside the configured one in which a model has rows or labels.
+    """Return the storages beside the configured one in which a model has or may have rows or labels, in sentences.
 
     Raises:
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state cannot be used.
     """
     from raymlops.predictions.paths import names_in
     from raymlops.storage.filesystem import absolute
@@ -101,8 +103,14 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
 
     with state_of(spec) as state:
         log = stored_log(state, name)
-    uris = () if log is None else log.uris
-    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+    found = []
+    for uri in () if log is None else log.uris:
+        try:
+            if uri != absolute(spec.storage.path) and name in names_in(Store(uri)):
+                found.append(f"{name} also has rows in {uri}: read them with storage.path={uri}")
+        except StorageError as error:
+            found.append(f"{name} may have rows in another storage too: {error.message}")
+    return found
 
 
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
@@ -183,9 +191,10 @@ def erase_predictions(
     """Erase the rows of a model that fulfil conditions, and their labels, with audit events before and after.
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
-    log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
-    because the storage does not answer is written later: then this is to be called again. A storage that the model left
-    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
+    log is searched once more after a moment, since replicas still hold what they answered last; so is one in several
+    storages, for labels of rows in another one. What a replica holds because the storage does not answer is written
+    later: then this is to be called again. A storage that the model left and that is gone is named among the
+    ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
@@ -200,11 +209,13 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        jobs, away, counted = [], [], counted_on(state, name)
+        jobs: list[Erasure] = []
+        erased: list[pa.Table] = []  # of all storages: labels may be in another one than their rows
+        away, counted = [], counted_on(state, name)
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
-                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted, erased))
             except StorageError:
                 away.append(uri)
         if not jobs:
@@ -218,10 +229,10 @@ def erase_predictions(
         began = datetime.now(UTC)
         done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
-        if waits:
-            sleep(max(waits))
-            # What replicas still held had arrived since then; rows whose labels were open may be of any hour.
-            again = None if done.open_labels else began - timedelta(hours=1)
+        if waits or len(jobs) > 1:
+            sleep(max(waits, default=0.0))
+            # What replicas still held had arrived since then; what else is left may be of any hour.
+            again = None if done.open_labels or len(jobs) > 1 else began - timedelta(hours=1)
             done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC), again_since=again) for job in jobs))
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)

@@ -6,7 +6,7 @@ Knows nothing of where profiles lie, nor of who is told; how it is decided is ``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from raymlops.monitor.outcome import (
     ALARM_LEVEL,
     FEWEST_EFFECTIVE,
     FEWEST_OWN,
+    WARN_LEVEL,
     Comparison,
     Outcome,
     compare,
@@ -38,6 +39,8 @@ Floats = npt.NDArray[np.float64]
 
 FEWEST_ROWS = 100
 """Of a window: fewer rows show nothing that own windows have not."""
+MOST_HISTOGRAMS = 20
+"""In a verdict, so that it can be kept."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class ColumnDrift:
         new: Categories that the reference had none of.
         vanished: Categories that the window should have had at least 10 rows of, and has none.
         influence: How much the model's output depends on the column; None where nobody knows.
+        histogram: Before and after, of the first 20 flagged columns; else None.
     """
 
     column: str
@@ -115,6 +119,7 @@ class ColumnDrift:
     new: tuple[str, ...]
     vanished: tuple[str, ...]
     influence: float | None
+    histogram: effects.Histogram | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,8 @@ class DriftVerdict:
         p_one: The rank of this window; None where it is insufficient, or nothing varies.
         p_two: The rank of this and the one before; None where there was none.
         columns: Flagged ones first, then by influence on the output, then by distance.
+        band: The distance that one own window in twenty exceeds in any column; None where there are too few of them.
+        band_running: What both of one pair of own windows in 200 exceed; None without two running, or with too few.
     """
 
     outcome: Outcome
@@ -140,6 +147,8 @@ class DriftVerdict:
     p_one: float | None
     p_two: float | None
     columns: tuple[ColumnDrift, ...]
+    band: float | None = None
+    band_running: float | None = None
 
     @property
     def flagged(self) -> tuple[str, ...]:
@@ -220,9 +229,19 @@ def _verdict(
             )
         )
     described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
+    counts = {column.name: column for column in columns}
+    shown = [one for one in described if one.flagged][:MOST_HISTOGRAMS]
+    described[: len(shown)] = [replace(one, histogram=_histogram(counts[one.column])) for one in shown]
     reason = _reason(described, found, running=running, own=own)
     two = None if found.two is None else found.two.p
-    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described))
+    bands = _band(found.one, WARN_LEVEL), _band(found.two, ALARM_LEVEL)
+    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described), *bands)
+
+
+def _band(found: Ranked | None, level: float) -> float | None:
+    """Return the distance that leads to a p-value of at most ``level``; None where none does."""
+    distance = math.inf if found is None else found.critical(level)
+    return distance if math.isfinite(distance) else None
 
 
 def _described(
@@ -260,6 +279,15 @@ def _described(
         vanished=tuple(_label(column, at) for at in effects.vanished_bins(before, after)) if named else (),
         influence=column.influence,
     )
+
+
+def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
+    if isinstance(column, PairCounts):
+        return None
+    before, after = column.blocks.sum(axis=0), column.windows[-1]
+    if not column.ordered:
+        return effects.category_shares(before, after, tuple(_label(column, at) for at in range(len(before))))
+    return None if column.edges is None else effects.histogram(before, after, column.edges)
 
 
 def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:

@@ -47,7 +47,7 @@ def column_counts(
     for series, cells in layout.placed():
         if series.missing is None or series.measure == "time":
             continue
-        name = series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
+        name = shown_name(series)
         if share := max(_absent(weighted, cells), _absent(blocks.counts.sum(axis=0)[None], cells)):
             refused[name] = f"{share:.0%} of the rows lack it: it was redacted for a while, or is of another type"
             continue
@@ -67,6 +67,11 @@ def column_counts(
             )
         )
     return found, refused
+
+
+def shown_name(series: Series) -> str:
+    """Return how a series is called: its column, with the measure where that is not its value."""
+    return series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
 
 
 def pair_counts(

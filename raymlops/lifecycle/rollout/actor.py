@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import absolute_references
@@ -34,6 +35,7 @@ from raymlops.version import code_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sources import Source
@@ -189,8 +191,17 @@ class ControllerActor:
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+        from raymlops.lifecycle.watch.gauges import WatchGauges
         from raymlops.lifecycle.watch.judge import Judge
+        from raymlops.lifecycle.watch.kept_report import KeptReports
         from raymlops.lifecycle.watch.outbox import Outbox
+        from raymlops.tracking.client import tracker
+
+        outbox, gauges = Outbox(state, state.url), WatchGauges(state)
+
+        def tell(now: datetime) -> None:
+            outbox(now)
+            gauges()
 
         return Controller(
             state,
@@ -199,8 +210,10 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state.url, then=Judge(state)),
-            tell=Outbox(state, state.url),
+            maintain=LogMaintenance(
+                state, state.url, then=Judge(state, then=KeptReports(state, partial(tracker, spec)))
+            ),
+            tell=tell,
         )
 
 

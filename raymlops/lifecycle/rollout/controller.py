@@ -53,7 +53,8 @@ KEPT_EVERY_S = 5.0
 WARM_EVERY_S = 10.0
 ALIAS_EVERY_S = 30.0
 MAINTAIN_EVERY_S = 3600.0
-TELL_EVERY_S = 10.0
+TELL_EVERY_S = 5.0
+"""Half as long as Ray takes to export gauges: one that is not set again disappears."""
 STEPS = 20
 """Longest sequence of steps of one round."""
 
@@ -90,7 +91,7 @@ class Controller:
         tell: Callable[[datetime], None] = lambda _now: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the state, Serve, the reports and MLflow's aliases; ``maintain`` runs hourly, ``tell`` every 10 s.
+        """Take the state, Serve, the reports and MLflow's aliases; ``maintain`` runs hourly, ``tell`` every 5 s.
 
         ``losses`` is called by ``start``, so that no decision waits for it. Intervals are measured by the monotonic
         ``clock``.

@@ -11,7 +11,10 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.lifecycle.watch.hours import Hours, hours_before
 from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
+from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
 from raymlops.lifecycle.watch.windows import place_of
@@ -21,7 +24,9 @@ from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.config.schema import MonitorSection
     from raymlops.lifecycle.sources import Source
+    from raymlops.lifecycle.watch.hours import HourlyColumn
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.state.drift import Side
@@ -38,29 +43,42 @@ class DriftRecord(Record):
     windows: tuple[WindowDrift, ...]
     notes: tuple[str, ...] = ()
     incidents: tuple[Incident, ...] = ()
-    """That are open."""
+    """That are open, and with ``since`` those that were then; the newest first."""
+    quality: TrafficQuality | None = None
+    """What is told of the inputs beside their drift."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm`` that nobody acknowledged.
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
 
         Skew was there from the beginning.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        return any(not window.acknowledged for window in alarms)
+        beyond = self.quality is not None and bool(self.quality.findings)
+        return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
-        lines += [f"  {incident.text()}" for incident in self.incidents]
-        if self.incidents:
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
+        open_ = [incident for incident in self.incidents if incident.closed_at is None]
+        lines += [f"  {incident.text()}" for incident in open_]
+        if open_:
             lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
         return "\n".join([*lines, *self.notes])
 
+    def _repr_html_(self) -> str:
+        return page.fragment(_shown(self))
+
 
 def drift(
-    name: str, *, since: str | None = None, between_columns: bool = False, config: Source | None = None
+    name: str,
+    *,
+    since: str | None = None,
+    between_columns: bool = False,
+    report: str | None = None,
+    config: Source | None = None,
 ) -> DriftRecord:
     """Return whether the inputs and outputs of a live model drifted, by its newest window of traffic.
 
@@ -68,40 +86,55 @@ def drift(
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
         between_columns: Judge the correlation of each two inputs too, as where ``monitor.between_columns`` is set.
+        report: A file for the report, HTML: the newest 120 windows over time, whatever ``since`` is.
         config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
         UsageError: ``since`` is no time.
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
     from raymlops.lifecycle.named_model import named
     from raymlops.lifecycle.prediction_log import parse_moment
     from raymlops.lifecycle.sources import spec_of, state_of
+    from raymlops.storage.filesystem import write_bytes
 
     spec = named(name) if config is None else spec_of(config)
-    now = datetime.now(UTC)
+    now, monitor = datetime.now(UTC), spec.monitor
+    if between_columns:
+        monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        window, between = timedelta(hours=spec.monitor.window_h), between_columns or spec.monitor.between_columns
-        return judged(state, name, now=now, since=first, window=window, between_columns=between)
+        found = judged(state, name, now=now, since=first, monitor=monitor)
+        if report is not None:
+            write_bytes(report, reported(state, name, now=now, monitor=monitor).encode())
+    return found
+
+
+def reported(state: State, name: str, *, now: datetime, monitor: MonitorSection | None = None) -> str:
+    """Return the report of a model's newest windows, 120 at most.
+
+    Raises: as ``drift``.
+    """
+    model = live_model(state, name, monitor=monitor)
+    since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
+    record = _judged(state, model, now=now, since=since)
+    hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
+    return page.page(_shown(record, hours), made_at=now)
 
 
 def judged(
-    state: State,
-    name: str,
-    *,
-    now: datetime,
-    window: timedelta,
-    since: datetime | None = None,
-    between_columns: bool = False,
+    state: State, name: str, *, now: datetime, monitor: MonitorSection, since: datetime | None = None
 ) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
     """
-    model = live_model(state, name, window=window, between_columns=between_columns)
-    said = incidents_of(state, name)
+    return _judged(state, live_model(state, name, monitor=monitor), now=now, since=since)
+
+
+def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
+    said = incidents_of(state, model.name)
     acknowledged = [one.id for one in said if one.acknowledged_at is not None]
     found = [
         one
@@ -110,13 +143,33 @@ def judged(
     ]
     notes = []
     if not model.sides:
-        notes.append(f"version {model.version} of {name} has profiles of nothing: no table is its data")
-    if between_columns and not any(side.reference.layout.scores for side in model.sides):
-        notes.append(f"version {model.version} of {name} keeps nothing of how columns go together: register it again")
+        notes.append(f"version {model.version} of {model.name} has profiles of nothing: no table is its data")
+    if any(side.between and not side.reference.layout.scores for side in model.sides):
+        gone = f"version {model.version} of {model.name} keeps nothing of how columns go together"
+        notes.append(f"{gone}: register its run again")
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
-    open_ = tuple(one for one in said if one.closed_at is None)
-    return DriftRecord(name, model.version, model.window_s / 3600, tuple(found), tuple(notes), open_)
+    incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
+    quality = traffic_quality(state, model, found, now=now)
+    window_h = model.window_s / 3600
+    return DriftRecord(model.name, model.version, window_h, tuple(found), tuple(notes), incidents, quality)
+
+
+def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
+    notes = (*record.notes, *(() if record.quality is None else record.quality.lines()))
+    return page.Shown(record.name, record.version, record.window_h, record.windows, hours, record.incidents, notes)
+
+
+def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
+    """Return by the hour what moved in the newest window of a side in which anything did."""
+    ours = [one for one in windows if (one.side, one.kind) == (side.side, "drift")]
+    moved = next((one for one in reversed(ours) if one.verdict is not None and one.verdict.flagged), None)
+    if moved is None:
+        return ()
+    version = model.version if side.side == "outputs" else None
+    hours = Hours(moved, side.reference.layout, version=version)
+    model.traffic.add(*hours_before(moved), into=[hours])
+    return hours.columns()
 
 
 def _verdicts(

@@ -49,8 +49,16 @@ _log = logging.getLogger(__name__)
 class Judge:
     """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
 
-    def __init__(self, state: State, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        then: Callable[[str, datetime], None] = lambda _name, _now: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``then`` is called once nothing is due of a model."""
         self._state = state
+        self._then = then
         self._clock = clock
         self._actor = f"controller of {this_user()}"
         self._failures: dict[str, str] = {}
@@ -69,12 +77,13 @@ class Judge:
                 if not judge_due(self._state, name, now=now, actor=self._actor, hurry=lambda: self._clock() >= ends):
                     self._next = name
                     return
+                self._then(name, now)
                 self._failures.pop(name, None)
             except NotFoundError as error:  # a bundle of an earlier release
                 _log.info("%s is not judged: %s", name, error)
             except Exception as error:
                 _log.warning("the windows of %s", name, exc_info=error)
-                why = f"its traffic was not judged: {type(error).__name__}: {error}"[:2000]
+                why = f"its traffic was not judged, or that not reported: {type(error).__name__}: {error}"[:2000]
                 if self._failures.get(name) != why:
                     self._record_error(name, why)
                 self._failures[name] = why

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_BODY = 900
 """With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
 _COLUMNS, _NAMES = 4, 3
-_MAX_NAME = 40
+_MAX_NAME, _MAX_WHY = 40, 300
 _PLAIN = frozenset(" _-.:,;%+'?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
@@ -39,13 +39,13 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
 
 
-def shown(text: Any) -> str:
-    r"""Return anybody's text on one line of at most 40 characters.
+def shown(text: Any, limit: int = _MAX_NAME) -> str:
+    r"""Return anybody's text on one line of at most ``limit`` characters.
 
     Whatever may be markup is shown as ``\u0040``, so that another text cannot look the same.
     """
-    found = "".join(map(_plain, str(text)[: _MAX_NAME + 1]))
-    return found if len(found) <= _MAX_NAME else f"{found[: _MAX_NAME - 3]}..."
+    found = "".join(map(_plain, str(text)[: limit + 1]))
+    return found if len(found) <= limit else f"{found[: limit - 3]}..."
 
 
 def _plain(character: str) -> str:
@@ -63,6 +63,9 @@ def _subject(incident: Incident) -> str:
 
 def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
     since = f"since {_time(incident.opened_at)}"
+    if what == "closed" and incident.acknowledged_by is not None:
+        who, why = incident.acknowledged_by, incident.acknowledged_why
+        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. It was an alarm {since}."
     if what == "closed":
         return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
     hours = (window.stop - window.start).total_seconds() / 3600

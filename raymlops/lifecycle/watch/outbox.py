@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
 
 LEASE = "messages"
+THREAD = "raymlops-outbox"
 FIRST_RETRY_S, MAX_RETRY_S = 30.0, 3600.0
 MAX_ERROR = 500
 _TONES: Mapping[Told, Tone] = {"opened": "warning", "escalated": "failure", "closed": "success"}
@@ -47,7 +48,7 @@ class Outbox:
     def __call__(self, now: datetime) -> None:
         """Start to send what is due, unless that is in progress."""
         if (self._thread is None or not self._thread.is_alive()) and self._due(now):
-            self._thread = threading.Thread(target=self.run, args=(now,), name="raymlops-outbox", daemon=True)
+            self._thread = threading.Thread(target=self.run, args=(now,), name=THREAD, daemon=True)
             self._thread.start()
 
     def run(self, now: datetime) -> None:

@@ -18,7 +18,9 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
+    from raymlops.lifecycle.watch.hours import Hours
     from raymlops.lifecycle.watch.windows import Windows
+    from raymlops.predictions.paths import Folder
     from raymlops.profiles.layout import Layout
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Traffic:
                 start = at if start is None else start
                 self._read.add(at)
             elif start is not None:
-                self._add(self._begin(start), self._begin(at))
+                self.add(self._begin(start), self._begin(at), into=self._into)
                 start = None
 
     def first_hour(self, version: int | None = None) -> datetime | None:
@@ -76,26 +78,39 @@ class Traffic:
         self._each(look)
         return min(found, default=None)
 
+    def hours(self, since: datetime, until: datetime | None = None) -> list[tuple[Store, Folder]]:
+        """Return the hours that have rows since and before the given times, with their storages.
+
+        Raises:
+            StorageError: the newest storage cannot be used.
+        """
+        found: list[tuple[Store, Folder]] = []
+
+        def look(store: Store) -> None:
+            found.extend((store, hour) for hour in prediction_hours(store, self._name, since=since, until=until))
+
+        self._each(look)
+        return found
+
     def ahead(self, now: datetime) -> int:
         """Return how many hours have rows that are from later than now: by a clock that is wrong.
 
         Raises:
             StorageError: the newest storage cannot be used.
         """
-        found: set[datetime] = set()
+        return len({hour.start for _, hour in self.hours(now) if hour.start > now})
 
-        def look(store: Store) -> None:
-            hours = prediction_hours(store, self._name, since=now)
-            found.update(hour.start for hour in hours if hour.start > now)
+    def add(self, since: datetime, until: datetime, *, into: Iterable[Windows | Hours]) -> None:
+        """Add the hours between two times.
 
-        self._each(look)
-        return len(found)
+        Raises:
+            StorageError: the newest storage cannot be used.
+        """
 
-    def _add(self, since: datetime, until: datetime) -> None:
         def read(store: Store) -> None:
             for hour in hourly_profiles(store, self._name, self._layouts, since=since, until=until):
-                for windows in self._into:
-                    windows.add(hour)
+                for each in into:
+                    each.add(hour)
 
         self._each(read)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
 from raymlops.state.drift import ANY_VERSION, JudgedWindow
 
@@ -151,6 +152,7 @@ def _numbers(kind: type) -> list[str]:
 
 
 def _kept(column: ColumnDrift) -> dict[str, Any]:
+    shape = column.histogram
     few = replace(
         column,
         column=_cut(column.column),
@@ -158,12 +160,17 @@ def _kept(column: ColumnDrift) -> dict[str, Any]:
         unjudged=tuple(map(_cut, column.unjudged[:_KEPT_NAMES])),
         new=tuple(map(_cut, column.new[:_KEPT_NAMES])),
         vanished=tuple(map(_cut, column.vanished[:_KEPT_NAMES])),
+        histogram=shape and replace(shape, labels=tuple(map(_cut, shape.labels))),
     )
     return asdict(few)
 
 
 def _column(data: Mapping[str, Any]) -> ColumnDrift:
-    return _of(ColumnDrift, {key: _tuples(value) for key, value in data.items()})
+    found = _of(ColumnDrift, {key: _tuples(value) for key, value in data.items()})
+    shape = data.get("histogram")
+    return (
+        found if shape is None else replace(found, histogram=_of(Histogram, {k: _tuples(v) for k, v in shape.items()}))
+    )
 
 
 def _of(kind: type[T], data: Mapping[str, Any]) -> T:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 READ_ROWS, READ_BYTES = 1_000_000, 512 << 20
 """Read of each split where nothing is configured, whichever is less."""
-LOOKED_AT, VALUES = 100_000, 1 << 24
+LOOKED_AT, VALUES = 100_000, 1 << 22
 """Rows whose columns are looked at, and the numbers in them."""
 _UNLIKE = 20
 """Rows with another label than the most frequent one, from which on it is no chance that a column equals the label."""

@@ -161,7 +161,7 @@ def test_messages_that_a_messenger_lacks_are_told(root):
     incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, ("x",))
     message = Message("i-opened", "i", "opened", "title", "body", start)
     with State.open(f"sqlite:///{root}/state.db") as state:
-        record_window(state, window, lambda *_: Filed(incident, message, "drift.opened", "moved"))
+        record_window(state, window, lambda *_: Filed(incident, message, "drift.opened", "moved"), baselines=0)
         assert overview(root=str(root))[0].messages is None
         put_message(state, replace(message, attempts=1, retry_at=NOW, last_error="URL 1 (Slack): answered 404"))
         (model,) = overview(root=str(root))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,7 +15,14 @@ from tiny_bundle import tiny_contents
 from raymlops.bundle.profiles import references_of
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import LeaseLostError, RefusedError, StorageError
-from raymlops.lifecycle.prediction_log import StoredLog, changing, compact_predictions, erase_predictions, remove_old
+from raymlops.lifecycle.prediction_log import (
+    StoredLog,
+    changing,
+    compact_predictions,
+    erase_predictions,
+    other_storages,
+    remove_old,
+)
 from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.compact import compact
 from raymlops.predictions.hourly import hourly_profiles
@@ -149,6 +157,38 @@ def test_a_storage_that_is_gone_is_named_and_keeps_no_other_from_being_searched(
     shutil.rmtree(tmp_path / "predictions")
     with pytest.raises(StorageError, match="no-such-scheme"):
         erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_labels_go_that_came_after_their_model_had_moved_to_another_storage(spec, tmp_path, live):
+    """They are beside the rows of the version that is live by then, or was last; days old in both places."""
+    with state_of(spec) as state:
+        ref = ModelVersionRef("flights", 0, "run", BundleRef(f"{tmp_path}/old/bundles/{'e' * 64}", "e" * 64), ())
+        record_version(state, ref, why="", now=datetime.now(UTC))
+        if not live:
+            put(state, "flights", [], action="remove")
+    write(tmp_path / "old", "a", "anna", ago=timedelta(days=3))
+    write(tmp_path, "b", "bob")
+    labels = LabelLog(str(tmp_path), name="flights", writer="w", now=lambda: time.time() - 2 * 86_400)
+    labels.add([Label("a", 0, "1"), Label("b", 0, "1")]).result(timeout=30)
+    labels.close()
+    record = erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+    assert (record.rows, record.labels) == (1, 1)
+    reading = Reading(str(tmp_path), "flights")
+    assert [(row["request_id"], row["label"]) for batch in reading for row in batch.to_pylist()] == [("b", "1")]
+    assert reading.unknown_labels().num_rows == 0
+
+
+def test_rows_are_read_although_a_storage_that_the_model_left_is_gone(spec, tmp_path):
+    """It is named, as one that has rows is; the search goes on in the configured one."""
+    write(tmp_path / "elsewhere", "a", "anna")
+    with state_of(spec) as state:
+        for number, uri in enumerate((f"{tmp_path}/elsewhere", "no-such-scheme://x", f"{tmp_path}/empty"), start=2):
+            ref = ModelVersionRef("flights", number, "run", BundleRef(f"{uri}/bundles/{'e' * 64}", "e" * 64), ())
+            record_version(state, ref, why="", now=datetime.now(UTC))
+    gone, other = other_storages("flights", spec)
+    assert gone.startswith("flights may have rows in another storage too: 'no-such-scheme://x")
+    assert other == f"flights also has rows in {tmp_path}/elsewhere: read them with storage.path={tmp_path}/elsewhere"
 
 
 def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_path):

@@ -349,7 +349,7 @@ def test_a_clock_that_is_set_back_stops_no_job(state, serve):
     assert times == [at(0), at(-3600)]
 
 
-def test_messages_are_looked_for_every_ten_seconds(state, serve):
+def test_messages_are_looked_for_every_five_seconds(state, serve):
     """What fails there is recorded once, and the controller goes on."""
     times, seconds = [], [0.0]
 
@@ -358,10 +358,10 @@ def test_messages_are_looked_for_every_ten_seconds(state, serve):
         raise OSError("no file")
 
     steering = Controller(state, serve, serve=SERVE, reports=Reports(), tell=tell, clock=lambda: seconds[0])
-    for second in (0, 5, 10, 20):
+    for second in (0, 3, 5, 10):
         seconds[0] = float(second)
         steering.step(at(second))
-    assert times == [at(0), at(10), at(20)]
+    assert times == [at(0), at(5), at(10)]
     assert [(event.action, event.subject) for event in state.events()] == [("controller.error", "messages")]
 
 

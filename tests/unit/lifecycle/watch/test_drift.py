@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import served_days
+from html_page import Page
 from served_days import ROWS
 
 from raymlops.cli.app import main
@@ -92,8 +93,28 @@ def test_a_bundle_that_keeps_nothing_of_pairs_says_so(spec, tmp_path):
     references["features"] = reference_of(lambda: [Chunk({"distance": np.arange(400.0)}, 400)], rows=400)
     with state_of(spec) as state:
         served_days.deploy(state, served_days.bundle_of(tmp_path, references), version=4)
-    assert "register it again" in drift("flights", between_columns=True).text()
-    assert "register it again" not in drift("flights").text()
+    assert "register its run again" in drift("flights", between_columns=True).text()
+    assert "register its run again" not in drift("flights").text()
+
+
+def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path, capsys):
+    """Whatever is asked for; the answer is the newest window of each side, or those since a time."""
+    serve(tmp_path, [0, 0, 0, 0, 0.45, 0.45])
+    compact_predictions("flights", spec)
+    file = tmp_path / "drift.html"
+    assert main(["drift", "flights", "--report", str(file)]) == 0
+    assert f"report     {file}" in capsys.readouterr().out
+    written = Page(file.read_text(encoding="utf-8"))
+    assert written.open == []
+    assert "inputs-drift" in written.sections
+    assert "1 alarm" in written.words
+    assert "median and quartiles by the hour" in written.words
+    record = drift("flights", report=str(file))
+    assert [(one.side, one.kind) for one in record.windows] == [
+        *(("inputs", "skew"), ("inputs", "drift")),
+        *(("outputs", "skew"), ("outputs", "drift")),
+    ]
+    assert 'class="drift"' in record._repr_html_()
 
 
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):

@@ -77,6 +77,15 @@ def test_messages_of_one_incident_have_one_title():
     assert "acknowledge" not in found[2].body
 
 
+def test_who_acknowledged_it_and_why_is_said():
+    """To all who got the alarm, bounded as well."""
+    by = {"acknowledged_by": "ann@here", "acknowledged_why": "a new\nairport " + "x" * 999}
+    body = message_about(incident(closed_at=FIRST, **by), window(COLUMN), "closed").body
+    assert body.startswith("Acknowledged by ann\\u0040here: a new\\u000aairport xxx")
+    assert len(body.splitlines()) == 3
+    assert len(body) <= MAX_BODY
+
+
 def test_outputs_name_their_version_and_the_way_back():
     """They are a version's, so that another version may be better."""
     message = message_about(incident(side="outputs", version=7), window(COLUMN), "opened")

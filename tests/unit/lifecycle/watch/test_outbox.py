@@ -12,9 +12,10 @@ import pytest
 from receiver import receiver
 from stored import put
 
-from raymlops.lifecycle.watch.outbox import MAX_RETRY_S, Outbox
+from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, THREAD, Outbox
 from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, messages_of, record_window, unsent_messages
+from raymlops.state.lease import lease
 from raymlops.state.store import Deployment
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,29 +91,17 @@ def test_one_that_fails_is_tried_again_and_the_others_are_not(state, url, watch,
     assert unsent_messages(state) == {}
 
 
-def test_retries_grow_to_an_hour(state, url, watch):
+def test_retries_grow_to_an_hour(state, url, watch, monkeypatch):
     """Of a variable that is not set where the controller runs, which is said by its name."""
-    watch("m", "x")
-    put(
-        state,
-        "m",
-        [
-            Deployment(
-                "m", 7, BundleRef("file:///b", "d" * 64), "run", "champion", monitor={"notify": {"env": "NOT_SET"}}
-            )
-        ],
-    )
+    watch("m", "json://127.0.0.1")
+    monkeypatch.delenv("NOTIFY_M")
     tell(state, "m", "opened")
-    waits = []
-    for _ in range(9):
+    for wait_s in (30, 60, 120, 240, 480, 960, 1920, MAX_RETRY_S, MAX_RETRY_S):
+        wait, before = timedelta(seconds=wait_s), state.now()
         Outbox(state, url).run(LATER)
         (message,) = messages_of(state, "m")
-        waits.append((message.retry_at - state.now()).total_seconds())
-    assert waits == pytest.approx([min(30 * 2**tried, MAX_RETRY_S) for tried in range(9)], abs=10)
-    assert (message.attempts, message.last_error) == (
-        9,
-        "monitor.notify: the environment variable NOT_SET is not set",
-    )
+        assert before + wait <= message.retry_at <= state.now() + wait
+    assert (message.attempts, message.last_error) == (9, "monitor.notify: the environment variable NOTIFY_M is not set")
 
 
 def test_a_messenger_that_hangs_holds_up_nobody_else(state, url, watch, messenger):
@@ -135,6 +124,33 @@ def test_a_model_without_messengers_has_nothing_waiting(state, url, watch):
     watch("m")
     tell(state, "m", "opened")
     Outbox(state, url).run(LATER)
+    assert unsent_messages(state) == {}
+
+
+def test_one_process_sends_at_a_time(state, url, watch, messenger):
+    """Where another one is at it, nothing is sent twice, and nothing is an error."""
+    watch("m", messenger.url())
+    tell(state, "m", "opened")
+    with lease(url, LEASE, purpose="a test"):
+        Outbox(state, url).run(LATER)
+    assert messenger.got == []
+    assert messages_of(state, "m")[0].attempts == 0
+
+
+def test_the_controller_does_not_wait_for_messengers(state, url, watch, messenger):
+    """A thread sends, one at a time, and none begins where nothing is due."""
+    outbox, held = Outbox(state, url), threading.Event()
+    outbox(LATER)
+    assert [thread.name for thread in threading.enumerate() if thread.name == THREAD] == []
+    messenger.answers["a"] = lambda: held.wait(30) and 200
+    watch("m", f"{messenger.url()}?rto=30")
+    tell(state, "m", "opened")
+    for _ in range(3):
+        outbox(LATER)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == THREAD)
+    held.set()
+    thread.join()
+    assert messenger.titles() == ["m opened"]
     assert unsent_messages(state) == {}
 
 
