@@ -156,8 +156,9 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
 
 
 def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
-    notes = (*record.notes, *(() if record.quality is None else record.quality.lines()))
-    return page.Shown(record.name, record.version, record.window_h, record.windows, hours, record.incidents, notes)
+    about = record.name, record.version, record.window_h
+    quality = () if record.quality is None else tuple(record.quality.lines())
+    return page.Shown(*about, record.windows, hours, record.incidents, quality, record.notes)
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
