@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raymlops.config.base import Spec
 
@@ -84,6 +85,17 @@ class ChecksSection(Spec):
         description=f"{{CHECK: off|warn|refuse}}, of {', '.join(CHECKS)}, or all the others; default: "
         f"{', '.join(check for check in CHECKS if check in REFUSING)} refuse, the others warn",
     )
+
+    @field_validator("severity", mode="before")
+    @classmethod
+    def _known(cls, severity: Any) -> Any:
+        for name in severity if isinstance(severity, dict) else ():
+            if name not in {*CHECKS, "all"}:
+                near = get_close_matches(str(name), CHECKS, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                msg = f"got {name!r}; one of {', '.join(CHECKS)} or all{meant}"
+                raise ValueError(msg)
+        return severity
 
     def severity_of(self, check: Check) -> Severity:
         """Return what a finding of a check leads to."""
