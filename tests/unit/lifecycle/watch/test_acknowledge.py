@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -128,6 +129,18 @@ def test_too_few_new_windows_are_waited_for(state, watch):
     assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
     found = inputs(watch([2.0], until=TODAY + DAY))
     assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
+
+
+def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch, tmp_path):
+    """Hours beyond the retention are gone; what was served since may have drifted, so a person says what is normal."""
+    watch([0.9] * 4, until=TODAY - 40 * DAY)
+    found = inputs(watch([0.9] * 40))
+    assert (found.outcome, found.against) == ("ok", "the first windows served")
+    for day in range(10, 60):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+    found = inputs(watch([0.9], until=TODAY + DAY))
+    assert found.outcome == "waiting"
+    assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
 
 
 @pytest.mark.parametrize(
