@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from served_days import DAY, TODAY, bundle_of, deploy, references, serve
+from stored import put
 
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge, judge_due
@@ -125,8 +127,6 @@ def test_a_version_that_is_replaced_takes_its_incidents_along(live, url, tmp_pat
 
 def test_a_model_that_is_taken_down_has_no_open_incident(live, url, tmp_path):
     """It is told that this is over, and why is on the record."""
-    from stored import put
-
     serve(tmp_path, [0.9] * 4)
     counted(live, url, then=Judge(live))
     put(live, "flights", [], action="remove")
@@ -172,3 +172,18 @@ def test_windows_are_as_long_as_the_version_was_deployed_with(state, url, tmp_pa
     counted(state, url, then=Judge(state))
     starts = {(one.start.hour, (one.stop - one.start) / HOUR) for one in judged_windows(state, "flights")}
     assert starts == {(12, 6.0)}
+    assert incidents_of(state) == []
+
+
+def test_windows_of_another_length_are_judged_anew(live, url, tmp_path):
+    """Those of the last week: an incident that is open goes on, one that is closed is not opened again by its own."""
+    serve(tmp_path, [0] * 4 + [3.0])
+    counted(live, url, then=Judge(live))
+    (first,) = incidents_of(live)
+    (item,) = live.deployments("flights")
+    for window_h in (12, 6, 12):
+        put(live, "flights", [replace(item, monitor={"window_h": window_h})])
+        counted(live, url, TODAY + 2 * HOUR, then=Judge(live))
+    assert {(one.stop - one.start) / HOUR for one in judged_windows(live, "flights")} == {24.0, 12.0, 6.0}
+    assert {one.id for one in incidents_of(live)} == {first.id}
+    assert [event for event in live.events() if event.action == "controller.error"] == []
