@@ -73,6 +73,9 @@ class MonitorSection(Spec):
         default_factory=dict,
         description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
     )
+    between_columns: bool = Field(
+        default=False, description="judge the correlation of each two inputs as well, besides each input by itself"
+    )
     quality: QualitySection = Field(
         default_factory=QualitySection, description="bounds of a window's missing values, volume and the like"
     )

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before every row: who keeps them for longer keeps them forever."""
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
@@ -48,6 +50,12 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+    def kept_since(self, now: datetime) -> datetime | None:
+        """Return the time before which rows and labels are removed; None where all are kept."""
+        if self.retention_days is None or self.retention_days > (now - _FIRST).days:
+            return None
+        return now - timedelta(days=self.retention_days)
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,24 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     from raymlops.state.versions import bundle_uris
     from raymlops.storage.filesystem import root_of
 
-    items = _last_deployed(state, name)
+    items = last_deployed(state, name)
     if not items:
         return None
     newest = champion_of(items) or items[-1]
     bundles = [newest.bundle.uri, *reversed(bundle_uris(state, name))]
     roots = tuple(dict.fromkeys(root_of(uri) for uri in bundles))
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
+
+
+def last_deployed(state: State, name: str) -> Sequence[Deployment]:
+    """Return what is deployed of a model, or was last; nothing of one that never was."""
+    from raymlops.state.audit import changes_of
+    from raymlops.state.store import Deployment
+
+    if items := state.deployments(name):
+        return items
+    lists = (event.after or event.before for event in changes_of(state, name))
+    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]
 
 
 def other_storages(name: str, spec: ProjectSpec) -> list[str]:
@@ -149,12 +168,12 @@ def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> Retain
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), spec.serve.log.retention_days)
         if not any(name in names_in(Store(uri)) for uri in log.uris):
             raise NotFoundError(f"there are no predictions or labels of {name!r} in {', '.join(log.uris)}")
-        if log.retention_days is None:
+        if (before := log.kept_since(now)) is None:
+            days = "null" if log.retention_days is None else f"{log.retention_days:g}"
             raise UsageError(
-                f"the predictions of {name} are kept forever: serve.log.retention_days is null",
+                f"the predictions of {name} are kept forever: serve.log.retention_days is {days}",
                 hint="Deploy the model with another value; for one that was never deployed, set it in --config.",
             )
-        before = now - timedelta(days=log.retention_days)
         with changing(state.url, name, purpose="retention"):
             return remove_old(state, log, before=before)
 
@@ -244,8 +263,8 @@ def erase_predictions(
 def counted_on(state: State, name: str) -> CountedOn:
     """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Those are the layouts of its bundle, where it has profiles and can be read, and for features those of the other
-    versions that are live now.
+    Those are the layouts and slices of its bundle, where it has profiles and can be read, and for features the layouts
+    of the other versions that are live now, with their slices.
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.predictions.hourly import Counted
@@ -268,11 +287,10 @@ def counted_on(state: State, name: str) -> CountedOn:
     live = [item.version for item in state.deployments(name)]
 
     def found(version: int) -> Counted:
-        layouts, slices = own(version).layouts, own(version).slices
-        features = {
-            layout.digest: layout for each in (version, *live) for layout in own(each).layouts.get("features", ())
-        }
-        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, slices)
+        versions, layouts = [own(each) for each in (version, *live)], own(version).layouts
+        features = {layout.digest: layout for each in versions for layout in each.layouts.get("features", ())}
+        slices = dict.fromkeys(found for each in versions for found in each.slices)
+        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, tuple(slices))
 
     return found
 
@@ -329,13 +347,3 @@ def _counts(record: EraseRecord) -> dict[str, int]:
         "unsearched_rows": record.unsearched,
         "damaged_files": len(record.damaged),
     }
-
-
-def _last_deployed(state: State, name: str) -> Sequence[Deployment]:
-    from raymlops.state.audit import changes_of
-    from raymlops.state.store import Deployment
-
-    if items := state.deployments(name):
-        return items
-    lists = (event.after or event.before for event in changes_of(state, name))
-    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]

@@ -63,7 +63,7 @@ def _figures(window: JudgedWindow) -> Iterator[tuple[str, tuple[str, ...], float
     for number, p in (("1", window.p_one), ("2", window.p_two)):
         if p is not None:
             yield "p", (number,), p
-    distances = [abs(column["distance"]) for column in window.details.get("columns", ())]
+    distances = [abs(one["distance"] or 0.0) for one in window.details.get("columns", ())]
     yield "distance", (), max(distances, default=0.0)
     yield "rows", (), float(window.rows)
     yield "window_seconds", (), (window.stop - window.start).total_seconds()

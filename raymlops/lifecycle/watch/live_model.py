@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.config.data import QualitySection
+    from raymlops.config.schema import MonitorSection
     from raymlops.state.drift import Baseline, Side
     from raymlops.state.store import State
 
@@ -46,12 +47,12 @@ class LiveModel:
     """All that people said to be normal, newest first."""
     bounds: QualitySection
     """Beyond which what is told beside drift is an alarm."""
+    as_deployed: bool
+    """Whether the controller judges the same of it."""
 
 
-def live_model(
-    state: State, name: str, *, window: timedelta | None = None, bounds: QualitySection | None = None
-) -> LiveModel:
-    """Return a live model; the length of its windows and its bounds are by default those that it was deployed with.
+def live_model(state: State, name: str, *, monitor: MonitorSection | None = None) -> LiveModel:
+    """Return a live model, to be watched as ``monitor`` says, by default as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -62,8 +63,9 @@ def live_model(
     if champion is None:
         raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
     references = references_of(champion.bundle.uri, champion.bundle.digest)
-    settings = monitored(champion)
-    length = timedelta(hours=settings.window_h) if window is None else window
+    deployed = monitored(champion)
+    settings = deployed if monitor is None else monitor
+    length = timedelta(hours=settings.window_h)
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
     layouts = {key: references[key].layout for key in SIDES.values() if key in references}
     served = {
@@ -87,11 +89,13 @@ def live_model(
             served[key],
             _of(said, side, version, None if first is None else first - max(_BEFORE, 2 * length)),
             first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS),
+            settings.between_columns and side == "inputs",
         )
         for side, key in SIDES.items()
         if key in references
     ]
-    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), bounds or settings.quality)
+    as_deployed = settings.between_columns == deployed.between_columns
+    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
 
 
 def about(side: Side, version: int) -> int:

@@ -32,8 +32,11 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     head, todo = _head(incident, window, what), ["Next:", *_commands(incident, what)]
-    moved = [one for one in window.details.get("columns", ()) if one.get("flagged") and what != "closed"]
-    bodies = ("\n".join([head, *_columns(moved, count), *todo]) for count in range(_COLUMNS, -1, -1))
+    moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
+    number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
+    if what == "closed":
+        moved, number = [], 0
+    bodies = ("\n".join([head, *_columns(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
     title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
     return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
@@ -80,20 +83,23 @@ def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
     )
 
 
-def _columns(moved: Sequence[Mapping[str, Any]], count: int) -> list[str]:
-    """Return a line for each of the first columns that lead to the verdict, and one for the others."""
-    lines = [_column(one) for one in moved[:count]]
-    if len(moved) > count:
-        lines.append(f"- {len(moved) - count} more columns" if lines else f"- {len(moved)} columns")
-    if moved and not any(one.get("influence") is not None for one in moved):
+def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
+    """Return a line for each of these columns that led to the verdict, and one for the others of that number."""
+    lines = [_column(one) for one in moved]
+    if lines and all(one.get("influence") is None for one in moved):
         lines.append("How much the output depends on them is not known.")
+    if number > len(moved):
+        more, s = "more " if moved else "", "s" if number - len(moved) > 1 else ""
+        lines.append(f"- {number - len(moved)} {more}column{s}")
     return lines
 
 
 def _column(column: Mapping[str, Any]) -> str:
-    parts = [f"{shown(column.get('moved', ''))} {column['distance']:+.1f} sd"]
-    if column.get("quantiles"):
-        parts.append("median {:.4g} to {:.4g}".format(*(side[2] for side in column["quantiles"])))
+    distance = column.get("distance")
+    parts = [f"{shown(column.get('moved', ''))} " + ("far off" if distance is None else f"{distance:+.1f} sd")]
+    medians = [side[2] for side in column.get("quantiles") or ()]
+    if medians and None not in medians:  # nothing is left of a column that is null
+        parts.append("median {:.4g} to {:.4g}".format(*medians))
     before, after = column.get("nulls") or (0, 0)
     if f"{before:.1%}" != f"{after:.1%}":
         parts.append(f"missing {before:.1%} to {after:.1%}")

@@ -19,7 +19,7 @@ from raymlops.monitor.baseline import baseline_windows, first_served, running, s
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
-from raymlops.monitor.profiled import column_counts, read_counts
+from raymlops.monitor.profiled import column_counts, pair_counts, read_counts
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Normal:
         served: Of the champion alone.
         baselines: What a person said to be normal on this side, newest first.
         judged_since: The start of the first window with enough rows that is known to have been judged for this version.
+        between: Whether the correlations of each two columns are judged as well.
     """
 
     side: Side
@@ -63,6 +64,7 @@ class Normal:
     served: Windows
     baselines: Sequence[Baseline] = ()
     judged_since: datetime | None = None
+    between: bool = False
 
     def skew(self, last: int) -> WindowDrift | None:
         """Return the verdict on what the version served first, against training; None while it is too early for one.
@@ -262,13 +264,15 @@ class Normal:
         own: OwnWindows,
         without: Mapping[str, str],
     ) -> Judged | str:
-        columns, refused = column_counts(blocks, windows.profiles(pair), influence=self.reference.influence)
+        profiles, influence = windows.profiles(pair), self.reference.influence
+        columns, refused = column_counts(blocks, profiles, influence=influence)
         refused |= {column.name: without[column.name] for column in columns if column.name in without}
         columns = [column for column in columns if column.name not in without]
         if not columns:
             some = list(refused.items())[:3]
             return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in some)
-        return judge(columns, own), refused
+        pairs = pair_counts(blocks, profiles, without=refused, influence=influence) if self.between else []
+        return judge([*columns, *(one for one in pairs if one.name not in without)], own), refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):

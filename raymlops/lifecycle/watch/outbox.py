@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.prediction_log import last_deployed
 from raymlops.lifecycle.watch.messengers import deliver, urls_of
 from raymlops.state.drift import put_message, unsent_messages
 from raymlops.state.lease import lease
@@ -74,9 +75,7 @@ class Outbox:
         """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones."""
         left, away, why = {one.id: one for one in queue}, dict[str, str](), ""
         try:
-            champion = champion_of(self._state.deployments(name))
-            notify = None if champion is None else monitored(champion).notify
-            urls = () if notify is None else urls_of(notify)
+            urls = self._urls(name)
             for message in queue:
                 if len(away) < max(len(urls), 1):
                     for changed in self._delivered(message, urls, away):
@@ -91,6 +90,12 @@ class Outbox:
         for message in left.values():
             if message.sent_at is None:
                 put_message(self._state, self._later(message, errors[:MAX_ERROR]))
+
+    def _urls(self, name: str) -> tuple[str, ...]:
+        """Return the URLs of a model's messengers, also of one that was removed; none where nobody is to be told."""
+        items = last_deployed(self._state, name)
+        notify = monitored(champion_of(items) or items[-1]).notify if items else None
+        return () if notify is None else urls_of(notify)
 
     def _delivered(self, message: Message, urls: Sequence[str], away: dict[str, str]) -> Iterator[Message]:
         """Send one message, and yield it as it is from each answer on; add to ``away`` the messengers that lack it."""

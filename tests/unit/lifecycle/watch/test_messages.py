@@ -98,11 +98,20 @@ def test_outputs_name_their_version_and_the_way_back():
 def test_2000_columns_of_long_names_fit():
     """The body stays below what PagerDuty and Teams take, with how many there are, and with the commands."""
     long = {**COLUMN, "column": "c" * 500, "new": ["@" * 300] * 50, "moved": f"share of {'*' * 99}"}
-    message = message_about(incident(), window(*[long] * 20), "opened")
+    message = message_about(incident(columns=("c",) * 2000), window(*[long] * 20), "opened")
     assert len(message.body) <= MAX_BODY
-    assert "20 columns" in message.body or "more columns" in message.body
+    lines = sum(line.startswith("- ccc") for line in message.body.splitlines())
+    assert lines
+    assert f"- {2000 - lines} more columns" in message.body
     assert message.body.endswith("train on newer data")
     assert len(message.title) + 2 + MAX_BODY <= 1024
+
+
+def test_a_column_of_which_nothing_is_left_is_told():
+    """Null from one window to the next: there is no median, and what is not finite is kept as nothing."""
+    gone = {**COLUMN, "moved": "nulls", "distance": None, "nulls": [0, 1], "quantiles": [[1, 2, 3, 4, 5], [None] * 5]}
+    body = message_about(incident(), window(gone), "opened").body
+    assert "- dep_delay: nulls far off, missing 0.0% to 100.0%, the output" in body
 
 
 def test_an_unknown_influence_is_said_once():

@@ -127,6 +127,15 @@ def test_a_model_without_messengers_has_nothing_waiting(state, url, watch):
     assert unsent_messages(state) == {}
 
 
+def test_what_became_of_a_model_that_was_removed_is_told(state, url, watch, messenger):
+    """To those who got the alarm."""
+    watch("m", messenger.url())
+    tell(state, "m", "closed")
+    put(state, "m", [], action="remove")
+    Outbox(state, url).run(LATER)
+    assert messenger.titles() == ["m closed"]
+
+
 def test_one_process_sends_at_a_time(state, url, watch, messenger):
     """Where another one is at it, nothing is sent twice, and nothing is an error."""
     watch("m", messenger.url())

@@ -11,6 +11,7 @@ from served_requests import SIGNATURE, served
 from raymlops.cli.app import main
 from raymlops.config.data import QualitySection
 from raymlops.config.load import load_data
+from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import drift, judged
@@ -84,9 +85,10 @@ def test_a_configured_bound_is_an_alarm(spec, tmp_path):
         max_nulls=0.01, max_out_of_range=0.3, max_new_categories=0.1, max_repeated=0.1, min_rows=1000, max_silence_h=0.1
     )
     now = TODAY + timedelta(hours=9)
+    monitor = MonitorSection(quality=bounds)
     with state_of(spec) as state:
-        found = judged(state, "flights", now=now, window=DAY, bounds=bounds)
-        later = judged(state, "flights", now=now + 3 * DAY, window=DAY, bounds=bounds)
+        found = judged(state, "flights", now=now, monitor=monitor)
+        later = judged(state, "flights", now=now + 3 * DAY, monitor=monitor)
     assert found.drifted
     assert found.quality is not None
     assert [finding.check for finding in found.quality.findings] == [
