@@ -146,8 +146,9 @@ class Normal:
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         without: dict[str, str] = {}
         for baseline in self.baselines:
-            own = self._since(place_of(baseline.start, self.window_s), pair)
-            few = f"the new baseline has {len(own)} of {FEWEST_OWN} windows"
+            first = place_of(baseline.start, self.window_s)
+            own = self._since(first, pair)
+            few = self._few("new baseline", own, first, at)
             if len(own) >= FEWEST_OWN:
                 judged = self._against_serving(pair, own, without)
                 if isinstance(judged, str) or judged[0].outcome != "insufficient":
@@ -168,7 +169,8 @@ class Normal:
         baseline = () if self._served_since is None else self._since(self._served_since, pair)
         if len(baseline) >= FEWEST_OWN:
             return self._described(window, self._against_serving(pair, baseline, without), SERVING)
-        have = f"the serving baseline has {len(baseline)} of {FEWEST_OWN} windows"
+        at = round(window.start_s / self.window_s)
+        have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:
             return self._waiting(window, f"training differs from what is served, and {have}")
         if isinstance(training, str):
@@ -182,6 +184,12 @@ class Normal:
             return ()
         self.traffic.read(first, last)
         return serving_baseline((*self.windows.counted(first, last), *pair), since_s=first * self.window_s)
+
+    def _few(self, what: str, own: Sequence[Window], first: int, at: int) -> str:
+        """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
+        few = f"the {what} has {len(own)} of {FEWEST_OWN} windows"
+        over = at > first + self.most
+        return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 
     @cached_property
     def _first_answer(self) -> datetime | None:

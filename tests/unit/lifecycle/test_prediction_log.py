@@ -32,6 +32,7 @@ from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings
 from raymlops.predictions.where import Where
 from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.profiles.slices import Slice
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.store import Deployment
 from raymlops.state.versions import record_version
@@ -203,13 +204,18 @@ def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_pa
 
 
 def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_path):
-    """On the layouts of a version's bundle and, of features, of those that are live: those alone without a bundle."""
+    """On the layouts of a version's bundle and, of features, of those that are live: those alone without a bundle.
+
+    So are the rows of slices, by those of all that are live.
+    """
     values = {"distance": np.arange(100.0), "carrier": np.array(["AA", "anna"] * 50, object)}
     refs = []
-    for number, scale in ((3, 1.0), (4, 2.0)):
+    for number, scale, value in ((3, 1.0, "AA"), (4, 2.0, "anna")):
         features = {**values, "distance": values["distance"] * scale}
         found = {
-            "features": reference_of(lambda features=features: [Chunk(features, 100)], rows=100),
+            "features": reference_of(
+                lambda features=features: [Chunk(features, 100)], rows=100, slices=[Slice("carrier", value)]
+            ),
             "predictions": reference_of(lambda: [Chunk({"late": values["distance"]}, 100)], rows=100),
         }
         refs.append(write_bundle(tmp_path, tiny_contents(references=found)))
@@ -231,4 +237,7 @@ def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_
         (5, ["features"]),
     ]
     assert sum(hour.profiles["features"].rows for hour in hours) == 3
+    live = {"features[carrier=anna]": layouts["features"]}
+    sliced = hourly_profiles(Store(str(tmp_path)), "flights", live)
+    assert [(hour.version, sorted(hour.profiles)) for hour in sliced] == [(each, [*live]) for each in (3, 4, 5)]
     assert compact_predictions("flights", spec).profiled == 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import cut
+from raymlops.monitor.contrasts import NULLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -216,7 +217,7 @@ def _moved(window: WindowDrift, by_hour: dict[str, HourlyColumn]) -> list[_Colum
 def _column(
     column: ColumnDrift, hours: HourlyColumn | None, window: WindowDrift, *, band: float | None, running: float | None
 ) -> _Column:
-    sentence = f"{cut(column.moved, _CELL)}: {column.distance:+.1f} standard deviations of own windows"
+    sentence = f"{_moved_in(column)}: {column.distance:+.1f} standard deviations of own windows"
     if band is not None:
         sentence += f", of which one in twenty exceeds {band:.1f}"
     if column.distance_running is not None and running is not None and abs(column.distance_running) > running:
@@ -255,12 +256,16 @@ def _column(
     )
 
 
+def _moved_in(column: ColumnDrift) -> str:
+    return "missing values" if column.moved == NULLS else cut(column.moved, _CELL)
+
+
 def _row(column: ColumnDrift) -> list[str]:
     medians = " → ".join(f"{side[2]:.4g}" for side in column.quantiles)
     return [
         cut(column.column, _CELL),
         "yes" if column.flagged else "",
-        cut(column.moved, _CELL),
+        _moved_in(column),
         f"{column.distance:+.1f}",
         f"{column.p:.2g}",
         f"{column.jensen_shannon:.3f}",

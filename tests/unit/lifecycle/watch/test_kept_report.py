@@ -19,8 +19,8 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-def tracker(tmp_path):
-    return Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def tracker(storage_path):
+    return Tracker(f"sqlite:///{storage_path}/mlflow.db")
 
 
 @pytest.fixture
