@@ -104,14 +104,16 @@ def say_speed(rows: list[int], peers: list[str]) -> None:
     ]
     for python in peers:
         runs += [(python, peer, rows[0]) for peer in ("evidently", "whylogs")]
-    ours = 0.0
+    ours: dict[str, float] = {}
     for python, phase, number in runs:
         got = in_process(python, phase, number)
         if got is None:
             continue
         speed = number * COLUMNS / got["seconds"]
-        ours = ours or speed
-        ratio = "" if python == sys.executable else f"  raymlops has {ours / speed:,.0f} times that"
+        if python == sys.executable:
+            ours.setdefault(phase, speed)
+        times = ", ".join(f"{one / speed:,.0f}" for one in ours.values())
+        ratio = "" if python == sys.executable else f"  raymlops has {times} times that"
         print(
             f"{phase:18} {number:11,} rows {speed:14,.0f} cells/CPU s  peak {got['peak_mb']:6,.0f} MB{ratio}",
             flush=True,
