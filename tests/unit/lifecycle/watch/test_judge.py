@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from killed_judge import DiedError, dying_at, raised, rows
 from served_days import DAY, TODAY, bundle_of, deploy, references, serve
 from stored import put
 
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge, judge_due
 from raymlops.state.drift import incidents_of, judged_windows, messages_of
+from raymlops.state.store import State
 
 HOUR = timedelta(hours=1)
 
@@ -87,6 +92,32 @@ def test_two_judges_at_once_write_each_verdict_once(live, url, tmp_path):
     assert outcomes(live) == ["waiting", "ok", "ok", "ok", "warn", "alarm", "alarm"]
     assert [one.windows for one in incidents_of(live)] == [2]
     assert [one.what for one in messages_of(live, "flights")] == ["opened"]
+
+
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_path, every):
+    """At each statement and commit of all windows that are due, and what follows: nothing is missing, nothing twice."""
+    serve(tmp_path, [0] * 4 + [0.6] * 2)
+    counted(live, url)
+    with (
+        closing(sqlite3.connect(tmp_path / "state.db")) as source,
+        closing(sqlite3.connect(tmp_path / "due.db")) as due,
+    ):
+        source.backup(due)
+    places = dying_at(live, -1, raised)
+    judge_due(live, "flights", now=TODAY + HOUR)
+    expected = rows(url)
+    assert len(expected["messages"]) == 1
+    for number in range(0, places[0], every):
+        ended = f"sqlite:///{shutil.copy(tmp_path / 'due.db', tmp_path / f'{number}.db')}"
+        with State.open(ended) as state:
+            dying_at(state, number, raised)
+            with pytest.raises(DiedError):
+                judge_due(state, "flights", now=TODAY + HOUR)
+        with State.open(ended) as state:
+            judge_due(state, "flights", now=TODAY + HOUR)
+        assert rows(ended) == expected, number
+    assert places[0] > 80
 
 
 def test_a_window_waits_for_hours_that_are_not_counted(live, url, tmp_path):
