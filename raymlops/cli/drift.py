@@ -21,6 +21,9 @@ def drift(
         str | None,
         typer.Option(metavar="WHEN", help="Every window since then, as 7d or an ISO time.  [default: the newest one]"),
     ] = None,
+    between_columns: Annotated[
+        bool, typer.Option("--between-columns", help="Judge the correlation of each two inputs too.")
+    ] = False,
     report: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write the report, one HTML file: the newest 120 windows over time."),
@@ -60,10 +63,11 @@ def drift(
     if acknowledge is None and not rebaseline:
         if why is not None:
             raise UsageError("--why is of --acknowledge ID or --rebaseline")
-        record = found(name, since=since, report=report, config=chosen.spec)
+        record = found(name, since=since, between_columns=between_columns, report=report, config=chosen.spec)
         text = record.text() if report is None else f"{record.text()}\nreport     {report}"
         return Answer(record.to_dict(), text, exit_code=DRIFTED if fail_on_drift and record.drifted else 0)
-    if (acknowledge is not None and rebaseline) or since is not None or report is not None or fail_on_drift:
+    asked = since is not None or report is not None or fail_on_drift or between_columns
+    if (acknowledge is not None and rebaseline) or asked:
         raise UsageError("--acknowledge ID and --rebaseline stand alone, each with --why TEXT")
     if why is None:
         raise UsageError("--why is missing", hint="The audit record keeps why something is normal: --why TEXT.")

@@ -1,10 +1,11 @@
-"""The ``data`` section of a configuration: what is checked of a recipe's splits before a run."""
+"""What is checked of data: of a recipe's splits before a run (``data``), and of traffic (``monitor.quality``)."""
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raymlops.config.base import Spec
 
@@ -85,6 +86,17 @@ class ChecksSection(Spec):
         f"{', '.join(check for check in CHECKS if check in REFUSING)} refuse, the others warn",
     )
 
+    @field_validator("severity", mode="before")
+    @classmethod
+    def _known(cls, severity: Any) -> Any:
+        for name in severity if isinstance(severity, dict) else ():
+            if name not in {*CHECKS, "all"}:
+                near = get_close_matches(str(name), CHECKS, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                msg = f"got {name!r}; one of {', '.join(CHECKS)} or all{meant}"
+                raise ValueError(msg)
+        return severity
+
     def severity_of(self, check: Check) -> Severity:
         """Return what a finding of a check leads to."""
         default: Severity = "refuse" if check in REFUSING else "warn"
@@ -95,3 +107,18 @@ class DataSection(Spec):
     """A recipe's data."""
 
     checks: ChecksSection = Field(default_factory=ChecksSection, description="what is checked of it before a run")
+
+
+class QualitySection(Spec):
+    """Bounds of a window of traffic, beside its drift: a window beyond one is an alarm. By default there is none."""
+
+    max_nulls: Share | None = Field(None, description="largest share of rows without a value in an input")
+    max_out_of_range: Share | None = Field(
+        None, description="largest share of rows beyond nearly all values that an input had in training"
+    )
+    max_new_categories: Share | None = Field(
+        None, description="largest share of texts in an input that training has not, or hardly"
+    )
+    max_repeated: Share | None = Field(None, description="largest share of rows whose request id was there before")
+    min_rows: int | None = Field(None, ge=1, description="fewest rows of a window")
+    max_silence_h: float | None = Field(None, gt=0, le=48, description="hours without any row until now")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raymlops.profiles.distinct import estimate
 from raymlops.profiles.layout import HEAD, Layout, Series
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
@@ -76,6 +77,11 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
             "slices": {each.name: part.rows for each, part in reference.slices.items()},
             "note": reference.note,
+            "distinct": {
+                series.column: float(f"{estimate(reference.profile.series(series.column, 'distinct')[1]):.2g}")
+                for series in reference.layout.series
+                if series.measure == "distinct"
+            },
             "influence": dict(reference.influence),
         }
         for side, reference in references.items()

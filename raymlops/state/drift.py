@@ -159,7 +159,7 @@ def record_window(
     window: JudgedWindow,
     file: Callable[[Known], Filed],
     *,
-    baselines: int,
+    baselines: int = 0,
     actor: str | None = None,
 ) -> bool:
     """Write a verdict and all that follows it, in one transaction; return False if it is not to be written.

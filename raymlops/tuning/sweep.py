@@ -108,15 +108,13 @@ def sweep(
         prepared = data.get(project)
         unservable: list[str] = []
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
+        checked = None if recorded else check_data(prepared, spec.data.checks, notice=notify)
         opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:
-            checked = check_data(prepared, spec.data.checks, notice=notify)
             for warning in warnings_of(spec.sweep):
                 notify(warning)
             before = SpentRecord()
             stores = opener.start(prepared, fork=fork, tags=tags or {}, hold=hold)
-            if checked is not None:
-                store.log_text(stores.parent.sweep_id, to_json(checked.to_dict()), REPORT)
         else:
             before = before_of(recorded)
             stores = opener.resume(
@@ -129,6 +127,8 @@ def sweep(
                 tags=tags or {},
             )
         with stores.parent.closing_on_error():
+            if checked is not None:
+                store.log_text(stores.parent.sweep_id, to_json(checked.to_dict()), REPORT)
             controller = search(stores, data=data, before=before, renew=renew, on_event=on_event)
             return conclude(stores, controller, storage=without_credentials(url))
 

@@ -84,6 +84,8 @@ def influence(
     if not compared:
         _log.warning("how much answers depend on each input is not measured: all of %d are the same", number)
         return {}
+    if len(names) == 1:
+        return {names[0]: 1.0}  # With it the whole row is exchanged.
     most = ANSWER_BYTES // max(1, columns_bytes(rows), columns_bytes(answers))
 
     def ask(some: Sequence[str]) -> dict[str, float]:

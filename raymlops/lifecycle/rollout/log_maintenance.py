@@ -77,8 +77,8 @@ class LogMaintenance:
         (uri,) = log.uris
         with changing(self._url, log.name, purpose="hourly compaction") as open_store:
             try:
-                if log.retention_days is not None:
-                    remove_old(self._state, log, before=now - timedelta(days=log.retention_days))
+                if (before := log.kept_since(now)) is not None:
+                    remove_old(self._state, log, before=before)
             finally:  # neither waits for the other: a full disk takes no merged file until old hours are gone
                 since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
                 compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.hours import Hours, hours_before
 from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
@@ -23,6 +24,7 @@ from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.config.schema import MonitorSection
     from raymlops.lifecycle.sources import Source
     from raymlops.lifecycle.watch.hours import HourlyColumn
     from raymlops.lifecycle.watch.live_model import LiveModel
@@ -42,20 +44,24 @@ class DriftRecord(Record):
     notes: tuple[str, ...] = ()
     incidents: tuple[Incident, ...] = ()
     """That are open, and with ``since`` those that were then; the newest first."""
+    quality: TrafficQuality | None = None
+    """What is told of the inputs beside their drift."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm`` that nobody acknowledged.
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
 
         Skew was there from the beginning.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        return any(not window.acknowledged for window in alarms)
+        beyond = self.quality is not None and bool(self.quality.findings)
+        return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
         lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
         lines += [f"  {incident.text()}" for incident in open_]
         if open_:
@@ -67,15 +73,21 @@ class DriftRecord(Record):
 
 
 def drift(
-    name: str, *, since: str | None = None, report: str | None = None, config: Source | None = None
+    name: str,
+    *,
+    since: str | None = None,
+    between_columns: bool = False,
+    report: str | None = None,
+    config: Source | None = None,
 ) -> DriftRecord:
     """Return whether the inputs and outputs of a live model drifted, by its newest window of traffic.
 
     Args:
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
+        between_columns: Judge the correlation of each two inputs too, as where ``monitor.between_columns`` is set.
         report: A file for the report, HTML: the newest 120 windows over time, whatever ``since`` is.
-        config: Its configuration, for ``monitor.window_h`` and the state; else both are as it was deployed.
+        config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -88,33 +100,42 @@ def drift(
     from raymlops.storage.filesystem import write_bytes
 
     spec = named(name) if config is None else spec_of(config)
-    now, window = datetime.now(UTC), timedelta(hours=spec.monitor.window_h)
+    now, monitor = datetime.now(UTC), spec.monitor
+    if between_columns:
+        monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        found = judged(state, name, now=now, since=first, window=window)
+        found = judged(state, name, now=now, since=first, monitor=monitor)
         if report is not None:
-            write_bytes(report, reported(state, name, now=now, window=window).encode())
+            write_bytes(report, reported(state, name, now=now, monitor=monitor).encode())
     return found
 
 
-def reported(state: State, name: str, *, now: datetime, window: timedelta | None = None) -> str:
-    """Return the report of a model's newest windows, 120 at most.
+def reported(
+    state: State, name: str, *, now: datetime, monitor: MonitorSection | None = None, only_stored: bool = False
+) -> str:
+    """Return the report of a model's newest windows, 120 at most; on request those since the first stored verdict.
 
     Raises: as ``drift``.
     """
-    model = live_model(state, name, window=window)
+    model = live_model(state, name, monitor=monitor)
     since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
+    if only_stored:
+        starts = (one.start for one in judged_windows(state, name, since=since) if one.kind == "drift")
+        since = min(starts, default=now)
     record = _judged(state, model, now=now, since=since)
     hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
     return page.page(_shown(record, hours), made_at=now)
 
 
-def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
+def judged(
+    state: State, name: str, *, now: datetime, monitor: MonitorSection, since: datetime | None = None
+) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
     """
-    return _judged(state, live_model(state, name, window=window), now=now, since=since)
+    return _judged(state, live_model(state, name, monitor=monitor), now=now, since=since)
 
 
 def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
@@ -128,16 +149,21 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     notes = []
     if not model.sides:
         notes.append(f"version {model.version} of {model.name} has profiles of nothing: no table is its data")
+    if any(side.between and not side.reference.layout.scores for side in model.sides):
+        gone = f"version {model.version} of {model.name} keeps nothing of how columns go together"
+        notes.append(f"{gone}: register its run again")
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
-    return DriftRecord(model.name, model.version, model.window_s / 3600, tuple(found), tuple(notes), incidents)
+    quality = traffic_quality(state, model, found, now=now)
+    window_h = model.window_s / 3600
+    return DriftRecord(model.name, model.version, window_h, tuple(found), tuple(notes), incidents, quality)
 
 
 def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
-    return page.Shown(
-        record.name, record.version, record.window_h, record.windows, hours, record.incidents, record.notes
-    )
+    about = record.name, record.version, record.window_h
+    quality = () if record.quality is None else tuple(record.quality.lines())
+    return page.Shown(*about, record.windows, hours, record.incidents, quality, record.notes)
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
@@ -166,7 +192,7 @@ def _verdicts(
     if since is not None:
         yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
         return
-    before = newest(version=about(side.side, model.version))
+    before = newest(version=about(side.side, model.version)) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
@@ -189,7 +215,7 @@ def _since(
     version, first = about(side.side, model.version), model.traffic.first_hour()
     stored = {
         place_of(one.start, model.window_s): one
-        for one in judged_windows(state, model.name, since=since)
+        for one in (judged_windows(state, model.name, since=since) if model.as_deployed else ())
         if (one.side, one.kind, one.version) == (side.side, "drift", version)
         and (one.stop - one.start).total_seconds() == model.window_s
     }

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from raymlops.config.data import QualitySection
+    from raymlops.config.schema import MonitorSection
     from raymlops.state.drift import Baseline, Side
     from raymlops.state.store import State
 
@@ -43,10 +45,14 @@ class LiveModel:
     sides: tuple[Normal, ...]
     baselines: tuple[Baseline, ...]
     """All that people said to be normal, newest first."""
+    bounds: QualitySection
+    """Beyond which what is told beside drift is an alarm."""
+    as_deployed: bool
+    """Whether the controller judges the same of it."""
 
 
-def live_model(state: State, name: str, *, window: timedelta | None = None) -> LiveModel:
-    """Return a live model; the length of its windows is by default the one that it was deployed with.
+def live_model(state: State, name: str, *, monitor: MonitorSection | None = None) -> LiveModel:
+    """Return a live model, to be watched as ``monitor`` says, by default as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
@@ -57,7 +63,9 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
     if champion is None:
         raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
     references = references_of(champion.bundle.uri, champion.bundle.digest)
-    length = timedelta(hours=monitored(champion).window_h) if window is None else window
+    deployed = monitored(champion)
+    settings = deployed if monitor is None else monitor
+    length = timedelta(hours=settings.window_h)
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
     layouts = {key: references[key].layout for key in SIDES.values() if key in references}
     served = {
@@ -81,11 +89,13 @@ def live_model(state: State, name: str, *, window: timedelta | None = None) -> L
             served[key],
             _of(said, side, version, None if first is None else first - max(_BEFORE, 2 * length)),
             first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS),
+            settings.between_columns and side == "inputs",
         )
         for side, key in SIDES.items()
         if key in references
     ]
-    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said))
+    as_deployed = settings.between_columns == deployed.between_columns
+    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
 
 
 def about(side: Side, version: int) -> int:

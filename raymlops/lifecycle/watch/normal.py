@@ -19,7 +19,7 @@ from raymlops.monitor.baseline import baseline_windows, first_served, running, s
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
-from raymlops.monitor.profiled import column_counts, read_counts
+from raymlops.monitor.profiled import column_counts, pair_counts, read_counts
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Normal:
         served: Of the champion alone.
         baselines: What a person said to be normal on this side, newest first.
         judged_since: The start of the first window with enough rows that is known to have been judged for this version.
+        between: Whether the correlations of each two columns are judged as well.
     """
 
     side: Side
@@ -63,6 +64,7 @@ class Normal:
     served: Windows
     baselines: Sequence[Baseline] = ()
     judged_since: datetime | None = None
+    between: bool = False
 
     def skew(self, last: int) -> WindowDrift | None:
         """Return the verdict on what the version served first, against training; None while it is too early for one.
@@ -144,8 +146,9 @@ class Normal:
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         without: dict[str, str] = {}
         for baseline in self.baselines:
-            own = self._since(place_of(baseline.start, self.window_s), pair)
-            few = f"the new baseline has {len(own)} of {FEWEST_OWN} windows"
+            first = place_of(baseline.start, self.window_s)
+            own = self._since(first, pair)
+            few = self._few("new baseline", own, first, at)
             if len(own) >= FEWEST_OWN:
                 judged = self._against_serving(pair, own, without)
                 if isinstance(judged, str) or judged[0].outcome != "insufficient":
@@ -166,7 +169,8 @@ class Normal:
         baseline = () if self._served_since is None else self._since(self._served_since, pair)
         if len(baseline) >= FEWEST_OWN:
             return self._described(window, self._against_serving(pair, baseline, without), SERVING)
-        have = f"the serving baseline has {len(baseline)} of {FEWEST_OWN} windows"
+        at = round(window.start_s / self.window_s)
+        have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:
             return self._waiting(window, f"training differs from what is served, and {have}")
         if isinstance(training, str):
@@ -180,6 +184,12 @@ class Normal:
             return ()
         self.traffic.read(first, last)
         return serving_baseline((*self.windows.counted(first, last), *pair), since_s=first * self.window_s)
+
+    def _few(self, what: str, own: Sequence[Window], first: int, at: int) -> str:
+        """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
+        few = f"the {what} has {len(own)} of {FEWEST_OWN} windows"
+        over = at > first + self.most
+        return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 
     @cached_property
     def _first_answer(self) -> datetime | None:
@@ -262,13 +272,15 @@ class Normal:
         own: OwnWindows,
         without: Mapping[str, str],
     ) -> Judged | str:
-        columns, refused = column_counts(blocks, windows.profiles(pair), influence=self.reference.influence)
+        profiles, influence = windows.profiles(pair), self.reference.influence
+        columns, refused = column_counts(blocks, profiles, influence=influence)
         refused |= {column.name: without[column.name] for column in columns if column.name in without}
         columns = [column for column in columns if column.name not in without]
         if not columns:
             some = list(refused.items())[:3]
             return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in some)
-        return judge(columns, own), refused
+        pairs = pair_counts(blocks, profiles, without=refused, influence=influence) if self.between else []
+        return judge([*columns, *(one for one in pairs if one.name not in without)], own), refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from raymlops.lifecycle.watch.hours import Hours
     from raymlops.lifecycle.watch.windows import Windows
+    from raymlops.predictions.paths import Folder
     from raymlops.profiles.layout import Layout
 
 _log = logging.getLogger(__name__)
@@ -77,20 +78,27 @@ class Traffic:
         self._each(look)
         return min(found, default=None)
 
+    def hours(self, since: datetime, until: datetime | None = None) -> list[tuple[Store, Folder]]:
+        """Return the hours that have rows since and before the given times, with their storages.
+
+        Raises:
+            StorageError: the newest storage cannot be used.
+        """
+        found: list[tuple[Store, Folder]] = []
+
+        def look(store: Store) -> None:
+            found.extend((store, hour) for hour in prediction_hours(store, self._name, since=since, until=until))
+
+        self._each(look)
+        return found
+
     def ahead(self, now: datetime) -> int:
         """Return how many hours have rows that are from later than now: by a clock that is wrong.
 
         Raises:
             StorageError: the newest storage cannot be used.
         """
-        found: set[datetime] = set()
-
-        def look(store: Store) -> None:
-            hours = prediction_hours(store, self._name, since=now)
-            found.update(hour.start for hour in hours if hour.start > now)
-
-        self._each(look)
-        return len(found)
+        return len({hour.start for _, hour in self.hours(now) if hour.start > now})
 
     def add(self, since: datetime, until: datetime, *, into: Iterable[Windows | Hours]) -> None:
         """Add the hours between two times.

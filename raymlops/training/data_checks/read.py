@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 READ_ROWS, READ_BYTES = 1_000_000, 512 << 20
 """Read of each split where nothing is configured, whichever is less."""
-LOOKED_AT, VALUES = 100_000, 1 << 24
+LOOKED_AT, VALUES = 100_000, 1 << 22
 """Rows whose columns are looked at, and the numbers in them."""
 _UNLIKE = 20
 """Rows with another label than the most frequent one, from which on it is no chance that a column equals the label."""
@@ -151,20 +151,26 @@ def _numbers_in(values: Array) -> int:
 
 
 def _as_label(inputs: Columns, label: Array) -> tuple[str, ...]:
-    """Return the inputs that equal the label wherever both are there."""
-    if label.ndim > 1 or label.dtype.kind not in "biufO":
-        return ()
+    """Return the inputs that equal the label wherever both are there: numbers or texts, not nearly all of them one."""
+    gone = missing(label) if _is_plain(label) else np.ones(len(label), np.bool_)
     found = []
     for name, values in inputs.items():
-        if values.ndim > 1 or (values.dtype == object) != (label.dtype == object) or values.dtype.kind not in "biufO":
+        if not _is_plain(values) or (values.dtype == object) != (label.dtype == object):
             continue
-        there = ~(missing(values) | missing(label))
-        if not np.array_equal(values[there], label[there]):
-            continue
-        _, counts = np.unique(label[there].astype(str) if label.dtype == object else label[there], return_counts=True)
-        if counts.sum() - counts.max(initial=0) >= _UNLIKE:
-            found.append(name)
+        there = ~(missing(values) | gone)
+        if there.any() and np.array_equal(values[there], label[there]):
+            texts = label[there].astype(str) if label.dtype == object else label[there]
+            _, counts = np.unique(texts, return_counts=True)
+            if counts.sum() - counts.max() >= _UNLIKE:
+                found.append(name)
     return tuple(found)
+
+
+def _is_plain(values: Array) -> bool:
+    """Return whether a column has a number, a truth value or a text a row."""
+    if values.dtype == object:
+        return isinstance(next((value for value in values if value is not None), None), str)
+    return values.ndim == 1 and values.dtype.kind in "biuf"
 
 
 class _Bounded:

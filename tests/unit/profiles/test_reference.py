@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymlops.profiles.file import read_contents, read_profiles, read_references, write_profiles, write_references
+from raymlops.profiles.file import (
+    read_contents,
+    read_profiles,
+    read_references,
+    summary,
+    write_profiles,
+    write_references,
+)
 from raymlops.profiles.layout import ROWS
 from raymlops.profiles.learn import Learner
 from raymlops.profiles.profile import Profile
@@ -144,6 +151,9 @@ def test_a_file_holds_references_as_they_were():
         assert again[side].layout.digest == reference.layout.digest
         assert np.array_equal(again[side].profile.counts, reference.profile.counts)
         assert (again[side].note, again[side].influence) == (reference.note, reference.influence)
+    told = summary(references)["features"]
+    assert told["distinct"]["text"] == pytest.approx(4000, rel=0.3)
+    assert told["influence"] == {"x": 0.5}
     assert again["predictions"].blocks is None
     assert np.array_equal(again["features"].blocks.counts, references["features"].blocks.counts)
     assert np.array_equal(again["features"].blocks.times, references["features"].blocks.times)

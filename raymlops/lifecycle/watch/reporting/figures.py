@@ -159,7 +159,7 @@ def bars(histogram: Histogram) -> Figure:
         return _path([(LEFT, BOTTOM), *points, (WIDTH - RIGHT, BOTTOM)])
 
     return Figure(
-        "share of rows by value",
+        "share of rows by value: before grey, after orange",
         BOTTOM + BELOW,
         [Tick(x(value), f"{value:.6g}") for value in _round_numbers(low, high, count=_MOST_TICKS)],
         [Tick(y(share), f"{100 * share:.3g}%") for share in _round_numbers(0, top, count=3)],

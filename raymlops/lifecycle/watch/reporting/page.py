@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import cut
+from raymlops.monitor.contrasts import NULLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +33,7 @@ MOST_LINES, MOST_COLUMNS, MOST_ROWS = 8, 8, 100
 """Columns whose distances are drawn, that are shown before and after, and in the table, of a side."""
 _MOST_WHYS, MOST_INCIDENTS = 5, 20
 _KEY = "a bar for each window, low where it is ok, higher for a warning, highest for an alarm, hollow without a verdict"
-_CELL = 60
+_CELL, _LINE = 60, 400
 _TITLES = {
     ("inputs", "drift"): "Inputs",
     ("outputs", "drift"): "Outputs",
@@ -53,6 +54,8 @@ class Shown(NamedTuple):
     hours: Sequence[HourlyColumn] = ()
     incidents: Sequence[Incident] = ()
     """The newest first."""
+    quality: Sequence[str] = ()
+    """A line for each window, the oldest first, and then what is beyond its bound."""
     notes: Sequence[str] = ()
 
 
@@ -109,6 +112,7 @@ def _contents(shown: Shown) -> dict[str, Any]:
         "window_h": f"{shown.window_h:g}",
         "outcomes": [_outcome(_TITLES[key], found) for key, found in by_side.items()],
         "sides": [_side(key, found, times, shown.hours) for key, found in by_side.items()],
+        "quality": [cut(line.removeprefix("data, "), _LINE) for line in reversed(shown.quality[-MOST_ROWS:])],
         "left_out": [*_left_out(by_side.values()), *shown.notes],
     }
 
@@ -138,8 +142,6 @@ def _facts(shown: Shown, *, made_at: datetime) -> list[tuple[str, str]]:
             ("Newest window", _span(judged[-1])),
             ("Windows", ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())),
         ]
-        if (newest := _judged(judged)) is not None and newest.verdict is not None:
-            facts.append(("Own windows", f"{newest.verdict.own_windows} of {newest.against}"))
     return [*facts, ("Written", f"{made_at:%Y-%m-%d %H:%M} UTC")]
 
 
@@ -213,7 +215,7 @@ def _moved(window: WindowDrift, by_hour: dict[str, HourlyColumn]) -> list[_Colum
 def _column(
     column: ColumnDrift, hours: HourlyColumn | None, window: WindowDrift, *, band: float | None, running: float | None
 ) -> _Column:
-    sentence = f"{cut(column.moved, _CELL)}: {column.distance:+.1f} standard deviations of own windows"
+    sentence = f"{_moved_in(column)}: {column.distance:+.1f} standard deviations of own windows"
     if band is not None:
         sentence += f", of which one in twenty exceeds {band:.1f}"
     if column.distance_running is not None and running is not None and abs(column.distance_running) > running:
@@ -252,12 +254,16 @@ def _column(
     )
 
 
+def _moved_in(column: ColumnDrift) -> str:
+    return "missing values" if column.moved == NULLS else cut(column.moved, _CELL)
+
+
 def _row(column: ColumnDrift) -> list[str]:
     medians = " → ".join(f"{side[2]:.4g}" for side in column.quantiles)
     return [
         cut(column.column, _CELL),
         "yes" if column.flagged else "",
-        cut(column.moved, _CELL),
+        _moved_in(column),
         f"{column.distance:+.1f}",
         f"{column.p:.2g}",
         f"{column.jensen_shannon:.3f}",
@@ -277,7 +283,7 @@ def _left_out(sides: Iterable[Sequence[WindowDrift]]) -> list[str]:
             found[f"{title}: {cut(column, _CELL)}: {cut(why)}."] = None
         slips = [one.column for one in (newest.verdict.columns if newest.verdict else ()) if one.unjudged]
         if slips:
-            names = cut(", ".join(cut(name, _CELL) for name in slips), 400)
+            names = cut(", ".join(cut(name, _CELL) for name in slips), _LINE)
             found[f"{title}: judged for slips alone, since they move within the reference: {names}."] = None
         whys = Counter(
             one.waiting if one.verdict is None else one.verdict.reason
@@ -285,7 +291,7 @@ def _left_out(sides: Iterable[Sequence[WindowDrift]]) -> list[str]:
             if one.outcome in {"waiting", "insufficient"}
         )
         for why, count in whys.most_common(_MOST_WHYS):
-            found[f"{title}: {count} window{'s' if count > 1 else ''}: {cut(why, 400)}."] = None
+            found[f"{title}: {count} window{'s' if count > 1 else ''}: {cut(why, _LINE)}."] = None
     return [*list(found)[:MOST_ROWS], *([f"{len(found) - MOST_ROWS:,} more."] if len(found) > MOST_ROWS else ())]
 
 

@@ -128,6 +128,10 @@ def test_many_inputs_are_exchanged_in_few_rows_each():
     assert [name for name, value in found.items() if value] == ["x7", "x8"]
 
 
+def test_a_single_input_decides_alone_and_nothing_is_asked():
+    assert measure(lambda rows: {"score": rows["a"]}, {"a": np.arange(50.0)}, SCORE) == ({"a": 1.0}, [])
+
+
 @pytest.mark.parametrize(("rows", "value", "why"), [(19, 1.0, "19 rows, 20 are needed"), (30, 0.0, "all of 30")])
 def test_what_cannot_be_measured_is_said(rows, value, why, caplog):
     columns = {"a": np.arange(rows) * 1.0}

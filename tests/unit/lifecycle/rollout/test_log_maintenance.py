@@ -133,14 +133,16 @@ def test_old_rows_go_from_a_disk_that_is_full(state, url, tmp_path, monkeypatch)
     assert [event.action for event in state.events()[:2]] == ["controller.error", "predictions.retain"]
 
 
-def test_rows_that_are_kept_forever_stay(state, url, tmp_path):
-    """Also those of a model that is not live any more."""
+@pytest.mark.parametrize("days", [None, 1e6, 1e12])
+def test_rows_that_are_kept_forever_stay(state, url, tmp_path, days):
+    """Also those of a model that is not live any more, and where somebody wrote a million days."""
     (item,) = state.deployments("m")
-    put(state, "m", [replace(item, serve={"log": {"retention_days": None}})])
+    put(state, "m", [replace(item, serve={"log": {"retention_days": days}})])
     put(state, "m", [], action="remove")
     write(tmp_path, NOW - timedelta(days=4000), 0)
     LogMaintenance(state, url).run(NOW)
     assert requests(tmp_path) == ["id0"]
+    assert state.events()[0].action == "remove"
 
 
 def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -130,6 +131,18 @@ def test_too_few_new_windows_are_waited_for(state, watch):
     assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
 
 
+def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch, tmp_path):
+    """Hours beyond the retention are gone; what was served since may have drifted, so a person says what is normal."""
+    watch([0.9] * 4, until=TODAY - 40 * DAY)
+    found = inputs(watch([0.9] * 40))
+    assert (found.outcome, found.against) == ("ok", "the first windows served")
+    for day in range(10, 60):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+    found = inputs(watch([0.9], until=TODAY + DAY))
+    assert found.outcome == "waiting"
+    assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -163,10 +176,10 @@ def test_status_has_the_newest_verdicts_and_open_incidents(state, watch):
 def test_verdicts_are_read_where_they_were_stored(state, watch, tmp_path):
     """Not one hour is read again: the files may be gone. A window that nobody judged yet is told beside the newest."""
     watch([0] * 4 + [0.6] * 2, until=TODAY - DAY)
-    before = drift("flights", since="30d")
+    before = drift("flights", since="30d").windows
     for profile in (tmp_path / "predictions").rglob("profile.counts"):
         profile.unlink()
-    assert drift("flights", since="30d") == before
+    assert drift("flights", since="30d").windows == before
     newest = inputs_of(drift("flights"))
     assert [(one.outcome, one.start) for one in newest] == [("alarm", TODAY - 2 * DAY)]
     serve(tmp_path, [0.6], until=TODAY)

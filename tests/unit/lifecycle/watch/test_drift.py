@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 import served_days
 from html_page import Page
@@ -13,6 +14,9 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import drift
+from raymlops.lifecycle.watch.judge import Judge
+from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.state.drift import judged_windows
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -48,6 +52,49 @@ def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec,
     assert main(["drift", "flights"]) == 0
     assert "two windows running" in capsys.readouterr().out
     assert main(["drift", "flights", "--json", "--fail-on-drift"]) == 6
+
+
+def test_a_change_between_columns_is_judged_where_asked_for(spec, tmp_path, capsys):
+    """Each of two columns stays as it is, and now one decides the other; what is stored is of columns alone."""
+    served_days.serve(tmp_path, [0] * 4, until=TODAY - timedelta(days=2))
+    distance = np.random.default_rng(5).normal(size=ROWS)
+    carrier = np.where(distance > np.median(distance), "AA", "UA").astype(object)
+    serve(tmp_path, [0, 0], distance=distance, carrier=carrier, seed=3)
+    compact_predictions("flights", spec)
+    with state_of(spec) as state:
+        Judge(state)(datetime.now(UTC))
+    assert [one.outcome for one in drift("flights").windows if one.kind == "drift"] == ["ok", "ok"]
+    inputs = next(one for one in drift("flights", between_columns=True).windows if one.kind == "drift")
+    assert inputs.outcome == "alarm"
+    assert inputs.verdict.flagged == ("distance and carrier=AA",)
+    assert "correlation" in inputs.text()
+    since = [one for one in drift("flights", since="4d", between_columns=True).windows if one.side == "inputs"]
+    assert [one.outcome for one in since if one.kind == "drift"][-1] == "alarm"
+    assert main(["drift", "flights", "--between-columns", "--fail-on-drift"]) == 6
+    assert "distance and carrier=AA" in capsys.readouterr().out
+
+
+def test_the_controller_judges_changes_between_columns_where_configured(spec, tmp_path):
+    """With ``monitor.between_columns`` its verdicts are those that are asked for."""
+    with state_of(spec) as state:
+        bundle = served_days.bundle_of(tmp_path, served_days.references(today=TODAY))
+        served_days.deploy(state, bundle, monitor={"between_columns": True})
+        serve(tmp_path, [0] * 3)
+        compact_predictions("flights", spec)
+        Judge(state)(datetime.now(UTC))
+        (stored, *_) = (one for one in judged_windows(state, "flights") if one.side == "inputs" and one.kind == "drift")
+    assert "distance and carrier=AA" in {column["column"] for column in stored.details["columns"]}
+    (inputs, *_) = (one for one in drift("flights").windows if one.side == "inputs" and one.kind == "drift")
+    assert "distance and carrier=AA" in {column.column for column in inputs.verdict.columns}
+
+
+def test_a_bundle_that_keeps_nothing_of_pairs_says_so(spec, tmp_path):
+    references = served_days.references(today=TODAY)
+    references["features"] = reference_of(lambda: [Chunk({"distance": np.arange(400.0)}, 400)], rows=400)
+    with state_of(spec) as state:
+        served_days.deploy(state, served_days.bundle_of(tmp_path, references), version=4)
+    assert "register its run again" in drift("flights", between_columns=True).text()
+    assert "register its run again" not in drift("flights").text()
 
 
 def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path, capsys):

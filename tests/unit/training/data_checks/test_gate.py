@@ -70,7 +70,7 @@ def refusal(prepared: Prepared, **section: Any) -> str:
 def test_good_data_is_told_nothing() -> None:
     """Neither random splits nor shipped data are; what was read is on record all the same."""
     prepared = prepared_of()
-    found = check_data(prepared, ChecksSection(), notice=pytest.fail)
+    found = check_data(prepared, ChecksSection(), notice=pytest.fail, clock=lambda: 0.0)
     assert found is not None
     assert found.findings == ()
     assert found.splits["train"]["read"] == found.splits["train"]["rows"] == 2000
@@ -84,7 +84,7 @@ def test_data_of_recipes_is_told_nothing(tiny_project: Any, recipe: str) -> None
     names = {"digits": "raymlops.recipes.digits:Digits", "tiny": "tiny:Tiny"}
     own = {"train_rows": 2000, "validation_rows": 501} if recipe == "tiny" else None
     project = tiny_project(config=own) if own else tiny_project(more={"recipe": {"import": names[recipe]}})
-    check_data(prepare(project), ChecksSection(), notice=pytest.fail)
+    check_data(prepare(project), ChecksSection(), notice=pytest.fail, clock=lambda: 0.0)
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -213,7 +213,7 @@ def test_configured_bounds_refuse_in_any_row_of_any_split() -> None:
     assert "x in train is missing in 0.05% of the rows, more than 0.00% (max_nulls)" in message
     assert "x in train is 50, above 10 (max)" in message
     assert "kind in train has 'q'" in message
-    check_data(prepared_of(), ChecksSection(**section), notice=pytest.fail)
+    check_data(prepared_of(), ChecksSection(**section), notice=pytest.fail, clock=lambda: 0.0)
     with pytest.raises(UsageError, match="names 'z', no input of the signature"):
         check_data(prepared_of(), ChecksSection(columns={"z": {}}), notice=print)
 
@@ -266,3 +266,68 @@ def test_tensors_in_memory_are_compared_and_other_items_where_asked_for() -> Non
     every = refusal(prepared, rows="all", severity={"leakage": "refuse"}).splitlines()
     assert sum("data check leakage" in line for line in every) == 2
     assert sum("same_rows: the test split and the validation split" in line for line in every) == 1
+
+
+class Everything(RecipeBase):
+    """Reads what a request may hold beside numbers and text."""
+
+    label = "kind"
+
+    def signature(self) -> Signature:
+        inputs = (
+            Column("file", "bytes", nullable=True),
+            Column("at", "datetime", nullable=True),
+            Column("series", "float", shape=(None,)),
+            Column("pixels", "image", shape=(2, 2, 1)),
+            Column("flag", "bool"),
+            Column("count", "int", nullable=True),
+        )
+        return Signature(inputs, (Column("p", "float"),))
+
+
+def test_columns_of_every_type_are_checked() -> None:
+    """Files, times, arrays of different lengths, images, truth values; a text as label; nothing is found in them."""
+
+    def everything(number: int, seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        series = np.empty(number, object)
+        series[:] = [rng.normal(size=int(length)) for length in rng.integers(1, 5, number)]
+        file = np.array([bytes(rng.integers(0, 255, 8, np.uint8)) for _ in range(number)], object)
+        file[0] = None
+        at = np.datetime64("2026-01-01") + rng.integers(0, 100, number).astype("timedelta64[D]")
+        at[1] = np.datetime64("NaT")
+        return {
+            "file": file,
+            "at": at,
+            "series": series,
+            "pixels": rng.integers(0, 255, (number, 2, 2, 1), np.uint8),
+            "flag": rng.integers(0, 2, number).astype(bool),
+            "count": np.where(rng.random(number) < 0.1, np.nan, rng.integers(0, 9, number)),
+            "kind": np.array(rng.choice(["good", "bad"], number), object),
+        }
+
+    tables = {"train": everything(400, 1), "validation": everything(100, 2), "test": everything(100, 3)}
+    section = ChecksSection(
+        columns={"count": {"min": 0, "max": 8, "max_nulls": 0.5}, "flag": {"values": [True, False]}}
+    )
+    check_data(prepared_of(Everything, **tables), section, notice=pytest.fail, clock=lambda: 0.0)
+    tables["validation"]["series"] = tables["validation"]["series"][::-1].copy()
+    tables["validation"]["series"][:] = [values + 50 for values in tables["validation"]["series"]]
+    assert "series (mean) 100.0%" in told(prepared_of(Everything, **tables))["out_of_range"]
+
+
+def test_two_thousand_columns_are_told_nothing_by_chance() -> None:
+    """Of few rows, where the largest of so many shares is far from that of train."""
+
+    class Wide(RecipeBase):
+        label = "y"
+
+        def signature(self) -> Signature:
+            return Signature(tuple(Column(f"c{at}", "float") for at in range(2000)), (Column("p", "float"),))
+
+    def wide(number: int, seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        return {f"c{at}": rng.normal(size=number) for at in range(2000)} | {"y": rng.integers(0, 2, number)}
+
+    tables = {"train": wide(200, 1), "validation": wide(60, 2), "test": wide(60, 3)}
+    check_data(prepared_of(Wide, **tables), ChecksSection(), notice=pytest.fail, clock=lambda: 0.0)

@@ -65,7 +65,9 @@ def text():
     hours = tuple(START + 3 * WEEK + timedelta(hours=at) for at in (0, 1, 5))
     by_hour = HourlyColumn("inputs", bad[0].column, f"share of {EVIL}", hours, (30, 40, 50), ((0.1,), (0.2,), (0.9,)))
     opened = Incident("i1", "flights", "inputs", "drift", 0, START, START + WEEK, 2, (EVIL,), None, START, EVIL, EVIL)
-    return page_of(skew, *windows, waiting, hours=(by_hour,), incidents=(opened,), notes=(EVIL,))
+    return page_of(
+        skew, *windows, waiting, hours=(by_hour,), incidents=(opened,), quality=(f"data, {EVIL}",), notes=(EVIL,)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def parsed(text):
 
 
 def test_every_section_is_there_and_in_the_table_of_contents(parsed):
-    expected = ["reading", "incidents", "inputs-drift", "outputs-drift", "inputs-skew", "left-out"]
+    expected = ["reading", "incidents", "inputs-drift", "outputs-drift", "inputs-skew", "quality", "left-out"]
     assert parsed.sections == expected
     assert parsed.loads == [f"#{section}" for section in expected]
     assert len(parsed.ids) == len(set(parsed.ids))
