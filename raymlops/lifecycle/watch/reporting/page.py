@@ -222,7 +222,7 @@ def _column(
         sentence += f", of which one in twenty exceeds {band:.1f}"
     if column.distance_running is not None and running is not None and abs(column.distance_running) > running:
         sentence += f"; both of the last two windows reach {column.distance_running:+.1f}"
-        sentence += f", of own pairs one in 200 {running:.1f}"
+        sentence += f", one pair of own windows in 200 {running:.1f}"
     if column.influence is not None:
         sentence += f". The output's dependence on it is {column.influence:.2g} of at most 1"
     head, rows = ["missing"], [[_percent(share)] for share in column.nulls]
