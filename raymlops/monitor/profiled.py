@@ -44,12 +44,13 @@ def column_counts(
         raise ValueError(msg)
     weighted = np.stack([window.counts for window in windows])
     traffic = np.stack([read_counts(window) for window in windows])
+    whole = blocks.counts.sum(axis=0, keepdims=True)
     found, refused = [], dict[str, str]()
     for series, cells in layout.placed():
         if series.missing is None:
             continue
         name = shown_name(series)
-        if share := max(_absent(weighted, cells), _absent(blocks.counts.sum(axis=0)[None], cells)):
+        if share := max(_absent(weighted, cells), _absent(whole, cells)):
             refused[name] = f"{share:.0%} of the rows lack it: it was redacted for a while, or is of another type"
             continue
         bins, missing = _bins(series, blocks.counts[:, cells])

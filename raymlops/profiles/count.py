@@ -55,13 +55,15 @@ class Counter:
                     if series.measure not in found:
                         continue
                     values = found[series.measure]
+                    if series.measure == "category":  # Texts are looked up once, for counts and scores.
+                        values = series.cells_of(values)
                     if runs is None:
                         self.counts[:, cells] += _table(series, values, where, windows=len(self.counts))
                     for index, run in runs or ():
                         self.counts[index, cells] += series.counts_of(values[run])
-                for at, score in enumerate(self.layout.scores, 1):
-                    if score.column == name and score.measure in found:
-                        scored[at] = score.of(found[score.measure])
+                    for at, score in enumerate(self.layout.scores, 1):
+                        if score.column == name and score.measure == series.measure:
+                            scored[at] = score.of(values, series)
             if self.layout.scores:
                 self._relate(scored, where, runs)
 
@@ -108,6 +110,6 @@ def _all_runs(window: Cells) -> list[tuple[int, slice]]:
 
 def _table(series: Series, values: Any, window: Cells, *, windows: int) -> Cells:
     """Return the counts of each part, (windows, cells)."""
-    cells = series.cells_of(values)
+    cells = values if series.measure == "category" else series.cells_of(values)
     there = (cells + window * series.size)[cells >= 0]
     return np.bincount(there, minlength=windows * series.size).reshape(windows, series.size)

@@ -94,9 +94,12 @@ class Series:
         return cells
 
     def counts_of(self, values: Any) -> Cells:
-        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes."""
+        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes.
+
+        Of a category its values' cells are given.
+        """
         if not self.is_ordered:
-            cells = self.cells_of(values)
+            cells = values if self.measure == "category" else self.cells_of(values)
             return np.bincount(cells[cells >= 0], minlength=self.size)
         ascending = np.sort(values)  # with vector instructions, and NaN last
         below = np.searchsorted(ascending, np.append(self._bounds, np.nan))

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 if TYPE_CHECKING:
+    from raymlops.profiles.layout import Series
     from raymlops.profiles.measures import Measure
 
 MOST_SCORES = 32
@@ -46,13 +45,13 @@ class Score:
         """Return the column, or ``COLUMN=CATEGORY``."""
         return f"{self.column}={self.category}" if self.measure == "category" else self.column
 
-    def of(self, values: Any) -> npt.NDArray[np.int8]:
-        """Return the score of each value of the measure."""
+    def of(self, values: Any, series: Series) -> npt.NDArray[np.int8]:
+        """Return the score of each value of the measure, or of a category by its cell."""
         if self.measure == "category":
-            equal = pc.fill_null(pc.cast(pc.equal(values, self.category), pa.int8()), 0)
-            found = 2 * equal.to_numpy(zero_copy_only=False) - 1
-            found[values.is_null().to_numpy(zero_copy_only=False)] = 0
-            return np.asarray(found, np.int8)
+            of_cell = np.full(series.size, -1, np.int8)
+            of_cell[series.missing] = 0
+            of_cell[series.categories.index(self.category)] = 1
+            return np.asarray(of_cell[values])
         above = np.zeros(len(values), np.int8)
         for edge in self.edges:  # in a tenth of the time that looking a value up takes
             above += (values >= edge).view(np.int8)
