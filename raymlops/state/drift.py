@@ -256,19 +256,6 @@ def newest_window(
     return None
 
 
-def newest_windows(database: Database) -> list[JudgedWindow]:
-    """Return the newest window that was judged on each side of each model, for drift and for skew."""
-    keys = [drift_windows.c[key] for key in ("name", "side", "kind")]
-    newest = sa.select(*keys, sa.func.max(drift_windows.c.start).label("start")).group_by(*keys).subquery()
-    same = [drift_windows.c[column.name] == column for column in newest.c]
-    # Of several that start then, that of the newest version, and of it the longest.
-    order = (*keys, drift_windows.c.version, drift_windows.c.stop)
-    query = sa.select(drift_windows).join(newest, sa.and_(*same)).order_by(*order)
-    with database.reading() as connection:
-        found = [JudgedWindow(**row) for row in connection.execute(query).mappings()]
-    return list({(one.name, one.side, one.kind): one for one in found}.values())
-
-
 def first_start(
     database: Database, name: str, *, side: Side, version: int, judged_by: int, rows: int
 ) -> datetime | None:

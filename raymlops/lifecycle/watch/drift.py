@@ -111,13 +111,18 @@ def drift(
     return found
 
 
-def reported(state: State, name: str, *, now: datetime, monitor: MonitorSection | None = None) -> str:
-    """Return the report of a model's newest windows, 120 at most.
+def reported(
+    state: State, name: str, *, now: datetime, monitor: MonitorSection | None = None, only_stored: bool = False
+) -> str:
+    """Return the report of a model's newest windows, 120 at most; on request those since the first stored verdict.
 
     Raises: as ``drift``.
     """
     model = live_model(state, name, monitor=monitor)
     since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
+    if only_stored:
+        starts = (one.start for one in judged_windows(state, name, since=since) if one.kind == "drift")
+        since = min(starts, default=now)
     record = _judged(state, model, now=now, since=since)
     hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
     return page.page(_shown(record, hours), made_at=now)

@@ -1,7 +1,8 @@
 """Prometheus gauges of what is watched, from the verdicts, incidents and messages that the state has.
 
-Owns which figures of a verdict are shown. Columns are no labels: a model may have thousands, and ``raymlops drift``
-names them. Ray's agent of the controller's node exports them, as it does those of replicas.
+Owns which figures of a verdict are shown. Skew, which is judged once a version, is seen by its incident. Columns are no
+labels: a model may have thousands, and ``raymlops drift`` names them. Ray's agent of the controller's node exports
+them, as it does those of replicas.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of, newest_windows, unsent_messages
+from raymlops.state.drift import incidents_of, judged_windows, unsent_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 _NOT_JUDGED = -1.0
+_NEWEST = 8
+"""Verdicts of a model that are looked at: of a window there is one on each side, and of each version one on skew."""
 
 
 class WatchGauges:
@@ -47,10 +50,14 @@ class WatchGauges:
     def _figures(self) -> Iterator[tuple[tuple[str, ...], float]]:
         """Yield the value of each gauge by its name and labels."""
         live = {item.name for item in self._state.deployments()}
-        for window in newest_windows(self._state):
-            if window.name in live:
+        for model in live:
+            newest: dict[str, JudgedWindow] = {}
+            for window in judged_windows(self._state, model, limit=_NEWEST):
+                if window.kind == "drift":
+                    newest.setdefault(window.side, window)
+            for side, window in newest.items():
                 for name, windows, value in _figures(window):
-                    yield (f"raymlops_drift_{name}", window.name, window.side, window.kind, *windows), value
+                    yield (f"raymlops_drift_{name}", model, side, *windows), value
         incidents = Counter(one.name for one in incidents_of(self._state, open_only=True))
         unsent = unsent_messages(self._state)
         for name in live:

@@ -1,7 +1,7 @@
 """The report of a live model, kept in MLflow as an artifact of its champion's run.
 
 Owns when it is written: once windows have been judged since, at most once an hour, in place of the previous one. A
-controller that starts writes it once more.
+controller that starts writes it once more. It shows stored verdicts, so that nothing is judged for it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,6 @@ class KeptReports:
         shown = (champion.version, [(one.side, one.kind, one.start, one.judged_at) for one in windows])
         if self._kept.get(name) == shown:
             return
-        html, run_id = reported(self._state, name, now=now), champion.run_id
+        html, run_id = reported(self._state, name, now=now, only_stored=True), champion.run_id
         within(ANSWER_S, lambda: self._tracker().log_text(run_id, html, ARTIFACT))
         self._kept[name] = shown

@@ -66,7 +66,7 @@ FAMILIES = {
 }
 """Every metric of a replica, by name. ``model_version``: Ray's own label ``Version`` is Ray's."""
 
-_WINDOW = ("model", "side", "kind")
+_WINDOW = ("model", "side")
 WATCH_FAMILIES = {
     family.name: family
     for family in (

@@ -142,8 +142,6 @@ def _facts(shown: Shown, *, made_at: datetime) -> list[tuple[str, str]]:
             ("Newest window", _span(judged[-1])),
             ("Windows", ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())),
         ]
-        if (newest := _judged(judged)) is not None and newest.verdict is not None:
-            facts.append(("Own windows", f"{newest.verdict.own_windows} of {newest.against}"))
     return [*facts, ("Written", f"{made_at:%Y-%m-%d %H:%M} UTC")]
 
 

@@ -50,18 +50,20 @@ def judged(state, day, outcome, *, told=False, **fields):
 
 
 def test_the_newest_window_of_each_side_is_shown(state, published):
-    """By its numbers; outputs and skew have series of their own, and who is not live has none."""
+    """By its numbers; skew is no window of now, and who is not live has none."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
     columns = {"columns": [{"column": "x", "distance": 2.0}, {"column": "y", "distance": -6.5}]}
     judged(state, 0, "ok", p_one=0.5)
     judged(state, 1, "alarm", p_one=0.04, p_two=0.004, rows=500, details=columns, told=True)
-    judged(state, 0, "waiting", kind="skew", version=7)
+    judged(state, 0, "alarm", side="outputs", version=7)
+    judged(state, 1, "waiting", side="outputs", version=7)
+    judged(state, 2, "alarm", kind="skew", version=7)
     judged(state, 0, "warn", name="gone")
     found = published()
-    inputs, skew = ((("model", "m"), ("side", "inputs"), ("kind", kind)) for kind in ("drift", "skew"))
-    assert found["raymlops_drift_outcome"] == {inputs: 2.0, skew: -1.0}
+    inputs, outputs = ((("model", "m"), ("side", side)) for side in ("inputs", "outputs"))
+    assert found["raymlops_drift_outcome"] == {inputs: 2.0, outputs: -1.0}
     assert found["raymlops_drift_p"] == {(*inputs, ("windows", "1")): 0.04, (*inputs, ("windows", "2")): 0.004}
-    assert found["raymlops_drift_distance"] == {inputs: 6.5, skew: 0.0}
+    assert found["raymlops_drift_distance"] == {inputs: 6.5, outputs: 0.0}
     assert found["raymlops_drift_rows"][inputs] == 500
     assert found["raymlops_drift_window_seconds"][inputs] == 86_400
     assert found["raymlops_drift_judged_until"][inputs] == (FIRST + 2 * DAY).timestamp()

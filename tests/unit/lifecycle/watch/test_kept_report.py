@@ -41,7 +41,7 @@ class Counted:
     """MLflow's client, which may be away; counts what was written."""
 
     def __init__(self, tracker):
-        self.tracker, self.written, self.away = tracker, [], False
+        self.tracker, self.written, self.text, self.away = tracker, [], "", False
 
     def __call__(self):
         return self
@@ -50,6 +50,7 @@ class Counted:
         if self.away:
             raise TrackingError("MLflow does not answer")
         self.written.append(path)
+        self.text = text
         self.tracker.log_text(run_id, text, path)
 
 
@@ -71,11 +72,11 @@ def test_it_is_written_once_windows_were_judged_and_replaced(live, url, tmp_path
 
 
 def test_where_mlflow_is_away_verdicts_are_stored_and_the_report_follows(live, url, tmp_path, tracker, caplog):
-    """That is told once, and ends nothing."""
+    """That is told once, and ends nothing. Windows of more than a week ago, which nobody judged, are not shown."""
     client = Counted(tracker)
     client.away = True
     keep = Judge(live, then=KeptReports(live, client))
-    serve(tmp_path, [0, 0, 0, 0])
+    serve(tmp_path, [0] * 12)
     caplog.set_level(logging.ERROR)
     for hours in (1, 2):
         LogMaintenance(live, url, then=keep).run(TODAY + hours * HOUR)
@@ -84,3 +85,5 @@ def test_where_mlflow_is_away_verdicts_are_stored_and_the_report_follows(live, u
     client.away = False
     LogMaintenance(live, url, then=keep).run(TODAY + 3 * HOUR)
     assert client.written == [ARTIFACT]
+    assert f"{TODAY - 7 * DAY:%Y-%m-%d} 00:00 UTC, 120 rows" in client.text
+    assert f"{TODAY - 9 * DAY:%Y-%m-%d} 00:00 UTC, 120 rows" not in client.text
