@@ -19,12 +19,12 @@ from raymlops.monitor.outcome import (
     ALARM_LEVEL,
     FEWEST_EFFECTIVE,
     FEWEST_OWN,
-    WARN_LEVEL,
     Comparison,
     Outcome,
     compare,
     floors,
     kind_numbers,
+    warn_level,
 )
 from raymlops.monitor.pairs import PairCounts
 
@@ -234,7 +234,7 @@ def _verdict(
     described[: len(shown)] = [replace(one, histogram=_histogram(counts[one.column])) for one in shown]
     reason = _reason(described, found, running=running, own=own)
     two = None if found.two is None else found.two.p
-    bands = _band(found.one, WARN_LEVEL), _band(found.two, ALARM_LEVEL)
+    bands = _band(found.one, warn_level(own)), _band(found.two, ALARM_LEVEL)
     return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described), *bands)
 
 
