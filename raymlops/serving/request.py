@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
+    from raymlops.serving.replica.turns import Turn
 
 PIN_HEADER = b"x-raymlops-version"
 HEADERS = frozenset(
@@ -55,6 +56,13 @@ class Exchange:
     epoch: str = ""
     columns: Columns | None = None
     outputs: Columns | None = None
+    turn: Turn | None = None
+    """That of a large request while a replica works on it."""
+
+    def end_turn(self) -> None:
+        """Let others have their turn."""
+        if self.turn is not None:
+            self.turn.end()
 
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""

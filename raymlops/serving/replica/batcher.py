@@ -10,8 +10,8 @@ It never delays a request to fill a batch. The first request in a turn of the ev
 at once, without yielding (which behind Serve's Python proxy also saves a remote call); others that become ready in the
 same turn are one batch in the next. While a batch runs in the thread, others queue up for the batch after it.
 
-Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one of them at
-most, and not for all that came before it.
+Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one batch of
+them at most, and not for all that came before it. One that is larger than a batch is several to the queue.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Batcher:
         """Return how long the current batch has been running in the thread, in seconds; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
-    async def submit(self, columns: Columns, *, rows: int) -> Columns:
+    async def submit(self, columns: Columns, rows: int) -> Columns:
         """Return the model's output columns for these rows.
 
         Raises:
@@ -109,6 +109,13 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         longest = max(self._lengths(columns)) if self._varying else 0
+        if rows > 1 and not self._fits(rows, longest):
+            pieces = [asyncio.ensure_future(self.submit(*piece)) for piece in self._pieces(columns, rows)]
+            try:
+                return _merge(await asyncio.gather(*pieces))
+            finally:
+                for piece in pieces:
+                    piece.cancel()  # nobody wants the others where one raised
         if not self._busy and not self._alone and self._is_quick(rows, longest):
             self._alone = True
             loop.call_soon(self._turn)
@@ -123,8 +130,10 @@ class Batcher:
         return await entry.answer
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
-        """Run rows once in this thread and measure their time; before the first request only."""
-        return self._timed(columns, rows, max(self._lengths(columns)) if self._varying else 0)
+        """Run rows once in this thread, as batches, and measure their time; before the first request only."""
+        pieces = self._pieces(columns, rows)
+        lengths = [max(self._lengths(piece)) if self._varying else 0 for piece, _ in pieces]
+        return _merge([self._timed(*each, longest) for each, longest in zip(pieces, lengths, strict=True)])
 
     def largest(self, columns: Columns) -> int:
         """Return how many rows the largest batch of rows like these has."""
@@ -200,7 +209,7 @@ class Batcher:
 
     def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
         start = time.perf_counter()
-        outputs = self._run(columns) if self._fits(rows, longest) else self._in_pieces(columns, rows)
+        outputs = self._run(columns)
         seconds = time.perf_counter() - start
         for name, array in outputs.items():
             if len(array) != rows:
@@ -217,7 +226,8 @@ class Batcher:
                 self._inline_elements = 2 * rows * longest
         return outputs
 
-    def _in_pieces(self, columns: Columns, rows: int) -> Columns:
+    def _pieces(self, columns: Columns, rows: int) -> list[tuple[Columns, int]]:
+        """Return pieces of columns that each fit into a batch, or are one row, with their numbers of rows."""
         lengths = self._lengths(columns) if self._varying else [0] * rows
         cuts, longest = [0], 0
         for row, length in enumerate(lengths):
@@ -225,12 +235,8 @@ class Batcher:
             if row > cuts[-1] and not self._fits(row + 1 - cuts[-1], longest):
                 cuts.append(row)
                 longest = length
-        return _merge(
-            [
-                self._run({name: array[start:end] for name, array in columns.items()})
-                for start, end in itertools.pairwise([*cuts, rows])
-            ]
-        )
+        ends = itertools.pairwise([*cuts, rows])
+        return [({name: array[start:end] for name, array in columns.items()}, end - start) for start, end in ends]
 
     def _after(
         self, done: asyncio.Future[list[Columns | Exception]], batch: _Batch, loop: asyncio.AbstractEventLoop

@@ -74,6 +74,7 @@ async def store_labels(
         Refusal: they cannot be read, or this endpoint stores none.
     """
     exchange.body_bytes = len(body)
+    await handler.take_turn(exchange, body)
     small = len(body) <= SMALL_LABELS_BYTES
     found = _parsed(body, kind) if small else await handler.parsing.run(_parsed, body, kind)
     if labels is None:
@@ -82,7 +83,9 @@ async def store_labels(
     exchange.rows = len(found)
     store = functools.partial(labels.add, found, key_id=exchange.key_id, caller=exchange.labels_of)
     try:
-        await asyncio.wrap_future(store() if small else await handler.parsing.run(store))
+        stored = store() if small else await handler.parsing.run(store)
+        exchange.end_turn()
+        await asyncio.wrap_future(stored)
     except StorageError as error:
         raise Refusal(
             503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
