@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
-    from raymlops.serving.replica.turns import Turn
 
 PIN_HEADER = b"x-raymlops-version"
 HEADERS = frozenset(
@@ -56,13 +55,8 @@ class Exchange:
     epoch: str = ""
     columns: Columns | None = None
     outputs: Columns | None = None
-    turn: Turn | None = None
-    """That of a large request while a replica works on it."""
-
-    def end_turn(self) -> None:
-        """Let others have their turn."""
-        if self.turn is not None:
-            self.turn.end()
+    end_turn: Callable[[], None] = lambda: None
+    """Ends the turn of a large request, where it has one."""
 
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""

@@ -100,7 +100,7 @@ class Batcher:
         """Return how long the current batch has been running in the thread, in seconds; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
-    async def submit(self, columns: Columns, rows: int) -> Columns:
+    async def submit(self, columns: Columns, *, rows: int) -> Columns:
         """Return the model's output columns for these rows.
 
         Raises:
@@ -108,36 +108,31 @@ class Batcher:
                 that raises is run again, request by request.
         """
         loop = asyncio.get_running_loop()
-        longest = max(self._lengths(columns)) if self._varying else 0
+        longest = self._longest(columns)
         if rows > 1 and not self._fits(rows, longest):
-            pieces = [asyncio.ensure_future(self.submit(*piece)) for piece in self._pieces(columns, rows)]
+            answers = [
+                self._queue(piece, count, self._longest(piece), loop) for piece, count in self._pieces(columns, rows)
+            ]
             try:
-                return _merge(await asyncio.gather(*pieces))
+                return _merge(await asyncio.gather(*answers))
             finally:
-                for piece in pieces:
-                    piece.cancel()  # nobody wants the others where one raised
+                for answer in answers:
+                    answer.cancel()  # where one raised, nobody wants the others
         if not self._busy and not self._alone and self._is_quick(rows, longest):
             self._alone = True
             loop.call_soon(self._turn)
             self.observed.append((rows, 1))
             return self._timed(columns, rows, longest)
-        entry = _Entry(columns, rows, longest, loop.create_future())
-        (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
-        self.waiting_rows += rows
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._next, loop)
-        return await entry.answer
+        return await self._queue(columns, rows, longest, loop)
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
         """Run rows once in this thread, as batches, and measure their time; before the first request only."""
         pieces = self._pieces(columns, rows)
-        lengths = [max(self._lengths(piece)) if self._varying else 0 for piece, _ in pieces]
-        return _merge([self._timed(*each, longest) for each, longest in zip(pieces, lengths, strict=True)])
+        return _merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
 
     def largest(self, columns: Columns) -> int:
         """Return how many rows the largest batch of rows like these has."""
-        longest = max(self._lengths(columns)) if self._varying else 0
+        longest = self._longest(columns)
         return max(1, min(self.max_rows, self.max_elements // longest) if longest else self.max_rows)
 
     def in_worker(self, prepare: Callable[[], object]) -> None:
@@ -150,6 +145,17 @@ class Batcher:
 
     def _turn(self) -> None:
         self._alone = False
+
+    def _queue(
+        self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future[Columns]:
+        entry = _Entry(columns, rows, longest, loop.create_future())
+        (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
+        self.waiting_rows += rows
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._next, loop)
+        return entry.answer
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
@@ -181,6 +187,9 @@ class Batcher:
                     if waiting is self._large:
                         self._large_next = False
         return batch
+
+    def _longest(self, columns: Columns) -> int:
+        return max(self._lengths(columns)) if self._varying else 0
 
     def _lengths(self, columns: Columns) -> list[int]:
         """Return the length of each row: the elements of its arrays and the characters of its texts."""

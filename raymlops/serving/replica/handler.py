@@ -198,10 +198,10 @@ class RequestHandler:
         Raises:
             Refusal: 503, too many large ones wait.
         """
-        if len(body) > LARGE_BODY_BYTES:
-            exchange.turn = await self.turns.take()
-        else:
+        if len(body) <= LARGE_BODY_BYTES:
             self.turns.note_small()
+        elif (turn := await self.turns.take()) is not None:
+            exchange.end_turn = turn.end
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
         """Return a live version's metadata, whose columns may differ from this one's, and the list of live versions.
