@@ -162,7 +162,7 @@ class RequestHandler:
         return status, answer
 
     async def predict(self, exchange: Exchange, form: Form, body: bytes, *, caller: Caller) -> Encoded:
-        """Return the encoded answer to one request of a caller that ``admit`` has accepted.
+        """Return the encoded answer to one request of a caller that ``admit`` has accepted, and that has its turn.
 
         Raises:
             Exception: what ``refusal`` turns into an answer.
@@ -172,7 +172,6 @@ class RequestHandler:
         version, route = self._choose(exchange, caller)
         if version == self.identity.version:
             self._require_room()
-        await self.take_turn(exchange, body)
         in_thread = len(body) > LARGE_BODY_BYTES or signature.has_images
         if in_thread:
             parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
@@ -192,13 +191,13 @@ class RequestHandler:
             return await self.parsing.run(form.encode, outputs, parsed, responder, signature=signature)
         return form.encode(outputs, parsed, responder, signature=signature)
 
-    async def take_turn(self, exchange: Exchange, body: bytes) -> None:
-        """Wait until a request with this body may be worked on; its turn ends with the request, or before.
+    async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
+        """Wait until a request may be worked on; its turn ends with the request, or before.
 
         Raises:
             Refusal: 503, too many large ones wait.
         """
-        if len(body) <= LARGE_BODY_BYTES:
+        if not large:
             self.turns.note_small()
         elif (turn := await self.turns.take()) is not None:
             exchange.end_turn = turn.end
