@@ -2,8 +2,8 @@
 
 Owns how many large requests a replica works on at a time, and how long it rests after one. Work on a large request
 takes milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back after each of
-them. So beside small ones there is one large request at a time, and then as long a rest as it took. Where no small
-ones come, large ones do not wait for each other here.
+them. So beside small ones there is one large request at a time, and a rest before the next where several wait. Where no
+small ones come, large ones do not wait for each other here.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ MOST = 16
 """Large requests that may wait."""
 BESIDE_S = 1.0
 """How long after a small request others are taken to be beside it."""
-REST = 1.0
-"""How long the next one waits after a large request, in times of what that one took."""
+MOST_REST = 3
+"""The next one waits after a large request for as long as that one took, once for each that waits, so many times at
+most: a large one alone never waits, and many have a quarter of the time."""
 
 
 class Turns:
@@ -64,7 +65,7 @@ class Turns:
 
     def _end(self, began: float) -> None:
         now = self._clock()
-        self._rest_until = now + REST * (now - began)
+        self._rest_until = now + min(self._waiting, MOST_REST) * (now - began)
         self._lock.release()
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from raymlops.serving.refusal import Refusal
-from raymlops.serving.replica.turns import BESIDE_S, REST, Turns
+from raymlops.serving.replica.turns import BESIDE_S, MOST_REST, Turns
 
 
 class Clock:
@@ -25,6 +25,27 @@ async def settle():
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize(("waiting", "rest_s"), [(0, 0.0), (1, 0.25), (2, 0.5), (7, 0.25 * MOST_REST)])
+def test_the_rest_after_a_turn_is_longer_the_more_wait(waiting, rest_s):
+    """It is as long as the turn was, here a quarter of a second, for each; one that comes alone waits for nothing."""
+    clock = Clock()
+
+    async def scenario():
+        turns = Turns(clock=clock)
+        turns.note_small()
+        first = await turns.take()
+        others = [asyncio.create_task(turns.take()) for _ in range(waiting)]
+        await settle()
+        clock.now += 0.25
+        first.end()
+        assert turns._rest_until == clock.now + rest_s
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_beside_small_ones_there_is_one_at_a_time_and_a_rest_after_it():
     """The second begins once the first one has ended and as much time has passed as that took."""
     clock = Clock()
@@ -39,8 +60,7 @@ def test_beside_small_ones_there_is_one_at_a_time_and_a_rest_after_it():
         clock.now += 0.5
         first.end()
         first.end()
-        assert turns._rest_until == clock.now + 0.5 * REST
-        clock.now += 0.5 * REST
+        clock.now += 0.5
         (await second).end()
 
     asyncio.run(scenario())
@@ -75,9 +95,10 @@ def test_a_request_that_is_given_up_keeps_no_turn():
         assert (full.value.status, full.value.retry_after_s) == (503, 1.0)
         second.cancel()
         await asyncio.wait([second])
-        clock.now += 0.9 * BESIDE_S
-        first.end()
         third = asyncio.create_task(turns.take())
+        await settle()
+        clock.now += 60.0
+        first.end()
         await settle()
         assert not third.done()
         third.cancel()
