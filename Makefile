@@ -43,6 +43,7 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/sweep_quality.py
 	$(BIN)/python tests/benchmarks/prediction_log.py
 	$(BIN)/python tests/benchmarks/drift_scan.py
+	$(BIN)/python tests/benchmarks/drift_between_columns.py
 	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
 
 .venv/.recipes: pyproject.toml

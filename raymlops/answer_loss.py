@@ -153,7 +153,8 @@ class AnswerLoss(Record):
             return None
         if any(_real(value) is None for value in values):
             return 1.0
-        return min(1.0, 0.5 * math.fsum((value - (index == chosen)) ** 2 for index, value in enumerate(values)))
+        misses = (abs(value - (index == chosen)) for index, value in enumerate(values))
+        return min(1.0, 0.5 * math.fsum(min(2.0, miss * miss) for miss in misses))
 
     def _names(self) -> tuple[str, ...]:
         return self.probabilities if len(self.probabilities) > 1 else ()

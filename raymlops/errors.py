@@ -14,6 +14,7 @@
     ├── RefusedError                      4  a rule refused it; nothing was changed
     │   ├── LeaseLostError                   another process has taken over; this one writes nothing more
     │   ├── GateRefusedError                 the gate's decision, with its numbers
+    │   ├── DataRefusedError                 what the checks of a recipe's data found, with its numbers
     │   ├── BundleError                      a bundle that is damaged, tampered with or too new
     │   ├── BusyError                        another process changes what is live just now
     │   ├── ElsewhereError                   a state database that is live on another cluster
@@ -161,6 +162,10 @@ class LeaseLostError(RefusedError):
 
 class GateRefusedError(RefusedError):
     """The gate refused a version; the message carries its numbers."""
+
+
+class DataRefusedError(RefusedError):
+    """The checks of a recipe's data refused it before a run; the message carries what they found."""
 
 
 class BundleError(RefusedError):

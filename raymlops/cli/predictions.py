@@ -88,8 +88,8 @@ def predictions(
     if erase:
         _refuse("--erase", others)
         return _erase(name, spec, conditions, since=first, until=last, yes=yes)
-    for uri in other_storages(name, spec) if where else ():
-        note(f"{name} also has rows in {uri}: read them with storage.path={uri}")
+    for text in other_storages(name, spec) if where else ():
+        note(text)
     reading = Reading(
         spec.storage.path,
         name,

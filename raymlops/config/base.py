@@ -9,12 +9,15 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Spec(BaseModel):
@@ -60,6 +63,7 @@ class Resume:
 
 
 T = TypeVar("T")
+R = TypeVar("R", str, tuple[str, ...])
 Fixed = Annotated[T, Resume()]
 """Decides the result, or where it is found."""
 Free = Annotated[T, Resume(run=True, sweep=True)]
@@ -79,10 +83,21 @@ def resolve(value: str | SecretRef, field: str) -> str:
     Raises:
         ConfigError: the variable is not set, or the file cannot be read or is empty.
     """
-    if isinstance(value, str):
-        return value
+    return value if isinstance(value, str) else _read(value, SecretRef.read, field)
+
+
+def resolve_lines(value: SecretRef, field: str) -> tuple[str, ...]:
+    """Resolve a reference whose lines are values; empty lines and those that start with # are left out.
+
+    Raises:
+        ConfigError: as ``resolve``.
+    """
+    return _read(value, SecretRef.read_lines, field)
+
+
+def _read(value: SecretRef, read: Callable[[SecretRef], R], field: str) -> R:
     try:
-        text = value.read()
+        found = read(value)
     except KeyError as error:
         raise ConfigError([Problem(field, f"the environment variable {value.env} is not set")]) from error
     except OSError as error:
@@ -90,9 +105,9 @@ def resolve(value: str | SecretRef, field: str) -> str:
     except (IndexError, UnicodeDecodeError):
         # Without its cause, which would show what the file holds.
         raise ConfigError([Problem(field, f"the file {value.file} does not start with a line of text")]) from None
-    if not text:
+    if not found:
         raise ConfigError([Problem(field, f"{value.env or value.file} is empty")])
-    return text
+    return found
 
 
 class SecretRef(Spec):
@@ -115,9 +130,35 @@ class SecretRef(Spec):
             KeyError: the environment variable is not set.
             OSError: the file cannot be read.
         """
+        return self._text() if self.env is not None else self._text().splitlines()[0].strip()
+
+    def read_lines(self) -> tuple[str, ...]:
+        """Return its lines as values of their own, without empty ones and comments.
+
+        Raises: as ``read``.
+        """
+        stripped = (line.strip() for line in self._text().splitlines())
+        return tuple(line for line in stripped if line and not line.startswith("#"))
+
+    def _text(self) -> str:
         if self.env is not None:
             return os.environ[self.env]
-        return Path(str(self.file)).expanduser().read_text(encoding="utf-8").splitlines()[0].strip()
+        return Path(str(self.file)).expanduser().read_text(encoding="utf-8")
+
+
+def absolute_references(data: Any) -> Any:
+    """Return a section's plain data with absolute paths of referenced files: another process has another folder.
+
+    One in a home folder stays so: the cluster's user has another one than that of a machine elsewhere.
+    """
+    if not isinstance(data, dict):
+        return data
+    if data.keys() == {"env", "file"}:
+        file = data["file"]
+        if file is None:
+            return {"env": data["env"]}
+        return {"file": file if file.startswith("~") else str(Path(file).absolute())}
+    return {key: absolute_references(value) for key, value in data.items()}
 
 
 def _no_credentials(value: str, info: ValidationInfo) -> str:

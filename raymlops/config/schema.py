@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
+from raymlops.config.data import DataSection, QualitySection
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
@@ -71,6 +72,15 @@ class MonitorSection(Spec):
     slices: dict[str, Values] = Field(
         default_factory=dict,
         description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
+    )
+    between_columns: bool = Field(
+        default=False, description="judge the correlation of each two inputs as well, besides each input by itself"
+    )
+    quality: QualitySection = Field(
+        default_factory=QualitySection, description="bounds of a window's missing values, volume and the like"
+    )
+    notify: SecretRef | None = Field(
+        None, description="who is told of incidents: one apprise URL a line (mail, Slack, Teams, PagerDuty, webhooks)"
     )
 
     @field_validator("slices")
@@ -143,6 +153,7 @@ class ProjectSpec(Spec):
 
     project: ProjectSection
     recipe: RecipeSection
+    data: Free[DataSection] = DataSection()
     train: TrainSection = TrainSection()
     sweep: SweepSection = SweepSection()
     gate: Free[GateSection] = GateSection()

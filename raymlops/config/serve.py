@@ -19,6 +19,8 @@ def _frozen(value: Any) -> Any:
 
 
 GRPC_SERVICER = "raymlops.serving.protocols.grpc_messages:add_servicer"
+MOST_S = 1e9
+"""31 years: what is counted from now on must have a date."""
 Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
 Percents = Annotated[tuple[float, ...], BeforeValidator(_frozen)]
 
@@ -53,7 +55,7 @@ class RolloutSection(Spec):
     """How a canary is moved, and what stops it."""
 
     steps: Percents = Field((10.0, 50.0, 100.0), description="percent of the traffic, step by step")
-    bake_s: float = Field(600.0, ge=0, description="seconds that a step lasts at least")
+    bake_s: float = Field(600.0, ge=0, le=MOST_S, description="seconds that a step lasts at least")
     max_wait_s: float = Field(3600.0, gt=0, description="how long a step waits for a verdict")
     on_no_verdict: Literal["hold", "abort"] = Field(
         "hold", description="after max_wait_s: keep the canary's share until there is a verdict, or abort"
@@ -132,8 +134,8 @@ class ServeSection(Spec):
     max_header_bytes: int = Field(16_384, ge=1024, description="bytes of path and headers; set at a cluster's start")
     max_waiting_rows: int = Field(20_000, ge=1, description="rows waiting in a replica at most; more get 503")
     timeout_s: float = Field(30.0, gt=0, description="deadline of one request, from its arrival")
-    ready_timeout_s: float = Field(120.0, gt=0, description="time a new version has to become ready")
-    keep_warm_s: float = Field(3600.0, ge=0, description="how long a version that lost the route stays up")
+    ready_timeout_s: float = Field(120.0, gt=0, le=MOST_S, description="time a new version has to become ready")
+    keep_warm_s: float = Field(3600.0, ge=0, le=MOST_S, description="how long a version that lost the route stays up")
     access_log: bool = Field(True, description="write a JSON line a request into Ray's log folder")
     otlp_endpoint: Uri | None = Field(None, description="OpenTelemetry collector for traces, over HTTP")
     log: LogSection = Field(default_factory=LogSection, description="the prediction log")

@@ -259,11 +259,22 @@ class ParquetSplit(SplitData):
 
     def chunks(self) -> Iterator[Columns]:
         """Yield the columns of each row group that has rows."""
-        done = begin_pass("profiling", self)
-        for group, rows in enumerate(self.files.group_rows):
-            if rows:
-                yield _Asked(as_requested(self._read(group), self.recipe), partial(self._other, group))
-                done(int(self._ends[group]))
+        yield from self._chunks_of(np.flatnonzero(self.files.group_rows).tolist(), doing="profiling")
+
+    def spread(self, *, most_rows: int, most_bytes: int | None = None) -> tuple[int, Iterator[Columns]]:
+        """Return how many rows are read, and their columns: those of evenly spread row groups, one at least."""
+        if most_bytes is not None:
+            most_rows = min(most_rows, most_bytes // self.plan.row_bytes)
+        groups = np.flatnonzero(self.files.group_rows)
+        number = min(len(groups), max(1, most_rows * len(groups) // self.rows))
+        chosen = groups[np.linspace(0, len(groups) - 1, number).astype(np.int64)]
+        return int(self.files.group_rows[chosen].sum()), self._chunks_of(chosen.tolist(), doing="checking")
+
+    def _chunks_of(self, groups: list[int], *, doing: str) -> Iterator[Columns]:
+        done = begin_pass(doing, self)
+        for group in groups:
+            yield _Asked(as_requested(self._read(group), self.recipe), partial(self._other, group))
+            done(int(self._ends[group]))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, a row group at a time, over the columns that training reads."""

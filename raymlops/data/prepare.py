@@ -56,6 +56,11 @@ class Prepared:
         return signature_of(self.recipe)
 
     @cached_property
+    def identities(self) -> dict[str, Identity]:
+        """Return what identifies each split's rows."""
+        return {name: split.identity() for name, split in self.splits.items()}
+
+    @cached_property
     def data(self) -> DataRecord:
         """Return rows and fingerprint of all splits, and what identifies each of them."""
         return self._record(VERSION)
@@ -96,7 +101,8 @@ class Prepared:
     def _record(self, version: int) -> DataRecord:
         digest, basis = sha256(), {}
         for name, split in self.splits.items():
-            found = Identity(split.digest(), ALL_ROWS) if version == _ALL_ROWS_HASHED else split.identity()
+            old = version == _ALL_ROWS_HASHED
+            found = Identity(split.digest(), ALL_ROWS) if old else self.identities[name]
             digest.update(f"{name}:{split.rows}:{found.digest}:".encode())
             basis[name] = found.basis
         notes = tuple(split.note for split in self.splits.values() if split.note)

@@ -61,16 +61,11 @@ def _bits(values: Array) -> npt.NDArray[np.uint64]:
             inexact = _rounded(values, numbers)  # such integers have bits of their own: ids beyond 2**53 differ
             bits[inexact] = values[inexact].astype(np.uint64)
         return bits
-    known: dict[Any, np.uint64] = {}
-    flat = [_hashable(value) for value in values.ravel().tolist()]
-    for value in flat:
-        if value not in known:
-            known[value] = _hash(value if isinstance(value, bytes) else repr(value).encode())
-    return np.array([known[value] for value in flat], dtype=np.uint64).reshape(values.shape)
-
-
-def _hashable(value: Any) -> Any:
-    return (value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value
+    flat = values.ravel().tolist()
+    if any(issubclass(kind, np.ndarray) for kind in set(map(type, flat))):
+        flat = [(value.shape, value.tobytes()) if isinstance(value, np.ndarray) else value for value in flat]
+    known = {value: _hash(value if isinstance(value, bytes) else repr(value).encode()) for value in dict.fromkeys(flat)}
+    return np.fromiter(map(known.__getitem__, flat), np.uint64, len(flat)).reshape(values.shape)
 
 
 def _rounded(integers: Array, numbers: Array) -> npt.NDArray[np.bool_]:

@@ -170,6 +170,14 @@ class SplitData(ABC):
         """
         yield from ()
 
+    def spread(self, *, most_rows: int, most_bytes: int | None = None) -> tuple[int, Iterator[Mapping[str, Array]]]:
+        """Return about how many rows are read, and their columns, some rows at a time; none where it is not a table.
+
+        They are evenly spread, at most so many and so large, as far as they can be read by themselves.
+        """
+        del most_rows, most_bytes
+        return 0, iter(())
+
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, equal for equal rows, label included."""
         for batch in self.batches(batch_size=HASH_ROWS):
@@ -256,6 +264,15 @@ class TableSplit(SplitData):
     def chunks(self) -> Iterator[dict[str, Array]]:
         """Yield the whole table."""
         yield self.columns
+
+    def spread(self, *, most_rows: int, most_bytes: int | None = None) -> tuple[int, Iterator[dict[str, Array]]]:
+        """Return how many rows are read, and their columns: every n-th row."""
+        if most_bytes is not None:
+            first = {name: values[:SAMPLE_ROWS] for name, values in self.columns.items()}
+            each = max(1, columns_bytes(first) // min(SAMPLE_ROWS, self.rows))
+            most_rows = min(most_rows, max(1, most_bytes // each))
+        step = -(-self.rows // most_rows)
+        return -(-self.rows // step), iter([{name: values[::step] for name, values in self.columns.items()}])
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from raymlops.config.base import absolute_references
 from raymlops.errors import ClusterError, RefusedError, UsageError
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.capacity import leaving_first
@@ -26,6 +27,7 @@ from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
+from raymlops.lifecycle.watch.messengers import check_notify
 from raymlops.records import DeploymentRecord
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
@@ -95,7 +97,7 @@ def deploy(
             runs what a newer copy of this state's database desired (``OutdatedStateError``).
         UsageError: percentages that cannot be; ``serve.proxy`` names HAProxy where another proxy runs, or
             ``serve.tls_cert`` a certificate with which nothing shows that Serve answers; a folder or a SQLite file on a
-            cluster that has several machines, or may get them.
+            cluster that has several machines, or may get them; ``monitor.notify`` has a URL that apprise does not know.
         StorageError: a node of the cluster cannot fetch its bundle; nothing was changed.
         InsufficientResourcesError: the cluster can never hold it beside what is served; nothing was changed.
         DeployError: it did not come up; what was live still is, and the desired state is as before.
@@ -189,7 +191,8 @@ class _Call:
     def new(self, role: Role) -> Deployment:
         """Return the deployment of the version."""
         ref, serve = self.ref, self.spec.serve.model_dump(mode="json")
-        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve)
+        monitor = absolute_references(self.spec.monitor.model_dump(mode="json"))
+        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve, monitor=monitor)
 
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
@@ -199,10 +202,11 @@ class _Call:
 
 
 def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
-    """Return where Serve listens and what it lacks of the configuration, unless the cluster or Serve rules that out."""
+    """Return where Serve listens and what is lacking of the configuration, unless that rules it out."""
     with suppress(ClusterError):  # one that cannot be asked is reported by the next request
         check_sharing_of_deployments(call.spec, call.api.room())
-    return check_serve(call.api, call.spec)
+    listens, warnings = check_serve(call.api, call.spec)
+    return listens, (*warnings, *check_notify(call.spec.monitor.notify))
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:

@@ -18,11 +18,13 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champio
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.transitions import in_question
 from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
+from raymlops.state.drift import unsent_messages
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.rollouts import Rollout, rollouts
@@ -70,6 +72,11 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, if it was aborted, as ``rollout``."""
+    drift: dict[str, Any] | None = None
+    """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
+    messages: dict[str, Any] | None = None
+    """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
+    again; None if every messenger has them."""
     moved_by: str | None = None
     """The controller that moves rollouts, by user, machine and process; None if none is running."""
 
@@ -87,8 +94,10 @@ class ModelOverview(Record):
             ),
             "coming": "\n".join(self._coming()),
             "waits": self._waits(),
+            "messages": undelivered_text(self.messages),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
+            "drift": drift_lines(self.drift),
         }
 
     def text(self) -> str:
@@ -353,6 +362,8 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         moved_by=mover,
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
+        drift=None if champion is None else drift_status(state, name, champion.version),
+        messages=undelivered(unsent_messages(state).get(name, [])),
     )
 
 

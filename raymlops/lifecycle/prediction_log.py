@@ -23,6 +23,8 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import pyarrow as pa
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FIRST = datetime(1970, 1, 1, tzinfo=UTC)
+"""Before every row: who keeps them for longer keeps them forever."""
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
@@ -46,6 +50,12 @@ class StoredLog:
     """The storages that they were ever written to, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+
+    def kept_since(self, now: datetime) -> datetime | None:
+        """Return the time before which rows and labels are removed; None where all are kept."""
+        if self.retention_days is None or self.retention_days > (now - _FIRST).days:
+            return None
+        return now - timedelta(days=self.retention_days)
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     from raymlops.state.versions import bundle_uris
     from raymlops.storage.filesystem import root_of
 
-    items = _last_deployed(state, name)
+    items = last_deployed(state, name)
     if not items:
         return None
     newest = champion_of(items) or items[-1]
@@ -89,11 +99,22 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     return StoredLog(name, roots, settings_of(newest).log.retention_days)
 
 
+def last_deployed(state: State, name: str) -> Sequence[Deployment]:
+    """Return what is deployed of a model, or was last; nothing of one that never was."""
+    from raymlops.state.audit import changes_of
+    from raymlops.state.store import Deployment
+
+    if items := state.deployments(name):
+        return items
+    lists = (event.after or event.before for event in changes_of(state, name))
+    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]
+
+
 def other_storages(name: str, spec: ProjectSpec) -> list[str]:
-    """Return the storages beside the configured one in which a model has rows or labels.
+    """Return the storages beside the configured one in which a model has or may have rows or labels, in sentences.
 
     Raises:
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state cannot be used.
     """
     from raymlops.predictions.paths import names_in
     from raymlops.storage.filesystem import absolute
@@ -101,8 +122,14 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
 
     with state_of(spec) as state:
         log = stored_log(state, name)
-    uris = () if log is None else log.uris
-    return [uri for uri in uris if uri != absolute(spec.storage.path) and name in names_in(Store(uri))]
+    found = []
+    for uri in () if log is None else log.uris:
+        try:
+            if uri != absolute(spec.storage.path) and name in names_in(Store(uri)):
+                found.append(f"{name} also has rows in {uri}: read them with storage.path={uri}")
+        except StorageError as error:
+            found.append(f"{name} may have rows in another storage too: {error.message}")
+    return found
 
 
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
@@ -141,12 +168,12 @@ def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> Retain
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), spec.serve.log.retention_days)
         if not any(name in names_in(Store(uri)) for uri in log.uris):
             raise NotFoundError(f"there are no predictions or labels of {name!r} in {', '.join(log.uris)}")
-        if log.retention_days is None:
+        if (before := log.kept_since(now)) is None:
+            days = "null" if log.retention_days is None else f"{log.retention_days:g}"
             raise UsageError(
-                f"the predictions of {name} are kept forever: serve.log.retention_days is null",
+                f"the predictions of {name} are kept forever: serve.log.retention_days is {days}",
                 hint="Deploy the model with another value; for one that was never deployed, set it in --config.",
             )
-        before = now - timedelta(days=log.retention_days)
         with changing(state.url, name, purpose="retention"):
             return remove_old(state, log, before=before)
 
@@ -183,9 +210,10 @@ def erase_predictions(
     """Erase the rows of a model that fulfil conditions, and their labels, with audit events before and after.
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
-    log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
-    because the storage does not answer is written later: then this is to be called again. A storage that the model left
-    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
+    log is searched once more after a moment, since replicas still hold what they answered last; so is one in several
+    storages, for labels of rows in another one. What a replica holds because the storage does not answer is written
+    later: then this is to be called again. A storage that the model left and that is gone is named among the
+    ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
@@ -200,11 +228,13 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        jobs, away, counted = [], [], counted_on(state, name)
+        jobs: list[Erasure] = []
+        erased: list[pa.Table] = []  # of all storages: labels may be in another one than their rows
+        away, counted = [], counted_on(state, name)
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
-                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted))
+                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted, erased))
             except StorageError:
                 away.append(uri)
         if not jobs:
@@ -218,9 +248,10 @@ def erase_predictions(
         began = datetime.now(UTC)
         done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
         waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
-        if waits:
-            sleep(max(waits))
-            again = began - timedelta(hours=1)  # what replicas still held had arrived since then
+        if waits or len(jobs) > 1:
+            sleep(max(waits, default=0.0))
+            # What replicas still held had arrived since then; what else is left may be of any hour.
+            again = None if done.open_labels or len(jobs) > 1 else began - timedelta(hours=1)
             done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC), again_since=again) for job in jobs))
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)
@@ -232,8 +263,8 @@ def erase_predictions(
 def counted_on(state: State, name: str) -> CountedOn:
     """Return a function that returns what the hours of a version are counted on, by the bundles, each read once.
 
-    Those are the layouts of its bundle, where it has profiles and can be read, and for features those of the other
-    versions that are live now.
+    Those are the layouts and slices of its bundle, where it has profiles and can be read, and for features the layouts
+    of the other versions that are live now, with their slices.
     """
     from raymlops.bundle.profiles import references_of
     from raymlops.predictions.hourly import Counted
@@ -256,11 +287,10 @@ def counted_on(state: State, name: str) -> CountedOn:
     live = [item.version for item in state.deployments(name)]
 
     def found(version: int) -> Counted:
-        layouts, slices = own(version).layouts, own(version).slices
-        features = {
-            layout.digest: layout for each in (version, *live) for layout in own(each).layouts.get("features", ())
-        }
-        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, slices)
+        versions, layouts = [own(each) for each in (version, *live)], own(version).layouts
+        features = {layout.digest: layout for each in versions for layout in each.layouts.get("features", ())}
+        slices = dict.fromkeys(found for each in versions for found in each.slices)
+        return Counted({**layouts, "features": tuple(features.values())} if features else layouts, tuple(slices))
 
     return found
 
@@ -317,13 +347,3 @@ def _counts(record: EraseRecord) -> dict[str, int]:
         "unsearched_rows": record.unsearched,
         "damaged_files": len(record.damaged),
     }
-
-
-def _last_deployed(state: State, name: str) -> Sequence[Deployment]:
-    from raymlops.state.audit import changes_of
-    from raymlops.state.store import Deployment
-
-    if items := state.deployments(name):
-        return items
-    lists = (event.after or event.before for event in changes_of(state, name))
-    return [Deployment.from_dict(data) for data in next((items for items in lists if items), ())]

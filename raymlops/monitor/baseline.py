@@ -44,18 +44,23 @@ def running(windows: Sequence[Window]) -> tuple[Window, ...]:
     return (window,) if before is None else (before, window)
 
 
-def serving_baseline(windows: Sequence[Window]) -> tuple[Window, ...]:
+def serving_baseline(windows: Sequence[Window], *, since_s: float | None = None) -> tuple[Window, ...]:
     """Return the first windows that were served, without the last one and the one before it: what is judged is no part.
 
-    Fewer than ``FEWEST_OWN`` are too few to judge by.
+    The first of all, or those since a time. Fewer than ``FEWEST_OWN`` are too few to judge by.
     """
-    usable = [one for one in windows if one.rows >= FEWEST_ROWS]
+    usable = [one for one in windows if one.rows >= FEWEST_ROWS and (since_s is None or one.start_s >= since_s)]
     earlier = [one for one in usable if one.stop_s <= running(windows)[0].start_s]
     if not earlier:
         return ()
-    first = earlier[0]
-    until = first.start_s + max(BASELINE_S, BASELINE_WINDOWS * (first.stop_s - first.start_s))
+    first, length = earlier[0], earlier[0].stop_s - earlier[0].start_s
+    until = (first.start_s if since_s is None else since_s) + baseline_windows(length) * length
     return tuple(one for one in earlier if one.stop_s <= until)
+
+
+def baseline_windows(length_s: float) -> int:
+    """Return how many windows of a length a serving baseline has at most."""
+    return max(BASELINE_WINDOWS, round(BASELINE_S / length_s))
 
 
 def _before(window: Window, windows: Iterable[Window]) -> Window | None:

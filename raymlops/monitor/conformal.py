@@ -39,7 +39,7 @@ Ints = npt.NDArray[np.int64]
 
 MAX_PAIRS = 1_000
 """Pairs that are ranked: all of them up to 43 own windows, else as many drawn at random, which leaves ranks valid."""
-_AT_ONCE = 100_000
+_AT_ONCE = 20_000
 """Numbers of pairs times contrasts that are held at once, so that they stay in a core's cache."""
 _FAR = 5.0
 """From here on T(t, r) is taken to fall like ``exp(-t^2 / (1 + r))``, since its difference has no digits left."""
@@ -142,27 +142,32 @@ def rank_two(
     total = (residual**2).sum(axis=0)
     degrees = len(values) - 2 - len(np.unique(phase))
 
-    def reached(i: Ints, j: Ints, by: tuple[float | Floats, float | Floats] = (1.0, 1.0)) -> tuple[Floats, Floats]:
-        """Return the signed distance that both windows of each pair reach, and its degrees of freedom."""
+    def distances(i: Ints, j: Ints) -> tuple[Floats, Floats, Floats]:
+        """Return the signed distances of the first and second window of each pair, and their degrees of freedom."""
         # Residuals of two windows from the others are (I - H)^-1 times theirs, H the two rows and columns of the hat
         # matrix of phases: [[a, -c], [-c, b]] = I - H. Windows alone in their phase say nothing.
         a, b = (1 - 1 / sizes[i])[:, None], (1 - 1 / sizes[j])[:, None]
         c = np.where(phase[i] == phase[j], 1 / sizes[i], 0.0)[:, None]
         determinant = np.maximum(a * b - c * c, 1e-12)
         x, y = residual[i], residual[j]
-        left = (total - (b * x * x + 2 * c * x * y + a * y * y) / determinant) / degrees
+        first, second = b * x + c * y, c * x + a * y
+        left = (total - (x * first + y * second) / determinant) / degrees
         variances, freedom = _moderated(left, own, degrees)
         scale = 1 / np.sqrt(variances * determinant)
-        t = by[0] * (b * x + c * y) * scale / np.sqrt(b + 1e-12)
-        u = by[1] * (c * x + a * y) * scale / np.sqrt(a + 1e-12)
-        return np.where(t * u > 0, np.sign(t) * np.minimum(np.abs(t), np.abs(u)), 0.0), freedom
+        return first * scale / np.sqrt(b + 1e-12), second * scale / np.sqrt(a + 1e-12), freedom
 
     first, second = _pairs(len(values))
-    judged, freedom = (found[0] for found in reached(first[-1:], second[-1:], shrink))
-    judged = np.sign(judged) * as_unrelated(np.abs(judged), correlation)
-    parts = np.array_split(np.arange(len(first) - 1), -(-len(first) * values.shape[1] // _AT_ONCE))
-    others = np.concatenate([np.abs(reached(first[part], second[part])[0]).max(axis=1) for part in parts])
-    return _ranked(float(np.abs(judged).max()), others, distances=judged, degrees=freedom)
+    others = []
+    for part in np.array_split(np.arange(len(first) - 1), -(-len(first) * values.shape[1] // _AT_ONCE)):
+        one, two, _ = distances(first[part], second[part])
+        # What both reach is the smaller of the two above the mean, or of the two below it.
+        above, below = np.minimum(one, two).max(axis=1), -np.maximum(one, two).min(axis=1)
+        others.append(np.maximum(np.maximum(above, below), 0.0))
+    one, two, freedom = (found[0] for found in distances(first[-1:], second[-1:]))
+    one, two = one * shrink[0], two * shrink[1]
+    both = np.maximum(np.minimum(one, two), 0.0) + np.minimum(np.maximum(one, two), 0.0)
+    judged = np.sign(both) * as_unrelated(np.abs(both), correlation)
+    return _ranked(float(np.abs(judged).max()), np.concatenate(others), distances=judged, degrees=freedom)
 
 
 def as_unrelated(distances: Floats, correlation: Floats | float) -> Floats:
@@ -180,19 +185,15 @@ def _ranked(score: float, others: Floats, *, distances: Floats, degrees: Floats)
 
 
 def _moderated(variances: Floats, own: Own, degrees: int) -> tuple[Floats, Floats]:
-    raised = np.maximum(variances, own.floors / 10)
-    found, freedom = np.empty_like(raised), np.empty_like(raised)
-    for kind in np.unique(own.kinds):
-        ours = own.kinds == kind
-        found[..., ours], freedom[..., ours] = moderate(raised[..., ours], degrees)
+    found, freedom = moderate(np.maximum(variances, own.floors / 10), degrees, own.kinds)
     return np.maximum(found, own.floors), freedom
 
 
 def _within(values: Floats, phases: Ints) -> Floats:
     """Return the distance of each window from the mean of its phase."""
-    sums = np.zeros((int(phases.max()) + 1, values.shape[1]))
-    np.add.at(sums, phases, values)
-    return np.asarray(values - (sums / np.maximum(np.bincount(phases), 1)[:, None])[phases])
+    member = (phases == np.arange(phases.max() + 1)[:, None]).astype(np.float64)
+    means = member @ values / np.maximum(member.sum(axis=1), 1)[:, None]
+    return np.asarray(values - means[phases])
 
 
 def _pairs(windows: int) -> tuple[Ints, Ints]:

@@ -19,8 +19,8 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 POLYNOMIALS = ("location", "scale", "skew")
-SHARE, NULLS = "share", "nulls"
-KINDS = (*POLYNOMIALS, SHARE, NULLS)
+CORRELATION, SHARE, NULLS = "correlation", "share", "nulls"
+KINDS = (*POLYNOMIALS, CORRELATION, SHARE, NULLS)
 """Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
 MAX_SHARES = 12
 """Categories of a column that are compared one by one, the commonest first; the others count as one."""
@@ -41,15 +41,13 @@ def polynomials(shares: Floats) -> Floats:
     than four bins hold anything. Empty bins have scores too: those of their rank.
     """
     ranks = 2 * (np.cumsum(shares) - shares / 2) - 1
-    filled = shares > 0
-    degree = min(len(POLYNOMIALS), int(filled.sum()) - 1)
-    if degree < 1:
-        return np.zeros((0, len(shares)))
-    # Gram-Schmidt by QR, from Legendre's polynomials, which are nearly the answer where the bins are fine.
-    basis = np.polynomial.legendre.legvander(ranks, degree)
-    triangle = np.linalg.qr(np.sqrt(shares[filled])[:, None] * basis[filled], mode="r")
-    triangle *= np.sign(np.diag(triangle))[:, None]
-    return np.asarray(np.linalg.solve(triangle.T, basis.T)[1:])
+    degree = min(len(POLYNOMIALS), int((shares > 0).sum()) - 1)
+    found = np.ones((degree + 1, len(shares)))
+    for at in range(1, degree + 1):  # Gram-Schmidt: the last one times the ranks, less what the others say already.
+        raised, known = ranks * found[at - 1], found[:at]
+        raised -= (known @ (shares * raised)) @ known
+        found[at] = raised / np.sqrt(shares @ (raised * raised))
+    return found[1:]
 
 
 def stabilised(counts: Counts, rows: Counts) -> Floats:
@@ -74,30 +72,32 @@ def contrasts(windows: Counts, nulls: Counts, *, ordered: bool) -> tuple[Floats,
         ordered: Whether the bins are intervals in their order, or categories.
     """
     present = windows.sum(axis=1)
-    columns, meanings = _of_values(windows, present, ordered=ordered)
+    values, meanings = _of_values(windows, present, ordered=ordered)
     if nulls.any():  # In no window at all: nothing to compare, and a contrast less to look at.
-        columns.append(stabilised(nulls, present + nulls))
-        meanings.append(Contrast(NULLS))
-    return np.stack(columns, axis=1) if columns else np.zeros((len(windows), 0)), tuple(meanings)
+        values = np.column_stack([values, stabilised(nulls, present + nulls)])
+        meanings = (*meanings, Contrast(NULLS))
+    return values, meanings
 
 
-def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[list[Floats], list[Contrast]]:
-    pooled = (windows / np.maximum(present, 1)[:, None]).sum(axis=0)
+def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[Floats, tuple[Contrast, ...]]:
+    shares = windows / np.maximum(present, 1)[:, None]
+    pooled = shares.sum(axis=0)
     pooled /= max(float(pooled.sum()), 1e-300)
     filled = np.flatnonzero(pooled)
     if len(filled) < 2:
-        return [], []
+        return np.zeros((len(windows), 0)), ()
     if ordered:
         # A window without a value has the mean, 0: what is new about it is its share of nulls.
-        values = windows @ polynomials(pooled).T / np.maximum(present, 1)[:, None]
-        return list(values.T), [Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]]]
+        values = shares @ polynomials(pooled).T
+        return values, tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
     order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
     # Of two shares that add up to 1 one says it all.
-    common = order[:1] if len(order) == 2 else order[:MAX_SHARES]
-    groups = [(at,) for at in common] + ([tuple(sorted(order[MAX_SHARES:]))] if order[MAX_SHARES:] else [])
-    found = []
-    for bins in groups:
-        # A window without a value has the usual share, for the same reason.
-        usual = 2 * np.arcsin(np.sqrt(pooled[list(bins)].sum()))
-        found.append(np.where(present > 0, stabilised(windows[:, list(bins)].sum(axis=1), present), usual))
-    return found, [Contrast(SHARE, bins) for bins in groups]
+    common, rest = order[:1] if len(order) == 2 else order[:MAX_SHARES], sorted(order[MAX_SHARES:])
+    grouped, usual, meanings = windows[:, common], pooled[common], [Contrast(SHARE, (at,)) for at in common]
+    if rest:
+        grouped = np.column_stack([grouped, windows[:, rest].sum(axis=1)])
+        usual = np.append(usual, pooled[rest].sum())
+        meanings.append(Contrast(SHARE, tuple(rest)))
+    # A window without a value has the usual shares, for the same reason.
+    angles = stabilised(grouped, present[:, None])
+    return np.where(present[:, None] > 0, angles, 2 * np.arcsin(np.sqrt(usual))), tuple(meanings)

@@ -6,7 +6,7 @@ Knows nothing of where profiles lie, nor of who is told; how it is decided is ``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -24,7 +24,9 @@ from raymlops.monitor.outcome import (
     compare,
     floors,
     kind_numbers,
+    warn_level,
 )
+from raymlops.monitor.pairs import PairCounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +39,8 @@ Floats = npt.NDArray[np.float64]
 
 FEWEST_ROWS = 100
 """Of a window: fewer rows show nothing that own windows have not."""
+MOST_HISTOGRAMS = 20
+"""In a verdict, so that it can be kept."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,28 @@ class ColumnCounts:
     labels: tuple[str, ...] = ()
     influence: float | None = None
 
+    @property
+    def window_rows(self) -> Counts:
+        """Return the rows of each window."""
+        return np.asarray(self.windows.sum(axis=1) + self.window_nulls)
+
+    def contrasts(self, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
+        """Return the contrasts of own windows and then of those of traffic, and what they are."""
+        return contrasts(
+            np.concatenate([own.sums(self.blocks), self.windows]),
+            np.concatenate([own.sums(self.nulls), self.window_nulls]),
+            ordered=self.ordered,
+        )
+
 
 @dataclass(frozen=True)
 class ColumnDrift:
     """How one column of the window compares with own windows, and what of it moved most.
 
     Attributes:
-        column: Its name.
-        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``.
+        column: Its name, or ``ONE and OTHER`` of a pair, which has neither quantiles, nulls nor a distance of its own.
+        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a
+            pair ``correlation BEFORE -> AFTER``.
         distance: Of it, signed, in standard deviations of own windows.
         distance_running: What both of two windows running reach; None for one window.
         p: Student's t of ``distance``, after Holm over all contrasts of all columns.
@@ -85,6 +103,7 @@ class ColumnDrift:
         new: Categories that the reference had none of.
         vanished: Categories that the window should have had at least 10 rows of, and has none.
         influence: How much the model's output depends on the column; None where nobody knows.
+        histogram: Before and after, of the first 20 flagged columns; else None.
     """
 
     column: str
@@ -100,6 +119,7 @@ class ColumnDrift:
     new: tuple[str, ...]
     vanished: tuple[str, ...]
     influence: float | None
+    histogram: effects.Histogram | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,8 @@ class DriftVerdict:
         p_one: The rank of this window; None where it is insufficient, or nothing varies.
         p_two: The rank of this and the one before; None where there was none.
         columns: Flagged ones first, then by influence on the output, then by distance.
+        band: The distance that one own window in twenty exceeds in any column; None where there are too few of them.
+        band_running: What both of one pair of own windows in 200 exceed; None without two running, or with too few.
     """
 
     outcome: Outcome
@@ -125,6 +147,8 @@ class DriftVerdict:
     p_one: float | None
     p_two: float | None
     columns: tuple[ColumnDrift, ...]
+    band: float | None = None
+    band_running: float | None = None
 
     @property
     def flagged(self) -> tuple[str, ...]:
@@ -132,11 +156,11 @@ class DriftVerdict:
         return tuple(column.column for column in self.columns if column.flagged)
 
 
-def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
+def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows) -> DriftVerdict:
     """Judge the last window of ``columns``, with the one before it where there is one.
 
     Args:
-        columns: Each with the same rows of reference and windows.
+        columns: Each with the same rows of reference and windows; pairs of them are judged like columns.
         own: Which blocks are one own window.
 
     Raises:
@@ -145,9 +169,9 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
     numbers = {len(column.windows) for column in columns}
     if len(numbers) != 1 or not numbers <= {1, 2}:
         raise ValueError(f"each column needs one window or two, got {sorted(numbers)}")
-    window_rows = (columns[0].windows.sum(axis=1) + columns[0].window_nulls).tolist()
+    window_rows = columns[0].window_rows.tolist()
     rows = int(window_rows[-1])
-    compared = [_compared(column, own) for column in columns]
+    compared = [column.contrasts(own) for column in columns]
     values = np.hstack([found for found, _ in compared])
     count = len(values) - numbers.pop()
     if count < FEWEST_OWN:
@@ -168,17 +192,13 @@ def judge(columns: Sequence[ColumnCounts], own: OwnWindows) -> DriftVerdict:
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
 
-def _compared(column: ColumnCounts, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
-    """Return a column's contrasts of own windows and then of those of traffic, and what they are."""
-    return contrasts(
-        np.concatenate([own.sums(column.blocks), column.windows]),
-        np.concatenate([own.sums(column.nulls), column.window_nulls]),
-        ordered=column.ordered,
-    )
-
-
 def _verdict(
-    columns: Sequence[ColumnCounts], meanings: Sequence[tuple[int, Contrast]], found: Comparison, *, rows: int, own: int
+    columns: Sequence[ColumnCounts | PairCounts],
+    meanings: Sequence[tuple[int, Contrast]],
+    found: Comparison,
+    *,
+    rows: int,
+    own: int,
 ) -> DriftVerdict:
     if found.one is None:
         most = float(found.effective.max(initial=0.0))
@@ -209,13 +229,23 @@ def _verdict(
             )
         )
     described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
+    counts = {column.name: column for column in columns}
+    shown = [one for one in described if one.flagged][:MOST_HISTOGRAMS]
+    described[: len(shown)] = [replace(one, histogram=_histogram(counts[one.column])) for one in shown]
     reason = _reason(described, found, running=running, own=own)
     two = None if found.two is None else found.two.p
-    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described))
+    bands = _band(found.one, warn_level(own)), _band(found.two, ALARM_LEVEL)
+    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described), *bands)
+
+
+def _band(found: Ranked | None, level: float) -> float | None:
+    """Return the distance that leads to a p-value of at most ``level``; None where none does."""
+    distance = math.inf if found is None else found.critical(level)
+    return distance if math.isfinite(distance) else None
 
 
 def _described(
-    column: ColumnCounts,
+    column: ColumnCounts | PairCounts,
     meaning: Contrast,
     *,
     distance: float,
@@ -224,6 +254,10 @@ def _described(
     flagged: bool,
     unjudged: tuple[str, ...],
 ) -> ColumnDrift:
+    if isinstance(column, PairCounts):
+        moved = "{} {:+.2f} -> {:+.2f}".format(meaning.kind, *column.before_and_after())
+        told = (column.name, moved, distance, running, p, flagged, unjudged)
+        return ColumnDrift(*told, 0.0, (0.0, 0.0), (), (), (), column.influence)
     before, after = column.blocks.sum(axis=0), column.windows[-1]
     nulls = int(column.nulls.sum()), int(column.window_nulls[-1])
     shares = nulls[0] / max(int(before.sum()) + nulls[0], 1), nulls[1] / max(int(after.sum()) + nulls[1], 1)
@@ -247,8 +281,17 @@ def _described(
     )
 
 
-def _name(column: ColumnCounts, meaning: Contrast) -> str:
-    if meaning.kind != SHARE:
+def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
+    if isinstance(column, PairCounts):
+        return None
+    before, after = column.blocks.sum(axis=0), column.windows[-1]
+    if not column.ordered:
+        return effects.category_shares(before, after, tuple(_label(column, at) for at in range(len(before))))
+    return None if column.edges is None else effects.histogram(before, after, column.edges)
+
+
+def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
+    if meaning.kind != SHARE or isinstance(column, PairCounts):
         return meaning.kind
     return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,28 @@ Floats = npt.NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXPECTED = 10
 """Rows that a category would have had in a window where it has none: chance leaves it out once in 22,000 windows."""
+BARS = 24
+"""Of a histogram of numbers; of one of categories, the last of half as many holds the others."""
+_OUTER = (0.005, 0.995)
+_REACH = 4.0
+"""Interquartile ranges beyond the quartiles that a histogram shows: what is further out is in its outer bars."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """A column before and after, in few bars, each a share of the values that are not null.
+
+    Attributes:
+        edges: Of intervals of equal width, one more than bars, the outer bars with all that lies beyond; or empty.
+        labels: Of categories, the commonest first; or empty.
+        before: Of the reference.
+        after: Of the window.
+    """
+
+    edges: tuple[float, ...]
+    labels: tuple[str, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
 
 
 def jensen_shannon(before: Counts, after: Counts) -> float:
@@ -38,8 +62,7 @@ def quantiles(counts: Counts, edges: Floats, *, at: tuple[float, ...] = QUANTILE
     """
     if not counts.sum():
         return (float("nan"),) * len(at)
-    finite = np.where(np.isfinite(edges), edges, np.where(edges < 0, edges[1], edges[-2]))
-    running = np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum()
+    finite, running = _finite(edges), _running(counts)
     found = []
     for share in at:
         bin_ = int(np.clip(np.searchsorted(running, share, "left") - 1, 0, len(counts) - 1))
@@ -57,3 +80,56 @@ def vanished_bins(before: Counts, after: Counts) -> tuple[int, ...]:
     """Return the bins that hold no rows now, where the reference lets expect at least 10."""
     expected = before / max(int(before.sum()), 1) * int(after.sum())
     return tuple(int(at) for at in np.flatnonzero((after == 0) & (expected >= _EXPECTED)))
+
+
+def histogram(before: Counts, after: Counts, edges: Floats) -> Histogram | None:
+    """Return few bars of two histograms on the same bins, values spread evenly within a bin; None where one is empty.
+
+    Shown is what lies within 4 interquartile ranges of the quartiles of either, so that one value far off leaves more
+    than one bar.
+    """
+    if not before.sum() or not after.sum():
+        return None
+    lows, highs = [], []
+    for counts in (before, after):
+        low, first, third, high = quantiles(counts, edges, at=(_OUTER[0], 0.25, 0.75, _OUTER[1]))
+        reach = _REACH * (third - first) or np.inf
+        lows.append(max(low, first - reach))
+        highs.append(min(high, third + reach))
+    bounds = np.linspace(min(lows), max(highs), BARS + 1)
+    if not bounds[0] < bounds[-1]:
+        return None
+    shares = []
+    for counts in (before, after):
+        running = np.interp(bounds, _finite(edges), _running(counts))
+        running[0], running[-1] = 0.0, 1.0
+        shares.append(_rounded(np.diff(running)))
+    return Histogram(tuple(float(f"{bound:.6g}") for bound in bounds), (), *shares)
+
+
+def category_shares(before: Counts, after: Counts, labels: tuple[str, ...]) -> Histogram | None:
+    """Return the shares of the commonest categories before or after, and of all others; None where one is empty."""
+    if not before.sum() or not after.sum():
+        return None
+    both = np.stack([before / before.sum(), after / after.sum()])
+    order = np.argsort(-both.max(axis=0), kind="stable")
+    order = order[both.max(axis=0)[order] > 0]
+    shown, others = (order, order[:0]) if len(order) <= BARS // 2 else np.split(order, [BARS // 2 - 1])
+    names = tuple(labels[at] for at in shown)
+    if len(others):
+        both = np.hstack([both[:, shown], both[:, others].sum(axis=1, keepdims=True)])
+        return Histogram((), (*names, f"{len(others)} others"), *(_rounded(shares) for shares in both))
+    return Histogram((), names, *(_rounded(shares) for shares in both[:, shown]))
+
+
+def _finite(edges: Floats) -> Floats:
+    """Return edges where outer ones that are infinite are the next one inwards."""
+    return np.asarray(np.where(np.isfinite(edges), edges, np.where(edges < 0, edges[1], edges[-2])))
+
+
+def _running(counts: Counts) -> Floats:
+    return np.asarray(np.concatenate([[0.0], np.cumsum(counts)]) / counts.sum())
+
+
+def _rounded(shares: Floats) -> tuple[float, ...]:
+    return tuple(round(float(share), 4) for share in shares)

@@ -2,7 +2,7 @@
 
 ``alarm``: two windows running are unlike own pairs at ``ALARM_LEVEL``, in a contrast that moved the same way in both;
 or one window alone is so far off that chance does not explain it, and by much (a unit slipped, a column gone null).
-``warn``: one window is unlike at ``WARN_LEVEL``. ``insufficient``: the own windows are too few to say either.
+``warn``: one window is unlike. ``insufficient``: the own windows are too few to say either.
 """
 
 from __future__ import annotations
@@ -14,19 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
-from raymlops.monitor.contrasts import KINDS, POLYNOMIALS, share_of
+from raymlops.monitor.contrasts import KINDS, SHARE, share_of
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["ok", "warn", "alarm", "insufficient"]
 
 WARN_LEVEL = 0.05
+"""Of windows that are warned of or alarmed: a rank has ``ALARM_LEVEL`` less. Of 60 own windows the third highest was
+warned of in .0545 of windows with alarms."""
 ALARM_LEVEL = 0.005
 """Of two windows running. Half of the .01 that alarms may have in all: the rest is for windows that depend on each
 other in more than their correlation, and for alarms on one window."""
 SINGLE_LEVEL = 0.001
 """Of one window, by Student's t after Holm. It takes windows to be nearly normal, which ranks do not."""
 SINGLE_SHIFT, SINGLE_SHARE = 0.5, 0.1
-"""The change that such an alarm needs as well: half a standard deviation of ranks, or ten points of a share; ..."""
+"""The change that such an alarm needs as well: half a standard deviation of ranks or of Fisher's z (no correlation
+becomes .46), or ten points of a share; ..."""
 SINGLE_FACTOR = 2.0
 """... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
 normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
@@ -74,7 +77,7 @@ class Comparison:
         if self.two is not None and self.two.p <= ALARM_LEVEL:
             found |= np.abs(self.two.distances) > self.two.critical(ALARM_LEVEL)
         if self.outcome == "warn" and self.one is not None:
-            found |= self.judged & (np.abs(self.one.distances) > self.one.critical(WARN_LEVEL))
+            found |= self.judged & (np.abs(self.one.distances) > self.one.critical(warn_level(len(self.one.others))))
         return found
 
 
@@ -107,8 +110,13 @@ def compare(
         correlation, both = own.correlation(own.lag)[judged], (shrink[0] * less, shrink[1] * less)
         two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=both), judged, none)
     alarm = (two is not None and two.p <= ALARM_LEVEL) or bool(single.any())
-    outcome: Outcome = "alarm" if alarm else "warn" if one.p <= WARN_LEVEL else "ok"
+    outcome: Outcome = "alarm" if alarm else "warn" if one.p <= warn_level(count) else "ok"
     return Comparison(outcome, effective, _spread(one, judged, every.distances), two, p, single)
+
+
+def warn_level(own: int) -> float:
+    """Return the level of a window's rank among its own: the highest of 20 or 21 is warned of as well."""
+    return max(WARN_LEVEL - ALARM_LEVEL, 1 / (own + 1))
 
 
 def _spread(found: Ranked, judged: npt.NDArray[np.bool_], others: Floats) -> Ranked:
@@ -133,7 +141,7 @@ def holm(p_values: Floats) -> Floats:
 def is_large(kinds: npt.NDArray[np.int64], before: Floats, after: Floats) -> npt.NDArray[np.bool_]:
     """Tell which contrasts changed by so much that one window may be enough for an alarm."""
     shift, points = np.abs(after - before), np.abs(share_of(after) - share_of(before))
-    return np.where(kinds < len(POLYNOMIALS), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
+    return np.where(kinds < KINDS.index(SHARE), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
 
 
 def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
@@ -142,9 +150,9 @@ def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
     Shares of independent rows vary by 1 / rows, and where a share is always 0 nothing else says by how much. A contrast
     of ordered values may vary by less (the same timetable each week), but not by nothing.
     """
-    return np.where(kinds < len(POLYNOMIALS), 0.1, 1.0) / rows
+    return np.where(kinds < KINDS.index(SHARE), 0.1, 1.0) / rows
 
 
 def kind_numbers(kinds: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Return kinds of contrasts as numbers, polynomials first."""
+    """Return kinds of contrasts as numbers, shares last."""
     return np.array([KINDS.index(kind) for kind in kinds], dtype=np.int64)

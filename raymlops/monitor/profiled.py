@@ -1,7 +1,8 @@
 """The columns of profiles as the verdict takes them: counts by bin of blocks and of windows of traffic. Pure.
 
 Owns which series are judged, and what is done with values that are not finite, samples, and columns that were not
-counted. Times are not judged, since that they move on is no drift, nor are registers of distinct texts.
+counted. Of times only whether they are there is judged, since that they move on is no drift; registers of distinct
+texts are not judged.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.monitor.drift import ColumnCounts
+from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
+from raymlops.profiles.scores import sums_of_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Blocks, Profile
@@ -41,16 +44,20 @@ def column_counts(
         raise ValueError(msg)
     weighted = np.stack([window.counts for window in windows])
     traffic = np.stack([read_counts(window) for window in windows])
+    whole = blocks.counts.sum(axis=0, keepdims=True)
     found, refused = [], dict[str, str]()
     for series, cells in layout.placed():
-        if series.missing is None or series.measure == "time":
+        if series.missing is None:
             continue
-        name = series.column if series.measure in {"number", "category"} else f"{series.column} ({series.measure})"
-        if share := max(_absent(weighted, cells), _absent(blocks.counts.sum(axis=0)[None], cells)):
+        name = shown_name(series)
+        if share := max(_absent(weighted, cells), _absent(whole, cells)):
             refused[name] = f"{share:.0%} of the rows lack it: it was redacted for a while, or is of another type"
             continue
         bins, missing = _bins(series, blocks.counts[:, cells])
         window_bins, window_missing = _bins(series, traffic[:, cells])
+        shown = bool(len(series.edges))
+        if series.measure == "time":
+            bins, window_bins, shown = bins.sum(axis=1, keepdims=True), window_bins.sum(axis=1, keepdims=True), False
         found.append(
             ColumnCounts(
                 name,
@@ -59,12 +66,43 @@ def column_counts(
                 window_bins,
                 window_missing,
                 ordered=series.is_ordered,
-                edges=np.array([-np.inf, *series.shown_edges, np.inf]) if len(series.edges) else None,
+                edges=np.array([-np.inf, *series.shown_edges, np.inf]) if shown else None,
                 labels=() if series.is_ordered else (*series.categories, _OTHER),
                 influence=None if influence is None else influence.get(series.column),
             )
         )
     return found, refused
+
+
+def shown_name(series: Series) -> str:
+    """Return how a series is called: its column, with the measure where that is not its value."""
+    return series.column if series.measure in {"number", "category", "time"} else f"{series.column} ({series.measure})"
+
+
+def pair_counts(
+    blocks: Blocks,
+    windows: Sequence[Profile],
+    *,
+    without: Collection[str] = (),
+    influence: Mapping[str, float] | None = None,
+) -> list[PairCounts]:
+    """Return the pairs of columns to judge: those that have scores, ``without`` some of them.
+
+    ``windows`` are as for ``column_counts``.
+    """
+    scores, start = blocks.layout.scores, blocks.layout.sums.start
+    traffic, known = np.stack([read_counts(window) for window in windows]), influence or {}
+    found = []
+    for at, one in enumerate(scores):
+        for before, other in enumerate(scores[:at]):
+            if one.column == other.column or {one.column, other.column} & {*without}:
+                continue
+            cells = [ROWS, *(start + place for place in sums_of_pair(before, at))]
+            both = [known[score.column] for score in (other, one) if score.column in known]
+            matters = min(both) if len(both) == 2 else None
+            name = f"{other.name} and {one.name}"
+            found.append(PairCounts(name, blocks.counts[:, cells], traffic[:, cells], matters))
+    return found
 
 
 def read_counts(window: Profile) -> Cells:

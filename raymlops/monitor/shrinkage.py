@@ -23,24 +23,25 @@ _FEWEST = 3
 """Variances of one kind, from which a prior can be told; fewer keep their own."""
 
 
-def moderate(variances: Floats, degrees: float) -> tuple[Floats, Floats]:
-    """Return moderated variances and the degrees of freedom they have.
+def moderate(variances: Floats, degrees: float, kinds: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Return moderated variances and the degrees of freedom they have, both of the shape of ``variances``.
 
     Args:
-        variances: Positive, of shape (..., contrasts), the contrasts of one kind. Each leading index has a prior of its
-            own.
+        variances: Positive, of shape (..., contrasts). Each leading index has priors of its own.
         degrees: Of freedom of each of them.
-
-    Returns:
-        Variances of the same shape, and degrees of freedom of shape (..., 1).
+        kinds: Of contrasts, of shape (contrasts,): those of one kind have one prior.
     """
-    if variances.shape[-1] < _FEWEST:
-        return variances, np.full((*variances.shape[:-1], 1), float(degrees))
-    logs = np.log(variances) - digamma(degrees / 2) + np.log(degrees / 2)
-    excess = logs.var(axis=-1, ddof=1, keepdims=True) - polygamma(1, degrees / 2)
-    prior, offset = _prior(excess)
-    common = np.exp(logs.mean(axis=-1, keepdims=True) + offset)
-    return (prior * common + degrees * variances) / (prior + degrees), prior + degrees
+    # Sums over a kind, and what is a kind's for each of its contrasts, are products with a matrix: many times as fast.
+    member = (kinds[:, None] == np.unique(kinds)).astype(np.float64)
+    number = member.sum(axis=0)
+    logs = np.log(variances) + (np.log(degrees / 2) - digamma(degrees / 2))
+    mean = logs @ member / number
+    spread = np.maximum((logs * logs) @ member - number * mean * mean, 0.0) / np.maximum(number - 1, 1)
+    prior, offset = _prior(spread - polygamma(1, degrees / 2))
+    prior = np.where(number < _FEWEST, 0.0, prior)
+    total = prior + degrees
+    common, own = prior * np.exp(mean + offset) / total, degrees / total
+    return common @ member.T + (own @ member.T) * variances, total @ member.T
 
 
 def _prior(excess: Floats) -> tuple[Floats, Floats]:

@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,10 +113,18 @@ class _OpenFile(NamedTuple):
     path: str
     since: float
     table: pa.Table
+    size: int = 0
+    """As it was written last."""
 
     def takes(self, rows: int, *, uri: str, now: float) -> bool:
         """Return whether it may grow by so many rows."""
         return uri == self.uri and 0 <= now - self.since < OPEN_S and self.table.num_rows + rows <= OPEN_ROWS
+
+    def is_in(self, store: Store) -> bool:
+        """Return whether it is there: by a clock that is ahead of this one it was finished, and may be replaced."""
+        with suppress(StorageError):  # whoever may only write begins another one
+            return store.size(self.path) == self.size
+        return False
 
 
 class LabelLog:
@@ -219,14 +228,16 @@ class LabelLog:
         """
         uri, now, file = self._uri, self._now(), self._file
         self._file = None
-        if file is None or not file.takes(table.num_rows, uri=uri, now=now):
+        store = self._open_store(uri)
+        if file is None or not file.takes(table.num_rows, uri=uri, now=now) or not file.is_in(store):
             folder = label_folder(self._name, datetime.fromtimestamp(now, UTC))
             file = _OpenFile(uri, f"{folder}/{self._names.next()}", now, table.slice(0, 0))
-        longer = file._replace(table=pa.concat_tables([file.table, table]).combine_chunks())
-        self._open_store(uri).write(file.path, encode(longer.table))
+        longer = pa.concat_tables([file.table, table]).combine_chunks()
+        data = encode(longer)
+        store.write(file.path, data)
         if not 0 <= self._now() - file.since < SETTLED_S:
             raise StorageError("writing the labels took too long: the file may have been replaced meanwhile")
-        self._file = longer
+        self._file = file._replace(table=longer, size=data.size)
 
     def _table(self, labels: Sequence[Label], key_id: str | None, caller: str | None) -> pa.Table:
         received = round(self._now() * 1e6)

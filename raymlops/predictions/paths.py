@@ -78,6 +78,21 @@ def prediction_hours(
     return sorted(found, key=lambda hour: (hour.start, hour.version or 0))
 
 
+def first_hour(store: Store, name: str, *, version: int | None = None) -> datetime | None:
+    """Return when the first hour that has rows begins, of a version or of all; the other days are not listed.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    found = list[datetime]()
+    for number in versions_of(store, name) if version is None else [version]:
+        days = sorted(_days(store, f"{PREDICTIONS}/{name}/version={number}"), key=lambda day: day.start)
+        hours = (min((hour.start for hour in _hours(store, day, number)), default=None) for day in days)
+        if (first := next((hour for hour in hours if hour is not None), None)) is not None:
+            found.append(first)
+    return min(found, default=None)
+
+
 def label_days(store: Store, name: str, *, since: datetime | None = None) -> list[Folder]:
     """Return the days on which labels were received, the oldest first.
 

@@ -14,8 +14,11 @@ import numpy as np
 from raymlops.profiles.layout import ROWS, SQUARES, Cells, Layout
 from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Profile
+from raymlops.profiles.scores import sums_of
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from raymlops.profiles.layout import Series
 
 CHUNK_ROWS = 1 << 16
@@ -43,6 +46,7 @@ class Counter:
             rows_of = np.bincount(where, minlength=len(self.counts))
             self.counts[:, ROWS] += rows_of
             self.counts[:, SQUARES] += rows_of
+            scored = np.zeros((1 + len(self.layout.scores), part.stop - start), np.float32)
             for name, placed in self.layout.by_column.items():
                 if name not in columns:
                     continue
@@ -51,10 +55,26 @@ class Counter:
                     if series.measure not in found:
                         continue
                     values = found[series.measure]
+                    if series.measure == "category":  # Texts are looked up once, for counts and scores.
+                        values = series.cells_of(values)
                     if runs is None:
                         self.counts[:, cells] += _table(series, values, where, windows=len(self.counts))
                     for index, run in runs or ():
                         self.counts[index, cells] += series.counts_of(values[run])
+                    for at, score in enumerate(self.layout.scores, 1):
+                        if score.column == name and score.measure == series.measure:
+                            scored[at] = score.of(values, series.categories)
+            if self.layout.scores:
+                self._relate(scored, where, runs)
+
+    def _relate(self, scored: npt.NDArray[np.float32], where: Cells, runs: list[tuple[int, slice]] | None) -> None:
+        """Add up the products of scores in each part."""
+        scored[0] = 1
+        if runs is None:
+            order = np.argsort(where, kind="stable")
+            scored, where = scored[:, order], where[order]
+        for index, run in runs or _all_runs(where):
+            self.counts[index, self.layout.sums] += sums_of(scored[:, run])
 
     def profile(self) -> Profile:
         """Return the profile of all rows."""
@@ -78,15 +98,18 @@ def _part(values: Any, rows: slice) -> Any:
 
 def _runs(window: Cells) -> list[tuple[int, slice]] | None:
     """Return runs of rows of one part; None where there are so many that each row is looked up faster."""
+    runs = np.count_nonzero(np.diff(window)) + 1
+    return None if runs * _RUN_ROWS > len(window) and runs > 1 else _all_runs(window)
+
+
+def _all_runs(window: Cells) -> list[tuple[int, slice]]:
     starts = np.flatnonzero(np.diff(window, prepend=-1))
-    if len(starts) * _RUN_ROWS > len(window) and len(starts) > 1:
-        return None
     ends = np.append(starts[1:], len(window))
     return [(int(window[start]), slice(int(start), int(end))) for start, end in zip(starts, ends, strict=True)]
 
 
 def _table(series: Series, values: Any, window: Cells, *, windows: int) -> Cells:
     """Return the counts of each part, (windows, cells)."""
-    cells = series.cells_of(values)
+    cells = values if series.measure == "category" else series.cells_of(values)
     there = (cells + window * series.size)[cells >= 0]
     return np.bincount(there, minlength=windows * series.size).reshape(windows, series.size)

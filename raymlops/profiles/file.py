@@ -1,8 +1,9 @@
 """Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
 
 Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
-categories and its counts: those of the whole, those of each slice, then those of each block. A row of the second is
-one side, of all rows or of a slice, with the cells that are not 0; it names the layout by its digest.
+categories and its counts: those of the whole, those of each slice, then those of each block; behind them each score
+has a row, with its sums. A row of the second is one side, of all rows or of a slice, with the cells that are not 0; it
+names the layout by its digest.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raymlops.profiles.distinct import estimate
 from raymlops.profiles.layout import HEAD, Layout, Series
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.reference import Reference
+from raymlops.profiles.scores import Score, number_of_sums
 from raymlops.profiles.slices import Slice
 
 if TYPE_CHECKING:
@@ -52,8 +55,14 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
         heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
+        heads[side] |= {"influence": dict(reference.influence)} if reference.influence else {}
         for series, cells in reference.layout.placed():
             rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
+        heads[side] |= {"scores": len(reference.layout.scores)} if reference.layout.scores else {}
+        for at, score in enumerate(reference.layout.scores):
+            described = {"measure": score.measure, "edges": score.edges, "categories": [score.category]}
+            sums = counts[:, reference.layout.sums][:, number_of_sums(at) : number_of_sums(at + 1)]
+            rows.append({"side": side, "column": score.column, **described, "counts": sums.ravel()})
     table = pa.Table.from_pylist(rows, schema=_SERIES)
     return _written(table, {"version": VERSION, "sides": heads})
 
@@ -68,6 +77,12 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
             "slices": {each.name: part.rows for each, part in reference.slices.items()},
             "note": reference.note,
+            "distinct": {
+                series.column: float(f"{estimate(reference.profile.series(series.column, 'distinct')[1]):.2g}")
+                for series in reference.layout.series
+                if series.measure == "distinct"
+            },
+            "influence": dict(reference.influence),
         }
         for side, reference in references.items()
     }
@@ -97,11 +112,16 @@ def read_references(data: bytes) -> dict[str, Reference]:
     rows = list(zip(*(table[name].to_pylist() for name in _SERIES.names[:-1]), table["counts"], strict=True))
     for side, known in head["sides"].items():
         mine = [row for row in rows if row[0] == side]
+        series = len(mine) - known.get("scores", 0)
         layout = Layout(
             tuple(
                 Series(column, measure, np.array(edges, np.float64), tuple(categories))
-                for _, column, measure, edges, categories, _ in mine
-            )
+                for _, column, measure, edges, categories, _ in mine[:series]
+            ),
+            tuple(
+                Score(column, measure, np.array(edges, np.float64), *categories)
+                for _, column, measure, edges, categories, _ in mine[series:]
+            ),
         )
         parts = [np.array(known["head"], np.int64)]
         parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
@@ -116,6 +136,7 @@ def read_references(data: bytes) -> dict[str, Reference]:
             known["note"],
             known["independent"],
             dict(zip(slices, others, strict=True)),
+            known.get("influence", {}),
         )
     return found
 

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.profiles.distinct import REGISTERS
+from raymlops.profiles.scores import number_of_sums
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from raymlops.profiles.measures import Measure
+    from raymlops.profiles.scores import Score
 
 Cells = npt.NDArray[np.int64]
 Edges = npt.NDArray[np.float64]
@@ -92,9 +94,12 @@ class Series:
         return cells
 
     def counts_of(self, values: Any) -> Cells:
-        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes."""
+        """Return how many values are in each cell: of numbers, in a tenth of the time that ``cells_of`` takes.
+
+        Of a category its values' cells are given.
+        """
         if not self.is_ordered:
-            cells = self.cells_of(values)
+            cells = values if self.measure == "category" else self.cells_of(values)
             return np.bincount(cells[cells >= 0], minlength=self.size)
         ascending = np.sort(values)  # with vector instructions, and NaN last
         below = np.searchsorted(ascending, np.append(self._bounds, np.nan))
@@ -120,14 +125,23 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``SQUARES``."""
+    """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``SQUARES``.
+
+    Behind them are the sums of ``scores``, which count no rows.
+    """
 
     series: tuple[Series, ...]
+    scores: tuple[Score, ...] = ()
 
     @cached_property
     def size(self) -> int:
         """Return the number of cells."""
-        return HEAD + sum(series.size for series in self.series)
+        return HEAD + sum(series.size for series in self.series) + number_of_sums(len(self.scores))
+
+    @cached_property
+    def sums(self) -> slice:
+        """Return the cells of the sums of scores."""
+        return slice(self.size - number_of_sums(len(self.scores)), self.size)
 
     @cached_property
     def digest(self) -> str:
@@ -137,6 +151,9 @@ class Layout:
             texts = (series.column, series.measure, *series.categories)
             digest.update("\0".join([str(len(texts)), *texts]).encode("utf-8", "surrogatepass"))
             digest.update(series.edges.astype("<f8").tobytes())
+        for score in self.scores:
+            digest.update(f"score\0{score.column}\0{score.category}".encode("utf-8", "surrogatepass"))
+            digest.update(score.edges.astype("<f8").tobytes())
         return digest.hexdigest()
 
     @cached_property

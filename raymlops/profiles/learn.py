@@ -13,6 +13,7 @@ Every n-th row is read. A bin that is to hold the share p of the rows holds it w
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,10 @@ import pyarrow.compute as pc
 
 from raymlops.profiles.layout import Edges, Layout, Series
 from raymlops.profiles.measures import ALL, measured
+from raymlops.profiles.scores import CATEGORIES, MOST_SCORES, SCORE_BINS, Score
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from raymlops.profiles.measures import Measure
 
@@ -40,6 +42,7 @@ MOST_VALUES = 1 << 24
 LONGEST = 256
 """Characters of a category."""
 _DIGITS = 17
+_NONE = np.zeros(0)
 
 
 class Learner:
@@ -89,8 +92,11 @@ class Learner:
         """Return the sampled numbers of a column's measure; none where it has no such measure."""
         return np.concatenate([np.zeros(0), *self._parts.get((column, measure), ())])
 
-    def layout(self, *, bins: int = BINS, without: Iterable[str] = ()) -> Layout:
-        """Return the layout of the columns, with at most about so many ``bins`` each."""
+    def layout(self, *, bins: int = BINS, without: Iterable[str] = (), scored: Iterable[str] = ()) -> Layout:
+        """Return the layout of the columns, with at most about so many ``bins`` each.
+
+        Of the columns that are ``scored`` the first ones have scores.
+        """
         series: list[Series] = []
         texts: dict[str, float] = {}
         for (name, measure), parts in self._parts.items():
@@ -105,7 +111,20 @@ class Learner:
                     series.append(Series(name, "distinct"))
             else:
                 series.append(Series(name, measure, edges_of(_joined(parts), bins=bins)))
-        return Layout(tuple(series))
+        return Layout(
+            tuple(series), tuple(islice((score for name in scored for score in self._scores(name)), MOST_SCORES))
+        )
+
+    def _scores(self, name: str) -> Iterator[Score]:
+        """Yield the scores of a column of numbers or texts."""
+        if len(edges := edges_of(self.values(name), bins=SCORE_BINS)):
+            yield Score(name, "number", edges)
+        if (name, "category") in self._parts:
+            texts = _joined(self._parts[name, "category"]).drop_null()
+            categories, share = _categories(texts, top=CATEGORIES)
+            # Where there are no others, one of two says it all, and one alone nothing.
+            for category in categories[: len(categories) - 1 if len(categories) < CATEGORIES and share == 1 else None]:
+                yield Score(name, "category", _NONE, category)
 
 
 def edges_of(values: Edges, *, bins: int, own: bool = True) -> Edges:

@@ -55,6 +55,8 @@ class Reference:
     """Whether the recipe says that rows are independent draws."""
     slices: Mapping[Slice, Profile] = field(default_factory=dict)
     """Profiles of some of the rows, on the same layout."""
+    influence: Mapping[str, float] = field(default_factory=dict)
+    """How much the model's answers depend on each column, from 0 to 1, where that was measured."""
 
     @property
     def layout(self) -> Layout:
@@ -68,11 +70,13 @@ def reference_of(
     rows: int,
     row_order: RowOrder | None = None,
     slices: Sequence[Slice] = (),
+    scored: Sequence[str] = (),
 ) -> Reference:
     """Return the reference of ``rows`` rows, in two passes over ``chunks``: one for the layout, one that counts.
 
     Blocks are of the rows in order of their times, or else of the rows as they come, where they are in order or
-    independent. Each has at least ``PRIVATE_ROWS``, and so has each slice.
+    independent. Each has at least ``PRIVATE_ROWS``, and so has each slice. How columns go together is counted of those
+    that are ``scored``, the first ones of too many.
     """
     slices = [*dict.fromkeys(slices)]
     in_order, independent = row_order is not None, row_order == "independent"
@@ -83,7 +87,7 @@ def reference_of(
     times = learner.values(_TIME)
     has_times = bool(np.isfinite(times).any())
     most = min(MOST_BLOCKS, rows // PRIVATE_ROWS) if has_times or in_order else 0
-    layout, most = _fitting(learner, most, slices=len(slices))
+    layout, most = _fitting(learner, most, slices=len(slices), scored=scored)
     # Edges are of a sample: those of blocks of twice as many rows leave few that are too small.
     aim = min(most, max(2, rows // (2 * PRIVATE_ROWS)))
     edges = edges_of(times, bins=aim, own=False) if has_times and most > 1 else np.zeros(0)
@@ -142,16 +146,16 @@ def _why(rows: int, *, ordered: bool) -> str:
     )
 
 
-def _fitting(learner: Learner, blocks: int, *, slices: int = 0) -> tuple[Layout, int]:
+def _fitting(learner: Learner, blocks: int, *, slices: int = 0, scored: Sequence[str] = ()) -> tuple[Layout, int]:
     """Return a layout and a number of blocks that together, and with slices, have at most ``MAX_CELLS`` counts."""
     bins, more = BINS, 1 + slices
     while (min(blocks, FEWER_BLOCKS) + more) * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
         bins //= 2
-    layout = learner.layout(bins=bins, without=[_TIME])
+    layout = learner.layout(bins=bins, without=[_TIME], scored=scored)
     while (blocks + more) * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
         if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
             blocks //= 2
         else:
             bins //= 2
-            layout = learner.layout(bins=bins, without=[_TIME])
+            layout = learner.layout(bins=bins, without=[_TIME], scored=scored)
     return layout, blocks

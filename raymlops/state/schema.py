@@ -1,7 +1,8 @@
 """The tables, as the newest migration leaves them.
 
-Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, an
-append-only audit. Knows nothing of connections. A change here needs a migration and a new ``HEAD``.
+Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, one
+verdict a window, one open incident a cause, an append-only audit. Knows nothing of connections. A change here needs a
+migration and a new ``HEAD``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from raymlops.records import BundleRef
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-HEAD = "0007"
+HEAD = "0008"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
@@ -63,6 +64,7 @@ deployments = sa.Table(
     sa.Column("updated_at", Time, nullable=False, default=lambda: datetime.now(UTC)),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
+    sa.Column("monitor", sa.JSON, nullable=False, server_default="{}"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
 )
 sa.Index(
@@ -180,6 +182,88 @@ sa.Index(
     unique=True,
     sqlite_where=rollouts.c.status == "running",
     postgresql_where=rollouts.c.status == "running",
+)
+
+drift_windows = sa.Table(
+    "drift_windows",
+    metadata,
+    sa.Column("name", sa.String(63), primary_key=True),
+    sa.Column("side", sa.String(16), primary_key=True),
+    sa.Column("kind", sa.String(16), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("start", Time, primary_key=True),
+    sa.Column("stop", Time, primary_key=True),
+    sa.Column("judged_by", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("against", sa.Text, nullable=True),
+    sa.Column("p_one", sa.Float, nullable=True),
+    sa.Column("p_two", sa.Float, nullable=True),
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Column("incident", sa.String(32), nullable=True),
+    sa.Column("judged_at", Time, nullable=False),
+    sa.Index("drift_windows_newest", "name", "start"),
+)
+
+drift_baselines = sa.Table(
+    "drift_baselines",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("side", sa.String(16), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("start", Time, nullable=False),
+    sa.Column("columns", _Tuple, nullable=True),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("made_at", Time, nullable=False),
+    sa.Index("drift_baselines_name", "name"),
+)
+
+incidents = sa.Table(
+    "incidents",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("side", sa.String(16), nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("opened_at", Time, nullable=False),
+    sa.Column("last_at", Time, nullable=False),
+    sa.Column("windows", sa.Integer, nullable=False),
+    sa.Column("columns", _Tuple, nullable=False),
+    sa.Column("closed_at", Time, nullable=True),
+    sa.Column("acknowledged_at", Time, nullable=True),
+    sa.Column("acknowledged_by", sa.Text, nullable=True),
+    sa.Column("acknowledged_why", sa.Text, nullable=True),
+)
+sa.Index(
+    "incidents_one_open",
+    incidents.c.name,
+    incidents.c.side,
+    incidents.c.kind,
+    incidents.c.version,
+    unique=True,
+    sqlite_where=incidents.c.closed_at.is_(None),
+    postgresql_where=incidents.c.closed_at.is_(None),
+)
+
+messages = sa.Table(
+    "messages",
+    metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("incident", sa.String(32), nullable=False),
+    sa.Column("what", sa.String(16), nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_at", Time, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("retry_at", Time, nullable=True),
+    sa.Column("sent_at", Time, nullable=True),
+    sa.Column("last_error", sa.Text, nullable=True),
+    sa.Column("reached", _Tuple, nullable=False),
+    sa.Index("messages_incident", "incident"),
 )
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
-import time
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,19 +21,17 @@ from raymlops.bundle.code import collect
 from raymlops.data.random_streams import Stream
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
-from raymlops.loss_value import loss_value
-from raymlops.pytree import leaves
-from raymlops.recipe import call_recipe, defines_loss, described, model_of, times_of, to_device
+from raymlops.recipe import defines_loss, model_of, times_of
 from raymlops.training.callbacks import callbacks_of
 from raymlops.training.example import check_answer, check_encode, rounded_integers
+from raymlops.training.first_loss import check_loss, first_rows, loss_of
 from raymlops.training.inprocess import local_device
 from raymlops.training.loop.optimizer import Schedule, build_optimizer, total_steps
-from raymlops.training.metric_checks import ROWS, check_mean, check_metrics, check_sums_precision
-from raymlops.training.model.batch_norm import normalizes_batches
+from raymlops.training.metric_checks import check_mean, check_metrics, check_sums_precision
 from raymlops.training.model.first_weights import load_first_weights
 from raymlops.training.model.parallel import check
-from raymlops.training.model.precision import autocast
 from raymlops.training.own_loop import unused_settings
+from raymlops.training.unused_parameters import configured, leaves_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,16 +41,11 @@ if TYPE_CHECKING:
     from raymlops.bundle.code import Code
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared
-    from raymlops.loss_value import LossValue
     from raymlops.project import Project
     from raymlops.training.metric_checks import Warn
 
 
 _log = logging.getLogger(__name__)
-_DRAWS = 32
-"""Forward passes in which unused parameters are looked for: a layer that is skipped once in five is missed in 0.1%."""
-_DRAWS_S = 2.0
-"""The time for those but the first, so that a large model starts."""
 
 
 def preflight(
@@ -134,8 +125,8 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
     None where this process lacks the GPU that the model may need: then ``try_on_first_rank`` finds out.
     """
     section = project.spec.train
-    if (said := _said(section)) is not None:
-        return said
+    if (known := configured(section)) is not None:
+        return known
     device = _device(section, workers=section.workers[1], has_gpu=has_gpu)
     if device == "worker's":
         return None
@@ -143,9 +134,7 @@ def has_unused_parameters(project: Project, prepared: Prepared, *, has_gpu: bool
         model = model_of(prepared.recipe).to(device)
         if not defines_loss(type(prepared.recipe)):
             return False
-        batch = _first_rows(section, prepared, device=device)
-        loss = _check_loss(section, prepared, model, batch, device=device)
-        return _has_unused(section, prepared, model, batch, loss, device=device)
+        return _has_unused(section, prepared, model, device=device)
 
 
 def try_on_first_rank(
@@ -209,10 +198,7 @@ def try_model(
             _check_steps(section, prepared, model, notice=notice)
         unused, has_loss = False, defines_loss(type(prepared.recipe))
         if has_loss:
-            batch = _first_rows(section, prepared, device=device)
-            loss = _check_loss(section, prepared, model, batch, device=device)
-            unused = distributed and _has_unused(section, prepared, model, batch, loss, device=device)
-            del batch, loss
+            unused = _has_unused(section, prepared, model, device=device, distributed=distributed)
         model.eval()
         check_metrics(project, prepared, model, device=device)
         if has_loss:
@@ -283,34 +269,21 @@ def _check_steps(section: TrainSection, prepared: Prepared, model: nn.Module, *,
     Schedule(prepared.recipe, build_optimizer(prepared.recipe, model, section), section, steps=steps)
 
 
-def _check_loss(
-    section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, *, device: str
-) -> torch.Tensor:
-    """Return the loss of the first training rows, which are ``batch``."""
-    where = f"{type(prepared.recipe).__name__}.loss()"
-    rows = prepared.splits["train"].rows
-    model.train()
-    try:
-        found = _loss(section, prepared, model, batch, device=device)
-        loss: torch.Tensor = found.mean()
-    except RecipeError as error:
-        if min(rows, section.micro_batch_rows) == 1 and normalizes_batches(model):
-            raise _too_few_rows(section, error, rows=rows) from error
-        if not any(isinstance(value, torch.Tensor) for _, value in leaves(batch)):
-            encoded = prepared.splits["train"].is_table
-            raise _no_tensors(error, batch, name=type(prepared.recipe).__name__, encoded=encoded) from error
-        raise
-    if not math.isfinite(loss.item()):
-        bad = [name for name, part in found.parts.items() if not math.isfinite(part.item())]
-        raise RecipeError(
-            f"{f'the part {bad[0]} of ' if bad else ''}{where} is {loss.item()} on the first rows of train with the "
-            "untrained model",
-            hint="Look for missing or extreme values that encode() lets through, or a logarithm of zero.",
-        )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if trainable and not loss.requires_grad:
-        raise RecipeError(f"{where} has no gradient", hint="Compute it from the model's output, not detached.")
-    return loss
+def _has_unused(
+    section: TrainSection, prepared: Prepared, model: nn.Module, *, device: str, distributed: bool = True
+) -> bool:
+    """Check the loss of the first rows; return whether it leaves parameters unused, where ``distributed``."""
+    batch = first_rows(section, prepared, device=device)
+    loss = check_loss(section, prepared, model, batch, device=device)
+    if not distributed:
+        return False
+    if (known := configured(section)) is not None:
+        return known
+
+    def again() -> torch.Tensor:
+        return loss_of(section, prepared, model, batch, device=device).mean()
+
+    return leaves_unused(model, loss, again=again)
 
 
 def _refuse_unknown_sizes(model: nn.Module, *, name: str) -> None:
@@ -321,88 +294,3 @@ def _refuse_unknown_sizes(model: nn.Module, *, name: str) -> None:
             hint="Give lazy layers their sizes, or run one row through the model in model(): weights are loaded into "
             "what it returns.",
         )
-
-
-def _no_tensors(error: RecipeError, batch: Any, *, name: str, encoded: bool) -> RecipeError:
-    held = ", ".join(sorted({type(value).__name__ for _, value in leaves(batch)})) or "nothing"
-    where = f"{name}.{'encode' if encoded else 'collate'}()"
-    return RecipeError(
-        f"{error.message}; the batch has no tensor: {where} returned {described(batch)} of {held}",
-        hint=f"Return tensors from {where}, rows first, in dicts, lists, tuples or dataclasses: they are moved to the "
-        "device of the model.",
-    )
-
-
-def _first_rows(section: TrainSection, prepared: Prepared, *, device: str) -> Any:
-    split = prepared.splits["train"]
-    return to_device(split.batch(torch.arange(min(ROWS, split.rows, section.micro_batch_rows))), device)
-
-
-def _loss(section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, *, device: str) -> LossValue:
-    where = f"{type(prepared.recipe).__name__}.loss()"
-    with autocast(section, device):
-        return loss_value(call_recipe(where, lambda: prepared.recipe.loss(model, batch)), where=where)
-
-
-def _too_few_rows(section: TrainSection, error: RecipeError, *, rows: int) -> RecipeError:
-    if rows == 1:
-        why, hint = "the training split has one row", "Train on two rows at least."
-    else:
-        why = (
-            f"train.batch_size {section.batch_size} in {section.accumulate} micro-batches on each of "
-            f"{max(1, section.workers[0])} workers leaves one row to each"
-        )
-        hint = "Raise train.batch_size, or lower train.accumulate or train.num_workers."
-    return RecipeError(
-        f"the model normalises over the rows of a batch, which takes two at least, but {why}: {error.message}",
-        hint=f"{hint} Or use a normalisation of single rows, such as LayerNorm or GroupNorm.",
-    )
-
-
-def _said(section: TrainSection) -> bool | None:
-    """Return what the configuration says of unused parameters; FSDP need not know."""
-    if section.strategy != "ddp":
-        return False
-    return None if section.find_unused_parameters == "auto" else section.find_unused_parameters
-
-
-def _has_unused(
-    section: TrainSection, prepared: Prepared, model: nn.Module, batch: Any, loss: torch.Tensor, *, device: str
-) -> bool:
-    """Return whether some loss leaves a trainable parameter without a gradient, by this one and by more draws.
-
-    A model that skips layers at random, or routes rows, uses other parameters in each forward pass.
-    """
-    if (said := _said(section)) is not None:
-        return said
-    if _unused(model, loss):
-        return True
-    end_s = time.monotonic() + _DRAWS_S
-    return any(
-        _left_out(model, _loss(section, prepared, model, batch, device=device).mean())
-        for _ in range(1, _DRAWS)
-        if time.monotonic() < end_s
-    )
-
-
-def _unused(model: nn.Module, loss: torch.Tensor) -> bool:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
-        return False
-    loss.backward()  # type: ignore[no-untyped-call]
-    unused = any(parameter.grad is None for parameter in trainable)
-    model.zero_grad(set_to_none=True)
-    return unused
-
-
-def _left_out(model: nn.Module, loss: torch.Tensor) -> bool:
-    """Return whether a trainable parameter is not in the graph of a loss, which is where DDP looks."""
-    found, seen, left = set(), set(), [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))  # of a leaf
-        left += [inner for inner, _ in node.next_functions]
-    return any(id(parameter) not in found for parameter in model.parameters() if parameter.requires_grad)

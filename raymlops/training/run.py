@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from raymlops.cluster.driver_node import resumable
 from raymlops.data.prepare import FIT, SOURCES, prepare
 from raymlops.errors import NonFiniteError, RefusedError, StorageError, TrackingError, describe
-from raymlops.records import RunRecord
+from raymlops.records import RunRecord, to_json
 from raymlops.signals import remembered, stop_asked, undisturbed
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
@@ -24,6 +24,7 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
+from raymlops.training.data_checks.gate import REPORT, check_data
 from raymlops.training.events import Event, words
 from raymlops.training.inprocess import check_gpu
 from raymlops.training.local_run import run_here
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
+    from raymlops.training.data_checks.gate import DataReport
     from raymlops.training.loop.outcome import Outcome
     from raymlops.training.runs.lookup import Recorded
     from raymlops.training.supervision.processes import StartedAhead
@@ -66,6 +68,7 @@ def train(
         StorageError, TrackingError, RecipeError: before the run is created, or, from the recipe's code, during it.
         NotFoundError, UsageError, RefusedError: the run cannot be resumed: it does not exist, its configuration or data
             have changed, or another driver trains it.
+        DataRefusedError: ``data.checks`` refuse the data of a new run.
         UsageError: the configuration asks for a GPU in this process, which sees none.
         NonFiniteError: a loss or ``train.metric`` is NaN or infinite.
         TrainingError: it failed otherwise, more often than ``train.max_restarts`` allows.
@@ -97,6 +100,7 @@ def train(
         unused = preflight(
             project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
         )
+        checked = None if before else check_data(prepared, spec.data.checks, notice=notices.append)
         check_signals()
 
         if before is None:
@@ -127,7 +131,7 @@ def train(
             if before is None:
                 hold(run_id)
                 mark_origin(files_uri, tracker)
-                tracker.log_text(run_id, json.dumps(prepared.sources()), SOURCES)
+                _log_data(tracker, run_id, prepared, checked=checked)
             if state is None:
                 tracker.log_text(run_id, json.dumps(prepared.state), FIT)
             for text in notices:
@@ -151,6 +155,13 @@ def train(
             )
             _finish(tracker, writer, record, test=outcome.test, rows=prepared.splits["test"].rows)
     return record
+
+
+def _log_data(tracker: Tracker, run_id: str, prepared: Prepared, *, checked: DataReport | None) -> None:
+    """Log where the rows are found again, and what was checked of them."""
+    tracker.log_text(run_id, json.dumps(prepared.sources()), SOURCES)
+    if checked is not None:
+        tracker.log_text(run_id, to_json(checked.to_dict()), REPORT)
 
 
 def _started_ahead(project: Project, *, room: Room | None, held: ExitStack) -> StartedAhead | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.base import resolve
 from raymlops.config.changes import refuse_sweep_changes, sweep_changes
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.records import SpentRecord, SweepRecord
+from raymlops.records import SpentRecord, SweepRecord, to_json
 from raymlops.training.runs.lookup import resume_command
 from raymlops.tuning.advice import warnings_of
 from raymlops.tuning.budget import Tally, nothing_left
@@ -62,7 +62,7 @@ def sweep(
         UsageError: before anything starts: a metric that the recipe never reports, a recipe that fails on this
             configuration, or a sweep that cannot be resumed with this configuration or has nothing left to do.
         NotFoundError: there is no such sweep, or its study was deleted.
-        RefusedError: another driver is running it.
+        RefusedError: another driver is running it, or ``data.checks`` refuse the data of a new one.
         StorageError: ``storage.path`` or Optuna's file cannot be written.
         TrackingError: MLflow is down before the first trial, or did not accept the last results.
         SweepError: no trial gave a usable value; says how each failed. The parent run is FAILED.
@@ -74,6 +74,7 @@ def sweep(
     from raymlops.state.lease import lease
     from raymlops.storage.filesystem import check_writable
     from raymlops.tracking.client import tracker
+    from raymlops.training.data_checks.gate import REPORT, check_data
     from raymlops.training.preflight import preflight_sweep
 
     def notify(text: str) -> None:
@@ -107,6 +108,7 @@ def sweep(
         prepared = data.get(project)
         unservable: list[str] = []
         preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
+        checked = None if recorded else check_data(prepared, spec.data.checks, notice=notify)
         opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:
             for warning in warnings_of(spec.sweep):
@@ -125,6 +127,8 @@ def sweep(
                 tags=tags or {},
             )
         with stores.parent.closing_on_error():
+            if checked is not None:
+                store.log_text(stores.parent.sweep_id, to_json(checked.to_dict()), REPORT)
             controller = search(stores, data=data, before=before, renew=renew, on_event=on_event)
             return conclude(stores, controller, storage=without_credentials(url))
 

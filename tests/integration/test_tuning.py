@@ -95,6 +95,7 @@ def test_a_sweep_with_failing_regions_finds_a_winner_and_records_every_trial(tmp
 
     (parent,) = runs(swept, "sweep")
     assert (parent.info.status, parent.data.tags["team"]) == ("FINISHED", "a")
+    assert json.loads(tracker(swept.spec).read_text(record.sweep_id, "data/checks.json"))["findings"] == []
     assert parent.data.metrics["validation/auc"] == record.best.value
     loaded = bind(load(record.best_config))
     assert loaded.spec == swept.with_params(record.best.params).spec

@@ -160,6 +160,7 @@ def test_no_answer_costs_1(rule, output, label):
 def test_probabilities_outside_0_to_1_cost_at_most_1():
     assert flights().of({"probability": 7.0, "late": True}, 0) == 1.0
     assert digits().of({"digit": 3, "probability": 7.0}, 4) == 1.0
+    assert kinds().of({"kind": "a", "p": [0.7, -1e300, 1e308]}, 0) == 1.0
 
 
 def test_the_probability_of_the_answered_class_is_told_from_that_of_true():

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from raymlops.serving.telemetry.metric_families import FAMILIES
+from raymlops.serving.telemetry.metric_families import FAMILIES, WATCH_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "observability"
 RULES = Path(__file__).parent / "alert_rules_test.yaml"
 
-LABELS = {family.exported: set(family.labels) for family in FAMILIES.values()}
+OURS = (*FAMILIES.values(), *WATCH_FAMILIES.values())
+LABELS = {family.exported: set(family.labels) for family in OURS}
 LABELS["ray_serve_deployment_replica_healthy"] = {"application", "deployment", "replica"}  # Ray Serve's own
 LABELS["haproxy_backend_http_responses_total"] = {"proxy", "code"}  # HAProxy's own
 
@@ -58,7 +59,7 @@ def test_queries_name_metrics_and_labels_that_the_code_exports(where, expression
 def test_counters_are_asked_for_their_rate(where, expression):
     """What only grows means nothing as it stands, and a gauge has no rate; brackets pair up."""
     for kind, names in (("counter", True), ("gauge", False)):
-        for family in FAMILIES.values():
+        for family in OURS:
             if family.kind == kind and family.exported in expression and " unless " not in expression:
                 inside = re.search(rf"(?:rate|increase)\({family.exported}\b", expression) is not None
                 assert inside is names, (where, family.exported)

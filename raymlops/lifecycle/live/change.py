@@ -200,7 +200,7 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller sets it later")
+        raise TrackingError(f"MLflow did not answer within {seconds:g} s; the controller tries again later")
     if raised:
         raise raised[0]
     return answers[0]

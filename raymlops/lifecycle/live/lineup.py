@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.schema import MonitorSection
 from raymlops.config.serve import ServeSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import NotFoundError, RefusedError
@@ -45,9 +46,9 @@ def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: 
     old = champion_of(before)
     auth = _auth(old, new, configured=configured)
     if old is not None and old.version == new.version:
-        items = [_refreshed(item, new) if item.version == new.version else item for item in before]
+        items = [with_settings(item, new) if item.version == new.version else item for item in before]
         return [_asking(item, auth) for item in items]
-    champion = next((_refreshed(item, new) for item in before if item.version == new.version), new)
+    champion = next((with_settings(item, new) for item in before if item.version == new.version), new)
     others = [replace(item, role="warm", weight=0.0) for item in before if item.version != new.version]
     champion = replace(champion, role="champion", weight=0.0, shadow=0.0)
     items = sorted([champion, *others], key=lambda item: item.version)
@@ -57,7 +58,7 @@ def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: 
 def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:
     """Return the line-up with ``new`` up, without a route; a version that is up keeps its role and its shares."""
     if any(item.version == new.version for item in before):
-        return [_refreshed(item, new) if item.version == new.version else item for item in before]
+        return [with_settings(item, new) if item.version == new.version else item for item in before]
     return sorted([*before, replace(new, role="warm", weight=0.0, shadow=0.0)], key=lambda item: item.version)
 
 
@@ -228,6 +229,20 @@ def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent
     raise _nowhere_back(current, before, [version for version, lost in left.items() if lost and version is not None])
 
 
+def with_settings(item: Deployment, new: Deployment) -> Deployment:
+    """Return ``item`` with the settings of ``new``; its role and age stay."""
+    return replace(item, serve=new.serve or item.serve, monitor=new.monitor or item.monitor)
+
+
+def monitored(item: Deployment) -> MonitorSection:
+    """Return the ``monitor`` section with which a version was deployed; the defaults where an earlier release did it.
+
+    Raises:
+        StorageError: another release stored what this one cannot read.
+    """
+    return read_stored(MonitorSection, item.monitor)
+
+
 def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:
     """Return the version that holds the route, or None."""
     return next((item for item in deployments if item.role == "champion"), None)
@@ -270,11 +285,6 @@ def _auth(old: Deployment | None, new: Deployment, *, configured: bool) -> str |
 
 def _asking(item: Deployment, auth: str | None) -> Deployment:
     return item if item.serve.get("auth") == auth else replace(item, serve={**item.serve, "auth": auth})
-
-
-def _refreshed(item: Deployment, new: Deployment) -> Deployment:
-    """Return ``item`` with the settings of ``new``; its role and age stay."""
-    return replace(item, serve=new.serve or item.serve)
 
 
 def _beside_champion(before: Sequence[Deployment], version: int, what: str) -> None:

@@ -25,6 +25,7 @@ from raymlops.lifecycle.live.lineup import (
     previous_champion,
     with_canary,
     with_champion,
+    with_settings,
     with_shadow,
     without,
     without_traffic,
@@ -103,10 +104,11 @@ def bring(
     if up and was is not None and was.serve == item.serve:
         if earlier is not None:  # what it came up for before must not be given to it later
             model = _with(model, replace(earlier, status="superseded", reason=f"{action} of version {version}"))
-        return _reached(model, version, goal, action, why, now=now)
+        watched = tuple(with_settings(one, item) if one is was else one for one in model.deployments)
+        return _reached(replace(model, deployments=watched), version, goal, action, why, now=now)
     if takes_route and request.replaces and old is not None and old.version != version:
         goal, leaving = {**goal, "replaces": old.version}, set()
-    first = tuple(beside(without(before, leaving), item if was is None else replace(was, serve=item.serve)))
+    first = tuple(beside(without(before, leaving), item if was is None else with_settings(was, item)))
     final = first == tuple(without(target, leaving)) and not _shares(goal)
     if final:
         began_as, goal = action, {}
@@ -406,7 +408,7 @@ def _taken_back(model: Model, transition: Transition, status: Any, reason: str) 
     item = model.item(transition.version)
     items = list(model.deployments)
     if item is not None and was is not None:
-        items = [replace(one, serve=was.serve) if one is item else one for one in items]
+        items = [with_settings(one, was) if one is item else one for one in items]
     elif item is not None and item.role != "champion" and not item.weight and not item.shadow:
         items.remove(item)
     standing = {one.version for one in items} | {transition.version}

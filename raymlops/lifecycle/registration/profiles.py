@@ -1,16 +1,19 @@
 """References of a model's inputs and answers, against which drift is measured later.
 
-Owns which rows they are of, how many are predicted, and what their times are.
+Owns which rows they are of, how many are predicted, and what their times are. Beside the features stands how much the
+answers depend on each.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.errors import UsageError
+from raymlops.lifecycle.registration.influence import influence
 from raymlops.profiles.reference import Chunk, Reference, reference_of
 from raymlops.profiles.slices import Slice
 from raymlops.recipe import times_of
@@ -61,12 +64,7 @@ def references(
     inputs = [column.name for column in prepared.signature.inputs]
     train, validation = prepared.splits["train"], prepared.splits["validation"]
     found: dict[str, Reference] = {}
-    if train.is_table:
-        found[FEATURES] = reference_of(
-            lambda: _chunks(train, recipe, inputs), rows=train.rows, row_order=order, slices=chosen
-        )
-        if found[FEATURES].blocks is None:
-            _log.warning("drift of what this model is asked cannot be judged: %s", found[FEATURES].note)
+    matters: dict[str, float] = {}
     if validation.is_table:
         rows, answers = answered(
             recipe,
@@ -80,6 +78,21 @@ def references(
         number = len(next(iter(answers.values())))
         chunk = Chunk(answers, number, rows.get(_TIMES), chosen_by=rows)
         found[PREDICTIONS] = reference_of(lambda: [chunk], rows=number, row_order=order, slices=chosen)
+        if train.is_table:
+            matters = influence(
+                recipe, model, rows, answers, batch_size=batch_size, device=device, before_batch=before_batch
+            )
+    if train.is_table:
+        features = reference_of(
+            lambda: _chunks(train, recipe, inputs),
+            rows=train.rows,
+            row_order=order,
+            slices=chosen,
+            scored=sorted(inputs, key=lambda name: -matters.get(name, 0.0)),
+        )
+        found[FEATURES] = replace(features, influence=matters)
+        if features.blocks is None:
+            _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
     return found
 
 

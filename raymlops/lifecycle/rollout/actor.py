@@ -15,9 +15,10 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.base import absolute_references
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
@@ -34,6 +35,7 @@ from raymlops.version import code_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sources import Source
@@ -126,7 +128,7 @@ def controller_config(spec: ProjectSpec, *, dashboard_url: str) -> dict[str, Any
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if data["tracking"]["uri"] is None and uri and not holds_credential(uri):
         data["tracking"]["uri"] = uri
-    absolute: dict[str, Any] = _absolute(data)
+    absolute: dict[str, Any] = absolute_references(data)
     return absolute
 
 
@@ -189,6 +191,17 @@ class ControllerActor:
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+        from raymlops.lifecycle.watch.gauges import WatchGauges
+        from raymlops.lifecycle.watch.judge import Judge
+        from raymlops.lifecycle.watch.kept_report import KeptReports
+        from raymlops.lifecycle.watch.outbox import Outbox
+        from raymlops.tracking.client import tracker
+
+        outbox, gauges = Outbox(state, state.url), WatchGauges(state)
+
+        def tell(now: datetime) -> None:
+            outbox(now)
+            gauges()
 
         return Controller(
             state,
@@ -197,7 +210,10 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(state, state.url),
+            maintain=LogMaintenance(
+                state, state.url, then=Judge(state, then=KeptReports(state, partial(tracker, spec)))
+            ),
+            tell=tell,
         )
 
 
@@ -335,18 +351,3 @@ def _dashboard(spec: ProjectSpec) -> str:
     if not found:
         return str(spec.cluster.dashboard)
     return found if "://" in found else f"http://{found}"
-
-
-def _absolute(data: Any) -> Any:
-    """Return data with absolute paths of referenced files: another process has another working directory.
-
-    One in a home folder stays so: the cluster's user has another one than that of a machine elsewhere.
-    """
-    if not isinstance(data, dict):
-        return data
-    if data.keys() == {"env", "file"}:
-        file = data["file"]
-        if file is None:
-            return {"env": data["env"]}
-        return {"file": file if file.startswith("~") else str(Path(file).absolute())}
-    return {key: _absolute(value) for key, value in data.items()}

@@ -53,6 +53,8 @@ KEPT_EVERY_S = 5.0
 WARM_EVERY_S = 10.0
 ALIAS_EVERY_S = 30.0
 MAINTAIN_EVERY_S = 3600.0
+TELL_EVERY_S = 5.0
+"""Half as long as Ray takes to export gauges: one that is not set again disappears."""
 STEPS = 20
 """Longest sequence of steps of one round."""
 
@@ -86,9 +88,10 @@ class Controller:
         losses: ReadLosses | None = None,
         start: Start = in_thread,
         maintain: Callable[[datetime], None] = lambda _now: None,
+        tell: Callable[[datetime], None] = lambda _now: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the state, Serve, the reports and MLflow's aliases; ``maintain`` runs once an hour.
+        """Take the state, Serve, the reports and MLflow's aliases; ``maintain`` runs hourly, ``tell`` every 5 s.
 
         ``losses`` is called by ``start``, so that no decision waits for it. Intervals are measured by the monotonic
         ``clock``.
@@ -99,6 +102,7 @@ class Controller:
         self._aliases = aliases
         self._losses = None if losses is None else LossReader(losses, start=start)
         self._maintain = maintain
+        self._tell = tell
         self._clock = clock
         self._due: dict[str, float] = {}
         self._stay: dict[str, dict[int, int]] = {}
@@ -130,6 +134,8 @@ class Controller:
                             break  # an MLflow that hangs holds up one round once, not once a model
             if self._is_due("maintain", MAINTAIN_EVERY_S):
                 self._attempt("maintenance", partial(self._maintain, now))
+            if self._is_due("tell", TELL_EVERY_S):
+                self._attempt("messages", partial(self._tell, now))
         except RaymlopsError as error:  # the state database does not answer
             self._report("the state", error)
         return ROUND_S if moving or "Serve" in self._errors else IDLE_S

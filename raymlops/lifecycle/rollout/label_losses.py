@@ -106,20 +106,23 @@ class LabelLosses:
         store, since = Store(root), min(window.since for window in windows)
         if label_days(store, name, since=since - EXPECTED_FOR):
             labelled()
-        labels = load_labels(store, name, Faults(), since=since, max_bytes=self.max_label_bytes)
-        if not len(labels.hashes):
-            return LogLosses({window: {} for window in windows})
+        faults = Faults()
+        labels = load_labels(store, name, faults, since=since, max_bytes=self.max_label_bytes)
         found: dict[Window, Mapping[int | None, Losses]] = {}
         for window in windows:
             counted = Counted(rule, partial(self._ask_recipe, champion.bundle))
             if window.until is None or window.until > window.since:
                 with suppress(NotFoundError):  # nothing was logged yet
-                    for batch in Reading(
-                        root, name, **window._asdict(), columns=COLUMNS, labels=labels, only_labelled=True
-                    ):
+                    chosen = {**window._asdict(), "columns": COLUMNS, "labels": labels, "only_labelled": True}
+                    reading = Reading(root, name, **chosen)
+                    for batch in reading:
                         counted.add(batch.to_pylist())
+                    faults.damaged.update(reading.damaged)
             found[window] = counted.losses()
-        if labels.every == 1:
-            return LogLosses(found)
-        most = f"{self.max_label_bytes // 1024:,} KiB"
-        return LogLosses(found, f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")
+        said = []
+        if labels.every > 1:
+            most = f"{self.max_label_bytes // 1024:,} KiB"
+            said.append(f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")
+        if faults.damaged:
+            said.append(f"damaged and left out: {len(faults.damaged)} files, such as {min(faults.damaged)}")
+        return LogLosses(found, "; ".join(said))

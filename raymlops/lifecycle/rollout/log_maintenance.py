@@ -17,6 +17,7 @@ from raymlops.errors import RaymlopsError, RefusedError
 from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from raymlops.lifecycle.prediction_log import StoredLog
@@ -32,10 +33,14 @@ _log = logging.getLogger(__name__)
 class LogMaintenance:
     """Compact the logs and remove old hours, in one thread at a time."""
 
-    def __init__(self, state: State, url: str) -> None:
-        """Take the state, and its URL for the lease under which one process compacts a log."""
+    def __init__(self, state: State, url: str, *, then: Callable[[datetime], None] = lambda _now: None) -> None:
+        """Take the state, and its URL for the lease under which one process compacts a log.
+
+        ``then`` is called once the hours of all logs are counted.
+        """
         self._state = state
         self._url = url
+        self._then = then
         self._thread: threading.Thread | None = None
         self._seen: set[StoredLog] = set()
         """Logs whose older hours have been merged, each in one storage."""
@@ -49,7 +54,7 @@ class LogMaintenance:
             self._thread.start()
 
     def run(self, now: datetime) -> None:
-        """Maintain the log of every model; record what fails for one, and continue with the others."""
+        """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
         for log in stored_logs(self._state):
             for uri in log.uris:
                 where = (log.name, uri)
@@ -64,17 +69,20 @@ class LogMaintenance:
                     if self._failures.get(where) != why:
                         self._record_error(log.name, why)
                     self._failures[where] = why
+        self._then(now)
 
     def _maintain(self, log: StoredLog, now: datetime) -> None:
         from raymlops.predictions.compact import compact
 
         (uri,) = log.uris
         with changing(self._url, log.name, purpose="hourly compaction") as open_store:
-            since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
-            compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
-            self._seen.add(log)
-            if log.retention_days is not None:
-                remove_old(self._state, log, before=now - timedelta(days=log.retention_days))
+            try:
+                if (before := log.kept_since(now)) is not None:
+                    remove_old(self._state, log, before=before)
+            finally:  # neither waits for the other: a full disk takes no merged file until old hours are gone
+                since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
+                compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
+                self._seen.add(log)
 
     def _record_error(self, name: str, why: str) -> None:
         try:

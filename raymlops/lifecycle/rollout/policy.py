@@ -100,7 +100,7 @@ def decide(
     log = _Log() if losses is None else _log_of(losses, until=baked_at(rollout))
     action, reason = _verdict(rollout, findings, settings=settings, seconds=seconds, log=log)
     reason += _remark(log, note=note, judged=len(findings) > 2, passed=action in {"promote", "advance"})
-    if losses is not None and losses.left_out and action != "wait":
+    if losses is not None and losses.left_out:
         reason = f"{reason}; {losses.left_out}"
     return RolloutDecision(
         action,

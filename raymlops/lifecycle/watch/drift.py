@@ -1,99 +1,36 @@
 """``drift``: whether a model's newest traffic is unlike what is normal, by the profiles of its hours.
 
-Owns where references and hours come from, and against which reference a window is judged. What is normal, and what is
-more than chance, ``monitor`` decides. Changes nothing: the hours are counted when the log is compacted.
+Owns what is answered: the verdicts that the controller has stored, and verdicts found now on windows that it has not
+judged. Changes nothing: the hours are counted when the log is compacted, verdicts are stored by the controller.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from raymlops.display import table
-from raymlops.errors import NotFoundError
-from raymlops.lifecycle.watch.windows import Windows
-from raymlops.monitor.baseline import first_served, running, serving_baseline
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
-from raymlops.monitor.outcome import FEWEST_OWN
-from raymlops.monitor.own_windows import by_rows, by_time
-from raymlops.monitor.profiled import column_counts, read_counts
-from raymlops.profiles.profile import Blocks
+from raymlops.lifecycle.watch.hours import Hours, hours_before
+from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
+from raymlops.lifecycle.watch.reporting import page
+from raymlops.lifecycle.watch.traffic import last_ended
+from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
+from raymlops.lifecycle.watch.windows import place_of
 from raymlops.records import Record
+from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from raymlops.config.schema import MonitorSection
     from raymlops.lifecycle.sources import Source
-    from raymlops.monitor.baseline import Window
-    from raymlops.monitor.own_windows import OwnWindows
-    from raymlops.predictions.hourly import HourProfile
-    from raymlops.profiles.profile import Profile
-    from raymlops.profiles.reference import Reference
+    from raymlops.lifecycle.watch.hours import HourlyColumn
+    from raymlops.lifecycle.watch.live_model import LiveModel
+    from raymlops.lifecycle.watch.normal import Normal
+    from raymlops.state.drift import Side
     from raymlops.state.store import State
-
-    Judged = tuple[DriftVerdict, Mapping[str, str]]
-    """And the columns that cannot be judged, with the reason."""
-
-Side = Literal["inputs", "outputs"]
-Kind = Literal["drift", "skew"]
-SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
-TRAINING, SERVING = "training", "the first windows served"
-_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class WindowDrift(Record):
-    """The verdict on one window, or why there is none."""
-
-    side: Side
-    kind: Kind
-    """``skew`` is of the first windows that the version served, against training."""
-    against: str | None
-    start: datetime | None
-    stop: datetime | None
-    rows: int
-    verdict: DriftVerdict | None
-    waiting: str = ""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """Columns that cannot be judged, and why."""
-
-    @property
-    def outcome(self) -> str:
-        """Return ``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
-        return "waiting" if self.verdict is None else self.verdict.outcome
-
-    def text(self) -> str:
-        """Return a line, and the columns that moved most where they lead to it."""
-        title = self.side if self.kind == "drift" else f"{self.side}, skew"
-        if self.start is None or self.stop is None:
-            return f"{title}: {self.waiting}"
-        span = f"{self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows"
-        if self.verdict is None:
-            return f"{title}, {span}: {self.waiting}"
-        line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
-        line += "".join(f"\n    not judged: {name}: {why}" for name, why in self.refused.items())
-        moved = [column for column in self.verdict.columns if column.flagged][:_SHOWN]
-        if not moved:
-            return line
-        rows = [
-            {
-                "column": column.column,
-                "moved": column.moved,
-                "sd": f"{column.distance:+.1f}",
-                "js": f"{column.jensen_shannon:.3f}",
-                "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),
-                "missing": " -> ".join(f"{share:.1%}" for share in column.nulls),
-                "new": ", ".join(column.new[:3]),
-                "vanished": ", ".join(column.vanished[:3]),
-            }
-            for column in moved
-        ]
-        shown = [name for name in rows[0] if any(row[name] for row in rows)]
-        indented = table(rows, dict.fromkeys(shown)).replace("\n", "\n    ")
-        return f"{line}\n    {indented}"
 
 
 @dataclass(frozen=True)
@@ -105,170 +42,204 @@ class DriftRecord(Record):
     window_h: float
     windows: tuple[WindowDrift, ...]
     notes: tuple[str, ...] = ()
+    incidents: tuple[Incident, ...] = ()
+    """That are open, and with ``since`` those that were then; the newest first."""
+    quality: TrafficQuality | None = None
+    """What is told of the inputs beside their drift."""
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm``; skew was there from the beginning."""
-        return any(window.outcome == "alarm" and window.kind == "drift" for window in self.windows)
+        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
+
+        Skew was there from the beginning.
+        """
+        alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
+        beyond = self.quality is not None and bool(self.quality.findings)
+        return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:
-        """Return a line for each window."""
+        """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
-        return "\n".join([title, *(f"  {window.text()}" for window in self.windows), *self.notes])
+        lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
+        open_ = [incident for incident in self.incidents if incident.closed_at is None]
+        lines += [f"  {incident.text()}" for incident in open_]
+        if open_:
+            lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
+        return "\n".join([*lines, *self.notes])
+
+    def _repr_html_(self) -> str:
+        return page.fragment(_shown(self))
 
 
-def drift(name: str, *, since: str | None = None, config: Source | None = None) -> DriftRecord:
+def drift(
+    name: str,
+    *,
+    since: str | None = None,
+    between_columns: bool = False,
+    report: str | None = None,
+    config: Source | None = None,
+) -> DriftRecord:
     """Return whether the inputs and outputs of a live model drifted, by its newest window of traffic.
 
     Args:
         name: A model.
         since: As ``7d`` or an ISO time: every window since then is judged, not the newest one alone.
-        config: Its configuration, for ``monitor.window_h`` and the state; else both are as the environment says.
+        between_columns: Judge the correlation of each two inputs too, as where ``monitor.between_columns`` is set.
+        report: A file for the report, HTML: the newest 120 windows over time, whatever ``since`` is.
+        config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
         UsageError: ``since`` is no time.
-        StorageError, UnreachableError: the state or a storage cannot be used.
+        StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
     from raymlops.lifecycle.named_model import named
     from raymlops.lifecycle.prediction_log import parse_moment
     from raymlops.lifecycle.sources import spec_of, state_of
+    from raymlops.storage.filesystem import write_bytes
 
     spec = named(name) if config is None else spec_of(config)
-    now = datetime.now(UTC)
+    now, monitor = datetime.now(UTC), spec.monitor
+    if between_columns:
+        monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)
     with state_of(spec) as state:
-        return judged(state, name, now=now, since=first, window=timedelta(hours=spec.monitor.window_h))
+        found = judged(state, name, now=now, since=first, monitor=monitor)
+        if report is not None:
+            write_bytes(report, reported(state, name, now=now, monitor=monitor).encode())
+    return found
 
 
-def judged(state: State, name: str, *, now: datetime, window: timedelta, since: datetime | None = None) -> DriftRecord:
+def reported(
+    state: State, name: str, *, now: datetime, monitor: MonitorSection | None = None, only_stored: bool = False
+) -> str:
+    """Return the report of a model's newest windows, 120 at most; on request those since the first stored verdict.
+
+    Raises: as ``drift``.
+    """
+    model = live_model(state, name, monitor=monitor)
+    since = now - (page.MOST_WINDOWS + 1) * timedelta(seconds=model.window_s)
+    if only_stored:
+        starts = (one.start for one in judged_windows(state, name, since=since) if one.kind == "drift")
+        since = min(starts, default=now)
+    record = _judged(state, model, now=now, since=since)
+    hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
+    return page.page(_shown(record, hours), made_at=now)
+
+
+def judged(
+    state: State, name: str, *, now: datetime, monitor: MonitorSection, since: datetime | None = None
+) -> DriftRecord:
     """Return the verdicts on the windows that ended by ``now``: the newest one, or all since a time.
 
     Raises: as ``drift``.
     """
-    from raymlops.bundle.profiles import references_of
-    from raymlops.lifecycle.live.lineup import champion_of
-    from raymlops.lifecycle.prediction_log import stored_log
-    from raymlops.predictions.hourly import hourly_profiles
-    from raymlops.storage.store import Store
-
-    champion = champion_of(state.deployments(name))
-    if champion is None:
-        raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
-    references = references_of(champion.bundle.uri, champion.bundle.digest)
-    sides = [_Side(side, references[key], champion.version, window) for side, key in SIDES.items() if key in references]
-    log = stored_log(state, name)
-    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
-    for uri in () if log is None or not sides else log.uris:
-        for hour in hourly_profiles(Store(uri), name, layouts):
-            for each in sides:
-                each.add(hour)
-    found = [verdict for each in sides for verdict in each.judge(now, since)]
-    notes = (
-        () if references else (f"version {champion.version} of {name} has profiles of nothing: no table is its data",)
-    )
-    return DriftRecord(name, champion.version, window.total_seconds() / 3600, tuple(found), notes)
+    return _judged(state, live_model(state, name, monitor=monitor), now=now, since=since)
 
 
-class _Side:
-    """Inputs of a model, over its versions, or the outputs of its champion."""
+def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
+    said = incidents_of(state, model.name)
+    acknowledged = [one.id for one in said if one.acknowledged_at is not None]
+    found = [
+        one
+        for side in model.sides
+        for one in _verdicts(state, model, side, now=now, since=since, acknowledged=acknowledged)
+    ]
+    notes = []
+    if not model.sides:
+        notes.append(f"version {model.version} of {model.name} has profiles of nothing: no table is its data")
+    if any(side.between and not side.reference.layout.scores for side in model.sides):
+        gone = f"version {model.version} of {model.name} keeps nothing of how columns go together"
+        notes.append(f"{gone}: register its run again")
+    if ahead := model.traffic.ahead(now):
+        notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
+    incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))
+    quality = traffic_quality(state, model, found, now=now)
+    window_h = model.window_s / 3600
+    return DriftRecord(model.name, model.version, window_h, tuple(found), tuple(notes), incidents, quality)
 
-    def __init__(self, side: Side, reference: Reference, version: int, window: timedelta) -> None:
-        self._side = side
-        self._reference = reference
-        self._version = version
-        key, length_s = SIDES[side], window.total_seconds()
-        self._served = Windows(side=key, layout=reference.layout, window_s=length_s)
-        self._windows = (
-            self._served if side == "outputs" else Windows(side=key, layout=reference.layout, window_s=length_s)
+
+def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
+    about = record.name, record.version, record.window_h
+    quality = () if record.quality is None else tuple(record.quality.lines())
+    return page.Shown(*about, record.windows, hours, record.incidents, quality, record.notes)
+
+
+def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
+    """Return by the hour what moved in the newest window of a side in which anything did."""
+    ours = [one for one in windows if (one.side, one.kind) == (side.side, "drift")]
+    moved = next((one for one in reversed(ours) if one.verdict is not None and one.verdict.flagged), None)
+    if moved is None:
+        return ()
+    version = model.version if side.side == "outputs" else None
+    hours = Hours(moved, side.reference.layout, version=version)
+    model.traffic.add(*hours_before(moved), into=[hours])
+    return hours.columns()
+
+
+def _verdicts(
+    state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
+) -> Iterator[WindowDrift]:
+    """Yield the verdicts on one side: as they were stored, else as they are found now."""
+    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    last = last_ended(now, model.window_s)
+    kept = newest(version=model.version, kind="skew")
+    skew = side.skew(last) if kept is None else from_stored(kept, acknowledged=acknowledged)
+    if skew is not None:
+        yield skew
+    skewed = skew is not None and skew.outcome == "alarm"
+    if since is not None:
+        yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
+        return
+    before = newest(version=about(side.side, model.version)) if model.as_deployed else None
+    at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
+    found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
+    if before is not None and all(side.uncounted(one) for one in found):
+        yield from_stored(before, acknowledged=acknowledged)
+    elif not found:
+        yield _none(side.side, _no_window(model, last, side.most))
+    yield from found
+
+
+def _since(
+    state: State,
+    model: LiveModel,
+    side: Normal,
+    since: datetime,
+    last: int,
+    *,
+    skewed: bool,
+    acknowledged: Sequence[str],
+) -> Iterator[WindowDrift]:
+    version, first = about(side.side, model.version), model.traffic.first_hour()
+    stored = {
+        place_of(one.start, model.window_s): one
+        for one in (judged_windows(state, model.name, since=since) if model.as_deployed else ())
+        if (one.side, one.kind, one.version) == (side.side, "drift", version)
+        and (one.stop - one.start).total_seconds() == model.window_s
+    }
+    begin = min([place_of(first, model.window_s) if first is not None else last + 1, *stored])
+    begin = max(begin, -int(-since.timestamp() // model.window_s))
+    model.traffic.read(begin, last, without=stored)
+    none = True
+    for at in range(begin, last + 1):
+        found = (
+            [from_stored(stored[at], acknowledged=acknowledged)] if at in stored else side.drifts(at, at, skewed=skewed)
         )
-
-    def add(self, hour: HourProfile) -> None:
-        """Add an hour of any version."""
-        if hour.version == self._version:
-            self._served.add(hour)
-        if self._windows is not self._served:
-            self._windows.add(hour)
-
-    def judge(self, now: datetime, since: datetime | None) -> list[WindowDrift]:
-        """Return the verdicts on skew, where the first windows have come, and on drift."""
-        skew = self._skew(now)
-        skewed = skew is not None and skew.outcome == "alarm"
-        ended = self._windows.ended(now.timestamp())
-        wanted = ended[-1:] if since is None else [one for one in ended if one.start_s >= since.timestamp()]
-        none = "no window of traffic has ended yet" if not ended else f"no window has begun and ended since {since}"
-        drifts = [self._drift(one, skewed=skewed) for one in wanted] or [self._waiting(None, none)]
-        return [*([] if skew is None else [skew]), *drifts]
-
-    def _skew(self, now: datetime) -> WindowDrift | None:
-        pair = first_served(self._served.counted(now.timestamp()))
-        if pair is None:
-            return None
-        return self._described(pair[1], self._against_training(self._served, pair), TRAINING, kind="skew")
-
-    def _drift(self, window: Window, *, skewed: bool) -> WindowDrift:
-        if hours := self._windows.uncounted(window):
-            return self._waiting(window, _uncounted(hours, self._version))
-        if window.rows < FEWEST_ROWS:
-            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
-        counted = self._windows.counted(window.stop_s)
-        pair = running(counted)
-        training = None if skewed else self._against_training(self._windows, pair)
-        if training is not None and not isinstance(training, str) and training[0].outcome != "insufficient":
-            return self._described(window, training, TRAINING)
-        baseline = serving_baseline(counted)
-        if len(baseline) >= FEWEST_OWN:
-            return self._described(window, self._against_serving(pair, baseline), SERVING)
-        have = f"the serving baseline has {len(baseline)} of {FEWEST_OWN} windows"
-        if training is None:
-            return self._waiting(window, f"training differs from what is served, and {have}")
-        if isinstance(training, str):
-            return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
-
-    def _against_training(self, windows: Windows, pair: Sequence[Window]) -> Judged | str:
-        reference, blocks, last = self._reference, self._reference.blocks, pair[-1]
-        if blocks is None:
-            return reference.note
-        if blocks.times is None or reference.independent:
-            own = by_rows(blocks.rows, rows=last.rows)
-        else:
-            own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return _judge(blocks, windows.profiles(pair), own)
-
-    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window]) -> Judged | str:
-        starts = np.array([one.start_s for one in baseline])
-        stops = np.array([one.stop_s for one in baseline])
-        counts = np.stack([read_counts(one) for one in self._windows.profiles(baseline)])
-        blocks = Blocks(self._reference.layout, counts)
-        own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return _judge(blocks, self._windows.profiles(pair), own)
-
-    def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
-        if isinstance(judged, str):
-            return self._waiting(window, judged, kind=kind)
-        verdict, refused = judged
-        return WindowDrift(self._side, kind, against, *_span(window), window.rows, verdict, refused=refused)
-
-    def _waiting(self, window: Window | None, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        if window is None:
-            return WindowDrift(self._side, kind, None, None, None, 0, None, why)
-        return WindowDrift(self._side, kind, None, *_span(window), window.rows, None, why)
+        for one in found:
+            none = False
+            yield one
+    if none:
+        yield _none(side.side, f"no window has begun and ended since {since}")
 
 
-def _judge(blocks: Blocks, windows: Sequence[Profile], own: OwnWindows) -> Judged | str:
-    columns, refused = column_counts(blocks, windows)
-    if not columns:
-        return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in refused.items())
-    return judge(columns, own), refused
+def _no_window(model: LiveModel, last: int, looked_at: int) -> str:
+    first = model.traffic.first_hour()
+    if first is None or place_of(first, model.window_s) > last:
+        return "no window of traffic has ended yet"
+    return f"none of the newest {looked_at} windows has traffic"
 
 
-def _uncounted(hours: int, version: int) -> str:
-    return (
-        f"{hours} of its hours are not counted on the columns of version {version}: the controller counts those of the "
-        "last two days, and raymlops predictions NAME --compact counts them all now"
-    )
-
-
-def _span(window: Window) -> tuple[datetime, datetime]:
-    return datetime.fromtimestamp(window.start_s, UTC), datetime.fromtimestamp(window.stop_s, UTC)
+def _none(side: Side, why: str) -> WindowDrift:
+    return WindowDrift(side, "drift", None, None, None, 0, None, why)

@@ -1,6 +1,7 @@
-"""The Prometheus metrics of an endpoint: names, labels, buckets.
+"""The Prometheus metrics of an endpoint and of what is watched: names, labels, buckets.
 
-Owns that list, which ``metrics`` publishes and with which dashboard and alert rules are compared. Pure.
+Owns those lists, which ``metrics`` and ``lifecycle.watch.gauges`` publish, and with which dashboard and alert rules are
+compared. Pure.
 
 Ray exports these as ``ray_`` + name, counters with suffix ``_total``. A distribution is a counter ``NAME_bucket`` by
 ``le`` and a counter ``NAME_sum``, which ``histogram_quantile`` accepts: Ray 2.60 repeats each observation of its own
@@ -63,4 +64,20 @@ FAMILIES = {
         Family("raymlops_recorder_errors", "counter", _VERSION, "failures of metrics, logs or traces"),
     )
 }
-"""Every metric, by name. ``model_version``: Ray's own label ``Version`` is Ray's."""
+"""Every metric of a replica, by name. ``model_version``: Ray's own label ``Version`` is Ray's."""
+
+_WINDOW = ("model", "side")
+WATCH_FAMILIES = {
+    family.name: family
+    for family in (
+        Family("raymlops_drift_outcome", "gauge", _WINDOW, "newest window: 0 ok, 1 warn, 2 alarm, -1 not judged"),
+        Family("raymlops_drift_p", "gauge", (*_WINDOW, "windows"), "p-value of the newest window, and of two running"),
+        Family("raymlops_drift_distance", "gauge", _WINDOW, "largest distance of a column in sd of own windows"),
+        Family("raymlops_drift_rows", "gauge", _WINDOW, "rows of the newest window"),
+        Family("raymlops_drift_window_seconds", "gauge", _WINDOW, "length of the newest window"),
+        Family("raymlops_drift_judged_until", "gauge", _WINDOW, "end of the newest window, in seconds since 1970"),
+        Family("raymlops_incidents_open", "gauge", ("model",), "incidents that are open"),
+        Family("raymlops_messages_waiting", "gauge", ("model",), "messages about incidents that a messenger lacks"),
+    )
+}
+"""What the controller exports of the models that it watches."""

@@ -1,6 +1,6 @@
 import pytest
 
-from raymlops.config.base import SecretRef, resolve
+from raymlops.config.base import SecretRef, resolve, resolve_lines
 from raymlops.config.credentials import holds_credential, redact
 from raymlops.config.load import load_data
 from raymlops.config.messages import check
@@ -151,3 +151,16 @@ def test_a_variable_that_is_not_set_is_said_with_its_field(monkeypatch):
     monkeypatch.delenv("NOPE", raising=False)
     with pytest.raises(ConfigError, match=r"storage\.state: the environment variable NOPE is not set"):
         resolve(SecretRef(env="NOPE"), "storage.state")
+
+
+def test_a_reference_may_have_a_value_a_line(tmp_path, monkeypatch):
+    """Empty lines and comments are none; a reference without any is empty."""
+    monkeypatch.setenv("WHO", "json://a\n\n  # the night shift\n json://b ")
+    assert resolve_lines(SecretRef(env="WHO"), "monitor.notify") == ("json://a", "json://b")
+    path = tmp_path / "who"
+    path.write_text("# nobody\n")
+    with pytest.raises(ConfigError, match="who is empty"):
+        resolve_lines(SecretRef(file=str(path)), "monitor.notify")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="line of text"):
+        resolve_lines(SecretRef(file=str(path)), "monitor.notify")

@@ -16,9 +16,10 @@ from stored import put
 from tiny_bundle import tiny_contents
 
 from raymlops.bundle.write import write_bundle
+from raymlops.config.base import SecretRef
 from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
-from raymlops.errors import ClusterError, NotFoundError, RefusedError, TakenError, UsageError
+from raymlops.errors import ClusterError, ConfigError, NotFoundError, RefusedError, TakenError, UsageError
 from raymlops.lifecycle.deploy import (
     OPENED,
     _bring,
@@ -455,3 +456,22 @@ def test_a_version_is_removed_by_its_number():
     assert number_of("12") == 12
     with pytest.raises(UsageError, match="not '@challenger'"):
         number_of("@challenger")
+
+
+def test_who_is_told_of_incidents_is_checked_before_anything_is_changed(state, called, tmp_path, monkeypatch):
+    """A URL that apprise does not know is refused; one that is not here may be where the controller runs."""
+    monkeypatch.chdir(tmp_path)
+    call = called(1)
+    notify = {"notify": SecretRef(file="who")}
+    told = replace(call, spec=call.spec.model_copy(update={"monitor": call.spec.monitor.model_copy(update=notify)}))
+    (tmp_path / "who").write_text("slak://s3cret")
+    with pytest.raises(ConfigError, match="URL 1: unknown to apprise") as raised:
+        _bring(told, action="deploy", breaking=True)
+    assert "s3cret" not in str(raised.value)
+    assert state.deployments("m") == []
+    (tmp_path / "who").unlink()
+    record = _bring(told, action="deploy", breaking=True)
+    assert "the file who cannot be read" in " ".join(record.warnings)
+    (item,) = state.deployments("m")
+    assert item.monitor["notify"] == {"file": f"{tmp_path}/who"}
+    assert "s3cret" not in str([event.to_dict() for event in state.events()])

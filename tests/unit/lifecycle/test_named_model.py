@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from stored import put
 
-from raymlops.lifecycle.named_model import was_deployed
+from raymlops.lifecycle.named_model import named, was_deployed
 from raymlops.lifecycle.sources import place_of
 from raymlops.records import BundleRef
 from raymlops.state.database import state_url
@@ -18,3 +20,14 @@ def test_a_name_alone_is_enough_once_the_model_was_deployed(tmp_path, monkeypatc
         put(state, "m", [Deployment("m", 1, BundleRef("/b", "d" * 64), "r1", "champion")])
         put(state, "m", [])
     assert was_deployed("m")
+
+
+def test_a_name_brings_the_settings_it_was_deployed_with_last(tmp_path, monkeypatch):
+    """Those of its endpoint and of how its traffic is watched; an earlier release stored none of the latter."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    item = Deployment("m", 1, BundleRef("/b", "d" * 64), "r1", "champion", {"timeout_s": 7.0})
+    for monitor, expected in (({}, 24), ({"window_h": 6, "of a later release": 1}, 6)):
+        with State.open(state_url(place_of(None))) as state:
+            put(state, "m", [replace(item, monitor=monitor)])
+        found = named("m")
+        assert (found.serve.timeout_s, found.monitor.window_h) == (7.0, expected)

@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.overview import UNMOVED, champion_line, follow_rollout, outage_line, overview, wanted
 from raymlops.records import BundleRef
+from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, put_message, record_window
 from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
 
@@ -151,3 +152,20 @@ def test_no_such_rollout(config):
     """By its id."""
     with pytest.raises(NotFoundError, match="no rollout r9"):
         follow_rollout(config, "r9", on_line=print)
+
+
+def test_messages_that_a_messenger_lacks_are_told(root):
+    """How many, since when and why, once they were tried; no condition of the model itself."""
+    start = NOW
+    window = JudgedWindow("m", "inputs", "drift", 0, start, start, 2, "alarm", "why", 1_000, start)
+    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, ("x",))
+    message = Message("i-opened", "i", "opened", "title", "body", start)
+    with State.open(f"sqlite:///{root}/state.db") as state:
+        record_window(state, window, lambda *_: Filed(incident, message, "drift.opened", "moved"), baselines=0)
+        assert overview(root=str(root))[0].messages is None
+        put_message(state, replace(message, attempts=1, retry_at=NOW, last_error="URL 1 (Slack): answered 404"))
+        (model,) = overview(root=str(root))
+        assert (model.messages["waiting"], model.condition) == (1, None)
+        assert "1 not delivered: URL 1 (Slack): answered 404" in model.text()
+        put_message(state, replace(message, attempts=2, sent_at=NOW))
+    assert overview(root=str(root))[0].messages is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -14,7 +15,14 @@ from tiny_bundle import tiny_contents
 from raymlops.bundle.profiles import references_of
 from raymlops.bundle.write import write_bundle
 from raymlops.errors import LeaseLostError, RefusedError, StorageError
-from raymlops.lifecycle.prediction_log import StoredLog, changing, compact_predictions, erase_predictions, remove_old
+from raymlops.lifecycle.prediction_log import (
+    StoredLog,
+    changing,
+    compact_predictions,
+    erase_predictions,
+    other_storages,
+    remove_old,
+)
 from raymlops.lifecycle.sources import place_of, state_of
 from raymlops.predictions.compact import compact
 from raymlops.predictions.hourly import hourly_profiles
@@ -24,6 +32,7 @@ from raymlops.predictions.read import Reading
 from raymlops.predictions.settings import LogSettings
 from raymlops.predictions.where import Where
 from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.profiles.slices import Slice
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.store import Deployment
 from raymlops.state.versions import record_version
@@ -32,10 +41,10 @@ from raymlops.storage.store import Store
 ANNA = Where.parse(["features.carrier=anna"])
 
 
-def write(uri, request_id, person):
+def write(uri, request_id, person, *, ago=timedelta()):
     log = PredictionLog(LogSettings(enabled=True, uri=str(uri)), name="flights", signature=SIGNATURE, writer="w")
     columns = {"distance": np.ones(1), "carrier": np.array([person], dtype=object)}
-    log.take([served(request_id, ts=datetime.now(UTC).timestamp(), columns=columns)])
+    log.take([served(request_id, ts=(datetime.now(UTC) - ago).timestamp(), columns=columns)])
     log.close()
 
 
@@ -75,6 +84,23 @@ def test_labels_that_have_just_arrived_are_waited_for(spec, tmp_path):
     record = erase_predictions("flights", spec, ANNA, sleep=waits.append)
     assert (waits, record.rows, record.labels, record.open_labels) == ([5.0, 36.0], 0, 0, 1)
     assert sum(map(len, Reading(str(tmp_path), "flights"))) == 1
+
+
+def test_a_row_goes_whose_label_became_older_while_its_replicas_were_waited_for(spec, tmp_path):
+    """It had arrived days before; its label was held in a file that nobody writes to any more after that wait."""
+    write(tmp_path, "a", "anna", ago=timedelta(days=2))
+    labels = LabelLog(str(tmp_path), name="flights", writer="w")
+    labels.add([Label("a", 0, "1")]).result(timeout=30)
+    labels.close()
+
+    def sleep(_seconds):
+        for file in (tmp_path / "labels").rglob("*.parquet"):
+            began, _, rest = file.name.partition("-")
+            file.rename(file.with_name(f"{int(began) - 60_000}-{rest}"))
+
+    record = erase_predictions("flights", spec, ANNA, sleep=sleep)
+    assert (record.rows, record.labels, record.open_labels) == (1, 1, 0)
+    assert sum(map(len, Reading(str(tmp_path), "flights"))) == 0
 
 
 def test_it_waits_for_no_other_process_that_changes_the_files(spec, tmp_path):
@@ -134,6 +160,38 @@ def test_a_storage_that_is_gone_is_named_and_keeps_no_other_from_being_searched(
         erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_labels_go_that_came_after_their_model_had_moved_to_another_storage(spec, tmp_path, live):
+    """They are beside the rows of the version that is live by then, or was last; days old in both places."""
+    with state_of(spec) as state:
+        ref = ModelVersionRef("flights", 0, "run", BundleRef(f"{tmp_path}/old/bundles/{'e' * 64}", "e" * 64), ())
+        record_version(state, ref, why="", now=datetime.now(UTC))
+        if not live:
+            put(state, "flights", [], action="remove")
+    write(tmp_path / "old", "a", "anna", ago=timedelta(days=3))
+    write(tmp_path, "b", "bob")
+    labels = LabelLog(str(tmp_path), name="flights", writer="w", now=lambda: time.time() - 2 * 86_400)
+    labels.add([Label("a", 0, "1"), Label("b", 0, "1")]).result(timeout=30)
+    labels.close()
+    record = erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+    assert (record.rows, record.labels) == (1, 1)
+    reading = Reading(str(tmp_path), "flights")
+    assert [(row["request_id"], row["label"]) for batch in reading for row in batch.to_pylist()] == [("b", "1")]
+    assert reading.unknown_labels().num_rows == 0
+
+
+def test_rows_are_read_although_a_storage_that_the_model_left_is_gone(spec, tmp_path):
+    """It is named, as one that has rows is; the search goes on in the configured one."""
+    write(tmp_path / "elsewhere", "a", "anna")
+    with state_of(spec) as state:
+        for number, uri in enumerate((f"{tmp_path}/elsewhere", "no-such-scheme://x", f"{tmp_path}/empty"), start=2):
+            ref = ModelVersionRef("flights", number, "run", BundleRef(f"{uri}/bundles/{'e' * 64}", "e" * 64), ())
+            record_version(state, ref, why="", now=datetime.now(UTC))
+    gone, other = other_storages("flights", spec)
+    assert gone.startswith("flights may have rows in another storage too: 'no-such-scheme://x")
+    assert other == f"flights also has rows in {tmp_path}/elsewhere: read them with storage.path={tmp_path}/elsewhere"
+
+
 def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_path):
     """The event counts them, although the next storage cannot be used."""
     write(tmp_path, "a", "anna")
@@ -146,13 +204,18 @@ def test_hours_that_were_removed_before_a_failure_are_on_the_record(spec, tmp_pa
 
 
 def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_path):
-    """On the layouts of a version's bundle and, of features, of those that are live: those alone without a bundle."""
+    """On the layouts of a version's bundle and, of features, of those that are live: those alone without a bundle.
+
+    So are the rows of slices, by those of all that are live.
+    """
     values = {"distance": np.arange(100.0), "carrier": np.array(["AA", "anna"] * 50, object)}
     refs = []
-    for number, scale in ((3, 1.0), (4, 2.0)):
+    for number, scale, value in ((3, 1.0, "AA"), (4, 2.0, "anna")):
         features = {**values, "distance": values["distance"] * scale}
         found = {
-            "features": reference_of(lambda features=features: [Chunk(features, 100)], rows=100),
+            "features": reference_of(
+                lambda features=features: [Chunk(features, 100)], rows=100, slices=[Slice("carrier", value)]
+            ),
             "predictions": reference_of(lambda: [Chunk({"late": values["distance"]}, 100)], rows=100),
         }
         refs.append(write_bundle(tmp_path, tiny_contents(references=found)))
@@ -174,4 +237,7 @@ def test_past_hours_are_counted_on_what_their_bundles_were_trained_on(spec, tmp_
         (5, ["features"]),
     ]
     assert sum(hour.profiles["features"].rows for hour in hours) == 3
+    live = {"features[carrier=anna]": layouts["features"]}
+    sliced = hourly_profiles(Store(str(tmp_path)), "flights", live)
+    assert [(hour.version, sorted(hour.profiles)) for hour in sliced] == [(each, [*live]) for each in (3, 4, 5)]
     assert compact_predictions("flights", spec).profiled == 0

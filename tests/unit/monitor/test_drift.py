@@ -71,6 +71,9 @@ def test_what_moved_twice_is_an_alarm_that_names_it():
     assert moved.jensen_shannon == pytest.approx(0.14, abs=0.03)
     assert "two windows running are unlike 40 own windows" in verdict.reason
     assert "distance (location, +" in verdict.reason
+    assert 2 < verdict.band_running < verdict.band < moved.distance
+    assert moved.histogram.after[-1] > moved.histogram.before[-1]
+    assert all(other.histogram is None for other in verdict.columns[1:])
 
 
 def test_what_moved_once_is_a_warning():

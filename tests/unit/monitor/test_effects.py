@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from raymlops.monitor.effects import jensen_shannon, new_bins, quantiles, vanished_bins
+from raymlops.monitor.effects import category_shares, histogram, jensen_shannon, new_bins, quantiles, vanished_bins
 
 
 def test_the_distance_of_two_histograms():
@@ -39,3 +39,42 @@ def test_categories_come_and_go():
     assert new_bins(before, after) == (3,)
     assert vanished_bins(before, after) == (1,)
     assert vanished_bins(np.array([0, 0]), np.array([0, 0])) == ()
+
+
+def test_a_histogram_has_bars_of_equal_width_over_both():
+    """10 rows in [0, 12), then all in [12, 24): from about 0 to 24, and half of the bars hold nothing of either."""
+    found = histogram(np.array([10, 0]), np.array([0, 10]), np.array([0.0, 12.0, 24.0]))
+    assert found.edges == pytest.approx(np.linspace(0.06, 23.94, 25), abs=1e-4)
+    assert sum(found.before) == pytest.approx(1, abs=1e-3)
+    assert (sum(found.before[:12]), sum(found.after[:12])) == pytest.approx((1, 0), abs=1e-3)
+    assert found.before[3] == pytest.approx(23.88 / 24 / 12, abs=1e-3)
+
+
+def test_one_value_far_off_leaves_more_than_one_bar():
+    """Half of a percent at a million is in the outer bar: bars go to 4 interquartile ranges of 50 beyond 75."""
+    edges = np.append(np.arange(101.0), 1e6)
+    found = histogram(np.append(np.full(100, 10), 10), np.append(np.full(100, 1), 0), edges)
+    assert found.edges[-1] == pytest.approx(75.75 + 4 * 50.5, abs=1)
+    assert found.before[-1] > 0.009
+    assert sum(share > 0 for share in found.before) > 5
+
+
+def test_what_has_no_width_has_no_histogram():
+    """A constant, a column without a value, and tails around one edge."""
+    edges = np.array([-np.inf, 1.0, np.inf])
+    assert histogram(np.array([5, 5]), np.array([2, 8]), edges) is None
+    assert histogram(np.array([5, 5]), np.array([0, 0]), np.arange(3.0)) is None
+    assert category_shares(np.array([0, 0]), np.array([1, 0]), ("a", "b")) is None
+
+
+def test_shares_of_the_commonest_categories_before_or_after():
+    """Of 14, 11 and one bar for the others; the one that is new is among the first. What nobody had has no bar."""
+    before = np.array([0, *range(14, 1, -1), 0])
+    after = before.copy()
+    after[0] = 100
+    labels = tuple("NABCDEFGHIJKLMZ")
+    found = category_shares(before, after, labels)
+    assert found.labels == ("N", *"ABCDEFGHIJ", "3 others")
+    assert (found.before[0], found.after[0]) == (0, round(100 / 204, 4))
+    assert sum(found.before) == pytest.approx(1, abs=1e-3)
+    assert category_shares(before[:3], after[:3], labels[:3]).labels == ("N", "A", "B")

@@ -40,6 +40,15 @@ def test_one_window_far_off_is_a_warning():
     assert found.flagged.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize(("windows", "warned"), [(20, 1), (21, 1), (30, 1), (60, 2), (112, 5)])
+def test_warnings_leave_alarms_their_part_of_the_level(windows, warned):
+    """Of 61 windows, each judged by the others, 2 are warned of: 3 are 4.9%, and alarms come on top."""
+    values = np.random.default_rng(7).standard_normal((windows + 1, 4)) / ROWS**0.5
+    found = [compare(own(windows, values=np.delete(values, at, axis=0)), values[at][None]) for at in range(windows + 1)]
+    assert sum(one.outcome == "warn" for one in found) == warned
+    assert all(one.flagged.any() == (one.outcome == "warn") for one in found)
+
+
 def test_two_windows_running_are_an_alarm():
     """The same contrast, the same way, twice, with half of what one window would need."""
     found = compare(own(40), np.stack([far(0, 4, 0, 0), far(0, 4.5, 0, 0)]))

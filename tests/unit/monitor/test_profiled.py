@@ -36,11 +36,11 @@ def reference():
 
 
 def test_columns_are_counts_by_bin(reference):
-    """Every row is in a bin or missing, infinities too; times are left out."""
+    """Every row is in a bin or missing, infinities too; times are there or missing."""
     window = profile_of(table(1000, seed=1), reference.layout)
     columns, refused = column_counts(reference.blocks, [window, window], influence={"x": 0.5})
     assert refused == {}
-    names = ["x", "s", "words (mean)", "words (deviation)"]
+    names = ["x", "s", "words (mean)", "words (deviation)", "at"]
     assert [column.name for column in columns] == names
     for column in columns:
         assert (column.blocks.sum(axis=1) + column.nulls).tolist() == reference.blocks.rows.tolist()
@@ -51,6 +51,19 @@ def test_columns_are_counts_by_bin(reference):
     assert (x.influence, s.influence) == (0.5, None)
     assert s.labels == ("a", "b", "other")
     assert s.windows[0].sum() == (table(1000, seed=1)["s"] != None).sum()  # noqa: E711 - element by element
+
+
+def test_a_time_that_is_missing_is_seen_and_one_that_moved_on_is_not(reference):
+    """Two windows of a later year are as usual; one in which all times are missing is an alarm."""
+    own = by_rows(reference.blocks.rows, rows=1000)
+    later = {**table(1000, seed=1), "at": np.datetime64("2027-01-01", "us") + np.arange(1000)}
+    gone = {**later, "at": np.full(1000, np.datetime64("NaT", "us"))}
+    windows = [profile_of(columns, reference.layout) for columns in (later, gone)]
+    (at,) = (one for one in column_counts(reference.blocks, windows)[0] if one.name == "at")
+    assert (at.blocks.shape[1], at.edges, at.window_nulls.tolist()) == (1, None, [0, 1000])
+    assert judge(column_counts(reference.blocks, windows[:1] * 2)[0], own).outcome == "ok"
+    verdict = judge(column_counts(reference.blocks, windows)[0], own)
+    assert (verdict.outcome, verdict.flagged) == ("alarm", ("at",))
 
 
 def test_the_verdict_names_what_moved(reference):
@@ -77,9 +90,9 @@ def test_a_window_of_a_sample_counts_as_the_rows_that_were_read(reference):
 
 def test_a_column_that_was_redacted_is_refused_with_the_reason(reference):
     columns = table(1000, seed=1)
-    window = profile_of({name: columns[name] for name in ("x", "words")}, reference.layout, rows=1000)
+    window = profile_of({name: columns[name] for name in ("x", "words", "at")}, reference.layout, rows=1000)
     found, refused = column_counts(reference.blocks, [window])
-    assert [column.name for column in found] == ["x", "words (mean)", "words (deviation)"]
+    assert [column.name for column in found] == ["x", "words (mean)", "words (deviation)", "at"]
     assert refused == {"s": "100% of the rows lack it: it was redacted for a while, or is of another type"}
 
 

@@ -147,6 +147,19 @@ def test_labels_that_their_writer_may_still_touch_wait(tmp_path, write):
     assert rows(tmp_path) == {("c", 0, "bob", False): 1}
 
 
+def test_labels_of_a_writer_whose_clock_is_behind_are_kept(tmp_path, write):
+    """By the clock of the erasure their file is finished a minute before their writer writes to it again."""
+    write([of("a", "anna"), of("b", "bob"), of("c", "eve")])
+    log = LabelLog(str(tmp_path), name="flights", writer="replica", now=HOUR.timestamp)
+    log.add([Label("a", 0, "1"), Label("b", 0, "1")]).result(timeout=30)
+    assert erase(tmp_path, now=HOUR + timedelta(minutes=1)).labels == 1
+    log.add([Label("c", 0, "1")]).result(timeout=30)
+    log.close()
+    assert rows(tmp_path) == {("b", 0, "bob", True): 1, ("c", 0, "eve", True): 1}
+    files = (tmp_path / "labels").rglob("*.parquet")
+    assert {text for file in files for text in pq.read_table(file)["request_id"].to_pylist()} == {"b", "c"}
+
+
 def test_rows_of_a_window_or_a_key_or_a_request(tmp_path, write):
     """All conditions hold together; of a request also labels whose row is not in the log."""
     write([of("a", "anna", key_id="k1"), of("b", "anna", ts=at(hour=14), key_id="k1"), of("c", "anna", key_id="k2")])

@@ -21,6 +21,7 @@ from raymlops.predictions.where import Where
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.layout import Layout, Series
 from raymlops.profiles.profile import Profile
+from raymlops.profiles.scores import Score
 from raymlops.profiles.slices import Slice
 from raymlops.signature import Signature
 
@@ -32,7 +33,11 @@ LAYOUTS = {
         (
             Series("distance", "number", np.array([0.0, 1.0, 2.0])),
             Series("carrier", "category", categories=("AA", "anna")),
-        )
+        ),
+        (
+            Score("distance", "number", np.array([0.0, 1.0, 2.0])),
+            Score("carrier", "category", np.zeros(0), "anna"),
+        ),
     ),
     "predictions": Layout((Series("late", "number", np.array([0.0, 0.5])),)),
 }
@@ -48,6 +53,11 @@ def hours(store, **window):
 
 def counts(profile, column):
     return profile.series(column)[1].tolist()
+
+
+def sums(profile):
+    """Return those of distance, its squares, anna, both, and the squares of anna."""
+    return profile.counts[profile.layout.sums].tolist()
 
 
 def test_compaction_counts_each_past_hour(tmp_path, write, store):
@@ -178,6 +188,7 @@ def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
     found = hours(store)[0].profiles["features"]
     assert (found.rows, found.read) == (11, 5)
     assert counts(found, "distance") == [0, 0, 11, 0, 0, 0, 0]
+    assert sums(found) == [-11, 11, -11, 11, 11]
 
 
 def test_redacted_fields_are_not_counted(tmp_path, write, store):
@@ -190,6 +201,7 @@ def test_redacted_fields_are_not_counted(tmp_path, write, store):
     assert sum(counts(found["features"], "carrier")) == 1
     assert sum(counts(found["features"], "distance")) == 2
     assert sum(counts(found["predictions"], "late")) == 1
+    assert sums(found["features"]) == [-2, 2, -1, 1, 1]
 
 
 def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
@@ -200,10 +212,12 @@ def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
         write([served("a", columns=people), served("b")])
         compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
         assert counts(hours(store)[0].profiles["features"], "carrier") == [1, 1, 0, 0]
+        assert sums(hours(store)[0].profiles["features"]) == [-2, 2, 0, 0, 2]
         erased = Erasure(str(tmp_path), "flights", ANNA, counted_on=known).run(now=NEXT_DAY)
         assert erased.damaged == ()
         found = hours(store)[0].profiles
         assert found == {} if known is not counted_on else counts(found["features"], "carrier") == [1, 0, 0, 0]
+        assert not found or sums(found["features"]) == [-1, 1, -1, 1, 1]
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -152,6 +152,20 @@ def test_a_file_whose_writing_failed_grows_no_more(tmp_path):
     assert labelled(tmp_path) == [["a"], ["c"]]
 
 
+def test_who_may_only_write_begins_another_file(tmp_path):
+    """Whether the one of before is still there cannot be known."""
+
+    class Unreadable(Store):
+        def size(self, path):
+            raise StorageError(f"{path} is none of your business")
+
+    log = LabelLog(str(tmp_path), name="m", writer="w", now=HOUR.timestamp, open_store=Unreadable)
+    for request_id in "ab":
+        log.add([Label(request_id, 0, "1")]).result(timeout=30)
+    log.close()
+    assert labelled(tmp_path) == [["a"], ["b"]]
+
+
 def test_labels_whose_writing_took_too_long_are_sent_again(tmp_path):
     """Their file counts as finished after thirty seconds: an erasure may have replaced it without them."""
     clock = [HOUR.timestamp()]

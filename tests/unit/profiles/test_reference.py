@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from raymlops.profiles.file import read_contents, read_profiles, read_references, write_profiles, write_references
+from raymlops.profiles.file import (
+    read_contents,
+    read_profiles,
+    read_references,
+    summary,
+    write_profiles,
+    write_references,
+)
 from raymlops.profiles.layout import ROWS
 from raymlops.profiles.learn import Learner
 from raymlops.profiles.profile import Profile
@@ -131,7 +140,7 @@ def test_a_file_holds_references_as_they_were():
     columns = table(4000) | {"text": np.array([f"text {i}" for i in range(4000)], object)}
     times = np.arange(4000) * 3600.0
     references = {
-        "features": reference_of(chunks_of(columns, times=times), rows=4000),
+        "features": replace(reference_of(chunks_of(columns, times=times), rows=4000), influence={"x": 0.5}),
         "predictions": reference_of(chunks_of({"y": columns["x"]}), rows=4000),
     }
     data = write_references(references)
@@ -141,7 +150,10 @@ def test_a_file_holds_references_as_they_were():
     for side, reference in references.items():
         assert again[side].layout.digest == reference.layout.digest
         assert np.array_equal(again[side].profile.counts, reference.profile.counts)
-        assert again[side].note == reference.note
+        assert (again[side].note, again[side].influence) == (reference.note, reference.influence)
+    told = summary(references)["features"]
+    assert told["distinct"]["text"] == pytest.approx(4000, rel=0.3)
+    assert told["influence"] == {"x": 0.5}
     assert again["predictions"].blocks is None
     assert np.array_equal(again["features"].blocks.counts, references["features"].blocks.counts)
     assert np.array_equal(again["features"].blocks.times, references["features"].blocks.times)

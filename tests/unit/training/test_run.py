@@ -18,7 +18,7 @@ from tiny import Tiny
 from raymlops.bundle.code import collect
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
-from raymlops.errors import NonFiniteError, RecipeError, StorageError, TrackingError, UsageError
+from raymlops.errors import DataRefusedError, NonFiniteError, RecipeError, StorageError, TrackingError, UsageError
 from raymlops.project import Project, bind
 from raymlops.records import DataRecord
 from raymlops.tracking.client import Tracker, tracker
@@ -261,6 +261,22 @@ def test_what_can_be_refused_leaves_no_run(tiny_project: Any, storage_path: Path
         with pytest.raises(RecipeError):
             train(broken)
         assert runs(broken) == []
+
+
+def test_what_is_found_in_the_data_is_told_and_on_record(tiny_project: Any, storage_path: Path) -> None:
+    """Before the first step; where it refuses, there is no run. A resumed run had it checked."""
+    few = {"validation_rows": 29}
+    told: list[Event] = []
+    record = train(tiny_project(epochs=1, config=few), on_event=told.append)
+    line = "data check rows: the validation split has 29 rows, fewer than 30 (min_rows)"
+    assert [event.message for event in told if event.message.startswith("data check")] == [line]
+    project = tiny_project(config=few, more={"data": {"checks": {"severity": {"rows": "refuse"}}}})
+    report = json.loads(tracker(project.spec).read_text(record.run_id, "data/checks.json"))
+    assert [finding["check"] for finding in report["findings"]] == ["rows"]
+    assert report["splits"]["train"]["read"] == 300
+    with pytest.raises(DataRefusedError, match="the validation split has 29 rows"):
+        train(project)
+    assert len(runs(project)) == 1
 
 
 def test_storage_is_tried_first(tiny_project: Any, tmp_path: Path) -> None:

@@ -128,3 +128,15 @@ def test_a_deploy_on_its_way_is_what_a_rollback_takes_back_first():
     assert [one.version for one in route_takers(asked)] == [2]
     back = replace(asked, transitions=tuple(replace(one, action=ROLLBACK) for one in asked.transitions))
     assert route_takers(back) == []
+
+
+@pytest.mark.parametrize("role", ["champion", "warm"])
+def test_other_windows_of_drift_alone_restart_nothing(role):
+    """How a version is watched is the controller's; what is up stays up, and what was watched otherwise is kept."""
+    model = Model("m", (item(1, "champion"), item(2)) if role == "warm" else (item(2, "champion"),))
+    new = item(2, monitor={"window_h": 6})
+    changed = bring(model, new, goal={**ROUTE, "configured": True}, request=request("deploy"), up=True)
+    assert changed.model.coming == ()
+    assert [one.monitor for one in changed.model.deployments if one.version == 2] == [{"window_h": 6}]
+    back = bring(changed.model, item(2), goal=ROUTE, request=request(ROLLBACK), up=True)
+    assert [one.monitor for one in back.model.deployments if one.version == 2] == [{"window_h": 6}]

@@ -147,13 +147,20 @@ class Asked(Tiny):
 
 
 def test_references_ask_for_few_rows_in_batches(monkeypatch):
-    """Of 39,999 rows every third is answered, in batches of 4,096; the features of all are counted."""
+    """Of 39,999 rows every third is answered, in batches of 4,096; the features of all are counted.
+
+    Then each of three inputs is exchanged in 1,000 rows.
+    """
     monkeypatch.setattr(Asked, "rows", [])
     config = {"train_rows": 99_999, "validation_rows": 39_999}
     data = {"project": {"name": "p"}, "recipe": {"import": "tiny:Tiny", "config": config}}
     prepared = prepare(replace(bind(load_data(data)), recipe_class=Asked))
     found = references(prepared, prepared.recipe.model().eval(), batch_size=4096, device="cpu")
-    assert Asked.rows == [4096] * 3 + [1045]
+    assert Asked.rows == [4096] * 3 + [1045, 3000]
+    matters = found["features"].influence
+    assert matters.keys() == {"length", "width", "colour"}
+    scored = list(dict.fromkeys(score.column for score in found["features"].layout.scores))
+    assert scored == sorted(matters, key=matters.get, reverse=True)
     assert (found["features"].profile.rows, found["predictions"].profile.rows) == (99_999, 13_333)
 
 

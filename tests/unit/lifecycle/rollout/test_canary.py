@@ -58,6 +58,7 @@ def test_steps_or_a_bake_make_a_rollout(asked, steps):
         ({"steps": [50, 10]}, "must rise"),
         ({"steps": []}, "must rise"),
         ({"canary": 10, "bake_s": -1}, "no such rollout"),
+        ({"canary": 10, "bake_s": 1e12}, "no such rollout"),
     ],
 )
 def test_percentages_that_cannot_be_are_refused(options, message):

@@ -349,6 +349,22 @@ def test_a_clock_that_is_set_back_stops_no_job(state, serve):
     assert times == [at(0), at(-3600)]
 
 
+def test_messages_are_looked_for_every_five_seconds(state, serve):
+    """What fails there is recorded once, and the controller goes on."""
+    times, seconds = [], [0.0]
+
+    def tell(now):
+        times.append(now)
+        raise OSError("no file")
+
+    steering = Controller(state, serve, serve=SERVE, reports=Reports(), tell=tell, clock=lambda: seconds[0])
+    for second in (0, 3, 5, 10):
+        seconds[0] = float(second)
+        steering.step(at(second))
+    assert times == [at(0), at(5), at(10)]
+    assert [(event.action, event.subject) for event in state.events()] == [("controller.error", "messages")]
+
+
 def test_what_was_kept_warm_for_long_enough_is_taken_down(state, serve):
     """An hour after it lost the route, with its event; a version that only stands beside stays."""
     for version in (1, 2):

@@ -138,6 +138,21 @@ def test_what_is_left_out_of_too_many_labels_is_said(state, tmp_path):
     assert 0 < found.losses[HOUR][1].count < 100
 
 
+def test_damaged_files_are_left_out_and_said(state, tmp_path):
+    """Of labels and of answers: otherwise a rollout would be held without a reason."""
+    live(state, tmp_path)
+    (rows,) = log(tmp_path, answer("a", 0.8))
+    label(tmp_path, Label("a", 0, "true"))
+    (labels,) = (tmp_path / "labels").rglob("*.parquet")
+    for file in (rows, labels):
+        kept = file.read_bytes()
+        file.write_bytes(b"no Parquet")
+        found = LabelLosses(state)("m", [HOUR], labelled=lambda: None)
+        said = f"damaged and left out: 1 files, such as {file.relative_to(tmp_path)}"
+        assert (found.losses, found.left_out) == ({HOUR: {}}, said)
+        file.write_bytes(kept)
+
+
 def test_where_there_can_be_none_it_says_why(state, tmp_path):
     """And no label is looked for: those that are there change nothing."""
     live(state, tmp_path, AnswerLoss.none("'p' is a number"))

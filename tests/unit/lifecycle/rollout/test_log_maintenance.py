@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,9 +11,11 @@ import pytest
 from stored import put
 
 from raymlops.arrays import Column
+from raymlops.errors import StorageError
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.read import Reading
+from raymlops.predictions.rewrite import FencedStore
 from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef, ModelVersionRef
@@ -113,14 +116,33 @@ def test_rows_in_a_storage_that_a_model_left_go_too(state, url, tmp_path):
     assert not list((tmp_path / "elsewhere").rglob("*.parquet"))
 
 
-def test_rows_that_are_kept_forever_stay(state, url, tmp_path):
-    """Also those of a model that is not live any more."""
+def test_old_rows_go_from_a_disk_that_is_full(state, url, tmp_path, monkeypatch):
+    """Files cannot be merged there, of which the record tells; what goes makes room."""
+    for age_days, numbers in ((11, (0, 1)), (1, (2, 3))):
+        for number in numbers:
+            write(tmp_path, NOW - timedelta(days=age_days), number)
+
+    @contextmanager
+    def full(_store, _path):
+        raise StorageError("no space left on device")
+        yield
+
+    monkeypatch.setattr(FencedStore, "create", full)
+    LogMaintenance(state, url).run(NOW)
+    assert requests(tmp_path) == ["id2", "id3"]
+    assert [event.action for event in state.events()[:2]] == ["controller.error", "predictions.retain"]
+
+
+@pytest.mark.parametrize("days", [None, 1e6, 1e12])
+def test_rows_that_are_kept_forever_stay(state, url, tmp_path, days):
+    """Also those of a model that is not live any more, and where somebody wrote a million days."""
     (item,) = state.deployments("m")
-    put(state, "m", [replace(item, serve={"log": {"retention_days": None}})])
+    put(state, "m", [replace(item, serve={"log": {"retention_days": days}})])
     put(state, "m", [], action="remove")
     write(tmp_path, NOW - timedelta(days=4000), 0)
     LogMaintenance(state, url).run(NOW)
     assert requests(tmp_path) == ["id0"]
+    assert state.events()[0].action == "remove"
 
 
 def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):

@@ -277,9 +277,10 @@ def test_a_log_that_is_being_read_is_waited_for_after_a_long_bake():
 
 
 def test_what_was_left_out_of_the_labels_is_said():
-    """With the verdict that rests on the others."""
-    few = LossReport(covers=BAKED, tried=BAKED, left_out="those of one in 8 rows are read")
-    assert decide(rollout(), [LABELLED], now=BAKED, losses=few).reason.endswith("; those of one in 8 rows are read")
+    """With the verdict that rests on the others, and where a step is held for want of them."""
+    few = LossReport(covers=BAKED, tried=BAKED, labelled=True, left_out="those of one in 8 rows are read")
+    for evidence in (LABELLED, GOOD):
+        assert decide(rollout(), [evidence], now=BAKED, losses=few).reason.endswith("; those of one in 8 rows are read")
 
 
 def test_harm_is_judged_by_the_losses_that_are_known():

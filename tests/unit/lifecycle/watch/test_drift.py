@@ -4,66 +4,36 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from served_requests import SIGNATURE, served
-from stored import put
-from tiny_bundle import tiny_contents
+import served_days
+from html_page import Page
+from served_days import ROWS
 
-from raymlops.bundle.write import write_bundle
 from raymlops.cli.app import main
 from raymlops.config.load import load_data
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import drift
-from raymlops.predictions.log import PredictionLog
-from raymlops.predictions.settings import LogSettings
+from raymlops.lifecycle.watch.judge import Judge
 from raymlops.profiles.reference import Chunk, reference_of
-from raymlops.records import ModelVersionRef
-from raymlops.state.store import Deployment
-from raymlops.state.versions import record_version
+from raymlops.state.drift import judged_windows
 
-ROWS = 120
-"""Of a day."""
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-
-
-def rows(rng, number=ROWS, *, shift=0.0):
-    return {
-        "distance": rng.normal(shift, 1.0, number),
-        "carrier": np.array(rng.choice(["AA", "UA"], number), dtype=object),
-    }
 
 
 @pytest.fixture
 def spec(tmp_path, monkeypatch):
     """Return a project whose champion was trained on 80 days, in order, and has a state of its own."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    rng, days = np.random.default_rng(1), 80
-    known = rows(rng, days * ROWS)
-    times = TODAY.timestamp() - 86400.0 * 200 + np.arange(days * ROWS) * (86400.0 / ROWS)
-    references = {
-        "features": reference_of(lambda: [Chunk(known, days * ROWS, times)], rows=days * ROWS),
-        "predictions": reference_of(
-            lambda: [Chunk({"late": rng.random(days * ROWS)}, days * ROWS)], rows=days * ROWS, row_order="independent"
-        ),
-    }
-    bundle = write_bundle(tmp_path, tiny_contents(references=references))
     spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
     with state_of(spec) as state:
-        record_version(state, ModelVersionRef("flights", 3, "run", bundle, ()), why="a test", now=datetime.now(UTC))
-        put(state, "flights", [Deployment("flights", 3, bundle, "run", "champion", {})])
+        served_days.deploy(state, served_days.bundle_of(tmp_path, served_days.references(today=TODAY)))
     return spec
 
 
-def serve(tmp_path, shifts, *, seed=2):
+def serve(tmp_path, shifts, **changes):
     """Log one request a day with ``ROWS`` rows, the last of them yesterday, at noon; with each day's shift."""
-    rng = np.random.default_rng(seed)
-    log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="w")
-    for at, shift in enumerate(shifts):
-        ts = (TODAY - timedelta(days=len(shifts) - at) + timedelta(hours=12)).timestamp()
-        outputs = {"late": rng.random(ROWS)}
-        log.take([served(f"r{at}", rows=ROWS, ts=ts, columns=rows(rng, shift=shift), outputs=outputs)])
-    log.close()
+    served_days.serve(tmp_path, shifts, until=TODAY, **changes)
 
 
 def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec, tmp_path, capsys):
@@ -75,11 +45,76 @@ def test_two_windows_running_that_moved_are_an_alarm_that_names_the_column(spec,
     assert (two.side, two.against, two.rows) == ("inputs", "training", ROWS)
     assert two.verdict is not None
     assert two.verdict.flagged == ("distance",)
+    assert [column.influence for column in two.verdict.columns] == [0.75, None]
+    assert "0.75" in two.text()
     outputs = drift("flights").windows[-1]
     assert (outputs.side, outputs.outcome) == ("outputs", "ok")
     assert main(["drift", "flights"]) == 0
     assert "two windows running" in capsys.readouterr().out
     assert main(["drift", "flights", "--json", "--fail-on-drift"]) == 6
+
+
+def test_a_change_between_columns_is_judged_where_asked_for(spec, tmp_path, capsys):
+    """Each of two columns stays as it is, and now one decides the other; what is stored is of columns alone."""
+    served_days.serve(tmp_path, [0] * 4, until=TODAY - timedelta(days=2))
+    distance = np.random.default_rng(5).normal(size=ROWS)
+    carrier = np.where(distance > np.median(distance), "AA", "UA").astype(object)
+    serve(tmp_path, [0, 0], distance=distance, carrier=carrier, seed=3)
+    compact_predictions("flights", spec)
+    with state_of(spec) as state:
+        Judge(state)(datetime.now(UTC))
+    assert [one.outcome for one in drift("flights").windows if one.kind == "drift"] == ["ok", "ok"]
+    inputs = next(one for one in drift("flights", between_columns=True).windows if one.kind == "drift")
+    assert inputs.outcome == "alarm"
+    assert inputs.verdict.flagged == ("distance and carrier=AA",)
+    assert "correlation" in inputs.text()
+    since = [one for one in drift("flights", since="4d", between_columns=True).windows if one.side == "inputs"]
+    assert [one.outcome for one in since if one.kind == "drift"][-1] == "alarm"
+    assert main(["drift", "flights", "--between-columns", "--fail-on-drift"]) == 6
+    assert "distance and carrier=AA" in capsys.readouterr().out
+
+
+def test_the_controller_judges_changes_between_columns_where_configured(spec, tmp_path):
+    """With ``monitor.between_columns`` its verdicts are those that are asked for."""
+    with state_of(spec) as state:
+        bundle = served_days.bundle_of(tmp_path, served_days.references(today=TODAY))
+        served_days.deploy(state, bundle, monitor={"between_columns": True})
+        serve(tmp_path, [0] * 3)
+        compact_predictions("flights", spec)
+        Judge(state)(datetime.now(UTC))
+        (stored, *_) = (one for one in judged_windows(state, "flights") if one.side == "inputs" and one.kind == "drift")
+    assert "distance and carrier=AA" in {column["column"] for column in stored.details["columns"]}
+    (inputs, *_) = (one for one in drift("flights").windows if one.side == "inputs" and one.kind == "drift")
+    assert "distance and carrier=AA" in {column.column for column in inputs.verdict.columns}
+
+
+def test_a_bundle_that_keeps_nothing_of_pairs_says_so(spec, tmp_path):
+    references = served_days.references(today=TODAY)
+    references["features"] = reference_of(lambda: [Chunk({"distance": np.arange(400.0)}, 400)], rows=400)
+    with state_of(spec) as state:
+        served_days.deploy(state, served_days.bundle_of(tmp_path, references), version=4)
+    assert "register its run again" in drift("flights", between_columns=True).text()
+    assert "register its run again" not in drift("flights").text()
+
+
+def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path, capsys):
+    """Whatever is asked for; the answer is the newest window of each side, or those since a time."""
+    serve(tmp_path, [0, 0, 0, 0, 0.45, 0.45])
+    compact_predictions("flights", spec)
+    file = tmp_path / "drift.html"
+    assert main(["drift", "flights", "--report", str(file)]) == 0
+    assert f"report     {file}" in capsys.readouterr().out
+    written = Page(file.read_text(encoding="utf-8"))
+    assert written.open == []
+    assert "inputs-drift" in written.sections
+    assert "1 alarm" in written.words
+    assert "median and quartiles by the hour" in written.words
+    record = drift("flights", report=str(file))
+    assert [(one.side, one.kind) for one in record.windows] == [
+        *(("inputs", "skew"), ("inputs", "drift")),
+        *(("outputs", "skew"), ("outputs", "drift")),
+    ]
+    assert 'class="drift"' in record._repr_html_()
 
 
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
@@ -118,7 +153,7 @@ def test_every_window_since_a_time_is_listed(spec, tmp_path):
     compact_predictions("flights", spec)
     (tmp_path / "predictions/flights/version=3").glob("**/profile.counts").__next__().unlink()
     found = [one for one in drift("flights", since="30d").windows if one.side == "inputs" and one.kind == "drift"]
-    assert [one.outcome for one in found].count("waiting") == 1
+    assert [one.outcome for one in found].count("waiting") == 2  # that one, and the first, in which traffic began
     assert len(found) == 3
     assert "no window has begun and ended since" in drift("flights", since="1h").text()
 

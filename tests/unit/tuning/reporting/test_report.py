@@ -8,11 +8,11 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import optuna
 import pytest
+from html_page import Page
 from optuna.trial import TrialState, create_trial
 
 from raymlops.config.schema import ProjectSpec
@@ -26,43 +26,6 @@ AUC = (Objective("validation/auc", "max"),)
 BOTH = (*AUC, Objective("validation/cost", "min"))
 EVIL = "</script><script>alert('&amp;')</script><!-- <img src=http://evil.example/x onerror=alert(1)>"
 STATUS = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask for."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "input"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.sections, self.headings, self.scripts, self.loads, self.styles = [], [], [], [], [], []
-        self.contents, self.open, self.words, self.policy = [], [], "", ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.tags.append(tag)
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.loads += [found[name] for name in ("src", "href", "srcset", "data", "action", "poster") if name in found]
-        self.policy = found["content"] if found.get("http-equiv") == "Content-Security-Policy" else self.policy
-        if tag == "section":
-            self.sections.append(found["id"])
-        if tag == "script":
-            self.scripts.append((found.get("type"), ""))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        inside = self.open[-1] if self.open else ""
-        if inside == "script":
-            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
-        elif inside == "style":
-            self.styles.append(data)
-        else:
-            self.words += data
 
 
 def spec_of(**sweep):

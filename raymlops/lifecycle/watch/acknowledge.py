@@ -1,0 +1,104 @@
+"""A person says that what is served is normal: what an incident is about, or all of the newest windows.
+
+Owns from when on that holds. Each is one transaction with its audit event; verdicts that were stored stay as they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raymlops.errors import UsageError
+from raymlops.lifecycle.watch import incidents
+from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.traffic import last_ended
+from raymlops.monitor.outcome import FEWEST_OWN
+from raymlops.records import Record
+from raymlops.state.drift import Baseline, Incident, add_baselines, change_incident
+from raymlops.state.engine import this_user
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.lifecycle.sources import Source
+    from raymlops.state.store import State
+
+
+@dataclass(frozen=True)
+class NormalRecord(Record):
+    """What is normal from now on."""
+
+    name: str
+    closed: tuple[Incident, ...]
+    """The incidents that are over by that."""
+    windows: dict[str, int]
+    """Of each side, the windows that count as normal so far."""
+
+    def text(self) -> str:
+        """Return a line for each incident and each side."""
+        lines = [f"closed {incident.text()}" for incident in self.closed]
+        for side, number in self.windows.items():
+            few = "" if number >= FEWEST_OWN else f"; nothing is judged by them until there are {FEWEST_OWN}"
+            lines.append(f"{side}: {number} windows are normal from now on{few}")
+        return "\n".join(lines)
+
+
+def acknowledge(name: str, incident: str, *, why: str, config: Source | None = None) -> NormalRecord:
+    """Say that what an incident is about is normal, from its first window on, and close it.
+
+    Its columns are not judged until 20 windows since then show how much is normal now. Skew is only closed.
+
+    Args:
+        name: A model.
+        incident: An id, as ``drift`` and messages name it.
+        why: For the audit record.
+        config: Its configuration, for the state; else it is as the environment says.
+
+    Raises:
+        NotFoundError: the model has no such incident.
+        RefusedError: it is closed.
+        UsageError: ``why`` is empty.
+        StorageError, UnreachableError: the state cannot be used; nothing was changed.
+    """
+    with _state(name, why, config) as state:
+        change = partial(incidents.acknowledge, now=state.now(), actor=this_user(), why=why)
+        return NormalRecord(name, (change_incident(state, incident, change, name=name),), {})
+
+
+def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRecord:
+    """Say that the newest windows are normal, four weeks or 28 of them at most, and close the incidents of drift.
+
+    Args: as of ``acknowledge``.
+
+    Raises:
+        NotFoundError: no such model is live, or its bundle has no profiles.
+        UsageError: ``why`` is empty, or the champion has not answered yet.
+        StorageError, UnreachableError: the state or a storage cannot be used; nothing was changed.
+    """
+    with _state(name, why, config) as state:
+        model, now, actor = live_model(state, name), state.now(), this_user()
+        last = last_ended(now, model.window_s)
+        baselines, windows = [], dict[str, int]()
+        for side in model.sides:
+            if (first := side.newest_first(last)) is None:
+                raise UsageError(f"version {model.version} of {name} has not answered anybody yet")
+            start = datetime.fromtimestamp(first * model.window_s, UTC)
+            version = about(side.side, model.version)
+            baselines.append(Baseline(name, side.side, version, start, None, why, actor, now))
+            windows[side.side] = side.usable(first, last)
+        close = partial(incidents.rebaselined, now=now, actor=actor, why=why)
+        return NormalRecord(name, add_baselines(state, baselines, close), windows)
+
+
+@contextmanager
+def _state(name: str, why: str, config: Source | None) -> Iterator[State]:
+    from raymlops.lifecycle.named_model import named
+    from raymlops.lifecycle.sources import spec_of, state_of
+
+    if not why.strip():
+        raise UsageError("why is empty: the audit record keeps why something is normal")
+    with state_of(named(name) if config is None else spec_of(config)) as state:
+        yield state

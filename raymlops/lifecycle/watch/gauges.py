@@ -1,0 +1,77 @@
+"""Prometheus gauges of what is watched, from the verdicts, incidents and messages that the state has.
+
+Owns which figures of a verdict are shown. Skew, which is judged once a version, is seen by its incident. Columns are no
+labels: a model may have thousands, and ``raymlops drift`` names them. Ray's agent of the controller's node exports
+them, as it does those of replicas.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
+from raymlops.serving.telemetry.metrics import ray_instrument
+from raymlops.state.drift import incidents_of, judged_windows, unsent_messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from raymlops.serving.telemetry.metric_families import Family
+    from raymlops.serving.telemetry.metrics import Instrument
+    from raymlops.state.drift import JudgedWindow
+    from raymlops.state.store import State
+
+_OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
+_NOT_JUDGED = -1.0
+_NEWEST = 8
+"""Verdicts of a model that are looked at: of a window there is one on each side, and of each version one on skew."""
+
+
+class WatchGauges:
+    """Publish the gauges of the models that are live. ``make`` creates the instrument of a family, by default Ray's."""
+
+    def __init__(self, state: State, *, make: Callable[[Family], Instrument] = ray_instrument) -> None:
+        self._state = state
+        self._make = make
+        self._instruments: dict[str, Instrument] = {}
+
+    def __call__(self) -> None:
+        """Publish what is known now. Ray 2.60 forgets a gauge that is not set again within 20 s.
+
+        Raises:
+            StorageError, UnreachableError: the state cannot be read.
+        """
+        for (name, *labels), value in self._figures():
+            if name not in self._instruments:
+                self._instruments[name] = self._make(WATCH_FAMILIES[name])
+            self._instruments[name].set(value, dict(zip(WATCH_FAMILIES[name].labels, labels, strict=True)))
+
+    def _figures(self) -> Iterator[tuple[tuple[str, ...], float]]:
+        """Yield the value of each gauge by its name and labels."""
+        live = {item.name for item in self._state.deployments()}
+        for model in live:
+            newest: dict[str, JudgedWindow] = {}
+            for window in judged_windows(self._state, model, limit=_NEWEST):
+                if window.kind == "drift":
+                    newest.setdefault(window.side, window)
+            for side, window in newest.items():
+                for name, windows, value in _figures(window):
+                    yield (f"raymlops_drift_{name}", model, side, *windows), value
+        incidents = Counter(one.name for one in incidents_of(self._state, open_only=True))
+        unsent = unsent_messages(self._state)
+        for name in live:
+            yield ("raymlops_incidents_open", name), float(incidents[name])
+            yield ("raymlops_messages_waiting", name), float(sum(one.attempts > 0 for one in unsent.get(name, ())))
+
+
+def _figures(window: JudgedWindow) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    yield "outcome", (), _OUTCOMES.get(window.outcome, _NOT_JUDGED)
+    for number, p in (("1", window.p_one), ("2", window.p_two)):
+        if p is not None:
+            yield "p", (number,), p
+    distances = [abs(one["distance"] or 0.0) for one in window.details.get("columns", ())]
+    yield "distance", (), max(distances, default=0.0)
+    yield "rows", (), float(window.rows)
+    yield "window_seconds", (), (window.stop - window.start).total_seconds()
+    yield "judged_until", (), window.stop.timestamp()

@@ -1,0 +1,115 @@
+"""What becomes of an incident by one more verdict, or by a person's decision. Pure.
+
+Owns when an incident opens, gets worse and is over, and that each of that is told once. Only an ``alarm`` opens one.
+It is over once so many windows running are ``ok`` that every hour of the day was so twice, as two windows running
+opened it. Skew is judged once a version, so that its incident stays until a person says that it is normal, or until
+another version is live.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.watch.messages import message_about
+from raymlops.monitor.own_windows import lag_of
+from raymlops.state.drift import Baseline, Filed, Incident
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from raymlops.state.drift import JudgedWindow, Known
+
+OPEN, WORSE, CLOSE, ACKNOWLEDGE = "incident.open", "incident.escalate", "incident.close", "incident.acknowledge"
+"""Actions of audit events."""
+
+
+def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> Filed:
+    """Return what follows a verdict; ``columns`` are all that led to it."""
+    incident = known.incident
+    if window.outcome != "alarm":
+        return Filed(incident) if incident is None else _quiet(window, incident, known)
+    if incident is None:
+        new = Incident(
+            _id(window),
+            window.name,
+            window.side,
+            window.kind,
+            window.version,
+            window.start,
+            window.start,
+            1,
+            (*columns,),
+        )
+        return Filed(new, message_about(new, window, "opened"), OPEN, window.reason)
+    new_ones = [column for column in columns if column not in incident.columns]
+    longer = replace(
+        incident,
+        last_at=max(incident.last_at, window.start),  # windows of another length may go back
+        windows=incident.windows + 1,
+        columns=(*incident.columns, *new_ones),
+    )
+    if new_ones and "escalated" not in known.told:
+        return Filed(longer, message_about(longer, window, "escalated"), WORSE, window.reason)
+    return Filed(longer)
+
+
+def retire(known: Known, *, now: datetime, why: str) -> Filed:
+    """Return what follows where what an incident is about is no more."""
+    assert known.incident is not None
+    return _closed(known, replace(known.incident, closed_at=now), CLOSE, why, now=now)
+
+
+def acknowledge(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
+    """Return what follows where a person says that what an incident is about is normal, from its first window on.
+
+    Raises:
+        RefusedError: it is closed.
+    """
+    incident = known.incident
+    assert incident is not None
+    if incident.closed_at is not None:
+        by = f", acknowledged by {incident.acknowledged_by}" if incident.acknowledged_by else ""
+        raise RefusedError(
+            f"incident {incident.id} of {incident.name} was closed at {incident.closed_at:%Y-%m-%d %H:%M} UTC{by}",
+            hint="Whatever is open now has an id of its own; --rebaseline takes the newest windows for normal.",
+        )
+    after = replace(incident, closed_at=now, acknowledged_at=now, acknowledged_by=actor, acknowledged_why=why)
+    filed = _closed(known, after, ACKNOWLEDGE, why, now=now)
+    if incident.kind == "skew":  # which says nothing of what is normal among what is served
+        return filed
+    baseline = Baseline(
+        incident.name, incident.side, incident.version, incident.opened_at, incident.columns, why, actor, now
+    )
+    return replace(filed, baseline=baseline)
+
+
+def rebaselined(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
+    """Return what follows for the open incident of what got another baseline."""
+    return replace(acknowledge(known, now=now, actor=actor, why=why), baseline=None)
+
+
+def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
+    wanted = 2 * lag_of((window.stop - window.start).total_seconds())
+    outcomes = [*known.since, window.outcome]
+    if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
+        return Filed(incident)
+    after = replace(incident, closed_at=window.judged_at)
+    why = f"{wanted} windows running are as usual"
+    return Filed(after, message_about(after, window, "closed"), CLOSE, why)
+
+
+def _closed(known: Known, after: Incident, action: str, why: str, *, now: datetime) -> Filed:
+    window = known.window
+    message = None if window is None else message_about(after, replace(window, judged_at=now), "closed")
+    return Filed(after, message, action, why)
+
+
+def _id(window: JudgedWindow) -> str:
+    """Return the same id whoever judges the window."""
+    times = (window.start.isoformat(), window.stop.isoformat())
+    parts = (window.name, window.side, window.kind, str(window.version), *times)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]

@@ -1,0 +1,170 @@
+"""Judge each window of every live model once, whoever dies, and file what follows.
+
+Owns which windows are due, and how long one waits for hours that nobody counted. What is normal is ``normal``'s, what
+becomes of an incident ``incidents``'. A window, its incident, the message about that and the audit event are written
+together: a judge that is killed leaves all of them or none, and the next one, or another at the same time, finds what
+is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.watch.incidents import file_verdict, retire
+from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.traffic import last_ended
+from raymlops.lifecycle.watch.window_drift import to_stored
+from raymlops.lifecycle.watch.windows import place_of
+from raymlops.predictions.compact import GRACE
+from raymlops.state.drift import ANY_VERSION, Filed, change_incident, incidents_of, newest_window, record_window
+from raymlops.state.engine import this_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from datetime import datetime
+
+    from raymlops.lifecycle.watch.live_model import LiveModel
+    from raymlops.lifecycle.watch.normal import Normal
+    from raymlops.lifecycle.watch.window_drift import WindowDrift
+    from raymlops.state.drift import Incident, Known
+    from raymlops.state.store import State
+
+LOOK_BACK = timedelta(days=7)
+"""Windows that ended before are judged when somebody asks, by ``raymlops drift --since``; two windows are looked at."""
+SHORTEST_WAIT, LONGEST_WAIT = timedelta(hours=6), timedelta(days=2)
+"""How long a window waits for hours that are not counted, and the windows after it with it: its own length, between
+these. The hours of the last two days are counted each hour."""
+TURN_S = 600.0
+"""How long a call may take, so that the maintenance of logs does not wait for it; the next call goes on."""
+
+_log = logging.getLogger(__name__)
+
+
+class Judge:
+    """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        then: Callable[[str, datetime], None] = lambda _name, _now: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``then`` is called once nothing is due of a model."""
+        self._state = state
+        self._then = then
+        self._clock = clock
+        self._actor = f"controller of {this_user()}"
+        self._failures: dict[str, str] = {}
+        """The recorded failure of a model, so that it is not recorded each hour."""
+        self._next = ""
+        """The model at which the last call ran out of time."""
+
+    def __call__(self, now: datetime) -> None:
+        """Judge what is due; record what fails for a model, and continue with the others."""
+        ends = self._clock() + TURN_S
+        names = sorted({item.name for item in self._state.deployments()} | {one.name for one in self._open()})
+        names = [name for name in names if name >= self._next] + [name for name in names if name < self._next]
+        self._next = ""
+        for name in names:
+            try:
+                if not judge_due(self._state, name, now=now, actor=self._actor, hurry=lambda: self._clock() >= ends):
+                    self._next = name
+                    return
+                self._then(name, now)
+                self._failures.pop(name, None)
+            except NotFoundError as error:  # a bundle of an earlier release
+                _log.info("%s is not judged: %s", name, error)
+            except Exception as error:
+                _log.warning("the windows of %s", name, exc_info=error)
+                why = f"its traffic was not judged, or that not reported: {type(error).__name__}: {error}"[:2000]
+                if self._failures.get(name) != why:
+                    self._record_error(name, why)
+                self._failures[name] = why
+
+    def _open(self) -> list[Incident]:
+        return incidents_of(self._state, open_only=True)
+
+    def _record_error(self, name: str, why: str) -> None:
+        try:
+            self._state.record(action="controller.error", subject=name, why=why, actor=self._actor)
+        except RaymlopsError as error:
+            _log.warning("the audit record lacks that: %s", error)
+
+
+def judge_due(
+    state: State,
+    name: str,
+    *,
+    now: datetime,
+    actor: str | None = None,
+    hurry: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Judge the windows of a model that ended and were not judged; return whether none is left.
+
+    After each window ``hurry`` says whether the time is up.
+
+    Raises:
+        NotFoundError: its bundle has no profiles.
+        BundleError, StorageError, UnreachableError: of the bundle, a storage or the state.
+    """
+    champion = champion_of(state.deployments(name))
+    _retire(state, name, None if champion is None else champion.version, now=now, actor=actor)
+    if champion is None:
+        return True
+    model = live_model(state, name)
+    for side in model.sides:
+        for found, columns in _due(state, model, side, now=now):
+            window = to_stored(found, name=name, version=model.version, now=now)
+            file = partial(file_verdict, window, columns)
+            record_window(state, window, file, baselines=len(model.baselines), actor=actor)
+            if hurry():
+                return False
+    return True
+
+
+def _due(
+    state: State, model: LiveModel, side: Normal, *, now: datetime
+) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
+    """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
+    last = last_ended(now - GRACE, model.window_s)
+    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    skew = newest(version=model.version, kind="skew")
+    skewed = skew is not None and skew.outcome == "alarm"
+    if skew is None and (found := side.skew(last)) is not None:
+        skewed = found.outcome == "alarm"
+        yield found, _columns(found)
+    before = newest(version=about(side.side, model.version))
+    first = max(place_of(now - LOOK_BACK, model.window_s), 0)
+    first = min(first, last - 1) if before is None else max(first, place_of(before.start, model.window_s) + 1)
+    for found in side.drifts(first, last, skewed=skewed):
+        if side.uncounted(found) and found.stop is not None and now < found.stop + _wait(model.window_s):
+            return
+        yield found, _columns(found)
+
+
+def _columns(found: WindowDrift) -> tuple[str, ...]:
+    return () if found.verdict is None else found.verdict.flagged
+
+
+def _wait(window_s: float) -> timedelta:
+    return min(max(timedelta(seconds=window_s), SHORTEST_WAIT), LONGEST_WAIT)
+
+
+def _retire(state: State, name: str, champion: int | None, *, now: datetime, actor: str | None) -> None:
+    """Close the incidents of what is live no more: of another version, or of a model that was taken down."""
+    for incident in incidents_of(state, name, open_only=True):
+        if champion is None or incident.version not in {ANY_VERSION, champion}:
+            why = f"{name} was taken down" if champion is None else f"version {champion} is live now"
+            change_incident(state, incident.id, partial(_retired, now=now, why=why), name=name, actor=actor)
+
+
+def _retired(known: Known, *, now: datetime, why: str) -> Filed:
+    gone = known.incident is None or known.incident.closed_at is not None  # by another judge
+    return Filed(known.incident) if gone else retire(known, now=now, why=why)

@@ -1,0 +1,109 @@
+"""A live model as it is watched: its champion, the references of its bundle, and its traffic.
+
+Owns where these come from, and which of what people said to be normal holds for this champion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from raymlops.bundle.profiles import references_of
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.prediction_log import stored_log
+from raymlops.lifecycle.watch.normal import Normal
+from raymlops.lifecycle.watch.traffic import Traffic
+from raymlops.lifecycle.watch.window_drift import SIDES
+from raymlops.lifecycle.watch.windows import Windows
+from raymlops.monitor.drift import FEWEST_ROWS
+from raymlops.state.drift import ANY_VERSION, baselines_of, first_start
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from raymlops.config.data import QualitySection
+    from raymlops.config.schema import MonitorSection
+    from raymlops.state.drift import Baseline, Side
+    from raymlops.state.store import State
+
+_BEFORE = timedelta(days=2)
+"""How long before a version's first answer a window can have begun that was judged by it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LiveModel:
+    """What is judged of a model, side by side."""
+
+    name: str
+    version: int
+    """The champion."""
+    window_s: float
+    traffic: Traffic
+    sides: tuple[Normal, ...]
+    baselines: tuple[Baseline, ...]
+    """All that people said to be normal, newest first."""
+    bounds: QualitySection
+    """Beyond which what is told beside drift is an alarm."""
+    as_deployed: bool
+    """Whether the controller judges the same of it."""
+
+
+def live_model(state: State, name: str, *, monitor: MonitorSection | None = None) -> LiveModel:
+    """Return a live model, to be watched as ``monitor`` says, by default as it was deployed.
+
+    Raises:
+        NotFoundError: no such model is live, or its bundle has no profiles.
+        BundleError: the bundle is not what its digest vouches for.
+        StorageError, UnreachableError: the state or a storage cannot be used.
+    """
+    champion = champion_of(state.deployments(name))
+    if champion is None:
+        raise NotFoundError(f"{name} has no live version", hint="raymlops status lists what is live.")
+    references = references_of(champion.bundle.uri, champion.bundle.digest)
+    deployed = monitored(champion)
+    settings = deployed if monitor is None else monitor
+    length = timedelta(hours=settings.window_h)
+    window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
+    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
+    served = {
+        key: Windows(side=key, layout=layout, window_s=window_s, version=version) for key, layout in layouts.items()
+    }
+    windows = {key: Windows(side=key, layout=layout, window_s=window_s) for key, layout in layouts.items()}
+    windows |= {key: served[key] for key in served if key == SIDES["outputs"]}
+    into = {id(each): each for each in (*served.values(), *windows.values())}
+    uris = () if log is None else log.uris
+    traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
+    said = baselines_of(state, name)
+    first = traffic.first_hour(version) if said else None
+    sides = [
+        Normal(
+            side,
+            references[key],
+            version,
+            window_s,
+            traffic,
+            windows[key],
+            served[key],
+            _of(said, side, version, None if first is None else first - max(_BEFORE, 2 * length)),
+            first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS),
+            settings.between_columns and side == "inputs",
+        )
+        for side, key in SIDES.items()
+        if key in references
+    ]
+    as_deployed = settings.between_columns == deployed.between_columns
+    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
+
+
+def about(side: Side, version: int) -> int:
+    """Return the version that windows of drift are about."""
+    return version if side == "outputs" else ANY_VERSION
+
+
+def _of(said: Sequence[Baseline], side: Side, version: int, since: datetime | None) -> tuple[Baseline, ...]:
+    """Return what was said of a side since a version answers: what was normal for an earlier one it was trained on."""
+    ours = (one for one in said if (one.side, one.version) == (side, about(side, version)))
+    return tuple(one for one in ours if since is None or one.start >= since)

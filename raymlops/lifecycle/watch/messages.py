@@ -1,0 +1,128 @@
+"""What a message about an incident says: what moved, by how much, since when, and which commands to run next. Pure.
+
+Owns its length and that names of columns and categories, which are anybody's text, cannot be read as anything else by
+whatever shows it. Messengers show text as text, HTML or Markdown, link addresses and ping who is named with an ``@``.
+Knows nothing of who gets it (see ``outbox``).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from raymlops.monitor.outcome import ALARM_LEVEL
+from raymlops.state.drift import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from raymlops.state.drift import Incident, JudgedWindow, Told
+
+MAX_BODY = 900
+"""With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
+_COLUMNS, _NAMES = 4, 3
+_MAX_NAME, _MAX_WHY = 40, 300
+_PLAIN = frozenset(" _-.:,;%+'?!")
+"""Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
+
+
+def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Message:
+    """Return the message that an incident opened, got worse or closed with this window.
+
+    All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
+    """
+    head, todo = _head(incident, window, what), ["Next:", *_commands(incident, what)]
+    moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
+    number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
+    if what == "closed":
+        moved, number = [], 0
+    bodies = ("\n".join([head, *_columns(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
+    body = next(text for text in bodies if len(text) <= MAX_BODY)
+    title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
+    return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
+
+
+def shown(text: Any, limit: int = _MAX_NAME) -> str:
+    r"""Return anybody's text on one line of at most ``limit`` characters.
+
+    Whatever may be markup is shown as ``\u0040``, so that another text cannot look the same.
+    """
+    found = "".join(map(_plain, str(text)[: limit + 1]))
+    return found if len(found) <= limit else f"{found[: limit - 3]}..."
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN or unicodedata.category(character)[0] in "LMN":
+        return character
+    number = ord(character)
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _subject(incident: Incident) -> str:
+    if incident.kind == "skew":
+        return f"{incident.side} of version {incident.version} differ from its training"
+    return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
+
+
+def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
+    since = f"since {_time(incident.opened_at)}"
+    if what == "closed" and incident.acknowledged_by is not None:
+        who, why = incident.acknowledged_by, incident.acknowledged_why
+        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. It was an alarm {since}."
+    if what == "closed":
+        return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
+    hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
+    last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
+    if what == "escalated":
+        return f"Worse: further columns moved; {incident.windows} windows of {hours} are an alarm {since}, {last}"
+    running = window.p_two is not None and window.p_two <= ALARM_LEVEL
+    p = window.p_two if running else window.p_one
+    how = f"two windows of {hours} running are unlike" if running else f"a window of {hours} is far from"
+    return f"Alarm {since}: {how} {window.against or 'what is normal'}{'' if p is None else f' (p {p:.2g})'}, {last}"
+
+
+def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
+    """Return a line for each of these columns that led to the verdict, and one for the others of that number."""
+    lines = [_column(one) for one in moved]
+    if lines and all(one.get("influence") is None for one in moved):
+        lines.append("How much the output depends on them is not known.")
+    if number > len(moved):
+        more, s = "more " if moved else "", "s" if number - len(moved) > 1 else ""
+        lines.append(f"- {number - len(moved)} {more}column{s}")
+    return lines
+
+
+def _column(column: Mapping[str, Any]) -> str:
+    distance = column.get("distance")
+    parts = [f"{shown(column.get('moved', ''))} " + ("far off" if distance is None else f"{distance:+.1f} sd")]
+    medians = [side[2] for side in column.get("quantiles") or ()]
+    if medians and None not in medians:  # nothing is left of a column that is null
+        parts.append("median {:.4g} to {:.4g}".format(*medians))
+    before, after = column.get("nulls") or (0, 0)
+    if f"{before:.1%}" != f"{after:.1%}":
+        parts.append(f"missing {before:.1%} to {after:.1%}")
+    for word in ("new", "vanished"):
+        if names := column.get(word):
+            more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+            parts.append(f"{word} {', '.join(map(shown, names[:_NAMES]))}{more}")
+    if column.get("influence") is not None:
+        parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
+    return f"- {shown(column['column'])}: {', '.join(parts)}"
+
+
+def _commands(incident: Incident, what: Told) -> list[str]:
+    name = incident.name
+    look = f"raymlops drift {name} --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
+    if what == "closed":
+        return [look]
+    lines = [look, f"if it is normal from now on: raymlops drift {name} --acknowledge {incident.id} --why TEXT"]
+    if incident.side == "inputs":
+        lines.append("else mend what sends it, or train on newer data")
+    else:
+        lines.append(f"if the version before was better: raymlops rollback {name}")
+    return lines
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"

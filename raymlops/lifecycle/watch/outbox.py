@@ -1,0 +1,118 @@
+"""The outbox: messages about incidents, sent until every messenger of their model has them.
+
+Owns the order and the repetition. That a messenger took a message is written right then, so that a kill repeats at most
+one message to it. What a messenger that is away lacks waits, is tried again at growing intervals, and is
+shown by ``raymlops status``; neither other messengers nor other models wait for it. Runs in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from raymlops.errors import RaymlopsError, RefusedError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.prediction_log import last_deployed
+from raymlops.lifecycle.watch.messengers import deliver, urls_of
+from raymlops.state.drift import put_message, unsent_messages
+from raymlops.state.lease import lease
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from raymlops.lifecycle.watch.messengers import Tone
+    from raymlops.state.drift import Message, Told
+    from raymlops.state.store import State
+
+LEASE = "messages"
+THREAD = "raymlops-outbox"
+FIRST_RETRY_S, MAX_RETRY_S = 30.0, 3600.0
+MAX_ERROR = 500
+_TONES: Mapping[Told, Tone] = {"opened": "warning", "escalated": "failure", "closed": "success"}
+
+_log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Send what is due, in one thread at a time and by one process at a time."""
+
+    def __init__(self, state: State, url: str) -> None:
+        """Take the state, and its URL for the lease under which one process sends."""
+        self._state = state
+        self._url = url
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, now: datetime) -> None:
+        """Start to send what is due, unless that is in progress."""
+        if (self._thread is None or not self._thread.is_alive()) and self._due(now):
+            self._thread = threading.Thread(target=self.run, args=(now,), name=THREAD, daemon=True)
+            self._thread.start()
+
+    def run(self, now: datetime) -> None:
+        """Send what is due; what fails for one model is recorded with its messages, and the others' are sent."""
+        try:
+            with lease(self._url, LEASE, purpose="messages"):
+                for name, queue in self._due(now).items():
+                    self._send(name, queue)
+        except RefusedError as error:
+            _log.info("%s", error)  # another process sends
+        except Exception as error:
+            _log.warning("messages were not sent: %s: %s", type(error).__name__, error)
+
+    def _due(self, now: datetime) -> dict[str, list[Message]]:
+        """Return all unsent messages of each model that has one to be sent now; first of those with fewest attempts."""
+        queues = unsent_messages(self._state)
+        due = [
+            name for name, queue in queues.items() if any(one.retry_at is None or one.retry_at <= now for one in queue)
+        ]
+        return {name: queues[name] for name in sorted(due, key=lambda name: queues[name][0].attempts)}
+
+    def _send(self, name: str, queue: Sequence[Message]) -> None:
+        """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones."""
+        left, away, why = {one.id: one for one in queue}, dict[str, str](), ""
+        try:
+            urls = self._urls(name)
+            for message in queue:
+                if len(away) < max(len(urls), 1):
+                    for changed in self._delivered(message, urls, away):
+                        left[changed.id] = changed
+                        put_message(self._state, changed)
+        except RaymlopsError as error:
+            why = error.message + (f" ({error.hint})" if error.hint else "")
+        except Exception as error:
+            why = f"{type(error).__name__} while sending"
+            _log.warning("messages about %s", name, exc_info=error)
+        errors = "; ".join([*away.values(), *([why] if why else [])]) or "the process that sends was ended"
+        for message in left.values():
+            if message.sent_at is None:
+                put_message(self._state, self._later(message, errors[:MAX_ERROR]))
+
+    def _urls(self, name: str) -> tuple[str, ...]:
+        """Return the URLs of a model's messengers, also of one that was removed; none where nobody is to be told."""
+        items = last_deployed(self._state, name)
+        notify = monitored(champion_of(items) or items[-1]).notify if items else None
+        return () if notify is None else urls_of(notify)
+
+    def _delivered(self, message: Message, urls: Sequence[str], away: dict[str, str]) -> Iterator[Message]:
+        """Send one message, and yield it as it is from each answer on; add to ``away`` the messengers that lack it."""
+        keys = set[str]()
+        skip, tone = {*message.reached, *away}, _TONES[message.what]
+        for one in deliver(urls, title=message.title, body=message.body, tone=tone, skip=skip):
+            keys.add(one.key)
+            if one.error is not None:
+                away[one.key] = one.text()
+            elif one.key not in skip:
+                message = replace(message, reached=(*message.reached, one.key))
+                yield message
+        if len(keys) == len(urls) and keys <= set(message.reached):
+            attempts, now = message.attempts + 1, self._state.now()
+            yield replace(message, attempts=attempts, retry_at=None, sent_at=now, last_error=None)
+
+    def _later(self, message: Message, why: str) -> Message:
+        wait_s = min(FIRST_RETRY_S * 2.0 ** min(message.attempts, 20), MAX_RETRY_S)
+        retry_at = self._state.now() + timedelta(seconds=wait_s)
+        return replace(message, attempts=message.attempts + 1, retry_at=retry_at, last_error=why)

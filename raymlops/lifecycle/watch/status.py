@@ -1,0 +1,80 @@
+"""What ``status`` says of a model's traffic: the newest verdicts, open incidents, and messages that somebody lacks.
+
+Reads the state alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raymlops.display import utc_time
+from raymlops.state.drift import incidents_of, judged_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.state.drift import Message
+    from raymlops.state.store import State
+
+_NEWEST = 20
+"""Verdicts among which those of each side are."""
+
+
+def drift_status(state: State, name: str, champion: int) -> dict[str, Any] | None:
+    """Return the newest verdict on each side and the open incidents as plain data; None where nothing was judged."""
+    newest: dict[str, Any] = {}
+    for one in judged_windows(state, name, limit=_NEWEST):
+        if one.kind == "drift" and one.version in {0, champion}:
+            newest.setdefault(one.side, one)
+    open_ = incidents_of(state, name, open_only=True)
+    if not newest and not open_:
+        return None
+    return {
+        "windows": [
+            {
+                "side": one.side,
+                "outcome": one.outcome,
+                "start": one.start.isoformat(),
+                "stop": one.stop.isoformat(),
+                "reason": one.reason,
+                "against": one.against,
+                "own_windows": one.details.get("own_windows"),
+            }
+            for one in newest.values()
+        ],
+        "incidents": [{**one.to_dict(), "text": one.text()} for one in open_],
+    }
+
+
+def drift_lines(found: Mapping[str, Any] | None) -> str | None:
+    """Return them as lines."""
+    if found is None:
+        return None
+    lines = []
+    for one in found["windows"]:
+        own = "" if one["own_windows"] is None else f", by {one['own_windows']} own windows"
+        why = f": {one['reason']}" if one["outcome"] in {"waiting", "insufficient"} else own
+        lines.append(f"{one['side']} {one['outcome']} until {utc_time(one['stop'])}{why}")
+    return "\n".join([*lines, *(one["text"] for one in found["incidents"])])
+
+
+def undelivered(unsent: Sequence[Message]) -> dict[str, Any] | None:
+    """Return what is to be told of messages that some messenger lacks after an attempt, as plain data."""
+    tried = [one.to_dict() for one in unsent if one.attempts]
+    if not tried:
+        return None
+    oldest = tried[0]
+    return {
+        "waiting": len(tried),
+        "since": oldest["created_at"],
+        "reason": oldest["last_error"],
+        "retry_at": min(one["retry_at"] for one in tried),
+    }
+
+
+def undelivered_text(found: Mapping[str, Any] | None) -> str | None:
+    """Return that as lines."""
+    if found is None:
+        return None
+    since, again = utc_time(found["since"]), utc_time(found["retry_at"])
+    return f"{found['waiting']} not delivered: {found['reason']}\nsince {since}; tried again at {again}"

@@ -1,0 +1,198 @@
+"""What is to be said of one window of a model's traffic: a verdict, or why there is none; how that is kept. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from raymlops.display import table
+from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.effects import Histogram
+from raymlops.records import Record
+from raymlops.state.drift import ANY_VERSION, JudgedWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from raymlops.monitor.outcome import Outcome
+    from raymlops.state.drift import Kind, Side
+
+SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
+"""What a bundle and the log call them."""
+KEPT_COLUMNS = 20
+"""Of a verdict, the first ones, and as many of those that could not be judged."""
+_KEPT_NAMES, _KEPT_TEXT = 5, 200
+_SHOWN = 8
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WindowDrift(Record):
+    """The verdict on one window, or why there is none."""
+
+    side: Side
+    kind: Kind
+    """``skew`` is of the first windows that the version served, against training."""
+    against: str | None
+    start: datetime | None
+    stop: datetime | None
+    rows: int
+    verdict: DriftVerdict | None
+    waiting: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Columns that cannot be judged, and why."""
+    incident: str | None = None
+    """The incident that the controller opened or extended by it."""
+    acknowledged: bool = False
+    """Whether a person said that what this incident is about is normal."""
+
+    @property
+    def outcome(self) -> str:
+        """Return ``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
+        return "waiting" if self.verdict is None else self.verdict.outcome
+
+    def text(self) -> str:
+        """Return a line, and the columns that moved most where they lead to it."""
+        title = self.side if self.kind == "drift" else f"{self.side}, skew"
+        if self.start is None or self.stop is None:
+            return f"{title}: {self.waiting}"
+        span = f"{self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows"
+        if self.verdict is None:
+            return f"{title}, {span}: {self.waiting}"
+        line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
+        refused = list(self.refused.items())
+        line += "".join(f"\n    not judged: {name}: {why}" for name, why in refused[:_SHOWN])
+        line += f"\n    not judged: {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        moved = [column for column in self.verdict.columns if column.flagged][:_SHOWN]
+        if not moved:
+            return line
+        rows = [
+            {
+                "column": column.column,
+                "moved": column.moved,
+                "influence": "" if column.influence is None else f"{column.influence:.2f}",
+                "sd": f"{column.distance:+.1f}",
+                "js": f"{column.jensen_shannon:.3f}" if column.quantiles or column.jensen_shannon else "",
+                "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),
+                "missing": " -> ".join(f"{share:.1%}" for share in column.nulls if any(column.nulls)),
+                "new": ", ".join(column.new[:3]),
+                "vanished": ", ".join(column.vanished[:3]),
+            }
+            for column in moved
+        ]
+        shown = [name for name in rows[0] if any(row[name] for row in rows)]
+        indented = table(rows, dict.fromkeys(shown)).replace("\n", "\n    ")
+        return f"{line}\n    {indented}"
+
+
+def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> JudgedWindow:
+    """Return a window as it is kept: judged by a champion's version, with the first columns alone.
+
+    It has a start.
+    """
+    assert found.start is not None
+    assert found.stop is not None
+    verdict = found.verdict
+    about = version if found.kind == "skew" or found.side == "outputs" else ANY_VERSION
+    details = {} if verdict is None else {key: getattr(verdict, key) for key in _numbers(DriftVerdict)}
+    columns = () if verdict is None else verdict.columns[:KEPT_COLUMNS]
+    details |= {"columns": [_kept(column) for column in columns]}
+    refused = list(found.refused.items())[:KEPT_COLUMNS]
+    details |= {"refused": {_cut(column): _cut(why) for column, why in refused}}
+    return JudgedWindow(
+        name,
+        found.side,
+        found.kind,
+        about,
+        found.start,
+        found.stop,
+        version,
+        found.outcome,
+        (found.waiting if verdict is None else verdict.reason)[:2000],
+        found.rows,
+        now,
+        found.against,
+        None if verdict is None else verdict.p_one,
+        None if verdict is None else verdict.p_two,
+        _plain(details),
+    )
+
+
+def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> WindowDrift:
+    """Return a window as it was judged, with the columns that were kept; ``acknowledged`` are ids of incidents."""
+    verdict, details = None, window.details
+    if window.outcome != "waiting":
+        columns = tuple(_column(column) for column in details.get("columns", ()))
+        numbers = {key: details.get(key) for key in _numbers(DriftVerdict)}
+        given = {"outcome": cast("Outcome", window.outcome), "reason": window.reason, "rows": window.rows}
+        verdict = _of(
+            DriftVerdict, {**numbers, **given, "columns": columns, "p_one": window.p_one, "p_two": window.p_two}
+        )
+    return WindowDrift(
+        window.side,
+        window.kind,
+        window.against,
+        window.start,
+        window.stop,
+        window.rows,
+        verdict,
+        window.reason if verdict is None else "",
+        details.get("refused", {}),
+        window.incident,
+        acknowledged=window.incident in set(acknowledged),
+    )
+
+
+def _numbers(kind: type) -> list[str]:
+    """Return the fields of a verdict that have no column of the table."""
+    own = {"outcome", "reason", "rows", "p_one", "p_two", "columns"}
+    return [each.name for each in fields(kind) if each.name not in own]
+
+
+def _kept(column: ColumnDrift) -> dict[str, Any]:
+    shape = column.histogram
+    few = replace(
+        column,
+        column=_cut(column.column),
+        moved=_cut(column.moved),
+        unjudged=tuple(map(_cut, column.unjudged[:_KEPT_NAMES])),
+        new=tuple(map(_cut, column.new[:_KEPT_NAMES])),
+        vanished=tuple(map(_cut, column.vanished[:_KEPT_NAMES])),
+        histogram=shape and replace(shape, labels=tuple(map(_cut, shape.labels))),
+    )
+    return asdict(few)
+
+
+def _column(data: Mapping[str, Any]) -> ColumnDrift:
+    found = _of(ColumnDrift, {key: _tuples(value) for key, value in data.items()})
+    shape = data.get("histogram")
+    return (
+        found if shape is None else replace(found, histogram=_of(Histogram, {k: _tuples(v) for k, v in shape.items()}))
+    )
+
+
+def _of(kind: type[T], data: Mapping[str, Any]) -> T:
+    """Return a dataclass of the fields that it has: another release may have kept others."""
+    return kind(**{each.name: data[each.name] for each in fields(kind) if each.name in data})  # type: ignore[arg-type]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _KEPT_TEXT else f"{text[: _KEPT_TEXT - 3]}..."
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON data: without NaN and infinity, which a database may refuse."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists as tuples, and in them what was no number as NaN."""
+    if isinstance(value, list):
+        return tuple(float("nan") if each is None else _tuples(each) for each in value)
+    return value

@@ -1,0 +1,385 @@
+"""Verdicts on windows of traffic, incidents, the messages about them, and from when on what is served counts as normal.
+
+Owns the records and their tables. A verdict is there once, by its window: with it, in one transaction, are written the
+incident that it opens, extends or closes, the message that somebody is to get, and the audit event. Knows nothing of
+how a window is judged, nor of how a message is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import sqlalchemy as sa
+
+from raymlops.errors import NotFoundError
+from raymlops.records import Record
+from raymlops.state.audit import add_event
+from raymlops.state.schema import Time, drift_baselines, drift_windows, incidents, messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from raymlops.state.database import Database
+
+Side = Literal["inputs", "outputs"]
+Kind = Literal["drift", "skew"]
+Told = Literal["opened", "escalated", "closed"]
+
+REBASELINE = "drift.rebaseline"
+"""Action of the audit event."""
+_TOLD_COLUMNS, _NAMED = 20, 5
+
+ANY_VERSION = 0
+"""Version of the inputs' drift, which is judged over all versions of a model."""
+
+
+@dataclass(frozen=True)
+class JudgedWindow(Record):
+    """The verdict on one window of traffic, or why there is none."""
+
+    name: str
+    side: Side
+    kind: Kind
+    version: int
+    """That it is about; ``ANY_VERSION`` for the inputs' drift."""
+    start: datetime
+    stop: datetime
+    judged_by: int
+    """The champion's version then, whose reference it was judged by."""
+    outcome: str
+    """``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
+    reason: str
+    rows: int
+    judged_at: datetime
+    against: str | None = None
+    p_one: float | None = None
+    p_two: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded."""
+    incident: str | None = None
+    """The incident that it opened or belongs to."""
+
+
+@dataclass(frozen=True)
+class Incident(Record):
+    """Windows that are an alarm for one cause, from the first one to the last."""
+
+    id: str
+    name: str
+    side: Side
+    kind: Kind
+    version: int
+    opened_at: datetime
+    """Start of its first window."""
+    last_at: datetime
+    """Start of its last window that was an alarm."""
+    windows: int
+    """How many were an alarm."""
+    columns: tuple[str, ...]
+    """That moved in any of them."""
+    closed_at: datetime | None = None
+    acknowledged_at: datetime | None = None
+    acknowledged_by: str | None = None
+    acknowledged_why: str | None = None
+
+    def text(self) -> str:
+        """Return it as a line."""
+        what = self.side if self.kind == "drift" else f"{self.side}, skew"
+        windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        more = len(self.columns) - _NAMED
+        columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
+
+
+@dataclass(frozen=True)
+class Message(Record):
+    """What somebody is to be told of an incident; ``sent_at`` is None until every messenger has it."""
+
+    id: str
+    incident: str
+    what: Told
+    title: str
+    body: str
+    created_at: datetime
+    attempts: int = 0
+    retry_at: datetime | None = None
+    sent_at: datetime | None = None
+    last_error: str | None = None
+    reached: tuple[str, ...] = ()
+    """The keys of the messengers that have it."""
+
+
+@dataclass(frozen=True)
+class Baseline(Record):
+    """From when on what is served counts as normal; ``columns`` is None for all of them."""
+
+    kind: ClassVar[Kind] = "drift"
+
+    name: str
+    side: Side
+    version: int
+    start: datetime
+    columns: tuple[str, ...] | None
+    why: str
+    actor: str
+    made_at: datetime
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a cause when a window of it is judged, or when a person decides on it."""
+
+    incident: Incident | None = None
+    """The open one."""
+    since: tuple[str, ...] = ()
+    """The outcomes of the windows since its last alarm, in order."""
+    told: frozenset[Told] = frozenset()
+    """The messages about it."""
+    window: JudgedWindow | None = None
+    """Its last window that was an alarm."""
+
+
+@dataclass(frozen=True)
+class Filed:
+    """What follows: the incident from now on, the message about it, what is normal, and the audit event of it."""
+
+    incident: Incident | None = None
+    message: Message | None = None
+    action: str = ""
+    why: str = ""
+    baseline: Baseline | None = None
+
+
+def record_window(
+    database: Database,
+    window: JudgedWindow,
+    file: Callable[[Known], Filed],
+    *,
+    baselines: int = 0,
+    actor: str | None = None,
+) -> bool:
+    """Write a verdict and all that follows it, in one transaction; return False if it is not to be written.
+
+    It is not where the window has one already, skew where its version has, or where a person said that something else
+    is normal since the verdict was found, with ``baselines`` of the model then. ``file`` changes nothing itself.
+
+    Raises:
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        keys = list(drift_windows.primary_key) if window.kind == "drift" else list(drift_windows.primary_key)[:4]
+        ours = [column == getattr(window, column.name) for column in keys]
+        if connection.execute(sa.select(drift_windows.c.name).where(*ours)).first() is not None:
+            return False
+        if len(_baselines_in(connection, window.name)) != baselines:
+            return False
+        known = _known(connection, _open_in(connection, window))
+        filed = file(known)
+        after = filed.incident
+        kept = window if after is None or window.outcome != "alarm" else replace(window, incident=after.id)
+        connection.execute(sa.insert(drift_windows), asdict(kept))
+        _put(connection, window.name, known.incident, filed, actor=actor)
+    return True
+
+
+def change_incident(
+    database: Database, incident_id: str, change: Callable[[Known], Filed], *, name: str, actor: str | None = None
+) -> Incident:
+    """Change an incident of a model, with all that follows, in one transaction; return it as it is from now on.
+
+    Raises:
+        NotFoundError: the model has no such incident.
+        RaymlopsError: of ``change``; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        found = _incidents_in(connection, name)
+        before = next((one for one in found if one.id == incident_id), None)
+        if before is None:
+            open_ = [one.id for one in found if one.closed_at is None]
+            raise NotFoundError(
+                f"{name} has no incident {incident_id}", hint=f"Open are: {', '.join(open_) or 'none'}."
+            )
+        filed = change(_known(connection, before))
+        _put(connection, name, before, filed, actor=actor)
+    return filed.incident or before
+
+
+def add_baselines(
+    database: Database, baselines: Iterable[Baseline], close: Callable[[Known], Filed], *, actor: str | None = None
+) -> tuple[Incident, ...]:
+    """Write from when on all that is served is normal, and close the incidents of its drift; return what was closed.
+
+    Raises:
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    closed = []
+    with database.writing() as connection:
+        for baseline in baselines:
+            _put(connection, baseline.name, None, Filed(None, None, REBASELINE, baseline.why, baseline), actor=actor)
+            before = _open_in(connection, baseline)
+            if before is not None:
+                filed = close(_known(connection, before))
+                _put(connection, baseline.name, before, filed, actor=actor)
+                closed.append(filed.incident or before)
+    return tuple(closed)
+
+
+def judged_windows(
+    database: Database, name: str, *, since: datetime | None = None, limit: int | None = None
+) -> list[JudgedWindow]:
+    """Return the verdicts on a model's windows, newest first: all, those that start at ``since`` or later, or some."""
+    query = sa.select(drift_windows).where(drift_windows.c.name == name)
+    if since is not None:
+        query = query.where(drift_windows.c.start >= since)
+    order = (drift_windows.c.start.desc(), drift_windows.c.side, drift_windows.c.kind)
+    with database.reading() as connection:
+        return [JudgedWindow(**row) for row in connection.execute(query.order_by(*order).limit(limit)).mappings()]
+
+
+def newest_window(
+    database: Database, name: str, *, side: Side, version: int, length_s: float, kind: Kind = "drift"
+) -> JudgedWindow | None:
+    """Return the newest window of a length that was judged on one side of a version, or of ``ANY_VERSION``."""
+    table = drift_windows.c
+    query = sa.select(drift_windows).where(
+        table.name == name, table.side == side, table.kind == kind, table.version == version
+    )
+    with database.reading() as connection:
+        for row in connection.execute(query.order_by(table.start.desc())).mappings():
+            if (row["stop"] - row["start"]).total_seconds() == length_s:
+                return JudgedWindow(**row)
+    return None
+
+
+def first_start(
+    database: Database, name: str, *, side: Side, version: int, judged_by: int, rows: int
+) -> datetime | None:
+    """Return the start of the first window with so many rows that a champion's version was judged by."""
+    table = drift_windows.c
+    query = sa.select(sa.func.min(table.start, type_=Time)).where(
+        table.name == name,
+        table.side == side,
+        table.kind == "drift",
+        table.version == version,
+        table.judged_by == judged_by,
+        table.rows >= rows,
+    )
+    with database.reading() as connection:
+        found: datetime | None = connection.scalar(query)
+        return found
+
+
+def incidents_of(database: Database, name: str | None = None, *, open_only: bool = False) -> list[Incident]:
+    """Return the incidents of a model or of all, newest first; only those that are open, if wanted."""
+    with database.reading() as connection:
+        return _incidents_in(connection, name, open_only=open_only)
+
+
+def baselines_of(database: Database, name: str) -> list[Baseline]:
+    """Return what was said to be normal for a model, newest first."""
+    with database.reading() as connection:
+        return _baselines_in(connection, name)
+
+
+def messages_of(database: Database, name: str, *, limit: int | None = None) -> list[Message]:
+    """Return the messages about a model's incidents, newest first."""
+    mine = sa.select(incidents.c.id).where(incidents.c.name == name)
+    query = sa.select(messages).where(messages.c.incident.in_(mine))
+    with database.reading() as connection:
+        rows = connection.execute(query.order_by(messages.c.created_at.desc(), messages.c.id).limit(limit))
+        return [Message(**row) for row in rows.mappings()]
+
+
+def unsent_messages(database: Database) -> dict[str, list[Message]]:
+    """Return the messages that some messenger still lacks by model, oldest first."""
+    query = sa.select(incidents.c.name, messages).join(incidents, incidents.c.id == messages.c.incident)
+    query = query.where(messages.c.sent_at.is_(None)).order_by(messages.c.created_at, messages.c.id)
+    found: dict[str, list[Message]] = {}
+    with database.reading() as connection:
+        for row in connection.execute(query).mappings():
+            found.setdefault(row["name"], []).append(
+                Message(**{key: value for key, value in row.items() if key != "name"})
+            )
+    return found
+
+
+def put_message(database: Database, message: Message) -> None:
+    """Write what became of a message; one that is sent stays so."""
+    unsent = (messages.c.id == message.id) & messages.c.sent_at.is_(None)
+    with database.writing() as connection:
+        connection.execute(sa.update(messages).where(unsent).values(**asdict(message)))
+
+
+def _open_in(connection: Connection, cause: JudgedWindow | Baseline) -> Incident | None:
+    """Return the open incident of what a window, or what is normal, is about."""
+    keys = ("name", "side", "kind", "version")
+    same = (getattr(incidents.c, key) == getattr(cause, key) for key in keys)
+    query = sa.select(incidents).where(incidents.c.closed_at.is_(None), *same)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Incident(**row)
+
+
+def _incidents_in(connection: Connection, name: str | None, *, open_only: bool = False) -> list[Incident]:
+    query = sa.select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id)
+    if name is not None:
+        query = query.where(incidents.c.name == name)
+    if open_only:
+        query = query.where(incidents.c.closed_at.is_(None))
+    return [Incident(**row) for row in connection.execute(query).mappings()]
+
+
+def _baselines_in(connection: Connection, name: str) -> list[Baseline]:
+    query = sa.select(drift_baselines).where(drift_baselines.c.name == name).order_by(drift_baselines.c.id.desc())
+    rows = connection.execute(query).mappings()
+    return [Baseline(**{key: value for key, value in row.items() if key != "id"}) for row in rows]
+
+
+def _known(connection: Connection, incident: Incident | None) -> Known:
+    if incident is None:
+        return Known()
+    table = drift_windows.c
+    cause = [getattr(table, key) == getattr(incident, key) for key in ("name", "side", "kind", "version")]
+    outcomes = sa.select(table.outcome).where(*cause, table.start > incident.last_at).order_by(table.start)
+    told = sa.select(messages.c.what).where(messages.c.incident == incident.id)
+    last = sa.select(drift_windows).where(table.incident == incident.id).order_by(table.start.desc()).limit(1)
+    row = connection.execute(last).mappings().one_or_none()
+    return Known(
+        incident,
+        tuple(connection.scalars(outcomes)),
+        frozenset(connection.scalars(told)),
+        None if row is None else JudgedWindow(**row),
+    )
+
+
+def _put(connection: Connection, name: str, before: Incident | None, filed: Filed, *, actor: str | None) -> None:
+    after = filed.incident
+    if before is None and after is not None:
+        connection.execute(sa.insert(incidents), asdict(after))
+    elif before is not None and after is not None and after != before:
+        connection.execute(sa.update(incidents).where(incidents.c.id == after.id).values(asdict(after)))
+    if filed.baseline is not None:
+        connection.execute(sa.insert(drift_baselines), asdict(filed.baseline))
+    if filed.message is not None:
+        connection.execute(sa.insert(messages), asdict(filed.message))
+    if filed.action:
+        add_event(
+            connection,
+            actor=actor,
+            action=filed.action,
+            subject=name,
+            before=_told(before),
+            after=filed.baseline.to_dict() if filed.baseline is not None and after is None else _told(after),
+            why=filed.why,
+        )
+
+
+def _told(incident: Incident | None) -> dict[str, Any] | None:
+    """Return an incident for the audit record, of many columns the first ones."""
+    if incident is None:
+        return None
+    return {**incident.to_dict(), "columns": list(incident.columns[:_TOLD_COLUMNS])}

@@ -1,0 +1,192 @@
+"""What a person says to be normal is, from then on: by a real state, a real log and the profiles of a real bundle."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from served_days import DAY, bundle_of, deploy, references, serve
+
+from raymlops.cli.app import main
+from raymlops.config.load import load_data
+from raymlops.errors import NotFoundError, RefusedError, UsageError
+from raymlops.lifecycle.named_model import named
+from raymlops.lifecycle.overview import overview
+from raymlops.lifecycle.prediction_log import compact_predictions
+from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+from raymlops.lifecycle.sources import state_of
+from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
+from raymlops.lifecycle.watch.drift import drift
+from raymlops.lifecycle.watch.judge import Judge
+from raymlops.state.drift import baselines_of, incidents_of, judged_windows, messages_of
+
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+@pytest.fixture(scope="session")
+def trained():
+    return references(today=TODAY)
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch, trained):
+    """Return the state of a project whose model flights is live."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
+    with state_of(spec) as opened:
+        deploy(opened, bundle_of(tmp_path, trained))
+        yield opened
+
+
+@pytest.fixture
+def watch(state, tmp_path):
+    """Return what serves days up to one from now, counts and judges them."""
+    judge = Judge(state)
+
+    def do(shifts, *, until=TODAY, **changes):
+        serve(tmp_path, shifts, until=until, seed=until.toordinal(), **changes)
+        LogMaintenance(state, state.url, then=judge).run(until + timedelta(hours=1))
+        return judged_windows(state, "flights")
+
+    return do
+
+
+def inputs(found):
+    return next(one for one in found if (one.side, one.kind) == ("inputs", "drift"))
+
+
+def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, watch, capsys):
+    """Its column is left out until 20 windows show what is normal now; what goes back is drift then."""
+    watch([0] * 6 + [0.6] * 3)
+    (incident,) = incidents_of(state)
+    assert main(["drift", "flights", "--fail-on-drift"]) == 6
+    assert f"incident {incident.id}: inputs, since " in capsys.readouterr().out
+    assert main(["drift", "flights", "--acknowledge", incident.id, "--why", "new sensors", "--yes"]) == 0
+    assert f"closed incident {incident.id}" in capsys.readouterr().out
+    assert main(["drift", "flights", "--fail-on-drift"]) == 0  # stored as an alarm, which somebody knows
+    (baseline,) = baselines_of(state, "flights")
+    assert (baseline.side, baseline.version, baseline.columns) == ("inputs", 0, ("distance",))
+    assert baseline.start == incident.opened_at
+    assert [one.what for one in messages_of(state, "flights")] == ["closed", "opened"]
+    event = next(one for one in state.events("flights") if one.action == "incident.acknowledge")
+    assert (event.why, event.before["closed_at"]) == ("new sensors", None)
+    found = inputs(watch([0.6], until=TODAY + DAY))
+    assert (found.outcome, found.against) == ("ok", "training")
+    assert found.details["refused"] == {"distance": "the new baseline has 1 of 20 windows"}
+    found = inputs(watch([0.6] * 27, until=TODAY + 28 * DAY))
+    assert (found.outcome, found.details["refused"]) == ("ok", {})
+    assert found.against == f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    found = inputs(watch([0.0] * 2, until=TODAY + 30 * DAY))
+    assert found.outcome == "alarm"
+    assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
+
+
+def test_an_incident_is_acknowledged_once(state, watch):
+    """A second person is told who was first; an id that is none names those that are open."""
+    watch([0] * 4 + [0.6] * 2)
+    (incident,) = incidents_of(state)
+    with pytest.raises(NotFoundError, match="no incident other") as raised:
+        acknowledge("flights", "other", why="a test")
+    assert incident.id in (raised.value.hint or "")
+    with pytest.raises(UsageError, match="why is empty"):
+        acknowledge("flights", incident.id, why=" ")
+    assert acknowledge("flights", incident.id, why="a test").closed[0].acknowledged_why == "a test"
+    with pytest.raises(RefusedError, match=r"was closed at .* acknowledged by"):
+        acknowledge("flights", incident.id, why="me too")
+    assert len(baselines_of(state, "flights")) == 1
+
+
+def test_skew_that_is_acknowledged_is_only_closed(state, watch):
+    """What is served is compared with what was served first anyway."""
+    watch([0.9] * 4)
+    (incident,) = incidents_of(state)
+    acknowledge("flights", incident.id, why="known")
+    assert (incidents_of(state, open_only=True), baselines_of(state, "flights")) == ([], [])
+    assert inputs(watch([0.9], until=TODAY + DAY)).outcome == "waiting"
+    assert incidents_of(state, open_only=True) == []
+
+
+def test_the_newest_windows_are_taken_for_normal(state, watch, capsys):
+    """Of inputs and outputs, four weeks at most; the incident is over, and the next window is judged by them."""
+    watch([0] * 10 + [0.6] * 28)
+    assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
+    assert main(["drift", "flights", "--rebaseline", "--why", "since May", "--yes"]) == 0
+    assert "inputs: 28 windows are normal from now on" in capsys.readouterr().out
+    assert incidents_of(state, open_only=True) == []
+    assert [one.start for one in baselines_of(state, "flights")] == [TODAY - 28 * DAY] * 2
+    actions = [one.action for one in state.events("flights")]
+    assert actions.count("drift.rebaseline") == 2
+    found = inputs(watch([0.6], until=TODAY + DAY))
+    assert (found.outcome, found.against) == ("ok", f"the windows served since {TODAY - 28 * DAY:%Y-%m-%d %H:%M}")
+
+
+def test_too_few_new_windows_are_waited_for(state, watch):
+    """It is said how many there are; meanwhile nothing is judged by what was normal before."""
+    with pytest.raises(UsageError, match="has not answered anybody yet"):
+        rebaseline("flights", why="a test")
+    watch([0] * 3)
+    assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
+    found = inputs(watch([2.0], until=TODAY + DAY))
+    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
+
+
+def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch, tmp_path):
+    """Hours beyond the retention are gone; what was served since may have drifted, so a person says what is normal."""
+    watch([0.9] * 4, until=TODAY - 40 * DAY)
+    found = inputs(watch([0.9] * 40))
+    assert (found.outcome, found.against) == ("ok", "the first windows served")
+    for day in range(10, 60):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+    found = inputs(watch([0.9], until=TODAY + DAY))
+    assert found.outcome == "waiting"
+    assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--why", "x"], "--why is of --acknowledge ID or --rebaseline"),
+        (["--rebaseline"], "--why is missing"),
+        (["--rebaseline", "--acknowledge", "i", "--why", "x"], "stand alone"),
+        (["--rebaseline", "--since", "7d", "--why", "x"], "stand alone"),
+        (["--rebaseline", "--why", "x"], "Add --yes"),
+    ],
+)
+def test_options_that_say_nothing_together_are_refused(state, words, said, capsys):
+    """And so is a change that nobody confirmed."""
+    assert main(["drift", "flights", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert baselines_of(state, "flights") == []
+
+
+def test_status_has_the_newest_verdicts_and_open_incidents(state, watch):
+    """Each side with its own windows, and why there is no verdict; nothing before anything was judged."""
+    assert overview()[0].drift is None
+    watch([0] * 4 + [0.6] * 2)
+    text = overview()[0].text()
+    assert "inputs alarm until" in text
+    assert "by 80 own windows" in text
+    assert f"incident {incidents_of(state)[0].id}: inputs" in text
+    watch([0], until=TODAY + DAY, number=3)
+    assert "inputs waiting until" in overview()[0].text()
+    assert "fewer than 100 rows" in overview()[0].text()
+
+
+def test_verdicts_are_read_where_they_were_stored(state, watch, tmp_path):
+    """Not one hour is read again: the files may be gone. A window that nobody judged yet is told beside the newest."""
+    watch([0] * 4 + [0.6] * 2, until=TODAY - DAY)
+    before = drift("flights", since="30d").windows
+    for profile in (tmp_path / "predictions").rglob("profile.counts"):
+        profile.unlink()
+    assert drift("flights", since="30d").windows == before
+    newest = inputs_of(drift("flights"))
+    assert [(one.outcome, one.start) for one in newest] == [("alarm", TODAY - 2 * DAY)]
+    serve(tmp_path, [0.6], until=TODAY)
+    assert [one.outcome for one in inputs_of(drift("flights"))] == ["alarm", "waiting"]
+    compact_predictions("flights", named("flights"))
+    assert [(one.outcome, one.start) for one in inputs_of(drift("flights"))] == [("alarm", TODAY - DAY)]
+
+
+def inputs_of(record):
+    return [one for one in record.windows if (one.side, one.kind) == ("inputs", "drift")]

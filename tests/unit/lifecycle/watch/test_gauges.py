@@ -1,0 +1,90 @@
+"""The gauges of what is watched, from a state database written by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from stored import put
+
+from raymlops.lifecycle.watch.gauges import WatchGauges
+from raymlops.records import BundleRef
+from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, put_message, record_window
+from raymlops.state.store import Deployment
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+class Gauge:
+    """Keeps what it was set to."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def set(self, value, tags):
+        self.values[tuple(tags.items())] = value
+
+
+@pytest.fixture
+def published(state):
+    """Return the gauges, and what publishes them into a dictionary by name."""
+    values = {}
+    gauges = WatchGauges(state, make=lambda family: Gauge(values.setdefault(family.name, {})))
+
+    def publish():
+        gauges()
+        return values
+
+    return publish
+
+
+def judged(state, day, outcome, *, told=False, **fields):
+    start = FIRST + day * DAY
+    window = JudgedWindow("m", "inputs", "drift", 0, start, start + DAY, 7, outcome, "why", 1_000, start + DAY)
+    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, ("x",))
+    message = Message("i-opened", "i", "opened", "title", "body", start)
+    filed = Filed(incident, message, "drift.opened", "moved") if told else Filed()
+    record_window(state, replace(window, **fields), lambda *_: filed, baselines=0)
+
+
+def test_the_newest_window_of_each_side_is_shown(state, published):
+    """By its numbers; skew is no window of now, and who is not live has none."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    columns = {"columns": [{"column": "x", "distance": 2.0}, {"column": "y", "distance": -6.5}]}
+    judged(state, 0, "ok", p_one=0.5)
+    judged(state, 1, "alarm", p_one=0.04, p_two=0.004, rows=500, details=columns, told=True)
+    judged(state, 0, "alarm", side="outputs", version=7)
+    judged(state, 1, "waiting", side="outputs", version=7)
+    judged(state, 2, "alarm", kind="skew", version=7)
+    judged(state, 0, "warn", name="gone")
+    found = published()
+    inputs, outputs = ((("model", "m"), ("side", side)) for side in ("inputs", "outputs"))
+    assert found["raymlops_drift_outcome"] == {inputs: 2.0, outputs: -1.0}
+    assert found["raymlops_drift_p"] == {(*inputs, ("windows", "1")): 0.04, (*inputs, ("windows", "2")): 0.004}
+    assert found["raymlops_drift_distance"] == {inputs: 6.5, outputs: 0.0}
+    assert found["raymlops_drift_rows"][inputs] == 500
+    assert found["raymlops_drift_window_seconds"][inputs] == 86_400
+    assert found["raymlops_drift_judged_until"][inputs] == (FIRST + 2 * DAY).timestamp()
+    assert found["raymlops_incidents_open"] == {(("model", "m"),): 1}
+    assert found["raymlops_messages_waiting"] == {(("model", "m"),): 0}
+
+
+def test_messages_that_were_tried_are_counted(state, published):
+    """Those that were not are about to be sent."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    judged(state, 0, "alarm", told=True)
+    put_message(state, Message("i-opened", "i", "opened", "t", "b", FIRST, attempts=1, last_error="away"))
+    assert published()["raymlops_messages_waiting"] == {(("model", "m"),): 1}
+
+
+def test_a_model_that_was_removed_has_none(state, published):
+    """Ray forgets those that are not set again."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    judged(state, 0, "alarm", p_one=0.01, told=True)
+    assert published()
+    put(state, "m", [])
+    for values in published().values():
+        values.clear()
+    assert not any(published().values())

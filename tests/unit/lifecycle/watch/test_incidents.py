@@ -1,0 +1,141 @@
+"""What becomes of incidents by verdicts and decisions. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict, rebaselined, retire
+from raymlops.state.drift import JudgedWindow, Known
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+COLUMNS = ("hour", "day", "carrier")
+
+
+def window(at, outcome, *, hours=24, kind="drift"):
+    start = FIRST + at * timedelta(hours=hours)
+    stop = start + timedelta(hours=hours)
+    return JudgedWindow("m", "inputs", kind, 0, start, stop, 3, outcome, "why", 1_000, stop)
+
+
+class History:
+    """The windows of one cause, judged one after the other, as the state keeps them."""
+
+    def __init__(self, hours=24):
+        self.hours = hours
+        self.known = Known()
+        self.incidents, self.messages, self.actions, self.at = {}, [], [], 0
+
+    def judge(self, outcome, columns=("hour",)):
+        found = window(self.at, outcome, hours=self.hours)
+        self.at += 1
+        self.took(file_verdict(found, columns if outcome == "alarm" else (), self.known), outcome, found)
+        return self
+
+    def took(self, filed, outcome="", found=None):
+        self.actions += [filed.action] if filed.action else []
+        self.messages += [filed.message.id] if filed.message else []
+        if filed.incident is not None:
+            self.incidents[filed.incident.id] = filed.incident
+        if filed.incident is None or filed.incident.closed_at is not None:
+            self.known = Known()
+            return
+        alarm = outcome == "alarm"
+        told = {one.rpartition("-")[2] for one in self.messages if one.startswith(filed.incident.id)}
+        since = () if alarm else (*self.known.since, outcome)
+        self.known = Known(filed.incident, since, frozenset(told), found if alarm else self.known.window)
+
+
+def test_an_incident_from_its_first_window_to_its_last():
+    """Only an alarm opens one; it extends by alarms, gets worse once, and is over after two quiet windows running."""
+    history = History()
+    for outcome in ("ok", "warn", "insufficient", "waiting"):
+        history.judge(outcome)
+    assert (history.incidents, history.actions) == ({}, [])
+    history.judge("alarm").judge("alarm").judge("alarm", ("hour", "day")).judge("alarm", ("carrier",))
+    (incident,) = history.incidents.values()
+    assert (incident.windows, incident.columns) == (4, ("hour", "day", "carrier"))
+    assert (incident.opened_at, incident.last_at) == (FIRST + timedelta(days=4), FIRST + timedelta(days=7))
+    for outcome in ("ok", "warn", "ok", "waiting", "ok"):
+        history.judge(outcome)
+    assert history.known.incident is not None
+    history.judge("ok")
+    (incident,) = history.incidents.values()
+    assert incident.closed_at == FIRST + timedelta(days=14)
+    assert history.actions == ["incident.open", "incident.escalate", "incident.close"]
+    assert [one.rpartition("-")[2] for one in history.messages] == ["opened", "escalated", "closed"]
+
+
+def test_windows_of_six_hours_are_quiet_for_two_days():
+    """What drifts in the evening alone is one incident, however many evenings."""
+    history = History(hours=6)
+    for _ in range(3):
+        for outcome in ("alarm", "ok", "ok", "ok"):
+            history.judge(outcome)
+    assert len(history.incidents) == 1
+    for _ in range(4):
+        history.judge("ok")
+    assert history.known.incident is not None
+    history.judge("ok")
+    assert history.known.incident is None
+
+
+def test_an_id_is_that_of_the_first_window_whoever_judges_it():
+    """Two judges make the same incident and the same messages; another window makes another one."""
+    one, two, later = History().judge("alarm"), History().judge("alarm"), History().judge("ok").judge("alarm")
+    assert (one.incidents.keys(), one.messages) == (two.incidents.keys(), two.messages)
+    assert one.incidents.keys().isdisjoint({*later.incidents, *History(hours=6).judge("alarm").incidents})
+
+
+def test_what_a_person_says_closes_an_incident_once():
+    """With a baseline of its columns from its first window on; a new baseline for all has none of its own."""
+    history = History().judge("alarm", ("hour", "day")).judge("alarm")
+    now = FIRST + timedelta(days=9)
+    filed = acknowledge(history.known, now=now, actor="ada", why="new sensors")
+    assert (filed.incident.closed_at, filed.incident.acknowledged_by, filed.action) == (
+        now,
+        "ada",
+        "incident.acknowledge",
+    )
+    assert (filed.baseline.start, filed.baseline.columns, filed.baseline.why) == (FIRST, ("hour", "day"), "new sensors")
+    assert (filed.message.what, filed.message.created_at) == ("closed", now)
+    assert rebaselined(history.known, now=now, actor="ada", why="all").baseline is None
+    closed = replace(history.known, incident=filed.incident)
+    with pytest.raises(RefusedError, match="was closed at 2026-01-10 00:00 UTC, acknowledged by ada"):
+        acknowledge(closed, now=now, actor="bob", why="me too")
+    gone = retire(history.known, now=now, why="version 4 is live now")
+    assert (gone.action, gone.why, gone.incident.acknowledged_at) == ("incident.close", "version 4 is live now", None)
+
+
+def test_skew_has_no_baseline():
+    """What is served is compared with what was served first anyway."""
+    found = window(0, "alarm", kind="skew")
+    incident = file_verdict(found, ("hour",), Known()).incident
+    assert acknowledge(Known(incident, window=found), now=FIRST, actor="ada", why="known").baseline is None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ok", "ok", "warn", "alarm", "waiting"]), st.sampled_from(COLUMNS)), max_size=40
+    )
+)
+def test_of_any_history_each_alarm_is_in_one_incident_and_each_message_is_written_once(outcomes):
+    """An incident is as long as its alarms, and none is open after two quiet windows running."""
+    history = History()
+    for outcome, column in outcomes:
+        history.judge(outcome, (column,))
+    alarms = [column for outcome, column in outcomes if outcome == "alarm"]
+    assert sum(one.windows for one in history.incidents.values()) == len(alarms)
+    assert {column for one in history.incidents.values() for column in one.columns} == set(alarms)
+    assert len(history.messages) == len(set(history.messages)) == len(history.actions)
+    assert sum(one.endswith("opened") for one in history.messages) == len(history.incidents)
+    open_ = [one for one in history.incidents.values() if one.closed_at is None]
+    assert len(open_) <= 1
+    if len(outcomes) > 1 and [outcome for outcome, _ in outcomes[-2:]] == ["ok", "ok"]:
+        assert open_ == []

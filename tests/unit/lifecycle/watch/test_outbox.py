@@ -1,0 +1,227 @@
+"""Messages reach every messenger: real HTTP receivers, real processes that send, real kills."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from receiver import receiver
+from stored import put
+
+from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, THREAD, Outbox
+from raymlops.records import BundleRef
+from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, messages_of, record_window, unsent_messages
+from raymlops.state.lease import lease
+from raymlops.state.store import Deployment
+
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+LATER = datetime.now(UTC) + timedelta(days=1000)
+"""When every retry is due."""
+
+
+@pytest.fixture
+def messenger():
+    with receiver() as found:
+        yield found
+
+
+@pytest.fixture
+def watch(state, monkeypatch):
+    """Return what makes a model live whose messages go to these URLs."""
+
+    def make(name, *urls):
+        variable = f"NOTIFY_{name.upper()}"
+        monkeypatch.setenv(variable, "\n".join(urls))
+        monitor = {"notify": {"env": variable}} if urls else {}
+        bundle = BundleRef("file:///bundles/" + "d" * 64, "d" * 64)
+        put(state, name, [Deployment(name, 7, bundle, "run", "champion", {}, monitor=monitor)])
+
+    return make
+
+
+def tell(state, name, *whats):
+    """File an incident of a model with its messages, as a judgement does."""
+    for day, what in enumerate(whats):
+        start = FIRST + day * DAY
+        incident = Incident(f"i-{name}", name, "inputs", "drift", 0, FIRST, start, 1, ("hour",))
+        message = Message(f"{name}-{what}", incident.id, what, f"{name} {what}", "what moved", start)
+        window = JudgedWindow(name, "inputs", "drift", 0, start, start + DAY, 7, "alarm", "why", 1_000, start + DAY)
+        filed = Filed(incident, message, "drift.opened", "moved")
+        record_window(state, window, lambda *_, filed=filed: filed, baselines=0)
+
+
+def test_every_messenger_gets_a_message_once(state, url, watch, messenger):
+    """A second run sends nothing; what was sent is kept as sent."""
+    watch("m", messenger.url("a"), messenger.url("b"))
+    tell(state, "m", "opened")
+    for _ in range(2):
+        Outbox(state, url).run(LATER)
+    assert sorted(messenger.got) == [("a", "m opened"), ("b", "m opened")]
+    assert {(body["message"], body["type"]) for body in messenger.bodies} == {("what moved", "warning")}
+    (message,) = messages_of(state, "m")
+    assert (message.attempts, message.retry_at, message.last_error, len(message.reached)) == (1, None, None, 2)
+    assert message.sent_at is not None
+
+
+def test_one_that_fails_is_tried_again_and_the_others_are_not(state, url, watch, messenger):
+    """At growing intervals, in order, and not with each message that waits for it."""
+    watch("m", messenger.url("a"), messenger.url("b"), "nope://x")
+    tell(state, "m", "opened", "closed")
+    messenger.answers["b"] = 503
+    outbox = Outbox(state, url)
+    outbox.run(FIRST)
+    assert messenger.titles("a") == ["m opened", "m closed"]
+    assert messenger.titles("b") == ["m opened"]
+    for message in messages_of(state, "m"):
+        assert "URL 2 (JSON): answered 503" in message.last_error
+        assert "URL 3: unknown to apprise, or incomplete" in message.last_error
+        assert message.retry_at - state.now() <= timedelta(seconds=30)
+    outbox.run(state.now())
+    assert len(messenger.got) == 3, "not due yet"
+    messenger.answers.clear()
+    watch("m", messenger.url("a"), messenger.url("b"))
+    outbox.run(LATER)
+    assert messenger.titles("a") == ["m opened", "m closed"]
+    assert messenger.titles("b") == ["m opened", "m opened", "m closed"]
+    assert unsent_messages(state) == {}
+
+
+def test_retries_grow_to_an_hour(state, url, watch, monkeypatch):
+    """Of a variable that is not set where the controller runs, which is said by its name."""
+    watch("m", "json://127.0.0.1")
+    monkeypatch.delenv("NOTIFY_M")
+    tell(state, "m", "opened")
+    for wait_s in (30, 60, 120, 240, 480, 960, 1920, MAX_RETRY_S, MAX_RETRY_S):
+        wait, before = timedelta(seconds=wait_s), state.now()
+        Outbox(state, url).run(LATER)
+        (message,) = messages_of(state, "m")
+        assert before + wait <= message.retry_at <= state.now() + wait
+    assert (message.attempts, message.last_error) == (9, "monitor.notify: the environment variable NOTIFY_M is not set")
+
+
+def test_a_messenger_that_hangs_holds_up_nobody_else(state, url, watch, messenger):
+    """Neither the other one of its model, nor another model."""
+    released = threading.Event()
+    messenger.answers["slow"] = lambda: released.wait(30) and 200
+    watch("m", messenger.url("slow") + "?rto=1", messenger.url("a"))
+    watch("n", messenger.url("b"))
+    tell(state, "m", "opened")
+    tell(state, "n", "opened")
+    Outbox(state, url).run(LATER)
+    released.set()
+    assert (messenger.titles("a"), messenger.titles("b")) == (["m opened"], ["n opened"])
+    ((name, (message,)),) = unsent_messages(state).items()
+    assert (name, message.last_error, len(message.reached)) == ("m", "URL 1 (JSON): cannot be reached", 1)
+
+
+def test_a_model_without_messengers_has_nothing_waiting(state, url, watch):
+    """Nobody is to be told, now or once a messenger is named."""
+    watch("m")
+    tell(state, "m", "opened")
+    Outbox(state, url).run(LATER)
+    assert unsent_messages(state) == {}
+
+
+def test_what_became_of_a_model_that_was_removed_is_told(state, url, watch, messenger):
+    """To those who got the alarm."""
+    watch("m", messenger.url())
+    tell(state, "m", "closed")
+    put(state, "m", [], action="remove")
+    Outbox(state, url).run(LATER)
+    assert messenger.titles() == ["m closed"]
+
+
+def test_one_process_sends_at_a_time(state, url, watch, messenger):
+    """Where another one is at it, nothing is sent twice, and nothing is an error."""
+    watch("m", messenger.url())
+    tell(state, "m", "opened")
+    with lease(url, LEASE, purpose="a test"):
+        Outbox(state, url).run(LATER)
+    assert messenger.got == []
+    assert messages_of(state, "m")[0].attempts == 0
+
+
+def test_the_controller_does_not_wait_for_messengers(state, url, watch, messenger):
+    """A thread sends, one at a time, and none begins where nothing is due."""
+    outbox, held = Outbox(state, url), threading.Event()
+    outbox(LATER)
+    assert [thread.name for thread in threading.enumerate() if thread.name == THREAD] == []
+    messenger.answers["a"] = lambda: held.wait(30) and 200
+    watch("m", f"{messenger.url()}?rto=30")
+    tell(state, "m", "opened")
+    for _ in range(3):
+        outbox(LATER)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == THREAD)
+    held.set()
+    thread.join()
+    assert messenger.titles() == ["m opened"]
+    assert unsent_messages(state) == {}
+
+
+def test_without_apprise_the_way_to_install_it_is_said(state, url, watch, monkeypatch):
+    """Where the operator looks, and the controller goes on."""
+    watch("m", "json://127.0.0.1:9")
+    tell(state, "m", "opened")
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    Outbox(state, url).run(LATER)
+    (message,) = messages_of(state, "m")
+    assert message.last_error == (
+        "monitor.notify needs apprise, which is not installed (pip install 'raymlops[notify]')"
+    )
+
+
+def test_no_part_of_a_url_is_kept_or_logged(state, url, watch, tmp_path, caplog):
+    """Neither password nor path nor query, whether it is sent, refused or not even a URL of a messenger."""
+    caplog.set_level(logging.DEBUG)
+    with receiver() as messenger:
+        base = f"127.0.0.1:{messenger.port}"
+        messenger.answers["hunter24"] = 401
+        sent = f"json://u:hunter22@{base}/tok3n?-key=hunter23"
+        watch("m", sent, f"json://{base}/hunter24", "slack://hunter25/x/y", "hunter26")
+        tell(state, "m", "opened")
+        Outbox(state, url).run(LATER)
+        assert len(messenger.got) == 2
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for text in ("hunter2", "tok3n", base):
+        assert text.encode() not in kept
+        assert text not in caplog.text
+
+
+PROGRAM = """
+import sys
+import threading
+from datetime import datetime
+from raymlops.lifecycle.watch.outbox import Outbox
+from raymlops.state.store import State
+
+with State.open(sys.argv[1]) as state:
+    Outbox(state, sys.argv[1]).run(datetime.fromisoformat(sys.argv[2]))
+"""
+
+
+def test_a_kill_repeats_one_message_at_most_once(state, url, watch, messenger):
+    """Killed while the messenger has it and the mark is not written, at each message; then nothing is sent again."""
+    watch("m", messenger.url())
+    tell(state, "m", "opened", "closed")
+    running, killed = [], set()
+
+    def kill():
+        title = messenger.got[-1][1]
+        if title not in killed:
+            killed.add(title)
+            running[-1].kill()
+            running[-1].wait()
+
+    messenger.answers["a"] = kill
+    for _ in range(2):
+        running.append(subprocess.Popen([sys.executable, "-c", PROGRAM, url, LATER.isoformat()]))
+        assert running[-1].wait() == -9
+    for _ in range(2):
+        Outbox(state, url).run(LATER)
+    assert messenger.titles() == ["m opened", "m opened", "m closed", "m closed"]
+    assert unsent_messages(state) == {}

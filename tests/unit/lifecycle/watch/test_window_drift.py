@@ -1,0 +1,27 @@
+"""A window as it is kept and read again."""
+
+from datetime import UTC, datetime, timedelta
+
+from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, to_stored
+from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.effects import Histogram
+
+START = datetime(2026, 1, 5, tzinfo=UTC)
+
+
+def test_what_the_report_shows_is_kept():
+    """The band of own windows, and the bars of what moved; names are cut to 200 characters."""
+    nan = (float("nan"),) * 5
+    shape = Histogram((), ("A" * 300, "1 others"), (0.5, 0.5), (1.0, 0.0))
+    column = ColumnDrift(
+        "carrier", "share of AA", 9.0, None, 0.001, True, (), 0.3, (0.0, 1.0), (nan, nan), (), ("UA",), None, shape
+    )
+    verdict = DriftVerdict("warn", "unlike", 500, 30, 28.5, 0.03, None, (column,), 3.5, None)
+    window = WindowDrift("inputs", "drift", "training", START, START + timedelta(days=1), 500, verdict, "", {"a": "b"})
+    found = from_stored(to_stored(window, name="flights", version=3, now=START))
+    assert found.verdict is not None
+    (kept,) = found.verdict.columns
+    assert kept.histogram == Histogram((), (f"{'A' * 197}...", "1 others"), (0.5, 0.5), (1.0, 0.0))
+    assert (found.verdict.band, found.verdict.band_running) == (3.5, None)
+    assert str(kept.quantiles) == str(column.quantiles)
+    assert found.refused == {"a": "b"}

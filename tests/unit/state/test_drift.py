@@ -1,0 +1,121 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from raymlops.state.drift import (
+    Baseline,
+    Filed,
+    Incident,
+    JudgedWindow,
+    Message,
+    add_baselines,
+    baselines_of,
+    incidents_of,
+    judged_windows,
+    messages_of,
+    put_message,
+    record_window,
+    unsent_messages,
+)
+
+DAY = timedelta(days=1)
+FIRST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def judged(day=0, outcome="alarm", **fields):
+    start = FIRST + day * DAY
+    window = JudgedWindow("m", "inputs", "drift", 0, start, start + DAY, 3, outcome, "why", 1_000, start + DAY)
+    return replace(window, **fields)
+
+
+def opening(known):
+    """Open an incident with its message, or leave the open one as it is."""
+    if known.incident is not None:
+        return Filed(known.incident)
+    new = Incident("i", "m", "inputs", "drift", 0, FIRST, FIRST, 1, ("hour",))
+    return Filed(new, Message("i-opened", "i", "opened", "title", "body", FIRST), "drift.opened", "moved")
+
+
+def record(state, window, file=opening, baselines=0):
+    return record_window(state, window, file, baselines=baselines)
+
+
+def test_a_verdict_and_what_follows_it_are_read_as_they_were_written(state):
+    """The window names its incident; incident, message and event are there once."""
+    assert record(state, judged(details={"columns": [{"column": "hour"}]}))
+    (window,) = judged_windows(state, "m")
+    (incident,) = incidents_of(state)
+    assert window == judged(details={"columns": [{"column": "hour"}]}, incident="i")
+    assert (incident.columns, incident.opened_at, incident.closed_at) == (("hour",), FIRST, None)
+    assert [one.id for one in messages_of(state, "m")] == ["i-opened"]
+    (event,) = state.events("m")
+    assert (event.action, event.before, event.after["id"]) == ("drift.opened", None, "i")
+    assert baselines_of(state, "m") == []
+
+
+def test_a_window_that_was_judged_is_not_judged_again(state):
+    """The second judge changes nothing, whatever it found."""
+    assert record(state, judged())
+    assert not record(state, judged(outcome="ok", reason="another"))
+    assert [one.outcome for one in judged_windows(state, "m")] == ["alarm"]
+    assert len(state.events("m")) == 1
+
+
+def test_a_verdict_is_told_what_came_since_the_last_alarm(state):
+    """The outcomes of the windows of its cause since then, in order, which messages there were, and that window."""
+    seen = []
+
+    def file(known):
+        seen.append((known.since, known.told, known.window and known.window.start))
+        return opening(known)
+
+    for day, outcome in enumerate(["alarm", "ok", "warn", "ok"]):
+        record(state, judged(day, outcome), file)
+    record(state, judged(1, "ok", side="outputs", version=3), lambda _known: Filed())
+    told = frozenset({"opened"})
+    assert seen == [((), frozenset(), None), ((), told, FIRST), (("ok",), told, FIRST), (("ok", "warn"), told, FIRST)]
+
+
+def test_skew_is_judged_once_a_version(state):
+    """Whichever window another judge takes for the first one."""
+    assert record(state, judged(kind="skew", version=3))
+    assert not record(state, judged(1, kind="skew", version=3))
+    assert record(state, judged(1, kind="skew", version=4), lambda _known: Filed())
+
+
+def test_a_verdict_by_what_is_no_longer_normal_is_not_written(state):
+    """A person said so while it was found."""
+    baseline = Baseline("m", "inputs", 0, FIRST, None, "new sensors", "me", FIRST)
+    assert add_baselines(state, [baseline], lambda _known: Filed()) == ()
+    assert baselines_of(state, "m") == [baseline]
+    assert not record(state, judged())
+    assert record(state, judged(), baselines=1)
+    (_, event) = state.events("m")
+    assert (event.action, event.why, event.after["start"]) == ("drift.rebaseline", "new sensors", FIRST.isoformat())
+
+
+def test_nothing_is_written_where_what_follows_cannot_be(state):
+    """An error while the incident is decided leaves no verdict without it."""
+
+    def fails(*_):
+        raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        record(state, judged(), fails)
+    assert (judged_windows(state, "m"), state.events("m")) == ([], [])
+
+
+def test_a_message_is_unsent_until_every_messenger_has_it(state):
+    """What became of it is kept, by model; once sent it stays sent."""
+    record(state, judged())
+    ((name, (message,)),) = unsent_messages(state).items()
+    assert (name, message.id) == ("m", "i-opened")
+    tried = replace(message, attempts=1, last_error="no route", reached=("a",))
+    put_message(state, tried)
+    assert unsent_messages(state) == {"m": [tried]}
+    sent = replace(tried, sent_at=FIRST, last_error=None, reached=("a", "b"))
+    put_message(state, sent)
+    put_message(state, tried)
+    assert messages_of(state, "m") == [sent]
+    assert unsent_messages(state) == {}

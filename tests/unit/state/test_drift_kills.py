@@ -1,0 +1,86 @@
+"""A judge that dies anywhere leaves each verdict with all that follows it, or without any of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from killed_judge import STEPS, DiedError, dying_at, raised, rows, snapshots
+
+from raymlops.state.store import State
+
+PROGRAM = Path(__file__).parents[2] / "fixtures/killed_judge.py"
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """Return a database as it is before each step and after the last one, each with the number of places to die."""
+    return snapshots(tmp_path_factory.mktemp("steps"))
+
+
+def test_one_judge_writes_what_is_expected(before):
+    """Seven verdicts, four incidents, three baselines, and a message and an event for each change."""
+    found = rows(f"sqlite:///{before[-1][0]}")
+    assert {name: len(there) for name, there in found.items()} == {
+        "drift_windows": 7,
+        "incidents": 4,
+        "messages": 9,
+        "drift_baselines": 3,
+        "audit": 11,
+    }
+
+
+def test_an_error_at_any_statement_leaves_all_or_nothing(before, tmp_path):
+    """Taken again each step leaves every row once, as if nothing had happened."""
+    places = 0
+    for at, (database, count) in enumerate(before[:-1]):
+        expected = rows(f"sqlite:///{before[at + 1][0]}")
+        for number in range(count):
+            url = f"sqlite:///{shutil.copy(database, tmp_path / 'state.db')}"
+            with State.open(url) as state:
+                dying_at(state, number, raised)
+                with pytest.raises(DiedError):
+                    STEPS[at](state)
+            with State.open(url) as state:
+                STEPS[at](state)
+            assert rows(url) == expected, (at, number)
+            for file in tmp_path.glob("state.db*"):
+                file.unlink()
+            places += 1
+    assert places > 60
+
+
+@pytest.mark.parametrize("last", [2, pytest.param(100, marks=pytest.mark.soak)])
+def test_a_kill_at_any_statement_leaves_all_or_nothing(tmp_path, last):
+    """kill -9 of the process: the next one finds a file that it can use. Each commit, and the statement before it."""
+    command = [sys.executable, str(PROGRAM), str(tmp_path), str(last)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[:-1] == []
+    assert int(done.stdout.split()[-1]) >= 2 * len(STEPS)
+
+
+def test_judges_at_once_write_each_row_once(before, tmp_path):
+    """Three of them, each with a connection of its own; what is normal is said anew by no judge."""
+    url = f"sqlite:///{shutil.copy(before[0][0], tmp_path / 'state.db')}"
+    ready, errors = threading.Barrier(3), []
+
+    def run():
+        try:
+            with State.open(url) as state:
+                ready.wait()
+                for step in STEPS[:-1]:
+                    step(state)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert rows(url) == rows(f"sqlite:///{before[-2][0]}")
