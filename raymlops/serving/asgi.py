@@ -25,6 +25,7 @@ PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosnif
 """Headers of pages, which differ by key."""
 BODY = "raymlops.body"
 """Key of an ASGI scope for a body that ``middleware`` has read already."""
+PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +76,56 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
         if len(scope[BODY]) > limit:  # of undeclared length, read under another limit
             raise too_large_body(limit)
         return bytes(scope[BODY])
-    body, more = bytearray(), True  # a list of chunks of two bytes each would take twenty times the memory
+    body, more = Pieces(), True
     while more:
         message = await receive()
         if message["type"] != "http.request":
             raise Refusal(400, "disconnected", "the client disconnected before its request was complete")
         piece, more = message.get("body", b""), message.get("more_body", False)
-        if len(body) + len(piece) > limit:
+        if body.size + len(piece) > limit:
             raise too_large_body(limit)
-        if not (body or more):
-            return bytes(piece)  # whole, as the guard hands it over: a copy of a large one would hold up the event loop
-        body += piece
-    return bytes(body)
+        body.add(piece)
+    return b"".join(body.taken())
+
+
+class Pieces:
+    """A body that grows piece by piece.
+
+    One large array would be copied again and again, each time longer than an event loop may take; a list of chunks as
+    they come, of two bytes each, would take twenty times the memory.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._whole: list[bytes] = []
+        self._last = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """Add what comes next."""
+        self.size += len(chunk)
+        if len(chunk) < PIECE_BYTES:
+            self._last += chunk
+            if len(self._last) < PIECE_BYTES:
+                return
+            chunk = b""
+        if self._last:
+            self._whole.append(bytes(self._last))
+            self._last.clear()
+        if chunk:
+            self._whole.append(chunk)
+
+    def taken(self) -> list[bytes]:
+        """Return the pieces, which are not kept."""
+        whole, last = self._whole, bytes(self._last)
+        self._whole, self._last = [], bytearray()
+        return [*whole, last] if last or not whole else whole
 
 
 class BodyReader:
     """Reads the bodies of one replica's requests, as ``read_body``: of large ones, two at a time.
 
-    The guard has them complete by then, and the Python proxy hands each over as a whole, which takes the event loop's
-    time and several times its memory. Without the guard a client may be slow, and nobody waits for it.
+    The guard has them complete by then, and what the Python proxy hands over takes the event loop's time and several
+    times its memory. Without the guard a client may be slow, and nobody waits for it.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
@@ -55,6 +55,8 @@ class Exchange:
     epoch: str = ""
     columns: Columns | None = None
     outputs: Columns | None = None
+    end_turn: Callable[[], None] = lambda: None
+    """Ends the turn of a large request, where it has one."""
 
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""

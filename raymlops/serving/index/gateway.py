@@ -11,6 +11,8 @@ import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
 from raymlops.serving.asgi import BODY, BodyReader, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
@@ -20,7 +22,7 @@ from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
 from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
-from raymlops.serving.replica.peers import ServePeers
+from raymlops.serving.replica.peers import LARGE_BYTES, ServePeers
 from raymlops.serving.request import headers_of, request_id_of
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ class _Champion:
     away: bool = False
     limits: Limits = field(default_factory=Limits)
 
-    async def call(self, method: str, *given: Any) -> Any:
+    async def call(self, method: str, *given: Any, size: int) -> Any:
         """Call a method of the champion's replicas, as ``ServePeers.call``."""
-        return await self.peers.call(self.version, method, *given)
+        return await self.peers.call(self.version, method, *given, size=size)
 
 
 class Gateway:
@@ -107,7 +109,7 @@ class Gateway:
             _require_fitting(body, champion.limits)
             with self._places.hold(name):
                 async with asyncio.timeout(champion.limits.timeout_s):
-                    reply: GrpcReply = await champion.call("grpc_call", method, body, metadata)
+                    reply: GrpcReply = await champion.call("grpc_call", method, body, metadata, size=len(body))
                     return reply
         except Exception as error:
             request_id = request_id_of(headers.get(b"x-request-id"))
@@ -129,7 +131,10 @@ class Gateway:
             limit = champion.limits.max_body_bytes
             body = b"" if reads else await self._bodies.read(scope, receive, headers, limit=limit)
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
-                reply: Reply = await champion.call("http_call", {**call, BODY: body, ARRIVED: arrived})
+                # As an array it is not copied where it is pickled; the model's front makes it bytes again.
+                kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body
+                message = {**call, BODY: kept, ARRIVED: arrived}
+                reply: Reply = await champion.call("http_call", message, size=len(body))
                 return reply
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:

@@ -156,9 +156,11 @@ class ProxyMiddleware:
             if taken is None:
                 return
             if body.small:
-                scope[BODY] = taken
+                scope[BODY] = b"".join(taken)
             else:
-                receive = replayed(taken, receive)  # fetched by the replica, once it has checked the key
+                # Fetched by the replica, once it has checked the key: the Python proxy pickles each fetch on its loop.
+                # Alone it is faster as a whole.
+                receive = replayed(taken if self._account.large > 1 else [b"".join(taken)], receive)
             await self._model(scope, receive, send, client=client, until=until)
 
     async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:
@@ -170,7 +172,7 @@ class ProxyMiddleware:
         asking = {**scope, "method": "GET", "path": path, "raw_path": quote(path).encode(), "query_string": b""}
         asking["headers"] = list(_LEFT_TO_US)
         until = asyncio.get_running_loop().time() + self._body_s
-        await self._model(asking, replayed(b"", _nothing_more), _nowhere, client=client, until=until)
+        await self._model(asking, replayed([b""], _nothing_more), _nowhere, client=client, until=until)
         return self._known.of_path(path) or UNKNOWN
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:

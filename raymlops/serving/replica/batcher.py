@@ -10,8 +10,8 @@ It never delays a request to fill a batch. The first request in a turn of the ev
 at once, without yielding (which behind Serve's Python proxy also saves a remote call); others that become ready in the
 same turn are one batch in the next. While a batch runs in the thread, others queue up for the batch after it.
 
-Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one of them at
-most, and not for all that came before it.
+Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one batch of
+them at most, and not for all that came before it. One that is larger than a batch is several to the queue.
 """
 
 from __future__ import annotations
@@ -108,27 +108,31 @@ class Batcher:
                 that raises is run again, request by request.
         """
         loop = asyncio.get_running_loop()
-        longest = max(self._lengths(columns)) if self._varying else 0
+        longest = self._longest(columns)
+        if rows > 1 and not self._fits(rows, longest):
+            answers = [
+                self._queue(piece, count, self._longest(piece), loop) for piece, count in self._pieces(columns, rows)
+            ]
+            try:
+                return _merge(await asyncio.gather(*answers))
+            finally:
+                for answer in answers:
+                    answer.cancel()  # where one raised, nobody wants the others
         if not self._busy and not self._alone and self._is_quick(rows, longest):
             self._alone = True
             loop.call_soon(self._turn)
             self.observed.append((rows, 1))
             return self._timed(columns, rows, longest)
-        entry = _Entry(columns, rows, longest, loop.create_future())
-        (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
-        self.waiting_rows += rows
-        if not self._busy:
-            self._busy = True
-            loop.call_soon(self._next, loop)
-        return await entry.answer
+        return await self._queue(columns, rows, longest, loop)
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
-        """Run rows once in this thread and measure their time; before the first request only."""
-        return self._timed(columns, rows, max(self._lengths(columns)) if self._varying else 0)
+        """Run rows once in this thread, as batches, and measure their time; before the first request only."""
+        pieces = self._pieces(columns, rows)
+        return _merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
 
     def largest(self, columns: Columns) -> int:
         """Return how many rows the largest batch of rows like these has."""
-        longest = max(self._lengths(columns)) if self._varying else 0
+        longest = self._longest(columns)
         return max(1, min(self.max_rows, self.max_elements // longest) if longest else self.max_rows)
 
     def in_worker(self, prepare: Callable[[], object]) -> None:
@@ -141,6 +145,17 @@ class Batcher:
 
     def _turn(self) -> None:
         self._alone = False
+
+    def _queue(
+        self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop
+    ) -> asyncio.Future[Columns]:
+        entry = _Entry(columns, rows, longest, loop.create_future())
+        (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
+        self.waiting_rows += rows
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._next, loop)
+        return entry.answer
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
@@ -173,6 +188,9 @@ class Batcher:
                         self._large_next = False
         return batch
 
+    def _longest(self, columns: Columns) -> int:
+        return max(self._lengths(columns)) if self._varying else 0
+
     def _lengths(self, columns: Columns) -> list[int]:
         """Return the length of each row: the elements of its arrays and the characters of its texts."""
         each = [
@@ -200,7 +218,7 @@ class Batcher:
 
     def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
         start = time.perf_counter()
-        outputs = self._run(columns) if self._fits(rows, longest) else self._in_pieces(columns, rows)
+        outputs = self._run(columns)
         seconds = time.perf_counter() - start
         for name, array in outputs.items():
             if len(array) != rows:
@@ -217,7 +235,8 @@ class Batcher:
                 self._inline_elements = 2 * rows * longest
         return outputs
 
-    def _in_pieces(self, columns: Columns, rows: int) -> Columns:
+    def _pieces(self, columns: Columns, rows: int) -> list[tuple[Columns, int]]:
+        """Return pieces of columns that each fit into a batch, or are one row, with their numbers of rows."""
         lengths = self._lengths(columns) if self._varying else [0] * rows
         cuts, longest = [0], 0
         for row, length in enumerate(lengths):
@@ -225,12 +244,8 @@ class Batcher:
             if row > cuts[-1] and not self._fits(row + 1 - cuts[-1], longest):
                 cuts.append(row)
                 longest = length
-        return _merge(
-            [
-                self._run({name: array[start:end] for name, array in columns.items()})
-                for start, end in itertools.pairwise([*cuts, rows])
-            ]
-        )
+        ends = itertools.pairwise([*cuts, rows])
+        return [({name: array[start:end] for name, array in columns.items()}, end - start) for start, end in ends]
 
     def _after(
         self, done: asyncio.Future[list[Columns | Exception]], batch: _Batch, loop: asyncio.AbstractEventLoop

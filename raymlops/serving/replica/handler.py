@@ -23,6 +23,7 @@ from raymlops.serving.replica.answered import Answered
 from raymlops.serving.replica.batcher import Batcher
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import Shadows
+from raymlops.serving.replica.turns import Turns
 from raymlops.serving.request import PIN_HEADER, Exchange, headers_of, request_id_of
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import choose, copies
@@ -42,7 +43,8 @@ T = TypeVar("T")
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
 LARGE_BODY_BYTES = 64_000
-"""Bodies above this are parsed in a thread: a malicious one takes 5 ms, in which all other requests would wait.
+"""Bodies above this are parsed in a thread, and their answers encoded there: a malicious one takes 5 ms, in which all
+other requests would wait. Such a request needs a turn.
 
 Those with images always are: a kilobyte may take as long.
 """
@@ -102,6 +104,7 @@ class RequestHandler:
     record: Callable[[RequestRecord], None] = lambda _served: None
     draw: Callable[[], float] = random.random
     parsing: ParsePool = field(default_factory=ParsePool)
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         self.answered = Answered()
@@ -159,7 +162,7 @@ class RequestHandler:
         return status, answer
 
     async def predict(self, exchange: Exchange, form: Form, body: bytes, *, caller: Caller) -> Encoded:
-        """Return the encoded answer to one request of a caller that ``admit`` has accepted.
+        """Return the encoded answer to one request of a caller that ``admit`` has accepted, and that has its turn.
 
         Raises:
             Exception: what ``refusal`` turns into an answer.
@@ -169,7 +172,8 @@ class RequestHandler:
         version, route = self._choose(exchange, caller)
         if version == self.identity.version:
             self._require_room()
-        if len(body) > LARGE_BODY_BYTES or signature.has_images:
+        in_thread = len(body) > LARGE_BODY_BYTES or signature.has_images
+        if in_thread:
             parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             parsed = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
@@ -183,9 +187,20 @@ class RequestHandler:
         exchange.outputs = outputs
         self.answered.add(exchange)
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
-        if signature.has_images:
+        if in_thread:
             return await self.parsing.run(form.encode, outputs, parsed, responder, signature=signature)
         return form.encode(outputs, parsed, responder, signature=signature)
+
+    async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
+        """Wait until a request may be worked on; its turn ends with the request, or before.
+
+        Raises:
+            Refusal: 503, too many large ones wait.
+        """
+        if not large:
+            self.turns.note_small()
+        elif (turn := await self.turns.take()) is not None:
+            exchange.end_turn = turn.end
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
         """Return a live version's metadata, whose columns may differ from this one's, and the list of live versions.
@@ -226,6 +241,7 @@ class RequestHandler:
 
     def _finish(self, exchange: Exchange, status: int, code: str) -> None:
         """Record a request, and send copies of an answered one to the shadows. Never raises."""
+        exchange.end_turn()
         if not exchange.protocol:  # pages and health checks are no predictions
             return
         try:
@@ -289,6 +305,8 @@ class RequestHandler:
         return self.identity.version, "champion"
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
+        if version != self.identity.version:
+            exchange.end_turn()  # another replica works on it, for as long as it likes
         if route == "pinned" and version != self.identity.version:
             exchange.version = version
             outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)

@@ -29,7 +29,7 @@ from raymlops.errors import StorageError
 from raymlops.predictions.label_type import LabelType
 from raymlops.predictions.labels import parse_feedback
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
-from raymlops.serving.asgi import HTML, JSON, PRIVATE, BodyReader, make_reply, send_reply
+from raymlops.serving.asgi import BODY, HTML, JSON, PRIVATE, BodyReader, make_reply, send_reply
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page, page_headers
 from raymlops.serving.names import route_of
@@ -38,6 +38,7 @@ from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.replica.handler import LARGE_BODY_BYTES
 from raymlops.serving.replica.warm_up import warm_up
 from raymlops.serving.request import request_id_of
 from raymlops.serving.same_origin import refuse_web_pages
@@ -82,7 +83,9 @@ async def store_labels(
     exchange.rows = len(found)
     store = functools.partial(labels.add, found, key_id=exchange.key_id, caller=exchange.labels_of)
     try:
-        await asyncio.wrap_future(store() if small else await handler.parsing.run(store))
+        stored = store() if small else await handler.parsing.run(store)
+        exchange.end_turn()
+        await asyncio.wrap_future(stored)
     except StorageError as error:
         raise Refusal(
             503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
@@ -233,14 +236,14 @@ class Front:
             refuse_late(late)
             caller = self._admit(scope, exchange)  # before the body is read from the process that accepted it
             handler.expect(exchange, caller)
-            body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
+            body = await self._read(scope, receive, exchange, limit=limit)
             return 200, await handler.predict(exchange, form, body, caller=caller)
         if path == "feedback":
             exchange.protocol = "feedback"
             _allow(scope, "POST")
             refuse_late(late)
             self._admit(scope, exchange, right="feedback")
-            body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
+            body = await self._read(scope, receive, exchange, limit=limit)
             return 202, _json(await store_labels(body, self.labels, exchange, handler=handler, kind=self.label_type))
         page, health = self._pages.get(path), self._health.get(path)
         if page is None and health is None and path not in {self._model, f"{self._model}/ready"}:
@@ -266,6 +269,16 @@ class Front:
             return 200, _json(await handler.metadata(handler.version_of(version), exchange.headers))
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
+
+    async def _read(self, scope: Scope, receive: Receive, exchange: Exchange, *, limit: int) -> bytes:
+        """Return the body of a request that has its turn: a large one before it is fetched from who accepted it."""
+        guarded = BODY not in scope and ARRIVED in scope
+        if guarded:
+            await self.handler.take_turn(exchange, large=True)
+        body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
+        if not guarded:
+            await self.handler.take_turn(exchange, large=len(body) > LARGE_BODY_BYTES)
+        return body
 
     def _admit(self, scope: Scope, exchange: Exchange, *, right: str = "predict") -> Caller:
         hosts = self.handler.settings.access.hosts

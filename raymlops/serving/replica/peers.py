@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from raymlops.arrays import Columns
     from raymlops.serving.asgi import Reply
 
+LARGE_BYTES = 64_000
+"""Above it, the copies of a message cost more than the object store."""
+
 
 class ServePeers:
     """Call the other versions of one model, from one event loop; ``keep`` may be called from any thread."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._handles: dict[int, DeploymentHandle[Any]] = {}
+        self._handles: dict[tuple[int, bool], DeploymentHandle[Any]] = {}
 
     async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:
         """Return another version's output columns, and the seconds that its model took.
@@ -58,15 +61,18 @@ class ServePeers:
             raise Refusal(reply.status, data["code"], f"version {version}: {data['message']}")
         return data
 
-    async def call(self, version: int, method: str, *given: Any) -> Any:
+    async def call(self, version: int, method: str, *given: Any, size: int = 0) -> Any:
         """Call a method of a version's replicas, which is cancelled there when the caller is cancelled.
+
+        What has a ``size`` of many bytes is passed through Ray's object store: a message of Serve's own is copied
+        several times on the event loop of the replica that gets it.
 
         Raises:
             Exception: what that version raised.
             Refusal: 503, it cannot be reached.
         """
         try:
-            response = getattr(self.handle(version), method).remote(*given)
+            response = getattr(self.handle(version, large=size > LARGE_BYTES), method).remote(*given)
             try:
                 return await response
             except asyncio.CancelledError:
@@ -83,13 +89,16 @@ class ServePeers:
             message = f"version {version} of {self._name} does not answer: {type(error).__name__}"
             raise Refusal(503, "version_unavailable", message, retry_after_s=1.0) from error
 
-    def handle(self, version: int) -> DeploymentHandle[Any]:
-        """Return the handle of a version's replicas."""
-        handle = self._handles.get(version)
+    def handle(self, version: int, *, large: bool = False) -> DeploymentHandle[Any]:
+        """Return the handle of a version's replicas, or the one for large messages."""
+        handle = self._handles.get((version, large))
         if handle is None:
-            handle = self._handles[version] = DeploymentHandle(DEPLOYMENT, app_name(self._name, version))
+            handle = DeploymentHandle(DEPLOYMENT, app_name(self._name, version))
+            if large:
+                handle = handle.options(_by_reference=True)
+            self._handles[version, large] = handle
         return handle
 
     def keep(self, versions: Collection[int]) -> None:
         """Drop the handles of all other versions; Serve updates a handle as long as it exists."""
-        self._handles = {version: handle for version, handle in dict(self._handles).items() if version in versions}
+        self._handles = {key: handle for key, handle in dict(self._handles).items() if key[0] in versions}

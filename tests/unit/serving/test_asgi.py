@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BodyReader
+from raymlops.serving.asgi import PIECE_BYTES, BodyReader, Pieces
 
 
 @pytest.mark.parametrize(("more", "at_once"), [({ARRIVED: stamp()}, 2), ({}, 5)])
@@ -33,3 +33,18 @@ def test_large_bodies_that_are_complete_are_handed_over_two_at_a_time(more, at_o
 
     assert asyncio.run(scenario()) == [b"{}"] * 5
     assert most == at_once
+
+
+def test_a_body_is_kept_in_pieces_that_are_neither_tiny_nor_copied_again():
+    """Two bytes at a time they are gathered; a large chunk stays what it is, behind what came before it."""
+    body = Pieces()
+    for _ in range(PIECE_BYTES):
+        body.add(b"ab")
+    large = bytes(PIECE_BYTES)
+    for chunk in (b"x", large, large, b"y"):
+        body.add(chunk)
+    assert body.size == 4 * PIECE_BYTES + 2
+    pieces = body.taken()
+    assert [len(piece) for piece in pieces] == [PIECE_BYTES, PIECE_BYTES, 1, PIECE_BYTES, PIECE_BYTES, 1]
+    assert pieces[3] is pieces[4] is large
+    assert body.taken() == Pieces().taken() == [b""]

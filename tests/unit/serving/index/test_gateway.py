@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, METADATA, stamp, stamp_in
-from raymlops.serving.asgi import make_reply
+from raymlops.serving.asgi import BODY, make_reply, read_body
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
@@ -62,8 +62,10 @@ class FakeCall:
 class FakePeers(ServePeers):
     """The versions of one model, with replicas in this process."""
 
-    def handle(self, version):
-        return self._handles.setdefault(version, FakeFront(self._name, version))
+    def handle(self, version, *, large=False):
+        front = self._handles.setdefault((version, False), FakeFront(self._name, version))
+        front.large = large
+        return front
 
 
 def model(name, version=7, **more):
@@ -230,6 +232,23 @@ def test_what_is_for_a_model_is_handed_on(method, path):
     assert (scope["method"], scope["root_path"], scope["path"]) == (method, "/models/flights", f"/models/flights{path}")
 
 
+@pytest.mark.parametrize(("size", "large"), [(60_000, False), (100_000, True)])
+def test_a_large_body_is_passed_by_reference(size, large):
+    """As an array, which the model's front takes for its bytes."""
+    body = b" " * size
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    one = make(model("flights"))
+    assert asyncio.run(infer(one, "flights", receive=receive)).status == 200
+    front = one._champions["flights"].peers._handles[7, False]
+    ((scope,),) = front.given
+    assert front.large is large
+    assert isinstance(scope[BODY], bytes) is not large
+    assert asyncio.run(read_body(scope, unread, {}, limit=10**6)) == body
+
+
 @pytest.mark.parametrize("path", ["/v2/models/fligths/infer", "/v2/models/flights2", "/v2/models//infer"])
 def test_a_model_that_is_not_there_is_not_found(path):
     """And those that are there are named, with the caller's own request id."""
@@ -290,7 +309,7 @@ def test_handles_of_versions_that_are_gone_are_let_go():
     one = make(model("flights"), model("digits"))
     asyncio.run(infer(one, "flights"))
     peers = one._champions["flights"].peers
-    assert set(peers._handles) == {7}
+    assert set(peers._handles) == {(7, False)}
     one.configure([model("flights", 8)])
     assert peers._handles == {}
     assert set(one._champions) == {"flights"}

@@ -313,7 +313,8 @@ def test_a_body_that_goes_on_may_take_its_deadline():
             return left.pop(0)
 
         with Body(account, b"") as body:
-            return await body.read(receive, model="a", limit=9, seconds=60.0, pause_s=10.0)
+            pieces = await body.read(receive, model="a", limit=9, seconds=60.0, pause_s=10.0)
+            return b"".join(pieces)
 
     assert run_on_a_clock(scenario([chunk(b"a"), chunk(b"b"), chunk(b"c", more=False)])) == b"abc"
     with pytest.raises(Refusal) as caught:
@@ -628,7 +629,8 @@ async def read_pieces(account, *, model="flights"):
         return left.pop(0)
 
     with Body(account, b"") as body:
-        return await body.read(receive, model=model, limit=10_000, seconds=60.0, pause_s=60.0)
+        pieces = await body.read(receive, model=model, limit=10_000, seconds=60.0, pause_s=60.0)
+        return b"".join(pieces)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,45 @@ def test_small_requests_take_turns_with_large_ones():
     assert model.calls == [9, 10, 10, 9, 9, 9]
 
 
+def test_a_small_request_runs_between_the_pieces_of_a_large_one():
+    """Of five pieces one is in the model when it comes; the others wait for their turns."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=10)
+        model.gate.clear()
+        large = asyncio.ensure_future(batcher.submit(column(*range(50)), rows=50))
+        for _ in range(3):
+            await asyncio.sleep(0)  # its first piece is in the thread
+        small = asyncio.ensure_future(batcher.submit(column(7), rows=1))
+        await asyncio.sleep(0)
+        model.gate.set()
+        return await asyncio.gather(large, small)
+
+    large, small = asyncio.run(run())
+    assert (large["y"].tolist(), small["y"].tolist()) == ([2 * value for value in range(50)], [14])
+    assert model.calls == [10, 1, 10, 10, 10, 10]
+
+
+def test_the_pieces_of_a_request_that_raised_are_not_run():
+    """Nobody waits for them."""
+    calls = []
+
+    def refuse(columns):
+        calls.append(len(columns["x"]))
+        raise ArithmeticError
+
+    async def run():
+        batcher = Batcher(refuse, max_rows=10)
+        with pytest.raises(ArithmeticError):
+            await batcher.submit(column(*range(50)), rows=50)
+        model = batcher._pool
+        await asyncio.get_running_loop().run_in_executor(model, lambda: None)
+
+    asyncio.run(run())
+    assert len(calls) <= 2
+
+
 class Reader:
     """Counts the tokens of each row; remembers the rows, the longest one and the thread of each call."""
 

@@ -21,6 +21,7 @@ from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
 from raymlops.serving.replica.shadows import largest_difference
+from raymlops.serving.replica.turns import Turns
 from raymlops.serving.settings import Settings
 from raymlops.serving.traffic import Share, Traffic
 from raymlops.signature import Signature
@@ -253,6 +254,82 @@ def test_too_many_waiting_rows_are_turned_away_at_once():
     assert {response.json()["error"]["code"] for response in refused} == {"overloaded"}
     assert min(int(response.headers["retry-after"]) for response in refused) >= 1
     assert read == []
+    front.handler.close()
+
+
+LARGE = orjson.dumps({"rows": [ROW] * 2_000})
+
+
+class Watched(Turns):
+    """Turns that are counted: those that are held, at most, and those that were taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = self.held = self.most = 0
+
+    async def take(self):
+        turn = await super().take()
+        if turn is not None:
+            self.taken += 1
+            self.held += 1
+            self.most = max(self.most, self.held)
+        return turn
+
+    def _end(self, began):
+        self.held -= 1
+        super()._end(began)
+
+
+def test_beside_small_requests_large_ones_take_turns():
+    """One at a time from its parsing to its answer, in every protocol; each turn ends, whatever the outcome."""
+    front = make_front(turns=Watched())
+    turns = front.handler.turns
+    labels = b'{"labels":[%s]}' % (b" " * 70_000)
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            alone = await client.post(f"{PREFIX}/predict", content=LARGE)
+            assert (alone.status_code, turns.taken) == (200, 0)
+            assert (await client.post(f"{PREFIX}/predict", json={"rows": [ROW]})).status_code == 200
+            posts = [client.post(f"{PREFIX}/predict", content=LARGE) for _ in range(3)]
+            posts += [client.post(f"{PREFIX}/invocations", content=b"x" * 70_000)]
+            posts += [client.post(f"{PREFIX}/feedback", content=labels)]
+            return [reply.status_code for reply in await asyncio.gather(*posts)]
+
+    assert asyncio.run(scenario()) == [200, 200, 200, 400, 422]
+    assert (turns.taken, turns.most, turns.held) == (5, 1, 0)
+    front.handler.close()
+
+
+def test_a_large_request_that_another_version_answers_keeps_no_turn():
+    """A canary that hangs holds up its own share alone."""
+    front, _, _ = served_by(canaries=(Share(10, 1.0),), canary_timeout_s=60.0)
+    handler = front.handler
+
+    async def scenario():
+        handler.turns.note_small()
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            hung = asyncio.create_task(client.post(f"{PREFIX}/predict", content=LARGE))
+            while not handler.peers.asked:  # noqa: ASYNC110 - until the other task has got that far
+                await asyncio.sleep(0)
+            turn = await asyncio.wait_for(handler.turns.take(), 4.0)
+            turn.end()
+            hung.cancel()
+
+    asyncio.run(scenario())
+    handler.close()
+
+
+def test_the_answer_to_a_large_request_is_encoded_beside_the_event_loop():
+    """It takes as long as its rows took to parse."""
+    front = make_front()
+    ran = []
+    run = front.handler.parsing.run
+    front.handler.parsing.run = lambda function, *given, **named: ran.append(function) or run(function, *given, **named)
+    assert len(predict(front, LARGE).json()["outputs"]) == 2_000
+    assert len(ran) == 2
     front.handler.close()
 
 

@@ -12,6 +12,7 @@ from serving_fakes import make_front
 
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Refusal
+from raymlops.serving.replica import peers
 from raymlops.serving.replica.peers import ServePeers
 from raymlops.serving.settings import Settings
 
@@ -33,7 +34,7 @@ class Replica:
 class Peers(ServePeers):
     """Each version has the same front, whose endpoint asks for a key."""
 
-    def handle(self, version):
+    def handle(self, version, *, large):
         settings = Settings(access=Access(required=True, keys=(KEY,)))
         return Replica(make_front(version=8, settings=settings))
 
@@ -65,7 +66,7 @@ def test_a_handle_that_cannot_even_be_asked_is_a_version_that_does_not_answer():
     """Serve's controller is away where the handle's router is made: that is no error of the version."""
 
     class Away(ServePeers):
-        def handle(self, version):
+        def handle(self, version, *, large):
             def remote(*_given):
                 raise RayServeException("the controller is away")
 
@@ -74,3 +75,35 @@ def test_a_handle_that_cannot_even_be_asked_is_a_version_that_does_not_answer():
     with pytest.raises(Refusal, match="version 8 of flights does not answer") as caught:
         asyncio.run(Away("flights").metadata(8, {}))
     assert (caught.value.status, caught.value.code) == (503, "version_unavailable")
+
+
+def test_large_messages_go_through_the_object_store(monkeypatch):
+    """By a handle of their own, which is kept as the other is; both of a version that is gone are dropped."""
+    made = []
+
+    class Handle:
+        def __init__(self, deployment, application):
+            self.asked = []
+            self.by_reference = False
+            self.http_call = self
+            made.append(self)
+
+        def options(self, *, _by_reference):
+            self.by_reference = _by_reference
+            return self
+
+        async def remote(self, message):
+            self.asked.append(message)
+
+    monkeypatch.setattr(peers, "DeploymentHandle", Handle)
+    versions = ServePeers("flights")
+
+    async def scenario():
+        for size in (10, 100_000, 10, 100_000):
+            await versions.call(8, "http_call", size, size=size)
+
+    asyncio.run(scenario())
+    assert [(handle.by_reference, handle.asked) for handle in made] == [(False, [10, 10]), (True, [100_000, 100_000])]
+    versions.keep({9})
+    versions.handle(8)
+    assert len(made) == 3
