@@ -63,7 +63,7 @@ class Counter:
                         self.counts[index, cells] += series.counts_of(values[run])
                     for at, score in enumerate(self.layout.scores, 1):
                         if score.column == name and score.measure == series.measure:
-                            scored[at] = score.of(values, series)
+                            scored[at] = score.of(values, series.categories)
             if self.layout.scores:
                 self._relate(scored, where, runs)
 

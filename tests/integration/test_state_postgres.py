@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from killed_judge import STEPS, DiedError, dying_at, raised, rows
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
 from stored import put
@@ -103,6 +104,40 @@ def test_who_keeps_writers_waiting_is_named(url):
                 state.record(action="a test", subject="flights")
     assert "Nothing was written" in caught.value.hint
     assert "pg_terminate_backend" in caught.value.hint
+
+
+def test_judges_at_once_write_each_verdict_once(url, tmp_path):
+    """Three of them, after some that failed at each statement of the first verdict: the same rows as on SQLite."""
+    with State.open(url) as state, state._engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("CREATE DATABASE judged"))
+    judged, single = url.removesuffix("postgres") + "judged", f"sqlite:///{tmp_path}/state.db"
+    with State.open(single) as state:
+        for step in STEPS[:-1]:
+            step(state)
+    State.open(judged).close()
+    for number in range(6):
+        with State.open(judged) as state:
+            dying_at(state, number, raised)
+            with pytest.raises(DiedError):
+                STEPS[0](state)
+    ready, errors = threading.Barrier(3), []
+
+    def run():
+        try:
+            with State.open(judged) as state:
+                ready.wait()
+                for step in STEPS[:-1]:
+                    step(state)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert rows(judged) == rows(single)
 
 
 def _impatient(_connection, _cursor, statement, parameters, _context, _many):

@@ -47,7 +47,10 @@ def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> 
         return Filed(new, message_about(new, window, "opened"), OPEN, window.reason)
     new_ones = [column for column in columns if column not in incident.columns]
     longer = replace(
-        incident, last_at=window.start, windows=incident.windows + 1, columns=(*incident.columns, *new_ones)
+        incident,
+        last_at=max(incident.last_at, window.start),  # windows of another length may go back
+        windows=incident.windows + 1,
+        columns=(*incident.columns, *new_ones),
     )
     if new_ones and "escalated" not in known.told:
         return Filed(longer, message_about(longer, window, "escalated"), WORSE, window.reason)
@@ -107,5 +110,6 @@ def _closed(known: Known, after: Incident, action: str, why: str, *, now: dateti
 
 def _id(window: JudgedWindow) -> str:
     """Return the same id whoever judges the window."""
-    parts = (window.name, window.side, window.kind, str(window.version), window.start.isoformat())
+    times = (window.start.isoformat(), window.stop.isoformat())
+    parts = (window.name, window.side, window.kind, str(window.version), *times)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:10]

@@ -5,8 +5,8 @@ Owns where these come from, and which of what people said to be normal holds for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.bundle.profiles import references_of
@@ -16,13 +16,12 @@ from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.watch.normal import Normal
 from raymlops.lifecycle.watch.traffic import Traffic
 from raymlops.lifecycle.watch.window_drift import SIDES
-from raymlops.lifecycle.watch.windows import Windows
+from raymlops.lifecycle.watch.windows import Windows, place_of
 from raymlops.monitor.drift import FEWEST_ROWS
 from raymlops.state.drift import ANY_VERSION, baselines_of, first_start
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Iterator, Sequence
 
     from raymlops.config.data import QualitySection
     from raymlops.config.schema import MonitorSection
@@ -77,7 +76,13 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     uris = () if log is None else log.uris
     traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
     said = baselines_of(state, name)
-    first = traffic.first_hour(version) if said else None
+    judged_since = {
+        side: first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS)
+        for side in SIDES
+    }
+    # The log's first hours are removed at some time, and what was judged by them stays.
+    known = [*judged_since.values(), traffic.first_hour(version)] if said else []
+    first = min((moment for moment in known if moment is not None), default=None)
     sides = [
         Normal(
             side,
@@ -87,8 +92,8 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
             traffic,
             windows[key],
             served[key],
-            _of(said, side, version, None if first is None else first - max(_BEFORE, 2 * length)),
-            first_start(state, name, side=side, version=about(side, version), judged_by=version, rows=FEWEST_ROWS),
+            tuple(_of(said, side, version, first=first, window_s=window_s)),
+            judged_since[side],
             settings.between_columns and side == "inputs",
         )
         for side, key in SIDES.items()
@@ -103,7 +108,18 @@ def about(side: Side, version: int) -> int:
     return version if side == "outputs" else ANY_VERSION
 
 
-def _of(said: Sequence[Baseline], side: Side, version: int, since: datetime | None) -> tuple[Baseline, ...]:
-    """Return what was said of a side since a version answers: what was normal for an earlier one it was trained on."""
-    ours = (one for one in said if (one.side, one.version) == (side, about(side, version)))
-    return tuple(one for one in ours if since is None or one.start >= since)
+def _of(
+    said: Sequence[Baseline], side: Side, version: int, *, first: datetime | None, window_s: float
+) -> Iterator[Baseline]:
+    """Yield what was said of a side and holds for a version that answers since its ``first`` hour.
+
+    What was said before that is left out: what was normal for an earlier version this one was trained on. What is said
+    since then, of windows before, holds from the first one that this version answered: no other is counted on its bins.
+    """
+    for one in said:
+        if (one.side, one.version) != (side, about(side, version)):
+            continue
+        if first is None or one.start >= first - max(_BEFORE, 2 * timedelta(seconds=window_s)):
+            yield one
+        elif one.made_at >= first:
+            yield replace(one, start=datetime.fromtimestamp(place_of(first, window_s) * window_s, UTC))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from raymlops.monitor.outcome import ALARM_LEVEL
 from raymlops.state.drift import Message
 
 if TYPE_CHECKING:
@@ -71,16 +72,14 @@ def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
         return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. It was an alarm {since}."
     if what == "closed":
         return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
-    hours = (window.stop - window.start).total_seconds() / 3600
-    windows = f"{incident.windows} windows" if incident.windows > 1 else "one window"
-    ps = [p for p in (window.p_two, window.p_one) if p is not None]
-    p = f" (p {ps[0]:.2g})" if ps else ""
-    against = f" against {window.against}" if window.against else ""
-    began = "Alarm" if what == "opened" else "Worse"
-    return (
-        f"{began} {since}: {windows} of {hours:g} h{against}{p}, the last of {window.rows:,} rows until "
-        f"{_time(window.stop)}."
-    )
+    hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
+    last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
+    if what == "escalated":
+        return f"Worse: further columns moved; {incident.windows} windows of {hours} are an alarm {since}, {last}"
+    running = window.p_two is not None and window.p_two <= ALARM_LEVEL
+    p = window.p_two if running else window.p_one
+    how = f"two windows of {hours} running are unlike" if running else f"a window of {hours} is far from"
+    return f"Alarm {since}: {how} {window.against or 'what is normal'}{'' if p is None else f' (p {p:.2g})'}, {last}"
 
 
 def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.reporting.figures import Figure, Times
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnDrift
+    from raymlops.monitor.effects import Histogram
     from raymlops.state.drift import Incident
 
 MOST_WINDOWS = 120
@@ -156,7 +157,8 @@ def _said(window: WindowDrift) -> str:
     why = window.waiting if window.verdict is None else window.verdict.reason
     where = "" if window.start is None else f"{_span(window)}, {window.rows:,} rows"
     against = f", against {window.against}" if window.against else ""
-    return cut(f"{where}{against}: {why}".removeprefix(": "), 600)
+    acknowledged = ", acknowledged" if window.acknowledged else ""
+    return cut(f"{where}{against}{acknowledged}: {why}".removeprefix(": "), 600)
 
 
 def _judged(windows: Sequence[WindowDrift]) -> WindowDrift | None:
@@ -171,7 +173,7 @@ def _side(
     flagged = next((one for one in reversed(windows) if one.verdict is not None and one.verdict.flagged), None)
     judged = _judged(windows)
     by_hour = {one.column: one for one in hours if one.side == side and kind == "drift"}
-    many = times is not None and len(windows) > 1
+    times = times if len(windows) > 1 else None
     columns = [] if judged is None or judged.verdict is None else judged.verdict.columns
     shown = columns[:MOST_ROWS]
     left = len(columns) - len(shown)
@@ -179,8 +181,8 @@ def _side(
     return _Side(
         f"{side}-{kind}",
         _TITLES[key],
-        figures.strip(windows, times, title=f"{_TITLES[key]}: {_KEY}") if many and times is not None else None,
-        [figures.distances(name, windows, times) for name in _telling(windows)] if many and times is not None else [],
+        None if times is None else figures.strip(windows, times, title=f"{_TITLES[key]}: {_KEY}"),
+        [] if times is None else [figures.distances(name, windows, times) for name in _telling(windows)],
         "" if flagged is None else f"{_span(flagged)}, {flagged.rows:,} rows, against {flagged.against}",
         [] if flagged is None else _moved(flagged, by_hour),
         [_row(column) for column in shown],
@@ -220,7 +222,7 @@ def _column(
         sentence += f", of which one in twenty exceeds {band:.1f}"
     if column.distance_running is not None and running is not None and abs(column.distance_running) > running:
         sentence += f"; both of the last two windows reach {column.distance_running:+.1f}"
-        sentence += f", of own pairs one in 200 {running:.1f}"
+        sentence += f", one pair of own windows in 200 {running:.1f}"
     if column.influence is not None:
         sentence += f". The output's dependence on it is {column.influence:.2g} of at most 1"
     head, rows = ["missing"], [[_percent(share)] for share in column.nulls]
@@ -229,14 +231,6 @@ def _column(
             [*_QUANTILES, *head],
             [[*(f"{value:.4g}" for value in side), *cells] for side, cells in zip(column.quantiles, rows, strict=True)],
         )
-    histogram = column.histogram
-    named = (
-        []
-        if histogram is None or not histogram.labels
-        else list(
-            zip((cut(label, _CELL) for label in histogram.labels), histogram.before, histogram.after, strict=True)
-        )
-    )
     notes = [
         f"{what}: {', '.join(cut(value, _CELL) for value in values[:10])}" + (", ..." if len(values) > 10 else "")
         for what, values in (("New", column.new), ("Vanished", column.vanished))
@@ -247,11 +241,18 @@ def _column(
         f"{sentence}.",
         ["", *head],
         [["before", *rows[0]], ["after", *rows[1]]] if column.quantiles or any(column.nulls) else [],
-        figures.bars(histogram) if histogram is not None and histogram.edges else None,
-        named,
+        figures.bars(column.histogram) if column.histogram is not None and column.histogram.edges else None,
+        [] if column.histogram is None else _categories(column.histogram),
         figures.hourly(hours, window) if hours is not None else None,
         notes,
     )
+
+
+def _categories(histogram: Histogram) -> list[tuple[str, float, float]]:
+    return [
+        (cut(label, _CELL), before, after)
+        for label, before, after in zip(histogram.labels, histogram.before, histogram.after, strict=False)
+    ]
 
 
 def _moved_in(column: ColumnDrift) -> str:

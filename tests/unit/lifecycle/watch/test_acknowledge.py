@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,7 +20,8 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.judge import Judge
-from raymlops.state.drift import baselines_of, incidents_of, judged_windows, messages_of
+from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows, messages_of
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -129,6 +131,25 @@ def test_too_few_new_windows_are_waited_for(state, watch):
     assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
     found = inputs(watch([2.0], until=TODAY + DAY))
     assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
+
+
+def test_what_is_said_of_a_drift_that_is_older_than_the_version_holds_for_it(state, watch, tmp_path, trained):
+    """It began under version 3, and version 4 was not trained on it; what was said before version 4 is void."""
+    watch([0] * 4 + [0.6] * 10)
+    (incident,) = incidents_of(state)
+    deploy(state, bundle_of(tmp_path / "4", trained), version=4)
+    for day in (1, 2, 3):
+        found = inputs(watch([0, 0.6, 0.6][day - 1 : day], until=TODAY + day * DAY, version=4))
+    assert (found.outcome, found.incident) == ("alarm", incident.id)
+    said = Baseline("flights", "inputs", 0, incident.opened_at, ("distance",), "known", "me", TODAY - DAY)
+    add_baselines(state, [said], lambda _known: Filed())
+    assert live_model(state, "flights").sides[0].baselines == ()
+    add_baselines(state, [replace(said, made_at=TODAY + 4 * DAY)], lambda _known: Filed())
+    (baseline,) = live_model(state, "flights").sides[0].baselines
+    assert baseline.start == TODAY
+    found = inputs(watch([0.6], until=TODAY + 4 * DAY, version=4))
+    assert found.outcome == "ok"
+    assert list(found.details["refused"]) == ["distance"]
 
 
 def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import release_0_1
 from served_days import DAY, ROWS, TODAY, bundle_of, deploy, references, serve
 
+from raymlops.config.schema import MonitorSection
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.drift import judged
@@ -82,7 +83,7 @@ def test_hours_of_a_clock_that_is_ahead_wait_for_their_time(live, tmp_path):
     serve(tmp_path, [0, 0, 0])
     serve(tmp_path, [0.9, 0.9], until=TODAY + 2 * DAY, seed=3)
     assert newest(live).stop == TODAY
-    record = judged(live, "flights", now=TODAY + HOUR, window=DAY)
+    record = judged(live, "flights", now=TODAY + HOUR, monitor=MonitorSection())
     assert record.notes == (
         "2 hours of rows are from later than now: the clock of a node is wrong; they wait for then",
     )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from killed_judge import DiedError, dying_at, raised, rows
 from served_days import DAY, TODAY, bundle_of, deploy, references, serve
+from stored import put
 
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge, judge_due
 from raymlops.state.drift import incidents_of, judged_windows, messages_of
+from raymlops.state.store import State
 
 HOUR = timedelta(hours=1)
 
@@ -87,6 +94,32 @@ def test_two_judges_at_once_write_each_verdict_once(live, url, tmp_path):
     assert [one.what for one in messages_of(live, "flights")] == ["opened"]
 
 
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_path, every):
+    """At each statement and commit of all windows that are due, and what follows: nothing is missing, nothing twice."""
+    serve(tmp_path, [0] * 4 + [0.6] * 2)
+    counted(live, url)
+    with (
+        closing(sqlite3.connect(tmp_path / "state.db")) as source,
+        closing(sqlite3.connect(tmp_path / "due.db")) as due,
+    ):
+        source.backup(due)
+    places = dying_at(live, -1, raised)
+    judge_due(live, "flights", now=TODAY + HOUR)
+    expected = rows(url)
+    assert len(expected["messages"]) == 1
+    for number in range(0, places[0], every):
+        ended = f"sqlite:///{shutil.copy(tmp_path / 'due.db', tmp_path / f'{number}.db')}"
+        with State.open(ended) as state:
+            dying_at(state, number, raised)
+            with pytest.raises(DiedError):
+                judge_due(state, "flights", now=TODAY + HOUR)
+        with State.open(ended) as state:
+            judge_due(state, "flights", now=TODAY + HOUR)
+        assert rows(ended) == expected, number
+    assert places[0] > 80
+
+
 def test_a_window_waits_for_hours_that_are_not_counted(live, url, tmp_path):
     """For a day, and the windows after it with it; then it has no verdict for good."""
     serve(tmp_path, [0] * 5)
@@ -125,8 +158,6 @@ def test_a_version_that_is_replaced_takes_its_incidents_along(live, url, tmp_pat
 
 def test_a_model_that_is_taken_down_has_no_open_incident(live, url, tmp_path):
     """It is told that this is over, and why is on the record."""
-    from stored import put
-
     serve(tmp_path, [0.9] * 4)
     counted(live, url, then=Judge(live))
     put(live, "flights", [], action="remove")
@@ -172,3 +203,18 @@ def test_windows_are_as_long_as_the_version_was_deployed_with(state, url, tmp_pa
     counted(state, url, then=Judge(state))
     starts = {(one.start.hour, (one.stop - one.start) / HOUR) for one in judged_windows(state, "flights")}
     assert starts == {(12, 6.0)}
+    assert incidents_of(state) == []
+
+
+def test_windows_of_another_length_are_judged_anew(live, url, tmp_path):
+    """Those of the last week: an incident that is open goes on, one that is closed is not opened again by its own."""
+    serve(tmp_path, [0] * 4 + [3.0])
+    counted(live, url, then=Judge(live))
+    (first,) = incidents_of(live)
+    (item,) = live.deployments("flights")
+    for window_h in (12, 6, 12):
+        put(live, "flights", [replace(item, monitor={"window_h": window_h})])
+        counted(live, url, TODAY + 2 * HOUR, then=Judge(live))
+    assert {(one.stop - one.start) / HOUR for one in judged_windows(live, "flights")} == {24.0, 12.0, 6.0}
+    assert {one.id for one in incidents_of(live)} == {first.id}
+    assert [event for event in live.events() if event.action == "controller.error"] == []

@@ -49,8 +49,10 @@ def test_a_message_says_what_moved_since_when_how_much_it_matters_and_what_to_do
     assert message.created_at == FIRST + 3 * DAY
     assert message.title == "flights: drift of inputs (incident a1b2c3)"
     head, *rest = message.body.splitlines()
-    assert head.startswith("Alarm since 2026-01-01 00:00 UTC: 2 windows of 24 h against training (p 0.0043), the last ")
-    assert head.endswith(" of 12,034 rows until 2026-01-03 00:00 UTC.")
+    assert head.startswith(
+        "Alarm since 2026-01-01 00:00 UTC: two windows of 24 h running are unlike training (p 0.0043), "
+    )
+    assert head.endswith("the last of 12,034 rows until 2026-01-03 00:00 UTC.")
     assert rest == [
         "- dep_delay: location +6.1 sd, median 3 to 41, missing 1.2% to 4.0%, the output depends on it by 0.62 of 1",
         "Next:",
@@ -58,6 +60,15 @@ def test_a_message_says_what_moved_since_when_how_much_it_matters_and_what_to_do
         "if it is normal from now on: raymlops drift flights --acknowledge a1b2c3 --why TEXT",
         "else mend what sends it, or train on newer data",
     ]
+
+
+def test_one_window_that_is_far_off_is_told_as_such():
+    """A unit that slipped is no two windows running; without a reference's name it is what is normal."""
+    found = window(COLUMN, p_two=0.3, against=None)
+    body = message_about(incident(windows=1), found, "opened").body
+    assert ": a window of 24 h is far from what is normal (p 0.036), the last of 12,034 rows" in body
+    worse = message_about(incident(windows=3), found, "escalated").body
+    assert worse.startswith("Worse: further columns moved; 3 windows of 24 h are an alarm since 2026-01-01 00:00 UTC, ")
 
 
 def test_the_commands_that_it_names_are_there():
@@ -73,7 +84,7 @@ def test_messages_of_one_incident_have_one_title():
     found = [message_about(incident(), window(COLUMN), what) for what in ("opened", "escalated", "closed")]
     assert len({one.title for one in found}) == 1
     assert len({one.id for one in found}) == 3
-    assert [one.body.split()[0] for one in found] == ["Alarm", "Worse", "Over:"]
+    assert [one.body.split()[0] for one in found] == ["Alarm", "Worse:", "Over:"]
     assert "acknowledge" not in found[2].body
 
 

@@ -59,7 +59,9 @@ def text():
         for name, more in zip(names, ({"histogram": categories, "quantiles": ()}, {}, {"histogram": None}), strict=True)
     ]
     windows = [window(at, column("distance"), *bad, outcome="warn") for at in range(3)]
-    windows.append(window(3, *bad, column("distance"), outcome="alarm", reason=EVIL, refused={EVIL: EVIL}))
+    windows.append(
+        window(3, *bad, column("distance"), outcome="alarm", reason=EVIL, refused={EVIL: EVIL}, acknowledged=True)
+    )
     skew = window(0, *bad, outcome="alarm", kind="skew")
     waiting = window(4, side="outputs", verdict=None, waiting=f"2 of its hours are not counted {EVIL}")
     hours = tuple(START + 3 * WEEK + timedelta(hours=at) for at in (0, 1, 5))
@@ -103,7 +105,9 @@ def test_text_of_others_makes_no_tag(parsed, text):
 
 
 def test_it_shows_outcomes_bands_and_what_moved_in_which_hours(text, parsed):
-    assert "Inputs: alarm." in parsed.words
+    assert "Inputs: alarm. 2026-01-26 00:00 to 2026-02-02 00:00 UTC, 1,000 rows, against training, acknowledged" in (
+        parsed.words
+    )
     assert text.count('<svg class="strip"') == 1  # one window of outputs has no history
     assert text.count('<svg class="distances"') == 4
     assert text.count('class="band"') == 4
