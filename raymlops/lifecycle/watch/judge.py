@@ -14,8 +14,9 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import about, live_model
 from raymlops.lifecycle.watch.traffic import last_ended
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
-    from raymlops.state.drift import Incident, Known
+    from raymlops.state.drift import Known
     from raymlops.state.store import State
 
 LOOK_BACK = timedelta(days=7)
@@ -49,53 +50,33 @@ _log = logging.getLogger(__name__)
 class Judge:
     """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
 
-    def __init__(
-        self,
-        state: State,
-        *,
-        then: Callable[[str, datetime], None] = lambda _name, _now: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``then`` is called once nothing is due of a model."""
+    def __init__(self, state: State, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._state = state
-        self._then = then
         self._clock = clock
         self._actor = f"controller of {this_user()}"
-        self._failures: dict[str, str] = {}
-        """The recorded failure of a model, so that it is not recorded each hour."""
+        self._failures = RecordedFailures(state, actor=self._actor)
         self._next = ""
         """The model at which the last call ran out of time."""
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
         ends = self._clock() + TURN_S
-        names = sorted({item.name for item in self._state.deployments()} | {one.name for one in self._open()})
-        names = [name for name in names if name >= self._next] + [name for name in names if name < self._next]
-        self._next = ""
-        for name in names:
+        names = {item.name for item in self._state.deployments()}
+        names |= {one.name for one in incidents_of(self._state, open_only=True)}
+        for name in sorted(names, key=lambda name: (name < self._next, name)):
+            self._next = name
+            if self._clock() >= ends:
+                return
             try:
                 if not judge_due(self._state, name, now=now, actor=self._actor, hurry=lambda: self._clock() >= ends):
-                    self._next = name
                     return
-                self._then(name, now)
-                self._failures.pop(name, None)
+                self._failures.over(name)
             except NotFoundError as error:  # a bundle of an earlier release
                 _log.info("%s is not judged: %s", name, error)
             except Exception as error:
                 _log.warning("the windows of %s", name, exc_info=error)
-                why = f"its traffic was not judged, or that not reported: {type(error).__name__}: {error}"[:2000]
-                if self._failures.get(name) != why:
-                    self._record_error(name, why)
-                self._failures[name] = why
-
-    def _open(self) -> list[Incident]:
-        return incidents_of(self._state, open_only=True)
-
-    def _record_error(self, name: str, why: str) -> None:
-        try:
-            self._state.record(action="controller.error", subject=name, why=why, actor=self._actor)
-        except RaymlopsError as error:
-            _log.warning("the audit record lacks that: %s", error)
+                self._failures.put(name, f"its traffic was not judged: {type(error).__name__}: {error}")
+        self._next = ""
 
 
 def judge_due(
