@@ -14,8 +14,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
-from raymlops.lifecycle.recorded_failures import RecordedFailures
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.recorded_failures import RecordedFailures
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import about, live_model
 from raymlops.lifecycle.watch.traffic import last_ended

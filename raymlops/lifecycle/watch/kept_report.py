@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import NotFoundError, TrackingError
 from raymlops.lifecycle.live.change import within
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.recorded_failures import RecordedFailures
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.state.drift import judged_windows
 from raymlops.tracking.failures import refused
