@@ -17,7 +17,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.transitions import in_question
-from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.sources import Source, serve_of, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
@@ -155,7 +155,7 @@ def overview(
     The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
     host on which Serve listens: whether callers need a key may depend on it.
     """
-    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(place_of(source, env=env))
+    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(stores_of(source, env=env))
     if (file := sqlite_path(url)) is not None and not file.exists():
         return []
     from raymlops.lifecycle.rollout.actor import LEASE
@@ -222,7 +222,7 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
 
 def events(source: Source | None = None) -> list[AuditEvent]:
     """Return the whole audit record of the project's model, without a source of every model; oldest first."""
-    spec = place_of(source)
+    spec = stores_of(source)
     with state_of(spec) as state:
         return state.events(None if source is None else spec.project.name)[::-1]
 

@@ -16,6 +16,7 @@ from raymlops.lifecycle.live.change import within
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.drift import reported
+from raymlops.lifecycle.watch.status import NEWEST
 from raymlops.state.drift import judged_windows
 from raymlops.tracking.failures import refused
 
@@ -31,7 +32,6 @@ ANSWER_S = 60.0
 """How long MLflow may take for one."""
 TURN_S = 300.0
 """After which a turn begins no other one."""
-_NEWEST = 8
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class KeptReports:
 
     def _keep(self, name: str, now: datetime) -> None:
         champion = champion_of(self._state.deployments(name))
-        windows = judged_windows(self._state, name, limit=_NEWEST)
+        windows = judged_windows(self._state, name, limit=NEWEST)
         shown = champion and (champion.version, [(one.side, one.kind, one.start, one.judged_at) for one in windows])
         if champion is None or not windows or self._kept.get(name) == shown:
             return
