@@ -16,7 +16,7 @@ from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
-from raymlops.lifecycle.live.transitions import in_question
+from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.sources import Source, serve_of, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
