@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -99,11 +99,14 @@ class ColumnDrift:
         unjudged: Contrasts whose own windows follow each other too closely to be ranked: only a slip is seen in them.
         jensen_shannon: Of reference and window, nulls being a value, from 0 to 1.
         nulls: Their share before and after.
-        quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories.
+        quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories. One that is outside of ``span`` is
+            NaN, in JSON null: profiles know no more of it than on which side, which ``outside`` says.
         new: Categories that the reference had none of.
         vanished: Categories that the window should have had at least 10 rows of, and has none.
         influence: How much the model's output depends on the column; None where nobody knows.
         histogram: Before and after, of the first 20 flagged columns; else None.
+        span: The range of the reference's bins, of what has quantiles.
+        outside: The shares of values below and above it, before and after.
     """
 
     column: str
@@ -120,6 +123,16 @@ class ColumnDrift:
     vanished: tuple[str, ...]
     influence: float | None
     histogram: effects.Histogram | None = None
+    span: tuple[float, float] | tuple[()] = ()
+    outside: tuple[tuple[float, float], tuple[float, float]] | tuple[()] = ()
+
+    @property
+    def quantile_texts(self) -> tuple[tuple[str, ...], ...]:
+        """Return the quantiles as they are shown, before and after."""
+        outside = self.outside or ((), ())
+        return tuple(
+            effects.in_words(side, self.span, beyond) for side, beyond in zip(self.quantiles, outside, strict=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -262,6 +275,7 @@ def _described(
     nulls = int(column.nulls.sum()), int(column.window_nulls[-1])
     shares = nulls[0] / max(int(before.sum()) + nulls[0], 1), nulls[1] / max(int(after.sum()) + nulls[1], 1)
     named = not column.ordered
+    quantiles, span, outside = _quantiles(before, after, column.edges) if column.ordered else ((), (), ())
     return ColumnDrift(
         column=column.name,
         moved=_name(column, meaning),
@@ -272,13 +286,24 @@ def _described(
         unjudged=unjudged,
         jensen_shannon=effects.jensen_shannon(np.append(before, nulls[0]), np.append(after, nulls[1])),
         nulls=shares,
-        quantiles=()
-        if named or column.edges is None
-        else (effects.quantiles(before, column.edges), effects.quantiles(after, column.edges)),
+        quantiles=quantiles,
         new=tuple(_label(column, at) for at in effects.new_bins(before, after)) if named else (),
         vanished=tuple(_label(column, at) for at in effects.vanished_bins(before, after)) if named else (),
         influence=column.influence,
+        span=span,
+        outside=outside,
     )
+
+
+def _quantiles(before: Counts, after: Counts, edges: Floats | None) -> tuple[Any, Any, Any]:
+    """Return what is told of the quantiles of an ordered column, before and after, of the span, and outside of it."""
+    if edges is None:
+        return (), (), ()
+    finite = edges[np.isfinite(edges)]
+    outside = effects.outside(before, edges), effects.outside(after, edges)
+    found = effects.quantiles(before, edges), effects.quantiles(after, edges)
+    known = effects.known(found[0], outside[0]), effects.known(found[1], outside[1])
+    return known, (float(finite[0]), float(finite[-1])), outside
 
 
 def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:

@@ -75,7 +75,7 @@ class WindowDrift(Record):
                 "influence": "" if column.influence is None else f"{column.influence:.2f}",
                 "sd": f"{column.distance:+.1f}",
                 "js": f"{column.jensen_shannon:.3f}" if column.quantiles or column.jensen_shannon else "",
-                "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),
+                "median": " -> ".join(side[2] for side in column.quantile_texts),
                 "missing": " -> ".join(f"{share:.1%}" for share in column.nulls if any(column.nulls)),
                 "new": ", ".join(column.new[:3]),
                 "vanished": ", ".join(column.vanished[:3]),

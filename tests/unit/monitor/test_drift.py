@@ -76,6 +76,17 @@ def test_what_moved_twice_is_an_alarm_that_names_it():
     assert all(other.histogram is None for other in verdict.columns[1:])
 
 
+def test_quantiles_beyond_the_bins_of_the_reference_are_not_told_as_numbers():
+    """A unit that slipped leaves all values in the lowest bin, which has no end."""
+    slipped = np.array([1.0, *[0.0] * (len(FLAT) - 1)])
+    edges = np.array([-np.inf, *EDGES[1:-1], np.inf])
+    moved = judge([replace(column("distance", FLAT, slipped, slipped), edges=edges)], OWN).columns[0]
+    assert np.isnan(moved.quantiles[1]).all()
+    assert moved.outside[1] == (1.0, 0.0)
+    low = f"below {moved.span[0]:.4g}"
+    assert [side[2] for side in moved.quantile_texts] == [f"{moved.quantiles[0][2]:.4g}", low]
+
+
 def test_what_moved_once_is_a_warning():
     """The window before was as ever."""
     verdict = judge([*usual(), column("distance", FLAT, FLAT, MOVED)], OWN)

@@ -229,7 +229,7 @@ def _column(
     if column.quantiles:
         head, rows = (
             [*_QUANTILES, *head],
-            [[*(f"{value:.4g}" for value in side), *cells] for side, cells in zip(column.quantiles, rows, strict=True)],
+            [[*side, *cells] for side, cells in zip(column.quantile_texts, rows, strict=True)],
         )
     notes = [
         f"{what}: {', '.join(cut(value, _CELL) for value in values[:10])}" + (", ..." if len(values) > 10 else "")
@@ -260,7 +260,7 @@ def _moved_in(column: ColumnDrift) -> str:
 
 
 def _row(column: ColumnDrift) -> list[str]:
-    medians = " → ".join(f"{side[2]:.4g}" for side in column.quantiles)
+    medians = " → ".join(side[2] for side in column.quantile_texts)
     return [
         cut(column.column, _CELL),
         "yes" if column.flagged else "",
