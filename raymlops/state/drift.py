@@ -59,7 +59,8 @@ class JudgedWindow(Record):
     p_one: float | None = None
     p_two: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded."""
+    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
+    the window's ``stand_for``, which are more where the log is a sample."""
     incident: str | None = None
     """The incident that it opened or belongs to."""
 

@@ -47,6 +47,8 @@ class WindowDrift(Record):
     """The incident that the controller opened or extended by it."""
     acknowledged: bool = False
     """Whether a person said that what this incident is about is normal."""
+    stand_for: int | None = None
+    """How many rows were served; of a sampled log ``rows`` are those that were read."""
 
     @property
     def outcome(self) -> str:
@@ -101,6 +103,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     details |= {"columns": [_kept(column) for column in columns]}
     refused = list(found.refused.items())[:KEPT_COLUMNS]
     details |= {"refused": {_cut(column): _cut(why) for column, why in refused}}
+    details |= {} if found.stand_for is None else {"stand_for": found.stand_for}
     return JudgedWindow(
         name,
         found.side,
@@ -142,6 +145,7 @@ def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> Wi
         details.get("refused", {}),
         window.incident,
         acknowledged=window.incident in set(acknowledged),
+        stand_for=details.get("stand_for"),
     )
 
 
