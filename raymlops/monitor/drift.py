@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from raymlops.monitor import effects
 from raymlops.monitor.conformal import Own
-from raymlops.monitor.contrasts import SHARE, Contrast, contrasts
+from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
     ALARM_LEVEL,
     FEWEST_EFFECTIVE,
@@ -39,6 +39,8 @@ Floats = npt.NDArray[np.float64]
 
 FEWEST_ROWS = 100
 """Of a window: fewer rows show nothing that own windows have not."""
+OTHER, UNKNOWN = "other", "texts that training has not, or hardly"
+"""The last label of a column of texts, and how it is told where it is new."""
 MOST_HISTOGRAMS = 20
 """In a verdict, so that it can be kept."""
 
@@ -90,8 +92,8 @@ class ColumnDrift:
 
     Attributes:
         column: Its name, or ``ONE and OTHER`` of a pair, which has neither quantiles, nulls nor a distance of its own.
-        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a
-            pair ``correlation BEFORE -> AFTER``.
+        moved: ``location`` where that leads to the verdict, else the contrast that is furthest off: ``location``,
+            ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a pair ``correlation BEFORE -> AFTER``.
         distance: Of it, signed, in standard deviations of own windows.
         distance_running: What both of two windows running reach; None for one window.
         p: Student's t of ``distance``, after Holm over all contrasts of all columns.
@@ -230,6 +232,8 @@ def _verdict(
         # What is told of a column is what led to the verdict, where something did.
         told = ours[flagged[ours]] if flagged[ours].any() else ours
         most = int(told[np.argmax(np.abs(leading.distances[told]))])
+        if flagged[most]:  # a unit that slipped moves every shape, and people look for where values are
+            most = next((int(one) for one in told if meanings[int(one)][1].kind == LOCATION), most)
         described.append(
             _described(
                 column,
@@ -287,7 +291,7 @@ def _described(
         jensen_shannon=effects.jensen_shannon(np.append(before, nulls[0]), np.append(after, nulls[1])),
         nulls=shares,
         quantiles=quantiles,
-        new=tuple(_label(column, at) for at in effects.new_bins(before, after)) if named else (),
+        new=tuple(_new(column, at) for at in effects.new_bins(before, after)) if named else (),
         vanished=tuple(_label(column, at) for at in effects.vanished_bins(before, after)) if named else (),
         influence=column.influence,
         span=span,
@@ -325,11 +329,17 @@ def _label(column: ColumnCounts, at: int) -> str:
     return column.labels[at] if column.labels else f"bin {at}"
 
 
+def _new(column: ColumnCounts, at: int) -> str:
+    return UNKNOWN if column.labels[at:] == (OTHER,) else _label(column, at)
+
+
 def _reason(described: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
     one, two = found.one, found.two
     assert one is not None
     moved = [column for column in described if column.flagged]
-    names = _listed([f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved], "; ")
+    names = _listed(
+        [f"{column.column} ({in_words(column.moved)}, {column.distance:+.1f} sd)" for column in moved], "; "
+    )
     if running and two is not None:
         reason = f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
     elif found.outcome == "alarm":

@@ -91,6 +91,7 @@ class Incident(Record):
         """Return it as a line."""
         what = self.side if self.kind == "drift" else f"{self.side}, skew"
         windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        windows = windows if self.kind == "drift" else f"by the first windows of version {self.version}"
         more = len(self.columns) - _NAMED
         columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"

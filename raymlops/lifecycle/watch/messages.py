@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from raymlops.monitor import contrasts
 from raymlops.monitor.effects import in_words
 from raymlops.monitor.outcome import ALARM_LEVEL
 from raymlops.state.drift import Message
@@ -97,7 +98,10 @@ def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
 
 def _column(column: Mapping[str, Any]) -> str:
     distance = column.get("distance")
-    parts = [f"{shown(column.get('moved', ''))} " + ("far off" if distance is None else f"{distance:+.1f} sd")]
+    parts = [
+        f"{shown(contrasts.in_words(column.get('moved', '')))} "
+        + ("far off" if distance is None else f"{distance:+.1f} sd")
+    ]
     outside = column.get("outside") or ((), ())
     sides = zip(column.get("quantiles") or (), outside, strict=False)
     medians = [in_words(side, column.get("span") or (), beyond)[2] for side, beyond in sides]

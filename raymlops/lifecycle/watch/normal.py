@@ -286,7 +286,9 @@ class Normal:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
-        return WindowDrift(self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for)
+        return WindowDrift(
+            self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
+        )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
         return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)

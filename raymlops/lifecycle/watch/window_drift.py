@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
+from raymlops.monitor.contrasts import in_words
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
@@ -63,7 +64,8 @@ class WindowDrift(Record):
         span = f"{self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows"
         if self.verdict is None:
             return f"{title}, {span}: {self.waiting}"
-        line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
+        outcome = f"{self.verdict.outcome}, acknowledged" if self.acknowledged else self.verdict.outcome
+        line = f"{title}, {span}, against {self.against}: {outcome}: {self.verdict.reason}"
         refused = list(self.refused.items())
         line += "".join(f"\n    not judged: {name}: {why}" for name, why in refused[:_SHOWN])
         line += f"\n    not judged: {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
@@ -73,7 +75,7 @@ class WindowDrift(Record):
         rows = [
             {
                 "column": column.column,
-                "moved": column.moved,
+                "moved": in_words(column.moved),
                 "influence": "" if column.influence is None else f"{column.influence:.2f}",
                 "sd": f"{column.distance:+.1f}",
                 "js": f"{column.jensen_shannon:.3f}" if column.quantiles or column.jensen_shannon else "",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import cut
-from raymlops.monitor.contrasts import NULLS
+from raymlops.monitor.contrasts import NULLS, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -256,7 +256,7 @@ def _categories(histogram: Histogram) -> list[tuple[str, float, float]]:
 
 
 def _moved_in(column: ColumnDrift) -> str:
-    return "missing values" if column.moved == NULLS else cut(column.moved, _CELL)
+    return "missing values" if column.moved == NULLS else cut(in_words(column.moved), _CELL)
 
 
 def _row(column: ColumnDrift) -> list[str]:

@@ -10,7 +10,7 @@ from served_days import ROWS
 
 from raymlops.cli.app import main
 from raymlops.config.load import load_data
-from raymlops.errors import NotFoundError
+from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import drift
@@ -115,6 +115,19 @@ def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path,
         *(("outputs", "skew"), ("outputs", "drift")),
     ]
     assert 'class="drift"' in record._repr_html_()
+
+
+def test_a_report_that_cannot_be_written_is_refused_by_its_name(spec, tmp_path):
+    """No folder is made for a path that was mistyped, and no setting of the storage is to blame."""
+    for place in (tmp_path / "none" / "drift.html", tmp_path):
+        with pytest.raises(UsageError, match="the report '") as raised:
+            drift("flights", report=str(place))
+        assert "--report" in (raised.value.hint or "")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(StorageError) as failed:
+        drift("flights", report="nosuch://bucket/drift.html")
+    assert "--report" in (failed.value.hint or "")
+    assert "storage.path" not in str(failed.value)
 
 
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
