@@ -6,7 +6,7 @@ from when on a person said that they are normal. Reads no more traffic than that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -175,7 +175,10 @@ class Normal:
             return self._waiting(window, f"training differs from what is served, and {have}")
         if isinstance(training, str):
             return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
+        verdict, refused = training
+        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
+        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING)
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""

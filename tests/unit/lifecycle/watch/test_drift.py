@@ -130,6 +130,22 @@ def test_a_report_that_cannot_be_written_is_refused_by_its_name(spec, tmp_path):
     assert "storage.path" not in str(failed.value)
 
 
+def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
+    """Nobody can lengthen the validation split afterwards, nor need to: the first windows served are enough."""
+    with state_of(spec) as state:
+        short, number = served_days.references(today=TODAY, days=10), 10 * ROWS
+        times = TODAY.timestamp() - 86400.0 * 100 + np.arange(number) * (86400.0 / ROWS)
+        answers = Chunk({"late": np.random.default_rng(4).random(number)}, number, times)
+        short["predictions"] = reference_of(lambda: [answers], rows=number)
+        served_days.deploy(state, served_days.bundle_of(tmp_path, short), version=4)
+    serve(tmp_path, [0.0] * 4, version=4)
+    compact_predictions("flights", spec)
+    inputs, outputs = [one.text() for one in drift("flights").windows if one.kind == "drift"]
+    waits = "the first windows served take over by themselves: the serving baseline has 2 of 20 windows"
+    assert inputs.endswith(f"take windows of whole weeks, or a longer reference; {waits}")
+    assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
+
+
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
     """What was always served otherwise than trained is skew; later windows are compared with those served first."""
     serve(tmp_path, [0.9] * 10)
