@@ -59,7 +59,8 @@ class JudgedWindow(Record):
     p_one: float | None = None
     p_two: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded."""
+    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
+    the window's ``stand_for``, which are more where the log is a sample."""
     incident: str | None = None
     """The incident that it opened or belongs to."""
 
@@ -90,6 +91,7 @@ class Incident(Record):
         """Return it as a line."""
         what = self.side if self.kind == "drift" else f"{self.side}, skew"
         windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        windows = windows if self.kind == "drift" else f"by the first windows of version {self.version}"
         more = len(self.columns) - _NAMED
         columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.config.paths import local_path
+from raymlops.errors import StorageError, UsageError
 from raymlops.lifecycle.watch.hours import Hours, hours_before
 from raymlops.lifecycle.watch.live_model import about, live_model
 from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.state.drift import Side
     from raymlops.state.store import State
+
+_WHERE = "Name with --report, in Python report=, a file in a folder that is there and that this user may write."
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def drift(
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
-        UsageError: ``since`` is no time.
+        UsageError: ``since`` is no time, or the report's folder is not there.
         StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
     from raymlops.lifecycle.named_model import named
@@ -104,10 +108,18 @@ def drift(
     if between_columns:
         monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)
+    local = None if report is None else local_path(report)
+    if local is not None and (local.is_dir() or not local.parent.is_dir()):
+        why = "is a folder" if local.is_dir() else f"cannot be written: there is no folder {local.parent}"
+        raise UsageError(f"the report {str(report)!r} {why}", hint=_WHERE)
     with state_of(spec) as state:
         found = judged(state, name, now=now, since=first, monitor=monitor)
         if report is not None:
-            write_bytes(report, reported(state, name, now=now, monitor=monitor).encode())
+            html = reported(state, name, now=now, monitor=monitor).encode()
+            try:
+                write_bytes(report, html)
+            except StorageError as error:
+                raise StorageError(error.message, hint=_WHERE) from error
     return found
 
 

@@ -6,7 +6,7 @@ from when on a person said that they are normal. Reads no more traffic than that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -175,7 +175,10 @@ class Normal:
             return self._waiting(window, f"training differs from what is served, and {have}")
         if isinstance(training, str):
             return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
+        verdict, refused = training
+        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
+        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING)
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -286,10 +289,12 @@ class Normal:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
-        return WindowDrift(self.side, kind, against, *_span(window), window.rows, verdict, refused=refused)
+        return WindowDrift(
+            self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
+        )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why)
+        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
 
 
 def _uncounted(hours: int, version: int) -> str:

@@ -79,5 +79,5 @@ class Windows:
 
     def _window(self, at: int) -> Window:
         # Of a sampled log the rows that were read: what they stand for says nothing of how much chance there is.
-        rows = Profile(self.layout, self._parts[at].counts).read
-        return Window(at * self._window_s, (at + 1) * self._window_s, rows)
+        profile = Profile(self.layout, self._parts[at].counts)
+        return Window(at * self._window_s, (at + 1) * self._window_s, profile.read, profile.rows)

@@ -25,3 +25,15 @@ def test_what_the_report_shows_is_kept():
     assert (found.verdict.band, found.verdict.band_running) == (3.5, None)
     assert str(kept.quantiles) == str(column.quantiles)
     assert found.refused == {"a": "b"}
+
+
+def test_the_side_of_an_unknown_quantile_is_kept():
+    """JSON has null where no bin holds it; which side that is, is told again."""
+    nan, known = (float("nan"),) * 5, (1.0, 2.0, 3.0, 4.0, 5.0)
+    told = ("glucose", "location", -9.0, None, 0.001, True, (), 1.0, (0.0, 0.0), (known, nan), (), (), None, None)
+    column = ColumnDrift(*told, (0.5, 6.0), ((0.0, 0.0), (1.0, 0.0)))
+    verdict = DriftVerdict("warn", "unlike", 500, 30, 28.5, 0.03, None, (column,), 3.5, None)
+    window = WindowDrift("inputs", "drift", "training", START, START + timedelta(days=1), 500, verdict)
+    stored = to_stored(window, name="clinic", version=3, now=START)
+    assert stored.details["columns"][0]["quantiles"][1] == [None] * 5
+    assert "3 -> below 0.5" in from_stored(stored).text()
