@@ -19,7 +19,7 @@ from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.drift import judged
 from raymlops.lifecycle.watch.judge import Judge, judge_due
-from raymlops.state.drift import incidents_of, judged_windows, messages_of
+from raymlops.state.drift import Filed, JudgedWindow, incidents_of, judged_windows, messages_of, record_window
 from raymlops.state.schema import audit
 from raymlops.state.store import State
 
@@ -228,6 +228,16 @@ def test_windows_are_as_long_as_the_version_was_deployed_with(state, url, tmp_pa
     starts = {(one.start.hour, (one.stop - one.start) / HOUR) for one in judged_windows(state, "flights")}
     assert starts == {(12, 6.0)}
     assert incidents_of(state) == []
+
+
+def test_verdicts_are_kept_for_two_years(live):
+    """Those of a model that is live no more, too."""
+    for days in (800, 799, 700):
+        start = TODAY - days * DAY
+        old = JudgedWindow("gone", "inputs", "drift", 0, start, start + DAY, 3, "ok", "why", 500, start)
+        assert record_window(live, old, lambda _known: Filed())
+    Judge(live)(TODAY)
+    assert [(TODAY - one.start).days for one in judged_windows(live, "gone")] == [700, 800]
 
 
 def watch_by(state, **monitor):
