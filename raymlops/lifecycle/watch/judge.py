@@ -79,8 +79,8 @@ class Judge:
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
-        ends = self._clock() + TURN_S
         remove_windows(self._state, before=now - KEPT, rows=FEWEST_ROWS)
+        ends = self._clock() + TURN_S
         names = sorted({item.name for item in self._state.deployments()} | {one.name for one in self._open()})
         names = [name for name in names if name >= self._next] + [name for name in names if name < self._next]
         self._next = ""
