@@ -19,7 +19,7 @@ from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
-from raymlops.lifecycle.watch.windows import place_of
+from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
 from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_window
 
@@ -194,7 +194,7 @@ def _verdicts(
     state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
 ) -> Iterator[WindowDrift]:
     """Yield the verdicts on one side: as they were stored, else as they are found now."""
-    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    newest = partial(newest_window, state, model.name, side=side.side)
     last = last_ended(now, model.window_s)
     kept = newest(version=model.version, kind="skew")
     skew = side.skew(last) if kept is None else from_stored(kept, acknowledged=acknowledged)
@@ -204,7 +204,8 @@ def _verdicts(
     if since is not None:
         yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
         return
-    before = newest(version=about(side.side, model.version)) if model.as_deployed else None
+    version = about(side.side, model.version)
+    before = newest(version=version, length_s=model.window_s) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
@@ -232,7 +233,7 @@ def _since(
         and (one.stop - one.start).total_seconds() == model.window_s
     }
     begin = min([place_of(first, model.window_s) if first is not None else last + 1, *stored])
-    begin = max(begin, -int(-since.timestamp() // model.window_s))
+    begin = max(begin, place_from(since, model.window_s))
     model.traffic.read(begin, last, without=stored)
     none = True
     for at in range(begin, last + 1):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.lifecycle.watch.window_drift import WindowDrift
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
@@ -139,9 +139,12 @@ class Normal:
         if hours := self.windows.uncounted(window):
             return self._waiting(window, _uncounted(hours, self.version))
         if window.rows < FEWEST_ROWS:
-            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
+            return self._waiting(window, FEW_ROWS)
         if _within(self._first_hour, window):
             return self._waiting(window, "traffic began within it")
+        if self.windows.interrupted(window):
+            what = "no version was" if self.side == "inputs" else f"version {self.version} was not"
+            return self._waiting(window, f"{what} live for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         without: dict[str, str] = {}

@@ -116,8 +116,8 @@ def _facts(
     side: Normal, at: int, volumes: Mapping[int, int], bounds: QualitySection, *, newest: bool
 ) -> WindowQuality | None:
     side.traffic.read(at, at)
-    window = next(iter(side.windows.counted(at, at)), None)
-    if window is None:  # some hours are not counted yet, which its verdict says
+    window = next(iter(side.windows.within(at, at)), None)
+    if window is None or side.windows.uncounted(window):  # some hours are not counted yet, which its verdict says
         return None
     (profile,) = side.windows.profiles([window])
     lag = lag_of(side.window_s)

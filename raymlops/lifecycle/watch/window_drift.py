@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
 from raymlops.monitor.contrasts import in_words
-from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
 from raymlops.state.drift import ANY_VERSION, JudgedWindow
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 """What a bundle and the log call them."""
+FEW_ROWS = f"fewer than {FEWEST_ROWS} rows"
+"""Why such a window has no verdict."""
 KEPT_COLUMNS = 20
 """Of a verdict, the first ones, and as many of those that could not be judged."""
 _KEPT_NAMES, _KEPT_TEXT = 5, 200
@@ -115,7 +117,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         found.stop,
         version,
         found.outcome,
-        (found.waiting if verdict is None else verdict.reason)[:2000],
+        _printable(found.waiting if verdict is None else verdict.reason)[:2000],
         found.rows,
         now,
         found.against,
@@ -186,6 +188,14 @@ def _of(kind: type[T], data: Mapping[str, Any]) -> T:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _KEPT_TEXT else f"{text[: _KEPT_TEXT - 3]}..."
+
+
+def _printable(text: str) -> str:
+    r"""Return a text in which what is no printable character, such as NUL, is written as ``\u0000``.
+
+    It may name a category, which is anybody's text; Postgres refuses NUL.
+    """
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
 def _plain(value: Any) -> Any:
