@@ -179,8 +179,7 @@ class Normal:
         if isinstance(training, str):
             return self._waiting(window, f"{training}; {have}")
         verdict, refused = training
-        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
-        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        reason = f"{verdict.reason}; the first windows served take over by themselves: {have}"
         return self._described(window, (replace(verdict, reason=reason), refused), TRAINING)
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
@@ -258,7 +257,12 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return self._judge(windows, blocks, pair, own, without or {})
+        found = self._judge(windows, blocks, pair, own, without or {})
+        if self.side == "outputs" and not isinstance(found, str) and found[0].outcome == "insufficient":
+            verdict, refused = found
+            reason = f"{verdict.reason}; the reference of outputs is the validation split"
+            return replace(verdict, reason=reason), refused
+        return found
 
     def _against_serving(
         self, pair: Sequence[Window], baseline: Sequence[Window], without: Mapping[str, str]
