@@ -10,7 +10,7 @@ from raymlops.display import table
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
-from raymlops.state.drift import ANY_VERSION, JudgedWindow
+from raymlops.state.drift import JudgedWindow, about
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -95,7 +95,6 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     assert found.start is not None
     assert found.stop is not None
     verdict = found.verdict
-    about = version if found.kind == "skew" or found.side == "outputs" else ANY_VERSION
     details = {} if verdict is None else {key: getattr(verdict, key) for key in _numbers(DriftVerdict)}
     columns = () if verdict is None else verdict.columns[:KEPT_COLUMNS]
     details |= {"columns": [_kept(column) for column in columns]}
@@ -105,7 +104,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         name,
         found.side,
         found.kind,
-        about,
+        version if found.kind == "skew" else about(found.side, version),
         found.start,
         found.stop,
         version,
