@@ -221,10 +221,19 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
 
 
 def events(source: Source | None = None) -> list[AuditEvent]:
-    """Return the whole audit record of the project's model, without a source of every model; oldest first."""
+    """Return the whole audit record of the project's model, without a source of every model; oldest first.
+
+    Raises:
+        NotFoundError: it has nothing of the model. That of one which was removed stays.
+    """
     spec = stores_of(source)
     with state_of(spec) as state:
-        return state.events(None if source is None else spec.project.name)[::-1]
+        found = state.events(None if source is None else spec.project.name)[::-1]
+    name = spec.project.name
+    if source is not None and not any(event.subject.partition("/")[0] == name for event in found):
+        hint = "raymlops audit, without a name, prints that of every model."
+        raise NotFoundError(f"the audit record has nothing of {name}", hint=hint)
+    return found
 
 
 def champion_line(source: Source) -> str:

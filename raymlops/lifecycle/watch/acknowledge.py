@@ -43,6 +43,10 @@ class NormalRecord(Record):
         for side, number in self.windows.items():
             few = "" if number >= FEWEST_OWN else f"; nothing is judged by them until there are {FEWEST_OWN}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
+        for one in self.closed:
+            if not self.windows and one.kind == "drift":
+                since = f"{FEWEST_OWN} windows since {one.opened_at:%Y-%m-%d %H:%M} UTC"
+                lines.append(f"{one.side}: {', '.join(one.columns)}: not judged until there are {since}")
         return "\n".join(lines)
 
 

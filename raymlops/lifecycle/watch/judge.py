@@ -21,9 +21,19 @@ from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
-from raymlops.lifecycle.watch.windows import place_of
+from raymlops.lifecycle.watch.windows import place_from, place_of
+from raymlops.monitor.drift import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
-from raymlops.state.drift import ANY_VERSION, Filed, about, change_incident, incidents_of, newest_window, record_window
+from raymlops.state.drift import (
+    ANY_VERSION,
+    Filed,
+    about,
+    change_incident,
+    incidents_of,
+    newest_window,
+    record_window,
+    remove_windows,
+)
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -41,6 +51,8 @@ LOOK_BACK = timedelta(days=7)
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(hours=6), timedelta(days=2)
 """How long a window waits for hours that are not counted, and the windows after it with it: its own length, between
 these. The hours of the last two days are counted each hour."""
+KEPT = timedelta(days=730)
+"""How long verdicts are kept, but for those that others depend on."""
 TURN_S = 600.0
 """How long a call may take, so that the maintenance of logs does not wait for it; the next call goes on."""
 
@@ -60,6 +72,7 @@ class Judge:
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
+        remove_windows(self._state, before=now - KEPT, rows=FEWEST_ROWS)
         ends = self._clock() + TURN_S
         names = {item.name for item in self._state.deployments()}
         names |= {one.name for one in incidents_of(self._state, open_only=True)}
@@ -115,7 +128,7 @@ def _due(
 ) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
     """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
     last = last_ended(now - GRACE, model.window_s)
-    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    newest = partial(newest_window, state, model.name, side=side.side)
     skew = newest(version=model.version, kind="skew")
     skewed = skew is not None and skew.outcome == "alarm"
     if skew is None and (found := side.skew(last)) is not None:
@@ -123,7 +136,7 @@ def _due(
         yield found, _columns(found)
     before = newest(version=about(side.side, model.version))
     first = max(place_of(now - LOOK_BACK, model.window_s), 0)
-    first = min(first, last - 1) if before is None else max(first, place_of(before.start, model.window_s) + 1)
+    first = min(first, last - 1) if before is None else max(first, place_from(before.stop, model.window_s))
     for found in side.drifts(first, last, skewed=skewed):
         if side.uncounted(found) and found.stop is not None and now < found.stop + _wait(model.window_s):
             return

@@ -6,14 +6,14 @@ from when on a person said that they are normal. Reads no more traffic than that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.lifecycle.watch.window_drift import WindowDrift
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
@@ -139,9 +139,12 @@ class Normal:
         if hours := self.windows.uncounted(window):
             return self._waiting(window, _uncounted(hours, self.version))
         if window.rows < FEWEST_ROWS:
-            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
+            return self._waiting(window, FEW_ROWS)
         if _within(self._first_hour, window):
             return self._waiting(window, "traffic began within it")
+        if self.windows.interrupted(window):
+            what = "no version was" if self.side == "inputs" else f"version {self.version} was not"
+            return self._waiting(window, f"{what} live for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         without: dict[str, str] = {}
@@ -175,7 +178,10 @@ class Normal:
             return self._waiting(window, f"training differs from what is served, and {have}")
         if isinstance(training, str):
             return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
+        verdict, refused = training
+        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
+        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING)
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -286,10 +292,12 @@ class Normal:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
-        return WindowDrift(self.side, kind, against, *_span(window), window.rows, verdict, refused=refused)
+        return WindowDrift(
+            self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
+        )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why)
+        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
 
 
 def _uncounted(hours: int, version: int) -> str:
