@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import cut
 from raymlops.monitor.contrasts import NULLS, in_words
+from raymlops.monitor.effects import QUANTILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -236,6 +237,9 @@ def _column(
         for what, values in (("New", column.new), ("Vanished", column.vanished))
         if values
     ]
+    if any(share >= QUANTILES[0] for side in column.outside for share in side):
+        low, high = column.span
+        notes.append(f"Figures show what is below {low:.4g} or above {high:.4g} at these edges: counts say no more")
     return _Column(
         cut(column.column, _CELL),
         f"{sentence}.",
