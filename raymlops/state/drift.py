@@ -37,6 +37,11 @@ ANY_VERSION = 0
 """Version of the inputs' drift, which is judged over all versions of a model."""
 
 
+def about(side: Side, version: int) -> int:
+    """Return the version that the drift of a side is about where that one answers."""
+    return version if side == "outputs" else ANY_VERSION
+
+
 @dataclass(frozen=True)
 class JudgedWindow(Record):
     """The verdict on one window of traffic, or why there is none."""

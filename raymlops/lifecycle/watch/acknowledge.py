@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
 from raymlops.lifecycle.watch import incidents
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.records import Record
-from raymlops.state.drift import Baseline, Incident, add_baselines, change_incident
+from raymlops.state.drift import Baseline, Incident, about, add_baselines, change_incident
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:

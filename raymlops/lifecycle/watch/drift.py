@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from raymlops.config.paths import local_path
 from raymlops.errors import StorageError, UsageError
 from raymlops.lifecycle.watch.hours import Hours, hours_before
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
-from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_window
+from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -173,9 +173,10 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
 
 
 def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
-    about = record.name, record.version, record.window_h
     quality = () if record.quality is None else tuple(record.quality.lines())
-    return page.Shown(*about, record.windows, hours, record.incidents, quality, record.notes)
+    return page.Shown(
+        record.name, record.version, record.window_h, record.windows, hours, record.incidents, quality, record.notes
+    )
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:

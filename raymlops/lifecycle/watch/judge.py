@@ -18,7 +18,7 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
@@ -27,6 +27,7 @@ from raymlops.predictions.compact import GRACE
 from raymlops.state.drift import (
     ANY_VERSION,
     Filed,
+    about,
     change_incident,
     incidents_of,
     newest_window,

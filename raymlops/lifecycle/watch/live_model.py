@@ -20,7 +20,7 @@ from raymlops.lifecycle.watch.window_drift import SIDES
 from raymlops.lifecycle.watch.windows import Windows, place_of
 from raymlops.monitor.drift import FEWEST_ROWS
 from raymlops.state.audit import changes_of
-from raymlops.state.drift import ANY_VERSION, baselines_of, first_start
+from raymlops.state.drift import about, baselines_of, first_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -107,11 +107,6 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     ]
     as_deployed = settings.between_columns == deployed.between_columns
     return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
-
-
-def about(side: Side, version: int) -> int:
-    """Return the version that windows of drift are about."""
-    return version if side == "outputs" else ANY_VERSION
 
 
 def _of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.display import utc_time
-from raymlops.state.drift import ANY_VERSION, incidents_of, judged_windows
+from raymlops.state.drift import about, incidents_of, judged_windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ def newest_verdicts(state: State, name: str, champion: int) -> dict[str, JudgedW
     """Return by side the newest verdict on drift that is about the champion, or about all versions."""
     newest: dict[str, JudgedWindow] = {}
     for one in judged_windows(state, name, limit=NEWEST):
-        if one.kind == "drift" and one.version in {ANY_VERSION, champion}:
+        if one.kind == "drift" and one.version == about(one.side, champion):
             newest.setdefault(one.side, one)
     return newest
 

@@ -11,7 +11,7 @@ from raymlops.monitor.contrasts import in_words
 from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
-from raymlops.state.drift import ANY_VERSION, JudgedWindow
+from raymlops.state.drift import JudgedWindow, about
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,7 +101,6 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     assert found.start is not None
     assert found.stop is not None
     verdict = found.verdict
-    about = version if found.kind == "skew" or found.side == "outputs" else ANY_VERSION
     details = {} if verdict is None else {key: getattr(verdict, key) for key in _numbers(DriftVerdict)}
     columns = () if verdict is None else verdict.columns[:KEPT_COLUMNS]
     details |= {"columns": [_kept(column) for column in columns]}
@@ -112,7 +111,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         name,
         found.side,
         found.kind,
-        about,
+        version if found.kind == "skew" else about(found.side, version),
         found.start,
         found.stop,
         version,
