@@ -6,9 +6,10 @@ from when on a person said that they are normal. Reads no more traffic than that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,26 +17,47 @@ import numpy as np
 from raymlops.lifecycle.watch.window_drift import WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
+from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge, together
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
-from raymlops.monitor.profiled import column_counts, pair_counts, read_counts
+from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, shown_name
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
     from raymlops.monitor.baseline import Window
+    from raymlops.monitor.drift import ColumnCounts
     from raymlops.monitor.own_windows import OwnWindows
+    from raymlops.monitor.pairs import PairCounts
     from raymlops.profiles.reference import Reference
     from raymlops.state.drift import Baseline, Kind, Side
 
-    Judged = tuple[DriftVerdict, Mapping[str, str]]
-    """And the columns that cannot be judged, with the reason."""
+    Judged = tuple[DriftVerdict | None, Mapping[str, str]]
+    """None where no column can be judged; and those that cannot, with the reason."""
 
 TRAINING, SERVING = "training", "the first windows served"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Columns, and pairs of them, that are judged by the same own windows.
+
+    Attributes:
+        only: Their names; a pair is one of them if any of its two columns is.
+        without: Those of newer baselines, and so are pairs with them.
+        baseline: None where it is training, or what was served first.
+        own: The windows of the baseline, up to those that are judged.
+        share: Of the levels of a verdict.
+    """
+
+    only: frozenset[str]
+    without: frozenset[str] = frozenset()
+    baseline: Baseline | None = None
+    own: tuple[Window, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,38 +166,66 @@ class Normal:
             return self._waiting(window, "traffic began within it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
-        without: dict[str, str] = {}
+        parts = tuple(self._parts(pair))
+        share = 1 / max(1, sum(part.baseline is None or len(part.own) >= FEWEST_OWN for part in parts))
+        found = [self._part(window, pair, replace(part, share=share), skewed=skewed) for part in parts]
+        return _together([one for one, _ in found], spared=[spared for _, spared in found])
+
+    def _parts(self, pair: Sequence[Window]) -> Iterator[_Part]:
+        """Yield the columns of each baseline, the newest first, and then the others.
+
+        A column is judged by the newest baseline that names it, and a pair by that of any of the two.
+        """
+        claimed: frozenset[str] = frozenset()
         for baseline in self.baselines:
             first = place_of(baseline.start, self.window_s)
-            own = self._since(first, pair)
-            few = self._few("new baseline", own, first, at)
-            if len(own) >= FEWEST_OWN:
-                judged = self._against_serving(pair, own, without)
-                if isinstance(judged, str) or judged[0].outcome != "insufficient":
-                    since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-                    return self._described(window, judged, since)
-                few = f"the new baseline has {judged[0].reason}"
             if baseline.columns is None:
-                return self._waiting(window, few)
-            without |= dict.fromkeys(baseline.columns, few)
-        return self._by_default(window, pair, without, skewed=skewed)
+                yield _Part(self._names - claimed, claimed, baseline, self._since(first, pair))
+                return
+            if only := self._names & {*baseline.columns} - claimed:
+                yield _Part(only, claimed, baseline, self._since(first, pair))
+                claimed |= only
+        if self._columns - claimed or not claimed:
+            yield _Part(self._names - claimed, claimed)
+
+    def _part(self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool) -> tuple[WindowDrift, bool]:
+        """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one."""
+        baseline, at = part.baseline, round(window.start_s / self.window_s)
+        if baseline is None:
+            return self._by_default(window, pair, part, skewed=skewed)
+        first = place_of(baseline.start, self.window_s)
+        few = self._few("new baseline", part.own, first, at)
+        if len(part.own) >= FEWEST_OWN:
+            judged = self._against_serving(pair, part.own, part)
+            if (verdict := judged[0]) is None or verdict.outcome != "insufficient":
+                since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
+                against = since if baseline.columns is None else f"of {_listed(part.only)} {since}"
+                return self._described(window, judged, against), verdict is None
+            few = f"the new baseline has {verdict.reason}"
+        if baseline.columns is None:
+            return self._waiting(window, few), False
+        over = at > first + self.most
+        found = self._waiting(window, f"{_listed(part.only)}: {few}" if over else few)
+        return replace(found, refused=dict.fromkeys(sorted(part.only), few)), not over
 
     def _by_default(
-        self, window: Window, pair: Sequence[Window], without: Mapping[str, str], *, skewed: bool
-    ) -> WindowDrift:
-        training = None if skewed else self._against_training(self.windows, pair, without)
-        if training is not None and not isinstance(training, str) and training[0].outcome != "insufficient":
-            return self._described(window, training, TRAINING)
+        self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool
+    ) -> tuple[WindowDrift, bool]:
+        training = None if skewed else self._against_training(self.windows, pair, part)
+        if isinstance(training, tuple) and training[0] is not None and training[0].outcome != "insufficient":
+            return self._described(window, training, TRAINING), False
         baseline = () if self._served_since is None else self._since(self._served_since, pair)
         if len(baseline) >= FEWEST_OWN:
-            return self._described(window, self._against_serving(pair, baseline, without), SERVING)
+            judged = self._against_serving(pair, baseline, part)
+            return self._described(window, judged, SERVING), judged[0] is None
         at = round(window.start_s / self.window_s)
         have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:
-            return self._waiting(window, f"training differs from what is served, and {have}")
-        if isinstance(training, str):
-            return self._waiting(window, f"{training}; {have}")
-        return self._described(window, training, TRAINING)
+            return self._waiting(window, f"training differs from what is served, and {have}"), False
+        found = self._described(window, training, TRAINING)
+        if found.verdict is not None:
+            return found, False
+        return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -218,6 +268,17 @@ class Normal:
         return until
 
     @cached_property
+    def _columns(self) -> frozenset[str]:
+        placed = self.reference.layout.placed()
+        return frozenset(shown_name(series) for series, _ in placed if series.missing is not None)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Return the names of columns, and of their pairs where they are judged."""
+        pairs = combinations(self.reference.layout.scores, 2) if self.between else ()
+        return self._columns.union(f"{one.name} and {other.name}" for one, other in pairs)
+
+    @cached_property
     def _first_hour(self) -> datetime | None:
         return self.traffic.first_hour() if self.side == "inputs" else self._first_answer
 
@@ -242,9 +303,7 @@ class Normal:
             self.traffic.read(start, upto)
             yield upto
 
-    def _against_training(
-        self, windows: Windows, pair: Sequence[Window], without: Mapping[str, str] | None = None
-    ) -> Judged | str:
+    def _against_training(self, windows: Windows, pair: Sequence[Window], part: _Part | None = None) -> Judged | str:
         reference, blocks, last = self.reference, self.reference.blocks, pair[-1]
         if blocks is None:
             return reference.note
@@ -252,17 +311,15 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return self._judge(windows, blocks, pair, own, without or {})
+        return self._judge(windows, blocks, pair, own, part or _Part(self._names))
 
-    def _against_serving(
-        self, pair: Sequence[Window], baseline: Sequence[Window], without: Mapping[str, str]
-    ) -> Judged | str:
+    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window], part: _Part) -> Judged:
         starts = np.array([one.start_s for one in baseline])
         stops = np.array([one.stop_s for one in baseline])
         counts = np.stack([read_counts(one) for one in self.windows.profiles(baseline)])
         blocks = Blocks(self.reference.layout, counts)
         own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return self._judge(self.windows, blocks, pair, own, without)
+        return self._judge(self.windows, blocks, pair, own, part)
 
     def _judge(
         self,
@@ -270,26 +327,52 @@ class Normal:
         blocks: Blocks,
         pair: Sequence[Window],
         own: OwnWindows,
-        without: Mapping[str, str],
-    ) -> Judged | str:
+        part: _Part,
+    ) -> Judged:
         profiles, influence = windows.profiles(pair), self.reference.influence
         columns, refused = column_counts(blocks, profiles, influence=influence)
-        refused |= {column.name: without[column.name] for column in columns if column.name in without}
-        columns = [column for column in columns if column.name not in without]
-        if not columns:
-            some = list(refused.items())[:3]
-            return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in some)
-        pairs = pair_counts(blocks, profiles, without=refused, influence=influence) if self.between else []
-        return judge([*columns, *(one for one in pairs if one.name not in without)], own), refused
+        without = part.without | {*refused}
+        judged: list[ColumnCounts | PairCounts] = [column for column in columns if column.name in part.only]
+        if self.between:
+            judged += pair_counts(blocks, profiles, without=without, only=part.only, influence=influence)
+        refused = {name: why for name, why in refused.items() if name in part.only}
+        return judge(judged, own, share=part.share) if judged else None, refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
+        if verdict is None:
+            nothing = "no column can be judged" + "".join(f"; {one}: {why}" for one, why in list(refused.items())[:3])
+            return replace(self._waiting(window, nothing, kind=kind), refused=refused)
         return WindowDrift(self.side, kind, against, *_span(window), window.rows, verdict, refused=refused)
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
         return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why)
+
+
+def _together(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:
+    """Return the verdict on a window of those on parts of its columns, the worst.
+
+    It is ``ok`` only where each part is, but for those that are ``spared``.
+    """
+    refused = {name: why for one in reversed(found) for name, why in one.refused.items()}
+    judged = [one for one in reversed(found) if one.outcome in {"ok", "warn", "alarm"}]
+    open_ = [one for one, without in zip(found, spared, strict=True) if one not in judged and not without]
+    verdict = together([one.verdict for one in judged if one.verdict is not None]) if judged else None
+    if verdict is None or (open_ and verdict.outcome == "ok"):
+        return replace((open_ or found)[0], refused=refused)
+    for one in open_:
+        refused |= (
+            {} if one.refused else {"the other columns": one.waiting if one.verdict is None else one.verdict.reason}
+        )
+    against = ", and ".join(one.against for one in judged if one.against is not None)
+    return replace(judged[0], against=against, verdict=verdict, refused=refused)
+
+
+def _listed(names: Collection[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
 
 
 def _uncounted(hours: int, version: int) -> str:

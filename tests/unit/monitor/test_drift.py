@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raymlops.monitor.drift import ColumnCounts, judge
+from raymlops.monitor.drift import ColumnCounts, judge, together
 from raymlops.monitor.own_windows import OwnWindows, by_rows, by_time
 
 ROWS = 1_000
@@ -43,6 +43,18 @@ def usual(windows=2):
         column("wind", *[FLAT] * (windows + 1), nulls=0.02),
         column("carrier", *[CODES] * (windows + 1), ordered=False),
     ]
+
+
+def test_the_worst_of_two_parts_is_the_verdict():
+    """What led to it is named, its columns are the first, and its rank is the lower one of both."""
+    moved = judge([column("distance", FLAT, MOVED, MOVED)], OWN, share=0.5)
+    still = judge(usual(), OWN, share=0.5)
+    verdict = together([still, moved])
+    assert (verdict.outcome, verdict.reason, verdict.flagged) == ("alarm", moved.reason, ("distance",))
+    assert verdict.columns[0].column == "distance"
+    assert len(verdict.columns) == 4
+    assert verdict.p_two == moved.p_two < still.p_two
+    assert together([still]) == still
 
 
 def test_traffic_like_the_reference_is_ok():

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from served_days import DAY, bundle_of, deploy, references, serve
 
@@ -78,10 +79,44 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert found.details["refused"] == {"distance": "the new baseline has 1 of 20 windows"}
     found = inputs(watch([0.6] * 27, until=TODAY + 28 * DAY))
     assert (found.outcome, found.details["refused"]) == ("ok", {})
-    assert found.against == f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    since = f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    assert found.against == f"training, and of distance {since}"
     found = inputs(watch([0.0] * 2, until=TODAY + 30 * DAY))
     assert found.outcome == "alarm"
     assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
+
+
+def test_what_nobody_acknowledged_is_judged_as_before(state, watch):
+    """Another column that moved meanwhile stays an alarm once the acknowledged one has a baseline of its own."""
+    watch([0] * 6 + [0.6] * 3)
+    (incident,) = incidents_of(state)
+    acknowledge("flights", incident.id, why="new sensors")
+    watch([0.6] * 2, until=TODAY + 2 * DAY)
+    carriers = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
+    for days in (20, 29, 36):
+        found = inputs(watch([0.6] * (days - 2 if days == 20 else 9), until=TODAY + days * DAY, carrier=carriers))
+        assert found.outcome == "alarm"
+        assert [one["column"] for one in found.details["columns"] if one["flagged"]] == ["carrier"]
+    assert found.against == f"training, and of distance the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    (still,) = incidents_of(state, open_only=True)
+    assert still.columns == ("carrier",)
+    found = inputs(watch([0.0] * 2, until=TODAY + 38 * DAY, carrier=carriers))
+    assert {one["column"] for one in found.details["columns"] if one["flagged"]} == {"carrier", "distance"}
+
+
+def test_an_acknowledged_column_without_its_windows_is_no_window_that_is_ok(state, watch, tmp_path):
+    """Hours beyond the retention are gone: its windows wait for a person, while an alarm of others is one."""
+    watch([0] * 6 + [0.6] * 3)
+    acknowledge("flights", incidents_of(state)[0].id, why="new sensors")
+    assert inputs(watch([0.6] * 30, until=TODAY + 30 * DAY)).outcome == "ok"
+    for day in range(-9, 27):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY + day * DAY:%Y-%m-%d}", ignore_errors=True)
+    found = inputs(watch([3.0], until=TODAY + 31 * DAY))
+    assert (found.outcome, list(found.details["refused"])) == ("waiting", ["distance"])
+    assert "distance: the new baseline has 0 of " in found.reason
+    assert "gets no more: --rebaseline takes the newest ones" in found.reason
+    found = inputs(watch([3.0] * 2, until=TODAY + 33 * DAY, carrier=np.array(["AA"] * 120, dtype=object)))
+    assert (found.outcome, list(found.details["refused"])) == ("alarm", ["distance"])
 
 
 def test_an_incident_is_acknowledged_once(state, watch):
