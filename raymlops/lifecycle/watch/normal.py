@@ -92,12 +92,14 @@ class Normal:
         """Return the verdict on what the version served first, against training; None while it is too early for one.
 
         By two windows running, the newest of which is at ``last`` or before it; or by the first one alone, where that
-        is an alarm: what was always so is no drift.
+        is an alarm: what was always so is no drift. They are looked for from the first window with enough rows on: a
+        request to try it, or weeks as a shadow, are no traffic.
 
         Raises:
             StorageError: the log cannot be read.
         """
-        first = self._first_served
+        served = self._first_served
+        first = None if served is None else self._first_usable(self.served, served, last)
         if first is None:
             return None
         for upto in self._portions(first, min(last, first + self.most)):
@@ -260,12 +262,16 @@ class Normal:
         if first is None or (until is not None and until <= first):
             return until
         last = first + 4 * self.most if until is None else until
+        found = self._first_usable(self.windows, first, last)
+        return until if found is None else found
+
+    def _first_usable(self, windows: Windows, first: int, last: int) -> int | None:
+        """Return the place of the first window with enough rows between two places."""
         for upto in self._portions(first, last):
-            self.traffic.read(first, upto)
-            usable = (one for one in self.windows.counted(first, upto) if one.rows >= FEWEST_ROWS)
+            usable = (one for one in windows.counted(first, upto) if one.rows >= FEWEST_ROWS)
             if (found := next(usable, None)) is not None:
                 return round(found.start_s / self.window_s)
-        return until
+        return None
 
     @cached_property
     def _columns(self) -> frozenset[str]:
