@@ -41,7 +41,7 @@ SINGLE_FACTOR = 2.0
 """... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
 normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
 FEWEST_OWN = 20
-"""Own windows below which nothing is said: with 18 the rank of one window cannot be below .05."""
+"""Own windows of one phase below which nothing is said: with 18 the rank of one window cannot be below .05."""
 FEWEST_FOR_SINGLE = 30
 FEWEST_EFFECTIVE = 10.0
 """Unrelated windows that own windows have to be worth for a contrast to be judged. Those of correlation r are worth
@@ -151,7 +151,7 @@ def alarm_level(two: Ranked, share: float = 1.0) -> float:
 
 
 def fewest_own(phases: int) -> int:
-    """Return below how many own windows nothing is said: each phase after the first takes one for its mean."""
+    """Return below how many own windows nothing is said: the mean of each phase after the first takes one."""
     return FEWEST_OWN + max(phases, 1) - 1
 
 

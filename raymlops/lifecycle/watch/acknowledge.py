@@ -15,7 +15,7 @@ from raymlops.errors import UsageError
 from raymlops.lifecycle.watch import incidents
 from raymlops.lifecycle.watch.live_model import about, live_model
 from raymlops.lifecycle.watch.traffic import last_ended
-from raymlops.monitor.outcome import FEWEST_OWN
+from raymlops.monitor.baseline import wanted_windows
 from raymlops.records import Record
 from raymlops.state.drift import Baseline, Incident, add_baselines, change_incident
 from raymlops.state.engine import this_user
@@ -36,12 +36,14 @@ class NormalRecord(Record):
     """The incidents that are over by that."""
     windows: dict[str, int]
     """Of each side, the windows that count as normal so far."""
+    wanted: int = 0
+    """How many it takes to judge by them."""
 
     def text(self) -> str:
         """Return a line for each incident and each side."""
         lines = [f"closed {incident.text()}" for incident in self.closed]
         for side, number in self.windows.items():
-            few = "" if number >= FEWEST_OWN else f"; nothing is judged by them until there are {FEWEST_OWN}"
+            few = "" if number >= self.wanted else f"; nothing is judged by them until there are {self.wanted}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
         return "\n".join(lines)
 
@@ -49,7 +51,8 @@ class NormalRecord(Record):
 def acknowledge(name: str, incident: str, *, why: str, config: Source | None = None) -> NormalRecord:
     """Say that what an incident is about is normal, from its first window on, and close it.
 
-    Its columns are not judged until 20 windows since then show how much is normal now. Skew is only closed.
+    Its columns are not judged until enough windows since then, 26 of a day, show how much is normal now; the others are
+    judged as before. Skew is only closed.
 
     Args:
         name: A model.
@@ -90,7 +93,7 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
             baselines.append(Baseline(name, side.side, version, start, None, why, actor, now))
             windows[side.side] = side.usable(first, last)
         close = partial(incidents.rebaselined, now=now, actor=actor, why=why)
-        return NormalRecord(name, add_baselines(state, baselines, close), windows)
+        return NormalRecord(name, add_baselines(state, baselines, close), windows, wanted_windows(model.window_s))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from raymlops.lifecycle.watch.window_drift import WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
-from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline
+from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge, together
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
@@ -203,7 +203,7 @@ class Normal:
                 since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
                 against = since if baseline.columns is None else f"of {_listed(part.only)} {since}"
                 return self._described(window, judged, against), verdict is None
-            few = f"the new baseline has {verdict.reason}"
+            few = few if len(part.own) < wanted_windows(self.window_s) else f"the new baseline has {verdict.reason}"
         if baseline.columns is None:
             return self._waiting(window, few), False
         over = at > first + self.most
@@ -239,7 +239,7 @@ class Normal:
 
     def _few(self, what: str, own: Sequence[Window], first: int, at: int) -> str:
         """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
-        few = f"the {what} has {len(own)} of {FEWEST_OWN} windows"
+        few = f"the {what} has {len(own)} of {wanted_windows(self.window_s)} windows"
         over = at > first + self.most
         return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 

@@ -22,6 +22,7 @@ from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.windows import place_of
 from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows, messages_of
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -197,6 +198,27 @@ def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch
     found = inputs(watch([0.9], until=TODAY + DAY))
     assert found.outcome == "waiting"
     assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_a_person_said_moves_not_on_either(state, watch, tmp_path, judged):
+    """Four weeks are normal, of which the controller judged one, or none ever ran; then their hours are removed."""
+    if judged:
+        watch([0.6] * 28)
+    else:
+        serve(tmp_path, [0.6] * 28)
+        compact_predictions("flights", named("flights"))
+    rebaseline("flights", why="since May")
+    serve(tmp_path, [3.0] * 2, until=TODAY + 21 * DAY, seed=3)
+    LogMaintenance(state, state.url, then=lambda _now: None).run(TODAY + 21 * DAY + timedelta(hours=1))
+    for day in range(1, 29):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+    model = live_model(state, "flights")
+    assert [one.start for side in model.sides for one in side.baselines] == [TODAY - 28 * DAY] * 2
+    at = place_of(TODAY + 20 * DAY, model.window_s)
+    (found,) = model.sides[0].drifts(at, at, skewed=False)
+    assert found.outcome == "waiting"
+    assert "gets no more: --rebaseline takes the newest ones" in found.waiting
 
 
 @pytest.mark.parametrize(
