@@ -219,7 +219,9 @@ class Normal:
         baseline = () if self._served_since is None else self._since(self._served_since, pair)
         if len(baseline) >= FEWEST_OWN:
             judged = self._against_serving(pair, baseline, part)
-            return self._described(window, judged, SERVING), judged[0] is None
+            few = judged[0] is not None and judged[0].outcome == "insufficient"
+            if not few or len(baseline) >= wanted_windows(self.window_s):
+                return self._described(window, judged, SERVING), judged[0] is None
         at = round(window.start_s / self.window_s)
         have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:

@@ -154,6 +154,10 @@ def test_few_own_windows_are_said():
     assert verdict.outcome == "insufficient"
     assert verdict.own_windows == 13
     assert "13 own windows, and 20 are needed: the reference has 13,000 rows" in verdict.reason
+    days = 86_400.0 * np.arange(26)
+    by_day = by_time(np.full(25, ROWS), days[:-1], days[1:], window_s=(days[-1], days[-1] + 86_400.0))
+    verdict = judge([column("distance", FLAT, FLAT, blocks=25)], by_day)
+    assert "25 own windows of 7 times of the week, and 26 are needed" in verdict.reason
 
 
 def test_a_window_of_three_rows_says_nothing():

@@ -77,8 +77,10 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert (event.why, event.before["closed_at"]) == ("new sensors", None)
     found = inputs(watch([0.6], until=TODAY + DAY))
     assert (found.outcome, found.against) == ("ok", "training")
-    assert found.details["refused"] == {"distance": "the new baseline has 1 of 20 windows"}
-    found = inputs(watch([0.6] * 27, until=TODAY + 28 * DAY))
+    assert found.details["refused"] == {"distance": "the new baseline has 1 of 26 windows"}
+    found = inputs(watch([0.6] * 23, until=TODAY + 24 * DAY))
+    assert found.details["refused"] == {"distance": "the new baseline has 24 of 26 windows"}
+    found = inputs(watch([0.6] * 4, until=TODAY + 28 * DAY))
     assert (found.outcome, found.details["refused"]) == ("ok", {})
     since = f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
     assert found.against == f"training, and of distance {since}"
@@ -166,7 +168,7 @@ def test_too_few_new_windows_are_waited_for(state, watch):
     watch([0] * 3)
     assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
     found = inputs(watch([2.0], until=TODAY + DAY))
-    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
+    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 26 windows")
 
 
 def test_what_is_said_of_a_drift_that_is_older_than_the_version_holds_for_it(state, watch, tmp_path, trained):
@@ -197,7 +199,7 @@ def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch
         shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
     found = inputs(watch([0.9], until=TODAY + DAY))
     assert found.outcome == "waiting"
-    assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+    assert "has 0 of 26 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
 
 
 @pytest.mark.parametrize("judged", [True, False])

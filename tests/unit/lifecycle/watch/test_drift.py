@@ -124,7 +124,7 @@ def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_
     skew, now, *_ = drift("flights").windows
     assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
     assert now.outcome == "waiting"
-    assert "the serving baseline has 8 of 20 windows" in now.text()
+    assert "the serving baseline has 8 of 26 windows" in now.text()
     serve(tmp_path, [0.9] * 60, seed=3)
     compact_predictions("flights", spec)
     _, now, *_ = drift("flights").windows
