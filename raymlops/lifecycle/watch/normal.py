@@ -365,15 +365,18 @@ def _together(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> Window
     It is ``ok`` only where each part is, but for those that are ``spared``.
     """
     refused = {name: why for one in reversed(found) for name, why in one.refused.items()}
-    judged = [one for one in reversed(found) if one.outcome in {"ok", "warn", "alarm"}]
-    open_ = [one for one, without in zip(found, spared, strict=True) if one not in judged and not without]
+    judged = [one for one in reversed(found) if one.outcome not in {"waiting", "insufficient"}]
+    lacking = [
+        one
+        for one, without in zip(found, spared, strict=True)
+        if one.outcome in {"waiting", "insufficient"} and not without
+    ]
     verdict = together([one.verdict for one in judged if one.verdict is not None]) if judged else None
-    if verdict is None or (open_ and verdict.outcome == "ok"):
-        return replace((open_ or found)[0], refused=refused)
-    for one in open_:
-        refused |= (
-            {} if one.refused else {"the other columns": one.waiting if one.verdict is None else one.verdict.reason}
-        )
+    if verdict is None or (lacking and verdict.outcome == "ok"):
+        return replace((lacking or found)[0], refused=refused)
+    for one in lacking:
+        if not one.refused:
+            refused["the other columns"] = one.waiting if one.verdict is None else one.verdict.reason
     against = ", and ".join(one.against for one in judged if one.against is not None)
     return replace(judged[0], against=against, verdict=verdict, refused=refused)
 
