@@ -27,7 +27,7 @@ that fits none of this has no loss.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -189,14 +189,28 @@ def declared(signature: Signature) -> AnswerLoss:
     return _unlike(parts)
 
 
-def fitted(signature: Signature, answers: Columns, labels: npt.NDArray[Any] | None) -> AnswerLoss:
+def fitted(
+    signature: Signature, answers: Columns, labels: npt.NDArray[Any] | None, *, label: str | None = None
+) -> AnswerLoss:
     """Return the rule for a model by its ``answers`` to validation rows, arrays of the outputs' columns.
 
     ``labels`` are those of the same rows, as the table has them; None without labels. They say whether a number
-    is a probability of two classes, and give the scale of a number's errors.
+    is a probability of two classes, and give the scale of a number's errors. An output that has the name of their
+    column, ``label``, is what they are compared with, if it is a number that they are too, or nothing else fits.
     """
-    parts = _Parts.of(signature)
     known = None if labels is None else [value for value in np.asarray(labels).tolist() if not _is_missing(value)]
+    named = tuple(column for column in signature.outputs if column.name == label)
+    alone = replace(signature, outputs=named) if named and len(signature.outputs) > 1 else None
+    if alone is not None and _Parts.of(alone).numbers and known and not all(_binary(one) is not None for one in known):
+        return _fitted(alone, answers, labels, known)
+    found = _fitted(signature, answers, labels, known)
+    return _fitted(alone, answers, labels, known) if alone is not None and found.kind == "none" else found
+
+
+def _fitted(
+    signature: Signature, answers: Columns, labels: npt.NDArray[Any] | None, known: Sequence[Any] | None
+) -> AnswerLoss:
+    parts = _Parts.of(signature)
     if len(parts.classes) > 1:
         return _several(parts)
     if not parts.classes:

@@ -296,6 +296,15 @@ class RecipeBase:
 
     def decode(self, output: Any) -> dict[str, Any]:
         """Turn a model's output into output columns. Default: its last dimension over the signature's outputs."""
+        import torch
+
+        if not isinstance(output, torch.Tensor):
+            name = type(self).__name__
+            raise RecipeError(
+                f"{name}.predict() returned {described(output)}, and the default decode() takes a tensor",
+                hint="Return one tensor from predict(), by default what the model returns, or define decode(output), "
+                "which returns a dict of output columns, rows first.",
+            )
         outputs = self.signature().outputs
         array = to_numpy(output)
         if len(outputs) == 1:

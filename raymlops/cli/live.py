@@ -81,9 +81,21 @@ def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: En
     from raymlops.lifecycle.overview import events
 
     chosen = choose_if_named(words, config=config, env=env)
-    rows: list[Any] = [event.to_dict() for event in events(None if chosen is None else chosen.spec)]
+    found = events(None if chosen is None else chosen.spec)
+    rows: list[Any] = [event.to_dict() for event in found]
+    shown = [{**row, "action": _action(row)} for row in rows]
     columns = {**dict.fromkeys(("ts", "actor", "action", "subject")), "why": _first_line}
-    return Answer({"events": rows}, table(rows, columns))
+    return Answer({"events": rows}, table(shown, columns))
+
+
+def _action(event: dict[str, Any]) -> str:
+    """Return an action with the side of a model that it was about, as of drift."""
+    side = next((state["side"] for state in (event["after"], event["before"]) if _has_side(state)), None)
+    return event["action"] if side is None else f"{event['action']} ({side})"
+
+
+def _has_side(state: Any) -> bool:
+    return isinstance(state, dict) and "side" in state
 
 
 def _first_line(text: str) -> str:

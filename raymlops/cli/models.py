@@ -65,12 +65,12 @@ def gate(
 
 def list_versions(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """List the versions of one model, or of all."""
-    from raymlops.lifecycle.sources import place_of
+    from raymlops.lifecycle.sources import stores_of
     from raymlops.registry.versions import Registry
     from raymlops.tracking.client import tracker
 
     chosen = choose_if_named(words, config=config, env=env)
-    store = tracker(place_of(None if chosen is None else chosen.spec))
+    store = tracker(stores_of(None if chosen is None else chosen.spec))
     store.check()  # a server that is down is reported at once: the registry's own client retries for half a minute
     refs = Registry(store).list(None if chosen is None else chosen.name)
     rows = [

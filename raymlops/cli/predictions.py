@@ -63,11 +63,11 @@ def predictions(
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
     from raymlops.lifecycle.prediction_log import compact_predictions, other_storages, parse_moment, retain_predictions
-    from raymlops.lifecycle.sources import place_of
+    from raymlops.lifecycle.sources import stores_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
 
-    spec = place_of(config, overrides=overrides or (), env=env)
+    spec = stores_of(config, overrides=overrides or (), env=env)
     now = datetime.now(UTC)
     others = {"--version": version, "--limit": limit, "--out": out}
     window = {"--since": since, "--until": until, "--where": where}

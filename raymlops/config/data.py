@@ -120,5 +120,7 @@ class QualitySection(Spec):
         None, description="largest share of texts in an input that training has not, or hardly"
     )
     max_repeated: Share | None = Field(None, description="largest share of rows whose request id was there before")
-    min_rows: int | None = Field(None, ge=1, description="fewest rows of a window")
+    min_rows: int | None = Field(
+        None, ge=1, description="fewest rows that a window serves, those of a sampled log by their weight"
+    )
     max_silence_h: float | None = Field(None, gt=0, le=48, description="hours without any row until now")

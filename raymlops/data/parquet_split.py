@@ -5,108 +5,43 @@ every one: W workers read the data W times an epoch. That costs network and CPU,
 fit well: few large requests, and a window (half of the cache) still mixes several groups. With many workers or a slow
 store prefer larger ones, which read faster and mix less; one that exceeds the cache is held alone, whatever its size.
 
-Owns the mapping from row numbers to row groups to batches, the cache, and the plan that all processes share. ``order``
-owns the order, ``parquet_files`` the files.
+Owns the mapping from row numbers to row groups to batches, and the cache. ``order`` owns the order, ``parquet`` the
+files and the plan that all processes share.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, probe, rows_at, select, shapes
+from raymlops.data.batches import batch_bytes, columns_bytes, encode, encode_all, join, rows_at, select, shapes
 from raymlops.data.columns import as_requested, conform, needed, stackable, table_columns
 from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import window_numbers, windowed_batches
-from raymlops.data.parquet_files import GroupReader, ParquetFiles
+from raymlops.data.parquet.files import GroupReader, ParquetFiles
+from raymlops.data.parquet.plan import Asked, plan_of
+from raymlops.data.parquet.read_ahead import ReadAhead
 from raymlops.data.random_streams import Stream
-from raymlops.data.read_ahead import ReadAhead
 from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
-from raymlops.pytree import batch_rows
-from raymlops.recipe import call_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
+    from raymlops.data.parquet.plan import Plan
     from raymlops.recipe import Batch, RecipeBase
 
     Array = npt.NDArray[Any]
     Columns = dict[str, Array]
-
-
-_INDEX_BYTES = 24
-"""Memory of an epoch's order for a row of the current window."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all processes must share for equal batches; computed once, from the first rows."""
-
-    window_rows: int
-    """Rows that are shuffled together: half of the cache."""
-    row_bytes: int
-    """Bytes of a cached row."""
-    by_batch: bool
-    """Whether ``encode`` pads to its longest row: then columns are cached, and each batch is encoded."""
-    label_dtype: str | None
-    also: tuple[str, ...] = ()
-    """Columns that ``target`` reads beside the inputs and the label."""
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
-        """Rebuild a plan from JSON data."""
-        return cls(**{**data, "also": tuple(data.get("also", ()))})
-
-
-def plan_of(
-    columns: Columns, recipe: RecipeBase, *, cache_bytes: int, other: Callable[[str], Array] | None = None
-) -> Plan:
-    """Return the plan for rows like these, within ``cache_bytes``. ``other`` reads another column of the same rows.
-
-    Raises:
-        RecipeError: ``encode`` or ``target`` breaks its contract.
-    """
-    rows = len(next(iter(columns.values())))
-    asked = _Asked(as_requested(columns, recipe), other)
-    if recipe.label and other is not None:
-        call_recipe(f"{type(recipe).__name__}.target()", lambda: recipe.target(asked))
-    columns = dict(asked)
-    some = probe(recipe, columns)
-    per_row = columns_bytes(columns) // rows if some is None else batch_bytes(some) // batch_rows(some)
-    return Plan(
-        window_rows=max(1, cache_bytes // 2 // (1 + per_row + _INDEX_BYTES)),
-        row_bytes=1 + per_row,
-        by_batch=some is None,
-        label_dtype=columns[recipe.label].dtype.name if recipe.label else None,
-        also=asked.also,
-    )
-
-
-class _Asked(dict[str, Any]):
-    """Columns, to which others are added once they are asked for."""
-
-    def __init__(self, columns: Columns, other: Callable[[str], Array] | None) -> None:
-        super().__init__(columns)
-        self._other = other
-        self.also: tuple[str, ...] = ()
-
-    def __missing__(self, name: str) -> Array:
-        if self._other is None:
-            raise KeyError(name)
-        found = self._other(name)
-        self[name] = found
-        self.also += (name,)
-        return found
 
 
 class GroupCache:
@@ -273,7 +208,7 @@ class ParquetSplit(SplitData):
     def _chunks_of(self, groups: list[int], *, doing: str) -> Iterator[Columns]:
         done = begin_pass(doing, self)
         for group in groups:
-            yield _Asked(as_requested(self._read(group), self.recipe), partial(self._other, group))
+            yield Asked(as_requested(self._read(group), self.recipe), partial(self._other, group))
             done(int(self._ends[group]))
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from raymlops.data.columns import table_columns
-from raymlops.data.parquet_files import GroupReader, ParquetFiles, list_parquet
+from raymlops.data.parquet.files import GroupReader, ParquetFiles, list_parquet
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import NotFoundError, RecipeError, StorageError
 from raymlops.profiles.count import profile_of

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from raymlops.data.columns import conform, is_table, table_columns
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
-from raymlops.data.parquet_files import ParquetFiles, is_parquet, list_parquet
-from raymlops.data.parquet_split import ParquetSplit, Plan
+from raymlops.data.parquet.files import ParquetFiles, is_parquet, list_parquet
+from raymlops.data.parquet.plan import Plan
+from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.ray_dataset import FOLDER, is_ray_dataset, materialize
 from raymlops.data.split import SplitData, TableSplit
 from raymlops.errors import RecipeError

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from raymlops.data.parquet_files import ParquetFiles
+    from raymlops.data.parquet.files import ParquetFiles
     from raymlops.recipe import Batch, RecipeBase
 
     Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.config.base import absolute_references
 from raymlops.errors import ClusterError, RefusedError, UsageError
-from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live import transitions, withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
@@ -324,7 +324,7 @@ def _aborting(call: _Call, decide: Decide) -> Decide:
     """Return a decision that also ends what has a share of the traffic, so that a refused one ends nothing."""
 
     def decided(model: Model, plan: Plan | None) -> Change:
-        ended = transitions.aborted(model, why=f"for version {call.ref.version}", now=call.state.now(), action="abort")
+        ended = withdrawals.aborted(model, why=f"for version {call.ref.version}", now=call.state.now(), action="abort")
         if ended is None:
             return decide(model, plan)
         found = decide(ended.model, plan)

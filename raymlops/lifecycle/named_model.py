@@ -12,7 +12,7 @@ from raymlops.config.load import load_data
 from raymlops.config.paths import sqlite_path
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
-from raymlops.lifecycle.sources import environment, known_tracker, place_of
+from raymlops.lifecycle.sources import environment, known_tracker, stores_of
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.database import state_url
@@ -69,7 +69,7 @@ def shown_state(spec: ProjectSpec) -> str:
 
 def nameless() -> ProjectSpec:
     """Return a spec from the environment alone; Serve listens where the first champion was deployed to listen."""
-    spec, champion = place_of(None), None
+    spec, champion = stores_of(None), None
     if (url := _known(spec)) is not None:
         with State.open(url) as state:
             champion = champion_of(state.deployments())
@@ -100,7 +100,7 @@ def _known(spec: ProjectSpec) -> str | None:
 
 def _last_champion(name: str, *, overrides: Sequence[str] = ()) -> Deployment | None:
     """Return the champion of a model by the state here, or the last one of a model that was taken down."""
-    if (url := _known(place_of(None, overrides=overrides))) is None:
+    if (url := _known(stores_of(None, overrides=overrides))) is None:
         return None
     with State.open(url) as state:
         if (champion := champion_of(state.deployments(name))) is not None:

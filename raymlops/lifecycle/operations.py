@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, UsageError
-from raymlops.lifecycle.sources import Source, known_tracker, place_of
+from raymlops.lifecycle.sources import Source, known_tracker, stores_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +90,7 @@ def collect(
     """
     from raymlops.training.runs.garbage import look, remove
 
-    spec = place_of(source, overrides=overrides, env=env)
+    spec = stores_of(source, overrides=overrides, env=env)
     tracker = known_tracker(source, overrides=overrides, env=env)
     found = look(tracker, spec)
     if dry_run or not found.waste:

@@ -16,8 +16,8 @@ from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
-from raymlops.lifecycle.live.transitions import in_question
-from raymlops.lifecycle.sources import Source, place_of, serve_of, spec_of, state_of
+from raymlops.lifecycle.live.withdrawals import in_question
+from raymlops.lifecycle.sources import Source, serve_of, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
@@ -155,7 +155,7 @@ def overview(
     The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
     host on which Serve listens: whether callers need a key may depend on it.
     """
-    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(place_of(source, env=env))
+    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(stores_of(source, env=env))
     if (file := sqlite_path(url)) is not None and not file.exists():
         return []
     from raymlops.lifecycle.rollout.actor import LEASE
@@ -221,10 +221,19 @@ def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
 
 
 def events(source: Source | None = None) -> list[AuditEvent]:
-    """Return the whole audit record of the project's model, without a source of every model; oldest first."""
-    spec = place_of(source)
+    """Return the whole audit record of the project's model, without a source of every model; oldest first.
+
+    Raises:
+        NotFoundError: it has nothing of the model. That of one which was removed stays.
+    """
+    spec = stores_of(source)
     with state_of(spec) as state:
-        return state.events(None if source is None else spec.project.name)[::-1]
+        found = state.events(None if source is None else spec.project.name)[::-1]
+    name = spec.project.name
+    if source is not None and not any(event.subject.partition("/")[0] == name for event in found):
+        hint = "raymlops audit, without a name, prints that of every model."
+        raise NotFoundError(f"the audit record has nothing of {name}", hint=hint)
+    return found
 
 
 def champion_line(source: Source) -> str:

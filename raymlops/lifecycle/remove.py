@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
-from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live import withdrawals
 from raymlops.lifecycle.live.change import change
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.sources import Source, spec_of
@@ -24,7 +24,7 @@ def remove(source: Source) -> list[int]:
     spec = spec_of(source)
 
     def decide(model: Model, _plan: Plan | None) -> Change:
-        return transitions.removed(model, now=state.now(), why="requested")
+        return withdrawals.removed(model, now=state.now(), why="requested")
 
     with live(spec) as (state, api):
         done = change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove", blind=True)
@@ -57,7 +57,7 @@ def remove_version(source: Source, version: int) -> None:
     spec = spec_of(source)
 
     def decide(model: Model, _plan: Plan | None) -> Change:
-        return transitions.version_removed(model, version, why=f"version {version} requested")
+        return withdrawals.version_removed(model, version, why=f"version {version} requested")
 
     with live(spec) as (state, api):
         change(state, api, spec.project.name, decide=decide, serve=spec.serve, action="remove.version", champion=False)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.live import transitions
+from raymlops.lifecycle.live import withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, previous_champion
@@ -72,7 +72,7 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
     name, serve = spec.project.name, spec.serve
     standing = state.model(name)
     request = Request(ROLLBACK, "requested", this_user(), state.now(), serve.ready_timeout_s, hurry=True)
-    seen, live_now = transitions.in_question(standing), champion_of(standing.deployments)
+    seen, live_now = withdrawals.in_question(standing), champion_of(standing.deployments)
     champion = None if live_now is None else live_now.version
     leaving: tuple[int, ...] = ()
     if not seen:
@@ -86,13 +86,13 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
             return is_up(plan, item, goal=ROUTE, hurry=True)
 
         changes = changes_of(state, name, ROUTE_ACTIONS)
-        return transitions.roll_back(
+        return withdrawals.roll_back(
             model, changes, request=request, up=up, seen=seen, champion=champion, leaving=leaving
         )
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
     old, new = champion_of(done.before.deployments), champion_of(done.after.deployments)
-    lost = transitions.in_question(done.before) or seen
+    lost = withdrawals.in_question(done.before) or seen
     if lost and (new is None or (old is not None and old.version == new.version and new.version not in lost)):
         return traffic_record(done, lost[0])
     if new is None:
@@ -110,9 +110,9 @@ def rollback_target(source: Source) -> str:
     name = spec.project.name
     with state_of(spec) as state:
         model = state.model(name)
-        if coming := transitions.route_takers(model):
+        if coming := withdrawals.route_takers(model):
             return f"takes back version {coming[0].version} of {name}, which is on its way to the route"
-        if lost := {*transitions.in_question(model)}:
+        if lost := {*withdrawals.in_question(model)}:
             return f"takes the share of the traffic away from version {', '.join(map(str, sorted(lost)))} of {name}"
         target = previous_champion(model.deployments, changes_of(state, name, ROUTE_ACTIONS))
         champion = champion_of(model.deployments)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import ClusterError, RaymlopsError
-from raymlops.lifecycle.sources import Source, place_of
+from raymlops.lifecycle.sources import Source, stores_of
 
 if TYPE_CHECKING:
     from raymlops.cluster.doctor import Finding
@@ -99,7 +99,7 @@ def named_cluster(
                 return None
             url, token = record.dashboard_url, Path(record.token_path).read_text(encoding="utf-8").strip()
         else:
-            spec = place_of(source, env=env)
+            spec = stores_of(source, env=env)
             named = spec.cluster.dashboard or any(os.environ.get(name) for name in VARIABLES)
             if not named and upfile.read() is None:
                 return None

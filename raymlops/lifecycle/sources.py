@@ -81,7 +81,7 @@ def spec_of(source: Source, *, overrides: Sequence[str] = (), env: str | None = 
     return found if isinstance(found, ProjectSpec) else found.spec
 
 
-def place_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
+def stores_of(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> ProjectSpec:
     """Return a spec that locates tracking, storage and state: by a configuration, or else by the environment.
 
     Without a source only overrides of ``tracking`` and ``storage`` apply.
@@ -108,18 +108,18 @@ def environment() -> dict[str, Any]:
 
 
 def known_tracker(source: Source | None, *, overrides: Sequence[str] = (), env: str | None = None) -> Tracker:
-    """Return the tracker of ``place_of``, without creating its database.
+    """Return the tracker of ``stores_of``, without creating its database.
 
     Raises:
         NotFoundError: it does not exist yet, so it has no runs.
         TrackingError: it does not answer.
-        ConfigError, UsageError: as ``place_of``.
+        ConfigError, UsageError: as ``stores_of``.
     """
     from raymlops.tracking.client import Tracker, tracking_uri
     from raymlops.tracking.client import tracker as tracker_of
     from raymlops.tracking.database import database_file
 
-    spec = place_of(source, overrides=overrides, env=env)
+    spec = stores_of(source, overrides=overrides, env=env)
     file = database_file(tracking_uri(spec))
     if file is not None and not file.exists():
         raise NotFoundError(

@@ -30,6 +30,9 @@ class Window:
     start_s: float
     stop_s: float
     rows: int
+    """Of a sampled log those that were read."""
+    stand_for: int | None = None
+    """How many were served, where that is known."""
 
 
 def first_served(windows: Iterable[Window]) -> tuple[Window, Window] | None:

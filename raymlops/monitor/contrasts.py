@@ -1,9 +1,9 @@
 """What of a column is compared between windows: a few numbers, each of variance 1 / rows where rows are independent.
 
 Ordered bins (numbers, times, lengths) have polynomials of the values' mid-ranks that are orthonormal over all windows:
-degree 1 sees a change of location, 2 of scale, 3 of skew. They depend on ranks alone, so that neither units nor heavy
-tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for
-binned data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). Categories and nulls have shares, as
+degree 1 sees a change of location, 2 of scale, 3 of asymmetry. They depend on ranks alone, so that neither units nor
+heavy tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for binned
+data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). Categories and nulls have shares, as
 ``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is: Anscombe, "The
 transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in, arrays out.
 """
@@ -18,12 +18,21 @@ import numpy.typing as npt
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-POLYNOMIALS = ("location", "scale", "skew")
+LOCATION = "location"
+POLYNOMIALS = (LOCATION, "scale", "skew")
 CORRELATION, SHARE, NULLS = "correlation", "share", "nulls"
 KINDS = (*POLYNOMIALS, CORRELATION, SHARE, NULLS)
 """Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
 MAX_SHARES = 12
 """Categories of a column that are compared one by one, the commonest first; the others count as one."""
+
+
+_WORDS = {"skew": "asymmetry"}
+
+
+def in_words(moved: str) -> str:
+    """Return what is told of what moved: ``skew`` means training against serving to people, not a shape."""
+    return _WORDS.get(moved, moved)
 
 
 @dataclass(frozen=True)

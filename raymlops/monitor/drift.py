@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor import effects
 from raymlops.monitor.conformal import Own
-from raymlops.monitor.contrasts import SHARE, Contrast, contrasts
+from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
     FEWEST_EFFECTIVE,
     Comparison,
@@ -39,6 +39,8 @@ Floats = npt.NDArray[np.float64]
 
 FEWEST_ROWS = 100
 """Of a window: fewer rows show nothing that own windows have not."""
+OTHER, UNKNOWN = "other", "texts that training has not, or hardly"
+"""The last label of a column of texts, and how it is told where it is new."""
 MOST_HISTOGRAMS = 20
 """In a verdict, so that it can be kept."""
 
@@ -90,8 +92,8 @@ class ColumnDrift:
 
     Attributes:
         column: Its name, or ``ONE and OTHER`` of a pair, which has neither quantiles, nulls nor a distance of its own.
-        moved: The contrast that is furthest off: ``location``, ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a
-            pair ``correlation BEFORE -> AFTER``.
+        moved: ``location`` where that leads to the verdict, else the contrast that is furthest off: ``location``,
+            ``scale``, ``skew``, ``nulls``, ``share of LABEL``; of a pair ``correlation BEFORE -> AFTER``.
         distance: Of it, signed, in standard deviations of own windows.
         distance_running: What both of two windows running reach; None for one window.
         p: Student's t of ``distance``, after Holm over all contrasts of all columns.
@@ -99,11 +101,14 @@ class ColumnDrift:
         unjudged: Contrasts whose own windows follow each other too closely to be ranked: only a slip is seen in them.
         jensen_shannon: Of reference and window, nulls being a value, from 0 to 1.
         nulls: Their share before and after.
-        quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories.
+        quantiles: At .05, .25, .5, .75, .95, before and after; empty for categories. One that is outside of ``span`` is
+            NaN, in JSON null: profiles know no more of it than on which side, which ``outside`` says.
         new: Categories that the reference had none of.
         vanished: Categories that the window should have had at least 10 rows of, and has none.
         influence: How much the model's output depends on the column; None where nobody knows.
         histogram: Before and after, of the first 20 flagged columns; else None.
+        span: The range of the reference's bins, of what has quantiles.
+        outside: The shares of values below and above it, before and after.
     """
 
     column: str
@@ -120,6 +125,16 @@ class ColumnDrift:
     vanished: tuple[str, ...]
     influence: float | None
     histogram: effects.Histogram | None = None
+    span: tuple[float, float] | tuple[()] = ()
+    outside: tuple[tuple[float, float], tuple[float, float]] | tuple[()] = ()
+
+    @property
+    def quantile_texts(self) -> tuple[tuple[str, ...], ...]:
+        """Return the quantiles as they are shown, before and after."""
+        outside = self.outside or ((), ())
+        return tuple(
+            effects.in_words(side, self.span, beyond) for side, beyond in zip(self.quantiles, outside, strict=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +232,8 @@ def _verdict(
         # What is told of a column is what led to the verdict, where something did.
         told = ours[flagged[ours]] if flagged[ours].any() else ours
         most = int(told[np.argmax(np.abs(leading.distances[told]))])
+        if flagged[most]:  # a unit that slipped moves every shape, and people look for where values are
+            most = next((int(one) for one in told if meanings[int(one)][1].kind == LOCATION), most)
         described.append(
             _described(
                 column,
@@ -288,6 +305,7 @@ def _described(
     nulls = int(column.nulls.sum()), int(column.window_nulls[-1])
     shares = nulls[0] / max(int(before.sum()) + nulls[0], 1), nulls[1] / max(int(after.sum()) + nulls[1], 1)
     named = not column.ordered
+    quantiles, span, outside = _quantiles(before, after, column.edges) if column.ordered else ((), (), ())
     return ColumnDrift(
         column=column.name,
         moved=_name(column, meaning),
@@ -298,13 +316,24 @@ def _described(
         unjudged=unjudged,
         jensen_shannon=effects.jensen_shannon(np.append(before, nulls[0]), np.append(after, nulls[1])),
         nulls=shares,
-        quantiles=()
-        if named or column.edges is None
-        else (effects.quantiles(before, column.edges), effects.quantiles(after, column.edges)),
-        new=tuple(_label(column, at) for at in effects.new_bins(before, after)) if named else (),
+        quantiles=quantiles,
+        new=tuple(_new(column, at) for at in effects.new_bins(before, after)) if named else (),
         vanished=tuple(_label(column, at) for at in effects.vanished_bins(before, after)) if named else (),
         influence=column.influence,
+        span=span,
+        outside=outside,
     )
+
+
+def _quantiles(before: Counts, after: Counts, edges: Floats | None) -> tuple[Any, Any, Any]:
+    """Return what is told of the quantiles of an ordered column, before and after, of the span, and outside of it."""
+    if edges is None:
+        return (), (), ()
+    finite = edges[np.isfinite(edges)]
+    outside = effects.outside(before, edges), effects.outside(after, edges)
+    found = effects.quantiles(before, edges), effects.quantiles(after, edges)
+    known = effects.known(found[0], outside[0]), effects.known(found[1], outside[1])
+    return known, (float(finite[0]), float(finite[-1])), outside
 
 
 def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
@@ -326,10 +355,16 @@ def _label(column: ColumnCounts, at: int) -> str:
     return column.labels[at] if column.labels else f"bin {at}"
 
 
+def _new(column: ColumnCounts, at: int) -> str:
+    return UNKNOWN if column.labels[at:] == (OTHER,) else _label(column, at)
+
+
 def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) -> str:
     one, two = found.ranks
     moved = [column for column in described if column.flagged]
-    names = _listed([f"{column.column} ({column.moved}, {column.distance:+.1f} sd)" for column in moved], "; ")
+    names = _listed(
+        [f"{column.column} ({in_words(column.moved)}, {column.distance:+.1f} sd)" for column in moved], "; "
+    )
     if found.running:
         reason = f"two windows running are unlike {own} own windows (p {two:.2g}): {names}"
     elif found.outcome == "alarm":

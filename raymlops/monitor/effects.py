@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -69,6 +73,40 @@ def quantiles(counts: Counts, edges: Floats, *, at: tuple[float, ...] = QUANTILE
         part = (share - running[bin_]) / (running[bin_ + 1] - running[bin_])
         found.append(float(finite[bin_] + part * (finite[bin_ + 1] - finite[bin_])))
     return tuple(found)
+
+
+def outside(counts: Counts, edges: Floats) -> tuple[float, float]:
+    """Return the shares of the values in outer bins that have no end: below the lowest finite edge, above the highest.
+
+    They are 0 where the histogram is empty.
+    """
+    shares = counts[[0, -1]] / max(int(counts.sum()), 1) * np.isinf(edges[[0, -1]])
+    return float(shares[0]), float(shares[1])
+
+
+def known(found: tuple[float, ...], beyond: tuple[float, float]) -> tuple[float, ...]:
+    """Return the quantiles at ``QUANTILES``, NaN where one is beyond the edges: nothing is known of how far."""
+    below, above = beyond
+    return tuple(
+        float("nan") if (below and share <= below) or (above and share > 1 - above) else value
+        for share, value in zip(QUANTILES, found, strict=True)
+    )
+
+
+def in_words(found: Sequence[float | None], span: Sequence[float], beyond: Sequence[float]) -> tuple[str, ...]:
+    """Return the quantiles at ``QUANTILES`` as they are shown: ``below 57`` where nothing more is known of one.
+
+    ``span`` is from the lowest finite edge to the highest, ``beyond`` the shares outside of it; both may be empty.
+    """
+    words = []
+    for share, value in zip(QUANTILES, found, strict=True):
+        if value is not None and np.isfinite(value):
+            words.append(f"{value:.4g}")
+        elif not any(beyond):
+            words.append("none")
+        else:
+            words.append(f"below {span[0]:.4g}" if share <= beyond[0] else f"above {span[1]:.4g}")
+    return tuple(words)
 
 
 def new_bins(before: Counts, after: Counts) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ def by_time(
     cycle = WEEK_S / length
     if length >= WEEK_S - 1:
         whole = abs(length / WEEK_S - round(length / WEEK_S)) < 1e-3
-        few = f"the reference has {weeks:.1f} weeks: take a longer one"
+        few = f"the reference has {weeks:.1f} weeks: take a longer reference"
         return OwnWindows(ranges, rows, (0,) * len(ranges), why_few=few) if whole else _refused(length)
     if abs(cycle - round(cycle)) > 1e-3:
         return _refused(length)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.monitor.drift import ColumnCounts
+from raymlops.monitor.drift import OTHER, ColumnCounts
 from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
 from raymlops.profiles.scores import sums_of_pair
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Blocks, Profile
 
-_OTHER = "other"
 ROUNDED = 0.01
 """A share of the rows of a sample that rounding may lose."""
 
@@ -67,7 +66,7 @@ def column_counts(
                 window_missing,
                 ordered=series.is_ordered,
                 edges=np.array([-np.inf, *series.shown_edges, np.inf]) if shown else None,
-                labels=() if series.is_ordered else (*series.categories, _OTHER),
+                labels=() if series.is_ordered else (*series.categories, OTHER),
                 influence=None if influence is None else influence.get(series.column),
             )
         )

@@ -37,6 +37,11 @@ ANY_VERSION = 0
 """Version of the inputs' drift, which is judged over all versions of a model."""
 
 
+def about(side: Side, version: int) -> int:
+    """Return the version that the drift of a side is about where that one answers."""
+    return version if side == "outputs" else ANY_VERSION
+
+
 @dataclass(frozen=True)
 class JudgedWindow(Record):
     """The verdict on one window of traffic, or why there is none."""
@@ -59,7 +64,8 @@ class JudgedWindow(Record):
     p_one: float | None = None
     p_two: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
-    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded."""
+    """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
+    the window's ``stand_for``, which are more where the log is a sample."""
     incident: str | None = None
     """The incident that it opened or belongs to."""
 
@@ -90,6 +96,7 @@ class Incident(Record):
         """Return it as a line."""
         what = self.side if self.kind == "drift" else f"{self.side}, skew"
         windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        windows = windows if self.kind == "drift" else f"by the first windows of version {self.version}"
         more = len(self.columns) - _NAMED
         columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
@@ -135,8 +142,8 @@ class Known:
 
     incident: Incident | None = None
     """The open one."""
-    since: tuple[str, ...] = ()
-    """The outcomes of the windows since its last alarm, in order."""
+    since: tuple[JudgedWindow, ...] = ()
+    """The windows since its last alarm, in order, without details."""
     told: frozenset[Told] = frozenset()
     """The messages about it."""
     window: JudgedWindow | None = None
@@ -164,15 +171,17 @@ def record_window(
 ) -> bool:
     """Write a verdict and all that follows it, in one transaction; return False if it is not to be written.
 
-    It is not where the window has one already, skew where its version has, or where a person said that something else
-    is normal since the verdict was found, with ``baselines`` of the model then. ``file`` changes nothing itself.
+    It is not where this window or one that ends later has one already, of whatever length; skew where its version has;
+    or where a person said that something else is normal since the verdict was found, with ``baselines`` of the model
+    then. ``file`` changes nothing itself.
 
     Raises:
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
     with database.writing() as connection:
-        keys = list(drift_windows.primary_key) if window.kind == "drift" else list(drift_windows.primary_key)[:4]
-        ours = [column == getattr(window, column.name) for column in keys]
+        ours = _same_cause(window)
+        if window.kind == "drift":
+            ours.append(drift_windows.c.stop > window.start)
         if connection.execute(sa.select(drift_windows.c.name).where(*ours)).first() is not None:
             return False
         if len(_baselines_in(connection, window.name)) != baselines:
@@ -242,17 +251,17 @@ def judged_windows(
 
 
 def newest_window(
-    database: Database, name: str, *, side: Side, version: int, length_s: float, kind: Kind = "drift"
+    database: Database, name: str, *, side: Side, version: int, kind: Kind = "drift", length_s: float | None = None
 ) -> JudgedWindow | None:
-    """Return the newest window of a length that was judged on one side of a version, or of ``ANY_VERSION``."""
+    """Return the newest window, of any length or of one, that was judged of a version, or of ``ANY_VERSION``."""
     table = drift_windows.c
-    query = sa.select(drift_windows).where(
-        table.name == name, table.side == side, table.kind == kind, table.version == version
-    )
+    ours = (table.name == name, table.side == side, table.kind == kind, table.version == version)
+    times = sa.select(table.start, table.stop).where(*ours).order_by(table.start.desc(), table.stop.desc())
     with database.reading() as connection:
-        for row in connection.execute(query.order_by(table.start.desc())).mappings():
-            if (row["stop"] - row["start"]).total_seconds() == length_s:
-                return JudgedWindow(**row)
+        for start, stop in connection.execute(times):
+            if length_s is None or (stop - start).total_seconds() == length_s:
+                found = sa.select(drift_windows).where(*ours, table.start == start, table.stop == stop)
+                return JudgedWindow(**connection.execute(found).mappings().one())
     return None
 
 
@@ -272,6 +281,30 @@ def first_start(
     with database.reading() as connection:
         found: datetime | None = connection.scalar(query)
         return found
+
+
+def remove_windows(database: Database, *, before: datetime, rows: int) -> int:
+    """Remove the verdicts on windows that began before a time; return how many these were.
+
+    What later verdicts depend on stays: skew, windows of open incidents, and the first window with so many ``rows``
+    that each version was judged by.
+
+    Raises:
+        StorageError, UnreachableError: the database cannot be written; nothing was removed.
+    """
+    table, each, removed = drift_windows.c, drift_windows.alias().c, 0
+    with database.reading() as connection:
+        names = connection.scalars(sa.select(table.name).where(table.start < before).distinct()).all()
+    for name in names:
+        first = sa.select(sa.func.min(each.start)).where(each.name == name, each.kind == "drift", each.rows >= rows)
+        first = first.group_by(each.side, each.version, each.judged_by)
+        open_ = sa.select(incidents.c.id).where(incidents.c.name == name, incidents.c.closed_at.is_(None))
+        kept = sa.or_(table.start.in_(first), sa.and_(table.incident.is_not(None), table.incident.in_(open_)))
+        with database.writing() as connection:
+            ours = (table.name == name, table.kind == "drift", table.start < before)
+            old = sa.delete(drift_windows).where(*ours, sa.not_(kept))
+            removed += connection.execute(old).rowcount
+    return removed
 
 
 def incidents_of(database: Database, name: str | None = None, *, open_only: bool = False) -> list[Incident]:
@@ -317,11 +350,15 @@ def put_message(database: Database, message: Message) -> None:
 
 def _open_in(connection: Connection, cause: JudgedWindow | Baseline) -> Incident | None:
     """Return the open incident of what a window, or what is normal, is about."""
-    keys = ("name", "side", "kind", "version")
-    same = (getattr(incidents.c, key) == getattr(cause, key) for key in keys)
-    query = sa.select(incidents).where(incidents.c.closed_at.is_(None), *same)
+    query = sa.select(incidents).where(incidents.c.closed_at.is_(None), *_same_cause(cause, incidents))
     row = connection.execute(query).mappings().one_or_none()
     return None if row is None else Incident(**row)
+
+
+def _same_cause(
+    cause: JudgedWindow | Incident | Baseline, among: sa.Table = drift_windows
+) -> list[sa.ColumnElement[bool]]:
+    return [among.c[key] == getattr(cause, key) for key in ("name", "side", "kind", "version")]
 
 
 def _incidents_in(connection: Connection, name: str | None, *, open_only: bool = False) -> list[Incident]:
@@ -343,14 +380,14 @@ def _known(connection: Connection, incident: Incident | None) -> Known:
     if incident is None:
         return Known()
     table = drift_windows.c
-    cause = [getattr(table, key) == getattr(incident, key) for key in ("name", "side", "kind", "version")]
-    outcomes = sa.select(table.outcome).where(*cause, table.start > incident.last_at).order_by(table.start)
+    few = [column for column in table if column.name != "details"]
+    later = sa.select(*few).where(*_same_cause(incident), table.start > incident.last_at).order_by(table.start)
     told = sa.select(messages.c.what).where(messages.c.incident == incident.id)
     last = sa.select(drift_windows).where(table.incident == incident.id).order_by(table.start.desc()).limit(1)
     row = connection.execute(last).mappings().one_or_none()
     return Known(
         incident,
-        tuple(connection.scalars(outcomes)),
+        tuple(JudgedWindow(**each) for each in connection.execute(later).mappings()),
         frozenset(connection.scalars(told)),
         None if row is None else JudgedWindow(**row),
     )

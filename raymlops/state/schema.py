@@ -204,6 +204,7 @@ drift_windows = sa.Table(
     sa.Column("incident", sa.String(32), nullable=True),
     sa.Column("judged_at", Time, nullable=False),
     sa.Index("drift_windows_newest", "name", "start"),
+    sa.Index("drift_windows_incident", "incident", "start"),
 )
 
 drift_baselines = sa.Table(

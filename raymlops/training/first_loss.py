@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from raymlops.loss_value import LossValue
 
 
+class NonFiniteLossError(RecipeError):
+    """The loss of the first rows is NaN or infinite: by the recipe, or by the data."""
+
+
 def first_rows(section: TrainSection, prepared: Prepared, *, device: str) -> Any:
     """Return the first training rows as a batch, no larger than the run's."""
     split = prepared.splits["train"]
@@ -40,7 +44,8 @@ def check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, batc
     """Return the loss of the first training rows, which are ``batch``.
 
     Raises:
-        RecipeError: it is not finite, has no gradient, or cannot be computed.
+        NonFiniteLossError: it is not finite.
+        RecipeError: it has no gradient, or cannot be computed.
     """
     where = f"{type(prepared.recipe).__name__}.loss()"
     rows = prepared.splits["train"].rows
@@ -57,7 +62,7 @@ def check_loss(section: TrainSection, prepared: Prepared, model: nn.Module, batc
         raise
     if not math.isfinite(loss.item()):
         bad = [name for name, part in found.parts.items() if not math.isfinite(part.item())]
-        raise RecipeError(
+        raise NonFiniteLossError(
             f"{f'the part {bad[0]} of ' if bad else ''}{where} is {loss.item()} on the first rows of train with the "
             "untrained model",
             hint="Look for missing or extreme values that encode() lets through, or a logarithm of zero.",

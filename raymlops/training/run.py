@@ -24,7 +24,7 @@ from raymlops.storage import filesystem
 from raymlops.tracking.client import tracker as tracker_of
 from raymlops.training.checkpoints.latest import recall
 from raymlops.training.checkpoints.retention import POINTER
-from raymlops.training.data_checks.gate import REPORT, check_data
+from raymlops.training.data_checks.gate import REPORT, blaming_data, check_data
 from raymlops.training.events import Event, words
 from raymlops.training.inprocess import check_gpu
 from raymlops.training.local_run import run_here
@@ -93,13 +93,18 @@ def train(
             hold(before.run_id)
             state = resuming.recorded_state(tracker, before, checkpoints_uri=filesystem.join(files_uri, CHECKPOINTS))
             sources = resuming.recorded_sources(tracker, before)
-        refit = before is not None and resuming.code_differs(before, project)
-        prepared = prepare(project, state=state, sources=sources, refit=refit)
+        prepared = prepare(
+            project,
+            state=state,
+            sources=sources,
+            refit=before is not None and resuming.code_differs(before, project),
+        )
         prepared.verify()
         notices = spec.train.without_effect()
-        unused = preflight(
-            project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
-        )
+        with blaming_data(prepared, None if before else spec.data.checks):
+            unused = preflight(
+                project, prepared, code=code, warn=None if before is None else notices.append, notice=notices.append
+            )
         checked = None if before else check_data(prepared, spec.data.checks, notice=notices.append)
         check_signals()
 

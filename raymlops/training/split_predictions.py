@@ -55,7 +55,8 @@ def answer_loss(
         rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch)
     except (NonFiniteError, RecipeError) as error:  # the gate needs its answers, and rejects a version without
         return AnswerLoss.none(f"validation rows were not answered: {error.message}")
-    return fitted(signature, answers, None if recipe.label is None else rows.get(recipe.label))
+    labels = None if recipe.label is None else rows.get(recipe.label)
+    return fitted(signature, answers, labels, label=recipe.label)
 
 
 def answered(

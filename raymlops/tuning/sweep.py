@@ -74,7 +74,7 @@ def sweep(
     from raymlops.state.lease import lease
     from raymlops.storage.filesystem import check_writable
     from raymlops.tracking.client import tracker
-    from raymlops.training.data_checks.gate import REPORT, check_data
+    from raymlops.training.data_checks.gate import REPORT, blaming_data, check_data
     from raymlops.training.preflight import preflight_sweep
 
     def notify(text: str) -> None:
@@ -107,7 +107,8 @@ def sweep(
         data = DataCache()
         prepared = data.get(project)
         unservable: list[str] = []
-        preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
+        with blaming_data(prepared, None if recorded else spec.data.checks):
+            preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)
         checked = None if recorded else check_data(prepared, spec.data.checks, notice=notify)
         opener = _Opener(project, store, held.enter_context(open_storage(url)), notify)
         if recorded is None:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from raymlops.arrays import Column
 from raymlops.config.data import ChecksSection
-from raymlops.data.parquet_files import list_parquet
+from raymlops.data.parquet.files import list_parquet
 from raymlops.data.prepare import Memory, Prepared
 from raymlops.data.sources import Source
 from raymlops.recipe import RecipeBase

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.loading.loader import Loader
-from raymlops.data.parquet_files import list_parquet
+from raymlops.data.parquet.files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.recipe import Progress
 

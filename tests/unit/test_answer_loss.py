@@ -194,6 +194,21 @@ def test_an_integer_with_labels_between_is_a_number():
     assert (rule.kind, rule.scale) == ("number", 0.5)
 
 
+def test_labels_are_compared_with_the_output_of_their_name():
+    """A class beside a number says little of labels that are numbers, be some of them 0 or 1."""
+    signature = gives(Column("progress", "float"), Column("severe", "bool"))
+    answers = {"progress": np.array([90.0, 210.0, 3.0]), "severe": np.array([False, True, False])}
+    rule = fitted(signature, answers, np.array([100.0, 205.0, 1.0]), label="progress")
+    assert (rule.kind, rule.output, rule.columns) == ("number", "progress", ("progress",))
+    assert rule.of({"progress": 100.0, "severe": False}, 100.0) == 0
+    two = gives(Column("a", "int"), Column("b", "string"))
+    found = fitted(two, {"a": np.array([3, 4]), "b": np.array(["x", "y"], object)}, np.array([3, 5]), label="a")
+    assert (found.kind, found.output) == ("class", "a")
+    late = {"probability": KNOWN, "late": KNOWN >= 0.5}
+    for label in ("late", "probability"):  # a probability is still one
+        assert fitted(FLIGHTS, late, np.array([1.0, 0.0, 0.0, 1.0]), label=label) == flights()
+
+
 @pytest.mark.parametrize(
     ("signature", "answers", "labels", "reason"),
     [

@@ -230,6 +230,15 @@ def test_default_decode_spreads_the_last_dimension():
     assert plain.decode(torch.tensor([1.0, 2.0]))["y"].tolist() == [1.0, 2.0]
 
 
+def test_default_decode_says_what_predict_returned():
+    """A dict of tensors is what decode() returns, not what it takes."""
+    with pytest.raises(
+        RecipeError, match=r"Plain\.predict\(\) returned a dict, and the default decode\(\) takes"
+    ) as no:
+        Plain().decode({"y": torch.zeros(2)})
+    assert "define decode(output)" in (no.value.hint or "")
+
+
 def test_default_decode_takes_what_numpy_lacks():
     """A model in bfloat16 answers as one in float32."""
     output = torch.tensor([[1.5], [2.0]], dtype=torch.bfloat16, requires_grad=True)

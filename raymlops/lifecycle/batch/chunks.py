@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.bundle.load import LoadedModel
-    from raymlops.data.parquet_files import GroupReader, ParquetFiles
+    from raymlops.data.parquet.files import GroupReader, ParquetFiles
     from raymlops.errors import RowProblem
     from raymlops.records import ModelVersionRef
 
@@ -90,7 +90,7 @@ class ChunkWorker:
 
     def _predict(self, chunk: Chunk) -> bytes:
         from raymlops.bundle.load import load
-        from raymlops.data.parquet_files import GroupReader
+        from raymlops.data.parquet.files import GroupReader
 
         bundle = self._job.version.bundle
         # Errors are data: Ray Data would wrap an exception, and retry it as if a node had died.

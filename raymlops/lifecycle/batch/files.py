@@ -20,7 +20,7 @@ from raymlops.records import Record, to_json
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from raymlops.data.parquet_files import ParquetFiles
+    from raymlops.data.parquet.files import ParquetFiles
     from raymlops.lifecycle.batch.chunks import Chunk
     from raymlops.signature import Signature
 
@@ -66,7 +66,7 @@ def input_files(source: str) -> ParquetFiles:
         UsageError: there are no files, or no rows.
         StorageError: they cannot be read.
     """
-    from raymlops.data.parquet_files import list_parquet
+    from raymlops.data.parquet.files import list_parquet
 
     try:
         files = list_parquet(source)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import ElsewhereError
-from raymlops.lifecycle.live.transitions import superseded
+from raymlops.lifecycle.live.withdrawals import superseded
 from raymlops.serving.control.ownership import divide, mark_of
 from raymlops.state.identity import SELF, SHORT, TAKEOVER, History, owner_in, settle_on
 from raymlops.state.store import deployments_in

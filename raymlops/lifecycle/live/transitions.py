@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.serve import RolloutSection
 from raymlops.config.stored import read_stored
-from raymlops.errors import NotFoundError, RaymlopsError, RefusedError
+from raymlops.errors import RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import (
     BEGUN,
     BESIDE,
@@ -22,7 +22,6 @@ from raymlops.lifecycle.live.lineup import (
     canaries_of,
     champion_of,
     idle_of,
-    previous_champion,
     with_canary,
     with_champion,
     with_settings,
@@ -35,10 +34,8 @@ from raymlops.state.store import Change, Deployment, Model
 from raymlops.state.transitions import Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
-
-    from raymlops.state.audit import AuditEvent
 
 PROMOTED = "rollout.promote"
 """Action by which a rollout makes its version champion."""
@@ -91,7 +88,7 @@ def bring(
         refuse_beside(model, version, request=request)
     for one in model.coming if takes_route else ():
         if (request.replaces or one.goal.get("role") == "champion") and one.version != version:
-            model = _taken_back(model, one, "superseded", f"{action} of version {version}")
+            model = taken_back(model, one, "superseded", f"{action} of version {version}")
     before, was = model.deployments, model.item(version)
     old = champion_of(before)
     # Whoever took the route, or a share, or is on its way meanwhile, makes no room.
@@ -103,7 +100,9 @@ def bring(
     earlier = next((one for one in model.coming if one.version == version), None)
     if up and was is not None and was.serve == item.serve:
         if earlier is not None:  # what it came up for before must not be given to it later
-            model = _with(model, replace(earlier, status="superseded", reason=f"{action} of version {version}"))
+            model = with_transition(
+                model, replace(earlier, status="superseded", reason=f"{action} of version {version}")
+            )
         watched = tuple(with_settings(one, item) if one is was else one for one in model.deployments)
         return _reached(replace(model, deployments=watched), version, goal, action, why, now=now)
     if takes_route and request.replaces and old is not None and old.version != version:
@@ -131,7 +130,7 @@ def bring(
         hurry=request.hurry,
         restores=[*restores, *(one.to_dict() for one in before if one.version in leaving)],
     )
-    model = _settled(_with(replace(model, deployments=first), transition), now=now, by=action)
+    model = with_settled_rollout(with_transition(replace(model, deployments=first), transition), now=now, by=action)
     return Change(model, began_as, why if final else f"{why}: first it comes up")
 
 
@@ -165,7 +164,7 @@ def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
     except RaymlopsError as error:  # the line-up has changed meanwhile
         return failed(model, transition_id, error.message, now=now)
     done = replace(transition, status="done")
-    return replace(change, model=_with(change.model, done))
+    return replace(change, model=with_transition(change.model, done))
 
 
 def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> Change:
@@ -173,7 +172,7 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
     transition = model.transition(transition_id)
     if transition is None or transition.status != "running":
         return Change(model, "", "")
-    model = _taken_back(model, transition, "failed", reason[:2000])
+    model = taken_back(model, transition, "failed", reason[:2000])
     lost: dict[int, str | None] = {}
     rollout = model.rollout
     if rollout is not None and transition.action == PROMOTED:
@@ -185,124 +184,6 @@ def failed(model: Model, transition_id: str, reason: str, *, now: datetime) -> C
         )
         lost = {rollout.version: why}
     return Change(model, f"{transition.began_as}.undone", f"{transition.began_as} failed: {reason}"[:2000], lost)
-
-
-def in_question(model: Model) -> list[int]:
-    """Return the versions that a rollback takes back instead of the route: rolled out, on their way, with a share."""
-    rolled_out = [] if model.rollout is None else [model.rollout.version]
-    champion = champion_of(model.deployments)
-    pending = [one for one in model.coming if one.action != ROLLBACK]
-    coming = [one.version for one in pending if one.goal.get("weight") or _moves_route(one, champion)]
-    return [*rolled_out, *coming, *(item.version for item in canaries_of(model.deployments))]
-
-
-def roll_back(
-    model: Model,
-    changes: Iterable[AuditEvent],
-    *,
-    request: Request,
-    up: Callable[[Deployment], bool],
-    seen: Collection[int] = (),
-    champion: int | None = None,
-    leaving: Collection[int] = (),
-) -> Change:
-    """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
-
-    ``seen`` are the versions that were in question when it was requested, and ``champion`` was live then: where another
-    process took them back since, the champion stays, unless it is one of them.
-
-    Raises:
-        NotFoundError: the model is not served, or no version was champion before.
-    """
-    if any(one.action == request.action for one in model.coming):
-        return Change(model, request.action, request.why)  # it is on its way back
-    left = champion_of(model.deployments)
-    if pending := route_takers(model):
-        for one in pending:
-            model = _taken_back(model, one, "superseded", "rolled back")
-        versions = ", ".join(str(one.version) for one in pending)
-        why = f"version {versions}, which was on its way to the route, is taken back"
-        new = {one.version for one in pending} - ({left.version} if left is not None else set())
-        return Change(model, request.action, why, dict.fromkeys(new, why))
-    if (change := aborted(model, why="rolled back", now=request.now, action=f"{request.action}.canary")) is not None:
-        return change
-    if left is not None and left.version not in seen and (seen or champion not in {None, left.version}):
-        return Change(model, request.action, request.why)
-    target = previous_champion(model.deployments, changes)
-    why = f"from version {left.version if left else None} to version {target.version}"
-    request = replace(request, why=why, hurry=True, replaces=left is not None and left.replaces)
-    return bring(model, target, goal=ROUTE, request=request, up=up(target), leaving=leaving)
-
-
-def route_takers(model: Model) -> list[Transition]:
-    """Return what comes up for the route, by a verb, or as the champion with other settings; not by a rollback."""
-    champion = champion_of(model.deployments)
-    verbs = [one for one in model.coming if one.action not in {PROMOTED, ROLLBACK}]
-    return [one for one in verbs if _moves_route(one, champion)]
-
-
-def _moves_route(transition: Transition, champion: Deployment | None) -> bool:
-    """Return whether a version comes up for the route, or as the champion with other settings."""
-    renewed = champion is not None and transition.version == champion.version
-    return renewed or transition.goal.get("role") == "champion"
-
-
-def aborted(model: Model, *, why: str, now: datetime, action: str) -> Change | None:
-    """Return a model without canaries' shares and without a rollout; None if it has neither."""
-    canaries, rollout = canaries_of(model.deployments), model.rollout
-    pending = [one for one in model.coming if one.goal.get("weight") or one.action == PROMOTED]
-    if not canaries and rollout is None and not pending:
-        return None
-    for one in pending:
-        model = _taken_back(model, one, "superseded", why)
-    said = [f"version {item.version} answered {100 * item.weight:g}%" for item in canaries]
-    said += [f"version {one.version} was coming up for its share" for one in pending if one.action != PROMOTED]
-    model = replace(model, deployments=tuple(without_traffic(model.deployments)))
-    if rollout is not None:
-        said.append(f"rollout {rollout.id} of version {rollout.version} ends")
-        model = replace(model, rollout=replace(rollout, status="stopped", ended_at=now, reason=why))
-    lost = {item.version for item in canaries} | ({rollout.version} if rollout is not None else set())
-    why = f"{why}: {', '.join(said)}"
-    return Change(model, action, why, dict.fromkeys(lost, why))
-
-
-def superseded(model: Model, *, action: str, why: str) -> Change:
-    """Return a model of which no version is on its way any more."""
-    for one in model.coming:
-        model = _taken_back(model, one, "superseded", why)
-    return Change(model, action, why)
-
-
-def removed(model: Model, *, now: datetime, why: str) -> Change:
-    """Return a model of which nothing is desired any more."""
-    for one in model.coming:
-        model = _with(model, replace(one, status="superseded", reason="the model was removed"))
-    return Change(_settled(replace(model, deployments=()), now=now, by="remove"), "remove", why)
-
-
-def version_removed(model: Model, version: int, *, why: str) -> Change:
-    """Return a model without one version beside its champion.
-
-    Raises:
-        NotFoundError: it is not up.
-        RefusedError: it is the champion, or is being rolled out.
-    """
-    item = model.item(version)
-    if item is None:
-        up = ", ".join(f"{one.version} ({one.role})" for one in model.deployments) or "none"
-        raise NotFoundError(f"version {version} of {model.name} is not up; versions that are: {up}")
-    if item.role == "champion":
-        raise RefusedError(
-            f"version {version} of {model.name} is the champion, which answers the requests",
-            hint="Make another version live first (raymlops rollback or deploy), or take the whole model down: "
-            "--remove without --version.",
-        )
-    if model.rollout is not None and model.rollout.version == version:
-        refuse_running(model)
-    for one in model.coming:
-        if one.version == version:
-            model = _taken_back(model, one, "superseded", "the version was removed")
-    return Change(replace(model, deployments=tuple(without(model.deployments, {version}))), "remove.version", why)
 
 
 def wanted(before: Sequence[Deployment], new: Deployment, goal: dict[str, Any]) -> list[Deployment]:
@@ -327,9 +208,9 @@ def unshared(model: Model, version: int, goal: dict[str, Any], *, action: str, w
         if one.version == version and _shares(one.goal):
             rest = {**one.goal, **dict.fromkeys(gone)}
             if rest.get("weight") or rest.get("shadow"):
-                model = _with(model, replace(one, goal=rest))
+                model = with_transition(model, replace(one, goal=rest))
             else:
-                model = _taken_back(model, one, "superseded", why)
+                model = taken_back(model, one, "superseded", why)
     if model.item(version) is None:
         return Change(model, action, why)
     return Change(_shared(model, version, goal), action, why)
@@ -348,7 +229,7 @@ def _reached(model: Model, version: int, goal: dict[str, Any], action: str, why:
         old = champion_of(model.deployments)
         if action == ROLLBACK and old is not None and old.version != version:
             withdraws[old.version] = f"rolled back {why}"
-        model = _settled(replace(model, deployments=tuple(target)), now=now, by=by)
+        model = with_settled_rollout(replace(model, deployments=tuple(target)), now=now, by=by)
         return Change(model, action, why, withdraws)
     if _shares(goal):
         model = _shared(model, version, goal, now=now)
@@ -393,16 +274,16 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
     return replace(model, deployments=tuple(wanted), rollout=rollout or model.rollout)
 
 
-def _settled(model: Model, *, now: datetime, by: str | None) -> Model:
+def with_settled_rollout(model: Model, *, now: datetime, by: str | None) -> Model:
     """Return a model whose rollout has ended if its deployments ended it."""
     if model.rollout is None or (ended := settled(model.rollout, model.deployments, now=now, by=by)) is None:
         return model
     return replace(model, rollout=ended)
 
 
-def _taken_back(model: Model, transition: Transition, status: Any, reason: str) -> Model:
+def taken_back(model: Model, transition: Transition, status: Any, reason: str) -> Model:
     """Return a model without a version on its way; what made room for it, and its earlier settings, are restored."""
-    model = _with(model, replace(transition, status=status, reason=reason))
+    model = with_transition(model, replace(transition, status=status, reason=reason))
     restored = [Deployment.from_dict(item) for item in transition.restores]
     was = next((one for one in restored if one.version == transition.version), None)
     item = model.item(transition.version)
@@ -416,6 +297,7 @@ def _taken_back(model: Model, transition: Transition, status: Any, reason: str) 
     return replace(model, deployments=tuple(sorted(items, key=lambda one: one.version)))
 
 
-def _with(model: Model, transition: Transition) -> Model:
+def with_transition(model: Model, transition: Transition) -> Model:
+    """Return a model with a transition in place of the one of its version."""
     others = tuple(one for one in model.transitions if one.version != transition.version)
     return replace(model, transitions=(*others, transition))

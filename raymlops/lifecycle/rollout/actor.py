@@ -198,10 +198,15 @@ class ControllerActor:
         from raymlops.tracking.client import tracker
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
+        judge, keep_reports = Judge(state), KeptReports(state, partial(tracker, spec))
 
         def tell(now: datetime) -> None:
             outbox(now)
             gauges()
+
+        def watch(now: datetime) -> None:
+            judge(now)
+            keep_reports(now)
 
         return Controller(
             state,
@@ -210,9 +215,7 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
-            maintain=LogMaintenance(
-                state, state.url, then=Judge(state, then=KeptReports(state, partial(tracker, spec)))
-            ),
+            maintain=LogMaintenance(state, state.url, then=watch),
             tell=tell,
         )
 

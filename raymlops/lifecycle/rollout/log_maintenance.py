@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RaymlopsError, RefusedError
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class LogMaintenance:
         self._thread: threading.Thread | None = None
         self._seen: set[StoredLog] = set()
         """Logs whose older hours have been merged, each in one storage."""
-        self._failures: dict[tuple[str, str], str] = {}
-        """The recorded failure of a model in a storage, so that it is not recorded each hour."""
+        self._failures = RecordedFailures(state)
 
     def __call__(self, now: datetime) -> None:
         """Start a run, unless the previous one is still running."""
@@ -57,18 +57,15 @@ class LogMaintenance:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
         for log in stored_logs(self._state):
             for uri in log.uris:
-                where = (log.name, uri)
                 try:
                     self._maintain(replace(log, uris=(uri,)), now)
-                    self._failures.pop(where, None)
+                    self._failures.over(log.name, place=uri)
                 except RefusedError as error:
                     _log.info("%s", error)  # another process changes its files
                 except Exception as error:
                     _log.warning("the log of %s in %s", log.name, uri, exc_info=error)
                     why = f"the log was not maintained: {type(error).__name__}: {error}"
-                    if self._failures.get(where) != why:
-                        self._record_error(log.name, why)
-                    self._failures[where] = why
+                    self._failures.put(log.name, why, place=uri)
         self._then(now)
 
     def _maintain(self, log: StoredLog, now: datetime) -> None:
@@ -83,9 +80,3 @@ class LogMaintenance:
                 since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
                 compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
                 self._seen.add(log)
-
-    def _record_error(self, name: str, why: str) -> None:
-        try:
-            self._state.record(action="controller.error", subject=name, why=why[:2000])
-        except RaymlopsError as error:
-            _log.warning("the audit record lacks that: %s", error)

@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.config.schema import MonitorSection
 from raymlops.errors import UsageError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.watch import incidents
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.monitor.baseline import wanted_windows
 from raymlops.records import Record
-from raymlops.state.drift import Baseline, Incident, add_baselines, change_incident
+from raymlops.state.drift import Baseline, Incident, about, add_baselines, change_incident
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ class NormalRecord(Record):
         for side, number in self.windows.items():
             few = "" if number >= self.wanted else f"; nothing is judged by them until there are {self.wanted}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
+        for one in self.closed:
+            if not self.windows and one.kind == "drift":
+                since = f"{self.wanted} windows since {one.opened_at:%Y-%m-%d %H:%M} UTC"
+                lines.append(f"{one.side}: {', '.join(one.columns)}: not judged until there are {since}")
         return "\n".join(lines)
 
 
@@ -68,7 +74,10 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
     """
     with _state(name, why, config) as state:
         change = partial(incidents.acknowledge, now=state.now(), actor=this_user(), why=why)
-        return NormalRecord(name, (change_incident(state, incident, change, name=name),), {})
+        closed = change_incident(state, incident, change, name=name)
+        champion = champion_of(state.deployments(name))
+        monitor = MonitorSection() if champion is None else monitored(champion)
+        return NormalRecord(name, (closed,), {}, wanted_windows(monitor.window_h * 3600))
 
 
 def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRecord:

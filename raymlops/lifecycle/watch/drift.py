@@ -11,15 +11,17 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.config.paths import local_path
+from raymlops.errors import StorageError, UsageError
 from raymlops.lifecycle.watch.hours import Hours, hours_before
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
-from raymlops.lifecycle.watch.windows import place_of
+from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
-from raymlops.state.drift import Incident, incidents_of, judged_windows, newest_window
+from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.state.drift import Side
     from raymlops.state.store import State
+
+_WHERE = "Name with --report, in Python report=, a file in a folder that is there and that this user may write."
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def drift(
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
-        UsageError: ``since`` is no time.
+        UsageError: ``since`` is no time, or the report's folder is not there.
         StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
     from raymlops.lifecycle.named_model import named
@@ -104,10 +108,18 @@ def drift(
     if between_columns:
         monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)
+    local = None if report is None else local_path(report)
+    if local is not None and (local.is_dir() or not local.parent.is_dir()):
+        why = "is a folder" if local.is_dir() else f"cannot be written: there is no folder {local.parent}"
+        raise UsageError(f"the report {str(report)!r} {why}", hint=_WHERE)
     with state_of(spec) as state:
         found = judged(state, name, now=now, since=first, monitor=monitor)
         if report is not None:
-            write_bytes(report, reported(state, name, now=now, monitor=monitor).encode())
+            html = reported(state, name, now=now, monitor=monitor).encode()
+            try:
+                write_bytes(report, html)
+            except StorageError as error:
+                raise StorageError(error.message, hint=_WHERE) from error
     return found
 
 
@@ -161,9 +173,10 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
 
 
 def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
-    about = record.name, record.version, record.window_h
     quality = () if record.quality is None else tuple(record.quality.lines())
-    return page.Shown(*about, record.windows, hours, record.incidents, quality, record.notes)
+    return page.Shown(
+        record.name, record.version, record.window_h, record.windows, hours, record.incidents, quality, record.notes
+    )
 
 
 def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> tuple[HourlyColumn, ...]:
@@ -182,7 +195,7 @@ def _verdicts(
     state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
 ) -> Iterator[WindowDrift]:
     """Yield the verdicts on one side: as they were stored, else as they are found now."""
-    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    newest = partial(newest_window, state, model.name, side=side.side)
     last = last_ended(now, model.window_s)
     kept = newest(version=model.version, kind="skew")
     skew = side.skew(last) if kept is None else from_stored(kept, acknowledged=acknowledged)
@@ -192,7 +205,8 @@ def _verdicts(
     if since is not None:
         yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
         return
-    before = newest(version=about(side.side, model.version)) if model.as_deployed else None
+    version = about(side.side, model.version)
+    before = newest(version=version, length_s=model.window_s) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
@@ -220,7 +234,7 @@ def _since(
         and (one.stop - one.start).total_seconds() == model.window_s
     }
     begin = min([place_of(first, model.window_s) if first is not None else last + 1, *stored])
-    begin = max(begin, -int(-since.timestamp() // model.window_s))
+    begin = max(begin, place_from(since, model.window_s))
     model.traffic.read(begin, last, without=stored)
     none = True
     for at in range(begin, last + 1):

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from raymlops.lifecycle.watch.status import newest_verdicts
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of, judged_windows, unsent_messages
+from raymlops.state.drift import incidents_of, unsent_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 _OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 _NOT_JUDGED = -1.0
-_NEWEST = 8
-"""Verdicts of a model that are looked at: of a window there is one on each side, and of each version one on skew."""
 
 
 class WatchGauges:
@@ -49,13 +48,11 @@ class WatchGauges:
 
     def _figures(self) -> Iterator[tuple[tuple[str, ...], float]]:
         """Yield the value of each gauge by its name and labels."""
-        live = {item.name for item in self._state.deployments()}
-        for model in live:
-            newest: dict[str, JudgedWindow] = {}
-            for window in judged_windows(self._state, model, limit=_NEWEST):
-                if window.kind == "drift":
-                    newest.setdefault(window.side, window)
-            for side, window in newest.items():
+        deployments = self._state.deployments()
+        live = {item.name for item in deployments}
+        champions = {item.name: item.version for item in deployments if item.role == "champion"}
+        for model, champion in champions.items():
+            for side, window in newest_verdicts(self._state, model, champion).items():
                 for name, windows, value in _figures(window):
                     yield (f"raymlops_drift_{name}", model, side, *windows), value
         incidents = Counter(one.name for one in incidents_of(self._state, open_only=True))

@@ -2,8 +2,8 @@
 
 Owns when an incident opens, gets worse and is over, and that each of that is told once. Only an ``alarm`` opens one.
 It is over once so many windows running are ``ok`` that every hour of the day was so twice, as two windows running
-opened it. Skew is judged once a version, so that its incident stays until a person says that it is normal, or until
-another version is live.
+opened it; windows with too few rows for a verdict count as little as hours without any. Skew is judged once a version,
+so that its incident stays until a person says that it is normal, or until another version is live.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.watch.messages import message_about
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.monitor.own_windows import lag_of
 from raymlops.state.drift import Baseline, Filed, Incident
 
@@ -48,7 +49,7 @@ def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> 
     new_ones = [column for column in columns if column not in incident.columns]
     longer = replace(
         incident,
-        last_at=max(incident.last_at, window.start),  # windows of another length may go back
+        last_at=window.start,
         windows=incident.windows + 1,
         columns=(*incident.columns, *new_ones),
     )
@@ -93,8 +94,10 @@ def rebaselined(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
 
 
 def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
-    wanted = 2 * lag_of((window.stop - window.start).total_seconds())
-    outcomes = [*known.since, window.outcome]
+    length = window.stop - window.start
+    wanted = 2 * lag_of(length.total_seconds())
+    alike = [one for one in (*known.since, window) if one.stop - one.start == length]
+    outcomes = [one.outcome for one in alike if (one.outcome, one.reason) != ("waiting", FEW_ROWS)]
     if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
         return Filed(incident)
     after = replace(incident, closed_at=window.judged_at)

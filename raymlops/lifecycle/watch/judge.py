@@ -14,15 +14,26 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
-from raymlops.lifecycle.watch.live_model import about, live_model
+from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
-from raymlops.lifecycle.watch.windows import place_of
+from raymlops.lifecycle.watch.windows import place_from, place_of
+from raymlops.monitor.drift import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
-from raymlops.state.drift import ANY_VERSION, Filed, change_incident, incidents_of, newest_window, record_window
+from raymlops.state.drift import (
+    ANY_VERSION,
+    Filed,
+    about,
+    change_incident,
+    incidents_of,
+    newest_window,
+    record_window,
+    remove_windows,
+)
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -32,7 +43,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
-    from raymlops.state.drift import Incident, Known
+    from raymlops.state.drift import Known
     from raymlops.state.store import State
 
 LOOK_BACK = timedelta(days=7)
@@ -40,6 +51,8 @@ LOOK_BACK = timedelta(days=7)
 SHORTEST_WAIT, LONGEST_WAIT = timedelta(hours=6), timedelta(days=2)
 """How long a window waits for hours that are not counted, and the windows after it with it: its own length, between
 these. The hours of the last two days are counted each hour."""
+KEPT = timedelta(days=730)
+"""How long verdicts are kept, but for those that others depend on."""
 TURN_S = 600.0
 """How long a call may take, so that the maintenance of logs does not wait for it; the next call goes on."""
 
@@ -49,53 +62,34 @@ _log = logging.getLogger(__name__)
 class Judge:
     """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
 
-    def __init__(
-        self,
-        state: State,
-        *,
-        then: Callable[[str, datetime], None] = lambda _name, _now: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``then`` is called once nothing is due of a model."""
+    def __init__(self, state: State, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._state = state
-        self._then = then
         self._clock = clock
         self._actor = f"controller of {this_user()}"
-        self._failures: dict[str, str] = {}
-        """The recorded failure of a model, so that it is not recorded each hour."""
+        self._failures = RecordedFailures(state, actor=self._actor)
         self._next = ""
         """The model at which the last call ran out of time."""
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
+        remove_windows(self._state, before=now - KEPT, rows=FEWEST_ROWS)
         ends = self._clock() + TURN_S
-        names = sorted({item.name for item in self._state.deployments()} | {one.name for one in self._open()})
-        names = [name for name in names if name >= self._next] + [name for name in names if name < self._next]
-        self._next = ""
-        for name in names:
+        names = {item.name for item in self._state.deployments()}
+        names |= {one.name for one in incidents_of(self._state, open_only=True)}
+        for name in sorted(names, key=lambda name: (name < self._next, name)):
+            self._next = name
+            if self._clock() >= ends:
+                return
             try:
                 if not judge_due(self._state, name, now=now, actor=self._actor, hurry=lambda: self._clock() >= ends):
-                    self._next = name
                     return
-                self._then(name, now)
-                self._failures.pop(name, None)
+                self._failures.over(name)
             except NotFoundError as error:  # a bundle of an earlier release
                 _log.info("%s is not judged: %s", name, error)
             except Exception as error:
                 _log.warning("the windows of %s", name, exc_info=error)
-                why = f"its traffic was not judged, or that not reported: {type(error).__name__}: {error}"[:2000]
-                if self._failures.get(name) != why:
-                    self._record_error(name, why)
-                self._failures[name] = why
-
-    def _open(self) -> list[Incident]:
-        return incidents_of(self._state, open_only=True)
-
-    def _record_error(self, name: str, why: str) -> None:
-        try:
-            self._state.record(action="controller.error", subject=name, why=why, actor=self._actor)
-        except RaymlopsError as error:
-            _log.warning("the audit record lacks that: %s", error)
+                self._failures.put(name, f"its traffic was not judged: {type(error).__name__}: {error}")
+        self._next = ""
 
 
 def judge_due(
@@ -134,7 +128,7 @@ def _due(
 ) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
     """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
     last = last_ended(now - GRACE, model.window_s)
-    newest = partial(newest_window, state, model.name, side=side.side, length_s=model.window_s)
+    newest = partial(newest_window, state, model.name, side=side.side)
     skew = newest(version=model.version, kind="skew")
     skewed = skew is not None and skew.outcome == "alarm"
     if skew is None and (found := side.skew(last)) is not None:
@@ -142,7 +136,7 @@ def _due(
         yield found, _columns(found)
     before = newest(version=about(side.side, model.version))
     first = max(place_of(now - LOOK_BACK, model.window_s), 0)
-    first = min(first, last - 1) if before is None else max(first, place_of(before.start, model.window_s) + 1)
+    first = min(first, last - 1) if before is None else max(first, place_from(before.stop, model.window_s))
     for found in side.drifts(first, last, skewed=skewed):
         if side.uncounted(found) and found.stop is not None and now < found.stop + _wait(model.window_s):
             return

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 from raymlops.bundle.profiles import references_of
 from raymlops.errors import NotFoundError
-from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored
+from raymlops.lifecycle.live.outage import absences
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.watch.normal import Normal
 from raymlops.lifecycle.watch.traffic import Traffic
 from raymlops.lifecycle.watch.window_drift import SIDES
 from raymlops.lifecycle.watch.windows import Windows, place_of
 from raymlops.monitor.drift import FEWEST_ROWS
-from raymlops.state.drift import ANY_VERSION, baselines_of, first_start
+from raymlops.state.audit import changes_of
+from raymlops.state.drift import about, baselines_of, first_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,11 +68,15 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     settings = deployed if monitor is None else monitor
     length = timedelta(hours=settings.window_h)
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
+    changes = list(changes_of(state, name, ROUTE_ACTIONS))
     layouts = {key: references[key].layout for key in SIDES.values() if key in references}
-    served = {
-        key: Windows(side=key, layout=layout, window_s=window_s, version=version) for key, layout in layouts.items()
-    }
-    windows = {key: Windows(side=key, layout=layout, window_s=window_s) for key, layout in layouts.items()}
+    served, windows = (
+        {
+            key: Windows(side=key, layout=layout, window_s=window_s, version=of, absences=absences(changes, of))
+            for key, layout in layouts.items()
+        }
+        for of in (version, None)
+    )
     windows |= {key: served[key] for key in served if key == SIDES["outputs"]}
     into = {id(each): each for each in (*served.values(), *windows.values())}
     uris = () if log is None else log.uris
@@ -103,11 +109,6 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     ]
     as_deployed = settings.between_columns == deployed.between_columns
     return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
-
-
-def about(side: Side, version: int) -> int:
-    """Return the version that windows of drift are about."""
-    return version if side == "outputs" else ANY_VERSION
 
 
 def _of(

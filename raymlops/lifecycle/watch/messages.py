@@ -10,6 +10,8 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from raymlops.monitor import contrasts
+from raymlops.monitor.effects import in_words
 from raymlops.monitor.outcome import ALARM_LEVEL
 from raymlops.state.drift import Message
 
@@ -32,8 +34,8 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
 
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
-    head, todo = _head(incident, window, what), ["Next:", *_commands(incident, what)]
     moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
+    head, todo = _head(incident, window, what, moved), ["Next:", *_commands(incident, what)]
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
     if what == "closed":
         moved, number = [], 0
@@ -65,7 +67,7 @@ def _subject(incident: Incident) -> str:
     return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
 
 
-def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
+def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]]) -> str:
     since = f"since {_time(incident.opened_at)}"
     if what == "closed" and incident.acknowledged_by is not None:
         who, why = incident.acknowledged_by, incident.acknowledged_why
@@ -77,7 +79,8 @@ def _head(incident: Incident, window: JudgedWindow, what: Told) -> str:
     if what == "escalated":
         return f"Worse: further columns moved; {incident.windows} windows of {hours} are an alarm {since}, {last}"
     running = window.p_two is not None and window.p_two <= ALARM_LEVEL
-    p = window.p_two if running else window.p_one
+    # One window is an alarm by Student's t of a column, not by its rank.
+    p = window.p_two if running else min((one["p"] for one in moved if one.get("p") is not None), default=window.p_one)
     how = f"two windows of {hours} running are unlike" if running else f"a window of {hours} is far from"
     return f"Alarm {since}: {how} {window.against or 'what is normal'}{'' if p is None else f' (p {p:.2g})'}, {last}"
 
@@ -95,10 +98,15 @@ def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
 
 def _column(column: Mapping[str, Any]) -> str:
     distance = column.get("distance")
-    parts = [f"{shown(column.get('moved', ''))} " + ("far off" if distance is None else f"{distance:+.1f} sd")]
-    medians = [side[2] for side in column.get("quantiles") or ()]
-    if medians and None not in medians:  # nothing is left of a column that is null
-        parts.append("median {:.4g} to {:.4g}".format(*medians))
+    parts = [
+        f"{shown(contrasts.in_words(column.get('moved', '')))} "
+        + ("far off" if distance is None else f"{distance:+.1f} sd")
+    ]
+    outside = column.get("outside") or ((), ())
+    sides = zip(column.get("quantiles") or (), outside, strict=False)
+    medians = [in_words(side, column.get("span") or (), beyond)[2] for side, beyond in sides]
+    if medians and "none" not in medians:  # nothing is left of a column that is null
+        parts.append("median {} to {}".format(*medians))
     before, after = column.get("nulls") or (0, 0)
     if f"{before:.1%}" != f"{after:.1%}":
         parts.append(f"missing {before:.1%} to {after:.1%}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.lifecycle.watch.window_drift import WindowDrift
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
 from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge, together
@@ -163,9 +163,12 @@ class Normal:
         if hours := self.windows.uncounted(window):
             return self._waiting(window, _uncounted(hours, self.version))
         if window.rows < FEWEST_ROWS:
-            return self._waiting(window, f"fewer than {FEWEST_ROWS} rows")
+            return self._waiting(window, FEW_ROWS)
         if _within(self._first_hour, window):
             return self._waiting(window, "traffic began within it")
+        if self.windows.interrupted(window):
+            what = "no version was" if self.side == "inputs" else f"version {self.version} was not"
+            return self._waiting(window, f"{what} live for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         parts = tuple(self._parts(pair))
@@ -226,10 +229,14 @@ class Normal:
         have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:
             return self._waiting(window, f"training differs from what is served, and {have}"), False
-        found = self._described(window, training, TRAINING)
-        if found.verdict is not None:
-            return found, False
-        return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
+        if isinstance(training, str) or training[0] is None:
+            found = self._described(window, training, TRAINING)
+            return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
+        verdict, refused = training
+        assert verdict is not None
+        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
+        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING), False
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -353,10 +360,12 @@ class Normal:
         if verdict is None:
             nothing = "no column can be judged" + "".join(f"; {one}: {why}" for one, why in list(refused.items())[:3])
             return replace(self._waiting(window, nothing, kind=kind), refused=refused)
-        return WindowDrift(self.side, kind, against, *_span(window), window.rows, verdict, refused=refused)
+        return WindowDrift(
+            self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
+        )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why)
+        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
 
 
 def _together(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RaymlopsError, RefusedError
@@ -21,7 +24,7 @@ from raymlops.state.drift import put_message, unsent_messages
 from raymlops.state.lease import lease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.lifecycle.watch.messengers import Tone
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
 LEASE = "messages"
 THREAD = "raymlops-outbox"
 FIRST_RETRY_S, MAX_RETRY_S = 30.0, 3600.0
+SENDERS = 8
+"""Models whose messages are sent at the same time, each by a process."""
+TURN_S = 60.0
+"""After which a turn begins no message, so that the next one goes by the clock as it is then."""
+LOOK_S = 1.0
+"""How often a turn looks for what is new."""
 MAX_ERROR = 500
 _TONES: Mapping[Told, Tone] = {"opened": "warning", "escalated": "failure", "closed": "success"}
 
@@ -38,16 +47,17 @@ _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Send what is due, in one thread at a time and by one process at a time."""
+    """Send what is due, in one turn at a time and by one process at a time."""
 
-    def __init__(self, state: State, url: str) -> None:
+    def __init__(self, state: State, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Take the state, and its URL for the lease under which one process sends."""
         self._state = state
         self._url = url
+        self._clock = clock
         self._thread: threading.Thread | None = None
 
     def __call__(self, now: datetime) -> None:
-        """Start to send what is due, unless that is in progress."""
+        """Start a turn where something is due; one that is in progress takes what is new by itself."""
         if (self._thread is None or not self._thread.is_alive()) and self._due(now):
             self._thread = threading.Thread(target=self.run, args=(now,), name=THREAD, daemon=True)
             self._thread.start()
@@ -56,27 +66,65 @@ class Outbox:
         """Send what is due; what fails for one model is recorded with its messages, and the others' are sent."""
         try:
             with lease(self._url, LEASE, purpose="messages"):
-                for name, queue in self._due(now).items():
-                    self._send(name, queue)
+                self._turn(now)
         except RefusedError as error:
             _log.info("%s", error)  # another process sends
         except Exception as error:
             _log.warning("messages were not sent: %s: %s", type(error).__name__, error)
 
-    def _due(self, now: datetime) -> dict[str, list[Message]]:
+    def _turn(self, now: datetime) -> None:
+        """Send for several models at a time what is due, and what is new meanwhile; no message is begun for twice."""
+        ends, tried = self._clock() + TURN_S, set[str]()
+        sending, ended = set[str](), SimpleQueue[str]()
+
+        def late() -> bool:
+            return self._clock() >= ends
+
+        def send(name: str, queue: Sequence[Message]) -> None:
+            try:
+                self._send(name, queue, late)
+            except Exception as error:
+                _log.warning("messages about %s: %s: %s", name, type(error).__name__, error)
+            finally:
+                ended.put(name)
+
+        try:
+            while not late():
+                due = self._due(now, tried=tried) if len(sending) < SENDERS else {}
+                for name in [name for name in due if name not in sending][: SENDERS - len(sending)]:
+                    tried |= {message.id for message in due[name]}
+                    sending.add(name)
+                    threading.Thread(target=send, args=(name, due[name]), name=f"{THREAD}-send", daemon=True).start()
+                if not sending:
+                    return
+                with suppress(Empty):
+                    sending.remove(ended.get(timeout=LOOK_S))
+        finally:  # the lease is held for as long as somebody sends
+            for _ in sending:
+                ended.get()
+
+    def _due(self, now: datetime, *, tried: Collection[str] = ()) -> dict[str, list[Message]]:
         """Return all unsent messages of each model that has one to be sent now; first of those with fewest attempts."""
         queues = unsent_messages(self._state)
-        due = [
-            name for name, queue in queues.items() if any(one.retry_at is None or one.retry_at <= now for one in queue)
-        ]
-        return {name: queues[name] for name in sorted(due, key=lambda name: queues[name][0].attempts)}
+        due = {
+            name: [one for one in queue if one.id not in tried and (one.retry_at is None or one.retry_at <= now)]
+            for name, queue in queues.items()
+        }
+        names = sorted((name for name in due if due[name]), key=lambda name: due[name][0].attempts)
+        return {name: queues[name] for name in names}
 
-    def _send(self, name: str, queue: Sequence[Message]) -> None:
-        """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones."""
+    def _send(self, name: str, queue: Sequence[Message], late: Callable[[], bool]) -> None:
+        """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones.
+
+        Once it is ``late`` no other one is begun; where every messenger took all so far, the rest is due as before.
+        """
         left, away, why = {one.id: one for one in queue}, dict[str, str](), ""
         try:
             urls = self._urls(name)
-            for message in queue:
+            for number, message in enumerate(queue):
+                if number and late():
+                    left = left if away else {one.id: left[one.id] for one in queue[:number]}
+                    break
                 if len(away) < max(len(urls), 1):
                     for changed in self._delivered(message, urls, away):
                         left[changed.id] = changed

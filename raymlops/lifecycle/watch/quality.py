@@ -52,6 +52,7 @@ class WindowQuality(Record):
     start: datetime
     stop: datetime
     rows: int
+    """That were served: those of a sampled log count by their weight."""
     usual_rows: float | None
     """The median of windows before it, at the same time of day; None where none is known."""
     columns: tuple[ColumnQuality, ...]
@@ -115,8 +116,8 @@ def _facts(
     side: Normal, at: int, volumes: Mapping[int, int], bounds: QualitySection, *, newest: bool
 ) -> WindowQuality | None:
     side.traffic.read(at, at)
-    window = next(iter(side.windows.counted(at, at)), None)
-    if window is None:  # some hours are not counted yet, which its verdict says
+    window = next(iter(side.windows.within(at, at)), None)
+    if window is None or side.windows.uncounted(window):  # some hours are not counted yet, which its verdict says
         return None
     (profile,) = side.windows.profiles([window])
     lag = lag_of(side.window_s)
@@ -126,7 +127,7 @@ def _facts(
     return WindowQuality(
         start,
         stop,
-        window.rows,
+        profile.rows,
         median(before) if before else None,
         tuple(sorted(columns, key=_risen, reverse=True)[:_KEPT]),
         _repeated(side.traffic, start, stop) if newest and window.rows <= _REPEATS_ROWS else None,
@@ -134,12 +135,12 @@ def _facts(
 
 
 def _volumes(state: State, model: LiveModel, places: Sequence[int]) -> dict[int, int]:
-    """Return the rows of windows by place, in order, as they were judged: no hour is read for that."""
+    """Return how many rows windows had, by place, in order, as they were judged: no hour is read for that."""
     earliest = min(places, default=0) - MOST_WINDOWS * lag_of(model.window_s)
     since = datetime.fromtimestamp(max(0.0, earliest * model.window_s), UTC)
     length = timedelta(seconds=model.window_s)
     found = {
-        place_of(one.start, model.window_s): one.rows
+        place_of(one.start, model.window_s): one.details.get("stand_for", one.rows)
         for one in judged_windows(state, model.name, since=since)
         if one.side == "inputs" and one.kind == "drift" and one.stop - one.start == length
     }

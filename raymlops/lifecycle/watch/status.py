@@ -8,24 +8,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.display import utc_time
-from raymlops.state.drift import incidents_of, judged_windows
+from raymlops.state.drift import about, incidents_of, judged_windows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.state.drift import Message
+    from raymlops.state.drift import JudgedWindow, Message
     from raymlops.state.store import State
 
-_NEWEST = 20
-"""Verdicts among which those of each side are."""
+NEWEST = 20
+"""Verdicts of a model that are looked at: of a window there is one on each side, and of each version one on skew."""
+
+
+def newest_verdicts(state: State, name: str, champion: int) -> dict[str, JudgedWindow]:
+    """Return by side the newest verdict on drift that is about the champion, or about all versions."""
+    newest: dict[str, JudgedWindow] = {}
+    for one in judged_windows(state, name, limit=NEWEST):
+        if one.kind == "drift" and one.version == about(one.side, champion):
+            newest.setdefault(one.side, one)
+    return newest
 
 
 def drift_status(state: State, name: str, champion: int) -> dict[str, Any] | None:
     """Return the newest verdict on each side and the open incidents as plain data; None where nothing was judged."""
-    newest: dict[str, Any] = {}
-    for one in judged_windows(state, name, limit=_NEWEST):
-        if one.kind == "drift" and one.version in {0, champion}:
-            newest.setdefault(one.side, one)
+    newest = newest_verdicts(state, name, champion)
     open_ = incidents_of(state, name, open_only=True)
     if not newest and not open_:
         return None

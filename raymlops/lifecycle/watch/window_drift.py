@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
-from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.contrasts import in_words
+from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
-from raymlops.state.drift import ANY_VERSION, JudgedWindow
+from raymlops.state.drift import JudgedWindow, about
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 """What a bundle and the log call them."""
+FEW_ROWS = f"fewer than {FEWEST_ROWS} rows"
+"""Why such a window has no verdict."""
 KEPT_COLUMNS = 20
 """Of a verdict, the first ones, and as many of those that could not be judged."""
 _KEPT_NAMES, _KEPT_TEXT = 5, 200
@@ -47,6 +50,8 @@ class WindowDrift(Record):
     """The incident that the controller opened or extended by it."""
     acknowledged: bool = False
     """Whether a person said that what this incident is about is normal."""
+    stand_for: int | None = None
+    """How many rows were served; of a sampled log ``rows`` are those that were read."""
 
     @property
     def outcome(self) -> str:
@@ -61,7 +66,8 @@ class WindowDrift(Record):
         span = f"{self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC, {self.rows:,} rows"
         if self.verdict is None:
             return f"{title}, {span}: {self.waiting}"
-        line = f"{title}, {span}, against {self.against}: {self.verdict.outcome}: {self.verdict.reason}"
+        outcome = f"{self.verdict.outcome}, acknowledged" if self.acknowledged else self.verdict.outcome
+        line = f"{title}, {span}, against {self.against}: {outcome}: {self.verdict.reason}"
         refused = list(self.refused.items())
         line += "".join(f"\n    not judged: {name}: {why}" for name, why in refused[:_SHOWN])
         line += f"\n    not judged: {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
@@ -71,11 +77,11 @@ class WindowDrift(Record):
         rows = [
             {
                 "column": column.column,
-                "moved": column.moved,
+                "moved": in_words(column.moved),
                 "influence": "" if column.influence is None else f"{column.influence:.2f}",
                 "sd": f"{column.distance:+.1f}",
                 "js": f"{column.jensen_shannon:.3f}" if column.quantiles or column.jensen_shannon else "",
-                "median": " -> ".join(f"{side[2]:.4g}" for side in column.quantiles),
+                "median": " -> ".join(side[2] for side in column.quantile_texts),
                 "missing": " -> ".join(f"{share:.1%}" for share in column.nulls if any(column.nulls)),
                 "new": ", ".join(column.new[:3]),
                 "vanished": ", ".join(column.vanished[:3]),
@@ -95,22 +101,22 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     assert found.start is not None
     assert found.stop is not None
     verdict = found.verdict
-    about = version if found.kind == "skew" or found.side == "outputs" else ANY_VERSION
     details = {} if verdict is None else {key: getattr(verdict, key) for key in _numbers(DriftVerdict)}
     columns = () if verdict is None else verdict.columns[:KEPT_COLUMNS]
     details |= {"columns": [_kept(column) for column in columns]}
     refused = list(found.refused.items())[:KEPT_COLUMNS]
     details |= {"refused": {_cut(column): _cut(why) for column, why in refused}}
+    details |= {} if found.stand_for is None else {"stand_for": found.stand_for}
     return JudgedWindow(
         name,
         found.side,
         found.kind,
-        about,
+        version if found.kind == "skew" else about(found.side, version),
         found.start,
         found.stop,
         version,
         found.outcome,
-        (found.waiting if verdict is None else verdict.reason)[:2000],
+        _printable(found.waiting if verdict is None else verdict.reason)[:2000],
         found.rows,
         now,
         found.against,
@@ -142,6 +148,7 @@ def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> Wi
         details.get("refused", {}),
         window.incident,
         acknowledged=window.incident in set(acknowledged),
+        stand_for=details.get("stand_for"),
     )
 
 
@@ -180,6 +187,14 @@ def _of(kind: type[T], data: Mapping[str, Any]) -> T:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _KEPT_TEXT else f"{text[: _KEPT_TEXT - 3]}..."
+
+
+def _printable(text: str) -> str:
+    r"""Return a text in which what is no printable character, such as NUL, is written as ``\u0000``.
+
+    It may name a category, which is anybody's text; Postgres refuses NUL.
+    """
+    return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
 def _plain(value: Any) -> Any:

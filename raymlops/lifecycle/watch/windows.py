@@ -1,7 +1,8 @@
 """Hours of a model's prediction log as windows of traffic: their profiles, added up.
 
 Owns which hours make a window. It begins a whole number of its lengths after the start of 1970, in UTC, and that number
-is its place among all windows. One that has an hour without a profile on the wanted layout is incomplete.
+is its place among all windows. One that has an hour without a profile on the wanted layout is incomplete, and one for a
+part of which nothing was live is interrupted.
 """
 
 from __future__ import annotations
@@ -22,9 +23,18 @@ if TYPE_CHECKING:
     from raymlops.profiles.layout import Cells, Layout
 
 
+_NOTICED = 1 / 24
+"""The share of a window for which it may be interrupted: an hour of a day."""
+
+
 def place_of(moment: datetime, window_s: float) -> int:
     """Return the place of the window that a moment is in."""
     return int(moment.timestamp() // window_s)
+
+
+def place_from(moment: datetime, window_s: float) -> int:
+    """Return the place of the first window that begins at a moment or later."""
+    return -int(-moment.timestamp() // window_s)
 
 
 @dataclass
@@ -36,14 +46,23 @@ class _Part:
 class Windows:
     """The windows of one side of a model's traffic, ``features`` or ``predictions``, as far as their hours were added.
 
-    With a ``version`` they are of its hours alone.
+    With a ``version`` they are of its hours alone; ``absences`` are times in which it, or the model, was not live.
     """
 
-    def __init__(self, *, side: str, layout: Layout, window_s: float, version: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        side: str,
+        layout: Layout,
+        window_s: float,
+        version: int | None = None,
+        absences: Sequence[tuple[datetime, datetime]] = (),
+    ) -> None:
         self.layout = layout
         self._side = side
         self._window_s = window_s
         self._version = version
+        self._absences = [(start.timestamp(), stop.timestamp()) for start, stop in absences]
         self._parts: dict[int, _Part] = {}
 
     def add(self, hour: HourProfile) -> None:
@@ -63,12 +82,18 @@ class Windows:
         return tuple(self._window(at) for at in sorted(self._parts) if first <= at <= last)
 
     def counted(self, first: int, last: int) -> tuple[Window, ...]:
-        """Return those of them of which every hour is counted."""
-        return tuple(one for one in self.within(first, last) if not self.uncounted(one))
+        """Return those of them of which every hour is counted, and that are not interrupted."""
+        found = self.within(first, last)
+        return tuple(one for one in found if not self.uncounted(one) and not self.interrupted(one))
 
     def uncounted(self, window: Window) -> int:
         """Return how many hours of a window have no profile."""
         return self._part(window).uncounted
+
+    def interrupted(self, window: Window) -> bool:
+        """Return whether nothing was live for a part of a window: hours of a day say little of a day."""
+        away = sum(max(0.0, min(window.stop_s, stop) - max(window.start_s, start)) for start, stop in self._absences)
+        return away > _NOTICED * (window.stop_s - window.start_s)
 
     def profiles(self, windows: Sequence[Window]) -> list[Profile]:
         """Return the profiles of windows."""
@@ -79,5 +104,5 @@ class Windows:
 
     def _window(self, at: int) -> Window:
         # Of a sampled log the rows that were read: what they stand for says nothing of how much chance there is.
-        rows = Profile(self.layout, self._parts[at].counts).read
-        return Window(at * self._window_s, (at + 1) * self._window_s, rows)
+        profile = Profile(self.layout, self._parts[at].counts)
+        return Window(at * self._window_s, (at + 1) * self._window_s, profile.read, profile.rows)

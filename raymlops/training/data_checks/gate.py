@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ from raymlops.errors import DataRefusedError, UsageError
 from raymlops.records import Record
 from raymlops.training.data_checks.read import read_splits
 from raymlops.training.data_checks.rules import findings
+from raymlops.training.first_loss import NonFiniteLossError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from raymlops.config.data import ChecksSection
     from raymlops.data.prepare import Prepared
@@ -73,6 +75,23 @@ def check_data(
         read = ", ".join(f"{split.read:,} of {split.rows:,} of {name}" for name, split in facts.items())
         notice(f"data.checks took {report.seconds:.0f} s for these rows: {read}; data.checks.rows sets how many")
     return report
+
+
+@contextmanager
+def blaming_data(prepared: Prepared, section: ChecksSection | None) -> Iterator[None]:
+    """Tell a loss of the first rows that is not finite by what is wrong with the data, where its checks refuse it.
+
+    Nothing is checked otherwise, nor without a ``section``: a recipe is tried on a few rows, the checks read all.
+
+    Raises:
+        DataRefusedError: in place of ``NonFiniteLossError``.
+    """
+    try:
+        yield
+    except NonFiniteLossError:
+        if section is not None:
+            check_data(prepared, section, notice=lambda _text: None)
+        raise
 
 
 def _line(finding: Finding) -> str:

@@ -10,7 +10,7 @@ from stored import put
 from raymlops.cli.main import main
 from raymlops.errors import UsageError
 from raymlops.lifecycle.prediction_log import parse_moment
-from raymlops.lifecycle.sources import place_of, state_of
+from raymlops.lifecycle.sources import state_of, stores_of
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
@@ -161,7 +161,7 @@ def test_rows_are_erased_by_the_value_of_a_field(log, capsys):
 def test_rows_in_a_storage_that_the_model_left_are_told_of(log, capsys):
     """Erasing covers all storages; a search reads the configured one."""
     bundle = BundleRef(f"{log}/elsewhere/bundles/{'e' * 64}", "e" * 64)
-    with state_of(place_of(None)) as state:
+    with state_of(stores_of(None)) as state:
         put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion")])
     assert main(["predictions", "flights", "--where", "request_id=a"]) == 0
     assert "elsewhere" not in capsys.readouterr().err

@@ -38,6 +38,27 @@ def test_the_audit_is_of_a_model_or_of_all(config, capsys):
         assert [event["subject"] for event in events] == subjects
 
 
+def test_a_model_of_which_nothing_was_recorded_has_no_audit(config, tmp_path, capsys):
+    """Keys are for every model, and say nothing of one that is not there."""
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        state.record(action="key.create", subject="api-key:1")
+    assert main(["audit", "nosuch"]) == 3
+    assert "the audit record has nothing of nosuch" in capsys.readouterr().err
+
+
+def test_events_of_two_sides_are_told_apart(config, tmp_path, capsys):
+    """A baseline is of the inputs or of the outputs; JSON has the action as it was recorded."""
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        for side in ("inputs", "outputs"):
+            state.record(action="drift.rebaseline", subject="m", after={"side": side}, why="a new clinic")
+    assert main(["audit", "m"]) == 0
+    said = capsys.readouterr().out
+    assert "drift.rebaseline (inputs)" in said
+    assert "drift.rebaseline (outputs)" in said
+    assert main(["audit", "m", "--json"]) == 0
+    assert [one["action"] for one in json.loads(capsys.readouterr().out)["events"]][1:] == ["drift.rebaseline"] * 2
+
+
 @pytest.mark.parametrize("verb", [["models", "gate"], ["predict", "--batch", "rows.parquet", "--out", "out"]])
 def test_a_model_without_versions_is_not_found_by_either(config, verb, tmp_path, monkeypatch, capsys):
     """Both ways lead to the same question to the registry."""

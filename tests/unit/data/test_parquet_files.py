@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from fake_s3 import fake_s3
 
-from raymlops.data.parquet_files import GroupReader, ParquetFiles, block_offsets, list_parquet
+from raymlops.data.parquet.files import GroupReader, ParquetFiles, block_offsets, list_parquet
 from raymlops.errors import RecipeError, StorageError
 from raymlops.storage.locate import find_files
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raymlops.data.read_ahead import ReadAhead
+from raymlops.data.parquet.read_ahead import ReadAhead
 from raymlops.errors import StorageError
 
 

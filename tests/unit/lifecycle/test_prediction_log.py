@@ -23,7 +23,7 @@ from raymlops.lifecycle.prediction_log import (
     other_storages,
     remove_old,
 )
-from raymlops.lifecycle.sources import place_of, state_of
+from raymlops.lifecycle.sources import state_of, stores_of
 from raymlops.predictions.compact import compact
 from raymlops.predictions.hourly import hourly_profiles
 from raymlops.predictions.labels import Label, LabelLog
@@ -52,7 +52,7 @@ def write(uri, request_id, person, *, ago=timedelta()):
 def spec(tmp_path, monkeypatch):
     """Return a configuration whose model is live, and answers from two storages, the second one before it moved."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    spec = place_of(None)
+    spec = stores_of(None)
     bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
     with state_of(spec) as state:
         put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion", {"log": {"flush_s": 3.0}})])

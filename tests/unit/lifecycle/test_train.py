@@ -9,7 +9,7 @@ import pytest
 
 from raymlops.errors import NotFoundError, RecipeImportError, RefusedError, UsageError
 from raymlops.lifecycle.operations import collect, run_log, run_status
-from raymlops.lifecycle.sources import known_tracker, place_of
+from raymlops.lifecycle.sources import known_tracker, stores_of
 from raymlops.lifecycle.train import train
 from raymlops.state.lease import lease
 from raymlops.training.runs.mlflow_run import CONFIG
@@ -143,9 +143,9 @@ def test_asking_for_a_run_makes_no_database(tmp_path: Path, monkeypatch: pytest.
 
 def test_where_things_are_can_be_said_without_a_file() -> None:
     """By overrides of the two sections that say it; an overlay needs a file."""
-    assert place_of(None, overrides=["storage.path=/x", "train.epochs=3"]).storage.path == "/x"
+    assert stores_of(None, overrides=["storage.path=/x", "train.epochs=3"]).storage.path == "/x"
     with pytest.raises(UsageError, match="--config FILE"):
-        place_of(None, env="prod")
+        stores_of(None, env="prod")
 
 
 def test_the_log_of_a_run_ends_where_nobody_trains_it(elsewhere: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from raymlops.monitor.contrasts import polynomials
 from raymlops.monitor.drift import ColumnCounts, judge, together
 from raymlops.monitor.own_windows import OwnWindows, by_rows, by_time
 
@@ -86,6 +87,37 @@ def test_what_moved_twice_is_an_alarm_that_names_it():
     assert 2 < verdict.band_running < verdict.band < moved.distance
     assert moved.histogram.after[-1] > moved.histogram.before[-1]
     assert all(other.histogram is None for other in verdict.columns[1:])
+
+
+def test_quantiles_beyond_the_bins_of_the_reference_are_not_told_as_numbers():
+    """A unit that slipped leaves all values in the lowest bin, which has no end."""
+    slipped = np.array([1.0, *[0.0] * (len(FLAT) - 1)])
+    edges = np.array([-np.inf, *EDGES[1:-1], np.inf])
+    moved = judge([replace(column("distance", FLAT, slipped, slipped), edges=edges)], OWN).columns[0]
+    assert np.isnan(moved.quantiles[1]).all()
+    assert moved.outside[1] == (1.0, 0.0)
+    low = f"below {moved.span[0]:.4g}"
+    assert [side[2] for side in moved.quantile_texts] == [f"{moved.quantiles[0][2]:.4g}", low]
+
+
+def test_location_is_told_first_where_it_leads_to_the_verdict():
+    """A unit that slipped moves each shape, here asymmetry most, which is not called skew."""
+    corner = np.array([0.9, *[0.1 / 7] * 7])
+    verdict = judge([column("distance", FLAT, corner, corner)], OWN)
+    assert verdict.columns[0].moved == "location"
+    shape = polynomials(FLAT)[2]
+    bent = FLAT * (1 + 0.3 * shape)
+    verdict = judge([column("distance", FLAT, bent, bent)], OWN)
+    assert verdict.columns[0].moved == "skew"
+    assert "distance (asymmetry, " in verdict.reason
+
+
+def test_a_renamed_category_is_no_text_of_training():
+    """The last bin is of all others: empty in the reference, it is told as what it is."""
+    before, after = np.array([0.5, 0.5, 0.0]), np.array([0.5, 0.0, 0.5])
+    renamed = replace(column("clinic", before, after, after, ordered=False), labels=("A", "B", "other"))
+    assert judge([renamed], OWN).columns[0].new == ("texts that training has not, or hardly",)
+    assert judge([replace(renamed, labels=("A", "B", "C"))], OWN).columns[0].new == ("C",)
 
 
 def test_what_moved_once_is_a_warning():

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from raymlops.monitor.effects import category_shares, histogram, jensen_shannon, new_bins, quantiles, vanished_bins
+from raymlops.monitor.effects import (
+    category_shares,
+    histogram,
+    in_words,
+    jensen_shannon,
+    known,
+    new_bins,
+    outside,
+    quantiles,
+    vanished_bins,
+)
 
 
 def test_the_distance_of_two_histograms():
@@ -31,6 +41,26 @@ def test_a_tail_counts_as_its_finite_edge():
     edges = np.array([-np.inf, 1.0, 2.0, 3.0, np.inf])
     assert quantiles(np.array([5, 0, 0, 5]), edges, at=(0.1, 0.9)) == (1.0, 3.0)
     assert all(math.isnan(one) for one in quantiles(np.zeros(4, int), edges))
+
+
+def test_a_quantile_beyond_the_edges_is_not_known():
+    """Of 10 rows 6 are below 1: the median too; .75 is in a bin; .95 is above 3 with the last one."""
+    edges, counts = np.array([-np.inf, 1.0, 2.0, 3.0, np.inf]), np.array([6, 2, 1, 1])
+    beyond = outside(counts, edges)
+    assert beyond == pytest.approx((0.6, 0.1))
+    found = known(quantiles(counts, edges), beyond)
+    assert [math.isnan(one) for one in found] == [True, True, True, False, True]
+    assert in_words(found, (1.0, 3.0), beyond) == ("below 1", "below 1", "below 1", "1.75", "above 3")
+    assert outside(counts, np.arange(5.0)) == (0, 0)
+
+
+def test_what_is_empty_has_no_quantile():
+    """All of a column may be missing, and a verdict of an earlier release may hold no more."""
+    edges = np.array([-np.inf, 1.0, np.inf])
+    beyond = outside(np.zeros(2, int), edges)
+    assert beyond == (0, 0)
+    assert in_words(known(quantiles(np.zeros(2, int), edges), beyond), (1.0, 1.0), beyond) == ("none",) * 5
+    assert in_words([None] * 5, (), ()) == ("none",) * 5
 
 
 def test_categories_come_and_go():

@@ -14,8 +14,10 @@ from raymlops.state.drift import (
     incidents_of,
     judged_windows,
     messages_of,
+    newest_window,
     put_message,
     record_window,
+    remove_windows,
     unsent_messages,
 )
 
@@ -62,12 +64,27 @@ def test_a_window_that_was_judged_is_not_judged_again(state):
     assert len(state.events("m")) == 1
 
 
+def test_a_window_that_begins_before_another_one_ended_is_not_written(state):
+    """Whatever its length: none is judged twice, and what follows is decided in order."""
+    half = DAY / 2
+    assert record(state, judged(1))
+    assert not record(state, judged(0))
+    assert not record(state, judged(1, stop=FIRST + DAY + half))
+    assert not record(state, judged(1, start=FIRST + DAY + half))
+    assert record(state, judged(2, stop=FIRST + 2 * DAY + half))
+    assert record(state, judged(0, side="outputs", version=3), lambda _known: Filed())
+    found = newest_window(state, "m", side="inputs", version=0)
+    assert found.start == FIRST + 2 * DAY
+    assert newest_window(state, "m", side="inputs", version=0, length_s=86400.0).start == FIRST + DAY
+    assert newest_window(state, "m", side="inputs", version=0, length_s=3600.0) is None
+
+
 def test_a_verdict_is_told_what_came_since_the_last_alarm(state):
     """The outcomes of the windows of its cause since then, in order, which messages there were, and that window."""
     seen = []
 
     def file(known):
-        seen.append((known.since, known.told, known.window and known.window.start))
+        seen.append((tuple(one.outcome for one in known.since), known.told, known.window and known.window.start))
         return opening(known)
 
     for day, outcome in enumerate(["alarm", "ok", "warn", "ok"]):
@@ -104,6 +121,28 @@ def test_nothing_is_written_where_what_follows_cannot_be(state):
     with pytest.raises(RuntimeError, match="died"):
         record(state, judged(), fails)
     assert (judged_windows(state, "m"), state.events("m")) == ([], [])
+
+
+def test_old_verdicts_are_removed_but_for_those_that_others_depend_on(state):
+    """Skew, the first window with enough rows, and those of an incident that is open."""
+    record(state, judged(0, kind="skew", version=3), lambda _known: Filed())
+    for day in range(6):
+        follows = opening if day == 4 else lambda known: Filed(known.incident)
+        record(state, judged(day, "alarm" if day == 4 else "ok", rows=50 if day == 0 else 500), follows)
+    assert remove_windows(state, before=FIRST + 5 * DAY, rows=100) == 3
+    assert [((one.start - FIRST).days, one.kind) for one in judged_windows(state, "m")] == [
+        *((5, "drift"), (4, "drift"), (1, "drift"), (0, "skew"))
+    ]
+    assert remove_windows(state, before=FIRST + 5 * DAY, rows=100) == 0
+
+
+def test_the_windows_of_an_incident_are_found_by_an_index(state):
+    """Within the transaction that writes, the last one is looked for among years of verdicts."""
+    query = "EXPLAIN QUERY PLAN SELECT * FROM drift_windows WHERE incident = 'i' ORDER BY start DESC LIMIT 1"
+    with state.reading() as connection:
+        plan = " ".join(row[-1] for row in connection.exec_driver_sql(query))
+    assert "drift_windows_incident" in plan
+    assert "TEMP B-TREE" not in plan
 
 
 def test_a_message_is_unsent_until_every_messenger_has_it(state):

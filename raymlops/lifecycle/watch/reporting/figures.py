@@ -6,6 +6,8 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from raymlops.monitor.contrasts import in_words
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -129,7 +131,7 @@ def distances(column: str, windows: Sequence[WindowDrift], times: Times) -> Figu
             round((times.x(one.start) + times.x(one.stop)) / 2, 1),
             y(abs(found.distance)),
             "alarm" if found.flagged else "ok",
-            f"{_when(one)}: {found.moved}, {found.distance:+.2f} sd",
+            f"{_when(one)}: {in_words(found.moved)}, {found.distance:+.2f} sd",
         )
         for one, found in seen
         if one.start is not None and one.stop is not None

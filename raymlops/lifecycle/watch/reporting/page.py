@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import cut
-from raymlops.monitor.contrasts import NULLS
+from raymlops.monitor.contrasts import NULLS, in_words
+from raymlops.monitor.effects import QUANTILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -229,13 +230,16 @@ def _column(
     if column.quantiles:
         head, rows = (
             [*_QUANTILES, *head],
-            [[*(f"{value:.4g}" for value in side), *cells] for side, cells in zip(column.quantiles, rows, strict=True)],
+            [[*side, *cells] for side, cells in zip(column.quantile_texts, rows, strict=True)],
         )
     notes = [
         f"{what}: {', '.join(cut(value, _CELL) for value in values[:10])}" + (", ..." if len(values) > 10 else "")
         for what, values in (("New", column.new), ("Vanished", column.vanished))
         if values
     ]
+    if any(share >= QUANTILES[0] for side in column.outside for share in side):
+        low, high = column.span
+        notes.append(f"Figures show what is below {low:.4g} or above {high:.4g} at these edges: counts say no more")
     return _Column(
         cut(column.column, _CELL),
         f"{sentence}.",
@@ -256,11 +260,11 @@ def _categories(histogram: Histogram) -> list[tuple[str, float, float]]:
 
 
 def _moved_in(column: ColumnDrift) -> str:
-    return "missing values" if column.moved == NULLS else cut(column.moved, _CELL)
+    return "missing values" if column.moved == NULLS else cut(in_words(column.moved), _CELL)
 
 
 def _row(column: ColumnDrift) -> list[str]:
-    medians = " → ".join(f"{side[2]:.4g}" for side in column.quantiles)
+    medians = " → ".join(side[2] for side in column.quantile_texts)
     return [
         cut(column.column, _CELL),
         "yes" if column.flagged else "",

@@ -33,6 +33,7 @@ def upgrade() -> None:
         sa.Column("judged_at", time, nullable=False),
     )
     op.create_index("drift_windows_newest", "drift_windows", ["name", "start"])
+    op.create_index("drift_windows_incident", "drift_windows", ["incident", "start"])
     op.create_table(
         "drift_baselines",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),

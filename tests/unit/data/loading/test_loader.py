@@ -25,7 +25,7 @@ from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Refusing
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.loading.loader import Loader
-from raymlops.data.parquet_files import list_parquet
+from raymlops.data.parquet.files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError, TrainingError, UsageError

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raymlops.arrays import Column
-from raymlops.data.parquet_files import GroupReader, list_parquet
+from raymlops.data.parquet.files import GroupReader, list_parquet
 from raymlops.errors import InvalidRowsError, NonFiniteError, StorageError, UsageError
 from raymlops.images import png_files
 from raymlops.lifecycle.batch.chunks import Chunk, Job, plan, write_chunk

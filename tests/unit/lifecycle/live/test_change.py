@@ -29,7 +29,8 @@ from raymlops.lifecycle.keys import bring as send_key
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of, within
 from raymlops.lifecycle.live.reconcile import is_up
-from raymlops.lifecycle.live.transitions import ROUTE, Request, bring, removed
+from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
+from raymlops.lifecycle.live.withdrawals import removed
 from raymlops.lifecycle.rollback import roll_back
 from raymlops.records import BundleRef
 from raymlops.serving.control.details import routes

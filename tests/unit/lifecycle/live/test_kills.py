@@ -14,7 +14,7 @@ from states import SERVE, deploy, take_down
 
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.live.change import change
-from raymlops.lifecycle.live.transitions import version_removed
+from raymlops.lifecycle.live.withdrawals import version_removed
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of

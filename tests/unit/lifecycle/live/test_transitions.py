@@ -16,11 +16,9 @@ from raymlops.lifecycle.live.transitions import (
     Request,
     bring,
     failed,
-    roll_back,
-    route_takers,
     unshared,
-    version_removed,
 )
+from raymlops.lifecycle.live.withdrawals import roll_back, route_takers, version_removed
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, Model

@@ -67,8 +67,12 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert main(["drift", "flights", "--fail-on-drift"]) == 6
     assert f"incident {incident.id}: inputs, since " in capsys.readouterr().out
     assert main(["drift", "flights", "--acknowledge", incident.id, "--why", "new sensors", "--yes"]) == 0
-    assert f"closed incident {incident.id}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"closed incident {incident.id}" in said
+    since = f"{incident.opened_at:%Y-%m-%d %H:%M} UTC"
+    assert f"inputs: distance: not judged until there are 26 windows since {since}" in said
     assert main(["drift", "flights", "--fail-on-drift"]) == 0  # stored as an alarm, which somebody knows
+    assert "against training: alarm, acknowledged: two windows running" in capsys.readouterr().out
     (baseline,) = baselines_of(state, "flights")
     assert (baseline.side, baseline.version, baseline.columns) == ("inputs", 0, ("distance",))
     assert baseline.start == incident.opened_at
@@ -141,7 +145,9 @@ def test_skew_that_is_acknowledged_is_only_closed(state, watch):
     """What is served is compared with what was served first anyway."""
     watch([0.9] * 4)
     (incident,) = incidents_of(state)
-    acknowledge("flights", incident.id, why="known")
+    assert ": inputs, skew, since " in incident.text()
+    assert " UTC, by the first windows of version 3: distance" in incident.text()
+    assert "not judged" not in acknowledge("flights", incident.id, why="known").text()
     assert (incidents_of(state, open_only=True), baselines_of(state, "flights")) == ([], [])
     assert inputs(watch([0.9], until=TODAY + DAY)).outcome == "waiting"
     assert incidents_of(state, open_only=True) == []

@@ -10,7 +10,7 @@ from served_days import ROWS
 
 from raymlops.cli.app import main
 from raymlops.config.load import load_data
-from raymlops.errors import NotFoundError
+from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import drift
@@ -115,6 +115,35 @@ def test_the_report_has_every_window_and_the_hours_of_what_moved(spec, tmp_path,
         *(("outputs", "skew"), ("outputs", "drift")),
     ]
     assert 'class="drift"' in record._repr_html_()
+
+
+def test_a_report_that_cannot_be_written_is_refused_by_its_name(spec, tmp_path):
+    """No folder is made for a path that was mistyped, and no setting of the storage is to blame."""
+    for place in (tmp_path / "none" / "drift.html", tmp_path):
+        with pytest.raises(UsageError, match="the report '") as raised:
+            drift("flights", report=str(place))
+        assert "--report" in (raised.value.hint or "")
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(StorageError) as failed:
+        drift("flights", report="nosuch://bucket/drift.html")
+    assert "--report" in (failed.value.hint or "")
+    assert "storage.path" not in str(failed.value)
+
+
+def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
+    """Nobody can lengthen the validation split afterwards, nor need to: the first windows served are enough."""
+    with state_of(spec) as state:
+        short, number = served_days.references(today=TODAY, days=10), 10 * ROWS
+        times = TODAY.timestamp() - 86400.0 * 100 + np.arange(number) * (86400.0 / ROWS)
+        answers = Chunk({"late": np.random.default_rng(4).random(number)}, number, times)
+        short["predictions"] = reference_of(lambda: [answers], rows=number)
+        served_days.deploy(state, served_days.bundle_of(tmp_path, short), version=4)
+    serve(tmp_path, [0.0] * 4, version=4)
+    compact_predictions("flights", spec)
+    inputs, outputs = [one.text() for one in drift("flights").windows if one.kind == "drift"]
+    waits = "the first windows served take over by themselves: the serving baseline has 2 of 26 windows"
+    assert inputs.endswith(f"take windows of whole weeks, or a longer reference; {waits}")
+    assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
 
 
 def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):

@@ -71,6 +71,16 @@ def test_the_newest_window_of_each_side_is_shown(state, published):
     assert found["raymlops_messages_waiting"] == {(("model", "m"),): 0}
 
 
+def test_after_a_rollback_they_show_the_version_that_is_live(state, published):
+    """Of the outputs, which are judged by version; the inputs are judged over all versions."""
+    for version, day, outcome in ((7, 0, "ok"), (8, 5, "alarm")):
+        judged(state, day, outcome, side="outputs", version=version, judged_by=version)
+        judged(state, day, outcome, judged_by=version)
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    outcomes = {dict(labels)["side"]: value for labels, value in published()["raymlops_drift_outcome"].items()}
+    assert outcomes == {"outputs": 0.0, "inputs": 2.0}
+
+
 def test_messages_that_were_tried_are_counted(state, published):
     """Those that were not are about to be sent."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict, rebaselined, retire
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.state.drift import JudgedWindow, Known
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -18,9 +19,11 @@ COLUMNS = ("hour", "day", "carrier")
 
 
 def window(at, outcome, *, hours=24, kind="drift"):
+    """Return a judged window; of outcome ``few`` it waits for rows."""
     start = FIRST + at * timedelta(hours=hours)
     stop = start + timedelta(hours=hours)
-    return JudgedWindow("m", "inputs", kind, 0, start, stop, 3, outcome, "why", 1_000, stop)
+    outcome, why = ("waiting", FEW_ROWS) if outcome == "few" else (outcome, "why")
+    return JudgedWindow("m", "inputs", kind, 0, start, stop, 3, outcome, why, 1_000, stop)
 
 
 class History:
@@ -47,7 +50,7 @@ class History:
             return
         alarm = outcome == "alarm"
         told = {one.rpartition("-")[2] for one in self.messages if one.startswith(filed.incident.id)}
-        since = () if alarm else (*self.known.since, outcome)
+        since = () if alarm or found is None else (*self.known.since, found)
         self.known = Known(filed.incident, since, frozenset(told), found if alarm else self.known.window)
 
 
@@ -83,6 +86,31 @@ def test_windows_of_six_hours_are_quiet_for_two_days():
     assert history.known.incident is not None
     history.judge("ok")
     assert history.known.incident is None
+
+
+@pytest.mark.parametrize("hours", [1, 6, 12])
+def test_windows_with_too_few_rows_for_a_verdict_count_as_little_as_empty_ones(hours):
+    """The nights have some rows and no verdict; the days are as usual again, each hour of them as often as wanted."""
+    history, a_day = History(hours=hours), 24 // hours
+    history.judge("alarm")
+    for _ in range(2 * a_day - 1):
+        history.judge("few").judge("ok")
+    assert history.known.incident is not None
+    history.judge("few").judge("waiting")
+    for _ in range(2 * a_day):
+        assert history.known.incident is not None
+        history.judge("few").judge("ok")
+    assert history.known.incident is None
+
+
+def test_windows_of_another_length_do_not_count_to_those_that_are_quiet():
+    """The afternoons were as usual while the mornings drifted; after a change each hour of the day has to be so."""
+    history = History(hours=12)
+    for _ in range(3):
+        history.judge("alarm").judge("ok")
+    history.hours, history.at = 24, 3
+    assert history.judge("ok").known.incident is not None
+    assert history.judge("ok").known.incident is None
 
 
 def test_an_id_is_that_of_the_first_window_whoever_judges_it():

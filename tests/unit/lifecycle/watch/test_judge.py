@@ -10,13 +10,17 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 from killed_judge import DiedError, dying_at, raised, rows
 from served_days import DAY, TODAY, bundle_of, deploy, references, serve
 from stored import put
 
+from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
+from raymlops.lifecycle.watch.drift import judged
 from raymlops.lifecycle.watch.judge import Judge, judge_due
-from raymlops.state.drift import incidents_of, judged_windows, messages_of
+from raymlops.state.drift import Filed, JudgedWindow, incidents_of, judged_windows, messages_of, record_window
+from raymlops.state.schema import audit
 from raymlops.state.store import State
 
 HOUR = timedelta(hours=1)
@@ -166,6 +170,26 @@ def test_a_model_that_is_taken_down_has_no_open_incident(live, url, tmp_path):
     assert [event.why for event in live.events() if event.action == "incident.close"] == ["flights was taken down"]
 
 
+def test_a_window_for_a_part_of_which_nothing_was_live_has_no_verdict(live, url, tmp_path):
+    """Taken down and deployed again within it: its evening is no day, and nothing is compared with it."""
+    serve(tmp_path, [0] * 4 + [0.9, 0, 0])
+    there = [one.to_dict() for one in live.deployments("flights")]
+    down, again = TODAY - 4 * DAY + 6 * HOUR, TODAY - 3 * DAY + 6 * HOUR
+    with live.writing() as connection:
+        for action, before, after, ts in (("remove", there, [], down), ("deploy", [], there, again)):
+            event = {"action": action, "subject": "flights", "before": before, "after": after}
+            connection.execute(sa.insert(audit).values(ts=ts, actor="me", why="a test", **event))
+    counted(live, url, then=Judge(live))
+    assert outcomes(live) == ["waiting", "ok", "ok", "waiting", "waiting", "ok", "ok"]
+    assert outcomes(live, side="outputs") == outcomes(live)
+    reasons = {(one.side, one.reason) for one in judged_windows(live, "flights") if "live" in one.reason}
+    assert reasons == {
+        ("inputs", "no version was live for a part of it"),
+        ("outputs", "version 3 was not live for a part of it"),
+    }
+    assert incidents_of(live) == []
+
+
 def test_a_model_that_cannot_be_judged_stops_no_other_one(live, url, tmp_path, trained):
     """Its bundle is damaged: that is told once, and flights is judged. One of an earlier release is no error."""
     damaged = bundle_of(tmp_path / "other", trained)
@@ -206,15 +230,59 @@ def test_windows_are_as_long_as_the_version_was_deployed_with(state, url, tmp_pa
     assert incidents_of(state) == []
 
 
-def test_windows_of_another_length_are_judged_anew(live, url, tmp_path):
-    """Those of the last week: an incident that is open goes on, one that is closed is not opened again by its own."""
-    serve(tmp_path, [0] * 4 + [3.0])
-    counted(live, url, then=Judge(live))
-    (first,) = incidents_of(live)
-    (item,) = live.deployments("flights")
-    for window_h in (12, 6, 12):
-        put(live, "flights", [replace(item, monitor={"window_h": window_h})])
-        counted(live, url, TODAY + 2 * HOUR, then=Judge(live))
-    assert {(one.stop - one.start) / HOUR for one in judged_windows(live, "flights")} == {24.0, 12.0, 6.0}
-    assert {one.id for one in incidents_of(live)} == {first.id}
+def test_verdicts_are_kept_for_two_years(live):
+    """Those of a model that is live no more, too."""
+    for days in (800, 799, 700):
+        start = TODAY - days * DAY
+        old = JudgedWindow("gone", "inputs", "drift", 0, start, start + DAY, 3, "ok", "why", 500, start)
+        assert record_window(live, old, lambda _known: Filed())
+    Judge(live)(TODAY)
+    assert [(TODAY - one.start).days for one in judged_windows(live, "gone")] == [700, 800]
+
+
+def watch_by(state, **monitor):
+    """Deploy the same version with other settings."""
+    (item,) = state.deployments("flights")
+    put(state, "flights", [replace(item, monitor=monitor)])
+
+
+def test_after_a_change_of_length_only_what_comes_then_is_judged(live, url, tmp_path):
+    """The mornings drifted. A week that was told is not told again, and the incident goes on until days are quiet."""
+    judge = Judge(live)
+    watch_by(live, window_h=12)
+    for shift, hour in ((0.0, 6), (0.0, 18)):
+        serve(tmp_path, [shift] * 10, until=TODAY + (hour - 12) * HOUR, seed=hour)
+    for day, hour, shift in ((1, 6, 0.9), (1, 18, 0.0), (2, 6, 0.9), (2, 18, 0.0)):
+        serve(tmp_path, [shift], until=TODAY + day * DAY + (hour - 12) * HOUR, seed=100 * day + hour)
+    counted(live, url, TODAY + 2 * DAY + HOUR, then=judge)
+    before = judged_windows(live, "flights")
+    (first,) = incidents_of(live, open_only=True)
+    watch_by(live, window_h=24)
+    counted(live, url, TODAY + 2 * DAY + 2 * HOUR, then=judge)
+    assert judged_windows(live, "flights") == before
+    for day, still in ((3, 1), (4, 0)):
+        for hour in (6, 18):
+            serve(tmp_path, [0.0], until=TODAY + day * DAY + (hour - 12) * HOUR, seed=100 * day + hour)
+        counted(live, url, TODAY + day * DAY + HOUR, then=judge)
+        assert len(incidents_of(live, open_only=True)) == still
+    assert [one.id for one in incidents_of(live)] == [first.id]
+    watch_by(live, window_h=6)
+    counted(live, url, TODAY + 4 * DAY + 2 * HOUR, then=judge)
+    assert [one.what for one in messages_of(live, "flights")] == ["closed", "opened"]
     assert [event for event in live.events() if event.action == "controller.error"] == []
+
+
+def test_skew_stays_as_it_was_judged_whatever_the_length_is_then(live, url, tmp_path):
+    """The first days have been removed from the log since: what is left of it drifted, and is no skew."""
+    serve(tmp_path, [0] * 4 + [0.9] * 3)
+    counted(live, url, then=Judge(live))
+    for day in range(7, 3, -1):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}")
+    watch_by(live, window_h=12)
+    serve(tmp_path, [0.9], until=TODAY + DAY, seed=5)
+    counted(live, url, TODAY + DAY + HOUR, then=Judge(live))
+    assert outcomes(live, kind="skew") == ["ok"]
+    assert outcomes(live)[-1] != "waiting"
+    record = judged(live, "flights", now=TODAY + DAY + HOUR, monitor=MonitorSection(window_h=12))
+    assert [one.outcome for one in record.windows if one.kind == "skew"] == ["ok", "ok"]
+    assert [one.outcome for one in record.windows if (one.side, one.kind) == ("inputs", "drift")] != ["waiting"]

@@ -71,6 +71,21 @@ def test_one_window_that_is_far_off_is_told_as_such():
     assert worse.startswith("Worse: further columns moved; 3 windows of 24 h are an alarm since 2026-01-01 00:00 UTC, ")
 
 
+def test_an_alarm_on_one_window_names_the_p_that_made_it_one():
+    """Its rank among 50 own windows cannot be below .02; what made it an alarm is its distance, after Holm."""
+    found = window({**COLUMN, "p": 3e-9}, {**COLUMN, "flagged": False, "p": 1e-12}, p_one=0.02, p_two=0.02)
+    body = message_about(incident(windows=1), found, "opened").body
+    assert ": a window of 24 h is far from training (p 3e-09), " in body
+
+
+def test_a_median_that_no_bin_holds_is_told_by_its_side():
+    """A unit that slipped leaves all values below the reference's lowest, and nothing says how far."""
+    low = {"quantiles": [[0, 1, 91.37, 4, 5], [None] * 5], "span": [57.0, 131.5], "outside": [[0, 0], [1.0, 0]]}
+    assert ", median 91.37 to below 57, " in message_about(incident(), window({**COLUMN, **low}), "opened").body
+    high = {**low, "outside": [[0, 0], [0, 0.9]]}
+    assert ", median 91.37 to above 131.5, " in message_about(incident(), window({**COLUMN, **high}), "opened").body
+
+
 def test_the_commands_that_it_names_are_there():
     """The options are those of the verb, and the time is one that it takes."""
     from raymlops.lifecycle.prediction_log import parse_moment

@@ -12,7 +12,9 @@ import pytest
 from receiver import receiver
 from stored import put
 
-from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, THREAD, Outbox
+from raymlops.lifecycle.watch import outbox as outbox_module
+from raymlops.lifecycle.watch.messengers import Delivery
+from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, SENDERS, THREAD, TURN_S, Outbox
 from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, messages_of, record_window, unsent_messages
 from raymlops.state.lease import lease
@@ -117,6 +119,88 @@ def test_a_messenger_that_hangs_holds_up_nobody_else(state, url, watch, messenge
     assert (messenger.titles("a"), messenger.titles("b")) == (["m opened"], ["n opened"])
     ((name, (message,)),) = unsent_messages(state).items()
     assert (name, message.last_error, len(message.reached)) == ("m", "URL 1 (JSON): cannot be reached", 1)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Return what decides, by the title of a message, whether its messenger takes it; no process is started."""
+    answers = {}
+
+    def deliver(urls, *, title, body, tone, skip=()):
+        yield from (Delivery(1, "JSON", "k", answers.get(title, lambda: None)()) for _ in urls)
+
+    monkeypatch.setattr(outbox_module, "deliver", deliver)
+    return answers
+
+
+def test_what_is_new_is_sent_while_others_hang(state, url, watch, fake):
+    """Models whose messenger hangs take some of the places, and in between come those that were tried least."""
+    held, began, order = threading.Event(), threading.Semaphore(0), []
+
+    def hang(name):
+        order.append(name)
+        began.release()
+        return None if held.wait(30) else "cannot be reached"
+
+    slow = [f"slow{number}" for number in range(SENDERS - 1)]
+    for name in (*slow, "new"):
+        watch(name, "json://127.0.0.1")
+        fake[f"{name} opened"] = lambda name=name: hang(name)
+    arrived = threading.Event()
+    fake["new opened"] = arrived.set
+    for name in slow:
+        tell(state, name, "opened")
+    outbox = Outbox(state, url)
+    outbox(LATER)
+    for _ in slow:
+        assert began.acquire(timeout=30)
+    tell(state, "new", "opened")
+    outbox(LATER)
+    assert arrived.wait(30), "it waits for other models"
+    assert not held.is_set()
+    held.set()
+    outbox._thread.join()
+    assert unsent_messages(state) == {}
+    assert sorted(order) == slow
+
+
+def test_those_that_were_tried_least_come_first(state, url, watch, fake):
+    """A model whose messenger fails again and again waits behind one that was not tried."""
+    order = []
+    names = [f"m{number:02}" for number in range(SENDERS * 2)]
+    for name in names:
+        watch(name, "json://127.0.0.1")
+        tell(state, name, "opened")
+        fake[f"{name} opened"] = lambda: "cannot be reached"
+    Outbox(state, url).run(LATER)
+    assert {queue[0].attempts for queue in unsent_messages(state).values()} == {1}
+    for name in (*names, "new"):
+        fake[f"{name} opened"] = lambda name=name: order.append(name)
+    watch("new", "json://127.0.0.1")
+    tell(state, "new", "opened")
+    Outbox(state, url).run(LATER)
+    assert sorted(order) == [*names, "new"]
+    assert "new" in order[:SENDERS]
+
+
+def test_a_turn_is_bounded_and_the_next_one_goes_on(state, url, watch, fake):
+    """What it did not begin is not counted as tried, also of a model with many messages."""
+    seconds = [0.0]
+
+    def slow():
+        seconds[0] += TURN_S
+
+    watch("m", "json://127.0.0.1")
+    tell(state, "m", "opened", "escalated", "closed")
+    for what in ("opened", "escalated", "closed"):
+        fake[f"m {what}"] = slow
+    outbox = Outbox(state, url, clock=lambda: seconds[0])
+    for left in (["escalated", "closed"], ["closed"]):
+        outbox.run(LATER)
+        (queue,) = unsent_messages(state).values()
+        assert [(one.what, one.attempts, one.retry_at) for one in queue] == [(what, 0, None) for what in left]
+    outbox.run(LATER)
+    assert unsent_messages(state) == {}
 
 
 def test_a_model_without_messengers_has_nothing_waiting(state, url, watch):

@@ -21,7 +21,8 @@ from raymlops.errors import DataRefusedError, UsageError
 from raymlops.recipe import RecipeBase
 from raymlops.records import to_json
 from raymlops.signature import Signature
-from raymlops.training.data_checks.gate import check_data
+from raymlops.training.data_checks.gate import blaming_data, check_data
+from raymlops.training.first_loss import NonFiniteLossError
 
 
 class Model(RecipeBase):
@@ -160,6 +161,26 @@ def test_labels_that_are_missing_or_one_are_refused() -> None:
             return torch.as_tensor(columns["y"] * columns["x"])
 
     assert "label_values" not in told(prepared_of(Weighted, train=same))
+
+
+def test_a_first_loss_of_missing_labels_is_told_as_such() -> None:
+    """Of what else there is the loss itself is told, at no cost, and of a run that is resumed."""
+    gone = rows(2000, 1)
+    gone["y"][:7] = np.nan
+    on, lost = ChecksSection(), NonFiniteLossError("loss() is nan on the first rows of train")
+
+    def tried(prepared: Prepared, section: ChecksSection | None = on, error: Exception = lost) -> None:
+        with blaming_data(prepared, section):
+            raise error
+
+    with pytest.raises(DataRefusedError, match=r"label_values: the label 'y' is missing in 0\.35% of the train rows"):
+        tried(prepared_of(train=gone))
+    with pytest.raises(NonFiniteLossError):
+        tried(prepared_of(train=gone), None)
+    with pytest.raises(NonFiniteLossError):
+        tried(prepared_of())
+    with pytest.raises(UsageError, match="other"):
+        tried(prepared_of(train=gone), error=UsageError("other"))
 
 
 def test_labels_unlike_those_of_train_are_told() -> None:

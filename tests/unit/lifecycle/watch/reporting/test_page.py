@@ -90,6 +90,18 @@ def test_it_says_how_to_read_it_in_three_sentences(text):
     assert lines.count(". ") == 2
 
 
+def test_quantiles_outside_of_the_bins_are_told_by_their_side():
+    """In both tables; a figure has nowhere else to draw them, and says so."""
+    nan = (float("nan"),) * 5
+    told = {"quantiles": ((60.0, 80.0, 91.37, 100.0, 110.0), nan), "span": (57.0, 131.0)}
+    slipped = column("glucose", flagged=True, distance=-9.0, outside=((0.0, 0.0), (1.0, 0.0)), **told)
+    words = Page(page_of(window(0, slipped, outcome="alarm"))).words
+    assert "91.37 → below 57" in words
+    assert "Figures show what is below 57 or above 131 at these edges" in words
+    few = column("glucose", flagged=True, span=(57.0, 131.0), outside=((0.01, 0.0), (0.01, 0.0)))
+    assert "at these edges" not in page_of(window(0, few, outcome="alarm"))
+
+
 def test_nothing_is_loaded_and_nothing_runs(parsed):
     assert parsed.scripts == []
     assert not re.search(r"@import|url\(", "".join(parsed.styles))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.data.parquet_files import GroupReader
+    from raymlops.data.parquet.files import GroupReader
 
     Key = tuple[int, tuple[str, ...]]
 
