@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.monitor.drift import FEWEST_ROWS
-from raymlops.monitor.own_windows import DAY_S, lag_of
+from raymlops.monitor.outcome import fewest_own
+from raymlops.monitor.own_windows import DAY_S, FEWEST_IN_PHASE, WEEK_S, lag_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,7 +51,7 @@ def running(windows: Sequence[Window]) -> tuple[Window, ...]:
 def serving_baseline(windows: Sequence[Window], *, since_s: float | None = None) -> tuple[Window, ...]:
     """Return the first windows that were served, without the last one and the one before it: what is judged is no part.
 
-    The first of all, or those since a time. Fewer than ``FEWEST_OWN`` are too few to judge by.
+    The first of all, or those since a time. Fewer than ``wanted_windows`` may be too few to judge by.
     """
     usable = [one for one in windows if one.rows >= FEWEST_ROWS and (since_s is None or one.start_s >= since_s)]
     earlier = [one for one in usable if one.stop_s <= running(windows)[0].start_s]
@@ -64,6 +65,16 @@ def serving_baseline(windows: Sequence[Window], *, since_s: float | None = None)
 def baseline_windows(length_s: float) -> int:
     """Return how many windows of a length a serving baseline has at most."""
     return max(BASELINE_WINDOWS, round(BASELINE_S / length_s))
+
+
+def wanted_windows(length_s: float) -> int:
+    """Return how many windows of a length a serving baseline needs where each hour of the week has traffic.
+
+    Each day, or hour, of the week takes one more, and is needed three times: 20 of a week, 26 of a day, three weeks of
+    shorter ones.
+    """
+    phases = max(1, round(WEEK_S / length_s))
+    return max(fewest_own(phases), FEWEST_IN_PHASE * phases)
 
 
 def _before(window: Window, windows: Iterable[Window]) -> Window | None:

@@ -16,12 +16,12 @@ from raymlops.monitor import effects
 from raymlops.monitor.conformal import Own
 from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
-    ALARM_LEVEL,
     FEWEST_EFFECTIVE,
-    FEWEST_OWN,
     Comparison,
     Outcome,
+    alarm_level,
     compare,
+    fewest_own,
     floors,
     kind_numbers,
     warn_level,
@@ -29,7 +29,7 @@ from raymlops.monitor.outcome import (
 from raymlops.monitor.pairs import PairCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from raymlops.monitor.conformal import Ranked
     from raymlops.monitor.own_windows import OwnWindows
@@ -171,12 +171,13 @@ class DriftVerdict:
         return tuple(column.column for column in self.columns if column.flagged)
 
 
-def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows) -> DriftVerdict:
+def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, share: float = 1.0) -> DriftVerdict:
     """Judge the last window of ``columns``, with the one before it where there is one.
 
     Args:
         columns: Each with the same rows of reference and windows; pairs of them are judged like columns.
         own: Which blocks are one own window.
+        share: Of the levels, where other columns are judged by other own windows.
 
     Raises:
         ValueError: There are no columns, or they have unlike numbers of windows.
@@ -189,8 +190,9 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows) -> Drif
     compared = [column.contrasts(own) for column in columns]
     values = np.hstack([found for found, _ in compared])
     count = len(values) - numbers.pop()
-    if count < FEWEST_OWN:
-        few = f"{count} own windows, and {FEWEST_OWN} are needed" + (f": {own.why_few}" if own.why_few else "")
+    if count < (needed := fewest_own(phases := len(set(own.phases)))):
+        few = f"{count} own windows" + (f" of {phases} times of the week" if phases > 1 else "")
+        few += f", and {needed} are needed" + (f": {own.why_few}" if own.why_few else "")
         return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
     if rows < FEWEST_ROWS:
         few = f"{rows} rows, and {FEWEST_ROWS} are needed: take longer windows"
@@ -198,11 +200,10 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows) -> Drif
     if not values.shape[1]:
         return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
     kinds = kind_numbers(tuple(meaning.kind for _, meanings in compared for meaning in meanings))
-    phases = np.array(own.phases, dtype=np.int64)
-    reference = Own(values[:count], kinds, floors(kinds, own.rows), phases, lag=own.lag)
+    reference = Own(values[:count], kinds, floors(kinds, own.rows), np.array(own.phases, dtype=np.int64), lag=own.lag)
     # The variance of a mean falls at most like 1 / rows: this is right for a window with fewer rows, or too kind to it.
     before, now = (min(1.0, math.sqrt(one / own.rows)) for one in (window_rows[0], rows))
-    compared_with = compare(reference, values[count:], phases=own.phase, shrink=(before, now))
+    compared_with = compare(reference, values[count:], phases=own.phase, shrink=(before, now), share=share)
     meanings = [(at, meaning) for at, (_, found) in enumerate(compared) for meaning in found]
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
@@ -221,8 +222,7 @@ def _verdict(
         reason = f"{few} {FEWEST_EFFECTIVE:.0f} are needed: take longer windows, or a longer reference"
         return DriftVerdict("insufficient", reason, rows, own, most, None, None, ())
     worth = float(found.effective[found.judged].min())
-    running = found.two is not None and found.two.p <= ALARM_LEVEL
-    leading = cast("Ranked", found.two if running else found.one)
+    leading = cast("Ranked", found.two if found.running else found.one)
     owners, flagged = np.array([at for at, _ in meanings]), found.flagged
     described = []
     for at, column in enumerate(columns):
@@ -245,19 +245,45 @@ def _verdict(
                 unjudged=tuple(_name(column, meanings[int(one)][1]) for one in ours if not found.judged[one]),
             )
         )
-    described.sort(key=lambda c: (not c.flagged, -(-1.0 if c.influence is None else c.influence), -abs(c.distance)))
+    described.sort(key=_by_weight)
     counts = {column.name: column for column in columns}
     shown = [one for one in described if one.flagged][:MOST_HISTOGRAMS]
     described[: len(shown)] = [replace(one, histogram=_histogram(counts[one.column])) for one in shown]
-    reason = _reason(described, found, running=running, own=own)
-    two = None if found.two is None else found.two.p
-    bands = _band(found.one, warn_level(own)), _band(found.two, ALARM_LEVEL)
-    return DriftVerdict(found.outcome, reason, rows, own, worth, found.one.p, two, tuple(described), *bands)
+    reason = _reason(described, found, own=own)
+    bands = _band(found.one, warn_level, found.share), _band(found.two, alarm_level, found.share)
+    return DriftVerdict(found.outcome, reason, rows, own, worth, *found.ranks, tuple(described), *bands)
 
 
-def _band(found: Ranked | None, level: float) -> float | None:
-    """Return the distance that leads to a p-value of at most ``level``; None where none does."""
-    distance = math.inf if found is None else found.critical(level)
+def together(found: Sequence[DriftVerdict]) -> DriftVerdict:
+    """Return one verdict of those on parts of the columns, each judged at its share of the levels: the worst.
+
+    Its ranks are the lowest ones, and its bands the widest.
+    """
+    if len(found) == 1:
+        return found[0]
+    worst = max(found, key=lambda one: ("ok", "warn", "alarm").index(one.outcome)).outcome
+    return DriftVerdict(
+        worst,
+        "; ".join(one.reason for one in found if one.outcome == worst),
+        found[0].rows,
+        min(one.own_windows for one in found),
+        min(one.effective_windows for one in found),
+        min((one.p_one for one in found if one.p_one is not None), default=None),
+        min((one.p_two for one in found if one.p_two is not None), default=None),
+        tuple(sorted((column for one in found for column in one.columns), key=_by_weight)),
+        max((one.band for one in found if one.band is not None), default=None),
+        max((one.band_running for one in found if one.band_running is not None), default=None),
+    )
+
+
+def _by_weight(column: ColumnDrift) -> tuple[bool, float, float]:
+    influence = -1.0 if column.influence is None else column.influence
+    return not column.flagged, -influence, -abs(column.distance)
+
+
+def _band(found: Ranked | None, level: Callable[[Ranked, float], float], share: float) -> float | None:
+    """Return the distance that leads to a p-value of at most its level; None where none does."""
+    distance = math.inf if found is None else found.critical(level(found, share))
     return distance if math.isfinite(distance) else None
 
 
@@ -333,21 +359,20 @@ def _new(column: ColumnCounts, at: int) -> str:
     return UNKNOWN if column.labels[at:] == (OTHER,) else _label(column, at)
 
 
-def _reason(described: Sequence[ColumnDrift], found: Comparison, *, running: bool, own: int) -> str:
-    one, two = found.one, found.two
-    assert one is not None
+def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) -> str:
+    one, two = found.ranks
     moved = [column for column in described if column.flagged]
     names = _listed(
         [f"{column.column} ({in_words(column.moved)}, {column.distance:+.1f} sd)" for column in moved], "; "
     )
-    if running and two is not None:
-        reason = f"two windows running are unlike {own} own windows (p {two.p:.2g}): {names}"
+    if found.running:
+        reason = f"two windows running are unlike {own} own windows (p {two:.2g}): {names}"
     elif found.outcome == "alarm":
         reason = f"further off than {own} own windows explain (p {min(c.p for c in moved):.1g} after Holm): {names}"
     elif found.outcome == "warn":
-        reason = f"unlike {own} own windows (p {one.p:.2g}), so far once: {names}"
+        reason = f"unlike {own} own windows (p {one:.2g}), so far once: {names}"
     else:
-        reason = f"like the {own} own windows of the reference (p {one.p:.2g})"
+        reason = f"like the {own} own windows of the reference (p {one:.2g})"
     left = _listed(sorted(column.column for column in described if column.unjudged), ", ")
     return f"{reason}; judged for slips alone, since they move within the reference: {left}" if left else reason
 

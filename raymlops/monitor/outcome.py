@@ -3,6 +3,13 @@
 ``alarm``: two windows running are unlike own pairs at ``ALARM_LEVEL``, in a contrast that moved the same way in both;
 or one window alone is so far off that chance does not explain it, and by much (a unit slipped, a column gone null).
 ``warn``: one window is unlike. ``insufficient``: the own windows are too few to say either.
+
+**Parts.** Columns whose own windows are others, as those that a person acknowledged, cannot be ranked with the rest. k
+parts are ranked on their own, each at a ``share`` of 1 / k of every level, and the worst counts: Bonferroni, whatever
+parts depend on each other. What is furthest off among all own ones counts at any share, or few own windows would say
+nothing ever. That is the p-value 1 / 435 of two running among 28 own windows, so that two parts keep the level of an
+alarm, and each further one of so few adds .0023; it is 1 / 231 of 20, of which two may be .0087. Of warnings it is
+1 / 29 of 28 own windows: beside 60 of training .057 of windows, of two parts of 20 up to .095.
 """
 
 from __future__ import annotations
@@ -34,7 +41,7 @@ SINGLE_FACTOR = 2.0
 """... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
 normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
 FEWEST_OWN = 20
-"""Own windows below which nothing is said: with 18 the rank of one window cannot be below .05."""
+"""Own windows of one phase below which nothing is said: with 18 the rank of one window cannot be below .05."""
 FEWEST_FOR_SINGLE = 30
 FEWEST_EFFECTIVE = 10.0
 """Unrelated windows that own windows have to be worth for a contrast to be judged. Those of correlation r are worth
@@ -53,6 +60,7 @@ class Comparison:
         two: It and the one before; None where there is none.
         p: Of each contrast of the last window, by Student's t after Holm.
         single: Contrasts that lead to an alarm on the last window alone.
+        share: Of the levels, that these contrasts have.
     """
 
     outcome: Outcome
@@ -61,6 +69,19 @@ class Comparison:
     two: Ranked | None
     p: Floats
     single: npt.NDArray[np.bool_]
+    share: float = 1.0
+
+    @property
+    def running(self) -> bool:
+        """Return whether two windows running are an alarm."""
+        return self.two is not None and self.two.p <= alarm_level(self.two, self.share)
+
+    @property
+    def ranks(self) -> tuple[float | None, float | None]:
+        """Return the p-values of one window and of two running as if all levels were theirs."""
+        one = None if self.one is None else min(1.0, self.one.p / self.share)
+        two = None if self.two is None else min(1.0, self.two.p / self.share)
+        return one, ALARM_LEVEL if self.running and two is not None and two > ALARM_LEVEL else two
 
     @property
     def judged(self) -> npt.NDArray[np.bool_]:
@@ -74,25 +95,30 @@ class Comparison:
     def flagged(self) -> npt.NDArray[np.bool_]:
         """Return which contrasts lead to the outcome."""
         found = self.single.copy()
-        if self.two is not None and self.two.p <= ALARM_LEVEL:
-            found |= np.abs(self.two.distances) > self.two.critical(ALARM_LEVEL)
+        if self.two is not None and self.running:
+            found |= np.abs(self.two.distances) > self.two.critical(alarm_level(self.two, self.share))
         if self.outcome == "warn" and self.one is not None:
-            found |= self.judged & (np.abs(self.one.distances) > self.one.critical(warn_level(len(self.one.others))))
+            found |= self.judged & (np.abs(self.one.distances) > self.one.critical(warn_level(self.one, self.share)))
         return found
 
 
 def compare(
-    own: Own, windows: Floats, *, phases: tuple[int, int] = (0, 0), shrink: tuple[float, float] = (1.0, 1.0)
+    own: Own,
+    windows: Floats,
+    *,
+    phases: tuple[int, int] = (0, 0),
+    shrink: tuple[float, float] = (1.0, 1.0),
+    share: float = 1.0,
 ) -> Comparison:
     """Compare a window, the last of ``windows`` of shape (1 or 2, contrasts), with own windows.
 
-    ``phases`` and ``shrink`` are those of the window before it and of itself.
+    ``phases`` and ``shrink`` are those of the window before it and of itself; ``share`` is that of every level.
     """
     count, related = len(own.values), own.correlation()
     effective = count * (1 - related) / (1 + related)
     judged = effective >= FEWEST_EFFECTIVE
     none = np.zeros(windows.shape[1])
-    if count - int(own.phases.max(initial=0)) < FEWEST_OWN or not judged.any():
+    if count < fewest_own(int(own.phases.max(initial=0)) + 1) or not judged.any():
         return Comparison("insufficient", effective, None, None, none + 1, none > 0)
     # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
     worth = np.maximum(effective, 2)
@@ -100,7 +126,7 @@ def compare(
     every = rank_one(own, windows[-1], phase=phases[1], shrink=shrink[1] * less)
     p = holm(every.p_values())
     usual = own.values[own.phases == phases[1]].mean(axis=0)
-    single = is_large(own.kinds, usual, windows[-1]) & (p <= SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
+    single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
     single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
     kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
     seen, less = windows[:, judged], less[judged]
@@ -109,14 +135,24 @@ def compare(
     if len(windows) == 2:
         correlation, both = own.correlation(own.lag)[judged], (shrink[0] * less, shrink[1] * less)
         two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=both), judged, none)
-    alarm = (two is not None and two.p <= ALARM_LEVEL) or bool(single.any())
-    outcome: Outcome = "alarm" if alarm else "warn" if one.p <= warn_level(count) else "ok"
-    return Comparison(outcome, effective, _spread(one, judged, every.distances), two, p, single)
+    warned: Outcome = "warn" if one.p <= warn_level(one, share) else "ok"
+    found = Comparison(warned, effective, _spread(one, judged, every.distances), two, p, single, share)
+    return replace(found, outcome="alarm") if found.running or single.any() else found
 
 
-def warn_level(own: int) -> float:
-    """Return the level of a window's rank among its own: the highest of 20 or 21 is warned of as well."""
-    return max(WARN_LEVEL - ALARM_LEVEL, 1 / (own + 1))
+def warn_level(one: Ranked, share: float = 1.0) -> float:
+    """Return the level of a window's rank among its own: the highest is warned of in any case."""
+    return max(share * (WARN_LEVEL - ALARM_LEVEL), 1 / (len(one.others) + 1))
+
+
+def alarm_level(two: Ranked, share: float = 1.0) -> float:
+    """Return the level of the rank of two windows running: the highest of all pairs is an alarm at any share."""
+    return max(share * ALARM_LEVEL, min(ALARM_LEVEL, 1 / (len(two.others) + 1)))
+
+
+def fewest_own(phases: int) -> int:
+    """Return below how many own windows nothing is said: the mean of each phase after the first takes one."""
+    return FEWEST_OWN + max(phases, 1) - 1
 
 
 def _spread(found: Ranked, judged: npt.NDArray[np.bool_], others: Floats) -> Ranked:

@@ -83,9 +83,12 @@ def pair_counts(
     windows: Sequence[Profile],
     *,
     without: Collection[str] = (),
+    only: Collection[str] | None = None,
     influence: Mapping[str, float] | None = None,
 ) -> list[PairCounts]:
-    """Return the pairs of columns to judge: those that have scores, ``without`` some of them.
+    """Return the pairs of columns to judge: those that have scores, ``without`` some, or ``only`` some.
+
+    Both name columns or pairs; a pair is named with any of its two columns.
 
     ``windows`` are as for ``column_counts``.
     """
@@ -94,12 +97,13 @@ def pair_counts(
     found = []
     for at, one in enumerate(scores):
         for before, other in enumerate(scores[:at]):
-            if one.column == other.column or {one.column, other.column} & {*without}:
+            name = f"{other.name} and {one.name}"
+            names = {name, one.column, other.column}
+            if one.column == other.column or names & {*without} or (only is not None and not names & {*only}):
                 continue
             cells = [ROWS, *(start + place for place in sums_of_pair(before, at))]
             both = [known[score.column] for score in (other, one) if score.column in known]
             matters = min(both) if len(both) == 2 else None
-            name = f"{other.name} and {one.name}"
             found.append(PairCounts(name, blocks.counts[:, cells], traffic[:, cells], matters))
     return found
 

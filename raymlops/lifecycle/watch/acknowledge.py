@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.config.schema import MonitorSection
 from raymlops.errors import UsageError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.watch import incidents
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
-from raymlops.monitor.outcome import FEWEST_OWN
+from raymlops.monitor.baseline import wanted_windows
 from raymlops.records import Record
 from raymlops.state.drift import Baseline, Incident, about, add_baselines, change_incident
 from raymlops.state.engine import this_user
@@ -36,16 +38,18 @@ class NormalRecord(Record):
     """The incidents that are over by that."""
     windows: dict[str, int]
     """Of each side, the windows that count as normal so far."""
+    wanted: int = 0
+    """How many it takes to judge by them."""
 
     def text(self) -> str:
         """Return a line for each incident and each side."""
         lines = [f"closed {incident.text()}" for incident in self.closed]
         for side, number in self.windows.items():
-            few = "" if number >= FEWEST_OWN else f"; nothing is judged by them until there are {FEWEST_OWN}"
+            few = "" if number >= self.wanted else f"; nothing is judged by them until there are {self.wanted}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
         for one in self.closed:
             if not self.windows and one.kind == "drift":
-                since = f"{FEWEST_OWN} windows since {one.opened_at:%Y-%m-%d %H:%M} UTC"
+                since = f"{self.wanted} windows since {one.opened_at:%Y-%m-%d %H:%M} UTC"
                 lines.append(f"{one.side}: {', '.join(one.columns)}: not judged until there are {since}")
         return "\n".join(lines)
 
@@ -53,7 +57,8 @@ class NormalRecord(Record):
 def acknowledge(name: str, incident: str, *, why: str, config: Source | None = None) -> NormalRecord:
     """Say that what an incident is about is normal, from its first window on, and close it.
 
-    Its columns are not judged until 20 windows since then show how much is normal now. Skew is only closed.
+    Its columns are not judged until enough windows since then, 26 of a day, show how much is normal now; the others are
+    judged as before. Skew is only closed.
 
     Args:
         name: A model.
@@ -69,7 +74,10 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
     """
     with _state(name, why, config) as state:
         change = partial(incidents.acknowledge, now=state.now(), actor=this_user(), why=why)
-        return NormalRecord(name, (change_incident(state, incident, change, name=name),), {})
+        closed = change_incident(state, incident, change, name=name)
+        champion = champion_of(state.deployments(name))
+        monitor = MonitorSection() if champion is None else monitored(champion)
+        return NormalRecord(name, (closed,), {}, wanted_windows(monitor.window_h * 3600))
 
 
 def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRecord:
@@ -94,7 +102,7 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
             baselines.append(Baseline(name, side.side, version, start, None, why, actor, now))
             windows[side.side] = side.usable(first, last)
         close = partial(incidents.rebaselined, now=now, actor=actor, why=why)
-        return NormalRecord(name, add_baselines(state, baselines, close), windows)
+        return NormalRecord(name, add_baselines(state, baselines, close), windows, wanted_windows(model.window_s))
 
 
 @contextmanager

@@ -89,6 +89,8 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     # The log's first hours are removed at some time, and what was judged by them stays.
     known = [*judged_since.values(), traffic.first_hour(version)] if said else []
     first = min((moment for moment in known if moment is not None), default=None)
+    if first is not None and not any(judged_since.values()):
+        first = min(first, champion.created_at)
     sides = [
         Normal(
             side,
@@ -115,7 +117,8 @@ def _of(
     """Yield what was said of a side and holds for a version that answers since its ``first`` hour.
 
     What was said before that is left out: what was normal for an earlier version this one was trained on. What is said
-    since then, of windows before, holds from the first one that this version answered: no other is counted on its bins.
+    since then of a drift that began before holds from the first window that this version answered: no other is counted
+    on its bins. All of the newest windows were its own: where their hours were removed, nothing else becomes normal.
     """
     for one in said:
         if (one.side, one.version) != (side, about(side, version)):
@@ -123,4 +126,5 @@ def _of(
         if first is None or one.start >= first - max(_BEFORE, 2 * timedelta(seconds=window_s)):
             yield one
         elif one.made_at >= first:
-            yield replace(one, start=datetime.fromtimestamp(place_of(first, window_s) * window_s, UTC))
+            moved = replace(one, start=datetime.fromtimestamp(place_of(first, window_s) * window_s, UTC))
+            yield one if one.columns is None else moved

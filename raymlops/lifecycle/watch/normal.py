@@ -9,33 +9,55 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift
 from raymlops.lifecycle.watch.windows import place_of
-from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
+from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
+from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge, together
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
-from raymlops.monitor.profiled import column_counts, pair_counts, read_counts
+from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, shown_name
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
     from raymlops.monitor.baseline import Window
+    from raymlops.monitor.drift import ColumnCounts
     from raymlops.monitor.own_windows import OwnWindows
+    from raymlops.monitor.pairs import PairCounts
     from raymlops.profiles.reference import Reference
     from raymlops.state.drift import Baseline, Kind, Side
 
-    Judged = tuple[DriftVerdict, Mapping[str, str]]
-    """And the columns that cannot be judged, with the reason."""
+    Judged = tuple[DriftVerdict | None, Mapping[str, str]]
+    """None where no column can be judged; and those that cannot, with the reason."""
 
 TRAINING, SERVING = "training", "the first windows served"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Columns, and pairs of them, that are judged by the same own windows.
+
+    Attributes:
+        only: Their names; a pair is one of them if any of its two columns is.
+        without: Those of newer baselines, and so are pairs with them.
+        baseline: None where it is training, or what was served first.
+        own: The windows of the baseline, up to those that are judged.
+        share: Of the levels of a verdict.
+    """
+
+    only: frozenset[str]
+    without: frozenset[str] = frozenset()
+    baseline: Baseline | None = None
+    own: tuple[Window, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,12 +92,14 @@ class Normal:
         """Return the verdict on what the version served first, against training; None while it is too early for one.
 
         By two windows running, the newest of which is at ``last`` or before it; or by the first one alone, where that
-        is an alarm: what was always so is no drift.
+        is an alarm: what was always so is no drift. They are looked for from the first window with enough rows on: a
+        request to try it, or weeks as a shadow, are no traffic.
 
         Raises:
             StorageError: the log cannot be read.
         """
-        first = self._first_served
+        served = self._first_served
+        first = None if served is None else self._first_usable(self.served, served, last)
         if first is None:
             return None
         for upto in self._portions(first, min(last, first + self.most)):
@@ -147,40 +171,71 @@ class Normal:
             return self._waiting(window, f"{what} live for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
-        without: dict[str, str] = {}
+        parts = tuple(self._parts(pair))
+        share = 1 / max(1, sum(part.baseline is None or len(part.own) >= FEWEST_OWN for part in parts))
+        found = [self._part(window, pair, replace(part, share=share), skewed=skewed) for part in parts]
+        return _together([one for one, _ in found], spared=[spared for _, spared in found])
+
+    def _parts(self, pair: Sequence[Window]) -> Iterator[_Part]:
+        """Yield the columns of each baseline, the newest first, and then the others.
+
+        A column is judged by the newest baseline that names it, and a pair by that of any of the two.
+        """
+        claimed: frozenset[str] = frozenset()
         for baseline in self.baselines:
             first = place_of(baseline.start, self.window_s)
-            own = self._since(first, pair)
-            few = self._few("new baseline", own, first, at)
-            if len(own) >= FEWEST_OWN:
-                judged = self._against_serving(pair, own, without)
-                if isinstance(judged, str) or judged[0].outcome != "insufficient":
-                    since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-                    return self._described(window, judged, since)
-                few = f"the new baseline has {judged[0].reason}"
             if baseline.columns is None:
-                return self._waiting(window, few)
-            without |= dict.fromkeys(baseline.columns, few)
-        return self._by_default(window, pair, without, skewed=skewed)
+                yield _Part(self._names - claimed, claimed, baseline, self._since(first, pair))
+                return
+            if only := self._names & {*baseline.columns} - claimed:
+                yield _Part(only, claimed, baseline, self._since(first, pair))
+                claimed |= only
+        if self._columns - claimed or not claimed:
+            yield _Part(self._names - claimed, claimed)
+
+    def _part(self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool) -> tuple[WindowDrift, bool]:
+        """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one."""
+        baseline, at = part.baseline, round(window.start_s / self.window_s)
+        if baseline is None:
+            return self._by_default(window, pair, part, skewed=skewed)
+        first = place_of(baseline.start, self.window_s)
+        few = self._few("new baseline", part.own, first, at)
+        if len(part.own) >= FEWEST_OWN:
+            judged = self._against_serving(pair, part.own, part)
+            if (verdict := judged[0]) is None or verdict.outcome != "insufficient":
+                since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
+                against = since if baseline.columns is None else f"of {_listed(part.only)} {since}"
+                return self._described(window, judged, against), verdict is None
+            few = few if len(part.own) < wanted_windows(self.window_s) else f"the new baseline has {verdict.reason}"
+        if baseline.columns is None:
+            return self._waiting(window, few), False
+        over = at > first + self.most
+        found = self._waiting(window, f"{_listed(part.only)}: {few}" if over else few)
+        return replace(found, refused=dict.fromkeys(sorted(part.only), few)), not over
 
     def _by_default(
-        self, window: Window, pair: Sequence[Window], without: Mapping[str, str], *, skewed: bool
-    ) -> WindowDrift:
-        training = None if skewed else self._against_training(self.windows, pair, without)
-        if training is not None and not isinstance(training, str) and training[0].outcome != "insufficient":
-            return self._described(window, training, TRAINING)
+        self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool
+    ) -> tuple[WindowDrift, bool]:
+        training = None if skewed else self._against_training(self.windows, pair, part)
+        if isinstance(training, tuple) and training[0] is not None and training[0].outcome != "insufficient":
+            return self._described(window, training, TRAINING), False
         baseline = () if self._served_since is None else self._since(self._served_since, pair)
         if len(baseline) >= FEWEST_OWN:
-            return self._described(window, self._against_serving(pair, baseline, without), SERVING)
+            judged = self._against_serving(pair, baseline, part)
+            few = judged[0] is not None and judged[0].outcome == "insufficient"
+            if not few or len(baseline) >= wanted_windows(self.window_s):
+                return self._described(window, judged, SERVING), judged[0] is None
         at = round(window.start_s / self.window_s)
         have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
         if training is None:
-            return self._waiting(window, f"training differs from what is served, and {have}")
-        if isinstance(training, str):
-            return self._waiting(window, f"{training}; {have}")
+            return self._waiting(window, f"training differs from what is served, and {have}"), False
+        if isinstance(training, str) or training[0] is None:
+            found = self._described(window, training, TRAINING)
+            return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
         verdict, refused = training
+        assert verdict is not None
         reason = f"{verdict.reason}; the first windows served take over by themselves: {have}"
-        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING)
+        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING), False
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -192,7 +247,7 @@ class Normal:
 
     def _few(self, what: str, own: Sequence[Window], first: int, at: int) -> str:
         """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
-        few = f"the {what} has {len(own)} of {FEWEST_OWN} windows"
+        few = f"the {what} has {len(own)} of {wanted_windows(self.window_s)} windows"
         over = at > first + self.most
         return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 
@@ -215,12 +270,27 @@ class Normal:
         if first is None or (until is not None and until <= first):
             return until
         last = first + 4 * self.most if until is None else until
+        found = self._first_usable(self.windows, first, last)
+        return until if found is None else found
+
+    def _first_usable(self, windows: Windows, first: int, last: int) -> int | None:
+        """Return the place of the first window with enough rows between two places."""
         for upto in self._portions(first, last):
-            self.traffic.read(first, upto)
-            usable = (one for one in self.windows.counted(first, upto) if one.rows >= FEWEST_ROWS)
+            usable = (one for one in windows.counted(first, upto) if one.rows >= FEWEST_ROWS)
             if (found := next(usable, None)) is not None:
                 return round(found.start_s / self.window_s)
-        return until
+        return None
+
+    @cached_property
+    def _columns(self) -> frozenset[str]:
+        placed = self.reference.layout.placed()
+        return frozenset(shown_name(series) for series, _ in placed if series.missing is not None)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Return the names of columns, and of their pairs where they are judged."""
+        pairs = combinations(self.reference.layout.scores, 2) if self.between else ()
+        return self._columns.union(f"{one.name} and {other.name}" for one, other in pairs)
 
     @cached_property
     def _first_hour(self) -> datetime | None:
@@ -247,9 +317,7 @@ class Normal:
             self.traffic.read(start, upto)
             yield upto
 
-    def _against_training(
-        self, windows: Windows, pair: Sequence[Window], without: Mapping[str, str] | None = None
-    ) -> Judged | str:
+    def _against_training(self, windows: Windows, pair: Sequence[Window], part: _Part | None = None) -> Judged | str:
         reference, blocks, last = self.reference, self.reference.blocks, pair[-1]
         if blocks is None:
             return reference.note
@@ -257,22 +325,19 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        found = self._judge(windows, blocks, pair, own, without or {})
-        if self.side == "outputs" and not isinstance(found, str) and found[0].outcome == "insufficient":
-            verdict, refused = found
+        verdict, refused = self._judge(windows, blocks, pair, own, part or _Part(self._names))
+        if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
             reason = f"{verdict.reason}; the reference of outputs is the validation split"
             return replace(verdict, reason=reason), refused
-        return found
+        return verdict, refused
 
-    def _against_serving(
-        self, pair: Sequence[Window], baseline: Sequence[Window], without: Mapping[str, str]
-    ) -> Judged | str:
+    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window], part: _Part) -> Judged:
         starts = np.array([one.start_s for one in baseline])
         stops = np.array([one.stop_s for one in baseline])
         counts = np.stack([read_counts(one) for one in self.windows.profiles(baseline)])
         blocks = Blocks(self.reference.layout, counts)
         own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return self._judge(self.windows, blocks, pair, own, without)
+        return self._judge(self.windows, blocks, pair, own, part)
 
     def _judge(
         self,
@@ -280,28 +345,57 @@ class Normal:
         blocks: Blocks,
         pair: Sequence[Window],
         own: OwnWindows,
-        without: Mapping[str, str],
-    ) -> Judged | str:
+        part: _Part,
+    ) -> Judged:
         profiles, influence = windows.profiles(pair), self.reference.influence
         columns, refused = column_counts(blocks, profiles, influence=influence)
-        refused |= {column.name: without[column.name] for column in columns if column.name in without}
-        columns = [column for column in columns if column.name not in without]
-        if not columns:
-            some = list(refused.items())[:3]
-            return "no column can be judged" + "".join(f"; {name}: {why}" for name, why in some)
-        pairs = pair_counts(blocks, profiles, without=refused, influence=influence) if self.between else []
-        return judge([*columns, *(one for one in pairs if one.name not in without)], own), refused
+        without = part.without | {*refused}
+        judged: list[ColumnCounts | PairCounts] = [column for column in columns if column.name in part.only]
+        if self.between:
+            judged += pair_counts(blocks, profiles, without=without, only=part.only, influence=influence)
+        refused = {name: why for name, why in refused.items() if name in part.only}
+        return judge(judged, own, share=part.share) if judged else None, refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):
             return self._waiting(window, judged, kind=kind)
         verdict, refused = judged
+        if verdict is None:
+            nothing = "no column can be judged" + "".join(f"; {one}: {why}" for one, why in list(refused.items())[:3])
+            return replace(self._waiting(window, nothing, kind=kind), refused=refused)
         return WindowDrift(
             self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
         )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
         return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
+
+
+def _together(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:
+    """Return the verdict on a window of those on parts of its columns, the worst.
+
+    It is ``ok`` only where each part is, but for those that are ``spared``.
+    """
+    refused = {name: why for one in reversed(found) for name, why in one.refused.items()}
+    judged = [one for one in reversed(found) if one.outcome not in {"waiting", "insufficient"}]
+    lacking = [
+        one
+        for one, without in zip(found, spared, strict=True)
+        if one.outcome in {"waiting", "insufficient"} and not without
+    ]
+    verdict = together([one.verdict for one in judged if one.verdict is not None]) if judged else None
+    if verdict is None or (lacking and verdict.outcome == "ok"):
+        return replace((lacking or found)[0], refused=refused)
+    for one in lacking:
+        if not one.refused:
+            refused["the other columns"] = one.waiting if one.verdict is None else one.verdict.reason
+    against = ", and ".join(one.against for one in judged if one.against is not None)
+    return replace(judged[0], against=against, verdict=verdict, refused=refused)
+
+
+def _listed(names: Collection[str]) -> str:
+    some = sorted(names)
+    return ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
 
 
 def _uncounted(hours: int, version: int) -> str:

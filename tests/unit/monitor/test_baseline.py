@@ -1,6 +1,6 @@
 """What is compared with what."""
 
-from raymlops.monitor.baseline import Window, first_served, running, serving_baseline
+from raymlops.monitor.baseline import Window, first_served, running, serving_baseline, wanted_windows
 from raymlops.monitor.own_windows import DAY_S
 
 
@@ -30,6 +30,11 @@ def test_a_baseline_stays_with_the_first_windows():
     assert serving_baseline((*days(5, rows=9), *days(95, start=5))) == windows[5:33]
     weeks = tuple(Window(at * 7 * DAY_S, (at + 1) * 7 * DAY_S, 500) for at in range(40))
     assert serving_baseline(weeks) == weeks[:28]
+
+
+def test_shorter_windows_take_more_of_them():
+    """A week's 20, one more for each further day of it, and of hours as many as three weeks have."""
+    assert [wanted_windows(days * DAY_S) for days in (14, 7, 1, 0.5, 0.25, 1 / 24)] == [20, 20, 26, 42, 84, 504]
 
 
 def test_a_missing_window_is_not_the_one_before():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raymlops.monitor.contrasts import polynomials
-from raymlops.monitor.drift import ColumnCounts, judge
+from raymlops.monitor.drift import ColumnCounts, judge, together
 from raymlops.monitor.own_windows import OwnWindows, by_rows, by_time
 
 ROWS = 1_000
@@ -44,6 +44,18 @@ def usual(windows=2):
         column("wind", *[FLAT] * (windows + 1), nulls=0.02),
         column("carrier", *[CODES] * (windows + 1), ordered=False),
     ]
+
+
+def test_the_worst_of_two_parts_is_the_verdict():
+    """What led to it is named, its columns are the first, and its rank is the lower one of both."""
+    moved = judge([column("distance", FLAT, MOVED, MOVED)], OWN, share=0.5)
+    still = judge(usual(), OWN, share=0.5)
+    verdict = together([still, moved])
+    assert (verdict.outcome, verdict.reason, verdict.flagged) == ("alarm", moved.reason, ("distance",))
+    assert verdict.columns[0].column == "distance"
+    assert len(verdict.columns) == 4
+    assert verdict.p_two == moved.p_two < still.p_two
+    assert together([still]) == still
 
 
 def test_traffic_like_the_reference_is_ok():
@@ -174,6 +186,10 @@ def test_few_own_windows_are_said():
     assert verdict.outcome == "insufficient"
     assert verdict.own_windows == 13
     assert "13 own windows, and 20 are needed: the reference has 13,000 rows" in verdict.reason
+    days = 86_400.0 * np.arange(26)
+    by_day = by_time(np.full(25, ROWS), days[:-1], days[1:], window_s=(days[-1], days[-1] + 86_400.0))
+    verdict = judge([column("distance", FLAT, FLAT, blocks=25)], by_day)
+    assert "25 own windows of 7 times of the week, and 26 are needed" in verdict.reason
 
 
 def test_a_window_of_three_rows_says_nothing():

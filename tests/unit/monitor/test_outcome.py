@@ -57,6 +57,27 @@ def test_two_windows_running_are_an_alarm():
     assert found.flagged.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize(("windows", "warned"), [(20, 1), (28, 1), (60, 1), (112, 2)])
+def test_half_of_a_level_is_a_part_s_of_two(windows, warned):
+    """Half as many windows of two parts are warned of, and the highest in any case."""
+    values = np.random.default_rng(7).standard_normal((windows + 1, 4)) / ROWS**0.5
+    others = [own(windows, values=np.delete(values, at, axis=0)) for at in range(windows + 1)]
+    found = [compare(other, values[at][None], share=0.5) for at, other in enumerate(others)]
+    assert sum(one.outcome == "warn" for one in found) == warned
+    assert all(one.flagged.any() == (one.outcome == "warn") for one in found)
+
+
+@pytest.mark.parametrize("windows", [20, 28, 60])
+def test_a_part_of_few_windows_can_be_an_alarm(windows):
+    """The highest of all pairs is one at any share; its rank is told as if all of the level were its."""
+    moved = np.stack([far(0, 9, 0, 0), far(0, 9, 0, 0)])
+    found = compare(own(windows), moved, share=0.1)
+    assert found.outcome == "alarm"
+    assert found.flagged.tolist() == [False, True, False, False]
+    assert found.ranks[1] == 0.005
+    assert compare(own(windows), np.stack([far(0, 0, 0, 0), far(0, 9, 0, 0)]), share=0.1).outcome == "warn"
+
+
 def test_two_windows_that_move_unlike_are_no_alarm():
     """Up and down in the same contrast, or in two contrasts."""
     for before in (far(0, -4, 0, 0), far(4, 0, 0, 0)):

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from served_days import DAY, bundle_of, deploy, references, serve
 
@@ -21,6 +22,7 @@ from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.windows import place_of
 from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows, messages_of
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -68,7 +70,7 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     said = capsys.readouterr().out
     assert f"closed incident {incident.id}" in said
     since = f"{incident.opened_at:%Y-%m-%d %H:%M} UTC"
-    assert f"inputs: distance: not judged until there are 20 windows since {since}" in said
+    assert f"inputs: distance: not judged until there are 26 windows since {since}" in said
     assert main(["drift", "flights", "--fail-on-drift"]) == 0  # stored as an alarm, which somebody knows
     assert "against training: alarm, acknowledged: two windows running" in capsys.readouterr().out
     (baseline,) = baselines_of(state, "flights")
@@ -79,13 +81,49 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert (event.why, event.before["closed_at"]) == ("new sensors", None)
     found = inputs(watch([0.6], until=TODAY + DAY))
     assert (found.outcome, found.against) == ("ok", "training")
-    assert found.details["refused"] == {"distance": "the new baseline has 1 of 20 windows"}
-    found = inputs(watch([0.6] * 27, until=TODAY + 28 * DAY))
+    assert found.details["refused"] == {"distance": "the new baseline has 1 of 26 windows"}
+    found = inputs(watch([0.6] * 23, until=TODAY + 24 * DAY))
+    assert found.details["refused"] == {"distance": "the new baseline has 24 of 26 windows"}
+    found = inputs(watch([0.6] * 4, until=TODAY + 28 * DAY))
     assert (found.outcome, found.details["refused"]) == ("ok", {})
-    assert found.against == f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    since = f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    assert found.against == f"training, and of distance {since}"
     found = inputs(watch([0.0] * 2, until=TODAY + 30 * DAY))
     assert found.outcome == "alarm"
     assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
+
+
+def test_what_nobody_acknowledged_is_judged_as_before(state, watch):
+    """Another column that moved meanwhile stays an alarm once the acknowledged one has a baseline of its own."""
+    watch([0] * 6 + [0.6] * 3)
+    (incident,) = incidents_of(state)
+    acknowledge("flights", incident.id, why="new sensors")
+    watch([0.6] * 2, until=TODAY + 2 * DAY)
+    carriers = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
+    for days in (20, 29, 36):
+        found = inputs(watch([0.6] * (days - 2 if days == 20 else 9), until=TODAY + days * DAY, carrier=carriers))
+        assert found.outcome == "alarm"
+        assert [one["column"] for one in found.details["columns"] if one["flagged"]] == ["carrier"]
+    assert found.against == f"training, and of distance the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
+    (still,) = incidents_of(state, open_only=True)
+    assert still.columns == ("carrier",)
+    found = inputs(watch([0.0] * 2, until=TODAY + 38 * DAY, carrier=carriers))
+    assert {one["column"] for one in found.details["columns"] if one["flagged"]} == {"carrier", "distance"}
+
+
+def test_an_acknowledged_column_without_its_windows_is_no_window_that_is_ok(state, watch, tmp_path):
+    """Hours beyond the retention are gone: its windows wait for a person, while an alarm of others is one."""
+    watch([0] * 6 + [0.6] * 3)
+    acknowledge("flights", incidents_of(state)[0].id, why="new sensors")
+    assert inputs(watch([0.6] * 30, until=TODAY + 30 * DAY)).outcome == "ok"
+    for day in range(-9, 27):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY + day * DAY:%Y-%m-%d}", ignore_errors=True)
+    found = inputs(watch([3.0], until=TODAY + 31 * DAY))
+    assert (found.outcome, list(found.details["refused"])) == ("waiting", ["distance"])
+    assert "distance: the new baseline has 0 of " in found.reason
+    assert "gets no more: --rebaseline takes the newest ones" in found.reason
+    found = inputs(watch([3.0] * 2, until=TODAY + 33 * DAY, carrier=np.array(["AA"] * 120, dtype=object)))
+    assert (found.outcome, list(found.details["refused"])) == ("alarm", ["distance"])
 
 
 def test_an_incident_is_acknowledged_once(state, watch):
@@ -136,7 +174,7 @@ def test_too_few_new_windows_are_waited_for(state, watch):
     watch([0] * 3)
     assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
     found = inputs(watch([2.0], until=TODAY + DAY))
-    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 20 windows")
+    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 26 windows")
 
 
 def test_what_is_said_of_a_drift_that_is_older_than_the_version_holds_for_it(state, watch, tmp_path, trained):
@@ -167,7 +205,28 @@ def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch
         shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
     found = inputs(watch([0.9], until=TODAY + DAY))
     assert found.outcome == "waiting"
-    assert "has 0 of 20 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+    assert "has 0 of 26 windows, and gets no more: --rebaseline takes the newest ones" in found.reason
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_a_person_said_moves_not_on_either(state, watch, tmp_path, judged):
+    """Four weeks are normal, of which the controller judged one, or none ever ran; then their hours are removed."""
+    if judged:
+        watch([0.6] * 28)
+    else:
+        serve(tmp_path, [0.6] * 28)
+        compact_predictions("flights", named("flights"))
+    rebaseline("flights", why="since May")
+    serve(tmp_path, [3.0] * 2, until=TODAY + 21 * DAY, seed=3)
+    LogMaintenance(state, state.url, then=lambda _now: None).run(TODAY + 21 * DAY + timedelta(hours=1))
+    for day in range(1, 29):
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+    model = live_model(state, "flights")
+    assert [one.start for side in model.sides for one in side.baselines] == [TODAY - 28 * DAY] * 2
+    at = place_of(TODAY + 20 * DAY, model.window_s)
+    (found,) = model.sides[0].drifts(at, at, skewed=False)
+    assert found.outcome == "waiting"
+    assert "gets no more: --rebaseline takes the newest ones" in found.waiting
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_three_rows_are_no_window(live, tmp_path):
     assert (found.outcome, found.p_two) == ("ok", None)
 
 
+def test_skew_is_looked_for_where_traffic_begins(live, tmp_path):
+    """Not where somebody tried the model: five weeks later what is served is unlike training from the first day."""
+    serve(tmp_path, [0.0], number=1, until=TODAY - 40 * DAY)
+    LogMaintenance(live, live.url, then=Judge(live)).run(TODAY - 10 * DAY)
+    assert [one for one in judged_windows(live, "flights") if one.kind == "skew"] == []
+    serve(tmp_path, [0.9] * 3, seed=3)
+    newest(live)
+    (skew,) = [one for one in judged_windows(live, "flights") if (one.side, one.kind) == ("inputs", "skew")]
+    assert (skew.outcome, skew.start) == ("alarm", TODAY - 2 * DAY)
+    (incident,) = incidents_of(live)
+    assert (incident.kind, incident.columns) == ("skew", ("distance",))
+
+
 def test_a_column_gone_null_is_an_alarm_in_one_window(live, tmp_path):
     """By the share of what is missing; the other columns are judged all the same."""
     serve(tmp_path, [0, 0, 0], until=TODAY - DAY)

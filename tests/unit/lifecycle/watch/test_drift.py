@@ -141,7 +141,7 @@ def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
     serve(tmp_path, [0.0] * 4, version=4)
     compact_predictions("flights", spec)
     inputs, outputs = [one.text() for one in drift("flights").windows if one.kind == "drift"]
-    waits = "the first windows served take over by themselves: the serving baseline has 2 of 20 windows"
+    waits = "the first windows served take over by themselves: the serving baseline has 2 of 26 windows"
     assert inputs.endswith(f"take windows of whole weeks, or a longer reference; {waits}")
     assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
 
@@ -153,7 +153,7 @@ def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_
     skew, now, *_ = drift("flights").windows
     assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
     assert now.outcome == "waiting"
-    assert "the serving baseline has 8 of 20 windows" in now.text()
+    assert "the serving baseline has 8 of 26 windows" in now.text()
     serve(tmp_path, [0.9] * 60, seed=3)
     compact_predictions("flights", spec)
     _, now, *_ = drift("flights").windows
