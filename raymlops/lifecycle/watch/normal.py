@@ -234,8 +234,7 @@ class Normal:
             return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
         verdict, refused = training
         assert verdict is not None
-        whose = "; the reference of outputs is the validation split" if self.side == "outputs" else ""
-        reason = f"{verdict.reason}{whose}; the first windows served take over by themselves: {have}"
+        reason = f"{verdict.reason}; the first windows served take over by themselves: {have}"
         return self._described(window, (replace(verdict, reason=reason), refused), TRAINING), False
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
@@ -326,7 +325,11 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        return self._judge(windows, blocks, pair, own, part or _Part(self._names))
+        verdict, refused = judged = self._judge(windows, blocks, pair, own, part or _Part(self._names))
+        if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
+            reason = f"{verdict.reason}; the reference of outputs is the validation split"
+            return replace(verdict, reason=reason), refused
+        return judged
 
     def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window], part: _Part) -> Judged:
         starts = np.array([one.start_s for one in baseline])

@@ -237,7 +237,7 @@ def _column(
         for what, values in (("New", column.new), ("Vanished", column.vanished))
         if values
     ]
-    if any(share >= QUANTILES[0] for side in column.outside for share in side):
+    if column.span and any(share >= QUANTILES[0] for side in column.outside for share in side):
         low, high = column.span
         notes.append(f"Figures show what is below {low:.4g} or above {high:.4g} at these edges: counts say no more")
     return _Column(
