@@ -64,6 +64,7 @@ class Limits:
     max_batch_rows: int = 1024
     max_batch_elements: int = 2**18
     max_waiting_rows: int = 20_000
+    max_ongoing_requests: int = 64
 
 
 _OK, _CANCELLED, _INVALID, _LATE, _NOT_FOUND, _DENIED, _EXHAUSTED = 0, 1, 3, 4, 5, 7, 8

@@ -33,7 +33,10 @@ MAX_INDEX_REPLICAS = 4
 MARGIN_S = 5.0
 """How much later than the slowest model's deadline Serve's own is."""
 
-_LIMITS = ("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_batch_elements", "max_waiting_rows")
+_LIMITS = (
+    *("max_rows", "max_body_bytes", "timeout_s", "max_batch_rows", "max_batch_elements", "max_waiting_rows"),
+    "max_ongoing_requests",
+)
 _TRAFFIC = ("sticky", "sticky_header", "canary_timeout_s", "max_shadow_requests")
 _LOG = ("enabled", "flush_s", "max_pending_rows", "redact", "sample")
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}

@@ -150,20 +150,28 @@ class Body:
             self._pieces.add(chunk)
             account.add(self._model, len(chunk))
             if not message.get("more_body", False):
+                self._note_size()
                 return self._pieces.taken()
             if chunk:
                 progress()
             if not self.small:
                 await account.pace(self._model, len(chunk))
 
+    def _note_size(self) -> None:
+        """Count a body of undeclared length as small if it turned out to be."""
+        if not self.small and self._pieces.size <= SMALL_BODY_BYTES:
+            self.small = True
+            self._account.large -= 1
+            self._account.enter(small=True)
+
 
 def replayed(pieces: list[bytes], receive: Receive) -> Receive:
-    """Return a ``receive`` that first returns a body that has been read."""
-    left = pieces[::-1]
+    """Return a ``receive`` that first returns a body that has been read, and removes its pieces from the list."""
+    pieces.reverse()
 
     async def again() -> Message:
-        if not left:
+        if not pieces:
             return await receive()
-        return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
+        return {"type": "http.request", "body": pieces.pop(), "more_body": bool(pieces)}
 
     return again

@@ -160,7 +160,9 @@ class ProxyMiddleware:
             else:
                 # Fetched by the replica, once it has checked the key: the Python proxy pickles each fetch on its loop.
                 # Alone it is faster as a whole.
-                receive = replayed(taken if self._account.large > 1 else [b"".join(taken)], receive)
+                if self._account.large == 1:
+                    taken = [b"".join(taken)]
+                receive = replayed(taken, receive)
             await self._model(scope, receive, send, client=client, until=until)
 
     async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:

@@ -126,7 +126,7 @@ class Batcher:
         return await self._queue(columns, rows, longest, loop)
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
-        """Run rows once in this thread, as batches, and measure their time; before the first request only."""
+        """Run rows in this thread, as batches, and measure their time; while nothing else runs."""
         pieces = self._pieces(columns, rows)
         return _merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
 
@@ -208,7 +208,11 @@ class Batcher:
     def _attempt(self, batch: _Batch) -> list[Columns | Exception]:
         entries = batch.entries
         try:
-            outputs = self._timed(_merge([entry.columns for entry in entries]), batch.rows, batch.longest)
+            columns = _merge([entry.columns for entry in entries])
+            if self._fits(batch.rows, batch.longest):
+                outputs = self._timed(columns, batch.rows, batch.longest)
+            else:  # one row, or a bound was lowered while they waited
+                outputs = self.measure(columns, rows=batch.rows)
             return _split(outputs, [entry.rows for entry in entries])
         except Exception as error:
             if len(entries) == 1:

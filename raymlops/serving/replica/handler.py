@@ -109,6 +109,7 @@ class RequestHandler:
     def __post_init__(self) -> None:
         self.answered = Answered()
         self.batcher = self._batcher()
+        self.turns.most = self._most_waiting()
         self.guard = Guard(self.settings.access)
         self.shadows = Shadows(
             lambda version, columns, *, rows: self.peers.ask(version, columns, rows=rows),
@@ -126,6 +127,7 @@ class RequestHandler:
         self.settings = settings
         self.batcher.max_rows = settings.limits.max_batch_rows
         self.batcher.max_elements = settings.limits.max_batch_elements
+        self.turns.most = self._most_waiting()
         self.guard.configure(settings.access)
 
     def use(self, model: Model) -> None:
@@ -162,7 +164,7 @@ class RequestHandler:
         return status, answer
 
     async def predict(self, exchange: Exchange, form: Form, body: bytes, *, caller: Caller) -> Encoded:
-        """Return the encoded answer to one request of a caller that ``admit`` has accepted, and that has its turn.
+        """Return the encoded answer to one request that has its turn, of a caller that ``admit`` has accepted.
 
         Raises:
             Exception: what ``refusal`` turns into an answer.
@@ -192,7 +194,7 @@ class RequestHandler:
         return form.encode(outputs, parsed, responder, signature=signature)
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
-        """Wait until a request may be worked on; its turn ends with the request, or before.
+        """Wait until a request may be parsed; its turn ends once its rows are queued for the model, or with it.
 
         Raises:
             Refusal: 503, too many large ones wait.
@@ -275,6 +277,10 @@ class RequestHandler:
         self.batcher.close()
         self.parsing.close()
 
+    def _most_waiting(self) -> int:
+        """Return how many large requests may wait for their turns: half of the replica's slots are left to others."""
+        return max(1, self.settings.limits.max_ongoing_requests // 2)
+
     def _batcher(self) -> Batcher:
         limits = self.settings.limits
         return Batcher(
@@ -305,8 +311,7 @@ class RequestHandler:
         return self.identity.version, "champion"
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
-        if version != self.identity.version:
-            exchange.end_turn()  # another replica works on it, for as long as it likes
+        exchange.end_turn()  # the model has its own queue; a small request runs between the pieces of a large one
         if route == "pinned" and version != self.identity.version:
             exchange.version = version
             outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)

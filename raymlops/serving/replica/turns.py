@@ -1,9 +1,9 @@
 """Turns of large requests beside small ones.
 
-Owns how many large requests a replica works on at a time, and how long it rests after one. Work on a large request
-takes milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back after each of
-them. So beside small ones there is one large request at a time, and a rest before the next where several wait. Where no
-small ones come, large ones do not wait for each other here.
+Owns how many large requests a replica fetches and parses at a time, and how long it rests after one. Both take
+milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back after each of them. So
+beside small ones there is one large request at a time, in the order of arrival, and a rest before the next where others
+wait. Once no small one has come for a while, all that wait go on, and no large one waits here.
 """
 
 from __future__ import annotations
@@ -17,56 +17,72 @@ from raymlops.serving.refusal import Refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST = 16
-"""Large requests that may wait."""
 BESIDE_S = 1.0
 """How long after a small request others are taken to be beside it."""
-MOST_REST = 3
-"""The next one waits after a large request for as long as that one took, once for each that waits, so many times at
-most: a large one alone never waits, and many have a quarter of the time."""
+MOST_RESTS = 3
+"""The next one waits after a turn for as long as that took, once for each that waits, so many times at most: many have
+a quarter of the time."""
+MOST_REST_S = 0.05
+
+
+def rest_s(took_s: float, *, waiting: int) -> float:
+    """Return how long the next large request waits after a turn that took so long."""
+    return min(took_s * min(waiting, MOST_RESTS), MOST_REST_S)
 
 
 class Turns:
-    """The turns of one replica's requests. Use from one event loop."""
+    """The turns of one replica's requests, for which at most ``most`` wait. Use from one event loop."""
 
-    def __init__(self, *, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most = most
+    def __init__(self, *, most: int = 32, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most = most
         self._clock = clock
         self._small_at = float("-inf")
         self._waiting = 0
-        self._lock = asyncio.Lock()
-        self._rest_until = float("-inf")
+        self._first = asyncio.Lock()
+        self._free = asyncio.Event()
+        self._free.set()
 
     def note_small(self) -> None:
         """Record that a small request came."""
         self._small_at = self._clock()
 
     async def take(self) -> Turn | None:
-        """Wait for the turn of a large request, to be ended by the caller; None where it need not wait.
+        """Wait for the turn of a large request, to be ended by the caller; None where it needs none.
 
         Raises:
             Refusal: 503, too many wait.
         """
-        if self._clock() - self._small_at > BESIDE_S:
+        if not self._waiting and self._beside_s() <= 0:
             return None
-        if self._waiting >= self._most:
+        if self._waiting >= self.most:
             raise Refusal(503, "overloaded", "too many large requests wait; try again", retry_after_s=1.0)
         self._waiting += 1
         try:
-            await self._lock.acquire()
+            async with self._first:
+                return await self._next()
         finally:
             self._waiting -= 1
-        try:
-            await asyncio.sleep(self._rest_until - self._clock())
-        except asyncio.CancelledError:
-            self._lock.release()
-            raise
-        return Turn(self._end, self._clock())
+
+    def _beside_s(self) -> float:
+        return self._small_at + BESIDE_S - self._clock()
+
+    async def _next(self) -> Turn | None:
+        while (left_s := self._beside_s()) > 0:
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._free.wait()
+            except TimeoutError:
+                continue  # unless another small one came meanwhile, nobody waits any longer
+            self._free.clear()
+            return Turn(self._end, self._clock())
+        return None
 
     def _end(self, began: float) -> None:
-        now = self._clock()
-        self._rest_until = now + min(self._waiting, MOST_REST) * (now - began)
-        self._lock.release()
+        rest = rest_s(self._clock() - began, waiting=self._waiting)
+        if rest:
+            asyncio.get_running_loop().call_later(rest, self._free.set)
+        else:
+            self._free.set()
 
 
 class Turn:

@@ -85,6 +85,7 @@ def test_settings_become_serve_options():
     assert options["autoscaling_config"]["max_replicas"] == 5
     assert options["ray_actor_options"]["num_cpus"] == 0.5
     assert options["user_config"]["limits"]["max_rows"] == 10
+    assert options["user_config"]["limits"]["max_ongoing_requests"] == options["max_ongoing_requests"]
 
 
 def test_the_champion_is_told_who_gets_what():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import tracemalloc
 
 import pytest
 
@@ -14,6 +15,8 @@ from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clea
 from raymlops.serving.refusal import Refusal
 
 COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
+LARGE = {"type": "http.request", "body": bytes(64_001), "more_body": False}
+OK = {"type": "http.response.start", "status": 200, "headers": []}
 
 
 def pass_through(*, method="POST", path="/models/flights/predict", headers=(), messages=(COMPLETE,), arrived=None):
@@ -75,15 +78,50 @@ def test_a_small_body_goes_along():
 @pytest.mark.parametrize(
     "request_",
     [
-        {"headers": [(b"content-length", b"64001")]},
-        {"headers": []},
+        {"headers": [(b"content-length", b"64001")], "messages": [LARGE]},
+        {"messages": [LARGE]},
         {"headers": [(b"content-length", b"4")], "path": "/other"},
         {"headers": [(b"content-length", b"4")], "method": "GET"},
     ],
 )
 def test_another_body_does_not_go_along(request_):
-    """A large one, one of unknown length, and other applications'."""
+    """A large one, of whatever declared length, and other applications'."""
     assert BODY not in pass_through(**request_)
+
+
+def test_a_body_of_undeclared_length_that_turns_out_small_is_small():
+    """It goes along, and makes no other one wait, nor is it a large one beside them."""
+    account, seen = Account(), []
+
+    async def app(scope, receive, send):
+        seen.append((scope[BODY], account.large, account.held))
+        await send(OK)
+
+    pieces = [chunk(b"ab"), chunk(b"cd", more=False)]
+    assert converse(app, pieces, account=account, known=known(flights=(30.0, 100)))[0]["status"] == 200
+    assert (seen, account.large, account.held) == ([(b"abcd", 0, 4)], 0, 0)
+
+
+def test_a_large_body_alone_is_held_once():
+    """As one piece, of which the parts are dropped; it is not held here once the replica has it."""
+    held = []
+
+    async def app(scope, receive, send):
+        held.append(tracemalloc.get_traced_memory()[0])
+        message = await receive()
+        size = len(message.pop("body"))
+        held.append(tracemalloc.get_traced_memory()[0])
+        assert size == 100 * 65_536
+        await send(OK)
+
+    pieces = [chunk(bytes(65_536)) for _ in range(99)] + [chunk(bytes(65_536), more=False)]
+    tracemalloc.start()
+    try:
+        converse(app, pieces, known=known(flights=(30.0, 8_000_000)))
+    finally:
+        tracemalloc.stop()
+    assert held[0] < 1.2 * 100 * 65_536
+    assert held[1] < 1_000_000
 
 
 def test_a_client_that_leaves_half_way_goes_no_further():
@@ -144,8 +182,9 @@ def test_a_model_is_asked_once_a_large_body_is_complete():
         bodies.append(await receive())
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    converse(app, [chunk(b"ab"), chunk(b"cd"), chunk(b"", more=False)])
-    assert bodies == [chunk(b"abcd", more=False)]
+    pieces = [chunk(b"ab"), chunk(bytes(64_000)), chunk(b"", more=False)]
+    converse(app, pieces, known=known(flights=(30.0, 100_000)))
+    assert bodies == [chunk(b"ab" + bytes(64_000), more=False)]
 
 
 def test_a_body_above_the_models_bound_is_refused():
@@ -166,7 +205,7 @@ def answering(log=None, *, told=None, headers=()):
 
     async def app(scope, receive, send):
         name = scope["path"].split("/")[2]
-        body = await receive() if scope["method"] == "POST" else None
+        body = await receive() if scope["method"] == "POST" and BODY not in scope else None
         if log is not None:
             log.append((scope["method"], scope["path"], body and len(body["body"])))
         start = {"type": "http.response.start", "status": 200, "headers": list(headers)}

@@ -112,6 +112,27 @@ def test_a_small_request_runs_between_the_pieces_of_a_large_one():
     assert model.calls == [10, 1, 10, 10, 10, 10]
 
 
+def test_what_waits_while_the_bound_is_lowered_is_cut_again():
+    """Of three requests the first is in the model; each comes back whole."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        model.gate.clear()
+        sent = [column(*range(rows)) for rows in (100, 90, 250)]
+        tasks = [asyncio.ensure_future(batcher.submit(part, rows=len(part["x"]))) for part in sent]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        batcher.max_rows = 40
+        model.gate.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer["y"].tolist() for answer in answers] == [(2 * part["x"]).tolist() for part in sent]
+
+    asyncio.run(run())
+    assert (model.calls[0], sum(model.calls)) == (100, 440)
+    assert max(model.calls[1:]) == 40
+
+
 def test_the_pieces_of_a_request_that_raised_are_not_run():
     """Nobody waits for them."""
     calls = []

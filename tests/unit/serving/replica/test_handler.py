@@ -265,14 +265,14 @@ class Watched(Turns):
 
     def __init__(self):
         super().__init__()
-        self.taken = self.held = self.most = 0
+        self.taken = self.held = self.at_once = 0
 
     async def take(self):
         turn = await super().take()
         if turn is not None:
             self.taken += 1
             self.held += 1
-            self.most = max(self.most, self.held)
+            self.at_once = max(self.at_once, self.held)
         return turn
 
     def _end(self, began):
@@ -281,7 +281,7 @@ class Watched(Turns):
 
 
 def test_beside_small_requests_large_ones_take_turns():
-    """One at a time from its parsing to its answer, in every protocol; each turn ends, whatever the outcome."""
+    """One at a time until it is parsed, in every protocol; each turn ends, whatever the outcome."""
     front = make_front(turns=Watched())
     turns = front.handler.turns
     labels = b'{"labels":[%s]}' % (b" " * 70_000)
@@ -298,8 +298,51 @@ def test_beside_small_requests_large_ones_take_turns():
             return [reply.status_code for reply in await asyncio.gather(*posts)]
 
     assert asyncio.run(scenario()) == [200, 200, 200, 400, 422]
-    assert (turns.taken, turns.most, turns.held) == (5, 1, 0)
+    assert (turns.taken, turns.at_once, turns.held) == (5, 1, 0)
     front.handler.close()
+
+
+def test_a_large_request_that_waits_for_the_model_keeps_no_turn():
+    """Others are parsed meanwhile, and share its next batch."""
+    go_on = threading.Event()
+
+    class Held(FakeModel):
+        def predict(self, columns):
+            if columns["distance"][0] == 3.0:
+                go_on.wait(10)
+            return super().predict(columns)
+
+    front = front_of(Held())
+    front.warm_up()
+    batcher, row = front.handler.batcher, {**ROW, "distance": 3.0}
+    batcher._inline_rows = 0
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            front.handler.turns.note_small()
+            body = orjson.dumps({"rows": [row]}) + b" " * 70_000
+            posts = [asyncio.create_task(client.post(f"{PREFIX}/predict", content=body)) for _ in range(4)]
+            try:
+                async with asyncio.timeout(8):
+                    while batcher.waiting_rows < 3:
+                        await asyncio.sleep(0.001)
+                        front.handler.turns.note_small()
+            finally:
+                go_on.set()
+            return [reply.status_code for reply in await asyncio.gather(*posts)]
+
+    assert asyncio.run(scenario()) == [200] * 4
+    front.handler.close()
+
+
+@pytest.mark.parametrize(("slots", "most"), [(64, 32), (16, 8), (1, 1)])
+def test_large_requests_that_wait_leave_half_of_the_slots_to_others(slots, most):
+    """Also once that changes."""
+    settings = Settings(limits=Limits(max_ongoing_requests=slots))
+    started, changed = make_front(settings=settings).handler, make_front().handler
+    changed.configure(settings)
+    assert (started.turns.most, changed.turns.most) == (most, most)
 
 
 def test_a_large_request_that_another_version_answers_keeps_no_turn():

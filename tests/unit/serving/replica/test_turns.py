@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from raymlops.serving.refusal import Refusal
-from raymlops.serving.replica.turns import BESIDE_S, MOST_REST, Turns
+from raymlops.serving.replica.turns import BESIDE_S, MOST_REST_S, MOST_RESTS, Turns, rest_s
 
 
 class Clock:
@@ -25,45 +25,63 @@ async def settle():
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize(("waiting", "rest_s"), [(0, 0.0), (1, 0.25), (2, 0.5), (7, 0.25 * MOST_REST)])
-def test_the_rest_after_a_turn_is_longer_the_more_wait(waiting, rest_s):
-    """It is as long as the turn was, here a quarter of a second, for each; one that comes alone waits for nothing."""
+@pytest.mark.parametrize(
+    ("took_s", "waiting", "rest"),
+    [(0.004, 0, 0.0), (0.004, 1, 0.004), (0.004, 2, 0.008), (0.004, 7, 0.004 * MOST_RESTS), (4.0, 1, MOST_REST_S)],
+)
+def test_the_rest_after_a_turn_is_longer_the_more_wait(took_s, waiting, rest):
+    """It is as long as the turn was, for each; one that comes alone waits for nothing, and nobody for long."""
+    assert rest_s(took_s, waiting=waiting) == pytest.approx(rest)
+
+
+def test_beside_small_ones_there_is_one_at_a_time_and_a_rest_after_it(monkeypatch):
+    """The second begins once the first one has ended and the rest is over; the third came last."""
     clock = Clock()
 
     async def scenario():
+        rests = []
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda *given: rests.append(given))
         turns = Turns(clock=clock)
         turns.note_small()
         first = await turns.take()
-        others = [asyncio.create_task(turns.take()) for _ in range(waiting)]
+        second, third = [asyncio.create_task(turns.take()) for _ in range(2)]
         await settle()
-        clock.now += 0.25
+        clock.now += 0.01
         first.end()
-        assert turns._rest_until == clock.now + rest_s
-        for other in others:
-            other.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        first.end()
+        await settle()
+        ((rest, over),) = rests
+        assert (rest, second.done()) == (pytest.approx(0.02), False)
+        over()
+        await settle()
+        assert (second.done(), third.done()) == (True, False)
+        third.cancel()
 
     asyncio.run(scenario())
 
 
-def test_beside_small_ones_there_is_one_at_a_time_and_a_rest_after_it():
-    """The second begins once the first one has ended and as much time has passed as that took."""
+def test_once_small_ones_stop_all_that_wait_go_on_in_order():
+    """However long the turn before them lasts, and nobody who comes then is earlier."""
     clock = Clock()
+    began = []
 
     async def scenario():
         turns = Turns(clock=clock)
+
+        async def large(name):
+            began.append((name, await turns.take()))
+
         turns.note_small()
-        first = await turns.take()
-        second = asyncio.create_task(turns.take())
+        clock.now += BESIDE_S - 0.01
+        assert await turns.take() is not None
+        large_ones = [asyncio.create_task(large(name)) for name in "ab"]
         await settle()
-        assert not second.done()
-        clock.now += 0.5
-        first.end()
-        first.end()
-        clock.now += 0.5
-        (await second).end()
+        assert began == []
+        clock.now += 0.02
+        await asyncio.gather(*large_ones, large("c"))
 
     asyncio.run(scenario())
+    assert began == [("a", None), ("b", None), ("c", None)]
 
 
 def test_without_small_ones_nobody_waits():
