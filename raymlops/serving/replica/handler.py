@@ -190,7 +190,7 @@ class RequestHandler:
         self.answered.add(exchange)
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
         if in_thread:
-            return await self.parsing.run(form.encode, outputs, parsed, responder, signature=signature)
+            return await self.parsing.finish(form.encode, outputs, parsed, responder, signature=signature)
         return form.encode(outputs, parsed, responder, signature=signature)
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:

@@ -1,4 +1,4 @@
-"""Thread pool that parses large bodies outside the event loop.
+"""Thread pool that parses large bodies outside the event loop, and encodes the answers to them.
 
 Owns how many bodies are parsed at once and how many may be queued. It is separate from asyncio's default pool, so that
 changes of settings (keys, weights, a rollback), which run there, never wait behind requests; and bounded, since a body
@@ -52,6 +52,10 @@ class ParsePool:
             raise
         future.add_done_callback(lambda _done: self._places.release())
         return await asyncio.wrap_future(future)
+
+    async def finish(self, function: Callable[P, T], /, *given: P.args, **named: P.kwargs) -> T:
+        """Run what is left of a request that the model has answered: as ``run``, but it is never refused."""
+        return await asyncio.wrap_future(self._pool.submit(functools.partial(function, *given, **named)))
 
     def close(self) -> None:
         """Stop the threads."""

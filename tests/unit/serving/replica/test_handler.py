@@ -20,6 +20,7 @@ from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
+from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.replica.turns import Turns
 from raymlops.serving.settings import Settings
@@ -369,10 +370,28 @@ def test_the_answer_to_a_large_request_is_encoded_beside_the_event_loop():
     """It takes as long as its rows took to parse."""
     front = make_front()
     ran = []
-    run = front.handler.parsing.run
-    front.handler.parsing.run = lambda function, *given, **named: ran.append(function) or run(function, *given, **named)
+    finish = front.handler.parsing.finish
+    front.handler.parsing.finish = lambda function, *given, **named: (
+        ran.append(function) or finish(function, *given, **named)
+    )
     assert len(predict(front, LARGE).json()["outputs"]) == 2_000
-    assert len(ran) == 2
+    assert len(ran) == 1
+    front.handler.close()
+
+
+def test_an_answer_is_encoded_however_many_bodies_are_queued():
+    """What the model has computed is not refused."""
+
+    class Filling(FakeModel):
+        def predict(self, columns):
+            if len(columns["distance"]) > 8:
+                parsing._places.acquire(blocking=False)
+            return super().predict(columns)
+
+    parsing = ParsePool(most=1)
+    front = front_of(Filling(), parsing=parsing, limits=Limits(max_batch_rows=2_000))
+    assert predict(front, LARGE).status_code == 200
+    assert predict(front, LARGE).status_code == 503
     front.handler.close()
 
 
