@@ -54,7 +54,10 @@ def drift(
     chosen = choose(words, config=config, env=env, deployed=True)
     name = chosen.name
     if chosen.version is not None:
-        raise UsageError(f"drift is of a model, not of {chosen.version}", hint="It compares what its champion gets.")
+        raise UsageError(
+            f"drift is of a model, not of its version {chosen.version}",
+            hint=f"raymlops drift {name} compares what the champion gets.",
+        )
     if test_message:
         from raymlops.lifecycle.watch.messengers import send_test
 

@@ -18,6 +18,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from raymlops.bundle.code import collect
+from raymlops.bundle.slices import slices_of
 from raymlops.data.random_streams import Stream
 from raymlops.data.sampler import epoch_rows
 from raymlops.errors import RaymlopsError, RecipeError
@@ -70,7 +71,8 @@ def preflight(
     Raises:
         RecipeError: a method raises or breaks its contract, a metric of ``train``, ``sweep`` or ``gate`` is never
             reported, there is no example of a request, or the code cannot be bundled.
-        UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures.
+        UsageError: the model cannot be sharded, compiled or recomputed as ``train`` configures, or ``monitor.slices``
+            names what is no input.
     """
     with _only_warned(warn):
         code = code or collect(project.recipe_class)
@@ -78,6 +80,7 @@ def preflight(
             notice(left_out)
         if project.recipe_class.train_loop is not None and (unused := unused_settings(project.spec, code.files)):
             notice(unused)
+        slices_of(project.spec.monitor.slices, prepared.signature)
     if rounded := rounded_integers(prepared):
         notice(rounded)
     callbacks_of(prepared.recipe)

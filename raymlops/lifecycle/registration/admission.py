@@ -39,6 +39,7 @@ def admitted(spec: ProjectSpec, version: str, *, again: bool = False) -> tuple[R
         RefusedError: it has not passed its gate here, or MLflow contradicts this state.
         BundleError: its files are no longer what its digest vouches for.
     """
+    from raymlops.bundle.slices import slices_of
     from raymlops.bundle.verify import verify
     from raymlops.lifecycle.registration.compatibility import check_redacted, signature_of
     from raymlops.lifecycle.sources import state_of
@@ -57,7 +58,9 @@ def admitted(spec: ProjectSpec, version: str, *, again: bool = False) -> tuple[R
     check_withdrawn(record, again=again and version.isdigit())
     check_verdict(record, registry.tags(ref.name, ref.version).get(GATE))
     verify(ref.bundle.uri, ref.bundle.digest)
-    check_redacted(spec.serve.log.redact, signature_of(ref.bundle), name=ref.name)
+    signature = signature_of(ref.bundle)
+    check_redacted(spec.serve.log.redact, signature, name=ref.name)
+    slices_of(spec.monitor.slices, signature)
     return registry, ref
 
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.errors import UsageError
+from raymlops.bundle.slices import slices_of
 from raymlops.lifecycle.registration.influence import influence
 from raymlops.profiles.reference import Chunk, Reference, reference_of
-from raymlops.profiles.slices import Slice
 from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from raymlops.data.prepare import Prepared, SplitData
     from raymlops.profiles.slices import Value
     from raymlops.recipe import RecipeBase
-    from raymlops.signature import Signature
 
     Array = npt.NDArray[Any]
 
@@ -36,7 +34,6 @@ ANSWERED_ROWS = 10_000
 """About as many validation rows are predicted, evenly spread."""
 FEATURES, PREDICTIONS = "features", "predictions"
 _TIMES = "\0times"
-_OF_SLICES = {"string": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +56,7 @@ def references(
         RecipeError: ``row_times`` raises, or returns anything but a time for each row.
         UsageError: a slice is of no input, or its value is of another type.
     """
-    chosen = _slices(slices or {}, prepared.signature)
+    chosen = slices_of(slices or {}, prepared.signature)
     recipe, order = prepared.recipe, prepared.recipe.row_order
     inputs = [column.name for column in prepared.signature.inputs]
     train, validation = prepared.splits["train"], prepared.splits["validation"]
@@ -93,24 +90,6 @@ def references(
         found[FEATURES] = replace(features, influence=matters)
         if features.blocks is None:
             _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
-    return found
-
-
-def _slices(asked: Mapping[str, Sequence[Value]], signature: Signature) -> list[Slice]:
-    inputs = {column.name: column for column in signature.inputs}
-    found = []
-    for name, values in asked.items():
-        column = inputs.get(name)
-        if column is None or column.shape or column.type not in _OF_SLICES:
-            able = [each.name for each in signature.inputs if not each.shape and each.type in _OF_SLICES]
-            raise UsageError(
-                f"monitor.slices names {name!r}; expected an input with a single text, number or truth value a row",
-                hint=f"Those are {', '.join(able) or 'none'}.",
-            )
-        for value in values:
-            if type(value) not in _OF_SLICES[column.type]:
-                raise UsageError(f"monitor.slices.{name}: got {value!r}; the signature says {column.type}")
-            found.append(Slice(name, value))
     return found
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.schema import MonitorSection
-from raymlops.errors import UsageError
+from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.watch import incidents
 from raymlops.lifecycle.watch.live_model import live_model
@@ -87,6 +87,7 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
 
     Raises:
         NotFoundError: no such model is live, or its bundle has no profiles.
+        RefusedError: there are too few windows to judge by.
         UsageError: ``why`` is empty, or the champion has not answered yet.
         StorageError, UnreachableError: the state or a storage cannot be used; nothing was changed.
     """
@@ -101,8 +102,15 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
             version = about(side.side, model.version)
             baselines.append(Baseline(name, side.side, version, start, None, why, actor, now))
             windows[side.side] = side.usable(first, last)
+        wanted = wanted_windows(model.window_s)
+        if (most := max(windows.values(), default=0)) < wanted:
+            raise RefusedError(
+                f"{most} windows of {model.window_s / 3600:g} h can be normal so far, and {wanted} are needed: "
+                "until then nothing would be judged",
+                hint="Wait for them, or take shorter ones: raymlops deploy with monitor.window_h.",
+            )
         close = partial(incidents.rebaselined, now=now, actor=actor, why=why)
-        return NormalRecord(name, add_baselines(state, baselines, close), windows, wanted_windows(model.window_s))
+        return NormalRecord(name, add_baselines(state, baselines, close), windows, wanted)
 
 
 @contextmanager

@@ -245,14 +245,22 @@ def _since(
             none = False
             yield one
     if none:
-        yield _none(side.side, f"no window has begun and ended since {since}")
+        yield _none(side.side, f"no window has begun and ended since {since:%Y-%m-%d %H:%M} UTC")
 
 
 def _no_window(model: LiveModel, last: int, looked_at: int) -> str:
     first = model.traffic.first_hour()
     if first is None or place_of(first, model.window_s) > last:
-        return "no window of traffic has ended yet"
+        return f"no window of traffic has ended yet{_when(model, first)}"
     return f"none of the newest {looked_at} windows has traffic"
+
+
+def _when(model: LiveModel, first: datetime | None) -> str:
+    """Return when the first window ends that is judged, after the one in which traffic began."""
+    if first is None:
+        return ""
+    at = place_from(first, model.window_s) + 1
+    return f"; the first that is judged ends at {datetime.fromtimestamp(at * model.window_s, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _none(side: Side, why: str) -> WindowDrift:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 """What a bundle and the log call them."""
-FEW_ROWS = f"fewer than {FEWEST_ROWS} rows"
+FEW_ROWS = f"fewer than {FEWEST_ROWS} rows: take longer windows"
 """Why such a window has no verdict."""
 KEPT_COLUMNS = 20
 """Of a verdict, the first ones, and as many of those that could not be judged."""

@@ -87,6 +87,12 @@ def test_a_metric_that_is_never_reported_is_refused(
     assert "accuracy" in str(raised.value.hint)
 
 
+def test_a_slice_of_what_is_no_input_is_refused(tiny_project: Any) -> None:
+    """Before the training that could not be registered."""
+    with pytest.raises(UsageError, match=r"monitor\.slices names 'cityy'"):
+        check(tiny_project(more={"monitor": {"slices": {"cityy": ["Ghent"]}}}))
+
+
 def test_parameters_that_the_loss_does_not_use_are_found(tiny_project: Any) -> None:
     """DDP must be told of them, or the second step of two workers fails."""
     for recipe, expected in (("tiny:Tiny", False), ("broken:Items", True)):

@@ -14,7 +14,7 @@ from states import deploy
 from stored import put
 
 from raymlops.config.load import load_data
-from raymlops.errors import BundleError, RefusedError
+from raymlops.errors import BundleError, RefusedError, UsageError
 from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, adoptable, as_recorded, loadable
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import BundleRef, ModelVersionRef
@@ -76,6 +76,13 @@ def test_a_version_that_has_passed_is_admitted(spec, passed):
     """With the bundle and the run that were recorded."""
     _, found = admitted(spec, "1")
     assert (found.bundle, found.run_id) == (passed.bundle, passed.run_id)
+
+
+def test_a_slice_of_what_is_no_input_is_refused(spec, passed):
+    """It would never be counted."""
+    monitor = spec.monitor.model_copy(update={"slices": {"colour": ("red",)}})
+    with pytest.raises(UsageError, match=r"monitor\.slices names 'colour'"):
+        admitted(spec.model_copy(update={"monitor": monitor}), "1")
 
 
 @pytest.mark.parametrize(

@@ -167,14 +167,15 @@ def test_the_newest_windows_are_taken_for_normal(state, watch, capsys):
     assert (found.outcome, found.against) == ("ok", f"the windows served since {TODAY - 28 * DAY:%Y-%m-%d %H:%M}")
 
 
-def test_too_few_new_windows_are_waited_for(state, watch):
-    """It is said how many there are; meanwhile nothing is judged by what was normal before."""
+def test_too_few_windows_are_not_taken_for_normal(state, watch):
+    """Nothing would be judged for weeks; the next window is judged as before."""
     with pytest.raises(UsageError, match="has not answered anybody yet"):
         rebaseline("flights", why="a test")
     watch([0] * 3)
-    assert "inputs: 3 windows are normal from now on; nothing is judged" in rebaseline("flights", why="a test").text()
-    found = inputs(watch([2.0], until=TODAY + DAY))
-    assert (found.outcome, found.reason) == ("waiting", "the new baseline has 2 of 26 windows")
+    with pytest.raises(RefusedError, match="3 windows of 24 h can be normal so far, and 26 are needed"):
+        rebaseline("flights", why="a test")
+    assert baselines_of(state, "flights") == []
+    assert inputs(watch([2.0], until=TODAY + DAY)).outcome == "alarm"
 
 
 def test_what_is_said_of_a_drift_that_is_older_than_the_version_holds_for_it(state, watch, tmp_path, trained):

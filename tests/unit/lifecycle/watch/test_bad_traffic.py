@@ -49,7 +49,7 @@ def test_three_rows_are_no_window(live, tmp_path):
     serve(tmp_path, [0, 0, 0], until=TODAY - DAY)
     serve(tmp_path, [9.0], number=3, seed=3)
     found = newest(live)
-    assert (found.outcome, found.rows, found.reason) == ("waiting", 3, "fewer than 100 rows")
+    assert (found.outcome, found.rows, found.reason) == ("waiting", 3, "fewer than 100 rows: take longer windows")
     serve(tmp_path, [0.0], until=TODAY + DAY, seed=4)
     found = newest(live, TODAY + DAY + HOUR)
     assert (found.outcome, found.p_two) == ("ok", None)

@@ -187,6 +187,13 @@ def test_every_window_since_a_time_is_listed(spec, tmp_path):
     assert "no window has begun and ended since" in drift("flights", since="1h").text()
 
 
+def test_when_the_first_verdict_comes_is_said(spec, tmp_path):
+    """Traffic began today at noon: today's window is not judged, tomorrow's is."""
+    served_days.serve(tmp_path, [0], until=TODAY + timedelta(days=1))
+    judged_at = TODAY + timedelta(days=2)
+    assert f"the first that is judged ends at {judged_at:%Y-%m-%d} 00:00 UTC" in drift("flights").text()
+
+
 def test_hours_that_nobody_counted_yet_are_named(spec, tmp_path):
     """No verdict comes from half a window."""
     assert "no window of traffic has ended yet" in drift("flights").text()
