@@ -37,7 +37,7 @@ async def settle():
     ],
 )
 def test_the_rest_after_a_turn_is_longer_the_more_wait(took_s, waiting, rest):
-    """It is as long as the turn was, for each; one that comes alone waits for nothing, and nobody for long, or after a short one."""
+    """As long as the turn, for each; one that comes alone waits for nothing, and nobody after a short one."""
     assert rest_s(took_s, waiting=waiting) == pytest.approx(rest)
 
 
