@@ -21,13 +21,15 @@ BESIDE_S = 1.0
 """How long after a small request others are taken to be beside it."""
 MOST_RESTS = 3
 """The next one waits after a turn for as long as that took, once for each that waits, so many times at most: many have
-a quarter of the time."""
-MOST_REST_S = 0.05
+a quarter of the time, or more where their turns are long."""
+SHORT_S = 0.003
+"""After a turn this short there is no rest: it holds up nobody, and rests would be most of the time of such bodies."""
+MOST_REST_S = 0.02
 
 
 def rest_s(took_s: float, *, waiting: int) -> float:
     """Return how long the next large request waits after a turn that took so long."""
-    return min(took_s * min(waiting, MOST_RESTS), MOST_REST_S)
+    return 0.0 if took_s < SHORT_S else min(took_s * min(waiting, MOST_RESTS), MOST_REST_S)
 
 
 class Turns:
