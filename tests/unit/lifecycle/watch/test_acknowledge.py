@@ -215,7 +215,7 @@ def test_what_a_person_said_moves_not_on_either(state, watch, tmp_path, judged):
     if judged:
         watch([0.6] * 28)
     else:
-        serve(tmp_path, [0.6] * 28)
+        serve(tmp_path, [0.6] * 28, until=TODAY)
         compact_predictions("flights", named("flights"))
     rebaseline("flights", why="since May")
     serve(tmp_path, [3.0] * 2, until=TODAY + 21 * DAY, seed=3)

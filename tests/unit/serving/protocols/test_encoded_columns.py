@@ -164,9 +164,12 @@ def test_a_front_answers_and_parses_images_beside_its_event_loop():
     """However small the body: decoding takes milliseconds."""
     front = front_of(Echo(), name="echo")
     front.warm_up()
-    ran = []
-    run = front.handler.parsing.run
-    front.handler.parsing.run = lambda function, *given, **named: ran.append(function) or run(function, *given, **named)
+    ran, pool = [], front.handler.parsing
+
+    def noted(do):
+        return lambda function, *given, **named: ran.append(function) or do(function, *given, **named)
+
+    pool.run, pool.finish = noted(pool.run), noted(pool.finish)
     response = ask(front, "POST", "/models/echo/predict", content=json.dumps({"rows": ROWS}).encode())
     assert response.json()["outputs"] == ROWS
     assert len(ran) == 2
