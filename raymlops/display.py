@@ -256,6 +256,12 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
     )
 
 
+def some_of(texts: Sequence[str], most: int = 5, *, separator: str = ", ") -> str:
+    """Return the first texts, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{separator.join(texts[:most])}{more}"
+
+
 def shown_value(value: Any) -> str:
     """Return a parameter's value in short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

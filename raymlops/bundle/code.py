@@ -30,6 +30,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raymlops.display import some_of
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -63,10 +64,9 @@ class Code:
         """Return a warning about files that do not travel, which code may read all the same; empty without one."""
         if not self.left_out:
             return ""
-        more = f" and {len(self.left_out) - _SHOWN} more" if len(self.left_out) > _SHOWN else ""
         return (
-            f"a replica gets the recipe's code without {', '.join(self.left_out[:_SHOWN])}{more}: if it reads such a "
-            "file, name it in the recipe's package_data"
+            f"a replica gets the recipe's code without {some_of(self.left_out, _SHOWN)}: if it reads such a file, name "
+            "it in the recipe's package_data"
         )
 
     def digests(self) -> dict[str, str]:

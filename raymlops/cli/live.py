@@ -90,12 +90,9 @@ def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: En
 
 def _action(event: dict[str, Any]) -> str:
     """Return an action with the side of a model that it was about, as of drift."""
-    side = next((state["side"] for state in (event["after"], event["before"]) if _has_side(state)), None)
+    states = (state for state in (event["after"], event["before"]) if isinstance(state, dict) and "side" in state)
+    side = next((state["side"] for state in states), None)
     return event["action"] if side is None else f"{event['action']} ({side})"
-
-
-def _has_side(state: Any) -> bool:
-    return isinstance(state, dict) and "side" in state
 
 
 def _first_line(text: str) -> str:

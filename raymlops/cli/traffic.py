@@ -67,7 +67,7 @@ def deploy(
     """Bring a version up beside what is live, check it, then give it the route, or a share of the traffic."""
     from raymlops.config.durations import parse_duration
     from raymlops.lifecycle import deploy as live
-    from raymlops.lifecycle.overview import running_rollout
+    from raymlops.lifecycle.rollout.follow import running_rollout
 
     shares = given({"--canary": canary, "--steps": steps, "--bake": bake, "--shadow": shadow})
     flags = {"--beside": beside, "--remove": remove, "--restore": restore, "--abort": abort, "--wait": wait}
@@ -256,7 +256,7 @@ def _remove(chosen: Chosen, *, yes: bool) -> Answer:
 
 
 def _follow(chosen: Chosen, rollout_id: str) -> Answer:
-    from raymlops.lifecycle.overview import follow_rollout, line_of
+    from raymlops.lifecycle.rollout.follow import follow_rollout, line_of
 
     ended = follow_rollout(chosen.spec, rollout_id, on_line=note)
     return Answer(ended.to_dict(), line_of(ended), exit_code=0 if ended.status == "promoted" else 4)

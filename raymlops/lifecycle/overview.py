@@ -5,7 +5,6 @@ Reads the state, without creating it; what Serve actually runs is reported elsew
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,34 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
-from raymlops.errors import NotFoundError, RaymlopsError, UsageError
+from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
-from raymlops.lifecycle.sources import Source, serve_of, spec_of, state_of, stores_of
+from raymlops.lifecycle.rollout.follow import begins
+from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
-from raymlops.state.drift import unsent_messages
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
+from raymlops.state.messages import unsent_messages
 from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
+    from raymlops.state.conditions import Condition
+    from raymlops.state.messages import Message
     from raymlops.state.transitions import Transition
 
-POLL_S = 1.0
 ANSWER_S = 5.0
-REPORT_EVERY_S = 10.0
-"""Interval of the lines about a step that is still waiting."""
 UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"
 
 
@@ -109,7 +108,7 @@ class ModelOverview(Record):
         if rollout is None:
             return []
         step, steps = rollout["step"], rollout["steps"]
-        reason = rollout["reason"] or _begins(step, steps)
+        reason = rollout["reason"] or begins(step, steps)
         since = utc_time(rollout["step_started_at"])
         lines = [f"{rollout['id']} of version {rollout['version']}: {reason}, at this step since {since}"]
         for seen in rollout["evidence"].get("steps", []):
@@ -163,7 +162,8 @@ def overview(
     with State.open(url) as state:
         names = sorted({item.name for item in state.deployments()})
         mover = holder_of(url, LEASE) if names else None
-        return [_of(state, name, mover=mover, reach=reach) for name in names]
+        waits, unsent = conditions(state), unsent_messages(state)
+        return [_of(state, name, waits, unsent.get(name, []), mover=mover, reach=reach) for name in names]
 
 
 def wanted(root: Path | str) -> list[str]:
@@ -205,19 +205,6 @@ def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
                 if name not in listed and (ready := http.get(f"{path}/readyz")).status_code == 200:
                     found.append({"name": name, "version": ready.headers.get("x-model-version", ""), "path": path})
     return found
-
-
-def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
-    """Return a rollout of a model by its id.
-
-    Raises:
-        NotFoundError: it does not exist.
-    """
-    with state.reading() as connection:
-        for found in rollouts(connection, name):
-            if found.id == rollout_id:
-                return found
-    raise NotFoundError(f"{name} has no rollout {rollout_id}")
 
 
 def events(source: Source | None = None) -> list[AuditEvent]:
@@ -281,77 +268,19 @@ def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
     return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
 
 
-def running_rollout(source: Source, version: str | None = None) -> str:
-    """Return the id of the running rollout, of this version if one is named.
-
-    Raises:
-        UsageError: no rollout is running.
-    """
-    spec = spec_of(source)
-    with state_of(spec) as state:
-        found = state.model(spec.project.name).rollout
-    if found is not None and (version is None or not version.isdigit() or int(version) == found.version):
-        return found.id
-    of = f" of version {version}" if version else ""
-    raise UsageError(
-        f"--wait follows a rollout, and none{of} runs for {spec.project.name}",
-        hint="Begin one with --steps or --bake; without them a deploy waits until the version is live anyway.",
-    )
-
-
-def follow_rollout(
-    source: Source,
-    rollout_id: str,
+def _of(
+    state: State,
+    name: str,
+    waits: Mapping[str, Condition],
+    unsent: Sequence[Message],
     *,
-    on_line: Callable[[str], None],
-    overrides: Sequence[str] = (),
-    env: str | None = None,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> Rollout:
-    """Report each decision on a rollout until it ends and Serve runs what follows, and return it.
-
-    The caller reports its end. Interrupting this does not stop the rollout: the controller continues it.
-
-    Raises:
-        NotFoundError: it does not exist.
-        DeployError, ClusterError: it has ended, and Serve does not run what follows.
-    """
-    from raymlops.lifecycle.live.change import SHORT_S, converged
-    from raymlops.lifecycle.live.reconciler import Reconciler
-
-    spec = spec_of(source, overrides=overrides, env=env)
-    reported = -1
-    reported_at = float("-inf")
-    name = spec.project.name
-    with state_of(spec) as state:
-        while (found := find_rollout(state, rollout_id, name=name)).status == "running":
-            if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
-                on_line(line_of(found))
-                reported, reported_at = found.step, clock()
-            sleep(POLL_S)
-        with serve_of(spec) as api:
-            reconciler = Reconciler(state, api, serve=spec.serve)
-            converged(reconciler, lambda: list(filter(None, [champion_of(state.deployments(name))])), wait_s=SHORT_S)
-    return found
-
-
-def line_of(rollout: Rollout) -> str:
-    """Return the status of a rollout as one line."""
-    state = "" if rollout.status == "running" else f" {rollout.status}:"
-    reason = rollout.reason or _begins(0, rollout.steps)
-    return f"rollout {rollout.id} of {rollout.name} version {rollout.version}:{state} {reason}"
-
-
-def _begins(step: int, steps: Sequence[float]) -> str:
-    return f"step {step + 1} of {len(steps)} at {100 * steps[step]:g} percent begins"
-
-
-def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> ModelOverview:
+    mover: str | None,
+    reach: str | None,
+) -> ModelOverview:
     model = state.model(name)
     items, rollout = model.deployments, model.rollout
-    found, warm = conditions(state), cools(items, changes_of(state, name))
-    condition = found.get(name) or found.get(EVERYTHING)
+    warm = cools(items, changes_of(state, name))
+    condition = waits.get(name) or waits.get(EVERYTHING)
     with state.reading() as connection:
         newest = next(iter(rollouts(connection, name, limit=1)), None)
     champion, coming = champion_of(items), {one.version: _begun(one) for one in model.coming}
@@ -372,7 +301,7 @@ def _of(state: State, name: str, *, mover: str | None, reach: str | None) -> Mod
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
         drift=None if champion is None else drift_status(state, name, champion.version),
-        messages=undelivered(unsent_messages(state).get(name, [])),
+        messages=undelivered(unsent),
     )
 
 

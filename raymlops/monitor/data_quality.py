@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raymlops.display import some_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Profile
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _SIGMAS = 5.0
 """What chance may add to a share in the worst of 2,000 columns: 5 standard deviations, once in 3.5 million."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,4 @@ def _unknown(series: Series, counts: Cells) -> int:
 
 def named(columns: Iterable[tuple[str, float]]) -> str:
     """Return columns with their shares, the largest first, a few of many."""
-    return listed([f"{name} {share:.1%}" for name, share in sorted(columns, key=lambda each: -each[1])])
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names, a few of many."""
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return some_of([f"{name} {share:.1%}" for name, share in sorted(columns, key=lambda each: -each[1])])

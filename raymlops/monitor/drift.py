@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.display import some_of
 from raymlops.monitor import effects
 from raymlops.monitor.conformal import Own
 from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
@@ -362,9 +363,8 @@ def _new(column: ColumnCounts, at: int) -> str:
 def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) -> str:
     one, two = found.ranks
     moved = [column for column in described if column.flagged]
-    names = _listed(
-        [f"{column.column} ({in_words(column.moved)}, {column.distance:+.1f} sd)" for column in moved], "; "
-    )
+    told = [f"{column.column} ({in_words(column.moved)}, {column.distance:+.1f} sd)" for column in moved]
+    names = some_of(told, 3, separator="; ")
     if found.running:
         reason = f"two windows running are unlike {own} own windows (p {two:.2g}): {names}"
     elif found.outcome == "alarm":
@@ -373,9 +373,5 @@ def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) ->
         reason = f"unlike {own} own windows (p {one:.2g}), so far once: {names}"
     else:
         reason = f"like the {own} own windows of the reference (p {one:.2g})"
-    left = _listed(sorted(column.column for column in described if column.unjudged), ", ")
+    left = some_of(sorted(column.column for column in described if column.unjudged), 3)
     return f"{reason}; judged for slips alone, since they move within the reference: {left}" if left else reason
-
-
-def _listed(names: Sequence[str], separator: str) -> str:
-    return separator.join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

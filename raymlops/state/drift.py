@@ -1,4 +1,4 @@
-"""Verdicts on windows of traffic, incidents, the messages about them, and from when on what is served counts as normal.
+"""Verdicts on windows of traffic, incidents, and from when on what is served counts as normal.
 
 Owns the records and their tables. A verdict is there once, by its window: with it, in one transaction, are written the
 incident that it opens, extends or closes, the message that somebody is to get, and the audit event. Knows nothing of
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import sqlalchemy as sa
 
+from raymlops.display import some_of
 from raymlops.errors import NotFoundError
 from raymlops.records import Record
 from raymlops.state.audit import add_event
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.state.database import Database
+    from raymlops.state.messages import Message, Told
 
 Side = Literal["inputs", "outputs"]
 Kind = Literal["drift", "skew"]
-Told = Literal["opened", "escalated", "closed"]
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""
-_TOLD_COLUMNS, _NAMED = 20, 5
+_TOLD_COLUMNS = 20
 
 ANY_VERSION = 0
 """Version of the inputs' drift, which is judged over all versions of a model."""
@@ -97,27 +98,8 @@ class Incident(Record):
         what = self.side if self.kind == "drift" else f"{self.side}, skew"
         windows = f"{self.windows} windows" if self.windows > 1 else "one window"
         windows = windows if self.kind == "drift" else f"by the first windows of version {self.version}"
-        more = len(self.columns) - _NAMED
-        columns = ", ".join(self.columns[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        return f"incident {self.id}: {what}, since {self.opened_at:%Y-%m-%d %H:%M} UTC, {windows}: {columns}"
-
-
-@dataclass(frozen=True)
-class Message(Record):
-    """What somebody is to be told of an incident; ``sent_at`` is None until every messenger has it."""
-
-    id: str
-    incident: str
-    what: Told
-    title: str
-    body: str
-    created_at: datetime
-    attempts: int = 0
-    retry_at: datetime | None = None
-    sent_at: datetime | None = None
-    last_error: str | None = None
-    reached: tuple[str, ...] = ()
-    """The keys of the messengers that have it."""
+        since = f"since {self.opened_at:%Y-%m-%d %H:%M} UTC"
+        return f"incident {self.id}: {what}, {since}, {windows}: {some_of(self.columns)}"
 
 
 @dataclass(frozen=True)
@@ -317,35 +299,6 @@ def baselines_of(database: Database, name: str) -> list[Baseline]:
     """Return what was said to be normal for a model, newest first."""
     with database.reading() as connection:
         return _baselines_in(connection, name)
-
-
-def messages_of(database: Database, name: str, *, limit: int | None = None) -> list[Message]:
-    """Return the messages about a model's incidents, newest first."""
-    mine = sa.select(incidents.c.id).where(incidents.c.name == name)
-    query = sa.select(messages).where(messages.c.incident.in_(mine))
-    with database.reading() as connection:
-        rows = connection.execute(query.order_by(messages.c.created_at.desc(), messages.c.id).limit(limit))
-        return [Message(**row) for row in rows.mappings()]
-
-
-def unsent_messages(database: Database) -> dict[str, list[Message]]:
-    """Return the messages that some messenger still lacks by model, oldest first."""
-    query = sa.select(incidents.c.name, messages).join(incidents, incidents.c.id == messages.c.incident)
-    query = query.where(messages.c.sent_at.is_(None)).order_by(messages.c.created_at, messages.c.id)
-    found: dict[str, list[Message]] = {}
-    with database.reading() as connection:
-        for row in connection.execute(query).mappings():
-            found.setdefault(row["name"], []).append(
-                Message(**{key: value for key, value in row.items() if key != "name"})
-            )
-    return found
-
-
-def put_message(database: Database, message: Message) -> None:
-    """Write what became of a message; one that is sent stays so."""
-    unsent = (messages.c.id == message.id) & messages.c.sent_at.is_(None)
-    with database.writing() as connection:
-        connection.execute(sa.update(messages).where(unsent).values(**asdict(message)))
 
 
 def _open_in(connection: Connection, cause: JudgedWindow | Baseline) -> Incident | None:

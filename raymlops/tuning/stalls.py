@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.cluster.placement import WorkerRequest, add, remedy, room, show, some_end
+from raymlops.display import some_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,9 +98,8 @@ def stall_report(
 
 
 def _named(waiters: Sequence[Waiter]) -> str:
-    numbers = [str(waiter.number) for waiter in waiters[:_SHOWN]]
-    more = f" and {len(waiters) - _SHOWN} more" if len(waiters) > _SHOWN else ""
-    return f"trial {numbers[0]} waits" if len(waiters) == 1 else f"trials {', '.join(numbers)}{more} wait"
+    numbers = [str(waiter.number) for waiter in waiters]
+    return f"trial {numbers[0]} waits" if len(waiters) == 1 else f"trials {some_of(numbers, _SHOWN)} wait"
 
 
 def _amounts(asks: Sequence[WorkerRequest]) -> str:

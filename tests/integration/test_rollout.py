@@ -28,9 +28,10 @@ from own_versions import (
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.overview import events, follow_rollout, overview
+from raymlops.lifecycle.overview import events, overview
 from raymlops.lifecycle.remove import remove
 from raymlops.lifecycle.restore import restore
+from raymlops.lifecycle.rollout.follow import follow_rollout
 from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
 from raymlops.serving.client.client import Client

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
-from killed_judge import STEPS, DiedError, dying_at, raised, rows
+from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
 from stored import put
@@ -120,23 +120,7 @@ def test_judges_at_once_write_each_verdict_once(url, tmp_path):
             dying_at(state, number, raised)
             with pytest.raises(DiedError):
                 STEPS[0](state)
-    ready, errors = threading.Barrier(3), []
-
-    def run():
-        try:
-            with State.open(judged) as state:
-                ready.wait()
-                for step in STEPS[:-1]:
-                    step(state)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert errors_of_three(judged) == []
     assert rows(judged) == rows(single)
 
 

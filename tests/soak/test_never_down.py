@@ -20,7 +20,8 @@ from steady_load import steady_load, table
 
 import raymlops as rm
 from raymlops.errors import DeployError
-from raymlops.lifecycle.overview import events, follow_rollout, overview
+from raymlops.lifecycle.overview import events, overview
+from raymlops.lifecycle.rollout.follow import follow_rollout
 from raymlops.serving.control.rest_api import ServeApi
 
 pytestmark = pytest.mark.soak

@@ -16,8 +16,8 @@ from own_versions import config_in, edited_in, end_serving
 
 import raymlops as rm
 from raymlops.cluster.ports import free_port
-from raymlops.lifecycle.overview import follow_rollout
 from raymlops.lifecycle.remove import remove
+from raymlops.lifecycle.rollout.follow import follow_rollout
 
 pytestmark = pytest.mark.soak
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from raymlops.lifecycle.watch.status import newest_verdicts
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of, unsent_messages
+from raymlops.state.drift import incidents_of
+from raymlops.state.messages import unsent_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,16 +10,18 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from raymlops.display import some_of
 from raymlops.monitor import contrasts
 from raymlops.monitor.effects import in_words
 from raymlops.monitor.outcome import ALARM_LEVEL
-from raymlops.state.drift import Message
+from raymlops.state.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from raymlops.state.drift import Incident, JudgedWindow, Told
+    from raymlops.state.drift import Incident, JudgedWindow
+    from raymlops.state.messages import Told
 
 MAX_BODY = 900
 """With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
@@ -110,10 +112,8 @@ def _column(column: Mapping[str, Any]) -> str:
     before, after = column.get("nulls") or (0, 0)
     if f"{before:.1%}" != f"{after:.1%}":
         parts.append(f"missing {before:.1%} to {after:.1%}")
-    for word in ("new", "vanished"):
-        if names := column.get(word):
-            more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-            parts.append(f"{word} {', '.join(map(shown, names[:_NAMES]))}{more}")
+    changed = [(word, [*map(shown, column.get(word) or ())]) for word in ("new", "vanished")]
+    parts += [f"{word} {some_of(names, _NAMES)}" for word, names in changed if names]
     if column.get("influence") is not None:
         parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
     return f"- {shown(column['column'])}: {', '.join(parts)}"

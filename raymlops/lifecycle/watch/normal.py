@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift
+from raymlops.display import some_of
+from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge, together
+from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
 from raymlops.monitor.outcome import FEWEST_OWN
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
 from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, shown_name
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
@@ -174,7 +175,7 @@ class Normal:
         parts = tuple(self._parts(pair))
         share = 1 / max(1, sum(part.baseline is None or len(part.own) >= FEWEST_OWN for part in parts))
         found = [self._part(window, pair, replace(part, share=share), skewed=skewed) for part in parts]
-        return _together([one for one, _ in found], spared=[spared for _, spared in found])
+        return of_parts([one for one, _ in found], spared=[spared for _, spared in found])
 
     def _parts(self, pair: Sequence[Window]) -> Iterator[_Part]:
         """Yield the columns of each baseline, the newest first, and then the others.
@@ -204,13 +205,13 @@ class Normal:
             judged = self._against_serving(pair, part.own, part)
             if (verdict := judged[0]) is None or verdict.outcome != "insufficient":
                 since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-                against = since if baseline.columns is None else f"of {_listed(part.only)} {since}"
+                against = since if baseline.columns is None else f"of {some_of(sorted(part.only), 3)} {since}"
                 return self._described(window, judged, against), verdict is None
             few = few if len(part.own) < wanted_windows(self.window_s) else f"the new baseline has {verdict.reason}"
         if baseline.columns is None:
             return self._waiting(window, few), False
         over = at > first + self.most
-        found = self._waiting(window, f"{_listed(part.only)}: {few}" if over else few)
+        found = self._waiting(window, f"{some_of(sorted(part.only), 3)}: {few}" if over else few)
         return replace(found, refused=dict.fromkeys(sorted(part.only), few)), not over
 
     def _by_default(
@@ -369,33 +370,6 @@ class Normal:
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
         return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
-
-
-def _together(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:
-    """Return the verdict on a window of those on parts of its columns, the worst.
-
-    It is ``ok`` only where each part is, but for those that are ``spared``.
-    """
-    refused = {name: why for one in reversed(found) for name, why in one.refused.items()}
-    judged = [one for one in reversed(found) if one.outcome not in {"waiting", "insufficient"}]
-    lacking = [
-        one
-        for one, without in zip(found, spared, strict=True)
-        if one.outcome in {"waiting", "insufficient"} and not without
-    ]
-    verdict = together([one.verdict for one in judged if one.verdict is not None]) if judged else None
-    if verdict is None or (lacking and verdict.outcome == "ok"):
-        return replace((lacking or found)[0], refused=refused)
-    for one in lacking:
-        if not one.refused:
-            refused["the other columns"] = one.waiting if one.verdict is None else one.verdict.reason
-    against = ", and ".join(one.against for one in judged if one.against is not None)
-    return replace(judged[0], against=against, verdict=verdict, refused=refused)
-
-
-def _listed(names: Collection[str]) -> str:
-    some = sorted(names)
-    return ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
 
 
 def _uncounted(hours: int, version: int) -> str:

@@ -13,7 +13,8 @@ from raymlops.state.drift import about, incidents_of, judged_windows
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.state.drift import JudgedWindow, Message
+    from raymlops.state.drift import JudgedWindow
+    from raymlops.state.messages import Message
     from raymlops.state.store import State
 
 NEWEST = 20

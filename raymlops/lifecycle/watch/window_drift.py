@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
 from raymlops.monitor.contrasts import in_words
-from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict
+from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict, together
 from raymlops.monitor.effects import Histogram
 from raymlops.records import Record
 from raymlops.state.drift import JudgedWindow, about
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.monitor.outcome import Outcome
@@ -91,6 +91,28 @@ class WindowDrift(Record):
         shown = [name for name in rows[0] if any(row[name] for row in rows)]
         indented = table(rows, dict.fromkeys(shown)).replace("\n", "\n    ")
         return f"{line}\n    {indented}"
+
+
+def of_parts(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:
+    """Return the verdict on a window of those on parts of its columns, the worst.
+
+    It is ``ok`` only where each part is, but for those that are ``spared``.
+    """
+    refused = {name: why for one in reversed(found) for name, why in one.refused.items()}
+    judged = [one for one in reversed(found) if one.outcome not in {"waiting", "insufficient"}]
+    lacking = [
+        one
+        for one, without in zip(found, spared, strict=True)
+        if one.outcome in {"waiting", "insufficient"} and not without
+    ]
+    verdict = together([one.verdict for one in judged if one.verdict is not None]) if judged else None
+    if verdict is None or (lacking and verdict.outcome == "ok"):
+        return replace((lacking or found)[0], refused=refused)
+    for one in lacking:
+        if not one.refused:
+            refused["the other columns"] = one.waiting if one.verdict is None else one.verdict.reason
+    against = ", and ".join(one.against for one in judged if one.against is not None)
+    return replace(judged[0], against=against, verdict=verdict, refused=refused)
 
 
 def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> JudgedWindow:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymlops.monitor.data_quality import Finding, column_quality, listed, named
+from raymlops.display import some_of
+from raymlops.monitor.data_quality import Finding, column_quality, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -106,7 +107,7 @@ def _labels(splits: Splits, _: ChecksSection) -> Found:
             where = name if split.read == split.rows else _PART
             yield "label_values", where, 1, 1, f"{text}: there is nothing to learn"
         if name == "train" and split.as_label:
-            text = f"the label {label.name!r} equals an input in every row: {listed(split.as_label)}"
+            text = f"the label {label.name!r} equals an input in every row: {some_of(split.as_label)}"
             yield "label_as_input", name, len(split.as_label), 0, text
 
 
@@ -120,7 +121,7 @@ def _label_shift(splits: Splits, section: ChecksSection) -> Found:
         far, chance = found
         if far - chance > section.max_label_shift:
             new = [repr(value) for value in label.classes if value not in train.classes] if train.classes else []
-            never = f"; train never has {listed(new)}" if new else ""
+            never = f"; train never has {some_of(new)}" if new else ""
             text = (
                 f"the labels of {name} are {far:.2f} from those of train, of which {chance:.2f} may be chance, more "
                 f"than {section.max_label_shift:.2f} (max_label_shift){never}"
@@ -132,7 +133,7 @@ def _inputs(splits: Splits, _: ChecksSection) -> Found:
     train = splits["train"]
     if train.constant:
         text = f"inputs with one value in all {train.looked_at:,} rows of train that were looked at: "
-        yield "constant", "train", len(train.constant), 0, text + listed(train.constant)
+        yield "constant", "train", len(train.constant), 0, text + some_of(train.constant)
 
 
 def _against_train(splits: Splits, section: ChecksSection) -> Found:

@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from raymlops.display import some_of
 from raymlops.errors import RecipeError, UsageError
 from raymlops.loss_value import LossValue, loss_value
 from raymlops.recipe import RecipeBase, call_recipe
@@ -170,8 +171,7 @@ class _Averaged(DistributedDataParallel):
         """Return the parameters that torch names by their numbers among those that it reduces."""
         numbers = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
         found = [self._reduced[int(number)].removeprefix("model.") for number in numbers[1].split()] if numbers else []
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return f"{', '.join(found[:_SHOWN])}{more}" if found else "a parameter"
+        return some_of(found, _SHOWN) if found else "a parameter"
 
 
 def parallelize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from raymlops.display import duration, file_size, utc_time
+from raymlops.display import duration, file_size, some_of, utc_time
 from raymlops.records import Record
 from raymlops.training.runs.writer import REASON
 
@@ -148,9 +148,7 @@ class RunStatus(Status):
         steps = self.skipped_steps
         if not steps:
             return None
-        first = ", ".join(map(str, steps[:_SHOWN_STEPS]))
-        more = f" and {len(steps) - _SHOWN_STEPS} more" if len(steps) > _SHOWN_STEPS else ""
-        return f"{len(steps)} steps with a non-finite loss or gradient: {first}{more}"
+        return f"{len(steps)} steps with a non-finite loss or gradient: {some_of([*map(str, steps)], _SHOWN_STEPS)}"
 
     def _checkpoint(self) -> str | None:
         last = self.checkpoint

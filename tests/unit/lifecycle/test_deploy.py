@@ -30,11 +30,11 @@ from raymlops.lifecycle.deploy import (
 from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.transitions import Request
-from raymlops.lifecycle.overview import running_rollout
 from raymlops.lifecycle.remove import number_of, remove, remove_version
 from raymlops.lifecycle.restore import restore
 from raymlops.lifecycle.rollback import rollback, rollback_target
 from raymlops.lifecycle.rollout.canary import TrafficRequest
+from raymlops.lifecycle.rollout.follow import running_rollout
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts

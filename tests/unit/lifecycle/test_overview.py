@@ -16,9 +16,11 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
-from raymlops.lifecycle.overview import UNMOVED, champion_line, follow_rollout, outage_line, overview, wanted
+from raymlops.lifecycle.overview import UNMOVED, champion_line, outage_line, overview, wanted
+from raymlops.lifecycle.rollout.follow import follow_rollout
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, put_message, record_window
+from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
+from raymlops.state.messages import Message, put_message
 from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
 

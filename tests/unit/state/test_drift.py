@@ -8,18 +8,15 @@ from raymlops.state.drift import (
     Filed,
     Incident,
     JudgedWindow,
-    Message,
     add_baselines,
     baselines_of,
     incidents_of,
     judged_windows,
-    messages_of,
     newest_window,
-    put_message,
     record_window,
     remove_windows,
-    unsent_messages,
 )
+from raymlops.state.messages import Message, messages_of, put_message, unsent_messages
 
 DAY = timedelta(days=1)
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
-from killed_judge import STEPS, DiedError, dying_at, raised, rows, snapshots
+from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows, snapshots
 
 from raymlops.state.store import State
 
@@ -66,21 +65,5 @@ def test_a_kill_at_any_statement_leaves_all_or_nothing(tmp_path, last):
 def test_judges_at_once_write_each_row_once(before, tmp_path):
     """Three of them, each with a connection of its own; what is normal is said anew by no judge."""
     url = f"sqlite:///{shutil.copy(before[0][0], tmp_path / 'state.db')}"
-    ready, errors = threading.Barrier(3), []
-
-    def run():
-        try:
-            with State.open(url) as state:
-                ready.wait()
-                for step in STEPS[:-1]:
-                    step(state)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert errors_of_three(url) == []
     assert rows(url) == rows(f"sqlite:///{before[-2][0]}")

@@ -23,7 +23,8 @@ from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.windows import place_of
-from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows, messages_of
+from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows
+from raymlops.state.messages import messages_of
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 

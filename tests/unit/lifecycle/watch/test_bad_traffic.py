@@ -24,18 +24,6 @@ from raymlops.state.drift import incidents_of, judged_windows
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(scope="session")
-def trained():
-    return references()
-
-
-@pytest.fixture
-def live(state, tmp_path, trained):
-    """Return the state, in which version 3 of flights is live."""
-    deploy(state, bundle_of(tmp_path, trained))
-    return state
-
-
 def newest(state, now=TODAY + HOUR, *, side="inputs"):
     """Count and judge what is due, and return the newest verdict."""
     LogMaintenance(state, state.url, then=Judge(state)).run(now)

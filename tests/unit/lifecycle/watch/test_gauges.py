@@ -10,7 +10,8 @@ from stored import put
 
 from raymlops.lifecycle.watch.gauges import WatchGauges
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, put_message, record_window
+from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
+from raymlops.state.messages import Message, put_message
 from raymlops.state.store import Deployment
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

@@ -19,23 +19,12 @@ from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.drift import judged
 from raymlops.lifecycle.watch.judge import Judge, judge_due
-from raymlops.state.drift import Filed, JudgedWindow, incidents_of, judged_windows, messages_of, record_window
+from raymlops.state.drift import Filed, JudgedWindow, incidents_of, judged_windows, record_window
+from raymlops.state.messages import messages_of
 from raymlops.state.schema import audit
 from raymlops.state.store import State
 
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(scope="session")
-def trained():
-    return references()
-
-
-@pytest.fixture
-def live(state, tmp_path, trained):
-    """Return the state, in which version 3 of flights is live."""
-    deploy(state, bundle_of(tmp_path, trained))
-    return state
 
 
 def counted(state, url, now=TODAY + HOUR, *, then=lambda _now: None):

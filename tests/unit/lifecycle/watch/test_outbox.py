@@ -16,8 +16,9 @@ from raymlops.lifecycle.watch import outbox as outbox_module
 from raymlops.lifecycle.watch.messengers import Delivery
 from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, SENDERS, THREAD, TURN_S, Outbox
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, JudgedWindow, Message, messages_of, record_window, unsent_messages
+from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
 from raymlops.state.lease import lease
+from raymlops.state.messages import Message, messages_of, unsent_messages
 from raymlops.state.store import Deployment
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

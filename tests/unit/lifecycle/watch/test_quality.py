@@ -10,7 +10,6 @@ from served_requests import SIGNATURE, served
 
 from raymlops.cli.app import main
 from raymlops.config.data import QualitySection
-from raymlops.config.load import load_data
 from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
@@ -21,16 +20,6 @@ from raymlops.predictions.settings import LogSettings
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAY = timedelta(days=1)
-
-
-@pytest.fixture
-def spec(tmp_path, monkeypatch):
-    """Return a project whose champion was trained on 80 days, in order, and has a state of its own."""
-    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
-    with state_of(spec) as state:
-        served_days.deploy(state, served_days.bundle_of(tmp_path, served_days.references(today=TODAY)))
-    return spec
 
 
 def serve(tmp_path, days=5, **changes):
