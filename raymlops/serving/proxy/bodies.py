@@ -110,7 +110,7 @@ class Body:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._account.large -= not self.small
-        self._account.add(self._model, -self._pieces.size)
+        self._release()
 
     def may_exceed(self, limit: int) -> bool:
         """Return whether the body may exceed a limit, by its declared length."""
@@ -155,7 +155,13 @@ class Body:
             self._pieces.add(chunk)
             account.add(self._model, len(chunk))
             if self._scan is not None and not self.small:
-                await self._look(self._scan, chunk)
+                try:
+                    await self._look(self._scan, chunk)
+                except Refusal:
+                    left = limit - self._pieces.size
+                    self._release()
+                    await self._discard(receive, message, left, progress)
+                    raise
             if not message.get("more_body", False):
                 self._note_size()
                 return self._pieces.taken()
@@ -165,14 +171,27 @@ class Body:
                 await account.pace(self._model, len(chunk))
 
     async def _look(self, scan: JsonScan, chunk: bytes) -> None:
-        """Scan what came of a body once it looks too large, and let others in after each piece."""
+        """Scan what came of a body once it looks too large, at the pace at which bodies are read."""
         if not self._scanned and not scan.looks_large(chunk):
             return
         for one in (chunk,) if self._scanned else self._pieces:
             for start in range(0, len(one), PIECE_BYTES):
                 scan.add(one[start : start + PIECE_BYTES])
-                await asyncio.sleep(0)
+                await self._account.pace(self._model, PIECE_BYTES)
         self._scanned = True
+
+    def _release(self) -> None:
+        self._account.add(self._model, -self._pieces.size)
+        self._pieces = Pieces()
+
+    async def _discard(self, receive: Receive, message: Message, left: int, progress: Callable[[], None]) -> None:
+        """Read the rest of a refused body as fast as others: who is answered at once sends the next one at once."""
+        while left >= 0 and message["type"] == "http.request" and message.get("more_body", False):
+            await self._account.pace(self._model, len(message.get("body", b"")))
+            message = await receive()
+            if size := len(message.get("body", b"")):
+                left -= size
+                progress()
 
     def _note_size(self) -> None:
         """Count a body of undeclared length as small if it turned out to be."""
