@@ -59,8 +59,9 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def state(url: str) -> Iterator[State]:
+def state(url: str, tmp_path: Path, copied_state: Callable[[Path], Path]) -> Iterator[State]:
     """Return the opened state database of ``url``."""
+    copied_state(tmp_path)
     with State.open(url) as opened:
         yield opened
 
