@@ -82,6 +82,9 @@ class AnswerLoss(Record):
         """Rebuild a rule; one that a newer raymlops wrote gives no losses."""
         if data.get("kind") not in KINDS:
             return cls.none(f"the bundle names the loss {data.get('kind')!r}, which this raymlops does not know")
+        scale = data.get("scale")
+        if data["kind"] == "number" and (scale is None or not math.isfinite(scale)):  # JSON has none
+            return cls.none(f"the bundle has no finite scale for the errors of {data.get('output')!r}")
         return super().from_dict({**data, "probabilities": tuple(data.get("probabilities", ()))})
 
     @property
@@ -302,7 +305,12 @@ def _number(name: str, answers: Columns, labels: npt.NDArray[Any] | None) -> Ans
     if not errors:
         return AnswerLoss.none(f"{name!r} is a number, and the validation labels are not")
     # Digits that another machine's sums might not share are left out: the same training must give the same bundle.
-    scale = float(f"{float(np.quantile(errors, SCALE_QUANTILE)):.4g}")
+    # Between a number and infinity no quantile can be interpolated, so that differences that overflow are the largest.
+    largest = np.finfo(np.float64).max
+    scale = float(f"{float(np.quantile(np.minimum(errors, largest), SCALE_QUANTILE)):.4g}")
+    if math.isinf(scale):
+        far = f"{name!r} differs from more than {1 - SCALE_QUANTILE:.0%} of the validation labels by more than"
+        return AnswerLoss.none(f"{far} {largest:.1e}, the largest number, so that its errors have no scale")
     if not scale > 0:
         return AnswerLoss.none(f"{name!r} has no errors on validation rows, so that nothing says which would be large")
     return AnswerLoss("number", name, scale=scale)

@@ -26,6 +26,7 @@ import re
 import sys
 import sysconfig
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from raymlops.display import some_of
 from raymlops.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from raymlops.recipe import RecipeBase
 
@@ -113,6 +114,14 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
                     queue.append(unit)
     files |= _named(recipe_class)
     return Code(dict(sorted(files.items())), distribution, version, tuple(sorted(set(left_out) - files.keys())))
+
+
+def owners() -> Mapping[str, list[str]]:
+    """Return the installed distributions that each top-level module belongs to.
+
+    Listing all their files takes 0.2 s, so that it is done again only where something was installed meanwhile.
+    """
+    return _owners(tuple((entry, _changed_at(entry)) for entry in sys.path))
 
 
 def imports_of(path: str, source: bytes) -> Iterator[str]:
@@ -279,5 +288,18 @@ def _is_installed(path: Path) -> bool:
 
 
 def _distribution(root: str) -> tuple[str | None, str | None]:
-    names = importlib.metadata.packages_distributions().get(root)
+    names = owners().get(root)
     return (names[0], importlib.metadata.version(names[0])) if names else (None, None)
+
+
+@lru_cache(maxsize=4)
+def _owners(_places: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _changed_at(folder: str) -> int:
+    """Return when an entry was added to a folder or removed, as importlib's own caches ask; 0 for what is none."""
+    try:
+        return Path(folder or ".").stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -10,7 +10,7 @@ import importlib.metadata
 import sys
 from typing import TYPE_CHECKING
 
-from raymlops.bundle.code import OWN_PACKAGE, imports_of
+from raymlops.bundle.code import OWN_PACKAGE, imports_of, owners
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,13 +25,13 @@ def requirements(files: Mapping[str, bytes], *, trained_with: Mapping[str, str])
     ``trained_with`` holds those of the training; of another distribution it is the installed version. An import that is
     not installed here, such as one within ``try``, is no requirement.
     """
-    owners = importlib.metadata.packages_distributions()
+    distributions = owners()
     own = {path.partition("/")[0].removesuffix(".py") for path in files} | {OWN_PACKAGE} | sys.stdlib_module_names
     names = set(ALWAYS)
     for imported in sorted({name for path, source in files.items() for name in imports_of(path, source)}):
         root = imported.partition(".")[0]
         if root not in own:
-            names |= set(_owning(owners.get(root, []), imported))
+            names |= set(_owning(distributions.get(root, []), imported))
     versions = {name: trained_with.get(name) or installed_version(name) for name in names}
     return {name: version for name, version in sorted(versions.items()) if version}
 

@@ -23,8 +23,6 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import pyarrow as pa
-
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.compact import CompactRecord
     from raymlops.predictions.erase import EraseRecord
@@ -210,10 +208,9 @@ def erase_predictions(
     """Erase the rows of a model that fulfil conditions, and their labels, with audit events before and after.
 
     ``agree`` is called with what was found before anything is erased; it raises to keep everything. Of a live model the
-    log is searched once more after a moment, since replicas still hold what they answered last; so is one in several
-    storages, for labels of rows in another one. What a replica holds because the storage does not answer is written
-    later: then this is to be called again. A storage that the model left and that is gone is named among the
-    ``damaged``; it does not keep the others from being searched.
+    log is searched once more after a moment, since replicas still hold what they answered last. What a replica holds
+    because the storage does not answer is written later: then this is to be called again. A storage that the model left
+    and that is gone is named among the ``damaged``; it does not keep the others from being searched.
 
     Raises:
         NotFoundError: no such model has predictions.
@@ -228,34 +225,32 @@ def erase_predictions(
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
         log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        jobs: list[Erasure] = []
-        erased: list[pa.Table] = []  # of all storages: labels may be in another one than their rows
-        away, counted = [], counted_on(state, name)
+        there, away = list[str](), list[str]()
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
-                    jobs.append(Erasure(uri, name, where, since, until, open_store, counted, erased))
+                    there.append(uri)
             except StorageError:
                 away.append(uri)
-        if not jobs:
+        if not there:
             check_known(Store(away[0] if away else log.uris[0]), name)
+        job = Erasure(there, name, where, since, until, open_store, counted_on(state, name))
         lost = EraseRecord(name, tuple(where.fields), 0, 0, 0, 0, damaged=tuple(away))
-        found = EraseRecord.total([*(job.find() for job in jobs), lost])
+        found = EraseRecord.total([job.find(), lost])
         found.check()
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
         state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
         began = datetime.now(UTC)
-        done = EraseRecord.total([*(job.run(now=began) for job in jobs), lost])
-        waits = [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]
-        if waits or len(jobs) > 1:
-            sleep(max(waits, default=0.0))
+        done = EraseRecord.total([job.run(now=began), lost])
+        if waits := [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]:
+            sleep(max(waits))
             # What replicas still held had arrived since then; what else is left may be of any hour.
-            again = None if done.open_labels or len(jobs) > 1 else began - timedelta(hours=1)
-            done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC), again_since=again) for job in jobs))
+            again = None if done.open_labels else began - timedelta(hours=1)
+            done = done.then(job.run(now=datetime.now(UTC), again_since=again))
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)
-            done = done.then(EraseRecord.total(job.run(now=datetime.now(UTC)) for job in jobs))
+            done = done.then(job.run(now=datetime.now(UTC)))
         state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
         return done
 

@@ -1,8 +1,9 @@
 """Erase the rows of one caller or one person, with their labels, from all files of a log.
 
-Owns which rows and labels those are, and the order: labels first, since they are found by the rows' request ids, which
-an interrupted erasure must still find when it is repeated. How files are replaced is ``rewrite``'s. Only one process
-at a time may rewrite the files of a log; writers may keep writing: what they write later is found by the next call.
+Owns which rows and labels those are, and the order: the labels of all storages first, since they are found by the rows'
+request ids, which an interrupted erasure must still find when it is repeated. How files are replaced is ``rewrite``'s.
+Only one process at a time may rewrite the files of a log; writers may keep writing: what they write later is found by
+the next call.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from raymlops.predictions.hourly import CountedOn
+    from raymlops.predictions.paths import Folder
     from raymlops.predictions.rewrite import Mask, Matches
 
 ABANDONED = timedelta(minutes=5)
@@ -103,7 +105,8 @@ class Erasure:
     Called again, it also erases what was written meanwhile: labels of rows that it erased before included.
     """
 
-    uri: str
+    uris: Sequence[str]
+    """The storages of the log; labels may be in another one than their rows."""
     name: str
     where: Where
     since: datetime | None = None
@@ -111,16 +114,16 @@ class Erasure:
     open_store: Callable[[str], Store] = Store
     counted_on: CountedOn = lambda _version: Counted()
     """What the hours of a version are counted on: profiles of hours with such rows are made again."""
-    erased: list[pa.Table] = field(default_factory=list)
+    erased: list[pa.Table] = field(default_factory=list, init=False)
     """Request id, row and caller of each row found by ``run`` so far; about 60 bytes each."""
 
     def find(self) -> EraseRecord:
         """Return what there is to erase, and change nothing.
 
         Raises:
-            StorageError: the storage cannot be used.
+            StorageError: a storage cannot be used.
         """
-        return _Pass(self).go()
+        return self._go(now=None)
 
     def run(self, *, now: datetime, again_since: datetime | None = None) -> EraseRecord:
         """Erase everything that is found now.
@@ -128,9 +131,27 @@ class Erasure:
         A further call may leave out hours that ended by ``again_since``, unless the previous one left open labels.
 
         Raises:
-            StorageError: the storage cannot be used; where it erased some, the same call completes it.
+            StorageError: a storage cannot be used; where some was erased, the same call completes it.
         """
-        return _Pass(self, now=now, again_since=again_since).go()
+        return self._go(now=now, again_since=again_since)
+
+    def _go(self, *, now: datetime | None, again_since: datetime | None = None) -> EraseRecord:
+        passes = [_Pass(self, uri, now=now, again_since=again_since) for uri in self.uris]
+        found_now = [keys for each in passes for keys in each.find_rows()]
+        if now is not None:
+            self.erased += found_now
+        rows = _index(found_now if now is None else self.erased)
+        unfinished = [keys for each in passes for keys in each.find_labels(rows)]
+        # A row goes after its labels, whichever storage they are in, so that a later call still finds them by it.
+        held, wait = _index(unfinished), any(each.grown for each in passes)
+        for each in passes:
+            each.hold_rows(held, wait=wait)
+        if now is not None:
+            for each in passes:
+                each.erase_labels()
+            for each in passes:
+                each.erase_rows(now)
+        return EraseRecord.total(each.record() for each in passes)
 
 
 @dataclass
@@ -145,60 +166,81 @@ class _Found:
 
 
 class _Pass:
-    """One way through the files, which changes them if it is told the time."""
+    """One way through the files of a storage, which changes them if it is told the time."""
 
-    def __init__(self, job: Erasure, *, now: datetime | None = None, again_since: datetime | None = None) -> None:
+    def __init__(self, job: Erasure, uri: str, *, now: datetime | None, again_since: datetime | None) -> None:
+        self.grown = 0
+        """Files of labels that their writer replaced meanwhile."""
         self._job = job
         self._now = now
         self._since = max(filter(None, (job.since, again_since)), default=None)
-        self._store = job.open_store(job.uri)
+        self._store = job.open_store(uri)
         self._faults = Faults()
-        self._search = Search(job.where)
-        self._grown = 0
+        self._search = self._searched = Search(job.where)
         self._uncounted: set[str] = set()
         """Hours without a profile: an interrupted call may have left them so."""
         self._rows = self._held = Keys.of_rows(_KEY.empty_table())
         self._by_itself = job.since is None and job.until is None and {*job.where.fields} <= OF_LABELS
+        self._hours: list[Folder] = []
+        self._found: list[_Found] = []
+        self._labels: list[_Found] = []
+        self._open_labels = 0
 
-    def go(self) -> EraseRecord:
+    def find_rows(self) -> list[pa.Table]:
+        """Return the keys of the rows to erase, a table a file."""
         job = self._job
-        hours = prediction_hours(self._store, job.name, since=self._since, until=job.until)
+        self._hours = prediction_hours(self._store, job.name, since=self._since, until=job.until)
         columns = [*dict.fromkeys((*job.where.fields, "request_id", "row", "ts", "caller"))]
-        rows = [found for hour in hours for found in self._files(hour.path, self._is_row, columns)]
-        search = replace(self._search)  # before it has seen labels
-        found_now = [found.keys for found in rows]
-        if self._now is not None:
-            job.erased += found_now
-        self._rows = _index(found_now if self._now is None else job.erased)
+        self._found = [found for hour in self._hours for found in self._files(hour.path, self._is_row, columns)]
+        self._searched = replace(self._search)  # before it has seen labels
+        return [found.keys for found in self._found]
+
+    def find_labels(self, rows: Keys) -> list[pa.Table]:
+        """Find the labels of ``rows``, which may be in other storages; return the keys of those that have to wait."""
+        self._rows = rows
+        if not (len(rows.hashes) or self._by_itself):
+            return []
         since = None if self._since is None else self._since - SKEW
-        days = label_days(self._store, job.name, since=since) if len(self._rows.hashes) or self._by_itself else []
+        days = label_days(self._store, self._job.name, since=since)
         labels = [found for day in days for found in self._files(day.path, self._is_label, None)]
-        unfinished = [found for found in labels if self._is_open(found.live)]
-        labels = [found for found in labels if not self._is_open(found.live)]
-        # A row goes after its labels, so that a later call, also of another process, still finds them by it.
-        self._held = _index([found.keys for found in unfinished])
-        rows = [found for found in rows if not self._grown and self._free(found)]
-        if self._now is not None:
-            labels = [found for found in labels if self._erase(found, self._is_label)]
-            # A profile goes before its rows, so that none outlives them.
-            changed = {found.folder for found in rows}
-            for folder in changed:
-                remove_profile(self._store, folder)
-            rows = [found for found in rows if self._erase(found, self._is_free_row)]
-            for hour in hours:
-                is_due = hour.path in changed or (hour.path in self._uncounted and hour.end <= self._now)
-                if is_due and (counted := job.counted_on(hour.version or 0)):
-                    update_profile(self._store, hour.path, counted, self._faults)
+        unfinished = [found.keys for found in labels if self._is_open(found.live)]
+        self._labels = [found for found in labels if not self._is_open(found.live)]
+        self._open_labels = sum(map(len, unfinished))
+        return unfinished
+
+    def hold_rows(self, held: Keys, *, wait: bool) -> None:
+        """Keep the rows whose labels have to wait; all of them where it is not known which those are."""
+        self._held = held
+        self._found = [found for found in self._found if not wait and self._free(found)]
+
+    def erase_labels(self) -> None:
+        """Replace the files of labels."""
+        self._labels = [found for found in self._labels if self._erase(found, self._is_label)]
+
+    def erase_rows(self, now: datetime) -> None:
+        """Replace the files of rows, and count their hours again."""
+        # A profile goes before its rows, so that none outlives them.
+        changed = {found.folder for found in self._found}
+        for folder in changed:
+            remove_profile(self._store, folder)
+        self._found = [found for found in self._found if self._erase(found, self._is_free_row)]
+        for hour in self._hours:
+            is_due = hour.path in changed or (hour.path in self._uncounted and hour.end <= now)
+            if is_due and (counted := self._job.counted_on(hour.version or 0)):
+                update_profile(self._store, hour.path, counted, self._faults)
+
+    def record(self) -> EraseRecord:
+        """Return what was found or erased."""
         return EraseRecord(
-            job.name,
-            tuple(job.where.fields),
-            rows=sum(map(self._free, rows)),
-            labels=sum(len(found.keys) for found in labels),
-            searched=search.searched,
-            unsearched=search.unsearched,
-            problem=search.problem,
+            self._job.name,
+            tuple(self._job.where.fields),
+            rows=sum(map(self._free, self._found)),
+            labels=sum(len(found.keys) for found in self._labels),
+            searched=self._searched.searched,
+            unsearched=self._searched.unsearched,
+            problem=self._searched.problem,
             damaged=tuple(sorted(self._faults.damaged)),
-            open_labels=sum(len(found.keys) for found in unfinished) + self._grown,
+            open_labels=self._open_labels + self.grown,
             erased=self._now is not None,
         )
 
@@ -238,7 +280,7 @@ class _Pass:
                         yield _Found(folder, live, file.schema_arrow, file.metadata.num_rows, keys)
             except (OSError, pa.ArrowException) as error:
                 if matches == self._is_label and self._is_open(live):
-                    self._grown += 1  # it was replaced by a longer one while it was read
+                    self.grown += 1  # it was replaced by a longer one while it was read
                 else:
                     self._faults.add(f"{folder}/{live.name}", error)
 

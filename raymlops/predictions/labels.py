@@ -66,13 +66,7 @@ class Label(NamedTuple):
     correction: bool = False
 
 
-def parse_feedback(
-    data: Any,
-    *,
-    kind: LabelType | None = None,
-    max_labels: int = MAX_LABELS,
-    max_label_bytes: int = MAX_LABEL_BYTES,
-) -> list[Label]:
+def parse_feedback(data: Any, *, kind: LabelType | None = None) -> list[Label]:
     """Read the JSON of a request: ``{"labels": [{"request_id", "row": 0, "label", "correction": false}, ...]}``.
 
     ``row`` counts the rows of that request from 0. A label is a JSON text, number, boolean or list of these, of the
@@ -86,12 +80,12 @@ def parse_feedback(
     if unknown := sorted(set(map(str, data)) - {"labels"}):
         raise InvalidRowsError([RowProblem(None, unknown[0][:100], "unknown field; known: labels")])
     entries = data["labels"]
-    if len(entries) > max_labels:
-        raise InvalidRowsError([RowProblem(None, "labels", f"got {len(entries)} labels; at most {max_labels} at once")])
+    if len(entries) > MAX_LABELS:
+        raise InvalidRowsError([RowProblem(None, "labels", f"got {len(entries)} labels; at most {MAX_LABELS} at once")])
     problems: list[RowProblem] = []
     labels = []
     for index, entry in enumerate(entries):
-        found = _problem(entry, max_label_bytes)
+        found = _problem(entry)
         if found is None and kind is not None and (why := kind.problem(entry["label"])) is not None:
             found = "label", why
         if found is not None:
@@ -245,7 +239,7 @@ class LabelLog:
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:
+def _problem(entry: Any) -> tuple[str | None, str] | None:
     """Return the field and message of a label's problem."""
     if not isinstance(entry, dict):
         return None, "expected an object with request_id and label"
@@ -266,8 +260,8 @@ def _problem(entry: Any, max_label_bytes: int) -> tuple[str | None, str] | None:
     try:
         size = len(json.dumps(entry["label"]))
     except ValueError:  # an integer of thousands of digits
-        size = max_label_bytes + 1
-    return ("label", f"got more than {max_label_bytes} bytes") if size > max_label_bytes else None
+        size = MAX_LABEL_BYTES + 1
+    return ("label", f"got more than {MAX_LABEL_BYTES} bytes") if size > MAX_LABEL_BYTES else None
 
 
 def _is_id(text: str) -> bool:

@@ -53,7 +53,7 @@ def test_erasures_beside_writers_compactions_and_readers(tmp_path):
 
     def rewrite():
         for number in itertools.count():
-            Erasure(uri, "flights", ANNA).run(now=datetime.now(UTC))
+            Erasure([uri], "flights", ANNA).run(now=datetime.now(UTC))
             if number % 5 == 0:  # it also removes what writers have begun, which then try again after a second
                 compact(uri, "flights", now=datetime.now(UTC) + timedelta(hours=2))
             if over.wait(0.5):
@@ -77,7 +77,7 @@ def test_erasures_beside_writers_compactions_and_readers(tmp_path):
         over.set()
     for job in jobs:
         job.result()
-    last = Erasure(uri, "flights", ANNA).run(now=datetime.now(UTC) + timedelta(minutes=1))
+    last = Erasure([uri], "flights", ANNA).run(now=datetime.now(UTC) + timedelta(minutes=1))
     assert last.open_labels == 0
     reading = Reading(uri, "flights")
     rows = [row for batch in reading for row in batch.to_pylist()]

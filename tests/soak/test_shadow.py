@@ -13,6 +13,7 @@ import time
 
 import httpx
 import pytest
+from exported_metrics import exported
 from local_ray import local_ray
 from own_versions import EXAMPLE, config_in, edited_in, make_version
 from steady_load import steady_load, table
@@ -74,7 +75,7 @@ def metric(name, version):
     """Return a counter of a version, as the nodes export it."""
     import ray
 
-    total, family = 0.0, FAMILIES[name].exported
+    total, family = 0.0, exported(FAMILIES[name])
     for node in ray.nodes():
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         lines = httpx.get(url, timeout=10, trust_env=False).text.splitlines()

@@ -1,10 +1,14 @@
-"""Projects on the tiny recipe, state databases, and the two kinds of places that checkpoints are in."""
+"""Projects on the tiny recipe, state databases, the two kinds of places that checkpoints are in, and a quick disk."""
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import sqlalchemy as sa
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
@@ -14,6 +18,31 @@ from raymlops.tracking.client import Tracker, tracker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk() -> Iterator[None]:
+    """Let no test wait for the disk: a process that is killed loses nothing of what it wrote, a machine might."""
+    sa.event.listen(sa.Pool, "checkout", _quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _descriptor: None)
+        yield
+    sa.event.remove(sa.Pool, "checkout", _quick)
+
+
+@pytest.fixture
+def slow_disk() -> Iterator[None]:
+    """Leave databases that this test opens as they are."""
+    sa.event.remove(sa.Pool, "checkout", _quick)
+    yield
+    sa.event.listen(sa.Pool, "checkout", _quick)
+
+
+def _quick(connection: Any, record: Any, _proxy: Any) -> None:
+    if isinstance(connection, sqlite3.Connection) and "quick" not in record.info:
+        with suppress(sqlite3.Error):  # a damaged file, as its test will say
+            connection.execute("PRAGMA synchronous = OFF").close()
+        record.info["quick"] = True
 
 
 @pytest.fixture
@@ -59,8 +88,9 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def state(url: str) -> Iterator[State]:
+def state(url: str, tmp_path: Path, copied_state: Callable[[Path], Path]) -> Iterator[State]:
     """Return the opened state database of ``url``."""
+    copied_state(tmp_path)
     with State.open(url) as opened:
         yield opened
 

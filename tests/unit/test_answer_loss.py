@@ -189,6 +189,26 @@ def test_a_number_with_labels_0_and_1_is_a_probability():
     assert fitted(score, {"score": np.array([0.1, 2.0])}, np.array([0, 1])).kind == "number"
 
 
+@pytest.mark.parametrize(("far", "kind"), [(1, "number"), (2, "none"), (20, "none")])
+def test_errors_beyond_the_largest_number_are_no_scale(far, kind):
+    """Of 20 rows the 95% quantile lies between the two largest errors; with one of them it is finite, and JSON."""
+    answers = np.where(np.arange(20) < far, 1.7e308, 1.0)
+    rule = fitted(PRICE, {"price": answers}, np.where(answers > 1, -1.7e308, 0.0))
+    assert rule.kind == kind
+    assert AnswerLoss.from_dict(json.loads(json.dumps(rule.to_dict(), allow_nan=False))) == rule
+    if kind == "number":
+        assert rule.of({"price": 1.7e308}, -1.7e308) == 1.0
+    else:
+        assert rule.reason.startswith("'price' differs from more than 5% of the validation labels by more than")
+
+
+@pytest.mark.parametrize("scale", [None, math.inf])
+def test_a_stored_rule_without_a_finite_scale_says_so(scale):
+    """Bundles have null for an infinite one: no answer would ever have a loss, and nothing would say why."""
+    rule = AnswerLoss.from_dict({"kind": "number", "output": "price", "scale": scale})
+    assert rule == AnswerLoss.none("the bundle has no finite scale for the errors of 'price'")
+
+
 def test_an_integer_with_labels_between_is_a_number():
     rule = fitted(gives(Column("minutes", "int")), {"minutes": np.array([3, 7])}, np.array([3.5, 7.5]))
     assert (rule.kind, rule.scale) == ("number", 0.5)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from exported_metrics import exported
 from ruamel.yaml import YAML
 
 from raymlops.serving.telemetry.metric_families import FAMILIES, WATCH_FAMILIES
@@ -18,7 +19,7 @@ FOLDER = ROOT / "configs" / "observability"
 RULES = Path(__file__).parent / "alert_rules_test.yaml"
 
 OURS = (*FAMILIES.values(), *WATCH_FAMILIES.values())
-LABELS = {family.exported: set(family.labels) for family in OURS}
+LABELS = {exported(family): set(family.labels) for family in OURS}
 LABELS["ray_serve_deployment_replica_healthy"] = {"application", "deployment", "replica"}  # Ray Serve's own
 LABELS["haproxy_backend_http_responses_total"] = {"proxy", "code"}  # HAProxy's own
 
@@ -60,9 +61,9 @@ def test_counters_are_asked_for_their_rate(where, expression):
     """What only grows means nothing as it stands, and a gauge has no rate; brackets pair up."""
     for kind, names in (("counter", True), ("gauge", False)):
         for family in OURS:
-            if family.kind == kind and family.exported in expression and " unless " not in expression:
-                inside = re.search(rf"(?:rate|increase)\({family.exported}\b", expression) is not None
-                assert inside is names, (where, family.exported)
+            if family.kind == kind and exported(family) in expression and " unless " not in expression:
+                inside = re.search(rf"(?:rate|increase)\({exported(family)}\b", expression) is not None
+                assert inside is names, (where, exported(family))
     for pair in ("()", "{}", "[]"):
         assert expression.count(pair[0]) == expression.count(pair[1])
 

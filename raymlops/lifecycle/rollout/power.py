@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.config.serve import RolloutSection
+    from raymlops.lifecycle.rollout.label_lag import LateLabels
     from raymlops.lifecycle.rollout.significance import Finding
 
 LONGEST_S = 30 * 86_400.0
@@ -38,6 +39,8 @@ class RecentTraffic(Record):
     """Share of slow answers."""
     labelled: float | None = None
     """Requests whose first label arrived in the last hour; None where labels do not arrive, or are not compared."""
+    late: LateLabels | None = None
+    """Said where most labels arrive after their rows are removed."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def in_words(traffic: RecentTraffic, settings: RolloutSection) -> tuple[str, ...
     ]
     if steps and traffic.labelled == 0:
         said.append("labels arrived in the last seven days, and none in the last hour: each step waits for them")
+    if steps and traffic.late is not None:
+        said.append(traffic.late.sentence())
     return tuple(said)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.rollout.label_lag import late_labels
 from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
 from raymlops.lifecycle.rollout.loss_rule import unasked
 from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from raymlops.config.serve import RolloutSection
+    from raymlops.lifecycle.rollout.label_lag import LateLabels
     from raymlops.predictions.labelled import Labels
     from raymlops.state.store import Deployment
     from raymlops.storage.store import Store
@@ -83,10 +85,12 @@ def recent_traffic(
                 break
     except NotFoundError:  # nothing was logged yet
         return RecentTraffic(0.0)
-    asked = settings.quality_margin is not None and unasked(champion) is None
-    sample = settings_of(champion).log.sample
-    labelled = _labelled(Store(root), champion.name, since=since, sample=sample) if asked else None
-    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled)
+    labelled, late = None, None
+    if settings.quality_margin is not None and unasked(champion) is None:
+        labelled, late = _labelled(
+            Store(root), champion, since=since, now=now, is_over=lambda: clock() - began > READ_S
+        )
+    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled, late)
 
 
 def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
@@ -95,18 +99,30 @@ def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
     return np.asarray(batch["weight"]) if known else np.ones(batch.num_rows)
 
 
-def _labelled(store: Store, name: str, *, since: datetime, sample: float) -> float | None:
-    """Return of how many logged requests the first label arrived since then; None where labels do not arrive."""
+def _labelled(
+    store: Store, champion: Deployment, *, since: datetime, now: datetime, is_over: Callable[[], bool]
+) -> tuple[float | None, LateLabels | None]:
+    """Return of how many logged requests the first label arrived since then, and whether most came too late.
+
+    Both are None where labels do not arrive.
+    """
     from raymlops.predictions.labelled import load_labels
     from raymlops.predictions.partition import Faults
     from raymlops.predictions.paths import label_days
     from raymlops.predictions.settings import in_sample
 
+    name, log = champion.name, settings_of(champion).log
     if not label_days(store, name, since=since - EXPECTED_FOR):
-        return None
+        return None, None
     labels: Labels = load_labels(store, name, Faults(), since=since, max_bytes=MAX_LABEL_BYTES)
     if not len(labels.hashes):
-        return 0.0
-    fresh = labels.table["request_id"].filter(pa.array(labels.first_within(since, None)))
-    logged = sum(in_sample(request_id, sample) for request_id in pc.unique(fresh).to_pylist())
-    return float(logged * labels.every)
+        return 0.0, None
+    fresh = labels.first_within(since, None)
+    ids = labels.table["request_id"].to_pylist()
+    fresh &= np.fromiter((in_sample(request_id, log.sample) for request_id in ids), np.bool_, len(ids))
+    logged = len({request_id for request_id, is_fresh in zip(ids, fresh, strict=True) if is_fresh})
+    late = None
+    if log.retention_days is not None and logged:
+        days = log.retention_days
+        late = late_labels(store, name, labels, fresh=fresh, retention_days=days, now=now, is_over=is_over)
+    return float(logged * labels.every), late

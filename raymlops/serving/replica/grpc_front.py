@@ -106,7 +106,7 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         if requested not in {"", name}:
             raise Refusal(404, "not_found", f"no model {requested[:80]!r} here; this is {name}")
         try:
-            version = handler.version_of(wanted or None)
+            version = handler.routing.named(wanted or None)
         except Refusal:  # which lists the live versions
             handler.admit(exchange)
             raise

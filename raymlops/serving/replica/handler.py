@@ -1,8 +1,8 @@
 """Request handling, the same for all protocols: authentication, traffic split, prediction, recording.
 
-Owns the order: authenticate, decode the body, choose a version, predict, encode, record, copy to shadows. Knows nothing
-of HTTP or gRPC servers (see ``http_front`` and ``grpc_front``) and nothing of Ray: other versions are reached through
-``Peers``.
+Owns the order: authenticate, decode the body, choose a version, predict, encode, record, copy to shadows. Which version
+that is, ``routing`` says. Knows nothing of HTTP or gRPC servers (see ``http_front`` and ``grpc_front``) and nothing of
+Ray: other versions are reached through ``Peers``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from raymlops.serving.refusal import Refusal
 from raymlops.serving.replica.answered import Answered
 from raymlops.serving.replica.batcher import Batcher
 from raymlops.serving.replica.parse_pool import ParsePool
+from raymlops.serving.replica.routing import Routing, ask_canary
 from raymlops.serving.replica.shadows import Shadows
 from raymlops.serving.replica.turns import Turns
-from raymlops.serving.request import PIN_HEADER, Exchange, headers_of, request_id_of
+from raymlops.serving.request import Exchange, headers_of, request_id_of
 from raymlops.serving.settings import Settings
-from raymlops.serving.traffic import choose, copies
+from raymlops.serving.traffic import copies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from raymlops.serving.auth import Caller
     from raymlops.serving.protocols.base import Encoded, Parsed
     from raymlops.serving.protocols.base import Protocol as Form
+    from raymlops.serving.replica.routing import Peers
     from raymlops.signature import Signature
 
 T = TypeVar("T")
@@ -63,24 +65,6 @@ class Model(Protocol):
 
     def predict(self, columns: Columns) -> Mapping[str, Any]:
         """Return output columns for input columns."""
-
-
-class Peers(Protocol):
-    """The other live versions of the same model."""
-
-    async def ask(self, version: int, columns: Columns, *, rows: int) -> tuple[Columns, float]:
-        """Return another version's output columns, and the seconds that its model took.
-
-        Raises:
-            Exception: what that version raised, or that it cannot be reached.
-        """
-
-    async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
-        """Return another version's metadata in the Open Inference Protocol, for the caller with these headers.
-
-        Raises:
-            Exception: as ``ask``.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +95,12 @@ class RequestHandler:
         self.batcher = self._batcher()
         self.turns.most = self._most_waiting()
         self.guard = Guard(self.settings.access)
+        self.routing = Routing(self.identity.version, self.settings.traffic, self.draw)
         self.shadows = Shadows(
             lambda version, columns, *, rows: self.peers.ask(version, columns, rows=rows),
             record=lambda served: self.record(served),  # noqa: PLW0108 - looked up when it is called
             refusal=self.refusal,
         )
-
-    @property
-    def up(self) -> list[int]:
-        """Return the live versions: this one and its peers."""
-        return sorted({self.identity.version, *self.settings.traffic.standing})
 
     def configure(self, settings: Settings) -> None:
         """Apply new settings; requests in flight keep theirs."""
@@ -129,6 +109,7 @@ class RequestHandler:
         self.batcher.max_elements = settings.limits.max_batch_elements
         self.turns.most = self._most_waiting()
         self.guard.configure(settings.access)
+        self.routing.traffic = settings.traffic
 
     def use(self, model: Model) -> None:
         """Replace the model by another form of it, such as a compiled one; before the first request only."""
@@ -171,7 +152,7 @@ class RequestHandler:
         """
         signature, max_rows = self.model.signature, self.settings.limits.max_rows
         exchange.body_bytes = len(body)
-        version, route = self._choose(exchange, caller)
+        version, route = self.routing.choose(exchange, caller)
         if version == self.identity.version:
             self._require_room()
         in_thread = len(body) > LARGE_BODY_BYTES or signature.has_images
@@ -183,7 +164,7 @@ class RequestHandler:
             exchange.request_id = parsed.request_id
         if parsed.version:
             exchange.named = parsed.version
-            version, route = self._choose(exchange, caller)
+            version, route = self.routing.choose(exchange, caller)
         exchange.rows, exchange.columns = parsed.rows, parsed.columns
         outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
@@ -210,7 +191,7 @@ class RequestHandler:
         Raises:
             Exception: the version is another one, and did not answer.
         """
-        up = [str(other) for other in self.up]
+        up = [str(other) for other in self.routing.up]
         if version == self.identity.version:
             return oip.metadata(self.model.signature, self.identity.name, up)
         return {**await self.peers.metadata(version, headers), "versions": up}
@@ -237,7 +218,7 @@ class RequestHandler:
         Raises:
             Refusal: its pin is refused, or 503 where this version would have to answer and its queue is full.
         """
-        pin = self.pinned(exchange, caller)
+        pin = self.routing.pinned(exchange, caller)
         if pin == self.identity.version or (pin is None and not self.settings.traffic.canaries):
             self._require_room()
 
@@ -290,26 +271,6 @@ class RequestHandler:
             varying=[column for column in self.model.signature.inputs if column.varies],
         )
 
-    def _choose(self, exchange: Exchange, caller: Caller) -> tuple[int, Route]:
-        """Return the version that shall answer, and why.
-
-        A version that the caller names is pinned, also when it is this one: such a request counts for no share.
-
-        Raises:
-            Refusal: as ``pinned``.
-        """
-        traffic = self.settings.traffic
-        exchange.epoch = traffic.epoch
-        pin = self.pinned(exchange, caller)
-        if pin is not None:
-            exchange.route = "pinned"
-            return pin, "pinned"
-        if traffic.canaries:
-            canary = choose(traffic, sticky=self._sticky(exchange), draw=self.draw())
-            if canary is not None:
-                return canary, "canary"
-        return self.identity.version, "champion"
-
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
         exchange.end_turn()  # the model has its own queue; a small request runs between the pieces of a large one
         if route == "pinned" and version != self.identity.version:
@@ -317,37 +278,14 @@ class RequestHandler:
             outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)
             return outputs
         if route == "canary":
-            answered = await self._predict_by_canary(exchange, parsed, version)
+            # Half of the request's deadline is left for the champion, however long the canary may take.
+            limit_s = min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2)
+            answered = await ask_canary(self.peers, exchange, parsed, version=version, limit_s=limit_s)
             if answered is not None:
                 return answered
         start = time.perf_counter()
         outputs = await self._predict_local(parsed.columns, rows=parsed.rows)
         exchange.model_seconds = time.perf_counter() - start
-        return outputs
-
-    async def _predict_by_canary(self, exchange: Exchange, parsed: Parsed, version: int) -> Columns | None:
-        """Return a canary's outputs; None for a fallback to the champion, which counts against the canary.
-
-        Raises:
-            InvalidRowsError: the canary's recipe refuses the rows, which is an answer.
-        """
-        # Half of the request's deadline is left for the champion, however long the canary may take.
-        limit_s = min(self.settings.traffic.canary_timeout_s, self.settings.limits.timeout_s / 2)
-        try:
-            async with asyncio.timeout(limit_s):
-                outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)
-        except asyncio.CancelledError:
-            # The client left, or the deadline passed, while the canary was busy: it was too late for this request.
-            exchange.fallback_from, exchange.fallback_code = version, "late"
-            raise
-        except InvalidRowsError:
-            exchange.version, exchange.route = version, "canary"
-            raise
-        except Exception as error:
-            logger.warning("request %s: canary %d: %r", exchange.request_id, version, error)
-            exchange.fallback_from, exchange.fallback_code = version, _code_of(error)
-            return None
-        exchange.version, exchange.route = version, "canary"
         return outputs
 
     async def _predict_local(self, columns: Columns, *, rows: int) -> Columns:
@@ -366,54 +304,3 @@ class RequestHandler:
         waiting, most = self.batcher.waiting_rows, self.settings.limits.max_waiting_rows
         if waiting >= most or (waiting and waiting + rows > most):
             raise Refusal(503, "overloaded", f"{waiting} rows are queued already; try again", retry_after_s=1.0)
-
-    def pinned(self, exchange: Exchange, caller: Caller) -> int | None:
-        """Return the version that the caller named; naming the champion in the protocol's own field needs no scope.
-
-        Raises:
-            Refusal: 403 without the scope ``pin``, 400 for several versions, 404 for a version that is not up.
-        """
-        header = exchange.headers.get(PIN_HEADER)
-        text = exchange.named if header is None else header.decode("latin-1").strip(" \t")
-        if text is None:
-            return None
-        if header is not None or text != str(self.identity.version):
-            caller.require("pin")
-        if header is not None and "," in text:
-            wanted = [item.strip(" \t") for item in text.split(",")]
-            if len(set(wanted)) > 1:
-                message = f"the header {PIN_HEADER.decode()} names several versions: {text[:80]!r}; name one"
-                raise Refusal(400, "several_versions", message)
-            text = wanted[0]
-        return self.version_of(text)
-
-    def version_of(self, text: str | None) -> int:
-        """Return the number of a live version; this one for None.
-
-        Raises:
-            Refusal: 404, it is not up, or the text is not a number.
-        """
-        if text is None:
-            return self.identity.version
-        up = self.up
-        version = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-        if version is None or version not in up:
-            known = ", ".join(map(str, up))
-            raise Refusal(404, "unknown_version", f"version {text[:40]!r} is not up; live versions: {known}")
-        return version
-
-    def _sticky(self, exchange: Exchange) -> str | None:
-        traffic = self.settings.traffic
-        if traffic.sticky == "key":
-            return exchange.key_id
-        if traffic.sticky == "header":
-            value = exchange.headers.get(traffic.sticky_header.encode())
-            return None if value is None else value.decode("latin-1")
-        return None
-
-
-def _code_of(error: Exception) -> str:
-    """Return why a canary did not answer; a model's own timeout counts as late, as a champion's is a 504."""
-    if isinstance(error, Refusal):
-        return error.code
-    return "late" if isinstance(error, TimeoutError) else "error"

@@ -256,7 +256,7 @@ class Front:
             return 200, _json(answer)
         if path == f"{self._model}/ready":
             try:
-                live = handler.version_of(version)
+                live = handler.routing.named(version)
             except Refusal:  # which lists the live versions
                 self._admit(scope, exchange)
                 raise
@@ -266,7 +266,7 @@ class Front:
             return 200, _json(oip.model_ready(self._name))
         self._admit(scope, exchange)
         if page is None:
-            return 200, _json(await handler.metadata(handler.version_of(version), exchange.headers))
+            return 200, _json(await handler.metadata(handler.routing.named(version), exchange.headers))
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
 

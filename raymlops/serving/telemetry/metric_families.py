@@ -27,11 +27,6 @@ class Family:
     labels: tuple[str, ...]
     help: str
 
-    @property
-    def exported(self) -> str:
-        """Return its name in Prometheus."""
-        return f"ray_{self.name}_total" if self.kind == "counter" else f"ray_{self.name}"
-
 
 _WHO = ("model", "model_version", "route")
 _VERSION = ("model", "model_version")

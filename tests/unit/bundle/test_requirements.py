@@ -42,6 +42,19 @@ def test_imports_are_traced_to_the_distributions_that_hold_them():
     }
 
 
+def test_what_is_installed_meanwhile_is_a_requirement(tmp_path, monkeypatch):
+    """As in a notebook, where somebody installs what the recipe lacked and goes on."""
+    monkeypatch.syspath_prepend(tmp_path)
+    code = {"mine.py": b"import a_shop"}
+    assert "a-shop" not in requirements(code, trained_with={})
+    (tmp_path / "a_shop.py").touch()
+    folder = tmp_path / "a_shop-1.5.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: a-shop\nVersion: 1.5\n")
+    (folder / "top_level.txt").write_text("a_shop\n")
+    assert requirements(code, trained_with={})["a-shop"] == "1.5"
+
+
 def test_other_versions_are_told_from_other_builds():
     here = version("numpy")
     recorded = {"numpy": f"{here}+local", "torch": "0.1.0", "no-such-thing": "1"}

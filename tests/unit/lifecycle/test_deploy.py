@@ -74,7 +74,8 @@ def configured(tmp_path, monkeypatch, dashboard):
 
 
 @pytest.fixture
-def state(configured):
+def state(configured, tmp_path, copied_state):
+    copied_state(tmp_path)
     with State.open(state_url(configured())) as opened:
         yield opened
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from killed_store import KilledError
 from served_requests import SIGNATURE, served
 from stored import put
 from tiny_bundle import tiny_contents
@@ -49,11 +50,12 @@ def write(uri, request_id, person, *, ago=timedelta()):
 
 
 @pytest.fixture
-def spec(tmp_path, monkeypatch):
+def spec(tmp_path, monkeypatch, copied_state):
     """Return a configuration whose model is live, and answers from two storages, the second one before it moved."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     spec = stores_of(None)
     bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
+    copied_state(tmp_path)
     with state_of(spec) as state:
         put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion", {"log": {"flush_s": 3.0}})])
     return spec
@@ -178,6 +180,31 @@ def test_labels_go_that_came_after_their_model_had_moved_to_another_storage(spec
     reading = Reading(str(tmp_path), "flights")
     assert [(row["request_id"], row["label"]) for batch in reading for row in batch.to_pylist()] == [("b", "1")]
     assert reading.unknown_labels().num_rows == 0
+
+
+def test_an_erasure_that_is_killed_between_its_searches_is_completed_by_the_next(spec, tmp_path):
+    """Her row is in the storage that the model left, its label in the new one; what ended is on the record once."""
+    with state_of(spec) as state:
+        ref = ModelVersionRef("flights", 0, "run", BundleRef(f"{tmp_path}/old/bundles/{'e' * 64}", "e" * 64), ())
+        record_version(state, ref, why="", now=datetime.now(UTC))
+    write(tmp_path / "old", "a", "anna", ago=timedelta(days=3))
+    write(tmp_path, "b", "bob")
+    labels = LabelLog(str(tmp_path), name="flights", writer="w", now=lambda: time.time() - 2 * 86_400)
+    labels.add([Label("a", 0, "1"), Label("b", 0, "1")]).result(timeout=30)
+    labels.close()
+
+    def die(_seconds):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        erase_predictions("flights", spec, ANNA, sleep=die)
+    erase_predictions("flights", spec, ANNA, sleep=lambda _s: None)
+    for folder, left in ((tmp_path, ["b"]), (tmp_path / "old", [])):
+        reading = Reading(str(folder), "flights")
+        assert [row for batch in reading for row in batch["request_id"].to_pylist()] == left
+        assert reading.unknown_labels().num_rows == 0
+    with state_of(spec) as state:
+        assert [event.action for event in state.events("flights")].count("predictions.erased") == 1
 
 
 def test_rows_are_read_although_a_storage_that_the_model_left_is_gone(spec, tmp_path):

@@ -58,7 +58,7 @@ def test_a_kill_between_any_two_changes_loses_and_doubles_nothing(tmp_path, writ
     for at_change in range(100):
         folder = tmp_path / str(at_change)
         shutil.copytree(tmp_path / "whole", folder)
-        cut = partial(Killing, at_change=at_change, after=after)
+        cut = partial(Killing, left=[at_change], after=after)
         for rows in (10, 12):
             with contextlib.suppress(KilledError):
                 compact(str(folder), "flights", now=NEXT_DAY, open_store=cut)

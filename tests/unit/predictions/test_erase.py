@@ -60,7 +60,7 @@ def texts(uri):
 
 
 def erase(uri, where=ANNA, *, now=NEXT_DAY, **window):
-    return Erasure(str(uri), "flights", where, **window).run(now=now)
+    return Erasure([str(uri)], "flights", where, **window).run(now=now)
 
 
 def test_the_rows_of_one_person_go_with_their_labels(tmp_path, write):
@@ -70,7 +70,7 @@ def test_the_rows_of_one_person_go_with_their_labels(tmp_path, write):
     label(tmp_path, "c", rows=(0, 1))
     compact(str(tmp_path), "flights", now=HOUR + timedelta(hours=2))
     write([of("d", "anna", ts=at(30)), of("e", "eve", ts=at(31))])
-    found = Erasure(str(tmp_path), "flights", ANNA).find()
+    found = Erasure([str(tmp_path)], "flights", ANNA).find()
     assert (found.rows, found.labels, found.erased, texts(tmp_path)) == (3, 2, False, {"anna", "bob", "eve"})
     record = erase(tmp_path)
     assert (record.rows, record.labels, record.searched, record.unsearched) == (3, 2, 6, 0)
@@ -99,9 +99,9 @@ def test_a_kill_between_any_two_changes_loses_nothing_of_others(tmp_path, write,
     for at_change in range(100):
         folder = tmp_path / str(at_change)
         shutil.copytree(whole, folder)
-        cut = partial(Killing, at_change=at_change, after=after)
+        cut = partial(Killing, left=[at_change], after=after)
         with contextlib.suppress(KilledError):
-            Erasure(str(folder), "flights", ANNA, open_store=cut).run(now=NEXT_DAY)
+            Erasure([str(folder)], "flights", ANNA, open_store=cut).run(now=NEXT_DAY)
             break
         kills += 1
         reading = Reading(str(folder), "flights", labels=False)
@@ -119,12 +119,38 @@ def test_a_kill_between_any_two_changes_loses_nothing_of_others(tmp_path, write,
     assert kills > 8
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_leaves_no_label_of_an_erased_row_in_another_storage(tmp_path, write, after):
+    """The model moved twice: labels came in beside the rows of others. Each change of either storage is the last."""
+    whole = tmp_path / "whole"
+    write([of("a", "anna"), of("b", "bob")], [of("c", "anna", ts=at(hour=13))], uri=str(whole / "old"))
+    write([of("d", "anna"), of("e", "eve")], uri=str(whole / "new"))
+    label(whole / "new", "a", "c", "e")
+    label(whole / "old", "b", "d")
+    kills = 0
+    for at_change in range(100):
+        folder = tmp_path / str(at_change)
+        shutil.copytree(whole, folder)
+        both = [str(folder / "new"), str(folder / "old")]
+        cut = partial(Killing, left=[at_change], after=after)
+        with contextlib.suppress(KilledError):
+            Erasure(both, "flights", ANNA, open_store=cut).run(now=NEXT_DAY)
+            break
+        kills += 1
+        Erasure(both, "flights", ANNA).run(now=NEXT_DAY)
+        assert rows(folder / "old") == {("b", 0, "bob", True): 1}
+        assert rows(folder / "new") == {("e", 0, "eve", True): 1}
+        assert Erasure(both, "flights", ANNA).find().rows == 0
+        assert not [path for path in folder.rglob(".*") if path.is_file()]
+    assert kills > 8
+
+
 def test_what_is_written_meanwhile_is_found_by_the_next_call(tmp_path, write):
     """A row that a replica still held, a label of a row that is gone, and a file that its writer writes once more."""
     write([of("a", "anna"), of("b", "bob")])
     (file,) = (tmp_path / FOLDER).iterdir()
     old = file.read_bytes()
-    job = Erasure(str(tmp_path), "flights", ANNA)
+    job = Erasure([str(tmp_path)], "flights", ANNA)
     assert job.run(now=NEXT_DAY).rows == 1
     file.write_bytes(old)
     label(tmp_path, "a", "b")
@@ -268,7 +294,7 @@ def test_files_of_other_programs_are_named_and_left(tmp_path, write):
             super().remove(path)
 
     assert compact(str(tmp_path), "flights", now=NEXT_DAY, open_store=Busy).rows == 2
-    record = Erasure(str(tmp_path), "flights", ANNA, open_store=Busy).run(now=NEXT_DAY)
+    record = Erasure([str(tmp_path)], "flights", ANNA, open_store=Busy).run(now=NEXT_DAY)
     assert (record.rows, record.labels) == (1, 1)
     assert record.damaged == tuple(sorted(str(path.relative_to(tmp_path)) for path in others))
     assert rows(tmp_path) == {("b", 0, "bob", True): 1}
@@ -305,4 +331,4 @@ def test_the_forms_of_unicode_of_one_text_are_one(tmp_path, write):
     """A client and an operator may type the accent as one character or two."""
     write([of("a", "Jose\u0301"), of("b", "Jos\u00e9"), of("c", "Jose")])
     for typed in ("Jos\u00e9", "Jose\u0301"):
-        assert Erasure(str(tmp_path), "flights", Where.parse([f"features.carrier={typed}"])).find().rows == 2
+        assert Erasure([str(tmp_path)], "flights", Where.parse([f"features.carrier={typed}"])).find().rows == 2

@@ -213,7 +213,7 @@ def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
         compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
         assert counts(hours(store)[0].profiles["features"], "carrier") == [1, 1, 0, 0]
         assert sums(hours(store)[0].profiles["features"]) == [-2, 2, 0, 0, 2]
-        erased = Erasure(str(tmp_path), "flights", ANNA, counted_on=known).run(now=NEXT_DAY)
+        erased = Erasure([str(tmp_path)], "flights", ANNA, counted_on=known).run(now=NEXT_DAY)
         assert erased.damaged == ()
         found = hours(store)[0].profiles
         assert found == {} if known is not counted_on else counts(found["features"], "carrier") == [1, 0, 0, 0]
@@ -230,8 +230,8 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
     for at_change in range(20):
         folder = tmp_path / str(at_change)
         shutil.copytree(tmp_path / "whole", folder)
-        cut = partial(Killing, at_change=at_change, after=after)
-        job = Erasure(str(folder), "flights", ANNA, open_store=cut, counted_on=counted_on)
+        cut = partial(Killing, left=[at_change], after=after)
+        job = Erasure([str(folder)], "flights", ANNA, open_store=cut, counted_on=counted_on)
         done = False
         with contextlib.suppress(KilledError):
             job.run(now=NEXT_DAY)
@@ -243,7 +243,7 @@ def test_no_profile_outlives_an_erased_row(tmp_path, write, store, after):
             assert not found or counts(found["features"], "carrier") == [1, 0, 0, 0]
         half = folder / FOLDER / f".{PROFILE}-{'0' * 32}"
         half.write_bytes(b"PAR1")
-        Erasure(str(folder), "flights", ANNA, counted_on=counted_on).run(now=NEXT_DAY)
+        Erasure([str(folder)], "flights", ANNA, counted_on=counted_on).run(now=NEXT_DAY)
         assert not half.exists()
         found = next(hourly_profiles(there, "flights", LAYOUTS)).profiles
         assert counts(found["features"], "carrier") == [1, 0, 0, 0]

@@ -128,7 +128,7 @@ with State.open({url!r}) as state, state.exclusive("deploy flights", wait_s=0):
         pass
 
 
-def test_a_commit_survives_a_power_cut(state):
+def test_a_commit_survives_a_power_cut(slow_disk, state):
     """SQLite waits for the disk at each (synchronous = FULL, 2), whatever the default of its build."""
     with state.reading() as connection:
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]

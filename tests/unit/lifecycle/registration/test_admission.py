@@ -44,7 +44,8 @@ def registry(spec):
 
 
 @pytest.fixture
-def state(spec):
+def state(spec, storage_path, copied_state):
+    copied_state(storage_path)
     with state_of(spec) as opened:
         yield opened
 

@@ -97,6 +97,44 @@ def test_a_request_of_a_sample_stands_for_others(champion, tmp_path):
     assert recent_traffic(half, SETTINGS, now=NOW) == RecentTraffic(4.0, 0.5, 2.0)
 
 
+LATER_THAN_ROWS = (
+    "half of the labels of the last hour arrived {} days after their answers or later, and serve.log.retention_days "
+    "is {}: later ones match no row, and say nothing about quality"
+)
+
+
+@pytest.mark.parametrize(
+    ("days", "said"),
+    [(2, LATER_THAN_ROWS.format("3", "2")), (4, None), (None, None)],
+)
+def test_labels_that_will_come_after_their_rows_are_removed(champion, tmp_path, days, said):
+    """Two of three came after three days, where rows are still there of a longer retention that was in force before."""
+    kept = replace(champion, serve={"log": {"retention_days": days}})
+    log(tmp_path, answer("now"), *(answer(name, minute=-3 * 24 * 60) for name in "ab"))
+    label(tmp_path, *(Label(name, 0, "1") for name in ("now", "a", "b")))
+    found = outlook(kept, SETTINGS, now=NOW)
+    assert ([text for text in found if "retention_days" in text] or [None]) == [said]
+
+
+@pytest.mark.parametrize(("oldest", "said"), [(-20, LATER_THAN_ROWS.format("more than 1", "1")), (-2, None)])
+def test_labels_whose_rows_are_removed(champion, tmp_path, oldest, said):
+    """Two of three match no row of a whole day; of a log that began two hours ago they may be of rows before it."""
+    kept = replace(champion, serve={"log": {"retention_days": 1.0}})
+    log(tmp_path, answer("now"), answer("b", minute=oldest * 60))
+    label(tmp_path, *(Label(name, 0, "1") for name in ("now", "gone", "gone too")))
+    found = outlook(kept, SETTINGS, now=NOW)
+    assert ([text for text in found if "retention_days" in text] or [None]) == [said]
+
+
+def test_labels_of_a_log_that_takes_too_long_are_not_said_to_be_late(champion, tmp_path):
+    """Of two hours one was read when the time was over."""
+    kept = replace(champion, serve={"log": {"retention_days": 1.0}})
+    log(tmp_path, answer("now"), *(answer(name, minute=-3 * 24 * 60) for name in "ab"))
+    label(tmp_path, *(Label(name, 0, "1") for name in ("now", "a", "b")))
+    ticks = iter([0.0, 0.0, 11.0])
+    assert recent_traffic(kept, SETTINGS, now=NOW, clock=lambda: next(ticks)).late is None
+
+
 def test_a_log_that_takes_too_long_is_extrapolated(champion, tmp_path):
     """The first half hour was read when the time was over: 30 requests a half hour are 60 an hour."""
     log(tmp_path, *(answer(f"{minute}", minute=minute) for minute in range(-60, -30)))

@@ -27,10 +27,11 @@ def live(state, tmp_path, trained):
 
 
 @pytest.fixture
-def spec(tmp_path, monkeypatch, trained_until_today):
+def spec(tmp_path, monkeypatch, trained_until_today, copied_state):
     """Return a project whose champion is live by a state of its own."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
+    copied_state(tmp_path)
     with state_of(spec) as state:
         deploy(state, bundle_of(tmp_path, trained_until_today))
     return spec

@@ -35,10 +35,11 @@ def trained():
 
 
 @pytest.fixture
-def state(tmp_path, monkeypatch, trained):
+def state(tmp_path, monkeypatch, trained, copied_state):
     """Return the state of a project whose model flights is live."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
+    copied_state(tmp_path)
     with state_of(spec) as opened:
         deploy(opened, bundle_of(tmp_path, trained))
         yield opened
