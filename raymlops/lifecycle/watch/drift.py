@@ -94,7 +94,7 @@ def drift(
         config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
-        NotFoundError: no such model is live, or its bundle has no profiles.
+        NotFoundError: no such model was ever deployed by the state here, is live, or has profiles in its bundle.
         UsageError: ``since`` is no time, or the report's folder is not there.
         StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
@@ -103,7 +103,7 @@ def drift(
     from raymlops.lifecycle.sources import spec_of, state_of
     from raymlops.storage.filesystem import write_bytes
 
-    spec = named(name) if config is None else spec_of(config)
+    spec = named(name, deployed=True) if config is None else spec_of(config)
     now, monitor = datetime.now(UTC), spec.monitor
     if between_columns:
         monitor = monitor.model_copy(update={"between_columns": True})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
+from raymlops.lifecycle.watch.bounds.due import beyond_bounds
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
-    from raymlops.state.drift import Known
+    from raymlops.state.drift import JudgedWindow, Known
     from raymlops.state.store import State
 
 LOOK_BACK = timedelta(days=7)
@@ -113,14 +114,19 @@ def judge_due(
     if champion is None:
         return True
     model = live_model(state, name)
+    for window, columns in _all_due(state, model, now=now):
+        file = partial(file_verdict, window, columns)
+        record_window(state, window, file, baselines=len(model.baselines), actor=actor)
+        if hurry():
+            return False
+    return True
+
+
+def _all_due(state: State, model: LiveModel, *, now: datetime) -> Iterator[tuple[JudgedWindow, tuple[str, ...]]]:
     for side in model.sides:
         for found, columns in _due(state, model, side, now=now):
-            window = to_stored(found, name=name, version=model.version, now=now)
-            file = partial(file_verdict, window, columns)
-            record_window(state, window, file, baselines=len(model.baselines), actor=actor)
-            if hurry():
-                return False
-    return True
+            yield to_stored(found, name=model.name, version=model.version, now=now), columns
+    yield from beyond_bounds(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s))
 
 
 def _due(

@@ -189,5 +189,13 @@ def test_hours_that_nobody_counted_yet_are_named(spec, tmp_path):
     serve(tmp_path, [0, 0])
     waiting = drift("flights").windows[0]
     assert waiting.waiting.startswith("1 of its hours are not counted on the columns of version 3")
-    with pytest.raises(NotFoundError, match="other has no live version"):
+    with pytest.raises(NotFoundError, match="other was never deployed according to the state here"):
         drift("other")
+
+
+def test_a_model_that_the_state_here_does_not_know_is_told_with_where_states_are(tmp_path, monkeypatch):
+    """In a notebook as on the command line: the usual reason is another state."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    with pytest.raises(NotFoundError, match="flights was never deployed according to the state here") as raised:
+        drift("flights")
+    assert "in Python config=; or set RAYMLOPS_HOME" in str(raised.value.hint)
