@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge
 from raymlops.lifecycle.watch.drift import drift
-from raymlops.state.drift import incidents_of
+from raymlops.lifecycle.watch.incidents import file_verdict, retire
+from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.skew import skew_of
+from raymlops.lifecycle.watch.window_drift import WindowDrift, to_stored
+from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.state.drift import change_incident, incidents_of, record_window
 
 AA = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
 LACKS = "training differs from what is served, and the serving baseline has {} of 26 windows"
@@ -80,3 +86,21 @@ def test_where_all_columns_are_skewed_the_window_waits(spec, tmp_path):
     skew, now, *_ = drift("flights").windows
     assert set(skew.verdict.flagged) == {"distance", "carrier"}
     assert (now.outcome, now.waiting) == ("waiting", LACKS.format(8))
+
+
+def test_all_columns_that_led_to_it_are_skewed_and_not_those_alone_that_a_verdict_keeps(live):
+    """Of 30 a verdict keeps 20, and its incident all, also once it is closed."""
+    names = tuple(f"c{at}" for at in range(30))
+    told = "location", 9.0, None, 0.001, True, (), 0.3, (0.0, 0.0), (), (), (), None
+    verdict = DriftVerdict(
+        "alarm", "unlike", 500, 30, 28.5, 0.03, None, tuple(ColumnDrift(name, *told) for name in names)
+    )
+    start = TODAY - timedelta(days=9)
+    found = WindowDrift("inputs", "skew", "training", start, start + timedelta(days=1), 500, verdict)
+    window = to_stored(found, name="flights", version=3, now=TODAY)
+    record_window(live, window, partial(file_verdict, window, names))
+    (incident,) = incidents_of(live)
+    change_incident(live, incident.id, partial(retire, now=TODAY, why="a test"), name="flights")
+    side = live_model(live, "flights").sides[0]
+    skew, columns, kept = skew_of(live, "flights", side, 0)
+    assert (len(skew.verdict.columns), columns, kept) == (20, frozenset(names), True)
