@@ -20,10 +20,11 @@ from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.bounds.due import beyond_bounds
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
-from raymlops.monitor.drift import FEWEST_ROWS
+from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
 from raymlops.state.drift import (
     ANY_VERSION,
@@ -134,13 +135,10 @@ def _due(
 ) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
     """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
     last = last_ended(now - GRACE, model.window_s)
-    newest = partial(newest_window, state, model.name, side=side.side)
-    skew = newest(version=model.version, kind="skew")
-    skewed = skew is not None and skew.outcome == "alarm"
-    if skew is None and (found := side.skew(last)) is not None:
-        skewed = found.outcome == "alarm"
-        yield found, _columns(found)
-    before = newest(version=about(side.side, model.version))
+    skew, skewed, kept = skew_of(state, model.name, side, last)
+    if skew is not None and not kept:
+        yield skew, _columns(skew)
+    before = newest_window(state, model.name, side=side.side, version=about(side.side, model.version))
     first = max(place_of(now - LOOK_BACK, model.window_s), 0)
     first = min(first, last - 1) if before is None else max(first, place_from(before.stop, model.window_s))
     for found in side.drifts(first, last, skewed=skewed):

@@ -28,7 +28,7 @@ MAX_BODY = 900
 """With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
 _COLUMNS, _NAMES = 4, 3
 _MAX_NAME, _MAX_WHY = 40, 300
-_PLAIN = frozenset(" _-.:,;%+'?!")
+_PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
@@ -130,7 +130,13 @@ def _column(column: Mapping[str, Any]) -> str:
     parts += [f"{word} {some_of(names, _NAMES)}" for word, names in changed if names]
     if column.get("influence") is not None:
         parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
-    return f"- {shown(column['column'])}: {', '.join(parts)}"
+    return f"- {_name(column['column'])}: {', '.join(parts)}"
+
+
+def _name(name: str) -> str:
+    """Return the name of a column, or of one in a slice, ``COLUMN[SLICE]``: brackets behind a name are no link."""
+    column, _, of = name.removesuffix("]").partition("[")
+    return f"{shown(column)}[{shown(of)}]" if column and "=" in of and name.endswith("]") else shown(name)
 
 
 def _beyond(found: Mapping[str, Any]) -> str:

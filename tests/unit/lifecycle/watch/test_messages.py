@@ -182,6 +182,17 @@ def test_names_are_names_and_nothing_else(text):
     assert line.isprintable()
 
 
+def test_a_column_of_a_slice_is_named_as_everywhere():
+    """Its brackets stay, and nothing else that may be markup; text that begins with a bracket is no slice."""
+    for name, said in (
+        ("dep_hour[carrier=AA]", "dep_hour[carrier=AA]"),
+        ("x[c=a](b)]", r"x[c=a\u005d\u0028b\u0029]"),
+        ("[c=a]", r"\u005bc=a\u005d"),
+    ):
+        body = message_about(incident(), window({**COLUMN, "column": name}), "opened").body
+        assert f"- {said}: " in body
+
+
 def test_plain_names_of_any_alphabet_stay_as_they_are():
     """Who writes them reads them."""
     for text in ("sched_dep_time", "ankunft in München", "数量", "हिन्दी", "5.0 - 7.5%"):
