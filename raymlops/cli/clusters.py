@@ -9,6 +9,7 @@ import typer
 
 from raymlops.cli.operations import run_answer
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note
+from raymlops.cli.source import split_words
 from raymlops.display import table
 from raymlops.errors import RaymlopsError, UsageError
 
@@ -122,8 +123,12 @@ def down(*, root: RootOption = None) -> Answer:
 
 
 def status(
-    run_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN_ID]", help="A run or a sweep; default: the cluster.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN_ID] [KEY.PATH=VALUE]...",
+            help="A run or a sweep; default: the cluster. Then values that replace the file's.",
+        ),
     ] = None,
     *,
     config: OptionalConfig = None,
@@ -131,24 +136,28 @@ def status(
     root: RootOption = None,
 ) -> Answer:
     """Show what `up` started and which models are live, or the progress of a run, a sweep or a trial."""
-    if run_id is not None:
+    named, overrides = split_words(words)
+    if len(named) > 1:
+        raise UsageError(f"status is of one run, got {', '.join(named)}")
+    if named:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")
-        return run_answer(run_id, config=config, env=env)
+        return run_answer(named[0], overrides, config=config, env=env)
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
     from raymlops.lifecycle.overview import overview
     from raymlops.lifecycle.running_serve import named_cluster
 
-    record, cluster = look(root=root), named_cluster(config, root=root, env=env)
+    record, cluster = look(root=root), named_cluster(config, root=root, overrides=overrides, env=env)
     serve = cluster.serve if cluster is not None else None
     if cluster is not None and cluster.dashboard_url.rstrip("/") != record.urls.get("ray"):
         record = _elsewhere(cluster)
     problem: RaymlopsError | None = None
     models: list[ModelOverview] = []
     try:
-        models = overview(config, root=root, env=env, reach=serve.reach if serve is not None else None)
+        reach = serve.reach if serve is not None else None
+        models = overview(config, root=root, overrides=overrides, env=env, reach=reach)
     except RaymlopsError as error:  # a damaged or unreachable database hides nothing else
         problem = error
     live = _live(record, serve, [model.name for model in models])

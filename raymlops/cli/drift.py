@@ -8,7 +8,7 @@ import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, YesFlag, confirm
 from raymlops.cli.source import NamedArgument, choose
-from raymlops.errors import UnreachableError, UsageError
+from raymlops.errors import UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
@@ -62,7 +62,7 @@ def drift(
         from raymlops.lifecycle.watch.messengers import send_test
 
         sent = send_test(chosen.spec)
-        return Answer(sent.to_dict(), sent.text(), exit_code=0 if sent.ok else UnreachableError.exit_code)
+        return Answer(sent.to_dict(), sent.text(), exit_code=sent.exit_code)
     if acknowledge is None and not rebaseline:
         if why is not None:
             raise UsageError("--why is of --acknowledge ID or --rebaseline")
@@ -75,7 +75,8 @@ def drift(
     if why is None:
         raise UsageError("--why is missing", hint="The audit record keeps why something is normal: --why TEXT.")
     what = "its newest windows are" if acknowledge is None else f"what incident {acknowledge} is about is"
-    confirm(f"Say that {what} normal for {name}? What is unlike it is drift from then on.", yes=yes)
+    bound = "" if acknowledge is None else " A bound of monitor.quality stays as it is."
+    confirm(f"Say that {what} normal for {name}? What is unlike it is drift from then on.{bound}", yes=yes)
     if acknowledge is None:
         done = accept_newest(name, why=why, config=chosen.spec)
     else:

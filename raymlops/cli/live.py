@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,7 @@ from raymlops.cli.output import (
 from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
 from raymlops.display import table
+from raymlops.errors import StorageError
 
 DASHBOARD_S = 60.0
 """Longest wait for the dashboard of a cluster whose head has just been started."""
@@ -83,8 +85,8 @@ def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: En
     chosen = choose_if_named(words, config=config, env=env)
     found = events(None if chosen is None else chosen.spec)
     rows: list[Any] = [event.to_dict() for event in found]
-    shown = [{**row, "action": _action(row)} for row in rows]
-    columns = {**dict.fromkeys(("ts", "actor", "action", "subject")), "why": _first_line}
+    shown = [{**row, "action": _action(row), "why": _why(row)} for row in rows]
+    columns = dict.fromkeys(("ts", "actor", "action", "subject", "why"))
     return Answer({"events": rows}, table(shown, columns))
 
 
@@ -95,5 +97,13 @@ def _action(event: dict[str, Any]) -> str:
     return event["action"] if side is None else f"{event['action']} ({side})"
 
 
-def _first_line(text: str) -> str:
-    return text.splitlines()[0] if text else ""
+def _why(event: dict[str, Any]) -> str:
+    """Return the first line of why, and how its model is watched otherwise since then."""
+    from raymlops.lifecycle.watch.watching import watching_changed
+
+    first = event["why"].splitlines()[0] if event["why"] else ""
+    changed, sides = "", (event["before"], event["after"])
+    if all(isinstance(side, list) for side in sides):
+        with suppress(StorageError):  # of another release
+            changed = watching_changed(*sides)
+    return "; ".join(part for part in (first, changed) if part)

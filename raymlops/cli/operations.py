@@ -21,11 +21,14 @@ from raymlops.display import file_size, table
 from raymlops.records import to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.training.runs.garbage import CollectRecord
 
 
 def logs(
     run_id: Annotated[str, typer.Argument(metavar="RUN_ID", help="A run.")],
+    overrides: Overrides = None,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the run ends.")] = False,
     config: OptionalConfig = None,
@@ -35,7 +38,7 @@ def logs(
     """Print the log of a run; with --json one object per line."""
     from raymlops.lifecycle.operations import run_log
 
-    for line in run_log(run_id, config, follow=follow, env=env):
+    for line in run_log(run_id, config, follow=follow, overrides=overrides or (), env=env):
         write(f"{to_json({'run_id': run_id, 'line': line}) if as_json else line}\n")
 
 
@@ -69,11 +72,11 @@ def gc(
     return Answer(data, "\n".join(lines), exit_code=1 if record.failed else 0)
 
 
-def run_answer(run_id: str, *, config: str | None, env: str | None) -> Answer:
+def run_answer(run_id: str, overrides: Sequence[str], *, config: str | None, env: str | None) -> Answer:
     """Return the status of a run, a trial or a sweep."""
     from raymlops.lifecycle.operations import run_status
 
-    status = run_status(run_id, config, env=env)
+    status = run_status(run_id, config, overrides=overrides, env=env)
     return Answer(status.to_dict(), status.text())
 
 

@@ -51,7 +51,10 @@ def predictions(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
     out: Annotated[str | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .jsonl instead.")] = None,
-    compact: Annotated[bool, typer.Option("--compact", help="Merge small files of past hours instead.")] = False,
+    compact: Annotated[
+        bool,
+        typer.Option("--compact", help="Merge small files of past hours, and count hours for `drift`, instead."),
+    ] = False,
     retain: Annotated[
         bool, typer.Option("--retain", help="Remove what is older than serve.log.retention_days instead.")
     ] = False,

@@ -32,16 +32,18 @@ def init(
 
 
 def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
-    """Check a file, its recipe's section and its sweep, without a cluster."""
+    """Check a file, its recipe's section, the columns that it names and its sweep, without a cluster or data."""
     from raymlops.config.load import load
     from raymlops.project import bind
+    from raymlops.training.data_checks.named import check_named
     from raymlops.tuning.advice import warnings_of
     from raymlops.tuning.checks import check
 
     file, overrides = _split(words or [], config=config)
     loaded = load(file, overrides=overrides, env=env)
     project = bind(loaded)
-    warnings: list[str] = []
+    unchecked = check_named(project)
+    warnings = [] if unchecked is None else [unchecked]
     if project.spec.sweep.space:
         check(project)
         warnings += warnings_of(project.spec.sweep)

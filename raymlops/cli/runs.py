@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, number
+from raymlops.cli.source import split_words
 from raymlops.display import table
 from raymlops.errors import UsageError
 
@@ -95,7 +96,10 @@ def sweep(
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN RUN...", help="RUN_ID, SWEEP_ID/TRIAL, NAME@VERSION or NAME@ALIAS."),
+        typer.Argument(
+            metavar="RUN RUN... [KEY.PATH=VALUE]...",
+            help="RUN_ID, SWEEP_ID/TRIAL, NAME@VERSION or NAME@ALIAS. Then values that replace the file's.",
+        ),
     ],
     *,
     plot: Annotated[
@@ -110,7 +114,8 @@ def compare(
 
     if plot is not None:
         check_file(plot)
-    found = compare_runs(runs, config, curves=plot is not None, env=env)
+    named, overrides = split_words(runs)
+    found = compare_runs(named, config, curves=plot is not None, overrides=overrides, env=env)
     if plot is None:
         return Answer(found.to_dict(), found.text())
     write(found.plot(), plot)

@@ -28,6 +28,12 @@ NamedArgument = Annotated[
 VersionOption = Annotated[str | None, typer.Option("--version", metavar="VERSION", help="A number or @alias.")]
 
 
+def split_words(words: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """Return the words of a command that name something, and those that are ``key.path=value``."""
+    found = list(words or ())
+    return [word for word in found if "=" not in word], [word for word in found if "=" in word]
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The project of a command, read once."""

@@ -71,7 +71,7 @@ class MonitorSection(Spec):
     window_h: Literal[1, 6, 12, 24, 168] = Field(24, description="hours of traffic that are judged for drift at a time")
     slices: dict[str, Values] = Field(
         default_factory=dict,
-        description="input: [values]; rows with one of them are profiled on their own too, at most 16 values",
+        description="input: [values]; rows with one of them are judged for drift on their own too, at most 16 values",
     )
     between_columns: bool = Field(
         default=False, description="judge the correlation of each two inputs as well, besides each input by itself"
@@ -88,7 +88,7 @@ class MonitorSection(Spec):
     def _few(cls, slices: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         number = sum(map(len, slices.values()))
         if number > MAX_SLICES:
-            msg = f"got {number} values; at most {MAX_SLICES}, since each is one more chance of a false alarm"
+            msg = f"got {number} values; at most {MAX_SLICES}, since each one has counts of its own"
             raise ValueError(msg)
         for column, values in slices.items():
             if len(set(values)) < len(values):

@@ -1,10 +1,8 @@
-"""Write a Ray Data dataset as Parquet files: once, in the process that prepares a run, for all to read; and count one.
+"""Write a Ray Data dataset as Parquet files: once, in the process that prepares a run, for all to read.
 
 Ray Data (2.60) has no position: neither a restarted worker nor a resumed run could continue a pipeline in mid-epoch,
 and each process would run it again. Files have row numbers. Equal rows are stored once: a small index file, named by
 their SHA-256, points to them, which also works on filesystems without rename.
-
-A dataset is counted where its blocks are, since counts add up exactly: a process counts 50 million values a second.
 
 Owns the writing and the index. Knows nothing of recipes or splits.
 """
@@ -23,24 +21,15 @@ from raymlops.data.columns import table_columns
 from raymlops.data.parquet.files import GroupReader, ParquetFiles, list_parquet
 from raymlops.data.row_hashes import digest_of, hash_columns
 from raymlops.errors import NotFoundError, RecipeError, StorageError
-from raymlops.profiles.count import profile_of
-from raymlops.profiles.profile import Profile
 from raymlops.storage import filesystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-    import numpy.typing as npt
-
-    from raymlops.profiles.layout import Layout
-
 FOLDER = "data"
 """Below ``storage.path``."""
 
 _GROUP_ROWS = 16_384
-_COUNTED_ROWS = 1 << 18
-"""At a time: some 10 kB a column come back of them."""
 
 
 def is_ray_dataset(source: Any) -> bool:
@@ -79,22 +68,6 @@ def materialize(dataset: Any, uri: str, *, part: str) -> ParquetFiles:
     files = replace(files, rows_digest=digest)
     filesystem.write_bytes(index, json.dumps(files.to_dict()).encode())
     return files
-
-
-def dataset_profile(dataset: Any, layout: Layout) -> Profile:
-    """Return the profile of a dataset on the layout of a reference, equal to that of its rows in one pass.
-
-    Other columns than the layout's are not read where the source allows that. One that is not there is not counted.
-    """
-    there = set(dataset.columns() or ())
-    wanted = [name for name in layout.by_column if name in there]
-
-    def counted(batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.int64]]:
-        return {"counts": profile_of(batch, layout).counts[None]}
-
-    parts = dataset.select_columns(wanted).map_batches(counted, batch_size=_COUNTED_ROWS, batch_format="numpy")
-    rows = (Profile(layout, counts) for batch in parts.iter_batches(batch_format="numpy") for counts in batch["counts"])
-    return Profile.total(rows, layout)
 
 
 def _written(dataset: Any, folder: str, *, part: str) -> ParquetFiles:

@@ -54,6 +54,8 @@ class DemoRecord(Record):
     kept: bool
     root: str
     config: str
+    env: dict[str, str]
+    """What the CLI reaches the demo's cluster by; addresses and paths, no credential."""
 
     def text(self) -> str:
         """Return the last screen."""
@@ -73,6 +75,8 @@ class DemoRecord(Record):
                 *(f"{name:<10} {url}" for name, url in self.urls.items()),
                 f"ask it     {self.curl}",
                 f"end it     raymlops down --root {shlex.quote(self.root)}",
+                "in a shell that exports these, every other command of raymlops is about it:",
+                *(f"export {name}={shlex.quote(value)}" for name, value in self.env.items()),
             ]
         else:
             lines.append(
@@ -132,6 +136,7 @@ def demo(
             kept=keep,
             root=str(folder / "state"),
             config=_short(config),
+            env=up.env,
         )
         _write(folder / "answers.json", answers)
         _write(folder / "report.json", result.to_dict())

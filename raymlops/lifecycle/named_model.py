@@ -46,8 +46,8 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
     if champion is None and deployed:
         raise NotFoundError(
             f"{name} was never deployed according to the state here, so that its settings are unknown",
-            hint="Name its configuration with --config FILE; or set RAYMLOPS_HOME, RAYMLOPS_STATE_URL or "
-            "RAYMLOPS_STATE_FILE to where the state is.",
+            hint="Name its configuration with --config FILE, in Python config=; or set RAYMLOPS_HOME, "
+            "RAYMLOPS_STATE_URL or RAYMLOPS_STATE_FILE to where the state is.",
         )
     sections = {} if champion is None else {"serve": settings_of(champion), "monitor": monitored(champion)}
     stored = {name: section.model_dump(mode="json") for name, section in sections.items()}

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
-from raymlops.errors import NotFoundError, RaymlopsError
-from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, taken_by
+from raymlops.errors import NotFoundError, RaymlopsError, StorageError
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, monitored, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
+from raymlops.lifecycle.watch.watching import watching
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
+from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from raymlops.state.audit import AuditEvent
     from raymlops.state.conditions import Condition
     from raymlops.state.messages import Message
+    from raymlops.state.store import Deployment
     from raymlops.state.transitions import Transition
 
 ANSWER_S = 5.0
@@ -71,6 +74,8 @@ class ModelOverview(Record):
     """Whether its callers need an API key."""
     aborted: dict[str, Any] | None = None
     """The newest rollout, if it was aborted, as ``rollout``."""
+    watched: str | None = None
+    """How its traffic is watched: by which windows, within which bounds, who is told; None without a champion."""
     drift: dict[str, Any] | None = None
     """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
     messages: dict[str, Any] | None = None
@@ -96,6 +101,7 @@ class ModelOverview(Record):
             "messages": undelivered_text(self.messages),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
+            "watched": self.watched,
             "drift": drift_lines(self.drift),
         }
 
@@ -147,14 +153,22 @@ class ModelOverview(Record):
 
 
 def overview(
-    source: Source | None = None, *, root: str | None = None, env: str | None = None, reach: str | None = None
+    source: Source | None = None,
+    *,
+    root: str | None = None,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    reach: str | None = None,
 ) -> list[ModelOverview]:
     """Return every model that should be live; an empty list if there is no state yet.
 
     The state is located by ``source`` or else by the environment; ``root`` is the folder of a cluster. ``reach`` is a
     host on which Serve listens: whether callers need a key may depend on it.
     """
-    url = sqlite_url(Path(root).expanduser().absolute() / "state.db") if root else state_url(stores_of(source, env=env))
+    if root:
+        url = sqlite_url(Path(root).expanduser().absolute() / "state.db")
+    else:
+        url = state_url(stores_of(source, overrides=overrides, env=env))
     if (file := sqlite_path(url)) is not None and not file.exists():
         return []
     from raymlops.lifecycle.rollout.actor import LEASE
@@ -300,9 +314,19 @@ def _of(
         moved_by=mover,
         coming=coming,
         condition=None if condition is None else condition.to_dict(),
+        watched=None if champion is None else _watched(champion),
         drift=None if champion is None else drift_status(state, name, champion.version),
         messages=undelivered(unsent),
     )
+
+
+def _watched(champion: Deployment) -> str:
+    try:
+        if not settings_of(champion).log.enabled:
+            return "not at all: serve.log.enabled is false"
+        return watching(monitored(champion))
+    except StorageError as error:
+        return f"unknown: {error.message}"
 
 
 def _begun(transition: Transition) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from raymlops.errors import ClusterError, RaymlopsError
 from raymlops.lifecycle.sources import Source, stores_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.cluster.doctor import Finding
     from raymlops.config.schema import ProjectSpec
     from raymlops.serving.control.address import Listening
@@ -82,7 +84,7 @@ class NamedCluster:
 
 
 def named_cluster(
-    source: Source | None = None, *, root: str | None = None, env: str | None = None
+    source: Source | None = None, *, root: str | None = None, overrides: Sequence[str] = (), env: str | None = None
 ) -> NamedCluster | None:
     """Return the cluster that ``source`` or the environment names, or that ``up`` started, under ``root`` if given.
 
@@ -99,7 +101,7 @@ def named_cluster(
                 return None
             url, token = record.dashboard_url, Path(record.token_path).read_text(encoding="utf-8").strip()
         else:
-            spec = stores_of(source, env=env)
+            spec = stores_of(source, overrides=overrides, env=env)
             named = spec.cluster.dashboard or any(os.environ.get(name) for name in VARIABLES)
             if not named and upfile.read() is None:
                 return None

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.monitor.drift import FEWEST_ROWS
-from raymlops.monitor.outcome import fewest_own
+from raymlops.monitor.outcome import FEWEST_ROWS, fewest_own
 from raymlops.monitor.own_windows import DAY_S, FEWEST_IN_PHASE, WEEK_S, lag_of
 
 if TYPE_CHECKING:

@@ -14,20 +14,18 @@ import numpy.typing as npt
 
 from raymlops.display import some_of
 from raymlops.monitor import effects
-from raymlops.monitor.conformal import Own
 from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
     FEWEST_EFFECTIVE,
+    FEWEST_ROWS,
     Comparison,
     Outcome,
     alarm_level,
-    compare,
     fewest_own,
-    floors,
-    kind_numbers,
     warn_level,
 )
 from raymlops.monitor.pairs import PairCounts
+from raymlops.monitor.unequal_rows import compare_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-FEWEST_ROWS = 100
-"""Of a window: fewer rows show nothing that own windows have not."""
 OTHER, UNKNOWN = "other", "texts that training has not, or hardly"
 """The last label of a column of texts, and how it is told where it is new."""
 MOST_HISTOGRAMS = 20
@@ -61,6 +57,7 @@ class ColumnCounts:
         edges: Of intervals, one more than bins, for quantiles; None where there are none to show.
         labels: Of categories, one a bin; empty where there are none to show.
         influence: How much the model's output depends on the column, from 0 to 1; None where nobody knows.
+        slice: Of which rows they are counts; empty for all.
     """
 
     name: str
@@ -72,11 +69,12 @@ class ColumnCounts:
     edges: Floats | None = None
     labels: tuple[str, ...] = ()
     influence: float | None = None
+    slice: str = ""
 
-    @property
-    def window_rows(self) -> Counts:
-        """Return the rows of each window."""
-        return np.asarray(self.windows.sum(axis=1) + self.window_nulls)
+    def rows(self, own: OwnWindows) -> Counts:
+        """Return the rows of own windows and then of those of traffic."""
+        before, now = own.sums(self.blocks.sum(axis=1) + self.nulls), self.windows.sum(axis=1) + self.window_nulls
+        return np.concatenate([before, now])
 
     def contrasts(self, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
         """Return the contrasts of own windows and then of those of traffic, and what they are."""
@@ -176,7 +174,7 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, shar
     """Judge the last window of ``columns``, with the one before it where there is one.
 
     Args:
-        columns: Each with the same rows of reference and windows; pairs of them are judged like columns.
+        columns: Of the same blocks and windows, of all rows or of slices; pairs of them are judged like columns.
         own: Which blocks are one own window.
         share: Of the levels, where other columns are judged by other own windows.
 
@@ -186,11 +184,8 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, shar
     numbers = {len(column.windows) for column in columns}
     if len(numbers) != 1 or not numbers <= {1, 2}:
         raise ValueError(f"each column needs one window or two, got {sorted(numbers)}")
-    window_rows = columns[0].window_rows.tolist()
-    rows = int(window_rows[-1])
-    compared = [column.contrasts(own) for column in columns]
-    values = np.hstack([found for found, _ in compared])
-    count = len(values) - numbers.pop()
+    rows_of = [column.rows(own) for column in columns]
+    rows, count = int(max(found[-1] for found in rows_of)), len(own.ranges)
     if count < (needed := fewest_own(phases := len(set(own.phases)))):
         few = f"{count} own windows" + (f" of {phases} times of the week" if phases > 1 else "")
         few += f", and {needed} are needed" + (f": {own.why_few}" if own.why_few else "")
@@ -198,14 +193,13 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, shar
     if rows < FEWEST_ROWS:
         few = f"{rows} rows, and {FEWEST_ROWS} are needed: take longer windows"
         return DriftVerdict("insufficient", few, rows, count, float(count), None, None, ())
-    if not values.shape[1]:
-        return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
-    kinds = kind_numbers(tuple(meaning.kind for _, meanings in compared for meaning in meanings))
-    reference = Own(values[:count], kinds, floors(kinds, own.rows), np.array(own.phases, dtype=np.int64), lag=own.lag)
-    # The variance of a mean falls at most like 1 / rows: this is right for a window with fewer rows, or too kind to it.
-    before, now = (min(1.0, math.sqrt(one / own.rows)) for one in (window_rows[0], rows))
-    compared_with = compare(reference, values[count:], phases=own.phase, shrink=(before, now), share=share)
+    compared = [column.contrasts(own) for column in columns]
     meanings = [(at, meaning) for at, (_, found) in enumerate(compared) for meaning in found]
+    if not meanings:
+        return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
+    compared_with = compare_columns(
+        compared, own, rows=rows_of, slices=[column.slice for column in columns], share=share
+    )
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
 

@@ -15,13 +15,16 @@ alarm, and each further one of so few adds .0023; it is 1 / 231 of 20, of which 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
 from raymlops.monitor.contrasts import KINDS, SHARE, share_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Floats = npt.NDArray[np.float64]
 Outcome = Literal["ok", "warn", "alarm", "insufficient"]
@@ -40,6 +43,8 @@ becomes .46), or ten points of a share; ..."""
 SINGLE_FACTOR = 2.0
 """... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
 normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
+FEWEST_ROWS = 100
+"""Of a window, or of a slice in it: fewer rows show nothing that own windows have not."""
 FEWEST_OWN = 20
 """Own windows of one phase below which nothing is said: with 18 the rank of one window cannot be below .05."""
 FEWEST_FOR_SINGLE = 30
@@ -107,12 +112,13 @@ def compare(
     windows: Floats,
     *,
     phases: tuple[int, int] = (0, 0),
-    shrink: tuple[float, float] = (1.0, 1.0),
+    shrink: tuple[float | Floats, float | Floats] = (1.0, 1.0),
     share: float = 1.0,
 ) -> Comparison:
     """Compare a window, the last of ``windows`` of shape (1 or 2, contrasts), with own windows.
 
-    ``phases`` and ``shrink`` are those of the window before it and of itself; ``share`` is that of every level.
+    ``phases`` and ``shrink``, a number or one for each contrast, are those of the window before it and of itself;
+    ``share`` is that of every level.
     """
     count, related = len(own.values), own.correlation()
     effective = count * (1 - related) / (1 + related)
@@ -123,17 +129,18 @@ def compare(
     # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
     worth = np.maximum(effective, 2)
     less = np.sqrt((1 + 1 / count) / (1 + 1 / worth) * (1 - 1 / worth) / (1 - 1 / count))
-    every = rank_one(own, windows[-1], phase=phases[1], shrink=shrink[1] * less)
+    before, last = (np.asarray(each * less) for each in shrink)
+    every = rank_one(own, windows[-1], phase=phases[1], shrink=last)
     p = holm(every.p_values())
     usual = own.values[own.phases == phases[1]].mean(axis=0)
     single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
     single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
     kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
-    seen, less = windows[:, judged], less[judged]
-    one = rank_one(kept, seen[-1], phase=phases[1], shrink=shrink[1] * less)
+    seen, both = windows[:, judged], (before[judged], last[judged])
+    one = rank_one(kept, seen[-1], phase=phases[1], shrink=both[1])
     two = None
     if len(windows) == 2:
-        correlation, both = own.correlation(own.lag)[judged], (shrink[0] * less, shrink[1] * less)
+        correlation = own.correlation(own.lag)[judged]
         two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=both), judged, none)
     warned: Outcome = "warn" if one.p <= warn_level(one, share) else "ok"
     found = Comparison(warned, effective, _spread(one, judged, every.distances), two, p, single, share)
@@ -177,18 +184,22 @@ def holm(p_values: Floats) -> Floats:
 def is_large(kinds: npt.NDArray[np.int64], before: Floats, after: Floats) -> npt.NDArray[np.bool_]:
     """Tell which contrasts changed by so much that one window may be enough for an alarm."""
     shift, points = np.abs(after - before), np.abs(share_of(after) - share_of(before))
-    return np.where(kinds < KINDS.index(SHARE), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
+    return np.where(_is_shape(kinds), shift >= SINGLE_SHIFT, points >= SINGLE_SHARE)
 
 
-def floors(kinds: npt.NDArray[np.int64], rows: float) -> Floats:
+def floors(kinds: npt.NDArray[np.int64], rows: float | Floats) -> Floats:
     """Return the least variances of contrasts of windows of ``rows`` rows.
 
     Shares of independent rows vary by 1 / rows, and where a share is always 0 nothing else says by how much. A contrast
     of ordered values may vary by less (the same timetable each week), but not by nothing.
     """
-    return np.where(kinds < KINDS.index(SHARE), 0.1, 1.0) / rows
+    return np.asarray(np.where(_is_shape(kinds), 0.1, 1.0) / rows)
 
 
-def kind_numbers(kinds: tuple[str, ...]) -> npt.NDArray[np.int64]:
-    """Return kinds of contrasts as numbers, shares last."""
-    return np.array([KINDS.index(kind) for kind in kinds], dtype=np.int64)
+def kind_numbers(kinds: Sequence[str], *, group: int = 0) -> npt.NDArray[np.int64]:
+    """Return kinds of contrasts as numbers, shares last; in each group, 0, 1, ..., they are kinds of their own."""
+    return np.array([KINDS.index(kind) + group * len(KINDS) for kind in kinds], dtype=np.int64)
+
+
+def _is_shape(kinds: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    return np.asarray(kinds % len(KINDS) < KINDS.index(SHARE))

@@ -11,7 +11,7 @@ change unless whole windows are permuted: see ``tests/benchmarks/drift_between_c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +43,11 @@ class PairCounts:
     blocks: Counts
     windows: Counts
     influence: float | None = None
+    slice: ClassVar[str] = ""
 
-    @property
-    def window_rows(self) -> Counts:
-        """Return the rows of each window."""
-        return np.asarray(self.windows[:, 0])
+    def rows(self, own: OwnWindows) -> Counts:
+        """Return the rows of own windows and then of those of traffic."""
+        return np.concatenate([own.sums(self.blocks[:, 0]), self.windows[:, 0]])
 
     def contrasts(self, own: OwnWindows) -> tuple[Floats, tuple[Contrast, ...]]:
         """Return Fisher's z of own windows and then of those of traffic, of shape (windows, 1), and what it is.

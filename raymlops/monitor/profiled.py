@@ -7,11 +7,13 @@ texts are not judged.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.monitor.drift import OTHER, ColumnCounts
+from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
 from raymlops.profiles.scores import sums_of_pair
@@ -19,8 +21,10 @@ from raymlops.profiles.scores import sums_of_pair
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from raymlops.monitor.own_windows import OwnWindows
     from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Blocks, Profile
+    from raymlops.profiles.slices import Slice
 
 ROUNDED = 0.01
 """A share of the rows of a sample that rounding may lose."""
@@ -73,6 +77,27 @@ def column_counts(
     return found, refused
 
 
+def slice_counts(
+    of: Slice,
+    blocks: Blocks,
+    windows: Sequence[Profile],
+    own: OwnWindows,
+    *,
+    influence: Mapping[str, float] | None = None,
+) -> tuple[list[ColumnCounts], dict[str, str]]:
+    """Return the columns of a slice to judge, called ``COLUMN[SLICE]``, and why others, or the whole slice, cannot be.
+
+    ``blocks`` and ``windows`` are of its rows alone. The column that it is of has one value, in which nothing is seen.
+    """
+    now, usual = windows[-1].read, float(np.median(own.sums(blocks.rows))) if own.ranges else 0.0
+    if now < FEWEST_ROWS or usual < FEWEST_ROWS:
+        few = f"{now} rows in this window" if now < FEWEST_ROWS else f"{usual:.0f} rows in the median own window"
+        return [], {of.name: f"{few}, {FEWEST_ROWS} are needed"}
+    columns, refused = column_counts(blocks, windows, influence=influence)
+    found = [replace(column, name=of.of(column.name), slice=of.name) for column in columns]
+    return found, {of.of(name): why for name, why in refused.items()}
+
+
 def shown_name(series: Series) -> str:
     """Return how a series is called: its column, with the measure where that is not its value."""
     return series.column if series.measure in {"number", "category", "time"} else f"{series.column} ({series.measure})"
@@ -118,8 +143,8 @@ def read_counts(window: Profile) -> Cells:
 
 def _absent(counts: Cells, cells: slice) -> float:
     """Return the share of rows without a value of a series, not even a missing one; less than rounding loses is 0."""
-    rows = np.maximum(counts[:, ROWS], 1)
-    share = float(((rows - counts[:, cells].sum(axis=1)) / rows).max())
+    rows = counts[:, ROWS]
+    share = float(((rows - counts[:, cells].sum(axis=1)) / np.maximum(rows, 1)).max())
     return share if share > ROUNDED else 0.0
 
 

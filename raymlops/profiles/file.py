@@ -1,9 +1,9 @@
 """Profiles as Parquet: the references of a bundle in one file, the profiles of an hour of its traffic in another.
 
 Owns both formats. A row of the first is one series of one side (``features``, ``predictions``) with its edges or
-categories and its counts: those of the whole, those of each slice, then those of each block; behind them each score
-has a row, with its sums. A row of the second is one side, of all rows or of a slice, with the cells that are not 0; it
-names the layout by its digest.
+categories and its counts: those of the whole, of each slice, of each block, then of each block of each slice; behind
+them each score has a row, with its sums. A row of the second is one side, of all rows or of a slice, with the cells
+that are not 0; it names the layout by its digest.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from raymlops.profiles.slices import Slice
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-VERSION = 2
-"""Release 0.1 wrote ``profile.json`` of version 1."""
+VERSION, VERSION_OF_HOURS = 3, 2
+"""Release 0.1 wrote ``profile.json`` of version 1; references of version 2 have no blocks of slices."""
 _KEY = b"raymlops.profiles"
 _SERIES = pa.schema(
     {
@@ -51,9 +51,11 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
     for side, reference in references.items():
         blocks = reference.blocks
         counts = np.stack([part.counts for part in (reference.profile, *reference.slices.values())])
-        counts = counts if blocks is None else np.concatenate([counts, blocks.counts])
+        if blocks is not None:
+            counts = np.concatenate([counts, blocks.counts, *(part.counts for part in reference.by_slice.values())])
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
+        heads[side] |= {"blocks": 0 if blocks is None else len(blocks)}
         heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
         heads[side] |= {"influence": dict(reference.influence)} if reference.influence else {}
         for series, cells in reference.layout.placed():
@@ -130,12 +132,15 @@ def read_references(data: bytes) -> dict[str, Reference]:
         counts = np.concatenate(parts, axis=1)
         whole, *others = (Profile(layout, each) for each in counts[: 1 + len(slices)])
         blocks = counts[1 + len(slices) :]
+        number = known.get("blocks", len(blocks))
+        sliced = blocks.reshape(-1, number, layout.size)[1:] if number else ()
         found[side] = Reference(
             whole,
-            Blocks(layout, blocks, times) if len(blocks) else None,
+            Blocks(layout, blocks[:number], times) if number else None,
             known["note"],
             known["independent"],
             dict(zip(slices, others, strict=True)),
+            {each: Blocks(layout, part, times) for each, part in zip(slices, sliced, strict=False)},
             known.get("influence", {}),
         )
     return found
@@ -151,7 +156,7 @@ def write_profiles(profiles: Iterable[tuple[str, Profile]], *, about: Mapping[st
         cells = np.flatnonzero(profile.counts)
         counts = profile.counts[cells]
         rows.append({"side": side, "layout": profile.layout.digest, "cells": cells.astype(np.int32), "counts": counts})
-    return _written(pa.Table.from_pylist(rows, schema=_SIDES), {"version": VERSION, "about": dict(about)})
+    return _written(pa.Table.from_pylist(rows, schema=_SIDES), {"version": VERSION_OF_HOURS, "about": dict(about)})
 
 
 @_damage()
@@ -167,7 +172,7 @@ def read_contents(data: bytes) -> tuple[dict[str, Any], set[tuple[str, str]]]:
 
 @_damage()
 def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
-    """Return the profiles in a file of these sides that were counted on these layouts; of a slice by ``Slice.side``.
+    """Return the profiles in a file of these sides that were counted on these layouts; of a slice by ``Slice.of``.
 
     Raises:
         ValueError: it is damaged, or a newer release wrote it.

@@ -1,7 +1,7 @@
-"""The reference of a table: its layout, its profile, and profiles of its consecutive rows.
+"""The reference of a table: its layout, its profile, and profiles of its consecutive rows, of all and of slices.
 
 Owns which rows are consecutive, and how many blocks and bins there are: a reference of any number of columns takes at
-most ``MAX_CELLS`` counts.
+most ``MAX_CELLS`` counts, slices included.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Reference:
     """Whether the recipe says that rows are independent draws."""
     slices: Mapping[Slice, Profile] = field(default_factory=dict)
     """Profiles of some of the rows, on the same layout."""
+    by_slice: Mapping[Slice, Blocks] = field(default_factory=dict)
+    """Of each, where the whole has blocks, the same ones. One that has rows has ``PRIVATE_ROWS`` at least: fewer are
+    put together with those of the next blocks."""
     influence: Mapping[str, float] = field(default_factory=dict)
     """How much the model's answers depend on each column, from 0 to 1, where that was measured."""
 
@@ -94,7 +97,8 @@ def reference_of(
     blocks = len(edges) - 1 if len(edges) else most
     if blocks < 2:
         blocks = 0
-    counter = Counter(layout, windows=blocks + 1 + len(slices))  # after the blocks, rows in none
+    # After the blocks, rows in none.
+    counter, *parts = (Counter(layout, windows=blocks + 1) for _ in range(1 + len(slices)))
     start = 0
     for chunk in chunks():
         window: Cells | int = blocks
@@ -106,19 +110,38 @@ def reference_of(
             window = np.minimum(np.arange(start, start + chunk.rows) * blocks // rows, blocks - 1)
         counter.add(chunk.columns, rows=chunk.rows, window=window)
         for found, columns, numbers in parts_of(slices, chunk.columns, chunk.chosen_by or chunk.columns):
-            counter.add(columns, rows=len(numbers), window=blocks + 1 + slices.index(found))
+            where = window[numbers] if isinstance(window, np.ndarray) else window
+            parts[slices.index(found)].add(columns, rows=len(numbers), window=where)
         start += chunk.rows
-    profile = Profile(layout, counter.counts[: blocks + 1].sum(axis=0))
-    parts = zip(slices, counter.counts[blocks + 1 :], strict=True)
     # So few rows would show who they are.
-    kept = {found: Profile(layout, counts.copy()) for found, counts in parts if counts[ROWS] >= PRIVATE_ROWS}
+    sliced = dict(zip(slices, (part.counts for part in parts), strict=True))
+    sliced = {found: counts for found, counts in sliced.items() if counts[:, ROWS].sum() >= PRIVATE_ROWS}
+    kept = {found: Profile(layout, counts.sum(axis=0)) for found, counts in sliced.items()}
     firsts = _firsts(counter.counts[:blocks, ROWS])
     if len(firsts) < 2:
-        return Reference(profile, None, _why(rows, ordered=has_times or in_order), independent, kept)
+        note = _why(rows, ordered=has_times or in_order)
+        return Reference(counter.profile(), None, note, independent, kept)
     bounds = np.append(edges[firsts], edges[-1]) if has_times else None
-    counts = counter.counts[:blocks]
-    counts = counts if len(firsts) == blocks else np.add.reduceat(counts, firsts)
-    return Reference(profile, Blocks(layout, counts, bounds), "", independent, kept)
+
+    def in_blocks(counts: Cells) -> Blocks:
+        found = counts[:blocks]
+        return Blocks(layout, found if len(firsts) == blocks else np.add.reduceat(found, firsts), bounds)
+
+    by_slice = {found: _grouped(in_blocks(counts)) for found, counts in sliced.items()}
+    by_slice = {found: part for found, part in by_slice.items() if part.rows.any()}
+    # Without rows that have no time: so few of a slice as these may be are in no count of their own.
+    kept = {found: Profile(layout, part.counts.sum(axis=0)) for found, part in by_slice.items()}
+    return Reference(counter.profile(), in_blocks(counter.counts), "", independent, kept, by_slice)
+
+
+def _grouped(blocks: Blocks) -> Blocks:
+    """Return blocks in which the rows of some running, ``PRIVATE_ROWS`` at least, are in that of their middle row."""
+    firsts = _firsts(blocks.rows)
+    counts = np.zeros_like(blocks.counts)
+    for start, stop in zip(firsts, [*firsts[1:], len(blocks)], strict=False):
+        running = np.cumsum(blocks.rows[start:stop])
+        counts[start + np.searchsorted(running, running[-1] / 2)] = blocks.counts[start:stop].sum(axis=0)
+    return Blocks(blocks.layout, counts, blocks.times)
 
 
 def _firsts(rows: Cells) -> list[int]:
@@ -147,12 +170,12 @@ def _why(rows: int, *, ordered: bool) -> str:
 
 
 def _fitting(learner: Learner, blocks: int, *, slices: int = 0, scored: Sequence[str] = ()) -> tuple[Layout, int]:
-    """Return a layout and a number of blocks that together, and with slices, have at most ``MAX_CELLS`` counts."""
+    """Return a layout and a number of blocks that together, with each slice, have at most ``MAX_CELLS`` counts."""
     bins, more = BINS, 1 + slices
-    while (min(blocks, FEWER_BLOCKS) + more) * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
+    while (min(blocks, FEWER_BLOCKS) + 1) * more * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
         bins //= 2
     layout = learner.layout(bins=bins, without=[_TIME], scored=scored)
-    while (blocks + more) * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
+    while (blocks + 1) * more * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
         if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
             blocks //= 2
         else:

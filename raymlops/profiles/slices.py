@@ -26,9 +26,9 @@ class Slice(NamedTuple):
         """Return ``COLUMN=VALUE``."""
         return f"{self.column}={self.value}"
 
-    def side(self, side: str) -> str:
-        """Return how a side's profile of this slice is called: ``features[carrier=AA]``."""
-        return f"{side}[{self.name}]"
+    def of(self, name: str) -> str:
+        """Return how what is of this slice alone is called: ``features[carrier=AA]`` of ``features``."""
+        return f"{name}[{self.name}]"
 
     def rows(self, columns: Mapping[str, Any]) -> npt.NDArray[np.bool_] | None:
         """Return which rows are in it; None where the column is not there."""

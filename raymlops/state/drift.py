@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from raymlops.state.messages import Message, Told
 
 Side = Literal["inputs", "outputs"]
-Kind = Literal["drift", "skew"]
+Kind = Literal["drift", "skew", "quality", "silence"]
+"""What a window is judged for: ``quality`` and ``silence`` by the bounds of ``monitor.quality``, not by a reference."""
+BOUNDED: frozenset[Kind] = frozenset({"quality", "silence"})
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""
@@ -66,7 +68,8 @@ class JudgedWindow(Record):
     p_two: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
     """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
-    the window's ``stand_for``, which are more where the log is a sample."""
+    the window's ``stand_for``, which are more where the log is a sample. Of a window that is beyond a bound, the first
+    that it is ``beyond``."""
     incident: str | None = None
     """The incident that it opened or belongs to."""
 
@@ -87,19 +90,23 @@ class Incident(Record):
     windows: int
     """How many were an alarm."""
     columns: tuple[str, ...]
-    """That moved in any of them."""
+    """That moved in any of them; or the bounds that one was beyond, as ``carrier (max_nulls)``."""
     closed_at: datetime | None = None
     acknowledged_at: datetime | None = None
+    """One that is beyond a bound stays open, acknowledged, until it is within its bounds again."""
     acknowledged_by: str | None = None
     acknowledged_why: str | None = None
 
     def text(self) -> str:
         """Return it as a line."""
-        what = self.side if self.kind == "drift" else f"{self.side}, skew"
-        windows = f"{self.windows} windows" if self.windows > 1 else "one window"
-        windows = windows if self.kind == "drift" else f"by the first windows of version {self.version}"
         since = f"since {self.opened_at:%Y-%m-%d %H:%M} UTC"
-        return f"incident {self.id}: {what}, {since}, {windows}: {some_of(self.columns)}"
+        by = f", acknowledged by {self.acknowledged_by}" if self.acknowledged_by and self.closed_at is None else ""
+        if self.kind == "silence":
+            return f"incident {self.id}: {self.side}, no row {since}{by}"
+        what = {"skew": ", skew", "quality": ", beyond a bound"}.get(self.kind, "")
+        windows = f"{self.windows} windows" if self.windows > 1 else "one window"
+        windows = f"by the first windows of version {self.version}" if self.kind == "skew" else windows
+        return f"incident {self.id}: {self.side}{what}, {since}, {windows}: {some_of(self.columns)}{by}"
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ def record_window(
     """
     with database.writing() as connection:
         ours = _same_cause(window)
-        if window.kind == "drift":
+        if window.kind != "skew":
             ours.append(drift_windows.c.stop > window.start)
         if connection.execute(sa.select(drift_windows.c.name).where(*ours)).first() is not None:
             return False
@@ -283,7 +290,7 @@ def remove_windows(database: Database, *, before: datetime, rows: int) -> int:
         open_ = sa.select(incidents.c.id).where(incidents.c.name == name, incidents.c.closed_at.is_(None))
         kept = sa.or_(table.start.in_(first), sa.and_(table.incident.is_not(None), table.incident.in_(open_)))
         with database.writing() as connection:
-            ours = (table.name == name, table.kind == "drift", table.start < before)
+            ours = (table.name == name, table.kind != "skew", table.start < before)
             old = sa.delete(drift_windows).where(*ours, sa.not_(kept))
             removed += connection.execute(old).rowcount
     return removed

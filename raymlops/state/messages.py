@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from raymlops.state.database import Database
 
-Told = Literal["opened", "escalated", "closed"]
+Told = Literal["opened", "escalated", "acknowledged", "closed"]
+"""``acknowledged`` of an incident that stays open."""
 
 
 @dataclass(frozen=True)

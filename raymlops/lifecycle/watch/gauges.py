@@ -56,7 +56,9 @@ class WatchGauges:
             for side, window in newest_verdicts(self._state, model, champion).items():
                 for name, windows, value in _figures(window):
                     yield (f"raymlops_drift_{name}", model, side, *windows), value
-        incidents = Counter(one.name for one in incidents_of(self._state, open_only=True))
+        incidents = Counter(
+            one.name for one in incidents_of(self._state, open_only=True) if one.acknowledged_at is None
+        )
         unsent = unsent_messages(self._state)
         for name in live:
             yield ("raymlops_incidents_open", name), float(incidents[name])

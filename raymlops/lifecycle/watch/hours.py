@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnCounts
     from raymlops.predictions.hourly import HourProfile
+    from raymlops.profiles.slices import Slice
     from raymlops.state.drift import Side
 
 MOST_COLUMNS = 8
@@ -52,20 +53,21 @@ class HourlyColumn(Record):
 class Hours:
     """The hours until the end of a window that has a verdict, a week of them, or those of the window."""
 
-    def __init__(self, window: WindowDrift, layout: Layout, *, version: int | None) -> None:
-        """Take the layout of the window's side, and whose hours count; None for those of all versions."""
+    def __init__(self, window: WindowDrift, layout: Layout, *, version: int | None, of: Slice | None = None) -> None:
+        """Take the layout of the window's side, whose hours count, None for those of all versions, and a slice."""
         self._side = window.side
+        self._of = of
         self._version = version
         flagged = [] if window.verdict is None else [one for one in window.verdict.columns if one.flagged]
         self._moved = {one.column: one.moved for one in flagged[:MOST_COLUMNS]}
-        placed = [found for found in layout.placed() if shown_name(found[0]) in self._moved]
+        placed = [found for found in layout.placed() if self._named(shown_name(found[0])) in self._moved]
         self._layout = Layout(tuple(series for series, _ in placed))
         self._cells = np.concatenate([np.arange(HEAD), *(np.arange(at.start, at.stop) for _, at in placed)])
         self._counts: dict[datetime, Cells] = {}
 
     def add(self, hour: HourProfile) -> None:
         """Add an hour of one version."""
-        profile = hour.profiles.get(SIDES[self._side])
+        profile = hour.profiles.get(self._named(SIDES[self._side]))
         if profile is not None and self._version in {None, hour.version}:
             self._counts[hour.start] = self._counts.get(hour.start, 0) + profile.counts[self._cells]
 
@@ -77,7 +79,7 @@ class Hours:
             return ()
         counts = np.stack([profile.counts for profile in profiles.values()])
         columns, _ = column_counts(Blocks(self._layout, counts), [Profile(self._layout, counts.sum(axis=0))])
-        by_name = {column.name: column for column in columns}
+        by_name = {self._named(column.name): column for column in columns}
         rows = tuple(profile.rows for profile in profiles.values())
         return tuple(
             HourlyColumn(self._side, name, what, tuple(profiles), rows, values)
@@ -85,6 +87,9 @@ class Hours:
             if name in by_name
             for what, values in [_told(by_name[name], self._moved[name])]
         )
+
+    def _named(self, name: str) -> str:
+        return name if self._of is None else self._of.of(name)
 
 
 def hours_before(window: WindowDrift) -> tuple[datetime, datetime]:

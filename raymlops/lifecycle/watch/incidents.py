@@ -3,7 +3,9 @@
 Owns when an incident opens, gets worse and is over, and that each of that is told once. Only an ``alarm`` opens one.
 It is over once so many windows running are ``ok`` that every hour of the day was so twice, as two windows running
 opened it; windows with too few rows for a verdict count as little as hours without any. Skew is judged once a version,
-so that its incident stays until a person says that it is normal, or until another version is live.
+so that its incident stays until a person says that it is normal, or until another version is live. Silence is over with
+the first row. What is beyond a bound makes nothing normal by being acknowledged: its incident stays open, so that no
+other one is told of the same, until it is within its bounds.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from raymlops.errors import RefusedError
 from raymlops.lifecycle.watch.messages import message_about
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.monitor.own_windows import lag_of
-from raymlops.state.drift import Baseline, Filed, Incident
+from raymlops.state.drift import BOUNDED, Baseline, Filed, Incident
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from raymlops.state.drift import JudgedWindow, Known
+    from raymlops.state.messages import Told
 
 OPEN, WORSE, CLOSE, ACKNOWLEDGE = "incident.open", "incident.escalate", "incident.close", "incident.acknowledge"
 """Actions of audit events."""
@@ -67,8 +70,10 @@ def retire(known: Known, *, now: datetime, why: str) -> Filed:
 def acknowledge(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
     """Return what follows where a person says that what an incident is about is normal, from its first window on.
 
+    What is beyond a bound stays open, and is told no more unless it gets worse.
+
     Raises:
-        RefusedError: it is closed.
+        RefusedError: it is closed, or was acknowledged.
     """
     incident = known.incident
     assert incident is not None
@@ -78,9 +83,16 @@ def acknowledge(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
             f"incident {incident.id} of {incident.name} was closed at {incident.closed_at:%Y-%m-%d %H:%M} UTC{by}",
             hint="Whatever is open now has an id of its own; --rebaseline takes the newest windows for normal.",
         )
-    after = replace(incident, closed_at=now, acknowledged_at=now, acknowledged_by=actor, acknowledged_why=why)
+    if incident.acknowledged_at is not None:
+        at = f"{incident.acknowledged_at:%Y-%m-%d %H:%M} UTC"
+        raise RefusedError(
+            f"incident {incident.id} of {incident.name} was acknowledged at {at} by {incident.acknowledged_by}",
+            hint="It is over once its bounds hold again; monitor.quality has them, and raymlops deploy changes them.",
+        )
+    over = None if incident.kind in BOUNDED else now
+    after = replace(incident, closed_at=over, acknowledged_at=now, acknowledged_by=actor, acknowledged_why=why)
     filed = _closed(known, after, ACKNOWLEDGE, why, now=now)
-    if incident.kind == "skew":  # which says nothing of what is normal among what is served
+    if incident.kind != "drift":  # which alone says what is normal among what is served
         return filed
     baseline = Baseline(
         incident.name, incident.side, incident.version, incident.opened_at, incident.columns, why, actor, now
@@ -95,19 +107,20 @@ def rebaselined(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
 
 def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
     length = window.stop - window.start
-    wanted = 2 * lag_of(length.total_seconds())
+    wanted = 1 if incident.kind == "silence" else 2 * lag_of(length.total_seconds())
     alike = [one for one in (*known.since, window) if one.stop - one.start == length]
     outcomes = [one.outcome for one in alike if (one.outcome, one.reason) != ("waiting", FEW_ROWS)]
     if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
         return Filed(incident)
     after = replace(incident, closed_at=window.judged_at)
-    why = f"{wanted} windows running are as usual"
+    why = f"{wanted} windows running are as usual" if incident.kind != "silence" else window.reason
     return Filed(after, message_about(after, window, "closed"), CLOSE, why)
 
 
 def _closed(known: Known, after: Incident, action: str, why: str, *, now: datetime) -> Filed:
     window = known.window
-    message = None if window is None else message_about(after, replace(window, judged_at=now), "closed")
+    what: Told = "acknowledged" if after.closed_at is None else "closed"
+    message = None if window is None else message_about(after, replace(window, judged_at=now), what)
     return Filed(after, message, action, why)
 
 

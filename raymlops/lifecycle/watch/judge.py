@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
+from raymlops.lifecycle.watch.bounds.due import beyond_bounds
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
-from raymlops.monitor.drift import FEWEST_ROWS
+from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
 from raymlops.state.drift import (
     ANY_VERSION,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
-    from raymlops.state.drift import Known
+    from raymlops.state.drift import JudgedWindow, Known
     from raymlops.state.store import State
 
 LOOK_BACK = timedelta(days=7)
@@ -113,14 +115,19 @@ def judge_due(
     if champion is None:
         return True
     model = live_model(state, name)
+    for window, columns in _all_due(state, model, now=now):
+        file = partial(file_verdict, window, columns)
+        record_window(state, window, file, baselines=len(model.baselines), actor=actor)
+        if hurry():
+            return False
+    return True
+
+
+def _all_due(state: State, model: LiveModel, *, now: datetime) -> Iterator[tuple[JudgedWindow, tuple[str, ...]]]:
     for side in model.sides:
         for found, columns in _due(state, model, side, now=now):
-            window = to_stored(found, name=name, version=model.version, now=now)
-            file = partial(file_verdict, window, columns)
-            record_window(state, window, file, baselines=len(model.baselines), actor=actor)
-            if hurry():
-                return False
-    return True
+            yield to_stored(found, name=model.name, version=model.version, now=now), columns
+    yield from beyond_bounds(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s))
 
 
 def _due(
@@ -128,13 +135,10 @@ def _due(
 ) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
     """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
     last = last_ended(now - GRACE, model.window_s)
-    newest = partial(newest_window, state, model.name, side=side.side)
-    skew = newest(version=model.version, kind="skew")
-    skewed = skew is not None and skew.outcome == "alarm"
-    if skew is None and (found := side.skew(last)) is not None:
-        skewed = found.outcome == "alarm"
-        yield found, _columns(found)
-    before = newest(version=about(side.side, model.version))
+    skew, skewed, kept = skew_of(state, model.name, side, last)
+    if skew is not None and not kept:
+        yield skew, _columns(skew)
+    before = newest_window(state, model.name, side=side.side, version=about(side.side, model.version))
     first = max(place_of(now - LOOK_BACK, model.window_s), 0)
     first = min(first, last - 1) if before is None else max(first, place_from(before.stop, model.window_s))
     for found in side.drifts(first, last, skewed=skewed):

@@ -18,7 +18,7 @@ from raymlops.lifecycle.watch.normal import Normal
 from raymlops.lifecycle.watch.traffic import Traffic
 from raymlops.lifecycle.watch.window_drift import SIDES
 from raymlops.lifecycle.watch.windows import Windows, place_of
-from raymlops.monitor.drift import FEWEST_ROWS
+from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.state.audit import changes_of
 from raymlops.state.drift import about, baselines_of, first_start
 
@@ -69,17 +69,26 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     length = timedelta(hours=settings.window_h)
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
     changes = list(changes_of(state, name, ROUTE_ACTIONS))
-    layouts = {key: references[key].layout for key in SIDES.values() if key in references}
+    sides = [key for key in SIDES.values() if key in references]
     served, windows = (
         {
-            key: Windows(side=key, layout=layout, window_s=window_s, version=of, absences=absences(changes, of))
-            for key, layout in layouts.items()
+            key: Windows(
+                side=key,
+                layout=references[key].layout,
+                window_s=window_s,
+                version=of,
+                absences=absences(changes, of),
+                slices=references[key].slices,
+            )
+            for key in sides
         }
         for of in (version, None)
     )
     windows |= {key: served[key] for key in served if key == SIDES["outputs"]}
     into = {id(each): each for each in (*served.values(), *windows.values())}
     uris = () if log is None else log.uris
+    layouts = {key: references[key].layout for key in sides}
+    layouts |= {each.of(key): references[key].layout for key in sides for each in references[key].slices}
     traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
     said = baselines_of(state, name)
     judged_since = {
@@ -91,7 +100,7 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     first = min((moment for moment in known if moment is not None), default=None)
     if first is not None and not any(judged_since.values()):
         first = min(first, champion.created_at)
-    sides = [
+    judged = tuple(
         Normal(
             side,
             references[key],
@@ -106,9 +115,9 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
         )
         for side, key in SIDES.items()
         if key in references
-    ]
+    )
     as_deployed = settings.between_columns == deployed.between_columns
-    return LiveModel(name, version, window_s, traffic, tuple(sides), tuple(said), settings.quality, as_deployed)
+    return LiveModel(name, version, window_s, traffic, judged, tuple(said), settings.quality, as_deployed)
 
 
 def _of(

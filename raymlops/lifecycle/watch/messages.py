@@ -14,6 +14,7 @@ from raymlops.display import some_of
 from raymlops.monitor import contrasts
 from raymlops.monitor.effects import in_words
 from raymlops.monitor.outcome import ALARM_LEVEL
+from raymlops.state.drift import BOUNDED
 from raymlops.state.messages import Message
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ MAX_BODY = 900
 """With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
 _COLUMNS, _NAMES = 4, 3
 _MAX_NAME, _MAX_WHY = 40, 300
-_PLAIN = frozenset(" _-.:,;%+'?!")
+_PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
@@ -37,9 +38,10 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
+    moved = window.details.get("beyond", []) if incident.kind in BOUNDED else moved
     head, todo = _head(incident, window, what, moved), ["Next:", *_commands(incident, what)]
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
-    if what == "closed":
+    if what in {"acknowledged", "closed"}:
         moved, number = [], 0
     bodies = ("\n".join([head, *_columns(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
@@ -66,20 +68,29 @@ def _plain(character: str) -> str:
 def _subject(incident: Incident) -> str:
     if incident.kind == "skew":
         return f"{incident.side} of version {incident.version} differ from its training"
+    if incident.kind in BOUNDED:
+        return f"{incident.side} beyond a bound" if incident.kind == "quality" else f"no {incident.side}"
     return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
 
 
 def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]]) -> str:
     since = f"since {_time(incident.opened_at)}"
-    if what == "closed" and incident.acknowledged_by is not None:
+    is_normal = what == "closed" and incident.kind not in BOUNDED and incident.acknowledged_by is not None
+    if what == "acknowledged" or is_normal:
         who, why = incident.acknowledged_by, incident.acknowledged_why
-        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. It was an alarm {since}."
+        was = "It is" if what == "acknowledged" else "It was"
+        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. {was} an alarm {since}."
+    if incident.kind == "silence":
+        return f"Over: there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
     if what == "closed":
         return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
     hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
     last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
     if what == "escalated":
-        return f"Worse: further columns moved; {incident.windows} windows of {hours} are an alarm {since}, {last}"
+        worse = "beyond further bounds" if incident.kind == "quality" else "further columns moved"
+        return f"Worse: {worse}; {incident.windows} windows of {hours} are an alarm {since}, {last}"
+    if incident.kind == "quality":
+        return f"Alarm {since}: a window of {hours} is beyond its bounds, {last}"
     running = window.p_two is not None and window.p_two <= ALARM_LEVEL
     # One window is an alarm by Student's t of a column, not by its rank.
     p = window.p_two if running else min((one["p"] for one in moved if one.get("p") is not None), default=window.p_one)
@@ -89,6 +100,9 @@ def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[
 
 def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
     """Return a line for each of these columns that led to the verdict, and one for the others of that number."""
+    if "text" in (moved[0] if moved else ()):
+        lines = [_beyond(one) for one in moved]
+        return lines if number <= len(moved) else [*lines, f"- {number - len(moved)} more"]
     lines = [_column(one) for one in moved]
     if lines and all(one.get("influence") is None for one in moved):
         lines.append("How much the output depends on them is not known.")
@@ -116,14 +130,29 @@ def _column(column: Mapping[str, Any]) -> str:
     parts += [f"{word} {some_of(names, _NAMES)}" for word, names in changed if names]
     if column.get("influence") is not None:
         parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
-    return f"- {shown(column['column'])}: {', '.join(parts)}"
+    return f"- {_name(column['column'])}: {', '.join(parts)}"
+
+
+def _name(name: str) -> str:
+    """Return the name of a column, or of one in a slice, ``COLUMN[SLICE]``: brackets behind a name are no link."""
+    column, _, of = name.removesuffix("]").partition("[")
+    return f"{shown(column)}[{shown(of)}]" if column and "=" in of and name.endswith("]") else shown(name)
+
+
+def _beyond(found: Mapping[str, Any]) -> str:
+    """Return the line of a bound, whose text is ours, and of a column, whose name is anybody's."""
+    column = f"{shown(found['column'])}: " if found.get("column") else ""
+    return f"- {column}{found['text']}"
 
 
 def _commands(incident: Incident, what: Told) -> list[str]:
     name = incident.name
     look = f"raymlops drift {name} --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
-    if what == "closed":
+    if what in {"acknowledged", "closed"}:
         return [look]
+    if incident.kind in BOUNDED:
+        known = f"if it is known: raymlops drift {name} --acknowledge {incident.id} --why TEXT"
+        return [look, known, "else mend what sends it; raymlops deploy changes monitor.quality"]
     lines = [look, f"if it is normal from now on: raymlops drift {name} --acknowledge {incident.id} --why TEXT"]
     if incident.side == "inputs":
         lines.append("else mend what sends it, or train on newer data")

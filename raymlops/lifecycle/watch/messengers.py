@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from raymlops.config.base import resolve_lines
-from raymlops.errors import ConfigError, Problem, UsageError
+from raymlops.errors import ConfigError, Problem, UnreachableError, UsageError
+from raymlops.lifecycle.watch.send import UNKNOWN
 from raymlops.records import Record
 from raymlops.state.engine import this_user
 
@@ -68,6 +69,13 @@ class SentRecord(Record):
     def ok(self) -> bool:
         """Return whether all of them have it."""
         return all(one.error is None for one in self.deliveries)
+
+    @property
+    def exit_code(self) -> int:
+        """Return that of a configuration with a URL that apprise does not know, of a messenger that lacks it, or 0."""
+        if any(one.error == UNKNOWN for one in self.deliveries):
+            return ConfigError.exit_code
+        return 0 if self.ok else UnreachableError.exit_code
 
     def text(self) -> str:
         """Return a line a messenger."""

@@ -1,31 +1,32 @@
 """What is normal for one side of a model's traffic, and the verdicts on its windows by that.
 
-Owns against what a window is judged: training, where it is like what is served; else the first windows served, or those
-from when on a person said that they are normal. Reads no more traffic than that takes. Changes nothing.
+Owns against what a window is judged: training, but for columns that were served otherwise from the beginning, and
+where training has too few windows; else the first windows served, or those from when on a person said that they are
+normal. Reads no more traffic than that takes. Changes nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import combinations
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.display import some_of
+from raymlops.lifecycle.watch.parts import SERVING, TRAINING, Columns, Part, parts_of
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
-from raymlops.monitor.drift import FEWEST_ROWS, DriftVerdict, judge
-from raymlops.monitor.outcome import FEWEST_OWN
+from raymlops.monitor.drift import DriftVerdict, judge
+from raymlops.monitor.outcome import FEWEST_OWN, FEWEST_ROWS
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
-from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, shown_name
+from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, slice_counts
 from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
@@ -34,31 +35,13 @@ if TYPE_CHECKING:
     from raymlops.monitor.own_windows import OwnWindows
     from raymlops.monitor.pairs import PairCounts
     from raymlops.profiles.reference import Reference
+    from raymlops.profiles.slices import Slice
     from raymlops.state.drift import Baseline, Kind, Side
 
     Judged = tuple[DriftVerdict | None, Mapping[str, str]]
     """None where no column can be judged; and those that cannot, with the reason."""
 
-TRAINING, SERVING = "training", "the first windows served"
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Columns, and pairs of them, that are judged by the same own windows.
-
-    Attributes:
-        only: Their names; a pair is one of them if any of its two columns is.
-        without: Those of newer baselines, and so are pairs with them.
-        baseline: None where it is training, or what was served first.
-        own: The windows of the baseline, up to those that are judged.
-        share: Of the levels of a verdict.
-    """
-
-    only: frozenset[str]
-    without: frozenset[str] = frozenset()
-    baseline: Baseline | None = None
-    own: tuple[Window, ...] = ()
-    share: float = 1.0
+_OLDER = {"slices": "registered before slices were kept by block: register its run again"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +100,10 @@ class Normal:
             return self._waiting(windows[-1], few, kind="skew")
         return None
 
-    def drifts(self, first: int, last: int, *, skewed: bool) -> Iterator[WindowDrift]:
+    def drifts(self, first: int, last: int, *, skewed: Collection[str]) -> Iterator[WindowDrift]:
         """Yield the verdict on each window that has rows between two places, in order.
+
+        Columns that are ``skewed`` are judged against what was served first, the others against training.
 
         Raises:
             StorageError: the log cannot be read.
@@ -159,7 +144,7 @@ class Normal:
         self.traffic.read(first, last)
         return sum(one.rows >= FEWEST_ROWS for one in self.windows.counted(first, last))
 
-    def _drift(self, window: Window, *, skewed: bool) -> WindowDrift:
+    def _drift(self, window: Window, *, skewed: Collection[str]) -> WindowDrift:
         at = round(window.start_s / self.window_s)
         if hours := self.windows.uncounted(window):
             return self._waiting(window, _uncounted(hours, self.version))
@@ -172,64 +157,43 @@ class Normal:
             return self._waiting(window, f"{what} live for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
-        parts = tuple(self._parts(pair))
-        share = 1 / max(1, sum(part.baseline is None or len(part.own) >= FEWEST_OWN for part in parts))
-        found = [self._part(window, pair, replace(part, share=share), skewed=skewed) for part in parts]
+        served = (skewed, self._served_since) if skewed and self._served_since is not None else None
+        own = partial(self._since, pair=pair)
+        parts = tuple(parts_of(self._columns, self.baselines, served, own=own, window_s=self.window_s))
+        share = 1 / max(1, sum(part.first is None or len(part.own) >= FEWEST_OWN for part in parts))
+        found = [self._part(window, pair, replace(part, share=share)) for part in parts]
         return of_parts([one for one, _ in found], spared=[spared for _, spared in found])
 
-    def _parts(self, pair: Sequence[Window]) -> Iterator[_Part]:
-        """Yield the columns of each baseline, the newest first, and then the others.
-
-        A column is judged by the newest baseline that names it, and a pair by that of any of the two.
-        """
-        claimed: frozenset[str] = frozenset()
-        for baseline in self.baselines:
-            first = place_of(baseline.start, self.window_s)
-            if baseline.columns is None:
-                yield _Part(self._names - claimed, claimed, baseline, self._since(first, pair))
-                return
-            if only := self._names & {*baseline.columns} - claimed:
-                yield _Part(only, claimed, baseline, self._since(first, pair))
-                claimed |= only
-        if self._columns - claimed or not claimed:
-            yield _Part(self._names - claimed, claimed)
-
-    def _part(self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool) -> tuple[WindowDrift, bool]:
+    def _part(self, window: Window, pair: Sequence[Window], part: Part) -> tuple[WindowDrift, bool]:
         """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one."""
-        baseline, at = part.baseline, round(window.start_s / self.window_s)
-        if baseline is None:
-            return self._by_default(window, pair, part, skewed=skewed)
-        first = place_of(baseline.start, self.window_s)
-        few = self._few("new baseline", part.own, first, at)
+        if part.first is None:
+            return self._by_default(window, pair, part)
+        at = round(window.start_s / self.window_s)
+        few = self._few(part, part.first, at)
         if len(part.own) >= FEWEST_OWN:
-            judged = self._against_serving(pair, part.own, part)
+            judged = self._against_serving(pair, part)
             if (verdict := judged[0]) is None or verdict.outcome != "insufficient":
-                since = f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-                against = since if baseline.columns is None else f"of {some_of(sorted(part.only), 3)} {since}"
-                return self._described(window, judged, against), verdict is None
-            few = few if len(part.own) < wanted_windows(self.window_s) else f"the new baseline has {verdict.reason}"
-        if baseline.columns is None:
+                return self._described(window, judged, part.against), verdict is None
+            few = few if len(part.own) < wanted_windows(self.window_s) else f"{part.lacking} has {verdict.reason}"
+        if part.told is None:
             return self._waiting(window, few), False
-        over = at > first + self.most
-        found = self._waiting(window, f"{some_of(sorted(part.only), 3)}: {few}" if over else few)
-        return replace(found, refused=dict.fromkeys(sorted(part.only), few)), not over
+        over = at > part.first + self.most
+        found = self._waiting(window, f"{some_of(part.told, 3)}: {few}" if over else few)
+        return replace(found, refused=dict.fromkeys(part.told, few)), not over
 
-    def _by_default(
-        self, window: Window, pair: Sequence[Window], part: _Part, *, skewed: bool
-    ) -> tuple[WindowDrift, bool]:
-        training = None if skewed else self._against_training(self.windows, pair, part)
+    def _by_default(self, window: Window, pair: Sequence[Window], part: Part) -> tuple[WindowDrift, bool]:
+        training = self._against_training(self.windows, pair, part)
         if isinstance(training, tuple) and training[0] is not None and training[0].outcome != "insufficient":
             return self._described(window, training, TRAINING), False
-        baseline = () if self._served_since is None else self._since(self._served_since, pair)
-        if len(baseline) >= FEWEST_OWN:
-            judged = self._against_serving(pair, baseline, part)
-            few = judged[0] is not None and judged[0].outcome == "insufficient"
-            if not few or len(baseline) >= wanted_windows(self.window_s):
-                return self._described(window, judged, SERVING), judged[0] is None
         at = round(window.start_s / self.window_s)
-        have = self._few("serving baseline", baseline, at if self._served_since is None else self._served_since, at)
-        if training is None:
-            return self._waiting(window, f"training differs from what is served, and {have}"), False
+        since = at if self._served_since is None else self._served_since
+        served = replace(part, own=self._since(since, pair))
+        if len(served.own) >= FEWEST_OWN:
+            judged = self._against_serving(pair, served)
+            few = judged[0] is not None and judged[0].outcome == "insufficient"
+            if not few or len(served.own) >= wanted_windows(self.window_s):
+                return self._described(window, judged, SERVING), judged[0] is None
+        have = self._few(served, since, at)
         if isinstance(training, str) or training[0] is None:
             found = self._described(window, training, TRAINING)
             return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
@@ -246,9 +210,9 @@ class Normal:
         self.traffic.read(first, last)
         return serving_baseline((*self.windows.counted(first, last), *pair), since_s=first * self.window_s)
 
-    def _few(self, what: str, own: Sequence[Window], first: int, at: int) -> str:
+    def _few(self, part: Part, first: int, at: int) -> str:
         """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
-        few = f"the {what} has {len(own)} of {wanted_windows(self.window_s)} windows"
+        few = f"{part.lacking} has {len(part.own)} of {wanted_windows(self.window_s)} windows"
         over = at > first + self.most
         return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 
@@ -283,15 +247,8 @@ class Normal:
         return None
 
     @cached_property
-    def _columns(self) -> frozenset[str]:
-        placed = self.reference.layout.placed()
-        return frozenset(shown_name(series) for series, _ in placed if series.missing is not None)
-
-    @cached_property
-    def _names(self) -> frozenset[str]:
-        """Return the names of columns, and of their pairs where they are judged."""
-        pairs = combinations(self.reference.layout.scores, 2) if self.between else ()
-        return self._columns.union(f"{one.name} and {other.name}" for one, other in pairs)
+    def _columns(self) -> Columns:
+        return Columns(self.reference.layout, self.reference.slices, between=self.between)
 
     @cached_property
     def _first_hour(self) -> datetime | None:
@@ -318,7 +275,7 @@ class Normal:
             self.traffic.read(start, upto)
             yield upto
 
-    def _against_training(self, windows: Windows, pair: Sequence[Window], part: _Part | None = None) -> Judged | str:
+    def _against_training(self, windows: Windows, pair: Sequence[Window], part: Part | None = None) -> Judged | str:
         reference, blocks, last = self.reference, self.reference.blocks, pair[-1]
         if blocks is None:
             return reference.note
@@ -326,35 +283,57 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        verdict, refused = self._judge(windows, blocks, pair, own, part or _Part(self._names))
+        part = part or Part(self._columns.every)
+        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=reference.by_slice)
         if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
             reason = f"{verdict.reason}; the reference of outputs is the validation split"
             return replace(verdict, reason=reason), refused
         return verdict, refused
 
-    def _against_serving(self, pair: Sequence[Window], baseline: Sequence[Window], part: _Part) -> Judged:
-        starts = np.array([one.start_s for one in baseline])
-        stops = np.array([one.stop_s for one in baseline])
-        counts = np.stack([read_counts(one) for one in self.windows.profiles(baseline)])
-        blocks = Blocks(self.reference.layout, counts)
-        own = by_time(blocks.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
-        return self._judge(self.windows, blocks, pair, own, part)
+    def _against_serving(self, pair: Sequence[Window], part: Part) -> Judged:
+        starts = np.array([one.start_s for one in part.own])
+        stops = np.array([one.stop_s for one in part.own])
+
+        def blocks(of: Slice | None) -> Blocks:
+            counts = [read_counts(one) for one in self.windows.profiles(part.own, of)]
+            return Blocks(self.reference.layout, np.stack(counts))
+
+        whole = blocks(None)
+        own = by_time(whole.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
+        sliced = {each: blocks(each) for each in self.reference.slices if self._is_in(each, part)}
+        return self._judge(self.windows, pair, own, part, whole=whole, sliced=sliced)
+
+    def _is_in(self, each: Slice, part: Part) -> bool:
+        return not part.only.isdisjoint(self._columns.of(each))
 
     def _judge(
         self,
         windows: Windows,
-        blocks: Blocks,
         pair: Sequence[Window],
         own: OwnWindows,
-        part: _Part,
+        part: Part,
+        *,
+        whole: Blocks,
+        sliced: Mapping[Slice, Blocks],
     ) -> Judged:
         profiles, influence = windows.profiles(pair), self.reference.influence
-        columns, refused = column_counts(blocks, profiles, influence=influence)
-        without = part.without | {*refused}
+        columns, lacking = column_counts(whole, profiles, influence=influence)
+        refused = {name: why for name, why in lacking.items() if name in part.only}
+        for each in (one for one in self.reference.slices if self._is_in(one, part)):
+            if each not in sliced:
+                refused |= _OLDER
+            elif each.column in lacking:
+                refused[each.name] = f"{each.column}: {lacking[each.column]}"
+            else:
+                of_slice = windows.profiles(pair, each)
+                found, why = slice_counts(each, sliced[each], of_slice, own, influence=influence)
+                columns += found
+                known = {each.of(name) for name in lacking}
+                refused |= {name: few for name, few in why.items() if name not in known}
         judged: list[ColumnCounts | PairCounts] = [column for column in columns if column.name in part.only]
         if self.between:
-            judged += pair_counts(blocks, profiles, without=without, only=part.only, influence=influence)
-        refused = {name: why for name, why in refused.items() if name in part.only}
+            without = part.without | {*lacking}
+            judged += pair_counts(whole, profiles, without=without, only=part.only, influence=influence)
         return judge(judged, own, share=part.share) if judged else None, refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:

@@ -41,7 +41,12 @@ TURN_S = 60.0
 LOOK_S = 1.0
 """How often a turn looks for what is new."""
 MAX_ERROR = 500
-_TONES: Mapping[Told, Tone] = {"opened": "warning", "escalated": "failure", "closed": "success"}
+_TONES: Mapping[Told, Tone] = {
+    "opened": "warning",
+    "escalated": "failure",
+    "acknowledged": "success",
+    "closed": "success",
+}
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from raymlops.display import table
 from raymlops.monitor.contrasts import in_words
-from raymlops.monitor.drift import FEWEST_ROWS, ColumnDrift, DriftVerdict, together
+from raymlops.monitor.drift import ColumnDrift, DriftVerdict, together
 from raymlops.monitor.effects import Histogram
+from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.records import Record
 from raymlops.state.drift import JudgedWindow, about
 

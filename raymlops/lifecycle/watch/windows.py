@@ -1,8 +1,8 @@
 """Hours of a model's prediction log as windows of traffic: their profiles, added up.
 
-Owns which hours make a window. It begins a whole number of its lengths after the start of 1970, in UTC, and that number
-is its place among all windows. One that has an hour without a profile on the wanted layout is incomplete, and one for a
-part of which nothing was live is interrupted.
+Owns which hours make a window, of all rows and of slices. It begins a whole number of its lengths after the start of
+1970, in UTC, and that number is its place among all windows. One that has an hour without a profile on the wanted
+layout is incomplete, and one for a part of which nothing was live is interrupted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from raymlops.monitor.baseline import Window
 from raymlops.profiles.profile import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.layout import Cells, Layout
+    from raymlops.profiles.slices import Slice
 
 
 _NOTICED = 1 / 24
@@ -39,7 +40,7 @@ def place_from(moment: datetime, window_s: float) -> int:
 
 @dataclass
 class _Part:
-    counts: Cells
+    counts: dict[Slice | None, Cells]
     uncounted: int = 0
 
 
@@ -57,9 +58,10 @@ class Windows:
         window_s: float,
         version: int | None = None,
         absences: Sequence[tuple[datetime, datetime]] = (),
+        slices: Iterable[Slice] = (),
     ) -> None:
         self.layout = layout
-        self._side = side
+        self._names: dict[Slice | None, str] = {None: side, **{each: each.of(side) for each in slices}}
         self._window_s = window_s
         self._version = version
         self._absences = [(start.timestamp(), stop.timestamp()) for start, stop in absences]
@@ -70,12 +72,14 @@ class Windows:
         if self._version not in {None, hour.version}:
             return
         at = place_of(hour.start, self._window_s)
-        part = self._parts.setdefault(at, _Part(np.zeros(self.layout.size, np.int64)))
-        profile = hour.profiles.get(self._side)
-        if profile is None:
+        if at not in self._parts:
+            self._parts[at] = _Part({each: np.zeros(self.layout.size, np.int64) for each in self._names})
+        part = self._parts[at]
+        if any(name not in hour.profiles for name in self._names.values()):
             part.uncounted += 1
-        else:
-            part.counts += profile.counts
+            return
+        for each, name in self._names.items():
+            part.counts[each] += hour.profiles[name].counts
 
     def within(self, first: int, last: int) -> tuple[Window, ...]:
         """Return the windows that have rows between two places, both included, incomplete ones too."""
@@ -95,14 +99,14 @@ class Windows:
         away = sum(max(0.0, min(window.stop_s, stop) - max(window.start_s, start)) for start, stop in self._absences)
         return away > _NOTICED * (window.stop_s - window.start_s)
 
-    def profiles(self, windows: Sequence[Window]) -> list[Profile]:
-        """Return the profiles of windows."""
-        return [Profile(self.layout, self._part(window).counts) for window in windows]
+    def profiles(self, windows: Sequence[Window], of: Slice | None = None) -> list[Profile]:
+        """Return the profiles of windows, of all their rows or of a slice."""
+        return [Profile(self.layout, self._part(window).counts[of]) for window in windows]
 
     def _part(self, window: Window) -> _Part:
         return self._parts[round(window.start_s / self._window_s)]
 
     def _window(self, at: int) -> Window:
         # Of a sampled log the rows that were read: what they stand for says nothing of how much chance there is.
-        profile = Profile(self.layout, self._parts[at].counts)
+        profile = Profile(self.layout, self._parts[at].counts[None])
         return Window(at * self._window_s, (at + 1) * self._window_s, profile.read, profile.rows)

@@ -71,7 +71,7 @@ WATCH_FAMILIES = {
         Family("raymlops_drift_rows", "gauge", _WINDOW, "rows of the newest window"),
         Family("raymlops_drift_window_seconds", "gauge", _WINDOW, "length of the newest window"),
         Family("raymlops_drift_judged_until", "gauge", _WINDOW, "end of the newest window, in seconds since 1970"),
-        Family("raymlops_incidents_open", "gauge", ("model",), "incidents that are open"),
+        Family("raymlops_incidents_open", "gauge", ("model",), "open incidents that nobody acknowledged"),
         Family("raymlops_messages_waiting", "gauge", ("model",), "messages about incidents that a messenger lacks"),
     )
 }

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import DataRefusedError, UsageError
+from raymlops.errors import DataRefusedError
 from raymlops.records import Record
+from raymlops.training.data_checks.named import check_bounded
 from raymlops.training.data_checks.read import read_splits
 from raymlops.training.data_checks.rules import findings
 from raymlops.training.first_loss import NonFiniteLossError
@@ -46,27 +47,25 @@ def check_data(
     """Check the splits of a run; None where every check is off. ``notice`` gets each warning.
 
     Raises:
-        DataRefusedError: a finding is of a check that refuses; the message has all of them.
+        DataRefusedError: a finding is of a check that refuses; the message has these, and then the warnings.
         UsageError: the configuration bounds a column that is no input.
         RecipeError: a row does not match the signature.
         StorageError: a file cannot be read.
     """
     if section.severity.get("all") == "off" and all(severity == "off" for severity in section.severity.values()):
         return None
-    inputs = [column.name for column in prepared.signature.inputs]
-    if unknown := [name for name in section.columns if name not in inputs]:
-        raise UsageError(
-            f"data.checks.columns names {', '.join(map(repr, unknown))}, no input of the signature",
-            hint=f"Those are {', '.join(inputs)}.",
-        )
+    check_bounded(section, prepared.signature)
     began = clock()
     facts = read_splits(prepared, section)
     found = findings(facts, section)
     report = DataReport(tuple(found), {name: _described(each) for name, each in facts.items()}, clock() - began)
     if refused := [finding for finding in found if finding.refused]:
         checks = " ".join(f"data.checks.severity.{check}=warn" for check in dict.fromkeys(f.check for f in refused))
+        warnings = [finding for finding in found if not finding.refused]
+        lines = ["the data was refused before the training:", *(f"  {_line(finding)}" for finding in refused)]
+        lines += ["beside that, only warnings:"] if warnings else []
         raise DataRefusedError(
-            "the data was refused before the training:\n" + "\n".join(f"  {_line(finding)}" for finding in found),
+            "\n".join([*lines, *(f"  {_line(finding)}" for finding in warnings)]),
             hint=f"Correct what datasets() returns. To train on it as it is: {checks}",
         )
     for finding in found:

@@ -44,3 +44,15 @@ def test_without_the_file_the_field_is_named(config, capsys):
     """Exit code 2, as for any configuration."""
     assert main(["drift", *config, "--test-message"]) == 2
     assert "monitor.notify: the file who cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_a_url_that_nothing_knows_is_a_mistake_of_the_configuration(config, tmp_path, capsys):
+    """Exit code 2, whatever became of the others: no waiting helps."""
+    with receiver() as messenger:
+        messenger.answers["away"] = 503
+        (tmp_path / "who").write_text(f"slak://secret\n{messenger.url('away')}")
+        assert main(["drift", *config, "--test-message"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "URL 1: unknown to apprise, or incomplete",
+        "URL 2 (JSON): answered 503",
+    ]

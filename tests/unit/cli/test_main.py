@@ -2,12 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import typer
 
-from raymlops.cli.app import _InterruptedError, app, command
+from raymlops.cli.app import GROUPS, VERBS, _InterruptedError, app, command
 from raymlops.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,6 +130,43 @@ def test_validate_warns_of_what_is_hardly_meant(tmp_path, capsys):
     warnings = json.loads(out)["warnings"]
     assert [warning.partition(" ")[0] for warning in warnings] == ["sweep.sampler", "train.seed"]
     assert all(warning in err for warning in warnings)
+
+
+NAMED = """
+project: {name: x}
+recipe: {import: 'plain_recipe:RECIPE'}
+data: {checks: {columns: {COLUMN: {min: 0}}}}
+"""
+
+
+def test_validate_knows_the_inputs_of_the_recipe(tmp_path, capsys):
+    """Bounds and slices of what is no input, as a run would refuse them; no data is read."""
+    file = tmp_path / "a.yaml"
+    file.write_text(NAMED.replace("RECIPE", "Plain").replace("COLUMN", "x"))
+    assert main(["validate", str(file)]) == 0
+    assert main(["validate", str(file), "monitor.slices={z: [1.0]}"]) == 2
+    assert "monitor.slices names 'z'" in capsys.readouterr().err
+    file.write_text(NAMED.replace("RECIPE", "Plain").replace("COLUMN", "y"))
+    assert main(["validate", str(file)]) == 2
+    assert "data.checks.columns names 'y', no input of the signature" in capsys.readouterr().err
+
+
+def test_validate_says_that_a_signature_needs_the_data(tmp_path, capsys):
+    """What only a run can check is no error, and not passed over in silence."""
+    file = tmp_path / "a.yaml"
+    file.write_text(NAMED.replace("RECIPE", "Fitted").replace("COLUMN", "y"))
+    assert main(["validate", str(file), "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("data.checks.columns is not checked here, a run does that before it starts: ")
+    assert "Fitted.signature()" in warning
+
+
+def test_every_verb_with_a_configuration_takes_values_that_replace_its_own():
+    """As docs/commands.md says."""
+    verbs = [*VERBS, *(verb for _, verbs in GROUPS.values() for verb in verbs.values())]
+    takes = {"words", "overrides", "runs"}
+    names = {verb.__name__: {*signature(verb).parameters} for verb in verbs}
+    assert [verb for verb, there in names.items() if "config" in there and not there & takes] == []
 
 
 def test_missing_file_exits_2(capsys):

@@ -125,3 +125,16 @@ def test_status_of_a_sweep_says_how_it_goes_on(home, capsys):
         assert main(["status", sweep.sweep_id, "--json"]) == 0
         data = json.loads(capsys.readouterr().out)
         assert (data["best"]["value"], data["trials"]["complete"], data["num_trials"]) == (0.25, 1, 4)
+
+
+@pytest.mark.parametrize("command", [["status", "r"], ["logs", "r"], ["compare", "r", "s"]])
+def test_values_replace_those_of_the_environment(home, command, tmp_path, capsys):
+    """Without a configuration too: another MLflow is looked at."""
+    assert main([*command, f"tracking.uri=sqlite:///{tmp_path}/other.db"]) == 3
+    assert "other.db does not exist yet" in capsys.readouterr().err
+
+
+def test_the_status_is_of_one_run(home, capsys):
+    """A second one is not passed over."""
+    assert main(["status", "r", "s"]) == 2
+    assert "status is of one run, got r, s" in capsys.readouterr().err

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from stored import put
 
 from raymlops.cli.main import main
 from raymlops.cli.source import choose
 from raymlops.errors import UsageError
-from raymlops.state.store import State
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State
 
 
 @pytest.fixture
@@ -129,3 +131,14 @@ def test_a_pipeline_names_the_line_of_a_wrong_recipe_setting(tmp_path, capsys):
     file.write_text("project: {name: m}\nrecipe:\n  import: 'tiny:Tiny'\n  config:\n    no_such: 3\n")
     assert main(["pipeline", "--config", str(file), "--yes"]) == 2
     assert "m.yaml:5:14: recipe.config.no_such" in capsys.readouterr().err
+
+
+def test_a_change_of_how_a_model_is_watched_is_told(config, tmp_path, capsys):
+    """A deploy of the same version changes nothing else; both settings are in JSON as they were."""
+    bundle = BundleRef("file:///b", "d" * 64)
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        for monitor in ({}, {"window_h": 6}):
+            put(state, "m", [Deployment("m", 3, bundle, "run", "champion", monitor=monitor)], why="version 3 requested")
+    assert main(["audit", "m"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if "version 3 requested" in line]
+    assert [line.partition("version 3 requested")[2] for line in lines] == ["", "; monitor.window_h: 24 -> 6"]

@@ -53,7 +53,7 @@ WORKERS = "a whole number from 0 to 4096, or [min, max] with 1 <= min <= max <= 
         ),
         (
             "monitor: {slices: {a: [1, 2, 3, 4, 5, 6, 7, 8, 9], b: [x, y, true, 1.5, e, f, g, h]}}",
-            "a.yaml:3:19: monitor.slices: got 17 values; at most 16, since each is one more chance of a false alarm",
+            "a.yaml:3:19: monitor.slices: got 17 values; at most 16, since each one has counts of its own",
         ),
         ("gate: {thresholds: {auc: {}}}", "a.yaml:3:26: gate.thresholds.auc: write min, max or both"),
         ("storage: {optuna: 5}", "a.yaml:3:19: storage.optuna: got 5; a URI, or {env: NAME} or {file: PATH}"),

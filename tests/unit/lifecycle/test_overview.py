@@ -171,3 +171,13 @@ def test_messages_that_a_messenger_lacks_are_told(root):
         assert "1 not delivered: URL 1 (Slack): answered 404" in model.text()
         put_message(state, replace(message, attempts=2, sent_at=NOW))
     assert overview(root=str(root))[0].messages is None
+
+
+def test_how_a_model_is_watched_is_told(root, config):
+    """By the champion's settings; where no traffic is kept, nothing is judged whatever they are."""
+    (model,) = overview(config)
+    assert "\n  watched   windows of 24 h; nobody is told" in model.text()
+    off = version(2, "champion", serve={"log": {"enabled": False}}, monitor={"window_h": 6})
+    with State.open(f"sqlite:///{root}/state.db") as state:
+        put(state, "off", [replace(off, name="off")])
+    assert [one.watched for one in overview(config) if one.name == "off"] == ["not at all: serve.log.enabled is false"]

@@ -7,7 +7,7 @@ import pytest
 
 from raymlops.monitor.contrasts import CORRELATION
 from raymlops.monitor.drift import judge
-from raymlops.monitor.own_windows import by_rows
+from raymlops.monitor.own_windows import OwnWindows, by_rows
 from raymlops.monitor.pairs import PairCounts, correlations
 from raymlops.monitor.profiled import column_counts, pair_counts
 from raymlops.profiles.count import profile_of
@@ -64,7 +64,7 @@ def test_the_contrast_is_fishers_z_and_a_window_of_one_value_has_the_mean():
     z, (meaning,) = pair.contrasts(by_rows(np.array([10, 10]), rows=10))
     assert meaning.kind == CORRELATION
     assert z[:, 0] == pytest.approx([np.arctanh(0.6), np.arctanh(0.999), (np.arctanh(0.6) + np.arctanh(0.999)) / 2])
-    assert pair.window_rows.tolist() == [10]
+    assert pair.rows(OwnWindows((), 0.0, ())).tolist() == [10]
 
 
 def test_a_column_of_one_value_has_no_pair():

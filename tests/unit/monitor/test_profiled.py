@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from raymlops.monitor.drift import judge
 from raymlops.monitor.own_windows import by_rows
-from raymlops.monitor.profiled import column_counts
+from raymlops.monitor.profiled import column_counts, slice_counts
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.profile import Profile
 from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.profiles.slices import Slice
 
 ROWS = 40_000
 
@@ -100,3 +103,48 @@ def test_a_window_on_another_layout_is_refused(reference):
     other = reference_of(lambda: [Chunk(table(100, seed=5), 100)], rows=100).profile
     with pytest.raises(ValueError, match="another layout"):
         column_counts(reference.blocks, [other])
+
+
+@pytest.fixture(scope="module")
+def sliced():
+    columns = table(ROWS, seed=0)
+    slices = [Slice("s", "a"), Slice("rare", True)]
+    columns["rare"] = np.arange(ROWS) % 20 == 0
+    return reference_of(lambda: [Chunk(columns, ROWS)], rows=ROWS, row_order="ordered", slices=slices)
+
+
+def test_columns_of_a_slice_are_named_by_it(sliced):
+    """And its own column has one value, of which nothing is judged."""
+    own, chosen = by_rows(sliced.blocks.rows, rows=1000), Slice("s", "a")
+    rows = table(1000, seed=1)
+    inside = rows["s"] == "a"
+    window = profile_of({**{name: each[inside] for name, each in rows.items()}}, sliced.layout)
+    found, refused = slice_counts(chosen, sliced.by_slice[chosen], [window, window], own, influence={"x": 0.5})
+    assert refused == {"rare[s=a]": "100% of the rows lack it: it was redacted for a while, or is of another type"}
+    assert [(one.name, one.slice) for one in found[:2]] == [("x[s=a]", "s=a"), ("s[s=a]", "s=a")]
+    assert (found[0].influence, found[0].blocks.sum() + found[0].nulls.sum()) == (0.5, sliced.slices[chosen].rows)
+    assert "s[s=a]" not in {one.column for one in judge(found, own).columns}
+
+
+def test_a_slice_of_few_rows_is_refused_with_their_number(sliced):
+    """In the window, or in the reference: 5% of 1,000 rows are 50 of an own window, in groups of 20 or more."""
+    own = by_rows(sliced.blocks.rows, rows=1000)
+    for chosen, rows, said in (
+        (Slice("s", "a"), 34, "34 rows in this window, 100 are needed"),
+        (Slice("rare", True), 200, "[45][0-9] rows in the median own window, 100 are needed"),
+    ):
+        window = profile_of({**table(rows, seed=1), "rare": np.ones(rows, bool)}, sliced.layout)
+        found, refused = slice_counts(chosen, sliced.by_slice[chosen], [window], own)
+        assert (found, list(refused)) == ([], [chosen.name])
+        assert re.fullmatch(said, refused[chosen.name])
+
+
+def test_a_window_without_rows_before_that_of_a_slice_lacks_nothing(sliced):
+    """No column was redacted where there is no row."""
+    own, chosen = by_rows(sliced.blocks.rows, rows=1000), Slice("s", "a")
+    known = {**table(1000, seed=1), "rare": np.arange(1000) % 20 == 0}
+    known = {name: each[known["s"] == "a"] for name, each in known.items()}
+    empty, window = profile_of({}, sliced.layout), profile_of(known, sliced.layout)
+    found, refused = slice_counts(chosen, sliced.by_slice[chosen], [empty, window], own)
+    assert refused == {}
+    assert judge(found, own).outcome in {"ok", "warn"}

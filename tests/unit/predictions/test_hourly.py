@@ -161,7 +161,7 @@ def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
     record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
     assert record.profiled == 1
     assert set(hours(store)[0].profiles) == {"features", "predictions"}
-    sides = {each.side(side): layout for side, layout in LAYOUTS.items() for each in slices} | LAYOUTS
+    sides = {each.of(side): layout for side, layout in LAYOUTS.items() for each in slices} | LAYOUTS
     found = next(hourly_profiles(store, "flights", sides)).profiles
     assert {name: profile.rows for name, profile in found.items()} == {
         "features": 4,

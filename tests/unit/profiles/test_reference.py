@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raymlops.profiles.file import (
@@ -15,10 +18,10 @@ from raymlops.profiles.file import (
     write_profiles,
     write_references,
 )
-from raymlops.profiles.layout import ROWS
+from raymlops.profiles.layout import ROWS, Layout
 from raymlops.profiles.learn import Learner
-from raymlops.profiles.profile import Profile
-from raymlops.profiles.reference import MAX_CELLS, Chunk, _fitting, reference_of
+from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.reference import MAX_CELLS, Chunk, _fitting, _grouped, reference_of
 from raymlops.profiles.slices import Slice
 
 
@@ -160,7 +163,7 @@ def test_a_file_holds_references_as_they_were():
 
 
 def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
-    """Without blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
+    """In its blocks; one of fewer than 20 rows has none, and one of a column that is not there neither."""
     columns = table(4000)
     slices = [Slice("s", "a"), Slice("n", 7), Slice("gone", True)]
     twice = [*slices, Slice("s", "a")]
@@ -177,6 +180,66 @@ def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
         lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
     )
     assert answers.slices[slices[0]].rows == part.rows
+    assert answers.by_slice == {}
+    blocks = found.by_slice[slices[0]]
+    assert np.array_equal(blocks.times, found.blocks.times)
+    assert np.array_equal(blocks.counts.sum(axis=0), part.counts)
+    assert np.array_equal(again.by_slice[slices[0]].counts, blocks.counts)
+
+
+@pytest.mark.parametrize("as_times", [True, False])
+def test_no_block_of_a_slice_has_fewer_than_twenty_rows(as_times):
+    """Most values of a slice are bursts; each block that has rows of it has 20, and none is lost but without a time."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        columns = {"x": rng.normal(size=5000), "s": np.repeat(rng.random(50) < 0.3, 100) & (rng.random(5000) < 0.5)}
+        times = np.sort(rng.random(5000)) * 86_400 if as_times else None
+        order = None if as_times else "ordered"
+        chunks = chunks_of(columns, times=times)
+        found = reference_of(chunks, rows=5000, row_order=order, slices=[Slice("s", True), Slice("s", False)])
+        for each, blocks in found.by_slice.items():
+            assert len(blocks) == len(found.blocks)
+            assert blocks.rows[blocks.rows > 0].min() >= 20
+            assert blocks.rows.sum() == (columns["s"] == each.value).sum() == found.slices[each].rows
+    assert len(found.by_slice) == 2
+
+
+def test_rows_of_a_slice_are_where_the_middle_one_of_twenty_is():
+    """5 + 0 + 30 rows are in the third block, since the 18th is there; 4 + 4 + 25 and 3 that are left in the sixth."""
+    rows = np.array([5, 0, 30, 4, 4, 25, 3])
+    blocks = Blocks(Layout(()), np.stack([rows, rows], axis=1))
+    assert _grouped(blocks).rows.tolist() == [0, 0, 35, 0, 0, 36, 0]
+    assert _grouped(Blocks(Layout(()), np.full((3, 2), 6))).rows.tolist() == [0, 0, 0]
+
+
+def test_slices_take_their_part_of_the_budget():
+    """20 columns of 512 x 256 counts fit six times into 2^24; with 16 slices there are 256 blocks of 128 bins."""
+    learner = Learner()
+    values = np.random.default_rng(0).normal(size=6000)
+    learner.add({f"c{i}": values for i in range(20)}, rows=6000)
+    found = {slices: _fitting(learner, 512, slices=slices) for slices in (0, 4, 16)}
+    assert {slices: (blocks, len(layout.series[0].edges) - 1) for slices, (layout, blocks) in found.items()} == {
+        0: (512, 256),
+        4: (512, 256),
+        16: (256, 128),
+    }
+    assert all((blocks + 1) * (1 + slices) * layout.size <= MAX_CELLS for slices, (layout, blocks) in found.items())
+
+
+def test_references_of_an_earlier_release_have_slices_without_blocks():
+    """Version 2 of the file had one whole profile of each, and said nothing of how many blocks there are."""
+    columns, chosen = table(4000), Slice("s", "a")
+    found = reference_of(chunks_of(columns), rows=4000, row_order="ordered", slices=[chosen])
+    written = pq.read_table(pa.BufferReader(write_references({"features": replace(found, by_slice={})})))
+    head = json.loads(written.schema.metadata[b"raymlops.profiles"])
+    head["version"] = 2
+    del head["sides"]["features"]["blocks"]
+    sink = pa.BufferOutputStream()
+    pq.write_table(written.replace_schema_metadata({b"raymlops.profiles": json.dumps(head).encode()}), sink)
+    again = read_references(sink.getvalue().to_pybytes())["features"]
+    assert np.array_equal(again.blocks.counts, found.blocks.counts)
+    assert np.array_equal(again.slices[chosen].counts, found.slices[chosen].counts)
+    assert again.by_slice == {}
 
 
 def test_a_reference_without_columns_is_a_file_too():
@@ -215,8 +278,8 @@ def test_each_damaged_byte_of_a_file_is_a_value_error_or_does_no_harm():
 
 
 def test_a_file_of_a_newer_release_is_refused(monkeypatch):
-    monkeypatch.setattr("raymlops.profiles.file.VERSION", 3)
+    monkeypatch.setattr("raymlops.profiles.file.VERSION", 4)
     data = write_references({"features": reference_of(chunks_of(table(100)), rows=100)})
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="version 3"):
+    with pytest.raises(ValueError, match="version 4"):
         read_references(data)

@@ -36,6 +36,11 @@ def opening(known):
     return Filed(new, Message("i-opened", "i", "opened", "title", "body", FIRST), "drift.opened", "moved")
 
 
+def nothing(_known):
+    """Open no incident."""
+    return Filed()
+
+
 def record(state, window, file=opening, baselines=0):
     return record_window(state, window, file, baselines=baselines)
 
@@ -155,3 +160,19 @@ def test_a_message_is_unsent_until_every_messenger_has_it(state):
     put_message(state, tried)
     assert messages_of(state, "m") == [sent]
     assert unsent_messages(state) == {}
+
+
+def test_of_what_is_judged_by_time_the_second_judge_finds_what_the_first_wrote(state):
+    """Silence ends now, which is another time for each judge: one that overlaps what is there is not written."""
+    first = judged(kind="silence", rows=0)
+    assert record(state, first, nothing)
+    assert not record(state, replace(first, stop=first.stop + timedelta(seconds=2)), nothing)
+    assert record(state, judged(day=1, kind="silence", outcome="ok"), nothing)
+
+
+def test_verdicts_by_bounds_are_removed_as_those_on_drift(state):
+    """Skew is judged once a version, and stays."""
+    for kind in ("drift", "quality", "silence", "skew"):
+        record(state, judged(outcome="ok", kind=kind, rows=10), nothing)
+    assert remove_windows(state, before=FIRST + DAY, rows=100) == 3
+    assert [one.kind for one in judged_windows(state, "m")] == ["skew"]

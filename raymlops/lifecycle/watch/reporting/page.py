@@ -41,6 +41,8 @@ _TITLES = {
     ("outputs", "drift"): "Outputs",
     ("inputs", "skew"): "Inputs, skew",
     ("outputs", "skew"): "Outputs, skew",
+    ("inputs", "quality"): "Inputs, beyond a bound",
+    ("inputs", "silence"): "Inputs, silence",
 }
 _QUANTILES = ("5%", "25%", "50%", "75%", "95%")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
 from served_days import DAY, bundle_of, deploy, references, serve
+from watching import TODAY, inputs, watching
 
 from raymlops.cli.app import main
 from raymlops.config.load import load_data
@@ -20,13 +21,10 @@ from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
 from raymlops.lifecycle.watch.drift import drift
-from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.windows import place_of
-from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of, judged_windows
+from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of
 from raymlops.state.messages import messages_of
-
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +46,7 @@ def state(tmp_path, monkeypatch, trained, copied_state):
 @pytest.fixture
 def watch(state, tmp_path):
     """Return what serves days up to one from now, counts and judges them."""
-    judge = Judge(state)
-
-    def do(shifts, *, until=TODAY, **changes):
-        serve(tmp_path, shifts, until=until, seed=until.toordinal(), **changes)
-        LogMaintenance(state, state.url, then=judge).run(until + timedelta(hours=1))
-        return judged_windows(state, "flights")
-
-    return do
-
-
-def inputs(found):
-    return next(one for one in found if (one.side, one.kind) == ("inputs", "drift"))
+    return watching(state, tmp_path)
 
 
 def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, watch, capsys):
@@ -144,14 +131,14 @@ def test_an_incident_is_acknowledged_once(state, watch):
 
 
 def test_skew_that_is_acknowledged_is_only_closed(state, watch):
-    """What is served is compared with what was served first anyway."""
+    """What is served in its columns is compared with what was served first anyway."""
     watch([0.9] * 4)
     (incident,) = incidents_of(state)
     assert ": inputs, skew, since " in incident.text()
     assert " UTC, by the first windows of version 3: distance" in incident.text()
     assert "not judged" not in acknowledge("flights", incident.id, why="known").text()
     assert (incidents_of(state, open_only=True), baselines_of(state, "flights")) == ([], [])
-    assert inputs(watch([0.9], until=TODAY + DAY)).outcome == "waiting"
+    assert list(inputs(watch([0.9], until=TODAY + DAY)).details["refused"]) == ["distance"]
     assert incidents_of(state, open_only=True) == []
 
 
@@ -203,7 +190,7 @@ def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch
     """Hours beyond the retention are gone; what was served since may have drifted, so a person says what is normal."""
     watch([0.9] * 4, until=TODAY - 40 * DAY)
     found = inputs(watch([0.9] * 40))
-    assert (found.outcome, found.against) == ("ok", "the first windows served")
+    assert (found.outcome, found.against) == ("ok", "training, and of distance the first windows served")
     for day in range(10, 60):
         shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
     found = inputs(watch([0.9], until=TODAY + DAY))
@@ -227,7 +214,7 @@ def test_what_a_person_said_moves_not_on_either(state, watch, tmp_path, judged):
     model = live_model(state, "flights")
     assert [one.start for side in model.sides for one in side.baselines] == [TODAY - 28 * DAY] * 2
     at = place_of(TODAY + 20 * DAY, model.window_s)
-    (found,) = model.sides[0].drifts(at, at, skewed=False)
+    (found,) = model.sides[0].drifts(at, at, skewed=())
     assert found.outcome == "waiting"
     assert "gets no more: --rebaseline takes the newest ones" in found.waiting
 

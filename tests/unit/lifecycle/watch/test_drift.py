@@ -135,20 +135,6 @@ def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
     assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
 
 
-def test_skew_is_against_training_and_drift_then_waits_for_a_baseline(spec, tmp_path):
-    """What was always served otherwise than trained is skew; later windows are compared with those served first."""
-    serve(tmp_path, [0.9] * 10)
-    compact_predictions("flights", spec)
-    skew, now, *_ = drift("flights").windows
-    assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
-    assert now.outcome == "waiting"
-    assert "the serving baseline has 8 of 26 windows" in now.text()
-    serve(tmp_path, [0.9] * 60, seed=3)
-    compact_predictions("flights", spec)
-    _, now, *_ = drift("flights").windows
-    assert (now.against, now.outcome) == ("the first windows served", "ok")
-
-
 def test_what_drifted_never_becomes_what_is_normal(spec, tmp_path):
     """Training was right for 15 days; 45 days of drift later the newest window still is an alarm."""
     serve(tmp_path, [0] * 15 + [0.5] * 45)
@@ -189,5 +175,13 @@ def test_hours_that_nobody_counted_yet_are_named(spec, tmp_path):
     serve(tmp_path, [0, 0])
     waiting = drift("flights").windows[0]
     assert waiting.waiting.startswith("1 of its hours are not counted on the columns of version 3")
-    with pytest.raises(NotFoundError, match="other has no live version"):
+    with pytest.raises(NotFoundError, match="other was never deployed according to the state here"):
         drift("other")
+
+
+def test_a_model_that_the_state_here_does_not_know_is_told_with_where_states_are(tmp_path, monkeypatch):
+    """In a notebook as on the command line: the usual reason is another state."""
+    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
+    with pytest.raises(NotFoundError, match="flights was never deployed according to the state here") as raised:
+        drift("flights")
+    assert "in Python config=; or set RAYMLOPS_HOME" in str(raised.value.hint)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from stored import put
 
 from raymlops.lifecycle.watch.gauges import WatchGauges
+from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
+from raymlops.state.drift import Filed, Incident, JudgedWindow, change_incident, incidents_of, record_window
 from raymlops.state.messages import Message, put_message
 from raymlops.state.store import Deployment
 
@@ -99,3 +101,17 @@ def test_a_model_that_was_removed_has_none(state, published):
     for values in published().values():
         values.clear()
     assert not any(published().values())
+
+
+def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published):
+    """One of a bound stays open then; whoever is called by the gauge knows of it."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    judged(state, 0, "alarm", told=True)
+    known = partial(acknowledge, now=FIRST, actor="ada", why="known")
+    window = JudgedWindow("m", "inputs", "quality", 0, FIRST, FIRST + DAY, 7, "alarm", "why", 9, FIRST + DAY)
+    record_window(state, window, partial(file_verdict, window, ("min_rows",)))
+    assert published()["raymlops_incidents_open"] == {(("model", "m"),): 2}
+    (beyond,) = (one for one in incidents_of(state) if one.kind == "quality")
+    change_incident(state, beyond.id, known, name="m")
+    assert published()["raymlops_incidents_open"] == {(("model", "m"),): 1}
+    assert [one.id for one in incidents_of(state, open_only=True) if one.acknowledged_by] == [beyond.id]

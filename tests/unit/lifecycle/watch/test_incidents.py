@@ -167,3 +167,31 @@ def test_of_any_history_each_alarm_is_in_one_incident_and_each_message_is_writte
     assert len(open_) <= 1
     if len(outcomes) > 1 and [outcome for outcome, _ in outcomes[-2:]] == ["ok", "ok"]:
         assert open_ == []
+
+
+def test_what_is_beyond_a_bound_stays_open_until_it_is_within_it():
+    """A person who knows of it makes nothing normal by that: the same is told no more, and what is further is."""
+    found = window(0, "alarm", kind="quality")
+    incident = file_verdict(found, ("carrier (max_nulls)",), Known()).incident
+    filed = acknowledge(Known(incident, window=found), now=FIRST, actor="ada", why="a new feed")
+    assert (filed.action, filed.message.what, filed.baseline) == ("incident.acknowledge", "acknowledged", None)
+    assert (filed.incident.closed_at, filed.incident.acknowledged_by) == (None, "ada")
+    known = Known(filed.incident, told=frozenset({"opened", "acknowledged"}), window=found)
+    with pytest.raises(RefusedError, match="was acknowledged at 2026-01-01 00:00 UTC by ada"):
+        acknowledge(known, now=FIRST, actor="bob", why="me too")
+    same = file_verdict(window(1, "alarm", kind="quality"), ("carrier (max_nulls)",), known)
+    assert (same.incident.id, same.incident.windows, same.message) == (incident.id, 2, None)
+    assert file_verdict(window(1, "alarm", kind="quality"), ("min_rows",), known).message.what == "escalated"
+    quiet = replace(known, since=(window(1, "ok", kind="quality"),))
+    over = file_verdict(window(2, "ok", kind="quality"), (), quiet)
+    assert (over.action, over.message.what) == ("incident.close", "closed")
+    assert over.incident.closed_at is not None
+
+
+def test_silence_is_over_with_the_first_row():
+    """However long it was: that one row came is no matter of chance."""
+    found = window(0, "alarm", kind="silence", hours=7)
+    incident = file_verdict(found, ("max_silence_h",), Known()).incident
+    over = file_verdict(window(1, "ok", kind="silence", hours=1), (), Known(incident, window=found))
+    assert over.incident.closed_at is not None
+    assert over.message.what == "closed"

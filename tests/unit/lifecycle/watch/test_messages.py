@@ -182,9 +182,59 @@ def test_names_are_names_and_nothing_else(text):
     assert line.isprintable()
 
 
+def test_a_column_of_a_slice_is_named_as_everywhere():
+    """Its brackets stay, and nothing else that may be markup; text that begins with a bracket is no slice."""
+    for name, said in (
+        ("dep_hour[carrier=AA]", "dep_hour[carrier=AA]"),
+        ("x[c=a](b)]", r"x[c=a\u005d\u0028b\u0029]"),
+        ("[c=a]", r"\u005bc=a\u005d"),
+    ):
+        body = message_about(incident(), window({**COLUMN, "column": name}), "opened").body
+        assert f"- {said}: " in body
+
+
 def test_plain_names_of_any_alphabet_stay_as_they_are():
     """Who writes them reads them."""
     for text in ("sched_dep_time", "ankunft in München", "数量", "हिन्दी", "5.0 - 7.5%"):
         assert shown(text) == text
     assert shown("R&B") == "R\\u0026B"
     assert shown("x" * 41) == "x" * 37 + "..."
+
+
+def test_what_is_beyond_a_bound_is_told_with_what_is_allowed():
+    """Names of columns are anybody's text; the sentences are ours."""
+    beyond = [
+        {"bound": "min_rows", "column": None, "text": "140 rows, fewer than 1,000"},
+        {"bound": "max_nulls", "column": "<b>", "text": "missing: 4.3%, more than 1.0%"},
+    ]
+    found = window(kind="quality", rows=140, p_one=None, p_two=None, details={"beyond": beyond})
+    message = message_about(
+        incident(kind="quality", windows=1, columns=("min_rows", "<b> (max_nulls)")), found, "opened"
+    )
+    assert message.title == "flights: inputs beyond a bound (incident a1b2c3)"
+    head, *rest = message.body.splitlines()
+    assert head.startswith("Alarm since 2026-01-01 00:00 UTC: a window of 24 h is beyond its bounds, the last of 140 ")
+    assert rest == [
+        "- 140 rows, fewer than 1,000",
+        "- \\u003cb\\u003e: missing: 4.3%, more than 1.0%",
+        "Next:",
+        "raymlops drift flights --since 2026-01-01T00:00Z",
+        "if it is known: raymlops drift flights --acknowledge a1b2c3 --why TEXT",
+        "else mend what sends it; raymlops deploy changes monitor.quality",
+    ]
+    known = incident(kind="quality", acknowledged_by="ann", acknowledged_why="a feed")
+    said = message_about(known, found, "acknowledged").body
+    assert said.startswith("Acknowledged by ann: a feed. It is an alarm since 2026-01-01 00:00 UTC.\n")
+    assert message_about(replace(known, closed_at=FIRST), found, "closed").body.startswith("Over: since 2026-01-01")
+
+
+def test_silence_is_told_by_when_the_last_row_came():
+    """There is no window of it."""
+    beyond = [{"bound": "max_silence_h", "column": None, "text": "no row for 7.0 h, more than 6"}]
+    found = window(kind="silence", rows=0, p_one=None, p_two=None, details={"beyond": beyond})
+    silent = incident(kind="silence", windows=1, columns=("max_silence_h",))
+    message = message_about(silent, found, "opened")
+    assert message.title == "flights: no inputs (incident a1b2c3)"
+    assert message.body.startswith("Alarm: no row since 2026-01-01 00:00 UTC.\n- no row for 7.0 h, more than 6\n")
+    over = message_about(replace(silent, closed_at=FIRST), found, "closed").body
+    assert over.startswith("Over: there was no row since 2026-01-01 00:00 UTC.\n")

@@ -352,3 +352,14 @@ def test_two_thousand_columns_are_told_nothing_by_chance() -> None:
 
     tables = {"train": wide(200, 1), "validation": wide(60, 2), "test": wide(60, 3)}
     check_data(prepared_of(Wide, **tables), ChecksSection(), notice=pytest.fail, clock=lambda: 0.0)
+
+
+def test_a_refusal_names_what_refuses_first_and_warnings_apart() -> None:
+    """Only the first are a reason, and only their checks are in the hint."""
+    table = rows(300, 5, kind=np.full(300, "a", object))
+    message = refusal(prepared_of(train=table, validation=table))
+    refused, _, warnings = message.partition("beside that, only warnings:\n")
+    assert "data check same_rows" in refused
+    assert "data check constant" not in refused
+    assert "data check constant" in warnings
+    assert "severity.constant" not in message

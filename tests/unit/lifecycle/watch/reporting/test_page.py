@@ -146,6 +146,17 @@ def test_nothing_served_yet_is_a_report_too():
     assert Page(page_of(notes=("no table is its data",))).sections == ["reading", "left-out"]
 
 
+def test_incidents_of_bounds_are_listed_too():
+    """By their kind; no window of theirs is drawn."""
+    by = ("flights", "inputs")
+    beyond = Incident("q", *by, "quality", 0, START, START, 1, ("x (max_nulls)",), None, START, "ada", "known")
+    silent = Incident("s", *by, "silence", 0, START, START, 1, ("max_silence_h",))
+    found = Page(page_of(window(0, column("distance")), incidents=(beyond, silent)))
+    assert "Inputs, beyond a bound" in found.words
+    assert "open, acknowledged 2026-01-05 00:00 by ada: known" in found.words
+    assert "Inputs, silence" in found.words
+
+
 def weeks(columns, windows):
     flagged = [column(f"a column with a name {at}", distance=5.0, flagged=at < 50) for at in range(columns)]
     refused = {f"another {at}": "redacted for a while" for at in range(columns)}

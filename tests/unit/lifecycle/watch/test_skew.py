@@ -1,0 +1,106 @@
+"""What was always served otherwise than trained is judged by what was served first, column by column."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from functools import partial
+
+import numpy as np
+import pytest
+import served_days
+from served_days import ROWS
+from watching import TODAY, inputs, watching
+
+from raymlops.lifecycle.prediction_log import compact_predictions
+from raymlops.lifecycle.sources import state_of
+from raymlops.lifecycle.watch.acknowledge import acknowledge
+from raymlops.lifecycle.watch.drift import drift
+from raymlops.lifecycle.watch.incidents import file_verdict, retire
+from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.skew import skew_of
+from raymlops.lifecycle.watch.window_drift import WindowDrift, to_stored
+from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.state.drift import change_incident, incidents_of, record_window
+
+AA = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
+LACKS = "training differs from what is served, and the serving baseline has {} of 26 windows"
+
+
+def of_inputs(record):
+    return next(one for one in record.windows if (one.side, one.kind) == ("inputs", "drift"))
+
+
+@pytest.fixture
+def watch(spec, tmp_path):
+    """Return what serves days up to one from now, counts and judges them."""
+    with state_of(spec) as state:
+        yield watching(state, tmp_path)
+
+
+def test_columns_without_skew_are_judged_against_training_from_the_first_window_on(spec, tmp_path):
+    """What was never as trained waits for windows of its own; a shift of another column is seen at once."""
+    served_days.serve(tmp_path, [0.9] * 10, until=TODAY)
+    compact_predictions("flights", spec)
+    skew, *_ = drift("flights").windows
+    assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
+    assert skew.verdict.flagged == ("distance",)
+    now = of_inputs(drift("flights"))
+    assert (now.outcome, now.against, now.rows) == ("ok", "training", ROWS)
+    assert [one.column for one in now.verdict.columns] == ["carrier"]
+    assert now.refused == {"distance": LACKS.format(8)}
+    assert f"not judged: distance: {LACKS.format(8)}" in now.text()
+    served_days.serve(tmp_path, [0.9] * 2, until=TODAY, carrier=AA, seed=3)
+    compact_predictions("flights", spec)
+    now = of_inputs(drift("flights"))
+    assert (now.outcome, now.verdict.flagged) == ("alarm", ("carrier",))
+
+
+def test_a_skewed_column_is_judged_by_what_was_served_first_once_that_is_enough(spec, watch):
+    """Both are judged then, each against its own; what drifts in either is an alarm."""
+    found = inputs(watch([0.9] * 20))
+    assert (found.outcome, found.details["refused"]) == ("ok", {"distance": LACKS.format(18)})
+    found = inputs(watch([0.9] * 12, until=TODAY + timedelta(days=12)))
+    assert (found.outcome, found.details["refused"]) == ("ok", {})
+    assert found.against == "training, and of distance the first windows served"
+    found = inputs(watch([0.3] * 2, until=TODAY + timedelta(days=14)))
+    assert found.outcome == "alarm"
+    assert [one["column"] for one in found.details["columns"] if one["flagged"]] == ["distance"]
+
+
+def test_skew_is_by_the_columns_of_its_incident_whatever_became_of_it(spec, watch):
+    """And before anything is stored by those that are found now: both times the same."""
+    shifted = np.random.default_rng(4).normal(0.9, 1.0, ROWS)
+    kept = inputs(watch([0.0] * 6, distance=shifted))
+    with state_of(spec) as state:
+        (incident,) = incidents_of(state)
+        assert (incident.kind, incident.columns) == ("skew", ("distance",))
+        acknowledge("flights", incident.id, why="known")
+    again = of_inputs(drift("flights", between_columns=True))
+    assert {**again.refused} == kept.details["refused"] == {"distance": LACKS.format(4)}
+
+
+def test_where_all_columns_are_skewed_the_window_waits(spec, tmp_path):
+    """Nothing else could be judged."""
+    served_days.serve(tmp_path, [0.9] * 10, until=TODAY, carrier=AA)
+    compact_predictions("flights", spec)
+    skew, now, *_ = drift("flights").windows
+    assert set(skew.verdict.flagged) == {"distance", "carrier"}
+    assert (now.outcome, now.waiting) == ("waiting", LACKS.format(8))
+
+
+def test_all_columns_that_led_to_it_are_skewed_and_not_those_alone_that_a_verdict_keeps(live):
+    """Of 30 a verdict keeps 20, and its incident all, also once it is closed."""
+    names = tuple(f"c{at}" for at in range(30))
+    told = "location", 9.0, None, 0.001, True, (), 0.3, (0.0, 0.0), (), (), (), None
+    verdict = DriftVerdict(
+        "alarm", "unlike", 500, 30, 28.5, 0.03, None, tuple(ColumnDrift(name, *told) for name in names)
+    )
+    start = TODAY - timedelta(days=9)
+    found = WindowDrift("inputs", "skew", "training", start, start + timedelta(days=1), 500, verdict)
+    window = to_stored(found, name="flights", version=3, now=TODAY)
+    record_window(live, window, partial(file_verdict, window, names))
+    (incident,) = incidents_of(live)
+    change_incident(live, incident.id, partial(retire, now=TODAY, why="a test"), name="flights")
+    side = live_model(live, "flights").sides[0]
+    skew, columns, kept = skew_of(live, "flights", side, 0)
+    assert (len(skew.verdict.columns), columns, kept) == (20, frozenset(names), True)

@@ -1,0 +1,42 @@
+"""How a model is watched, in words. Pure."""
+
+from __future__ import annotations
+
+from raymlops.config.schema import MonitorSection
+from raymlops.lifecycle.watch.watching import watching, watching_changed
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment
+
+
+def side(version=3, **monitor):
+    """Return deployments as an audit event has them."""
+    bundle = BundleRef("file:///b", "d" * 64)
+    return [Deployment("m", version, bundle, "run", "champion", monitor=monitor).to_dict()]
+
+
+def test_what_is_watched_is_said_in_a_line():
+    """Windows, slices, bounds, and who is told, by the reference alone."""
+    assert watching(MonitorSection()) == "windows of 24 h; nobody is told"
+    section = MonitorSection.model_validate(
+        {
+            "window_h": 6,
+            "between_columns": True,
+            "slices": {"carrier": ["AA", "DL"]},
+            "quality": {"max_nulls": 0.1, "min_rows": 1000},
+            "notify": {"env": "DRIFT_NOTIFY"},
+        }
+    )
+    assert watching(section) == (
+        "windows of 6 h; correlations; slices carrier AA/DL; bounds max_nulls 0.1, min_rows 1000; "
+        "told by env DRIFT_NOTIFY"
+    )
+
+
+def test_what_changed_is_said_value_by_value():
+    """Between champions, whichever versions they are; of nothing that stayed, and not of the first or the last."""
+    before, after = side(3), side(4, window_h=6, quality={"max_nulls": 0.1}, notify={"file": "/who"})
+    assert watching_changed(before, after) == (
+        "monitor.window_h: 24 -> 6, monitor.notify: none -> file /who, monitor.quality.max_nulls: none -> 0.1"
+    )
+    assert watching_changed(before, side(3, window_h=24)) == ""
+    assert watching_changed([], after) == watching_changed(before, []) == ""
