@@ -3,7 +3,8 @@
 Owns how many large requests a replica fetches, parses and, with a quick model, answers at a time, and how long it rests
 after one. All take milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back
 after each of them. So beside small ones there is one large request at a time, in the order of arrival, and a rest
-before the next where others wait. Once no small one has come for a while, all that wait go on, and no large one waits here.
+before the next where others wait. Once no small one has come for a while, all that wait go on, and no large one waits
+here.
 """
 
 from __future__ import annotations
