@@ -20,7 +20,8 @@ from raymlops.serving.arrival import from_client
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
-from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, KNOWN, Bounds
+from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, KNOWN, MAX_VALUES, Bounds
+from raymlops.serving.proxy.serve_patches import look_up_proxies_late
 from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
 from raymlops.serving.replica.handler import Identity, RequestHandler
@@ -97,6 +98,7 @@ class ModelReplica(_Callable):
         from raymlops.bundle.load import load
 
         sys.setswitchinterval(SWITCH_S)
+        look_up_proxies_late()
         # The digest comes from the desired state, never from the bundle: load refuses files that do not match it.
         device = "cuda" if ray.get_gpu_ids() else "cpu"
         if device == "cuda":
@@ -125,7 +127,8 @@ class ModelReplica(_Callable):
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
         self._handler.configure(settings)
-        KNOWN.record(self._handler.identity.name, Bounds.of(settings.limits))
+        self._bounds = Bounds.of(settings.limits, values_per_row=self._model.signature.values_per_row)
+        KNOWN.record(self._handler.identity.name, self._bounds)
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
@@ -143,7 +146,7 @@ class ModelReplica(_Callable):
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._front.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=self._handler.identity.name, bounds=Bounds.of(self._handler.settings.limits))
+        return _AsgiResponse(reply, name=self._handler.identity.name, bounds=self._bounds)
 
     async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
         """Predict for another version's front."""
@@ -153,7 +156,11 @@ class ModelReplica(_Callable):
 
     async def http_call(self, scope: dict[str, Any]) -> Reply:
         """Answer a request that the index forwards; its body is in the scope."""
-        return await self._front.reply(scope, _nothing_more)
+        reply = await self._front.reply(scope, _nothing_more)
+        most = self._bounds.max_values
+        return (
+            reply if most is None else dataclasses.replace(reply, headers=(*reply.headers, (MAX_VALUES, b"%d" % most)))
+        )
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Answer one gRPC call, also one that the index forwards, whose code may be of another release."""

@@ -6,7 +6,7 @@ Owns the HTTP code that ``replica``, ``index`` and ``proxy`` share. Pure: knows 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,10 @@ class Pieces:
             self._last.clear()
         if chunk:
             self._whole.append(chunk)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._whole
+        yield bytes(self._last)
 
     def taken(self) -> list[bytes]:
         """Return the pieces, which are not kept."""

@@ -56,6 +56,7 @@ class Exchange:
     columns: Columns | None = None
     outputs: Columns | None = None
     end_turn: Callable[[], None] = lambda: None
+    queue_turn: Callable[[], None] = lambda: None
     """Ends the turn of a large request, where it has one."""
 
     def served(self, status: int, code: str) -> RequestRecord:

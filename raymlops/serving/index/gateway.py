@@ -20,6 +20,7 @@ from raymlops.serving.index.pages import Index, is_readiness, model_away, model_
 from raymlops.serving.names import route_of
 from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
+from raymlops.serving.proxy.bounds import KNOWN, MAX_VALUES, Bounds
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
 from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
 from raymlops.serving.replica.peers import LARGE_BYTES, ServePeers
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.serving.asgi import Receive, Reply, Scope
+    from raymlops.serving.proxy.bounds import KnownBounds
+
+LEARNED_S = 10.0
+"""How long a bound holds that a model announced."""
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 
@@ -53,8 +58,9 @@ class Gateway:
     ``configure`` may be called from any thread meanwhile. ``peers`` returns the versions of a model by its name.
     """
 
-    def __init__(self, peers: Callable[[str], ServePeers] = ServePeers) -> None:
+    def __init__(self, peers: Callable[[str], ServePeers] = ServePeers, *, known: KnownBounds = KNOWN) -> None:
         self._index = Index()
+        self._known = known
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
         self._ages = Ages()
@@ -135,7 +141,18 @@ class Gateway:
                 kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body
                 message = {**call, BODY: kept, ARRIVED: arrived}
                 reply: Reply = await champion.call("http_call", message, size=len(body))
-                return reply
+                return self._learned(name, reply)
+
+    def _learned(self, name: str, reply: Reply) -> Reply:
+        """Record what a model announces, for the guard of this process, and remove it from the reply."""
+        most = next((int(value) for header, value in reply.headers if header == MAX_VALUES), None)
+        if most is None:
+            return reply
+        if self._known.announced(name) is None:
+            self._known.record(name, Bounds.of(self.limits)._replace(max_values=most))
+            # Whoever is refused by it does not reach the model, which may have a larger one by then.
+            asyncio.get_running_loop().call_later(LEARNED_S, self._known.forget, name)
+        return replace(reply, headers=tuple(each for each in reply.headers if each[0] != MAX_VALUES))
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:
         champion = self._champions.get(name)

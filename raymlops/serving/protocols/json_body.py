@@ -11,10 +11,10 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.serving.json_scan import PIECE_BYTES, TOO_DEEP, UNCOUNTED_BYTES, JsonScan, most_values
 from raymlops.serving.refusal import Refusal
 
 if TYPE_CHECKING:
@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 MAX_REREAD_BYTES = 1_000_000
 """Largest body with NaN or infinity, whose second reading holds the interpreter, and so all other requests, to its end:
 for about 50 ms."""
-UNCOUNTED_BYTES = 64_000
-"""The values of a smaller body are not counted before it is parsed: parsing takes no longer."""
 _COLON = re.compile(rb'"[ \t\r\n]*:')
 _TOKEN = re.compile(rb'[{}]|"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+(:?)', re.DOTALL)
 """A brace, or a string with the colon that makes it a key. Possessive quantifiers do not backtrack, so that a string of
 a million escapes costs no memory."""
-_PIECE_BYTES = 65_536
-_TOO_DEEP = "the body is nested too deeply"
 
 
 def read_json(body: bytes, *, expected: str = "a JSON object", max_values: int | None = None) -> Any:
@@ -101,38 +97,18 @@ def object_of(data: Any, *, known: Sequence[str], required: Sequence[str] = (), 
 
 
 def value_limit(body: bytes, signature: Signature, *, max_rows: int) -> int | None:
-    """Return how many values a body may have in any protocol: those of its rows, and what is around them.
-
-    None where they need not be counted.
-    """
-    each = None if len(body) <= UNCOUNTED_BYTES else signature.values_per_row
-    return None if each is None else (each + 2) * max_rows + 10_000
+    """Return how many values a body may have; None where they need not be counted."""
+    return None if len(body) <= UNCOUNTED_BYTES else most_values(signature.values_per_row, max_rows=max_rows)
 
 
 def _refuse_more_values(body: bytes, most: int) -> None:
-    """Refuse a body with more values before it is parsed.
-
-    orjson holds the interpreter, and so all other requests, until it has made an object of each: 0.2 s for 8 MB. All
-    values but the first of a list or an object follow a comma. Commas outside texts are counted piece by piece, by
-    functions that hold the interpreter for less than a millisecond, and no further than the limit. A text without an
-    end is refused as well.
-    """
+    """Refuse a body with more values before it is parsed, and a text without an end."""
     if body.count(b",") <= most:
         return
-    commas = place = 0
-    within = False  # a text
-    while commas <= most and place < len(body):
-        piece = body[place : place + _PIECE_BYTES]
-        place += len(piece)
-        if place < len(body) and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
-            piece, place = piece[:-1], place - 1  # a backslash and what it escapes stay together
-        plain = np.frombuffer(piece.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
-        in_text = np.logical_xor.accumulate(plain == ord('"')) ^ within
-        commas += int(np.count_nonzero((plain == ord(",")) & ~in_text))
-        within = bool(in_text[-1]) if in_text.size else within
-    if commas > most:
-        raise Refusal(413, "too_many_rows", f"the body has more than {most} values; send fewer at a time")
-    if within:
+    scan = JsonScan(most)
+    for start in range(0, len(body), PIECE_BYTES):
+        scan.add(body[start : start + PIECE_BYTES])
+    if scan.within_text:
         raise Refusal(400, "not_json", "the body is not JSON: it ends within a text")
 
 
@@ -143,7 +119,7 @@ def _second_reading(body: bytes, error: orjson.JSONDecodeError) -> Any:
     except UnicodeDecodeError as bad:
         raise Refusal(400, "not_utf8", f"the body is not UTF-8: byte {bad.start} cannot be decoded") from bad
     if "depth" in str(error):
-        raise Refusal(400, "too_deep", _TOO_DEEP) from error
+        raise TOO_DEEP from error
     not_json = Refusal(400, "not_json", f"the body is not JSON: {error}")
     if not ("NaN" in text or "Infinity" in text or "infinity" in str(error)):
         raise not_json from error

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from raymlops.serving.asgi import Pieces, too_large_body
+from raymlops.serving.json_scan import PIECE_BYTES
 from raymlops.serving.proxy.bounds import INDEX
 from raymlops.serving.refusal import Refusal
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from raymlops.serving.asgi import Message, Receive
+    from raymlops.serving.json_scan import JsonScan
 
 WAITING_BYTES = 256 * 1024 * 1024
 SMALL_SHARE = 0.25
@@ -91,8 +93,10 @@ class Account:
 class Body:
     """One body, counted in an account until its ``with`` block ends."""
 
-    def __init__(self, account: Account, declared: bytes) -> None:
+    def __init__(self, account: Account, declared: bytes, *, scan: JsonScan | None = None) -> None:
         self._account = account
+        self._scan = scan
+        self._scanned = False
         self._model: str | None = None
         self._declared = int(declared) if declared.isdigit() and len(declared) < 19 else None
         self._pieces = Pieces()
@@ -106,7 +110,7 @@ class Body:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._account.large -= not self.small
-        self._account.add(self._model, -self._pieces.size)
+        self._release()
 
     def may_exceed(self, limit: int) -> bool:
         """Return whether the body may exceed a limit, by its declared length."""
@@ -121,7 +125,8 @@ class Body:
         unknown names together.
 
         Raises:
-            Refusal: 413, it has or declares more bytes than ``limit``; 408, it is too slow; 503, the buffer is full.
+            Refusal: 413, it has or declares more bytes than ``limit``, or has more values than it may; 400, it is
+                nested too deeply; 408, it is too slow; 503, the buffer is full.
         """
         self._model = model
         if self._declared is not None and self._declared > limit:
@@ -149,6 +154,14 @@ class Body:
                 raise Refusal(503, "overloaded", waiting, retry_after_s=1.0)
             self._pieces.add(chunk)
             account.add(self._model, len(chunk))
+            if self._scan is not None and not self.small:
+                try:
+                    await self._look(self._scan, chunk)
+                except Refusal:
+                    left = limit - self._pieces.size
+                    self._release()
+                    await self._discard(receive, message, left, progress)
+                    raise
             if not message.get("more_body", False):
                 self._note_size()
                 return self._pieces.taken()
@@ -156,6 +169,29 @@ class Body:
                 progress()
             if not self.small:
                 await account.pace(self._model, len(chunk))
+
+    async def _look(self, scan: JsonScan, chunk: bytes) -> None:
+        """Scan what came of a body once it looks too large, at the pace at which bodies are read."""
+        if not self._scanned and not scan.looks_large(chunk):
+            return
+        for one in (chunk,) if self._scanned else self._pieces:
+            for start in range(0, len(one), PIECE_BYTES):
+                scan.add(one[start : start + PIECE_BYTES])
+                await self._account.pace(self._model, PIECE_BYTES)
+        self._scanned = True
+
+    def _release(self) -> None:
+        self._account.add(self._model, -self._pieces.size)
+        self._pieces = Pieces()
+
+    async def _discard(self, receive: Receive, message: Message, left: int, progress: Callable[[], None]) -> None:
+        """Read the rest of a refused body as fast as others: who is answered at once sends the next one at once."""
+        while left >= 0 and message["type"] == "http.request" and message.get("more_body", False):
+            await self._account.pace(self._model, len(message.get("body", b"")))
+            message = await receive()
+            if size := len(message.get("body", b"")):
+                left -= size
+                progress()
 
     def _note_size(self) -> None:
         """Count a body of undeclared length as small if it turned out to be."""

@@ -7,8 +7,10 @@ when its settings change.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from raymlops.serving.json_scan import most_values
 from raymlops.serving.refusal import Limits
 
 if TYPE_CHECKING:
@@ -25,16 +27,30 @@ OF_MODEL = b"x-model-version"
 """Header of every response of a model, in every release; responses of Serve and of the index lack it."""
 
 
+MAX_VALUES = b"x-model-max-values"
+"""Header by which a model announces this to the gateway, which removes it."""
+
+
 class Bounds(NamedTuple):
     """The limits of a request that matter before a replica has it."""
 
     timeout_s: float
     max_body_bytes: int
+    max_values: int | None = None
+    """Of a JSON body; None for any number."""
 
     @classmethod
-    def of(cls, limits: Limits) -> Bounds:
+    def of(cls, limits: Limits, *, values_per_row: int | None = None) -> Bounds:
         """Return the bounds in a model's limits."""
-        return cls(limits.timeout_s, limits.max_body_bytes)
+        most = most_values(values_per_row, max_rows=limits.max_rows)
+        return cls(limits.timeout_s, limits.max_body_bytes, most)
+
+    def allow_more_than(self, other: Bounds) -> bool:
+        """Return whether a body that the others refuse may be within these."""
+        values = math.inf if self.max_values is None else self.max_values
+        return self.max_body_bytes > other.max_body_bytes or (
+            other.max_values is not None and values > other.max_values
+        )
 
 
 SILENT = Bounds(timeout_s=300.0, max_body_bytes=64 * 1024 * 1024)
@@ -70,14 +86,29 @@ class KnownBounds:
         """Return the bounds of a request at this path; None if it is for no model."""
         if path.startswith(MODELS):
             return self._bounds.get(name_in(path), UNKNOWN)
-        if path.startswith(BY_INDEX):
-            return self._bounds.get(INDEX)  # until the index has answered, the path may be another application's
-        return None
+        index = self._bounds.get(INDEX)  # until it has answered, the path may be another application's
+        if index is None or not path.startswith(BY_INDEX):
+            return None
+        model = self._bounds.get(asked_for(path))
+        return index if model is None else index._replace(max_values=model.max_values)
+
+    def announced(self, name: str) -> Bounds | None:
+        """Return the bounds of a model that are known."""
+        return self._bounds.get(name)
+
+    def forget(self, name: str) -> None:
+        """Take the bounds of a model for unknown."""
+        self._bounds.pop(name, None)
 
 
 def name_in(path: str) -> str:
     """Return the model in a path below ``MODELS``; the index for others."""
     return path[len(MODELS) :].partition("/")[0] if path.startswith(MODELS) else INDEX
+
+
+def asked_for(path: str) -> str:
+    """Return the model in a path below ``MODELS`` or ``BY_INDEX``."""
+    return path.removeprefix(MODELS).removeprefix(BY_INDEX).partition("/")[0]
 
 
 KNOWN = KnownBounds()

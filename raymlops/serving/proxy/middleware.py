@@ -28,9 +28,11 @@ from starlette.middleware import Middleware
 from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.asgi import BODY, JSON, make_reply, refusal_reply, send_reply
 from raymlops.serving.auth import KEY_HEADERS
+from raymlops.serving.json_scan import MAX_LABEL_VALUES, JsonScan
 from raymlops.serving.names import GUARD, ROUTES
+from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.proxy.bodies import Account, Body, replayed
-from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, name_in
+from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, asked_for, name_in
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
@@ -136,8 +138,9 @@ class ProxyMiddleware:
             await self._model(scope, receive, send, client=client, until=until)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        with Body(self._account, declared) as body:
-            if bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes):
+        with Body(self._account, declared, scan=_scan_of(scope, bounds)) as body:
+            probed = bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes)
+            if probed:
                 bounds = await self._probe_bounds(scope, client)
             until = arrived + bounds.timeout_s + MARGIN_S
             unknown = bounds is UNKNOWN
@@ -151,6 +154,10 @@ class ProxyMiddleware:
                     pause_s=self._body_s,
                 )
             except Refusal as refusal:
+                if (
+                    refusal.status == 413 and not probed and not unknown
+                ):  # the model may have larger bounds since its last answer
+                    unknown = (await self._probe_bounds(scope, client)).allow_more_than(bounds)
                 await _refuse(LIMIT_UNKNOWN if unknown and refusal.status == 413 else refusal, scope, send)
                 return
             if taken is None:
@@ -170,12 +177,12 @@ class ProxyMiddleware:
 
         The request's body is not read meanwhile. Without an answer the known bounds stay.
         """
-        path = f"{MODELS}{name_in(scope['path'])}/readyz"
+        path = f"{MODELS}{asked_for(scope['path'])}/readyz"
         asking = {**scope, "method": "GET", "path": path, "raw_path": quote(path).encode(), "query_string": b""}
         asking["headers"] = list(_LEFT_TO_US)
         until = asyncio.get_running_loop().time() + self._body_s
         await self._model(asking, replayed([b""], _nothing_more), _nowhere, client=client, until=until)
-        return self._known.of_path(path) or UNKNOWN
+        return self._known.of_path(scope["path"]) or UNKNOWN
 
     async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
         """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
@@ -295,6 +302,15 @@ class _Answer:
 
     async def refuse(self, refusal: Refusal) -> None:
         await send_reply(refusal_reply(refusal, self._scope), self._send)
+
+
+def _scan_of(scope: Scope, bounds: Bounds) -> JsonScan | None:
+    """Return what scans the body of a request while it arrives; None for one that is not JSON alone."""
+    headers = dict(scope["headers"])
+    kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
+    if kind.lower().startswith(b"text/csv") or encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
+        return None
+    return JsonScan(MAX_LABEL_VALUES if scope["path"].endswith("/feedback") else bounds.max_values)
 
 
 async def _nothing_more() -> Message:

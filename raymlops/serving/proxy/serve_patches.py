@@ -1,7 +1,7 @@
-"""Patches of Ray Serve (2.60) in the processes that accept requests.
+"""Patches of Ray Serve (2.60) in the processes that accept requests, and one in those that answer them.
 
-Owns the names that are replaced, and why. Called by the hook in ``middleware``, which Serve runs in every such process
-before it listens; nothing here is for any other process.
+Owns the names that are replaced, and why. Called by the hook in ``middleware``, which Serve runs in every process that
+accepts requests before it listens, and by the replicas.
 """
 
 from __future__ import annotations
@@ -45,6 +45,27 @@ def patch_serve() -> None:
     restrict_ciphers()
     drop_slow_headers()
     bound_reading_ahead()
+
+
+def look_up_proxies_late() -> None:
+    """Let a replica look up the Python proxy that has a request's body only once it fetches the body.
+
+    Serve does so for each request, on the event loop; a small body travels with its request.
+    """
+    from ray.serve._private.common import StreamingHTTPRequest
+
+    original = StreamingHTTPRequest.receive_asgi_messages.fget
+    if getattr(original, "late", False):
+        return
+
+    def receive_asgi_messages(request: Any) -> Any:
+        def fetch(metadata: Any) -> Any:
+            return original(request)(metadata)
+
+        return fetch
+
+    receive_asgi_messages.late = True  # type: ignore[attr-defined]
+    StreamingHTTPRequest.receive_asgi_messages = property(receive_asgi_messages)
 
 
 def bind_grpc_as(http: Callable[[], Any]) -> None:

@@ -175,7 +175,7 @@ class RequestHandler:
         return form.encode(outputs, parsed, responder, signature=signature)
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
-        """Wait until a request may be parsed; its turn ends once its rows are queued for the model, or with it.
+        """Wait until a request may be parsed; its turn ends soon after its rows are queued for the model, or with it.
 
         Raises:
             Refusal: 503, too many large ones wait.
@@ -183,7 +183,7 @@ class RequestHandler:
         if not large:
             self.turns.note_small()
         elif (turn := await self.turns.take()) is not None:
-            exchange.end_turn = turn.end
+            exchange.end_turn, exchange.queue_turn = turn.end, turn.queue
 
     async def metadata(self, version: int, headers: Mapping[bytes, bytes]) -> dict[str, Any]:
         """Return a live version's metadata, whose columns may differ from this one's, and the list of live versions.
@@ -272,7 +272,7 @@ class RequestHandler:
         )
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
-        exchange.end_turn()  # the model has its own queue; a small request runs between the pieces of a large one
+        exchange.queue_turn()  # a small request runs between the pieces of a large one
         if route == "pinned" and version != self.identity.version:
             exchange.version = version
             outputs, exchange.model_seconds = await self.peers.ask(version, parsed.columns, rows=parsed.rows)

@@ -32,6 +32,7 @@ from raymlops.serving.arrival import ARRIVED, Ages, refuse_late
 from raymlops.serving.asgi import BODY, HTML, JSON, PRIVATE, BodyReader, make_reply, send_reply
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page, key_page, page_headers
+from raymlops.serving.json_scan import MAX_LABEL_VALUES
 from raymlops.serving.names import route_of
 from raymlops.serving.protocols import native, oip
 from raymlops.serving.protocols.base import Encoded
@@ -100,9 +101,6 @@ def _parsed(body: bytes, kind: LabelType) -> list[Label]:
 
 SMALL_LABELS_BYTES = 4_000
 """A body of labels this small is parsed faster than it is handed to a thread."""
-MAX_LABEL_VALUES = 500_000
-"""Values in one body of labels, of which each may be a list: more would hold up all other requests (see
-``json_body``)."""
 
 logger = logging.getLogger("ray.serve.raymlops")  # below Serve's logger, so that it reaches the replica's log
 

@@ -1,9 +1,10 @@
 """Turns of large requests beside small ones.
 
-Owns how many large requests a replica fetches and parses at a time, and how long it rests after one. Both take
-milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back after each of them. So
-beside small ones there is one large request at a time, in the order of arrival, and a rest before the next where others
-wait. Once no small one has come for a while, all that wait go on, and no large one waits here.
+Owns how many large requests a replica fetches, parses and, with a quick model, answers at a time, and how long it rests
+after one. All take milliseconds, partly in threads; the event loop that answers small ones gets the interpreter back
+after each of them. So beside small ones there is one large request at a time, in the order of arrival, and a rest
+before the next where others wait. Once no small one has come for a while, all that wait go on, and no large one waits
+here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ a quarter of the time, or more where their turns are long."""
 SHORT_S = 0.003
 """After a turn this short there is no rest: it holds up nobody, and rests would be most of the time of such bodies."""
 MOST_REST_S = 0.02
+OFTEN_S = 0.1
+"""Small requests at this distance at most come all the time: ..."""
+HOLD_S = 0.02
+"""... a quick model then answers a large request within its turn, since decoding and encoding hold the interpreter as
+parsing does; a slow one keeps nobody waiting for longer."""
 
 
 def rest_s(took_s: float, *, waiting: int) -> float:
@@ -76,11 +82,21 @@ class Turns:
             except TimeoutError:
                 continue  # unless another small one came meanwhile, nobody waits any longer
             self._free.clear()
-            return Turn(self._end, self._clock())
+            return Turn(self)
         return None
 
-    def _end(self, began: float) -> None:
-        rest = rest_s(self._clock() - began, waiting=self._waiting)
+    @property
+    def may_hold(self) -> bool:
+        """Return whether small requests come so often that a turn lasts on while the model has its rows."""
+        return self._clock() - self._small_at <= OFTEN_S
+
+    def now(self) -> float:
+        """Return the time, in seconds."""
+        return self._clock()
+
+    def ended(self, took_s: float) -> None:
+        """Let the next one have its turn after a rest, by the time that it took to fetch and to parse this one."""
+        rest = rest_s(took_s, waiting=self._waiting)
         if rest:
             asyncio.get_running_loop().call_later(rest, self._free.set)
         else:
@@ -90,14 +106,25 @@ class Turns:
 class Turn:
     """The turn of one request."""
 
-    __slots__ = ("_began", "_end")
+    __slots__ = ("_began", "_queued", "_turns")
 
-    def __init__(self, end: Callable[[float], None], began: float) -> None:
-        self._end: Callable[[float], None] | None = end
-        self._began = began
+    def __init__(self, turns: Turns) -> None:
+        self._turns: Turns | None = turns
+        self._began = turns.now()
+        self._queued: float | None = None
+
+    def queue(self) -> None:
+        """Record that the model has the rows: the turn ends, or with small ones all the time a little later."""
+        if self._turns is None:
+            return
+        self._queued = self._turns.now()
+        if self._turns.may_hold:
+            asyncio.get_running_loop().call_later(HOLD_S, self.end)
+        else:
+            self.end()
 
     def end(self) -> None:
         """Let the next one have its turn, after a rest; a second call does nothing."""
-        end, self._end = self._end, None
-        if end is not None:
-            end(self._began)
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.ended((turns.now() if self._queued is None else self._queued) - self._began)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -14,6 +15,7 @@ from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.protocols.grpc_messages import request_class
+from raymlops.serving.proxy.bounds import MAX_VALUES, KnownBounds
 from raymlops.serving.refusal import Limits
 from raymlops.serving.replica.grpc_front import GrpcReply
 from raymlops.serving.replica.peers import ServePeers
@@ -68,6 +70,21 @@ class FakePeers(ServePeers):
         return front
 
 
+class AnnouncingFront(FakeFront):
+    """Says how many values a body may have."""
+
+    async def answer(self, given):
+        reply = await super().answer(given)
+        return replace(reply, headers=(*reply.headers, (MAX_VALUES, b"60")))
+
+
+class AnnouncingPeers(ServePeers):
+    """The versions of such a model."""
+
+    def handle(self, version, *, large=False):
+        return AnnouncingFront(self._name, version)
+
+
 def model(name, version=7, **more):
     return {"name": name, "version": str(version), "digest": "d" * 64, "path": f"/models/{name}", **more}
 
@@ -113,6 +130,23 @@ def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
     called = asyncio.run(grpc_infer(one, "hung"))
     assert (called.code, "retry-after" in dict(called.metadata)) == (LATE, True)
     assert one._champions["hung"].peers.handle(7).cancelled == 2
+
+
+def test_a_models_bound_of_values_is_learned_from_its_answers_for_a_while():
+    """The guard of the gateway's process then refuses what has more; clients do not see the header."""
+    known = KnownBounds()
+    one = Gateway(AnnouncingPeers, known=known)
+    one.configure([model("flights")])
+
+    async def learn():
+        reply = await infer(one, "flights")
+        assert MAX_VALUES not in dict(reply.headers)
+        assert known.announced("flights").max_values == 60
+        (forgotten,) = [each for each in asyncio.get_running_loop()._scheduled if not each.cancelled()]
+        forgotten._run()
+        assert known.announced("flights") is None
+
+    asyncio.run(learn())
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():

@@ -200,6 +200,68 @@ def test_a_body_above_the_models_bound_is_refused():
         assert (b"connection", b"close") in sent[0]["headers"]
 
 
+KEYS = b'{"rows":[{' + b'"a":1,' * 20_000
+"""20,000 values, of a body that goes on."""
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body", "code"),
+    [
+        ("predict", [], KEYS, "too_many_rows"),
+        ("predict", [], b'{"rows":' + b"[" * 70_000, "too_deep"),
+        ("predict", [], b'{"rows":["' + b"[," * 40_000, None),
+        ("feedback", [], KEYS, None),
+        ("invocations", [(b"content-type", b"text/csv; charset=utf-8")], b"a,b\n" * 20_000, None),
+        ("infer", [(b"inference-header-content-length", b"9")], b"{" * 70_000, None),
+        ("predict", [(b"content-encoding", b"gzip")], b"," * 70_000, None),
+    ],
+)
+def test_a_body_with_too_much_in_it_is_refused_while_it_arrives(path, headers, body, code):
+    """Its rest is read and kept nowhere, as far as a body may go; texts and tables are no JSON."""
+    one, account = KnownBounds(), Account()
+    one.record("flights", Bounds(30.0, 200_000, 10_000))
+    log = []
+
+    async def app(scope, receive, send):
+        log.append(scope["method"])
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    chunks = [chunk(body[at : at + 16_384]) for at in range(0, len(body), 16_384)]
+    chunks += [chunk(b" ")] * 5 + [chunk(b" " * 200_000)] if code else [chunk(b"", more=False)]
+
+    sent = converse(app, chunks, path=f"/models/flights/{path}", headers=headers, known=one, account=account)
+    assert account.held == 0
+    if code is None:
+        assert sent[0]["status"] == 200
+    else:
+        assert status_and_code(sent) == (413 if code == "too_many_rows" else 400, code)
+        assert "POST" not in log
+
+
+def test_a_bound_that_was_raised_since_the_last_answer_is_asked_for():
+    """The body is to come again, and then reaches the model."""
+    one = KnownBounds()
+    one.record("flights", Bounds(30.0, 8_000_000, 10_000))
+    app = answering(told=(30.0, 8_000_000, 60_000))
+    pieces = [chunk(KEYS), chunk(b"", more=False)]
+    assert status_and_code(converse(app, list(pieces), known=one)) == (503, "retry")
+    assert converse(app, list(pieces), known=one)[0]["status"] == 200
+
+
+def test_the_gateway_has_a_models_own_bound_of_values():
+    """Once it is known, and until it is forgotten."""
+    one = KnownBounds()
+    path = "/v2/models/flights/infer"
+    one.record("flights", Bounds(30.0, 5, 10))
+    assert one.of_path(path) is None
+    one.record("", Bounds(60.0, 50))
+    assert one.of_path(path) == Bounds(60.0, 50, 10)
+    one.forget("flights")
+    assert one.of_path(path) == Bounds(60.0, 50)
+
+
 def answering(log=None, *, told=None, headers=()):
     """Return an application that answers 200, and tells these bounds of every name but ``nobody``."""
 

@@ -272,3 +272,25 @@ def test_serves_proxy_reads_a_body_no_further_ahead_than_it_may():
     first, second, third = asyncio.run(scenario())
     assert [len(first), len(second), len(third)] == [11, 11, 4]
     assert third[-1]["type"] == "http.disconnect"
+
+
+def test_a_replica_looks_up_the_proxy_once_it_fetches_a_body(monkeypatch):
+    """Not for a request whose body came with it; where there is no proxy, for the fetch alone it is looked up."""
+    from ray.serve._private import common
+
+    kept = common.StreamingHTTPRequest.receive_asgi_messages
+    monkeypatch.setattr(common.StreamingHTTPRequest, "receive_asgi_messages", kept)
+    looked_up = []
+
+    def get_actor(name, **_kwargs):
+        looked_up.append(name)
+        return SimpleNamespace(receive_asgi_messages=SimpleNamespace(remote=lambda metadata: f"body of {metadata}"))
+
+    monkeypatch.setattr(common.ray, "get_actor", get_actor)
+    serve_patches.look_up_proxies_late()
+    serve_patches.look_up_proxies_late()
+    request = common.StreamingHTTPRequest({}, proxy_actor_name="proxy")
+    fetch = request.receive_asgi_messages
+    assert looked_up == []
+    assert [fetch("one"), fetch("two")] == ["body of one", "body of two"]
+    assert looked_up == ["proxy"]

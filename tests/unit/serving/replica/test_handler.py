@@ -276,13 +276,13 @@ class Watched(Turns):
             self.at_once = max(self.at_once, self.held)
         return turn
 
-    def _end(self, began):
+    def ended(self, took_s):
         self.held -= 1
-        super()._end(began)
+        super().ended(took_s)
 
 
 def test_beside_small_requests_large_ones_take_turns():
-    """One at a time until it is parsed, in every protocol; each turn ends, whatever the outcome."""
+    """One at a time until it is answered, in every protocol; each turn ends, whatever the outcome."""
     front = make_front(turns=Watched())
     turns = front.handler.turns
     labels = b'{"labels":[%s]}' % (b" " * 70_000)

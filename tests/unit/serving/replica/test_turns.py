@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from raymlops.serving.refusal import Refusal
-from raymlops.serving.replica.turns import BESIDE_S, MOST_REST_S, MOST_RESTS, Turns, rest_s
+from raymlops.serving.replica.turns import BESIDE_S, HOLD_S, MOST_REST_S, MOST_RESTS, OFTEN_S, Turns, rest_s
 
 
 class Clock:
@@ -131,5 +131,38 @@ def test_a_request_that_is_given_up_keeps_no_turn():
         clock.now += 60.0
         turns.note_small()
         (await turns.take()).end()
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_lasts_on_while_a_quick_model_has_its_rows_where_small_ones_come_all_the_time(monkeypatch):
+    """Until it is answered, or for 20 ms; the rest is by what came before. Small ones now and then let it end."""
+    clock = Clock()
+
+    async def scenario():
+        later = []
+        monkeypatch.setattr(asyncio.get_running_loop(), "call_later", lambda *given: later.append(given))
+        turns = Turns(clock=clock)
+        turns.note_small()
+        first = await turns.take()
+        second = asyncio.create_task(turns.take())
+        await settle()
+        clock.now += 0.005
+        first.queue()
+        ((held_s, over),) = later
+        await settle()
+        assert (held_s, second.done()) == (HOLD_S, False)
+        clock.now += 0.01
+        over()
+        (_, (rest, _)) = later
+        assert rest == pytest.approx(0.005)
+        turns._free.set()
+        (await second).end()
+        turns._free.set()
+        clock.now += 2 * OFTEN_S
+        third = await turns.take()
+        third.queue()
+        assert len(later) == 2
+        assert turns._free.is_set()
 
     asyncio.run(scenario())
