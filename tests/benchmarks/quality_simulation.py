@@ -26,16 +26,19 @@ def intervals(runs: int) -> None:
     """Print how often an interval at 95% holds the truth."""
     runs *= 5  # of 2,000 runs one share in seven would be off by half a point and more
     print(f"\nIntervals at 95%, looked at once, {runs} runs: share that holds the truth, by clusters")
+    print("(as many of unlike size or weight as are worth so many of one)")
     print(f"{'':44} " + " ".join(f"{count:>8}" for count in CLUSTERS))
     for world in (*WORLDS, COUNTED):
         shares = [rates.covered(world, clusters=count, runs=runs) for count in CLUSTERS]
         print(f"{world.name:44} " + " ".join(f"{share:8.2%}" for share in shares), flush=True)
-    shares = [rates.auc_covered(clusters=count, rows=5, runs=runs) for count in CLUSTERS]
-    print(f"{'5 rows, AUC by pseudo-values':44} " + " ".join(f"{share:8.2%}" for share in shares))
+    runs //= 5
+    print(f"\nLikewise, {runs} runs")
     for loss in (squared, log):
         shares = [rates.lost_covered(loss, rows=count, runs=runs) for count in CLUSTERS]
         name = f"skill lost since promotion, {loss.__name__}"
         print(f"{name:44} " + " ".join(f"{share:8.2%}" for share in shares), flush=True)
+    shares = [rates.auc_covered(clusters=count, rows=5, runs=runs) for count in CLUSTERS]
+    print(f"{'5 rows, AUC by pseudo-values':44} " + " ".join(f"{share:8.2%}" for share in shares), flush=True)
 
 
 def looks(runs: int) -> None:

@@ -78,6 +78,15 @@ class Moments:
         """Return how many there are."""
         return self.sums[..., 0]
 
+    @property
+    def few(self) -> str:
+        """Say that clusters are too few to be judged; empty where they are enough."""
+        count, worth = int(self.sums[0]), float(np.nan_to_num(self.estimate().effective))
+        if worth >= FEWEST:
+            return ""
+        told = "," if round(worth) == count else f", worth {worth:.0f} of one size,"
+        return f"{count:,} labelled requests{told} and {FEWEST} are needed"
+
     def estimate(self) -> Estimate:
         """Return the ratio of the sums, with its error; NaN without clusters."""
         n, m, m2, m3, m4, s, sm, sm2, s2, s2m, s3 = np.moveaxis(self.sums, -1, 0)

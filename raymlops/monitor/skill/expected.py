@@ -79,6 +79,16 @@ class Expectation:
         count = len(totals)
         return cls(means, numbers / numbers.sum(), parts.T @ parts * (count / max(count - 1, 1)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, for the bundle; a class without rows has null."""
+        means = [None if math.isnan(mean) else mean for mean in self.means.tolist()]
+        return {"means": means, "shares": self.shares.tolist(), "covariance": self.covariance.tolist()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Expectation:
+        """Rebuild it from the data."""
+        return cls(*(np.array(data[name], dtype=np.float64) for name in ("means", "shares", "covariance")))
+
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """Return which classes the reference has rows of: other labels cannot be judged."""
@@ -119,6 +129,17 @@ class Window:
         found = self.lost.estimate()
         low, high = replace(found, variance=found.variance + self.error**2).interval(level)
         return float(low), float(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data of some thirty numbers, whatever the rows of the window."""
+        sums = {name: getattr(self, name).sums.tolist() for name in ("lost", "losses")}
+        return {name: getattr(self, name) for name in ("loss", "reference", "expected", "error")} | sums
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Window:
+        """Rebuild it from the data."""
+        sums = {name: Moments(np.array(data[name], dtype=np.float64)) for name in ("lost", "losses")}
+        return cls(**{name: float(data[name]) for name in ("loss", "reference", "expected", "error")}, **sums)
 
     @property
     def skill(self) -> float:

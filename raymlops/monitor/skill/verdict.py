@@ -1,7 +1,7 @@
 """The verdict on a model's quality since its promotion, and on a challenger beside it. Pure.
 
 Both may be asked for at every window or every day. A model that is as it was is called worse, at any look of its life,
-with probability at most ``level``: three quarters of that are for chance in the windows (``always``), a quarter for
+with probability at most ``level``: three quarters of that are for chance in the windows (``sequence``), a quarter for
 chance in the reference rows, which is the same in all windows and does not average out.
 """
 
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy import special
 
-from raymlops.monitor.skill import always
-from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments, by_cluster
+from raymlops.monitor.skill import sequence
+from raymlops.monitor.skill.clusters import Estimate, Moments, by_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,20 +85,21 @@ def judge(
     whole = Moments(sums.sums.sum(axis=0))
     found = whole.estimate()
     clusters = float(np.nan_to_num(found.effective))
-    low, high = always.interval(found, alpha=2 * chance)
-    blur = reach * float(errors @ sums.sums[:, 1] / whole.sums[1])
+    low, high = sequence.interval(found, alpha=2 * chance)
+    blur = reach * float(errors @ sums.sums[:, 1] / max(whole.sums[1], 1e-300))
     lower, upper = (float(end) if math.isfinite(end) else None for end in (low - blur, high + blur))
-    log_evidence, since = always.log_evidence_since(sums.less(margin + reach * errors))
+    log_evidence, since = sequence.log_evidence_since(sums.less(margin + reach * errors))
     evidence, limit = math.exp(min(float(log_evidence), _LARGEST)), 1 / chance
 
     def say(outcome: Outcome, reason: str) -> Verdict:
         began = int(since) if outcome == "worse" else None
-        return Verdict(outcome, reason, float(found.value), lower, upper, clusters, evidence, limit, began)
+        value = float(found.value) if clusters else None
+        return Verdict(outcome, reason, value, lower, upper, clusters, evidence, limit, began)
 
     if refused:
         return say("no verdict", refused)
-    if clusters < FEWEST:
-        return say("not enough labels", f"{clusters:.0f} labelled requests, and {FEWEST} are needed")
+    if whole.few:
+        return say("not enough labels", whole.few)
     if evidence >= limit:
         lately = Moments(sums.sums[int(since) :].sum(axis=0)).estimate()
         reason = (
@@ -120,7 +121,7 @@ def above(losses: Sequence[Moments], bound: float, *, level: float = LEVEL) -> t
     """
     if not losses:
         return False, 1.0
-    log_evidence, _ = always.log_evidence_since(Moments(np.stack([one.sums for one in losses])).less(bound))
+    log_evidence, _ = sequence.log_evidence_since(Moments(np.stack([one.sums for one in losses])).less(bound))
     evidence = math.exp(min(float(log_evidence), _LARGEST))
     return evidence >= 1 / level, evidence
 
@@ -162,9 +163,9 @@ class Paired:
         worse by more than ``margin`` is called no worse as rarely.
         """
         found = self.estimate()
-        low, high = always.interval(found, alpha=2 * level)
-        if not math.isfinite(low):
-            return "not enough labels", f"{found.effective:.0f} labelled requests, and {FEWEST} are needed"
+        low, high = sequence.interval(found, alpha=2 * level)
+        if self.difference.few:
+            return "not enough labels", self.difference.few
         told = f"{found.value:+.3f} of skill lost by the challenger, between {low:+.3f} and {high:+.3f}"
         if low > 0:
             return "worse", told

@@ -92,6 +92,15 @@ def test_a_score_has_the_tail_of_students_t():
     assert found.z() == pytest.approx(2.168, abs=1e-3)
 
 
+def test_few_clusters_are_told_with_what_they_are_worth():
+    """40 of one size are enough; 60 of which one has all the rows are worth one."""
+    assert Moments.of(np.arange(40.0)).few == ""
+    assert Moments.of(np.arange(39.0)).few == "39 labelled requests, and 40 are needed"
+    one = Moments.of(np.arange(60.0), np.append(np.full(59, 0.001), 1000.0))
+    assert one.few == "60 labelled requests, worth 1 of one size, and 40 are needed"
+    assert Moments.none().few == "0 labelled requests, and 40 are needed"
+
+
 def test_what_does_not_vary_has_no_score():
     """Equal losses say nothing of chance."""
     assert Moments.of([0.2, 0.2, 0.2]).estimate().z(0.1) == 0

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from raymlops.monitor.skill.expected import (
     Expectation,
+    Window,
     base_rate_loss,
     label_edges,
     label_shares,
@@ -60,6 +63,18 @@ def test_skill_that_was_lost_is_what_losses_of_each_class_rose_by():
     assert found.lost.estimate().value == pytest.approx(0.2)
     assert found.expected_skill - found.skill == pytest.approx(0.2)
     assert found.loss == found.losses.estimate().value == pytest.approx((3 * 0.25 + 7 * 0.65) / 10)
+
+
+def test_windows_and_expectations_are_kept_as_json():
+    """Numbers alone, a class without rows as null; what is read back says the same."""
+    found = window_skill([0, 0, 1], [0.1, 0.2, 0.9], clusters=[0, 1, 2], expectation=KNOWN, reference=0.25)
+    back = Window.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert back.interval() == found.interval()
+    assert back.losses.sums.tolist() == found.losses.sums.tolist()
+    known = Expectation.of([0, 1, 1], [0.2, 0.4, 0.5], clusters=[0, 1, 2], classes=3)
+    again = Expectation.from_dict(json.loads(json.dumps(known.to_dict())))
+    assert again.known.tolist() == [True, True, False]
+    assert again.at([0.5, 0.5, 0]) == known.at([0.5, 0.5, 0])
 
 
 def test_the_interval_of_a_window_has_the_error_of_the_reference():

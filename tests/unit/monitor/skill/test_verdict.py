@@ -15,8 +15,10 @@ def window(mean, *, requests=100, spread=0.5, error=0.0):
 
 
 def test_nothing_is_said_without_labels():
-    """No window, or requests below 40."""
+    """No window, one of nothing, or requests below 40."""
     assert judge([]).outcome == "not enough labels"
+    empty = judge([Window(loss=0.0, reference=1.0, expected=0.0, lost=Moments.none(), error=0.1)])
+    assert (empty.outcome, empty.lost, empty.evidence) == ("not enough labels", None, 1.0)
     found = judge([window(0.9, requests=38)])
     assert found.outcome == "not enough labels"
     assert found.reason == "38 labelled requests, and 40 are needed"

@@ -1,4 +1,4 @@
-"""Bounds and evidence of an estimate that may be looked at as often as one likes. Pure.
+"""Bounds and evidence of an estimate, for as many looks as one likes. Pure.
 
 While clusters come in, the standard normal score z of their mean against its true value is about that of a Brownian
 motion at the time t, counted in clusters. So for any spread of effects, here half a normal one with the variance
@@ -55,7 +55,7 @@ def score_bound(clusters: Any, *, alpha: float) -> Any:
 
 def interval(estimate: Estimate, *, alpha: float = 0.05) -> tuple[Any, Any]:
     """Return bounds that ever fail with probability at most ``alpha``; infinite ones below ``FEWEST`` clusters."""
-    few = np.asarray(estimate.effective) < FEWEST
+    few = ~(np.asarray(estimate.effective) >= FEWEST)
     low, high = estimate.bounds(score_bound(np.maximum(estimate.effective, 1.0), alpha=alpha / 2))
     return np.where(few, -np.inf, low)[()], np.where(few, np.inf, high)[()]
 
