@@ -9,9 +9,10 @@ It holds while p(event | answer) is what it was: when rows are drawn otherwise. 
 most, of what a label means for given features, and is why it decides nothing.
 
 **Calibration** is measured on labelled rows, never taken from the model: the share of events in bins of equal mass,
-with bounds by request, made monotone (Ayer, Brunk, Ewing, Reid and Silverman, 1955) and linear between the bins. Every
-estimate comes with its error on labelled rows which it was not fitted to: requests are in two halves, and each half is
-estimated with the other one's calibration.
+with bounds by request, made monotone (Ayer, Brunk, Ewing, Reid and Silverman, 1955). By how much log odds are off is
+linear between the bins, and beyond the outer ones what it is there: a share that stays would be wrong for rows that
+moved to where few were labelled. Every estimate comes with its error on labelled rows which it was not fitted to:
+requests are in two halves, and each half is estimated with the other one's calibration.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from raymlops.monitor.skill.clusters import FEWEST, Estimate, Floats, Moments, by_cluster
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 BINS = 20
 _IN_BIN = 20
 """Clusters that a bin has at least."""
+_SURE = 1e-6
+"""A model that says less counts as if it said this."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The probability of an event by what a model says it is; both of shape (knots,), increasing."""
+    """The probability of an event by what a model says it is: its log odds, and by how much they are off, (knots,)."""
 
-    confidence: Floats
-    probability: Floats
+    odds: Floats
+    off: Floats
     bins: tuple[Bin, ...] = ()
 
     @classmethod
@@ -71,12 +74,15 @@ class Calibration:
         place = np.searchsorted(edges, said, "left")
         bins = tuple(_bin(said[here], true[here], names[here], w[here]) for here in _groups(place))
         weight = np.array([one.rows for one in bins])
-        shares = optimize.isotonic_regression([one.share for one in bins], weights=weight).x
-        return cls(np.array([one.confidence for one in bins]), np.asarray(shares), bins)
+        shares = np.asarray(optimize.isotonic_regression([one.share for one in bins], weights=weight).x)
+        odds = special.logit(np.clip([one.confidence for one in bins], _SURE, 1 - _SURE))
+        least = 0.5 / weight  # of none in a bin, half a row
+        return cls(odds, special.logit(np.clip(shares, least, 1 - least)) - odds, bins)
 
     def of_confidence(self, confidence: Any) -> Floats:
         """Return the probability of the event for each row."""
-        return np.interp(np.asarray(confidence, dtype=np.float64), self.confidence, self.probability)
+        odds = special.logit(np.clip(np.asarray(confidence, dtype=np.float64), _SURE, 1 - _SURE))
+        return np.asarray(special.expit(odds + np.interp(odds, self.odds, self.off)))
 
     @property
     def unlike(self) -> tuple[Bin, ...]:

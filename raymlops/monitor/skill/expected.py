@@ -138,8 +138,9 @@ class Window:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Window:
         """Rebuild it from the data."""
-        sums = {name: Moments(np.array(data[name], dtype=np.float64)) for name in ("lost", "losses")}
-        return cls(**{name: float(data[name]) for name in ("loss", "reference", "expected", "error")}, **sums)
+        lost, losses = (Moments(np.array(data[name], dtype=np.float64)) for name in ("lost", "losses"))
+        loss, reference, expected, error = (float(data[name]) for name in ("loss", "reference", "expected", "error"))
+        return cls(loss, reference, expected, lost, error, losses)
 
     @property
     def skill(self) -> float:

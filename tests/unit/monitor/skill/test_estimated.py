@@ -44,7 +44,7 @@ def test_a_calibration_is_measured_and_not_believed():
     said, true = overconfident()
     found = Calibration.of(said, true, clusters=np.arange(len(said)))
     assert found.of_confidence([0.88])[0] == pytest.approx(0.73, abs=0.05)
-    assert (np.diff(found.probability) >= 0).all()
+    assert (np.diff(found.of_confidence(np.linspace(0, 1, 100))) >= 0).all()
     assert len(found.bins) == 20
     assert len(found.unlike) > 10
 
@@ -62,9 +62,9 @@ def test_few_requests_are_no_calibration():
 
 
 def test_one_confidence_is_one_bin():
-    """A model that always says .3: what came true, .5."""
+    """A model that always says .3, of which .5 came true: log odds of 7 / 3 more, of .9 as of .3."""
     found = Calibration.of(np.full(100, 0.3), np.tile([0, 1], 50), clusters=np.arange(100))
-    assert found.of_confidence([0.3, 0.9]) == pytest.approx([0.5, 0.5])
+    assert found.of_confidence([0.3, 0.9]) == pytest.approx([0.5, 21 / 22])
 
 
 def test_the_error_on_labelled_rows_is_of_rows_that_were_not_fitted():
@@ -78,6 +78,34 @@ def test_the_error_on_labelled_rows_is_of_rows_that_were_not_fitted():
     found = error_on_labelled(said, true, losses, clusters=np.arange(len(said)))
     assert abs(found.value) < 3 * found.error < 0.02
     assert losses(said).mean() < -0.03
+
+
+def drawn(number, *, moved=0.0, slope=1.5, seed=5):
+    """Return what a model says of rows, and what comes true: log odds are 1.5 x - 1.5 while nothing changed."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(number) + moved
+    return 1 / (1 + np.exp(1.5 - 1.5 * x)), rng.random(number) < 1 / (1 + np.exp(1.5 - slope * x))
+
+
+@pytest.mark.parametrize("moved", [-1.0, 1.0])
+def test_rows_that_moved_are_estimated(moved):
+    """A base rate of .26 becomes .10 or .51: mean squared loss within .01 of what came true."""
+    said, true = drawn(8000)
+    found = Calibration.of(said, true, clusters=np.arange(8000))
+    said, true = drawn(20_000, moved=moved, seed=6)
+    estimated = expected_losses(found.of_confidence(said), if_true=(1 - said) ** 2, if_false=said**2).mean()
+    assert estimated == pytest.approx(((said - true) ** 2).mean(), abs=0.01)
+
+
+def test_labels_that_mean_something_else_are_not_seen():
+    """The other way round, by 1.5: the loss doubles and more, and confidence says what it said."""
+    said, true = drawn(8000)
+    found = Calibration.of(said, true, clusters=np.arange(8000))
+    before = ((said - true) ** 2).mean()
+    said, true = drawn(20_000, slope=-1.5, seed=6)
+    estimated = expected_losses(found.of_confidence(said), if_true=(1 - said) ** 2, if_false=said**2).mean()
+    assert estimated == pytest.approx(before, abs=0.01)
+    assert ((said - true) ** 2).mean() > 2 * before
 
 
 def test_a_warning_needs_more_than_the_margin_and_the_error():
