@@ -45,6 +45,7 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/drift_scan.py
 	$(BIN)/python tests/benchmarks/drift_between_columns.py
 	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
+	$(BIN)/python tests/benchmarks/quality_simulation.py --runs 200
 
 .venv/.recipes: pyproject.toml
 	$(PYTHON) -m venv .venv

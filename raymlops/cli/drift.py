@@ -59,7 +59,7 @@ def drift(
             hint=f"raymlops drift {name} compares what the champion gets.",
         )
     if test_message:
-        from raymlops.lifecycle.watch.messengers import send_test
+        from raymlops.lifecycle.watch.messaging.messengers import send_test
 
         sent = send_test(chosen.spec)
         return Answer(sent.to_dict(), sent.text(), exit_code=sent.exit_code)

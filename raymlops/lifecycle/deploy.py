@@ -27,7 +27,7 @@ from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
-from raymlops.lifecycle.watch.messengers import check_notify
+from raymlops.lifecycle.watch.messaging.messengers import check_notify
 from raymlops.records import DeploymentRecord
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment

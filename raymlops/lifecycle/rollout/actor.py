@@ -194,7 +194,7 @@ class ControllerActor:
         from raymlops.lifecycle.watch.gauges import WatchGauges
         from raymlops.lifecycle.watch.judge import Judge
         from raymlops.lifecycle.watch.kept_report import KeptReports
-        from raymlops.lifecycle.watch.outbox import Outbox
+        from raymlops.lifecycle.watch.messaging.outbox import Outbox
         from raymlops.tracking.client import tracker
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)

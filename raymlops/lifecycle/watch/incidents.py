@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError
-from raymlops.lifecycle.watch.messages import message_about
+from raymlops.lifecycle.watch.messaging.messages import message_about
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.monitor.own_windows import lag_of
 from raymlops.state.drift import BOUNDED, Baseline, Filed, Incident

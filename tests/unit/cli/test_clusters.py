@@ -91,6 +91,7 @@ def test_status_names_a_cluster_that_up_did_not_start(cluster, tmp_path, monkeyp
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "here"))
     monkeypatch.setenv("RAYMLOPS_STATE_URL", f"sqlite:///{tmp_path}/state.db")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", cluster.url)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
     application = {
         "name": "m--v1",
         "route_prefix": "/models/m",

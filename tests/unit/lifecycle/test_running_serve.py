@@ -51,6 +51,7 @@ def test_a_model_without_keys_that_others_reach_is_said(cluster, tmp_path):
 def test_the_cluster_is_the_one_that_a_configuration_names(cluster, tmp_path, monkeypatch):
     """Whatever runs on this machine."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
     data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "cluster": {"dashboard": cluster.url}}
     assert exposed(source=data) is not None
 

@@ -12,9 +12,9 @@ import pytest
 from receiver import receiver
 from stored import put
 
-from raymlops.lifecycle.watch import outbox as outbox_module
-from raymlops.lifecycle.watch.messengers import Delivery
-from raymlops.lifecycle.watch.outbox import LEASE, MAX_RETRY_S, SENDERS, THREAD, TURN_S, Outbox
+from raymlops.lifecycle.watch.messaging import outbox as outbox_module
+from raymlops.lifecycle.watch.messaging.messengers import Delivery
+from raymlops.lifecycle.watch.messaging.outbox import LEASE, MAX_RETRY_S, SENDERS, THREAD, TURN_S, Outbox
 from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
 from raymlops.state.lease import lease
@@ -281,7 +281,7 @@ PROGRAM = """
 import sys
 import threading
 from datetime import datetime
-from raymlops.lifecycle.watch.outbox import Outbox
+from raymlops.lifecycle.watch.messaging.outbox import Outbox
 from raymlops.state.store import State
 
 with State.open(sys.argv[1]) as state:

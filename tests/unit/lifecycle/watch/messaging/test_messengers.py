@@ -11,7 +11,7 @@ from receiver import receiver
 from raymlops.config.base import SecretRef
 from raymlops.config.load import load_data
 from raymlops.errors import ConfigError, UsageError
-from raymlops.lifecycle.watch.messengers import MAX_URLS, check_notify, deliver, send_test
+from raymlops.lifecycle.watch.messaging.messengers import MAX_URLS, check_notify, deliver, send_test
 
 
 @pytest.fixture

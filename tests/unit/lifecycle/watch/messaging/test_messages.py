@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from raymlops.lifecycle.watch.messages import MAX_BODY, message_about, shown
+from raymlops.lifecycle.watch.messaging.messages import MAX_BODY, message_about, shown
 from raymlops.state.drift import Incident, JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

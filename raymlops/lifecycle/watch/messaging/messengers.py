@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from raymlops.config.base import resolve_lines
 from raymlops.errors import ConfigError, Problem, UnreachableError, UsageError
-from raymlops.lifecycle.watch.send import UNKNOWN
+from raymlops.lifecycle.watch.messaging.send import UNKNOWN
 from raymlops.records import Record
 from raymlops.state.engine import this_user
 

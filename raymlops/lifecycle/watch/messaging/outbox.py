@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import RaymlopsError, RefusedError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.prediction_log import last_deployed
-from raymlops.lifecycle.watch.messengers import deliver, urls_of
+from raymlops.lifecycle.watch.messaging.messengers import deliver, urls_of
 from raymlops.state.lease import lease
 from raymlops.state.messages import put_message, unsent_messages
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from raymlops.lifecycle.watch.messengers import Tone
+    from raymlops.lifecycle.watch.messaging.messengers import Tone
     from raymlops.state.messages import Message, Told
     from raymlops.state.store import State
 

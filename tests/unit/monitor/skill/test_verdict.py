@@ -1,0 +1,127 @@
+import math
+
+import numpy as np
+import pytest
+
+from raymlops.monitor.skill.clusters import Moments
+from raymlops.monitor.skill.expected import Window
+from raymlops.monitor.skill.verdict import Paired, above, judge
+
+
+def window(mean, *, requests=100, spread=0.5, error=0.0):
+    """Return a window in which requests lost ``mean`` of skill, half of them more and half less by ``spread``."""
+    lost = mean + spread * np.tile([-1.0, 1.0], requests // 2)
+    return Window(loss=0.5, reference=1.0, expected=0.5 - mean, lost=Moments.of(lost), error=error)
+
+
+def test_nothing_is_said_without_labels():
+    """No window, one of nothing, or requests below 40."""
+    assert judge([]).outcome == "not enough labels"
+    empty = judge([Window(loss=0.0, reference=1.0, expected=0.0, lost=Moments.none(), error=0.1)])
+    assert (empty.outcome, empty.lost, empty.evidence) == ("not enough labels", None, 1.0)
+    found = judge([window(0.9, requests=38)])
+    assert found.outcome == "not enough labels"
+    assert found.reason == "38 labelled requests, and 40 are needed"
+    assert found.low is None
+
+
+def test_few_labels_are_told_from_a_model_that_is_as_before():
+    """At 100 requests the bound is about .05 x 3.7; at 2,000 a fifth of it, below the .1 that must be visible."""
+    found = judge([window(0.0)])
+    assert found.outcome == "not enough labels"
+    assert found.high > 0.1
+    found = judge([window(0.0)] * 20)
+    assert found.outcome == "as before"
+    assert 0.03 < found.high < 0.1
+    assert found.low == pytest.approx(-found.high)
+
+
+def test_a_model_that_lost_skill_is_worse():
+    """.3 in each of five windows of 100, 13 standard errors, since the first."""
+    found = judge([window(0.3)] * 5)
+    assert found.outcome == "worse"
+    assert found.since == 0
+    assert found.lost == pytest.approx(0.3)
+    assert found.evidence > found.limit == 100
+    assert found.reason.startswith("0.300 of skill lost since window 1 of 5, more than 0.01")
+
+
+def test_a_change_after_a_long_calm_is_found():
+    """Fifty windows without loss and three of .3: an average of .017 would show nothing."""
+    found = judge([window(0.0)] * 50 + [window(0.3)] * 3)
+    assert found.outcome == "worse"
+    assert found.since == 50
+
+
+def test_less_than_the_margin_is_never_worse():
+    """However sure: .009 at a millionth of an error, and .03 with a margin of .05."""
+    assert judge([window(0.009, spread=1e-3)] * 20).outcome == "as before"
+    assert judge([window(0.03, spread=1e-2)] * 20).outcome == "worse"
+    assert judge([window(0.03, spread=1e-2)] * 20, margin=0.05).outcome == "as before"
+
+
+def test_the_error_of_the_reference_does_not_average_out():
+    """.05 is worse by exact reference rows, and may be the chance of those whose error is .02: 2.8 x .02 > .04."""
+    assert judge([window(0.05)] * 100).outcome == "worse"
+    found = judge([window(0.05, error=0.02)] * 100)
+    assert found.outcome == "not enough labels"
+    assert found.limit == pytest.approx(1 / 0.0075)
+    assert found.low < 0.05 - 2.8 * 0.02
+
+
+def test_labels_that_are_not_to_be_believed_give_no_verdict():
+    """Whatever they say; the numbers are told all the same."""
+    found = judge([window(0.9)] * 5, refused="one key sent 90% of the labels")
+    assert (found.outcome, found.reason) == ("no verdict", "one key sent 90% of the labels")
+    assert found.lost == pytest.approx(0.9)
+
+
+def test_evidence_stays_a_number():
+    """Of a loss of which nobody can doubt."""
+    assert math.isfinite(judge([window(0.9, spread=1e-6)] * 100).evidence)
+
+
+def paired(difference, *, requests=400, spread=0.1):
+    """Return two models whose losses differ by ``difference`` on average, of a reference loss of .5."""
+    champion = np.linspace(0.2, 0.6, requests)
+    challenger = champion + difference + spread * np.tile([-1.0, 1.0], requests // 2)
+    return Paired.of(champion, challenger, clusters=np.arange(requests), reference=0.5)
+
+
+def test_two_models_are_compared_by_the_same_requests():
+    """Their losses vary by .2 and more; their difference, in skill, by .2 / sqrt(400) = .01."""
+    found = paired(0.1).difference.estimate()
+    assert found.value == pytest.approx(0.2)
+    assert found.error == pytest.approx(0.01, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("difference", "requests", "said"),
+    [
+        (0.1, 400, "worse"),
+        (-0.1, 400, "better"),
+        (0.0, 20_000, "no worse"),
+        (0.0, 400, "not enough labels"),
+        (0.1, 38, "not enough labels"),
+    ],
+)
+def test_a_challenger_is_worse_better_or_no_worse(difference, requests, said):
+    """Bounds of about 3.5 standard errors of .2 / sqrt(requests), and a margin of .01."""
+    assert paired(difference, requests=requests).compare()[0] == said
+
+
+def test_days_add():
+    """Two days of 200 requests are one of 400."""
+    one, other = paired(0.1, requests=200), paired(0.1, requests=200)
+    both = one + other
+    assert both.difference.clusters == 400
+    assert both.champion.estimate().value == pytest.approx(0.8)
+    assert both.challenger.estimate().value == pytest.approx(1.0)
+
+
+def test_a_mean_above_a_bound_is_told_since_some_window():
+    """.2 of 100 requests with a spread of .1 is surely above .1, and never above .2."""
+    losses = [Moments.of(0.2 + 0.1 * np.tile([-1.0, 1.0], 50))] * 5
+    assert above(losses, 0.1)[0]
+    assert above(losses, 0.2)[0] is False
+    assert above([], 0.2) == (False, 1.0)
