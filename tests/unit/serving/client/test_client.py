@@ -62,14 +62,14 @@ def test_an_endpoint_of_an_authority_of_ones_own(tmp_path, monkeypatch):
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"https://localhost:{server.server_port}"
-        with pytest.raises(NotFoundError), Client(url, ca_file=cert) as client:
+        with pytest.raises(NotFoundError), Client(url, ca_file=cert, retries=0) as client:
             client.describe("m")
         with pytest.raises(EndpointUnreachableError), Client(url, retries=0) as client:
             client.describe("m")
         monkeypatch.setenv("RAYMLOPS_CA_FILE", cert)
 
         async def ask():
-            async with AsyncClient(url) as client:
+            async with AsyncClient(url, retries=0) as client:
                 await client.describe("m")
 
         with pytest.raises(NotFoundError):

@@ -297,7 +297,7 @@ def test_what_all_clients_have_not_read_is_bounded():
 
     async def conversation():
         async with listening(large, Bounded) as address:
-            first, second = [await asyncio.open_connection(*address, limit=1) for _ in range(2)]
+            first, second = [await asyncio.open_connection(*address, limit=65_536) for _ in range(2)]
             for reader, writer in (first, second):
                 writer.write(LAST)
                 await reader.readexactly(1)  # it is on its way, and far from read
