@@ -1,8 +1,8 @@
 """Values and depth of a JSON body, counted as it arrives, before anybody parses it. Pure.
 
 Owns how many values a body may have, and that it is refused once it has more or is nested too deeply. orjson holds the
-interpreter, and so all other requests, until it has made an object of each value: .2 s for 8 MB. And what is too much
-by a tenth of its bytes need not be received to its end, nor handed over to a replica.
+interpreter, and so all other requests, until it has made an object of each value: .2 s for 8 MB. A body that is refused
+while it arrives is handed over to no replica.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def most_values(values_per_row: int | None, *, max_rows: int) -> int | None:
 class JsonScan:
     """What was seen of one body, which may have ``most`` values; None for any number.
 
-    All values but the first of a list or an object follow a comma. ``looks_large`` counts what texts hold, too, in a
-    hundredth of the time of ``add``, which does not.
+    All values but the first of a list or an object follow a comma. ``looks_large`` takes a hundredth of the time of
+    ``add``. It counts commas in texts, too, so that it misses no body with too many values. Closing brackets in a text
+    may hide depth from it, which the parser then refuses.
     """
 
     def __init__(self, most: int | None) -> None:

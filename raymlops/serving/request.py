@@ -56,8 +56,9 @@ class Exchange:
     columns: Columns | None = None
     outputs: Columns | None = None
     end_turn: Callable[[], None] = lambda: None
-    queue_turn: Callable[[], None] = lambda: None
     """Ends the turn of a large request, where it has one."""
+    queue_turn: Callable[[], None] = lambda: None
+    """Records that the model has its rows, which ends the turn or lets it last a little longer."""
 
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""

@@ -50,7 +50,7 @@ def test_values_are_counted_wherever_a_body_is_cut(value, size, ascii_alone):
 
 @given(values, st.integers(1, 9))
 def test_a_body_that_does_not_look_large_is_not(value, size):
-    """The quick look counts what texts hold as well, so that it never sees less."""
+    """Of values, the quick look counts what texts hold as well, so that it never sees fewer."""
     body, scan = json.dumps(value).encode(), JsonScan(commas(value) - 1)
     looks = [scan.looks_large(body[start : start + size]) for start in range(0, len(body), size)]
     assert any(looks) or commas(value) == 0
