@@ -63,8 +63,11 @@ class Model(Protocol):
     def example(self) -> list[dict[str, Any]]:
         """Return rows that the model accepts."""
 
-    def predict(self, columns: Columns) -> Mapping[str, Any]:
-        """Return output columns for input columns."""
+    def compute(self, columns: Columns) -> Columns:
+        """Return output columns for input columns, which may be of several requests, finite or not."""
+
+    def require_finite(self, outputs: Columns) -> None:
+        """Raise where outputs of one request, or of several, are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +268,8 @@ class RequestHandler:
     def _batcher(self) -> Batcher:
         limits = self.settings.limits
         return Batcher(
-            self.model.predict,
+            self.model.compute,
+            check=self.model.require_finite,
             max_rows=limits.max_batch_rows,
             max_elements=limits.max_batch_elements,
             varying=[column for column in self.model.signature.inputs if column.varies],

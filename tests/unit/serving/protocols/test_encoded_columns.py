@@ -15,7 +15,7 @@ import pytest
 from mlflow.types import DataType
 from PIL import Image
 from protocol_fakes import PROTOCOLS, RESPONDER
-from serving_fakes import ask, front_of
+from serving_fakes import Computes, ask, front_of
 
 from raymlops.arrays import Column
 from raymlops.bundle.pyfunc import PyfuncModel, _mlflow_signature
@@ -46,7 +46,7 @@ RAW = {"blob": [b"\x00\x01", b""], "at": [b"2026-11-27T10:30:00+02:00", b"1970-0
 """As elements of BYTES tensors, which have no null."""
 
 
-class Echo:
+class Echo(Computes):
     """A model that answers what it is asked."""
 
     signature = SIGNATURE
