@@ -379,19 +379,29 @@ def test_the_answer_to_a_large_request_is_encoded_beside_the_event_loop():
     front.handler.close()
 
 
-def test_an_answer_is_encoded_however_many_bodies_are_queued():
-    """What the model has computed is not refused."""
+def test_as_many_large_requests_as_a_replica_accepts_are_answered():
+    """None is refused because others wait to be parsed."""
+    go_on = threading.Event()
 
-    class Filling(FakeModel):
-        def predict(self, columns):
-            if len(columns["distance"]) > 8:
-                parsing._places.acquire(blocking=False)
-            return super().predict(columns)
+    class Held(ParsePool):
+        asked = 0
 
-    parsing = ParsePool(most=1)
-    front = front_of(Filling(), parsing=parsing, limits=Limits(max_batch_rows=2_000))
-    assert predict(front, LARGE).status_code == 200
-    assert predict(front, LARGE).status_code == 503
+        async def run(self, function, /, *given, **named):
+            self.asked += 1
+            if self.asked == 64:
+                go_on.set()
+            return await super().run(lambda: go_on.wait(10) and function(*given, **named))
+
+    front = make_front(parsing=Held())
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = orjson.dumps({"rows": [ROW]}) + b" " * 70_000
+            posts = [client.post(f"{PREFIX}/predict", content=body) for _ in range(64)]
+            return [reply.status_code for reply in await asyncio.gather(*posts)]
+
+    assert asyncio.run(scenario()) == [200] * 64
     front.handler.close()
 
 
