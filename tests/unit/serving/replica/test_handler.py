@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from base64 import b64encode
 from concurrent.futures import Future
 from hashlib import sha256
 
@@ -17,9 +18,11 @@ from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make
 from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.images import png_files
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
+from raymlops.serving.replica.handler import MANY_IMAGES
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.replica.turns import Turns
@@ -300,6 +303,30 @@ def test_beside_small_requests_large_ones_take_turns():
 
     assert asyncio.run(scenario()) == [200, 200, 200, 400, 422]
     assert (turns.taken, turns.at_once, turns.held) == (5, 1, 0)
+    front.handler.close()
+
+
+def test_a_small_body_of_many_images_takes_a_turn():
+    """One image does not. Files count as texts do; for a model without images neither does."""
+
+    class Photos(FakeModel):
+        signature = Signature((Column("photo", "image", shape=(1, 1, 1)),), SIGNATURE.outputs)
+        example = [{"photo": b64encode(png_files(np.zeros((1, 1, 1, 1), np.uint8))[0]).decode()}]  # noqa: RUF012
+
+        def predict(self, columns):
+            return {"late": columns["photo"][:, 0, 0, 0].astype(float)}
+
+    front = front_of(Photos(), turns=Watched())
+    front.warm_up()
+    turns, row = front.handler.turns, Photos.example[0]
+    taken = []
+    for rows in (1, MANY_IMAGES, MANY_IMAGES + 1):
+        assert len(predict(front, [row] * rows).json()["outputs"]) == rows
+        taken.append(turns.taken)
+    assert (taken, turns.held) == ([0, 0, 1], 0)
+    files = png_files(np.zeros((MANY_IMAGES + 1, 1, 1, 1), np.uint8))
+    assert front.handler.is_large(b"".join(files))
+    assert not make_front().handler.is_large(b"".join(files))
     front.handler.close()
 
 
