@@ -176,7 +176,6 @@ class RequestHandler:
         exchange.rows, exchange.columns = parsed.rows, parsed.columns
         outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
-        self.answered.add(exchange)
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
         if in_thread:
             return await self.parsing.finish(form.encode, outputs, parsed, responder, signature=signature)
@@ -240,6 +239,10 @@ class RequestHandler:
         if not exchange.protocol:  # pages and health checks are no predictions
             return
         try:
+            if status != 200:
+                exchange.outputs = None  # nobody was given what the model computed
+            elif exchange.outputs is not None:
+                self.answered.add(exchange)
             self.record(exchange.served(status, code))
             traffic = self.settings.traffic
             if traffic.shadows and exchange.outputs is not None:

@@ -19,6 +19,7 @@ from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.images import png_files
+from raymlops.predictions.labels import Label
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
@@ -461,6 +462,37 @@ def test_every_request_to_the_model_is_recorded_once():
     assert records[0].request_id == "one"
     assert records[0].outputs["late"].tolist() == [4.0]
     assert records[0].seconds >= records[0].model_seconds > 0
+
+
+@pytest.mark.parametrize(("leaves", "status"), [(True, 499), (False, 504)])
+def test_a_request_that_was_computed_and_not_answered_has_no_outputs(leaves, status):
+    """Its client left, or its deadline passed, while the answer was encoded: no log, shadow or label is about it."""
+    encoding = asyncio.Event()
+
+    class Held(ParsePool):
+        async def finish(self, function, /, *given, **named):
+            encoding.set()
+            await asyncio.Event().wait()
+
+    records, peers = [], FakePeers()
+    settings = Settings(limits=Limits(timeout_s=60.0 if leaves else 0.1), traffic=Traffic(shadows=(Share(8, 1.0),)))
+    front = make_front(settings=settings, peers=peers, record=records.append, draw=lambda: 0.0, parsing=Held())
+    known = [Label("one", 0, "1")]
+
+    async def scenario():
+        headers = [(b"x-request-id", b"one")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, BODY: LARGE}
+        task = asyncio.create_task(front.reply(scope, None))
+        await encoding.wait()
+        if leaves:
+            task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(scenario())
+    assert [(record.status, record.rows, record.outputs) for record in records] == [(status, 2_000, None)]
+    assert peers.asked == []
+    assert front.handler.answered.check(known, caller=None) == [0]
+    front.handler.close()
 
 
 def test_labels_are_accepted_once_they_are_kept():
