@@ -25,6 +25,12 @@ MAX_BYTES = 256 * 1024 * 1024
 """Decoded size of the images of one column in one request."""
 MAX_PIXELS = 2**26
 """Of one image, wherever it comes from: 8192 by 8192."""
+_STARTS = (b"\x89PNG", b"\xff\xd8\xff")
+"""Of each file, PNG or JPEG."""
+_LEAST_CHARACTERS = 80
+"""Of a file in base64: a PNG has 67 bytes at least, a JPEG more."""
+_PLUS, _BELOW_BASE64 = b"+-"
+"""Quotes, commas and spaces are below the characters of base64, all but the plus."""
 _READ = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits a channel, which convert to each other; deeper ones would be clipped."""
 
@@ -69,6 +75,18 @@ def pixels(image: Image, channels: int) -> Array:
     except Exception as error:  # a damaged body raises anything
         raise ValueError(f"got a damaged image: {error}") from error
     return array.reshape(image.height, image.width, channels)
+
+
+def count_images(body: bytes) -> int:
+    """Return at most how many images a request's body holds, without parsing it: as files, or in base64 before them.
+
+    In base64 each run of characters that is long enough counts, so that no spelling of JSON or CSV hides one.
+    """
+    starts = [place for start in _STARTS if (place := body.find(start)) >= 0]
+    codes = np.frombuffer(body[: min(starts)] if starts else body, np.uint8)
+    ends = np.flatnonzero((codes < _BELOW_BASE64) & (codes != _PLUS))
+    runs = np.diff(ends, prepend=-1, append=codes.size)
+    return sum(body.count(start) for start in _STARTS) + int(np.count_nonzero(runs > _LEAST_CHARACTERS))
 
 
 def image_arrays(values: Iterable[Any], shape: Sequence[int | None]) -> list[Array]:

@@ -70,7 +70,25 @@ class LoadedModel:
             NonFiniteError: an output is NaN or infinite.
             RecipeError: the recipe's code raises, or its outputs do not fit the signature.
         """
-        return answer(self.recipe, self.model, columns, signature=self.signature, device=self.device)
+        outputs = self.compute(columns)
+        self.require_finite(outputs)
+        return outputs
+
+    def compute(self, columns: Columns) -> dict[str, Array]:
+        """Return the output columns as ``predict``, NaN and infinity included: others' rows may be in the same batch.
+
+        Raises:
+            RecipeError: as ``predict``.
+        """
+        return answer(self.recipe, self.model, columns, signature=self.signature, device=self.device, finite=False)
+
+    def require_finite(self, outputs: Columns) -> None:
+        """Check what ``compute`` returned, or some rows of it.
+
+        Raises:
+            NonFiniteError: an output is NaN or infinite.
+        """
+        require_finite(outputs, self.signature, where=f"{type(self.recipe).__name__}.decode()")
 
     def predict_rows(self, rows: Any) -> list[dict[str, Any]]:
         """Return one JSON row of outputs for each JSON row of inputs.
@@ -186,12 +204,28 @@ def typed_outputs(
     if not isinstance(decoded, dict) or decoded.keys() != set(wanted):
         got = ", ".join(map(str, decoded)) if isinstance(decoded, dict) else f"a {type(decoded).__name__}"
         raise RecipeError(f"{where} returned {got}; the signature's outputs are {', '.join(wanted)}")
-    return {
-        column.name: _output(
-            column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}", finite=finite
-        )
+    outputs = {
+        column.name: _output(column, decoded[column.name], rows=rows, where=f"{where}: output {column.name!r}")
         for column in signature.outputs
     }
+    if finite:
+        require_finite(outputs, signature, where=where)
+    return outputs
+
+
+def require_finite(outputs: Columns, signature: Signature, *, where: str) -> None:
+    """Check typed outputs, of which a nullable number may be NaN.
+
+    Raises:
+        NonFiniteError: one is NaN or infinite. ``where`` names their origin.
+    """
+    for column in signature.outputs:
+        array = outputs[column.name]
+        if array.dtype.kind == "f":
+            _check_finite(column, array, where=f"{where}: output {column.name!r}")
+        elif None in column.shape:
+            for row, item in enumerate(array):
+                _check_finite(column, item, where=f"{where}: output {column.name!r}, row {row}")
 
 
 def _recipe(files: names.BundleFiles, *, exclusive: bool) -> RecipeBase:
@@ -245,7 +279,7 @@ def _model(recipe: RecipeBase, weights: Path) -> nn.Module:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool) -> Array:
+def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:
     if hasattr(values, "detach"):
         values = to_numpy(values)
     if column.type == "datetime":
@@ -259,18 +293,18 @@ def _output(column: Column, values: Any, *, rows: int, where: str, finite: bool)
     if None in column.shape:
         array = _objects([np.asarray(item.detach().cpu() if hasattr(item, "detach") else item) for item in array])
         for row, item in enumerate(array):
-            _check(column, item, shape=item.shape, where=f"{where}, row {row}", finite=finite)
+            _check(column, item, shape=item.shape, where=f"{where}, row {row}")
         return array
     if column.info.dtype == object:
         return _scalars(column, array, where=where)
     if array.dtype == object:
         # Numbers with gaps may come as objects.
         array = np.array([np.nan if value is None else value for value in array.tolist()])
-    _check(column, array, shape=array.shape[1:], where=where, finite=finite)
+    _check(column, array, shape=array.shape[1:], where=where)
     return array.astype(np.float64 if column.type == "int" and column.nullable else column.info.dtype)
 
 
-def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, finite: bool) -> None:
+def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) -> None:
     fits = len(shape) == len(column.shape) and all(
         want in (None, got) for want, got in zip(column.shape, shape, strict=True)
     )
@@ -279,14 +313,18 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str, 
     kinds = column.info.kinds + ("f" if column.nullable else "")
     if array.dtype.kind not in kinds or (column.type == "image" and array.dtype != np.uint8):
         raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
-    if finite and array.dtype.kind == "f":
-        bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
-        if bad.any():
-            first = tuple(np.argwhere(bad)[0].tolist())
-            raise NonFiniteError(
-                f"{where} is {array[first]} at {first}; {int(bad.sum())} of its {array.size} values are not finite",
-                hint="The model's weights or its inputs are out of range.",
-            )
+
+
+def _check_finite(column: Column, array: Array, *, where: str) -> None:
+    if array.dtype.kind != "f":
+        return
+    bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
+    if bad.any():
+        first = tuple(np.argwhere(bad)[0].tolist())
+        raise NonFiniteError(
+            f"{where} is {array[first]} at {first}; {int(bad.sum())} of its {array.size} values are not finite",
+            hint="The model's weights or its inputs are out of range.",
+        )
 
 
 def _scalars(column: Column, array: Array, *, where: str) -> Array:

@@ -12,6 +12,11 @@ same turn are one batch in the next. While a batch runs in the thread, others qu
 
 Requests that fill an eighth of a batch or more take turns with the others, so that a small one waits for one batch of
 them at most, and not for all that came before it. One that is larger than a batch is several to the queue.
+
+Answers that are not finite fail the requests whose rows they are; the others of the same batch have theirs. A batch
+that raises is run again in two parts, and so on: the rows that the error names and the others, or else halves. Each
+part is a batch of its own, in turn with what waits, so that one row that the model cannot answer delays nobody for
+long.
 """
 
 from __future__ import annotations
@@ -22,10 +27,9 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+from raymlops.serving.replica.batch import Batch, Entry, merge, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,38 +46,19 @@ Below it, the thread hand-over (50 to 100 microseconds, more under load) costs m
 """
 
 
-@dataclass(slots=True)
-class _Entry:
-    columns: Columns
-    rows: int
-    longest: int
-    answer: asyncio.Future[Columns]
-
-
-@dataclass(slots=True)
-class _Batch:
-    entries: list[_Entry]
-    rows: int = 0
-    longest: int = 0
-
-    def add(self, entry: _Entry) -> None:
-        self.entries.append(entry)
-        self.rows += entry.rows
-        self.longest = max(self.longest, entry.longest)
-
-
 class Batcher:
     """Run requests through one model, one batch at a time.
 
     ``run`` takes columns of n rows, at most ``max_rows`` and, of rows that differ in length (``varying`` is their
     columns), at most ``max_elements`` when padded, or one row; it returns columns of n rows and is never called twice
-    at once. Use from one event loop only.
+    at once. ``check`` raises for outputs that nobody may get, of any number of rows. Use from one event loop only.
     """
 
     def __init__(
         self,
         run: Callable[[Columns], Columns],
         *,
+        check: Callable[[Columns], None] = lambda _outputs: None,
         max_rows: int,
         max_elements: int = 2**18,
         varying: Sequence[Column] = (),
@@ -81,10 +66,13 @@ class Batcher:
         self.max_rows = max_rows
         self.max_elements = max_elements
         self._run = run
+        self._check = check
         self._varying = tuple((column.name, bool(column.shape)) for column in varying)
-        self._small: deque[_Entry] = deque()
-        self._large: deque[_Entry] = deque()
+        self._small: deque[Entry] = deque()
+        self._large: deque[Entry] = deque()
+        self._again: deque[list[Entry]] = deque()
         self._large_next = False
+        self._again_next = True
         self._busy = False
         self._alone = False
         self._inline_rows = 0
@@ -97,38 +85,46 @@ class Batcher:
 
     @property
     def running_s(self) -> float:
-        """Return how long the current batch has been running in the thread, in seconds; 0 when idle."""
+        """Return how long the current call of the model has been running in the thread, in seconds; 0 when idle."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     async def submit(self, columns: Columns, *, rows: int) -> Columns:
         """Return the model's output columns for these rows.
 
         Raises:
-            Exception: whatever the model raised on these rows. Others of the same batch are unharmed: a batch
-                that raises is run again, request by request.
+            Exception: whatever the model raised on these rows. Others of the same batch are unharmed.
         """
         loop = asyncio.get_running_loop()
         longest = self._longest(columns)
         if rows > 1 and not self._fits(rows, longest):
-            answers = [
+            entries = [
                 self._queue(piece, count, self._longest(piece), loop) for piece, count in self._pieces(columns, rows)
             ]
             try:
-                return _merge(await asyncio.gather(*answers))
+                return merge(await asyncio.gather(*[entry.answer for entry in entries]))
             finally:
-                for answer in answers:
-                    answer.cancel()  # where one raised, nobody wants the others
+                for entry in entries:  # where one raised, nobody wants the others
+                    entry.answer.cancel()
+                    self._drop(entry)
         if not self._busy and not self._alone and self._is_quick(rows, longest):
             self._alone = True
             loop.call_soon(self._turn)
             self.observed.append((rows, 1))
-            return self._timed(columns, rows, longest)
-        return await self._queue(columns, rows, longest, loop)
+            outputs = self._timed(columns, rows, longest)
+            self._check(outputs)
+            return outputs
+        entry = self._queue(columns, rows, longest, loop)
+        try:
+            return await entry.answer
+        except asyncio.CancelledError:  # the client left, or the deadline passed
+            self._drop(entry)
+            raise
 
     def measure(self, columns: Columns, *, rows: int) -> Columns:
         """Run rows in this thread, as batches, and measure their time; while nothing else runs."""
-        pieces = self._pieces(columns, rows)
-        return _merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
+        outputs = self._in_pieces(columns, rows)
+        self._check(outputs)
+        return outputs
 
     def largest(self, columns: Columns) -> int:
         """Return how many rows the largest batch of rows like these has."""
@@ -146,16 +142,29 @@ class Batcher:
     def _turn(self) -> None:
         self._alone = False
 
-    def _queue(
-        self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop
-    ) -> asyncio.Future[Columns]:
-        entry = _Entry(columns, rows, longest, loop.create_future())
+    def _queue(self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop) -> Entry:
+        entry = Entry(columns, rows, longest, loop.create_future())
         (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
-        self.waiting_rows += rows
+        self._count(entry)
         if not self._busy:
             self._busy = True
             loop.call_soon(self._next, loop)
-        return entry.answer
+        return entry
+
+    def _count(self, entry: Entry) -> None:
+        entry.counted = True
+        self.waiting_rows += entry.rows
+
+    def _discount(self, entry: Entry) -> None:
+        if entry.counted:
+            entry.counted = False
+            self.waiting_rows -= entry.rows
+
+    def _drop(self, entry: Entry) -> None:
+        """Make room for the rows of others; what is left of the entry leaves the queue with the next batch."""
+        if entry.counted:
+            self._discount(entry)
+            entry.columns = {}
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
@@ -164,25 +173,72 @@ class Batcher:
             return
         self.observed.append((batch.rows, len(batch.entries)))
         if self._is_quick(batch.rows, batch.longest):
-            _deliver(batch.entries, self._attempt(batch))
+            self._settle(batch, self._attempt(batch))
             loop.call_soon(self._next, loop)
             return
         self._started = time.monotonic()
         running = loop.run_in_executor(self._pool, self._attempt, batch)
         running.add_done_callback(lambda done: self._after(done, batch, loop))
 
-    def _take(self) -> _Batch:
-        batch = _Batch([])
+    def _settle(self, batch: Batch, found: Sequence[Columns | Exception] | Exception) -> None:
+        if not isinstance(found, Exception):
+            batch.deliver(found)
+        elif len(batch.entries) == 1:
+            batch.deliver([found])
+        else:
+            if not batch.again:
+                logger.warning(
+                    "a batch of %d requests raised %s; running it again in parts",
+                    *(len(batch.entries), type(found).__name__),
+                )
+            parts = batch.parts(found)
+            for entry in batch.entries:
+                if not entry.answer.done():
+                    self._count(entry)
+            if batch.again:
+                self._again.extendleft(reversed(parts))
+            else:  # behind what has waited for longer
+                self._again.extend(parts)
+
+    def _take(self) -> Batch:
+        if not self._again:
+            self._again_next = True
+            return self._take_waiting()
+        one, other = (
+            (self._take_again, self._take_waiting) if self._again_next else (self._take_waiting, self._take_again)
+        )
+        batch = one()
+        if not batch.entries:
+            batch = other()
+        self._again_next = not batch.again
+        return batch
+
+    def _take_again(self) -> Batch:
+        batch = Batch([], again=True)
+        while self._again and not batch.entries:
+            for entry in self._again.popleft():
+                self._discount(entry)
+                if not entry.answer.done():
+                    batch.add(entry)
+        return batch
+
+    def _take_waiting(self) -> Batch:
+        batch = Batch([])
         turns = (self._large, self._small) if self._large_next else (self._small, self._large)
         self._large_next = True
         for waiting in turns:
             while waiting:
                 entry = waiting[0]
-                if batch.entries and not self._fits(batch.rows + entry.rows, max(batch.longest, entry.longest)):
+                gone = entry.answer.done()  # the client disconnected, or the deadline passed
+                if (
+                    not gone
+                    and batch.entries
+                    and not self._fits(batch.rows + entry.rows, max(batch.longest, entry.longest))
+                ):
                     break
                 waiting.popleft()
-                self.waiting_rows -= entry.rows
-                if not entry.answer.done():  # the client disconnected, or the deadline passed
+                self._discount(entry)
+                if not gone:
                     batch.add(entry)
                     if waiting is self._large:
                         self._large_next = False
@@ -205,23 +261,40 @@ class Batcher:
     def _is_quick(self, rows: int, longest: int) -> bool:
         return rows <= self._inline_rows and rows * longest <= self._inline_elements
 
-    def _attempt(self, batch: _Batch) -> list[Columns | Exception]:
-        entries = batch.entries
+    def _attempt(self, batch: Batch) -> Sequence[Columns | Exception] | Exception:
+        """Run a batch once; return what each request gets, or what was raised on all of them together."""
+        rows = [entry.rows for entry in batch.entries]
         try:
-            columns = _merge([entry.columns for entry in entries])
+            columns = merge([entry.columns for entry in batch.entries])
             if self._fits(batch.rows, batch.longest):
                 outputs = self._timed(columns, batch.rows, batch.longest)
             else:  # one row, or a bound was lowered while they waited
-                outputs = self.measure(columns, rows=batch.rows)
-            return _split(outputs, [entry.rows for entry in entries])
+                outputs = self._in_pieces(columns, batch.rows)
         except Exception as error:
-            if len(entries) == 1:
-                return [error]
-            logger.warning("a batch of %d requests raised; running them one by one", len(entries))
-            return [self._attempt(_Batch([entry], entry.rows, entry.longest))[0] for entry in entries]
+            return error
+        try:
+            self._check(outputs)
+        except Exception as error:
+            found = [self._checked(part) for part in split(outputs, rows)]
+            # Where no request has an answer, one's rows may have spoiled those of the others, as by a common scale.
+            return error if all(isinstance(one, Exception) for one in found) else found
+        return split(outputs, rows)
+
+    def _checked(self, outputs: Columns) -> Columns | Exception:
+        try:
+            self._check(outputs)
+        except Exception as error:
+            return error
+        return outputs
+
+    def _in_pieces(self, columns: Columns, rows: int) -> Columns:
+        pieces = self._pieces(columns, rows)
+        return merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
 
     def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
         start = time.perf_counter()
+        if self._started is not None:  # each piece is a call of its own
+            self._started = time.monotonic()
         outputs = self._run(columns)
         seconds = time.perf_counter() - start
         for name, array in outputs.items():
@@ -252,40 +325,17 @@ class Batcher:
         return [({name: array[start:end] for name, array in columns.items()}, end - start) for start, end in ends]
 
     def _after(
-        self, done: asyncio.Future[list[Columns | Exception]], batch: _Batch, loop: asyncio.AbstractEventLoop
+        self,
+        done: asyncio.Future[Sequence[Columns | Exception] | Exception],
+        batch: Batch,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._started = None
         if done.cancelled():
             return
         error = done.exception()
         if error is None:
-            _deliver(batch.entries, done.result())
+            self._settle(batch, done.result())
         else:  # not an Exception: the thread itself was stopped
-            _deliver(batch.entries, [RuntimeError(f"the model's thread ended: {error!r}")] * len(batch.entries))
+            batch.deliver([RuntimeError(f"the model's thread ended: {error!r}")] * len(batch.entries))
         self._next(loop)
-
-
-def _merge(parts: list[Columns]) -> Columns:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _split(outputs: Columns, rows: list[int]) -> list[Columns | Exception]:
-    if len(rows) == 1:
-        return [outputs]
-    ends = np.cumsum(rows).tolist()
-    return [
-        {name: array[end - count : end] for name, array in outputs.items()}
-        for end, count in zip(ends, rows, strict=True)
-    ]
-
-
-def _deliver(batch: list[_Entry], results: list[Any]) -> None:
-    for entry, result in zip(batch, results, strict=True):
-        if entry.answer.done():
-            continue
-        if isinstance(result, Exception):
-            entry.answer.set_exception(result)
-        else:
-            entry.answer.set_result(result)

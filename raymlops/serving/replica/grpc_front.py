@@ -14,7 +14,6 @@ from raymlops.serving.arrival import refuse_late, stamp_in
 from raymlops.serving.asgi import too_large_body
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
-from raymlops.serving.replica.handler import LARGE_BODY_BYTES
 from raymlops.serving.request import request_id_of
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ async def _dispatch(front: Front, method: str, body: bytes, exchange: Exchange, 
         caller = handler.admit(exchange)
         handler.expect(exchange, caller)
         _require_fitting(front, body)
-        await handler.take_turn(exchange, large=len(body) > LARGE_BODY_BYTES)
+        await handler.take_turn(exchange, large=handler.is_large(body))
         return 200, (await handler.predict(exchange, form.Grpc(name), body, caller=caller)).body
     if method in {"ServerLive", "ServerReady"}:
         return 200, form.ready(method, ready=method == "ServerLive" or (front.ready and not front.stuck))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from raymlops.errors import InvalidRowsError, NonFiniteError
+from raymlops.images import count_images
 from raymlops.serving.auth import Guard, secret_of
 from raymlops.serving.protocols import oip
 from raymlops.serving.protocols.base import Responder
@@ -50,6 +51,8 @@ other requests would wait. Such a request needs a turn.
 
 Those with images always are: a kilobyte may take as long.
 """
+MANY_IMAGES = 16
+"""A body with more images is as large, however small their files are: to open and decode each takes .1 ms or more."""
 
 
 class Model(Protocol):
@@ -63,8 +66,11 @@ class Model(Protocol):
     def example(self) -> list[dict[str, Any]]:
         """Return rows that the model accepts."""
 
-    def predict(self, columns: Columns) -> Mapping[str, Any]:
-        """Return output columns for input columns."""
+    def compute(self, columns: Columns) -> Columns:
+        """Return output columns for input columns, which may be of several requests, finite or not."""
+
+    def require_finite(self, outputs: Columns) -> None:
+        """Raise where outputs of one request, or of several, are not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,7 @@ class RequestHandler:
 
     def __post_init__(self) -> None:
         self.answered = Answered()
+        self._has_images = self.model.signature.has_images
         self.batcher = self._batcher()
         self.turns.most = self._most_waiting()
         self.guard = Guard(self.settings.access)
@@ -114,6 +121,7 @@ class RequestHandler:
     def use(self, model: Model) -> None:
         """Replace the model by another form of it, such as a compiled one; before the first request only."""
         self.model = model
+        self._has_images = model.signature.has_images
         self.batcher.close()
         self.batcher = self._batcher()
 
@@ -155,7 +163,7 @@ class RequestHandler:
         version, route = self.routing.choose(exchange, caller)
         if version == self.identity.version:
             self._require_room()
-        in_thread = len(body) > LARGE_BODY_BYTES or signature.has_images
+        in_thread = self._has_images or len(body) > LARGE_BODY_BYTES
         if in_thread:
             parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
@@ -168,11 +176,14 @@ class RequestHandler:
         exchange.rows, exchange.columns = parsed.rows, parsed.columns
         outputs = await self._predict_routed(exchange, parsed, version=version, route=route)
         exchange.outputs = outputs
-        self.answered.add(exchange)
         responder = Responder(self.identity.name, str(exchange.version), exchange.request_id)
         if in_thread:
             return await self.parsing.finish(form.encode, outputs, parsed, responder, signature=signature)
         return form.encode(outputs, parsed, responder, signature=signature)
+
+    def is_large(self, body: bytes) -> bool:
+        """Return whether a request needs a turn before its body is parsed."""
+        return len(body) > LARGE_BODY_BYTES or (self._has_images and count_images(body) > MANY_IMAGES)
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
         """Wait until a request may be parsed; its turn ends soon after its rows are queued for the model, or with it.
@@ -228,6 +239,10 @@ class RequestHandler:
         if not exchange.protocol:  # pages and health checks are no predictions
             return
         try:
+            if status != 200:
+                exchange.outputs = None  # nobody was given what the model computed
+            elif exchange.outputs is not None:
+                self.answered.add(exchange)
             self.record(exchange.served(status, code))
             traffic = self.settings.traffic
             if traffic.shadows and exchange.outputs is not None:
@@ -265,7 +280,8 @@ class RequestHandler:
     def _batcher(self) -> Batcher:
         limits = self.settings.limits
         return Batcher(
-            self.model.predict,
+            self.model.compute,
+            check=self.model.require_finite,
             max_rows=limits.max_batch_rows,
             max_elements=limits.max_batch_elements,
             varying=[column for column in self.model.signature.inputs if column.varies],

@@ -39,7 +39,6 @@ from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
-from raymlops.serving.replica.handler import LARGE_BODY_BYTES
 from raymlops.serving.replica.warm_up import warm_up
 from raymlops.serving.request import request_id_of
 from raymlops.serving.same_origin import refuse_web_pages
@@ -275,7 +274,7 @@ class Front:
             await self.handler.take_turn(exchange, large=True)
         body = await self._bodies.read(scope, receive, exchange.headers, limit=limit)
         if not guarded:
-            await self.handler.take_turn(exchange, large=len(body) > LARGE_BODY_BYTES)
+            await self.handler.take_turn(exchange, large=self.handler.is_large(body))
         return body
 
     def _admit(self, scope: Scope, exchange: Exchange, *, right: str = "predict") -> Caller:

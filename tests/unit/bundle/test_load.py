@@ -322,6 +322,19 @@ def test_outputs_that_do_not_fit_the_signature_are_named(tiny_ref, answer, error
         replace(loaded, recipe=recipe).predict_rows(loaded.example)
 
 
+def test_answers_that_are_not_finite_are_computed_and_found_row_by_row(tiny_ref):
+    """Requests share a batch, and each is told of its own rows."""
+    loaded = load(tiny_ref.uri, tiny_ref.digest)
+    recipe = Outputs(loaded.recipe.config, state=loaded.recipe.state)
+    recipe.answer = {"probability": np.array([0.5, np.nan])}
+    outputs = replace(loaded, recipe=recipe).compute(loaded.signature.parse_rows(loaded.example))
+
+    assert np.isnan(outputs["probability"]).tolist() == [False, True]
+    loaded.require_finite({"probability": outputs["probability"][:1]})
+    with pytest.raises(NonFiniteError, match=r"output 'probability' is nan at \(0,\); 1 of its 1 values"):
+        loaded.require_finite({"probability": outputs["probability"][1:]})
+
+
 def test_an_error_about_a_row_that_the_recipe_raises_stays_one(tiny_ref):
     """So that a recipe's own check of its inputs is answered 422 and not 500."""
 

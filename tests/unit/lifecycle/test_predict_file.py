@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import uvicorn
 from pyarrow import parquet
-from serving_fakes import front_of
+from serving_fakes import Computes, front_of
 
 from raymlops.arrays import Column
 from raymlops.errors import ClusterError, InvalidRowsError, NotFoundError, UsageError
@@ -21,7 +21,7 @@ from raymlops.serving.refusal import Limits
 from raymlops.signature import Signature
 
 
-class Echo:
+class Echo(Computes):
     """Answers every row with what arrived of it."""
 
     signature = Signature(

@@ -10,7 +10,7 @@ import protocol_fakes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schema_fuzzing import fuzz
-from serving_fakes import ask, front_of
+from serving_fakes import Computes, ask, front_of
 
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits
@@ -20,7 +20,7 @@ from raymlops.signature import Signature
 SECRET = "rk_abc_" + "x" * 43
 
 
-class Wide:
+class Wide(Computes):
     """Answers any row of a signature with columns of every kind, with finite numbers."""
 
     signature = protocol_fakes.SIGNATURE
@@ -38,7 +38,7 @@ class Wide:
         }
 
 
-class Narrow:
+class Narrow(Computes):
     """Answers with one column of each kind, so that the document has fewer edges."""
 
     signature = Signature(

@@ -15,12 +15,12 @@ import pytest
 from mlflow.types import DataType
 from PIL import Image
 from protocol_fakes import PROTOCOLS, RESPONDER
-from serving_fakes import ask, front_of
+from serving_fakes import Computes, ask, front_of
 
 from raymlops.arrays import Column
 from raymlops.bundle.pyfunc import PyfuncModel, _mlflow_signature
 from raymlops.errors import InvalidRowsError
-from raymlops.images import png_files
+from raymlops.images import count_images, png_files
 from raymlops.serving.client.calls import predict_call
 from raymlops.serving.docs.openapi import openapi_document
 from raymlops.serving.docs.page import docs_page
@@ -46,7 +46,7 @@ RAW = {"blob": [b"\x00\x01", b""], "at": [b"2026-11-27T10:30:00+02:00", b"1970-0
 """As elements of BYTES tensors, which have no null."""
 
 
-class Echo:
+class Echo(Computes):
     """A model that answers what it is asked."""
 
     signature = SIGNATURE
@@ -174,6 +174,29 @@ def test_a_front_answers_and_parses_images_beside_its_event_loop():
     assert response.json()["outputs"] == ROWS
     assert len(ran) == 2
     front.handler.close()
+
+
+def test_images_are_counted_before_they_are_parsed():
+    """In each form of a body, however JSON spells them; neither short texts nor numbers are any."""
+    many = [ROWS[place % 2] for place in range(6)]
+    texts = [row["photo"] for row in many]
+    tensor = {"name": "photo", "datatype": "BYTES", "shape": [6], "data": texts}
+    spelled = json.dumps({"rows": many}).replace("/", "\\/").replace("iVBOR", "\\u0069VBOR")
+    bodies = [
+        json.dumps({"rows": many}),
+        json.dumps({"rows": many}, indent=1),
+        spelled,
+        json.dumps({"dataframe_split": {"columns": list(many[0]), "data": [list(row.values()) for row in many]}}),
+        json.dumps({"inputs": [tensor]}),
+        "photo\n" + "\n".join(texts),
+        "blob,at,photo\r" + "\r".join(f"{row['blob'] or ''},{row['at'] or ''},{row['photo']}" for row in many),
+    ]
+    assert json.loads(spelled) == {"rows": many}
+    assert [count_images(body.encode()) for body in bodies] == [6] * len(bodies)
+    raw = b"".join(len(file).to_bytes(4, "little") + file for file in PNG * 3)
+    assert count_images(raw) == count_images(b'{"inputs":[' + b"1.5," * 99 + b"]}" + raw) == 6
+    assert count_images(json.dumps({"rows": [ROWS[0]], "raw": "x"}).encode() + raw) == 7
+    assert count_images(b"") == count_images(b'{"rows":[{"a":1,"b":"c"}]}') == 0
 
 
 def test_the_document_says_how_values_are_written():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from raymlops.arrays import Column
+from raymlops.errors import InvalidRowsError, NonFiniteError, RowProblem
 from raymlops.serving.replica.batcher import Batcher
 
 
@@ -270,6 +271,207 @@ def test_a_request_whose_client_left_is_not_run():
 
     asyncio.run(run())
     assert model.calls == [1, 1]
+
+
+class Picky(Doubler):
+    """Doubles x, but not 5, on which it raises what ``error`` makes of the values of a batch."""
+
+    def __init__(self, error=lambda values: ArithmeticError()):
+        super().__init__()
+        self.error = error
+
+    def __call__(self, columns):
+        outputs = super().__call__(columns)
+        if 5 in columns["x"]:
+            raise self.error(columns["x"].tolist())
+        return outputs
+
+
+def naming(place):
+    """Return an error of a recipe that names the row at ``place(values)``."""
+    return lambda values: InvalidRowsError([RowProblem(place(values), "x", "no such place")])
+
+
+def each(batcher, numbers):
+    return [asyncio.ensure_future(batcher.submit(column(number), rows=1)) for number in numbers]
+
+
+def outcomes(tasks):
+    """Return the values of those that were answered, and the types of the errors of the others."""
+    return [type(task.exception()) if task.exception() else task.result()["y"].item() for task in tasks]
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [
+        (lambda values: ArithmeticError(), [8, 4, 4, 2, 1, 1, 2]),
+        (naming(lambda values: None), [8, 4, 4, 2, 1, 1, 2]),
+        (naming(lambda values: values.index(5)), [8, 7, 1]),
+        (naming(lambda values: 0), [8, 7, 3, 4, 2, 1, 1, 2, 1]),
+    ],
+    ids=["halves", "no row named", "row named", "wrong row named"],
+)
+def test_a_batch_that_raises_runs_again_in_parts(error, calls):
+    """Without the row that the error names, else in halves; only the request that cannot be answered fails."""
+    model = Picky(error)
+
+    async def run():
+        tasks = each(Batcher(model, max_rows=100), range(8))
+        await asyncio.wait(tasks)
+        return outcomes(tasks)
+
+    failed = type(error([5]))
+    assert asyncio.run(run()) == [0, 2, 4, 6, 8, failed, 12, 14]
+    assert model.calls == calls
+
+
+def test_what_waits_runs_between_the_parts_of_a_batch_that_raised():
+    """Three that come meanwhile wait for one part; the parts of a batch that raises later wait for the earlier ones."""
+    model = Picky()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        model.gate.clear()
+        tasks = each(batcher, range(8))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        tasks += each(batcher, [10, 5, 11])
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.wait(tasks)
+        return batcher, outcomes(tasks)
+
+    batcher, found = asyncio.run(run())
+    assert found == [0, 2, 4, 6, 8, ArithmeticError, 12, 14, 20, ArithmeticError, 22]
+    assert model.calls == [8, 4, 3, 4, 2, 1, 1, 2, 1, 2, 1, 1]
+    assert batcher.waiting_rows == 0
+
+
+def test_answers_that_are_not_finite_fail_their_own_request_alone():
+    """The others have theirs of the same call: nothing runs again."""
+    model = Doubler()
+
+    def check(outputs):
+        if (bad := np.flatnonzero(outputs["y"] == 10)).size:
+            raise NonFiniteError(f"at {bad.tolist()}")
+
+    async def run():
+        batcher = Batcher(model, check=check, max_rows=100)
+        sent = [column(1, 2), column(3, 5), column(4)]
+        tasks = [asyncio.ensure_future(batcher.submit(part, rows=len(part["x"]))) for part in sent]
+        await asyncio.wait(tasks)
+        with pytest.raises(NonFiniteError, match=r"at \[1\]"):
+            await tasks[1]
+        return [tasks[place].result()["y"].tolist() for place in (0, 2)]
+
+    assert asyncio.run(run()) == [[2, 4], [8]]
+    assert model.calls == [5]
+
+
+def test_a_row_that_spoils_the_answers_to_all_fails_alone():
+    """A model may scale a batch as a whole: where no answer is finite, the batch runs again in halves."""
+
+    def spoil(columns):
+        return {"y": columns["x"] * (np.nan if 5 in columns["x"] else 2)}
+
+    def check(outputs):
+        if np.isnan(outputs["y"]).any():
+            raise NonFiniteError("y is nan")
+
+    async def run():
+        tasks = each(Batcher(spoil, check=check, max_rows=100), range(8))
+        await asyncio.wait(tasks)
+        return outcomes(tasks)
+
+    assert asyncio.run(run()) == [0, 2, 4, 6, 8, NonFiniteError, 12, 14]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30])
+def test_whoever_is_alone_in_a_batch_is_told_of_answers_that_are_not_finite(rows):
+    """Inline, in the thread and in pieces, and by the warm-up."""
+
+    def refuse(_outputs):
+        raise NonFiniteError("y is nan")
+
+    async def run():
+        batcher = Batcher(Doubler(), check=refuse, max_rows=10)
+        batcher._inline_rows = 1
+        with pytest.raises(NonFiniteError):
+            await batcher.submit(column(*range(rows)), rows=rows)
+        with pytest.raises(NonFiniteError):
+            batcher.measure(column(*range(rows)), rows=rows)
+
+    asyncio.run(run())
+
+
+def test_requests_that_were_given_up_are_not_run_again():
+    """Of the halves of a batch that raised one has nobody left, and the other one request."""
+    model = Picky()
+
+    async def run():
+        batcher = Batcher(model, max_rows=100)
+        model.gate.clear()
+        tasks = each(batcher, range(8))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for task in tasks[:7]:
+            task.cancel()
+        await asyncio.wait(tasks[:7])
+        model.gate.set()
+        assert (await tasks[7])["y"].tolist() == [14]
+        return batcher.waiting_rows
+
+    assert asyncio.run(run()) == 0
+    assert model.calls == [8, 1]
+
+
+def test_each_call_of_the_model_is_timed_by_itself():
+    """A replica is not stuck because a batch is several calls."""
+    began = []
+
+    def run_model(columns):
+        began.append(batcher._started)
+        return {"y": columns["x"]}
+
+    batcher = Batcher(run_model, max_rows=30)
+
+    async def run():
+        task = asyncio.ensure_future(batcher.submit(column(*range(30)), rows=30))
+        await asyncio.sleep(0)
+        batcher.max_rows = 10
+        await task
+
+    asyncio.run(run())
+    assert len(set(began)) == 3
+    assert began == sorted(began)
+    assert batcher.running_s == 0
+
+
+@pytest.mark.parametrize("rows", [1, 8, 25])
+def test_the_rows_of_clients_who_have_left_do_not_wait(rows):
+    """They make room at once, whether the request is small, large or several batches; once."""
+    model = Doubler()
+
+    async def run():
+        batcher = Batcher(model, max_rows=10)
+        model.gate.clear()
+        first = each(batcher, [1])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        sent = column(*range(rows))
+        left, stays = [asyncio.ensure_future(batcher.submit(sent, rows=rows)) for _ in range(2)]
+        await asyncio.sleep(0)
+        seen = [batcher.waiting_rows]
+        left.cancel()
+        await asyncio.wait([left])
+        seen.append(batcher.waiting_rows)
+        model.gate.set()
+        assert (await stays)["y"].tolist() == (2 * sent["x"]).tolist()
+        await asyncio.wait(first)
+        return [*seen, batcher.waiting_rows]
+
+    assert asyncio.run(run()) == [2 * rows, rows, 0]
+    assert sum(model.calls) == 1 + rows
 
 
 def test_a_model_that_loses_rows_is_an_error():

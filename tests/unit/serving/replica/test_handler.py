@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+from base64 import b64encode
 from concurrent.futures import Future
 from hashlib import sha256
 
@@ -17,9 +18,12 @@ from serving_fakes import PREFIX, ROW, SIGNATURE, FakeModel, ask, front_of, make
 from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.images import png_files
+from raymlops.predictions.labels import Label
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.refusal import Limits, Refusal
+from raymlops.serving.replica.handler import MANY_IMAGES
 from raymlops.serving.replica.parse_pool import ParsePool
 from raymlops.serving.replica.shadows import largest_difference
 from raymlops.serving.replica.turns import Turns
@@ -303,6 +307,30 @@ def test_beside_small_requests_large_ones_take_turns():
     front.handler.close()
 
 
+def test_a_small_body_of_many_images_takes_a_turn():
+    """One image does not. Files count as texts do; for a model without images neither does."""
+
+    class Photos(FakeModel):
+        signature = Signature((Column("photo", "image", shape=(1, 1, 1)),), SIGNATURE.outputs)
+        example = [{"photo": b64encode(png_files(np.zeros((1, 1, 1, 1), np.uint8))[0]).decode()}]  # noqa: RUF012
+
+        def predict(self, columns):
+            return {"late": columns["photo"][:, 0, 0, 0].astype(float)}
+
+    front = front_of(Photos(), turns=Watched())
+    front.warm_up()
+    turns, row = front.handler.turns, Photos.example[0]
+    taken = []
+    for rows in (1, MANY_IMAGES, MANY_IMAGES + 1):
+        assert len(predict(front, [row] * rows).json()["outputs"]) == rows
+        taken.append(turns.taken)
+    assert (taken, turns.held) == ([0, 0, 1], 0)
+    files = png_files(np.zeros((MANY_IMAGES + 1, 1, 1, 1), np.uint8))
+    assert front.handler.is_large(b"".join(files))
+    assert not make_front().handler.is_large(b"".join(files))
+    front.handler.close()
+
+
 def test_a_large_request_that_waits_for_the_model_keeps_no_turn():
     """Others are parsed meanwhile, and share its next batch."""
     go_on = threading.Event()
@@ -379,19 +407,29 @@ def test_the_answer_to_a_large_request_is_encoded_beside_the_event_loop():
     front.handler.close()
 
 
-def test_an_answer_is_encoded_however_many_bodies_are_queued():
-    """What the model has computed is not refused."""
+def test_as_many_large_requests_as_a_replica_accepts_are_answered():
+    """None is refused because others wait to be parsed."""
+    go_on = threading.Event()
 
-    class Filling(FakeModel):
-        def predict(self, columns):
-            if len(columns["distance"]) > 8:
-                parsing._places.acquire(blocking=False)
-            return super().predict(columns)
+    class Held(ParsePool):
+        asked = 0
 
-    parsing = ParsePool(most=1)
-    front = front_of(Filling(), parsing=parsing, limits=Limits(max_batch_rows=2_000))
-    assert predict(front, LARGE).status_code == 200
-    assert predict(front, LARGE).status_code == 503
+        async def run(self, function, /, *given, **named):
+            self.asked += 1
+            if self.asked == 64:
+                go_on.set()
+            return await super().run(lambda: go_on.wait(10) and function(*given, **named))
+
+    front = make_front(parsing=Held())
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            body = orjson.dumps({"rows": [ROW]}) + b" " * 70_000
+            posts = [client.post(f"{PREFIX}/predict", content=body) for _ in range(64)]
+            return [reply.status_code for reply in await asyncio.gather(*posts)]
+
+    assert asyncio.run(scenario()) == [200] * 64
     front.handler.close()
 
 
@@ -424,6 +462,37 @@ def test_every_request_to_the_model_is_recorded_once():
     assert records[0].request_id == "one"
     assert records[0].outputs["late"].tolist() == [4.0]
     assert records[0].seconds >= records[0].model_seconds > 0
+
+
+@pytest.mark.parametrize(("leaves", "status"), [(True, 499), (False, 504)])
+def test_a_request_that_was_computed_and_not_answered_has_no_outputs(leaves, status):
+    """Its client left, or its deadline passed, while the answer was encoded: no log, shadow or label is about it."""
+    encoding = asyncio.Event()
+
+    class Held(ParsePool):
+        async def finish(self, function, /, *given, **named):
+            encoding.set()
+            await asyncio.Event().wait()
+
+    records, peers = [], FakePeers()
+    settings = Settings(limits=Limits(timeout_s=60.0 if leaves else 0.1), traffic=Traffic(shadows=(Share(8, 1.0),)))
+    front = make_front(settings=settings, peers=peers, record=records.append, draw=lambda: 0.0, parsing=Held())
+    known = [Label("one", 0, "1")]
+
+    async def scenario():
+        headers = [(b"x-request-id", b"one")]
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, BODY: LARGE}
+        task = asyncio.create_task(front.reply(scope, None))
+        await encoding.wait()
+        if leaves:
+            task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(scenario())
+    assert [(record.status, record.rows, record.outputs) for record in records] == [(status, 2_000, None)]
+    assert peers.asked == []
+    assert front.handler.answered.check(known, caller=None) == [0]
+    front.handler.close()
 
 
 def test_labels_are_accepted_once_they_are_kept():

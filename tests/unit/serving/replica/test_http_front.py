@@ -315,16 +315,6 @@ def test_a_text_may_have_as_many_commas_as_it_likes():
     assert response.status_code == 422
 
 
-@pytest.mark.parametrize("path", ["/predict", "/feedback"])
-def test_more_bodies_than_can_be_read_are_refused(path):
-    """503, worth another try: they would be read long after anybody waits for them."""
-    front = make_front(parsing=ParsePool(most=0))
-    response = ask(front, "POST", path, content=b" " * 70_000)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
-    assert response.headers["retry-after"] == "1"
-    front.handler.close()
-
-
 def test_warm_up_refuses_a_broken_example():
     """A replica whose own example fails never becomes ready."""
 

@@ -1,4 +1,4 @@
-"""Bodies read in threads of their own: bounded, and in nobody else's way."""
+"""Bodies parsed in threads of their own: in order, and in nobody else's way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from raymlops.serving.refusal import Refusal
 from raymlops.serving.replica.parse_pool import ParsePool
 
 
@@ -25,57 +24,53 @@ def test_what_a_function_gives_or_raises_comes_back():
     asyncio.run(scenario())
 
 
-def test_a_full_pool_refuses_and_common_threads_stay_free():
-    """Two run, one waits, the fourth is told to come again; settings are changed meanwhile; then there is room."""
+def test_bodies_wait_in_order_and_common_threads_stay_free():
+    """However many there are; settings are changed meanwhile, and answers of the model are encoded before them."""
 
     async def scenario():
-        parsing = ParsePool(threads=2, most=3)
-        go = threading.Event()
-        running = [asyncio.create_task(parsing.run(go.wait)) for _ in range(3)]
+        parsing = ParsePool(threads=1)
+        go, ran = threading.Event(), []
+        running = [asyncio.create_task(parsing.run(go.wait))]
+        running += [asyncio.create_task(parsing.run(ran.append, number)) for number in range(70)]
         await asyncio.sleep(0)
-        with pytest.raises(Refusal) as caught:
-            await parsing.run(divmod, 7, 2)
-        assert (caught.value.status, caught.value.code, caught.value.retry_after_s) == (503, "overloaded", 1.0)
+        running.append(asyncio.create_task(parsing.finish(ran.append, "answered")))
         assert await asyncio.to_thread(lambda: "changed") == "changed"
         go.set()
-        assert await asyncio.gather(*running) == [True, True, True]
-        assert await parsing.run(divmod, 7, 2) == (3, 1)
+        await asyncio.gather(*running)
+        assert ran == [0, "answered", *range(1, 70)]
         parsing.close()
 
     asyncio.run(scenario())
 
 
-def test_a_body_that_nobody_waits_for_is_not_read():
-    """Its caller's deadline passed while it waited; one that is being read keeps its place until it is done."""
+def test_a_body_that_nobody_waits_for_is_not_parsed():
+    """Its caller's deadline passed while it waited, in the pool or for it; others are parsed in its place."""
 
     async def scenario():
-        parsing = ParsePool(threads=1, most=2)
+        parsing = ParsePool(threads=1)
         go, begun, seen = threading.Event(), threading.Event(), []
         first = asyncio.create_task(parsing.run(lambda: (begun.set(), go.wait())))
-        second = asyncio.create_task(parsing.run(seen.append, "second"))
+        others = [asyncio.create_task(parsing.run(seen.append, number)) for number in range(4)]
         await asyncio.to_thread(begun.wait)
-        first.cancel()
-        second.cancel()
-        await asyncio.wait([first, second])
-        third = asyncio.create_task(parsing.run(seen.append, "third"))  # in the place of the second
-        await asyncio.sleep(0)
-        with pytest.raises(Refusal):
-            await parsing.run(seen.append, "fourth")
+        left = [first, others[0], others[2]]
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
         go.set()
-        await third
-        assert seen == ["third"]
+        await asyncio.gather(others[1], others[3])
+        assert seen == [1, 3]
         parsing.close()
 
     asyncio.run(scenario())
 
 
 def test_a_body_that_no_thread_takes_keeps_no_place():
-    """Each is told the same, however many there are; none is told that others wait."""
+    """Each is told the same, however many there are."""
 
     async def scenario():
-        parsing = ParsePool(most=1)
+        parsing = ParsePool(threads=1)
         parsing.close()
-        for _ in range(2):
+        for _ in range(3):
             with pytest.raises(RuntimeError):
                 await parsing.run(divmod, 7, 2)
 
