@@ -125,7 +125,7 @@ class Gateway:
         headers = headers_of(scope["headers"])
         champion = self._champion(name, headers)
         path, route = path_of(scope), route_of(name)
-        reads = scope["method"] in {"GET", "HEAD"}
+        posts, reads = scope["method"] == "POST", scope["method"] in {"GET", "HEAD"}
         if not (reads and is_readiness(path)):
             self._admit(name, headers)  # before the body is read from the process that accepted it
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -135,7 +135,7 @@ class Gateway:
         refuse_late(left_s <= 0)
         async with asyncio.timeout(left_s):
             limit = champion.limits.max_body_bytes
-            body = b"" if reads else await self._bodies.read(scope, receive, headers, limit=limit)
+            body = await self._bodies.read(scope, receive, headers, limit=limit) if posts else b""
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
                 # As an array it is not copied where it is pickled; the model's front makes it bytes again.
                 kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body

@@ -134,8 +134,9 @@ class ProxyMiddleware:
         # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
         if scope["method"] != "POST":
+            scope[BODY] = b""  # nobody waits for a body that no other method has: it might never arrive
             until = arrived + bounds.timeout_s + MARGIN_S
-            await self._model(scope, receive, send, client=client, until=until)
+            await self._model(scope, replayed([b""], _nothing_more), send, client=client, until=until)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         with Body(self._account, declared, scan=_scan_of(scope, bounds)) as body:

@@ -209,6 +209,15 @@ def test_readiness_alone_is_told_without_a_key(method, path, open_):
     assert asyncio.run(ask(one, method, path, receive=unread)).status == (200 if open_ else 401)
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "GET", "HEAD"])
+def test_a_body_of_another_method_is_not_read(method):
+    """The model's own front says which methods it takes, of which none but one has a body."""
+    one = make(model("flights"))
+    assert asyncio.run(ask(one, method, "/v2/models/flights/infer", receive=unread, arrived=stamp())).status == 200
+    ((scope,),) = one._champions["flights"].peers.handle(7).given
+    assert scope[BODY] == b""
+
+
 def test_a_body_that_does_not_come_keeps_no_place():
     """A hundred of them, more than there are places: the next caller is answered."""
     one = make(model("flights", timeout_s=60.0))

@@ -81,12 +81,28 @@ def test_a_small_body_goes_along():
         {"headers": [(b"content-length", b"64001")], "messages": [LARGE]},
         {"messages": [LARGE]},
         {"headers": [(b"content-length", b"4")], "path": "/other"},
-        {"headers": [(b"content-length", b"4")], "method": "GET"},
     ],
 )
 def test_another_body_does_not_go_along(request_):
     """A large one, of whatever declared length, and other applications'."""
     assert BODY not in pass_through(**request_)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "GET", "HEAD", "BREW"])
+@pytest.mark.parametrize("path", ["/models/flights/predict", "/v2/models/flights/infer"])
+@pytest.mark.parametrize("headers", [[(b"content-length", b"100000")], [(b"transfer-encoding", b"chunked")]])
+def test_a_body_of_another_method_is_nobodys(method, path, headers):
+    """Whoever answers has an empty one at once: what never arrives keeps no slot of theirs."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope[BODY], await receive()))
+        await send({"type": "http.response.start", "status": 405, "headers": []})
+
+    sent = converse(
+        app, [], method=method, path=path, headers=headers, known=known(flights=(30.0, 9), **{"": (30.0, 9)})
+    )
+    assert (sent[0]["status"], seen) == (405, [(b"", chunk(b"", more=False))])
 
 
 def test_a_body_of_undeclared_length_that_turns_out_small_is_small():
