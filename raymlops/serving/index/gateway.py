@@ -60,6 +60,7 @@ class Gateway:
 
     def __init__(self, peers: Callable[[str], ServePeers] = ServePeers, *, known: KnownBounds = KNOWN) -> None:
         self._index = Index()
+        self.guard = self._index.guard
         self._known = known
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
@@ -75,6 +76,11 @@ class Gateway:
             timeout_s=max(limits.timeout_s for limits in each),
             max_body_bytes=max(limits.max_body_bytes for limits in each),
         )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Return the bounds of requests to any model: they need a key where all models require one."""
+        return Bounds.of(self.limits, key_required=self._index.requires_key)
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Apply the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""

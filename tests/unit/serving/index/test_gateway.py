@@ -324,6 +324,14 @@ def test_the_largest_bounds_of_all_models_are_told():
     assert make().limits == Limits()
 
 
+@pytest.mark.parametrize(("required", "expected"), [([], False), ([True, True], True), ([True, False], False)])
+def test_a_key_is_required_where_every_model_requires_one(required, expected):
+    """Told with the bounds; without models nobody needs one."""
+    access = [Access(required=each).to_dict() for each in required]
+    one = make(*(model(f"m{number}", access=each, max_body_bytes=9) for number, each in enumerate(access)))
+    assert (one.bounds.key_required, one.bounds.max_body_bytes) == (expected, one.limits.max_body_bytes)
+
+
 def test_a_body_is_read_within_the_models_own_limit():
     """Not within one for all; a larger message is not forwarded either."""
     one = make(model("flights", max_body_bytes=1))

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
+from hashlib import sha256
 
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, Ages, stamp
 from raymlops.serving.asgi import BODY
+from raymlops.serving.auth import Access, Guard, KeyEntry
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bounds, KnownBounds
 from raymlops.serving.proxy.connections import CLIENT, Client
@@ -188,6 +190,65 @@ def known(**bounds):
     for name, (timeout_s, size) in bounds.items():
         one.record(name, Bounds(timeout_s, size))
     return one
+
+
+SECRET = "rk_k1_" + "s" * 43
+KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
+NO_KEY: list[tuple[bytes, bytes]] = []
+A_KEY, THE_KEY = ([(b"x-api-key", secret.encode())] for secret in ("rk_k1_no", SECRET))
+BEARER = [(b"authorization", b"Bearer " + SECRET.encode())]
+
+
+@pytest.mark.parametrize("path", ["/models/flights/predict", "/v2/models/flights/infer"])
+@pytest.mark.parametrize("declared", [b"2", b"100000"])
+@pytest.mark.parametrize(
+    ("required", "guarded", "headers", "read"),
+    [
+        (True, False, NO_KEY, False),
+        (True, False, A_KEY, True),
+        (False, False, NO_KEY, True),
+        (True, True, NO_KEY, False),
+        (True, True, A_KEY, False),
+        (True, True, THE_KEY, True),
+        (True, True, BEARER, True),
+        (False, True, NO_KEY, True),
+        (False, True, A_KEY, False),
+    ],
+)
+def test_no_body_is_read_for_a_caller_without_a_key(path, declared, required, guarded, headers, read):
+    """Its model's front refuses it all the same. A replica knows the keys, a proxy whether there has to be one.
+
+    That counts against no rate: the key may be used once a second, and its caller is let in twice.
+    """
+    one, account = known(**{"": (30.0, 100_000)}), Account()
+    one.record("flights", Bounds(30.0, 100_000, key_required=required))
+    if guarded:
+        one.guard_of = {"flights": Guard(Access(required, (KEY,)))}.get
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope.get(BODY, b"large"), account.held))
+        await send(OK)
+
+    for _ in range(2):
+        body = [chunk(b"{}" if declared == b"2" else bytes(100_000), more=False)] if read else []
+        length = [(b"content-length", declared)]
+        converse(app, body, path=path, headers=[*headers, *length], known=one, account=account)
+    small = (b"{}", 2) if declared == b"2" else (b"large", 100_000)
+    assert seen == [small if read else (None, 0)] * 2
+
+
+def test_that_a_key_is_required_is_told_with_the_bounds():
+    """As a release without it does not, and with whatever a later one tells beside."""
+    one = KnownBounds()
+    for told, expected in (((9.0, 5), False), ((9.0, 5, None, True), True), ((9.0, 5, 7, True, "later"), True)):
+        one.take({ANNOUNCED: ("flights", told)})
+        assert one.of_path("/models/flights/predict").key_required is expected
+    one.record("", Bounds(60.0, 50))
+    assert one.of_path("/v2/models/flights/infer").key_required
+    assert not one.of_path("/v2/models/digits/infer").key_required
+    one.record("", Bounds(60.0, 50, key_required=True))
+    assert one.of_path("/v2/models/digits/infer").key_required
 
 
 def test_a_model_is_asked_once_a_large_body_is_complete():
