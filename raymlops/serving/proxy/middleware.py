@@ -173,7 +173,8 @@ class ProxyMiddleware:
                 if self._account.large == 1:
                     taken = [b"".join(taken)]
                 receive = replayed(taken, receive)
-            await self._model(scope, receive, send, client=client, until=until)
+            if await self._model(scope, receive, send, client=client, until=until) and body.small:
+                self._account.note_small()
 
     async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:
         """Return a model's bounds, from its answer to a readiness probe, which needs no key.
@@ -187,8 +188,12 @@ class ProxyMiddleware:
         await self._model(asking, replayed([b""], _nothing_more), _nowhere, client=client, until=until)
         return self._known.of_path(scope["path"]) or UNKNOWN
 
-    async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
-        """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
+    async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> bool:
+        """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve.
+
+        Returns:
+            Whether it was answered without an error.
+        """
         answer = _Answer(scope, send, self._known)
         task = asyncio.current_task()
         assert task is not None
@@ -214,6 +219,7 @@ class ProxyMiddleware:
                 task.uncancel()
         if not answer.started and not client.gone:
             await answer.refuse(LATE if limit.expired() else refusal)
+        return answer.good
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return the refusal of a request by its raw path and headers, if any."""
@@ -287,7 +293,7 @@ class _Answer:
     """The messages of one response, with Serve's own errors converted to our form."""
 
     def __init__(self, scope: Scope, send: Send, known: KnownBounds) -> None:
-        self.started = False
+        self.started = self.good = False
         self._known = known
         self._scope = scope
         self._send = send
@@ -295,7 +301,7 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.started, self.good = True, message["status"] < 400
             self._known.take(message, path=self._scope["path"])
             self._refusal = _serves_own(message)
         if self._refusal is None:
