@@ -95,14 +95,15 @@ class Account:
     def make_room(self, body: Body, size: int, *, limit: int, now: float) -> bool:
         """Return whether more bytes of a body fit, where necessary in place of those that paused longest."""
         model = body.model
-        while not self.has_room(model, size, small=body.small, limit=limit):
-            own = self._of[model] + size > self._own(model, small=body.small, limit=limit)
-            others = [other for other in self.reading if other is not body and (other.model == model or not own)]
-            slowest = min(others, key=lambda other: other.moved_at, default=body)
-            if slowest.moved_at > now - PAUSE_S or slowest is body:
-                return False
-            slowest.give_up()
-        return True
+        if self.has_room(model, size, small=body.small, limit=limit):
+            return True
+        slow = [other for other in self.reading if other.moved_at <= now - PAUSE_S and other is not body]
+        for other in sorted(slow, key=lambda other: other.moved_at):
+            if other.model == model or self._of[model] + size <= self._own(model, small=body.small, limit=limit):
+                other.give_up()
+                if self.has_room(model, size, small=body.small, limit=limit):
+                    return True
+        return False
 
     def has_room(self, model: str | None, size: int, *, small: bool, limit: int) -> bool:
         """Return whether more bytes of a body fit; a body of the model's largest size always fits alone."""
