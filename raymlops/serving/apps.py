@@ -113,6 +113,7 @@ class ModelReplica(_Callable):
         self._handler = RequestHandler(model, identity, peers=self._peers, parsing=ParsePool(threads=threads))
         self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
         self._handler.record = self._recording.add
+        KNOWN.guard_of = {identity.name: self._handler.guard}.get
         self._front = Front(self._handler)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -127,7 +128,8 @@ class ModelReplica(_Callable):
             await asyncio.to_thread(self._prepare, settings)
         await asyncio.to_thread(self._recording.configure, settings)
         self._handler.configure(settings)
-        self._bounds = Bounds.of(settings.limits, values_per_row=self._model.signature.values_per_row)
+        per_row, required = self._model.signature.values_per_row, settings.access.required
+        self._bounds = Bounds.of(settings.limits, values_per_row=per_row, key_required=required)
         KNOWN.record(self._handler.identity.name, self._bounds)
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
@@ -185,16 +187,17 @@ class IndexReplica(_Callable):
 
     def __init__(self) -> None:
         self._gateway = Gateway()
+        KNOWN.guard_of = self._gateway.guard
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply a new list of models."""
         self._gateway.configure(user_config.get("models", []))
-        KNOWN.record(INDEX, Bounds.of(self._gateway.limits))
+        KNOWN.record(INDEX, self._gateway.bounds)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._gateway.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=INDEX, bounds=Bounds.of(self._gateway.limits))
+        return _AsgiResponse(reply, name=INDEX, bounds=self._gateway.bounds)
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Forward one gRPC call to the model that it names."""

@@ -24,7 +24,8 @@ HTML = b"text/html; charset=utf-8"
 PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 """Headers of pages, which differ by key."""
 BODY = "raymlops.body"
-"""Key of an ASGI scope for a body that ``middleware`` has read already."""
+"""Key of an ASGI scope for a body that ``middleware`` has read already; None for one that it does not read, as its
+caller has no valid key."""
 PIECE_BYTES = 256 * 1024
 
 
@@ -64,8 +65,11 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
     """Return the body of a request, at most ``limit`` bytes of it.
 
     Raises:
-        Refusal: 413 for a body that is or claims to be larger, 415 for a compressed one, 400 for an incomplete one.
+        Refusal: 413 for a body that is or claims to be larger, 415 for a compressed one, 400 for an incomplete one, 503
+            for one that was not read as the caller had no valid key, who now is let in.
     """
+    if BODY in scope and scope[BODY] is None:
+        raise Refusal(503, "retry", "the model's keys have just changed; send the request again", retry_after_s=1.0)
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in {b"", b"identity"}:
         raise Refusal(415, "unsupported_encoding", "send the body uncompressed")

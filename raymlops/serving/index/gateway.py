@@ -60,6 +60,7 @@ class Gateway:
 
     def __init__(self, peers: Callable[[str], ServePeers] = ServePeers, *, known: KnownBounds = KNOWN) -> None:
         self._index = Index()
+        self.guard = self._index.guard
         self._known = known
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
@@ -75,6 +76,11 @@ class Gateway:
             timeout_s=max(limits.timeout_s for limits in each),
             max_body_bytes=max(limits.max_body_bytes for limits in each),
         )
+
+    @property
+    def bounds(self) -> Bounds:
+        """Return the bounds of requests to any model: they need a key where all models require one."""
+        return Bounds.of(self.limits, key_required=self._index.requires_key)
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Apply the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""
@@ -125,7 +131,7 @@ class Gateway:
         headers = headers_of(scope["headers"])
         champion = self._champion(name, headers)
         path, route = path_of(scope), route_of(name)
-        reads = scope["method"] in {"GET", "HEAD"}
+        posts, reads = scope["method"] == "POST", scope["method"] in {"GET", "HEAD"}
         if not (reads and is_readiness(path)):
             self._admit(name, headers)  # before the body is read from the process that accepted it
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
@@ -135,7 +141,7 @@ class Gateway:
         refuse_late(left_s <= 0)
         async with asyncio.timeout(left_s):
             limit = champion.limits.max_body_bytes
-            body = b"" if reads else await self._bodies.read(scope, receive, headers, limit=limit)
+            body = await self._bodies.read(scope, receive, headers, limit=limit) if posts else b""
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
                 # As an array it is not copied where it is pickled; the model's front makes it bytes again.
                 kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body

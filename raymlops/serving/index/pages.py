@@ -56,6 +56,11 @@ class Index:
         """Return the guard of a model, None if there is no such model."""
         return next((guard for model, guard, _ in self._models if model["name"] == name), None)
 
+    @property
+    def requires_key(self) -> bool:
+        """Return whether all models require a key."""
+        return bool(self._models) and all(access.required for *_, access in self._models)
+
     def visible(self, headers: Mapping[bytes, bytes]) -> list[dict[str, Any]]:
         """Return the models that a caller may see: the open ones, at their own hosts alone, and those of its key."""
         secret = secret_of(headers)

@@ -7,6 +7,7 @@ slot of a replica only once its body is complete: a body that never arrives bloc
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -29,6 +30,12 @@ SMALL_SHARE = 0.25
 """Share reserved for small bodies, so that large ones leave room for most requests."""
 OTHERS_SHARE = 0.25
 """Share that one model's bodies leave to other models: with the above, its large ones get a half."""
+UNKNOWN_SHARE = 0.125
+"""Share of all names without a model together, and of models that have not answered yet."""
+PAUSE_S = 1.0
+"""How long a body has to pause before another one may take its room."""
+MOVING_BYTES = 16_384
+"""How much of a body ends a pause: a byte now and then does not."""
 SMALL_BODY_BYTES = 64_000
 PACE_BYTES_PER_S = 16_000_000
 """How fast large bodies are read, all together, where there are several beside small ones: 8 MB take an event loop
@@ -50,6 +57,7 @@ class Account:
     ) -> None:
         self.most = most
         self.held = 0
+        self.reading: set[Body] = set()
         self.large = 0
         """Large bodies that are read, or whose requests are in hand."""
         self._pace = pace_bytes_per_s
@@ -65,45 +73,69 @@ class Account:
         if not self._of[model]:
             del self._of[model]
 
-    def enter(self, *, small: bool) -> None:
-        """Count a body that begins."""
-        if small:
-            self._small_at = self._clock()
-        else:
-            self.large += 1
+    def note_small(self) -> None:
+        """Record that a small body was answered."""
+        self._small_at = self._clock()
+
+    @property
+    def beside_small(self) -> bool:
+        """Return whether small bodies are answered meanwhile."""
+        return self._clock() - self._small_at < BESIDE_S
 
     async def pace(self, model: str | None, size: int) -> None:
         """Wait before more is read of a large body of which a piece of this size has been; alone it never waits.
 
-        Pieces of several bodies are read one after the other. The index sees no small bodies of the models that it
-        forwards to, and takes them to be there.
+        Bodies take turns, a piece of one after a piece of each other. The index sees no small bodies of the models that
+        it forwards to, and takes them to be there.
         """
         if self.large > 1:
             async with self._turn:
-                beside = model == INDEX or self._clock() - self._small_at < BESIDE_S
-                await asyncio.sleep(size / self._pace if beside else 0)
+                await asyncio.sleep(size / self._pace if model == INDEX or self.beside_small else 0)
+
+    def make_room(self, body: Body, size: int, *, limit: int, now: float) -> bool:
+        """Return whether more bytes of a body fit, where necessary in place of those that paused longest."""
+        model = body.model
+        if self.has_room(model, size, small=body.small, limit=limit):
+            return True
+        slow = [other for other in self.reading if other.moved_at <= now - PAUSE_S and other is not body]
+        for other in sorted(slow, key=lambda other: other.moved_at):
+            if other.model == model or self._of[model] + size <= self._own(model, small=body.small, limit=limit):
+                other.give_up()
+                if self.has_room(model, size, small=body.small, limit=limit):
+                    return True
+        return False
 
     def has_room(self, model: str | None, size: int, *, small: bool, limit: int) -> bool:
         """Return whether more bytes of a body fit; a body of the model's largest size always fits alone."""
-        shared = self.most * (1.0 if small else 1.0 - SMALL_SHARE)
-        own = shared - self.most * OTHERS_SHARE
-        return self.held + size <= max(limit, shared) and self._of[model] + size <= max(limit, own)
+        own, shared = self._own(model, small=small, limit=limit), max(limit, self._shared(small=small))
+        return self.held + size <= shared and self._of[model] + size <= own
+
+    def _own(self, model: str | None, *, small: bool, limit: int) -> float:
+        own = self.most * UNKNOWN_SHARE if model is None else self._shared(small=small) - self.most * OTHERS_SHARE
+        return max(limit, own)
+
+    def _shared(self, *, small: bool) -> float:
+        return self.most * (1.0 if small else 1.0 - SMALL_SHARE)
 
 
 class Body:
     """One body, counted in an account until its ``with`` block ends."""
 
     def __init__(self, account: Account, declared: bytes, *, scan: JsonScan | None = None) -> None:
+        self.model: str | None = None
+        self.moved_at = math.inf
+        """When its current pause began, by the event loop's clock."""
         self._account = account
         self._scan = scan
         self._scanned = False
-        self._model: str | None = None
+        self._given_up = False
+        self._moved = 0
         self._declared = int(declared) if declared.isdigit() and len(declared) < 19 else None
         self._pieces = Pieces()
         self.small = self._declared is not None and self._declared <= SMALL_BODY_BYTES
 
     def __enter__(self) -> Self:
-        self._account.enter(small=self.small)
+        self._account.large += not self.small
         return self
 
     def __exit__(
@@ -116,59 +148,94 @@ class Body:
         """Return whether the body may exceed a limit, by its declared length."""
         return self._declared is None or self._declared > limit
 
+    def give_up(self) -> None:
+        """Release what there is of it for another one, and let ``read`` refuse the rest."""
+        self._given_up = True
+        self._release()
+        if not self._until.expired():
+            self._until.reschedule(self._now())
+
     async def read(
         self, receive: Receive, *, model: str | None, limit: int, seconds: float, pause_s: float
     ) -> list[bytes] | None:
         """Return the pieces of the complete body, None if the client disconnects before.
 
-        It may take ``seconds`` in all, and ``pause_s`` between two chunks. ``model`` is its model: None stands for all
-        unknown names together.
+        It may take ``seconds`` in all, and ``pause_s`` between two chunks, in which no wait for other bodies counts.
+        ``model`` is its model: None stands for all unknown names together.
 
         Raises:
             Refusal: 413, it has or declares more bytes than ``limit``, or has more values than it may; 400, it is
                 nested too deeply; 408, it is too slow; 503, the buffer is full.
         """
-        self._model = model
+        self.model = model
         if self._declared is not None and self._declared > limit:
             raise too_large_body(limit)
-        now = asyncio.get_running_loop().time
-        end = now() + seconds
+        self._now = asyncio.get_running_loop().time
+        self._pause_s, self._end = pause_s, self._now() + seconds
         try:
-            async with asyncio.timeout_at(min(end, now() + pause_s)) as until:
-                return await self._read(receive, limit, lambda: until.reschedule(min(end, now() + pause_s)))
+            async with asyncio.timeout_at(min(self._end, self._now() + pause_s)) as self._until:
+                return await self._read(receive, limit)
         except TimeoutError:
             slow = f"the body was not complete within {seconds:g} s, or paused for {pause_s:g} s"
+            if self._given_up:
+                slow = "the body paused while others waited for its room"
             raise Refusal(408, "slow_body", slow) from None
+        finally:
+            self._account.reading.discard(self)
 
-    async def _read(self, receive: Receive, limit: int, progress: Callable[[], None]) -> list[bytes] | None:
+    async def _read(self, receive: Receive, limit: int) -> list[bytes] | None:
         account = self._account
+        self.moved_at = self._now()
         while True:
             message = await receive()
+            if self._given_up:
+                raise TimeoutError
             if message["type"] != "http.request":
                 return None
             chunk = message.get("body", b"")
             if self._pieces.size + len(chunk) > limit:
                 raise too_large_body(limit)
-            if not account.has_room(self._model, len(chunk), small=self.small, limit=limit):
+            if not account.make_room(self, len(chunk), limit=limit, now=self._now()):
                 waiting = f"{account.held} bytes of request bodies are buffered already; try again"
                 raise Refusal(503, "overloaded", waiting, retry_after_s=1.0)
             self._pieces.add(chunk)
-            account.add(self._model, len(chunk))
+            account.add(self.model, len(chunk))
             if self._scan is not None and not self.small:
                 try:
                     await self._look(self._scan, chunk)
                 except Refusal:
                     left = limit - self._pieces.size
                     self._release()
-                    await self._discard(receive, message, left, progress)
+                    await self._discard(receive, message, left)
                     raise
             if not message.get("more_body", False):
                 self._note_size()
                 return self._pieces.taken()
-            if chunk:
-                progress()
+            account.reading.add(self)
+            self._progress(len(chunk))
             if not self.small:
-                await account.pace(self._model, len(chunk))
+                await self._pace(len(chunk))
+
+    def _progress(self, size: int) -> None:
+        """Take what came for the end of a pause."""
+        if not size:
+            return
+        self._until.reschedule(min(self._end, self._now() + self._pause_s))
+        self._moved += size
+        if self._moved >= MOVING_BYTES:
+            self._moved, self.moved_at = 0, self._now()
+
+    async def _pace(self, size: int) -> None:
+        """Wait for other bodies, which is no pause of this one's client."""
+        if self._account.large < 2:
+            return
+        start, until, moved_at = self._now(), self._until.when() or self._end, self.moved_at
+        self._until.reschedule(self._end)
+        self.moved_at = math.inf
+        await self._account.pace(self.model, size)
+        waited = self._now() - start
+        self._until.reschedule(min(self._end, until + waited))
+        self.moved_at = moved_at + waited
 
     async def _look(self, scan: JsonScan, chunk: bytes) -> None:
         """Scan what came of a body once it looks too large, at the pace at which bodies are read."""
@@ -177,28 +244,28 @@ class Body:
         for one in (chunk,) if self._scanned else self._pieces:
             for start in range(0, len(one), PIECE_BYTES):
                 scan.add(one[start : start + PIECE_BYTES])
-                await self._account.pace(self._model, PIECE_BYTES)
+                await self._pace(PIECE_BYTES)
         self._scanned = True
 
     def _release(self) -> None:
-        self._account.add(self._model, -self._pieces.size)
+        self._account.reading.discard(self)
+        self._account.add(self.model, -self._pieces.size)
         self._pieces = Pieces()
 
-    async def _discard(self, receive: Receive, message: Message, left: int, progress: Callable[[], None]) -> None:
+    async def _discard(self, receive: Receive, message: Message, left: int) -> None:
         """Read the rest of a refused body as fast as others: who is answered at once sends the next one at once."""
         while left >= 0 and message["type"] == "http.request" and message.get("more_body", False):
-            await self._account.pace(self._model, len(message.get("body", b"")))
+            await self._pace(len(message.get("body", b"")))
             message = await receive()
             if size := len(message.get("body", b"")):
                 left -= size
-                progress()
+                self._progress(size)
 
     def _note_size(self) -> None:
         """Count a body of undeclared length as small if it turned out to be."""
         if not self.small and self._pieces.size <= SMALL_BODY_BYTES:
             self.small = True
             self._account.large -= 1
-            self._account.enter(small=True)
 
 
 def replayed(pieces: list[bytes], receive: Receive) -> Receive:

@@ -1,8 +1,8 @@
 """Per-model limits, as known to a process that accepts requests before a replica has them.
 
-Owns how a replica announces its limits, the defaults until then, and those of a release that announces none. The proxy
-learns them from every response, in a key that no client sees; a replica behind HAProxy, which accepts requests itself,
-when its settings change.
+Owns how a replica announces its limits, the defaults until then, and those of a release that announces none; and whose
+bodies are worth reading. The proxy learns both from every response, in a key that no client sees; a replica behind
+HAProxy, which accepts requests itself and knows the keys, when its settings change.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from raymlops.serving.auth import secret_of
 from raymlops.serving.json_scan import most_values
-from raymlops.serving.refusal import Limits
+from raymlops.serving.refusal import Limits, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Callable, Mapping, MutableMapping
     from typing import Any
+
+    from raymlops.serving.auth import Guard
 
 ANNOUNCED = "raymlops.bounds"
 """Key of a response's first ASGI message for the name of a model and its ``Bounds``."""
@@ -38,12 +41,13 @@ class Bounds(NamedTuple):
     max_body_bytes: int
     max_values: int | None = None
     """Of a JSON body; None for any number."""
+    key_required: bool = False
 
     @classmethod
-    def of(cls, limits: Limits, *, values_per_row: int | None = None) -> Bounds:
+    def of(cls, limits: Limits, *, values_per_row: int | None = None, key_required: bool = False) -> Bounds:
         """Return the bounds in a model's limits."""
         most = most_values(values_per_row, max_rows=limits.max_rows)
-        return cls(limits.timeout_s, limits.max_body_bytes, most)
+        return cls(limits.timeout_s, limits.max_body_bytes, most, key_required)
 
     def allow_more_than(self, other: Bounds) -> bool:
         """Return whether a body that the others refuse may be within these."""
@@ -64,10 +68,12 @@ UNKNOWN_BODY_S = Limits().timeout_s
 
 
 class KnownBounds:
-    """The known bounds of each model."""
+    """The known bounds of each model, and in its replicas the guard of its keys."""
 
     def __init__(self) -> None:
         self._bounds: dict[str, Bounds] = {}
+        self.guard_of: Callable[[str], Guard | None] = lambda _name: None
+        """Replaced in a process that knows keys; it returns None for a name without a model."""
 
     def record(self, name: str, bounds: Bounds) -> None:
         """Record the bounds of a model, or of the index."""
@@ -78,7 +84,7 @@ class KnownBounds:
         announced = message.pop(ANNOUNCED, None)
         if announced is not None:
             name, bounds = announced
-            self._bounds[name] = Bounds(*bounds)
+            self._bounds[name] = Bounds(*bounds[: len(Bounds._fields)])
         elif path.startswith(MODELS) and any(name == OF_MODEL for name, _ in message.get("headers", ())):
             self._bounds.setdefault(name_in(path), SILENT)
 
@@ -90,7 +96,21 @@ class KnownBounds:
         if index is None or not path.startswith(BY_INDEX):
             return None
         model = self._bounds.get(asked_for(path))
-        return index if model is None else index._replace(max_values=model.max_values)
+        if model is None:
+            return index
+        required = index.key_required or model.key_required
+        return index._replace(max_values=model.max_values, key_required=required)
+
+    def may_send(self, path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> bool:
+        """Return whether a body is worth reading: the model's front refuses a caller without a valid key anyway."""
+        secret, guard = secret_of(headers), self.guard_of(asked_for(path))
+        if guard is None:
+            return secret is not None or not bounds.key_required
+        try:
+            guard.identify(secret)
+        except Refusal:
+            return False
+        return True
 
     def announced(self, name: str) -> Bounds | None:
         """Return the bounds of a model that are known."""

@@ -36,10 +36,10 @@ from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNK
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
-from raymlops.serving.request import PIN_HEADER, request_id_of
+from raymlops.serving.request import PIN_HEADER, headers_of, request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from raymlops.serving.asgi import Message, Receive, Scope, Send
     from raymlops.serving.proxy.bounds import Bounds, KnownBounds
@@ -133,12 +133,15 @@ class ProxyMiddleware:
         arrived = asyncio.get_running_loop().time() - waited_s
         # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
-        if scope["method"] != "POST":
+        headers = headers_of(scope["headers"])
+        posts = scope["method"] == "POST"
+        if not posts or not self._known.may_send(scope["path"], headers, bounds):
+            scope[BODY] = None if posts else b""  # nobody waits for it, who might never send it
             until = arrived + bounds.timeout_s + MARGIN_S
-            await self._model(scope, receive, send, client=client, until=until)
+            await self._model(scope, replayed([b""], _nothing_more), send, client=client, until=until)
             return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        with Body(self._account, declared, scan=_scan_of(scope, bounds)) as body:
+        scan = _scan_of(scope["path"], headers, bounds)
+        with Body(self._account, headers.get(b"content-length", b""), scan=scan) as body:
             probed = bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes)
             if probed:
                 bounds = await self._probe_bounds(scope, client)
@@ -170,7 +173,8 @@ class ProxyMiddleware:
                 if self._account.large == 1:
                     taken = [b"".join(taken)]
                 receive = replayed(taken, receive)
-            await self._model(scope, receive, send, client=client, until=until)
+            if await self._model(scope, receive, send, client=client, until=until) and body.small:
+                self._account.note_small()
 
     async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:
         """Return a model's bounds, from its answer to a readiness probe, which needs no key.
@@ -184,8 +188,12 @@ class ProxyMiddleware:
         await self._model(asking, replayed([b""], _nothing_more), _nowhere, client=client, until=until)
         return self._known.of_path(scope["path"]) or UNKNOWN
 
-    async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> None:
-        """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve."""
+    async def _model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, until: float) -> bool:
+        """Forward a request until its deadline or its client's disconnect, either of which cancels it in Serve.
+
+        Returns:
+            Whether it was answered without an error.
+        """
         answer = _Answer(scope, send, self._known)
         task = asyncio.current_task()
         assert task is not None
@@ -211,6 +219,7 @@ class ProxyMiddleware:
                 task.uncancel()
         if not answer.started and not client.gone:
             await answer.refuse(LATE if limit.expired() else refusal)
+        return answer.good
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Return the refusal of a request by its raw path and headers, if any."""
@@ -284,7 +293,7 @@ class _Answer:
     """The messages of one response, with Serve's own errors converted to our form."""
 
     def __init__(self, scope: Scope, send: Send, known: KnownBounds) -> None:
-        self.started = False
+        self.started = self.good = False
         self._known = known
         self._scope = scope
         self._send = send
@@ -292,7 +301,7 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.started, self.good = True, message["status"] < 400
             self._known.take(message, path=self._scope["path"])
             self._refusal = _serves_own(message)
         if self._refusal is None:
@@ -304,13 +313,12 @@ class _Answer:
         await send_reply(refusal_reply(refusal, self._scope), self._send)
 
 
-def _scan_of(scope: Scope, bounds: Bounds) -> JsonScan | None:
+def _scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | None:
     """Return what scans the body of a request while it arrives; None for one that is not JSON alone."""
-    headers = dict(scope["headers"])
     kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
     if kind.lower().startswith(b"text/csv") or encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
         return None
-    return JsonScan(MAX_LABEL_VALUES if scope["path"].endswith("/feedback") else bounds.max_values)
+    return JsonScan(MAX_LABEL_VALUES if path.endswith("/feedback") else bounds.max_values)
 
 
 async def _nothing_more() -> Message:

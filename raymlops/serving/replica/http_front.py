@@ -17,7 +17,6 @@ answers 5xx for a client's mistake.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 from dataclasses import asdict, replace
@@ -39,6 +38,7 @@ from raymlops.serving.protocols.base import Encoded
 from raymlops.serving.protocols.json_body import read_json
 from raymlops.serving.protocols.mlflow import PROTOCOL as MLFLOW
 from raymlops.serving.refusal import INTERNAL, Refusal, error_body, refusal_headers
+from raymlops.serving.replica.storing import Storing
 from raymlops.serving.replica.warm_up import warm_up
 from raymlops.serving.request import request_id_of
 from raymlops.serving.same_origin import refuse_web_pages
@@ -65,34 +65,6 @@ class Labels(Protocol):
         """Store labels of a caller's requests, or of anybody's; the future is done once they are durable."""
 
 
-async def store_labels(
-    body: bytes, labels: Labels | None, exchange: Exchange, *, handler: RequestHandler, kind: LabelType
-) -> dict[str, Any]:
-    """Store the labels of a request and return its answer; more than a few are parsed outside the event loop.
-
-    Raises:
-        InvalidRowsError: they are not of the model's ``kind``, or of another caller's requests.
-        Refusal: they cannot be read, or this endpoint stores none.
-    """
-    exchange.body_bytes = len(body)
-    small = len(body) <= SMALL_LABELS_BYTES
-    found = _parsed(body, kind) if small else await handler.parsing.run(_parsed, body, kind)
-    if labels is None:
-        raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
-    unmatched = handler.answered.check(found, caller=exchange.labels_of)
-    exchange.rows = len(found)
-    store = functools.partial(labels.add, found, key_id=exchange.key_id, caller=exchange.labels_of)
-    try:
-        stored = store() if small else await handler.parsing.run(store)
-        exchange.end_turn()
-        await asyncio.wrap_future(stored)
-    except StorageError as error:
-        raise Refusal(
-            503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
-        ) from error
-    return {"accepted": exchange.rows, "unmatched": unmatched, "request_id": exchange.request_id}
-
-
 def _parsed(body: bytes, kind: LabelType) -> list[Label]:
     data = read_json(body, expected='{"labels": [{...}]}', max_values=MAX_LABEL_VALUES)
     return parse_feedback(data, kind=kind)
@@ -114,6 +86,7 @@ class Front:
         self.handler = handler
         self.labels = labels
         self.label_type = LabelType()
+        self.storing = Storing()
         self.ages = Ages()
         self._bodies = BodyReader()
         self.ready = False
@@ -240,8 +213,9 @@ class Front:
             _allow(scope, "POST")
             refuse_late(late)
             self._admit(scope, exchange, right="feedback")
+            self.storing.require_room(self._most_storing)
             body = await self._read(scope, receive, exchange, limit=limit)
-            return 202, _json(await store_labels(body, self.labels, exchange, handler=handler, kind=self.label_type))
+            return 202, _json(await self._store_labels(body, exchange))
         page, health = self._pages.get(path), self._health.get(path)
         if page is None and health is None and path not in {self._model, f"{self._model}/ready"}:
             raise self._unknown(scope["path"])
@@ -266,6 +240,37 @@ class Front:
             return 200, _json(await handler.metadata(handler.routing.named(version), exchange.headers))
         root = scope.get("root_path", "")
         return 200, page(root if root.endswith(self._route) else root + self._route)
+
+    async def _store_labels(self, body: bytes, exchange: Exchange) -> dict[str, Any]:
+        """Store the labels of a request and return its answer; more than a few are parsed outside the event loop.
+
+        Raises:
+            InvalidRowsError: they are not of the model's ``label_type``, or of another caller's requests.
+            Refusal: they cannot be read, this endpoint stores none, or its storage fails or hangs.
+        """
+        handler, labels, kind = self.handler, self.labels, self.label_type
+        exchange.body_bytes = len(body)
+        small = len(body) <= SMALL_LABELS_BYTES
+        found = _parsed(body, kind) if small else await handler.parsing.run(_parsed, body, kind)
+        if labels is None:
+            raise Refusal(409, "no_log", "this endpoint keeps no prediction log, so labels cannot be stored")
+        unmatched = handler.answered.check(found, caller=exchange.labels_of)
+        exchange.rows = len(found)
+        store = functools.partial(labels.add, found, key_id=exchange.key_id, caller=exchange.labels_of)
+        try:
+            stored = store() if small else await handler.parsing.run(store)
+            exchange.end_turn()
+            await self.storing.wait(stored, most=self._most_storing)
+        except StorageError as error:
+            raise Refusal(
+                503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
+            ) from error
+        return {"accepted": exchange.rows, "unmatched": unmatched, "request_id": exchange.request_id}
+
+    @property
+    def _most_storing(self) -> int:
+        """Return how many requests may wait for a storage that hangs: a quarter of the replica's slots."""
+        return max(1, self.handler.settings.limits.max_ongoing_requests // 4)
 
     async def _read(self, scope: Scope, receive: Receive, exchange: Exchange, *, limit: int) -> bytes:
         """Return the body of a request that has its turn: a large one before it is fetched from who accepted it."""

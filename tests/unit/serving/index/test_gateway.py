@@ -209,6 +209,15 @@ def test_readiness_alone_is_told_without_a_key(method, path, open_):
     assert asyncio.run(ask(one, method, path, receive=unread)).status == (200 if open_ else 401)
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "GET", "HEAD"])
+def test_a_body_of_another_method_is_not_read(method):
+    """The model's own front says which methods it takes, of which none but one has a body."""
+    one = make(model("flights"))
+    assert asyncio.run(ask(one, method, "/v2/models/flights/infer", receive=unread, arrived=stamp())).status == 200
+    ((scope,),) = one._champions["flights"].peers.handle(7).given
+    assert scope[BODY] == b""
+
+
 def test_a_body_that_does_not_come_keeps_no_place():
     """A hundred of them, more than there are places: the next caller is answered."""
     one = make(model("flights", timeout_s=60.0))
@@ -313,6 +322,14 @@ def test_the_largest_bounds_of_all_models_are_told():
     one = make(model("flights", timeout_s=60.0, max_body_bytes=10), model("digits", timeout_s=1.0, max_body_bytes=20))
     assert (one.limits.timeout_s, one.limits.max_body_bytes) == (60.0, 20)
     assert make().limits == Limits()
+
+
+@pytest.mark.parametrize(("required", "expected"), [([], False), ([True, True], True), ([True, False], False)])
+def test_a_key_is_required_where_every_model_requires_one(required, expected):
+    """Told with the bounds; without models nobody needs one."""
+    access = [Access(required=each).to_dict() for each in required]
+    one = make(*(model(f"m{number}", access=each, max_body_bytes=9) for number, each in enumerate(access)))
+    assert (one.bounds.key_required, one.bounds.max_body_bytes) == (expected, one.limits.max_body_bytes)
 
 
 def test_a_body_is_read_within_the_models_own_limit():

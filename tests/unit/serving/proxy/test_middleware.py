@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import selectors
 import tracemalloc
+from hashlib import sha256
 
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, Ages, stamp
 from raymlops.serving.asgi import BODY
+from raymlops.serving.auth import Access, Guard, KeyEntry
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bounds, KnownBounds
 from raymlops.serving.proxy.connections import CLIENT, Client
@@ -81,12 +84,28 @@ def test_a_small_body_goes_along():
         {"headers": [(b"content-length", b"64001")], "messages": [LARGE]},
         {"messages": [LARGE]},
         {"headers": [(b"content-length", b"4")], "path": "/other"},
-        {"headers": [(b"content-length", b"4")], "method": "GET"},
     ],
 )
 def test_another_body_does_not_go_along(request_):
     """A large one, of whatever declared length, and other applications'."""
     assert BODY not in pass_through(**request_)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "GET", "HEAD", "BREW"])
+@pytest.mark.parametrize("path", ["/models/flights/predict", "/v2/models/flights/infer"])
+@pytest.mark.parametrize("headers", [[(b"content-length", b"100000")], [(b"transfer-encoding", b"chunked")]])
+def test_a_body_of_another_method_is_nobodys(method, path, headers):
+    """Whoever answers has an empty one at once: what never arrives keeps no slot of theirs."""
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope[BODY], await receive()))
+        await send({"type": "http.response.start", "status": 405, "headers": []})
+
+    sent = converse(
+        app, [], method=method, path=path, headers=headers, known=known(flights=(30.0, 9), **{"": (30.0, 9)})
+    )
+    assert (sent[0]["status"], seen) == (405, [(b"", chunk(b"", more=False))])
 
 
 def test_a_body_of_undeclared_length_that_turns_out_small_is_small():
@@ -172,6 +191,66 @@ def known(**bounds):
     for name, (timeout_s, size) in bounds.items():
         one.record(name, Bounds(timeout_s, size))
     return one
+
+
+SECRET = "rk_k1_" + "s" * 43
+KEY = KeyEntry("k1", sha256(SECRET.encode()).hexdigest(), frozenset({"predict"}), rate_per_s=1.0)
+NO_KEY: list[tuple[bytes, bytes]] = []
+A_KEY, THE_KEY = ([(b"x-api-key", secret.encode())] for secret in ("rk_k1_no", SECRET))
+BEARER = [(b"authorization", b"Bearer " + SECRET.encode())]
+
+
+@pytest.mark.parametrize("path", ["/models/flights/predict", "/v2/models/flights/infer"])
+@pytest.mark.parametrize("declared", [b"2", b"100000"])
+@pytest.mark.parametrize(
+    ("access", "headers", "read"),
+    [
+        ((True, False), NO_KEY, False),
+        ((True, False), A_KEY, True),
+        ((False, False), NO_KEY, True),
+        ((True, True), NO_KEY, False),
+        ((True, True), A_KEY, False),
+        ((True, True), THE_KEY, True),
+        ((True, True), BEARER, True),
+        ((False, True), NO_KEY, True),
+        ((False, True), A_KEY, False),
+    ],
+)
+def test_no_body_is_read_for_a_caller_without_a_key(path, declared, access, headers, read):
+    """Its model's front refuses it all the same. A replica knows the keys, a proxy whether there has to be one.
+
+    That counts against no rate: the key may be used once a second, and its caller is let in twice.
+    """
+    required, guarded = access
+    one, account = known(**{"": (30.0, 100_000)}), Account()
+    one.record("flights", Bounds(30.0, 100_000, key_required=required))
+    if guarded:
+        one.guard_of = {"flights": Guard(Access(required, (KEY,)))}.get
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope.get(BODY, b"large"), account.held))
+        await send(OK)
+
+    for _ in range(2):
+        body = [chunk(b"{}" if declared == b"2" else bytes(100_000), more=False)] if read else []
+        length = [(b"content-length", declared)]
+        converse(app, body, path=path, headers=[*headers, *length], known=one, account=account)
+    small = (b"{}", 2) if declared == b"2" else (b"large", 100_000)
+    assert seen == [small if read else (None, 0)] * 2
+
+
+def test_that_a_key_is_required_is_told_with_the_bounds():
+    """As a release without it does not, and with whatever a later one tells beside."""
+    one = KnownBounds()
+    for told, expected in (((9.0, 5), False), ((9.0, 5, None, True), True), ((9.0, 5, 7, True, "later"), True)):
+        one.take({ANNOUNCED: ("flights", told)})
+        assert one.of_path("/models/flights/predict").key_required is expected
+    one.record("", Bounds(60.0, 50))
+    assert one.of_path("/v2/models/flights/infer").key_required
+    assert not one.of_path("/v2/models/digits/infer").key_required
+    one.record("", Bounds(60.0, 50, key_required=True))
+    assert one.of_path("/v2/models/digits/infer").key_required
 
 
 def test_a_model_is_asked_once_a_large_body_is_complete():
@@ -399,6 +478,115 @@ def test_a_body_that_stops_is_given_up():
     assert (*status_and_code(sent), account.held) == (408, "slow_body", 0)
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(60.0, bytes(24)), (20.0, None)])
+def test_a_wait_for_the_others_is_no_pause_of_the_clients(seconds, expected):
+    """Two bodies of three pieces of 8 bytes, a byte a second: pieces wait for 16 s, where a client may pause for 10.
+
+    The deadline of the request runs on.
+    """
+
+    async def scenario():
+        account = Account(pace_bytes_per_s=1.0, clock=lambda: 0.0)
+        account.note_small()
+
+        async def read():
+            left = [chunk(bytes(8)), chunk(bytes(8)), chunk(bytes(8), more=False)]
+
+            async def receive():
+                await asyncio.sleep(0)
+                return left.pop(0)
+
+            with Body(account, b"") as body:
+                return b"".join(await body.read(receive, model="a", limit=99, seconds=seconds, pause_s=10.0))
+
+        return await asyncio.gather(read(), read(), return_exceptions=True)
+
+    first, second = run_on_a_clock(scenario())
+    if expected is None:
+        assert (first.code, second.code) == ("slow_body", "slow_body")
+    else:
+        assert first == second == expected
+
+
+def test_the_longest_pause_ends_where_room_is_needed():
+    """Of 400 bytes one model's large bodies have 200: who paused for a second at least makes room for the next.
+
+    A few bytes now and then are a pause too.
+    """
+    answers = {}
+
+    async def scenario():
+        loop, account = asyncio.get_running_loop(), Account(400)
+
+        async def read(name, at, pieces, *, complete=True):
+            left = list(pieces)
+
+            async def receive():
+                if not left:
+                    await asyncio.Event().wait()
+                size = left.pop(0)
+                await asyncio.sleep(1.0 if size == 2 else 0.0)
+                return chunk(bytes(size), more=not complete or bool(left))
+
+            await asyncio.sleep(at)
+            with Body(account, b"") as body:
+                try:
+                    await body.read(receive, model="a", limit=99, seconds=60.0, pause_s=30.0)
+                    answers[name] = "read"
+                except Refusal as refusal:
+                    answers[name] = (refusal.code, loop.time())
+
+        tasks = [
+            asyncio.create_task(each)
+            for each in (
+                read("trickles", 0.0, [80, 2, 2, 2, 2, 2], complete=False),
+                read("stops", 2.0, [90], complete=False),
+                read("first", 5.5, [60]),
+                read("stops too", 6.0, [60], complete=False),
+                read("stops last", 6.1, [60], complete=False),
+                read("early", 6.5, [90]),
+                read("second", 7.5, [90]),
+            )
+        ]
+        await asyncio.sleep(8.0)
+        held = account.held
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return held, account.held
+
+    assert run_on_a_clock(scenario()) == (60, 0)
+    assert answers == {
+        "trickles": ("slow_body", 5.5),
+        "first": "read",
+        "stops": ("slow_body", 6.1),
+        "early": ("overloaded", 6.5),
+        "stops too": ("slow_body", 7.5),
+        "second": "read",
+    }
+
+
+def test_bodies_for_unknown_names_have_an_eighth():
+    """Whoever invents them takes no more from the models."""
+    account = Account(800)
+    assert account.has_room(None, 100, small=False, limit=5)
+    assert not account.has_room(None, 101, small=True, limit=5)
+    assert account.has_room(None, 101, small=False, limit=101)
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, True), (401, False), (422, False)])
+def test_a_small_body_counts_once_it_is_answered(status, expected):
+    """Large ones make room for it; for one that is refused nobody has to."""
+    now = 0.0
+    account = Account(pace_bytes_per_s=1.0, clock=lambda: now)
+
+    async def app(scope, receive, send):
+        await send({**OK, "status": status})
+
+    converse(app, [chunk(b"{}", more=False)], headers=[(b"content-length", b"2")], account=account)
+    assert account.beside_small is expected
+
+
 def test_a_body_that_goes_on_may_take_its_deadline():
     """However long it takes to come in all, as no pause is too long; nothing in a message is a pause too."""
 
@@ -424,7 +612,12 @@ def test_a_body_that_goes_on_may_take_its_deadline():
 
 
 def run_on_a_clock(coroutine):
-    """Return what a coroutine gives in a loop whose time is ``now``, which the coroutine moves."""
+    """Return what a coroutine gives in a loop whose time is ``now``, which the coroutine moves, or its waiting does."""
+
+    class Waiting(selectors.DefaultSelector):
+        def select(self, timeout=None):
+            loop.now += timeout or 0.0
+            return super().select(0)
 
     class Loop(asyncio.SelectorEventLoop):
         now = 0.0
@@ -432,7 +625,8 @@ def run_on_a_clock(coroutine):
         def time(self):
             return self.now
 
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    loop = Loop(Waiting())
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(coroutine)
 
 
@@ -746,8 +940,8 @@ def test_several_large_bodies_beside_small_ones_are_paced(small, later_s, model,
     async def both():
         nonlocal now
         if small:
-            with Body(account, b"10"):
-                now = later_s
+            account.note_small()
+            now = later_s
         tasks = [asyncio.create_task(read_pieces(account, model=model)) for _ in range(2)]
         for _ in range(20):
             await asyncio.sleep(0)
@@ -765,7 +959,7 @@ def test_a_large_body_alone_is_never_paced():
     account = Account(pace_bytes_per_s=1.0)
 
     async def beside_small():
-        with Body(account, b"10"):
-            return await read_pieces(account)
+        account.note_small()
+        return await read_pieces(account)
 
     assert asyncio.run(beside_small()) == bytes(3000)

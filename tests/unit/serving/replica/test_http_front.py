@@ -257,6 +257,17 @@ def test_what_arrived_too_long_ago_is_not_computed(path):
     assert front.handler.model.calls == calls
 
 
+@pytest.mark.parametrize("path", ["/predict", "/feedback"])
+@pytest.mark.parametrize(("required", "status", "code"), [(True, 401, "unauthenticated"), (False, 503, "retry")])
+def test_a_body_that_the_guard_did_not_read_is_no_empty_one(path, required, status, code):
+    """Its caller has no valid key, and is told so; or has none and needs none any more, and sends it again."""
+    front = make_front(settings=Settings(access=Access(required=required)))
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [(b"content-length", b"9" * 9)], BODY: None}
+    reply = asyncio.run(front.reply(scope, None))
+    assert (reply.status, json.loads(reply.body)["error"]["code"]) == (status, code)
+    assert (b"retry-after", b"1") in reply.headers or required
+
+
 def test_the_deadline_runs_from_the_arrival():
     """Of 60 s all but 50 ms are gone when the replica gets it."""
     front = make_front(limits=Limits(timeout_s=60.0))
