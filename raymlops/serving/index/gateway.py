@@ -58,7 +58,14 @@ class Gateway:
     ``configure`` may be called from any thread meanwhile. ``peers`` returns the versions of a model by its name.
     """
 
-    def __init__(self, peers: Callable[[str], ServePeers] = ServePeers, *, known: KnownBounds = KNOWN) -> None:
+    def __init__(
+        self,
+        peers: Callable[[str], ServePeers] = ServePeers,
+        *,
+        known: KnownBounds = KNOWN,
+        later: Callable[..., object] | None = None,
+    ) -> None:
+        self._later = later
         self._index = Index()
         self.guard = self._index.guard
         self._known = known
@@ -147,17 +154,17 @@ class Gateway:
                 kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body
                 message = {**call, BODY: kept, ARRIVED: arrived}
                 reply: Reply = await champion.call("http_call", message, size=len(body))
-                return self._learned(name, reply)
+                return self._without_announcement(name, reply)
 
-    def _learned(self, name: str, reply: Reply) -> Reply:
+    def _without_announcement(self, name: str, reply: Reply) -> Reply:
         """Record what a model announces, for the guard of this process, and remove it from the reply."""
         most = next((int(value) for header, value in reply.headers if header == MAX_VALUES), None)
         if most is None:
             return reply
-        if self._known.announced(name) is None:
+        if self._known.of_model(name) is None:
             self._known.record(name, Bounds.of(self.limits)._replace(max_values=most))
             # Whoever is refused by it does not reach the model, which may have a larger one by then.
-            asyncio.get_running_loop().call_later(LEARNED_S, self._known.forget, name)
+            (self._later or asyncio.get_running_loop().call_later)(LEARNED_S, self._known.forget, name)
         return replace(reply, headers=tuple(each for each in reply.headers if each[0] != MAX_VALUES))
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:

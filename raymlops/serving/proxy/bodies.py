@@ -213,7 +213,7 @@ class Body:
                 return self._pieces.taken()
             account.reading.add(self)
             self._progress(len(chunk))
-            if not self.small:
+            if not self.small and not self._scanned:
                 await self._pace(len(chunk))
 
     def _progress(self, size: int) -> None:
@@ -243,8 +243,9 @@ class Body:
             return
         for one in (chunk,) if self._scanned else self._pieces:
             for start in range(0, len(one), PIECE_BYTES):
-                scan.add(one[start : start + PIECE_BYTES])
-                await self._pace(PIECE_BYTES)
+                piece = one[start : start + PIECE_BYTES]
+                scan.add(piece)
+                await self._pace(len(piece))
         self._scanned = True
 
     def _release(self) -> None:

@@ -2,7 +2,8 @@
 
 Owns how a replica announces its limits, the defaults until then, and those of a release that announces none; and whose
 bodies are worth reading. The proxy learns both from every response, in a key that no client sees; a replica behind
-HAProxy, which accepts requests itself and knows the keys, when its settings change.
+HAProxy, which accepts requests itself and knows the keys, when its settings change. The gateway learns how many values
+a body may have from a header of a model's answers, and forgets it after ten seconds.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ MODELS = "/models/"
 BY_INDEX = "/v2/models/"
 OF_MODEL = b"x-model-version"
 """Header of every response of a model, in every release; responses of Serve and of the index lack it."""
-
-
 MAX_VALUES = b"x-model-max-values"
-"""Header by which a model announces this to the gateway, which removes it."""
+"""Header by which a model tells the gateway how many values a JSON body may have; clients do not see it."""
 
 
 class Bounds(NamedTuple):
@@ -112,7 +111,7 @@ class KnownBounds:
             return False
         return True
 
-    def announced(self, name: str) -> Bounds | None:
+    def of_model(self, name: str) -> Bounds | None:
         """Return the bounds of a model that are known."""
         return self._bounds.get(name)
 

@@ -69,7 +69,9 @@ BUSY = Refusal(
 )
 LATE = Refusal(504, "timeout", "no answer within the server's own deadline", retry_after_s=1.0)
 NO_WEBSOCKET = Refusal(400, "no_websocket", "websockets are not supported; use HTTP")
-LIMIT_UNKNOWN = Refusal(503, "retry", "this model's body limit is not known here yet; try again", retry_after_s=1.0)
+LIMIT_UNKNOWN = Refusal(
+    503, "retry", "this model's limits are not known here yet, or have just changed; try again", retry_after_s=1.0
+)
 LOST = Refusal(503, "lost", "the replica that handled this request was lost")
 
 
@@ -157,11 +159,11 @@ class ProxyMiddleware:
                     pause_s=self._body_s,
                 )
             except Refusal as refusal:
-                if (
-                    refusal.status == 413 and not probed and not unknown
-                ):  # the model may have larger bounds since its last answer
-                    unknown = (await self._probe_bounds(scope, client)).allow_more_than(bounds)
-                await _refuse(LIMIT_UNKNOWN if unknown and refusal.status == 413 else refusal, scope, send)
+                retry = unknown
+                if refusal.status == 413 and not (probed or unknown):
+                    # The model may have larger bounds since its last answer.
+                    retry = (await self._probe_bounds(scope, client)).allow_more_than(bounds)
+                await _refuse(LIMIT_UNKNOWN if retry and refusal.status == 413 else refusal, scope, send)
                 return
             if taken is None:
                 return

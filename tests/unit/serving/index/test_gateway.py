@@ -134,17 +134,17 @@ def test_a_champion_that_hangs_is_waited_for_no_longer_than_its_deadline():
 
 def test_a_models_bound_of_values_is_learned_from_its_answers_for_a_while():
     """The guard of the gateway's process then refuses what has more; clients do not see the header."""
-    known = KnownBounds()
-    one = Gateway(AnnouncingPeers, known=known)
+    known, later = KnownBounds(), []
+    one = Gateway(AnnouncingPeers, known=known, later=lambda *given: later.append(given))
     one.configure([model("flights")])
 
     async def learn():
         reply = await infer(one, "flights")
         assert MAX_VALUES not in dict(reply.headers)
-        assert known.announced("flights").max_values == 60
-        (forgotten,) = [each for each in asyncio.get_running_loop()._scheduled if not each.cancelled()]
-        forgotten._run()
-        assert known.announced("flights") is None
+        assert known.of_model("flights").max_values == 60
+        ((_, forget, name),) = later
+        forget(name)
+        assert known.of_model("flights") is None
 
     asyncio.run(learn())
 

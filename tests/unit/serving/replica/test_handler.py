@@ -286,7 +286,7 @@ class Watched(Turns):
 
 
 def test_beside_small_requests_large_ones_take_turns():
-    """One at a time until it is answered, in every protocol; each turn ends, whatever the outcome."""
+    """One at a time until its rows are queued, or soon after; each turn ends, whatever the outcome."""
     front = make_front(turns=Watched())
     turns = front.handler.turns
     labels = b'{"labels":[%s]}' % (b" " * 70_000)
