@@ -81,10 +81,13 @@ class AnswerLoss(Record):
     def from_dict(cls, data: Mapping[str, Any]) -> AnswerLoss:
         """Rebuild a rule; one that a newer raymlops wrote gives no losses."""
         if data.get("kind") not in KINDS:
-            return cls.none(f"the bundle names the loss {data.get('kind')!r}, which this raymlops does not know")
+            unknown = f"the bundle names the loss {data.get('kind')!r}, which this raymlops does not know"
+            return cls.none(f"{unknown}; register its run again")
         scale = data.get("scale")
         if data["kind"] == "number" and (scale is None or not math.isfinite(scale)):  # JSON has none
-            return cls.none(f"the bundle has no finite scale for the errors of {data.get('output')!r}")
+            return cls.none(
+                f"the bundle has no finite scale for the errors of {data.get('output')!r}; register its run again"
+            )
         return super().from_dict({**data, "probabilities": tuple(data.get("probabilities", ()))})
 
     @property
@@ -310,7 +313,9 @@ def _number(name: str, answers: Columns, labels: npt.NDArray[Any] | None) -> Ans
     scale = float(f"{float(np.quantile(np.minimum(errors, largest), SCALE_QUANTILE)):.4g}")
     if math.isinf(scale):
         far = f"{name!r} differs from more than {1 - SCALE_QUANTILE:.0%} of the validation labels by more than"
-        return AnswerLoss.none(f"{far} {largest:.1e}, the largest number, so that its errors have no scale")
+        return AnswerLoss.none(
+            f"{far} {largest:.1e}, the largest number, so that its errors have no scale; rescale the target"
+        )
     if not scale > 0:
         return AnswerLoss.none(f"{name!r} has no errors on validation rows, so that nothing says which would be large")
     return AnswerLoss("number", name, scale=scale)

@@ -70,7 +70,7 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def state_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an empty state database, as ``copied_state`` copies it; migrating one takes a second of ten tests."""
+    """Return an empty state database, as ``copied_state`` copies it: to migrate one takes as long as ten tests."""
     from raymlops.state.store import State
 
     path = tmp_path_factory.mktemp("state") / "state.db"

@@ -138,7 +138,7 @@ def status(
     """Show what `up` started and which models are live, or the progress of a run, a sweep or a trial."""
     named, overrides = split_words(words)
     if len(named) > 1:
-        raise UsageError(f"status is of one run, got {', '.join(named)}")
+        raise UsageError(f"status takes one id, of a run, a sweep or a trial, or none; got {', '.join(named)}")
     if named:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")

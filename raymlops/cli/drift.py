@@ -33,12 +33,16 @@ def drift(
     ] = False,
     acknowledge: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Say that what an incident is about is normal, from its first window on."),
+        typer.Option(
+            metavar="ID",
+            help="Acknowledge an incident. What drifted is normal from its first window on; a bound stays as it is, "
+            "and its incident open.",
+        ),
     ] = None,
     rebaseline: Annotated[
         bool, typer.Option("--rebaseline", help="Say that the newest windows are normal, up to four weeks of them.")
     ] = False,
-    why: Annotated[str | None, typer.Option(metavar="TEXT", help="Why it is normal, for the audit record.")] = None,
+    why: Annotated[str | None, typer.Option(metavar="TEXT", help="Why, for the audit record.")] = None,
     test_message: Annotated[
         bool, typer.Option("--test-message", help="Send a message to all that monitor.notify names, and end.")
     ] = False,
@@ -73,12 +77,17 @@ def drift(
     if (acknowledge is not None and rebaseline) or asked:
         raise UsageError("--acknowledge ID and --rebaseline stand alone, each with --why TEXT")
     if why is None:
-        raise UsageError("--why is missing", hint="The audit record keeps why something is normal: --why TEXT.")
-    what = "its newest windows are" if acknowledge is None else f"what incident {acknowledge} is about is"
-    bound = "" if acknowledge is None else " A bound of monitor.quality stays as it is."
-    confirm(f"Say that {what} normal for {name}? What is unlike it is drift from then on.{bound}", yes=yes)
+        raise UsageError("--why is missing", hint="The audit record keeps why: --why TEXT.")
     if acknowledge is None:
+        confirm(
+            f"Say that the newest windows of {name} are normal? What is unlike them is drift from then on.", yes=yes
+        )
         done = accept_newest(name, why=why, config=chosen.spec)
     else:
+        confirm(
+            f"Acknowledge incident {acknowledge} of {name}? What drifted is normal from its first window on; a bound "
+            "of monitor.quality stays as it is, and its incident open.",
+            yes=yes,
+        )
         done = accept(name, acknowledge, why=why, config=chosen.spec)
     return Answer(done.to_dict(), done.text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +19,6 @@ from raymlops.cli.output import (
 from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
 from raymlops.display import table
-from raymlops.errors import StorageError
 
 DASHBOARD_S = 60.0
 """Longest wait for the dashboard of a cluster whose head has just been started."""
@@ -99,11 +97,7 @@ def _action(event: dict[str, Any]) -> str:
 
 def _why(event: dict[str, Any]) -> str:
     """Return the first line of why, and how its model is watched otherwise since then."""
-    from raymlops.lifecycle.watch.watching import watching_changed
+    from raymlops.lifecycle.watch.monitor_text import monitor_changes
 
     first = event["why"].splitlines()[0] if event["why"] else ""
-    changed, sides = "", (event["before"], event["after"])
-    if all(isinstance(side, list) for side in sides):
-        with suppress(StorageError):  # of another release
-            changed = watching_changed(*sides)
-    return "; ".join(part for part in (first, changed) if part)
+    return "; ".join(part for part in (first, monitor_changes(event["before"], event["after"])) if part)

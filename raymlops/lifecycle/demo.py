@@ -75,7 +75,7 @@ class DemoRecord(Record):
                 *(f"{name:<10} {url}" for name, url in self.urls.items()),
                 f"ask it     {self.curl}",
                 f"end it     raymlops down --root {shlex.quote(self.root)}",
-                "in a shell that exports these, every other command of raymlops is about it:",
+                "to use any other raymlops command with this cluster, first run:",
                 *(f"export {name}={shlex.quote(value)}" for name, value in self.env.items()),
             ]
         else:

@@ -18,8 +18,8 @@ from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
+from raymlops.lifecycle.watch.monitor_text import monitor_text
 from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
-from raymlops.lifecycle.watch.watching import watching
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.serving.control.render import settings_of
@@ -323,8 +323,8 @@ def _of(
 def _watched(champion: Deployment) -> str:
     try:
         if not settings_of(champion).log.enabled:
-            return "not at all: serve.log.enabled is false"
-        return watching(monitored(champion))
+            return "off: serve.log.enabled is false"
+        return monitor_text(monitored(champion))
     except StorageError as error:
         return f"unknown: {error.message}"
 

@@ -78,7 +78,7 @@ def column_counts(
 
 
 def slice_counts(
-    of: Slice,
+    chosen: Slice,
     blocks: Blocks,
     windows: Sequence[Profile],
     own: OwnWindows,
@@ -92,10 +92,10 @@ def slice_counts(
     now, usual = windows[-1].read, float(np.median(own.sums(blocks.rows))) if own.ranges else 0.0
     if now < FEWEST_ROWS or usual < FEWEST_ROWS:
         few = f"{now} rows in this window" if now < FEWEST_ROWS else f"{usual:.0f} rows in the median own window"
-        return [], {of.name: f"{few}, {FEWEST_ROWS} are needed"}
+        return [], {chosen.name: f"{few}, {FEWEST_ROWS} are needed"}
     columns, refused = column_counts(blocks, windows, influence=influence)
-    found = [replace(column, name=of.of(column.name), slice=of.name) for column in columns]
-    return found, {of.of(name): why for name, why in refused.items()}
+    found = [replace(column, name=chosen.qualify(column.name), slice=chosen.name) for column in columns]
+    return found, {chosen.qualify(name): why for name, why in refused.items()}
 
 
 def shown_name(series: Series) -> str:

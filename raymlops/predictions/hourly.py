@@ -60,7 +60,7 @@ class Counted:
     def profiles(self) -> Iterator[tuple[str, Layout]]:
         """Yield the side, of all rows or of a slice, and the layout of each profile of an hour."""
         for side, layouts in self.layouts.items():
-            for name in (side, *(each.of(side) for each in self.slices)):
+            for name in (side, *(each.qualify(side) for each in self.slices)):
                 yield from ((name, layout) for layout in layouts)
 
 
@@ -98,7 +98,7 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
                     found = counters[side, layout].setdefault(weight, Counter(layout))
                     found.add(columns, rows=rows.num_rows)
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
-                        found = counters[each.of(side), layout].setdefault(weight, Counter(layout))
+                        found = counters[each.qualify(side), layout].setdefault(weight, Counter(layout))
                         found.add(some, rows=len(numbers))
     profiles = [
         (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))

@@ -52,7 +52,7 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
         blocks = reference.blocks
         counts = np.stack([part.counts for part in (reference.profile, *reference.slices.values())])
         if blocks is not None:
-            counts = np.concatenate([counts, blocks.counts, *(part.counts for part in reference.by_slice.values())])
+            counts = np.concatenate([counts, blocks.counts, *(part.counts for part in reference.slice_blocks.values())])
         times = None if blocks is None or blocks.times is None else blocks.times.tolist()
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
         heads[side] |= {"blocks": 0 if blocks is None else len(blocks)}
@@ -109,7 +109,7 @@ def read_references(data: bytes) -> dict[str, Reference]:
     Raises:
         ValueError: it is damaged, or a newer release wrote it.
     """
-    table, head = _read(data, _SERIES)
+    table, head = _read(data, _SERIES, newest=VERSION)
     found: dict[str, Reference] = {}
     rows = list(zip(*(table[name].to_pylist() for name in _SERIES.names[:-1]), table["counts"], strict=True))
     for side, known in head["sides"].items():
@@ -166,18 +166,18 @@ def read_contents(data: bytes) -> tuple[dict[str, Any], set[tuple[str, str]]]:
     Raises:
         ValueError: it is damaged, or a newer release wrote it.
     """
-    table, head = _read(data, _SIDES)
+    table, head = _read(data, _SIDES, newest=VERSION_OF_HOURS)
     return dict(head["about"]), set(zip(table["side"].to_pylist(), table["layout"].to_pylist(), strict=True))
 
 
 @_damage()
 def read_profiles(data: bytes, layouts: Mapping[str, Layout]) -> dict[str, Profile]:
-    """Return the profiles in a file of these sides that were counted on these layouts; of a slice by ``Slice.of``.
+    """Return the profiles in a file of these sides, qualified ones of slices too, that were counted on these layouts.
 
     Raises:
         ValueError: it is damaged, or a newer release wrote it.
     """
-    table, _ = _read(data, _SIDES)
+    table, _ = _read(data, _SIDES, newest=VERSION_OF_HOURS)
     found = {}
     for side, digest, cells, counts in zip(*(table[name] for name in _SIDES.names), strict=True):
         layout = layouts.get(side.as_py())
@@ -195,11 +195,11 @@ def _written(table: pa.Table, head: Mapping[str, Any]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _read(data: bytes, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
+def _read(data: bytes, schema: pa.Schema, *, newest: int) -> tuple[pa.Table, dict[str, Any]]:
     table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     head: dict[str, Any] = json.loads((table.schema.metadata or {})[_KEY])
-    if head["version"] > VERSION:
-        msg = f"profiles of version {head['version']}; this raymlops reads up to {VERSION}"
+    if head["version"] > newest:
+        msg = f"profiles of version {head['version']}; this raymlops reads up to {newest}"
         raise ValueError(msg)
     if table.schema != schema:
         msg = f"damaged profiles: the columns are {', '.join(table.schema.names)}"

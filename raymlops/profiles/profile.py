@@ -13,7 +13,7 @@ import numpy as np
 from raymlops.profiles.layout import ROWS, SQUARES, Cells, Layout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -32,15 +32,6 @@ class Profile:
     counts: Cells
 
     @classmethod
-    def total(cls, profiles: Iterable[Profile], layout: Layout) -> Profile:
-        """Return the sum of any number of profiles."""
-        counts = np.zeros(layout.size, np.int64)
-        for profile in profiles:
-            profile._check(layout)  # noqa: SLF001 - of this class
-            counts += profile.counts
-        return cls(layout, counts)
-
-    @classmethod
     def weighted(cls, parts: Mapping[float, Profile], layout: Layout) -> Profile:
         """Return the profile of rows each of which stands for as many as its weight.
 
@@ -48,7 +39,7 @@ class Profile:
         """
         counts = np.zeros(layout.size)
         for weight, part in parts.items():
-            part._check(layout)  # noqa: SLF001
+            part._check(layout)  # noqa: SLF001 - of this class
             counts += weight * part.counts
         whole = np.rint(counts).astype(np.int64)
         whole[SQUARES] = min(round(sum(weight**2 * part.rows for weight, part in parts.items())), _MOST_SQUARES)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RowOrder = Literal["ordered", "independent"]
 MOST_BLOCKS, FEWER_BLOCKS = 512, 256
 MAX_CELLS = 1 << 24
-"""Counts of all blocks together: 128 MiB in memory."""
+"""Counts of the blocks of all rows and of all slices together: 128 MiB in memory."""
 _LEAST_BINS = 16
 _TIME = "\0time"
 
@@ -55,9 +55,11 @@ class Reference:
     """Whether the recipe says that rows are independent draws."""
     slices: Mapping[Slice, Profile] = field(default_factory=dict)
     """Profiles of some of the rows, on the same layout."""
-    by_slice: Mapping[Slice, Blocks] = field(default_factory=dict)
-    """Of each, where the whole has blocks, the same ones. One that has rows has ``PRIVATE_ROWS`` at least: fewer are
-    put together with those of the next blocks."""
+    slice_blocks: Mapping[Slice, Blocks] = field(default_factory=dict)
+    """Of each slice, where the whole has blocks, its rows in as many, cut at the same places.
+
+    Each has no rows, or at least ``PRIVATE_ROWS``: fewer are put together with those of the next blocks, in one.
+    """
     influence: Mapping[str, float] = field(default_factory=dict)
     """How much the model's answers depend on each column, from 0 to 1, where that was measured."""
 
@@ -127,15 +129,19 @@ def reference_of(
         found = counts[:blocks]
         return Blocks(layout, found if len(firsts) == blocks else np.add.reduceat(found, firsts), bounds)
 
-    by_slice = {found: _grouped(in_blocks(counts)) for found, counts in sliced.items()}
-    by_slice = {found: part for found, part in by_slice.items() if part.rows.any()}
+    slice_blocks = {found: _grouped(in_blocks(counts)) for found, counts in sliced.items()}
+    slice_blocks = {found: part for found, part in slice_blocks.items() if part.rows.any()}
     # Without rows that have no time: so few of a slice as these may be are in no count of their own.
-    kept = {found: Profile(layout, part.counts.sum(axis=0)) for found, part in by_slice.items()}
-    return Reference(counter.profile(), in_blocks(counter.counts), "", independent, kept, by_slice)
+    kept = {found: Profile(layout, part.counts.sum(axis=0)) for found, part in slice_blocks.items()}
+    return Reference(counter.profile(), in_blocks(counter.counts), "", independent, kept, slice_blocks)
 
 
 def _grouped(blocks: Blocks) -> Blocks:
-    """Return blocks in which the rows of some running, ``PRIVATE_ROWS`` at least, are in that of their middle row."""
+    """Return as many blocks, none of which has rows, but fewer than ``PRIVATE_ROWS``.
+
+    Consecutive blocks are put together until they have so many; all of their rows are counted in the block that has the
+    middle one of them, and the others are empty. The last ones that stay below that are in none.
+    """
     firsts = _firsts(blocks.rows)
     counts = np.zeros_like(blocks.counts)
     for start, stop in zip(firsts, [*firsts[1:], len(blocks)], strict=False):

@@ -26,7 +26,7 @@ class Slice(NamedTuple):
         """Return ``COLUMN=VALUE``."""
         return f"{self.column}={self.value}"
 
-    def of(self, name: str) -> str:
+    def qualify(self, name: str) -> str:
         """Return how what is of this slice alone is called: ``features[carrier=AA]`` of ``features``."""
         return f"{name}[{self.name}]"
 

@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import reduce
+from operator import add
 
 COLUMNS, TEXTS, REFERENCE = 20, 5, 100_000
 CHUNK = 1_000_000
@@ -134,7 +136,6 @@ def say_sizes() -> None:
     from raymlops.predictions.paths import prediction_folder
     from raymlops.profiles.count import profile_of
     from raymlops.profiles.file import write_profiles, write_references
-    from raymlops.profiles.profile import Profile
     from raymlops.profiles.reference import Chunk, reference_of
     from raymlops.storage.store import Store
 
@@ -165,7 +166,7 @@ def say_sizes() -> None:
                 store.write(f"{prediction_folder('m', 1, int(at.timestamp()) // 3600)}/{PROFILE}", pa.py_buffer(file))
             began, busy = time.perf_counter(), time.process_time()
             hours = hourly_profiles(store, "m", {"features": layout})
-            total = Profile.total((each.profiles["features"] for each in hours), layout)
+            total = reduce(add, (each.profiles["features"] for each in hours))
             added = time.perf_counter() - began
             columns_of, _ = column_counts(found.blocks, [hour, hour])
             judge(columns_of, by_rows(found.blocks.rows, rows=1000))

@@ -206,7 +206,7 @@ def test_errors_beyond_the_largest_number_are_no_scale(far, kind):
 def test_a_stored_rule_without_a_finite_scale_says_so(scale):
     """Bundles have null for an infinite one: no answer would ever have a loss, and nothing would say why."""
     rule = AnswerLoss.from_dict({"kind": "number", "output": "price", "scale": scale})
-    assert rule == AnswerLoss.none("the bundle has no finite scale for the errors of 'price'")
+    assert rule == AnswerLoss.none("the bundle has no finite scale for the errors of 'price'; register its run again")
 
 
 def test_an_integer_with_labels_between_is_a_number():

@@ -29,7 +29,7 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class LateLabels(Record):
-    """Labels of which more than half arrive after their rows are removed."""
+    """Labels half of which, or more, arrive after their rows are removed."""
 
     retention_days: float
     """How long the log keeps rows."""
@@ -37,12 +37,13 @@ class LateLabels(Record):
     """The median time from an answer to its label; None where it is longer than ``retention_days``, and not known."""
 
     def sentence(self) -> str:
-        """Return what becomes of them."""
+        """Return what becomes of them, and what to do."""
         lag, kept = self.lag_days, f"{self.retention_days:g}"
-        known = f"{lag:.3g}" if lag is not None else f"more than {kept}"
+        late = f"more than {kept} d" if lag is None else f"at least {lag:.3g} d"
         return (
-            f"half of the labels of the last hour arrived {known} days after their answers or later, and "
-            f"serve.log.retention_days is {kept}: later ones match no row, and say nothing about quality"
+            f"half of the labels of the last hour arrived {late} after their answers, but serve.log.retention_days is "
+            f"{kept}: labels of removed rows say nothing about quality; raise serve.log.retention_days, or set "
+            "serve.rollout.quality_margin to null"
         )
 
 

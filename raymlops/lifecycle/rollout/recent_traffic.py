@@ -102,7 +102,7 @@ def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
 def _labelled(
     store: Store, champion: Deployment, *, since: datetime, now: datetime, is_over: Callable[[], bool]
 ) -> tuple[float | None, LateLabels | None]:
-    """Return of how many logged requests the first label arrived since then, and whether most came too late.
+    """Return of how many logged requests the first label arrived since then, and whether half came too late.
 
     Both are None where labels do not arrive.
     """

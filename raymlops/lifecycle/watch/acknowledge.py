@@ -34,7 +34,7 @@ class NormalRecord(Record):
     """What is normal from now on."""
 
     name: str
-    closed: tuple[Incident, ...]
+    incidents: tuple[Incident, ...]
     """The incidents that are over by that, or acknowledged: those of a bound stay open."""
     windows: dict[str, int]
     """Of each side, the windows that count as normal so far."""
@@ -45,12 +45,12 @@ class NormalRecord(Record):
         """Return a line for each incident and each side."""
         lines = [
             f"closed {one.text()}" if one.closed_at else f"{one.text()}; over once its bounds hold again"
-            for one in self.closed
+            for one in self.incidents
         ]
         for side, number in self.windows.items():
             few = "" if number >= self.wanted else f"; nothing is judged by them until there are {self.wanted}"
             lines.append(f"{side}: {number} windows are normal from now on{few}")
-        for one in self.closed:
+        for one in self.incidents:
             if not self.windows and one.kind == "drift":
                 since = f"{self.wanted} windows since {one.opened_at:%Y-%m-%d %H:%M} UTC"
                 lines.append(f"{one.side}: {', '.join(one.columns)}: not judged until there are {since}")
@@ -78,10 +78,10 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
     """
     with _state(name, why, config) as state:
         change = partial(incidents.acknowledge, now=state.now(), actor=this_user(), why=why)
-        closed = change_incident(state, incident, change, name=name)
+        changed = change_incident(state, incident, change, name=name)
         champion = champion_of(state.deployments(name))
         monitor = MonitorSection() if champion is None else monitored(champion)
-        return NormalRecord(name, (closed,), {}, wanted_windows(monitor.window_h * 3600))
+        return NormalRecord(name, (changed,), {}, wanted_windows(monitor.window_h * 3600))
 
 
 def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRecord:

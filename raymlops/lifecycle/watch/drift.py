@@ -70,7 +70,7 @@ class DriftRecord(Record):
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
         lines += [f"  {incident.text()}" for incident in open_]
         if open_:
-            lines.append(f"  what is normal from now on: raymlops drift {self.name} --acknowledge ID --why TEXT")
+            lines.append(f"  to acknowledge one: raymlops drift {self.name} --acknowledge ID --why TEXT")
         return "\n".join([*lines, *self.notes])
 
     def _repr_html_(self) -> str:
@@ -187,7 +187,9 @@ def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> 
     if moved is None:
         return ()
     version = model.version if side.side == "outputs" else None
-    hours = [Hours(moved, side.reference.layout, version=version, of=of) for of in (None, *side.reference.slices)]
+    hours = [
+        Hours(moved, side.reference.layout, version=version, chosen=chosen) for chosen in (None, *side.reference.slices)
+    ]
     model.traffic.add(*hours_before(moved), into=hours)
     return tuple(column for each in hours for column in each.columns())
 

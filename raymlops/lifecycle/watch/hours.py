@@ -53,10 +53,12 @@ class HourlyColumn(Record):
 class Hours:
     """The hours until the end of a window that has a verdict, a week of them, or those of the window."""
 
-    def __init__(self, window: WindowDrift, layout: Layout, *, version: int | None, of: Slice | None = None) -> None:
+    def __init__(
+        self, window: WindowDrift, layout: Layout, *, version: int | None, chosen: Slice | None = None
+    ) -> None:
         """Take the layout of the window's side, whose hours count, None for those of all versions, and a slice."""
         self._side = window.side
-        self._of = of
+        self._slice = chosen
         self._version = version
         flagged = [] if window.verdict is None else [one for one in window.verdict.columns if one.flagged]
         self._moved = {one.column: one.moved for one in flagged[:MOST_COLUMNS]}
@@ -89,7 +91,7 @@ class Hours:
         )
 
     def _named(self, name: str) -> str:
-        return name if self._of is None else self._of.of(name)
+        return name if self._slice is None else self._slice.qualify(name)
 
 
 def hours_before(window: WindowDrift) -> tuple[datetime, datetime]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
-from raymlops.lifecycle.watch.bounds.due import beyond_bounds
+from raymlops.lifecycle.watch.bounds.due import bounds_due
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.skew import skew_of
@@ -127,7 +127,7 @@ def _all_due(state: State, model: LiveModel, *, now: datetime) -> Iterator[tuple
     for side in model.sides:
         for found, columns in _due(state, model, side, now=now):
             yield to_stored(found, name=model.name, version=model.version, now=now), columns
-    yield from beyond_bounds(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s))
+    yield from bounds_due(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s))
 
 
 def _due(

@@ -88,7 +88,7 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     into = {id(each): each for each in (*served.values(), *windows.values())}
     uris = () if log is None else log.uris
     layouts = {key: references[key].layout for key in sides}
-    layouts |= {each.of(key): references[key].layout for key in sides for each in references[key].slices}
+    layouts |= {each.qualify(key): references[key].layout for key in sides for each in references[key].slices}
     traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
     said = baselines_of(state, name)
     judged_since = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raymlops.display import some_of
-from raymlops.lifecycle.watch.parts import SERVING, TRAINING, Columns, Part, parts_of
+from raymlops.lifecycle.watch.parts import SERVING, TRAINING, ColumnNames, Part, parts
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
@@ -159,9 +159,9 @@ class Normal:
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         served = (skewed, self._served_since) if skewed and self._served_since is not None else None
         own = partial(self._since, pair=pair)
-        parts = tuple(parts_of(self._columns, self.baselines, served, own=own, window_s=self.window_s))
-        share = 1 / max(1, sum(part.first is None or len(part.own) >= FEWEST_OWN for part in parts))
-        found = [self._part(window, pair, replace(part, share=share)) for part in parts]
+        split = tuple(parts(self._columns, self.baselines, served, own=own, window_s=self.window_s))
+        share = 1 / max(1, sum(part.first is None or len(part.own) >= FEWEST_OWN for part in split))
+        found = [self._part(window, pair, replace(part, share=share)) for part in split]
         return of_parts([one for one, _ in found], spared=[spared for _, spared in found])
 
     def _part(self, window: Window, pair: Sequence[Window], part: Part) -> tuple[WindowDrift, bool]:
@@ -247,8 +247,8 @@ class Normal:
         return None
 
     @cached_property
-    def _columns(self) -> Columns:
-        return Columns(self.reference.layout, self.reference.slices, between=self.between)
+    def _columns(self) -> ColumnNames:
+        return ColumnNames(self.reference.layout, self.reference.slices, between=self.between)
 
     @cached_property
     def _first_hour(self) -> datetime | None:
@@ -284,7 +284,7 @@ class Normal:
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
         part = part or Part(self._columns.every)
-        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=reference.by_slice)
+        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=reference.slice_blocks)
         if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
             reason = f"{verdict.reason}; the reference of outputs is the validation split"
             return replace(verdict, reason=reason), refused
@@ -294,8 +294,8 @@ class Normal:
         starts = np.array([one.start_s for one in part.own])
         stops = np.array([one.stop_s for one in part.own])
 
-        def blocks(of: Slice | None) -> Blocks:
-            counts = [read_counts(one) for one in self.windows.profiles(part.own, of)]
+        def blocks(chosen: Slice | None) -> Blocks:
+            counts = [read_counts(one) for one in self.windows.profiles(part.own, chosen)]
             return Blocks(self.reference.layout, np.stack(counts))
 
         whole = blocks(None)
@@ -328,7 +328,7 @@ class Normal:
                 of_slice = windows.profiles(pair, each)
                 found, why = slice_counts(each, sliced[each], of_slice, own, influence=influence)
                 columns += found
-                known = {each.of(name) for name in lacking}
+                known = {each.qualify(name) for name in lacking}
                 refused |= {name: few for name, few in why.items() if name not in known}
         judged: list[ColumnCounts | PairCounts] = [column for column in columns if column.name in part.only]
         if self.between:

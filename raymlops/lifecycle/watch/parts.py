@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from raymlops.profiles.slices import Slice
     from raymlops.state.drift import Baseline
 
-    Own = Callable[[int], tuple[Window, ...]]
+    OwnSince = Callable[[int], tuple[Window, ...]]
     """Returns the windows of a serving baseline that begins at a place."""
 
 TRAINING, SERVING = "training", "the first windows served"
@@ -53,7 +53,7 @@ class Part:
     share: float = 1.0
 
 
-class Columns:
+class ColumnNames:
     """The names of what is judged of a side."""
 
     def __init__(self, layout: Layout, slices: Collection[Slice], *, between: bool) -> None:
@@ -62,7 +62,7 @@ class Columns:
         self.whole = frozenset(shown_name(series) for series, _ in placed if series.missing is not None)
         self._column = {name: name for name in self.whole}
         """Of which column each name is."""
-        self._column |= {each.of(name): name for name in self.whole for each in slices}
+        self._column |= {each.qualify(name): name for name in self.whole for each in slices}
         pairs = combinations(layout.scores, 2) if between else ()
         self._column |= {name: name for one, other in pairs for name in [f"{one.name} and {other.name}"]}
         self.every = frozenset(self._column)
@@ -74,19 +74,19 @@ class Columns:
 
     def of(self, each: Slice) -> frozenset[str]:
         """Return the columns of a slice."""
-        return frozenset(each.of(name) for name in self.whole)
+        return frozenset(each.qualify(name) for name in self.whole)
 
     def told(self, names: Collection[str]) -> tuple[str, ...]:
         """Return some names in order, without those of slices of columns that are among them."""
         return tuple(sorted(name for name in names if self._column[name] == name or self._column[name] not in names))
 
 
-def parts_of(
-    columns: Columns,
+def parts(
+    columns: ColumnNames,
     baselines: Sequence[Baseline],
     skewed: tuple[Collection[str], int] | None,
     *,
-    own: Own,
+    own: OwnSince,
     window_s: float,
 ) -> Iterator[Part]:
     """Yield the columns of each baseline, the newest first, then those that are ``skewed``, and then the others.

@@ -1,7 +1,8 @@
 """What is told of a model's traffic beside its drift: missing values, ranges, categories, volume, silence, repeats.
 
-Owns the facts of a window. By default there is no bound of them: these numbers have no error rate, so that only people
-who know what is normal make alarms of them (see ``bounds``). Requests that were refused have no row in the log, and are
+Owns which windows are told of, their usual volume, and how the answer is put together; the facts of one window and what
+is beyond a bound are in ``bounds``. By default there is no bound: these numbers have no error rate, so that only people
+who know what is normal make alarms of them. Requests that were refused have no row in the log, and are
 counted by the metric ``raymlops_requests`` alone. Changes nothing.
 """
 
@@ -12,8 +13,9 @@ from datetime import UTC, datetime, timedelta
 from statistics import median
 from typing import TYPE_CHECKING
 
-from raymlops.lifecycle.watch.bounds.breach import breaches, silence
-from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, WindowQuality, last_row, window_facts
+from raymlops.lifecycle.watch.bounds.breach import WindowQuality, breaches, silence
+from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, last_hour_end, window_facts
+from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.own_windows import lag_of
 from raymlops.records import Record
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 MOST_WINDOWS = 28
 """The newest ones are told of, each by the volumes of as many before it."""
-_KEPT = 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TrafficQuality(Record):
 
     windows: tuple[WindowQuality, ...]
     silent_h: float | None
-    """Hours since the end of the last hour that has rows; None where that is longer ago than two days."""
+    """Hours since the end of the last hour that has rows; None where that is longer ago than 49 hours."""
     findings: tuple[Finding, ...] = ()
     """What is beyond a bound of ``monitor.quality``."""
 
@@ -68,7 +69,7 @@ def traffic_quality(
     volumes = _volumes(state, model, places)
     windows = [_facts(side, at, volumes, model.bounds, newest=at == places[-1]) for at in places]
     told = tuple(one for one in windows if one is not None)
-    newest = last_row(model.traffic, now)
+    newest = last_hour_end(model.traffic, now)
     silent_h = None if newest is None else max(0.0, (now - newest).total_seconds() / 3600)
     return TrafficQuality(told, silent_h, tuple(_findings(told, silent_h, model.bounds)))
 
@@ -83,7 +84,7 @@ def _facts(
     lag = lag_of(side.window_s)
     before = [rows for place, rows in volumes.items() if place < at and (at - place) % lag == 0][-MOST_WINDOWS:]
     found = window_facts(side, window, bounds, usual_rows=median(before) if before else None, repeats=newest)
-    return replace(found, columns=found.columns[:_KEPT])
+    return replace(found, columns=found.columns[:KEPT_COLUMNS])
 
 
 def _volumes(state: State, model: LiveModel, places: Sequence[int]) -> dict[int, int]:

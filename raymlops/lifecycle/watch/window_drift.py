@@ -128,7 +128,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     columns = () if verdict is None else verdict.columns[:KEPT_COLUMNS]
     details |= {"columns": [_kept(column) for column in columns]}
     refused = list(found.refused.items())[:KEPT_COLUMNS]
-    details |= {"refused": {_cut(column): _cut(why) for column, why in refused}}
+    details |= {"refused": {cut(column): cut(why) for column, why in refused}}
     details |= {} if found.stand_for is None else {"stand_for": found.stand_for}
     return JudgedWindow(
         name,
@@ -175,6 +175,11 @@ def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> Wi
     )
 
 
+def cut(text: str, most: int = _KEPT_TEXT) -> str:
+    """Return a text with at most so many characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _numbers(kind: type) -> list[str]:
     """Return the fields of a verdict that have no column of the table."""
     own = {"outcome", "reason", "rows", "p_one", "p_two", "columns"}
@@ -185,12 +190,12 @@ def _kept(column: ColumnDrift) -> dict[str, Any]:
     shape = column.histogram
     few = replace(
         column,
-        column=_cut(column.column),
-        moved=_cut(column.moved),
-        unjudged=tuple(map(_cut, column.unjudged[:_KEPT_NAMES])),
-        new=tuple(map(_cut, column.new[:_KEPT_NAMES])),
-        vanished=tuple(map(_cut, column.vanished[:_KEPT_NAMES])),
-        histogram=shape and replace(shape, labels=tuple(map(_cut, shape.labels))),
+        column=cut(column.column),
+        moved=cut(column.moved),
+        unjudged=tuple(map(cut, column.unjudged[:_KEPT_NAMES])),
+        new=tuple(map(cut, column.new[:_KEPT_NAMES])),
+        vanished=tuple(map(cut, column.vanished[:_KEPT_NAMES])),
+        histogram=shape and replace(shape, labels=tuple(map(cut, shape.labels))),
     )
     return asdict(few)
 
@@ -206,10 +211,6 @@ def _column(data: Mapping[str, Any]) -> ColumnDrift:
 def _of(kind: type[T], data: Mapping[str, Any]) -> T:
     """Return a dataclass of the fields that it has: another release may have kept others."""
     return kind(**{each.name: data[each.name] for each in fields(kind) if each.name in data})  # type: ignore[arg-type]
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _KEPT_TEXT else f"{text[: _KEPT_TEXT - 3]}..."
 
 
 def _printable(text: str) -> str:

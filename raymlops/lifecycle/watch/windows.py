@@ -39,7 +39,7 @@ def place_from(moment: datetime, window_s: float) -> int:
 
 
 @dataclass
-class _Part:
+class _Counted:
     counts: dict[Slice | None, Cells]
     uncounted: int = 0
 
@@ -61,11 +61,11 @@ class Windows:
         slices: Iterable[Slice] = (),
     ) -> None:
         self.layout = layout
-        self._names: dict[Slice | None, str] = {None: side, **{each: each.of(side) for each in slices}}
+        self._names: dict[Slice | None, str] = {None: side, **{each: each.qualify(side) for each in slices}}
         self._window_s = window_s
         self._version = version
         self._absences = [(start.timestamp(), stop.timestamp()) for start, stop in absences]
-        self._parts: dict[int, _Part] = {}
+        self._parts: dict[int, _Counted] = {}
 
     def add(self, hour: HourProfile) -> None:
         """Add an hour of one version to its window."""
@@ -73,7 +73,7 @@ class Windows:
             return
         at = place_of(hour.start, self._window_s)
         if at not in self._parts:
-            self._parts[at] = _Part({each: np.zeros(self.layout.size, np.int64) for each in self._names})
+            self._parts[at] = _Counted({each: np.zeros(self.layout.size, np.int64) for each in self._names})
         part = self._parts[at]
         if any(name not in hour.profiles for name in self._names.values()):
             part.uncounted += 1
@@ -99,11 +99,11 @@ class Windows:
         away = sum(max(0.0, min(window.stop_s, stop) - max(window.start_s, start)) for start, stop in self._absences)
         return away > _NOTICED * (window.stop_s - window.start_s)
 
-    def profiles(self, windows: Sequence[Window], of: Slice | None = None) -> list[Profile]:
+    def profiles(self, windows: Sequence[Window], chosen: Slice | None = None) -> list[Profile]:
         """Return the profiles of windows, of all their rows or of a slice."""
-        return [Profile(self.layout, self._part(window).counts[of]) for window in windows]
+        return [Profile(self.layout, self._part(window).counts[chosen]) for window in windows]
 
-    def _part(self, window: Window) -> _Part:
+    def _part(self, window: Window) -> _Counted:
         return self._parts[round(window.start_s / self._window_s)]
 
     def _window(self, at: int) -> Window:

@@ -63,7 +63,7 @@ def check_data(
         checks = " ".join(f"data.checks.severity.{check}=warn" for check in dict.fromkeys(f.check for f in refused))
         warnings = [finding for finding in found if not finding.refused]
         lines = ["the data was refused before the training:", *(f"  {_line(finding)}" for finding in refused)]
-        lines += ["beside that, only warnings:"] if warnings else []
+        lines += ["warnings:"] if warnings else []
         raise DataRefusedError(
             "\n".join([*lines, *(f"  {_line(finding)}" for finding in warnings)]),
             hint=f"Correct what datasets() returns. To train on it as it is: {checks}",

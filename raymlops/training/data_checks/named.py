@@ -33,9 +33,7 @@ def check_named(project: Project) -> str | None:
         signature = signature_of(project.recipe())
     except RecipeError as error:
         fields, are = " and ".join(named), "are" if len(named) > 1 else "is"
-        return (
-            f"{fields} {are} not checked here, a run does that before it starts: without fitted state {error.message}"
-        )
+        return f"{fields} {are} not checked here; a run checks before it starts: without fitted state {error.message}"
     check_bounded(checks, signature)
     slices_of(slices, signature)
     return None

@@ -157,7 +157,7 @@ def test_validate_says_that_a_signature_needs_the_data(tmp_path, capsys):
     file.write_text(NAMED.replace("RECIPE", "Fitted").replace("COLUMN", "y"))
     assert main(["validate", str(file), "--json"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
-    assert warning.startswith("data.checks.columns is not checked here, a run does that before it starts: ")
+    assert warning.startswith("data.checks.columns is not checked here; a run checks before it starts: ")
     assert "Fitted.signature()" in warning
 
 

@@ -176,8 +176,8 @@ def test_messages_that_a_messenger_lacks_are_told(root):
 def test_how_a_model_is_watched_is_told(root, config):
     """By the champion's settings; where no traffic is kept, nothing is judged whatever they are."""
     (model,) = overview(config)
-    assert "\n  watched   windows of 24 h; nobody is told" in model.text()
+    assert "\n  watched   windows of 24 h; no notify" in model.text()
     off = version(2, "champion", serve={"log": {"enabled": False}}, monitor={"window_h": 6})
     with State.open(f"sqlite:///{root}/state.db") as state:
         put(state, "off", [replace(off, name="off")])
-    assert [one.watched for one in overview(config) if one.name == "off"] == ["not at all: serve.log.enabled is false"]
+    assert [one.watched for one in overview(config) if one.name == "off"] == ["off: serve.log.enabled is false"]

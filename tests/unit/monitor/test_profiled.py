@@ -119,7 +119,7 @@ def test_columns_of_a_slice_are_named_by_it(sliced):
     rows = table(1000, seed=1)
     inside = rows["s"] == "a"
     window = profile_of({**{name: each[inside] for name, each in rows.items()}}, sliced.layout)
-    found, refused = slice_counts(chosen, sliced.by_slice[chosen], [window, window], own, influence={"x": 0.5})
+    found, refused = slice_counts(chosen, sliced.slice_blocks[chosen], [window, window], own, influence={"x": 0.5})
     assert refused == {"rare[s=a]": "100% of the rows lack it: it was redacted for a while, or is of another type"}
     assert [(one.name, one.slice) for one in found[:2]] == [("x[s=a]", "s=a"), ("s[s=a]", "s=a")]
     assert (found[0].influence, found[0].blocks.sum() + found[0].nulls.sum()) == (0.5, sliced.slices[chosen].rows)
@@ -134,7 +134,7 @@ def test_a_slice_of_few_rows_is_refused_with_their_number(sliced):
         (Slice("rare", True), 200, "[45][0-9] rows in the median own window, 100 are needed"),
     ):
         window = profile_of({**table(rows, seed=1), "rare": np.ones(rows, bool)}, sliced.layout)
-        found, refused = slice_counts(chosen, sliced.by_slice[chosen], [window], own)
+        found, refused = slice_counts(chosen, sliced.slice_blocks[chosen], [window], own)
         assert (found, list(refused)) == ([], [chosen.name])
         assert re.fullmatch(said, refused[chosen.name])
 
@@ -145,6 +145,6 @@ def test_a_window_without_rows_before_that_of_a_slice_lacks_nothing(sliced):
     known = {**table(1000, seed=1), "rare": np.arange(1000) % 20 == 0}
     known = {name: each[known["s"] == "a"] for name, each in known.items()}
     empty, window = profile_of({}, sliced.layout), profile_of(known, sliced.layout)
-    found, refused = slice_counts(chosen, sliced.by_slice[chosen], [empty, window], own)
+    found, refused = slice_counts(chosen, sliced.slice_blocks[chosen], [empty, window], own)
     assert refused == {}
     assert judge(found, own).outcome in {"ok", "warn"}

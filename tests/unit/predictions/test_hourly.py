@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 from datetime import timedelta
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from raymlops.predictions.partition import PROFILE, Faults
 from raymlops.predictions.where import Where
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.layout import Layout, Series
-from raymlops.profiles.profile import Profile
 from raymlops.profiles.scores import Score
 from raymlops.profiles.slices import Slice
 from raymlops.signature import Signature
@@ -72,7 +72,7 @@ def test_compaction_counts_each_past_hour(tmp_path, write, store):
     assert counts(one.profiles["features"], "carrier") == [4, 0, 0, 0]
     assert counts(one.profiles["predictions"], "late") == [0, 0, 2, 2, 0, 0]
     assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on).profiled == 0
-    week = Profile.total((hour.profiles["features"] for hour in hours(store)), LAYOUTS["features"])
+    week = reduce(add, (hour.profiles["features"] for hour in hours(store)))
     assert week.rows == 5
     assert len(hours(store, since=HOUR + timedelta(hours=1))) == 1
 
@@ -123,7 +123,7 @@ def test_features_of_all_versions_add_up_on_each_layout(tmp_path, write, store):
     compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=layouts.__getitem__)
     for chosen in ({"features": LAYOUTS["features"]}, other):
         found = list(hourly_profiles(store, "flights", chosen))
-        total = Profile.total((hour.profiles["features"] for hour in found), chosen["features"])
+        total = reduce(add, (hour.profiles["features"] for hour in found))
         assert total.rows == 5
         assert sum(counts(total, "distance")) == 5
 
@@ -161,7 +161,7 @@ def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
     record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
     assert record.profiled == 1
     assert set(hours(store)[0].profiles) == {"features", "predictions"}
-    sides = {each.of(side): layout for side, layout in LAYOUTS.items() for each in slices} | LAYOUTS
+    sides = {each.qualify(side): layout for side, layout in LAYOUTS.items() for each in slices} | LAYOUTS
     found = next(hourly_profiles(store, "flights", sides)).profiles
     assert {name: profile.rows for name, profile in found.items()} == {
         "features": 4,

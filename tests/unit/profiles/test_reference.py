@@ -20,7 +20,7 @@ from raymlops.profiles.file import (
 )
 from raymlops.profiles.layout import ROWS, Layout
 from raymlops.profiles.learn import Learner
-from raymlops.profiles.profile import Blocks, Profile
+from raymlops.profiles.profile import Blocks
 from raymlops.profiles.reference import MAX_CELLS, Chunk, _fitting, _grouped, reference_of
 from raymlops.profiles.slices import Slice
 
@@ -180,11 +180,11 @@ def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
         lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
     )
     assert answers.slices[slices[0]].rows == part.rows
-    assert answers.by_slice == {}
-    blocks = found.by_slice[slices[0]]
+    assert answers.slice_blocks == {}
+    blocks = found.slice_blocks[slices[0]]
     assert np.array_equal(blocks.times, found.blocks.times)
     assert np.array_equal(blocks.counts.sum(axis=0), part.counts)
-    assert np.array_equal(again.by_slice[slices[0]].counts, blocks.counts)
+    assert np.array_equal(again.slice_blocks[slices[0]].counts, blocks.counts)
 
 
 @pytest.mark.parametrize("as_times", [True, False])
@@ -197,11 +197,11 @@ def test_no_block_of_a_slice_has_fewer_than_twenty_rows(as_times):
         order = None if as_times else "ordered"
         chunks = chunks_of(columns, times=times)
         found = reference_of(chunks, rows=5000, row_order=order, slices=[Slice("s", True), Slice("s", False)])
-        for each, blocks in found.by_slice.items():
+        for each, blocks in found.slice_blocks.items():
             assert len(blocks) == len(found.blocks)
             assert blocks.rows[blocks.rows > 0].min() >= 20
             assert blocks.rows.sum() == (columns["s"] == each.value).sum() == found.slices[each].rows
-    assert len(found.by_slice) == 2
+    assert len(found.slice_blocks) == 2
 
 
 def test_rows_of_a_slice_are_where_the_middle_one_of_twenty_is():
@@ -230,7 +230,7 @@ def test_references_of_an_earlier_release_have_slices_without_blocks():
     """Version 2 of the file had one whole profile of each, and said nothing of how many blocks there are."""
     columns, chosen = table(4000), Slice("s", "a")
     found = reference_of(chunks_of(columns), rows=4000, row_order="ordered", slices=[chosen])
-    written = pq.read_table(pa.BufferReader(write_references({"features": replace(found, by_slice={})})))
+    written = pq.read_table(pa.BufferReader(write_references({"features": replace(found, slice_blocks={})})))
     head = json.loads(written.schema.metadata[b"raymlops.profiles"])
     head["version"] = 2
     del head["sides"]["features"]["blocks"]
@@ -239,7 +239,7 @@ def test_references_of_an_earlier_release_have_slices_without_blocks():
     again = read_references(sink.getvalue().to_pybytes())["features"]
     assert np.array_equal(again.blocks.counts, found.blocks.counts)
     assert np.array_equal(again.slices[chosen].counts, found.slices[chosen].counts)
-    assert again.by_slice == {}
+    assert again.slice_blocks == {}
 
 
 def test_a_reference_without_columns_is_a_file_too():
@@ -256,7 +256,7 @@ def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():
     found = read_profiles(data, {"features": one.layout, "predictions": one.layout})
     assert found.keys() == {"features"}
     assert np.array_equal(found["features"].counts, one.counts)
-    assert Profile.total([found["features"], one], one.layout).counts[ROWS] == 4000
+    assert (found["features"] + one).counts[ROWS] == 4000
 
 
 def test_each_damaged_byte_of_a_file_is_a_value_error_or_does_no_harm():
@@ -283,3 +283,15 @@ def test_a_file_of_a_newer_release_is_refused(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match="version 4"):
         read_references(data)
+
+
+def test_hours_of_a_newer_release_are_refused(monkeypatch):
+    """Also where their version is one that references have by now."""
+    profile = reference_of(chunks_of(table(100)), rows=100).profile
+    monkeypatch.setattr("raymlops.profiles.file.VERSION_OF_HOURS", 3)
+    data = write_profiles([("features", profile)], about={})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="version 3; this raymlops reads up to 2"):
+        read_contents(data)
+    with pytest.raises(ValueError, match="version 3; this raymlops reads up to 2"):
+        read_profiles(data, {"features": profile.layout})

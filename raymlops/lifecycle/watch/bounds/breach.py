@@ -1,6 +1,7 @@
 """What of a window of inputs, or of silence, is beyond a bound of ``monitor.quality``. Pure.
 
-Owns the sentences. What the facts of a window are is ``facts``', what follows from a breach is ``incidents``'.
+Owns the facts that are told of a window, and the sentences. How they are read is ``facts``', what follows from a breach
+is ``incidents``'.
 """
 
 from __future__ import annotations
@@ -8,17 +9,53 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.lifecycle.watch.bounds.facts import is_beyond, shares_of
-from raymlops.monitor.data_quality import Finding
+from raymlops.monitor.data_quality import Finding, named
+from raymlops.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from raymlops.config.data import QualitySection
-    from raymlops.lifecycle.watch.bounds.facts import WindowQuality
+    from raymlops.monitor.data_quality import ColumnQuality, Shares
+
+ROSE = 0.005
+"""A share that rose by less than half a point beyond chance is not shown."""
 
 _CHECKS = {"max_silence_h": "silence", "min_rows": "rows"}
 _MAX_NAME = 200
+
+
+@dataclass(frozen=True)
+class WindowQuality(Record):
+    """The facts of one window of inputs."""
+
+    start: datetime
+    stop: datetime
+    rows: int
+    """That were served: those of a sampled log count by their weight."""
+    usual_rows: float | None
+    """The median of windows before it, at the same time of day; None where none is known."""
+    columns: tuple[ColumnQuality, ...]
+    """Those with a share that rose, or is beyond a bound, what rose most first."""
+    repeated: float | None = None
+    """Share of rows whose request id and number were there before; None where that was not read.
+
+    ``drift`` reads it of the newest window, the controller of each where there is a bound; of a million rows at most.
+    """
+
+    def line(self) -> str:
+        """Return the facts as a line."""
+        usual = "" if self.usual_rows is None else f" (usually {self.usual_rows:,.0f})"
+        parts, risen = [f"{self.rows:,} rows{usual}"], dict[str, list[tuple[str, float]]]()
+        for column in self.columns:
+            for _, words, share in shares_of(column):
+                if share.risen > ROSE:
+                    risen.setdefault(words, []).append((column.column, share.after))
+        parts += [f"{words}: {named(found)}" for words, found in risen.items()]
+        if self.repeated:
+            parts.append(f"{self.repeated:.1%} repeat a request id")
+        return f"data, {self.start:%Y-%m-%d %H:%M} to {self.stop:%Y-%m-%d %H:%M} UTC: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -72,6 +109,22 @@ def silence(silent_h: float, bounds: QualitySection) -> Breach | None:
     if most_h is None or silent_h <= most_h:
         return None
     return Breach("max_silence_h", silent_h, most_h, f"no row for {silent_h:.1f} h, more than {most_h:g}")
+
+
+def shares_of(column: ColumnQuality) -> list[tuple[str, str, Shares]]:
+    """Return what is told of a column: the bound, words, and the share."""
+    found = (
+        ("max_nulls", "missing", column.nulls),
+        ("max_out_of_range", "out of the range of training", column.out_of_range),
+        ("max_new_categories", "texts that training has not, or hardly", column.new_categories),
+    )
+    return [(bound, words, share) for bound, words, share in found if share is not None]
+
+
+def is_beyond(bounds: QualitySection, bound: str, got: float) -> bool:
+    """Return whether a share is beyond its bound."""
+    allowed = getattr(bounds, bound)
+    return allowed is not None and got > allowed
 
 
 def bounds_windows(bounds: QualitySection) -> bool:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.watch.bounds.breach import bounds_windows, breaches, silence
-from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, WindowQuality, last_row, window_facts
+from raymlops.lifecycle.watch.bounds.breach import WindowQuality, bounds_windows, breaches, silence
+from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, last_hour_end, window_facts
 from raymlops.lifecycle.watch.traffic import last_ended
+from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
@@ -32,11 +33,10 @@ if TYPE_CHECKING:
     Found = tuple[JudgedWindow, tuple[str, ...]]
     """What is kept, and all that is beyond a bound."""
 
-_KEPT = 20
 _WITHIN = "within the bounds of monitor.quality"
 
 
-def beyond_bounds(
+def bounds_due(
     state: State, model: LiveModel, *, now: datetime, look_back: timedelta, wait: timedelta
 ) -> Iterator[Found]:
     """Yield what is due, in order: windows that ended in ``look_back``, then silence where it begins or ends.
@@ -62,7 +62,7 @@ def _windows(
     bounds, window_s, first_hour = model.bounds, model.window_s, model.traffic.first_hour()
     before = newest_window(state, model.name, side="inputs", version=ANY_VERSION, kind="quality")
     last = last_ended(now - GRACE, window_s)
-    # Windows that ended before there was any bound are none of its business.
+    # Of windows that ended before there was any bound, the newest one alone is judged.
     first = last if before is None else max(place_of(now - look_back, window_s), place_from(before.stop, window_s))
     for at in range(first, last + 1):
         side.traffic.read(at, at)
@@ -91,7 +91,7 @@ def _silence(state: State, model: LiveModel, *, now: datetime, is_open: bool) ->
     champion = champion_of(state.deployments(model.name))
     if champion is None:
         return
-    since = max(last_row(model.traffic, now) or now - LOOKED_FOR, champion.created_at)
+    since = max(last_hour_end(model.traffic, now) or now - LOOKED_FOR, champion.created_at)
     found = silence((now - since).total_seconds() / 3600, model.bounds)
     if (found is not None) == is_open:
         return
@@ -126,5 +126,5 @@ def _kept(
         waiting or (f"beyond its bounds: {some_of(subjects)}" if found else _WITHIN),
         rows,
         now,
-        details={"beyond": [one.to_dict() for one in found[:_KEPT]]},
+        details={"beyond": [one.to_dict() for one in found[:KEPT_COLUMNS]]},
     )

@@ -33,7 +33,7 @@ _PLAIN = frozenset(" _-.:,;%+='?!")
 
 
 def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Message:
-    """Return the message that an incident opened, got worse or closed with this window.
+    """Return the message that an incident opened, got worse, was acknowledged or closed with this window.
 
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
@@ -43,7 +43,8 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
     if what in {"acknowledged", "closed"}:
         moved, number = [], 0
-    bodies = ("\n".join([head, *_columns(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
+    lines = _bounds if incident.kind in BOUNDED else _columns
+    bodies = ("\n".join([head, *lines(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
     title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
     return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
@@ -100,9 +101,6 @@ def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[
 
 def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
     """Return a line for each of these columns that led to the verdict, and one for the others of that number."""
-    if "text" in (moved[0] if moved else ()):
-        lines = [_beyond(one) for one in moved]
-        return lines if number <= len(moved) else [*lines, f"- {number - len(moved)} more"]
     lines = [_column(one) for one in moved]
     if lines and all(one.get("influence") is None for one in moved):
         lines.append("How much the output depends on them is not known.")
@@ -110,6 +108,16 @@ def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
         more, s = "more " if moved else "", "s" if number - len(moved) > 1 else ""
         lines.append(f"- {number - len(moved)} {more}column{s}")
     return lines
+
+
+def _bounds(beyond: Sequence[Mapping[str, Any]], number: int) -> list[str]:
+    """Return a line for each of these that are beyond a bound, and one for the others of that number."""
+    lines = [_beyond(one) for one in beyond]
+    return (
+        lines
+        if number <= len(beyond)
+        else [*lines, f"- {number - len(beyond)} {'more' if beyond else 'beyond a bound'}"]
+    )
 
 
 def _column(column: Mapping[str, Any]) -> str:

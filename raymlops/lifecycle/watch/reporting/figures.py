@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from raymlops.lifecycle.watch.window_drift import cut
 from raymlops.monitor.contrasts import in_words
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ HEIGHTS = {"ok": 8, "warn": 17, "alarm": 26}
 _HOUR = timedelta(hours=1)
 _MOST_TICKS = 7
 _STEPS_H = (1, 3, 6, 12, 24, 48, 96, 168, 336, 672, 1344, 2688)
-_CUT = 160
+CUT = 160
+"""The longest sentence that is shown."""
 
 
 class Tick(NamedTuple):
@@ -108,7 +110,7 @@ def strip(windows: Sequence[WindowDrift], times: Times, *, title: str) -> Figure
         kind = one.outcome if one.outcome in HEIGHTS else "none"
         height, x = HEIGHTS.get(kind, HEIGHTS["ok"]), times.x(one.start)
         why = one.waiting if one.verdict is None else one.verdict.reason
-        about = f"{_when(one)}, {one.rows:,} rows: {one.outcome}: {cut(why)}"
+        about = f"{_when(one)}, {one.rows:,} rows: {one.outcome}: {cut(why, CUT)}"
         marks.append(Mark(x, base - height, kind, about, max(round(times.x(one.stop) - x - 1, 1), 1.5), height))
     return Figure(title, base + BELOW, times.ticks(), marks=marks)
 
@@ -203,11 +205,6 @@ def hourly(column: HourlyColumn, window: WindowDrift) -> Figure:
         ),
         shade=(times.x(window.start), times.x(window.stop)),
     )
-
-
-def cut(text: str, most: int = _CUT) -> str:
-    """Return a text with at most so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _when(window: WindowDrift) -> str:

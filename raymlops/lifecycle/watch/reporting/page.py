@@ -12,7 +12,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
-from raymlops.lifecycle.watch.reporting.figures import cut
+from raymlops.lifecycle.watch.reporting.figures import CUT
+from raymlops.lifecycle.watch.window_drift import cut
 from raymlops.monitor.contrasts import NULLS, in_words
 from raymlops.monitor.effects import QUANTILES
 
@@ -124,7 +125,7 @@ def _contents(shown: Shown) -> dict[str, Any]:
 def _incident(incident: Incident) -> list[str]:
     state = "open" if incident.closed_at is None else f"closed {incident.closed_at:%Y-%m-%d %H:%M}"
     if incident.acknowledged_at is not None:
-        by, why = cut(incident.acknowledged_by or "", _CELL), cut(incident.acknowledged_why or "")
+        by, why = cut(incident.acknowledged_by or "", _CELL), cut(incident.acknowledged_why or "", CUT)
         state += f", acknowledged {incident.acknowledged_at:%Y-%m-%d %H:%M} by {by}: {why}"
     return [
         incident.id,
@@ -132,7 +133,7 @@ def _incident(incident: Incident) -> list[str]:
         f"{incident.opened_at:%Y-%m-%d %H:%M}",
         f"{incident.last_at:%Y-%m-%d %H:%M}",
         f"{incident.windows:,}",
-        cut(", ".join(cut(name, _CELL) for name in incident.columns[:MOST_COLUMNS])),
+        cut(", ".join(cut(name, _CELL) for name in incident.columns[:MOST_COLUMNS]), CUT),
         state,
     ]
 
@@ -287,7 +288,7 @@ def _left_out(sides: Iterable[Sequence[WindowDrift]]) -> list[str]:
         newest = windows[-1]
         title = _TITLES[newest.side, newest.kind]
         for column, why in newest.refused.items():
-            found[f"{title}: {cut(column, _CELL)}: {cut(why)}."] = None
+            found[f"{title}: {cut(column, _CELL)}: {cut(why, CUT)}."] = None
         slips = [one.column for one in (newest.verdict.columns if newest.verdict else ()) if one.unjudged]
         if slips:
             names = cut(", ".join(cut(name, _CELL) for name in slips), _LINE)

@@ -1,28 +1,23 @@
 """The last hour of a model's log, and what is said where there is none."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-import numpy as np
 import pytest
+from labelled_answers import NOW, SIGNATURE, answer, label, log
 from tiny_bundle import tiny_contents
 
 from raymlops.answer_loss import AnswerLoss
-from raymlops.arrays import Column
 from raymlops.bundle.write import write_bundle
 from raymlops.config.serve import RolloutSection
+from raymlops.lifecycle.rollout.label_lag import LateLabels
 from raymlops.lifecycle.rollout.power import RecentTraffic
 from raymlops.lifecycle.rollout.recent_traffic import outlook, recent_traffic
-from raymlops.predictions.labels import Label, LabelLog
-from raymlops.predictions.log import PredictionLog
-from raymlops.predictions.served import RequestRecord
-from raymlops.predictions.settings import LogSettings, in_sample
+from raymlops.predictions.labels import Label
+from raymlops.predictions.settings import in_sample
 from raymlops.records import BundleRef
-from raymlops.signature import Signature
 from raymlops.state.store import Deployment
 
-NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
-SIGNATURE = Signature((Column("x", "float"),), (Column("p", "float"), Column("yes", "bool")))
 RULE = AnswerLoss("probability", "yes", ("p",), positive=True, negative=False)
 SETTINGS = RolloutSection(slow_s=0.25)
 
@@ -31,25 +26,6 @@ SETTINGS = RolloutSection(slow_s=0.25)
 def champion(tmp_path):
     bundle = write_bundle(tmp_path, tiny_contents(signature=SIGNATURE, loss=RULE.to_dict()))
     return Deployment("m", 1, bundle, "run", "champion")
-
-
-def answer(request_id, *, rows=1, version=1, route="champion", minute=-1, model_seconds=0.1):
-    arrived = (NOW + timedelta(minutes=minute)).timestamp()
-    served = RequestRecord(request_id, arrived, version, route, "native", 200, "", rows, 9, 0.1, model_seconds)
-    outputs = {"p": np.full(rows, 0.5), "yes": np.ones(rows, bool)}
-    return served._replace(columns={"x": np.ones(rows)}, outputs=outputs)
-
-
-def log(tmp_path, *answers):
-    written = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="m", signature=SIGNATURE, writer="a")
-    written.take(answers)
-    written.close()
-
-
-def label(tmp_path, *labels, minute=0):
-    kept = LabelLog(str(tmp_path), name="m", writer="a", now=(NOW + timedelta(minutes=minute)).timestamp)
-    kept.add(labels).result(timeout=30)
-    kept.close()
 
 
 def test_requests_of_the_last_hour_are_counted_that_chance_gave_to_a_version(champion, tmp_path):
@@ -97,42 +73,13 @@ def test_a_request_of_a_sample_stands_for_others(champion, tmp_path):
     assert recent_traffic(half, SETTINGS, now=NOW) == RecentTraffic(4.0, 0.5, 2.0)
 
 
-LATER_THAN_ROWS = (
-    "half of the labels of the last hour arrived {} days after their answers or later, and serve.log.retention_days "
-    "is {}: later ones match no row, and say nothing about quality"
-)
-
-
-@pytest.mark.parametrize(
-    ("days", "said"),
-    [(2, LATER_THAN_ROWS.format("3", "2")), (4, None), (None, None)],
-)
-def test_labels_that_will_come_after_their_rows_are_removed(champion, tmp_path, days, said):
-    """Two of three came after three days, where rows are still there of a longer retention that was in force before."""
-    kept = replace(champion, serve={"log": {"retention_days": days}})
+def test_labels_that_will_come_after_their_rows_are_removed_are_in_the_outlook(champion, tmp_path):
+    """Two of three came after three days, and rows are kept for two; kept forever, nothing is said."""
     log(tmp_path, answer("now"), *(answer(name, minute=-3 * 24 * 60) for name in "ab"))
     label(tmp_path, *(Label(name, 0, "1") for name in ("now", "a", "b")))
-    found = outlook(kept, SETTINGS, now=NOW)
-    assert ([text for text in found if "retention_days" in text] or [None]) == [said]
-
-
-@pytest.mark.parametrize(("oldest", "said"), [(-20, LATER_THAN_ROWS.format("more than 1", "1")), (-2, None)])
-def test_labels_whose_rows_are_removed(champion, tmp_path, oldest, said):
-    """Two of three match no row of a whole day; of a log that began two hours ago they may be of rows before it."""
-    kept = replace(champion, serve={"log": {"retention_days": 1.0}})
-    log(tmp_path, answer("now"), answer("b", minute=oldest * 60))
-    label(tmp_path, *(Label(name, 0, "1") for name in ("now", "gone", "gone too")))
-    found = outlook(kept, SETTINGS, now=NOW)
-    assert ([text for text in found if "retention_days" in text] or [None]) == [said]
-
-
-def test_labels_of_a_log_that_takes_too_long_are_not_said_to_be_late(champion, tmp_path):
-    """Of two hours one was read when the time was over."""
-    kept = replace(champion, serve={"log": {"retention_days": 1.0}})
-    log(tmp_path, answer("now"), *(answer(name, minute=-3 * 24 * 60) for name in "ab"))
-    label(tmp_path, *(Label(name, 0, "1") for name in ("now", "a", "b")))
-    ticks = iter([0.0, 0.0, 11.0])
-    assert recent_traffic(kept, SETTINGS, now=NOW, clock=lambda: next(ticks)).late is None
+    for days, said in ((2, [LateLabels(2, 3.0).sentence()]), (None, [])):
+        kept = replace(champion, serve={"log": {"retention_days": days}})
+        assert [text for text in outlook(kept, SETTINGS, now=NOW) if "retention_days" in text] == said
 
 
 def test_a_log_that_takes_too_long_is_extrapolated(champion, tmp_path):

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
+from judged_days import TODAY, inputs, judged_days
 from served_days import DAY, bundle_of, deploy, references, serve
-from watching import TODAY, inputs, watching
 
 from raymlops.cli.app import main
 from raymlops.config.load import load_data
@@ -46,7 +46,7 @@ def state(tmp_path, monkeypatch, trained, copied_state):
 @pytest.fixture
 def watch(state, tmp_path):
     """Return what serves days up to one from now, counts and judges them."""
-    return watching(state, tmp_path)
+    return judged_days(state, tmp_path)
 
 
 def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, watch, capsys):
@@ -124,7 +124,7 @@ def test_an_incident_is_acknowledged_once(state, watch):
     assert incident.id in (raised.value.hint or "")
     with pytest.raises(UsageError, match="why is empty"):
         acknowledge("flights", incident.id, why=" ")
-    assert acknowledge("flights", incident.id, why="a test").closed[0].acknowledged_why == "a test"
+    assert acknowledge("flights", incident.id, why="a test").incidents[0].acknowledged_why == "a test"
     with pytest.raises(RefusedError, match=r"was closed at .* acknowledged by"):
         acknowledge("flights", incident.id, why="me too")
     assert len(baselines_of(state, "flights")) == 1

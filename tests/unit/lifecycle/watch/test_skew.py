@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import served_days
+from judged_days import TODAY, inputs, judged_days
 from served_days import ROWS
-from watching import TODAY, inputs, watching
 
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
@@ -26,15 +26,11 @@ AA = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
 LACKS = "training differs from what is served, and the serving baseline has {} of 26 windows"
 
 
-def of_inputs(record):
-    return next(one for one in record.windows if (one.side, one.kind) == ("inputs", "drift"))
-
-
 @pytest.fixture
 def watch(spec, tmp_path):
     """Return what serves days up to one from now, counts and judges them."""
     with state_of(spec) as state:
-        yield watching(state, tmp_path)
+        yield judged_days(state, tmp_path)
 
 
 def test_columns_without_skew_are_judged_against_training_from_the_first_window_on(spec, tmp_path):
@@ -44,14 +40,14 @@ def test_columns_without_skew_are_judged_against_training_from_the_first_window_
     skew, *_ = drift("flights").windows
     assert (skew.kind, skew.outcome, skew.start) == ("skew", "alarm", TODAY - timedelta(days=9))
     assert skew.verdict.flagged == ("distance",)
-    now = of_inputs(drift("flights"))
+    now = inputs(drift("flights").windows)
     assert (now.outcome, now.against, now.rows) == ("ok", "training", ROWS)
     assert [one.column for one in now.verdict.columns] == ["carrier"]
     assert now.refused == {"distance": LACKS.format(8)}
     assert f"not judged: distance: {LACKS.format(8)}" in now.text()
     served_days.serve(tmp_path, [0.9] * 2, until=TODAY, carrier=AA, seed=3)
     compact_predictions("flights", spec)
-    now = of_inputs(drift("flights"))
+    now = inputs(drift("flights").windows)
     assert (now.outcome, now.verdict.flagged) == ("alarm", ("carrier",))
 
 
@@ -75,7 +71,7 @@ def test_skew_is_by_the_columns_of_its_incident_whatever_became_of_it(spec, watc
         (incident,) = incidents_of(state)
         assert (incident.kind, incident.columns) == ("skew", ("distance",))
         acknowledge("flights", incident.id, why="known")
-    again = of_inputs(drift("flights", between_columns=True))
+    again = inputs(drift("flights", between_columns=True).windows)
     assert {**again.refused} == kept.details["refused"] == {"distance": LACKS.format(4)}
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import served_days
+from judged_days import TODAY, inputs, judged_days
 from served_days import bundle_of, deploy, references
-from watching import TODAY, inputs, watching
 
 from raymlops.config.load import load_data
 from raymlops.lifecycle.sources import state_of
@@ -44,11 +44,7 @@ def state(tmp_path, monkeypatch, sliced):
 
 @pytest.fixture
 def watch(state, tmp_path):
-    return watching(state, tmp_path)
-
-
-def of_inputs(record):
-    return next(one for one in record.windows if (one.side, one.kind) == ("inputs", "drift"))
+    return judged_days(state, tmp_path)
 
 
 def test_what_moved_in_a_slice_is_an_alarm_that_names_it(state, watch, tmp_path):
@@ -60,10 +56,11 @@ def test_what_moved_in_a_slice_is_an_alarm_that_names_it(state, watch, tmp_path)
     assert [one["column"] for one in stored.details["columns"] if one["flagged"]] == [MOVED]
     (incident,) = incidents_of(state)
     assert incident.columns == (MOVED,)
-    assert MOVED in of_inputs(drift("flights")).text()
+    assert MOVED in inputs(drift("flights").windows).text()
 
 
 def test_the_report_has_the_hours_of_a_slice(state, watch, tmp_path):
+    """Under its name, as those of a whole column."""
     moved = {"carrier": CARRIERS, "distance": one_way_and_the_other()}
     watch([0] * 4, until=TODAY - 2 * served_days.DAY, number=A_DAY)
     watch([0] * 2, number=A_DAY, **moved)
@@ -107,10 +104,11 @@ def test_a_slice_of_few_rows_is_not_judged_and_says_so(state, watch):
     found = inputs(watch([0] * 4, number=120, carrier=np.array(["AA", "UA"] * 60, dtype=object)))
     assert found.outcome == "ok"
     assert found.details["refused"] == {"carrier=AA": "60 rows in this window, 100 are needed"}
-    assert "not judged: carrier=AA: 60 rows in this window, 100 are needed" in of_inputs(drift("flights")).text()
+    assert "not judged: carrier=AA: 60 rows in this window, 100 are needed" in inputs(drift("flights").windows).text()
 
 
 def test_answers_are_judged_by_the_inputs_of_a_slice(state, watch, tmp_path):
+    """The one output as a whole, and of the rows of AA."""
     found = watch([0] * 4, number=A_DAY)
     outputs = next(one for one in found if (one.side, one.kind) == ("outputs", "drift"))
     assert {one["column"] for one in outputs.details["columns"]} == {"late", "late[carrier=AA]"}
@@ -118,7 +116,7 @@ def test_answers_are_judged_by_the_inputs_of_a_slice(state, watch, tmp_path):
 
 def test_a_bundle_of_an_earlier_release_says_that_its_slices_are_not_judged(state, watch, tmp_path, sliced):
     """It has one profile of each, and no blocks of them."""
-    older = {side: replace(reference, by_slice={}) for side, reference in sliced.items()}
+    older = {side: replace(reference, slice_blocks={}) for side, reference in sliced.items()}
     deploy(state, bundle_of(tmp_path / "older", older), version=4)
     found = inputs(watch([0] * 4, number=A_DAY, version=4))
     assert found.outcome == "ok"

@@ -23,7 +23,7 @@ def test_what_the_report_shows_is_kept():
     found = from_stored(to_stored(window, name="flights", version=3, now=START))
     assert found.verdict is not None
     (kept,) = found.verdict.columns
-    assert kept.histogram == Histogram((), (f"{'A' * 197}...", "1 others"), (0.5, 0.5), (1.0, 0.0))
+    assert kept.histogram == Histogram((), (f"{'A' * 199}…", "1 others"), (0.5, 0.5), (1.0, 0.0))
     assert (found.verdict.band, found.verdict.band_running) == (3.5, None)
     assert str(kept.quantiles) == str(column.quantiles)
     assert found.refused == {"a": "b"}

@@ -358,7 +358,7 @@ def test_a_refusal_names_what_refuses_first_and_warnings_apart() -> None:
     """Only the first are a reason, and only their checks are in the hint."""
     table = rows(300, 5, kind=np.full(300, "a", object))
     message = refusal(prepared_of(train=table, validation=table))
-    refused, _, warnings = message.partition("beside that, only warnings:\n")
+    refused, _, warnings = message.partition("\nwarnings:\n")
     assert "data check same_rows" in refused
     assert "data check constant" not in refused
     assert "data check constant" in warnings

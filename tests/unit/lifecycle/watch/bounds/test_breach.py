@@ -5,8 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from raymlops.config.data import QualitySection
-from raymlops.lifecycle.watch.bounds.breach import bounds_windows, breaches, silence
-from raymlops.lifecycle.watch.bounds.facts import WindowQuality
+from raymlops.lifecycle.watch.bounds.breach import WindowQuality, bounds_windows, breaches, silence
 from raymlops.monitor.data_quality import ColumnQuality, Shares
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

@@ -109,6 +109,17 @@ def test_silence_is_an_incident_until_the_first_row(live, tmp_path):
     assert len(incidents_of(live)) == 2
 
 
+def test_the_longest_silence_that_a_bound_allows_is_an_alarm_once_it_is_exceeded(live, tmp_path):
+    """The last hour with rows ends at 13:00: two days later nothing is, half an hour after that it is 48.5 hours."""
+    bounded(live, max_silence_h=48)
+    serve(tmp_path, [0.0])
+    end = TODAY - DAY + 13 * HOUR
+    judge_due(live, "flights", now=end + 48 * HOUR)
+    assert of(live, "silence") == []
+    judge_due(live, "flights", now=end + 48.5 * HOUR)
+    assert of(live, "silence") == ["alarm"]
+
+
 def test_a_model_that_has_just_been_deployed_is_not_silent(live, tmp_path):
     """Nobody can have asked it before it was there, whatever came long ago."""
     serve(tmp_path, [0.0])

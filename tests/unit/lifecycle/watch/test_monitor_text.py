@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from raymlops.config.schema import MonitorSection
-from raymlops.lifecycle.watch.watching import watching, watching_changed
+from raymlops.lifecycle.watch.monitor_text import monitor_changes, monitor_text
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment
 
@@ -15,8 +15,8 @@ def side(version=3, **monitor):
 
 
 def test_what_is_watched_is_said_in_a_line():
-    """Windows, slices, bounds, and who is told, by the reference alone."""
-    assert watching(MonitorSection()) == "windows of 24 h; nobody is told"
+    """Windows, slices, bounds, and whom it notifies, by the reference alone."""
+    assert monitor_text(MonitorSection()) == "windows of 24 h; no notify"
     section = MonitorSection.model_validate(
         {
             "window_h": 6,
@@ -26,17 +26,23 @@ def test_what_is_watched_is_said_in_a_line():
             "notify": {"env": "DRIFT_NOTIFY"},
         }
     )
-    assert watching(section) == (
+    assert monitor_text(section) == (
         "windows of 6 h; correlations; slices carrier AA/DL; bounds max_nulls 0.1, min_rows 1000; "
-        "told by env DRIFT_NOTIFY"
+        "notifies env DRIFT_NOTIFY"
     )
 
 
 def test_what_changed_is_said_value_by_value():
     """Between champions, whichever versions they are; of nothing that stayed, and not of the first or the last."""
     before, after = side(3), side(4, window_h=6, quality={"max_nulls": 0.1}, notify={"file": "/who"})
-    assert watching_changed(before, after) == (
+    assert monitor_changes(before, after) == (
         "monitor.window_h: 24 -> 6, monitor.notify: none -> file /who, monitor.quality.max_nulls: none -> 0.1"
     )
-    assert watching_changed(before, side(3, window_h=24)) == ""
-    assert watching_changed([], after) == watching_changed(before, []) == ""
+    assert monitor_changes(before, side(3, window_h=24)) == ""
+    assert monitor_changes([], after) == monitor_changes(before, []) == ""
+
+
+def test_what_is_no_deployment_has_not_changed():
+    """As of the event of an incident, or of a key."""
+    assert monitor_changes({"side": "inputs"}, {"side": "inputs"}) == ""
+    assert monitor_changes(None, side(3)) == ""

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.schema import MonitorSection
-from raymlops.config.stored import read_stored
-from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.errors import StorageError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from raymlops.config.base import SecretRef
+    from raymlops.config.schema import MonitorSection
 
 
-def watching(monitor: MonitorSection) -> str:
-    """Return by what windows a model is judged, within which bounds, and who is told."""
+def monitor_text(monitor: MonitorSection) -> str:
+    """Return by what windows a model is judged, within which bounds, and whom incidents notify."""
     parts = [f"windows of {monitor.window_h} h"]
     if monitor.between_columns:
         parts.append("correlations")
@@ -27,26 +25,28 @@ def watching(monitor: MonitorSection) -> str:
         parts.append(f"slices {_shown(monitor.slices)}")
     if bounds := {name: value for name, value in monitor.quality if value is not None}:
         parts.append(f"bounds {_shown(bounds)}")
-    parts.append(f"told by {_reference(monitor.notify)}" if monitor.notify is not None else "nobody is told")
+    parts.append("no notify" if monitor.notify is None else f"notifies {_reference(monitor.notify)}")
     return "; ".join(parts)
 
 
-def watching_changed(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> str:
-    """Return what differs in how the champion is watched, of deployments as an audit event has them; empty if nothing.
+def monitor_changes(before: Any, after: Any) -> str:
+    """Return what differs in how the champion is watched, by the sides of an audit event; empty if nothing.
 
-    Raises:
-        StorageError: another release stored what this one cannot read.
+    It is empty too where they are no deployments, or such as this release cannot read.
     """
-    old, new = (_champion(items) for items in (before, after))
+    try:
+        old, new = (_monitor(side) for side in (before, after))
+    except StorageError:  # of another release
+        return ""
     if old is None or new is None:
         return ""
     were, are = _fields(old), _fields(new)
     return ", ".join(f"monitor.{name}: {were[name]} -> {are[name]}" for name in were if were[name] != are[name])
 
 
-def _champion(items: Sequence[Mapping[str, Any]]) -> MonitorSection | None:
-    found = champion_of([Deployment.from_dict(item) for item in items])
-    return None if found is None else read_stored(MonitorSection, found.monitor)
+def _monitor(side: Any) -> MonitorSection | None:
+    champion = champion_of([Deployment.from_dict(item) for item in side]) if isinstance(side, list) else None
+    return None if champion is None else monitored(champion)
 
 
 def _fields(monitor: MonitorSection) -> dict[str, str]:
