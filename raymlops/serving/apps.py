@@ -20,7 +20,7 @@ from raymlops.serving.arrival import from_client
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
-from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, KNOWN, MAX_VALUES, Bounds
+from raymlops.serving.proxy.bounds import ANNOUNCED, ANNOUNCED_MORE, INDEX, KNOWN, MAX_VALUES, Bounds
 from raymlops.serving.proxy.serve_patches import look_up_proxies_late
 from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
@@ -212,12 +212,12 @@ class _AsgiResponse(Response):
 
     def __init__(self, reply: Reply, *, name: str, bounds: Bounds) -> None:
         self._reply = reply
-        self._announced = (name, tuple(bounds))
+        self._announced = {ANNOUNCED: (name, tuple(bounds[:2])), ANNOUNCED_MORE: tuple(bounds[2:])}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         reply = self._reply
         start = {"type": "http.response.start", "status": reply.status, "headers": reply.headers}
-        await send({**start, ANNOUNCED: self._announced})
+        await send({**start, **self._announced})
         await send({"type": "http.response.body", "body": self._reply.body})
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ANNOUNCED = "raymlops.bounds"
 """Key of a response's first ASGI message for the name of a model and its ``Bounds``."""
+ANNOUNCED_MORE = "raymlops.more_bounds"
+"""Key for what ``Bounds`` has besides deadline and size: a proxy that outlives an upgrade knows those two alone."""
 INDEX = ""
 """In place of a model's name: the gateway to all models."""
 MODELS = "/models/"
@@ -80,10 +82,10 @@ class KnownBounds:
 
     def take(self, message: MutableMapping[str, Any], *, path: str = "") -> None:
         """Record and remove the bounds in a response's first message; at ``path``, a model may have answered."""
-        announced = message.pop(ANNOUNCED, None)
+        announced, more = message.pop(ANNOUNCED, None), message.pop(ANNOUNCED_MORE, ())
         if announced is not None:
             name, bounds = announced
-            self._bounds[name] = Bounds(*bounds[: len(Bounds._fields)])
+            self._bounds[name] = Bounds(*(*bounds, *more)[: len(Bounds._fields)])
         elif path.startswith(MODELS) and any(name == OF_MODEL for name, _ in message.get("headers", ())):
             self._bounds.setdefault(name_in(path), SILENT)
 

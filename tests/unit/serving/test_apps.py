@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from raymlops.serving.apps import _Callable
+from raymlops.serving.apps import _AsgiResponse, _Callable
 from raymlops.serving.arrival import METADATA
+from raymlops.serving.asgi import make_reply
+from raymlops.serving.proxy.bounds import Bounds, KnownBounds
 from raymlops.serving.replica.grpc_front import GrpcReply
 
 
@@ -27,3 +29,17 @@ def test_a_client_does_not_say_when_its_call_arrived():
 
     asyncio.run(Replica().ServerLive(b"message", Context()))
     assert given == [("ServerLive", b"message", [("x-api-key", "k"), ("data-bin", b"\xff")])]
+
+
+def test_bounds_are_announced_so_that_a_proxy_of_an_earlier_release_knows_its_two():
+    """It takes a pair of deadline and size; one of this release takes all, and no client sees any."""
+    bounds, sent, known = Bounds(30.0, 5, 60, key_required=True), [], KnownBounds()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(_AsgiResponse(make_reply(200, b"{}", "r"), name="flights", bounds=bounds)({}, None, send))
+    assert sent[0]["raymlops.bounds"] == ("flights", (30.0, 5))
+    known.take(sent[0])
+    assert known.of_model("flights") == bounds
+    assert sent[0].keys() == {"type", "status", "headers"}
