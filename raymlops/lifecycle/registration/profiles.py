@@ -113,7 +113,7 @@ def doubts(features: Reference, *, window_h: float | None) -> list[str]:
         own = most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=window_h * 3600)
         count, needed = len(own.ranges), fewest_own(len(set(own.phases)))
         if count < needed:
-            few = f"training has {count} windows of {window_h:g} h (monitor.window_h) to compare with, {needed} are needed"
+            few = f"training has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed"
             found.append(f"{few}: {own.why_few}; as it is, drift is judged once as many windows have been served")
     return found
 
