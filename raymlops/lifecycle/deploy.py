@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from raymlops.config.base import absolute_references
@@ -28,6 +29,7 @@ from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.lifecycle.watch.messaging.messengers import check_notify
+from raymlops.lifecycle.watch.registered_slices import as_registered
 from raymlops.records import DeploymentRecord
 from raymlops.state.engine import this_user
 from raymlops.state.store import Change, Deployment
@@ -35,7 +37,7 @@ from raymlops.state.store import Change, Deployment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.config.schema import ProjectSpec
+    from raymlops.config.schema import MonitorSection, ProjectSpec
     from raymlops.lifecycle.rollout.canary import TrafficRequest
     from raymlops.records import ModelVersionRef
     from raymlops.registry.versions import Registry
@@ -191,8 +193,13 @@ class _Call:
     def new(self, role: Role) -> Deployment:
         """Return the deployment of the version."""
         ref, serve = self.ref, self.spec.serve.model_dump(mode="json")
-        monitor = absolute_references(self.spec.monitor.model_dump(mode="json"))
+        monitor = absolute_references(self.watched[0].model_dump(mode="json"))
         return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve, monitor=monitor)
+
+    @cached_property
+    def watched(self) -> tuple[MonitorSection, tuple[str, ...]]:
+        """Return how it is watched, and how that differs from what is configured."""
+        return as_registered(self.spec.monitor, self.ref.bundle)
 
     def request(self, action: str, why: str | None = None) -> Request:
         """Return who asks for it, and for how long."""
@@ -206,7 +213,7 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     with suppress(ClusterError):  # one that cannot be asked is reported by the next request
         check_sharing_of_deployments(call.spec, call.api.room())
     listens, warnings = check_serve(call.api, call.spec)
-    return listens, (*warnings, *check_notify(call.spec.monitor.notify))
+    return listens, (*warnings, *check_notify(call.spec.monitor.notify), *call.watched[1])
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:

@@ -131,7 +131,7 @@ def rank_two(
     *,
     correlation: Floats | float = 0.0,
     phases: tuple[int, int] = (0, 0),
-    shrink: tuple[float | Floats, float | Floats] = (1.0, 1.0),
+    shrink: float | Floats = 1.0,
 ) -> Ranked:
     """Rank two windows that follow each other, of shape (2, contrasts), among all pairs of windows.
 
@@ -164,7 +164,7 @@ def rank_two(
         above, below = np.minimum(one, two).max(axis=1), -np.maximum(one, two).min(axis=1)
         others.append(np.maximum(np.maximum(above, below), 0.0))
     one, two, freedom = (found[0] for found in distances(first[-1:], second[-1:]))
-    one, two = one * shrink[0], two * shrink[1]
+    one, two = one * shrink, two * shrink
     both = np.maximum(np.minimum(one, two), 0.0) + np.minimum(np.maximum(one, two), 0.0)
     judged = np.sign(both) * as_unrelated(np.abs(both), correlation)
     return _ranked(float(np.abs(judged).max()), np.concatenate(others), distances=judged, degrees=freedom)

@@ -252,7 +252,7 @@ def _verdict(
 def together(found: Sequence[DriftVerdict]) -> DriftVerdict:
     """Return one verdict of those on parts of the columns, each judged at its share of the levels: the worst.
 
-    Its ranks are the lowest ones, and its bands the widest.
+    Only the columns of parts with that outcome lead to it. Its ranks are the lowest ones, and its bands the widest.
     """
     if len(found) == 1:
         return found[0]
@@ -265,10 +265,17 @@ def together(found: Sequence[DriftVerdict]) -> DriftVerdict:
         min(one.effective_windows for one in found),
         min((one.p_one for one in found if one.p_one is not None), default=None),
         min((one.p_two for one in found if one.p_two is not None), default=None),
-        tuple(sorted((column for one in found for column in one.columns), key=_by_weight)),
+        tuple(sorted((column for one in found for column in _leading(one, worst)), key=_by_weight)),
         max((one.band for one in found if one.band is not None), default=None),
         max((one.band_running for one in found if one.band_running is not None), default=None),
     )
+
+
+def _leading(found: DriftVerdict, worst: Outcome) -> Sequence[ColumnDrift]:
+    """Return the columns of a verdict, flagged where it is the worst one."""
+    if found.outcome == worst:
+        return found.columns
+    return [replace(column, flagged=False, histogram=None) for column in found.columns]
 
 
 def _by_weight(column: ColumnDrift) -> tuple[bool, float, float]:

@@ -112,13 +112,11 @@ def compare(
     windows: Floats,
     *,
     phases: tuple[int, int] = (0, 0),
-    shrink: tuple[float | Floats, float | Floats] = (1.0, 1.0),
     share: float = 1.0,
 ) -> Comparison:
     """Compare a window, the last of ``windows`` of shape (1 or 2, contrasts), with own windows.
 
-    ``phases`` and ``shrink``, a number or one for each contrast, are those of the window before it and of itself;
-    ``share`` is that of every level.
+    ``phases`` are those of the window before it and of itself; ``share`` is that of every level.
     """
     count, related = len(own.values), own.correlation()
     effective = count * (1 - related) / (1 + related)
@@ -129,19 +127,18 @@ def compare(
     # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
     worth = np.maximum(effective, 2)
     less = np.sqrt((1 + 1 / count) / (1 + 1 / worth) * (1 - 1 / worth) / (1 - 1 / count))
-    before, last = (np.asarray(each * less) for each in shrink)
-    every = rank_one(own, windows[-1], phase=phases[1], shrink=last)
+    every = rank_one(own, windows[-1], phase=phases[1], shrink=less)
     p = holm(every.p_values())
     usual = own.values[own.phases == phases[1]].mean(axis=0)
     single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
     single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
     kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
-    seen, both = windows[:, judged], (before[judged], last[judged])
-    one = rank_one(kept, seen[-1], phase=phases[1], shrink=both[1])
+    seen, less = windows[:, judged], less[judged]
+    one = rank_one(kept, seen[-1], phase=phases[1], shrink=less)
     two = None
     if len(windows) == 2:
         correlation = own.correlation(own.lag)[judged]
-        two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=both), judged, none)
+        two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=less), judged, none)
     warned: Outcome = "warn" if one.p <= warn_level(one, share) else "ok"
     found = Comparison(warned, effective, _spread(one, judged, every.distances), two, p, single, share)
     return replace(found, outcome="alarm") if found.running or single.any() else found

@@ -118,6 +118,20 @@ def by_time(
     )
 
 
+def most_own(
+    block_rows: npt.NDArray[np.int64],
+    starts_s: npt.NDArray[np.float64],
+    stops_s: npt.NDArray[np.float64],
+    *,
+    length_s: float,
+) -> OwnWindows:
+    """Return the own windows of that window of the week after the reference which has most of them, as ``by_time``."""
+    first, number = int(stops_s[-1] // length_s) + 1, max(1, round(WEEK_S / length_s))
+    spans = ((at * length_s, (at + 1) * length_s) for at in range(first, first + number))
+    found = [by_time(block_rows, starts_s, stops_s, window_s=span) for span in spans]
+    return max(found, key=lambda own: len(own.ranges))
+
+
 def lag_of(length_s: float) -> int:
     """Return how many windows two running are apart: as many as a day has, or one."""
     return max(1, round(DAY_S / length_s))

@@ -1,9 +1,9 @@
 """Columns whose windows have unlike numbers of rows, as those of slices, compared together. Pure.
 
 The variance of a mean of independent rows is 1 / rows, and falls more slowly where rows depend on each other. So the
-least variance that is believed is that of a column's usual rows, the median of its own windows; a window that is judged
-and has fewer counts for less; and variances are drawn towards those of the same slice alone. Ranks are of the largest
-distance of all: columns of slices are further contrasts, and no further chance of a false alarm.
+least variance that is believed is that of a column's usual rows, the median of its own windows; a window that has fewer
+counts for less, whether it is judged or not; and variances are drawn towards those of the same slice alone. Ranks are
+of the largest distance of all: columns of slices are further contrasts, and no further chance of a false alarm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own
-from raymlops.monitor.outcome import FEWEST_ROWS, Comparison, compare, floors, kind_numbers
+from raymlops.monitor.outcome import Comparison, compare, floors, kind_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,35 +44,32 @@ def compare_columns(
         share: Of the levels.
     """
     count, groups = len(own.ranges), {name: at for at, name in enumerate(dict.fromkeys(slices))}
-    values, kinds, least, shrink = [], [], [], []
+    values, kinds, least = [], [], []
     for (found, meanings), each, name in zip(columns, rows, slices, strict=True):
         usual = max(float(np.median(each[:count])), 1.0)
-        few = min(FEWEST_ROWS, usual)
         phases = np.array([*own.phases, *own.phase[count - len(each) :]])
-        values.append(steadied(found, each, phases, least=few))
+        values.append(steadied(found, each, phases, usual=usual))
         kinds.append(kind_numbers([meaning.kind for meaning in meanings], group=groups[name]))
         least.append(floors(kinds[-1], usual))
-        less = np.sqrt(np.minimum(np.maximum(each[count:], few) / usual, 1.0))
-        shrink.append(np.tile(less, (len(meanings), 1)))
-    together, factors = np.hstack(values), np.vstack(shrink)
+    together = np.hstack(values)
     phases = np.array(own.phases, dtype=np.int64)
     reference = Own(together[:count], np.concatenate(kinds), np.concatenate(least), phases, lag=own.lag)
-    both = factors[:, 0], factors[:, -1]
-    return compare(reference, together[count:], phases=own.phase, shrink=both, share=share)
+    return compare(reference, together[count:], phases=own.phase, share=share)
 
 
-def steadied(values: Floats, rows: Counts, phases: Counts, *, least: float) -> Floats:
-    """Return contrasts of windows, those of fewer than ``least`` rows as near to others as if they had so many.
+def steadied(values: Floats, rows: Counts, phases: Counts, *, usual: float) -> Floats:
+    """Return contrasts of windows, those of fewer than ``usual`` rows as near to others as if they had so many.
 
-    Their variance is about 1 / rows: one window of a slice with 3 rows would say more of how much windows vary than all
-    others. ``values`` are of shape (windows, contrasts), ``rows`` and ``phases`` of each window.
+    Their variance is about 1 / rows: a window of a slice with few rows would say more of how much windows vary than all
+    others, and what is furthest off in any column ranks all of them. ``values`` are of shape (windows, contrasts),
+    ``rows`` and ``phases`` of each window; those that are judged are among them, so that all are drawn alike.
     """
-    few = rows < least
+    few = rows < usual
     if not few.any():
         return values
     found = values.copy()
     for phase in np.unique(phases[few]):
         ours = phases == phase
-        usual = rows[ours] @ values[ours] / max(int(rows[ours].sum()), 1)
-        found[ours] = usual + (values[ours] - usual) * np.sqrt(np.minimum(rows[ours] / least, 1.0))[:, None]
+        mean = rows[ours] @ values[ours] / max(int(rows[ours].sum()), 1)
+        found[ours] = mean + (values[ours] - mean) * np.sqrt(np.minimum(rows[ours] / usual, 1.0))[:, None]
     return found

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymlops.errors import RaymlopsError
 from raymlops.predictions.partition import PROFILE, Faults, read_folder, survey
 from raymlops.predictions.paths import prediction_hours
 from raymlops.predictions.schema import FEATURES, OUTPUT
@@ -76,6 +77,8 @@ class HourProfile:
 def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) -> bool:
     """Make the profile of an hour unless it is up to date; return whether it was made.
 
+    An hour that cannot be counted is one of the ``faults``, and keeps nothing else from being done.
+
     Raises:
         StorageError: the storage cannot be used.
     """
@@ -83,6 +86,18 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
     files = {live.name: live.size for live in survey(store, folder, faults)[0]}
     if not files or _is_current(store, folder, counted, files):
         return False
+    try:
+        data = write_profiles(_counted(store, folder, counted, faults), about={"files": files})
+    except RaymlopsError:
+        raise
+    except Exception as error:
+        faults.add_uncounted(folder, error)
+        return False
+    store.write(f"{folder}/{PROFILE}", pa.py_buffer(data))
+    return True
+
+
+def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> list[tuple[str, Profile]]:
     counters: dict[tuple[str, Layout], dict[float, Counter]] = {wanted: {} for wanted in counted.profiles()}
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in _by_weight(batch):
@@ -100,12 +115,10 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
                         found = counters[each.qualify(side), layout].setdefault(weight, Counter(layout))
                         found.add(some, rows=len(numbers))
-    profiles = [
+    return [
         (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
         for (side, layout), by_weight in counters.items()
     ]
-    store.write(f"{folder}/{PROFILE}", pa.py_buffer(write_profiles(profiles, about={"files": files})))
-    return True
 
 
 def remove_profile(store: Store, folder: str) -> None:
@@ -128,7 +141,7 @@ def hourly_profiles(
 ) -> Iterator[HourProfile]:
     """Yield the profiles of every hour of a window that has rows, the oldest first, reading at most 64 ahead.
 
-    ``layouts`` names the sides; of a slice by ``Slice.of``. One that has not been made yet, is damaged, or was
+    ``layouts`` names the sides; of a slice by ``Slice.qualify``. One that has not been made yet, is damaged, or was
     counted on other layouts, is not there.
 
     Raises:

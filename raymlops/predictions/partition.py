@@ -56,15 +56,22 @@ class Live:
 
 @dataclass
 class Faults:
-    """Collects unreadable files."""
+    """Collects unreadable files, and hours whose rows cannot be counted."""
 
     damaged: set[str] = field(default_factory=set)
+    uncounted: set[str] = field(default_factory=set)
 
     def add(self, path: str, error: BaseException) -> None:
         """Add a file, and log it once."""
         if path not in self.damaged:
             self.damaged.add(path)
             logger.warning("%s is damaged and skipped: %s", path, error)
+
+    def add_uncounted(self, folder: str, error: BaseException) -> None:
+        """Add an hour, and log it once."""
+        if folder not in self.uncounted:
+            self.uncounted.add(folder)
+            logger.warning("%s cannot be counted and is skipped: %s: %s", folder, type(error).__name__, error)
 
 
 class _GoneError(Exception):

@@ -57,6 +57,7 @@ def write_references(references: Mapping[str, Reference]) -> bytes:
         heads[side] = {"head": counts[:, :HEAD].tolist(), "times": times, "note": reference.note}
         heads[side] |= {"blocks": 0 if blocks is None else len(blocks)}
         heads[side] |= {"independent": reference.independent, "slices": [list(each) for each in reference.slices]}
+        heads[side] |= {"few": [list(each) for each in reference.few]} if reference.few else {}
         heads[side] |= {"influence": dict(reference.influence)} if reference.influence else {}
         for series, cells in reference.layout.placed():
             rows.append({"side": side, **series.to_dict(), "counts": np.ascontiguousarray(counts[:, cells]).ravel()})
@@ -78,6 +79,7 @@ def summary(references: Mapping[str, Reference]) -> dict[str, Any]:
             "cells": reference.layout.size,
             "blocks": 0 if reference.blocks is None else len(reference.blocks),
             "slices": {each.name: part.rows for each, part in reference.slices.items()},
+            "few": [each.name for each in reference.few],
             "note": reference.note,
             "distinct": {
                 series.column: float(f"{estimate(reference.profile.series(series.column, 'distinct')[1]):.2g}")
@@ -141,6 +143,7 @@ def read_references(data: bytes) -> dict[str, Reference]:
             known["independent"],
             dict(zip(slices, others, strict=True)),
             {each: Blocks(layout, part, times) for each, part in zip(slices, sliced, strict=False)},
+            {Slice(column, value): None for column, value in known.get("few", ())},
             known.get("influence", {}),
         )
     return found

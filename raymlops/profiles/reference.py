@@ -60,6 +60,8 @@ class Reference:
 
     Each has no rows, or at least ``PRIVATE_ROWS``: fewer are put together with those of the next blocks, in one.
     """
+    few: Mapping[Slice, int | None] = field(default_factory=dict)
+    """Slices that were asked for and have fewer than ``PRIVATE_ROWS``, with how many; None as read: no file tells."""
     influence: Mapping[str, float] = field(default_factory=dict)
     """How much the model's answers depend on each column, from 0 to 1, where that was measured."""
 
@@ -117,12 +119,15 @@ def reference_of(
         start += chunk.rows
     # So few rows would show who they are.
     sliced = dict(zip(slices, (part.counts for part in parts), strict=True))
-    sliced = {found: counts for found, counts in sliced.items() if counts[:, ROWS].sum() >= PRIVATE_ROWS}
+    few: dict[Slice, int | None] = {
+        found: number for found, counts in sliced.items() if (number := int(counts[:, ROWS].sum())) < PRIVATE_ROWS
+    }
+    sliced = {found: counts for found, counts in sliced.items() if found not in few}
     kept = {found: Profile(layout, counts.sum(axis=0)) for found, counts in sliced.items()}
     firsts = _firsts(counter.counts[:blocks, ROWS])
     if len(firsts) < 2:
         note = _why(rows, ordered=has_times or in_order)
-        return Reference(counter.profile(), None, note, independent, kept)
+        return Reference(counter.profile(), None, note, independent, kept, few=few)
     bounds = np.append(edges[firsts], edges[-1]) if has_times else None
 
     def in_blocks(counts: Cells) -> Blocks:
@@ -133,7 +138,8 @@ def reference_of(
     slice_blocks = {found: part for found, part in slice_blocks.items() if part.rows.any()}
     # Without rows that have no time: so few of a slice as these may be are in no count of their own.
     kept = {found: Profile(layout, part.counts.sum(axis=0)) for found, part in slice_blocks.items()}
-    return Reference(counter.profile(), in_blocks(counter.counts), "", independent, kept, slice_blocks)
+    few |= {found: int(counts[:blocks, ROWS].sum()) for found, counts in sliced.items() if found not in kept}
+    return Reference(counter.profile(), in_blocks(counter.counts), "", independent, kept, slice_blocks, few)
 
 
 def _grouped(blocks: Blocks) -> Blocks:
@@ -176,13 +182,17 @@ def _why(rows: int, *, ordered: bool) -> str:
 
 
 def _fitting(learner: Learner, blocks: int, *, slices: int = 0, scored: Sequence[str] = ()) -> tuple[Layout, int]:
-    """Return a layout and a number of blocks that together, with each slice, have at most ``MAX_CELLS`` counts."""
-    bins, more = BINS, 1 + slices
-    while (min(blocks, FEWER_BLOCKS) + 1) * more * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
+    """Return a layout and a number of blocks that together, with each slice, have at most ``MAX_CELLS`` counts.
+
+    Where there are slices, bins are given up before blocks: those of a year must be shorter than a day, or no day of it
+    is an own window.
+    """
+    bins, more, kept = BINS, 1 + slices, MOST_BLOCKS if slices else FEWER_BLOCKS
+    while (min(blocks, kept) + 1) * more * len(learner) * bins > MAX_CELLS and bins > _LEAST_BINS:
         bins //= 2
     layout = learner.layout(bins=bins, without=[_TIME], scored=scored)
-    while (blocks + 1) * more * layout.size > MAX_CELLS and (blocks > FEWER_BLOCKS or bins > _LEAST_BINS or blocks > 1):
-        if blocks > FEWER_BLOCKS or bins <= _LEAST_BINS:
+    while (blocks + 1) * more * layout.size > MAX_CELLS and (blocks > kept or bins > _LEAST_BINS or blocks > 1):
+        if blocks > kept or bins <= _LEAST_BINS:
             blocks //= 2
         else:
             bins //= 2

@@ -31,14 +31,34 @@ class Slice(NamedTuple):
         return f"{name}[{self.name}]"
 
     def rows(self, columns: Mapping[str, Any]) -> npt.NDArray[np.bool_] | None:
-        """Return which rows are in it; None where the column is not there."""
+        """Return which rows are in it, none of a column of another type; None where the column is not there."""
         if self.column not in columns:
             return None
         values = columns[self.column]
         if isinstance(values, pa.Array | pa.ChunkedArray):
-            found = pc.fill_null(pc.equal(values, pa.scalar(self.value)), False)
+            if not _is_of_type(values.type, self.value):
+                return np.zeros(len(values), np.bool_)
+            # As the column holds it: a tenth in 32 bits is not a tenth in 64.
+            value = pa.scalar(self.value, values.type if pa.types.is_floating(values.type) else None)
+            found = pc.fill_null(pc.equal(values, value), False)
             return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
-        return np.asarray(np.asarray(values) == self.value, np.bool_)
+        array = np.asarray(values)
+        if array.ndim != 1 or (array.dtype != object and not _is_of_type(pa.from_numpy_dtype(array.dtype), self.value)):
+            return np.zeros(len(array), np.bool_)
+        found = array == self.value
+        if array.dtype == object:  # True is 1
+            found &= [isinstance(each, bool | np.bool_) == isinstance(self.value, bool) for each in array]
+        return np.asarray(found, np.bool_)
+
+
+def _is_of_type(column: pa.DataType, value: Value) -> bool:
+    """Return whether a column can have a value."""
+    if isinstance(value, bool):
+        return bool(pa.types.is_boolean(column))
+    if isinstance(value, str):
+        text = column.value_type if pa.types.is_dictionary(column) else column
+        return bool(pa.types.is_string(text) or pa.types.is_large_string(text))
+    return bool(pa.types.is_integer(column) or pa.types.is_floating(column))
 
 
 def parts_of(

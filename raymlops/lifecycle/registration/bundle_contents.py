@@ -54,6 +54,7 @@ def bundle_contents(
             batch_size=batch_size,
             device=device,
             slices=project.spec.monitor.slices,
+            window_h=project.spec.monitor.window_h,
             before_batch=progress.tick,
         )
         progress.stage("comparing its answers with labels")

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.bundle.slices import slices_of
+from raymlops.display import some_of
 from raymlops.lifecycle.registration.influence import influence
+from raymlops.monitor.outcome import fewest_own
+from raymlops.monitor.own_windows import most_own
+from raymlops.profiles.learn import PRIVATE_ROWS
 from raymlops.profiles.reference import Chunk, Reference, reference_of
 from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
@@ -45,12 +49,14 @@ def references(
     batch_size: int,
     device: str,
     slices: Mapping[str, Sequence[Value]] | None = None,
+    window_h: float | None = None,
     before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Reference]:
     """Return the references of the training split's features and of the answers to validation rows, of tables alone.
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
-    ``slices`` are values of inputs.
+    ``slices`` are values of inputs. It is logged which of them, and whether windows of ``window_h`` hours, cannot be
+    judged against what the model was trained on.
 
     Raises:
         RecipeError: ``row_times`` raises, or returns anything but a time for each row.
@@ -90,6 +96,25 @@ def references(
         found[FEATURES] = replace(features, influence=matters)
         if features.blocks is None:
             _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
+        for doubt in doubts(features, window_h=window_h):
+            _log.warning("%s", doubt)
+    return found
+
+
+def doubts(features: Reference, *, window_h: float | None) -> list[str]:
+    """Return what cannot be judged against the training split, in sentences: slices, and windows of so many hours."""
+    found = []
+    for each, rows in features.few.items():
+        have = [name for series in features.layout.series if series.column == each.column for name in series.categories]
+        there = f"; the values of {each.column} are {some_of(have, 10)}" if have else ""
+        found.append(f"the slice {each.name} is not judged: {rows} training rows, {PRIVATE_ROWS} are needed{there}")
+    blocks = features.blocks
+    if window_h is not None and blocks is not None and blocks.times is not None and not features.independent:
+        own = most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=window_h * 3600)
+        count, needed = len(own.ranges), fewest_own(len(set(own.phases)))
+        if count < needed:
+            few = f"training has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed"
+            found.append(f"{few}: {own.why_few}; as it is, drift is judged once as many windows have been served")
     return found
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     Judged = tuple[DriftVerdict | None, Mapping[str, str]]
     """None where no column can be judged; and those that cannot, with the reason."""
 
+_FEW = "training has too few rows of it: register a run that has more, or name another value"
 _OLDER = {"slices": "registered before slices were kept by block: register its run again"}
 
 
@@ -319,6 +320,7 @@ class Normal:
         profiles, influence = windows.profiles(pair), self.reference.influence
         columns, lacking = column_counts(whole, profiles, influence=influence)
         refused = {name: why for name, why in lacking.items() if name in part.only}
+        refused |= {each.name: _FEW for each in self.reference.few}
         for each in (one for one in self.reference.slices if self._is_in(one, part)):
             if each not in sliced:
                 refused |= _OLDER

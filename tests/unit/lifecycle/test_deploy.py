@@ -11,6 +11,7 @@ import pytest
 from canaries import beside, share, version_of
 from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
+from served_days import bundle_of, references
 from states import deploy, marks, opened
 from stored import put
 from tiny_bundle import tiny_contents
@@ -35,6 +36,7 @@ from raymlops.lifecycle.restore import restore
 from raymlops.lifecycle.rollback import rollback, rollback_target
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.lifecycle.rollout.follow import running_rollout
+from raymlops.profiles.slices import Slice
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
@@ -162,6 +164,14 @@ def test_each_verb_that_brings_a_version_up_asks_what_it_comes_up_on(state, serv
     with pytest.raises(UsageError, match="autoscaler may add machines"):
         do()
     assert (line_up(state), len(serve.sent)) == (before, sent)
+
+
+def test_a_deploy_keeps_the_slices_that_are_judged(state, called, tmp_path):
+    """Configured without any: status shows those of the bundle, and the deploy says how to have others."""
+    sliced = bundle_of(tmp_path / "sliced", references(days=10, slices=[Slice("carrier", "AA")]))
+    record = _bring(called(1, bundle=sliced), action="deploy", breaking=True)
+    assert any("register its run again" in warning for warning in record.warnings)
+    assert champion_of(state.deployments("m")).monitor["slices"] == {"carrier": ["AA"]}
 
 
 def test_a_share_is_taken_away_whatever_serve_lacks(state, serve, bring, called):

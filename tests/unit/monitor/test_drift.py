@@ -58,6 +58,17 @@ def test_the_worst_of_two_parts_is_the_verdict():
     assert together([still]) == still
 
 
+def test_what_is_merely_warned_of_in_one_part_is_no_part_of_another_ones_alarm():
+    """An incident is of flagged columns, and whoever acknowledges it makes them normal."""
+    alarm = judge([*usual(), column("distance", FLAT, MOVED, MOVED)], OWN, share=0.5)
+    warning = judge([column("height", FLAT, FLAT, MOVED)], OWN, share=0.5)
+    assert (alarm.outcome, warning.outcome) == ("alarm", "warn")
+    for found in ([alarm, warning], [warning, alarm]):
+        assert together(found).flagged == ("distance",)
+        assert {one.column for one in together(found).columns} > {"distance", "height"}
+    assert together([judge(usual(), OWN), warning]).flagged == ("height",)
+
+
 def test_traffic_like_the_reference_is_ok():
     """With its numbers: own windows, ranks, and a sentence."""
     verdict = judge(usual(), OWN)

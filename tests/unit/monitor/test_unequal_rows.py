@@ -84,7 +84,22 @@ def test_a_contrast_of_few_rows_is_drawn_towards_the_mean_of_its_phase():
     """25 of 100 rows: half as far from the mean, which is (0 + 0 + 25 x 8) / 225; another phase stays as it is."""
     values = np.array([[0.0], [0.0], [8.0], [5.0]])
     rows, phases = np.array([100, 100, 25, 400]), np.array([0, 0, 0, 1])
-    found = steadied(values, rows, phases, least=100)
+    found = steadied(values, rows, phases, usual=100)
     mean = 200 / 225
     assert found[:, 0] == pytest.approx([0, 0, mean + (8 - mean) / 2, 5])
-    assert steadied(values, rows, phases, least=25) is values
+    assert steadied(values, rows, phases, usual=25) is values
+
+
+def test_a_slice_whose_rows_vary_hides_no_shift_of_the_whole():
+    """Own windows with a tenth of the slice's usual rows are no nearer to an alarm than those with all of them."""
+    rng = np.random.default_rng(3)
+    moved = column("x", [5_000] * OWN, [5_000, 5_000], seed=1)
+    moved = replace(moved, windows=moved.windows + np.array([-90, -60, -30, 0, 0, 30, 60, 90]))
+    bands = []
+    for factors in (np.ones((12, OWN)), np.where(rng.random((12, OWN)) < 0.3, 0.1, 1.0)):
+        rows = (2_000 * factors).astype(int).tolist()
+        sliced = [column(f"x[s={at}]", rows[at], [2_000] * 2, of=f"s={at}", seed=9 + at) for at in range(12)]
+        verdict = judge([moved, *sliced], ALONE)
+        bands.append(verdict.band_running)
+        assert (verdict.outcome, verdict.flagged) == ("alarm", ("x",))
+    assert bands[1] == pytest.approx(bands[0], rel=0.1)

@@ -181,6 +181,44 @@ def test_slices_are_counted_on_the_layout_of_all_rows(tmp_path, write, store):
     assert (found["features"].rows, found["features[carrier=anna]"].rows) == (5, 1)
 
 
+def test_a_column_of_another_type_has_no_row_in_a_slice(tmp_path, write, store):
+    """Version 4 has numbers where version 3 had texts, which does not keep the hours of 3 from being counted."""
+    write([served("a", rows=2)])
+    slices = (Slice("carrier", 1), Slice("carrier", True), Slice("distance", "AA"))
+    on = Counted({side: [layout] for side, layout in LAYOUTS.items()}, slices)
+    assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on).profiled == 1
+    sides = {each.of("features"): LAYOUTS["features"] for each in slices} | LAYOUTS
+    found = next(hourly_profiles(store, "flights", sides)).profiles
+    assert [found[each.of("features")].rows for each in slices] == [0, 0, 0]
+    assert found["features"].rows == 2
+
+
+def broken_at(hour):
+    """Return layouts of one hour's version that cannot be counted on, and of all others as they are."""
+    broken = Layout((Series("distance", "number", np.array(["no number"])),))
+    return lambda version: Counted({"features": [broken]}) if version == hour else counted_on(version)
+
+
+def test_an_hour_that_cannot_be_counted_stops_no_other(tmp_path, write, store, caplog):
+    """The hours of version 3 come first; the compaction says so once and counts those of version 4."""
+    write([served("a"), served("b", ts=at(hour=13), version=4)])
+    with caplog.at_level("WARNING"):
+        record = compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=broken_at(3))
+    assert record.profiled == 1
+    assert [set(hour.profiles) for hour in hours(store)] == [set(), {"features", "predictions"}]
+    assert len(caplog.messages) == 1
+    assert f"{FOLDER} cannot be counted" in caplog.text
+
+
+def test_an_hour_that_cannot_be_counted_is_erased_all_the_same(tmp_path, write, store):
+    """Its rows were searched and are gone: no file may hold some of them."""
+    people = {"distance": np.zeros(1), "carrier": np.array(["anna"], object)}
+    write([served("a", columns=people), served("b"), served("c", ts=at(hour=13), version=4, columns=people)])
+    erased = Erasure([str(tmp_path)], "flights", ANNA, counted_on=broken_at(3)).run(now=NEXT_DAY)
+    assert (erased.rows, erased.damaged) == (2, ())
+    assert [set(hour.profiles) for hour in hours(store)] == [set(), {"features", "predictions"}]
+
+
 def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
     """Four rows for 2.5 requests each and one that was not sampled."""
     write([served(str(n), weight=2.5) for n in range(4)], [served("x")])

@@ -169,12 +169,14 @@ def test_slices_have_references_on_the_layout_of_the_whole(tmp_path):
     twice = [*slices, Slice("s", "a")]
     found = reference_of(chunks_of(columns, times=np.arange(4000.0)), rows=4000, slices=twice)
     assert list(found.slices) == slices[:1]
+    assert found.few == {slices[1]: (columns["n"] == 7).sum(), slices[2]: 0}
     part = found.slices[slices[0]]
     assert part.rows == (columns["s"] == "a").sum()
     assert part.layout is found.layout
     assert (part.counts <= found.profile.counts).all()
     again = read_references(write_references({"features": found}))["features"]
     assert np.array_equal(again.slices[slices[0]].counts, part.counts)
+    assert again.few == dict.fromkeys(slices[1:])
     assert np.array_equal(again.blocks.counts, found.blocks.counts)
     answers = reference_of(
         lambda: [Chunk({"y": columns["x"]}, 4000, None, {"s": columns["s"]})], rows=4000, slices=slices[:1]
@@ -213,7 +215,7 @@ def test_rows_of_a_slice_are_where_the_middle_one_of_twenty_is():
 
 
 def test_slices_take_their_part_of_the_budget():
-    """20 columns of 512 x 256 counts fit six times into 2^24; with 16 slices there are 256 blocks of 128 bins."""
+    """20 columns of 512 x 256 counts fit six times into 2^24; 16 slices have as many blocks, and 64 bins."""
     learner = Learner()
     values = np.random.default_rng(0).normal(size=6000)
     learner.add({f"c{i}": values for i in range(20)}, rows=6000)
@@ -221,9 +223,18 @@ def test_slices_take_their_part_of_the_budget():
     assert {slices: (blocks, len(layout.series[0].edges) - 1) for slices, (layout, blocks) in found.items()} == {
         0: (512, 256),
         4: (512, 256),
-        16: (256, 128),
+        16: (512, 64),
     }
     assert all((blocks + 1) * (1 + slices) * layout.size <= MAX_CELLS for slices, (layout, blocks) in found.items())
+
+
+def test_a_year_with_slices_keeps_its_days_apart():
+    """21 columns and 6 slices: 512 blocks of 17 hours; 256 were 34 hours each, and no day was an own window."""
+    learner = Learner()
+    values = np.random.default_rng(0).normal(size=6000)
+    learner.add({f"c{i}": values for i in range(21)}, rows=6000)
+    layout, blocks = _fitting(learner, 512, slices=6)
+    assert (blocks, len(layout.series[0].edges) - 1) == (512, 128)
 
 
 def test_references_of_an_earlier_release_have_slices_without_blocks():

@@ -22,9 +22,10 @@ from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
 from raymlops.errors import RecipeError, RefusedError, UsageError
 from raymlops.lifecycle.registration.bundle_contents import _sketch
-from raymlops.lifecycle.registration.profiles import _sample, references
+from raymlops.lifecycle.registration.profiles import _sample, doubts, references
 from raymlops.lifecycle.registration.register import register
 from raymlops.profiles.file import write_references
+from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.project import bind
 from raymlops.tracking.client import tracker
 from raymlops.training.example import example_rows
@@ -109,8 +110,8 @@ def test_the_rows_to_be_answered_are_copies():
     assert found["x"].shape == (50,)
 
 
-def test_slices_have_references_of_their_own(both):
-    """Of what was asked and of what was answered there."""
+def test_slices_have_references_of_their_own(both, caplog):
+    """Of what was asked and of what was answered there. One that hardly has rows has none, which is logged."""
     found = []
     for prepared in both:
         model = prepared.recipe.model().eval()
@@ -119,6 +120,21 @@ def test_slices_have_references_of_their_own(both):
     for side in ("features", "predictions"):
         assert [each.name for each in found[0][side].slices] == ["colour=red"]
         assert found[0][side].slices["colour", "red"].rows == (make_table(120, seed=3)["colour"] == "red").sum()
+    assert (
+        "the slice colour=none such is not judged: 0 training rows, 20 are needed; the values of colour" in caplog.text
+    )
+    assert "red" in caplog.text
+
+
+@pytest.mark.parametrize(("days", "few"), [(60, None), (10, "training has 0 windows of 24 h (monitor.window_h)")])
+def test_windows_that_training_has_too_few_of_are_said(days, few):
+    """Of each day of the week three are needed, which ten days do not have."""
+    number = days * 48
+    times = 86_400.0 * 20_000 + 60 + np.arange(number) * 1_800.0
+    chunk = Chunk({"x": np.random.default_rng(0).normal(size=number)}, number, times)
+    found = doubts(reference_of(lambda: [chunk], rows=number), window_h=24)
+    assert len(found) == (few is not None)
+    assert few is None or found[0].startswith(few)
 
 
 @pytest.mark.parametrize(

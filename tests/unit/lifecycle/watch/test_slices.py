@@ -122,3 +122,12 @@ def test_a_bundle_of_an_earlier_release_says_that_its_slices_are_not_judged(stat
     assert found.outcome == "ok"
     why = "registered before slices were kept by block: register its run again"
     assert found.details["refused"] == {"slices": why}
+
+
+def test_a_slice_that_training_hardly_has_is_listed(state, watch, tmp_path):
+    """A value that is misspelt is in no row of training, and in none to come."""
+    few = references(today=TODAY, a_day=A_DAY, slices=(*SLICES[:1], Slice("carrier", "aa")))
+    deploy(state, bundle_of(tmp_path / "few", few), version=4)
+    found = inputs(watch([0] * 4, number=A_DAY, version=4))
+    assert (found.outcome, list(found.details["refused"])) == ("ok", ["carrier=aa"])
+    assert "not judged: carrier=aa: training has too few rows of it" in of_inputs(drift("flights")).text()
