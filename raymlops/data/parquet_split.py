@@ -31,6 +31,7 @@ from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import hash_columns
 from raymlops.data.split import ALL_ROWS, Identity, SplitData
 from raymlops.errors import RecipeError
+from raymlops.profiles.drawn_rows import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,7 +203,7 @@ class ParquetSplit(SplitData):
             most_rows = min(most_rows, most_bytes // self.plan.row_bytes)
         groups = np.flatnonzero(self.files.group_rows)
         number = min(len(groups), max(1, most_rows * len(groups) // self.rows))
-        chosen = groups[np.linspace(0, len(groups) - 1, number).astype(np.int64)]
+        chosen = groups[drawn(len(groups), most=number)]
         return int(self.files.group_rows[chosen].sum()), self._chunks_of(chosen.tolist(), doing="checking")
 
     def _chunks_of(self, groups: list[int], *, doing: str) -> Iterator[Columns]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.column_types import TIME
+from raymlops.profiles.drawn_rows import mixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,11 +35,11 @@ def hash_columns(columns: Mapping[str, Array]) -> npt.NDArray[np.uint64]:
         salt = _hash(name.encode())
         flat = values.reshape(rows, -1)
         step = max(1, _HASH_ELEMENTS // max(1, flat.shape[1]))
-        positions = _mix(np.arange(flat.shape[1], dtype=np.uint64) + salt)
+        positions = mixed(np.arange(flat.shape[1], dtype=np.uint64) + salt)
         for start in range(0, rows, step):
             part = slice(start, start + step)
-            total[part] += _mix(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
-    return _mix(total)
+            total[part] += mixed(_bits(flat[part]) ^ positions).sum(axis=1, dtype=np.uint64)
+    return mixed(total)
 
 
 def digest_of(chunks: Iterable[npt.NDArray[np.uint64]]) -> str:
@@ -77,9 +78,3 @@ def _rounded(integers: Array, numbers: Array) -> npt.NDArray[np.bool_]:
 
 def _hash(data: bytes) -> np.uint64:
     return np.uint64(int.from_bytes(blake2b(data, digest_size=8).digest(), "little"))
-
-
-def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))

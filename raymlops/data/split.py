@@ -18,6 +18,7 @@ from raymlops.data.long_passes import begin_pass
 from raymlops.data.order import derived_seed, global_batches
 from raymlops.data.random_streams import Stream
 from raymlops.data.row_hashes import digest_of, hash_columns
+from raymlops.profiles.drawn_rows import drawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -149,19 +150,21 @@ class SplitData(ABC):
         return None
 
     def sample(self, *, about_rows: int) -> dict[str, Array] | None:
-        """Return the columns of every n-th row; None where it is not a table.
+        """Return the columns of ``drawn`` rows, in order; None where it is not a table.
 
-        n = rows // ``about_rows``, or larger for wide rows: a sample takes about 128 MB at most, by its first rows.
+        They are at least ``about_rows``, and not twice as many; fewer of wide rows: a sample takes about 128 MB at
+        most, by its first rows.
         """
         first = self.take(torch.arange(min(SAMPLE_ROWS, self.rows)))
         if first is None:
             return None
-        return self.take(torch.arange(0, self.rows, self.step_of(first, about_rows=about_rows)))
+        return self.take(torch.from_numpy(self.sampled_rows(first, about_rows=about_rows)))
 
-    def step_of(self, some: Mapping[str, Array], *, about_rows: int) -> int:
-        """Return the n of ``sample``, by some of its rows."""
+    def sampled_rows(self, some: Mapping[str, Array], *, about_rows: int) -> npt.NDArray[np.int64]:
+        """Return the numbers of the rows of ``sample``, rising, by the columns of some rows."""
         each = max(1, columns_bytes(some)) / max(1, len(next(iter(some.values()))))
-        return max(1, self.rows // min(about_rows, max(1, int(_SAMPLE_BYTES / each))))
+        step = max(1, self.rows // min(about_rows, max(1, int(_SAMPLE_BYTES / each))))
+        return drawn(self.rows, most=-(-self.rows // step))
 
     def chunks(self) -> Iterator[Mapping[str, Array]]:
         """Yield the columns of all rows in order, some rows at a time; none where it is not a table.
@@ -266,13 +269,14 @@ class TableSplit(SplitData):
         yield self.columns
 
     def spread(self, *, most_rows: int, most_bytes: int | None = None) -> tuple[int, Iterator[dict[str, Array]]]:
-        """Return how many rows are read, and their columns: every n-th row."""
+        """Return how many rows are read, and their columns: ``drawn`` rows, in order."""
         if most_bytes is not None:
             first = {name: values[:SAMPLE_ROWS] for name, values in self.columns.items()}
             each = max(1, columns_bytes(first) // min(SAMPLE_ROWS, self.rows))
             most_rows = min(most_rows, max(1, most_bytes // each))
-        step = -(-self.rows // most_rows)
-        return -(-self.rows // step), iter([{name: values[::step] for name, values in self.columns.items()}])
+        if most_rows >= self.rows:
+            return self.rows, iter([self.columns])
+        return most_rows, iter([rows_at(self.columns, drawn(self.rows, most=most_rows))])
 
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""

@@ -7,19 +7,21 @@ Owns what becomes an edge or a category. Nothing does that fewer than ``PRIVATE_
 - a value that many rows have, such as 0, has a bin of its own, and so has each of few values, such as months;
 - a category is a text that 20 rows and ``SHARE`` of all have.
 
-Every n-th row is read. A bin that is to hold the share p of the rows holds it within sqrt(p / 50,000), which is 7% of
-1/256, relative, one standard deviation: that decides how fine a layout is where, and changes no count.
+One of each n rows is read, drawn by a hash of its number. A bin that is to hold the share p of the rows holds it within
+sqrt(p / 50,000), which is 7% of 1/256, relative, one standard deviation: that decides how fine a layout is where, and
+changes no count.
 """
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymlops.profiles.drawn_rows import drawn_of
 from raymlops.profiles.layout import Edges, Layout, Series
 from raymlops.profiles.measures import ALL, measured
 from raymlops.profiles.scores import CATEGORIES, MOST_SCORES, SCORE_BINS, Score
@@ -27,6 +29,7 @@ from raymlops.profiles.scores import CATEGORIES, MOST_SCORES, SCORE_BINS, Score
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from raymlops.profiles.drawn_rows import Numbers
     from raymlops.profiles.measures import Measure
 
 BINS = 256
@@ -45,52 +48,73 @@ _DIGITS = 17
 _NONE = np.zeros(0)
 
 
+class _Part(NamedTuple):
+    """Some rows of a sample: their numbers, and their values by column and measure."""
+
+    numbers: Numbers
+    values: dict[tuple[str, Measure], Any]
+
+
 class Learner:
     """The sample of a reference, added chunk by chunk in order."""
 
     def __init__(self, *, sample_rows: int = SAMPLE_ROWS) -> None:
         self._most = 2 * sample_rows
-        self._step = 1
+        self._halvings = 0
         self._rows = 0
-        self._parts: dict[tuple[str, Measure], list[Any]] = {}
+        self._series: dict[tuple[str, Measure], None] = {}
+        self._parts: list[_Part] = []
 
     def add(self, columns: Mapping[str, Any], *, rows: int) -> None:
         """Add the next ``rows`` rows; nothing of ``columns`` is kept but copies of the rows that are read."""
         start, self._rows = self._rows, self._rows + rows
-        self._thin(series=max(len(self._parts), len(columns)))
-        first = -start % self._step
-        if first >= rows:
+        self._thin(series=max(len(self._series), len(columns)))
+        first, last = start >> self._halvings, self._rows >> self._halvings
+        numbers = drawn_of(np.arange(first, last + 1), halvings=self._halvings)
+        numbers = numbers[(numbers >= start) & (numbers < self._rows)]
+        if not len(numbers):
             return
+        part = _Part(numbers, {})
         for name, values in columns.items():
-            chosen = (
-                values.take(pa.array(range(first, rows, self._step)))
-                if _is_arrow(values)
-                else values[first :: self._step]
-            )
+            chosen = values.take(pa.array(numbers - start)) if _is_arrow(values) else values[numbers - start]
             for measure, found in measured(chosen, ALL - {"distinct"}).items():
-                self._parts.setdefault((name, measure), []).append(
-                    _shortened(found) if measure == "category" else np.array(found)
-                )
-        self._thin(series=len(self._parts))
+                part.values[name, measure] = _shortened(found) if measure == "category" else np.array(found)
+        self._parts.append(part)
+        self._series |= dict.fromkeys(part.values)
+        self._thin(series=len(self._series))
 
     def _thin(self, *, series: int) -> None:
         """Read fewer rows where those that were added are too many."""
         most = min(self._most, max(2 * PRIVATE_ROWS, MOST_VALUES // max(1, series)))
-        step = self._step
-        while -(-self._rows // self._step) > most:
-            self._step *= 2
-        if self._step > step:
-            for key, parts in self._parts.items():
-                joined = _joined(parts)[:: self._step // step]
-                self._parts[key] = [joined if _is_arrow(joined) else joined.copy()]
+        before = self._halvings
+        while -(-self._rows >> self._halvings) > most:
+            self._halvings += 1
+        if self._halvings > before:
+            alike: dict[tuple[Any, ...], list[_Part]] = {}
+            for part in self._parts:
+                alike.setdefault(tuple(part.values), []).append(part)
+            self._parts = [self._thinned(parts) for parts in alike.values()]
+
+    def _thinned(self, parts: list[_Part]) -> _Part:
+        """Return as one part those rows of parts with the same series that are still drawn."""
+        numbers = np.concatenate([part.numbers for part in parts])
+        kept = drawn_of(numbers >> self._halvings, halvings=self._halvings) == numbers
+        values = {}
+        for key in parts[0].values:
+            joined = _joined([part.values[key] for part in parts])
+            values[key] = joined.filter(pa.array(kept)) if _is_arrow(joined) else joined[kept]
+        return _Part(numbers[kept], values)
+
+    def _found(self, key: tuple[str, Measure]) -> list[Any]:
+        return [part.values[key] for part in self._parts if key in part.values]
 
     def __len__(self) -> int:
         """Return the number of series, about."""
-        return len(self._parts)
+        return len(self._series)
 
     def values(self, column: str, measure: Measure = "number") -> Edges:
         """Return the sampled numbers of a column's measure; none where it has no such measure."""
-        return np.concatenate([np.zeros(0), *self._parts.get((column, measure), ())])
+        return np.concatenate([np.zeros(0), *self._found((column, measure))])
 
     def layout(self, *, bins: int = BINS, without: Iterable[str] = (), scored: Iterable[str] = ()) -> Layout:
         """Return the layout of the columns, with at most about so many ``bins`` each.
@@ -99,9 +123,10 @@ class Learner:
         """
         series: list[Series] = []
         texts: dict[str, float] = {}
-        for (name, measure), parts in self._parts.items():
+        for name, measure in self._series:
             if name in {*without}:
                 continue
+            parts = self._found((name, measure))
             if measure == "category":
                 categories, texts[name] = _categories(_joined(parts), top=bins - 1)
                 series.append(Series(name, measure, categories=categories))
@@ -119,8 +144,8 @@ class Learner:
         """Yield the scores of a column of numbers or texts."""
         if len(edges := edges_of(self.values(name), bins=SCORE_BINS)):
             yield Score(name, "number", edges)
-        if (name, "category") in self._parts:
-            texts = _joined(self._parts[name, "category"]).drop_null()
+        if (name, "category") in self._series:
+            texts = _joined(self._found((name, "category"))).drop_null()
             categories, share = _categories(texts, top=CATEGORIES)
             # Where there are no others, one of two says it all, and one alone nothing.
             for category in categories[: len(categories) - 1 if len(categories) < CATEGORIES and share == 1 else None]:

@@ -14,6 +14,7 @@ from raymlops.answer_loss import AnswerLoss, declared, fitted
 from raymlops.bundle.load import answer
 from raymlops.data.batches import columns_bytes
 from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
+from raymlops.profiles.drawn_rows import drawn
 from raymlops.recipe import RecipeBase, signature_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from raymlops.arrays import Columns
     from raymlops.data.prepare import Prepared
+    from raymlops.profiles.drawn_rows import Numbers
 
 ANSWER_BYTES = 64 << 20
 """As many of their answers are kept: rows are left out where each is answered with an image or a long text."""
@@ -71,8 +73,8 @@ def answered(
 ) -> tuple[Columns, Columns]:
     """Return rows of a table and their answers, arrays of the signature's outputs, computed in batches as in a replica.
 
-    They are all rows of ``columns`` but those that the recipe rejects; where the answers are too large to be kept, an
-    even sample of them.
+    They are all rows of ``columns`` but those that the recipe rejects; where the answers are too large to be kept, a
+    sample of them.
 
     Raises:
         InvalidRowsError: the recipe rejects every row.
@@ -82,9 +84,9 @@ def answered(
     signature = signature_of(recipe)
     inputs = [column.name for column in signature.inputs]
 
-    def ask(rows: range) -> list[tuple[range, Columns]]:
+    def ask(rows: Numbers) -> list[tuple[Numbers, Columns]]:
         before_batch()
-        piece = {key: columns[key][rows.start : rows.stop : rows.step] for key in inputs}
+        piece = {key: columns[key][rows] for key in inputs}
         try:
             return [(rows, answer(recipe, model, piece, signature=signature, device=device, finite=finite))]
         except InvalidRowsError as error:
@@ -95,15 +97,15 @@ def answered(
         return [*ask(rows[:middle]), *ask(rows[middle:])]
 
     rejected: list[InvalidRowsError] = []
-    rows = range(len(columns[inputs[0]]))
+    rows = np.arange(len(columns[inputs[0]]))
     parts, asked = ask(rows[:batch_size]), min(len(rows), batch_size)
     fitting = max(1, ANSWER_BYTES * asked // max(1, sum(columns_bytes(part) for _, part in parts)))
-    if (step := -(-len(rows) // fitting)) > 1:
-        parts, asked = [], 0
-    left = rows[asked::step]
+    left = rows[asked:]
+    if fitting < len(rows):
+        parts, left = [], drawn(len(rows), most=fitting)
     parts += [part for start in range(0, len(left), batch_size) for part in ask(left[start : start + batch_size])]
     if not parts:
         raise rejected[0]
-    kept = np.concatenate([np.arange(len(rows))[part.start : part.stop : part.step] for part, _ in parts])
+    kept = np.concatenate([part for part, _ in parts])
     answers = {key: np.concatenate([part[key] for _, part in parts]) for key in parts[0][1]}
     return {key: values[kept] for key, values in columns.items()}, answers

@@ -25,6 +25,7 @@ import numpy as np
 
 from raymlops.data.batches import columns_bytes
 from raymlops.errors import RaymlopsError
+from raymlops.profiles.drawn_rows import drawn
 from raymlops.profiles.measures import measured
 from raymlops.recipe import signature_of
 from raymlops.training.split_predictions import ANSWER_BYTES, answered
@@ -75,7 +76,7 @@ def influence(
     if number < _LEAST:
         _log.warning("how much answers depend on each input is not measured: %d rows, %d are needed", number, _LEAST)
         return {}
-    chosen = np.linspace(0, there - 1, number).astype(np.int64)
+    chosen = drawn(there, most=number)
     rows = {name: rows[name][chosen] for name in names}
     answers = {name: values[chosen] for name, values in answers.items()}
     others = _others(number)

@@ -125,16 +125,18 @@ def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator
 
 
 def _sample(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> dict[str, Array]:
-    """Return every n-th row of a split, with its time where it has one."""
+    """Return about ``ANSWERED_ROWS`` rows of a split, with their times where they have some."""
     parts: dict[str, list[Array]] = {}
-    start = step = 0
+    start, drawn = 0, None
     for columns in split.chunks():
         rows = len(columns[inputs[0]])
         some = {name: columns[name] for name in inputs}
-        step = step or split.step_of({name: values[:64] for name, values in some.items()}, about_rows=ANSWERED_ROWS)
+        if drawn is None:
+            drawn = split.sampled_rows({name: some[name][:64] for name in some}, about_rows=ANSWERED_ROWS)
         if (times := times_of(recipe, columns)) is not None:
             some[_TIMES] = times
+        begin, end = np.searchsorted(drawn, [start, start + rows])
         for name, values in some.items():
-            parts.setdefault(name, []).append(values[-start % step :: step].copy())  # a view keeps them all
+            parts.setdefault(name, []).append(values[drawn[begin:end] - start])
         start += rows
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 from raymlops.data.batches import batch_bytes
 from raymlops.data.row_hashes import hash_columns
 from raymlops.profiles.count import profile_of
+from raymlops.profiles.drawn_rows import drawn
 from raymlops.profiles.learn import PRIVATE_ROWS, Learner
 from raymlops.training.data_checks.distinct_rows import DistinctRows
 from raymlops.training.data_checks.facts import BoundedInput, SplitFacts, is_constant, missing
@@ -121,24 +122,26 @@ def _of_table(
 
 
 class _Sample:
-    """The columns of every n-th of ``rows`` rows."""
+    """The columns of some of ``rows`` rows, which come in order."""
 
     def __init__(self, rows: int) -> None:
         self.rows = 0
-        self._expected, self._seen, self._step = rows, 0, 0
+        self._expected, self._seen = rows, 0
+        self._drawn: npt.NDArray[np.int64] | None = None
         self._parts: dict[str, list[Array]] = {}
 
     def add(self, columns: Columns) -> None:
         rows = len(next(iter(columns.values())))
-        if not self._step:
+        if self._drawn is None:
             numbers = sum(_numbers_in(values[:64]) / min(64, rows) for values in columns.values())
             most = max(2 * PRIVATE_ROWS, min(LOOKED_AT, int(VALUES / max(1.0, numbers))))
-            self._step = max(1, -(-self._expected // most))
-        chosen = slice(-self._seen % self._step, None, self._step)
+            self._drawn = drawn(self._expected, most=most)
+        first, last = np.searchsorted(self._drawn, [self._seen, self._seen + rows])
+        chosen = self._drawn[first:last] - self._seen
         for name, values in columns.items():
-            self._parts.setdefault(name, []).append(values[chosen].copy())  # a view keeps them all
+            self._parts.setdefault(name, []).append(values[chosen])
         self._seen += rows
-        self.rows += len(range(rows)[chosen])
+        self.rows += len(chosen)
 
     def columns(self) -> dict[str, Array]:
         return {name: np.concatenate(parts) for name, parts in self._parts.items()}

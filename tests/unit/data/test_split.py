@@ -262,7 +262,7 @@ def test_a_process_that_sees_the_same_rows_is_not(tiny_project: Any, recipe: str
 
 
 def test_a_sample_of_wide_rows_has_fewer_of_them() -> None:
-    """Of rows of 1 MB 64 fit: every third of 200 is 67; of narrow ones the sample is as large as it was asked for."""
+    """Of rows of 1 MB 64 fit: one of each three of 200 is 67; of narrow ones all are taken."""
     recipe = RecipeBase()
     wide = TableSplit({"x": np.zeros((200, 1 << 17))}, name="train", recipe=recipe).sample(about_rows=150)
     narrow = TableSplit({"x": np.zeros(200)}, name="train", recipe=recipe).sample(about_rows=150)

@@ -142,9 +142,7 @@ def test_the_sample_is_of_all_rows_in_bounded_memory():
         learner.add({"x": np.arange(start, stop)}, rows=stop - start)
     values = learner.values("x")
     assert 100 <= len(values) <= 200
-    assert set(np.diff(values)) == {64.0}
-    assert values[0] == 0
-    assert values[-1] > 9_930
+    assert (values // 64).tolist() == list(range(157 if values[-1] >= 156 * 64 else 156))
 
 
 def test_a_large_chunk_is_not_kept_whole():
@@ -162,4 +160,4 @@ def test_a_large_chunk_is_not_kept_whole():
         assert peak < 1_000_000
     values = learner.values("x")
     assert 100 <= len(values) <= 200
-    assert len(set(np.diff(values))) == 1
+    assert (values // 16_384).tolist() == list(range(len(values)))

@@ -20,6 +20,7 @@ from raymlops.bundle.trained_rows import sketch
 from raymlops.config.load import load_data
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
+from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, RefusedError, UsageError
 from raymlops.lifecycle.registration.bundle_contents import _sketch
 from raymlops.lifecycle.registration.profiles import _sample, doubts, references
@@ -27,6 +28,7 @@ from raymlops.lifecycle.registration.register import register
 from raymlops.profiles.file import write_references
 from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.project import bind
+from raymlops.recipe import RecipeBase
 from raymlops.tracking.client import tracker
 from raymlops.training.example import example_rows
 from raymlops.training.run import train
@@ -92,7 +94,7 @@ def test_times_that_are_none_are_refused(both, times):
 
 
 def test_the_rows_to_be_answered_are_copies():
-    """A view of every n-th row would keep the whole split in memory."""
+    """A view of some rows would keep the whole split in memory."""
     kept = []
 
     class Split:
@@ -103,11 +105,19 @@ def test_the_rows_to_be_answered_are_copies():
                 kept.append(weakref.ref(chunk))
                 yield {"x": chunk}
 
-        def step_of(self, _some, about_rows):
-            return 100
+        def sampled_rows(self, _some, about_rows):
+            return np.arange(99, 5000, 100)
 
     found = _sample(Split(), SimpleNamespace(row_times=lambda _columns: None), ["x"])
     assert found["x"].shape == (50,)
+
+
+def test_each_entity_of_a_sorted_panel_has_answers_of_its_own():
+    """40 shops in turn for 1,000 hours: one of each four rows is answered, 250 of each shop but by chance."""
+    split = TableSplit({"shop": np.tile(np.arange(40), 1000)}, name="validation", recipe=RecipeBase())
+    found = _sample(split, SimpleNamespace(row_times=lambda _columns: None), ["shop"])["shop"]
+    assert len(found) == 10_000
+    assert abs(np.bincount(found, minlength=40) - 250).max() < 3 * 250**0.5
 
 
 def test_slices_have_references_of_their_own(both, caplog):
@@ -163,7 +173,7 @@ class Asked(Tiny):
 
 
 def test_references_ask_for_few_rows_in_batches(monkeypatch):
-    """Of 39,999 rows every third is answered, in batches of 4,096; the features of all are counted.
+    """Of 39,999 rows one of each three is answered, in batches of 4,096; the features of all are counted.
 
     Then each of three inputs is exchanged in 1,000 rows.
     """

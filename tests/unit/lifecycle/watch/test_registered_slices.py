@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from raymlops.lifecycle.watch.watching import watching
 from served_days import bundle_of, references
 
 from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.watch.registered_slices import as_registered
-from raymlops.lifecycle.watch.watching import watching
 from raymlops.profiles.slices import Slice
 from raymlops.records import BundleRef
 

@@ -130,4 +130,4 @@ def test_a_slice_that_training_hardly_has_is_listed(state, watch, tmp_path):
     deploy(state, bundle_of(tmp_path / "few", few), version=4)
     found = inputs(watch([0] * 4, number=A_DAY, version=4))
     assert (found.outcome, list(found.details["refused"])) == ("ok", ["carrier=aa"])
-    assert "not judged: carrier=aa: training has too few rows of it" in of_inputs(drift("flights")).text()
+    assert "not judged: carrier=aa: training has too few rows of it" in inputs(drift("flights").windows).text()

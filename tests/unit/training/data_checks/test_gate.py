@@ -21,6 +21,7 @@ from raymlops.errors import DataRefusedError, UsageError
 from raymlops.recipe import RecipeBase
 from raymlops.records import to_json
 from raymlops.signature import Signature
+from raymlops.training.data_checks import read
 from raymlops.training.data_checks.gate import blaming_data, check_data
 from raymlops.training.first_loss import NonFiniteLossError
 
@@ -259,14 +260,31 @@ def test_streamed_files_are_read_as_far_as_asked_for(tiny_project: Any, tmp_path
     prepared = prepare(project, memory=Memory(whole_bytes=0, cache_bytes=4000))
     found = check_data(prepared, ChecksSection(rows=100), notice=print)
     assert found is not None
-    # 7 of 21 row groups, three of which have but the last 4 rows of their file.
-    assert (found.splits["train"]["read"], found.splits["train"]["rows"]) == (4 * 16 + 3 * 4, 300)
+    # 7 of 21 row groups, one of which has but the last 4 rows of its file.
+    assert (found.splits["train"]["read"], found.splits["train"]["rows"]) == (6 * 16 + 4, 300)
     whole = check_data(prepared, ChecksSection(), notice=print)
     assert whole is not None
     assert whole.splits["train"]["read"] == 300
     validation = Source("validation", {name: values[:60] for name, values in table.items()}, Memory())
     leaking = replace(prepared, splits=prepared.splits | {"validation": validation.split(prepared.recipe)})
     assert "100.00% of the validation rows are train rows too" in told(leaking)["leakage"]
+
+
+@pytest.mark.parametrize("asked_for", [None, 3000])
+def test_a_sorted_panel_is_sampled_fairly(monkeypatch: pytest.MonkeyPatch, asked_for: int | None) -> None:
+    """40 kinds in turn, of which every 80th or 40th row would be one: no split has a kind that train has not.
+
+    Of 120,000, 60,000 and 40,000 rows 3,000 are read, or all, and of them 1,000 looked at.
+    """
+    monkeypatch.setattr(read, "LOOKED_AT", 1000)
+
+    def panel(number: int, seed: int) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        kind = np.roll(np.tile(np.array([f"S{one:02d}" for one in range(40)], object), number // 40), seed)
+        return {"x": rng.normal(size=number), "kind": kind, "y": rng.integers(0, 2, number).astype(float)}
+
+    tables = {"train": panel(120_000, 1), "validation": panel(60_000, 2), "test": panel(40_000, 3)}
+    assert told(prepared_of(**tables), rows=asked_for) == {}
 
 
 def test_tensors_in_memory_are_compared_and_other_items_where_asked_for() -> None:
