@@ -5,7 +5,8 @@ It is over once so many windows running are ``ok`` that every hour of the day wa
 opened it; windows with too few rows for a verdict count as little as hours without any. Skew is judged once a version,
 so that its incident stays until a person says that it is normal, or until another version is live. Silence is over with
 the first row. What is beyond a bound makes nothing normal by being acknowledged: its incident stays open, so that no
-other one is told of the same, until it is within its bounds.
+other one is told of the same, until it is within its bounds. An incident is told to get worse once; after it was
+acknowledged each further bound or column is told once, and by that it is acknowledged no more.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> 
         windows=incident.windows + 1,
         columns=(*incident.columns, *new_ones),
     )
-    if new_ones and "escalated" not in known.told:
-        return Filed(longer, message_about(longer, window, "escalated"), WORSE, window.reason)
-    return Filed(longer)
+    if not new_ones or ("escalated" in known.told and "acknowledged" not in known.told):
+        return Filed(longer)
+    # Nobody knows of what is new, whoever acknowledged the rest.
+    longer = replace(longer, acknowledged_at=None, acknowledged_by=None, acknowledged_why=None)
+    return Filed(longer, message_about(longer, window, "escalated", new=new_ones), WORSE, window.reason)
 
 
 def retire(known: Known, *, now: datetime, why: str) -> Filed:

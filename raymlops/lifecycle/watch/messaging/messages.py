@@ -18,7 +18,7 @@ from raymlops.state.drift import BOUNDED
 from raymlops.state.messages import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.state.drift import Incident, JudgedWindow
@@ -32,13 +32,14 @@ _PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
-def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Message:
-    """Return the message that an incident opened, got worse or closed with this window.
+def message_about(incident: Incident, window: JudgedWindow, what: Told, *, new: Collection[str] = ()) -> Message:
+    """Return the message that an incident opened, got worse or closed with this window; it lists what is ``new`` first.
 
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
     moved = window.details.get("beyond", []) if incident.kind in BOUNDED else moved
+    moved = sorted(moved, key=lambda one: _told_as(one) not in new)
     head, todo = _head(incident, window, what, moved), ["Next:", *_commands(incident, what)]
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
     if what in {"acknowledged", "closed"}:
@@ -46,7 +47,8 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     bodies = ("\n".join([head, *_columns(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
     title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
-    return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
+    # It gets worse, and is acknowledged, once with each number of windows at most.
+    return Message(f"{incident.id}-{incident.windows}-{what}", incident.id, what, title, body, window.judged_at)
 
 
 def shown(text: Any, limit: int = _MAX_NAME) -> str:
@@ -71,6 +73,12 @@ def _subject(incident: Incident) -> str:
     if incident.kind in BOUNDED:
         return f"{incident.side} beyond a bound" if incident.kind == "quality" else f"no {incident.side}"
     return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
+
+
+def _told_as(moved: Mapping[str, Any]) -> str:
+    """Return what an incident has among its columns for it."""
+    bound, column = moved.get("bound"), moved.get("column")
+    return str(bound if column is None else column if bound is None else f"{column} ({bound})")
 
 
 def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]]) -> str:

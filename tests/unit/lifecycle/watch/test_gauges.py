@@ -104,7 +104,7 @@ def test_a_model_that_was_removed_has_none(state, published):
 
 
 def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published):
-    """One of a bound stays open then; whoever is called by the gauge knows of it."""
+    """One of a bound stays open then; whoever is called by the gauge knows of it, until it is beyond another one."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
     judged(state, 0, "alarm", told=True)
     known = partial(acknowledge, now=FIRST, actor="ada", why="known")
@@ -115,3 +115,6 @@ def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published)
     change_incident(state, beyond.id, known, name="m")
     assert published()["raymlops_incidents_open"] == {(("model", "m"),): 1}
     assert [one.id for one in incidents_of(state, open_only=True) if one.acknowledged_by] == [beyond.id]
+    further = replace(window, start=FIRST + DAY, stop=FIRST + 2 * DAY)
+    record_window(state, further, partial(file_verdict, further, ("min_rows", "carrier (max_nulls)")))
+    assert published()["raymlops_incidents_open"] == {(("model", "m"),): 2}
