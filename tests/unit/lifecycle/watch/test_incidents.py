@@ -209,7 +209,9 @@ def test_what_is_beyond_a_bound_stays_open_until_it_is_within_it():
 def test_what_is_new_since_an_acknowledgement_is_told_and_counts():
     """Whoever knows of one column knows nothing of the next: each is told once, however it got worse before."""
     history = Bounds()
-    history.judge("alarm", ("carrier (max_nulls)",)).judge("alarm", ("min_rows",)).judge("alarm", ("early (max_nulls)",))
+    history.judge("alarm", ("carrier (max_nulls)",)).judge("alarm", ("min_rows",)).judge(
+        "alarm", ("early (max_nulls)",)
+    )
     assert history.told() == ["opened", "escalated"]
     history.acknowledge().judge("alarm", ("carrier (max_nulls)", "min_rows", "early (max_nulls)"))
     assert history.told() == ["opened", "escalated", "acknowledged"]
