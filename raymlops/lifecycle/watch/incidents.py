@@ -116,14 +116,15 @@ def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
     if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
         return Filed(incident)
     after = replace(incident, closed_at=window.judged_at)
-    why = f"{wanted} windows running are as usual" if incident.kind != "silence" else window.reason
-    return Filed(after, message_about(after, window, "closed"), CLOSE, why)
+    if incident.kind == "silence":
+        return Filed(after, message_about(after, window, "closed", why=window.reason), CLOSE, window.reason)
+    return Filed(after, message_about(after, window, "closed"), CLOSE, f"{wanted} windows running are as usual")
 
 
 def _closed(known: Known, after: Incident, action: str, why: str, *, now: datetime) -> Filed:
     window = known.window
     what: Told = "acknowledged" if after.closed_at is None else "closed"
-    message = None if window is None else message_about(after, replace(window, judged_at=now), what)
+    message = None if window is None else message_about(after, replace(window, judged_at=now), what, why=why)
     return Filed(after, message, action, why)
 
 

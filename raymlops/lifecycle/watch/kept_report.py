@@ -48,7 +48,7 @@ class KeptReports:
         self._clock = clock
         self._failures = RecordedFailures(state)
         self._kept: dict[str, object] = {}
-        """Of each model what its report shows, or would where its run was deleted: champion, newest windows, incidents."""
+        """Of each model what its report shows, or would where its run was deleted: version, windows, incidents."""
         self._last = ""
         """The model whose turn it was last."""
 

@@ -32,15 +32,19 @@ _PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
-def message_about(incident: Incident, window: JudgedWindow, what: Told, *, new: Collection[str] = ()) -> Message:
-    """Return the message that an incident opened, got worse or closed with this window; it lists what is ``new`` first.
+def message_about(
+    incident: Incident, window: JudgedWindow, what: Told, *, new: Collection[str] = (), why: str = ""
+) -> Message:
+    """Return the message that an incident opened, got worse or closed with this window.
+
+    It lists what is ``new`` first, and says ``why`` it is over where that is not that windows are as usual.
 
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
     moved = window.details.get("beyond", []) if incident.kind in BOUNDED else moved
     moved = sorted(moved, key=lambda one: _told_as(one) not in new)
-    head, todo = _head(incident, window, what, moved), ["Next:", *_commands(incident, what)]
+    head, todo = _head(incident, window, what, moved, why), ["Next:", *_commands(incident, what)]
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
     if what in {"acknowledged", "closed"}:
         moved, number = [], 0
@@ -81,17 +85,18 @@ def _told_as(moved: Mapping[str, Any]) -> str:
     return str(bound if column is None else column if bound is None else f"{column} ({bound})")
 
 
-def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]]) -> str:
+def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]], why: str) -> str:
     since = f"since {_time(incident.opened_at)}"
     is_normal = what == "closed" and incident.kind not in BOUNDED and incident.acknowledged_by is not None
     if what == "acknowledged" or is_normal:
-        who, why = incident.acknowledged_by, incident.acknowledged_why
+        who, said = incident.acknowledged_by, incident.acknowledged_why
         was = "It is" if what == "acknowledged" else "It was"
-        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. {was} an alarm {since}."
+        return f"Acknowledged by {shown(who)}: {shown(said, _MAX_WHY)}. {was} an alarm {since}."
+    over = f"Over: {shown(why, _MAX_WHY)}; " if why else "Over: "
     if incident.kind == "silence":
-        return f"Over: there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
+        return f"{over}there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
     if what == "closed":
-        return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
+        return f"{over}{since} it was an alarm, last in the window of {_time(incident.last_at)}."
     hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
     last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
     if what == "escalated":
