@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.bounds.breach import Breach
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
-    from raymlops.state.drift import Incident, Kind
+    from raymlops.state.drift import Kind
     from raymlops.state.store import State
 
     Found = tuple[JudgedWindow, tuple[str, ...]]
@@ -53,7 +53,7 @@ def beyond_bounds(
         known = open_["quality"].columns if "quality" in open_ else ()
         yield from _windows(state, model, side, now=now, look_back=look_back, wait=wait, known=known)
     if model.bounds.max_silence_h is not None or "silence" in open_:
-        yield from _silence(state, model, open_.get("silence"), now=now)
+        yield from _silence(state, model, now=now)
 
 
 def silent(model: LiveModel, *, now: datetime, is_open: bool) -> tuple[datetime, Breach | None]:
@@ -128,14 +128,17 @@ def _bounds(monitor: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and name != "max_silence_h"}
 
 
-def _silence(state: State, model: LiveModel, incident: Incident | None, *, now: datetime) -> Iterator[Found]:
+def _silence(state: State, model: LiveModel, *, now: datetime) -> Iterator[Found]:
     """Yield what begins or ends silence."""
+    # Read before the incident: what another judge records between the two is not recorded again.
+    before = newest_window(state, model.name, side="inputs", version=ANY_VERSION, kind="silence")
+    open_ = incidents_of(state, model.name, open_only=True)
+    incident = next((one for one in open_ if one.kind == "silence"), None)
     since, found = silent(model, now=now, is_open=incident is not None)
     if (found is not None) == (incident is not None):
         return
     came = incident is not None and since > max(incident.opened_at, now - LOOKED_FOR)
     within = "rows came" if came else "monitor.quality allows it"
-    before = newest_window(state, model.name, side="inputs", version=ANY_VERSION, kind="silence")
     if before is not None:  # an hour ends later than its first row, which ended silence
         since = before.stop if found is None else max(since, before.stop)
     # Each lasts until after the one before it, also where a clock was ahead.
