@@ -246,6 +246,7 @@ def newest_window(
     table = drift_windows.c
     ours = (table.name == name, table.side == side, table.kind == kind, table.version == version)
     times = sa.select(table.start, table.stop).where(*ours).order_by(table.start.desc(), table.stop.desc())
+    times = times.limit(1 if length_s is None else None)
     with database.reading() as connection:
         for start, stop in connection.execute(times):
             if length_s is None or (stop - start).total_seconds() == length_s:

@@ -5,7 +5,8 @@ It is over once so many windows running are ``ok`` that every hour of the day wa
 opened it; windows with too few rows for a verdict count as little as hours without any. Skew is judged once a version,
 so that its incident stays until a person says that it is normal, or until another version is live. Silence is over with
 the first row. What is beyond a bound makes nothing normal by being acknowledged: its incident stays open, so that no
-other one is told of the same, until it is within its bounds.
+other one is told of the same, until it is within its bounds. An incident is told to get worse once; after it was
+acknowledged each further bound or column is told once, and by that it is acknowledged no more.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> 
         windows=incident.windows + 1,
         columns=(*incident.columns, *new_ones),
     )
-    if new_ones and "escalated" not in known.told:
-        return Filed(longer, message_about(longer, window, "escalated"), WORSE, window.reason)
-    return Filed(longer)
+    if not new_ones or ("escalated" in known.told and "acknowledged" not in known.told):
+        return Filed(longer)
+    # Nobody knows of what is new, whoever acknowledged the rest.
+    longer = replace(longer, acknowledged_at=None, acknowledged_by=None, acknowledged_why=None)
+    return Filed(longer, message_about(longer, window, "escalated", new=new_ones), WORSE, window.reason)
 
 
 def retire(known: Known, *, now: datetime, why: str) -> Filed:
@@ -113,14 +116,15 @@ def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
     if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
         return Filed(incident)
     after = replace(incident, closed_at=window.judged_at)
-    why = f"{wanted} windows running are as usual" if incident.kind != "silence" else window.reason
-    return Filed(after, message_about(after, window, "closed"), CLOSE, why)
+    if incident.kind == "silence":
+        return Filed(after, message_about(after, window, "closed", why=window.reason), CLOSE, window.reason)
+    return Filed(after, message_about(after, window, "closed"), CLOSE, f"{wanted} windows running are as usual")
 
 
 def _closed(known: Known, after: Incident, action: str, why: str, *, now: datetime) -> Filed:
     window = known.window
     what: Told = "acknowledged" if after.closed_at is None else "closed"
-    message = None if window is None else message_about(after, replace(window, judged_at=now), what)
+    message = None if window is None else message_about(after, replace(window, judged_at=now), what, why=why)
     return Filed(after, message, action, why)
 
 

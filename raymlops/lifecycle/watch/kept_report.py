@@ -16,8 +16,8 @@ from raymlops.lifecycle.live.change import within
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.drift import reported
-from raymlops.lifecycle.watch.status import NEWEST
-from raymlops.state.drift import judged_windows
+from raymlops.lifecycle.watch.status import newest_verdicts
+from raymlops.state.drift import incidents_of
 from raymlops.tracking.failures import refused
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class KeptReports:
         self._clock = clock
         self._failures = RecordedFailures(state)
         self._kept: dict[str, object] = {}
-        """Of each model what its report shows, or would where its run was deleted: the champion, the newest windows."""
+        """Of each model what its report shows, or would where its run was deleted: version, windows, incidents."""
         self._last = ""
         """The model whose turn it was last."""
 
@@ -78,9 +78,12 @@ class KeptReports:
 
     def _keep(self, name: str, now: datetime) -> None:
         champion = champion_of(self._state.deployments(name))
-        windows = judged_windows(self._state, name, limit=NEWEST)
-        shown = champion and (champion.version, [(one.side, one.kind, one.start, one.judged_at) for one in windows])
-        if champion is None or not windows or self._kept.get(name) == shown:
+        if champion is None:
+            return
+        windows = newest_verdicts(self._state, name, champion.version).values()
+        open_ = incidents_of(self._state, name, open_only=True)
+        shown = (champion.version, [(one.side, one.start, one.judged_at) for one in windows], open_)
+        if not windows or self._kept.get(name) == shown:
             return
         self._kept[name] = shown
         html, run_id = reported(self._state, name, now=now, only_stored=True), champion.run_id

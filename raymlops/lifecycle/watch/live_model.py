@@ -41,6 +41,7 @@ class LiveModel:
     name: str
     version: int
     """The champion."""
+    deployed_at: datetime
     window_s: float
     traffic: Traffic
     sides: tuple[Normal, ...]
@@ -117,7 +118,9 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
         if key in references
     )
     as_deployed = settings.between_columns == deployed.between_columns
-    return LiveModel(name, version, window_s, traffic, judged, tuple(said), settings.quality, as_deployed)
+    return LiveModel(
+        name, version, champion.created_at, window_s, traffic, judged, tuple(said), settings.quality, as_deployed
+    )
 
 
 def _of(

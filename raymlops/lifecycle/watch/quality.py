@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from statistics import median
 from typing import TYPE_CHECKING
 
-from raymlops.lifecycle.watch.bounds.breach import WindowQuality, breaches, silence
+from raymlops.lifecycle.watch.bounds.breach import WindowQuality, breaches
+from raymlops.lifecycle.watch.bounds.due import silent
 from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, last_hour_end, window_facts
 from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.own_windows import lag_of
 from raymlops.records import Record
-from raymlops.state.drift import judged_windows
+from raymlops.state.drift import incidents_of, judged_windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -68,15 +70,21 @@ def traffic_quality(
     places = [place_of(start, model.window_s) for start in starts[-MOST_WINDOWS:]]
     volumes = _volumes(state, model, places)
     windows = [_facts(side, at, volumes, model.bounds, newest=at == places[-1]) for at in places]
-    told = tuple(one for one in windows if one is not None)
+    told = [one for one in windows if one is not None]
     newest = last_hour_end(model.traffic, now)
     silent_h = None if newest is None else max(0.0, (now - newest).total_seconds() / 3600)
-    return TrafficQuality(told, silent_h, tuple(_findings(told, silent_h, model.bounds)))
+    is_open = any(one.kind == "silence" for one in incidents_of(state, model.name, open_only=True))
+    _, silence = silent(model, now=now, is_open=is_open)
+    findings = [] if silence is None else [silence.finding("now")]
+    findings += [each for window, whole in told if whole for each in _findings(window, model.bounds)]
+    shown = tuple(replace(window, columns=window.columns[:KEPT_COLUMNS]) for window, _ in told)
+    return TrafficQuality(shown, silent_h, tuple(findings))
 
 
 def _facts(
     side: Normal, at: int, volumes: Mapping[int, int], bounds: QualitySection, *, newest: bool
-) -> WindowQuality | None:
+) -> tuple[WindowQuality, bool] | None:
+    """Return the facts of a window, and whether it is one to judge; None where some hours are not counted."""
     side.traffic.read(at, at)
     window = next(iter(side.windows.within(at, at)), None)
     if window is None or side.windows.uncounted(window):  # some hours are not counted yet, which its verdict says
@@ -84,7 +92,7 @@ def _facts(
     lag = lag_of(side.window_s)
     before = [rows for place, rows in volumes.items() if place < at and (at - place) % lag == 0][-MOST_WINDOWS:]
     found = window_facts(side, window, bounds, usual_rows=median(before) if before else None, repeats=newest)
-    return replace(found, columns=found.columns[:KEPT_COLUMNS])
+    return found, not side.windows.interrupted(window)
 
 
 def _volumes(state: State, model: LiveModel, places: Sequence[int]) -> dict[int, int]:
@@ -100,9 +108,6 @@ def _volumes(state: State, model: LiveModel, places: Sequence[int]) -> dict[int,
     return dict(sorted(found.items()))
 
 
-def _findings(windows: Sequence[WindowQuality], silent_h: float | None, bounds: QualitySection) -> Iterator[Finding]:
-    silent = LOOKED_FOR.total_seconds() / 3600 if silent_h is None else silent_h
-    if (found := silence(silent, bounds)) is not None:
-        yield found.finding("now")
-    for window in windows:
-        yield from (each.finding(f"{window.start:%Y-%m-%d %H:%M}") for each in breaches(window, bounds))
+def _findings(window: WindowQuality, bounds: QualitySection) -> list[Finding]:
+    found = islice(breaches(window, bounds), KEPT_COLUMNS)
+    return [each.finding(f"{window.start:%Y-%m-%d %H:%M}") for each in found]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from raymlops.display import utc_time
-from raymlops.state.drift import about, incidents_of, judged_windows
+from raymlops.lifecycle.watch.window_drift import SIDES
+from raymlops.state.drift import about, incidents_of, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,17 +18,11 @@ if TYPE_CHECKING:
     from raymlops.state.messages import Message
     from raymlops.state.store import State
 
-NEWEST = 20
-"""Verdicts of a model that are looked at: of a window there is one on each side, and of each version one on skew."""
-
 
 def newest_verdicts(state: State, name: str, champion: int) -> dict[str, JudgedWindow]:
     """Return by side the newest verdict on drift that is about the champion, or about all versions."""
-    newest: dict[str, JudgedWindow] = {}
-    for one in judged_windows(state, name, limit=NEWEST):
-        if one.kind == "drift" and one.version == about(one.side, champion):
-            newest.setdefault(one.side, one)
-    return newest
+    found = {side: newest_window(state, name, side=side, version=about(side, champion)) for side in SIDES}
+    return {side: window for side, window in found.items() if window is not None}
 
 
 def drift_status(state: State, name: str, champion: int) -> dict[str, Any] | None:

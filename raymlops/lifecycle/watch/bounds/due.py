@@ -6,11 +6,10 @@ ends its open incidents.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from raymlops.display import some_of
-from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.watch.bounds.breach import WindowQuality, bounds_windows, breaches, silence
 from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, last_hour_end, window_facts
 from raymlops.lifecycle.watch.traffic import last_ended
@@ -18,11 +17,12 @@ from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
+from raymlops.state.audit import changes_of
 from raymlops.state.drift import ANY_VERSION, JudgedWindow, incidents_of, newest_window
+from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from datetime import timedelta
+    from collections.abc import Iterator, Mapping, Sequence
 
     from raymlops.lifecycle.watch.bounds.breach import Breach
     from raymlops.lifecycle.watch.live_model import LiveModel
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Found = tuple[JudgedWindow, tuple[str, ...]]
     """What is kept, and all that is beyond a bound."""
-
-_WITHIN = "within the bounds of monitor.quality"
 
 
 def bounds_due(
@@ -49,21 +47,43 @@ def bounds_due(
     side = next((each for each in model.sides if each.side == "inputs"), None)
     if side is None:
         return
-    open_ = {one.kind for one in incidents_of(state, model.name, open_only=True)}
+    open_ = {one.kind: one for one in incidents_of(state, model.name, open_only=True)}
     if bounds_windows(model.bounds) or "quality" in open_:
-        yield from _windows(state, model, side, now=now, look_back=look_back, wait=wait)
+        known = open_["quality"].columns if "quality" in open_ else ()
+        yield from _windows(state, model, side, now=now, look_back=look_back, wait=wait, known=known)
     if model.bounds.max_silence_h is not None or "silence" in open_:
-        yield from _silence(state, model, now=now, is_open="silence" in open_)
+        yield from _silence(state, model, now=now)
+
+
+def silent(model: LiveModel, *, now: datetime, is_open: bool) -> tuple[datetime, Breach | None]:
+    """Return since when no row came, and whether that is beyond its bound.
+
+    The time before the champion was deployed is none, unless silence is open: another version ends none.
+
+    Raises:
+        StorageError: the log cannot be read.
+    """
+    since = last_hour_end(model.traffic, now) or now - LOOKED_FOR
+    since = since if is_open else max(since, model.deployed_at)
+    return since, silence((now - since).total_seconds() / 3600, model.bounds)
 
 
 def _windows(
-    state: State, model: LiveModel, side: Normal, *, now: datetime, look_back: timedelta, wait: timedelta
+    state: State,
+    model: LiveModel,
+    side: Normal,
+    *,
+    now: datetime,
+    look_back: timedelta,
+    wait: timedelta,
+    known: Sequence[str],
 ) -> Iterator[Found]:
+    """Yield the verdicts on windows; what is ``known`` of an incident is named after what is new."""
     bounds, window_s, first_hour = model.bounds, model.window_s, model.traffic.first_hour()
     before = newest_window(state, model.name, side="inputs", version=ANY_VERSION, kind="quality")
-    last = last_ended(now - GRACE, window_s)
-    # Of windows that ended before there was any bound, the newest one alone is judged.
-    first = last if before is None else max(place_of(now - look_back, window_s), place_from(before.stop, window_s))
+    last, earliest = last_ended(now - GRACE, window_s), now - look_back
+    first = place_of(max(earliest, _bounded_since(state, model, earliest)), window_s)
+    first = first if before is None else max(first, place_from(before.stop, window_s))
     for at in range(first, last + 1):
         side.traffic.read(at, at)
         seen = next(iter(side.windows.within(at, at)), None)
@@ -81,25 +101,50 @@ def _windows(
             repeats = bounds.max_repeated is not None
             facts = WindowQuality(start, stop, 0, None, ())
             facts = facts if seen is None else window_facts(side, seen, bounds, repeats=repeats)
-            found = tuple(breaches(facts, bounds))
+            found = tuple(sorted(breaches(facts, bounds), key=lambda one: one.subject in known))
             kept = _kept(model, "quality", start, stop, now=now, rows=facts.rows, found=found)
             yield kept, tuple(one.subject for one in found)
 
 
-def _silence(state: State, model: LiveModel, *, now: datetime, is_open: bool) -> Iterator[Found]:
-    """Yield what begins or ends silence. It is none of the time before the champion was there."""
-    champion = champion_of(state.deployments(model.name))
-    if champion is None:
-        return
-    since = max(last_hour_end(model.traffic, now) or now - LOOKED_FOR, champion.created_at)
-    found = silence((now - since).total_seconds() / 3600, model.bounds)
-    if (found is not None) == is_open:
-        return
+def _bounded_since(state: State, model: LiveModel, earliest: datetime) -> datetime:
+    """Return since when windows have the bounds that are in force; ``earliest`` where that is longer ago."""
+    ours = _bounds({"quality": model.bounds.model_dump()})
+    since = earliest
+    for event in changes_of(state, model.name):  # newest first
+        after = next((item for item in event.after if item["role"] == "champion"), None)
+        if after is None or _bounds(after.get("monitor", {})) != ours:
+            return since
+        if event.ts < earliest:
+            return earliest
+        came_up = all(item["version"] != after["version"] for item in event.before)
+        since = Deployment.from_dict(after).created_at if came_up else event.ts
+    return since
+
+
+def _bounds(monitor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bounds of windows in a stored section, whichever release stored it."""
+    found = monitor.get("quality") or {}
+    return {name: value for name, value in found.items() if value is not None and name != "max_silence_h"}
+
+
+def _silence(state: State, model: LiveModel, *, now: datetime) -> Iterator[Found]:
+    """Yield what begins or ends silence."""
+    # Read before the incident: what another judge records between the two is not recorded again.
     before = newest_window(state, model.name, side="inputs", version=ANY_VERSION, kind="silence")
+    open_ = incidents_of(state, model.name, open_only=True)
+    incident = next((one for one in open_ if one.kind == "silence"), None)
+    since, found = silent(model, now=now, is_open=incident is not None)
+    if (found is not None) == (incident is not None):
+        return
+    came = incident is not None and since > max(incident.opened_at, now - LOOKED_FOR)
+    within = "rows came" if came else "monitor.quality allows it"
     if before is not None:  # an hour ends later than its first row, which ended silence
         since = before.stop if found is None else max(since, before.stop)
+    # Each lasts until after the one before it, also where a clock was ahead.
+    until = max(now, since + timedelta(microseconds=1))
     breach = () if found is None else (found,)
-    yield _kept(model, "silence", since, now, now=now, found=breach), tuple(one.subject for one in breach)
+    kept = _kept(model, "silence", since, until, now=now, found=breach, within=within)
+    yield kept, tuple(one.subject for one in breach)
 
 
 def _kept(
@@ -112,6 +157,7 @@ def _kept(
     rows: int = 0,
     found: Sequence[Breach] = (),
     waiting: str = "",
+    within: str = "within the bounds of monitor.quality",
 ) -> JudgedWindow:
     subjects = [one.subject for one in found]
     return JudgedWindow(
@@ -123,7 +169,7 @@ def _kept(
         stop,
         model.version,
         "waiting" if waiting else "alarm" if found else "ok",
-        waiting or (f"beyond its bounds: {some_of(subjects)}" if found else _WITHIN),
+        waiting or (f"beyond its bounds: {some_of(subjects)}" if found else within),
         rows,
         now,
         details={"beyond": [one.to_dict() for one in found[:KEPT_COLUMNS]]},

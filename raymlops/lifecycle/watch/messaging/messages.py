@@ -18,7 +18,7 @@ from raymlops.state.drift import BOUNDED
 from raymlops.state.messages import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.state.drift import Incident, JudgedWindow
@@ -32,14 +32,19 @@ _PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
-def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Message:
+def message_about(
+    incident: Incident, window: JudgedWindow, what: Told, *, new: Collection[str] = (), why: str = ""
+) -> Message:
     """Return the message that an incident opened, got worse, was acknowledged or closed with this window.
+
+    It lists what is ``new`` first, and says ``why`` it is over where that is not that windows are as usual.
 
     All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
     moved = window.details.get("beyond", []) if incident.kind in BOUNDED else moved
-    head, todo = _head(incident, window, what, moved), ["Next:", *_commands(incident, what)]
+    moved = sorted(moved, key=lambda one: _told_as(one) not in new)
+    head, todo = _head(incident, window, what, moved, why), ["Next:", *_commands(incident, what)]
     number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
     if what in {"acknowledged", "closed"}:
         moved, number = [], 0
@@ -47,7 +52,8 @@ def message_about(incident: Incident, window: JudgedWindow, what: Told) -> Messa
     bodies = ("\n".join([head, *lines(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
     title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
-    return Message(f"{incident.id}-{what}", incident.id, what, title, body, window.judged_at)
+    # It gets worse, and is acknowledged, once with each number of windows at most.
+    return Message(f"{incident.id}-{incident.windows}-{what}", incident.id, what, title, body, window.judged_at)
 
 
 def shown(text: Any, limit: int = _MAX_NAME) -> str:
@@ -74,17 +80,24 @@ def _subject(incident: Incident) -> str:
     return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
 
 
-def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]]) -> str:
+def _told_as(moved: Mapping[str, Any]) -> str:
+    """Return what an incident has among its columns for it."""
+    bound, column = moved.get("bound"), moved.get("column")
+    return str(bound if column is None else column if bound is None else f"{column} ({bound})")
+
+
+def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]], why: str) -> str:
     since = f"since {_time(incident.opened_at)}"
     is_normal = what == "closed" and incident.kind not in BOUNDED and incident.acknowledged_by is not None
     if what == "acknowledged" or is_normal:
-        who, why = incident.acknowledged_by, incident.acknowledged_why
+        who, said = incident.acknowledged_by, incident.acknowledged_why
         was = "It is" if what == "acknowledged" else "It was"
-        return f"Acknowledged by {shown(who)}: {shown(why, _MAX_WHY)}. {was} an alarm {since}."
+        return f"Acknowledged by {shown(who)}: {shown(said, _MAX_WHY)}. {was} an alarm {since}."
+    over = f"Over: {shown(why, _MAX_WHY)}; " if why else "Over: "
     if incident.kind == "silence":
-        return f"Over: there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
+        return f"{over}there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
     if what == "closed":
-        return f"Over: {since} it was an alarm, last in the window of {_time(incident.last_at)}."
+        return f"{over}{since} it was an alarm, last in the window of {_time(incident.last_at)}."
     hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
     last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
     if what == "escalated":

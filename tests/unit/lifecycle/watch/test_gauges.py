@@ -11,6 +11,7 @@ from stored import put
 
 from raymlops.lifecycle.watch.gauges import WatchGauges
 from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict
+from raymlops.lifecycle.watch.status import drift_status
 from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, change_incident, incidents_of, record_window
 from raymlops.state.messages import Message, put_message
@@ -84,6 +85,20 @@ def test_after_a_rollback_they_show_the_version_that_is_live(state, published):
     assert outcomes == {"outputs": 0.0, "inputs": 2.0}
 
 
+def test_verdicts_by_bounds_do_not_hide_those_on_drift(state, published):
+    """Silence ends and begins several times a day where batches come; each window by its bounds is kept too."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    judged(state, 0, "ok")
+    judged(state, 0, "warn", side="outputs", version=7)
+    for day in range(1, 31):
+        judged(state, day, "alarm", kind="silence")
+        judged(state, day, "ok", kind="quality")
+    outcomes = {dict(labels)["side"]: value for labels, value in published()["raymlops_drift_outcome"].items()}
+    assert outcomes == {"inputs": 0.0, "outputs": 1.0}
+    windows = drift_status(state, "m", 7)["windows"]
+    assert [(one["side"], one["outcome"]) for one in windows] == [("inputs", "ok"), ("outputs", "warn")]
+
+
 def test_messages_that_were_tried_are_counted(state, published):
     """Those that were not are about to be sent."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
@@ -104,7 +119,7 @@ def test_a_model_that_was_removed_has_none(state, published):
 
 
 def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published):
-    """One of a bound stays open then; whoever is called by the gauge knows of it."""
+    """One of a bound stays open then; whoever is called by the gauge knows of it, until it is beyond another one."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
     judged(state, 0, "alarm", told=True)
     known = partial(acknowledge, now=FIRST, actor="ada", why="known")
@@ -115,3 +130,6 @@ def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published)
     change_incident(state, beyond.id, known, name="m")
     assert published()["raymlops_incidents_open"] == {(("model", "m"),): 1}
     assert [one.id for one in incidents_of(state, open_only=True) if one.acknowledged_by] == [beyond.id]
+    further = replace(window, start=FIRST + DAY, stop=FIRST + 2 * DAY)
+    record_window(state, further, partial(file_verdict, further, ("min_rows", "carrier (max_nulls)")))
+    assert published()["raymlops_incidents_open"] == {(("model", "m"),): 2}

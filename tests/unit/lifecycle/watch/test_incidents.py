@@ -54,6 +54,24 @@ class History:
         self.known = Known(filed.incident, since, frozenset(told), found if alarm else self.known.window)
 
 
+class Bounds(History):
+    """Those of windows by bounds, which a person may acknowledge."""
+
+    def judge(self, outcome, columns=()):
+        found = window(self.at, outcome, kind="quality")
+        self.at += 1
+        self.took(file_verdict(found, columns, self.known), outcome, found)
+        return self
+
+    def acknowledge(self):
+        filed, last = acknowledge(self.known, now=FIRST, actor="ada", why="known"), self.known.window
+        self.took(filed, "alarm", last)
+        return self
+
+    def told(self):
+        return [one.rpartition("-")[2] for one in self.messages]
+
+
 def test_an_incident_from_its_first_window_to_its_last():
     """Only an alarm opens one; it extends by alarms, gets worse once, and is over after two quiet windows running."""
     history = History()
@@ -186,6 +204,27 @@ def test_what_is_beyond_a_bound_stays_open_until_it_is_within_it():
     over = file_verdict(window(2, "ok", kind="quality"), (), quiet)
     assert (over.action, over.message.what) == ("incident.close", "closed")
     assert over.incident.closed_at is not None
+
+
+def test_what_is_new_since_an_acknowledgement_is_told_and_counts():
+    """Whoever knows of one column knows nothing of the next: each is told once, however it got worse before."""
+    history = Bounds()
+    history.judge("alarm", ("carrier (max_nulls)",)).judge("alarm", ("min_rows",)).judge(
+        "alarm", ("early (max_nulls)",)
+    )
+    assert history.told() == ["opened", "escalated"]
+    history.acknowledge().judge("alarm", ("carrier (max_nulls)", "min_rows", "early (max_nulls)"))
+    assert history.told() == ["opened", "escalated", "acknowledged"]
+    assert history.known.incident.acknowledged_by == "ada"
+    distance = ("min_rows", "distance (max_out_of_range)")
+    history.judge("alarm", distance)
+    assert history.told()[3:] == ["escalated"]
+    assert history.known.incident.acknowledged_at is history.known.incident.acknowledged_by is None
+    history.judge("alarm", distance).judge("alarm", (*distance, "late (max_nulls)")).acknowledge()
+    assert history.told()[4:] == ["escalated", "acknowledged"]
+    history.judge("alarm", distance).judge("ok").judge("ok")
+    assert history.told()[6:] == ["closed"]
+    assert len(history.messages) == len(set(history.messages))
 
 
 def test_silence_is_over_with_the_first_row():

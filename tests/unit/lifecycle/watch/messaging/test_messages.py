@@ -45,7 +45,7 @@ def window(*columns, **fields):
 def test_a_message_says_what_moved_since_when_how_much_it_matters_and_what_to_do():
     """All of it at once, as it is read on a telephone."""
     message = message_about(incident(), window(COLUMN), "opened")
-    assert (message.id, message.incident, message.what) == ("a1b2c3-opened", "a1b2c3", "opened")
+    assert (message.id, message.incident, message.what) == ("a1b2c3-2-opened", "a1b2c3", "opened")
     assert message.created_at == FIRST + 3 * DAY
     assert message.title == "flights: drift of inputs (incident a1b2c3)"
     head, *rest = message.body.splitlines()
@@ -84,6 +84,21 @@ def test_a_median_that_no_bin_holds_is_told_by_its_side():
     assert ", median 91.37 to below 57, " in message_about(incident(), window({**COLUMN, **low}), "opened").body
     high = {**low, "outside": [[0, 0], [0, 0.9]]}
     assert ", median 91.37 to above 131.5, " in message_about(incident(), window({**COLUMN, **high}), "opened").body
+
+
+def test_what_is_new_is_named_first():
+    """A message has room for four, and those before it are known."""
+    beyond = [{"bound": "max_nulls", "column": name, "text": "missing: 20.0%, more than 10.0%"} for name in "abcdz"]
+    beyond = [*beyond, {"bound": "min_rows", "column": None, "text": "9 rows, fewer than 100"}]
+    found = window(kind="quality", details={"beyond": beyond})
+    columns = (*(f"{name} (max_nulls)" for name in "abcdz"), "min_rows")
+    body = message_about(
+        incident(kind="quality", columns=columns), found, "escalated", new=("z (max_nulls)", "min_rows")
+    ).body
+    assert [line.split()[1] for line in body.splitlines()[1:6]] == ["z:", "9", "a:", "b:", "2"]
+    moved = window(*({**COLUMN, "column": name} for name in "abcdz"))
+    body = message_about(incident(columns=tuple("abcdz")), moved, "escalated", new=("z",)).body
+    assert [line.split()[1] for line in body.splitlines()[1:3]] == ["z:", "a:"]
 
 
 def test_the_commands_that_it_names_are_there():
