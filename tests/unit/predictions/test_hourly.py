@@ -187,9 +187,9 @@ def test_a_column_of_another_type_has_no_row_in_a_slice(tmp_path, write, store):
     slices = (Slice("carrier", 1), Slice("carrier", True), Slice("distance", "AA"))
     on = Counted({side: [layout] for side, layout in LAYOUTS.items()}, slices)
     assert compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on).profiled == 1
-    sides = {each.of("features"): LAYOUTS["features"] for each in slices} | LAYOUTS
+    sides = {each.qualify("features"): LAYOUTS["features"] for each in slices} | LAYOUTS
     found = next(hourly_profiles(store, "flights", sides)).profiles
-    assert [found[each.of("features")].rows for each in slices] == [0, 0, 0]
+    assert [found[each.qualify("features")].rows for each in slices] == [0, 0, 0]
     assert found["features"].rows == 2
 
 
