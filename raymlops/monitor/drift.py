@@ -213,7 +213,8 @@ def _verdict(
 ) -> DriftVerdict:
     if found.one is None:
         most = float(found.effective.max(initial=0.0))
-        few = f"{own} own windows follow each other so closely that they are worth {most:.0f}, and"
+        worth_only = f"{np.floor(10 * most) / 10:g}"  # 9.97 is not yet 10
+        few = f"{own} own windows, so alike one after the other that they are worth {worth_only}, and"
         reason = f"{few} {FEWEST_EFFECTIVE:.0f} are needed: take longer windows, or a longer reference"
         return DriftVerdict("insufficient", reason, rows, own, most, None, None, ())
     worth = float(found.effective[found.judged].min())

@@ -6,7 +6,7 @@ as another. (Windows drawn from the shares of the whole reference are not: those
 is common in it by chance is less common in every window to come.) Of shuffled rows that are not independent there are
 none. Where the times of blocks are known, an own window is as long in time as the window of traffic and starts a whole
 number of its lengths before it; windows shorter than a week then have a phase, the hours of the week that they cover.
-Where the reference has too few weeks for that, only windows of whole weeks can be judged.
+Where the reference has too few weeks for that, none can be judged.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+HOUR_S = 3_600.0
 DAY_S = 86_400.0
 WEEK_S = 7 * DAY_S
 WANTED = 30
@@ -104,7 +105,10 @@ def by_time(
     numbers = np.bincount(phases, minlength=slots_of_week) if phases else np.zeros(slots_of_week)
     if numbers[0] < FEWEST_IN_PHASE:
         few = f"the reference has {weeks:.1f} weeks, and this hour of the week is needed {FEWEST_IN_PHASE} times"
-        return OwnWindows((), rows, (), why_few=f"{few}: take windows of whole weeks, or a longer reference")
+        # In as many weeks, hours are all there often enough; of longer windows one is lost where the reference begins.
+        shorter = weeks >= FEWEST_IN_PHASE and length > HOUR_S
+        ways = "shorter windows, or a longer reference" if shorter else "a longer reference"
+        return OwnWindows((), rows, (), why_few=f"{few}: take {ways}")
     # Hours that hardly ever have traffic, as at night or at a week's end, are no part of what is normal.
     kept = [at for at, phase in enumerate(phases) if numbers[phase] >= FEWEST_IN_PHASE]
     dense = {phase: at for at, phase in enumerate(np.flatnonzero(numbers >= FEWEST_IN_PHASE).tolist())}

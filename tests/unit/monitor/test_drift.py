@@ -203,6 +203,18 @@ def test_few_own_windows_are_said():
     assert "25 own windows of 7 times of the week, and 26 are needed" in verdict.reason
 
 
+def test_own_windows_that_are_alike_one_after_the_other_are_worth_few():
+    """A category grows from 300 to 700 rows in 26 steps: 0.13 windows, told to the tenth below."""
+    half, some = np.array([0.5, 0.5]), np.linspace(300, 700, 26).astype(np.int64)
+    slow, moving = column("carrier", half, half, ordered=False, blocks=26), np.stack([some, ROWS - some], axis=1)
+    verdict = judge([replace(slow, blocks=moving)], by_rows(np.full(26, ROWS), rows=ROWS))
+    assert verdict.outcome == "insufficient"
+    assert verdict.reason == (
+        "26 own windows, so alike one after the other that they are worth 0.1, and 10 are needed: "
+        "take longer windows, or a longer reference"
+    )
+
+
 def test_a_window_of_three_rows_says_nothing():
     """Nor does it warn."""
     verdict = judge([column("temperature", FLAT, FLAT, rows=3)], OWN)

@@ -64,11 +64,20 @@ def test_hours_are_compared_with_the_same_hours_of_the_week():
     assert np.bincount(own.phases).tolist() == [3] * 28
 
 
-def test_too_few_weeks_for_hours_leave_whole_weeks():
-    """Two weeks have each hour of the week twice."""
+def test_too_few_weeks_take_a_longer_reference():
+    """Two weeks have each hour of the week twice, and whole weeks twice too."""
     own = by_time(*hours(2), window_s=(2 * WEEK_S, 2 * WEEK_S + DAY_S))
     assert own.ranges == ()
-    assert "whole weeks" in own.why_few
+    assert own.why_few.endswith("is needed 3 times: take a longer reference")
+
+
+def test_windows_that_a_reference_cuts_off_may_be_shorter():
+    """Three weeks from midnight have 20 days from noon, but each hour of the week three times."""
+    noon = 3 * WEEK_S + DAY_S / 2
+    own = by_time(*hours(3), window_s=(noon - DAY_S, noon))
+    assert own.ranges == ()
+    assert own.why_few.endswith("take shorter windows, or a longer reference")
+    assert len(by_time(*hours(3), window_s=(noon, noon + 3600)).ranges) == 3 * 168
 
 
 def test_days_without_traffic_are_no_part_of_what_is_normal():

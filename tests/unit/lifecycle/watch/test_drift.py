@@ -131,7 +131,7 @@ def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
     compact_predictions("flights", spec)
     inputs, outputs = [one.text() for one in drift("flights").windows if one.kind == "drift"]
     waits = "the first windows served take over by themselves: the serving baseline has 2 of 26 windows"
-    assert inputs.endswith(f"take windows of whole weeks, or a longer reference; {waits}")
+    assert inputs.endswith(f": take a longer reference; {waits}")
     assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
 
 
