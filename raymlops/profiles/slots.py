@@ -23,6 +23,8 @@ _BORDERS = (_HOUR_S, 6 * _HOUR_S, 12 * _HOUR_S, _DAY_S, _WEEK_S)
 """Lengths of windows: blocks of few rows are put together within the shortest in which they are enough."""
 _WITHIN_A_DAY = (1.0, 5.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, *(hours * _HOUR_S for hours in (1, 2, 3, 6, 12, 24)))
 _LENGTHS = (*_WITHIN_A_DAY, *(_WEEK_S * 2**more for more in range(36)))
+_SHORT_S = 300.0
+"""Slots are shorter only where there would be fewer than two blocks."""
 _EXACT = float(1 << 53)
 """Seconds beyond which a sum of floats need not be exact: no time."""
 _NOTICED = 1 / 24
@@ -32,11 +34,11 @@ _NOTICED = 1 / 24
 def bounds_of(times: Edges, *, rows: int, most: int) -> Edges:
     """Return rising bounds of at most ``most`` blocks, from a sample of the times of ``rows`` rows, in seconds.
 
-    Slots are as short as that allows. A row is in its block for at least the least time between two times: where rows
-    have dates, a block is a day. Those of few rows count together as one, so that ten years of which one month has
-    nearly all rows have blocks of hours in that month, and of weeks or months elsewhere. No bound is a row's own time
-    that is not the begin of a slot: a first or last slot that is covered in part begins or ends at its middle. There
-    are no bounds of fewer than two blocks.
+    Slots are as short as that allows, of at least 5 min where that makes two. A row is in its block for at least the
+    least time between two times: where rows have dates, a block is a day. Blocks of few rows count together as one, so
+    that ten years of which one month has nearly all rows have blocks of hours in that month, and of weeks or months
+    elsewhere. No bound is a row's own time that is not the begin of a slot: a first or last slot that is covered in
+    part begins or ends at its middle. There are no bounds of fewer than two blocks.
     """
     found, counts = np.unique(times[np.abs(times) < _EXACT], return_counts=True)
     bounds = np.zeros(0)
@@ -49,6 +51,8 @@ def bounds_of(times: Edges, *, rows: int, most: int) -> Edges:
     lasting = float(np.ceil(grain / shortest) * shortest)
     # From long ones to short ones, so that few are ever put together.
     for length in (length for length in reversed(_LENGTHS) if shortest <= length <= longest):
+        if length < _SHORT_S and len(bounds) > 2:
+            break
         cut = _cut(found, length, lasting=max(length, lasting))
         inside = np.bincount(np.searchsorted(cut, found, "right") - 1, counts * each, minlength=len(cut) - 1)
         if np.count_nonzero(inside >= PRIVATE_ROWS) > most:

@@ -58,7 +58,10 @@ def test_blocks_are_of_rows_in_order():
 
 @pytest.mark.parametrize("as_seconds", [True, False])
 def test_blocks_are_of_rows_in_order_of_time(as_seconds):
-    """However the table is shuffled, 333 1/3 hours with a row a minute are that many blocks; a row without a time is in no block, but in the profile."""
+    """However the table is shuffled, 333 1/3 hours with a row a minute are blocks of 60.
+
+    A row without a time is in no block, but in the profile.
+    """
     columns = table(20_000)
     order = np.random.default_rng(1).permutation(20_000)
     seconds = columns["n"] * 60.0

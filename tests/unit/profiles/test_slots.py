@@ -135,6 +135,12 @@ def test_rows_of_which_some_are_read_are_counted_in_their_slots():
     assert own_rows(found, window_h=1)[0] == [800] * 504
 
 
+def test_a_reference_of_a_few_minutes_has_blocks_of_seconds():
+    """Of 200 s there are four blocks of a minute, of 4,000 s fourteen of 5 min."""
+    assert bounds_of(START_S + np.arange(400.0) / 2, rows=400, most=512).tolist()[:2] == [START_S, START_S + 60]
+    assert np.diff(bounds_of(START_S + np.arange(4000.0), rows=4000, most=512)).tolist() == [300.0] * 13 + [150.0]
+
+
 def test_independent_rows_have_blocks_of_equally_many():
     """Their windows are of rows, whatever their times are."""
     found = referred(np.sort(np.random.default_rng(0).exponential(size=20_000)) * DAY_S, row_order="independent")
