@@ -77,18 +77,20 @@ def by_time(
     """Return windows as long as that of traffic from ``window_s[0]`` to ``window_s[1]``, in seconds since 1970.
 
     ``starts_s`` and ``stops_s`` are the times of blocks, ascending. Local time is the caller's to subtract: a week has
-    168 hours here. A block belongs to the window that its middle is in. The window before that of traffic is the one
-    that ends where it starts, or of those shorter than a day the one that starts a day before.
+    168 hours here. A block belongs to the window that its middle is in; those that begin and end where windows do are
+    exactly such windows. One without rows is a time that has none, and windows of such times are none. The window
+    before that of traffic is the one that ends where it starts, or of those shorter than a day the one that starts a
+    day before.
     """
     start, stop = window_s
     length = stop - start
-    middles = (starts_s + stops_s) / 2
-    if not len(block_rows) or float(np.median(stops_s - starts_s)) > length:
+    middles, filled = (starts_s + stops_s) / 2, block_rows > 0
+    if not filled.any() or float(np.median((stops_s - starts_s)[filled])) > length:
         return OwnWindows((), 0.0, (), why_few="the reference's blocks are longer than the window: take longer windows")
     slots = np.floor((middles - start) / length).astype(np.int64)
     # A slot that the reference covers in part is no window: those of its first and last block are whole by time.
     inside = (start + slots * length >= starts_s[0] - 1e-6) & (start + (slots + 1) * length <= stops_s[-1] + 1e-6)
-    found = np.unique(slots[inside])
+    found = np.unique(slots[inside & filled])
     edges = np.searchsorted(slots, found, "left"), np.searchsorted(slots, found, "right")
     ranges = tuple((int(a), int(b)) for a, b in zip(*edges, strict=True))
     rows = float(np.median([block_rows[a:b].sum() for a, b in ranges])) if ranges else 0.0

@@ -17,6 +17,7 @@ from raymlops.profiles.learn import BINS, PRIVATE_ROWS, Learner, edges_of
 from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Blocks, Profile
 from raymlops.profiles.slices import Slice, parts_of
+from raymlops.profiles.slots import bounds_of, firsts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,8 +83,9 @@ def reference_of(
     """Return the reference of ``rows`` rows, in two passes over ``chunks``: one for the layout, one that counts.
 
     Blocks are of the rows in order of their times, or else of the rows as they come, where they are in order or
-    independent. Each has at least ``PRIVATE_ROWS``, and so has each slice. How columns go together is counted of those
-    that are ``scored``, the first ones of too many.
+    independent. Those of times begin and end where windows of traffic do; of independent rows they have about equally
+    many. Each has at least ``PRIVATE_ROWS``, and so has each slice; one of a time that has no rows has none. How
+    columns go together is counted of those that are ``scored``, the first ones of too many.
     """
     slices = [*dict.fromkeys(slices)]
     in_order, independent = row_order is not None, row_order == "independent"
@@ -93,12 +95,17 @@ def reference_of(
         learner.add({**chunk.columns, **timed}, rows=chunk.rows)
     times = learner.values(_TIME)
     has_times = bool(np.isfinite(times).any())
-    most = min(MOST_BLOCKS, rows // PRIVATE_ROWS) if has_times or in_order else 0
+    slotted = has_times and not independent
+    # Between any two blocks of enough rows there may be one without rows, as a night.
+    most = min(MOST_BLOCKS, rows * (2 if slotted else 1) // PRIVATE_ROWS) if has_times or in_order else 0
     layout, most = _fitting(learner, most, slices=len(slices), scored=scored)
-    # Edges are of a sample: those of blocks of twice as many rows leave few that are too small.
-    aim = min(most, max(2, rows // (2 * PRIVATE_ROWS)))
-    edges = edges_of(times, bins=aim, own=False) if has_times and most > 1 else np.zeros(0)
-    blocks = len(edges) - 1 if len(edges) else most
+    edges = np.zeros(0)
+    if slotted:
+        edges = bounds_of(times, rows=rows, most=most)
+    elif has_times and most > 1:
+        # Edges are of a sample: those of blocks of twice as many rows leave few that are too small.
+        edges = edges_of(times, bins=min(most, max(2, rows // (2 * PRIVATE_ROWS))), own=False)
+    blocks = len(edges) - 1 if len(edges) else 0 if has_times else most
     if blocks < 2:
         blocks = 0
     # After the blocks, rows in none.
@@ -124,7 +131,8 @@ def reference_of(
     }
     sliced = {found: counts for found, counts in sliced.items() if found not in few}
     kept = {found: Profile(layout, counts.sum(axis=0)) for found, counts in sliced.items()}
-    firsts = _firsts(counter.counts[:blocks, ROWS])
+    of_blocks = counter.counts[:blocks, ROWS]
+    firsts = firsts_of(of_blocks, edges[:-1]).tolist() if slotted else _firsts(of_blocks)
     if len(firsts) < 2:
         note = _why(rows, ordered=has_times or in_order)
         return Reference(counter.profile(), None, note, independent, kept, few=few)

@@ -94,6 +94,15 @@ def test_days_without_traffic_are_no_part_of_what_is_normal():
     assert by_time(*blocks, window_s=(5 * WEEK_S - DAY_S, 5 * WEEK_S)).ranges == ()
 
 
+def test_times_without_rows_are_no_windows():
+    """Nights of half a day are blocks of no rows: of five weeks the 35 days are windows, and no night is one."""
+    rows, starts, stops = hours(5, each_h=12)
+    rows[1::2] = 0
+    own = by_time(rows, starts, stops, window_s=(5 * WEEK_S, 5 * WEEK_S + DAY_S / 2))
+    assert own.ranges == tuple((2 * day, 2 * day + 1) for day in range(35))
+    assert by_time(0 * rows, starts, stops, window_s=(5 * WEEK_S, 5 * WEEK_S + DAY_S)).ranges == ()
+
+
 def test_a_window_longer_than_a_thirtieth_of_the_reference_is_compared_with_shorter_ones():
     """90 blocks of 100 rows against 5,000 rows: 30 own windows of 300, which differ more than those of 5,000 would."""
     own = by_rows(np.full(90, 100), rows=5000)
