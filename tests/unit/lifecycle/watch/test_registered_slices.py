@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from raymlops.lifecycle.watch.watching import watching
 from served_days import bundle_of, references
 
 from raymlops.config.schema import MonitorSection
+from raymlops.lifecycle.watch.monitor_text import monitor_text
 from raymlops.lifecycle.watch.registered_slices import as_registered
 from raymlops.profiles.slices import Slice
 from raymlops.records import BundleRef
@@ -24,7 +24,7 @@ def test_the_slices_that_were_registered_are_watched(bundle):
     asked = MonitorSection(slices={"carrier": ("AA", "zz")}, window_h=6)
     watched, warnings = as_registered(asked, bundle)
     assert warnings == ()
-    assert watching(watched) == "windows of 6 h; slices carrier AA; nobody is told"
+    assert monitor_text(watched) == "windows of 6 h; slices carrier AA; no notify"
 
 
 @pytest.mark.parametrize(
