@@ -81,8 +81,7 @@ class AnswerLoss(Record):
     def from_dict(cls, data: Mapping[str, Any]) -> AnswerLoss:
         """Rebuild a rule; one that a newer raymlops wrote gives no losses."""
         if data.get("kind") not in KINDS:
-            unknown = f"the bundle names the loss {data.get('kind')!r}, which this raymlops does not know"
-            return cls.none(f"{unknown}; register its run again")
+            return cls.none(f"the bundle's loss {data.get('kind')!r} is unknown here; register its run again")
         scale = data.get("scale")
         if data["kind"] == "number" and (scale is None or not math.isfinite(scale)):  # JSON has none
             return cls.none(

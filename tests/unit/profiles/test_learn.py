@@ -62,7 +62,7 @@ def test_no_edge_is_a_value_that_few_rows_have(values):
     array = np.array(values, np.float64)
     edges = edges_of(array, bins=256)
     assert np.isfinite(edges).all()
-    assert (np.diff(edges) > 0).all()
+    assert (edges[1:] > edges[:-1]).all()  # a difference of the largest numbers overflows
     numbers, counts = np.unique(array, return_counts=True)
     few = numbers[counts < PRIVATE_ROWS]
     assert not np.isin(edges, few).any()
