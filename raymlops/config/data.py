@@ -117,7 +117,8 @@ class QualitySection(Spec):
         None, description="largest share of rows beyond nearly all values that an input had in training"
     )
     max_new_categories: Share | None = Field(
-        None, description="largest share of texts in an input that training has not, or hardly"
+        None,
+        description="largest share of texts in an input that training has not, or hardly, beside its own share of them",
     )
     max_repeated: Share | None = Field(None, description="largest share of rows whose request id was there before")
     min_rows: int | None = Field(

@@ -54,12 +54,14 @@ class DriftRecord(Record):
 
     @property
     def drifted(self) -> bool:
-        """Return whether a window of drift is an ``alarm`` that nobody acknowledged, or beyond ``monitor.quality``.
+        """Return whether a window of drift is an ``alarm``, or beyond ``monitor.quality``, that nobody acknowledged.
 
-        Skew was there from the beginning.
+        Skew was there from the beginning. An incident of a bound that gets worse is acknowledged no longer.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        beyond = self.quality is not None and bool(self.quality.findings)
+        known = {one.kind for one in self.incidents if one.closed_at is None and one.acknowledged_at is not None}
+        found = () if self.quality is None else self.quality.findings
+        beyond = any(("silence" if one.check == "silence" else "quality") not in known for one in found)
         return beyond or any(not window.acknowledged for window in alarms)
 
     def text(self) -> str:

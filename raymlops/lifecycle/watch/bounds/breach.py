@@ -97,10 +97,11 @@ def breaches(window: WindowQuality, bounds: QualitySection) -> Iterator[Breach]:
         yield Breach("max_repeated", repeated, most, text)
     for column in window.columns:
         for bound, words, share in shares_of(column):
-            if is_beyond(bounds, bound, share.after):
-                allowed = float(getattr(bounds, bound))
+            if is_beyond(bounds, bound, share):
+                allowed, own = float(getattr(bounds, bound)), _own(bound, share)
                 text = f"{words}: {share.after:.1%}, more than {allowed:.1%}"
-                yield Breach(bound, share.after, allowed, text, column.column)
+                text += f" beside the {own:.1%} of training" if own >= ROSE else ""
+                yield Breach(bound, share.after - own, allowed, text, column.column)
 
 
 def silence(silent_h: float, bounds: QualitySection) -> Breach | None:
@@ -121,10 +122,15 @@ def shares_of(column: ColumnQuality) -> list[tuple[str, str, Shares]]:
     return [(bound, words, share) for bound, words, share in found if share is not None]
 
 
-def is_beyond(bounds: QualitySection, bound: str, got: float) -> bool:
+def is_beyond(bounds: QualitySection, bound: str, share: Shares) -> bool:
     """Return whether a share is beyond its bound."""
     allowed = getattr(bounds, bound)
-    return allowed is not None and got > allowed
+    return allowed is not None and share.after - _own(bound, share) > allowed
+
+
+def _own(bound: str, share: Shares) -> float:
+    """Return the share that counts for no breach: of rare texts, which a free text has many of, that of training."""
+    return share.before if bound == "max_new_categories" else 0.0
 
 
 def bounds_windows(bounds: QualitySection) -> bool:

@@ -60,7 +60,7 @@ def _risen(column: ColumnQuality) -> float:
 
 
 def _is_told(column: ColumnQuality, bounds: QualitySection) -> bool:
-    return _risen(column) > ROSE or any(is_beyond(bounds, bound, share.after) for bound, _, share in shares_of(column))
+    return _risen(column) > ROSE or any(is_beyond(bounds, bound, share) for bound, _, share in shares_of(column))
 
 
 def _repeated(traffic: Traffic, start: datetime, stop: datetime) -> float:

@@ -1,5 +1,6 @@
 """Whether a live model's newest traffic is unlike what is normal, by a real log and a real bundle."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,10 +13,12 @@ from raymlops.cli.app import main
 from raymlops.errors import NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.prediction_log import compact_predictions
 from raymlops.lifecycle.sources import state_of
-from raymlops.lifecycle.watch.drift import drift
+from raymlops.lifecycle.watch.drift import DriftRecord, drift
 from raymlops.lifecycle.watch.judge import Judge
+from raymlops.lifecycle.watch.quality import TrafficQuality
+from raymlops.monitor.data_quality import Finding
 from raymlops.profiles.reference import Chunk, reference_of
-from raymlops.state.drift import judged_windows
+from raymlops.state.drift import Incident, judged_windows
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -185,3 +188,18 @@ def test_a_model_that_the_state_here_does_not_know_is_told_with_where_states_are
     with pytest.raises(NotFoundError, match="flights was never deployed according to the state here") as raised:
         drift("flights")
     assert "in Python config=; or set RAYMLOPS_HOME" in str(raised.value.hint)
+
+
+def test_a_bound_that_somebody_acknowledged_is_no_drift_until_it_gets_worse():
+    """Each kind by itself: silence counts beside acknowledged missing values."""
+    missing, silent = (Finding(check, "now", 1.0, 0.5, "why") for check in ("nulls", "silence"))
+    known = Incident("i", "flights", "inputs", "quality", 0, TODAY, TODAY, 1, ("carrier (max_nulls)",))
+    said = replace(known, acknowledged_at=TODAY)
+    for findings, incidents, drifted in (
+        ((missing,), (known,), True),
+        ((missing,), (said,), False),
+        ((missing, silent), (said,), True),
+        ((missing,), (replace(said, closed_at=TODAY),), True),
+    ):
+        quality = TrafficQuality((), 0.0, findings)
+        assert DriftRecord("flights", 3, 24.0, (), incidents=incidents, quality=quality).drifted == drifted

@@ -30,6 +30,19 @@ def test_each_bound_is_judged_by_itself():
     assert list(breaches(window(rows=0, hour=1.0), QualitySection())) == []
 
 
+def test_rare_texts_are_bounded_beside_those_of_training():
+    """A free text has two thirds of them in training: 66.9% is as usual, 72.1% is 5.4 points more."""
+    bounds = QualitySection(max_new_categories=0.05)
+
+    def found(after):
+        column = ColumnQuality("note", Shares(0.0, 0.0), new_categories=Shares(0.667, after))
+        return [one.text for one in breaches(WindowQuality(FIRST, FIRST, 500, None, (column,), None), bounds)]
+
+    assert found(0.669) == []
+    (text,) = found(0.721)
+    assert text == "texts that training has not, or hardly: 72.1%, more than 5.0% beside the 66.7% of training"
+
+
 def test_silence_has_a_bound_of_its_own():
     """It is one of the time since, not of windows."""
     bounds = QualitySection(max_silence_h=6)
