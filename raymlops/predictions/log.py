@@ -29,8 +29,10 @@ CLOSE_S = 8.0
 """How long closing waits for the storage: less than the caller of ``close`` waits, so that losses are counted."""
 GRACE_S = 1.0
 """For a write in progress."""
-_PIECE_ROWS = 8192
-"""Converted at a time: large requests hold the interpreter for tens of milliseconds."""
+_PIECE_ROWS = 2048
+"""Converted at a time: larger pieces hold the interpreter for tens of milliseconds."""
+RESTS, MOST_REST_S = 2.0, 0.02
+"""How long the conversion rests after each piece: in its own time, and in seconds at most."""
 
 
 class PredictionLog:
@@ -96,8 +98,10 @@ class PredictionLog:
             self.spool.drop(_rows(batch))
             return
         for piece in pieces(batch):
+            began = time.perf_counter()
             self._convert(piece, self._redact)
-            time.sleep(0)  # yields the interpreter to the answering thread between two pieces
+            # Nobody waits for this thread, and those that answer wait for the interpreter.
+            time.sleep(min(RESTS * (time.perf_counter() - began), MOST_REST_S))
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush pending rows; those not written within ``timeout_s`` are dropped, counted and logged."""

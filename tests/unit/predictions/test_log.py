@@ -62,8 +62,8 @@ def test_a_request_that_does_not_fit_is_dropped_alone(tmp_path):
 
 
 def test_large_requests_are_converted_a_few_at_a_time():
-    """Small ones all at once: 8,192 rows are what may keep the interpreter."""
-    rows = [5000, 3192, 1, 9000, *[1] * 1000]
+    """Small ones all at once: 2,048 rows are what may keep the interpreter."""
+    rows = [1500, 548, 1, 3000, *[1] * 1000]
     batch = [served(f"r{index}")._replace(rows=count) for index, count in enumerate(rows)]
     cut = list(pieces(batch))
     assert [len(piece) for piece in cut] == [2, 1, 1, 1000]
