@@ -298,7 +298,7 @@ def _owners(_places: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
 
 
 def _changed_at(folder: str) -> int:
-    """Return when an entry was added to a folder or removed, as importlib's own caches ask; 0 for what is none."""
+    """Return when the entries of a folder last changed, as importlib's caches check it; 0 where it does not exist."""
     try:
         return Path(folder or ".").stat().st_mtime_ns
     except OSError:

@@ -78,9 +78,9 @@ def by_time(
 
     ``starts_s`` and ``stops_s`` are the times of blocks, ascending. Local time is the caller's to subtract: a week has
     168 hours here. A block belongs to the window that its middle is in; those that begin and end where windows do are
-    exactly such windows. One without rows is a time that has none, and windows of such times are none. The window
-    before that of traffic is the one that ends where it starts, or of those shorter than a day the one that starts a
-    day before.
+    exactly such windows. A block without rows is a time without traffic, and no window is made of such blocks alone.
+    The window before that of traffic is the one that ends where it starts, or of those shorter than a day the one that
+    starts a day before.
     """
     start, stop = window_s
     length = stop - start

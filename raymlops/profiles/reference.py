@@ -130,10 +130,10 @@ def reference_of(
         found: number for found, counts in sliced.items() if (number := int(counts[:, ROWS].sum())) < PRIVATE_ROWS
     }
     sliced = {found: counts for found, counts in sliced.items() if found not in few}
-    kept = {found: Profile(layout, counts.sum(axis=0)) for found, counts in sliced.items()}
     of_blocks = counter.counts[:blocks, ROWS]
     firsts = firsts_of(of_blocks, edges[:-1]).tolist() if slotted else _firsts(of_blocks)
     if len(firsts) < 2:
+        kept = {found: Profile(layout, counts.sum(axis=0)) for found, counts in sliced.items()}
         note = _why(rows, ordered=has_times or in_order)
         return Reference(counter.profile(), None, note, independent, kept, few=few)
     bounds = np.append(edges[firsts], edges[-1]) if has_times else None

@@ -20,7 +20,7 @@ from raymlops.serving.arrival import from_client
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
-from raymlops.serving.proxy.bounds import ANNOUNCED, ANNOUNCED_MORE, INDEX, KNOWN, MAX_VALUES, Bounds
+from raymlops.serving.proxy.bounds import INDEX, KNOWN, MAX_VALUES, Bounds, announcement
 from raymlops.serving.proxy.serve_patches import look_up_proxies_late
 from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
@@ -130,6 +130,7 @@ class ModelReplica(_Callable):
         self._handler.configure(settings)
         per_row, required = self._model.signature.values_per_row, settings.access.required
         self._bounds = Bounds.of(settings.limits, values_per_row=per_row, key_required=required)
+        self._announced = announcement(self._handler.identity.name, self._bounds)
         KNOWN.record(self._handler.identity.name, self._bounds)
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
@@ -148,7 +149,7 @@ class ModelReplica(_Callable):
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._front.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=self._handler.identity.name, bounds=self._bounds)
+        return _AsgiResponse(reply, self._announced)
 
     async def answer(self, columns: Columns, rows: int) -> tuple[Columns, float]:
         """Predict for another version's front."""
@@ -187,17 +188,20 @@ class IndexReplica(_Callable):
 
     def __init__(self) -> None:
         self._gateway = Gateway()
+        self._announced = announcement(INDEX, self._gateway.bounds)
         KNOWN.guard_of = self._gateway.guard
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply a new list of models."""
         self._gateway.configure(user_config.get("models", []))
-        KNOWN.record(INDEX, self._gateway.bounds)
+        bounds = self._gateway.bounds
+        self._announced = announcement(INDEX, bounds)
+        KNOWN.record(INDEX, bounds)
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         reply = await self._gateway.reply(request.scope, request.receive)
-        return _AsgiResponse(reply, name=INDEX, bounds=self._gateway.bounds)
+        return _AsgiResponse(reply, self._announced)
 
     async def grpc_call(self, method: str, body: bytes, metadata: list[tuple[str, Any]]) -> GrpcReply:
         """Forward one gRPC call to the model that it names."""
@@ -210,9 +214,9 @@ class _AsgiResponse(Response):
     The first one also carries the model's bounds for the process that accepted the request (see ``bounds``).
     """
 
-    def __init__(self, reply: Reply, *, name: str, bounds: Bounds) -> None:
+    def __init__(self, reply: Reply, announced: Mapping[str, Any]) -> None:
         self._reply = reply
-        self._announced = {ANNOUNCED: (name, tuple(bounds[:2])), ANNOUNCED_MORE: tuple(bounds[2:])}
+        self._announced = announced
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         reply = self._reply

@@ -1,6 +1,6 @@
 """A rollout as it is followed from outside: which one is running, and each decision on it until it ends.
 
-Decides nothing, and changes nothing: the controller goes on whoever watches.
+Only reads: the controller continues whether or not anyone watches.
 """
 
 from __future__ import annotations

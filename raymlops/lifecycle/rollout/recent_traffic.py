@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -118,9 +119,10 @@ def _labelled(
     if not len(labels.hashes):
         return 0.0, None
     fresh = labels.first_within(since, None)
-    ids = labels.table["request_id"].to_pylist()
-    fresh &= np.fromiter((in_sample(request_id, log.sample) for request_id in ids), np.bool_, len(ids))
-    logged = len({request_id for request_id, is_fresh in zip(ids, fresh, strict=True) if is_fresh})
+    ids = labels.table["request_id"].filter(pa.array(fresh)).to_pylist()
+    kept = [in_sample(request_id, log.sample) for request_id in ids]
+    fresh[fresh] = kept
+    logged = len(set(compress(ids, kept)))
     late = None
     if log.retention_days is not None and logged:
         days = log.retention_days

@@ -52,6 +52,11 @@ class LiveModel:
     as_deployed: bool
     """Whether the controller judges the same of it."""
 
+    @property
+    def inputs(self) -> Normal | None:
+        """Return the side of inputs; None where the bundle has no profile of them."""
+        return next((each for each in self.sides if each.side == "inputs"), None)
+
 
 def live_model(state: State, name: str, *, monitor: MonitorSection | None = None) -> LiveModel:
     """Return a live model, to be watched as ``monitor`` says, by default as it was deployed.

@@ -8,7 +8,6 @@ normal. Reads no more traffic than that takes. Changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import numpy as np
 from raymlops.display import some_of
 from raymlops.lifecycle.watch.parts import SERVING, TRAINING, ColumnNames, Part, parts
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
-from raymlops.lifecycle.watch.windows import place_of
+from raymlops.lifecycle.watch.windows import place_of, span_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
 from raymlops.monitor.drift import DriftVerdict, judge
 from raymlops.monitor.outcome import FEWEST_OWN, FEWEST_ROWS
@@ -27,6 +26,7 @@ from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from datetime import datetime
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
@@ -345,12 +345,13 @@ class Normal:
         if verdict is None:
             nothing = "no column can be judged" + "".join(f"; {one}: {why}" for one, why in list(refused.items())[:3])
             return replace(self._waiting(window, nothing, kind=kind), refused=refused)
+        start, stop = span_of(window)
         return WindowDrift(
-            self.side, kind, against, *_span(window), window.rows, verdict, refused=refused, stand_for=window.stand_for
+            self.side, kind, against, start, stop, window.rows, verdict, refused=refused, stand_for=window.stand_for
         )
 
     def _waiting(self, window: Window, why: str, *, kind: Kind = "drift") -> WindowDrift:
-        return WindowDrift(self.side, kind, None, *_span(window), window.rows, None, why, stand_for=window.stand_for)
+        return WindowDrift(self.side, kind, None, *span_of(window), window.rows, None, why, stand_for=window.stand_for)
 
 
 def _uncounted(hours: int, version: int) -> str:
@@ -363,7 +364,3 @@ def _uncounted(hours: int, version: int) -> str:
 def _within(first: datetime | None, window: Window) -> bool:
     """Return whether there was no traffic yet when a window began."""
     return first is not None and window.start_s < first.timestamp() < window.stop_s
-
-
-def _span(window: Window) -> tuple[datetime, datetime]:
-    return datetime.fromtimestamp(window.start_s, UTC), datetime.fromtimestamp(window.stop_s, UTC)

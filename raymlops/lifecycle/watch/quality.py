@@ -63,7 +63,7 @@ def traffic_quality(
     Raises:
         StorageError, UnreachableError: the log or the state cannot be read.
     """
-    side = next((each for each in model.sides if each.side == "inputs"), None)
+    side = model.inputs
     if side is None:
         return None
     starts = sorted({one.start for one in found if one.side == "inputs" and one.kind == "drift" and one.start})

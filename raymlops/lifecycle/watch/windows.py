@@ -8,6 +8,7 @@ layout is incomplete, and one for a part of which nothing was live is interrupte
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,6 @@ from raymlops.profiles.profile import Profile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from datetime import datetime
 
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.layout import Cells, Layout
@@ -36,6 +36,11 @@ def place_of(moment: datetime, window_s: float) -> int:
 def place_from(moment: datetime, window_s: float) -> int:
     """Return the place of the first window that begins at a moment or later."""
     return -int(-moment.timestamp() // window_s)
+
+
+def span_of(window: Window) -> tuple[datetime, datetime]:
+    """Return when a window begins and ends."""
+    return datetime.fromtimestamp(window.start_s, UTC), datetime.fromtimestamp(window.stop_s, UTC)
 
 
 @dataclass

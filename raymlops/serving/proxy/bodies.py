@@ -121,12 +121,13 @@ class Account:
 class Body:
     """One body, counted in an account until its ``with`` block ends."""
 
-    def __init__(self, account: Account, declared: bytes, *, scan: JsonScan | None = None) -> None:
+    def __init__(self, account: Account, declared: bytes) -> None:
         self.model: str | None = None
         self.moved_at = math.inf
         """When its current pause began, by the event loop's clock."""
+        self.scan: JsonScan | None = None
+        """What a large body is scanned by while it arrives."""
         self._account = account
-        self._scan = scan
         self._scanned = False
         self._given_up = False
         self._moved = 0
@@ -200,9 +201,9 @@ class Body:
                 raise Refusal(503, "overloaded", waiting, retry_after_s=1.0)
             self._pieces.add(chunk)
             account.add(self.model, len(chunk))
-            if self._scan is not None and not self.small:
+            if self.scan is not None:
                 try:
-                    await self._look(self._scan, chunk)
+                    await self._look(self.scan, chunk)
                 except Refusal:
                     left = limit - self._pieces.size
                     self._release()

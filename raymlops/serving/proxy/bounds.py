@@ -58,6 +58,11 @@ class Bounds(NamedTuple):
         )
 
 
+def announcement(name: str, bounds: Bounds) -> dict[str, Any]:
+    """Return what a replica adds to a response's first message."""
+    return {ANNOUNCED: (name, tuple(bounds[:2])), ANNOUNCED_MORE: tuple(bounds[2:])}
+
+
 SILENT = Bounds(timeout_s=300.0, max_body_bytes=64 * 1024 * 1024)
 """Bounds of a model whose replicas announce none, as those of an earlier release. The size is that of a gRPC
 message."""

@@ -142,8 +142,9 @@ class ProxyMiddleware:
             until = arrived + bounds.timeout_s + MARGIN_S
             await self._model(scope, replayed([b""], _nothing_more), send, client=client, until=until)
             return
-        scan = _scan_of(scope["path"], headers, bounds)
-        with Body(self._account, headers.get(b"content-length", b""), scan=scan) as body:
+        with Body(self._account, headers.get(b"content-length", b"")) as body:
+            if not body.small:
+                body.scan = _scan_of(scope["path"], headers, bounds)
             probed = bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes)
             if probed:
                 bounds = await self._probe_bounds(scope, client)

@@ -43,7 +43,7 @@ class Turns:
 
     def __init__(self, *, most: int = 32, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most
-        self._clock = clock
+        self.now = clock
         self._small_at = float("-inf")
         self._waiting = 0
         self._first = asyncio.Lock()
@@ -52,7 +52,7 @@ class Turns:
 
     def note_small(self) -> None:
         """Record that a small request came."""
-        self._small_at = self._clock()
+        self._small_at = self.now()
 
     async def take(self) -> Turn | None:
         """Wait for the turn of a large request, to be ended by the caller; None where it needs none.
@@ -72,7 +72,7 @@ class Turns:
             self._waiting -= 1
 
     def _beside_s(self) -> float:
-        return self._small_at + BESIDE_S - self._clock()
+        return self._small_at + BESIDE_S - self.now()
 
     async def _next(self) -> Turn | None:
         while (left_s := self._beside_s()) > 0:
@@ -88,11 +88,7 @@ class Turns:
     @property
     def may_hold(self) -> bool:
         """Return whether small requests come so often that a turn lasts on while the model has its rows."""
-        return self._clock() - self._small_at <= OFTEN_S
-
-    def now(self) -> float:
-        """Return the time, in seconds."""
-        return self._clock()
+        return self.now() - self._small_at <= OFTEN_S
 
     def ended(self, took_s: float) -> None:
         """Let the next one have its turn after a rest, by the time that it took to fetch and to parse this one."""

@@ -7,7 +7,7 @@ import asyncio
 from raymlops.serving.apps import _AsgiResponse, _Callable
 from raymlops.serving.arrival import METADATA
 from raymlops.serving.asgi import make_reply
-from raymlops.serving.proxy.bounds import Bounds, KnownBounds
+from raymlops.serving.proxy.bounds import Bounds, KnownBounds, announcement
 from raymlops.serving.replica.grpc_front import GrpcReply
 
 
@@ -38,7 +38,7 @@ def test_bounds_are_announced_so_that_a_proxy_of_an_earlier_release_knows_its_tw
     async def send(message):
         sent.append(message)
 
-    asyncio.run(_AsgiResponse(make_reply(200, b"{}", "r"), name="flights", bounds=bounds)({}, None, send))
+    asyncio.run(_AsgiResponse(make_reply(200, b"{}", "r"), announcement("flights", bounds))({}, None, send))
     assert sent[0]["raymlops.bounds"] == ("flights", (30.0, 5))
     known.take(sent[0])
     assert known.of_model("flights") == bounds

@@ -13,7 +13,7 @@ from raymlops.monitor.data_quality import Finding, named
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from raymlops.config.data import QualitySection
@@ -105,7 +105,7 @@ def breaches(window: WindowQuality, bounds: QualitySection) -> Iterator[Breach]:
 
 
 def silence(silent_h: float, bounds: QualitySection) -> Breach | None:
-    """Return the breach of hours without a row; None where they are within their bound, or there is none."""
+    """Return the breach of hours without a row; None where they are within the bound, or no bound is set."""
     most_h = bounds.max_silence_h
     if most_h is None or silent_h <= most_h:
         return None
@@ -133,6 +133,11 @@ def _own(bound: str, share: Shares) -> float:
     return share.before if bound == "max_new_categories" else 0.0
 
 
+def window_bounds(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the bounds of windows in ``monitor.quality`` as it is stored, whichever release stored it."""
+    return {name: value for name, value in section.items() if value is not None and name != "max_silence_h"}
+
+
 def bounds_windows(bounds: QualitySection) -> bool:
     """Return whether any bound is one of windows."""
-    return any(value is not None for name, value in bounds if name != "max_silence_h")
+    return bool(window_bounds(bounds.model_dump()))

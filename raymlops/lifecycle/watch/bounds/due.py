@@ -6,15 +6,15 @@ ends its open incidents.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
-from raymlops.lifecycle.watch.bounds.breach import WindowQuality, bounds_windows, breaches, silence
+from raymlops.lifecycle.watch.bounds.breach import WindowQuality, bounds_windows, breaches, silence, window_bounds
 from raymlops.lifecycle.watch.bounds.facts import LOOKED_FOR, last_hour_end, window_facts
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
-from raymlops.lifecycle.watch.windows import place_from, place_of
+from raymlops.lifecycle.watch.windows import place_from, place_of, span_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
 from raymlops.state.audit import changes_of
@@ -22,7 +22,8 @@ from raymlops.state.drift import ANY_VERSION, JudgedWindow, incidents_of, newest
 from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
 
     from raymlops.lifecycle.watch.bounds.breach import Breach
     from raymlops.lifecycle.watch.live_model import LiveModel
@@ -44,7 +45,7 @@ def bounds_due(
     Raises:
         StorageError, UnreachableError: the log or the state cannot be read.
     """
-    side = next((each for each in model.sides if each.side == "inputs"), None)
+    side = model.inputs
     if side is None:
         return
     open_ = {one.kind: one for one in incidents_of(state, model.name, open_only=True)}
@@ -58,7 +59,8 @@ def bounds_due(
 def silent(model: LiveModel, *, now: datetime, is_open: bool) -> tuple[datetime, Breach | None]:
     """Return since when no row came, and whether that is beyond its bound.
 
-    The time before the champion was deployed is none, unless silence is open: another version ends none.
+    Time before the champion was deployed does not count, unless an incident is open: deploying another version does not
+    end it.
 
     Raises:
         StorageError: the log cannot be read.
@@ -90,7 +92,7 @@ def _windows(
         window = seen or Window(at * window_s, (at + 1) * window_s, 0, 0)
         if first_hour is None or window.start_s < first_hour.timestamp() or not (seen or bounds.min_rows):
             continue
-        start, stop = (datetime.fromtimestamp(moment, UTC) for moment in (window.start_s, window.stop_s))
+        start, stop = span_of(window)
         if seen is not None and (hours := side.windows.uncounted(window)):
             if now < stop + wait:
                 return
@@ -108,23 +110,17 @@ def _windows(
 
 def _bounded_since(state: State, model: LiveModel, earliest: datetime) -> datetime:
     """Return since when windows have the bounds that are in force; ``earliest`` where that is longer ago."""
-    ours = _bounds({"quality": model.bounds.model_dump()})
+    ours = window_bounds(model.bounds.model_dump())
     since = earliest
     for event in changes_of(state, model.name):  # newest first
         after = next((item for item in event.after if item["role"] == "champion"), None)
-        if after is None or _bounds(after.get("monitor", {})) != ours:
+        if after is None or window_bounds(after.get("monitor", {}).get("quality") or {}) != ours:
             return since
         if event.ts < earliest:
             return earliest
         came_up = all(item["version"] != after["version"] for item in event.before)
         since = Deployment.from_dict(after).created_at if came_up else event.ts
     return since
-
-
-def _bounds(monitor: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the bounds of windows in a stored section, whichever release stored it."""
-    found = monitor.get("quality") or {}
-    return {name: value for name, value in found.items() if value is not None and name != "max_silence_h"}
 
 
 def _silence(state: State, model: LiveModel, *, now: datetime) -> Iterator[Found]:

@@ -5,17 +5,20 @@ Owns which of them are told. Changes nothing.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.lifecycle.watch.bounds.breach import ROSE, WindowQuality, is_beyond, shares_of
+from raymlops.lifecycle.watch.windows import span_of
 from raymlops.monitor.data_quality import column_quality
 from raymlops.predictions.partition import Faults, read_folder
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from raymlops.config.data import QualitySection
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.traffic import Traffic
@@ -39,7 +42,7 @@ def window_facts(
     """
     (profile,) = side.windows.profiles([window])
     columns = [one for one in column_quality(side.reference.profile, profile) if _is_told(one, bounds)]
-    start, stop = (datetime.fromtimestamp(moment, UTC) for moment in (window.start_s, window.stop_s))
+    start, stop = span_of(window)
     repeated = _repeated(side.traffic, start, stop) if repeats and window.rows <= _REPEATS_ROWS else None
     return WindowQuality(
         start, stop, profile.rows, usual_rows, tuple(sorted(columns, key=_risen, reverse=True)), repeated

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+from judged_days import judged_days
 from served_days import bundle_of, deploy, references
 
 from raymlops.config.load import load_data
@@ -27,11 +28,22 @@ def live(state, tmp_path, trained):
 
 
 @pytest.fixture
-def spec(tmp_path, monkeypatch, trained_until_today, copied_state):
-    """Return a project whose champion is live by a state of its own."""
+def project(tmp_path, monkeypatch, copied_state):
+    """Return the project flights, which has an empty state of its own."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
     copied_state(tmp_path)
-    with state_of(spec) as state:
+    return load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
+
+
+@pytest.fixture
+def spec(project, tmp_path, trained_until_today):
+    """Return the project, whose champion is live."""
+    with state_of(project) as state:
         deploy(state, bundle_of(tmp_path, trained_until_today))
-    return spec
+    return project
+
+
+@pytest.fixture
+def watch(state, tmp_path):
+    """Return what serves days up to one from now, counts and judges them."""
+    return judged_days(state, tmp_path)

@@ -8,11 +8,10 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from judged_days import TODAY, inputs, judged_days
+from judged_days import TODAY, inputs
 from served_days import DAY, bundle_of, deploy, references, serve
 
 from raymlops.cli.app import main
-from raymlops.config.load import load_data
 from raymlops.errors import NotFoundError, RefusedError, UsageError
 from raymlops.lifecycle.named_model import named
 from raymlops.lifecycle.overview import overview
@@ -33,20 +32,11 @@ def trained():
 
 
 @pytest.fixture
-def state(tmp_path, monkeypatch, trained, copied_state):
+def state(project, tmp_path, trained):
     """Return the state of a project whose model flights is live."""
-    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
-    copied_state(tmp_path)
-    with state_of(spec) as opened:
+    with state_of(project) as opened:
         deploy(opened, bundle_of(tmp_path, trained))
         yield opened
-
-
-@pytest.fixture
-def watch(state, tmp_path):
-    """Return what serves days up to one from now, counts and judges them."""
-    return judged_days(state, tmp_path)
 
 
 def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, watch, capsys):

@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import served_days
-from judged_days import TODAY, inputs, judged_days
+from judged_days import TODAY, inputs
 from served_days import bundle_of, deploy, references
 
-from raymlops.config.load import load_data
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge
 from raymlops.lifecycle.watch.drift import drift
@@ -34,17 +33,10 @@ def sliced():
 
 
 @pytest.fixture
-def state(tmp_path, monkeypatch, sliced):
-    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
-    with state_of(spec) as opened:
+def state(project, tmp_path, sliced):
+    with state_of(project) as opened:
         deploy(opened, bundle_of(tmp_path, sliced))
         yield opened
-
-
-@pytest.fixture
-def watch(state, tmp_path):
-    return judged_days(state, tmp_path)
 
 
 def test_what_moved_in_a_slice_is_an_alarm_that_names_it(state, watch, tmp_path):

@@ -296,6 +296,15 @@ def each(batcher, numbers):
     return [asyncio.ensure_future(batcher.submit(column(number), rows=1)) for number in numbers]
 
 
+async def taken(batcher, model, numbers):
+    """Submit a row each, and return the requests once the model, at its closed gate, has all of them as one batch."""
+    model.gate.clear()
+    tasks = each(batcher, numbers)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return tasks
+
+
 def outcomes(tasks):
     """Return the values of those that were answered, and the types of the errors of the others."""
     return [type(task.exception()) if task.exception() else task.result()["y"].item() for task in tasks]
@@ -331,10 +340,7 @@ def test_what_waits_runs_between_the_parts_of_a_batch_that_raised():
 
     async def run():
         batcher = Batcher(model, max_rows=100)
-        model.gate.clear()
-        tasks = each(batcher, range(8))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        tasks = await taken(batcher, model, range(8))
         tasks += each(batcher, [10, 5, 11])
         await asyncio.sleep(0)
         model.gate.set()
@@ -410,10 +416,7 @@ def test_requests_that_were_given_up_are_not_run_again():
 
     async def run():
         batcher = Batcher(model, max_rows=100)
-        model.gate.clear()
-        tasks = each(batcher, range(8))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        tasks = await taken(batcher, model, range(8))
         for task in tasks[:7]:
             task.cancel()
         await asyncio.wait(tasks[:7])
@@ -454,10 +457,7 @@ def test_the_rows_of_clients_who_have_left_do_not_wait(rows):
 
     async def run():
         batcher = Batcher(model, max_rows=10)
-        model.gate.clear()
-        first = each(batcher, [1])
-        for _ in range(3):
-            await asyncio.sleep(0)
+        first = await taken(batcher, model, [1])
         sent = column(*range(rows))
         left, stays = [asyncio.ensure_future(batcher.submit(sent, rows=rows)) for _ in range(2)]
         await asyncio.sleep(0)
