@@ -26,6 +26,8 @@ PRIVATE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosnif
 BODY = "raymlops.body"
 """Key of an ASGI scope for a body that ``middleware`` has read already; None for one that it does not read, as its
 caller has no valid key."""
+COUNTED = "raymlops.counted"
+"""Key for that the values of that body were counted on its way here, and are not too many."""
 PIECE_BYTES = 256 * 1024
 
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
-from raymlops.serving.asgi import BODY, BodyReader, refusal_reply, too_large_body
+from raymlops.serving.asgi import BODY, COUNTED, BodyReader, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
 from raymlops.serving.index.pages import Index, is_readiness, model_away, model_of, path_of, unknown_model
+from raymlops.serving.json_scan import PIECE_BYTES, UNCOUNTED_BYTES
 from raymlops.serving.names import route_of
 from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
-from raymlops.serving.proxy.bounds import KNOWN, MAX_VALUES, Bounds
+from raymlops.serving.proxy.bounds import KNOWN, MAX_VALUES, Bounds, scan_of
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
 from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
 from raymlops.serving.replica.peers import LARGE_BYTES, ServePeers
@@ -150,22 +151,46 @@ class Gateway:
             limit = champion.limits.max_body_bytes
             body = await self._bodies.read(scope, receive, headers, limit=limit) if posts else b""
             with self._places.hold(name):  # not earlier: a body that never arrives would hold it
+                if len(body) > UNCOUNTED_BYTES and not scope.get(COUNTED):
+                    await self._count(name, champion, path, headers, body)
                 # As an array it is not copied where it is pickled; the model's front makes it bytes again.
                 kept = np.frombuffer(body, np.uint8) if len(body) > LARGE_BYTES else body
                 message = {**call, BODY: kept, ARRIVED: arrived}
                 reply: Reply = await champion.call("http_call", message, size=len(body))
                 return self._without_announcement(name, reply)
 
+    async def _count(
+        self, name: str, champion: _Champion, path: str, headers: Mapping[bytes, bytes], body: bytes
+    ) -> None:
+        """Refuse a body with too many values that the guard let pass since it did not know the model's bound.
+
+        The model is asked for it: what it would refuse costs its own event loop ten milliseconds to take.
+        """
+        if self._known.of_model(name) is None:
+            route = route_of(name)
+            probe = {"type": "http", "method": "GET", "path": f"{route}/readyz", "root_path": route, "headers": []}
+            self._without_announcement(name, await champion.call("http_call", {**probe, BODY: b""}, size=0))
+            self._learn(name, None)  # unless it announced one
+        bounds = self._known.of_model(name)
+        scan = None if bounds is None else scan_of(path, headers, bounds)
+        if scan is not None:
+            for start in range(0, len(body), PIECE_BYTES):
+                scan.add(body[start : start + PIECE_BYTES])
+                await asyncio.sleep(0)
+
     def _without_announcement(self, name: str, reply: Reply) -> Reply:
         """Record what a model announces, for the guard of this process, and remove it from the reply."""
         most = next((int(value) for header, value in reply.headers if header == MAX_VALUES), None)
         if most is None:
             return reply
+        self._learn(name, most)
+        return replace(reply, headers=tuple(each for each in reply.headers if each[0] != MAX_VALUES))
+
+    def _learn(self, name: str, most: int | None) -> None:
         if self._known.of_model(name) is None:
             self._known.record(name, Bounds.of(self.limits)._replace(max_values=most))
             # Whoever is refused by it does not reach the model, which may have a larger one by then.
             (self._later or asyncio.get_running_loop().call_later)(LEARNED_S, self._known.forget, name)
-        return replace(reply, headers=tuple(each for each in reply.headers if each[0] != MAX_VALUES))
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:
         champion = self._champions.get(name)

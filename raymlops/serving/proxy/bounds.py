@@ -12,7 +12,8 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from raymlops.serving.auth import secret_of
-from raymlops.serving.json_scan import most_values
+from raymlops.serving.json_scan import MAX_LABEL_VALUES, JsonScan, most_values
+from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.refusal import Limits, Refusal
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ def name_in(path: str) -> str:
 def asked_for(path: str) -> str:
     """Return the model in a path below ``MODELS`` or ``BY_INDEX``."""
     return path.removeprefix(MODELS).removeprefix(BY_INDEX).partition("/")[0]
+
+
+def scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | None:
+    """Return what scans the body of a request before a replica has it; None for one that is not JSON alone."""
+    kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
+    if kind.lower().startswith(b"text/csv") or encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
+        return None
+    return JsonScan(MAX_LABEL_VALUES if path.endswith("/feedback") else bounds.max_values)
 
 
 KNOWN = KnownBounds()

@@ -26,20 +26,27 @@ from urllib.parse import quote
 from starlette.middleware import Middleware
 
 from raymlops.serving.arrival import ARRIVED, stamp
-from raymlops.serving.asgi import BODY, JSON, make_reply, refusal_reply, send_reply
+from raymlops.serving.asgi import BODY, COUNTED, JSON, make_reply, refusal_reply, send_reply
 from raymlops.serving.auth import KEY_HEADERS
-from raymlops.serving.json_scan import MAX_LABEL_VALUES, JsonScan
 from raymlops.serving.names import GUARD, ROUTES
-from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.proxy.bodies import Account, Body, replayed
-from raymlops.serving.proxy.bounds import ANNOUNCED, KNOWN, MODELS, UNKNOWN, UNKNOWN_BODY_S, asked_for, name_in
+from raymlops.serving.proxy.bounds import (
+    ANNOUNCED,
+    KNOWN,
+    MODELS,
+    UNKNOWN,
+    UNKNOWN_BODY_S,
+    asked_for,
+    name_in,
+    scan_of,
+)
 from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
 from raymlops.serving.request import PIN_HEADER, headers_of, request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from raymlops.serving.asgi import Message, Receive, Scope, Send
     from raymlops.serving.proxy.bounds import Bounds, KnownBounds
@@ -144,7 +151,7 @@ class ProxyMiddleware:
             return
         with Body(self._account, headers.get(b"content-length", b"")) as body:
             if not body.small:
-                body.scan = _scan_of(scope["path"], headers, bounds)
+                body.scan = scan_of(scope["path"], headers, bounds)
             probed = bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes)
             if probed:
                 bounds = await self._probe_bounds(scope, client)
@@ -171,6 +178,7 @@ class ProxyMiddleware:
             if body.small:
                 scope[BODY] = b"".join(taken)
             else:
+                scope[COUNTED] = bounds.max_values is not None
                 # Fetched by the replica, once it has checked the key: the Python proxy pickles each fetch on its loop.
                 # Alone it is faster as a whole.
                 if self._account.large == 1:
@@ -314,14 +322,6 @@ class _Answer:
 
     async def refuse(self, refusal: Refusal) -> None:
         await send_reply(refusal_reply(refusal, self._scope), self._send)
-
-
-def _scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | None:
-    """Return what scans the body of a request while it arrives; None for one that is not JSON alone."""
-    kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
-    if kind.lower().startswith(b"text/csv") or encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
-        return None
-    return JsonScan(MAX_LABEL_VALUES if path.endswith("/feedback") else bounds.max_values)
 
 
 async def _nothing_more() -> Message:

@@ -10,11 +10,12 @@ from hashlib import sha256
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, METADATA, stamp, stamp_in
-from raymlops.serving.asgi import BODY, make_reply, read_body
+from raymlops.serving.asgi import BODY, COUNTED, make_reply, read_body
 from raymlops.serving.auth import Access, KeyEntry
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.places import IN_FLIGHT, OWN_PLACES
 from raymlops.serving.protocols.grpc_messages import request_class
+from raymlops.serving.proxy.bodies import replayed
 from raymlops.serving.proxy.bounds import MAX_VALUES, KnownBounds
 from raymlops.serving.refusal import Limits
 from raymlops.serving.replica.grpc_front import GrpcReply
@@ -147,6 +148,37 @@ def test_a_models_bound_of_values_is_learned_from_its_answers_for_a_while():
         assert known.of_model("flights") is None
 
     asyncio.run(learn())
+
+
+def test_a_body_that_no_guard_counted_is_counted_before_the_model_has_it():
+    """The model is asked for its bound, 60 values; what was counted, or is no JSON, goes on as it is."""
+    asked = []
+
+    class Peers(ServePeers):
+        def handle(self, version, *, large=False):
+            front = AnnouncingFront(self._name, version)
+            front.asked = asked
+            return front
+
+    one = Gateway(Peers, known=KnownBounds(), later=lambda *_given: None)
+    one.configure([model("flights")])
+
+    async def post(values, **more):
+        body = b'{"inputs":[' + b",".join([b" " * 2_000 + b"1"] * values) + b"]}"
+        assert len(body) > 64_000
+        scope = {"type": "http", "method": "POST", "path": "/v2/models/flights/infer", "headers": [], **more}
+        reply = await one.reply(scope, replayed([body], unread))
+        paths, asked[:] = [call["path"].rpartition("/")[2] for call in asked], []
+        return reply.status, paths
+
+    async def scenario():
+        assert await post(62) == (413, ["readyz"])
+        assert await post(61) == (200, ["infer"])
+        assert await post(62) == (413, [])
+        assert await post(62, **{COUNTED: True}) == (200, ["infer"])
+        assert await post(62, headers=[(b"content-type", b"text/csv")]) == (200, ["infer"])
+
+    asyncio.run(scenario())
 
 
 def test_a_champion_that_hangs_does_not_block_the_others():
@@ -286,7 +318,7 @@ def test_a_large_body_is_passed_by_reference(size, large):
     one = make(model("flights"))
     assert asyncio.run(infer(one, "flights", receive=receive)).status == 200
     front = one._champions["flights"].peers._handles[7, False]
-    ((scope,),) = front.given
+    *_, (scope,) = front.given  # of a large one after the model's readiness, which tells its bound
     assert front.large is large
     assert isinstance(scope[BODY], bytes) is not large
     assert asyncio.run(read_body(scope, unread, {}, limit=10**6)) == body
