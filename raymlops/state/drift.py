@@ -230,10 +230,20 @@ def add_baselines(
 
 
 def judged_windows(
-    database: Database, name: str, *, since: datetime | None = None, limit: int | None = None
+    database: Database,
+    name: str,
+    *,
+    since: datetime | None = None,
+    kind: Kind | None = None,
+    limit: int | None = None,
 ) -> list[JudgedWindow]:
-    """Return the verdicts on a model's windows, newest first: all, those that start at ``since`` or later, or some."""
+    """Return the verdicts on a model's windows, newest first.
+
+    All, those that start at ``since`` or later, those of one kind, or some.
+    """
     query = sa.select(drift_windows).where(drift_windows.c.name == name)
+    if kind is not None:
+        query = query.where(drift_windows.c.kind == kind)
     if since is not None:
         query = query.where(drift_windows.c.start >= since)
     order = (drift_windows.c.start.desc(), drift_windows.c.side, drift_windows.c.kind)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from raymlops.monitor.skill.expected import Codes
     from raymlops.monitor.skill.reference import Calibrated, MetricReference
     from raymlops.monitor.skill.scored import Metric
-    from raymlops.profiles.slices import Value
+    from raymlops.profiles.slices import Slice, Value
     from raymlops.recipe import RecipeBase
 
     Loss = Callable[[Mapping[str, Any], Any], float | None]
@@ -75,12 +75,10 @@ def quality_reference(
     if sample is None or recipe.label is None or recipe.label not in sample:
         return _without("the test split has no rows with a label")
     try:
-        rows, answers = answered(
-            recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch
-        )
+        rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch)
         outputs = prepared.signature.rows(answers)
         labels = [row[recipe.label] for row in prepared.signature.rows({recipe.label: rows[recipe.label]})]
-        members = {each.name: each.rows(rows) for each in chosen}
+        members = {each: each.rows(rows) for each in chosen}
         return of_answers(rule, outputs, labels, own=_own(recipe) if rule.kind == "recipe" else None, members=members)
     except (InvalidRowsError, NonFiniteError, RecipeError) as error:  # the gate rejects a version that does not answer
         return _without(error.message)
@@ -92,7 +90,7 @@ def of_answers(
     labels: Sequence[Any],
     *,
     own: Loss | None = None,
-    members: Mapping[str, npt.NDArray[np.bool_] | None] | None = None,
+    members: Mapping[Slice, npt.NDArray[np.bool_] | None] | None = None,
 ) -> QualityReference | None:
     """Return the reference of answers and their labels, as JSON values, in the order of the rows.
 
@@ -107,7 +105,8 @@ def of_answers(
         return _without(f"{len(kept)} test rows can be compared with their label, and {FEWEST} are needed")
     codes, blocks = codes[kept], blocks_of(len(kept))
     pairs = [(outputs[at], labels[at]) for at in kept]
-    numbers = np.array([rule.class_of(label) for _, label in pairs], dtype=np.float64) if rule.kind == "number" else None
+    truths = [rule.class_of(label) for _, label in pairs]
+    numbers = np.array(truths, dtype=np.float64) if rule.kind == "number" else None
     losses = np.array([found[at] for at in kept], dtype=np.float64)
     others = None if own is None else _of_others(own, pairs)
 

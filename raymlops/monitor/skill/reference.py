@@ -16,6 +16,7 @@ from raymlops.monitor.skill.estimated import Calibration, error_on_labelled, exp
 from raymlops.monitor.skill.expected import Expectation, base_rate_loss, label_shares, mean_loss
 from raymlops.monitor.skill.label_classes import LabelClasses
 from raymlops.monitor.skill.scored import SCORES, Metric, base_by_class, base_rule, histogram
+from raymlops.profiles.slices import Slice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ class QualityReference:
         classes: Of their labels.
         metrics: By name, those that are mean losses.
         scores: Of AUC, rows by block, class and bin of score, (blocks, 2, SCORES); None without.
-        slices: The loss in each slice, by name.
+        slices: The loss in each slice.
         calibrated: None where answers have no confidence, or rows are too few.
     """
 
@@ -93,7 +94,7 @@ class QualityReference:
     classes: LabelClasses
     metrics: Mapping[Metric, MetricReference]
     scores: npt.NDArray[np.int64] | None = None
-    slices: Mapping[str, MetricReference] = field(default_factory=dict)
+    slices: Mapping[Slice, MetricReference] = field(default_factory=dict)
     calibrated: Calibrated | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class QualityReference:
             "classes": self.classes.to_dict(),
             "metrics": {name: one.to_dict() for name, one in self.metrics.items()},
             "scores": None if self.scores is None else self.scores.tolist(),
-            "slices": {name: one.to_dict() for name, one in self.slices.items()},
+            "slices": [{**each._asdict(), "loss": one.to_dict()} for each, one in self.slices.items()],
             "calibrated": known and {"bins": known.calibration.to_dict(), "loss": known.loss, "error": error},
         }
 
@@ -126,7 +127,7 @@ class QualityReference:
             LabelClasses.from_dict(data["classes"]),
             {name: MetricReference.from_dict(one) for name, one in data["metrics"].items()},
             None if scores is None else np.array(scores, dtype=np.int64).reshape(-1, 2, SCORES),
-            {name: MetricReference.from_dict(one) for name, one in data["slices"].items()},
+            {Slice(one["column"], one["value"]): MetricReference.from_dict(one["loss"]) for one in data["slices"]},
             known and Calibrated(Calibration.from_dict(known["bins"]), known["loss"], Estimate(*known["error"])),
         )
 

@@ -44,6 +44,7 @@ _TITLES = {
     ("outputs", "skew"): "Outputs, skew",
     ("inputs", "quality"): "Inputs, beyond a bound",
     ("inputs", "silence"): "Inputs, silence",
+    ("outputs", "skill"): "Answers, worse by their labels",
 }
 _QUANTILES = ("5%", "25%", "50%", "75%", "95%")
 
