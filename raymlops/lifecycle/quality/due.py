@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOOK_BACK = timedelta(days=90)
 """Windows that ended before are not judged any more."""
 PATIENCE = 1.5
-"""By which the time that 9 of 10 labels took is multiplied: 94% of labels that come at a constant rate are there then."""
+"""By which the time that 9 of 10 labels took is multiplied: of labels that come at a constant rate 94% are there."""
 LONGEST = timedelta(days=60)
 """How long a window waits for labels, without ``monitor.skill.labels_within_h``."""
 MAX_LABEL_BYTES = 32 * 2**20
@@ -83,7 +83,7 @@ def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None =
     history = history_of(state, model)
     labels: Labels | None = None
     passed: list[tuple[Span, Measured]] = []
-    for span in _pending(state, model, now=now):
+    for span in pending(state, model, now=now):
         key = (model.name, model.version, span.start, span.stop)
         look = seen.get(key)
         if look is None or now >= look.again:
@@ -112,8 +112,12 @@ def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None =
         passed = []
 
 
-def _pending(state: State, model: QualityModel, *, now: datetime) -> Iterator[Span]:
-    """Yield the windows that ended and were not judged."""
+def pending(state: State, model: QualityModel, *, now: datetime) -> Iterator[Span]:
+    """Yield the windows that ended and were not judged, as they were kept.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be read.
+    """
     window_s = model.window_s
     before = newest_window(state, model.name, side="outputs", version=model.version, kind="skill")
     first = max(model.since, now - LOOK_BACK, *(() if model.kept_since is None else (model.kept_since,)))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.quality.answers import as_json
-from raymlops.monitor.skill.scored import log_loss, score
+from raymlops.monitor.skill.scored import Believed, believed, log_loss, score
 from raymlops.predictions.labelled import key_hashes
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ _OTHER_BITS = 40
 """Of the hash of a request, than those by which labels are sampled."""
 ANYBODY = ""
 """Name of the caller of requests without a key."""
+_UNSAID = Believed(math.nan, math.nan, math.nan)
 
 Array = Any
 
@@ -102,6 +103,8 @@ class Reader:
     ask: Callable[[Sequence[Pair]], OwnLosses] | None = None
     """Returns the losses by the recipe's own ``loss_of``."""
     most_rows: int = MOST_ROWS
+    believes: bool = False
+    """Whether the sample has what answers say of themselves too: ``confidence``, ``if_true``, ``if_false``; or NaN."""
 
     def window(
         self, root: str, name: str, labels: Labels, *, version: int, since: datetime, until: datetime
@@ -170,7 +173,12 @@ class _Found:
         scores = np.full(batch.num_rows, np.nan)
         scores[wanted] = [score(self._by.rule, outputs[at]) for at in wanted.tolist()]
         whole.columns["scores"] = scores
-        self._add_sample(whole.where(thin))
+        sample = whole.where(thin)
+        if self._by.believes:
+            said = [believed(self._by.rule, outputs[at]) or _UNSAID for at in thin.tolist()]
+            columns = np.array(said, dtype=np.float64).reshape(-1, 3).T
+            sample.columns.update(zip(("confidence", "if_true", "if_false"), columns, strict=True))
+        self._add_sample(sample)
         if len(has):
             self._add_labelled(whole.where(has), [outputs[at] for at in has.tolist()], batch.take(pa.array(has)))
 

@@ -1,4 +1,4 @@
-"""A live version is judged by its labelled answers: a real log, real labels, and what registration makes of its test rows."""
+"""A live version is judged by its labelled answers: a real log, real labels, and a bundle with real test rows."""
 
 from __future__ import annotations
 
