@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.label_values import binary, chance_of, real, whole
+from raymlops.column_types import binary, chance_of, real, whole
 from raymlops.records import Record
 
 if TYPE_CHECKING:

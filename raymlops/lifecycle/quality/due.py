@@ -44,9 +44,9 @@ _SHORTEST, _PART = timedelta(hours=1), 8
 
 
 class Look(NamedTuple):
-    """What a window showed that was not due, and when it is looked at again."""
+    """What a window showed, and when it is looked at again; None where it is due."""
 
-    again: datetime
+    again: datetime | None
     found: Measured
 
 
@@ -86,7 +86,7 @@ def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None =
     for span in pending(state, model, now=now):
         key = (model.name, model.version, span.start, span.stop)
         look = seen.get(key)
-        if look is None or now >= look.again:
+        if look is None or look.again is None or now >= look.again:
             if _is_early(model, span, now=now):
                 return
             labels = labels or _labels(model, span.start)
@@ -95,15 +95,14 @@ def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None =
             found = model.measure(labels, start=span.start, stop=span.stop, now=now)
             if found is None:  # nobody asked
                 continue
-            again = _again(model, span, found, now=now)
-            look = None if again is None else Look(again, found)
-        if look is not None:
+            look = Look(_again(model, span, found, now=now), found)
+        if look.again is not None:
             seen[key] = look
             if look.found.coverage.labelled:
                 return  # its labels still come
             passed.append((span, look.found))
             continue
-        for one, measured in (*passed, (span, found)):
+        for one, measured in (*passed, (span, look.found)):
             times = {"start": one.start, "stop": one.stop, "now": now}
             kept = judged(measured, history, model.section, name=model.name, version=model.version, **times)
             history.append(kept[0])

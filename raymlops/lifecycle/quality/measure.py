@@ -21,7 +21,7 @@ from raymlops.monitor.skill.slices import SliceSkill, judge_slices
 if TYPE_CHECKING:
     from raymlops.answer_loss import AnswerLoss
     from raymlops.config.skill import SkillSection
-    from raymlops.lifecycle.quality.read import Answers, Rows
+    from raymlops.lifecycle.quality.rows import Answers, Rows
     from raymlops.monitor.skill.clusters import Floats
     from raymlops.monitor.skill.reference import QualityReference
     from raymlops.profiles.slices import Slice
@@ -167,8 +167,8 @@ def _auc(rows: Rows, weights: Floats, known: QualityReference) -> Window | None:
     _, place = np.unique(rows["clusters"], return_inverse=True)
     codes = rows["codes"]
     window = np.zeros((int(place.max()) + 1, 2, 1 + 2 * SCORES))
-    np.add.at(window, (place, codes, 0), weights)
-    np.add.at(window, (place, codes, 1 + codes * SCORES + histogram(rows["scores"])), weights)
+    for column in (np.zeros_like(codes), 1 + codes * SCORES + histogram(rows["scores"])):
+        np.add.at(window, (place, codes, column), weights)
     counted = known.scores
     reference = np.zeros((len(counted), 2, 1 + 2 * SCORES))
     reference[..., 0] = counted.sum(axis=-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.quality.answers import as_json
+from raymlops.lifecycle.quality.rows import Answers, Rows
 from raymlops.monitor.skill.scored import Believed, believed, log_loss, score
 from raymlops.predictions.labelled import key_hashes
 
@@ -43,53 +44,6 @@ _OTHER_BITS = 40
 ANYBODY = ""
 """Name of the caller of requests without a key."""
 _UNSAID = Believed(math.nan, math.nan, math.nan)
-
-Array = Any
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Arrays of the same rows, (rows,), by name."""
-
-    columns: dict[str, Array] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Array:
-        return self.columns[name]
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()))) if self.columns else 0
-
-    def where(self, chosen: npt.NDArray[Any]) -> Rows:
-        """Return some of them."""
-        return Rows({name: values[chosen] for name, values in self.columns.items()})
-
-    @classmethod
-    def joined(cls, parts: Sequence[Rows]) -> Rows:
-        """Return all rows of parts with the same columns, at least one."""
-        return cls({name: np.concatenate([part[name] for part in parts]) for name in parts[0].columns})
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What was read of a window.
-
-    Attributes:
-        rows: How many it has.
-        labelled: Those with a label that their answer can be compared with: ``codes``, ``losses``, ``scores``,
-            ``numbers``, ``clusters``, ``weights``, ``callers``, ``asked``, ``received``, ``contradicted``, and a column
-            for each slice.
-        sample: Of all rows: ``asked``, ``received`` (NaN without a label), ``scores``, ``clusters``, ``weights``.
-        unlike: How many labels cannot be compared with their answer.
-        callers: The names of the callers, by their number.
-        notes: What is not in it, and why.
-    """
-
-    rows: int
-    labelled: Rows
-    sample: Rows
-    unlike: int
-    callers: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -237,7 +191,7 @@ class _Found:
     def _caller_numbers(self, names: pa.Array) -> npt.NDArray[np.int64]:
         coded = pc.dictionary_encode(pc.fill_null(names, ANYBODY))
         known = [self._callers.setdefault(name, len(self._callers)) for name in coded.dictionary.to_pylist()]
-        return np.asarray(known, dtype=np.int64)[np.asarray(coded.indices)]
+        return np.array(known, dtype=np.int64).take(np.asarray(coded.indices))
 
 
 def _first_answers(rows: Rows) -> Rows:

@@ -70,10 +70,12 @@ def quality_reference(
     """
     recipe, chosen = prepared.recipe, slices_of(slices or {}, prepared.signature)
     if rule.kind == "none":
-        return _without(rule.reason)
+        _warn(rule.reason)
+        return None
     sample = prepared.splits["test"].sample(about_rows=ROWS)
     if sample is None or recipe.label is None or recipe.label not in sample:
-        return _without("the test split has no rows with a label")
+        _warn("the test split has no rows with a label")
+        return None
     try:
         rows, answers = answered(recipe, model, sample, batch_size=batch_size, device=device, before_batch=before_batch)
         outputs = prepared.signature.rows(answers)
@@ -81,7 +83,8 @@ def quality_reference(
         members = {each: each.rows(rows) for each in chosen}
         return of_answers(rule, outputs, labels, own=_own(recipe) if rule.kind == "recipe" else None, members=members)
     except (InvalidRowsError, NonFiniteError, RecipeError) as error:  # the gate rejects a version that does not answer
-        return _without(error.message)
+        _warn(error.message)
+        return None
 
 
 def of_answers(
@@ -102,9 +105,10 @@ def of_answers(
     codes = classes.codes(rule, labels)
     kept = np.flatnonzero((codes >= 0) & np.array([one is not None for one in found], dtype=np.bool_))
     if len(kept) < FEWEST:
-        return _without(f"{len(kept)} test rows can be compared with their label, and {FEWEST} are needed")
+        _warn(f"{len(kept)} test rows can be compared with their label, and {FEWEST} are needed")
+        return None
     codes, blocks = codes[kept], blocks_of(len(kept))
-    pairs = [(outputs[at], labels[at]) for at in kept]
+    pairs = [(outputs[at], labels[at]) for at in kept.tolist()]
     truths = [rule.class_of(label) for _, label in pairs]
     numbers = np.array(truths, dtype=np.float64) if rule.kind == "number" else None
     losses = np.array([found[at] for at in kept], dtype=np.float64)
@@ -161,5 +165,5 @@ def _calibrated(
     return calibrated(columns[:, 0], events, columns[:, 1], columns[:, 2], losses, blocks=blocks)
 
 
-def _without(why: str) -> None:
+def _warn(why: str) -> None:
     _log.warning("the quality of this version's answers will not be judged by late labels: %s", why)

@@ -57,9 +57,9 @@ class WatchGauges:
                 for name, windows, value in _figures(window):
                     yield (f"raymlops_drift_{name}", model, side, *windows), value
             newest = newest_window(self._state, model, side="outputs", version=champion, kind="skill")
-            for name, labels, value in () if newest is None else _quality(newest):
-                if value is not None:
-                    yield (f"raymlops_quality_{name}", model, *labels), value
+            for name, labels, known in () if newest is None else _quality(newest):
+                if known is not None:
+                    yield (f"raymlops_quality_{name}", model, *labels), known
         incidents = Counter(
             one.name for one in incidents_of(self._state, open_only=True) if one.acknowledged_at is None
         )

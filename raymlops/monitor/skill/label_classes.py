@@ -51,7 +51,7 @@ class LabelClasses:
             return cls((0, 1))
         counts = Counter(found).most_common()
         kept = [value for value, _ in counts[: MOST - 1 if len(counts) > MOST else MOST]]
-        ordered = sorted(kept, key=lambda one: (isinstance(one, str), one))  # type: ignore[arg-type, return-value]
+        ordered = sorted(kept, key=lambda one: (isinstance(one, str), one))
         return cls(tuple(ordered), pooled=len(counts) > len(kept))  # type: ignore[arg-type]
 
     @property

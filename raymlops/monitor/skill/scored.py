@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from raymlops.label_values import chance_of, real
+from raymlops.column_types import chance_of, real
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.answer_loss import AnswerLoss
-    from raymlops.monitor.skill.expected import Floats, Rule
+    from raymlops.monitor.skill.clusters import Floats
+    from raymlops.monitor.skill.expected import Rule
 
 Metric = Literal["loss", "log_loss", "auc"]
 LEAST_CHANCE = 1e-7
@@ -61,8 +62,8 @@ def base_by_class(rule: AnswerLoss, metric: Metric, shares: Floats) -> Floats | 
         return np.asarray(((q * q).sum() - 2 * q + 1) / 2)
     right = np.arange(len(q)) == q.argmax()
     if found == "class":
-        return np.where(right, 0.0, 1.0)
-    return np.where(right, (1 - q.max()) ** 2 / 2, (1 + q.max() ** 2) / 2)
+        return np.asarray(np.where(right, 0.0, 1.0))
+    return np.asarray(np.where(right, (1 - q.max()) ** 2 / 2, (1 + q.max() ** 2) / 2))
 
 
 def log_loss(rule: AnswerLoss, output: Mapping[str, Any], label: Any) -> float | None:
