@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from labelled_days import DAY, FIRST, answer_day, label_day, labelled_bundle, live
 from served_days import deploy, references
+from stored import put
 from tiny_bundle import tiny_contents
 
 from raymlops.bundle.write import write_bundle
@@ -20,6 +21,7 @@ from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import quality_line, quality_status
 from raymlops.monitor.skill.expected import Window
 from raymlops.state.drift import judged_windows
+from raymlops.state.store import Deployment
 
 HOUR = timedelta(hours=1)
 LATER = FIRST + 7 * DAY
@@ -109,3 +111,18 @@ def test_a_sampled_log_counts_by_weight(state, tmp_path):
     QualityJudge(state)(LATER)
     (kept,) = judged_windows(state, "flights", kind="skill")
     assert kept.details["coverage"]["labelled"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("slope", "outcome"), [(1.5, "no worse"), (-1.5, "worse")])
+def test_a_shadow_is_compared_on_the_same_labelled_requests(state, tmp_path, slope, outcome):
+    """Version 4 answers copies of what version 3 answers: as it does, or for labels that depend the other way."""
+    live(state, tmp_path)
+    champion, bundle = state.deployments("flights")[0], labelled_bundle(tmp_path)
+    put(state, "flights", [champion, Deployment("flights", 4, bundle, "run", "warm", {}, shadow=1.0)])
+    for day in range(2):
+        rows = answer_day(tmp_path, day, number=1000)
+        answer_day(tmp_path, day, number=1000, version=4, route="shadow", answered_as=slope, writer="shadow")
+        label_day(tmp_path, day, rows, after=HOUR)
+    (found,) = judged_quality(state, "flights", now=LATER).beside
+    assert (found.version, found.outcome, found.rows) == (4, outcome, 2000)
+    assert "of skill lost by the challenger" in found.text()
