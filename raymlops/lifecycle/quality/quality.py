@@ -22,9 +22,10 @@ from raymlops.records import Record
 from raymlops.state.drift import Incident, JudgedWindow, incidents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.skill import SkillSection
+    from raymlops.lifecycle.quality.due import Span
     from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.skill.verdict import Verdict
@@ -76,7 +77,7 @@ class QualityRecord(Record):
             s = "s" if self.waiting > 1 else ""
             lines.append(f"  {self.waiting} window{s} that ended wait{'' if s else 's'} for labels")
         elif not self.windows:
-            lines.append("  no window has ended yet since it took the route")
+            lines.append("  no window in which it answered has ended yet since it took the route")
         if self.estimated is not None:
             lines.append(f"  {self.estimated.text()}")
         lines += [f"  {each.text()}" for each in self.beside]
@@ -136,7 +137,7 @@ def judged_quality(
 
     newer = due(state, model, now=now, hurry=hurry)
     found = [*kept, *(window for window, _ in newer)]
-    later = [one for one in ended if not found or one.start >= found[-1].stop]
+    later = _asked(model, [one for one in ended if not found or one.start >= found[-1].stop])
     shown = [one for one in found if one.start >= since] if since is not None else found[-1:]
     open_ = (one for one in incidents_of(state, name, open_only=True) if one.kind == "skill")
     return QualityRecord(
@@ -152,6 +153,17 @@ def judged_quality(
         tuple(_beside(state, model, now=now, hurry=hurry)),
         tuple(open_),
     )
+
+
+def _asked(model: QualityModel, spans: Sequence[Span]) -> list[Span]:
+    """Return the windows in which the version answered anybody, by a listing of its hours."""
+    from raymlops.predictions.paths import prediction_hours
+    from raymlops.storage.store import Store
+
+    if not spans:
+        return []
+    found = prediction_hours(Store(model.root), model.name, since=spans[0].start, version=model.version)
+    return [span for span in spans if any(span.start <= hour.start < span.stop for hour in found)]
 
 
 def _beside(state: State, model: QualityModel, *, now: datetime, hurry: Callable[[], bool]) -> Iterator[Beside]:
