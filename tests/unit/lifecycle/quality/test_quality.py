@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -16,6 +17,7 @@ from raymlops.bundle.write import write_bundle
 from raymlops.config.schema import MonitorSection
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.lifecycle.quality.judge import QualityJudge
+from raymlops.lifecycle.quality.model import unjudged
 from raymlops.lifecycle.quality.quality import judged_quality
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import quality_line, quality_status
@@ -64,6 +66,9 @@ def test_a_bundle_of_an_earlier_release_says_what_to_do(state, tmp_path):
     with pytest.raises(NotFoundError, match="keeps no test rows") as caught:
         judged_quality(state, "flights", now=LATER)
     assert "Train and register" in caught.value.hint
+    (version,) = state.deployments("flights")
+    assert unjudged(version) == ()  # nobody asked for it
+    assert "keeps no test rows" in unjudged(replace(version, monitor={"skill": {"min": 0.1}}))[0]
 
 
 def test_a_metric_that_answers_do_not_have_is_refused(state, tmp_path):
@@ -76,6 +81,8 @@ def test_a_metric_that_answers_do_not_have_is_refused(state, tmp_path):
     with pytest.raises(UsageError, match=r"monitor\.skill\.metric is auc") as caught:
         judged_quality(state, "flights", now=LATER)
     assert caught.value.hint == "They have loss."
+    (version,) = (one for one in state.deployments("flights") if one.version == 4)
+    assert unjudged(version) == ("monitor.skill.metric is auc, and its answers have loss",)
 
 
 def test_the_report_has_quality_over_time(state, tmp_path):
