@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.deploy import deploy as deploy
     from raymlops.lifecycle.deploy import promote as promote
     from raymlops.lifecycle.pipeline import pipeline as pipeline
+    from raymlops.lifecycle.quality.quality import quality as quality
     from raymlops.lifecycle.registration.gate import gate as gate
     from raymlops.lifecycle.registration.register import register as register
     from raymlops.lifecycle.rollback import rollback as rollback
@@ -57,6 +58,7 @@ _HOMES = {
     "load": "raymlops.config.load",
     "pipeline": "raymlops.lifecycle.pipeline",
     "promote": "raymlops.lifecycle.deploy",
+    "quality": "raymlops.lifecycle.quality.quality",
     "register": "raymlops.lifecycle.registration.register",
     "rollback": "raymlops.lifecycle.rollback",
     "sweep": "raymlops.lifecycle.sweeps.handle",

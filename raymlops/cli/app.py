@@ -29,6 +29,7 @@ from raymlops.cli import (
     predict,
     predictions,
     projects,
+    quality,
     runs,
     traffic,
 )
@@ -47,6 +48,7 @@ VERBS: tuple[Verb, ...] = (
         predict.predict,
         predictions.predictions,
         drift.drift,
+        quality.quality,
         clusters.up,
         clusters.down,
         clusters.status,

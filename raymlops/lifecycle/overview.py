@@ -19,7 +19,14 @@ from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.monitor_text import monitor_text
-from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
+from raymlops.lifecycle.watch.status import (
+    drift_lines,
+    drift_status,
+    quality_line,
+    quality_status,
+    undelivered,
+    undelivered_text,
+)
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.serving.control.render import settings_of
@@ -78,6 +85,8 @@ class ModelOverview(Record):
     """How its traffic is watched: by which windows, within which bounds, who is told; None without a champion."""
     drift: dict[str, Any] | None = None
     """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
+    quality: dict[str, Any] | None = None
+    """The newest verdict on the champion by its labels, and what is known of these; None where none was judged yet."""
     messages: dict[str, Any] | None = None
     """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
     again; None if every messenger has them."""
@@ -103,6 +112,7 @@ class ModelOverview(Record):
             "aborted": self._aborted(),
             "watched": self.watched,
             "drift": drift_lines(self.drift),
+            "quality": quality_line(self.quality),
         }
 
     def text(self) -> str:
@@ -316,6 +326,7 @@ def _of(
         condition=None if condition is None else condition.to_dict(),
         watched=None if champion is None else _watched(champion),
         drift=None if champion is None else drift_status(state, name, champion.version),
+        quality=None if champion is None else quality_status(state, name, champion.version),
         messages=undelivered(unsent),
     )
 

@@ -189,6 +189,7 @@ class ControllerActor:
                     self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
+        from raymlops.lifecycle.quality.judge import QualityJudge
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.gauges import WatchGauges
@@ -198,7 +199,8 @@ class ControllerActor:
         from raymlops.tracking.client import tracker
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
-        judge, keep_reports = Judge(state), KeptReports(state, partial(tracker, spec))
+        judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
+        keep_reports = KeptReports(state, partial(tracker, spec))
 
         def tell(now: datetime) -> None:
             outbox(now)
@@ -206,6 +208,7 @@ class ControllerActor:
 
         def watch(now: datetime) -> None:
             judge(now)
+            judge_quality(now)
             keep_reports(now)
 
         return Controller(

@@ -139,13 +139,13 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         found.stop,
         version,
         found.outcome,
-        _printable(found.waiting if verdict is None else verdict.reason)[:2000],
+        printable(found.waiting if verdict is None else verdict.reason)[:2000],
         found.rows,
         now,
         found.against,
         None if verdict is None else verdict.p_one,
         None if verdict is None else verdict.p_two,
-        _plain(details),
+        plain(details),
     )
 
 
@@ -213,7 +213,7 @@ def _of(kind: type[T], data: Mapping[str, Any]) -> T:
     return kind(**{each.name: data[each.name] for each in fields(kind) if each.name in data})  # type: ignore[arg-type]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     r"""Return a text in which what is no printable character, such as NUL, is written as ``\u0000``.
 
     It may name a category, which is anybody's text; Postgres refuses NUL.
@@ -221,12 +221,12 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON data: without NaN and infinity, which a database may refuse."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
