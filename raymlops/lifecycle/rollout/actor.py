@@ -189,6 +189,7 @@ class ControllerActor:
                     self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
+        from raymlops.lifecycle.loop.decision import Decisions
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.gauges import WatchGauges
@@ -200,12 +201,15 @@ class ControllerActor:
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
         judge, keep_reports = Judge(state), KeptReports(state, partial(tracker, spec))
 
+        decide = Decisions(state)
+
         def tell(now: datetime) -> None:
             outbox(now)
             gauges()
 
         def watch(now: datetime) -> None:
             judge(now)
+            decide(now)
             keep_reports(now)
 
         return Controller(
