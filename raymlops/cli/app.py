@@ -30,6 +30,7 @@ from raymlops.cli import (
     predict,
     predictions,
     projects,
+    quality,
     runs,
     traffic,
 )
@@ -48,6 +49,7 @@ VERBS: tuple[Verb, ...] = (
         predict.predict,
         predictions.predictions,
         drift.drift,
+        quality.quality,
         loop.retrain,
         loop.freeze,
         clusters.up,

@@ -190,6 +190,7 @@ class ControllerActor:
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.loop.decision import Decisions
+        from raymlops.lifecycle.quality.judge import QualityJudge
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.gauges import WatchGauges
@@ -199,9 +200,8 @@ class ControllerActor:
         from raymlops.tracking.client import tracker
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
-        judge, keep_reports = Judge(state), KeptReports(state, partial(tracker, spec))
-
-        decide = Decisions(state)
+        judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
+        keep_reports, decide = KeptReports(state, partial(tracker, spec)), Decisions(state)
 
         def tell(now: datetime) -> None:
             outbox(now)
@@ -209,6 +209,7 @@ class ControllerActor:
 
         def watch(now: datetime) -> None:
             judge(now)
+            judge_quality(now)
             decide(now)
             keep_reports(now)
 

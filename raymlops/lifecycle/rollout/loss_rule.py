@@ -22,51 +22,22 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-import numpy as np
-
-from raymlops.answer_loss import AnswerLoss
-from raymlops.bundle.loss import OwnLosses, read_loss
-from raymlops.column_types import TIME, write_time
 from raymlops.errors import RaymlopsError
-from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.lifecycle.quality.answers import as_json, rule_of
 from raymlops.predictions.counts import Losses
-from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from raymlops.bundle.loss import Pair
+    from raymlops.answer_loss import AnswerLoss
+    from raymlops.bundle.loss import OwnLosses, Pair
     from raymlops.state.store import Deployment
 
-ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
 COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "weight", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
-
-
-def rule_of(champion: Deployment) -> AnswerLoss:
-    """Return the rule by which a rollout against this champion compares answers with labels.
-
-    It is of the kind ``none``, with the reason, if its bundle allows no other or the log lacks what it needs.
-
-    Raises:
-        BundleError: the bundle does not match its digest.
-        StorageError: the storage cannot be read.
-    """
-    log = settings_of(champion).log
-    if not log.enabled:
-        return AnswerLoss.none("the prediction log is off; set serve.log.enabled")
-    rule = read_loss(champion.bundle.uri, champion.bundle.digest)
-    if rule.kind == "none":
-        return AnswerLoss.none(f"{rule.reason}; {ADVICE}")
-    if log.redact:
-        needed = rule.columns or [column.name for column in signature_of(champion.bundle).outputs]
-        if hidden := sorted({*log.redact} & {*needed}):
-            return AnswerLoss.none(f"serve.log.redact leaves {', '.join(hidden)} out of the log")
-    return rule
 
 
 def unasked(champion: Deployment) -> str | None:
@@ -103,7 +74,7 @@ class Counted:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add labelled rows of the log."""
         shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
-        pairs: list[Pair] = [(_as_json(row["output"]), json.loads(row["label"])) for row in shared]
+        pairs: list[Pair] = [(as_json(row["output"]), json.loads(row["label"])) for row in shared]
         for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
             if loss is None:
                 count, first = self._unlike
@@ -149,13 +120,6 @@ class Counted:
         found = self._ask_recipe(pairs)
         self._note = self._note or found.failure
         return found.values
-
-
-def _as_json(output: Mapping[str, Any]) -> dict[str, Any]:
-    """Return outputs as they were sent to the caller: the log has times of its own type."""
-    times = {name: value for name, value in output.items() if isinstance(value, datetime)}
-    texts = write_time(np.array([value.replace(tzinfo=None) for value in times.values()], TIME)) if times else []
-    return {**output, **dict(zip(times, texts, strict=True))}
 
 
 def _rounded(loss: float, request_id: str) -> float:

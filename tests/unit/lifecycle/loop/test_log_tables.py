@@ -5,8 +5,8 @@ from datetime import timedelta
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from labelled_days import DAY, TODAY, live, log_days, retraining
 from tiny import Tiny
+from tiny_log import DAY, TODAY, live, log_days, retraining
 
 from raymlops.arrays import Column
 from raymlops.config.load import load_data
