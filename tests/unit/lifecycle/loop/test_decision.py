@@ -184,3 +184,10 @@ def test_each_model_is_decided_on_and_a_failure_holds_up_no_other(state):
     assert [(one.name, one.trigger) for one in retrainings_of(state)] == [("flights", "schedule")]
     failed = [event for event in state.events("broken") if event.action == "controller.error"]
     assert [event.why.partition(":")[0] for event in failed] == ["it was not decided whether to retrain it"]
+
+
+def test_worse_answers_are_no_reason_to_wait(state):
+    """Their incident is what retraining is for."""
+    live(state, **SKILL)
+    assert record_window(state, window(state, 0, kind="skill"), opening("i", kind="skill", side="outputs", version=3))
+    assert decided(state).trigger == "skill"
