@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.comparison.compare import compare as compare
     from raymlops.lifecycle.deploy import deploy as deploy
     from raymlops.lifecycle.deploy import promote as promote
+    from raymlops.lifecycle.loop.retrain import retrain as retrain
     from raymlops.lifecycle.pipeline import pipeline as pipeline
     from raymlops.lifecycle.quality.quality import quality as quality
     from raymlops.lifecycle.registration.gate import gate as gate
@@ -60,6 +61,7 @@ _HOMES = {
     "promote": "raymlops.lifecycle.deploy",
     "quality": "raymlops.lifecycle.quality.quality",
     "register": "raymlops.lifecycle.registration.register",
+    "retrain": "raymlops.lifecycle.loop.retrain",
     "rollback": "raymlops.lifecycle.rollback",
     "sweep": "raymlops.lifecycle.sweeps.handle",
     "train": "raymlops.lifecycle.train",

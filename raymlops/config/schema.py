@@ -19,9 +19,9 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
-from raymlops.config.data import DataSection, QualitySection
+from raymlops.config.data import DataSection, QualitySection, SkillSection
+from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
-from raymlops.config.skill import SkillSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
 from raymlops.records import Objective
@@ -33,6 +33,8 @@ def _frozen(value: Any) -> Any:
 
 MAX_SLICES = 16
 Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
+_LATER = {"window": {"start": None, "stop": None}, "tables": None}
+"""Fields of ``train`` that are no part of the digest where they are unset, and how that is written."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -63,6 +65,14 @@ class GateSection(Spec):
     blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
     compare_answers: bool = Field(
         default=True, description="reject a version whose answers do not follow the labels that its metrics follow"
+    )
+    later_rows: bool | None = Field(
+        None,
+        description="reject a version whose test rows are not later than its training rows, by row_times or "
+        "label_times, nor on days of their own; default: of those that are retrained",
+    )
+    max_same_rows: float = Field(
+        0.01, ge=0, le=1, description="later_rows: largest share of test rows that are training rows too"
     )
 
 
@@ -163,6 +173,7 @@ class ProjectSpec(Spec):
     gate: Free[GateSection] = GateSection()
     serve: Free[ServeSection] = ServeSection()
     monitor: Free[MonitorSection] = MonitorSection()
+    retrain: Free[RetrainSection] = RetrainSection()
     tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
     cluster: Free[ClusterSection] = ClusterSection()
@@ -199,5 +210,7 @@ class ProjectSpec(Spec):
     def sha(self) -> str:
         """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
+        # Unset, they are left out: a run from before there were any has the digest that it had.
+        data["train"] = {key: value for key, value in data["train"].items() if value != _LATER.get(key, ...)}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

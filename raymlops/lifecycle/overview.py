@@ -16,6 +16,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, StorageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, monitored, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
+from raymlops.lifecycle.loop.status import loop_lines, loop_status
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.monitor_text import monitor_text
@@ -85,6 +86,8 @@ class ModelOverview(Record):
     """How its traffic is watched: by which windows, within which bounds, who is told; None without a champion."""
     drift: dict[str, Any] | None = None
     """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
+    loop: dict[str, Any] | None = None
+    """What its retraining waits for, the open one and the last one; None where nothing is configured or was done."""
     quality: dict[str, Any] | None = None
     """The newest verdict on the champion by its labels, and what is known of these; None where none was judged yet."""
     messages: dict[str, Any] | None = None
@@ -112,6 +115,7 @@ class ModelOverview(Record):
             "aborted": self._aborted(),
             "watched": self.watched,
             "drift": drift_lines(self.drift),
+            "loop": "\n".join(self._loop()),
             "quality": quality_line(self.quality),
         }
 
@@ -136,6 +140,11 @@ class ModelOverview(Record):
             lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]
         lines += _losses_until(rollout["evidence"])
         return lines if self.moved_by else [*lines, UNMOVED]
+
+    def _loop(self) -> list[str]:
+        lines = (loop_lines(self.loop) or "").splitlines()
+        stands = self.loop is not None and self.loop.get("open") is not None and not self.moved_by
+        return [*lines, UNMOVED] if stands else lines
 
     def _coming(self) -> list[str]:
         lines = []
@@ -326,6 +335,7 @@ def _of(
         condition=None if condition is None else condition.to_dict(),
         watched=None if champion is None else _watched(champion),
         drift=None if champion is None else drift_status(state, name, champion.version),
+        loop=_loop(state, name),
         quality=None if champion is None else quality_status(state, name, champion.version),
         messages=undelivered(unsent),
     )
@@ -338,6 +348,13 @@ def _watched(champion: Deployment) -> str:
         return monitor_text(monitored(champion))
     except StorageError as error:
         return f"unknown: {error.message}"
+
+
+def _loop(state: State, name: str) -> dict[str, Any] | None:
+    try:
+        return loop_status(state, name, now=state.now())
+    except StorageError as error:
+        return {"lines": [f"unknown: {error.message}"]}
 
 
 def _begun(transition: Transition) -> dict[str, Any]:

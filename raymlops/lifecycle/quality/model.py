@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.bundle.loss import own_losses
 from raymlops.bundle.quality import quality_of
-from raymlops.config.skill import SkillSection
+from raymlops.config.data import SkillSection
 from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, taken_by
 from raymlops.lifecycle.prediction_log import stored_log

@@ -24,7 +24,7 @@ from raymlops.state.drift import Incident, JudgedWindow, incidents_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.config.skill import SkillSection
+    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.due import Span
     from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.lifecycle.sources import Source

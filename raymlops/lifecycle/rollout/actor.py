@@ -189,6 +189,7 @@ class ControllerActor:
                     self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
+        from raymlops.lifecycle.loop.decision import Decisions
         from raymlops.lifecycle.quality.judge import QualityJudge
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
@@ -200,7 +201,7 @@ class ControllerActor:
 
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
         judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
-        keep_reports = KeptReports(state, partial(tracker, spec))
+        keep_reports, decide = KeptReports(state, partial(tracker, spec)), Decisions(state)
 
         def tell(now: datetime) -> None:
             outbox(now)
@@ -209,6 +210,7 @@ class ControllerActor:
         def watch(now: datetime) -> None:
             judge(now)
             judge_quality(now)
+            decide(now)
             keep_reports(now)
 
         return Controller(
