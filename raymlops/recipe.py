@@ -122,6 +122,14 @@ class RecipeBase:
         """
         return None
 
+    def label_times(self, columns: Columns) -> Any:  # noqa: ARG002 - a default that knows none
+        """Return when the label of each row of a table was known, as ``row_times``; None: as soon as the row arose.
+
+        A retrained model is compared with the champion on rows whose labels were known after all that it was trained
+        on: ``gate.later_rows``.
+        """
+        return None
+
     def model(self) -> nn.Module:
         """Return the untrained model, on the CPU: no DDP, no ``.to(device)``."""
         raise NotImplementedError
@@ -354,8 +362,25 @@ def label_type_of(recipe: RecipeBase) -> Column | None:
 
 def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
     """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row."""
-    where = f"{type(recipe).__name__}.row_times()"
-    found = call_recipe(where, lambda: recipe.row_times(columns))
+    return _times(recipe, "row_times", columns)
+
+
+def known_times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
+    """Return when the labels of rows of a table were known: by ``label_times()``, or else with the rows."""
+    found = _times(recipe, "label_times", columns)
+    return times_of(recipe, columns) if found is None else found
+
+
+def model_of(recipe: RecipeBase) -> nn.Module:
+    """Return a recipe's untrained model, or raise RecipeError: ``model()`` raises or returns something else."""
+    from torch import nn
+
+    return _returned(recipe, "model", nn.Module, expected="torch.nn.Module")
+
+
+def _times(recipe: RecipeBase, method: str, columns: Columns) -> npt.NDArray[Any] | None:
+    where = f"{type(recipe).__name__}.{method}()"
+    found = call_recipe(where, lambda: getattr(recipe, method)(columns))
     if found is None:
         return None
     times, rows = np.asarray(found), len(next(iter(columns.values())))
@@ -365,13 +390,6 @@ def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
             hint="Return one time a row: datetime64, or seconds since 1970.",
         )
     return times
-
-
-def model_of(recipe: RecipeBase) -> nn.Module:
-    """Return a recipe's untrained model, or raise RecipeError: ``model()`` raises or returns something else."""
-    from torch import nn
-
-    return _returned(recipe, "model", nn.Module, expected="torch.nn.Module")
 
 
 def _returned(recipe: RecipeBase, method: str, kind: type[T], *, expected: str) -> T:
