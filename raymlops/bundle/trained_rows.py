@@ -30,9 +30,9 @@ def sketch(row_hashes: npt.NDArray[Any]) -> Hashes:
 class Overlap:
     """How many of some rows are training rows too, as a sketch of the training rows shows it.
 
-    ``seen`` of the ``looked_at`` rows are in the sketch. Of a ``whole`` sketch these are all rows, otherwise those under
-    its largest hash. Where the sketch is of a random ``hashed_share`` of the training rows, a row that is one of them is
-    found with that probability.
+    ``seen`` of the ``looked_at`` rows are in the sketch. Of a ``whole`` sketch these are all rows, else those under its
+    largest hash. Where the sketch is of a random ``hashed_share`` of the training rows, one that is there is found with
+    that probability.
     """
 
     seen: int

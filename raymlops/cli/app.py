@@ -29,6 +29,7 @@ from raymlops.cli import (
     predict,
     predictions,
     projects,
+    retraining_job,
     runs,
     traffic,
 )
@@ -110,6 +111,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(command(verb))
+app.command(hidden=True)(command(retraining_job.retraining_job))
 # Its words are another command's: options of that one come after them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
 for name, (about, verbs) in GROUPS.items():

@@ -66,8 +66,8 @@ class GateSection(Spec):
     )
     later_rows: bool | None = Field(
         None,
-        description="reject a version whose test rows are not later than its training rows, by row_times or label_times, "
-        "nor on days of their own; default: of those that are retrained",
+        description="reject a version whose test rows are not later than its training rows, by row_times or "
+        "label_times, nor on days of their own; default: of those that are retrained",
     )
     max_same_rows: float = Field(
         0.01, ge=0, le=1, description="later_rows: largest share of test rows that are training rows too"

@@ -88,13 +88,17 @@ def later(order: Order) -> GateCheck:
     if order.early and order.shared_days < order.rows:
         detail += f"; {order.shared_days:,} are on days of training rows"
     passed = not (order.early and order.shared_days)
-    return GateCheck(LATER, passed=passed, got=float(min(order.early, order.shared_days)), allowed=allowed, detail=detail)
+    return GateCheck(
+        LATER, passed=passed, got=float(min(order.early, order.shared_days)), allowed=allowed, detail=detail
+    )
 
 
 def others(overlap: Overlap, *, most: float) -> GateCheck:
     """Return whether the test rows are no training rows; ``most`` is the share that may be equal by chance."""
     share = overlap.share
-    detail = f"{overlap.seen:,} of {overlap.looked_at:,} test rows that were looked up are training rows too: {share:.2%}"
+    detail = (
+        f"{overlap.seen:,} of {overlap.looked_at:,} test rows that were looked up are training rows too: {share:.2%}"
+    )
     if not overlap.is_exact:
         detail += f" with an error of {overlap.error:.2%}, for certain more than {overlap.at_least():.2%}"
     passed = overlap.looked_at > 0 and overlap.at_least() <= most

@@ -62,8 +62,9 @@ def gate(
     through its own code, and its answers to test rows must follow their labels where its metric does. Thresholds and
     margin are those of ``source``, with ``own_rules`` those of the configuration in the version's bundle. The champion,
     if any, predicts the same test rows with its own code; if it cannot, nothing shows that the version is not worse,
-    and the gate rejects it. With ``gate.later_rows`` the test rows must be later than the training rows. The decision is recorded in the state first, with its audit event, then as a tag of the
-    version. After a kill in between, the same call completes it. A rejected version loses the alias ``challenger``.
+    and the gate rejects it. With ``gate.later_rows`` the test rows must be later than the training rows. The decision
+    is recorded in the state first, with its audit event, then as a tag of the version. After a kill in between, the
+    same call completes it. A rejected version loses the alias ``challenger``.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
     version that was registered from another state, ``adopt`` names the full digest: it is recorded here together with

@@ -22,18 +22,15 @@ import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-import numpy as np
-
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import OwnLosses, read_loss
-from raymlops.column_types import TIME, write_time
 from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.predictions.counts import Losses
+from raymlops.predictions.schema import as_json
 from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
@@ -103,7 +100,7 @@ class Counted:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add labelled rows of the log."""
         shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
-        pairs: list[Pair] = [(_as_json(row["output"]), json.loads(row["label"])) for row in shared]
+        pairs: list[Pair] = [(as_json(row["output"]), json.loads(row["label"])) for row in shared]
         for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
             if loss is None:
                 count, first = self._unlike
@@ -149,13 +146,6 @@ class Counted:
         found = self._ask_recipe(pairs)
         self._note = self._note or found.failure
         return found.values
-
-
-def _as_json(output: Mapping[str, Any]) -> dict[str, Any]:
-    """Return outputs as they were sent to the caller: the log has times of its own type."""
-    times = {name: value for name, value in output.items() if isinstance(value, datetime)}
-    texts = write_time(np.array([value.replace(tzinfo=None) for value in times.values()], TIME)) if times else []
-    return {**output, **dict(zip(times, texts, strict=True))}
 
 
 def _rounded(loss: float, request_id: str) -> float:

@@ -224,7 +224,7 @@ class Sweep:
             TrainingError, RecipeError, ClusterError: as ``train``.
         """
         from raymlops.lifecycle.registration.register import register
-        from raymlops.lifecycle.sweeps.submit import runs_tagged
+        from raymlops.lifecycle.submitted import runs_tagged
         from raymlops.lifecycle.train import train
 
         recorded = self._recorded()

@@ -29,7 +29,10 @@ def test_a_row_of_the_same_second_is_refused_with_numbers():
     check = later(order_of(TRAIN, [times("2026-01-03T12:00", "2026-01-04T00:00")]))
 
     assert (check.passed, check.got) == (False, 1.0)
-    assert "of 2 test rows 1 are not after the training rows; the newest training row is of 2026-01-03T12:00" in check.detail
+    assert (
+        "of 2 test rows 1 are not after the training rows; the newest training row is of 2026-01-03T12:00"
+        in check.detail
+    )
 
 
 def test_earlier_days_that_no_training_row_is_of_pass():

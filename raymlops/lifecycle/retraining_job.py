@@ -1,0 +1,122 @@
+"""A task of a retraining, in a Ray job of its own: train, gate or replay. Each may be repeated.
+
+Owns what is there already: a run that was finished, or can be resumed, by its tag; a version by its run; a replay by
+what the retraining holds. What follows, the loop decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from raymlops.config.retrain import RetrainSection
+from raymlops.config.stored import read_stored
+from raymlops.errors import GateRefusedError, RefusedError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.loop.stage_jobs import newest_run
+from raymlops.lifecycle.registration.gate import gate
+from raymlops.lifecycle.registration.register import register
+from raymlops.lifecycle.sources import Source, project_of, spec_of, state_of
+from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
+from raymlops.lifecycle.train import train
+from raymlops.records import Record
+from raymlops.state.loop import advance, retraining_of
+from raymlops.state.versions import recorded
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.loop.next_step import Task
+    from raymlops.records import GateDecision
+    from raymlops.state.store import State
+
+
+@dataclass(frozen=True)
+class TaskRecord(Record):
+    """What a task of a retraining came to."""
+
+    retraining: str
+    task: Task
+    result: str
+    """A run, or the verdict with its reason."""
+
+
+def retraining_job(source: Source, retraining_id: str, task: Task) -> TaskRecord:
+    """Run a task of a retraining.
+
+    Raises:
+        NotFoundError: there is no such retraining.
+        RefusedError: it has ended, or is not where it has what the task needs.
+        RaymlopsError: of the task; the same call goes on.
+    """
+    spec = spec_of(source)
+    if task == "train":
+        return TaskRecord(retraining_id, task, _train(spec, retraining_id))
+    with state_of(spec) as state:
+        done = _gate(spec, state, retraining_id) if task == "gate" else _replay(spec, state, retraining_id)
+    return TaskRecord(retraining_id, task, f"{'passed' if done.passed else 'refused'}: {done.reason}")
+
+
+def _train(spec: ProjectSpec, retraining_id: str) -> str:
+    """Train, or resume, and return the run. The state is not asked, whose credentials no recipe needs to see."""
+    from raymlops.tracking.client import tracker as tracker_of
+
+    tracker = tracker_of(spec)
+    tracker.check()
+    if (run_id := newest_run(tracker, spec.experiment, retraining_id, finished=True)) is not None:
+        return run_id
+    if (run_id := newest_run(tracker, spec.experiment, retraining_id, finished=False)) is not None:
+        return train(resume=run_id, source=spec).run_id
+    project: Any = project_of(spec)
+    if spec.retrain.sweep and spec.sweep.space:
+        best = run_sweep(sweep_request(project)).best
+        project = project.with_params(best.settings)
+    return train(project).run_id
+
+
+def _gate(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision:
+    one = retraining_of(state, retraining_id)
+    if one.run_id is None:
+        raise RefusedError(f"retraining {one.id} of {one.name} has no run yet: it is {one.stage}")
+    version = register(spec, one.run_id)
+    try:
+        return gate(spec, str(version.version))[1]
+    except GateRefusedError:
+        from raymlops.records import GateDecision
+        from raymlops.state.versions import decision_of
+
+        decision = decision_of(state, version.name, version.version)
+        return GateDecision(False, notes=tuple(decision.get("notes", ())), checks=())
+
+
+def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision:
+    from raymlops.cluster.connect import connect
+    from raymlops.lifecycle.batch.replay import on_workers, replay
+
+    one = retraining_of(state, retraining_id)
+    champion = champion_of(state.deployments(one.name))
+    record = None if one.version is None else recorded(state, one.name, one.version)
+    if champion is None or record is None:
+        raise RefusedError(f"retraining {one.id} of {one.name} has nothing to replay: it is {one.stage}")
+    until = state.now()
+    since = until - timedelta(hours=read_stored(RetrainSection, one.settings).replay_h)
+    with connect(spec):
+        decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec))
+    keep(state, retraining_id, decision)
+    return decision
+
+
+def keep(state: State, retraining_id: str, decision: GateDecision) -> None:
+    """Write the decision of a replay with its retraining, whatever else is written of that meanwhile.
+
+    Raises:
+        RefusedError: it has ended.
+    """
+    while True:
+        one = retraining_of(state, retraining_id)
+        if one.stage != "replaying":
+            raise RefusedError(f"retraining {one.id} of {one.name} is {one.stage}: its replay counts no more")
+        found = {**one.found, "replaying": decision.to_dict()}
+        after = one.at("replaying", now=state.now(), note=one.note, found=found)
+        if advance(state, one, after, why=f"replayed: {decision.reason}") is not None:
+            return
