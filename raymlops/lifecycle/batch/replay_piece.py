@@ -91,6 +91,7 @@ class ReplayWorker:
             reading = Reading(job.uri, job.name, **span, version=job.version, columns=COLUMNS, labels=self._labels)
         except NotFoundError:  # nothing was logged yet
             return found
+        assert self._models  # one that does not load is an error, and no row that fails
         for batch in reading:
             found += self._batch(batch)
         return found
