@@ -156,9 +156,17 @@ def retraining_id(name: str, trigger: Trigger, evidence: str) -> str:
 
 
 def begin(
-    database: Database, retraining: Retraining, *, message: Message | None = None, actor: str | None = None
+    database: Database,
+    retraining: Retraining,
+    *,
+    known: int | None = None,
+    message: Message | None = None,
+    actor: str | None = None,
 ) -> bool:
-    """Add a retraining with its audit event and its message, in one transaction; return False if it is there already.
+    """Add a retraining with its audit event and its message, in one transaction; return False if it is not to be added.
+
+    It is not where it is there already, or where there is another number of retrainings of the model than were
+    ``known`` when it was decided: then it was decided on an outdated reading.
 
     Raises:
         RefusedError: the model is frozen at ``made_at``, or another retraining of it is open; nothing was changed.
@@ -167,6 +175,9 @@ def begin(
     with database.writing() as connection:
         mine = retrainings.c.id == retraining.id
         if connection.execute(sa.select(retrainings.c.id).where(mine)).first() is not None:
+            return False
+        number = sa.select(sa.func.count()).select_from(retrainings).where(retrainings.c.name == retraining.name)
+        if known is not None and connection.scalar(number) != known:
             return False
         frozen = freeze_in(connection, retraining.name)
         if frozen is not None and frozen.holds(retraining.made_at):

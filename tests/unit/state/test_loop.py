@@ -56,6 +56,13 @@ def test_one_at_a_time_a_model(state):
     assert [one.id for one in retrainings_of(state, "flights", limit=1)] == [second.id]
 
 
+def test_what_was_decided_on_an_outdated_reading_is_not_added(state):
+    """Another controller's decision that has ended meanwhile counts for the cool-down, so that this one is void."""
+    assert begin(state, retraining(ended_at=NOW), known=0)
+    assert not begin(state, retraining("later"), known=0)
+    assert begin(state, retraining("later"), known=1)
+
+
 def test_of_many_that_begin_at_once_one_does(state):
     """Eight threads: one is through, seven are refused."""
     assert (begun_at_once(state, 8), len(retrainings_of(state))) == (7, 1)
