@@ -81,8 +81,8 @@ class Loop:
 
     def held(self, rollout: Rollout, now: datetime) -> str:
         """Return why a rollout that the loop began gets no larger share now; empty if it may, or is a person's."""
-        ours = any((one.name, one.version) == (rollout.name, rollout.version) for one in self.open())
-        return hold_of(self._state, rollout.name, now=now) if ours else ""
+        mine = (one for one in self.open() if (one.name, one.version) == (rollout.name, rollout.version))
+        return next((hold_of(self._state, one, now=now) for one in mine), "")
 
     def step(self, one: Retraining, now: datetime) -> Retraining:
         """Take the steps of a retraining that are due, and return it as it is then.

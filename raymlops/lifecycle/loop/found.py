@@ -49,7 +49,7 @@ def found_of(
     if one.stage == "rolling_out":
         return Found(
             live,
-            hold=hold_of(state, one.name, now=now),
+            hold=hold_of(state, one, now=now),
             rollout=_newest_rollout(state, one),
             coming=any(each.version == one.version for each in model.coming),
             lost=_lost(state, model, one.version),
@@ -59,7 +59,7 @@ def found_of(
         baked = _baked(state, one, model, now=now, counted=counted, quality=quality) if live == one.version else None
         return Found(live, lost=_lost(state, model, one.version), others=_others(model, one.version), baked=baked)
     job = jobs.find(submission_id(one, TASKS[one.stage]))
-    hold = hold_of(state, one.name, now=now) if job is None else ""
+    hold = hold_of(state, one, now=now) if job is None else ""
     run_id = None
     if one.stage == "training" and (job is None or job.status != "running"):
         run_id = jobs.finished_run(one)
@@ -68,13 +68,17 @@ def found_of(
     return Found(live, hold=hold, job=job, run_id=run_id, version=version, gate=gate)
 
 
-def hold_of(state: State, name: str, *, now: datetime) -> str:
-    """Return why the loop begins nothing of a model and promotes none: a freeze, or an open incident; else empty."""
-    if (frozen := freeze_of(state, name, now=now)) is not None:
+def hold_of(state: State, one: Retraining, *, now: datetime) -> str:
+    """Return why nothing of a retraining is begun, nor promoted: a freeze, or an open incident; else empty.
+
+    A person who retrains a model during an incident means it.
+    """
+    if (frozen := freeze_of(state, one.name, now=now)) is not None:
         return frozen.text()
-    for incident in incidents_of(state, name, open_only=True):
-        if incident.kind in BOUNDED and incident.acknowledged_at is None:
-            return incident.text()
+    if one.trigger != "person":
+        for incident in incidents_of(state, one.name, open_only=True):
+            if incident.kind in BOUNDED:
+                return f"nothing during an incident: {incident.text()}"
     return ""
 
 

@@ -112,8 +112,8 @@ Action = Submit | Advance | StartRollout | TakeBack | Wait
 def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
     """Return what a retraining that has not ended does next."""
     settings = read_stored(RetrainSection, one.settings)
-    if one.stage == "decided":
-        return _decided(settings, now=now)
+    if one.stage == "decided":  # by itself, or by a person: what is observed has ended, what is proposed waits
+        return Advance("checking", f"version {one.champion} is to be replaced")
     if one.stage == "proposed":
         return Wait(f"for a person: raymlops proposals accept {one.id} --why TEXT, or reject")
     if one.stage == "rolling_out":
@@ -129,14 +129,6 @@ def submission_id(one: Retraining, task: Task) -> str:
     """Return the id of the Ray job of a task and attempt: the same whoever submits it, so that Ray refuses a second."""
     attempt = f"-{one.failures + 1}" if one.failures else ""
     return f"raymlops-retrain-{one.id}-{task}{attempt}"
-
-
-def _decided(settings: RetrainSection, *, now: datetime) -> Advance:
-    if settings.autonomy == "observe":
-        return Advance("decided", "retrain.autonomy is observe, so that nothing runs", changes={"ended_at": now})
-    if settings.autonomy == "propose":
-        return Advance("proposed", "retrain.autonomy is propose, so that a person decides")
-    return Advance("checking", "retrain.autonomy is act")
 
 
 def _gone(one: Retraining, found: Found) -> str:
