@@ -90,4 +90,4 @@ def test_killed_anywhere_everything_is_there_once(began, tmp_path):
                     assert other.picture() in pictures[look : look + 3], (walk, look, at, place)
                 other.close()
             world.close()
-    assert KILLED <= killed
+    assert killed >= KILLED
