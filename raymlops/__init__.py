@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.deploy import promote as promote
     from raymlops.lifecycle.loop.retrain import retrain as retrain
     from raymlops.lifecycle.pipeline import pipeline as pipeline
+    from raymlops.lifecycle.quality.quality import quality as quality
     from raymlops.lifecycle.registration.gate import gate as gate
     from raymlops.lifecycle.registration.register import register as register
     from raymlops.lifecycle.rollback import rollback as rollback
@@ -58,6 +59,7 @@ _HOMES = {
     "load": "raymlops.config.load",
     "pipeline": "raymlops.lifecycle.pipeline",
     "promote": "raymlops.lifecycle.deploy",
+    "quality": "raymlops.lifecycle.quality.quality",
     "register": "raymlops.lifecycle.registration.register",
     "retrain": "raymlops.lifecycle.loop.retrain",
     "rollback": "raymlops.lifecycle.rollback",

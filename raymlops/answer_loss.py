@@ -26,6 +26,7 @@ that fits none of this has no loss.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.column_types import binary, chance_of, real, whole
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ SUM_TOLERANCE = 0.01
 """By which probabilities of all classes may miss a sum of 1: recipes round them."""
 
 _CLASSES = {"int", "bool", "string"}
-_YES, _NO = frozenset({"1", "true"}), frozenset({"0", "false"})
 
 
 @dataclass(frozen=True)
@@ -106,20 +107,35 @@ class AnswerLoss(Record):
         if self.kind == "vector":
             return self._vector(output, label)
         if self.kind == "number" and self.output is not None and self.scale:
-            truth, answer = _real(label), _real(output[self.output])
+            truth, answer = real(label), real(output[self.output])
             if truth is None:
                 return None
             return 1.0 if answer is None else min(1.0, abs(answer - truth) / self.scale)
         return None
 
-    def _probability(self, answer: Any, label: Any) -> float | None:
+    def class_of(self, label: Any) -> float | int | str | None:
+        """Return the class that a label names: 1 or 0, an index, or a text; of a ``number`` the number.
+
+        None where it is none. A recipe's own labels are what they are written as.
+        """
+        if self.kind in {"number", "none"}:
+            return real(label)
+        if self.kind == "recipe":
+            return json.dumps(label, sort_keys=True)
         if isinstance(self.positive, str):
-            truth = {self.positive: 1, self.negative: 0}.get(label) if isinstance(label, str) else None
-        else:
-            truth = _binary(label)
-        if truth is None:
+            return {self.positive: 1, self.negative: 0}.get(label) if isinstance(label, str) else None
+        if self.kind == "probability" or self.positive is not None:
+            return binary(label)
+        if label in self._names():
+            return self.probabilities.index(label)
+        found = whole(label)
+        return label if found is None and self.kind == "class" and isinstance(label, str) else found
+
+    def _probability(self, answer: Any, label: Any) -> float | None:
+        truth = self.class_of(label)
+        if not isinstance(truth, int):
             return None
-        chance = _chance(answer)
+        chance = chance_of(answer)
         return 1.0 if chance is None else (chance - truth) ** 2
 
     def _class(self, output: Mapping[str, Any], label: Any) -> float | None:
@@ -133,7 +149,7 @@ class AnswerLoss(Record):
             return None
         if answer is None or not self.probabilities:
             return float(not right)
-        chances = [_chance(value) for value in self._values(output)]
+        chances = [chance_of(value) for value in self._values(output)]
         chance = max((value for value in chances if value is not None), default=None)
         if chance is None:
             return 1.0
@@ -142,21 +158,21 @@ class AnswerLoss(Record):
     def _is(self, answer: Any, label: Any) -> bool | None:
         """Return whether a class is the label's; None where the label is no class."""
         if isinstance(self.positive, bool | int):
-            truth = _binary(label)
+            truth = binary(label)
             return None if truth is None else answer is not None and truth == int(answer)
         if isinstance(answer, str):
             return answer == label if isinstance(label, str) else None
         if isinstance(label, str) and answer is None:
             return False
-        whole = _whole(label)
-        return None if whole is None else answer is not None and whole == answer
+        number = whole(label)
+        return None if number is None else answer is not None and number == answer
 
     def _vector(self, output: Mapping[str, Any], label: Any) -> float | None:
         values = self._values(output)
-        chosen = self.probabilities.index(label) if label in self._names() else _whole(label)
+        chosen = self.probabilities.index(label) if label in self._names() else whole(label)
         if chosen is None or not 0 <= chosen < len(values) or len(values) < 2:
             return None
-        if any(_real(value) is None for value in values):
+        if any(real(value) is None for value in values):
             return 1.0
         misses = (abs(value - (index == chosen)) for index, value in enumerate(values))
         return min(1.0, 0.5 * math.fsum(min(2.0, miss * miss) for miss in misses))
@@ -206,7 +222,7 @@ def fitted(
     known = None if labels is None else [value for value in np.asarray(labels).tolist() if not _is_missing(value)]
     named = tuple(column for column in signature.outputs if column.name == label)
     alone = replace(signature, outputs=named) if named and len(signature.outputs) > 1 else None
-    if alone is not None and _Parts.of(alone).numbers and known and not all(_binary(one) is not None for one in known):
+    if alone is not None and _Parts.of(alone).numbers and known and not all(binary(one) is not None for one in known):
         return _fitted(alone, answers, labels, known)
     found = _fitted(signature, answers, labels, known)
     return _fitted(alone, answers, labels, known) if alone is not None and found.kind == "none" else found
@@ -221,7 +237,7 @@ def _fitted(
     if not parts.classes:
         return _without_class(parts, answers, labels, known or [])
     (found,) = parts.classes
-    if found.type == "int" and known and any(_whole(value) is None for value in known) and not parts.others:
+    if found.type == "int" and known and any(whole(value) is None for value in known) and not parts.others:
         return _number(found.name, answers, labels)  # labels such as 3.7 name no class
     if known and all(_fits_none(found, value) for value in known) and not parts.vectors and len(parts.numbers) < 2:
         return AnswerLoss.none(f"labels such as {known[0]!r} cannot be compared with the class {found.name!r}")
@@ -291,7 +307,7 @@ def _without_class(
             return AnswerLoss.none(
                 f"{names[0]!r} is a number, and the validation split has no labels to measure its errors by"
             )
-        if known and all(_binary(value) is not None for value in known) and _are_chances(answers[names[0]]):
+        if known and all(binary(value) is not None for value in known) and _are_chances(answers[names[0]]):
             return AnswerLoss("probability", probabilities=names, positive=1, negative=0)
         return _number(names[0], answers, labels)
     if len(names) > 1 and not parts.others and _are_all(np.stack([answers[n] for n in names], axis=1).tolist()):
@@ -302,7 +318,7 @@ def _without_class(
 
 def _number(name: str, answers: Columns, labels: npt.NDArray[Any] | None) -> AnswerLoss:
     pairs = zip(np.asarray(answers[name]).tolist(), np.asarray(labels).tolist(), strict=True)
-    numbers = [(_real(answer), _real(label)) for answer, label in pairs]
+    numbers = [(real(answer), real(label)) for answer, label in pairs]
     errors = [abs(answer - label) for answer, label in numbers if answer is not None and label is not None]
     if not errors:
         return AnswerLoss.none(f"{name!r} is a number, and the validation labels are not")
@@ -366,35 +382,8 @@ def _are_all(rows: Sequence[Sequence[float]]) -> bool:
 def _fits_none(column: Column, label: Any) -> bool:
     if column.type == "string":
         return not isinstance(label, str)
-    return (_binary(label) if column.type == "bool" else _whole(label)) is None
+    return (binary(label) if column.type == "bool" else whole(label)) is None
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _binary(label: Any) -> int | None:
-    if isinstance(label, str):
-        text = label.strip().lower()
-        return 1 if text in _YES else 0 if text in _NO else None
-    return int(label) if isinstance(label, bool | int | float) and label in (0, 1) else None
-
-
-def _whole(label: Any) -> int | None:
-    number = None if isinstance(label, bool) else _real(label)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def _real(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _chance(value: Any) -> float | None:
-    number = _real(value)
-    return None if number is None else min(1.0, max(0.0, number))

@@ -42,6 +42,8 @@ EVALUATION = "evaluation.json"
 LINEAGE = "lineage.json"
 LOSS = "loss.json"
 """How answers are compared with labels. Bundles of earlier releases lack it, and earlier releases ignore it."""
+QUALITY = "quality.json"
+"""The test rows that labelled answers are compared with. Bundles of earlier releases lack it, which ignore it."""
 CODE = "code"
 REQUIRED = frozenset(
     {WEIGHTS, ROWS, RECIPE, STATE, SIGNATURE, EXAMPLE, CONFIG, PROFILE, EVALUATION, LINEAGE},

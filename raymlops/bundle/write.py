@@ -73,6 +73,8 @@ class BundleContents:
     """Files that the training found beside the code and that do not travel; None for those that are there now."""
     loss: Mapping[str, Any] | None = None
     """How answers are compared with labels, see ``answer_loss``; None omits the file."""
+    quality: Mapping[str, Any] | None = None
+    """What labelled answers are compared with, see ``monitor.skill.reference``; None omits the file."""
     hashed_share: float = 1.0
     """Share of the training rows that ``row_hashes`` is of."""
 
@@ -146,6 +148,7 @@ def _render(contents: BundleContents) -> dict[str, bytes]:
         names.PROFILES: write_references(contents.references),
         names.EVALUATION: _json(contents.evaluation, name=names.EVALUATION),
         names.LINEAGE: _json(contents.lineage, name=names.LINEAGE),
+        **({} if contents.quality is None else {names.QUALITY: _json(contents.quality, name=names.QUALITY)}),
         **({} if contents.loss is None else {names.LOSS: _json(contents.loss, name=names.LOSS)}),
         **{f"{names.CODE}/{path}": data for path, data in sorted(code.files.items())},
     }

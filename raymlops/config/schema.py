@@ -22,6 +22,7 @@ from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrR
 from raymlops.config.data import DataSection, QualitySection
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
+from raymlops.config.skill import SkillSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
 from raymlops.records import Objective
@@ -87,6 +88,9 @@ class MonitorSection(Spec):
     )
     quality: QualitySection = Field(
         default_factory=QualitySection, description="bounds of a window's missing values, volume and the like"
+    )
+    skill: SkillSection = Field(
+        default_factory=SkillSection, description="how the quality of answers is judged once their labels are known"
     )
     notify: SecretRef | None = Field(
         None, description="who is told of incidents: one apprise URL a line (mail, Slack, Teams, PagerDuty, webhooks)"

@@ -20,7 +20,14 @@ from raymlops.lifecycle.loop.status import loop_lines, loop_status
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.monitor_text import monitor_text
-from raymlops.lifecycle.watch.status import drift_lines, drift_status, undelivered, undelivered_text
+from raymlops.lifecycle.watch.status import (
+    drift_lines,
+    drift_status,
+    quality_line,
+    quality_status,
+    undelivered,
+    undelivered_text,
+)
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.serving.control.render import settings_of
@@ -81,6 +88,8 @@ class ModelOverview(Record):
     """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
     loop: dict[str, Any] | None = None
     """What its retraining waits for, the open one and the last one; None where nothing is configured or was done."""
+    quality: dict[str, Any] | None = None
+    """The newest verdict on the champion by its labels, and what is known of these; None where none was judged yet."""
     messages: dict[str, Any] | None = None
     """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
     again; None if every messenger has them."""
@@ -107,6 +116,7 @@ class ModelOverview(Record):
             "watched": self.watched,
             "drift": drift_lines(self.drift),
             "loop": loop_lines(self.loop),
+            "quality": quality_line(self.quality),
         }
 
     def text(self) -> str:
@@ -321,6 +331,7 @@ def _of(
         watched=None if champion is None else _watched(champion),
         drift=None if champion is None else drift_status(state, name, champion.version),
         loop=_loop(state, name),
+        quality=None if champion is None else quality_status(state, name, champion.version),
         messages=undelivered(unsent),
     )
 

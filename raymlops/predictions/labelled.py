@@ -13,7 +13,7 @@ random part of the rows are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,8 @@ class Labels(Keys):
     """Which of them are of one row: by several callers."""
     received: pa.Array
     """When the first label of each row came in."""
+    contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
+    """Which of them another label of the row contradicts, and none corrects: of all labels, not of a sample."""
     conflicts: int = 0
     """Labels that contradict the one that counts and are not corrections."""
     every: int = 1
@@ -151,7 +153,7 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
     events, starts, ends = _by_caller(_whole(events))
     rows = np.cumsum(~_repeats(events, starts, ["request_id", "row"])) - 1
     kept = starts.copy()
-    conflicts = 0
+    conflicts, contradicted = 0, np.zeros(len(starts), dtype=np.bool_)
     everybodys = _everybodys(events, starts, rows)
     for group in np.flatnonzero((ends - starts > 1) | (everybodys >= 0)):
         places = np.arange(starts[group], ends[group])
@@ -163,14 +165,21 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
         chosen, contradicting = _choose(several["label"].to_pylist(), several["correction"].to_pylist())
         kept[group] = places[chosen]
         conflicts += contradicting
+        contradicted[group] = contradicting > 0 and not chosen
     first = events["received"].chunk(0).take(pa.array(starts))
     table = events.select(["request_id", "row", "label"]).take(kept)
     table = table.append_column("caller", events["caller"].take(pa.array(starts)))
     numbers = hashes(table["request_id"], table["row"])
     order = np.argsort(numbers, kind="stable")
-    received = first.take(pa.array(order))
-    table, numbers, rows = table.take(order).combine_chunks(), numbers[order], rows[order]
-    return Labels(table, numbers, hashes, rows=rows, received=received, conflicts=conflicts)
+    return Labels(
+        table.take(order).combine_chunks(),
+        numbers[order],
+        hashes,
+        rows=rows[order],
+        received=first.take(pa.array(order)),
+        contradicted=contradicted[order],
+        conflicts=conflicts,
+    )
 
 
 class _Sample:

@@ -11,19 +11,17 @@ kept, of an image that of its decoded pixels. Missing values are null. Redacted 
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from raymlops.column_types import TIME, write_time
 from raymlops.predictions.paths import HOUR_S
 from raymlops.predictions.served import RequestRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy.typing as npt
 
@@ -85,13 +83,6 @@ def schema_of(signature: Signature, *, redact: Collection[str] = ()) -> pa.Schem
     structs = {name: pa.struct(_fields(columns, redact)) for name, columns in sides.items()}
     # Parquet has no struct without a field.
     return pa.schema([*FIELDS.items(), *((name, struct) for name, struct in structs.items() if struct.num_fields)])
-
-
-def as_json(output: Mapping[str, Any]) -> dict[str, Any]:
-    """Return outputs as they were sent to the caller: the log has times of its own type."""
-    times = {name: value for name, value in output.items() if isinstance(value, datetime)}
-    texts = write_time(np.array([value.replace(tzinfo=None) for value in times.values()], TIME)) if times else []
-    return {**output, **dict(zip(times, texts, strict=True))}
 
 
 def _table(group: Sequence[RequestRecord], signature: Signature, *, name: str, redact: Collection[str]) -> pa.Table:

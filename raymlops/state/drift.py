@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from raymlops.state.messages import Message, Told
 
 Side = Literal["inputs", "outputs"]
-Kind = Literal["drift", "skew", "quality", "silence"]
-"""What a window is judged for: ``quality`` and ``silence`` by the bounds of ``monitor.quality``, not by a reference."""
-BOUNDED: frozenset[Kind] = frozenset({"quality", "silence"})
+Kind = Literal["drift", "skew", "quality", "silence", "skill"]
+"""What a window is judged for: ``quality`` and ``silence`` by the bounds of ``monitor.quality``, not by a reference;
+``skill`` by labels, of the outputs of one version."""
+BOUNDED: frozenset[Kind] = frozenset({"quality", "silence", "skill"})
+"""Acknowledging these makes nothing normal."""
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""
@@ -69,7 +71,7 @@ class JudgedWindow(Record):
     details: dict[str, Any] = field(default_factory=dict)
     """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
     the window's ``stand_for``, which are more where the log is a sample. Of a window that is beyond a bound, the first
-    that it is ``beyond``."""
+    that it is ``beyond``. Of skill, the sums of the ``window``, the ``verdict`` and what is known of its labels."""
     incident: str | None = None
     """The incident that it opened or belongs to."""
 
@@ -103,7 +105,7 @@ class Incident(Record):
         by = f", acknowledged by {self.acknowledged_by}" if self.acknowledged_by and self.closed_at is None else ""
         if self.kind == "silence":
             return f"incident {self.id}: {self.side}, no row {since}{by}"
-        what = {"skew": ", skew", "quality": ", beyond a bound"}.get(self.kind, "")
+        what = {"skew": ", skew", "quality": ", beyond a bound", "skill": ", worse by their labels"}.get(self.kind, "")
         windows = f"{self.windows} windows" if self.windows > 1 else "one window"
         windows = f"by the first windows of version {self.version}" if self.kind == "skew" else windows
         return f"incident {self.id}: {self.side}{what}, {since}, {windows}: {some_of(self.columns)}{by}"
@@ -228,10 +230,20 @@ def add_baselines(
 
 
 def judged_windows(
-    database: Database, name: str, *, since: datetime | None = None, limit: int | None = None
+    database: Database,
+    name: str,
+    *,
+    since: datetime | None = None,
+    kind: Kind | None = None,
+    limit: int | None = None,
 ) -> list[JudgedWindow]:
-    """Return the verdicts on a model's windows, newest first: all, those that start at ``since`` or later, or some."""
+    """Return the verdicts on a model's windows, newest first.
+
+    All, those that start at ``since`` or later, those of one kind, or some.
+    """
     query = sa.select(drift_windows).where(drift_windows.c.name == name)
+    if kind is not None:
+        query = query.where(drift_windows.c.kind == kind)
     if since is not None:
         query = query.where(drift_windows.c.start >= since)
     order = (drift_windows.c.start.desc(), drift_windows.c.side, drift_windows.c.kind)

@@ -224,7 +224,7 @@ class ReplayWorker:
 
     def _labelled(self, part: pa.RecordBatch, answers: Columns, weight: float) -> Labelled:
         """Return the losses of both on the rows that have a label which fits their answers."""
-        from raymlops.predictions.schema import as_json
+        from raymlops.lifecycle.quality.answers import as_json
 
         labels = part["label"]
         places = [place for place, label in enumerate(labels.to_pylist()) if label is not None]

@@ -5,10 +5,14 @@ Owns the record and how it comes from the windows that the controller has judged
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.quality.model import promoted_at
+from raymlops.lifecycle.quality.window import verdict_of
 from raymlops.records import Record
+from raymlops.state.drift import judged_windows
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,4 +47,24 @@ def quality_facts(state: State, name: str, *, now: datetime) -> QualityFacts:
     Raises:
         StorageError, UnreachableError: the state cannot be read.
     """
-    raise NotImplementedError
+    champion = champion_of(state.deployments(name))
+    if champion is None:
+        return QualityFacts()
+    since = promoted_at(state, champion)
+    ours = [
+        one
+        for one in judged_windows(state, name, kind="skill")
+        if one.version == champion.version and since < one.stop <= now
+    ]
+    found = QualityFacts(champion.version, since)
+    if not ours:
+        return found
+    lags = (one.details["coverage"]["half_lag_s"] for one in ours)
+    return replace(
+        found,
+        verdict=verdict_of(ours[0]),
+        windows=len(ours),
+        until=ours[0].stop,
+        labelled_rows=sum(one.rows for one in ours),
+        labels_half_lag_s=next((lag for lag in lags if lag is not None), None),
+    )

@@ -37,6 +37,7 @@ def bundle_contents(
     """Return what a run's bundle contains; ``model`` has the weights of ``weights_uri``, on the CPU, to evaluate."""
     from raymlops.bundle.write import BundleContents
     from raymlops.lifecycle.registration.profiles import references
+    from raymlops.lifecycle.registration.quality import quality_reference
     from raymlops.training.checkpoints.host_copies import model_state
     from raymlops.training.example import example_rows
     from raymlops.training.inprocess import local_device, on_device
@@ -59,6 +60,15 @@ def bundle_contents(
         )
         progress.stage("comparing its answers with labels")
         loss = answer_loss(prepared, model, batch_size=batch_size, device=device, before_batch=progress.tick)
+        quality = quality_reference(
+            prepared,
+            model,
+            loss,
+            batch_size=batch_size,
+            device=device,
+            slices=project.spec.monitor.slices,
+            before_batch=progress.tick,
+        )
         evaluation = _evaluation(
             tracker,
             run_id,
@@ -86,6 +96,7 @@ def bundle_contents(
         hashed_share=hashed_share,
         lineage=lineage,
         loss=loss.to_dict(),
+        quality=None if quality is None else quality.to_dict(),
         trained_with=_trained_with(tracker, run_id),
         left_out=None if code_changed else _left_out(tracker, run_id),
     )

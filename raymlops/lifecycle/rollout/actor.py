@@ -194,6 +194,7 @@ class ControllerActor:
         from raymlops.lifecycle.loop.act import Loop
         from raymlops.lifecycle.loop.stage_jobs import RayJobs
         from raymlops.lifecycle.quality.facts import quality_facts
+        from raymlops.lifecycle.quality.judge import QualityJudge
         from raymlops.lifecycle.rollout.evidence import since_promotion
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
@@ -212,7 +213,8 @@ class ControllerActor:
             quality=lambda state, name: quality_facts(state, name, now=state.now()),
         )
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
-        judge, keep_reports = Judge(state), KeptReports(state, partial(tracker, spec))
+        judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
+        keep_reports = KeptReports(state, partial(tracker, spec))
 
         def tell(now: datetime) -> None:
             outbox(now)
@@ -220,6 +222,7 @@ class ControllerActor:
 
         def watch(now: datetime) -> None:
             judge(now)
+            judge_quality(now)
             keep_reports(now)
 
         return Controller(

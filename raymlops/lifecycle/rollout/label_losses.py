@@ -15,8 +15,9 @@ from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import own_losses
 from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
-from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted, rule_of
+from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted
 from raymlops.predictions.counts import Losses
 from raymlops.storage.filesystem import root_of
 
@@ -24,12 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.bundle.loss import OwnLosses, Pair
+    from raymlops.lifecycle.quality.answers import AskRecipe
     from raymlops.lifecycle.rollout.loss_reader import Window
     from raymlops.records import BundleRef
     from raymlops.state.store import State
-
-    AskRecipe = Callable[[BundleRef, Sequence[Pair]], OwnLosses]
-    """Returns the losses of answers by the ``loss_of`` of a bundle's recipe."""
 
 MAX_LABEL_BYTES = 32 * 2**20
 """Of labels held at a time, about half a million with ids of 36 characters; they are sorted in five times that."""

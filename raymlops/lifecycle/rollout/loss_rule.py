@@ -25,45 +25,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
-from raymlops.answer_loss import AnswerLoss
-from raymlops.bundle.loss import OwnLosses, read_loss
 from raymlops.errors import RaymlopsError
-from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.lifecycle.quality.answers import as_json, rule_of
 from raymlops.predictions.counts import Losses
-from raymlops.predictions.schema import as_json
-from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from raymlops.bundle.loss import Pair
+    from raymlops.answer_loss import AnswerLoss
+    from raymlops.bundle.loss import OwnLosses, Pair
     from raymlops.state.store import Deployment
 
-ADVICE = "train and register again, where that is not enough with loss_of(output, label) in the recipe"
 COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "weight", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
-
-
-def rule_of(champion: Deployment) -> AnswerLoss:
-    """Return the rule by which a rollout against this champion compares answers with labels.
-
-    It is of the kind ``none``, with the reason, if its bundle allows no other or the log lacks what it needs.
-
-    Raises:
-        BundleError: the bundle does not match its digest.
-        StorageError: the storage cannot be read.
-    """
-    log = settings_of(champion).log
-    if not log.enabled:
-        return AnswerLoss.none("the prediction log is off; set serve.log.enabled")
-    rule = read_loss(champion.bundle.uri, champion.bundle.digest)
-    if rule.kind == "none":
-        return AnswerLoss.none(f"{rule.reason}; {ADVICE}")
-    if log.redact:
-        needed = rule.columns or [column.name for column in signature_of(champion.bundle).outputs]
-        if hidden := sorted({*log.redact} & {*needed}):
-            return AnswerLoss.none(f"serve.log.redact leaves {', '.join(hidden)} out of the log")
-    return rule
 
 
 def unasked(champion: Deployment) -> str | None:

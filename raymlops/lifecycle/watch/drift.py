@@ -140,7 +140,9 @@ def reported(
         since = min(starts, default=now)
     record = _judged(state, model, now=now, since=since)
     hours = [column for side in model.sides for column in _by_hour(model, side, record.windows)]
-    return page.page(_shown(record, hours), made_at=now)
+    kept = judged_windows(state, name, since=model.deployed_at, kind="skill")
+    skill = [one for one in reversed(kept) if one.version == model.version]
+    return page.page(_shown(record, hours)._replace(skill=skill), made_at=now)
 
 
 def judged(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from raymlops.lifecycle.watch.status import newest_verdicts
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of
+from raymlops.state.drift import incidents_of, newest_window
 from raymlops.state.messages import unsent_messages
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class WatchGauges:
             for side, window in newest_verdicts(self._state, model, champion).items():
                 for name, windows, value in _figures(window):
                     yield (f"raymlops_drift_{name}", model, side, *windows), value
+            newest = newest_window(self._state, model, side="outputs", version=champion, kind="skill")
+            for name, labels, known in () if newest is None else _quality(newest):
+                if known is not None:
+                    yield (f"raymlops_quality_{name}", model, *labels), known
         incidents = Counter(
             one.name for one in incidents_of(self._state, open_only=True) if one.acknowledged_at is None
         )
@@ -74,4 +78,18 @@ def _figures(window: JudgedWindow) -> Iterator[tuple[str, tuple[str, ...], float
     yield "distance", (), max(distances, default=0.0)
     yield "rows", (), float(window.rows)
     yield "window_seconds", (), (window.stop - window.start).total_seconds()
+    yield "judged_until", (), window.stop.timestamp()
+
+
+def _quality(window: JudgedWindow) -> Iterator[tuple[str, tuple[str, ...], float | None]]:
+    """Yield what is known of a window's labels, and of the skill that was lost since the promotion."""
+    details = window.details
+    verdict, coverage = details["verdict"], details["coverage"]
+    yield "outcome", (), _OUTCOMES.get(window.outcome, _NOT_JUDGED)
+    yield "skill", ("window",), details.get("skill")
+    yield "skill", ("expected",), details.get("expected_skill")
+    for bound, key in (("mean", "lost"), ("low", "low"), ("high", "high")):
+        yield "lost", (bound,), verdict[key]
+    yield "labelled", (), coverage["labelled"]
+    yield "label_lag_seconds", (), coverage["half_lag_s"]
     yield "judged_until", (), window.stop.timestamp()

@@ -90,7 +90,8 @@ def acknowledge(known: Known, *, now: datetime, actor: str, why: str) -> Filed:
         at = f"{incident.acknowledged_at:%Y-%m-%d %H:%M} UTC"
         raise RefusedError(
             f"incident {incident.id} of {incident.name} was acknowledged at {at} by {incident.acknowledged_by}",
-            hint="It is over once its bounds hold again; monitor.quality has them, and raymlops deploy changes them.",
+            hint="It is over once its bounds hold again; monitor.quality and monitor.skill have them, and raymlops "
+            "deploy changes them.",
         )
     over = None if incident.kind in BOUNDED else now
     after = replace(incident, closed_at=over, acknowledged_at=now, acknowledged_by=actor, acknowledged_why=why)

@@ -17,7 +17,7 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import newest_verdicts
-from raymlops.state.drift import incidents_of
+from raymlops.state.drift import incidents_of, newest_window
 from raymlops.tracking.failures import refused
 
 if TYPE_CHECKING:
@@ -80,9 +80,11 @@ class KeptReports:
         champion = champion_of(self._state.deployments(name))
         if champion is None:
             return
-        windows = newest_verdicts(self._state, name, champion.version).values()
+        windows = [*newest_verdicts(self._state, name, champion.version).values()]
+        skill = newest_window(self._state, name, side="outputs", version=champion.version, kind="skill")
+        windows += [] if skill is None else [skill]
         open_ = incidents_of(self._state, name, open_only=True)
-        shown = (champion.version, [(one.side, one.start, one.judged_at) for one in windows], open_)
+        shown = (champion.version, [(one.side, one.kind, one.start, one.judged_at) for one in windows], open_)
         if not windows or self._kept.get(name) == shown:
             return
         self._kept[name] = shown

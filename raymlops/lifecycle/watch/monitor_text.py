@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.skill import SkillSection
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.state.store import Deployment
@@ -25,6 +26,8 @@ def monitor_text(monitor: MonitorSection) -> str:
         parts.append(f"slices {_shown(monitor.slices)}")
     if bounds := {name: value for name, value in monitor.quality if value is not None}:
         parts.append(f"bounds {_shown(bounds)}")
+    if monitor.skill != SkillSection():
+        parts.append(f"labels {_skill(monitor.skill)}")
     parts.append("no notify" if monitor.notify is None else f"notifies {_reference(monitor.notify)}")
     return "; ".join(parts)
 
@@ -51,9 +54,17 @@ def _monitor(side: Any) -> MonitorSection | None:
 
 def _fields(monitor: MonitorSection) -> dict[str, str]:
     """Return each value as a text, those of ``quality`` one by one."""
-    flat = {name: value for name, value in monitor if name != "quality"}
-    flat |= {f"quality.{name}": value for name, value in monitor.quality}
+    inner = {"quality": monitor.quality, "skill": monitor.skill}
+    flat = {name: value for name, value in monitor if name not in inner}
+    flat |= {f"{section}.{name}": value for section, found in inner.items() for name, value in found}
     return {name: _reference(value) if name == "notify" else _shown(value) for name, value in flat.items()}
+
+
+def _skill(skill: SkillSection) -> str:
+    """Return by which metric and windows labelled answers are judged, and what else is not as by default."""
+    other = {name: value for name, value in skill if value != SkillSection.model_fields[name].default}
+    shown = {name: value for name, value in other.items() if name not in {"metric", "window_h"}}
+    return f"by {skill.metric} of {skill.window_h} h" + (f", {_shown(shown)}" if shown else "")
 
 
 def _reference(notify: SecretRef | None) -> str:

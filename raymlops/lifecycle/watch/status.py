@@ -1,4 +1,4 @@
-"""What ``status`` says of a model's traffic: the newest verdicts, open incidents, and messages that somebody lacks.
+"""What ``status`` says of a model's traffic: the newest verdicts, incidents, and messages that somebody lacks.
 
 Reads the state alone.
 """
@@ -58,6 +58,35 @@ def drift_lines(found: Mapping[str, Any] | None) -> str | None:
         why = f": {one['reason']}" if one["outcome"] in {"waiting", "insufficient"} else own
         lines.append(f"{one['side']} {one['outcome']} until {utc_time(one['stop'])}{why}")
     return "\n".join([*lines, *(one["text"] for one in found["incidents"])])
+
+
+def quality_status(state: State, name: str, champion: int) -> dict[str, Any] | None:
+    """Return the newest verdict on the champion by its labels, as plain data; None where none was judged."""
+    newest = newest_window(state, name, side="outputs", version=champion, kind="skill")
+    if newest is None:
+        return None
+    verdict, coverage = newest.details["verdict"], newest.details["coverage"]
+    return {
+        "outcome": newest.outcome,
+        "verdict": verdict["outcome"],
+        "reason": newest.reason,
+        "until": newest.stop.isoformat(),
+        "lost": verdict["lost"],
+        "labelled": coverage["labelled"],
+        "half_lag_s": coverage["half_lag_s"],
+    }
+
+
+def quality_line(found: Mapping[str, Any] | None) -> str | None:
+    """Return it as a line."""
+    if found is None:
+        return None
+    half = found["half_lag_s"]
+    lag = "" if half is None else f", half of these within {half / 3600:.3g} h"
+    return (
+        f"{found['verdict']} until {utc_time(found['until'])}: {found['reason']}\n"
+        f"{found['labelled']:.0%} of its last window's rows have a label{lag}"
+    )
 
 
 def undelivered(unsent: Sequence[Message]) -> dict[str, Any] | None:

@@ -145,7 +145,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         found.against,
         None if verdict is None else verdict.p_one,
         None if verdict is None else verdict.p_two,
-        _plain(details),
+        plain(details),
     )
 
 
@@ -221,12 +221,12 @@ def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else f"\\u{ord(each):04x}" for each in text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON data: without NaN and infinity, which a database may refuse."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

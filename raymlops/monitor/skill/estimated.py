@@ -26,7 +26,7 @@ from scipy import optimize, special
 from raymlops.monitor.skill.clusters import FEWEST, Estimate, Floats, Moments, by_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 BINS = 20
 _IN_BIN = 20
@@ -83,6 +83,17 @@ class Calibration:
         """Return the probability of the event for each row."""
         odds = special.logit(np.clip(np.asarray(confidence, dtype=np.float64), _SURE, 1 - _SURE))
         return np.asarray(special.expit(odds + np.interp(odds, self.odds, self.off)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data, for the bundle."""
+        bins = [[one.confidence, one.share, one.low, one.high, one.rows] for one in self.bins]
+        return {"odds": self.odds.tolist(), "off": self.off.tolist(), "bins": bins}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """Rebuild it from the data."""
+        odds, off = (np.array(data[name], dtype=np.float64) for name in ("odds", "off"))
+        return cls(odds, off, tuple(Bin(*map(float, one)) for one in data["bins"]))
 
     @property
     def unlike(self) -> tuple[Bin, ...]:

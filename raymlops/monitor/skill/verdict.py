@@ -113,11 +113,12 @@ def judge(
     return say("as before", f"{float(found.value):+.3f} of skill lost on average, at most {upper:.3f}")
 
 
-def above(losses: Sequence[Moments], bound: float, *, level: float = LEVEL) -> tuple[bool, float]:
+def above(losses: Sequence[Moments], bound: Any, *, level: float = LEVEL) -> tuple[bool, float]:
     """Return whether a mean is above a bound since some window, and how sure that is.
 
     One that is not is ever called so with probability at most ``level``. ``losses`` are those of the windows in their
-    order; of a metric that is better the higher it is, give it and the bound with the other sign.
+    order; of a metric that is better the higher it is, give it and the bound with the other sign. There is one bound,
+    or one for each window.
     """
     if not losses:
         return False, 1.0

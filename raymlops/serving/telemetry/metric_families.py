@@ -71,6 +71,12 @@ WATCH_FAMILIES = {
         Family("raymlops_drift_rows", "gauge", _WINDOW, "rows of the newest window"),
         Family("raymlops_drift_window_seconds", "gauge", _WINDOW, "length of the newest window"),
         Family("raymlops_drift_judged_until", "gauge", _WINDOW, "end of the newest window, in seconds since 1970"),
+        Family("raymlops_quality_outcome", "gauge", ("model",), "by labels: 0 as before, 2 worse, -1 no verdict"),
+        Family("raymlops_quality_skill", "gauge", ("model", "of"), "of the newest window, and had it stayed as it was"),
+        Family("raymlops_quality_lost", "gauge", ("model", "bound"), "skill lost since the promotion: mean, low, high"),
+        Family("raymlops_quality_labelled", "gauge", ("model",), "share of the newest window's rows with a label"),
+        Family("raymlops_quality_label_lag_seconds", "gauge", ("model",), "by which half of the labels have come"),
+        Family("raymlops_quality_judged_until", "gauge", ("model",), "end of the newest window, seconds since 1970"),
         Family("raymlops_incidents_open", "gauge", ("model",), "open incidents that nobody acknowledged"),
         Family("raymlops_messages_waiting", "gauge", ("model",), "messages about incidents that a messenger lacks"),
     )

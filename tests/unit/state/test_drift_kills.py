@@ -22,14 +22,14 @@ def before(tmp_path_factory):
 
 
 def test_one_judge_writes_what_is_expected(before):
-    """Eight verdicts, five incidents, three baselines, and a message and an event for each change."""
+    """Ten verdicts, six incidents, three baselines, and a message and an event for each change."""
     found = rows(f"sqlite:///{before[-1][0]}")
     assert {name: len(there) for name, there in found.items()} == {
-        "drift_windows": 8,
-        "incidents": 5,
-        "messages": 11,
+        "drift_windows": 10,
+        "incidents": 6,
+        "messages": 13,
         "drift_baselines": 3,
-        "audit": 13,
+        "audit": 15,
     }
 
 

@@ -75,6 +75,8 @@ def _plain(character: str) -> str:
 def _subject(incident: Incident) -> str:
     if incident.kind == "skew":
         return f"{incident.side} of version {incident.version} differ from its training"
+    if incident.kind == "skill":
+        return f"answers of version {incident.version} are worse by their labels"
     if incident.kind in BOUNDED:
         return f"{incident.side} beyond a bound" if incident.kind == "quality" else f"no {incident.side}"
     return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
@@ -99,10 +101,13 @@ def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[
     if what == "closed":
         return f"{over}{since} it was an alarm, last in the window of {_time(incident.last_at)}."
     hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
-    last = f"the last of {window.rows:,} rows until {_time(window.stop)}."
+    rows = "labelled rows" if incident.kind == "skill" else "rows"
+    last = f"the last of {window.rows:,} {rows} until {_time(window.stop)}."
     if what == "escalated":
-        worse = "beyond further bounds" if incident.kind == "quality" else "further columns moved"
+        worse = "beyond further bounds" if incident.kind in BOUNDED else "further columns moved"
         return f"Worse: {worse}; {incident.windows} windows of {hours} are an alarm {since}, {last}"
+    if incident.kind == "skill":
+        return f"Alarm {since}: answers are worse than their labels allow, by windows of {hours}, {last}"
     if incident.kind == "quality":
         return f"Alarm {since}: a window of {hours} is beyond its bounds, {last}"
     running = window.p_two is not None and window.p_two <= ALARM_LEVEL
@@ -168,11 +173,14 @@ def _beyond(found: Mapping[str, Any]) -> str:
 
 def _commands(incident: Incident, what: Told) -> list[str]:
     name = incident.name
-    look = f"raymlops drift {name} --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
+    look = f"raymlops {'quality' if incident.kind == 'skill' else 'drift'} {name}"
+    look += f" --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
     if what in {"acknowledged", "closed"}:
         return [look]
+    known = f"if it is known: raymlops drift {name} --acknowledge {incident.id} --why TEXT"
+    if incident.kind == "skill":
+        return [look, f"if the version before was better: raymlops rollback {name}", known, "else train on newer data"]
     if incident.kind in BOUNDED:
-        known = f"if it is known: raymlops drift {name} --acknowledge {incident.id} --why TEXT"
         return [look, known, "else mend what sends it; raymlops deploy changes monitor.quality"]
     lines = [look, f"if it is normal from now on: raymlops drift {name} --acknowledge {incident.id} --why TEXT"]
     if incident.side == "inputs":

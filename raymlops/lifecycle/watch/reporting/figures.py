@@ -145,7 +145,7 @@ def distances(column: str, windows: Sequence[WindowDrift], times: Times) -> Figu
         times.ticks(),
         [Tick(y(value), f"{value:.3g}") for value in sorted(numbers)],
         marks,
-        _path((mark.x, mark.y) for mark in marks),
+        path((mark.x, mark.y) for mark in marks),
         band=None if band is None else (y(band), y(0)),
         limits=() if running is None else (y(running),),
     )
@@ -155,18 +155,18 @@ def bars(histogram: Histogram) -> Figure:
     """Return the shares of intervals: those before as an area, those after as a line."""
     low, high = histogram.edges[0], histogram.edges[-1]
     top = max(*histogram.before, *histogram.after) * 1.08
-    x, y = _linear(low, high, LEFT, WIDTH - RIGHT), _linear(0, top, BOTTOM, TOP)
+    x, y = linear(low, high, LEFT, WIDTH - RIGHT), linear(0, top, BOTTOM, TOP)
 
     def steps(shares: Sequence[float]) -> str:
         places = zip(histogram.edges, histogram.edges[1:], shares, strict=False)
         points = [(x(edge), y(share)) for *edges, share in places for edge in edges]
-        return _path([(LEFT, BOTTOM), *points, (WIDTH - RIGHT, BOTTOM)])
+        return path([(LEFT, BOTTOM), *points, (WIDTH - RIGHT, BOTTOM)])
 
     return Figure(
         "share of rows by value: before grey, after orange",
         BOTTOM + BELOW,
-        [Tick(x(value), f"{value:.6g}") for value in _round_numbers(low, high, count=_MOST_TICKS)],
-        [Tick(y(share), f"{100 * share:.3g}%") for share in _round_numbers(0, top, count=3)],
+        [Tick(x(value), f"{value:.6g}") for value in round_numbers(low, high, count=_MOST_TICKS)],
+        [Tick(y(share), f"{100 * share:.3g}%") for share in round_numbers(0, top, count=3)],
         line=steps(histogram.after),
         area=steps(histogram.before),
     )
@@ -185,24 +185,22 @@ def hourly(column: HourlyColumn, window: WindowDrift) -> Figure:
     is_share = column.what != "quartiles"
     numbers = [value for _, values in by_hour for value in values] or [0.0]
     low, high = 0.0 if is_share else min(numbers), max(numbers)
-    y = _linear(low, high, BOTTOM, TOP)
+    y = linear(low, high, BOTTOM, TOP)
     runs: list[list[tuple[float, list[float]]]] = []
     for at, (start, values) in enumerate(by_hour):
         if not at or start - by_hour[at - 1][0] > _HOUR:
             runs.append([])
         runs[-1].append((times.x(start + _HOUR / 2), [y(value) for value in values]))
-    ticks = _round_numbers(low, high, count=3)
+    ticks = round_numbers(low, high, count=3)
     return Figure(
         f"{'median and quartiles' if not is_share else column.what} by the hour",
         BOTTOM + BELOW,
         times.ticks(),
         [Tick(y(value), f"{100 * value:.3g}%" if is_share else f"{value:.6g}") for value in ticks],
-        line=" ".join(_path((x, ys[len(ys) // 2]) for x, ys in run) for run in runs),
+        line=" ".join(path((x, ys[len(ys) // 2]) for x, ys in run) for run in runs),
         area=""
         if is_share
-        else " ".join(
-            _path([*((x, ys[0]) for x, ys in run), *((x, ys[2]) for x, ys in reversed(run))]) for run in runs
-        ),
+        else " ".join(path([*((x, ys[0]) for x, ys in run), *((x, ys[2]) for x, ys in reversed(run))]) for run in runs),
         shade=(times.x(window.start), times.x(window.stop)),
     )
 
@@ -211,7 +209,7 @@ def _when(window: WindowDrift) -> str:
     return "" if window.start is None else f"{window.start:%Y-%m-%d %H:%M} UTC"
 
 
-def _path(points: Iterable[Point]) -> str:
+def path(points: Iterable[Point]) -> str:
     """Return the path through points; of one, a dot."""
     found = [f"{x:g} {y:g}" for x, y in points]
     if len(found) == 1:
@@ -219,18 +217,19 @@ def _path(points: Iterable[Point]) -> str:
     return f"M{'L'.join(found)}" if found else ""
 
 
-def _linear(low: float, high: float, first: float, last: float) -> Scale:
+def linear(low: float, high: float, first: float, last: float) -> Scale:
+    """Return a scale that has ``low`` at ``first`` and ``high`` at ``last``."""
     span = high - low or 1.0
     return lambda value: round(first + (value - low) / span * (last - first), 1)
 
 
 def _bent(most: float) -> Scale:
     """Return a scale from 0 that leaves small numbers apart where one is large."""
-    linear = _linear(0, math.asinh(most), BOTTOM, TOP)
-    return lambda value: linear(math.asinh(value))
+    straight = linear(0, math.asinh(most), BOTTOM, TOP)
+    return lambda value: straight(math.asinh(value))
 
 
-def _round_numbers(low: float, high: float, *, count: int) -> list[float]:
+def round_numbers(low: float, high: float, *, count: int) -> list[float]:
     """Return about ``count`` round numbers from low to high."""
     span = high - low
     if not span > 0:

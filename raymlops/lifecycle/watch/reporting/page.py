@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raymlops.lifecycle.watch.reporting import figures
 from raymlops.lifecycle.watch.reporting.figures import CUT
+from raymlops.lifecycle.watch.reporting.skill import skill
 from raymlops.lifecycle.watch.window_drift import cut
 from raymlops.monitor.contrasts import NULLS, in_words
 from raymlops.monitor.effects import QUANTILES
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnDrift
     from raymlops.monitor.effects import Histogram
-    from raymlops.state.drift import Incident
+    from raymlops.state.drift import Incident, JudgedWindow
 
 MOST_WINDOWS = 120
 """Of a side, the newest ones."""
@@ -44,6 +45,7 @@ _TITLES = {
     ("outputs", "skew"): "Outputs, skew",
     ("inputs", "quality"): "Inputs, beyond a bound",
     ("inputs", "silence"): "Inputs, silence",
+    ("outputs", "skill"): "Answers, worse by their labels",
 }
 _QUANTILES = ("5%", "25%", "50%", "75%", "95%")
 
@@ -62,6 +64,8 @@ class Shown(NamedTuple):
     quality: Sequence[str] = ()
     """A line for each window, the oldest first, and then what is beyond its bound."""
     notes: Sequence[str] = ()
+    skill: Sequence[JudgedWindow] = ()
+    """Of the champion's labelled answers, the oldest first."""
 
 
 class _Outcome(NamedTuple):
@@ -119,6 +123,7 @@ def _contents(shown: Shown) -> dict[str, Any]:
         "sides": [_side(key, found, times, shown.hours) for key, found in by_side.items()],
         "quality": [cut(line.removeprefix("data, "), _LINE) for line in reversed(shown.quality[-MOST_ROWS:])],
         "left_out": [*_left_out(by_side.values()), *shown.notes],
+        "skill": skill(shown.skill[-MOST_WINDOWS:]),
     }
 
 

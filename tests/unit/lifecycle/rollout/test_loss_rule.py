@@ -15,7 +15,8 @@ from raymlops.arrays import Column
 from raymlops.bundle.loss import OwnLosses
 from raymlops.bundle.write import write_bundle
 from raymlops.config.serve import RolloutSection
-from raymlops.lifecycle.rollout.loss_rule import Counted, rule_of, unasked
+from raymlops.lifecycle.quality.answers import rule_of
+from raymlops.lifecycle.rollout.loss_rule import Counted, unasked
 from raymlops.lifecycle.rollout.significance import StepEvidence, find
 from raymlops.predictions.counts import Losses
 from raymlops.signature import Signature

@@ -1,0 +1,76 @@
+"""Judge the labelled windows of every live model once, whoever dies, and file what follows.
+
+As drift is judged (``watch.judge``): a window, its incident, the message about that and the audit event are written
+together. Incidents of versions that are live no more are closed there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.live.recorded_failures import RecordedFailures
+from raymlops.lifecycle.quality.due import Seen, due
+from raymlops.lifecycle.quality.model import ask_here, quality_model
+from raymlops.lifecycle.watch.incidents import file_verdict
+from raymlops.state.drift import baselines_of, record_window
+from raymlops.state.engine import this_user
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from raymlops.lifecycle.quality.answers import AskRecipe
+    from raymlops.state.store import State
+
+TURN_S = 600.0
+"""How long a call may take; the next one goes on."""
+
+_log = logging.getLogger(__name__)
+
+
+class QualityJudge:
+    """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
+
+    def __init__(self, state: State, *, ask: AskRecipe = ask_here, clock: Callable[[], float] = time.monotonic) -> None:
+        """``ask`` returns losses by a recipe's own ``loss_of``, which runs code of the bundle."""
+        self._state = state
+        self._ask = ask
+        self._clock = clock
+        self._actor = f"controller of {this_user()}"
+        self._failures = RecordedFailures(state, actor=self._actor)
+        self._seen: Seen = {}
+        self._next = ""
+        """The model at which the last call ran out of time."""
+
+    def __call__(self, now: datetime) -> None:
+        """Judge what is due; record what fails for a model, and continue with the others."""
+        ends = self._clock() + TURN_S
+        names = {item.name for item in self._state.deployments() if item.role == "champion"}
+        for name in sorted(names, key=lambda name: (name < self._next, name)):
+            self._next = name
+            if self._clock() >= ends:
+                return
+            try:
+                if not self._judge(name, now=now, hurry=lambda: self._clock() >= ends):
+                    return
+                self._failures.over(name)
+            except NotFoundError as error:  # a bundle of an earlier release, or answers without a loss
+                _log.info("the quality of %s is not judged: %s", name, error)
+            except Exception as error:
+                _log.warning("the quality of %s", name, exc_info=error)
+                self._failures.put(name, f"its quality was not judged: {type(error).__name__}: {error}")
+        self._next = ""
+
+    def _judge(self, name: str, *, now: datetime, hurry: Callable[[], bool]) -> bool:
+        model = quality_model(self._state, name, now=now, ask=self._ask)
+        said = len(baselines_of(self._state, name))
+        for window, alarms in due(self._state, model, now=now, seen=self._seen):
+            file = partial(file_verdict, window, alarms)
+            record_window(self._state, window, file, baselines=said, actor=self._actor)
+            if hurry():
+                return False
+        return True
