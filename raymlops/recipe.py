@@ -20,6 +20,7 @@ from raymlops.recipe_call import call_recipe as call_recipe  # noqa: PLC0414 - a
 from raymlops.recipe_call import described as described  # noqa: PLC0414
 from raymlops.signature import Signature
 from raymlops.splits import Splits as Splits  # noqa: PLC0414, TC001
+from raymlops.splits import Window as Window  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from raymlops.loss_value import LossReturned
 
 T = TypeVar("T")
+ASKED_AT, LABELLED_AT = "raymlops:asked_at", "raymlops:labelled_at"
+"""Columns of labelled rows of the prediction log: when each was asked, and when its first label came in."""
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
 
@@ -103,6 +106,10 @@ class RecipeBase:
         """Return the three splits: see ``Splits`` for what each may be.
 
         Called at most once a process; must return the same rows each time. Cache what is slow at module level.
+
+        A recipe that is to be retrained on newer rows takes a window: ``def datasets(self, window: Window | None =
+        None)``. With one (``train.window``) it returns the rows that arose within it, and of its training rows at most
+        those whose label was known by its end; without one, what it returns otherwise.
         """
         raise NotImplementedError
 
@@ -361,12 +368,17 @@ def label_type_of(recipe: RecipeBase) -> Column | None:
 
 
 def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
-    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row."""
-    return _times(recipe, "row_times", columns)
+    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row.
+
+    Rows of the prediction log have times of their own.
+    """
+    return columns[ASKED_AT] if ASKED_AT in columns else _times(recipe, "row_times", columns)
 
 
 def known_times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
     """Return when the labels of rows of a table were known: by ``label_times()``, or else with the rows."""
+    if LABELLED_AT in columns:
+        return columns[LABELLED_AT]
     found = _times(recipe, "label_times", columns)
     return times_of(recipe, columns) if found is None else found
 

@@ -34,6 +34,8 @@ def _frozen(value: Any) -> Any:
 
 MAX_SLICES = 16
 Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
+_LATER = frozenset({"window", "tables"})
+"""Fields of ``train`` that are no part of the digest where they are unset."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -209,5 +211,7 @@ class ProjectSpec(Spec):
     def sha(self) -> str:
         """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
+        # Unset, they are left out: a run from before there were any has the digest that it had.
+        data["train"] = {key: value for key, value in data["train"].items() if key not in _LATER or value is not None}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

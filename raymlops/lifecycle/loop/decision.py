@@ -59,7 +59,7 @@ def decide_due(
 def retrain_by_person(
     state: State, name: str, *, now: datetime, why: str, actor: str, quality: Quality = quality_facts
 ) -> Retraining:
-    """Begin a retraining because a person says so, which is accepted by that, whatever the autonomy is.
+    """Begin a retraining because a person says so: that is the decision and its acceptance, whatever the autonomy is.
 
     Raises:
         RefusedError: no version of the model is live, it is frozen, or a rollout or another retraining of it runs.
@@ -72,7 +72,7 @@ def retrain_by_person(
         raise RefusedError(
             f"{name} is not retrained now: {found.why}", hint=f"raymlops status {name} says what it waits for."
         )
-    new = retraining(facts, found, retrained(champion), stage="decided", now=now, actor=actor)
+    new = retraining(facts, found, retrained(champion), stage="checking", now=now, actor=actor)
     written = _written(state, facts, new, now=now)
     if isinstance(written, Waiting):
         raise RefusedError(f"{name} is not retrained now: {written.why}", hint="Run the same command again.")

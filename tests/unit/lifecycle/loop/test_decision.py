@@ -149,7 +149,7 @@ def test_a_person_begins_whatever_the_autonomy_is(state):
     live(state, autonomy="observe")
     now = state.now()
     found = retrain_by_person(state, "flights", now=now, why="a new fleet", actor="ada")
-    assert (found.stage, found.trigger, found.why, found.actor) == ("decided", "person", "a new fleet", "ada")
+    assert (found.stage, found.trigger, found.why, found.actor) == ("checking", "person", "a new fleet", "ada")
     assert found.is_open
     with pytest.raises(RefusedError, match=r"not retrained now: one at a time: .* \(person, for version 3\)"):
         retrain_by_person(state, "flights", now=now, why="again", actor="ada")

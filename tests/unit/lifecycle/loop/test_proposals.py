@@ -94,7 +94,7 @@ def test_a_person_retrains_by_the_name_alone(state):
     live(state)
     record = rm.retrain("flights", why="a new fleet")
     assert record.retraining == retraining_of(state, record.retraining.id)
-    assert "decided since" in record.text()
+    assert "checking since" in record.text()
     with pytest.raises(RefusedError, match="one at a time"):
         rm.retrain("flights", why="again")
     with pytest.raises(UsageError, match="why is empty"):
