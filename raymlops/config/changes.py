@@ -76,7 +76,8 @@ def identity(spec: ProjectSpec) -> dict[str, str]:
     Where the run is and what it is called is not in the digest: a copied folder stays the same checkpoint. Neither are
     fields of ``train`` at their default, so that a field which a later version adds changes no digest.
     """
-    defaults: Values = {("train", name): field.default for name, field in type(spec.train).model_fields.items()}
+    unset = type(spec.train)().model_dump(mode="json", by_alias=True)
+    defaults: Values = {("train", *path): value for path, value in shape.leaves(unset)}
     digested = {
         dotted(path): value
         for path, value in _values(spec.to_dict()).items()

@@ -34,8 +34,8 @@ def _frozen(value: Any) -> Any:
 
 MAX_SLICES = 16
 Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
-_LATER = frozenset({"window", "tables"})
-"""Fields of ``train`` that are no part of the digest where they are unset."""
+_LATER = {"window": {"start": None, "stop": None}, "tables": None}
+"""Fields of ``train`` that are no part of the digest where they are unset, and how that is written."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -212,6 +212,6 @@ class ProjectSpec(Spec):
         """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
         # Unset, they are left out: a run from before there were any has the digest that it had.
-        data["train"] = {key: value for key, value in data["train"].items() if key not in _LATER or value is not None}
+        data["train"] = {key: value for key, value in data["train"].items() if value != _LATER.get(key, ...)}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

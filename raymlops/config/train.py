@@ -119,12 +119,15 @@ class FailureRule(Spec):
 class TrainWindow(Spec):
     """A span of time whose rows are trained on, by the recipe's ``datasets(window)``."""
 
-    start: Moment = Field(description="first moment, as '2026-01-31'; without a zone in UTC")
-    stop: Moment = Field(description="moment before which rows arose, and their labels were known")
+    start: Moment | None = Field(None, description="first moment, as '2026-01-31'; without a zone in UTC")
+    stop: Moment | None = Field(None, description="moment before which rows arose, and their labels were known")
 
     @model_validator(mode="after")
     def _in_order(self) -> TrainWindow:
-        if read_moment(self.start) >= read_moment(self.stop):
+        if (self.start is None) != (self.stop is None):
+            msg = "a window has both, start and stop, or neither"
+            raise ValueError(msg)
+        if self.start is not None and self.stop is not None and read_moment(self.start) >= read_moment(self.stop):
             msg = f"it stops at {self.stop}, before it starts at {self.start}"
             raise ValueError(msg)
         return self
@@ -161,8 +164,9 @@ class TrainSection(Spec):
         min_length=1,
         description="first weights of a new run: RUN_ID, NAME@VERSION, NAME@ALIAS or the URI of a checkpoint",
     )
-    window: Fixed[TrainWindow | None] = Field(
-        None, description="rows that the recipe's datasets(window) returns; default: what it returns without one"
+    window: Fixed[TrainWindow] = Field(
+        default_factory=TrainWindow,
+        description="rows that the recipe's datasets(window) returns; default: what it returns without one",
     )
     tables: Fixed[Uri | None] = Field(
         None,
@@ -333,7 +337,7 @@ class TrainSection(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
-        if self.window is not None and self.tables is not None:
+        if self.window.start is not None and self.tables is not None:
             msg = "window and tables each say what is trained on: leave one of them out"
             raise ValueError(msg)
         if self.warmup_fraction and self.warmup_steps:

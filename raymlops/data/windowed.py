@@ -27,8 +27,8 @@ TAKES = "Let it take one: def datasets(self, window: Window | None = None), with
 
 def window_of(section: TrainSection) -> Window | None:
     """Return the window that a run is trained on; None without one."""
-    found = section.window
-    return None if found is None else Window(read_moment(found.start), read_moment(found.stop))
+    start, stop = section.window.start, section.window.stop
+    return None if start is None or stop is None else Window(read_moment(start), read_moment(stop))
 
 
 def table_path(uri: str, part: str) -> str:

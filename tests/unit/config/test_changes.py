@@ -21,6 +21,8 @@ DECIDES = {
     "recipe.import",
     "recipe.config",
     "train.seed",
+    "train.window",
+    "train.tables",
     "train.batch_size",
     "train.accumulate",
     "train.strategy",
