@@ -25,9 +25,7 @@ def test_a_window_is_handed_to_datasets(tmp_path):
 
 def test_a_recipe_that_takes_none_is_refused_one(tmp_path):
     """The message says how to take it; one that needs a window is refused without."""
-    with pytest.raises(
-        RecipeError, match=r"train.window is 2026-01-01 00:00 until .*Fixed.datasets\(\) takes"
-    ):
+    with pytest.raises(RecipeError, match=r"train.window is 2026-01-01 00:00 until .*Fixed.datasets\(\) takes"):
         prepared(Fixed, tmp_path, window=WINDOW)
     with pytest.raises(RecipeError, match=r"Needing.datasets\(window\) needs a window, and train.window is not set"):
         prepared(Needing, tmp_path)
@@ -36,9 +34,7 @@ def test_a_recipe_that_takes_none_is_refused_one(tmp_path):
 
 def test_rows_of_the_future_are_refused_with_their_number(tmp_path):
     """Three arose after the end, until 02:00; of rows within, those whose label was known later count as well."""
-    with pytest.raises(
-        RecipeError, match=r"3 of 243 rows of the train split arose after its end, .* 2026-01-11T02"
-    ):
+    with pytest.raises(RecipeError, match=r"3 of 243 rows of the train split arose after its end, .* 2026-01-11T02"):
         prepared(Late, tmp_path, window=WINDOW)
     with pytest.raises(RecipeError, match=r"4 of 238 rows of the train split were labelled after its end"):
         prepared(Later, tmp_path, window=WINDOW)
@@ -46,17 +42,13 @@ def test_rows_of_the_future_are_refused_with_their_number(tmp_path):
 
 def test_rows_of_before_the_window_are_refused(tmp_path):
     """24 arose on the day before."""
-    with pytest.raises(
-        RecipeError, match=r"24 of 234 rows of the train split arose before it, .* 2025-12-31T00"
-    ):
+    with pytest.raises(RecipeError, match=r"24 of 234 rows of the train split arose before it, .* 2025-12-31T00"):
         prepared(Early, tmp_path, window=WINDOW)
 
 
 def test_no_row_at_all_is_refused_by_the_window(tmp_path):
     """The message names it."""
-    with pytest.raises(
-        RecipeError, match=r"Nothing.datasets\(2026-01-01 00:00 until .*\): the train split has no"
-    ):
+    with pytest.raises(RecipeError, match=r"Nothing.datasets\(2026-01-01 00:00 until .*\): the train split has no"):
         prepared(Nothing, tmp_path, window=WINDOW)
 
 
