@@ -137,7 +137,7 @@ def judge(replayed: Replayed, *, champion: int, bounds: Bounds | None = None) ->
 
 def decisions(columns: Mapping[str, Any], rule: AnswerLoss) -> npt.NDArray[Any] | None:
     """Return what callers would decide by each answer: a class, or what is more likely; None of a number."""
-    if rule.kind == "class" and rule.output in columns:
+    if rule.kind == "class" and rule.output is not None and rule.output in columns:
         return np.asarray(columns[rule.output])
     found = [np.asarray(columns[name]) for name in rule.probabilities if name in columns]
     if not found or any(array.dtype == object for array in found):

@@ -67,6 +67,8 @@ class ReplayWorker:
 
     def __init__(self, job: ReplayJob) -> None:
         self._job = job
+        self._tried = 0
+        """Failed rows that were looked for one by one."""
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Replay the one piece of a Ray Data batch; return its sums, and its error, as pickles."""
@@ -86,9 +88,16 @@ class ReplayWorker:
         from raymlops.predictions.read import Reading
 
         job, found = self._job, Replayed()
-        span = {"since": _moment(piece.since), "until": _moment(piece.until)}
         try:
-            reading = Reading(job.uri, job.name, **span, version=job.version, columns=COLUMNS, labels=self._labels)
+            reading = Reading(
+                job.uri,
+                job.name,
+                since=_moment(piece.since),
+                until=_moment(piece.until),
+                version=job.version,
+                columns=COLUMNS,
+                labels=self._labels,
+            )
         except NotFoundError:  # nothing was logged yet
             return found
         assert self._models  # one that does not load is an error, and no row that fails
@@ -176,8 +185,6 @@ class ReplayWorker:
                 why.append(_short(error))
         joined = {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
         return np.array(places, dtype=np.int64), joined, why[1:] or why
-
-    _tried: int = 0
 
     def _answer(self, which: int, part: pa.RecordBatch) -> Columns:
         import pyarrow.compute as pc

@@ -192,8 +192,8 @@ class Controller:
         losses = self._known_losses(rollout, now)
         evidence = gathered(rollout, self._reports, losses=losses)
         decision = decide(rollout, evidence, now=now, losses=losses)
-        rises = decision.action in {"advance", "promote"} and self._retrainings is not None
-        if rises and (hold := self._retrainings.held(rollout, now)):
+        rises, loop = decision.action in {"advance", "promote"}, self._retrainings
+        if rises and loop is not None and (hold := loop.held(rollout, now)):
             decision = replace(decision, action="wait", reason=f"held, although {decision.reason}: {hold}")
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
