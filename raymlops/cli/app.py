@@ -53,6 +53,8 @@ VERBS: tuple[Verb, ...] = (
         loop.retrain,
         loop.freeze,
         quality.quality,
+        loop.retrain,
+        loop.freeze,
         clusters.up,
         clusters.down,
         clusters.status,

@@ -22,7 +22,7 @@ class TriggersSection(Spec):
         default=False, description="skill is lost since the version's promotion, as raymlops quality judges it"
     )
     min_skill: float | None = Field(
-        None, lt=1, description="skill since the promotion is below this bound, however sure that is not by chance"
+        None, lt=1, description="skill has been below this bound since some window, and not by chance"
     )
     drift_alarms: int | None = Field(
         None,

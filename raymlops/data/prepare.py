@@ -163,8 +163,8 @@ def prepare(
     opened = {
         part: open_source(splits, part, call=call, known=known[part], root_uri=root, memory=memory) for part in SPLITS
     }
-    for part, source in opened.items() if window is not None else ():
-        if isinstance(source.data, dict):
+    for part, source in opened.items():
+        if window is not None and isinstance(source.data, dict):
             check_window(recipe, part, source.data, window=window)
     fitted: dict[str, Any] | None = None
     if state is None or refit:

@@ -17,6 +17,8 @@ from raymlops.splits import Splits, Window
 from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from raymlops.arrays import Columns
     from raymlops.config.train import TrainSection
     from raymlops.recipe import RecipeBase
@@ -96,7 +98,7 @@ def _parameter(recipe: type[RecipeBase]) -> inspect.Parameter | None:
     return next((each for each in found if each.kind in kinds), None)
 
 
-def _micros(moment: Any) -> int:
+def _micros(moment: datetime) -> int:
     return round(moment.timestamp() * 1e6)
 
 

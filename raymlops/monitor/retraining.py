@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from raymlops.display import some_of
+from raymlops.monitor.skill.verdict import LEVEL, above
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.config.retrain import RetrainSection
+    from raymlops.monitor.skill.expected import Window
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.state.loop import Freeze, Retraining, Trigger
 
@@ -46,10 +50,10 @@ class Facts:
     promoted_at: datetime | None = None
     verdict: Verdict | None = None
     """On its quality since the promotion."""
-    skill_at_most: float | None = None
-    """Upper bound of its skill since then, which holds at all looks."""
+    windows: tuple[Window, ...] = ()
+    """Its labelled windows since then, oldest first."""
     judged_until: datetime | None = None
-    """End of the newest window that both rest on."""
+    """End of the newest window that was judged."""
     labelled_rows: int = 0
     """Since the promotion."""
     alarms: tuple[Alarm, ...] = ()
@@ -192,13 +196,15 @@ def _by_skill(facts: Facts) -> Decision | str:
 
 
 def _by_bound(facts: Facts, bound: float) -> Decision | str:
-    most = facts.skill_at_most
-    if most is None or facts.judged_until is None:
-        return "min_skill: nothing bounds the skill yet"
-    if most >= bound:
-        return f"min_skill: at most {most:.3f}, and {bound:g} is the bound"
-    told = f"min_skill: skill is at most {most:.3f}, below {bound:g}"
-    return _decision(facts, "min_skill", facts.judged_until, told, skill_at_most=most, bound=bound)
+    if not facts.windows or facts.judged_until is None:
+        return "min_skill: no window was judged yet"
+    allowed = np.array([(1 - bound) * one.reference for one in facts.windows])
+    is_below, evidence = above([one.losses for one in facts.windows], allowed)
+    skill = facts.windows[-1].skill
+    told = f"min_skill: {skill:.3f} in the last window, {bound:g} is the bound"
+    if not is_below:
+        return f"{told}; that it is below is shown {evidence:,.0f} to 1, {1 / LEVEL:,.0f} are needed"
+    return _decision(facts, "min_skill", facts.judged_until, told, skill=skill, bound=bound, evidence=evidence)
 
 
 def _by_drift(facts: Facts, wanted: int, least: float) -> Decision | str:

@@ -162,10 +162,11 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
             received = np.asarray(events["received"].chunk(0).take(pa.array(places)).cast(pa.int64()))
             places = places[np.argsort(received, kind="stable")]
         several = events.take(places)
-        chosen, contradicting = _choose(several["label"].to_pylist(), several["correction"].to_pylist())
+        corrections = several["correction"].to_pylist()
+        chosen, contradicting = _choose(several["label"].to_pylist(), corrections)
         kept[group] = places[chosen]
         conflicts += contradicting
-        contradicted[group] = contradicting > 0 and not chosen
+        contradicted[group] = contradicting > 0 and not corrections[chosen]
     first = events["received"].chunk(0).take(pa.array(starts))
     table = events.select(["request_id", "row", "label"]).take(kept)
     table = table.append_column("caller", events["caller"].take(pa.array(starts)))

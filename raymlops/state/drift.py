@@ -33,6 +33,8 @@ Kind = Literal["drift", "skew", "quality", "silence", "skill"]
 ``skill`` by labels, of the outputs of one version."""
 BOUNDED: frozenset[Kind] = frozenset({"quality", "silence", "skill"})
 """Acknowledging these makes nothing normal."""
+BROKEN: frozenset[Kind] = frozenset({"quality", "silence"})
+"""Of what is served, that something is wrong with it: a reason not to train on it. Worse answers are none."""
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""

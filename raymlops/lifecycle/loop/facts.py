@@ -8,20 +8,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, retrained, taken_by
+from raymlops.lifecycle.live.lineup import champion_of, monitored, retrained
 from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
+from raymlops.lifecycle.quality.model import promoted_at
+from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
-from raymlops.state.audit import changes_of
-from raymlops.state.drift import BOUNDED, incidents_of, judged_windows
+from raymlops.state.drift import BROKEN, incidents_of, judged_windows
 from raymlops.state.loop import freeze_of, retrainings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from raymlops.monitor.skill.expected import Window
     from raymlops.state.drift import JudgedWindow
     from raymlops.state.rollouts import Rollout
-    from raymlops.state.store import State
+    from raymlops.state.store import Deployment, State
 
     Quality = Callable[..., QualityFacts]
 
@@ -41,18 +43,17 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
     if champion is None:
         return Facts(name, freeze=frozen, retrainings=retrainings)
     triggers = retrained(champion).triggers
-    taken = taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
-    since = champion.created_at if taken is None else taken.ts
+    since = promoted_at(state, champion)
     asked = triggers.skill or triggers.min_skill is not None or triggers.new_labels is not None
     found = quality(state, name, now=now) if asked else QualityFacts()
-    broken = [one for one in incidents_of(state, name, open_only=True) if one.kind in BOUNDED]
+    broken = [one for one in incidents_of(state, name, open_only=True) if one.kind in BROKEN]
     return Facts(
         name,
         champion.version,
         champion.run_id,
         since,
         found.verdict,
-        getattr(found, "skill_at_most", None),
+        _skill(state, champion, since, now) if triggers.min_skill is not None else (),
         found.until,
         found.labelled_rows,
         () if triggers.drift_alarms is None else _alarms(state, name, since),
@@ -63,13 +64,20 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
     )
 
 
+def _skill(state: State, champion: Deployment, since: datetime, now: datetime) -> tuple[Window, ...]:
+    """Return the sums of a champion's labelled windows since its promotion, oldest first."""
+    found = judged_windows(state, champion.name, since=since - _LONGEST, kind="skill")
+    ours = [one for one in reversed(found) if one.version == champion.version and since < one.stop <= now]
+    return tuple(believed(ours, monitored(champion).skill))
+
+
 def _alarms(state: State, name: str, since: datetime) -> tuple[Alarm, ...]:
     """Return the windows of inputs that are an alarm, oldest first, but those that a person said are normal."""
     normal = {one.id for one in incidents_of(state, name) if one.acknowledged_at is not None}
     found = [
         Alarm(one.stop, _moved(one))
-        for one in judged_windows(state, name, since=since - _LONGEST)
-        if (one.side, one.kind, one.outcome) == ("inputs", "drift", "alarm")
+        for one in judged_windows(state, name, since=since - _LONGEST, kind="drift")
+        if (one.side, one.outcome) == ("inputs", "alarm")
         if one.stop > since and one.incident not in normal
     ]
     return tuple(reversed(found))

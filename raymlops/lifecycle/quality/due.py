@@ -20,7 +20,7 @@ from raymlops.predictions.compact import GRACE
 from raymlops.state.drift import judged_windows, newest_window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from raymlops.lifecycle.quality.measure import Measured
     from raymlops.lifecycle.quality.model import QualityModel
@@ -72,8 +72,17 @@ def history_of(state: State, model: QualityModel) -> list[JudgedWindow]:
     return [one for one in reversed(found) if one.version == model.version and one.stop > model.since]
 
 
-def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None = None) -> Iterator[Found]:
-    """Yield the verdicts that are due, in order; ``seen`` spares looking again at windows that wait.
+def due(
+    state: State,
+    model: QualityModel,
+    *,
+    now: datetime,
+    seen: Seen | None = None,
+    hurry: Callable[[], bool] = lambda: False,
+) -> Iterator[Found]:
+    """Yield the verdicts that are due, in order, until ``hurry`` says that the time is up.
+
+    ``seen`` spares looking again at windows that wait.
 
     Raises:
         StorageError, UnreachableError: the log or the state cannot be read.
@@ -87,7 +96,7 @@ def due(state: State, model: QualityModel, *, now: datetime, seen: Seen | None =
         key = (model.name, model.version, span.start, span.stop)
         look = seen.get(key)
         if look is None or look.again is None or now >= look.again:
-            if _is_early(model, span, now=now):
+            if _is_early(model, span, now=now) or hurry():
                 return
             labels = labels or _labels(model, span.start)
             if labels is None:  # none came since it began

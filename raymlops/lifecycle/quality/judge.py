@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.lifecycle.quality.answers import AskRecipe
+    from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.state.store import State
 
 TURN_S = 600.0
@@ -49,14 +50,18 @@ class QualityJudge:
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
         ends = self._clock() + TURN_S
+
+        def hurry() -> bool:
+            return self._clock() >= ends
+
         names = {item.name for item in self._state.deployments() if item.role == "champion"}
         for name in sorted(names, key=lambda name: (name < self._next, name)):
             self._next = name
-            if self._clock() >= ends:
+            if hurry():
                 return
             try:
-                if not self._judge(name, now=now, hurry=lambda: self._clock() >= ends):
-                    return
+                model = quality_model(self._state, name, now=now, ask=self._ask)
+                judge_due(self._state, model, now=now, actor=self._actor, seen=self._seen, hurry=hurry)
                 self._failures.over(name)
             except NotFoundError as error:  # a bundle of an earlier release, or answers without a loss
                 _log.info("the quality of %s is not judged: %s", name, error)
@@ -65,12 +70,20 @@ class QualityJudge:
                 self._failures.put(name, f"its quality was not judged: {type(error).__name__}: {error}")
         self._next = ""
 
-    def _judge(self, name: str, *, now: datetime, hurry: Callable[[], bool]) -> bool:
-        model = quality_model(self._state, name, now=now, ask=self._ask)
-        said = len(baselines_of(self._state, name))
-        for window, alarms in due(self._state, model, now=now, seen=self._seen):
-            file = partial(file_verdict, window, alarms)
-            record_window(self._state, window, file, baselines=said, actor=self._actor)
-            if hurry():
-                return False
-        return True
+
+def judge_due(
+    state: State,
+    model: QualityModel,
+    *,
+    now: datetime,
+    actor: str | None = None,
+    seen: Seen | None = None,
+    hurry: Callable[[], bool] = lambda: False,
+) -> None:
+    """Judge the windows of a model that are due, until ``hurry`` says that the time is up.
+
+    Raises: as ``due``.
+    """
+    said = len(baselines_of(state, model.name))
+    for window, alarms in due(state, model, now=now, seen=seen, hurry=hurry):
+        record_window(state, window, partial(file_verdict, window, alarms), baselines=said, actor=actor)

@@ -6,6 +6,7 @@ judged. Changes nothing.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.state.store import State
+
+ANSWER_S = 30.0
+"""How long windows are looked at that the controller has not judged."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,9 @@ def judged_quality(
     model = quality_model(state, name, now=now, section=section)
     kept = history_of(state, model)
     ended = list(pending(state, model, now=now))
-    found = [*kept, *(window for window, _ in due(state, model, now=now))]
+    ends = time.monotonic() + ANSWER_S
+    newer = due(state, model, now=now, hurry=lambda: time.monotonic() >= ends)
+    found = [*kept, *(window for window, _ in newer)]
     later = [one for one in ended if not found or one.start >= found[-1].stop]
     shown = [one for one in found if one.start >= since] if since is not None else found[-1:]
     open_ = (one for one in incidents_of(state, name, open_only=True) if one.kind == "skill")

@@ -105,8 +105,8 @@ class _Found:
             return
         self.rows += batch.num_rows
         places = self._labels.places(batch)
-        callers = self._caller_numbers(batch["caller"])
-        weights = np.asarray(pc.fill_null(batch["weight"], 1.0), dtype=np.float64)
+        callers = self._caller_numbers(_or_null(batch, "caller", pa.string()))
+        weights = np.asarray(pc.fill_null(_or_null(batch, "weight", pa.float64()), 1.0), dtype=np.float64)
         whole = Rows(
             {
                 "places": places,
@@ -192,6 +192,11 @@ class _Found:
         coded = pc.dictionary_encode(pc.fill_null(names, ANYBODY))
         known = [self._callers.setdefault(name, len(self._callers)) for name in coded.dictionary.to_pylist()]
         return np.array(known, dtype=np.int64).take(np.asarray(coded.indices))
+
+
+def _or_null(batch: pa.RecordBatch, name: str, kind: pa.DataType) -> pa.Array:
+    """Return a column, which files of earlier releases lack."""
+    return batch[name] if name in batch.schema.names else pa.nulls(batch.num_rows, kind)
 
 
 def _first_answers(rows: Rows) -> Rows:

@@ -192,6 +192,7 @@ class ControllerActor:
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.loop.act import Loop
+        from raymlops.lifecycle.loop.decision import Decisions
         from raymlops.lifecycle.loop.stage_jobs import RayJobs
         from raymlops.lifecycle.quality.facts import quality_facts
         from raymlops.lifecycle.quality.judge import QualityJudge
@@ -214,7 +215,7 @@ class ControllerActor:
         )
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
         judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
-        keep_reports = KeptReports(state, partial(tracker, spec))
+        keep_reports, decide = KeptReports(state, partial(tracker, spec)), Decisions(state)
 
         def tell(now: datetime) -> None:
             outbox(now)
@@ -223,6 +224,7 @@ class ControllerActor:
         def watch(now: datetime) -> None:
             judge(now)
             judge_quality(now)
+            decide(now)
             keep_reports(now)
 
         return Controller(

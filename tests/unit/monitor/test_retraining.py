@@ -1,12 +1,15 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.monitor.retraining import Alarm, Decision, Facts, Waiting, decide, decide_by_person
+from raymlops.monitor.skill.clusters import Moments
+from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict
 from raymlops.state.loop import Freeze, Retraining, retraining_id
 
@@ -25,7 +28,7 @@ def verdict(outcome="worse", lost=0.05):
 
 
 def known(**fields):
-    facts = Facts("m", 3, "run-3", PROMOTED, verdict(), 0.2, NOW - 2 * DAY, 6_000)
+    facts = Facts("m", 3, "run-3", PROMOTED, verdict(), (), NOW - 2 * DAY, 6_000)
     return replace(facts, **fields)
 
 
@@ -94,13 +97,27 @@ def test_other_verdicts_are_none(outcome):
     assert waits(known(verdict=None)).why == "skill: no window was judged yet"
 
 
-@pytest.mark.parametrize(("most", "is_reason"), [(0.099, True), (0.1, False), (0.3, False), (None, False)])
-def test_skill_below_a_bound_is_a_reason_where_that_is_sure(most, is_reason):
-    """The upper bound of the skill decides; an unknown one is none."""
-    found = decide(known(skill_at_most=most), policy(triggers={"min_skill": 0.1}), now=NOW)
+def windows(*skills, requests=400):
+    """Return windows of so many labelled requests: the reference predictor's loss is 0.25, the model's by its skill."""
+    found = []
+    for skill in skills:
+        losses = Moments.of(np.random.default_rng(1).uniform(0.0, 0.5 * (1 - skill), requests))
+        found.append(Window(float(losses.estimate().value), 0.25, 0.2, Moments.none(), losses=losses))
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("skills", "is_reason"),
+    [((0.05,) * 5, True), ((0.3, 0.05, 0.05, 0.05), True), ((0.3,) * 5, False), ((0.2,), False)],
+)
+def test_skill_below_a_bound_is_a_reason_where_that_is_sure(skills, is_reason):
+    """0.05 is below 0.2 since some window; 0.3 is above it, and what is at it is not below it."""
+    found = decide(known(windows=windows(*skills)), policy(triggers={"min_skill": 0.2}), now=NOW)
     assert isinstance(found, Decision) == is_reason
+    assert f"{windows(*skills)[-1].skill:.3f} in the last window, 0.2 is the bound" in found.why
     if is_reason:
-        assert (found.trigger, found.reasons["bound"]) == ("min_skill", 0.1)
+        assert (found.trigger, found.reasons["bound"], found.evidence_at) == ("min_skill", 0.2, NOW - 2 * DAY)
+    assert waits(triggers={"min_skill": 0.2}).why == "min_skill: no window was judged yet"
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ def test_one_label_stands(labels, stands, conflicts):
         settled = settle(table.take(list(order)))
         assert settled.table["label"].to_pylist() == [stands]
         assert settled.conflicts == conflicts
+        corrected = any(correction for _, correction in labels)
+        assert settled.contradicted.tolist() == [bool(conflicts) and not corrected]
 
 
 def test_labels_are_found_by_request_and_row():

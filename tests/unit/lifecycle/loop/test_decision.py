@@ -2,16 +2,18 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import sqlalchemy as sa
 from looped import SKILL, judged, live
 from retrained import NOW, frozen, moved
 from stored import put
 
 from raymlops.errors import RefusedError
-from raymlops.lifecycle.loop.decision import decide_due, retrain_by_person
+from raymlops.lifecycle.loop.decision import Decisions, decide_due, retrain_by_person
 from raymlops.monitor.retraining import Waiting
 from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
 from raymlops.state.loop import advance, freeze, retraining_of, retrainings_of
 from raymlops.state.messages import messages_of
+from raymlops.state.schema import deployments
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -167,3 +169,25 @@ def test_a_person_is_refused_what_is_frozen_or_not_live(state):
     with pytest.raises(RefusedError, match="no version of flights is live"):
         retrain_by_person(state, "flights", now=state.now(), why="x", actor="ada")
     assert retrainings_of(state) == []
+
+
+def test_each_model_is_decided_on_and_a_failure_holds_up_no_other(state):
+    """What failed is recorded once, and the next model's schedule is due."""
+    live(state, "broken", triggers={"skill": True})
+    with state.writing() as connection:
+        broken = {"cool_down_h": -1, "triggers": {"every_days": "soon"}, "window": {"kind": "growing"}}
+        connection.execute(sa.update(deployments).values(retrain=broken))
+    live(state, triggers={"every_days": 1})
+    decide = Decisions(state)
+    for hours in (1, 2):
+        decide(state.now() + 30 * DAY + hours * HOUR)
+    assert [(one.name, one.trigger) for one in retrainings_of(state)] == [("flights", "schedule")]
+    failed = [event for event in state.events("broken") if event.action == "controller.error"]
+    assert [event.why.partition(":")[0] for event in failed] == ["it was not decided whether to retrain it"]
+
+
+def test_worse_answers_are_no_reason_to_wait(state):
+    """Their incident is what retraining is for."""
+    live(state, **SKILL)
+    assert record_window(state, window(state, 0, kind="skill"), opening("i", kind="skill", side="outputs", version=3))
+    assert decided(state).trigger == "skill"

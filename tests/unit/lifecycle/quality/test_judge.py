@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from datetime import timedelta
 
 import numpy as np
 import pytest
+from killed_judge import DiedError, dying_at, raised, rows
 from labelled_days import AA, DAY, FIRST, answer_day, label_day, live
+from sqlalchemy import make_url
 
 from raymlops.lifecycle.quality.facts import quality_facts
-from raymlops.lifecycle.quality.judge import QualityJudge
+from raymlops.lifecycle.quality.judge import QualityJudge, judge_due
+from raymlops.lifecycle.quality.model import quality_model
 from raymlops.state.drift import incidents_of, judged_windows
 from raymlops.state.messages import messages_of
+from raymlops.state.store import State
 
 HOUR = timedelta(hours=1)
 
@@ -186,3 +192,27 @@ def test_copies_and_what_other_versions_answer_do_not_count(state, tmp_path):
         label_day(tmp_path, 0, rows, after=HOUR, seed=seed)
     QualityJudge(state)(FIRST + 4 * DAY)
     assert [one.rows for one in judged_windows(state, "flights")] == [300]
+
+
+def test_a_judge_that_dies_at_any_statement_leaves_what_one_that_lives_does(tmp_path, state, url):
+    """Two windows, of which the second is an alarm: taken again every row is there once."""
+    live(state, tmp_path)
+    for day in range(2):
+        label_day(tmp_path, day, answer_day(tmp_path, day, number=200, slope=-1.5), after=HOUR)
+    now, database = FIRST + 5 * DAY, make_url(url).database
+
+    def judge(number, die=raised):
+        copy = f"sqlite:///{shutil.copy(database, tmp_path / 'copy.db')}"
+        with State.open(copy) as other:
+            count = dying_at(other, number, die)
+            with suppress(DiedError):
+                judge_due(other, quality_model(other, "flights", now=now), now=now, actor="me")
+        with State.open(copy) as other:
+            judge_due(other, quality_model(other, "flights", now=now), now=now, actor="me")
+        return count[0], rows(copy)
+
+    state.close()
+    count, expected = judge(-1)
+    assert [len(expected[table]) for table in ("drift_windows", "incidents", "messages")] == [2, 1, 1]
+    for number in range(count):
+        assert judge(number)[1] == expected, number

@@ -133,3 +133,25 @@ def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published)
     further = replace(window, start=FIRST + DAY, stop=FIRST + 2 * DAY)
     record_window(state, further, partial(file_verdict, further, ("min_rows", "carrier (max_nulls)")))
     assert published()["raymlops_incidents_open"] == {(("model", "m"),): 2}
+
+
+def test_quality_is_shown_by_its_numbers(state, published):
+    """Of the newest window and of all since the promotion; a bound that is none yet is not there."""
+    put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
+    details = {
+        "skill": 0.2,
+        "expected_skill": 0.3,
+        "verdict": {"lost": 0.1, "low": 0.05, "high": None},
+        "coverage": {"labelled": 0.9, "half_lag_s": 3600.0},
+    }
+    judged(state, 0, "alarm", side="outputs", kind="skill", version=7, details=details)
+    found = {name: values for name, values in published().items() if name.startswith("raymlops_quality")}
+    model = ("model", "m")
+    assert found == {
+        "raymlops_quality_outcome": {(model,): 2.0},
+        "raymlops_quality_skill": {(model, ("of", "window")): 0.2, (model, ("of", "expected")): 0.3},
+        "raymlops_quality_lost": {(model, ("bound", "mean")): 0.1, (model, ("bound", "low")): 0.05},
+        "raymlops_quality_labelled": {(model,): 0.9},
+        "raymlops_quality_label_lag_seconds": {(model,): 3600.0},
+        "raymlops_quality_judged_until": {(model,): (FIRST + DAY).timestamp()},
+    }

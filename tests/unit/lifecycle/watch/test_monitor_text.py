@@ -32,6 +32,13 @@ def test_what_is_watched_is_said_in_a_line():
     )
 
 
+def test_how_labels_are_judged_is_said_where_it_is_not_as_by_default():
+    """Metric and windows, and what else was changed."""
+    section = MonitorSection.model_validate({"skill": {"metric": "auc", "min": 0.3}})
+    assert monitor_text(section) == "windows of 24 h; labels by auc of 24 h, min 0.3; no notify"
+    assert monitor_changes(side(3), side(3, skill={"min": 0.3})) == "monitor.skill.min: none -> 0.3"
+
+
 def test_what_changed_is_said_value_by_value():
     """Between champions, whichever versions they are; of nothing that stayed, and not of the first or the last."""
     before, after = side(3), side(4, window_h=6, quality={"max_nulls": 0.1}, notify={"file": "/who"})

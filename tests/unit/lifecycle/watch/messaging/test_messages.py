@@ -253,3 +253,24 @@ def test_silence_is_told_by_when_the_last_row_came():
     assert message.body.startswith("Alarm: no row since 2026-01-01 00:00 UTC.\n- no row for 7.0 h, more than 6\n")
     over = message_about(replace(silent, closed_at=FIRST), found, "closed").body
     assert over.startswith("Over: there was no row since 2026-01-01 00:00 UTC.\n")
+
+
+def test_answers_that_are_worse_by_their_labels_are_told_with_the_way_back():
+    """The verdict in one sentence, and commands that look, go back and acknowledge."""
+    worse = {"bound": "skill", "text": "0.112 of skill lost since window 3 of 5, more than 0.01"}
+    of = {"kind": "skill", "side": "outputs", "version": 7, "columns": ("skill",)}
+    message = message_about(incident(**of), window(kind="skill", details={"beyond": [worse]}), "opened")
+    assert message.title == "flights: answers of version 7 are worse by their labels (incident a1b2c3)"
+    head, *rest = message.body.splitlines()
+    assert head.startswith(
+        "Alarm since 2026-01-01 00:00 UTC: answers are worse than their labels allow, by windows of "
+    )
+    assert head.endswith("24 h, the last of 12,034 labelled rows until 2026-01-03 00:00 UTC.")
+    assert rest == [
+        "- 0.112 of skill lost since window 3 of 5, more than 0.01",
+        "Next:",
+        "raymlops quality flights --since 2026-01-01T00:00Z",
+        "if the version before was better: raymlops rollback flights",
+        "if it is known: raymlops drift flights --acknowledge a1b2c3 --why TEXT",
+        "else train on newer data",
+    ]

@@ -1,0 +1,154 @@
+"""The labelled prediction log of a model as tables to train on, written once for a retraining.
+
+Owns what a label becomes in a table, and where the tables are. Which rows count is ``monitor.training_rows``'. A second
+call finds what the first one wrote: a retraining that is repeated or resumed trains on the same rows, whatever was
+logged since.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.bundle.loss import read_loss
+from raymlops.data.windowed import table_path
+from raymlops.errors import DataRefusedError, InvalidRowsError, NotFoundError
+from raymlops.lifecycle.loop.log_rows import LogRows
+from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.monitor.training_rows import Fault, choose
+from raymlops.records import Record
+from raymlops.signature import Signature
+from raymlops.state.drift import incidents_of
+from raymlops.storage import filesystem
+from raymlops.storage.filesystem import join, root_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.arrays import Column
+    from raymlops.config.retrain import RetrainSection
+    from raymlops.splits import Window
+    from raymlops.state.loop import Retraining
+    from raymlops.state.store import Deployment, State
+
+FOLDER = "data"
+"""Below the storage, beside what runs wrote from Ray Data."""
+_GROUP_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class LogTables(Record):
+    """Tables of a retraining: where they are, and what is to be known of them."""
+
+    uri: str
+    """For ``train.tables``: named by the digest of their content."""
+    numbers: dict[str, Any]
+    """Rows in the window, with a label, of each part, left out, and the share that gets a label."""
+    notes: tuple[str, ...]
+
+
+def log_tables(
+    state: State,
+    one: Retraining,
+    champion: Deployment,
+    *,
+    policy: RetrainSection,
+    window: Window,
+    label: str,
+    label_type: Column | None = None,
+) -> LogTables:
+    """Return the tables of a retraining, which are written now unless they were before.
+
+    ``label`` is the recipe's column of the label, ``label_type`` what it may be, where the recipe says so.
+
+    Raises:
+        DataRefusedError: too few rows are there or have a label, one caller gave most labels, they are of several
+            kinds, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
+        BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
+    """
+    folder = join(root_of(champion.bundle.uri), FOLDER)
+    index = join(folder, f"log-{one.id}.json")
+    if (known := _known(index)) is not None:
+        return known
+    found = LogRows(root_of(champion.bundle.uri), one.name, signature=signature_of(champion.bundle), window=window)
+    rows, place = found.rows()
+    chosen = choose(
+        rows,
+        stop_s=window.stop.timestamp(),
+        faults=_faults(state, one.name, window),
+        min_coverage=policy.min_coverage,
+        max_caller_share=policy.max_caller_share,
+    )
+    is_number = read_loss(champion.bundle.uri, champion.bundle.digest).kind in {"probability", "number"}
+    whole = found.table().append_column(label, label_array(found.labels, label_type, is_number=is_number))
+    tables = {part: whole.take(pa.array(place[places])) for part, places in chosen.parts.items()}
+    done = LogTables(_written(folder, tables), dict(chosen.numbers), (*chosen.notes, *found.notes()))
+    filesystem.write_bytes(index, json.dumps(done.to_dict()).encode(), mode=0o600)
+    return done
+
+
+def label_array(labels: Sequence[str], label_type: Column | None = None, *, is_number: bool = False) -> pa.Array:
+    """Return labels, as JSON text, as a column: of the type that the recipe declares, or of that which they all have.
+
+    Without a declared type truth values beside numbers are 1 and 0, and numbers are integers where all are; floats,
+    also of truth values, where answers are a number or a probability (``is_number``), whose losses take floats.
+
+    Raises:
+        DataRefusedError: they are of several kinds, or not of the declared type.
+    """
+    values = [json.loads(text) for text in labels]
+    if label_type is not None:
+        declared = Signature((label_type,), (label_type,))
+        try:
+            return pa.array(declared.parse_rows([{label_type.name: value} for value in values])[label_type.name])
+        except InvalidRowsError as error:
+            wrong = f"{len(error.problems):,} labels, such as {error.problems[0].message}"
+            raise DataRefusedError(f"the log has labels that are not of the recipe's label_type: {wrong}") from error
+    kinds = {type(value) for value in values}
+    if bool in kinds and len(kinds) > 1 and kinds <= {bool, int, float}:
+        values, kinds = [value + 0 for value in values], (kinds - {bool}) | {int}
+    if len(kinds) > 1 and not kinds <= {int, float}:
+        raise DataRefusedError(
+            f"the labels are of several kinds: {', '.join(sorted(kind.__name__ for kind in kinds))}",
+            hint="Declare label_type in the recipe, so that others are refused when they are sent.",
+        )
+    as_float = float in kinds or (is_number and kinds <= {int, bool})
+    return pa.array([float(value) for value in values] if as_float else values)
+
+
+def _faults(state: State, name: str, window: Window) -> list[Fault]:
+    """Return the spans in which what was served was beyond a bound of ``monitor.quality``."""
+    found = []
+    for one in incidents_of(state, name):
+        stop = window.stop if one.closed_at is None else one.closed_at
+        if one.kind == "quality" and one.opened_at < window.stop and stop > window.start:
+            found.append(Fault(f"incident {one.id}", one.opened_at.timestamp(), stop.timestamp()))
+    return sorted(found, key=lambda fault: fault.start_s)
+
+
+def _written(folder: str, tables: Mapping[str, pa.Table]) -> str:
+    """Write tables into a folder that is named by their digest, unless it is there; return it."""
+    filesystem.check_writable(folder)
+    files, digest = {}, sha256()
+    for part, table in tables.items():
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, row_group_size=_GROUP_ROWS, compression="zstd", write_page_checksum=True)
+        files[part] = sink.getvalue()
+        digest.update(part.encode() + sha256(files[part]).digest())
+    uri = join(folder, f"log-{digest.hexdigest()[:32]}")
+    for part, data in files.items():
+        filesystem.write_bytes(table_path(uri, part), data, mode=0o600)
+    return uri
+
+
+def _known(index: str) -> LogTables | None:
+    try:
+        data = json.loads(filesystem.read_bytes(index))
+    except NotFoundError:
+        return None
+    return LogTables(data["uri"], data["numbers"], tuple(data["notes"]))

@@ -1,0 +1,173 @@
+"""Which labelled rows of the prediction log a model is retrained on, and which are left out, with their numbers. Pure.
+
+Rows are split by time: the oldest are trained on, then some validate, and the newest test. What was labelled only after
+the first test row was asked is in neither of the first two parts: on the day on which a model of these rows could have
+begun to answer, nobody knew it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.errors import DataRefusedError
+from raymlops.monitor.skill.admission import bound_keys
+from raymlops.monitor.skill.label_coverage import coverage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    Floats = npt.NDArray[np.float64]
+    Places = npt.NDArray[np.int64]
+
+TEST = 0.2
+"""Share of the labelled rows, the newest ones, that test."""
+VALIDATION = 0.125
+"""Share of the others, likewise, that validate."""
+FEWEST = 30
+"""Rows of each part."""
+_HOUR = 3600.0
+_WHOLE = 0.99
+"""Share of rows with a label from which on the others are not worth a word."""
+
+
+@dataclass(frozen=True)
+class LoggedRows:
+    """Rows of a window of the log, each once, in any order."""
+
+    asked: Floats
+    """Seconds since 1970."""
+    labelled: Floats
+    """When the first label of each came in, seconds; NaN without one."""
+    callers: npt.NDArray[Any]
+    """Whose requests they are: a name, empty for anybody's."""
+    drawn: Floats
+    """A number of each request from 0 to 1 that depends on nothing, by which rows of large callers are left out."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A span in which what was served is known to have been broken."""
+
+    name: str
+    start_s: float
+    stop_s: float
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The rows of each part, by their places, in order of time."""
+
+    parts: Mapping[str, Places]
+    numbers: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def choose(
+    rows: LoggedRows, *, stop_s: float, faults: Sequence[Fault], min_coverage: float, max_caller_share: float
+) -> ChosenRows:
+    """Return which rows are trained on, validate and test. Labels from ``stop_s`` on are not there yet.
+
+    Raises:
+        DataRefusedError: there are too few rows, too few of them have a label, or one caller gave most labels.
+    """
+    sound, notes = _sound(rows, faults)
+    known = rows.labelled < stop_s  # NaN is not
+    if not len(rows.asked):
+        raise DataRefusedError("the prediction log has no row of the window", hint=_WIDER)
+    labelled = np.flatnonzero(sound & known)
+    share = _share(rows.asked[sound], np.where(known, rows.labelled, np.nan)[sound], stop_s)
+    numbers: dict[str, Any] = {
+        "rows": len(rows.asked),
+        "labelled": int(known.sum()),
+        "coverage": round(share, 4),
+        "of_faults": int((~sound).sum()),
+    }
+    if share < min_coverage or not len(labelled):
+        raise DataRefusedError(
+            f"{share:.1%} of the {int(sound.sum()):,} rows in the log get a label, and retrain.min_coverage is "
+            f"{min_coverage:g}: {len(labelled):,} have one",
+            hint="Send labels of more rows: those that have one say little of the others. Or lower the bound.",
+        )
+    if share < _WHOLE:
+        notes.append(f"{1 - share:.1%} of the rows get no label, and the model is trained on nothing like them")
+    labelled, said = _bounded(rows, labelled, most=max_caller_share)
+    notes += said
+    numbers["kept"] = len(labelled)
+    return ChosenRows(_split(rows, labelled, numbers, notes), numbers, tuple(notes))
+
+
+def _sound(rows: LoggedRows, faults: Sequence[Fault]) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Return which rows were not asked during a fault."""
+    sound, notes = np.ones(len(rows.asked), dtype=np.bool_), []
+    for fault in faults:
+        within = (rows.asked >= fault.start_s) & (rows.asked < fault.stop_s)
+        if count := int((within & sound).sum()):
+            hours = (fault.stop_s - fault.start_s) / _HOUR
+            notes.append(f"{count:,} rows of {hours:,.0f} h are left out: what was served was broken ({fault.name})")
+        sound &= ~within
+    return sound, notes
+
+
+def _share(asked: Floats, labelled: Floats, stop_s: float) -> float:
+    """Return the share of rows that get a label, those counted in that are too young to have theirs."""
+    if not len(asked):
+        return 0.0
+    oldest = float(stop_s - asked.min())
+    found = coverage(asked, labelled, now=stop_s, ages_s=(oldest,)).shares[0]
+    return 0.0 if np.isnan(found) else float(found)
+
+
+def _bounded(rows: LoggedRows, labelled: Places, *, most: float) -> tuple[Places, list[str]]:
+    """Return the labelled rows without those by which one caller has more than its share of the labels.
+
+    Where all labels are of one caller there is nobody else to believe, which is said.
+    """
+    callers = rows.callers[labelled].astype(str)
+    names = np.unique(callers)
+    if len(names) == 1:
+        return labelled, [f"all labels are of one caller: {names[0] or 'without a key'}"]
+    weights, refused = bound_keys(callers, most=most)
+    if refused:
+        raise DataRefusedError(refused, hint="Look at its labels first; or raise retrain.max_caller_share.")
+    kept = labelled[rows.drawn[labelled] < weights]
+    out = len(labelled) - len(kept)
+    return kept, [f"{out:,} labels of callers with more than {most:.0%} of all are left out"] if out else []
+
+
+def _split(rows: LoggedRows, labelled: Places, numbers: dict[str, Any], notes: list[str]) -> dict[str, Places]:
+    """Return the parts by time, and say what was known too late."""
+    ordered = labelled[np.argsort(rows.asked[labelled], kind="stable")]
+    asked = rows.asked[ordered]
+    begins = _at(asked, 1 - TEST)
+    before = asked < begins
+    in_time = before & (rows.labelled[ordered] < begins)
+    validates = _at(asked[in_time], 1 - VALIDATION)
+    parts = {
+        "train": ordered[in_time & (asked < validates)],
+        "validation": ordered[in_time & (asked >= validates)],
+        "test": ordered[~before],
+    }
+    late = int(before.sum() - in_time.sum())
+    if late:
+        notes.append(f"{late:,} rows are left out whose label came in after the first test row was asked")
+    numbers |= {part: len(places) for part, places in parts.items()} | {"known_late": late}
+    if few := {part: len(places) for part, places in parts.items() if len(places) < FEWEST}:
+        told = ", ".join(f"{count:,} for {part}" for part, count in few.items())
+        raise DataRefusedError(
+            f"of {len(labelled):,} labelled rows there are {told}, and {FEWEST} are needed; the label of {late:,} came "
+            "in after the first test row was asked",
+            hint=_WIDER,
+        )
+    return parts
+
+
+def _at(asked: Floats, share: float) -> float:
+    """Return when the row at a share of rows in order of time was asked: rows of one time stay together."""
+    return float(asked[int(share * len(asked))]) if len(asked) else -np.inf
+
+
+_WIDER = "Widen retrain.window.days, or wait for more labels."

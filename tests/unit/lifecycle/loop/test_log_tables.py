@@ -1,0 +1,167 @@
+import shutil
+from dataclasses import replace
+from datetime import timedelta
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny import Tiny
+from tiny_log import DAY, TODAY, live, log_days, retraining
+
+from raymlops.arrays import Column
+from raymlops.config.load import load_data
+from raymlops.data.prepare import prepare
+from raymlops.errors import ConfigError, DataRefusedError, RecipeError
+from raymlops.lifecycle.loop.log_tables import label_array
+from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window, windowed
+from raymlops.project import bind
+from raymlops.recipe import ASKED_AT, LABELLED_AT, known_times_of, times_of
+from raymlops.splits import Window
+from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """Return a folder with the log of 40 days."""
+    folder = tmp_path_factory.mktemp("logged")
+    log_days(folder, 40)
+    return folder
+
+
+def made(state, folder, **retrain):
+    champion = live(state, folder, window={"days": 40}, **retrain)
+    return tables_of(state, retraining(champion), champion, Tiny)
+
+
+def test_the_labelled_log_becomes_tables_that_a_run_reads(state, logged, tmp_path):
+    """40 days of 40 rows: the labels of 39 came in, each day's at 0.95 of the next; 312 of 1,560 rows test.
+
+    The test begins on day 31, with its third request. What was asked until day 30 had its label by then: 1,200 rows, of
+    which 150 validate, two more with the rest of their request; 48 rows were labelled too late.
+    """
+    shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
+    found = made(state, tmp_path)
+    assert found.numbers | {"rows": 1_600, "labelled": 1_560, "known_late": 48} == found.numbers
+    assert found.numbers["coverage"] > 0.99
+    sizes = {part: found.numbers[part] for part in ("train", "validation", "test")}
+    assert sizes == {"train": 1_048, "validation": 152, "test": 312}
+    data = {"project": {"name": "t"}, "recipe": {"import": "tiny:Tiny"}, "train": {"tables": found.uri}}
+    prepared = prepare(bind(load_data(data)))
+    assert prepared.data.rows == sizes
+    (train,), (test,) = (list(prepared.splits[part].chunks()) for part in ("train", "test"))
+    assert known_times_of(prepared.recipe, train).max() < times_of(prepared.recipe, test).min()
+    assert train["label"].dtype == np.float64
+    assert set(train) == {"length", "width", "colour", "label", ASKED_AT, LABELLED_AT}
+    assert "all rows were answered by version 3: what was done with the answers may show in the labels" in found.notes
+
+
+def test_rows_keep_their_inputs_and_labels(state, logged, tmp_path):
+    """The first training rows are those that were first asked, copies to a shadow left out."""
+    shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
+    found = made(state, tmp_path)
+    table = Tiny(Tiny.Config(train_rows=1_600, validation_rows=1, test_rows=1)).datasets().train
+    train = pq.read_table(f"{found.uri}/train.parquet")
+    for name in ("length", "label"):
+        np.testing.assert_array_equal(train[name].to_numpy()[:100], np.asarray(table[name], np.float64)[:100])
+    assert train["colour"].to_pylist()[:100] == list(table["colour"][:100])
+    assert (np.diff(train[ASKED_AT].to_numpy()) >= np.timedelta64(0)).all()
+
+
+def test_a_second_call_finds_what_the_first_one_wrote(state, logged, tmp_path):
+    """Whatever became of the log since: a resumed run has the same rows."""
+    shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
+    first = made(state, tmp_path)
+    files = sorted(path.name for path in (tmp_path / "data").rglob("*"))
+    shutil.rmtree(tmp_path / "predictions")
+    assert made(state, tmp_path) == first
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == files
+
+
+@pytest.mark.parametrize(
+    ("log", "retrain", "match"),
+    [
+        (
+            {"days": 40, "labelled": 0.2},
+            {},
+            r"20\.\d% of the 1,600 rows in the log get a label, .* is 0\.5: 312 have",
+        ),
+        ({"days": 2}, {}, r"of 40 labelled rows there are 0 for train, .*, and 30 are needed"),
+        ({"days": 40, "callers": ("x",) * 9 + ("y",)}, {"max_caller_share": 0.2}, r"the key x sent 90% of the labels"),
+        (
+            {"days": 40, "redact": ("width",)},
+            {},
+            r"the prediction log lacks the input width: serve.log.redact leaves it out",
+        ),
+        ({"days": 0}, {}, "the prediction log has no row of the window"),
+    ],
+)
+def test_a_log_that_nothing_can_be_trained_on_is_refused_with_numbers(state, tmp_path, log, retrain, match):
+    """Too few labels, too few rows, one caller who floods, an input that is not logged, nothing at all."""
+    log_days(tmp_path, **log)
+    with pytest.raises(DataRefusedError, match=match):
+        made(state, tmp_path, **retrain)
+    assert not list(tmp_path.glob("data/*.json"))
+
+
+def test_days_of_a_known_fault_are_left_out(state, logged, tmp_path):
+    """An incident of a bound that was open for ten days."""
+    shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
+    start = TODAY - 30 * DAY
+    window = JudgedWindow("tiny", "inputs", "quality", 0, start, start + DAY, 3, "alarm", "nulls", 400, start)
+    incident = Incident("i1", "tiny", "inputs", "quality", 0, start, start, 1, ("width (max_nulls)",), start + 10 * DAY)
+    assert record_window(state, window, lambda _known: Filed(incident))
+    found = made(state, tmp_path)
+    assert found.numbers["of_faults"] == 400
+    assert "400 rows of 240 h are left out: what was served was broken (incident i1)" in found.notes
+
+
+def test_the_window_ends_with_the_decision(state, tmp_path):
+    """Trailing days before it, or all since a growing window began; rows of the recipe are asked for by it."""
+    champion = live(state, tmp_path, data="recipe", window={"days": 30})
+    one = retraining(champion)
+    assert training_window(one) == Window(TODAY - 30 * DAY, TODAY)
+    assert windowed(one) == {"window": {"start": "2026-01-30T00:00:00+00:00", "stop": "2026-03-01T00:00:00+00:00"}}
+    grows = {"data": "recipe", "window": {"kind": "growing", "since": "2025-01-01", "days": 30}}
+    since = training_window(replace(one, settings=live(state, tmp_path, **grows).retrain)).start
+    assert since == TODAY - timedelta(days=424)
+    assert windowed(replace(one, settings={"data": "log"})) == {}
+    with pytest.raises(ConfigError, match="has to start somewhere"):
+        load_data({"project": {"name": "t"}, "recipe": {"import": "a:B"}, "retrain": {"window": {"kind": "growing"}}})
+
+
+def test_a_recipe_without_windows_or_labels_is_refused():
+    """The message says how to have them."""
+    with pytest.raises(RecipeError, match=r"Tiny.datasets\(\) takes no window"):
+        check_recipe(Tiny)
+
+    class Unlabelled(Tiny):
+        label = None
+
+    with pytest.raises(RecipeError, match="Unlabelled has no label"):
+        tables_of(None, None, None, Unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "kind", "values"),
+    [
+        (["1", "0"], {}, "int64", [1, 0]),
+        (["1", "0"], {"is_number": True}, "double", [1.0, 0.0]),
+        (["true", "false"], {}, "bool", [True, False]),
+        (["true", "0"], {}, "int64", [1, 0]),
+        (["true", "0.5"], {}, "double", [1.0, 0.5]),
+        (['"a"', '"b"'], {"is_number": True}, "string", ["a", "b"]),
+        (["1", "2"], {"label_type": Column("minutes", "float")}, "double", [1.0, 2.0]),
+    ],
+)
+def test_labels_become_a_column_of_one_type(labels, more, kind, values):
+    """Of the recipe's, or of that which they all have."""
+    found = label_array(labels, **more)
+    assert (str(found.type), found.to_pylist()) == (kind, values)
+
+
+def test_labels_of_several_kinds_are_refused():
+    """Which they are is said; so is a label that is not of the declared type."""
+    with pytest.raises(DataRefusedError, match="several kinds: int, str"):
+        label_array(["1", '"a"'])
+    with pytest.raises(DataRefusedError, match=r"1 labels, such as"):
+        label_array(["1", '"a"'], Column("minutes", "float"))
