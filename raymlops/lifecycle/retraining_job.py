@@ -6,15 +6,17 @@ what the retraining holds. What follows, the loop decides.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import GateRefusedError, RefusedError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.loop.stage_jobs import newest_run
+from raymlops.lifecycle.loop.training_data import check_recipe, tables_of
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.sources import Source, project_of, spec_of, state_of
@@ -27,8 +29,12 @@ from raymlops.state.versions import recorded
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.loop.next_step import Task
+    from raymlops.project import Project
     from raymlops.records import GateDecision
     from raymlops.state.store import State
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def retraining_job(source: Source, retraining_id: str, task: Task) -> TaskRecord
 
 
 def _train(spec: ProjectSpec, retraining_id: str) -> str:
-    """Train, or resume, and return the run. The state is not asked, whose credentials no recipe needs to see."""
+    """Train, or resume, and return the run."""
     from raymlops.tracking.client import tracker as tracker_of
 
     tracker = tracker_of(spec)
@@ -67,11 +73,32 @@ def _train(spec: ProjectSpec, retraining_id: str) -> str:
         return run_id
     if (run_id := newest_run(tracker, spec.experiment, retraining_id, finished=False)) is not None:
         return train(resume=run_id, source=spec).run_id
-    project: Any = project_of(spec)
+    project = _on_its_rows(project_of(spec), retraining_id)
     if spec.retrain.sweep and spec.sweep.space:
         best = run_sweep(sweep_request(project)).best
         project = project.with_params(best.settings)
     return train(project).run_id
+
+
+def _on_its_rows(project: Project, retraining_id: str) -> Project:
+    """Return a project that is trained on the window of a retraining, or on tables of the prediction log.
+
+    Raises:
+        DataRefusedError: the log does not have what is needed.
+        RecipeError: the recipe takes no window, or has no label.
+    """
+    if project.spec.train.window.start is not None:
+        check_recipe(project.recipe_class)
+        return project
+    with state_of(project.spec) as state:
+        one = retraining_of(state, retraining_id)
+        champion = champion_of(state.deployments(one.name))
+        if champion is None:
+            raise RefusedError(f"{one.name} was taken down just now")
+        tables = tables_of(state, one, champion, project.recipe_class)
+    for note in tables.notes:
+        _log.warning("%s", note)
+    return project.with_train(project.spec.train.model_copy(update={"tables": tables.uri}))
 
 
 def _gate(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision:

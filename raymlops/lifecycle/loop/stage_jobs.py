@@ -7,13 +7,13 @@ of the champion's bundle, of which nothing is run here.
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import ClusterError, NotFoundError
 from raymlops.lifecycle.loop.next_step import JobFound
+from raymlops.lifecycle.loop.training_data import windowed
 from raymlops.lifecycle.submitted import bundled_code, explicit, runs_tagged
 
 if TYPE_CHECKING:
@@ -115,8 +115,9 @@ def newest_run(tracker: Tracker, experiment: str, retraining_id: str, *, finishe
 def job_spec(here: ProjectSpec, one: Retraining, champion: Deployment) -> ProjectSpec:
     """Return the champion's configuration, with its settings as deployed, on the cluster and MLflow of ``here``.
 
-    It is trained on the window of the retraining, and starts from the champion's weights where that says so. What its
-    gate tests on is later than what it is trained on, unless the champion's configuration says otherwise.
+    It is trained on the window of the retraining where that is of the recipe's rows, and starts from the champion's
+    weights where that says so. What its gate tests on is later than what it is trained on, unless the champion's
+    configuration says otherwise.
 
     Raises:
         BundleError: the bundle is not what its digest vouches for.
@@ -139,16 +140,8 @@ def job_spec(here: ProjectSpec, one: Retraining, champion: Deployment) -> Projec
     data["gate"] = {"later_rows": True} | {
         key: value for key, value in data.get("gate", {}).items() if value is not None
     }
-    settings = read_stored(RetrainSection, one.settings)
-    data["train"] = {**data["train"], "window": window_of(one, settings), "tables": None}
-    if settings.start == "champion":
+    unset = {"window": {"start": None, "stop": None}, "tables": None}  # of an earlier retraining
+    data["train"] = {**data["train"], **unset, **windowed(one)}
+    if read_stored(RetrainSection, one.settings).start == "champion":
         data["train"]["init_from"] = f"{champion.bundle.uri}#{champion.bundle.digest}"
     return load_data(data).spec
-
-
-def window_of(one: Retraining, settings: RetrainSection) -> dict[str, str]:
-    """Return the span of time that a retraining is trained on: up to when it was decided, whoever asks when."""
-    start = one.made_at - timedelta(days=settings.window.days)
-    if settings.window.kind == "growing" and settings.window.since is not None:
-        start = min(start, datetime.fromisoformat(settings.window.since))
-    return {"start": start.isoformat(), "stop": one.made_at.isoformat()}

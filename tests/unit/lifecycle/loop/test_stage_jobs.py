@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from io import StringIO
 
 import pytest
 from fake_jobs import fake_jobs
-from retrained import NOW, retraining
+from retrained import retraining
 from ruamel.yaml import YAML
 from tiny_bundle import tiny_contents
 
@@ -18,7 +17,7 @@ from raymlops.cluster.jobs import CONFIG, Jobs
 from raymlops.config.load import dump, load_data
 from raymlops.config.retrain import RetrainSection
 from raymlops.lifecycle.loop.next_step import JobFound
-from raymlops.lifecycle.loop.stage_jobs import RayJobs, job_spec, window_of
+from raymlops.lifecycle.loop.stage_jobs import RayJobs, job_spec
 from raymlops.state.store import Deployment
 
 HERE = {
@@ -74,14 +73,15 @@ def test_whoever_wants_no_later_rows_says_so(spec, one, tmp_path):
     assert job_spec(spec, one, Deployment("flights", 3, bundle, "run-3", "champion")).gate.later_rows is False
 
 
-def test_the_window_ends_when_it_was_decided(one):
-    """90 days until then; or from a day on, but at least the last days."""
-    days = window_of(one, RetrainSection())
-    assert days == {"start": "2025-10-03T12:00:00+00:00", "stop": "2026-01-01T12:00:00+00:00"}
-    growing = {"kind": "growing", "since": "2025-01-01"}
-    assert window_of(one, RetrainSection(window=growing))["start"] == "2025-01-01T00:00:00+00:00"
-    late = {"kind": "growing", "since": "2025-12-31"}
-    assert window_of(one, RetrainSection(window=late))["start"] == "2025-10-03T12:00:00+00:00"
+def test_its_window_takes_the_place_of_the_champions(spec, one, tmp_path):
+    """90 days until it was decided; of rows of the log the job makes tables."""
+    windowed = {"window": {"start": "2025-01-01", "stop": "2025-02-01"}, "epochs": 3}
+    bundle = write_bundle(tmp_path, tiny_contents(config_yaml=dump(load_data({**OWN, "train": windowed}).spec)))
+    champion = Deployment("flights", 3, bundle, "run-3", "champion")
+    window = job_spec(spec, one, champion).train.window
+    assert (window.start, window.stop) == ("2025-10-03T12:00:00+00:00", "2026-01-01T12:00:00+00:00")
+    logged = replace(one, settings=RetrainSection(data="log").model_dump(mode="json"))
+    assert job_spec(spec, logged, champion).train.window.start is None
 
 
 def test_it_starts_from_the_champions_weights_where_that_is_asked(spec, champion, one):
@@ -116,8 +116,3 @@ def test_a_job_that_failed_says_why(spec, champion, one, tmp_path):
         ray.states = ["FAILED"]
         ray.log = json.dumps({"error": {"type": "TrainingError", "message": "the loss is nan"}})
         assert jobs.find("raymlops-retrain-x-gate") == JobFound("failed", "the loss is nan")
-
-
-def test_times_are_those_of_the_fixture():
-    """The window above is by this one."""
-    assert datetime(2026, 1, 1, 12, tzinfo=UTC) == NOW
