@@ -98,7 +98,10 @@ class RayJobs:
         Raises:
             TrackingError: MLflow does not answer.
         """
-        return newest_run(self._tracker(self._spec), one.name, one.id, finished=True)
+        tracker = self._tracker(self._spec)
+        tracker.check()  # one that is down is said within seconds, and holds up no other model
+        of = tracker.run(one.champion_run_id).info.experiment_id  # where the job's run is too
+        return newest_run(tracker, str(tracker.client.get_experiment(of).name), one.id, finished=True)
 
 
 def newest_run(tracker: Tracker, experiment: str, retraining_id: str, *, finished: bool) -> str | None:
@@ -133,7 +136,9 @@ def job_spec(here: ProjectSpec, one: Retraining, champion: Deployment) -> Projec
     text = BundleFiles(champion.bundle.uri, champion.bundle.digest).read(CONFIG).decode()
     data: dict[str, Any] = YAML(typ="safe").load(text)
     ours = here.to_dict()
+    experiment = data.get("tracking", {}).get("experiment")
     data |= {key: ours[key] for key in ("tracking", "storage", "cluster")}
+    data["tracking"] = {**data["tracking"], "experiment": experiment}
     data["storage"] = {**data["storage"], "path": root_of(champion.bundle.uri)}
     data["cluster"] = {**data["cluster"], "address": None}  # Ray tells a job its cluster
     data |= {key: getattr(champion, key) for key in ("serve", "monitor", "retrain") if getattr(champion, key)}

@@ -24,7 +24,7 @@ HERE = {
     "project": {"name": "another"},
     "recipe": {"import": "another:Recipe"},
     "storage": {"path": "/elsewhere", "state": {"env": "STATE_URL"}},
-    "tracking": {"uri": "http://127.0.0.1:5000"},
+    "tracking": {"uri": "http://127.0.0.1:5000", "experiment": "others"},
     "cluster": {"address": "10.0.0.1:6379", "dashboard": "http://127.0.0.1:8265"},
 }
 OWN = {
@@ -62,6 +62,7 @@ def test_a_job_has_the_champions_configuration_on_this_cluster(spec, champion, o
     assert (sent.serve.rollout.steps, sent.retrain.replay_h) == ((20.0, 100.0), 2.0)
     assert sent.storage.path == str(tmp_path / "store")
     assert (sent.storage.state.env, sent.tracking.uri) == ("STATE_URL", "http://127.0.0.1:5000")
+    assert sent.experiment == "flights"
     assert (sent.cluster.address, sent.cluster.dashboard) == (None, "http://127.0.0.1:8265")
 
 
@@ -116,3 +117,16 @@ def test_a_job_that_failed_says_why(spec, champion, one, tmp_path):
         ray.states = ["FAILED"]
         ray.log = json.dumps({"error": {"type": "TrainingError", "message": "the loss is nan"}})
         assert jobs.find("raymlops-retrain-x-gate") == JobFound("failed", "the loss is nan")
+
+
+def test_the_finished_run_is_found_where_the_champions_run_is(mlflow, one):
+    """By its tag, whatever the experiment is called; one that runs is none yet."""
+    experiment = mlflow.client.create_experiment("flowers")
+    tags = {"raymlops.kind": "run", "raymlops.retraining": one.id}
+    first = mlflow.client.create_run(experiment, tags={"raymlops.kind": "run"}).info.run_id
+    again = replace(one, champion_run_id=first)
+    jobs = RayJobs(None, jobs=None, tracker=lambda _spec: mlflow)
+    run = mlflow.client.create_run(experiment, tags=tags).info.run_id
+    assert jobs.finished_run(again) is None
+    mlflow.client.set_terminated(run)
+    assert jobs.finished_run(again) == run
