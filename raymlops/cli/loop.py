@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, YesFlag, confirm
+from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, YesFlag, confirm
 from raymlops.cli.source import Chosen, NamedArgument, choose, choose_if_named
 from raymlops.errors import UsageError
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
 
 WhyOption = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why, for the audit record.", show_default=False)]
 ProposalArgument = Annotated[str, typer.Argument(metavar="ID", help="A proposal, as proposals list names it.")]
@@ -70,24 +73,36 @@ def list_proposals(words: NamedArgument = None, *, config: OptionalConfig = None
 
 
 def accept(
-    proposal: ProposalArgument, *, why: WhyOption, config: OptionalConfig = None, yes: YesFlag = False
+    proposal: ProposalArgument,
+    overrides: Overrides = None,
+    *,
+    why: WhyOption,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    yes: YesFlag = False,
 ) -> Answer:
     """Accept a proposal: the model is retrained, and the new version promoted if it passes."""
     from raymlops.lifecycle.loop.proposals import accept as answer
 
     confirm(f"Accept {proposal}? The model is retrained, and the new version promoted if it passes.", yes=yes)
-    done = answer(proposal, why=why, config=config)
+    done = answer(proposal, why=why, config=_source(overrides, config=config, env=env))
     return Answer(done.to_dict(), done.text())
 
 
 def reject(
-    proposal: ProposalArgument, *, why: WhyOption, config: OptionalConfig = None, yes: YesFlag = False
+    proposal: ProposalArgument,
+    overrides: Overrides = None,
+    *,
+    why: WhyOption,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    yes: YesFlag = False,
 ) -> Answer:
     """Reject a proposal: the same evidence leads to no other one."""
     from raymlops.lifecycle.loop.proposals import reject as answer
 
     confirm(f"Reject {proposal}? The same evidence leads to no other one.", yes=yes)
-    done = answer(proposal, why=why, config=config)
+    done = answer(proposal, why=why, config=_source(overrides, config=config, env=env))
     return Answer(done.to_dict(), done.text())
 
 
@@ -98,3 +113,10 @@ def _model(words: list[str] | None, verb: str, *, config: str | None, env: str |
             f"{verb} is of a model, not of its version {chosen.version}", hint=f"raymlops {verb} {chosen.name}"
         )
     return chosen
+
+
+def _source(overrides: list[str] | None, *, config: str | None, env: str | None) -> ProjectSpec | None:
+    """Return the configuration that says where the state is; None for the environment's."""
+    from raymlops.lifecycle.sources import stores_of
+
+    return None if config is None and not overrides else stores_of(config, overrides=overrides or (), env=env)

@@ -1,8 +1,12 @@
-"""Durations on a command line: ``45s``, ``10m``, ``24h``, ``90d``. Pure."""
+"""Durations on a command line, ``45s``, ``10m``, ``24h``, ``90d``, and times by ISO 8601, kept in UTC. Pure."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from raymlops.errors import UsageError
 
@@ -23,3 +27,20 @@ def parse_duration(text: str) -> float:
             hint="For example 45s, 10m, 24h or 90d.",
         )
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def read_moment(text: str) -> datetime:
+    """Return a time in UTC; one without a zone is in UTC.
+
+    Raises:
+        ValueError: it is no day or time by ISO 8601.
+    """
+    try:
+        read = datetime.fromisoformat(text)
+    except ValueError:
+        msg = f"got {text!r}; a day or a time by ISO 8601, such as '2026-01-31' or '2026-01-31T12:00+01:00'"
+        raise ValueError(msg) from None
+    return (read if read.tzinfo is not None else read.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+Moment = Annotated[str, AfterValidator(lambda text: read_moment(text).isoformat())]

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from raymlops.config.base import Spec
 from raymlops.config.data import Share
-from raymlops.config.moments import Moment
+from raymlops.config.durations import Moment
 
 
 class TriggersSection(Spec):

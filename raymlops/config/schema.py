@@ -19,10 +19,9 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
-from raymlops.config.data import DataSection, QualitySection
+from raymlops.config.data import DataSection, QualitySection, SkillSection
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
-from raymlops.config.skill import SkillSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
 from raymlops.records import Objective

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from raymlops.config.base import Fixed, Free, FreeInRun, Length, Resume, Rounds, Spec, Uri
-from raymlops.config.moments import Moment, read_moment
+from raymlops.config.durations import Moment, read_moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.config.moments import read_moment
+from raymlops.config.durations import read_moment
 from raymlops.errors import RecipeError
 from raymlops.recipe import call_recipe, known_times_of, times_of
 from raymlops.splits import Splits, Window

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.moments import read_moment
+from raymlops.config.durations import read_moment
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.data.windowed import TAKES, takes_window

@@ -20,7 +20,7 @@ from raymlops.monitor.skill.slices import SliceSkill, judge_slices
 
 if TYPE_CHECKING:
     from raymlops.answer_loss import AnswerLoss
-    from raymlops.config.skill import SkillSection
+    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.rows import Answers, Rows
     from raymlops.monitor.skill.clusters import Floats
     from raymlops.monitor.skill.reference import QualityReference

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from raymlops.answer_loss import AnswerLoss
     from raymlops.bundle.loss import OwnLosses, Pair
-    from raymlops.config.skill import SkillSection
+    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.answers import AskRecipe
     from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef

@@ -23,7 +23,7 @@ from raymlops.state.drift import Incident, JudgedWindow, incidents_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from raymlops.config.skill import SkillSection
+    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.state.store import State

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from raymlops.config.skill import SkillSection
+    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.measure import Measured
 
 AGAINST = "its test rows"

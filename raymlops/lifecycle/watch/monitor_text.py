@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.skill import SkillSection
+from raymlops.config.data import SkillSection
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.state.store import Deployment

@@ -1,6 +1,7 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from looped import SKILL, judged, live
@@ -10,6 +11,9 @@ from stored import put
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.loop.decision import Decisions, decide_due, retrain_by_person
 from raymlops.monitor.retraining import Waiting
+from raymlops.monitor.skill.clusters import Moments
+from raymlops.monitor.skill.expected import Window
+from raymlops.monitor.skill.verdict import Verdict
 from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
 from raymlops.state.loop import advance, freeze, retraining_of, retrainings_of
 from raymlops.state.messages import messages_of
@@ -191,3 +195,34 @@ def test_worse_answers_are_no_reason_to_wait(state):
     live(state, **SKILL)
     assert record_window(state, window(state, 0, kind="skill"), opening("i", kind="skill", side="outputs", version=3))
     assert decided(state).trigger == "skill"
+
+
+@pytest.mark.parametrize(("trigger", "bound"), [("skill", True), ("min_skill", 0.2)])
+def test_the_windows_that_were_judged_by_their_labels_decide(state, trigger, bound):
+    """As the controller stored them: since the promotion, of the live version, by the metric that is configured."""
+    live(state, triggers={trigger: bound})
+    now = state.now() + 6 * DAY
+    for day in range(5):
+        assert record_window(state, labelled(state, day), lambda _known: Filed())
+    found = decide_due(state, "flights", now=now, actor="me")
+    assert (found.trigger, found.reasons["labelled_rows"]) == (trigger, 2_000)
+    assert found.evidence_at == state.deployments("flights")[0].created_at.replace(microsecond=0) + 5 * DAY
+    live(state, version=4, triggers={trigger: bound})
+    assert decide_due(state, "flights", now=now, actor="me").kind in {"open", "no trigger"}
+
+
+def labelled(state, day, *, skill=0.05):
+    """Return a window of 400 labelled requests as it is stored: worse than before, of this skill."""
+    start = state.deployments("flights")[0].created_at.replace(microsecond=0) + day * DAY
+    losses = Moments.of(np.random.default_rng(day).uniform(0.0, 0.5 * (1 - skill), 400))
+    sums = Window(float(losses.estimate().value), 0.25, 0.2, losses, losses=losses)
+    verdict = Verdict("worse", "0.050 of skill lost", 0.05, 0.03, 0.07, 400.0, 200.0, 133.0)
+    details = {
+        "window": sums.to_dict(),
+        "metric": "loss",
+        "reference": "base_rate",
+        "verdict": asdict(verdict),
+        "coverage": {"half_lag_s": 60.0},
+    }
+    times = (start, start + DAY)
+    return JudgedWindow("flights", "outputs", "skill", 3, *times, 3, "alarm", "worse", 400, start, details=details)
