@@ -31,7 +31,6 @@ from raymlops.cli import (
     predictions,
     projects,
     quality,
-    retraining_job,
     runs,
     traffic,
 )
@@ -122,7 +121,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(command(verb))
-app.command(hidden=True)(command(retraining_job.retraining_job))
+app.command(hidden=True)(command(loop.retraining_job))
 # Its words are another command's: options of that one come after them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
 for name, (about, verbs) in GROUPS.items():

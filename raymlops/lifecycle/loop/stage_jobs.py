@@ -14,7 +14,6 @@ from raymlops.config.stored import read_stored
 from raymlops.errors import ClusterError, NotFoundError
 from raymlops.lifecycle.loop.next_step import JobFound
 from raymlops.lifecycle.loop.training_data import windowed
-from raymlops.lifecycle.submitted import bundled_code, explicit, runs_tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +78,7 @@ class RayJobs:
             ClusterError: the cluster does not answer, or rejects the request.
             BundleError, StorageError: the champion's bundle cannot be read.
         """
-        from raymlops.cluster.jobs import CONFIG, job_folder
+        from raymlops.cluster.jobs import CONFIG, bundled_code, explicit, job_folder
         from raymlops.config.load import dump
 
         spec = explicit(job_spec(self._spec, one, champion), tags={RETRAINING: one.id, RETRAIN_OF: one.champion_run_id})
@@ -110,6 +109,8 @@ def newest_run(tracker: Tracker, experiment: str, retraining_id: str, *, finishe
     Raises:
         TrackingError: MLflow does not answer.
     """
+    from raymlops.training.runs.lookup import runs_tagged
+
     found = runs_tagged(tracker, experiment, {RETRAINING: retraining_id, "raymlops.kind": "run"})
     mine = (run for run in found if (run.info.status == "FINISHED") == finished)
     return next((str(run.info.run_id) for run in mine), None)

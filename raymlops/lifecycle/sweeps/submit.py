@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.errors import SweepError, UnreachableError, UsageError
-from raymlops.lifecycle.submitted import explicit, runs_tagged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +39,7 @@ def submit(
         ClusterError: no cluster outlives this process, or it does not answer.
         RaymlopsError: as ``run_sweep``, also for what the job itself rejected.
     """
-    from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
+    from raymlops.cluster.jobs import CONFIG, Jobs, explicit, job_folder
     from raymlops.config.load import dump
     from raymlops.tracking.client import tracker as tracker_of
 
@@ -93,6 +92,7 @@ def _wait(
     jobs: Jobs, tracker: Tracker, request: SweepRequest, *, submission_id: str, sleep: Callable[[float], None]
 ) -> str:
     """Wait until the sweep of a job exists in MLflow, and return its id."""
+    from raymlops.training.runs.lookup import runs_tagged
     from raymlops.tuning.mlflow.sweep_run import SUBMISSION
 
     resume = request.resume

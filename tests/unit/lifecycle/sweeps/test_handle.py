@@ -10,8 +10,8 @@ import pytest
 from fake_jobs import fake_jobs
 from recorded_sweep import project_in, recorded_sweep
 
+from raymlops.cluster.jobs import explicit
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, SweepError, UsageError
-from raymlops.lifecycle.submitted import explicit
 from raymlops.lifecycle.sweeps.handle import attach, sweep
 from raymlops.lifecycle.sweeps.run import SweepRequest, sweep_request
 from raymlops.lifecycle.sweeps.submit import submit
