@@ -7,7 +7,7 @@ of the champion's bundle, of which nothing is run here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
@@ -103,15 +103,17 @@ class RayJobs:
         return newest_run(tracker, str(tracker.client.get_experiment(of).name), one.id, finished=True)
 
 
-def newest_run(tracker: Tracker, experiment: str, retraining_id: str, *, finished: bool) -> str | None:
-    """Return the newest run with a retraining's tag, of those that are ``finished`` or of the others.
+def newest_run(
+    tracker: Tracker, experiment: str, retraining_id: str, *, finished: bool, kind: Literal["run", "sweep"] = "run"
+) -> str | None:
+    """Return the newest run, or sweep, with a retraining's tag, of those that are ``finished`` or of the others.
 
     Raises:
         TrackingError: MLflow does not answer.
     """
     from raymlops.training.runs.lookup import runs_tagged
 
-    found = runs_tagged(tracker, experiment, {RETRAINING: retraining_id, "raymlops.kind": "run"})
+    found = runs_tagged(tracker, experiment, {RETRAINING: retraining_id, "raymlops.kind": kind})
     mine = (run for run in found if (run.info.status == "FINISHED") == finished)
     return next((str(run.info.run_id) for run in mine), None)
 

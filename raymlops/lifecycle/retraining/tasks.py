@@ -20,6 +20,7 @@ from raymlops.lifecycle.loop.training_data import check_recipe, tables_of
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.sources import Source, project_of, spec_of, state_of
+from raymlops.lifecycle.sweeps.handle import attach
 from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
 from raymlops.lifecycle.train import train
 from raymlops.records import Record
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.loop.next_step import Task
     from raymlops.project import Project
-    from raymlops.records import GateDecision
+    from raymlops.records import GateDecision, TrialRecord
     from raymlops.state.store import State
+    from raymlops.tracking.client import Tracker
 
 
 _log = logging.getLogger(__name__)
@@ -59,25 +61,37 @@ def retraining_job(source: Source, retraining_id: str, task: Task) -> TaskRecord
     if task == "train":
         return TaskRecord(retraining_id, task, _train(spec, retraining_id))
     with state_of(spec) as state:
-        done = _gate(spec, state, retraining_id) if task == "gate" else _replay(spec, state, retraining_id)
-    return TaskRecord(retraining_id, task, f"{'passed' if done.passed else 'refused'}: {done.reason}")
+        result = (_gate if task == "gate" else _replay)(spec, state, retraining_id)
+    return TaskRecord(retraining_id, task, result)
 
 
 def _train(spec: ProjectSpec, retraining_id: str) -> str:
     """Train, or resume, and return the run."""
     from raymlops.tracking.client import tracker as tracker_of
+    from raymlops.training.runs.lookup import look_up
 
     tracker = tracker_of(spec)
     tracker.check()
-    if (run_id := newest_run(tracker, spec.experiment, retraining_id, finished=True)) is not None:
+    run_id = newest_run(tracker, spec.experiment, retraining_id, finished=True)
+    if run_id is not None:
         return run_id
-    if (run_id := newest_run(tracker, spec.experiment, retraining_id, finished=False)) is not None:
-        return train(resume=run_id, source=spec).run_id
+    run_id = newest_run(tracker, spec.experiment, retraining_id, finished=False)
+    if run_id is not None:  # with its own configuration, which may be the best one of a sweep
+        return train(look_up(tracker, run_id).spec or spec, resume=run_id).run_id
     project = _on_its_rows(project_of(spec), retraining_id)
     if spec.retrain.sweep and spec.sweep.space:
-        best = run_sweep(sweep_request(project)).best
-        project = project.with_params(best.settings)
+        project = project.with_params(_best(project, retraining_id, tracker).settings)
     return train(project).run_id
+
+
+def _best(project: Project, retraining_id: str, tracker: Tracker) -> TrialRecord:
+    """Return the best trial of the retraining's sweep, which is begun or resumed unless it has ended."""
+    experiment = project.spec.experiment
+    ended = newest_run(tracker, experiment, retraining_id, finished=True, kind="sweep")
+    if ended is not None:
+        return attach(ended, project.spec).best
+    begun = newest_run(tracker, experiment, retraining_id, finished=False, kind="sweep")
+    return run_sweep(sweep_request(project, resume=begun)).best
 
 
 def _on_its_rows(project: Project, retraining_id: str) -> Project:
@@ -101,22 +115,19 @@ def _on_its_rows(project: Project, retraining_id: str) -> Project:
     return project.with_train(project.spec.train.model_copy(update={"tables": tables.uri}))
 
 
-def _gate(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision:
+def _gate(spec: ProjectSpec, state: State, retraining_id: str) -> str:
+    """Register the run and ask the gate; what it refuses is no error of this task."""
     one = retraining_of(state, retraining_id)
     if one.run_id is None:
         raise RefusedError(f"retraining {one.id} of {one.name} has no run yet: it is {one.stage}")
     version = register(spec, one.run_id)
     try:
-        return gate(spec, str(version.version))[1]
-    except GateRefusedError:
-        from raymlops.records import GateDecision
-        from raymlops.state.versions import decision_of
-
-        decision = decision_of(state, version.name, version.version)
-        return GateDecision(False, notes=tuple(decision.get("notes", ())), checks=())
+        return f"passed: {gate(spec, str(version.version))[1].reason}"
+    except GateRefusedError as error:
+        return f"refused: {error.message}"
 
 
-def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision:
+def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     from raymlops.cluster.connect import connect
     from raymlops.lifecycle.batch.replay import on_workers, replay
 
@@ -130,7 +141,7 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> GateDecision
     with connect(spec):
         decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec))
     keep(state, retraining_id, decision)
-    return decision
+    return f"{'passed' if decision.passed else 'refused'}: {decision.reason}"
 
 
 def keep(state: State, retraining_id: str, decision: GateDecision) -> None:
