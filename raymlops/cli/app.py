@@ -51,6 +51,7 @@ VERBS: tuple[Verb, ...] = (
         drift.drift,
         loop.retrain,
         loop.freeze,
+        loop.watch,
         quality.quality,
         loop.retrain,
         loop.freeze,

@@ -106,6 +106,14 @@ def reject(
     return Answer(done.to_dict(), done.text())
 
 
+def watch(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
+    """Let the controller run that watches a live model, and print what its loop waits for."""
+    from raymlops.lifecycle.retraining.watch import watch as begin
+
+    done = begin(_model(words, "watch", config=config, env=env).spec)
+    return Answer(done.to_dict(), done.text())
+
+
 def retraining_job(
     retraining_id: Annotated[str, typer.Argument(metavar="ID", help="The retraining.")],
     task: Annotated[Literal["train", "gate", "replay"], typer.Argument(metavar="TASK", help="train, gate or replay.")],
