@@ -96,8 +96,10 @@ def _action(event: dict[str, Any]) -> str:
 
 
 def _why(event: dict[str, Any]) -> str:
-    """Return the first line of why, and how its model is watched otherwise since then."""
+    """Return the first line of why, and how its model is watched and retrained otherwise since then."""
+    from raymlops.lifecycle.loop.policy_text import policy_changes
     from raymlops.lifecycle.watch.monitor_text import monitor_changes
 
     first = event["why"].splitlines()[0] if event["why"] else ""
-    return "; ".join(part for part in (first, monitor_changes(event["before"], event["after"])) if part)
+    sides = event["before"], event["after"]
+    return "; ".join(part for part in (first, monitor_changes(*sides), policy_changes(*sides)) if part)

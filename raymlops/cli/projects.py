@@ -34,6 +34,7 @@ def init(
 def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """Check a file, its recipe's section, the columns that it names and its sweep, without a cluster or data."""
     from raymlops.config.load import load
+    from raymlops.lifecycle.loop.training_data import unretrainable
     from raymlops.project import bind
     from raymlops.training.data_checks.named import check_named
     from raymlops.tuning.advice import warnings_of
@@ -43,7 +44,7 @@ def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, e
     loaded = load(file, overrides=overrides, env=env)
     project = bind(loaded)
     unchecked = check_named(project)
-    warnings = [] if unchecked is None else [unchecked]
+    warnings = [each for each in (unchecked, unretrainable(project)) if each is not None]
     if project.spec.sweep.space:
         check(project)
         warnings += warnings_of(project.spec.sweep)

@@ -33,9 +33,9 @@ def window_of(section: TrainSection) -> Window | None:
     return None if start is None or stop is None else Window(read_moment(start), read_moment(stop))
 
 
-def table_path(uri: str, part: str) -> str:
-    """Return where the table of a split is, below ``train.tables``."""
-    return join(uri, f"{part}.parquet")
+def table_file(part: str) -> str:
+    """Return the name of the table of a split, below ``train.tables``."""
+    return f"{part}.parquet"
 
 
 def takes_window(recipe: type[RecipeBase]) -> bool:
@@ -51,7 +51,7 @@ def splits_of(recipe: RecipeBase, section: TrainSection) -> Any:
     """
     name, window = type(recipe).__name__, window_of(section)
     if section.tables is not None:
-        return Splits(**{part: table_path(section.tables, part) for part in PARTS})
+        return Splits(**{part: join(section.tables, table_file(part)) for part in PARTS})
     parameter = _parameter(type(recipe))
     if window is None:
         if parameter is not None and parameter.default is inspect.Parameter.empty:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.bundle.loss import read_loss
-from raymlops.data.windowed import table_path
+from raymlops.data.windowed import table_file
 from raymlops.errors import DataRefusedError, InvalidRowsError, NotFoundError
 from raymlops.lifecycle.loop.log_rows import LogRows
 from raymlops.lifecycle.registration.compatibility import signature_of
@@ -26,6 +26,7 @@ from raymlops.signature import Signature
 from raymlops.state.drift import incidents_of
 from raymlops.storage import filesystem
 from raymlops.storage.filesystem import join, root_of
+from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,11 +72,11 @@ def log_tables(
             kinds, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
-    folder = join(root_of(champion.bundle.uri), FOLDER)
-    index = join(folder, f"log-{one.id}.json")
-    if (known := _known(index)) is not None:
+    root = root_of(champion.bundle.uri)
+    index = f"{FOLDER}/log-{one.id}.json"
+    if (known := _known(join(root, index))) is not None:
         return known
-    found = LogRows(root_of(champion.bundle.uri), one.name, signature=signature_of(champion.bundle), window=window)
+    found = LogRows(root, one.name, signature=signature_of(champion.bundle), window=window)
     rows, place = found.rows()
     chosen = choose(
         rows,
@@ -87,8 +88,9 @@ def log_tables(
     is_number = read_loss(champion.bundle.uri, champion.bundle.digest).kind in {"probability", "number"}
     whole = found.table().append_column(label, label_array(found.labels, label_type, is_number=is_number))
     tables = {part: whole.take(pa.array(place[places])) for part, places in chosen.parts.items()}
-    done = LogTables(_written(folder, tables), dict(chosen.numbers), (*chosen.notes, *found.notes()))
-    filesystem.write_bytes(index, json.dumps(done.to_dict()).encode(), mode=0o600)
+    store = Store(root)
+    done = LogTables(_written(store, tables), dict(chosen.numbers), (*chosen.notes, *found.notes()))
+    store.write(index, pa.py_buffer(json.dumps(done.to_dict()).encode()))
     return done
 
 
@@ -131,19 +133,18 @@ def _faults(state: State, name: str, window: Window) -> list[Fault]:
     return sorted(found, key=lambda fault: fault.start_s)
 
 
-def _written(folder: str, tables: Mapping[str, pa.Table]) -> str:
-    """Write tables into a folder that is named by their digest, unless it is there; return it."""
-    filesystem.check_writable(folder)
+def _written(store: Store, tables: Mapping[str, pa.Table]) -> str:
+    """Write tables into a folder that is named by their digest; return its URI."""
     files, digest = {}, sha256()
     for part, table in tables.items():
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, row_group_size=_GROUP_ROWS, compression="zstd", write_page_checksum=True)
         files[part] = sink.getvalue()
         digest.update(part.encode() + sha256(files[part]).digest())
-    uri = join(folder, f"log-{digest.hexdigest()[:32]}")
+    folder = f"{FOLDER}/log-{digest.hexdigest()[:32]}"
     for part, data in files.items():
-        filesystem.write_bytes(table_path(uri, part), data, mode=0o600)
-    return uri
+        store.write(f"{folder}/{table_file(part)}", data)
+    return join(store.uri, folder)
 
 
 def _known(index: str) -> LogTables | None:

@@ -17,6 +17,7 @@ from raymlops.splits import Window
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.loop.log_tables import LogTables
+    from raymlops.project import Project
     from raymlops.recipe import RecipeBase
     from raymlops.state.loop import Retraining
     from raymlops.state.store import Deployment, State
@@ -56,6 +57,20 @@ def check_recipe(recipe: type[RecipeBase]) -> None:
         )
 
 
+def unretrainable(project: Project) -> str | None:
+    """Return why a project that is to be retrained by itself cannot be; None where it can, or is not to be."""
+    section = project.spec.retrain
+    if not section.triggers.any:
+        return None
+    if section.data == "log":
+        return _unlabelled(project.recipe_class)
+    try:
+        check_recipe(project.recipe_class)
+    except RecipeError as error:
+        return error.message
+    return None
+
+
 def tables_of(state: State, one: Retraining, champion: Deployment, recipe: type[RecipeBase]) -> LogTables:
     """Return the tables of the log that a retraining is trained on, for ``train.tables``; written unless they were.
 
@@ -66,10 +81,8 @@ def tables_of(state: State, one: Retraining, champion: Deployment, recipe: type[
     from raymlops.lifecycle.loop.log_tables import log_tables
 
     if recipe.label is None:
-        raise RecipeError(
-            f"retrain.data is log, and {recipe.__name__} has no label: rows of the log have one in that column",
-            hint="Name it: label = 'late'. Or retrain.data: recipe, with datasets(window).",
-        )
+        hint = "Name it: label = 'late'. Or retrain.data: recipe, with datasets(window)."
+        raise RecipeError(_unlabelled(recipe) or "", hint=hint)
     return log_tables(
         state,
         one,
@@ -79,3 +92,9 @@ def tables_of(state: State, one: Retraining, champion: Deployment, recipe: type[
         label=recipe.label,
         label_type=recipe.label_type,
     )
+
+
+def _unlabelled(recipe: type[RecipeBase]) -> str | None:
+    if recipe.label is not None:
+        return None
+    return f"retrain.data is log, and {recipe.__name__} has no label: rows of the log have one in that column"

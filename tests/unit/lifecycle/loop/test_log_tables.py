@@ -13,7 +13,7 @@ from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
 from raymlops.errors import ConfigError, DataRefusedError, RecipeError
 from raymlops.lifecycle.loop.log_tables import label_array
-from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window, windowed
+from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window, unretrainable, windowed
 from raymlops.project import bind
 from raymlops.recipe import ASKED_AT, LABELLED_AT, known_times_of, times_of
 from raymlops.splits import Window
@@ -139,6 +139,10 @@ def test_a_recipe_without_windows_or_labels_is_refused():
 
     with pytest.raises(RecipeError, match="Unlabelled has no label"):
         tables_of(None, None, None, Unlabelled)
+    loaded = {"project": {"name": "t"}, "recipe": {"import": "tiny:Tiny"}, "retrain": {"triggers": {"skill": True}}}
+    assert "Tiny.datasets() takes no window" in unretrainable(bind(load_data(loaded)))
+    assert unretrainable(bind(load_data({**loaded, "retrain": {**loaded["retrain"], "data": "log"}}))) is None
+    assert unretrainable(bind(load_data({**loaded, "retrain": {}}))) is None
 
 
 @pytest.mark.parametrize(
