@@ -49,6 +49,9 @@ VERBS: tuple[Verb, ...] = (
         predict.predict,
         predictions.predictions,
         drift.drift,
+        loop.retrain,
+        loop.freeze,
+        loop.watch,
         quality.quality,
         loop.retrain,
         loop.freeze,
@@ -119,6 +122,7 @@ app = typer.Typer(
 )
 for verb in VERBS:
     app.command()(command(verb))
+app.command(hidden=True)(command(loop.retraining_job))
 # Its words are another command's: options of that one come after them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
 for name, (about, verbs) in GROUPS.items():

@@ -1,12 +1,12 @@
-"""``retrain``, ``freeze`` and ``proposals``: what a person decides of a model's loop."""
+"""``retrain``, ``freeze`` and ``proposals``: what a person decides of a model's loop, and what the loop submits."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, Overrides, YesFlag, confirm
+from raymlops.cli.output import Answer, ConfigOption, EnvOption, OptionalConfig, Overrides, YesFlag, confirm
 from raymlops.cli.source import Chosen, NamedArgument, choose, choose_if_named
 from raymlops.errors import UsageError
 
@@ -104,6 +104,26 @@ def reject(
     confirm(f"Reject {proposal}? The same evidence leads to no other one.", yes=yes)
     done = answer(proposal, why=why, config=_source(overrides, config=config, env=env))
     return Answer(done.to_dict(), done.text())
+
+
+def watch(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
+    """Let the controller run that watches a live model, and print what its loop waits for."""
+    from raymlops.lifecycle.retraining.watch import watch as begin
+
+    done = begin(_model(words, "watch", config=config, env=env).spec)
+    return Answer(done.to_dict(), done.text())
+
+
+def retraining_job(
+    retraining_id: Annotated[str, typer.Argument(metavar="ID", help="The retraining.")],
+    task: Annotated[Literal["train", "gate", "replay"], typer.Argument(metavar="TASK", help="train, gate or replay.")],
+    config: ConfigOption,
+) -> Answer:
+    """Run a task of a retraining, in the job that the controller submitted."""
+    from raymlops.lifecycle.retraining.tasks import retraining_job as run_task
+
+    record: Any = run_task(config, retraining_id, task)
+    return Answer(record.to_dict(), f"{record.task}  {record.result}")
 
 
 def _model(words: list[str] | None, verb: str, *, config: str | None, env: str | None) -> Chosen:

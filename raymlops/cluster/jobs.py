@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.records import BundleRef
 
 SUBMISSION = "RAYMLOPS_SUBMISSION_ID"
 """Variable: which job a command runs in."""
@@ -191,6 +192,43 @@ class Jobs:
             if "status code 404" in str(error):
                 raise NotFoundError(f"the cluster at {self.url} does not know this job", hint=str(error)) from error
             raise ClusterError(f"the cluster at {self.url} rejects the request: {error}") from error
+
+
+def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
+    """Return the spec with values from this process's environment filled in, so that it means the same in a job.
+
+    A tracking URI with a password is left out: it has to be set on the cluster.
+    """
+    from raymlops.config.credentials import holds_credential
+    from raymlops.config.paths import sqlite_url
+    from raymlops.storage.filesystem import absolute
+    from raymlops.tracking.client import tracking_uri
+    from raymlops.tracking.database import database_file
+
+    path = absolute(spec.storage.path)
+    tracking, project = spec.tracking, spec.project
+    if tracking.uri is None or isinstance(tracking.uri, str):
+        uri = tracking_uri(spec)
+        file = database_file(uri)
+        uri = uri if file is None else sqlite_url(file)
+        tracking = tracking if holds_credential(uri) else tracking.model_copy(update={"uri": uri})
+    if tags:
+        project = project.model_copy(update={"tags": {**project.tags, **tags}})
+    storage = spec.storage.model_copy(update={"path": path})
+    return spec.model_copy(update={"storage": storage, "tracking": tracking, "project": project})
+
+
+def bundled_code(bundle: BundleRef) -> dict[str, bytes]:
+    """Return the recipe's code in a bundle, by path; none where the recipe is installed. Nothing of it is run.
+
+    Raises:
+        BundleError: the bundle is not what its digest vouches for.
+        StorageError: the storage cannot be read.
+    """
+    from raymlops.bundle.verify import CODE, BundleFiles
+
+    files = BundleFiles(bundle.uri, bundle.digest)
+    return {name.removeprefix(f"{CODE}/"): files.read(name) for name in files.manifest if name.startswith(f"{CODE}/")}
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
 def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> list[tuple[str, Profile]]:
     counters: dict[tuple[str, Layout], dict[float, Counter]] = {wanted: {} for wanted in counted.profiles()}
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
-        for weight, part in _by_weight(batch):
+        for weight, part in by_weight(batch):
             for side, layouts in counted.layouts.items():
                 if SIDES[side] not in part.schema.names:
                     continue
@@ -109,7 +109,7 @@ def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> lis
                     rows = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
                 chosen_by = _fields(rows, {each.column for each in counted.slices})
                 for layout in layouts:
-                    columns = _columns(rows[SIDES[side]], layout)
+                    columns = columns_on(rows[SIDES[side]], layout)
                     found = counters[side, layout].setdefault(weight, Counter(layout))
                     found.add(columns, rows=rows.num_rows)
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
@@ -188,7 +188,7 @@ def _is_current(store: Store, folder: str, counted: Counted, files: Mapping[str,
     return about.get("files") == files and there >= {(side, layout.digest) for side, layout in counted.profiles()}
 
 
-def _by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:
+def by_weight(batch: pa.RecordBatch) -> list[tuple[float, pa.RecordBatch]]:
     """Return a batch's rows by their weight, 1 where an earlier release wrote none."""
     if "weight" not in batch.schema.names:
         return [(1.0, batch)]
@@ -205,7 +205,8 @@ def _fields(batch: pa.RecordBatch, names: Iterable[str]) -> dict[str, Any]:
     return {name: pc.struct_field(batch[FEATURES], name) for name in there.intersection(names)}
 
 
-def _columns(struct: pa.StructArray, layout: Layout) -> dict[str, Any]:
+def columns_on(struct: pa.StructArray, layout: Layout) -> dict[str, Any]:
+    """Return the columns of a layout that a side of logged rows has, ready to be counted."""
     names = {each.name for each in struct.type}
     columns: dict[str, Any] = {}
     for name, placed in layout.by_column.items():

@@ -9,7 +9,7 @@ Whatever times say, rows that are the same as training rows show that times are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ _DAY = "datetime64[D]"
 _SECOND = "datetime64[s]"
 _WAY_ON = "define row_times() in the recipe, and label_times() where labels come later"
 
-Times = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Order:
 
     Attributes:
         rows: Test rows.
-        early: Those that are not after the newest training row, or have no time.
-        shared_days: Test rows on UTC days of which rows are trained on, or without a time.
-        newest: The newest training row.
-        oldest: The oldest test row.
+        early: Those whose label was not known after that of the newest training row, or have no time.
+        shared_days: Test rows that arose on UTC days of which rows are trained on, or without a time.
+        newest: When the label of the newest training row was known.
+        oldest: When that of the oldest test row was.
         unknown: Why nothing is known of it; empty otherwise.
     """
 
@@ -50,31 +50,37 @@ class Order:
     unknown: str = ""
 
 
+class Times(NamedTuple):
+    """When some rows arose, and when their labels were known."""
+
+    arose: Array
+    known: Array
+
+
 def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Order:
     """Return how test rows lie to training rows, by the times of both in chunks; None is a chunk without times."""
     newest = np.datetime64("NaT", "s")
     days: set[int] = set()
     for chunk in train:
-        times = _seconds(chunk)
-        if times is None or np.isnat(times).any():
+        times = None if chunk is None else Times(*map(_seconds, chunk))
+        if times is None or np.isnat(times.arose).any() or np.isnat(times.known).any():
             return Order(unknown="not all of its training rows have a time")
-        if len(times):
-            newest = np.fmax(newest, times.max())
-            days.update(np.unique(times.astype(_DAY).astype(np.int64)).tolist())
+        if len(times.known):
+            newest = np.fmax(newest, times.known.max())
+            days.update(np.unique(_days(times.arose)).tolist())
     if np.isnat(newest):
         return Order(unknown="its training rows are no table")
     trained_on, oldest = np.array(sorted(days)), np.datetime64("NaT", "s")
     rows = early = shared = 0
     for chunk in test:
-        times = _seconds(chunk)
-        if times is None:
+        if chunk is None:
             return Order(unknown="its test rows have no time")
-        known = ~np.isnat(times)
-        rows += len(times)
-        early += int((~known | ~(times > newest)).sum())
-        shared += int((~known | np.isin(times.astype(_DAY).astype(np.int64), trained_on)).sum())
-        if known.any():
-            oldest = np.fmin(oldest, times[known].min())
+        times = Times(*map(_seconds, chunk))
+        rows += len(times.known)
+        early += int((~(times.known > newest)).sum())  # which holds for no time at all
+        shared += int((np.isnat(times.arose) | np.isin(_days(times.arose), trained_on)).sum())
+        if (known := times.known[~np.isnat(times.known)]).size:
+            oldest = np.fmin(oldest, known.min())
     return Order(rows, early, shared, str(newest), str(oldest), "" if rows else "its test rows are no table")
 
 
@@ -83,7 +89,7 @@ def later(order: Order) -> GateCheck:
     allowed = "0 test rows before the newest training row, or on a day of training rows"
     if order.unknown:
         return GateCheck(LATER, passed=False, got=None, allowed=allowed, detail=f"{order.unknown}; {_WAY_ON}")
-    times = f"the newest training row is of {order.newest}, the oldest test row of {order.oldest} UTC"
+    times = f"the newest training row was known at {order.newest}, the oldest test row at {order.oldest} UTC"
     detail = f"of {order.rows:,} test rows {order.early:,} are not after the training rows; {times}"
     if order.early and order.shared_days < order.rows:
         detail += f"; {order.shared_days:,} are on days of training rows"
@@ -106,10 +112,12 @@ def others(overlap: Overlap, *, most: float) -> GateCheck:
     return GateCheck(OTHERS, passed=passed, got=got, allowed=f"<= {most:g}", detail=detail)
 
 
-def _seconds(times: Times | None) -> npt.NDArray[np.datetime64] | None:
-    if times is None:
-        return None
+def _seconds(times: Array) -> npt.NDArray[np.datetime64]:
     if times.dtype.kind == "M":
         return times.astype(_SECOND)
     whole = np.where(np.isfinite(times), times, np.iinfo(np.int64).min) if times.dtype.kind == "f" else times
     return np.floor(whole).astype(np.int64).astype(_SECOND)
+
+
+def _days(times: Array) -> Array:
+    return times.astype(_DAY).astype(np.int64)

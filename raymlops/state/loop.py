@@ -253,6 +253,17 @@ def retrainings_of(
         return _read(connection, name, open_only=open_only, limit=limit)
 
 
+def baking_in(connection: Connection) -> list[Retraining]:
+    """Return the retrainings whose version was promoted, and may be taken back."""
+    query = sa.select(retrainings).where(retrainings.c.stage == "baking", retrainings.c.ended_at.is_(None))
+    return [Retraining(**row) for row in connection.execute(query).mappings()]
+
+
+def bake_epoch(one: Retraining) -> str:
+    """Return the name under which replicas count the requests of a version that bakes."""
+    return f"{one.id}.bake"
+
+
 def freeze(database: Database, wanted: Freeze) -> None:
     """Freeze a model, with its audit event, in one transaction; in place of an earlier freeze of it.
 

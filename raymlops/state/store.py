@@ -17,6 +17,7 @@ from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
+from raymlops.state.loop import bake_epoch, baking_in
 from raymlops.state.rollouts import Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in
@@ -111,7 +112,8 @@ class Desired:
     deployments: tuple[Deployment, ...] = ()
     keys: tuple[KeyRecord, ...] = ()
     epochs: Mapping[str, str] = field(default_factory=dict)
-    """Of each model with a running rollout: which step of which one, so that counts of two are never mixed."""
+    """Of each model with a running rollout: which step of which one, so that counts of two are never mixed. Of one
+    whose retrained version bakes: of which retraining."""
     coming: tuple[Transition, ...] = ()
     """The running transitions, oldest first."""
     owner: Owner = field(default_factory=Owner)
@@ -135,7 +137,8 @@ class State(Database):
         with self.reading() as connection:
             found = tuple(deployments_in(connection))
             rollouts = running(connection)
-            epochs = {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in rollouts}
+            epochs = {one.name: bake_epoch(one) for one in baking_in(connection)}
+            epochs |= {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in rollouts}
             slow_s = {one.name: one.settings["slow_s"] for one in rollouts if "slow_s" in one.settings}
             newest = transitions_in(connection)
             coming = tuple(one for one in newest if one.status == "running")

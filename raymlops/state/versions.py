@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import add_event
-from raymlops.state.schema import deployments, from_row, to_row
+from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.schema import versions as table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.state.database import Database
 
 Verdict = Literal["passed", "refused"]
+_GATED = ("gate.pass", "gate.refuse")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ def recorded(database: Database, name: str, version: int) -> VersionRecord | Non
     """Return the record of a version; None without one."""
     with database.reading() as connection:
         return _read(connection, name, version)
+
+
+def registered_of(database: Database, name: str, run_id: str) -> VersionRecord | None:
+    """Return the newest version of a model that was registered of a run; None without one."""
+    query = sa.select(table).where(table.c.name == name, table.c.run_id == run_id)
+    with database.reading() as connection:
+        row = connection.execute(query.order_by(table.c.version.desc()).limit(1)).mappings().one_or_none()
+    return None if row is None else VersionRecord(**from_row(row))
+
+
+def decision_of(database: Database, name: str, version: int) -> dict[str, Any]:
+    """Return the newest decision of the gate on a version, as its audit event has it; empty without one."""
+    query = sa.select(audit.c.after).where(audit.c.subject == f"{name}/{version}", audit.c.action.in_(_GATED))
+    with database.reading() as connection:
+        found = connection.scalar(query.order_by(audit.c.id.desc()).limit(1))
+    return dict(found or {})
 
 
 def bundle_uris(database: Database, name: str) -> list[str]:
@@ -121,7 +138,7 @@ def record_verdict(
             adoption = f"digest {ref.bundle.digest} was named to adopt"
             _event(connection, "adopt", ref, before=before, after=ref.to_dict(), why=adoption)
         after_gate = {**decision, "digest": ref.bundle.digest}
-        _event(connection, "gate.pass" if passed else "gate.refuse", ref, before=None, after=after_gate, why=why)
+        _event(connection, _GATED[not passed], ref, before=None, after=after_gate, why=why)
 
 
 def withdraw(connection: Connection, name: str, version: int, why: str | None) -> None:

@@ -6,14 +6,12 @@ endpoint's, because validation and prediction are the same code.
 
 from __future__ import annotations
 
-import logging
-import pickle
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.display import OnEvent, quiet, shown
-from raymlops.errors import ClusterError, UsageError
+from raymlops.display import OnEvent, shown
+from raymlops.errors import StorageError, UsageError
 from raymlops.lifecycle.batch.chunks import ChunkWorker, Job, plan
 from raymlops.lifecycle.batch.files import (
     input_files,
@@ -24,6 +22,7 @@ from raymlops.lifecycle.batch.files import (
     without_hint,
     write_manifest,
 )
+from raymlops.lifecycle.batch.pool import over
 from raymlops.lifecycle.shared_storage import check_sharing
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.records import Record
@@ -125,41 +124,15 @@ def _run(job: Job, chunks: Sequence[Chunk], *, spec: ProjectSpec, concurrency: i
     Raises:
         RaymlopsError: the error of the first chunk that failed.
     """
-    import ray.data
-    from ray.exceptions import RayError
-
     from raymlops.training.events import Event
 
     total, done, started = job.files.rows, 0, time.monotonic()
     emit(Event("start", steps=total, message=f"version {job.version.version}, {total} rows"))
-    dataset = ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks)).map_batches(
-        ChunkWorker,
-        fn_constructor_args=(job,),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_workers(spec, len(chunks), concurrency)),
-        num_cpus=spec.train.cpus_per_worker,
-    )
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
     try:
-        with quiet("ray.data", level=logging.ERROR):  # progress goes to ``on_event``
-            for result in dataset.iter_rows():
-                if result["error"]:
-                    raise without_hint(pickle.loads(result["error"]))  # noqa: S301 - a worker of ours wrote it
-                done += int(result["rows"])
-                elapsed_s = time.monotonic() - started
-                emit(Event("step", step=done, steps=total, elapsed_s=elapsed_s, rows_per_s=done / elapsed_s))
-        emit(Event("end", step=done, steps=total, elapsed_s=time.monotonic() - started))
-    except RayError as error:
-        raise ClusterError(
-            f"the workers did not finish: {error}", hint="Nothing was published; run it again."
-        ) from error
-
-
-def _workers(spec: ProjectSpec, chunks: int, concurrency: int | None) -> int:
-    from raymlops.cluster.capacity import Places, check_fits
-    from raymlops.cluster.placement import WorkerRequest
-
-    one = WorkerRequest(1, spec.train.cpus_per_worker, purpose="a batch prediction")
-    check_fits(replace(one, workers=concurrency or 1), wait_s=spec.cluster.wait_s)
-    return min(chunks, concurrency or max(1, int(Places(one).count())))
+        for result in over(chunks, ChunkWorker, job, spec=spec, purpose="a batch prediction", concurrency=concurrency):
+            done += int(result["rows"])
+            elapsed_s = time.monotonic() - started
+            emit(Event("step", step=done, steps=total, elapsed_s=elapsed_s, rows_per_s=done / elapsed_s))
+    except StorageError as error:
+        raise without_hint(error) from error
+    emit(Event("end", step=done, steps=total, elapsed_s=time.monotonic() - started))

@@ -84,7 +84,9 @@ def accept(proposal_id: str, *, why: str, config: Source | None = None) -> Retra
 
 
 def reject(proposal_id: str, *, why: str, config: Source | None = None) -> Retraining:
-    """Reject a proposal: the same evidence leads to no other one.
+    """Reject a proposal, or end a retraining whose version gets no traffic yet: its evidence leads to no other one.
+
+    A job of it that runs ends by itself, and is not followed by another one.
 
     Raises: as ``accept``, but a freeze does not keep anybody from it.
     """
@@ -96,7 +98,10 @@ def _answered(proposal_id: str, stage: Stage, *, why: str, config: Source | None
         raise UsageError("why is empty: the audit record keeps why a proposal was accepted or rejected")
     with chosen_state(None, config) as state:
         before, now = retraining_of(state, proposal_id), state.now()
-        if before.stage != "proposed" or not before.is_open:
+        if stage == "rejected" and before.stage in {"rolling_out", "baking"}:
+            hint = f"raymlops rollback {before.name} takes it back."
+            raise RefusedError(f"its version has traffic: {before.text()}", hint=hint)
+        if not before.is_open or (stage != "rejected" and before.stage != "proposed"):
             raise RefusedError(f"it is no proposal: {before.text()}", hint="raymlops proposals list shows those.")
         frozen = freeze_of(state, before.name, now=now)
         if stage != "rejected" and frozen is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.bundle.trained_rows import overlap
-from raymlops.recipe import known_times_of
-from raymlops.registry.later_rows import later, order_of, others
+from raymlops.recipe import known_times_of, times_of
+from raymlops.registry.later_rows import Times, later, order_of, others
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from raymlops.data.split import SplitData
     from raymlops.recipe import RecipeBase
     from raymlops.records import GateCheck
-    from raymlops.registry.later_rows import Times
 
 
 def later_rows(candidate: LoadedModel, prepared: Prepared, *, most: float) -> list[GateCheck]:
@@ -34,4 +33,6 @@ def later_rows(candidate: LoadedModel, prepared: Prepared, *, most: float) -> li
 
 def _times(split: SplitData, recipe: RecipeBase) -> Iterator[Times | None]:
     for columns in split.chunks():
-        yield known_times_of(recipe, columns)
+        known = known_times_of(recipe, columns)
+        arose = times_of(recipe, columns)
+        yield None if known is None else Times(known if arose is None else arose, known)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import uuid
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from raymlops.cluster.jobs import Jobs
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sources import Source
     from raymlops.state.store import State
@@ -189,8 +191,12 @@ class ControllerActor:
                     self._stopped.wait(controller.step(state.now()))
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
+        from raymlops.lifecycle.loop.act import Loop
         from raymlops.lifecycle.loop.decision import Decisions
+        from raymlops.lifecycle.loop.stage_jobs import RayJobs
+        from raymlops.lifecycle.quality.facts import quality_facts
         from raymlops.lifecycle.quality.judge import QualityJudge
+        from raymlops.lifecycle.rollout.evidence import since_promotion
         from raymlops.lifecycle.rollout.label_losses import LabelLosses, ask_in_task
         from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
         from raymlops.lifecycle.watch.gauges import WatchGauges
@@ -199,6 +205,14 @@ class ControllerActor:
         from raymlops.lifecycle.watch.messaging.outbox import Outbox
         from raymlops.tracking.client import tracker
 
+        loop = Loop(
+            state,
+            api,
+            serve=spec.serve,
+            jobs=RayJobs(spec, jobs=_jobs_here, tracker=tracker),
+            counted=partial(since_promotion, self._reports),
+            quality=lambda state, name: quality_facts(state, name, now=state.now()),
+        )
         outbox, gauges = Outbox(state, state.url), WatchGauges(state)
         judge, judge_quality = Judge(state), QualityJudge(state, ask=ask_in_task)
         keep_reports, decide = KeptReports(state, partial(tracker, spec)), Decisions(state)
@@ -220,6 +234,7 @@ class ControllerActor:
             reports=self._reports,
             aliases=MlflowAliases(spec),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
+            retrainings=loop,
             maintain=LogMaintenance(state, state.url, then=watch),
             tell=tell,
         )
@@ -345,6 +360,16 @@ def _actor(spec: ProjectSpec, state: State, *, dashboard_url: str) -> Any:
     }
     config = controller_config(spec, dashboard_url=dashboard_url)
     return ray.remote(ControllerActor).options(**options).remote(config, state_id)
+
+
+def _jobs_here(spec: ProjectSpec) -> Jobs:
+    """Return the jobs of this cluster, whose drivers run where this process does: with its interpreter."""
+    from raymlops.cluster.dashboard import dashboard
+    from raymlops.cluster.jobs import Jobs
+
+    cluster = spec.cluster.model_copy(update={"dashboard": _dashboard(spec)})
+    with dashboard(spec.model_copy(update={"cluster": cluster})) as place:
+        return Jobs(place, python=sys.executable)
 
 
 def _dashboard(spec: ProjectSpec) -> str:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.rollout.loss_reader import ReadLosses, Start
     from raymlops.serving.control.ownership import Division
     from raymlops.serving.control.plan import Plan
+    from raymlops.state.loop import Retraining
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Model, State
 
@@ -52,6 +53,7 @@ KEPT_EVERY_S = 5.0
 """Interval at which a rollout's evidence is written while nothing is decided."""
 WARM_EVERY_S = 10.0
 ALIAS_EVERY_S = 30.0
+RETRAIN_EVERY_S = 5.0
 MAINTAIN_EVERY_S = 3600.0
 TELL_EVERY_S = 5.0
 """Half as long as Ray takes to export gauges: one that is not set again disappears."""
@@ -74,6 +76,19 @@ class Aliases(Protocol):
         """Remove the alias ``challenger`` if it names one of these versions."""
 
 
+class Retrainings(Protocol):
+    """What moves the retrainings of a state."""
+
+    def open(self) -> list[Retraining]:
+        """Return those that have not ended."""
+
+    def step(self, one: Retraining, now: datetime) -> Retraining:
+        """Take the steps of one that are due."""
+
+    def held(self, rollout: Rollout, now: datetime) -> str:
+        """Return why a rollout gets no larger share now; empty if it may."""
+
+
 class Controller:
     """Reconcile what is live. One thread calls ``step`` repeatedly."""
 
@@ -87,6 +102,7 @@ class Controller:
         aliases: Aliases | None = None,
         losses: ReadLosses | None = None,
         start: Start = in_thread,
+        retrainings: Retrainings | None = None,
         maintain: Callable[[datetime], None] = lambda _now: None,
         tell: Callable[[datetime], None] = lambda _now: None,
         clock: Callable[[], float] = time.monotonic,
@@ -101,6 +117,7 @@ class Controller:
         self._reports = reports
         self._aliases = aliases
         self._losses = None if losses is None else LossReader(losses, start=start)
+        self._retrainings = retrainings
         self._maintain = maintain
         self._tell = tell
         self._clock = clock
@@ -132,6 +149,7 @@ class Controller:
                         self._attempt(what := f"{item.name} (alias)", partial(self._follow, item.name, self._aliases))
                         if what in self._errors:
                             break  # an MLflow that hangs holds up one round once, not once a model
+            self._retrain(now)
             if self._is_due("maintain", MAINTAIN_EVERY_S):
                 self._attempt("maintenance", partial(self._maintain, now))
             if self._is_due("tell", TELL_EVERY_S):
@@ -174,6 +192,9 @@ class Controller:
         losses = self._known_losses(rollout, now)
         evidence = gathered(rollout, self._reports, losses=losses)
         decision = decide(rollout, evidence, now=now, losses=losses)
+        rises, loop = decision.action in {"advance", "promote"}, self._retrainings
+        if rises and loop is not None and (hold := loop.held(rollout, now)):
+            decision = replace(decision, action="wait", reason=f"held, although {decision.reason}: {hold}")
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
             if self._is_due(f"keep {rollout.id}", KEPT_EVERY_S):
@@ -206,6 +227,13 @@ class Controller:
         request = Request(PROMOTED, done.reason, self._actor, now, timeout_s)
         up = is_up(seen_by(plan, model), new, goal=ROUTE)
         return bring(replace(model, rollout=done), new, goal=ROUTE, request=request, up=up)
+
+    def _retrain(self, now: datetime) -> None:
+        """Let each retraining take its next step, if that is due."""
+        if self._retrainings is None or not self._is_due("retrain", RETRAIN_EVERY_S):
+            return
+        for one in self._retrainings.open():
+            self._attempt(f"{one.name} (retraining)", partial(self._retrainings.step, one, now))
 
     def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
         """Return what is known of the losses; a failure to read newer ones is recorded once, and stops nothing."""

@@ -18,11 +18,13 @@ from raymlops.lifecycle.rollout.loss_reader import Window
 from raymlops.lifecycle.rollout.policy import StepEvidence, evidence_of
 from raymlops.predictions.counts import Counts
 from raymlops.serving.telemetry.rollout_counts import CHAMPION
+from raymlops.state.loop import bake_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from raymlops.lifecycle.rollout.loss_reader import LossReport
+    from raymlops.state.loop import Retraining
     from raymlops.state.rollouts import Rollout
 
 MAX_EPOCHS = 32
@@ -60,6 +62,12 @@ class Reports:
 def epoch_of(rollout: Rollout) -> str:
     """Return the name of a rollout's current step in reports."""
     return f"{rollout.id}.{rollout.step}"
+
+
+def since_promotion(reports: Reports, one: Retraining) -> Counts:
+    """Return the requests that a retrained version has answered since its promotion, as replicas count them."""
+    replicas = reports.of(one.name, bake_epoch(one)).values()
+    return sum((Counts.from_dict(rows.get(CHAMPION, {})) for rows in replicas), Counts())
 
 
 def gathered(rollout: Rollout, reports: Reports, *, losses: LossReport | None = None) -> list[StepEvidence]:

@@ -224,8 +224,8 @@ class Sweep:
             TrainingError, RecipeError, ClusterError: as ``train``.
         """
         from raymlops.lifecycle.registration.register import register
-        from raymlops.lifecycle.sweeps.submit import runs_tagged
         from raymlops.lifecycle.train import train
+        from raymlops.training.runs.lookup import runs_tagged
 
         recorded = self._recorded()
         if self.status().state == "running":

@@ -9,15 +9,14 @@ import logging
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from raymlops.errors import SweepError, TrackingError, UnreachableError, UsageError
+from raymlops.errors import SweepError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from raymlops.cluster.jobs import Jobs
-    from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sweeps.run import SweepRequest
     from raymlops.project import Project
     from raymlops.tracking.client import Tracker
@@ -40,7 +39,7 @@ def submit(
         ClusterError: no cluster outlives this process, or it does not answer.
         RaymlopsError: as ``run_sweep``, also for what the job itself rejected.
     """
-    from raymlops.cluster.jobs import CONFIG, Jobs, job_folder
+    from raymlops.cluster.jobs import CONFIG, Jobs, explicit, job_folder
     from raymlops.config.load import dump
     from raymlops.tracking.client import tracker as tracker_of
 
@@ -65,48 +64,6 @@ def submit(
     except UnreachableError as error:
         error.add_note(f"The job {submission_id} may still be running: `ray job stop {submission_id}` stops it.")
         raise
-
-
-def explicit(spec: ProjectSpec, *, tags: Mapping[str, str]) -> ProjectSpec:
-    """Return the spec with values from this process's environment filled in, so that it means the same in a job.
-
-    A tracking URI with a password is left out: it has to be set on the cluster.
-    """
-    from raymlops.config.credentials import holds_credential
-    from raymlops.config.paths import sqlite_url
-    from raymlops.storage.filesystem import absolute
-    from raymlops.tracking.client import tracking_uri
-    from raymlops.tracking.database import database_file
-
-    path = absolute(spec.storage.path)
-    tracking, project = spec.tracking, spec.project
-    if tracking.uri is None or isinstance(tracking.uri, str):
-        uri = tracking_uri(spec)
-        file = database_file(uri)
-        uri = uri if file is None else sqlite_url(file)
-        tracking = tracking if holds_credential(uri) else tracking.model_copy(update={"uri": uri})
-    if tags:
-        project = project.model_copy(update={"tags": {**project.tags, **tags}})
-    storage = spec.storage.model_copy(update={"path": path})
-    return spec.model_copy(update={"storage": storage, "tracking": tracking, "project": project})
-
-
-def runs_tagged(tracker: Tracker, experiment: str, tags: Mapping[str, str]) -> list[Any]:
-    """Return the runs of an experiment that carry all these tags, the newest first.
-
-    Raises:
-        TrackingError: MLflow does not answer.
-    """
-    from mlflow.exceptions import MlflowException
-
-    wanted = " AND ".join(f"tags.`{name}` = '{text}'" for name, text in tags.items())
-    try:
-        found = tracker.client.get_experiment_by_name(experiment)
-        if found is None:
-            return []
-        return list(tracker.client.search_runs([found.experiment_id], wanted, max_results=100))
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {tracker.shown_uri} cannot be searched: {error}") from error
 
 
 def _code(project: Project, *, alone: bool) -> dict[str, bytes]:
@@ -135,6 +92,7 @@ def _wait(
     jobs: Jobs, tracker: Tracker, request: SweepRequest, *, submission_id: str, sleep: Callable[[float], None]
 ) -> str:
     """Wait until the sweep of a job exists in MLflow, and return its id."""
+    from raymlops.training.runs.lookup import runs_tagged
     from raymlops.tuning.mlflow.sweep_run import SUBMISSION
 
     resume = request.resume

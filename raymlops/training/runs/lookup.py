@@ -177,6 +177,24 @@ def of_mlflow(run: Any) -> Recorded:
     )
 
 
+def runs_tagged(tracker: Tracker, experiment: str, tags: Mapping[str, str]) -> list[Any]:
+    """Return the runs of an experiment that carry all these tags, the newest first.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    wanted = " AND ".join(f"tags.`{name}` = '{text}'" for name, text in tags.items())
+    try:
+        found = tracker.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        return list(tracker.client.search_runs([found.experiment_id], wanted, max_results=100))
+    except MlflowException as error:
+        raise TrackingError(f"MLflow at {tracker.shown_uri} cannot be searched: {error}") from error
+
+
 def who_holds(recorded: Recorded) -> Lease:
     """Return whether a run's lease is held, and by whom, or why that is unknown."""
     if recorded.spec is None:

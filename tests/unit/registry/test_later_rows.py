@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from raymlops.bundle.trained_rows import Overlap
-from raymlops.registry.later_rows import later, order_of, others
+from raymlops.registry.later_rows import Times, later, order_of, others
 
 
-def times(*texts: str) -> np.ndarray:
-    return np.array(texts, dtype="datetime64[us]")
+def times(*texts: str, lag_d: int = 0) -> Times:
+    """Return when rows arose, and when their labels were known."""
+    arose = np.array(texts, dtype="datetime64[us]")
+    return Times(arose, arose + np.timedelta64(lag_d, "D"))
 
 
 TRAIN = [times("2026-01-01T10:00", "2026-01-03T12:00"), times("2026-01-02T00:00")]
@@ -24,13 +26,21 @@ def test_rows_after_the_newest_training_row_pass():
     assert later(order).passed
 
 
+def test_labels_that_came_later_than_those_of_the_test_rows_are_refused():
+    """The training rows' came three days after them, on the 6th; the test row is of the 4th, and known at once."""
+    order = order_of([times("2026-01-03", "2026-01-04", lag_d=3)], [times("2026-01-04")])
+
+    assert (order.early, order.shared_days, order.newest) == (1, 1, "2026-01-07T00:00:00")
+    assert not later(order).passed
+
+
 def test_a_row_of_the_same_second_is_refused_with_numbers():
     """One of two rows, on a day of training rows."""
     check = later(order_of(TRAIN, [times("2026-01-03T12:00", "2026-01-04T00:00")]))
 
     assert (check.passed, check.got) == (False, 1.0)
     assert (
-        "of 2 test rows 1 are not after the training rows; the newest training row is of 2026-01-03T12:00"
+        "of 2 test rows 1 are not after the training rows; the newest training row was known at 2026-01-03T12:00"
         in check.detail
     )
 
@@ -56,7 +66,11 @@ def test_days_count_only_if_they_are_those_of_all_test_rows():
     [
         ([None], [times("2026-01-04")], "not all of its training rows have a time"),
         ([times("2026-01-01", "NaT")], [times("2026-01-04")], "not all of its training rows have a time"),
-        ([np.array([1.0, np.nan])], [times("2026-01-04")], "not all of its training rows have a time"),
+        (
+            [Times(np.array([1.0, np.nan]), np.array([1.0, 2.0]))],
+            [times("2026-01-04")],
+            "not all of its training rows have a time",
+        ),
         ([], [times("2026-01-04")], "its training rows are no table"),
         (TRAIN, [None], "its test rows have no time"),
         (TRAIN, [], "its test rows are no table"),
@@ -79,7 +93,7 @@ def test_a_test_row_without_a_time_counts_as_early():
 
 def test_seconds_since_1970_are_times_too():
     """10 seconds and 20.7 seconds, which are those of 20."""
-    assert order_of([np.array([10])], [np.array([20.7])]).oldest == "1970-01-01T00:00:20"
+    assert order_of([Times(*[np.array([10])] * 2)], [Times(*[np.array([20.7])] * 2)]).oldest == "1970-01-01T00:00:20"
 
 
 def test_rows_that_are_training_rows_are_refused_beyond_what_chance_makes():

@@ -9,7 +9,7 @@ from raymlops.lifecycle.loop.decision import decide_due
 from raymlops.lifecycle.loop.freeze import freeze, thaw
 from raymlops.lifecycle.loop.proposals import accept, proposals, reject
 from raymlops.lifecycle.loop.status import loop_lines, loop_status
-from raymlops.state.loop import freeze_of, retraining_of
+from raymlops.state.loop import advance, freeze_of, retraining_of
 
 HOUR = timedelta(hours=1)
 
@@ -44,7 +44,25 @@ def test_an_accepted_one_goes_on(state, proposal):
     (event, *_) = state.events("flights")
     assert (event.action, event.why) == ("retrain.checking", "labels look right")
     with pytest.raises(RefusedError, match="it is no proposal: retraining"):
+        accept(proposal.id, why="again")
+
+
+def test_one_that_went_on_is_rejected_until_its_version_has_traffic(state, proposal):
+    """Then it is rolled back; and what has ended is over."""
+    done = accept(proposal.id, why="labels look right")
+    for stage in ("rolling_out", "baking"):
+        done = advance(state, done, done.at(stage, now=state.now()), why="on")
+        with pytest.raises(RefusedError, match="its version has traffic"):
+            reject(proposal.id, why="too late")
+    advance(state, done, done.at("done", now=state.now()), why="on")
+    with pytest.raises(RefusedError, match="it is no proposal"):
         reject(proposal.id, why="too late")
+
+
+def test_a_retraining_that_runs_is_ended_by_a_person(state, proposal):
+    """Before its version has traffic."""
+    accept(proposal.id, why="labels look right")
+    assert reject(proposal.id, why="a strike").stage == "rejected"
 
 
 def test_a_rejected_one_is_over(state, proposal):

@@ -10,10 +10,11 @@ import pytest
 from fake_jobs import fake_jobs
 from recorded_sweep import project_in, recorded_sweep
 
+from raymlops.cluster.jobs import explicit
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, SweepError, UsageError
 from raymlops.lifecycle.sweeps.handle import attach, sweep
 from raymlops.lifecycle.sweeps.run import SweepRequest, sweep_request
-from raymlops.lifecycle.sweeps.submit import explicit, submit
+from raymlops.lifecycle.sweeps.submit import submit
 from raymlops.lifecycle.sweeps.wait import wait_for
 from raymlops.records import SpentRecord
 from raymlops.state.database import state_url

@@ -1,0 +1,114 @@
+"""Replay: the last hours of logged requests through a challenger, on workers of the cluster, before it gets any.
+
+Owns which hours, and what cannot be replayed. What is summed of a piece is ``replay_piece``'s; whether the challenger
+passes, ``monitor.replayed``'s.
+"""
+
+from __future__ import annotations
+
+import pickle
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.batch.pool import over
+from raymlops.lifecycle.batch.replay_piece import Piece, ReplayJob, ReplayWorker
+from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.monitor.replayed import Replayed, judge
+from raymlops.records import GateCheck, GateDecision
+from raymlops.serving.control.render import settings_of
+from raymlops.storage.filesystem import root_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.monitor.replayed import Bounds
+    from raymlops.records import BundleRef
+    from raymlops.state.store import Deployment
+
+    Answer = Callable[[list[Piece], ReplayJob], Iterable[Replayed]]
+    """Returns what a challenger makes of each piece."""
+
+_WAY_ON = "retrain.replay_h: 0 leaves the replay out"
+
+
+def replay(
+    champion: Deployment,
+    challenger: BundleRef,
+    *,
+    since: datetime,
+    until: datetime,
+    answer: Answer,
+    bounds: Bounds | None = None,
+) -> GateDecision:
+    """Return whether a challenger passes the requests that the champion answered since then, with all numbers.
+
+    Raises:
+        BundleError, RecipeError, RecipeImportError: a bundle does not load.
+        StorageError: the log cannot be read.
+        ClusterError: workers were lost.
+    """
+    if (why := unreplayable(champion, challenger)) is not None:
+        check = GateCheck(
+            "answers logged requests", passed=False, got=None, allowed="all inputs in the log", detail=why
+        )
+        return GateDecision(passed=False, checks=(check,), champion_version=champion.version)
+    job = ReplayJob(
+        root_of(champion.bundle.uri),
+        champion.name,
+        champion.version,
+        champion.bundle,
+        challenger,
+        since=since.timestamp(),
+    )
+    pieces = pieces_of(job, since=since, until=until)
+    return judge(sum(answer(pieces, job), Replayed()), champion=champion.version, bounds=bounds)
+
+
+def on_workers(spec: ProjectSpec) -> Answer:
+    """Return what answers pieces on workers of the cluster that this process is connected to."""
+
+    def answer(pieces: list[Piece], job: ReplayJob) -> Iterable[Replayed]:
+        if not pieces:
+            return
+        for result in over(pieces, ReplayWorker, job, spec=spec, purpose="a replay"):
+            yield pickle.loads(result["replayed"])  # noqa: S301 - a worker of ours wrote it
+
+    return answer
+
+
+def here(pieces: list[Piece], job: ReplayJob) -> Iterable[Replayed]:
+    """Answer pieces in this process."""
+    worker = ReplayWorker(job)
+    return map(worker.replay, pieces)
+
+
+def pieces_of(job: ReplayJob, *, since: datetime, until: datetime) -> list[Piece]:
+    """Return the hours in which the champion answered, cut at both ends."""
+    from raymlops.predictions.paths import prediction_hours
+    from raymlops.storage.store import Store
+
+    try:
+        hours = prediction_hours(Store(job.uri), job.name, since=since, until=until, version=job.version)
+    except NotFoundError:
+        return []
+    spans = ((max(hour.start, since), min(hour.start + timedelta(hours=1), until)) for hour in hours)
+    return [Piece(start.timestamp(), stop.timestamp()) for start, stop in spans if start < stop]
+
+
+def unreplayable(champion: Deployment, challenger: BundleRef) -> str | None:
+    """Return why logged requests cannot be answered again; None if they can.
+
+    Raises:
+        BundleError: the challenger's bundle does not match its digest.
+        StorageError: the storage cannot be read.
+    """
+    log = settings_of(champion).log
+    inputs = signature_of(challenger).inputs
+    if hidden := sorted({column.name for column in inputs}.intersection(log.redact)):
+        return f"serve.log.redact leaves {', '.join(hidden)} out of the log, which the version needs; {_WAY_ON}"
+    if raw := sorted(column.name for column in inputs if column.info.raw is not None):
+        return f"the log keeps a digest of {', '.join(raw)} alone; {_WAY_ON}"
+    return None

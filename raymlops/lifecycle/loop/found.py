@@ -1,0 +1,125 @@
+"""What is found of a retraining before its next step: in the state, on Ray, in MLflow, and by the replicas' counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from raymlops.config.retrain import RetrainSection
+from raymlops.config.serve import RolloutSection
+from raymlops.config.stored import read_stored
+from raymlops.lifecycle.live.lineup import canaries_of, champion_of
+from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
+from raymlops.monitor.baked import Baked, bake
+from raymlops.predictions.counts import Counts
+from raymlops.serving.control.render import settings_of
+from raymlops.state.drift import BOUNDED, incidents_of
+from raymlops.state.loop import freeze_of
+from raymlops.state.rollouts import rollouts
+from raymlops.state.versions import decision_of, recorded, registered_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from raymlops.lifecycle.loop.stage_jobs import StageJobs
+    from raymlops.lifecycle.quality.facts import QualityFacts
+    from raymlops.state.loop import Retraining
+    from raymlops.state.rollouts import Rollout
+    from raymlops.state.store import Model, State
+
+    Quality = Callable[[State, str], QualityFacts]
+    """Returns what is known now of the quality of a model's champion."""
+    Counted = Callable[[Retraining], Counts]
+    """Returns the requests of a version since its promotion."""
+
+
+def found_of(
+    state: State, one: Retraining, *, now: datetime, jobs: StageJobs, counted: Counted, quality: Quality
+) -> Found:
+    """Return what the next step of a retraining depends on, as far as its stage asks for it.
+
+    Raises:
+        ClusterError, TrackingError, StorageError, UnreachableError: something of it cannot be found out now.
+    """
+    model = state.model(one.name)
+    champion = champion_of(model.deployments)
+    live = None if champion is None else champion.version
+    if one.stage in {"decided", "proposed"}:
+        return Found(live)
+    if one.stage == "rolling_out":
+        return Found(
+            live,
+            hold=hold_of(state, one, now=now),
+            rollout=_newest_rollout(state, one),
+            coming=any(each.version == one.version for each in model.coming),
+            lost=_lost(state, model, one.version),
+            others=_others(model, one.version),
+        )
+    if one.stage == "baking":
+        baked = _baked(state, one, model, now=now, counted=counted, quality=quality) if live == one.version else None
+        return Found(live, lost=_lost(state, model, one.version), others=_others(model, one.version), baked=baked)
+    job = jobs.find(submission_id(one, TASKS[one.stage]))
+    hold = hold_of(state, one, now=now) if job is None else ""
+    run_id = None
+    if one.stage == "training" and (job is None or job.status != "running"):
+        run_id = jobs.finished_run(one)
+    version = registered_of(state, one.name, one.run_id) if one.stage == "gating" and one.run_id is not None else None
+    gate = {} if version is None else decision_of(state, one.name, version.version)
+    return Found(live, hold=hold, job=job, run_id=run_id, version=version, gate=gate)
+
+
+def hold_of(state: State, one: Retraining, *, now: datetime) -> str:
+    """Return why nothing of a retraining is begun, nor promoted: a freeze, or an open incident; else empty.
+
+    A person who retrains a model during an incident means it.
+    """
+    if (frozen := freeze_of(state, one.name, now=now)) is not None:
+        return frozen.text()
+    if one.trigger != "person":
+        for incident in incidents_of(state, one.name, open_only=True):
+            if incident.kind in BOUNDED:
+                return f"nothing during an incident: {incident.text()}"
+    return ""
+
+
+def _newest_rollout(state: State, one: Retraining) -> Rollout | None:
+    with state.reading() as connection:
+        return next((each for each in rollouts(connection, one.name) if each.version == one.version), None)
+
+
+def _lost(state: State, model: Model, version: int | None) -> str:
+    """Return why a version was taken back, or did not come up; empty if neither."""
+    assert version is not None
+    record = recorded(state, model.name, version)
+    if record is not None and record.withdrawn is not None:
+        return record.withdrawn
+    ended = next((each for each in model.transitions if each.version == version), None)
+    return ended.reason if ended is not None and ended.status in {"failed", "superseded"} else ""
+
+
+def _others(model: Model, version: int | None) -> str:
+    """Return which other version gets a share of the traffic, or is on its way to one; empty if none."""
+    shares = [item.version for item in canaries_of(model.deployments)]
+    shares += [each.version for each in model.coming]
+    shares += [] if model.rollout is None else [model.rollout.version]
+    other = next((each for each in shares if each != version), None)
+    return "" if other is None else f"version {other} of {model.name}, which a person rolls out"
+
+
+def _baked(state: State, one: Retraining, model: Model, *, now: datetime, counted: Counted, quality: Quality) -> Baked:
+    champion = champion_of(model.deployments)
+    assert champion is not None
+    rollout = _newest_rollout(state, one)
+    steps = [] if rollout is None else rollout.evidence.get("steps", ())
+    stored = settings_of(champion).rollout.model_dump() if rollout is None else rollout.settings
+    settings = read_stored(RolloutSection, stored)
+    known = quality(state, one.name)
+    return bake(
+        sum((Counts.from_dict(step.get("champion", {})) for step in steps), Counts()),
+        counted(one),
+        quality=known.verdict if known.version == one.version else None,
+        hours=(now - one.stage_at).total_seconds() / 3600,
+        bake_h=read_stored(RetrainSection, one.settings).bake_h,
+        error_margin=settings.error_margin,
+        slow_margin=settings.slow_margin,
+    )

@@ -1,0 +1,246 @@
+"""What a retraining does next. Pure: the retraining, what was found of it, and the time in; one action out.
+
+Owns the order of the stages. Each effect is followed by a look: only what is found moves a retraining on, so that a
+kill between an effect and its record repeats a look, and a kill before the effect repeats the effect, which is refused
+or found where it is there already. ``act`` carries the action out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from raymlops.config.retrain import RetrainSection
+from raymlops.config.stored import read_stored
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from raymlops.monitor.baked import Baked
+    from raymlops.state.loop import Retraining, Stage
+    from raymlops.state.rollouts import Rollout
+    from raymlops.state.versions import VersionRecord
+
+Task = Literal["train", "gate", "replay"]
+"""What a retraining does in a Ray job of its own."""
+TASKS: dict[Stage, Task] = {"checking": "train", "training": "train", "gating": "gate", "replaying": "replay"}
+"""The job that is looked for at a stage."""
+_DOING: dict[Task, str] = {"train": "training", "gate": "the gate", "replay": "the replay"}
+
+
+@dataclass(frozen=True)
+class JobFound:
+    """A Ray job as it was found; ``reason`` says why one failed."""
+
+    status: Literal["running", "succeeded", "failed"]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of a retraining, as far as its stage asks for it."""
+
+    live: int | None = None
+    """The champion's version now; None where the model was taken down."""
+    hold: str = ""
+    """Why nothing new is begun: a freeze, or an incident."""
+    job: JobFound | None = None
+    """Of this stage and attempt; None where Ray knows none."""
+    run_id: str | None = None
+    """The finished run with the retraining's tag."""
+    version: VersionRecord | None = None
+    """What was registered of the run."""
+    gate: dict[str, Any] = field(default_factory=dict)
+    """The gate's decision on it."""
+    rollout: Rollout | None = None
+    """The newest of the version."""
+    coming: bool = False
+    """Whether the version is on its way to its share or to the route."""
+    lost: str = ""
+    """Why the version did not come up, or was taken back from traffic."""
+    others: str = ""
+    """Another version that a person gives a share of the traffic now."""
+    baked: Baked | None = None
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Begin the job of a task."""
+
+    task: Task
+    submission_id: str
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Write the stage from now on, and what was found."""
+
+    stage: Stage
+    why: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the retraining."""
+    adds: dict[str, Any] = field(default_factory=dict)
+    """What is added to ``Retraining.found``."""
+
+
+@dataclass(frozen=True)
+class StartRollout:
+    """Give the version its first share of the traffic."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class TakeBack:
+    """Give the route back to the version before."""
+
+    version: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing now."""
+
+    why: str
+
+
+Action = Submit | Advance | StartRollout | TakeBack | Wait
+
+
+def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
+    """Return what a retraining that has not ended does next."""
+    settings = read_stored(RetrainSection, one.settings)
+    if one.stage == "decided":  # by itself, or by a person: what is observed has ended, what is proposed waits
+        return Advance("checking", f"version {one.champion} is to be replaced")
+    if one.stage == "proposed":
+        return Wait(f"for a person: raymlops proposals accept {one.id} --why TEXT, or reject")
+    if one.stage == "rolling_out":
+        return _rolling_out(one, found)
+    if one.stage == "baking":
+        return _baking(one, found, settings, now=now)
+    if found.live != one.champion:
+        return _stop(_gone(one, found))
+    return _after_task(one, found, settings) or _task(one, found, settings)
+
+
+def submission_id(one: Retraining, task: Task) -> str:
+    """Return the id of the Ray job of a task and attempt: the same whoever submits it, so that Ray refuses a second."""
+    attempt = f"-{one.failures + 1}" if one.failures else ""
+    return f"raymlops-retrain-{one.id}-{task}{attempt}"
+
+
+def _gone(one: Retraining, found: Found) -> str:
+    if found.live is None:
+        return f"{one.name} was taken down"
+    return f"version {found.live} is live now, and it was to replace version {one.champion}"
+
+
+def _after_task(one: Retraining, found: Found, settings: RetrainSection) -> Action | None:
+    """Return what follows from the result of a stage's job; None while there is none."""
+    if one.stage == "checking" and found.job is not None:
+        submitted = submission_id(one, "train")
+        return Advance("training", f"job {submitted} trains it", changes={"submission_id": submitted})
+    if one.stage == "training" and found.run_id is not None:
+        return Advance("gating", f"run {found.run_id} is trained", changes={"run_id": found.run_id})
+    if one.stage == "gating":
+        return _gated(found)
+    return _replayed(one, settings) if one.stage == "replaying" else None
+
+
+def _task(one: Retraining, found: Found, settings: RetrainSection) -> Action:
+    """Submit, wait for, or repeat the job of a stage."""
+    task = TASKS[one.stage]
+    submitted = submission_id(one, task)
+    if found.job is None:
+        return Wait(found.hold) if found.hold else Submit(task, submitted)
+    if found.job.status == "running":
+        return Wait(f"job {submitted} runs")
+    ended = found.job.reason or "it ended without a result"
+    failures = one.failures + 1
+    if failures >= settings.max_failures:
+        times = f"{failures} times" if failures > 1 else "once"
+        return _stop(f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}")
+    again = f"attempt {failures} of {_DOING[task]} failed: {ended}"
+    return Advance(one.stage, again, changes={"failures": failures, "submission_id": submitted})
+
+
+def _gated(found: Found) -> Action | None:
+    """Return what follows from the gate's verdict; None before it, and while its job still mirrors it to MLflow."""
+    version = found.version
+    if version is None or version.verdict is None or (found.job is not None and found.job.status == "running"):
+        return None
+    changes, adds = {"version": version.version}, {"gating": found.gate}
+    if version.verdict == "passed":
+        return Advance("replaying", f"version {version.version} passed the gate", changes=changes, adds=adds)
+    why = f"the gate refused version {version.version}: {_failed(found.gate)}"
+    return Advance("stopped", why, changes=changes, adds=adds)
+
+
+def _replayed(one: Retraining, settings: RetrainSection) -> Action | None:
+    if settings.replay_h == 0:
+        return Advance("rolling_out", "retrain.replay_h is 0, so that nothing is replayed")
+    decision = one.found.get("replaying")
+    if decision is None:
+        return None
+    if decision["passed"]:
+        return Advance("rolling_out", f"version {one.version} passed the replay of {settings.replay_h:g} h")
+    return Advance("stopped", f"the replay refused version {one.version}: {_failed(decision)}")
+
+
+def _rolling_out(one: Retraining, found: Found) -> Action:
+    assert one.version is not None
+    rollout = found.rollout
+    if found.live == one.version:
+        changes = {"rollout_id": rollout.id} if rollout is not None else {}
+        return Advance("baking", f"version {one.version} is live", changes=changes)
+    if found.coming:
+        return Wait(f"version {one.version} comes up")
+    if rollout is not None and rollout.status == "running":
+        return Wait(f"rollout {rollout.id} of version {one.version} runs")
+    if rollout is not None:
+        changes = {"rollout_id": rollout.id}
+        why = f"rollout {rollout.id} of version {one.version} was {rollout.status}: {found.lost or rollout.reason}"
+        return Advance("taken_back", why, changes=changes)
+    if found.lost:
+        return _stop(found.lost)
+    if found.live != one.champion:
+        return _stop(_gone(one, found))
+    if why := found.hold or found.others:
+        return Wait(why)
+    return StartRollout(one.version)
+
+
+def _baking(one: Retraining, found: Found, settings: RetrainSection, *, now: datetime) -> Action:
+    assert one.version is not None
+    decided = one.found.get("baking")
+    if found.live != one.version:
+        if found.lost:
+            why = f"version {one.version} was taken back: {decided['reason'] if decided else found.lost}"
+            return Advance("taken_back", why)
+        if found.live is None:
+            return _stop(f"{one.name} was taken down")
+        return Advance("done", f"version {found.live} was made live in place of version {one.version}")
+    if decided is not None:
+        return Wait(found.others) if found.others else TakeBack(one.version, decided["reason"])
+    baked = found.baked
+    if baked is not None and baked.outcome == "worse":  # written first, so that the reason outlives a kill
+        why = f"version {one.version} is to be taken back: {baked.reason}"
+        return Advance("baking", why, adds={"baking": baked.to_dict()})
+    if baked is not None and baked.outcome == "passed":
+        return Advance("done", f"version {one.version} stays: {baked.reason}")
+    until = one.stage_at + timedelta(hours=settings.bake_h)
+    late = "" if now < until else ", and then for what it is judged by"
+    return Wait(f"version {one.version} bakes until {until:%Y-%m-%d %H:%M} UTC{late}")
+
+
+def _stop(why: str) -> Advance:
+    return Advance("stopped", why)
+
+
+def _failed(decision: dict[str, Any]) -> str:
+    """Return which checks of a decision failed, in a line."""
+    failed = [check for check in decision.get("checks", ()) if not check["passed"]]
+    said = [f"{check['name']}: got {check['got']}, allowed {check['allowed']} ({check['detail']})" for check in failed]
+    return "; ".join(said) or "no check says why"

@@ -1,0 +1,239 @@
+"""What a challenger makes of requests that the champion has answered, and whether that keeps it back. Pure.
+
+Requests of a log are not drawn by chance for one of both: the champion answered all of them. So an error of the
+challenger is one that callers would have seen, and on labelled requests both answered the same rows. Other answers are
+no fault by themselves, since a model is retrained to answer otherwise; beyond wide bounds they are more likely a
+defect, such as exchanged classes or a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.monitor.effects import jensen_shannon, quantiles
+from raymlops.monitor.profiled import shown_name
+from raymlops.monitor.skill.verdict import LEVEL, MARGIN, Paired
+from raymlops.records import GateCheck, GateDecision
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from raymlops.answer_loss import AnswerLoss
+    from raymlops.profiles.profile import Profile
+
+Floats = npt.NDArray[np.float64]
+_NONE = np.zeros(0)
+
+FEWEST_TIMED = 20
+"""Batches below which nothing is said of how fast answers are, and a fifth of those that show a 99th percentile."""
+QUICK_S = 0.001
+"""Seconds a row up to which nobody calls an answer slow."""
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What keeps a challenger back."""
+
+    max_failed: float = 0.001
+    """Share of the champion's answered rows that it may not answer."""
+    max_slower: float = 2.0
+    """How many times as long it may take as the champion, in the same process."""
+    max_flipped: float = 0.5
+    """Share of rows whose decision may differ."""
+    max_distance: float = 0.7
+    """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
+    level: float = LEVEL
+    margin: float = MARGIN
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The losses of both on labelled rows, the request of each, and for how many it stands."""
+
+    champion: Floats = field(default_factory=lambda: _NONE)
+    challenger: Floats = field(default_factory=lambda: _NONE)
+    clusters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    weights: Floats = field(default_factory=lambda: _NONE)
+
+    def __add__(self, other: Labelled) -> Labelled:
+        """Return those of both."""
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        return Labelled(*(np.concatenate(pair) for pair in pairs))
+
+    def paired(self) -> Paired | None:
+        """Return both in units of the champion's mean loss; None without a loss to be a unit."""
+        mean = float(np.average(self.champion, weights=self.weights)) if len(self.champion) else 0.0
+        if not mean > 0:
+            return None
+        weights = None if (self.weights == 1).all() else self.weights
+        return Paired.of(self.champion, self.challenger, clusters=self.clusters, reference=mean, weights=weights)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A challenger's answers to logged requests, in sums that add over pieces of the log; rows by their weights."""
+
+    read: int = 0
+    """Rows of the log."""
+    rows: float = 0.0
+    """What they stand for."""
+    failed: float = 0.0
+    """Of these, not answered."""
+    failures: tuple[str, ...] = ()
+    """Why, the first few."""
+    compared: float = 0.0
+    """Rows whose decision can be compared."""
+    flipped: float = 0.0
+    """Of these, with another decision."""
+    seconds: Floats = field(default_factory=lambda: _NONE)
+    """A row, of each batch that was timed."""
+    champion_seconds: Floats = field(default_factory=lambda: _NONE)
+    """The champion's for the same batches."""
+    before: Profile | None = None
+    """The champion's logged answers; None where its bundle has no profile of answers."""
+    after: Profile | None = None
+    """The challenger's."""
+    labelled: Labelled = field(default_factory=Labelled)
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Replayed) -> Replayed:
+        """Return both pieces as one."""
+        return Replayed(
+            read=self.read + other.read,
+            rows=self.rows + other.rows,
+            failed=self.failed + other.failed,
+            failures=_few(self.failures + other.failures),
+            compared=self.compared + other.compared,
+            flipped=self.flipped + other.flipped,
+            seconds=np.concatenate([self.seconds, other.seconds]),
+            champion_seconds=np.concatenate([self.champion_seconds, other.champion_seconds]),
+            before=_sum(self.before, other.before),
+            after=_sum(self.after, other.after),
+            labelled=self.labelled + other.labelled,
+            notes=_few(self.notes + other.notes),
+        )
+
+
+def judge(replayed: Replayed, *, champion: int, bounds: Bounds | None = None) -> GateDecision:
+    """Return whether a challenger passes, with all numbers; it does where nothing was logged, which a note says."""
+    bounds = bounds or Bounds()
+    if not replayed.read:
+        return GateDecision(True, (), champion, ("No request was logged in these hours, so that none was replayed.",))
+    checks, notes = [_answered(replayed, bounds)], [*replayed.notes]
+    for found in (_quick(replayed, bounds), _flips(replayed, bounds), *_spread(replayed, bounds)):
+        if isinstance(found, str):
+            notes.append(found)
+        else:
+            checks.append(found)
+    labelled = _labelled(replayed.labelled, bounds)
+    (notes if isinstance(labelled, str) else checks).append(labelled)  # type: ignore[arg-type]
+    return GateDecision(all(check.passed for check in checks), tuple(checks), champion, tuple(notes))
+
+
+def decisions(columns: Mapping[str, Any], rule: AnswerLoss) -> npt.NDArray[Any] | None:
+    """Return what callers would decide by each answer: a class, or what is more likely; None of a number."""
+    if rule.kind == "class" and rule.output is not None and rule.output in columns:
+        return np.asarray(columns[rule.output])
+    found = [np.asarray(columns[name]) for name in rule.probabilities if name in columns]
+    if not found or any(array.dtype == object for array in found):
+        return None
+    if rule.kind == "probability":
+        return np.asarray(found[0] >= 0.5)
+    if rule.kind == "vector":
+        table = found[0] if len(found) == 1 else np.stack(found, axis=1)
+        return np.asarray(table.argmax(axis=1)) if table.ndim == 2 else None
+    return None
+
+
+def _answered(replayed: Replayed, bounds: Bounds) -> GateCheck:
+    share = replayed.failed / replayed.rows
+    detail = f"{replayed.failed:,.0f} of {replayed.rows:,.0f} rows that the champion answered failed"
+    return GateCheck(
+        "answers logged requests",
+        passed=share <= bounds.max_failed,
+        got=share,
+        allowed=f"<= {bounds.max_failed:g}",
+        detail="; ".join([detail, *replayed.failures]),
+    )
+
+
+def _quick(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
+    """Compare medians, and 99th percentiles where enough batches show them."""
+    ours, theirs = replayed.seconds, replayed.champion_seconds
+    if len(ours) < FEWEST_TIMED:
+        return f"Whether it is slower is not known: {len(ours)} batches were timed, {FEWEST_TIMED} are needed."
+    at = [50, 99] if len(ours) >= 5 * FEWEST_TIMED else [50]
+    both = list(zip(np.percentile(ours, at), np.percentile(theirs, at), strict=True))
+    got = max(float(one / max(other, 1e-9)) if one > QUICK_S else 0.0 for one, other in both)
+    words = (
+        f"p{q} {1e3 * one:.3g} ms a row against {1e3 * other:.3g}" for q, (one, other) in zip(at, both, strict=True)
+    )
+    return GateCheck(
+        "not slower than the champion",
+        passed=got <= bounds.max_slower,
+        got=got,
+        allowed=f"<= {bounds.max_slower:g} times as long, or {1e3 * QUICK_S:g} ms a row",
+        detail=f"{', '.join(words)}, in {len(ours):,} batches",
+    )
+
+
+def _flips(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
+    if not replayed.compared:
+        return "Decisions are not compared: answers are numbers, or of a kind that only the recipe knows."
+    share = replayed.flipped / replayed.compared
+    detail = f"{replayed.flipped:,.0f} of {replayed.compared:,.0f} rows get another decision"
+    return GateCheck("decides alike", share <= bounds.max_flipped, share, f"<= {bounds.max_flipped:g}", detail)
+
+
+def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
+    """Compare the distributions of each output on the bins of the champion's profile."""
+    before, after = replayed.before, replayed.after
+    if before is None or after is None:
+        yield "Distributions of answers are not compared: the champion's bundle has no profile of its answers."
+        return
+    worst: GateCheck | None = None
+    for series, cells in before.layout.placed():
+        if series.missing is None or series.measure == "time":
+            continue
+        theirs, ours = (profile.counts[cells] for profile in (before, after))
+        distance = jensen_shannon(theirs, ours)
+        if worst is None or worst.got is None or distance > worst.got:
+            detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f}"
+            if series.is_ordered and len(series.edges):
+                edges = np.array([-np.inf, *series.edges, np.inf])
+                both = (quantiles(side[series.bins], edges) for side in (theirs, ours))
+                said = (" ".join(f"{value:.3g}" for value in found) for found in both)
+                detail += f"; quantiles at 5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
+            allowed = f"<= {bounds.max_distance:g}"
+            worst = GateCheck("answers as the champion's", distance <= bounds.max_distance, distance, allowed, detail)
+    if worst is not None:
+        yield worst
+
+
+def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
+    """Compare both on the same labelled rows; refused is one that is worse for certain."""
+    paired = labelled.paired()
+    if paired is None:
+        return "No logged request of these hours has a label, or the champion's answers to those that have are perfect."
+    outcome, why = paired.compare(level=bounds.level, margin=bounds.margin)
+    said = f"{outcome}: {why}, in units of the champion's mean loss" if "skill" in why else f"{outcome}: {why}"
+    return GateCheck(
+        "not worse on labelled requests",
+        passed=outcome != "worse",
+        got=float(np.nan_to_num(paired.estimate().value)),
+        allowed="not worse for certain",
+        detail=said.replace("of skill lost by the challenger", "lost by the challenger"),
+    )
+
+
+def _sum(one: Profile | None, other: Profile | None) -> Profile | None:
+    return one + other if one is not None and other is not None else one or other
+
+
+def _few(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))[:MAX_FAILURES]

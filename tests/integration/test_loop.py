@@ -1,0 +1,74 @@
+"""A whole turn of the loop: a person's reason, a job that trains, the gate, the replay, a rollout and the bake.
+
+On a local Ray with requests all the while, none of which fails. Nobody asserts a time; the seconds of each stage are
+printed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+
+import pytest
+from asking import asked
+from own_versions import config_in, end_serving
+
+import raymlops as rm
+from raymlops.lifecycle.sources import spec_of, state_of
+from raymlops.registry.versions import Registry
+from raymlops.state.loop import retrainings_of
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+WAIT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, ray_local, mlflow_database):
+    """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
+    folder = tmp_path_factory.mktemp("loop")
+    data = config_in(folder, name="seasons", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
+    rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [50, 100], "bake_s": 2.0}
+    log = {"enabled": True, "flush_s": 0.5}
+    yield {
+        **data,
+        "recipe": {"import": "seasons:Seasons"},
+        "serve": {**data["serve"], "rollout": {**rollout, "quality_margin": None}, "log": log},
+        "retrain": {"autonomy": "act", "bake_h": 0.001, "replay_h": 1.0, "window": {"days": 30}},
+    }
+    end_serving()
+
+
+def newest(config):
+    with state_of(spec_of(config)) as state:
+        return retrainings_of(state, "seasons")[0]
+
+
+def seconds(one):
+    """Return how long each stage took, by what the retraining says."""
+    times = [datetime.fromisoformat(entry["at"]) for entry in one.stages]
+    names = [entry["stage"] for entry in one.stages]
+    return {name: (b - a).total_seconds() for name, a, b in zip(names, times, times[1:], strict=False)}
+
+
+def test_a_person_says_so_and_a_better_version_answers(config):
+    """Every stage once; no request fails; the run says what it is of, and the alias follows."""
+    version = rm.register(config, rm.train(config).run_id)
+    rm.gate(config)
+    rm.deploy(config, str(version.version))
+    with asked(config, "seasons", [{"soil": 0.3}]) as got:
+        rm.retrain("seasons", why="a test of the loop", config=config)
+        deadline = time.monotonic() + WAIT_S
+        while (one := newest(config)).is_open:
+            assert time.monotonic() < deadline, one
+            time.sleep(0.5)
+    print(json.dumps(seconds(one)), f"{(one.ended_at - one.made_at).total_seconds():.1f} s in all")
+    assert (one.stage, one.version, got.failed) == ("done", 2, []), one
+    assert set(got.versions) == {"1", "2"}
+    assert one.found["replaying"]["checks"][0]["name"] == "answers logged requests"
+    assert "tested on later rows" in [check["name"] for check in one.found["gating"]["checks"]]
+    tags = tracker(spec_of(config)).run(one.run_id).data.tags
+    assert (tags["raymlops.retraining"], tags["raymlops.retrain_of"]) == (one.id, version.run_id)
+    assert Registry(tracker(spec_of(config))).by_alias("seasons", "champion").version == 2

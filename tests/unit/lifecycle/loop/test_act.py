@@ -1,0 +1,231 @@
+"""A retraining from its decision to its end, step by step, by a real controller on a real state."""
+
+from __future__ import annotations
+
+import pytest
+from echoed_log import bundle as echo_bundle
+from loop_world import BAD, REFUSAL, SERVE, START, World
+
+from raymlops.state.loop import retrainings_of
+from raymlops.state.messages import messages_of
+from raymlops.state.store import State
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return echo_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def world(tmp_path, bundle):
+    made = World(tmp_path, bundle)
+    yield made
+    made.close()
+
+
+def told(world):
+    with State.open(world.url) as state:
+        messages = sorted(message.what for message in messages_of(state, "m"))
+        events = [event for event in state.events("m") if event.action.startswith("retrain.")]
+        moves = [event.action for event in events if (event.before or {}).get("stage") != event.after["stage"]]
+        return messages, moves[::-1]
+
+
+def test_a_good_one_is_promoted_bakes_and_stays(world):
+    """Each stage once, in order, with its event; somebody is told of the promotion and of the end."""
+    world.begin()
+    one = world.run()
+
+    assert (one.stage, one.version, one.run_id) == ("done", 2, "run-2")
+    assert world.line_up() == {1: ("warm", 0), 2: ("champion", 0)}
+    assert [entry["stage"] for entry in one.stages] == [
+        "decided",
+        "checking",
+        "training",
+        "gating",
+        "replaying",
+        "rolling_out",
+        "baking",
+        "done",
+    ]
+    messages, actions = told(world)
+    assert messages == ["done", "promoted"]
+    assert actions == [f"retrain.{entry['stage']}" for entry in one.stages]
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "replay"]
+    assert one.rollout_id is not None
+    assert one.note.startswith("version 2 stays: it stood for 0.1 h; 4,000 requests since its promotion")
+
+
+def test_one_that_its_gate_refuses_ends_with_the_numbers(world):
+    """What is live is not touched."""
+    world.decision = REFUSAL
+    world.begin()
+    one = world.run()
+
+    assert (one.stage, one.version) == ("stopped", 2)
+    assert one.note == "the gate refused version 2: not worse: got -0.1, allowed >= 0 (auc 0.6 against 0.7)"
+    assert world.line_up() == {1: ("champion", 0)}
+    assert one.found["gating"]["checks"][0]["name"] == "not worse"
+
+
+def test_one_that_its_replay_refuses_ends_too(world):
+    """With the replay's numbers."""
+    world.replayed = REFUSAL
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "stopped"
+    assert one.note.startswith("the replay refused version 2: not worse: got -0.1")
+
+
+def test_without_hours_of_replay_there_is_no_job_of_it(tmp_path, bundle):
+    """``retrain.replay_h`` is 0."""
+    world = World(tmp_path, bundle, replay_h=0)
+    world.begin()
+
+    assert world.run().stage == "done"
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate"]
+
+
+def test_a_canary_that_errs_takes_the_version_back(world):
+    """By the rollout itself, whose reason is kept."""
+    world.canary = BAD
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "taken_back"
+    assert "was aborted: step 1 of 2 at 10 percent: errors and rejected requests 50.00%" in one.note
+    assert world.line_up()[1] == ("champion", 0)
+
+
+def test_a_promoted_version_that_errs_gives_the_route_back(world):
+    """Half of 4,000 requests, where the version before had none: the route flips, and the reason is kept."""
+    world.baked = BAD
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "taken_back"
+    assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0)}
+    assert one.note.startswith("version 2 was taken back: errors and rejected requests 50.00% of 4,000")
+    assert one.found["baking"]["outcome"] == "worse"
+    with State.open(world.url) as state:
+        rollback = next(event for event in state.events("m") if event.action == "rollback")
+        assert "errors and rejected requests" in rollback.why
+    assert told(world)[0] == ["promoted", "taken_back"]
+
+
+def test_skill_that_is_lost_after_the_promotion_gives_the_route_back(world):
+    """By the verdict on the quality of what is live since then."""
+    world.quality = "worse"
+    world.begin()
+
+    assert world.run().note == "version 2 was taken back: 0.050 of skill lost"
+
+
+def test_a_task_that_fails_is_tried_again(world):
+    """Training fails twice, with jobs of their own names; the failures of a stage are not those of the next one."""
+    world.jobs.fails = {"train": 2, "gate": 1}
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "done"
+    ids = [submitted.removeprefix(f"raymlops-retrain-{one.id}-") for submitted in world.jobs.found]
+    assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay"]
+
+
+def test_a_task_that_fails_three_times_stops_it_and_says_so(world):
+    """As ``retrain.max_failures`` allows."""
+    world.jobs.fails = {"train": 3}
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "stopped"
+    assert one.note == (
+        "training failed 3 times, as retrain.max_failures allows; the last time: RuntimeError: no such table"
+    )
+    assert told(world)[0] == ["stopped"]
+
+
+def test_a_person_who_rolls_back_while_it_bakes_ends_it(world):
+    """The version is not promoted again, and the reason is that of the rollback."""
+    from canaries import take_back
+
+    world.begin()
+    world.run(until=lambda one: one.stage == "baking")
+    with State.open(world.url) as state:
+        take_back(state, world.serve)
+    one = world.run()
+
+    assert one.stage == "taken_back"
+    assert one.note == "version 2 was taken back: rolled back from version 2 to version 1"
+    assert world.line_up()[1] == ("champion", 0)
+
+
+def test_another_version_that_a_person_makes_live_ends_it(world, bundle):
+    """It was to replace version 1, which is live no more."""
+    from states import deploy
+
+    world.begin()
+    world.run(until=lambda one: one.stage == "training")
+    with State.open(world.url) as state:
+        deploy(state, world.serve, version=9, bundle=bundle)
+    one = world.run()
+
+    assert (one.stage, one.note) == ("stopped", "version 9 is live now, and it was to replace version 1")
+
+
+def test_a_model_that_is_taken_down_ends_it(world):
+    """Nothing of it is begun any more."""
+    from states import take_down
+
+    world.begin()
+    with State.open(world.url) as state:
+        take_down(state, world.serve)
+
+    assert world.run().note == "m was taken down"
+
+
+def test_a_freeze_holds_what_was_begun_where_it_is(world):
+    """The job of its training ends; the gate's is begun once the freeze is over."""
+    from raymlops.state.loop import Freeze, freeze, thaw
+
+    world.begin()
+    world.run(until=lambda one: one.stage == "training")
+    with State.open(world.url) as state:
+        freeze(state, Freeze("m", "holidays", "ada", START))
+    world.run(until=lambda one: one.note.startswith("m is frozen"))
+    assert world.newest().stage == "gating"
+    for _ in range(3):
+        world.look()
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train"]
+    with State.open(world.url) as state:
+        thaw(state, "m", now=START, actor="ada", why="over")
+    assert world.run().stage == "done"
+
+
+def test_a_freeze_holds_a_rollout_that_the_loop_began(world):
+    """It keeps its share, however good it is; a person's rollout would go on."""
+    from raymlops.state.loop import Freeze, freeze
+
+    world.begin()
+    world.run(until=lambda one: one.note.endswith("of version 2 runs"))
+    with State.open(world.url) as state:
+        freeze(state, Freeze("m", "holidays", "ada", START))
+    for _ in range(5):
+        world.now += 2 * (world.now - START)
+        world.look()
+    assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0.1)}
+
+
+def test_a_second_controller_with_an_outdated_reading_changes_nothing(world):
+    """Both see the same retraining; the second write finds another revision."""
+    from raymlops.lifecycle.loop.act import Loop
+
+    world.begin()
+    with State.open(world.url) as state:
+        outdated = retrainings_of(state, "m")[0]
+        world.look()
+        before = world.newest()
+        loop = Loop(state, world.serve, serve=SERVE, jobs=world.jobs, counted=None, quality=None)
+        assert loop.step(outdated, world.now) == outdated
+    assert world.newest() == before

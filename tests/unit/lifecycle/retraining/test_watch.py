@@ -1,0 +1,46 @@
+"""What ``watch`` says; the controller itself is started by a cluster."""
+
+from __future__ import annotations
+
+import pytest
+from looped import live
+
+from raymlops.config.load import load_data
+from raymlops.errors import ClusterError, RefusedError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.retraining.watch import WatchRecord, _unlike, watch
+
+
+@pytest.fixture
+def spec(state, tmp_path):
+    data = {"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}, "retrain": {"autonomy": "act"}}
+    return load_data({**data, "storage": {"path": str(tmp_path), "state": state.url}}).spec
+
+
+def test_a_model_that_is_not_live_is_not_watched(spec):
+    """There is nothing to retrain."""
+    with pytest.raises(RefusedError, match="no version of flights is live"):
+        watch(spec)
+
+
+def test_without_a_cluster_nobody_watches(spec, state, monkeypatch):
+    """It says so, rather than that all is well."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    live(state)
+    with pytest.raises(ClusterError, match="there is no running cluster"):
+        watch(spec)
+
+
+def test_a_section_that_is_not_in_force_is_named(spec, state):
+    """The model was deployed with propose, the file says act."""
+    live(state)
+    (note,) = _unlike(spec, champion_of(state.deployments("flights")))
+    assert note.startswith("the configuration's retrain section is not the one that is deployed")
+    live(state, autonomy="act")
+    assert _unlike(spec, champion_of(state.deployments("flights"))) == []
+
+
+def test_it_says_who_watches_and_what_is_waited_for():
+    """One line each."""
+    found = WatchRecord("flights", 3, "root@host (12)", ("propose: no trigger is due",), ("a note",))
+    assert found.text() == "watched  by root@host (12)\nloop     propose: no trigger is due\na note"
