@@ -20,6 +20,7 @@ from pydantic import (
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.data import DataSection, QualitySection
+from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
@@ -159,6 +160,7 @@ class ProjectSpec(Spec):
     gate: Free[GateSection] = GateSection()
     serve: Free[ServeSection] = ServeSection()
     monitor: Free[MonitorSection] = MonitorSection()
+    retrain: Free[RetrainSection] = RetrainSection()
     tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
     cluster: Free[ClusterSection] = ClusterSection()

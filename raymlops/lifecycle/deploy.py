@@ -194,7 +194,8 @@ class _Call:
         """Return the deployment of the version."""
         ref, serve = self.ref, self.spec.serve.model_dump(mode="json")
         monitor = absolute_references(self.watched[0].model_dump(mode="json"))
-        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve, monitor=monitor)
+        retrain = self.spec.retrain.model_dump(mode="json")
+        return Deployment(ref.name, ref.version, ref.bundle, ref.run_id, role, serve, monitor=monitor, retrain=retrain)
 
     @cached_property
     def watched(self) -> tuple[MonitorSection, tuple[str, ...]]:

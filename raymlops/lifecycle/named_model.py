@@ -11,7 +11,7 @@ from raymlops.config.credentials import redact
 from raymlops.config.load import load_data
 from raymlops.config.paths import sqlite_path
 from raymlops.errors import NotFoundError
-from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.live.lineup import champion_of, monitored, retrained
 from raymlops.lifecycle.sources import environment, known_tracker, stores_of
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
@@ -21,6 +21,7 @@ from raymlops.state.store import Deployment, State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from raymlops.config.base import Spec
     from raymlops.config.schema import ProjectSpec
 
 
@@ -33,8 +34,8 @@ def split_version(text: str) -> tuple[str, str | None]:
 def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -> ProjectSpec:
     """Return the project of a model.
 
-    Its ``serve`` and ``monitor`` sections are those of the champion, or of the last champion of a model that was taken
-    down.
+    Its ``serve``, ``monitor`` and ``retrain`` sections are those of the champion, or of the last champion of a
+    model that was taken down.
 
     Raises:
         NotFoundError: with ``deployed``, no such model was ever deployed, so that its settings are unknown.
@@ -49,7 +50,9 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
             hint="Name its configuration with --config FILE, in Python config=; or set RAYMLOPS_HOME, "
             "RAYMLOPS_STATE_URL or RAYMLOPS_STATE_FILE to where the state is.",
         )
-    sections = {} if champion is None else {"serve": settings_of(champion), "monitor": monitored(champion)}
+    sections: dict[str, Spec] = {}
+    if champion is not None:
+        sections = {"serve": settings_of(champion), "monitor": monitored(champion), "retrain": retrained(champion)}
     stored = {name: section.model_dump(mode="json") for name, section in sections.items()}
     return load_data({**data, **stored}, overrides=overrides).spec
 

@@ -1,7 +1,7 @@
-"""Messages about incidents: what somebody is to be told, and which messengers have it.
+"""Messages about incidents and retrainings: what somebody is to be told, and which messengers have it.
 
-Owns the records of the outbox. A message is written with the verdict that it is about (``state.drift``). Knows nothing
-of how one is sent.
+Owns the records of the outbox. A message is written with the verdict that it is about (``state.drift``), or with the
+stage of the retraining (``state.loop``). Knows nothing of how one is sent.
 """
 
 from __future__ import annotations
@@ -12,23 +12,31 @@ from typing import TYPE_CHECKING, Literal
 import sqlalchemy as sa
 
 from raymlops.records import Record
-from raymlops.state.schema import incidents, messages
+from raymlops.state.schema import incidents, messages, retrainings
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.state.database import Database
 
-Told = Literal["opened", "escalated", "acknowledged", "closed"]
-"""``acknowledged`` of an incident that stays open."""
+Told = Literal[
+    "opened", "escalated", "acknowledged", "closed", "decided", "proposed", "promoted", "done", "stopped", "taken_back"
+]
+"""``acknowledged`` of an incident that stays open; from ``decided`` on of a retraining."""
+
+_SUBJECTS = sa.union_all(
+    sa.select(incidents.c.id, incidents.c.name), sa.select(retrainings.c.id, retrainings.c.name)
+).subquery("subjects")
+"""What a message may be about, whose ids are of different lengths."""
 
 
 @dataclass(frozen=True)
 class Message(Record):
-    """What somebody is to be told of an incident; ``sent_at`` is None until every messenger has it."""
+    """What somebody is to be told; ``sent_at`` is None until every messenger has it."""
 
     id: str
     incident: str
+    """The id of the incident, or of the retraining."""
     what: Told
     title: str
     body: str
@@ -42,9 +50,9 @@ class Message(Record):
 
 
 def messages_of(database: Database, name: str, *, limit: int | None = None) -> list[Message]:
-    """Return the messages about a model's incidents, newest first."""
-    mine = sa.select(incidents.c.id).where(incidents.c.name == name)
-    query = sa.select(messages).where(messages.c.incident.in_(mine))
+    """Return the messages about a model's incidents and retrainings, newest first."""
+    about = _SUBJECTS.c
+    query = sa.select(messages).where(messages.c.incident.in_(sa.select(about.id).where(about.name == name)))
     with database.reading() as connection:
         rows = connection.execute(query.order_by(messages.c.created_at.desc(), messages.c.id).limit(limit))
         return [Message(**row) for row in rows.mappings()]
@@ -52,7 +60,7 @@ def messages_of(database: Database, name: str, *, limit: int | None = None) -> l
 
 def unsent_messages(database: Database) -> dict[str, list[Message]]:
     """Return the messages that some messenger still lacks by model, oldest first."""
-    query = sa.select(incidents.c.name, messages).join(incidents, incidents.c.id == messages.c.incident)
+    query = sa.select(_SUBJECTS.c.name, messages).join(_SUBJECTS, _SUBJECTS.c.id == messages.c.incident)
     query = query.where(messages.c.sent_at.is_(None)).order_by(messages.c.created_at, messages.c.id)
     found: dict[str, list[Message]] = {}
     with database.reading() as connection:

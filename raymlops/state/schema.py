@@ -1,8 +1,8 @@
 """The tables, as the newest migration leaves them.
 
 Owns the columns and the guarantees that the database itself keeps: one champion and one running rollout a name, one
-verdict a window, one open incident a cause, an append-only audit. Knows nothing of connections. A change here needs a
-migration and a new ``HEAD``.
+verdict a window, one open incident a cause, one open retraining and one freeze a model, an append-only audit. Knows
+nothing of connections. A change here needs a migration and a new ``HEAD``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raymlops.records import BundleRef
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-HEAD = "0008"
+HEAD = "0010"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
@@ -65,6 +65,7 @@ deployments = sa.Table(
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
     sa.Column("monitor", sa.JSON, nullable=False, server_default="{}"),
+    sa.Column("retrain", sa.JSON, nullable=False, server_default="{}"),
     sa.CheckConstraint("role IN ('champion', 'warm')", name="deployments_role"),
 )
 sa.Index(
@@ -265,6 +266,64 @@ messages = sa.Table(
     sa.Column("last_error", sa.Text, nullable=True),
     sa.Column("reached", _Tuple, nullable=False),
     sa.Index("messages_incident", "incident"),
+)
+
+retrainings = sa.Table(
+    "retrainings",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("champion", sa.Integer, nullable=False),
+    sa.Column("champion_run_id", sa.String(64), nullable=False),
+    sa.Column("trigger", sa.String(16), nullable=False),
+    sa.Column("evidence", sa.Text, nullable=False),
+    sa.Column("evidence_at", Time, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("reasons", sa.JSON, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("stage", sa.String(16), nullable=False),
+    sa.Column("stages", _Tuple, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("made_at", Time, nullable=False),
+    sa.Column("stage_at", Time, nullable=False),
+    sa.Column("ended_at", Time, nullable=True),
+    sa.Column("submission_id", sa.String(128), nullable=True),
+    sa.Column("run_id", sa.String(64), nullable=True),
+    sa.Column("version", sa.Integer, nullable=True),
+    sa.Column("rollout_id", sa.String(32), nullable=True),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("found", sa.JSON, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Index("retrainings_name", "name", "made_at"),
+)
+sa.Index(
+    "retrainings_one_open",
+    retrainings.c.name,
+    unique=True,
+    sqlite_where=retrainings.c.ended_at.is_(None),
+    postgresql_where=retrainings.c.ended_at.is_(None),
+)
+
+freezes = sa.Table(
+    "freezes",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("name", sa.String(63), nullable=False),
+    sa.Column("why", sa.Text, nullable=False),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("made_at", Time, nullable=False),
+    sa.Column("until", Time, nullable=True),
+    sa.Column("ended_at", Time, nullable=True),
+    sa.Column("ended_by", sa.Text, nullable=True),
+    sa.Column("ended_why", sa.Text, nullable=True),
+)
+sa.Index(
+    "freezes_one_open",
+    freezes.c.name,
+    unique=True,
+    sqlite_where=freezes.c.ended_at.is_(None),
+    postgresql_where=freezes.c.ended_at.is_(None),
 )
 
 

@@ -48,6 +48,8 @@ class Deployment(Record):
     """Of a warm version: share of the requests of which it gets a copy, 0 to 1."""
     monitor: dict[str, Any] = field(default_factory=dict)
     """Fields of the ``monitor`` section."""
+    retrain: dict[str, Any] = field(default_factory=dict)
+    """Fields of the ``retrain`` section."""
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 

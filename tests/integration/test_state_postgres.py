@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
+from retrained import HOUR, NOW, begun_at_once, frozen, history
 from stored import put
 
 from raymlops.errors import LeaseLostError, RefusedError, UnreachableError
@@ -21,6 +22,7 @@ from raymlops.records import BundleRef
 from raymlops.state import locks
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of, lease
+from raymlops.state.loop import freeze, freeze_of, retrainings_of
 from raymlops.state.store import Deployment, State, deployments_in
 
 pytestmark = [pytest.mark.integration, NEEDS_POSTGRES]
@@ -126,6 +128,18 @@ def test_judges_at_once_write_each_verdict_once(url, tmp_path):
 
 def _impatient(_connection, _cursor, statement, parameters, _context, _many):
     return statement.replace("30s", "50ms"), parameters
+
+
+def test_retrainings_and_freezes_are_kept_as_in_a_file(url):
+    """One open retraining a model, also of four that begin at once, and one freeze, the newest."""
+    with State.open(url) as state:
+        history(state)
+        (stopped,) = retrainings_of(state)
+        assert (stopped.stage, stopped.made_at, stopped.settings) == ("stopped", NOW + HOUR, {"autonomy": "act"})
+        assert (begun_at_once(state, 4), len(retrainings_of(state))) == (3, 2)
+        freeze(state, frozen("digits", until=NOW + HOUR))
+        freeze(state, frozen("digits", why="longer"))
+        assert freeze_of(state, "digits", now=NOW + 2 * HOUR).why == "longer"
 
 
 def test_a_reading_is_one_snapshot(url):

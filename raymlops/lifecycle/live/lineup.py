@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.retrain import RetrainSection
 from raymlops.config.schema import MonitorSection
 from raymlops.config.serve import ServeSection
 from raymlops.config.stored import read_stored
@@ -231,7 +232,12 @@ def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent
 
 def with_settings(item: Deployment, new: Deployment) -> Deployment:
     """Return ``item`` with the settings of ``new``; its role and age stay."""
-    return replace(item, serve=new.serve or item.serve, monitor=new.monitor or item.monitor)
+    return replace(
+        item,
+        serve=new.serve or item.serve,
+        monitor=new.monitor or item.monitor,
+        retrain=new.retrain or item.retrain,
+    )
 
 
 def monitored(item: Deployment) -> MonitorSection:
@@ -241,6 +247,15 @@ def monitored(item: Deployment) -> MonitorSection:
         StorageError: another release stored what this one cannot read.
     """
     return read_stored(MonitorSection, item.monitor)
+
+
+def retrained(item: Deployment) -> RetrainSection:
+    """Return the ``retrain`` section with which a version was deployed; the defaults where an earlier release did it.
+
+    Raises:
+        StorageError: another release stored what this one cannot read.
+    """
+    return read_stored(RetrainSection, item.retrain)
 
 
 def champion_of(deployments: Sequence[Deployment]) -> Deployment | None:

@@ -1,4 +1,4 @@
-"""The outbox: messages about incidents, sent until every messenger of their model has them.
+"""The outbox: messages about incidents and retrainings, sent until every messenger of their model has them.
 
 Owns the order and the repetition. That a messenger took a message is written right then, so that a kill repeats at most
 one message to it. What a messenger that is away lacks waits, is tried again at growing intervals, and is
@@ -46,6 +46,12 @@ _TONES: Mapping[Told, Tone] = {
     "escalated": "failure",
     "acknowledged": "success",
     "closed": "success",
+    "decided": "info",
+    "proposed": "warning",
+    "promoted": "success",
+    "done": "success",
+    "stopped": "failure",
+    "taken_back": "failure",
 }
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,46 @@
+"""What is known of a live model's quality, for whoever decides by it.
+
+Owns the record and how it comes from the windows that the controller has judged. Reads the state alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from raymlops.monitor.skill.verdict import Verdict
+    from raymlops.state.store import State
+
+
+@dataclass(frozen=True)
+class QualityFacts(Record):
+    """The quality of the champion's answers since its promotion."""
+
+    version: int | None = None
+    """The champion; None where nothing is live."""
+    since: datetime | None = None
+    """When it became champion."""
+    verdict: Verdict | None = None
+    """On all windows since then; None before the first one was judged."""
+    windows: int = 0
+    """How many were judged."""
+    until: datetime | None = None
+    """When the newest of them ends: whatever has the same ``version`` and ``until`` is the same evidence."""
+    labelled_rows: int = 0
+    """Rows with a label in them."""
+    labels_half_lag_s: float | None = None
+    """Seconds by which half of the labels that ever come have come, in the newest window; None without labels."""
+
+
+def quality_facts(state: State, name: str, *, now: datetime) -> QualityFacts:
+    """Return what is known by ``now`` of the quality of a model's champion.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be read.
+    """
+    raise NotImplementedError

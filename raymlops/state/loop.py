@@ -1,0 +1,347 @@
+"""Retrainings of models, stage by stage, and freezes, during which nothing of a model is retrained or promoted.
+
+Owns the records and their tables. A retraining is there once, by what triggered it: its id is derived from that, so
+that two controllers write the same. Each change of it is a compare-and-set of its revision, in one transaction with
+the audit event and the message that somebody is to get. Knows nothing of when a model is to be retrained, nor of what
+moves it on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import sqlalchemy as sa
+
+from raymlops.errors import NotFoundError, RefusedError
+from raymlops.records import Record
+from raymlops.state.audit import add_event
+from raymlops.state.schema import freezes, messages, retrainings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from raymlops.state.database import Database
+    from raymlops.state.messages import Message
+
+Trigger = Literal["skill", "min_skill", "drift", "schedule", "labels", "person"]
+Stage = Literal[
+    "decided",
+    "proposed",
+    "checking",
+    "training",
+    "gating",
+    "replaying",
+    "rolling_out",
+    "baking",
+    "done",
+    "stopped",
+    "rejected",
+    "taken_back",
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In the order in which a retraining passes them; the last four end it."""
+ENDS: frozenset[Stage] = frozenset({"done", "stopped", "rejected", "taken_back"})
+FAILED: frozenset[Stage] = frozenset({"stopped", "rejected", "taken_back"})
+"""Ends after which what triggered it triggers no other one."""
+
+FREEZE, THAW = "loop.freeze", "loop.thaw"
+"""Actions of audit events, beside ``retrain.STAGE``."""
+
+
+@dataclass(frozen=True)
+class Retraining(Record):
+    """A model that is retrained, or was, or would have been: ``observe`` ends it where it was decided."""
+
+    id: str
+    name: str
+    champion: int
+    """The version that was live when it was decided."""
+    champion_run_id: str
+    trigger: Trigger
+    evidence: str
+    """What triggered it, as a key: the same evidence never leads to two retrainings."""
+    evidence_at: datetime
+    """The time of the newest fact in it."""
+    why: str
+    """In a sentence, with numbers; of a person, what they said."""
+    settings: dict[str, Any]
+    """The ``retrain`` section as it was when it was decided."""
+    actor: str
+    stage: Stage
+    made_at: datetime
+    stage_at: datetime
+    """Since when it is at this stage."""
+    reasons: dict[str, Any] = field(default_factory=dict)
+    """The numbers that led to it."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """All stages so far: ``stage``, ``at`` (ISO 8601), ``why``, ``actor``."""
+    revision: int = 0
+    """How often it was changed."""
+    ended_at: datetime | None = None
+    submission_id: str | None = None
+    """Of its newest Ray job."""
+    run_id: str | None = None
+    version: int | None = None
+    rollout_id: str | None = None
+    failures: int = 0
+    """Failed attempts of this stage."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """What each stage found, by its name: the evidence of a proposal, the gate's decision, the replay's numbers."""
+    note: str = ""
+    """Why it is where it is: what it waits for, or how it ended."""
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether it has not ended."""
+        return self.ended_at is None
+
+    @property
+    def is_tried(self) -> bool:
+        """Return whether it ended without a promotion that lasts, so that its evidence is not to be tried again."""
+        return self.stage in FAILED or (self.stage == "decided" and not self.is_open)
+
+    def at(self, stage: Stage, *, now: datetime, note: str = "", **changes: Any) -> Retraining:
+        """Return it at a stage from now on, with no failed attempt of that; ``changes`` are other fields.
+
+        Where it is at that stage, only these and the note change.
+        """
+        if stage == self.stage:
+            return replace(self, note=note, **changes)
+        ended = now if stage in ENDS else None
+        return replace(
+            self, **{"stage": stage, "stage_at": now, "note": note, "failures": 0, "ended_at": ended} | changes
+        )
+
+    def text(self) -> str:
+        """Return it as a line."""
+        what = f"version {self.version}" if self.version is not None else f"for version {self.champion}"
+        when = f"since {self.stage_at:%Y-%m-%d %H:%M} UTC" if self.is_open else f"{self.ended_at:%Y-%m-%d %H:%M} UTC"
+        stage = "observed" if self.stage == "decided" and not self.is_open else self.stage.replace("_", " ")
+        note = f": {self.note}" if self.note else ""
+        return f"retraining {self.id} ({self.trigger}, {what}): {stage} {when}{note}"
+
+
+@dataclass(frozen=True)
+class Freeze(Record):
+    """A time in which the loop neither retrains nor promotes anything of a model; rollbacks stay possible."""
+
+    name: str
+    why: str
+    actor: str
+    made_at: datetime
+    until: datetime | None = None
+    """When it ends by itself; None for when a person ends it."""
+    ended_at: datetime | None = None
+    ended_by: str | None = None
+    ended_why: str | None = None
+
+    def holds(self, now: datetime) -> bool:
+        """Return whether it is in force."""
+        return self.ended_at is None and (self.until is None or now < self.until)
+
+    def text(self) -> str:
+        """Return it as a line."""
+        until = "until it is thawed" if self.until is None else f"until {self.until:%Y-%m-%d %H:%M} UTC"
+        return f"{self.name} is frozen since {self.made_at:%Y-%m-%d %H:%M} UTC by {self.actor}, {until}: {self.why}"
+
+
+def retraining_id(name: str, trigger: Trigger, evidence: str) -> str:
+    """Return the same id whoever decides on the evidence."""
+    return hashlib.sha256(f"{name}\0{trigger}\0{evidence}".encode()).hexdigest()[:12]
+
+
+def begin(
+    database: Database,
+    retraining: Retraining,
+    *,
+    known: int | None = None,
+    message: Message | None = None,
+    actor: str | None = None,
+) -> bool:
+    """Add a retraining with its audit event and its message, in one transaction; return False if it is not to be added.
+
+    It is not where it is there already, or where there is another number of retrainings of the model than were
+    ``known`` when it was decided: then it was decided on an outdated reading.
+
+    Raises:
+        RefusedError: the model is frozen at ``made_at``, or another retraining of it is open; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        mine = retrainings.c.id == retraining.id
+        if connection.execute(sa.select(retrainings.c.id).where(mine)).first() is not None:
+            return False
+        number = sa.select(sa.func.count()).select_from(retrainings).where(retrainings.c.name == retraining.name)
+        if known is not None and connection.scalar(number) != known:
+            return False
+        frozen = freeze_in(connection, retraining.name)
+        if frozen is not None and frozen.holds(retraining.made_at):
+            raise RefusedError(frozen.text(), hint=f"To end that: raymlops freeze {retraining.name} --thaw --why TEXT.")
+        if found := _read(connection, retraining.name, open_only=True):
+            raise _busy(found[0])
+        actor = actor or retraining.actor
+        first = _entry(retraining, why=retraining.why, actor=actor)
+        kept = replace(retraining, stages=(first,))
+        connection.execute(sa.insert(retrainings), asdict(kept))
+        _told(connection, None, kept, why=retraining.why, message=message, actor=actor)
+    return True
+
+
+def advance(
+    database: Database,
+    before: Retraining,
+    after: Retraining,
+    *,
+    why: str,
+    message: Message | None = None,
+    actor: str | None = None,
+) -> Retraining | None:
+    """Change a retraining, with its audit event and its message, in one transaction; return it as it is from now on.
+
+    None where another one changed it since ``before`` was read: nothing was changed. ``after`` is at the same stage, a
+    later one or an end (``Retraining.at``). A change at the same stage that gives it nothing but another note has no
+    audit event.
+
+    Raises:
+        RefusedError: it has ended, or ``after`` is at an earlier stage; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    if not before.is_open:
+        raise RefusedError(f"retraining {before.id} of {before.name} has ended: {before.text()}")
+    if STAGES.index(after.stage) < STAGES.index(before.stage):
+        raise RefusedError(f"retraining {before.id} of {before.name} is {before.stage}, and cannot be {after.stage}")
+    moved = after.stage != before.stage
+    with database.writing() as connection:
+        kept = replace(after, revision=before.revision + 1)
+        if moved:
+            kept = replace(kept, stages=(*before.stages, _entry(after, why=why, actor=actor)))
+        same = (retrainings.c.id == before.id, retrainings.c.revision == before.revision)
+        if not connection.execute(sa.update(retrainings).where(*same).values(asdict(kept))).rowcount:
+            return None
+        if moved or replace(after, note=before.note) != before:
+            _told(connection, before, kept, why=why, message=message, actor=actor)
+    return kept
+
+
+def retraining_of(database: Database, retraining_id: str) -> Retraining:
+    """Return a retraining.
+
+    Raises:
+        NotFoundError: there is none with this id.
+    """
+    with database.reading() as connection:
+        query = sa.select(retrainings).where(retrainings.c.id == retraining_id)
+        row = connection.execute(query).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(
+            f"there is no retraining {retraining_id}",
+            hint="raymlops proposals list shows those that wait for a person.",
+        )
+    return Retraining(**row)
+
+
+def retrainings_of(
+    database: Database, name: str | None = None, *, open_only: bool = False, limit: int | None = None
+) -> list[Retraining]:
+    """Return the retrainings of a model or of all, newest first; only those that have not ended, if wanted."""
+    with database.reading() as connection:
+        return _read(connection, name, open_only=open_only, limit=limit)
+
+
+def freeze(database: Database, wanted: Freeze) -> None:
+    """Freeze a model, with its audit event, in one transaction; in place of an earlier freeze of it.
+
+    Raises:
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        before = freeze_in(connection, wanted.name)
+        _end(connection, wanted.name, at=wanted.made_at, by=wanted.actor, why="another one takes its place")
+        connection.execute(sa.insert(freezes), asdict(wanted))
+        told = None if before is None else before.to_dict()
+        ours = {"subject": wanted.name, "before": told, "after": wanted.to_dict()}
+        add_event(connection, actor=wanted.actor, action=FREEZE, why=wanted.why, **ours)
+
+
+def thaw(database: Database, name: str, *, now: datetime, actor: str, why: str) -> Freeze:
+    """End the freeze of a model, with its audit event, in one transaction; return it as it was.
+
+    Raises:
+        RefusedError: it is not frozen; nothing was changed.
+        StorageError, UnreachableError: the database cannot be written; nothing was changed.
+    """
+    with database.writing() as connection:
+        before = freeze_in(connection, name)
+        if before is None or not before.holds(now):
+            ended = "" if before is None or before.until is None else f" since {before.until:%Y-%m-%d %H:%M} UTC"
+            raise RefusedError(f"{name} is not frozen{ended}", hint=f"raymlops status {name} says what is.")
+        _end(connection, name, at=now, by=actor, why=why)
+        add_event(connection, actor=actor, action=THAW, subject=name, before=before.to_dict(), why=why)
+    return before
+
+
+def freeze_of(database: Database, name: str, *, now: datetime) -> Freeze | None:
+    """Return the freeze of a model that is in force; None where it is not frozen."""
+    with database.reading() as connection:
+        found = freeze_in(connection, name)
+    return found if found is not None and found.holds(now) else None
+
+
+def freeze_in(connection: Connection, name: str) -> Freeze | None:
+    """Return the freeze of a model that nobody ended; it may be over by its own time."""
+    query = sa.select(freezes).where(freezes.c.name == name, freezes.c.ended_at.is_(None))
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Freeze(**{key: value for key, value in row.items() if key != "id"})
+
+
+def _end(connection: Connection, name: str, *, at: datetime, by: str, why: str) -> None:
+    mine = (freezes.c.name == name, freezes.c.ended_at.is_(None))
+    connection.execute(sa.update(freezes).where(*mine).values(ended_at=at, ended_by=by, ended_why=why))
+
+
+def _read(
+    connection: Connection, name: str | None, *, open_only: bool = False, limit: int | None = None
+) -> list[Retraining]:
+    query = sa.select(retrainings).order_by(retrainings.c.made_at.desc(), retrainings.c.id).limit(limit)
+    if name is not None:
+        query = query.where(retrainings.c.name == name)
+    if open_only:
+        query = query.where(retrainings.c.ended_at.is_(None))
+    return [Retraining(**row) for row in connection.execute(query).mappings()]
+
+
+def _entry(one: Retraining, *, why: str, actor: str | None) -> dict[str, Any]:
+    return {"stage": one.stage, "at": one.stage_at.isoformat(), "why": why, "actor": actor or one.actor}
+
+
+def _told(
+    connection: Connection,
+    before: Retraining | None,
+    after: Retraining,
+    *,
+    why: str,
+    message: Message | None,
+    actor: str | None,
+) -> None:
+    if message is not None:
+        connection.execute(sa.insert(messages), asdict(message))
+    kept = {"before": _few(before), "after": _few(after)}
+    add_event(connection, actor=actor, action=f"retrain.{after.stage}", subject=after.name, why=why, **kept)
+
+
+def _few(one: Retraining | None) -> Mapping[str, Any] | None:
+    """Return a retraining for the audit record: what each stage found is in its own row."""
+    left_out = {"found", "stages", "settings"}
+    return None if one is None else {key: value for key, value in one.to_dict().items() if key not in left_out}
+
+
+def _busy(found: Retraining) -> RefusedError:
+    return RefusedError(
+        f"{found.name} is retrained already: {found.text()}",
+        hint="One at a time. raymlops proposals list shows what waits for a person; raymlops status what runs.",
+    )
