@@ -63,7 +63,7 @@ def compared(title, weeks) -> None:
     """Print each metric of all weeks, and what the loop is better by."""
     print(f"\n{title}: {WEEKS} weeks" + "".join(f"{name:>12}" for name in METRICS))
     for name, each in weeks.items():
-        print(f"  {name:24}" + "".join(f"{value:12.4f}" for value in whole(each).values()))
+        print(f"  {name:24}" + "".join(f"{whole(each)[metric]:12.4f}" for metric in METRICS))
     for ours in ("loop", "by skill"):
         for theirs in ("frozen", "blind"):
             parts = difference(weeks[ours], weeks[theirs])
