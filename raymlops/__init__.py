@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.comparison.compare import compare as compare
     from raymlops.lifecycle.deploy import deploy as deploy
     from raymlops.lifecycle.deploy import promote as promote
+    from raymlops.lifecycle.loop.retrain import retrain as retrain
     from raymlops.lifecycle.pipeline import pipeline as pipeline
     from raymlops.lifecycle.registration.gate import gate as gate
     from raymlops.lifecycle.registration.register import register as register
@@ -58,6 +59,7 @@ _HOMES = {
     "pipeline": "raymlops.lifecycle.pipeline",
     "promote": "raymlops.lifecycle.deploy",
     "register": "raymlops.lifecycle.registration.register",
+    "retrain": "raymlops.lifecycle.loop.retrain",
     "rollback": "raymlops.lifecycle.rollback",
     "sweep": "raymlops.lifecycle.sweeps.handle",
     "train": "raymlops.lifecycle.train",

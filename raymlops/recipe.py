@@ -20,6 +20,7 @@ from raymlops.recipe_call import call_recipe as call_recipe  # noqa: PLC0414 - a
 from raymlops.recipe_call import described as described  # noqa: PLC0414
 from raymlops.signature import Signature
 from raymlops.splits import Splits as Splits  # noqa: PLC0414, TC001
+from raymlops.splits import Window as Window  # noqa: PLC0414
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from raymlops.loss_value import LossReturned
 
 T = TypeVar("T")
+ASKED_AT, LABELLED_AT = "raymlops:asked_at", "raymlops:labelled_at"
+"""Columns of labelled rows of the prediction log: when each was asked, and when its first label came in."""
 Batch = Any
 """What ``loss`` and ``metrics`` get: by default a dict of tensors, rows first."""
 
@@ -103,6 +106,10 @@ class RecipeBase:
         """Return the three splits: see ``Splits`` for what each may be.
 
         Called at most once a process; must return the same rows each time. Cache what is slow at module level.
+
+        A recipe that is to be retrained on newer rows takes a window: ``def datasets(self, window: Window | None =
+        None)``. With one (``train.window``) it returns the rows that arose within it, and of its training rows at most
+        those whose label was known by its end; without one, what it returns otherwise.
         """
         raise NotImplementedError
 
@@ -119,6 +126,14 @@ class RecipeBase:
 
         ``columns`` is as for ``target``: the time need not be an input, ``columns["booked_at"]``. Drift is told from
         what is normal by how much consecutive rows of the training split differ; without times, see ``row_order``.
+        """
+        return None
+
+    def label_times(self, columns: Columns) -> Any:  # noqa: ARG002 - a default that knows none
+        """Return when the label of each row of a table was known, as ``row_times``; None: as soon as the row arose.
+
+        A retrained model is compared with the champion on rows whose labels were known after all that it was trained
+        on: ``gate.later_rows``.
         """
         return None
 
@@ -353,9 +368,31 @@ def label_type_of(recipe: RecipeBase) -> Column | None:
 
 
 def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
-    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row."""
-    where = f"{type(recipe).__name__}.row_times()"
-    found = call_recipe(where, lambda: recipe.row_times(columns))
+    """Return the times of rows of a table, or raise RecipeError: ``row_times()`` raises, or gives no time a row.
+
+    Rows of the prediction log have times of their own.
+    """
+    return columns[ASKED_AT] if ASKED_AT in columns else _times(recipe, "row_times", columns)
+
+
+def known_times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
+    """Return when the labels of rows of a table were known: by ``label_times()``, or else with the rows."""
+    if LABELLED_AT in columns:
+        return columns[LABELLED_AT]
+    found = _times(recipe, "label_times", columns)
+    return times_of(recipe, columns) if found is None else found
+
+
+def model_of(recipe: RecipeBase) -> nn.Module:
+    """Return a recipe's untrained model, or raise RecipeError: ``model()`` raises or returns something else."""
+    from torch import nn
+
+    return _returned(recipe, "model", nn.Module, expected="torch.nn.Module")
+
+
+def _times(recipe: RecipeBase, method: str, columns: Columns) -> npt.NDArray[Any] | None:
+    where = f"{type(recipe).__name__}.{method}()"
+    found = call_recipe(where, lambda: getattr(recipe, method)(columns))
     if found is None:
         return None
     times, rows = np.asarray(found), len(next(iter(columns.values())))
@@ -365,13 +402,6 @@ def times_of(recipe: RecipeBase, columns: Columns) -> npt.NDArray[Any] | None:
             hint="Return one time a row: datetime64, or seconds since 1970.",
         )
     return times
-
-
-def model_of(recipe: RecipeBase) -> nn.Module:
-    """Return a recipe's untrained model, or raise RecipeError: ``model()`` raises or returns something else."""
-    from torch import nn
-
-    return _returned(recipe, "model", nn.Module, expected="torch.nn.Module")
 
 
 def _returned(recipe: RecipeBase, method: str, kind: type[T], *, expected: str) -> T:

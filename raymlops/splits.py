@@ -1,9 +1,27 @@
-"""The three parts of the data that a recipe returns, and what each may be."""
+"""The three parts of the data that a recipe returns, what each may be, and a window of time that they are asked of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A span of time in UTC: rows that arose at ``start`` or later, and before ``stop``.
+
+    ``datasets(window)`` returns rows of it alone, and of them those whose label was known before ``stop``: a model
+    that is retrained then has nothing else.
+    """
+
+    start: datetime
+    stop: datetime
+
+    def __str__(self) -> str:
+        return f"{self.start:%Y-%m-%d %H:%M} until {self.stop:%Y-%m-%d %H:%M} UTC"
 
 
 @dataclass(frozen=True, slots=True)

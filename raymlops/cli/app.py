@@ -23,6 +23,7 @@ from raymlops.cli import (
     drift,
     keys,
     live,
+    loop,
     models,
     operations,
     output,
@@ -47,6 +48,8 @@ VERBS: tuple[Verb, ...] = (
         predict.predict,
         predictions.predictions,
         drift.drift,
+        loop.retrain,
+        loop.freeze,
         clusters.up,
         clusters.down,
         clusters.status,
@@ -58,6 +61,10 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "models": (
         "Registered model versions.",
         {"register": models.register, "gate": models.gate, "list": models.list_versions},
+    ),
+    "proposals": (
+        "Retrainings that wait for a person.",
+        {"list": loop.list_proposals, "accept": loop.accept, "reject": loop.reject},
     ),
     "keys": (
         "API keys of the endpoints.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -126,8 +127,8 @@ def status(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN_ID] [KEY.PATH=VALUE]...",
-            help="A run or a sweep; default: the cluster. Then values that replace the file's.",
+            metavar="[RUN_ID|NAME] [KEY.PATH=VALUE]...",
+            help="A run, a sweep or a live model; default: the cluster. Then values that replace the file's.",
         ),
     ] = None,
     *,
@@ -135,14 +136,14 @@ def status(
     env: EnvOption = None,
     root: RootOption = None,
 ) -> Answer:
-    """Show what `up` started and which models are live, or the progress of a run, a sweep or a trial."""
+    """Show what `up` started and which models are live, or one model, or the progress of a run, a sweep or a trial."""
     named, overrides = split_words(words)
     if len(named) > 1:
-        raise UsageError(f"status takes one id, of a run, a sweep or a trial, or none; got {', '.join(named)}")
+        raise UsageError(f"status takes one id, of a run, a sweep, a trial or a model, or none; got {', '.join(named)}")
     if named:
         if root is not None:
             raise UsageError("--root is a cluster's folder; a run is found by its id alone")
-        return run_answer(named[0], overrides, config=config, env=env)
+        return _named(named[0], overrides, config=config, env=env)
     if config is not None and root is not None:
         raise UsageError("--config and --root both say where the state is", hint="Leave one of them out.")
     from raymlops.cluster.local import status as look
@@ -191,6 +192,17 @@ def status(
         data |= {"desired": None, "error": error_data(problem)}
         code = problem.exit_code
     return Answer(record.to_dict() | data, "\n".join(lines), exit_code=code)
+
+
+def _named(name: str, overrides: list[str], *, config: str | None, env: str | None) -> Answer:
+    """Return the status of the model of this name, if one should be live, else that of a run, a sweep or a trial."""
+    from raymlops.lifecycle.overview import overview
+
+    if re.fullmatch("[0-9a-f]{32}", name) is None:
+        for model in overview(config, overrides=overrides, env=env):
+            if model.name == name:
+                return Answer(model.to_dict(), model.text())
+    return run_answer(name, overrides, config=config, env=env)
 
 
 def _live(record: StatusRecord, serve: RunningServe | None, names: list[str]) -> list[dict[str, Any]]:

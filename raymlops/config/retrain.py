@@ -6,26 +6,13 @@ person.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from raymlops.config.base import Spec
 from raymlops.config.data import Share
-
-
-def _day(value: str) -> str:
-    try:
-        read = datetime.fromisoformat(value)
-    except ValueError:
-        msg = f"got {value!r}; a day or a time by ISO 8601, such as '2026-01-31' or '2026-01-31T12:00+01:00'"
-        raise ValueError(msg) from None
-    return (read if read.tzinfo is not None else read.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
-
-
-Moment = Annotated[str, AfterValidator(_day)]
-"""A time by ISO 8601, kept in UTC; without a zone it is in UTC."""
+from raymlops.config.moments import Moment
 
 
 class TriggersSection(Spec):

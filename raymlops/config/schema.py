@@ -33,6 +33,8 @@ def _frozen(value: Any) -> Any:
 
 MAX_SLICES = 16
 Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
+_LATER = frozenset({"window", "tables"})
+"""Fields of ``train`` that are no part of the digest where they are unset."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 
 
@@ -63,6 +65,14 @@ class GateSection(Spec):
     blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
     compare_answers: bool = Field(
         default=True, description="reject a version whose answers do not follow the labels that its metrics follow"
+    )
+    later_rows: bool | None = Field(
+        None,
+        description="reject a version whose test rows are not later than its training rows, by row_times or "
+        "label_times, nor on days of their own; default: of those that are retrained",
+    )
+    max_same_rows: float = Field(
+        0.01, ge=0, le=1, description="later_rows: largest share of test rows that are training rows too"
     )
 
 
@@ -197,5 +207,7 @@ class ProjectSpec(Spec):
     def sha(self) -> str:
         """Return the SHA-256 of the sections that decide a result: not where it runs or how it is served."""
         data = {key: value for key, value in self.to_dict().items() if key in {"project", "recipe", "train", "sweep"}}
+        # Unset, they are left out: a run from before there were any has the digest that it had.
+        data["train"] = {key: value for key, value in data["train"].items() if key not in _LATER or value is not None}
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()

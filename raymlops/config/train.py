@@ -15,7 +15,8 @@ from pydantic import (
     model_validator,
 )
 
-from raymlops.config.base import Fixed, Free, FreeInRun, Length, Resume, Rounds, Spec
+from raymlops.config.base import Fixed, Free, FreeInRun, Length, Resume, Rounds, Spec, Uri
+from raymlops.config.moments import Moment, read_moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,6 +116,20 @@ class FailureRule(Spec):
         return match
 
 
+class TrainWindow(Spec):
+    """A span of time whose rows are trained on, by the recipe's ``datasets(window)``."""
+
+    start: Moment = Field(description="first moment, as '2026-01-31'; without a zone in UTC")
+    stop: Moment = Field(description="moment before which rows arose, and their labels were known")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> TrainWindow:
+        if read_moment(self.start) >= read_moment(self.stop):
+            msg = f"it stops at {self.stop}, before it starts at {self.start}"
+            raise ValueError(msg)
+        return self
+
+
 class TrainSection(Spec):
     """A training run."""
 
@@ -145,6 +160,15 @@ class TrainSection(Spec):
         None,
         min_length=1,
         description="first weights of a new run: RUN_ID, NAME@VERSION, NAME@ALIAS or the URI of a checkpoint",
+    )
+    window: Fixed[TrainWindow | None] = Field(
+        None, description="rows that the recipe's datasets(window) returns; default: what it returns without one"
+    )
+    tables: Fixed[Uri | None] = Field(
+        None,
+        min_length=1,
+        description="folder with train.parquet, validation.parquet and test.parquet in place of the recipe's "
+        "datasets(): labelled rows of the prediction log, as a retraining writes them",
     )
     epochs: Length[int | None] = Field(
         None,
@@ -309,6 +333,9 @@ class TrainSection(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
+        if self.window is not None and self.tables is not None:
+            msg = "window and tables each say what is trained on: leave one of them out"
+            raise ValueError(msg)
         if self.warmup_fraction and self.warmup_steps:
             msg = "warmup_fraction and warmup_steps say the same in two ways: leave one of them out"
             raise ValueError(msg)

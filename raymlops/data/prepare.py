@@ -15,6 +15,7 @@ from raymlops.data.columns import table_columns
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.sources import Memory, open_source, stands_alone
 from raymlops.data.split import ALL_ROWS, Identity, SplitData
+from raymlops.data.windowed import check_window, splits_of, window_of
 from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import RecipeBase, call_recipe, label_type_of, signature_of
 from raymlops.records import DataRecord
@@ -154,12 +155,17 @@ def prepare(
     recipe = call_recipe(f"{name}()", lambda: project.recipe(state=state))
     splits: Any = None
     if not all(stands_alone(known[part]) for part in SPLITS):
-        splits = call_recipe(f"{name}.datasets()", recipe.datasets)
+        splits = splits_of(recipe, project.spec.train)
     root = project.spec.storage.path
     memory = memory or Memory.of(project.spec.train)
+    window = window_of(project.spec.train)
+    call = f"{name}.datasets({'' if window is None else window})"
     opened = {
-        part: open_source(splits, part, name=name, known=known[part], root_uri=root, memory=memory) for part in SPLITS
+        part: open_source(splits, part, call=call, known=known[part], root_uri=root, memory=memory) for part in SPLITS
     }
+    for part, source in opened.items() if window is not None else ():
+        if isinstance(source.data, dict):
+            check_window(recipe, part, source.data, window=window)
     fitted: dict[str, Any] | None = None
     if state is None or refit:
         train, unfitted = opened["train"].to_fit(), recipe

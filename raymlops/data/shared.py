@@ -146,7 +146,9 @@ class SharedData:
             return _SharedTable(packed, name=part, recipe=recipe, known=known)
         if isinstance(packed, _Dataset):
             return DatasetSplit(packed.packed.load(), name=part, recipe=recipe)
-        source = open_source(None, part, name=type(recipe).__name__, known=known, root_uri="", memory=Memory())
+        source = open_source(
+            None, part, call=f"{type(recipe).__name__}.datasets()", known=known, root_uri="", memory=Memory()
+        )
         return source.split(recipe)
 
 

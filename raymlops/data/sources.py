@@ -108,7 +108,7 @@ class Source:
         if _has_index(self.data):
             return DatasetSplit(self.data, name=self.part, recipe=recipe)
         found = IterableSplit(self.data, name=self.part, recipe=recipe, known=self.known)
-        _refuse_empty(found.rows, self.part, name=type(recipe).__name__)
+        _refuse_empty(found.rows, self.part, call=f"{type(recipe).__name__}.datasets()")
         return found
 
 
@@ -118,9 +118,9 @@ def stands_alone(known: Mapping[str, Any] | None) -> bool:
 
 
 def open_source(
-    splits: Any, part: str, *, name: str, known: Mapping[str, Any] | None, root_uri: str, memory: Memory
+    splits: Any, part: str, *, call: str, known: Mapping[str, Any] | None, root_uri: str, memory: Memory
 ) -> Source:
-    """Return a split of the result of ``datasets()`` of the recipe ``name``, or of its ``known`` description.
+    """Return a split of what ``call``, such as ``Net.datasets()``, returned, or of its ``known`` description.
 
     Raises:
         RecipeError: the split is missing, or of an unsupported kind.
@@ -133,28 +133,28 @@ def open_source(
     source = getattr(splits, part, None)
     if source is None:
         raise RecipeError(
-            f"{name}.datasets() returned no {part} split, but {type(splits).__name__}",
+            f"{call} returned no {part} split, but {type(splits).__name__}",
             hint="Return raymlops.Splits(train=..., validation=..., test=...).",
         )
     written = is_ray_dataset(source)
     if written or is_parquet(source):
         files = materialize(source, join(root_uri, FOLDER), part=part) if written else list_parquet(source)
-        _refuse_empty(files.rows, part, name=name)
+        _refuse_empty(files.rows, part, call=call)
         data = files.columns() if files.memory_bytes <= memory.whole_bytes else files
         return Source(part, data, memory, files=files, written=written, known=known)
     if is_table(source):
         source = table_columns(source)
-        _refuse_empty(len(next(iter(source.values()))), part, name=name)
+        _refuse_empty(len(next(iter(source.values()))), part, call=call)
     else:
-        _refuse_other(source, part, name=name)
+        _refuse_other(source, part, call=call)
         if _has_index(source):
-            _refuse_empty(len(source), part, name=name)
+            _refuse_empty(len(source), part, call=call)
     return Source(part, source, memory, known=known)
 
 
-def _refuse_empty(rows: int, part: str, *, name: str) -> None:
+def _refuse_empty(rows: int, part: str, *, call: str) -> None:
     if rows == 0:
-        raise RecipeError(f"{name}.datasets(): the {part} split has no rows", hint=_EMPTY[part])
+        raise RecipeError(f"{call}: the {part} split has no rows", hint=_EMPTY[part])
 
 
 def _other_rows(part: str, recipe: RecipeBase, here: str, there: str) -> RecipeError:
@@ -166,8 +166,8 @@ def _other_rows(part: str, recipe: RecipeBase, here: str, there: str) -> RecipeE
     )
 
 
-def _refuse_other(source: Any, part: str, *, name: str) -> None:
-    where = f"{name}.datasets(): the {part} split is {described(source)}"
+def _refuse_other(source: Any, part: str, *, call: str) -> None:
+    where = f"{call}: the {part} split is {described(source)}"
     if isinstance(source, DataLoader):
         raise RecipeError(
             f"{where}, which makes its own batches",

@@ -16,6 +16,7 @@ from raymlops.errors import NotFoundError, RaymlopsError, StorageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, monitored, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
+from raymlops.lifecycle.loop.status import loop_lines, loop_status
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.monitor_text import monitor_text
@@ -78,6 +79,8 @@ class ModelOverview(Record):
     """How its traffic is watched: by which windows, within which bounds, who is told; None without a champion."""
     drift: dict[str, Any] | None = None
     """The newest verdict on its inputs and outputs, and open incidents; None where nothing was judged yet."""
+    loop: dict[str, Any] | None = None
+    """What its retraining waits for, the open one and the last one; None where nothing is configured or was done."""
     messages: dict[str, Any] | None = None
     """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
     again; None if every messenger has them."""
@@ -103,6 +106,7 @@ class ModelOverview(Record):
             "aborted": self._aborted(),
             "watched": self.watched,
             "drift": drift_lines(self.drift),
+            "loop": loop_lines(self.loop),
         }
 
     def text(self) -> str:
@@ -316,6 +320,7 @@ def _of(
         condition=None if condition is None else condition.to_dict(),
         watched=None if champion is None else _watched(champion),
         drift=None if champion is None else drift_status(state, name, champion.version),
+        loop=_loop(state, name),
         messages=undelivered(unsent),
     )
 
@@ -327,6 +332,13 @@ def _watched(champion: Deployment) -> str:
         return monitor_text(monitored(champion))
     except StorageError as error:
         return f"unknown: {error.message}"
+
+
+def _loop(state: State, name: str) -> dict[str, Any] | None:
+    try:
+        return loop_status(state, name, now=state.now())
+    except StorageError as error:
+        return {"lines": [f"unknown: {error.message}"]}
 
 
 def _begun(transition: Transition) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from raymlops.arrays import Column, Columns
-from raymlops.recipe import RecipeBase, RecipeConfig, Splits
+from raymlops.recipe import RecipeBase, RecipeConfig, Splits, Window
 from raymlops.recipes.flights_features import CATEGORICAL, LABEL, NULLABLE, NUMERIC, Table, flight_table
 from raymlops.signature import Signature
 
@@ -77,17 +77,34 @@ class Flights(RecipeBase):
     label = LABEL
     config: Config
 
-    def datasets(self) -> Splits:
-        """Return the flights that arrived, by month of departure."""
+    def datasets(self, window: Window | None = None) -> Splits:
+        """Return the flights that arrived, by month of departure; of a window by time, the last tenths for the test.
+
+        Seven tenths of the time are for training, one is for validation. A flight that had not arrived by the window's
+        end is not in it, and one that had not by the test's first moment is in neither of these.
+        """
         table = flight_table()
-        arrived = ~np.isnan(table[LABEL])
+        labelled = ~np.isnan(table[LABEL])
+        if window is None:
+            months = {name: np.isin(table["month"], months) for name, months in _MONTHS.items()}
+            return Splits(**{name: _rows(table, labelled & there) for name, there in months.items()})
+        start, stop = (int(moment.timestamp()) // 60 for moment in (window.start, window.stop))
+        edges = [start + (stop - start) * tenths // 10 for tenths in (0, 7, 8, 10)]
+        spans = zip(_MONTHS, edges, edges[1:], (edges[2], edges[2], stop), strict=False)
         return Splits(
-            **{name: _rows(table, arrived & np.isin(table["month"], months)) for name, months in _MONTHS.items()}
+            **{
+                name: _rows(table, labelled & _within(table, first, last, known=known), "arrival")
+                for name, first, last, known in spans
+            }
         )
 
     def row_times(self, columns: Columns) -> Any:
         """Return the prediction moments."""
         return columns["moment"].astype("datetime64[m]")
+
+    def label_times(self, columns: Columns) -> Any:
+        """Return when flights had arrived, in a window; whatever was chosen by months is taken as known at once."""
+        return columns["arrival"].astype("datetime64[m]") if "arrival" in columns else None
 
     def fit(self, train: Columns) -> dict[str, Any]:
         """Return the known categories, and mean and deviation of each number, missing values left out."""
@@ -106,6 +123,10 @@ class Flights(RecipeBase):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Return the mean log loss."""
         return functional.binary_cross_entropy_with_logits(model(batch), batch["label"])
+
+    def target(self, columns: Columns) -> torch.Tensor:
+        """Return 1.0 for late flights, 0.0 for others, however a client or a table says that."""
+        return torch.as_tensor(np.asarray(columns[LABEL], np.float32))
 
     def metrics(self, model: nn.Module, batch: Any) -> dict[str, torch.Tensor]:
         """Return sums for log loss, Brier score and accuracy, and the scores' histogram of either class."""
@@ -209,8 +230,12 @@ def histogram_auc(positive: npt.NDArray[np.float64], negative: npt.NDArray[np.fl
     return float((positive * (below + negative / 2)).sum() / pairs)
 
 
-def _rows(table: Table, keep: npt.NDArray[np.bool_]) -> Table:
-    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL, "moment")}
+def _rows(table: Table, keep: npt.NDArray[np.bool_], *more: str) -> Table:
+    return {name: table[name][keep] for name in (*CATEGORICAL, *NUMERIC, LABEL, "moment", *more)}
+
+
+def _within(table: Table, first: int, last: int, *, known: int) -> npt.NDArray[np.bool_]:
+    return np.asarray((table["moment"] >= first) & (table["moment"] < last) & (table["arrival"] < known))
 
 
 def _column(name: str, known: list[Any] | None) -> Column:

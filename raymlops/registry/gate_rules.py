@@ -1,6 +1,7 @@
 """The gate: whether a version may become challenger, with the numbers. Pure.
 
-Three kinds of checks. *Served*: what callers would get, which no metric shows; they are computed elsewhere.
+Three kinds of checks. *Served*: what callers would get, and what it was tested on, which no metric shows; they are
+computed elsewhere.
 *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
 are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
 replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together, such
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.bundle.trained_rows import overlap
 from raymlops.errors import UsageError
 from raymlops.records import GateCheck, GateDecision
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     Totals = Mapping[str, npt.NDArray[np.float64]]
     Finalize = Callable[[Totals], Mapping[str, float]]
-
-__all__ = ["ChampionEvaluation", "decide", "overlap"]
 
 SEED = 20_130_101
 """Of the resamples: the same evaluation gets the same decision."""
@@ -73,7 +71,7 @@ def decide(
 ) -> GateDecision:
     """Run every check of the gate and return the decision with all its numbers.
 
-    ``served`` are the checks of what callers get, which no metric shows.
+    ``served`` are the checks of what callers get and of its test rows, which no metric shows.
 
     ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails every threshold.
     ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.

@@ -263,9 +263,15 @@ def freeze(database: Database, wanted: Freeze) -> None:
         before = freeze_in(connection, wanted.name)
         _end(connection, wanted.name, at=wanted.made_at, by=wanted.actor, why="another one takes its place")
         connection.execute(sa.insert(freezes), asdict(wanted))
-        told = None if before is None else before.to_dict()
-        ours = {"subject": wanted.name, "before": told, "after": wanted.to_dict()}
-        add_event(connection, actor=wanted.actor, action=FREEZE, why=wanted.why, **ours)
+        add_event(
+            connection,
+            actor=wanted.actor,
+            action=FREEZE,
+            subject=wanted.name,
+            before=None if before is None else before.to_dict(),
+            after=wanted.to_dict(),
+            why=wanted.why,
+        )
 
 
 def thaw(database: Database, name: str, *, now: datetime, actor: str, why: str) -> Freeze:
@@ -330,8 +336,15 @@ def _told(
 ) -> None:
     if message is not None:
         connection.execute(sa.insert(messages), asdict(message))
-    kept = {"before": _few(before), "after": _few(after)}
-    add_event(connection, actor=actor, action=f"retrain.{after.stage}", subject=after.name, why=why, **kept)
+    add_event(
+        connection,
+        actor=actor,
+        action=f"retrain.{after.stage}",
+        subject=after.name,
+        before=_few(before),
+        after=_few(after),
+        why=why,
+    )
 
 
 def _few(one: Retraining | None) -> Mapping[str, Any] | None:

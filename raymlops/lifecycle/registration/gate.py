@@ -24,6 +24,7 @@ from raymlops.errors import (
     UnreachableError,
 )
 from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
+from raymlops.lifecycle.registration.later_rows import later_rows
 from raymlops.lifecycle.registration.register import written_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
 from raymlops.lifecycle.registration.served_answers import compare_served
@@ -61,7 +62,7 @@ def gate(
     through its own code, and its answers to test rows must follow their labels where its metric does. Thresholds and
     margin are those of ``source``, with ``own_rules`` those of the configuration in the version's bundle. The champion,
     if any, predicts the same test rows with its own code; if it cannot, nothing shows that the version is not worse,
-    and the gate rejects it. The decision is recorded in the state first, with its audit event, then as a tag of the
+    and the gate rejects it. With ``gate.later_rows`` the test rows must be later than the training rows. The decision is recorded in the state first, with its audit event, then as a tag of the
     version. After a kill in between, the same call completes it. A rejected version loses the alias ``challenger``.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
@@ -100,11 +101,16 @@ def gate(
         current = live or registry.by_alias(ref.name, CHAMPION)
         if current is not None and current.version == ref.version:
             current = None
-        prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=current is not None)
+        needed = current is not None or bool(rules.later_rows)
+        prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=needed)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
         mode = rules.mode or project.spec.train.mode
         test = prepared.splits["test"] if prepared is not None and rules.compare_answers else None
         served, notes = _served(candidate, rows, test, metric=metric, mode=mode, section=project.spec.train)
+        if prepared is not None and rules.later_rows:
+            tested = later_rows(candidate, prepared, most=rules.max_same_rows)
+        else:
+            tested = []
         blocks: list[dict[str, Any]] = []
         champion = None
         if current is not None and prepared is not None:
@@ -121,7 +127,7 @@ def gate(
             candidate_blocks=blocks,
             candidate_finalize=recipe.finalize,
             champion=champion,
-            served=served,
+            served=[*served, *tested],
         )
         decision = replace(decision, notes=(*decision.notes, *notes, *([note] if note else [])))
         _record(decision, ref, seen=record, registry=registry, state=state)
@@ -233,7 +239,8 @@ def _champion(
     A champion that is not ``live`` here is only claimed by MLflow, and must be what this state recorded.
     """
     from raymlops.bundle.load import load
-    from raymlops.registry.gate_rules import ChampionEvaluation, overlap
+    from raymlops.bundle.trained_rows import overlap
+    from raymlops.registry.gate_rules import ChampionEvaluation
     from raymlops.state.versions import recorded
 
     try:
@@ -242,7 +249,7 @@ def _champion(
         champion = load(current.bundle.uri, current.bundle.digest)
         blocks = sums(champion)
         _check_finalize(champion, blocks, metric)
-        share = overlap(champion.row_hashes, test.hashes(), hashed_share=champion.hashed_share)
+        share = overlap(champion.row_hashes, test.hashes(), hashed_share=champion.hashed_share).share
     except UnreachableError:
         raise  # the storage does not answer now, which says nothing about the champion
     except Exception as error:

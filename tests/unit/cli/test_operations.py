@@ -137,4 +137,4 @@ def test_values_replace_those_of_the_environment(home, command, tmp_path, capsys
 def test_the_status_is_of_one_run(home, capsys):
     """A second one is not passed over."""
     assert main(["status", "r", "s"]) == 2
-    assert "status takes one id, of a run, a sweep or a trial, or none; got r, s" in capsys.readouterr().err
+    assert "status takes one id, of a run, a sweep, a trial or a model, or none; got r, s" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from raymlops.errors import RecipeError
 from raymlops.recipes import flights_features
 from raymlops.recipes.flights import CLIP, Flights, histogram_auc
 from raymlops.recipes.flights_features import CATEGORICAL, NULLABLE, NUMERIC, flight_table
+from raymlops.splits import Window
 from raymlops.testing import RecipeContract
 
 
@@ -51,6 +53,26 @@ def test_splits_follow_each_other_in_time():
 def test_splits_hold_no_outcome_but_the_label():
     """Arrival, departure and time in the air of the flight itself are known too late to be columns."""
     assert set(Flights().datasets().train) == {*CATEGORICAL, *NUMERIC, "late", "moment"}
+
+
+def test_a_window_holds_what_had_happened_by_its_end():
+    """March and April: seven tenths, one and two of the 61 days; what arrived after the test began is not trained on.
+
+    61 days from March 1: the test begins after 48.8 days, on April 18 at 19:12, validation after 42.7, on April 12.
+    """
+    window = Window(datetime(2013, 3, 1, tzinfo=UTC), datetime(2013, 5, 1, tzinfo=UTC))
+    recipe, test_begins = Flights(), np.datetime64("2013-04-18T19:12", "m")
+    splits = recipe.datasets(window)
+    times = {part: recipe.row_times(getattr(splits, part)) for part in ("train", "validation", "test")}
+    known = {part: recipe.label_times(getattr(splits, part)) for part in times}
+    assert times["train"].min() >= np.datetime64("2013-03-01", "m")
+    assert times["train"].max() < np.datetime64("2013-04-12T16:48", "m") <= times["validation"].min()
+    assert max(known["train"].max(), known["validation"].max()) < test_begins <= times["test"].min()
+    assert times["test"].max() < known["test"].max() < np.datetime64("2013-05-01", "m")
+    rows = {part: len(each) for part, each in times.items()}
+    assert rows["train"] > 30_000
+    assert 4 < rows["train"] / rows["validation"] < 10
+    assert recipe.label_times(recipe.datasets().test) is None
 
 
 def test_encode_gives_ids_scores_and_missing_flags():

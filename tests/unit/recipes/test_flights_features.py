@@ -33,6 +33,7 @@ def flights(*rows, day=MIDNIGHT):
                 "time_hour": day.replace(hour=hour).tz_convert("UTC"),
                 "dep_delay": np.nan if departed is None else float(departed),
                 "arr_delay": np.nan if arrived is None else float(arrived),
+                "air_time": np.nan if arrived is None else 100.0,
                 "origin": origin,
                 "carrier": carrier,
                 "dest": "ATL",

@@ -1,0 +1,84 @@
+"""What is known of a live model when it is decided whether to retrain it.
+
+Owns where each fact comes from, and which alarms of drift count. Reads the state alone.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, retrained, taken_by
+from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
+from raymlops.monitor.retraining import Alarm, Facts
+from raymlops.state.audit import changes_of
+from raymlops.state.drift import BOUNDED, incidents_of, judged_windows
+from raymlops.state.loop import freeze_of, retrainings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from raymlops.state.drift import JudgedWindow
+    from raymlops.state.rollouts import Rollout
+    from raymlops.state.store import State
+
+    Quality = Callable[..., QualityFacts]
+
+_LONGEST = timedelta(days=7)
+"""Of a window of drift."""
+
+
+def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quality_facts) -> Facts:
+    """Return what is known of a model; of one that is not live, what is open and frozen alone.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be read.
+    """
+    model = state.model(name)
+    champion = champion_of(model.deployments)
+    retrainings, frozen = tuple(retrainings_of(state, name)), freeze_of(state, name, now=now)
+    if champion is None:
+        return Facts(name, freeze=frozen, retrainings=retrainings)
+    triggers = retrained(champion).triggers
+    taken = taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
+    since = champion.created_at if taken is None else taken.ts
+    asked = triggers.skill or triggers.min_skill is not None or triggers.new_labels is not None
+    found = quality(state, name, now=now) if asked else QualityFacts()
+    broken = [one for one in incidents_of(state, name, open_only=True) if one.kind in BOUNDED]
+    return Facts(
+        name,
+        champion.version,
+        champion.run_id,
+        since,
+        found.verdict,
+        getattr(found, "skill_at_most", None),
+        found.until,
+        found.labelled_rows,
+        () if triggers.drift_alarms is None else _alarms(state, name, since),
+        tuple(one.text() for one in broken),
+        "" if model.rollout is None else _rollout(model.rollout),
+        frozen,
+        retrainings,
+    )
+
+
+def _alarms(state: State, name: str, since: datetime) -> tuple[Alarm, ...]:
+    """Return the windows of inputs that are an alarm, oldest first, but those that a person said are normal."""
+    normal = {one.id for one in incidents_of(state, name) if one.acknowledged_at is not None}
+    found = [
+        Alarm(one.stop, _moved(one))
+        for one in judged_windows(state, name, since=since - _LONGEST)
+        if (one.side, one.kind, one.outcome) == ("inputs", "drift", "alarm")
+        if one.stop > since and one.incident not in normal
+    ]
+    return tuple(reversed(found))
+
+
+def _moved(window: JudgedWindow) -> dict[str, float | None]:
+    columns = window.details.get("columns", ())
+    return {one["column"]: one.get("influence") for one in columns if one.get("flagged")}
+
+
+def _rollout(rollout: Rollout) -> str:
+    return f"version {rollout.version} is being rolled out (rollout {rollout.id})"

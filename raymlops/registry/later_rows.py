@@ -1,0 +1,111 @@
+"""Whether a version was tested on rows later than all that it was trained on. Pure.
+
+A model that is retrained again and again is compared with the champion each time, on rows that must say something of
+the weeks to come. So they lie after the newest training row, by the time when its label was known: a label that came
+in later was there for no training. Or else they are on days of which no row is trained on, such as every tenth.
+Whatever times say, rows that are the same as training rows show that times are wrong: the bundle's sketch counts them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raymlops.records import GateCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from raymlops.bundle.trained_rows import Overlap
+
+LATER, OTHERS = "tested on later rows", "tested on rows of its own"
+_DAY = "datetime64[D]"
+_SECOND = "datetime64[s]"
+_WAY_ON = "define row_times() in the recipe, and label_times() where labels come later"
+
+Times = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """How test rows lie to training rows in time.
+
+    Attributes:
+        rows: Test rows.
+        early: Those that are not after the newest training row, or have no time.
+        shared_days: Test rows on UTC days of which rows are trained on, or without a time.
+        newest: The newest training row.
+        oldest: The oldest test row.
+        unknown: Why nothing is known of it; empty otherwise.
+    """
+
+    rows: int = 0
+    early: int = 0
+    shared_days: int = 0
+    newest: str = ""
+    oldest: str = ""
+    unknown: str = ""
+
+
+def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Order:
+    """Return how test rows lie to training rows, by the times of both in chunks; None is a chunk without times."""
+    newest = np.datetime64("NaT", "s")
+    days: set[int] = set()
+    for chunk in train:
+        times = _seconds(chunk)
+        if times is None or np.isnat(times).any():
+            return Order(unknown="not all of its training rows have a time")
+        if len(times):
+            newest = np.fmax(newest, times.max())
+            days.update(np.unique(times.astype(_DAY).astype(np.int64)).tolist())
+    if np.isnat(newest):
+        return Order(unknown="its training rows are no table")
+    trained_on, oldest = np.array(sorted(days)), np.datetime64("NaT", "s")
+    rows = early = shared = 0
+    for chunk in test:
+        times = _seconds(chunk)
+        if times is None:
+            return Order(unknown="its test rows have no time")
+        known = ~np.isnat(times)
+        rows += len(times)
+        early += int((~known | ~(times > newest)).sum())
+        shared += int((~known | np.isin(times.astype(_DAY).astype(np.int64), trained_on)).sum())
+        if known.any():
+            oldest = np.fmin(oldest, times[known].min())
+    return Order(rows, early, shared, str(newest), str(oldest), "" if rows else "its test rows are no table")
+
+
+def later(order: Order) -> GateCheck:
+    """Return whether the test rows are later than the training rows, or on days of their own."""
+    allowed = "0 test rows before the newest training row, or on a day of training rows"
+    if order.unknown:
+        return GateCheck(LATER, passed=False, got=None, allowed=allowed, detail=f"{order.unknown}; {_WAY_ON}")
+    times = f"the newest training row is of {order.newest}, the oldest test row of {order.oldest} UTC"
+    detail = f"of {order.rows:,} test rows {order.early:,} are not after the training rows; {times}"
+    if order.early and order.shared_days < order.rows:
+        detail += f"; {order.shared_days:,} are on days of training rows"
+    passed = not (order.early and order.shared_days)
+    return GateCheck(LATER, passed=passed, got=float(min(order.early, order.shared_days)), allowed=allowed, detail=detail)
+
+
+def others(overlap: Overlap, *, most: float) -> GateCheck:
+    """Return whether the test rows are no training rows; ``most`` is the share that may be equal by chance."""
+    share = overlap.share
+    detail = f"{overlap.seen:,} of {overlap.looked_at:,} test rows that were looked up are training rows too: {share:.2%}"
+    if not overlap.is_exact:
+        detail += f" with an error of {overlap.error:.2%}, for certain more than {overlap.at_least():.2%}"
+    passed = overlap.looked_at > 0 and overlap.at_least() <= most
+    got = share if overlap.looked_at else None
+    return GateCheck(OTHERS, passed=passed, got=got, allowed=f"<= {most:g}", detail=detail)
+
+
+def _seconds(times: Times | None) -> npt.NDArray[np.datetime64] | None:
+    if times is None:
+        return None
+    if times.dtype.kind == "M":
+        return times.astype(_SECOND)
+    whole = np.where(np.isfinite(times), times, np.iinfo(np.int64).min) if times.dtype.kind == "f" else times
+    return np.floor(whole).astype(np.int64).astype(_SECOND)
