@@ -4,8 +4,9 @@ Each begins with a model of January to March. *Frozen* keeps it. *Blind* is retr
 days, with whatever comes of it. *Loop* is what raymlops decides: the verdict on skill since the promotion, the trigger
 with its cool-down and budget, the gate on rows later than all training, the bake and the taking back. *By skill* is a
 loop that no schedule triggers. Requests are replayed by the week: rollouts take no time here. Policies are in
-`tests/fixtures/loop_courses.py`, and were written down before the first run. `--shift` reverses what the hour means
-for labels from July on. Two minutes a seed on one core.
+`tests/fixtures/loop_courses.py`, and were written down before the first run. `--shift` reverses what a column means
+for labels from July on, and compares each with itself in the world as it was. One minute a seed on one core, with
+`--shift` three.
 
     python tests/benchmarks/loop_flights.py [--shift] [--seeds N] [--figure FILE]
 """
@@ -34,21 +35,29 @@ def main(*, shift: bool, seeds: int, figure: Path | None) -> None:
     torch.set_num_threads(1)
     policy = {"retrain": courses.LOOP.model_dump(mode="json"), "gate": courses.GATE.model_dump(mode="json")}
     print(f"policy {policy}")
-    world, floor = FlightWeeks(), None
+    world = before = FlightWeeks()
     if shift:
-        world = world.reversed_from(courses.SHIFT_WEEK, seed=ORACLE_SEED)
-        floor = courses.known_world(world, seed=ORACLE_SEED)
-    found = [courses.side_by_side(world, seed=seed) for seed in courses.SEEDS[:seeds]]
-    for seed, each in zip(courses.SEEDS, found, strict=False):
-        told(seed, each)
+        world = before.reversed_from(courses.SHIFT_WEEK, column=courses.SHIFT_COLUMN, seed=ORACLE_SEED)
+        said = f"{courses.SHIFT_COLUMN} means the contrary for labels from week {courses.SHIFT_WEEK + 1} on"
+        print(f"{said}: {(world.labels != before.labels).mean():.1%} of all labels are others")
+    found = []
+    for seed in courses.SEEDS[:seeds]:
+        found.append(courses.side_by_side(world, seed=seed))
+        told(seed, found[-1])
     pooled = {name: over_seeds([each[name].weeks for each in found]) for name in found[0]}
     compared(f"{len(found)} seeds together", pooled)
-    if floor is not None:
-        recovered(pooled, floor)
+    if shift:
+        without = [courses.side_by_side(before, seed=seed) for seed in courses.SEEDS[:seeds]]
+        floor = [courses.known_world(each, seed=ORACLE_SEED) for each in (world, before)]
+        recovered(pooled, {name: over_seeds([each[name].weeks for each in without]) for name in pooled}, floor)
     by_week(found[0])
     if figure is not None:
         shown = [(name, losses(weeks), found[0][name].events) for name, weeks in pooled.items()]
-        title = "Log loss a week beside frozen's" + (", hours reversed" if shift else "") + "; events of seed 0"
+        title = (
+            "Log loss a week beside frozen's"
+            + (f", {courses.SHIFT_COLUMN} reversed" if shift else "")
+            + "; events of seed 0"
+        )
         figure.write_text(draw(title, shown, shift=courses.SHIFT_WEEK if shift else None), encoding="utf-8")
 
 
@@ -75,15 +84,18 @@ def compared(title, weeks) -> None:
     print(f"  loop is worse than the better of both by {gap:+.4f} nats; {courses.GATE.margin:g} is allowed")
 
 
-def recovered(weeks, floor) -> None:
+def recovered(weeks, without, floor) -> None:
     """Print the weeks to recovery."""
     since = courses.SHIFT_WEEK
-    lost = {name: damage(losses(each), floor, since=since) for name, each in weeks.items()}
-    print(f"\nfrom week {since + 1} on hours mean the contrary; log loss lost by it, and weeks until it is regained")
+    lost = {
+        name: damage((losses(each), losses(without[name])), floor=floor, since=since) for name, each in weeks.items()
+    }
+    print(f"\nlog loss that the change of week {since + 1} costs, and weeks until what it costs frozen is regained")
     for name, each in lost.items():
         half, most = (weeks_to(share, each, lost["frozen"]) for share in (0.5, 0.8))
-        said = ["not by the end" if at is None else f"{at} weeks" for at in (half, most)]
-        print(f"  {name:10} on average {each.mean():+.4f}; half of it: {said[0]}, 80%: {said[1]}")
+        said = ["not by the end" if at is None else f"after {at} weeks" for at in (half, most)]
+        print(f"  {name:10} {each.mean():+.4f} a week; half regained {said[0]}, 80% {said[1]}")
+        print("             " + " ".join(f"{value:+.3f}" for value in each), flush=True)
 
 
 def losses(weeks):

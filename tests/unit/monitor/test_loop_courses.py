@@ -34,9 +34,10 @@ def test_labels_are_a_week_late(world):
         world.labelled(BEGIN, end_of(0), now=end_of(0) + LATE - 60)
 
 
-def test_hours_are_mirrored_in_the_day():
-    """From 5 to 23 in the morning and the evening; 14 is the middle."""
-    assert mirrored(np.array([5, 14, 23, 1])).tolist() == [23, 14, 5, 23]
+def test_a_column_is_mirrored_in_its_own_values():
+    """The smallest for the largest; what is missing stays so."""
+    values = np.array([1.0, 2.0, 3.0, np.nan, 50.0])
+    np.testing.assert_array_equal(mirrored(values, among=values), [50.0, 3.0, 2.0, np.nan, 1.0])
 
 
 def test_labels_are_moved_by_as_few_as_it_takes():
@@ -68,10 +69,10 @@ def test_the_difference_of_courses_is_bounded_by_whole_weeks():
 
 
 def test_weeks_to_recovery_are_counted_from_the_change():
-    """It loses 1 by the change; 80% are regained where it is at most .2 for two weeks in a row, which is the third."""
-    floor = np.full(7, 0.5)
-    worst = damage([0.6, 0.6, 1.6, 1.6, 1.6, 1.6, 1.6], floor, since=2)
-    ours = damage([0.6, 0.6, 1.6, 0.7, 1.6, 0.75, 0.65], floor, since=2)
+    """It costs 1, and one who knows of it .5; 80% are regained at .2 for two weeks in a row, which is the third."""
+    without, floor = [0.6] * 7, ([0.5, 0.5] + [1.0] * 5, [0.5] * 7)
+    worst = damage(([0.6, 0.6] + [2.1] * 5, without), floor=floor, since=2)
+    ours = damage(([0.6, 0.6, 2.1, 1.2, 2.1, 1.25, 1.15], without), floor=floor, since=2)
     assert worst == pytest.approx(np.ones(5))
     assert ours == pytest.approx([1.0, 0.1, 1.0, 0.15, 0.05])
     assert weeks_to(0.8, ours, worst) == 3
