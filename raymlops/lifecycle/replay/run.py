@@ -1,0 +1,164 @@
+"""The weeks of a replay: requests and labels in their order, and pauses for the controller, whose work takes real time.
+
+Owns when time goes on. It stands still while something starts, trains or is evaluated, so that nothing is late that is
+quick in the world that is replayed. Beside the endpoint answer its first version, which is never retrained, and one
+that is retrained blindly every few weeks.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+from raymlops.bundle.load import load
+from raymlops.lifecycle.registration.register import register
+from raymlops.lifecycle.replay.events import EventLog, is_busy, judged_until
+from raymlops.lifecycle.replay.feed import Feed
+from raymlops.lifecycle.replay.flights_asked import BEGIN, WEEK, asked
+from raymlops.lifecycle.replay.recipe import LABEL_LAG
+from raymlops.lifecycle.replay.weeks import Tally
+from raymlops.lifecycle.sources import project_of
+from raymlops.lifecycle.train import train
+from raymlops.recipes.flights_features import flight_table
+from raymlops.serving.client.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from raymlops.bundle.load import LoadedModel
+    from raymlops.lifecycle.replay.flights_asked import Request
+    from raymlops.lifecycle.replay.weeks import WeekRecord
+    from raymlops.project import Project
+    from raymlops.state.store import State
+
+FAULT_WEEK = 6
+"""From 1: its hours are those of another zone."""
+BLIND_WEEKS = 4
+TRAIN_DAYS = 90
+JUDGED_AFTER = timedelta(hours=2)
+"""After a week's end: its last hours are counted by then."""
+SETTLE_S = 150.0
+"""Real seconds for which time stands still at most."""
+JUDGE_S = 20.0
+_POLL_S = 0.5
+
+POLICY = (
+    "recipe.import=raymlops.lifecycle.replay.recipe:LateFlights",
+    "train.num_workers=0",
+    "sweep.space={}",
+    "gate.thresholds={}",
+    "gate.metric=test/loss",
+    "gate.mode=min",
+    "gate.margin=0.005",
+    "gate.blocks=28",
+    "serve.log.flush_s=0.2",
+    "serve.log.retention_days=365",
+    "serve.keep_warm_s=1209600",
+    "serve.max_replicas=1",
+    "serve.rollout.steps=[50, 100]",
+    "serve.rollout.bake_s=172800",
+    "serve.rollout.max_wait_s=1209600",
+    "serve.rollout.error_margin=0.1",
+    "serve.rollout.slow_s=1.0",
+    "serve.rollout.quality_margin=null",
+    "retrain.autonomy=act",
+    "retrain.triggers.skill=true",
+    "retrain.triggers.every_days=28",
+    "retrain.bake_h=336",
+)
+"""What differs from ``configs/flights.yaml``; whatever differs from the defaults is printed."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A registered version of a window of flights."""
+
+    project: Project
+    version: str
+    model: LoadedModel
+    source: Path
+    overrides: Sequence[str]
+
+
+def trained(source: Path, overrides: Sequence[str], *, until: datetime, name: str | None = None) -> Trained:
+    """Train on the days before a time, in this process, and register the run."""
+    window = f"{{start: '{until - timedelta(days=TRAIN_DAYS):%Y-%m-%dT%H:%M}', stop: '{until:%Y-%m-%dT%H:%M}'}}"
+    named = [f"project.name={name}"] if name else []
+    project = project_of(source, overrides=[*overrides, f"train.window={window}", *named])
+    version = register(project, train(project, on_event=_silent).run_id)
+    return Trained(project, str(version.version), load(version.bundle.uri, version.bundle.digest), source, overrides)
+
+
+class Replay:
+    """All weeks of one model. A context manager, since it keeps connections."""
+
+    def __init__(self, first: Trained, state: State, *, clock_file: Path, url: str) -> None:
+        self._first = first
+        self._state = state
+        self._name = first.project.spec.project.name
+        self._client = Client(url, api_key="")  # ours is open; another endpoint's key would be refused
+        self._events = EventLog(state, self._name)
+        self._requests: list[Request] = []
+        self._blind = first.model
+        self.feed = Feed(self._client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
+        self.requests = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def week(self, number: int) -> WeekRecord:
+        """Send the requests of a week, counted from 0, and all labels that are due; return what it came to."""
+        tally, end = Tally(), BEGIN + (number + 1) * WEEK
+        midnight = end - WEEK
+        for request in self._of(number):
+            while request.at >= midnight + timedelta(days=1):
+                midnight += timedelta(days=1)
+                self._pass(midnight)
+            version, live = self.feed.send(request, score=_late)
+            answers = {"live": live}
+            for name, model in (("frozen", self._first.model), ("blind", self._blind)):
+                answers[name] = [_late(row) for row in model.predict_rows(request.rows)]
+            tally.add(request.labels, version, answers)
+            self.requests += 1
+        self._pass(end + JUDGED_AFTER)
+        self._wait(lambda: judged_until(self._state, self._name) >= end, JUDGE_S)
+        self._settle()
+        if (number + 1) % BLIND_WEEKS == 0:
+            of = self._first
+            self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
+        return tally.closed(number + 1, until=f"{end:%Y-%m-%d}", events=self._events.new())
+
+    def _of(self, number: int) -> list[Request]:
+        if not self._requests:
+            signature = self._first.project.recipe(state=self._first.model.recipe.state).signature()
+            # Labels are due a week later, so that weeks follow that nobody asks for.
+            self._requests = asked(flight_table(), signature, weeks=39, fault_week=FAULT_WEEK - 1)
+        return [request for request in self._requests if request.week == number]
+
+    def _pass(self, moment: datetime) -> None:
+        """Let time go on, and stand still while the controller has something to do that takes real time."""
+        self.feed.until(moment)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._wait(lambda: not is_busy(self._state, self._name), SETTLE_S)
+
+    def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
+        ends = time.monotonic() + limit_s
+        while not done() and time.monotonic() < ends:
+            time.sleep(_POLL_S)
+
+
+def _late(output: dict[str, Any]) -> float:
+    return float(output["probability"])
+
+
+def _silent(_event: Any) -> None:
+    """Show nothing of a training."""
