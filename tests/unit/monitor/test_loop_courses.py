@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from courses_figure import draw
-from flight_weeks import BEGIN, LATE, WEEK, FlightWeeks, end_of, mirrored, moved, sums
+from flight_weeks import BEGIN, LATE, WEEK, FlightWeeks, end_of, mirrored, sums
 from paired_weeks import difference, whole
 from recovery import damage, weeks_to
 
@@ -34,22 +34,19 @@ def test_labels_are_a_week_late(world):
         world.labelled(BEGIN, end_of(0), now=end_of(0) + LATE - 60)
 
 
-def test_a_column_is_mirrored_in_its_own_values():
-    """The smallest for the largest; what is missing stays so."""
-    values = np.array([1.0, 2.0, 3.0, np.nan, 50.0])
-    np.testing.assert_array_equal(mirrored(values, among=values), [50.0, 3.0, 2.0, np.nan, 1.0])
+def test_a_reversed_world_gives_each_flight_the_label_of_the_mirrored_rank():
+    """The largest has that of the smallest; ties are drawn, and without a value it keeps its own."""
+    labels, by = np.array([1.0, 0.0, 0.0, 1.0]), np.array([10.0, 30.0, np.nan, 20.0])
+    assert mirrored(labels, by=by, rng=np.random.default_rng(0)).tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert mirrored(labels, by=np.ones(4), rng=np.random.default_rng(0)).sum() == 2
 
 
-def test_labels_are_moved_by_as_few_as_it_takes():
-    """From a chance of .2 to .4 a quarter of those who are not late become so, (.4 - .2) / .8; nobody else changes."""
-    rng = np.random.default_rng(0)
-    labels = (rng.random(100_000) < 0.2).astype(float)
-    late = moved(labels, np.full(100_000, 0.2), np.full(100_000, 0.4), rng=rng)
-    assert late[labels == 1].all()
-    assert late[labels == 0].mean() == pytest.approx(0.25, abs=0.01)
-    back = moved(labels, np.full(100_000, 0.2), np.full(100_000, 0.1), rng=rng)
-    assert not back[labels == 0].any()
-    assert back[labels == 1].mean() == pytest.approx(0.5, abs=0.02)
+def test_only_weeks_from_the_shift_on_are_reversed(world):
+    """Inputs are as they were, and the world before it is left alone."""
+    world.columns["temp"] = np.array([1.0, 2.0, 3.0])
+    later = world.reversed_from(0, column="temp", seed=0)
+    assert later.labels.tolist() == [0.0, 1.0, 1.0]
+    assert world.reversed_from(1, column="temp", seed=0).labels.tolist() == world.labels.tolist() == [1.0, 0.0, 1.0]
 
 
 def test_sums_give_the_metrics():
