@@ -45,6 +45,11 @@ def replayed() -> bool:
     return FILE in os.environ
 
 
+def variables() -> dict[str, str]:
+    """Return what the environment of a process must have to be part of the same replay as this one, if it is."""
+    return {FILE: os.environ[FILE]} if replayed() else {}
+
+
 def interval_s() -> float:
     """Return seconds for measuring intervals: those of the machine, and in a replay those that its clock went on too.
 
