@@ -1,9 +1,10 @@
 """The environment in which the nodes of a cluster start, the same for every launcher.
 
 Owns what it has: token authentication, the guard in front of Serve, its speed, HAProxy, the time in which a stopped job
-may end, the clock of a replay, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the environment of ``ray start``,
-so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``, by which the launcher files of
-``ray up`` start their nodes, and the clusters that a command starts for itself, take it from here.
+may end, the clock of a replay, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the
+environment of ``ray start``, so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``,
+by which the launcher files of ``ray up`` start their nodes, and the clusters that a command starts for itself, take it
+from here.
 """
 
 from __future__ import annotations
