@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from raymlops.display import some_of
 from raymlops.state.drift import incidents_of, judged_windows
 from raymlops.state.loop import retrainings_of
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 REAL_TIME: frozenset[Stage] = frozenset({"decided", "checking", "training", "gating", "replaying"})
 """Stages of a retraining that take real time; the later ones take that of the replay."""
+_ID, _COLUMNS = 6, 3
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -50,12 +52,12 @@ class EventLog:
         return found
 
     def _all(self) -> Iterator[str]:
-        for one in reversed(incidents_of(self._state, self._name)):
-            columns = ", ".join(one.columns[:3])
-            yield f"incident {one.id[:6]} ({one.kind} of {one.side}{f': {columns}' if columns else ''})"
-            if one.closed_at is not None:
-                yield f"incident {one.id[:6]} over"
+        for incident in reversed(incidents_of(self._state, self._name)):
+            columns = f": {some_of(incident.columns, _COLUMNS)}" if incident.columns else ""
+            yield f"incident {incident.id[:_ID]} ({incident.kind} of {incident.side}{columns})"
+            if incident.closed_at is not None:
+                yield f"incident {incident.id[:_ID]} is over"
         for one in reversed(retrainings_of(self._state, self._name)):
             for stage in one.stages:
                 why = f" ({one.trigger})" if stage["stage"] == "decided" else ""
-                yield f"retraining {one.id[:6]} {stage['stage'].replace('_', ' ')}{why}"
+                yield f"retraining {one.id[:_ID]} {stage['stage'].replace('_', ' ')}{why}"
