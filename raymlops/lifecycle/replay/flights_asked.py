@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.recipes.flights_features import CATEGORICAL, LABEL, NUMERIC
-
 if TYPE_CHECKING:
-    from raymlops.recipes.flights_features import Table
+    import numpy.typing as npt
+
+    from raymlops.arrays import Columns
     from raymlops.signature import Signature
 
 BEGIN = datetime(2013, 4, 1, 4, tzinfo=UTC)
@@ -37,24 +37,24 @@ class Request:
     labels: list[int]
 
 
-def asked(table: Table, signature: Signature, *, weeks: int, fault_week: int | None) -> list[Request]:
-    """Return the requests of some weeks in their order; in ``fault_week`` the hour is that of another zone."""
-    minute, span = int(BEGIN.timestamp()) // 60, 60 * HOURS
-    there = ~np.isnan(table[LABEL]) & (table["moment"] >= minute) & (table["moment"] < minute + weeks * 7 * 24 * 60)
-    kept = np.flatnonzero(there)
-    slot = (table["moment"][kept] - minute) // span
-    _, origin = np.unique(table["origin"][kept].astype(str), return_inverse=True)
+def asked(
+    rows: Columns, times: npt.NDArray[Any], signature: Signature, *, label: str, fault_week: int | None
+) -> list[Request]:
+    """Return rows as requests in the order of their times; in ``fault_week`` the hour is that of another zone."""
+    minute = times.astype("datetime64[m]").astype(np.int64)
+    slot = (minute - int(BEGIN.timestamp()) // 60) // (60 * HOURS)
+    _, origin = np.unique(rows["origin"].astype(str), return_inverse=True)
     group = slot * (origin.max(initial=0) + 1) + origin
     order = np.argsort(group, kind="stable")
     found = []
-    for part in np.split(kept[order], np.flatnonzero(np.diff(group[order])) + 1):
+    for part in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
         if not len(part):
             continue
         # Its flights are asked for when the last of them is to be.
-        moment = datetime.fromtimestamp(int(table["moment"][part].max()) * 60, UTC)
+        moment = datetime.fromtimestamp(int(minute[part].max()) * 60, UTC)
         week = (moment - BEGIN) // WEEK
-        columns = {name: table[name][part] for name in (*CATEGORICAL, *NUMERIC)}
+        columns = {column.name: rows[column.name][part] for column in signature.inputs}
         if week == fault_week:
             columns["hour"] = (columns["hour"] + ZONE_H) % 24
-        found.append(Request(moment, week, signature.rows(columns), table[LABEL][part].astype(np.int64).tolist()))
+        found.append(Request(moment, week, signature.rows(columns), rows[label][part].astype(np.int64).tolist()))
     return sorted(found, key=lambda each: each.at)

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from raymlops.bundle.load import load
+from raymlops.data.prepare import table_columns
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.replay.events import EventLog, is_busy, judged_until
 from raymlops.lifecycle.replay.feed import Feed
 from raymlops.lifecycle.replay.flights_asked import BEGIN, WEEK, asked
-from raymlops.lifecycle.replay.recipe import LABEL_LAG
 from raymlops.lifecycle.replay.weeks import Tally
 from raymlops.lifecycle.sources import project_of
 from raymlops.lifecycle.train import train
-from raymlops.recipes.flights_features import flight_table
 from raymlops.serving.client.client import Client
+from raymlops.splits import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 FAULT_WEEK = 6
 """From 1: its hours are those of another zone."""
+LABEL_LAG = timedelta(days=7)
 BLIND_WEEKS = 4
 TRAIN_DAYS = 90
 JUDGED_AFTER = timedelta(hours=2)
@@ -47,7 +50,7 @@ JUDGE_S = 20.0
 _POLL_S = 0.5
 
 POLICY = (
-    "recipe.import=raymlops.lifecycle.replay.recipe:LateFlights",
+    "recipe.import=raymlops.recipes.late_flights:LateFlights",
     "train.num_workers=0",
     "sweep.space=null",
     "gate.thresholds=null",
@@ -96,9 +99,10 @@ def trained(source: Path, overrides: Sequence[str], *, until: datetime, name: st
 class Replay:
     """All weeks of one model. A context manager, since it keeps connections."""
 
-    def __init__(self, first: Trained, state: State, *, clock_file: Path, url: str) -> None:
+    def __init__(self, first: Trained, state: State, *, weeks: int, clock_file: Path, url: str) -> None:
         self._first = first
         self._state = state
+        self._weeks = weeks
         self._name = first.project.spec.project.name
         self._client = Client(url, api_key="")  # ours is open; another endpoint's key would be refused
         self._events = EventLog(state, self._name)
@@ -137,9 +141,18 @@ class Replay:
 
     def _of(self, number: int) -> list[Request]:
         if not self._requests:
-            signature = self._first.project.recipe(state=self._first.model.recipe.state).signature()
-            # Labels are due a week later, so that weeks follow that nobody asks for.
-            self._requests = asked(flight_table(), signature, weeks=39, fault_week=FAULT_WEEK - 1)
+            recipe = self._first.model.recipe
+            # Rows whose labels came until then are as many weeks as are replayed.
+            splits = recipe.datasets(Window(BEGIN, BEGIN + self._weeks * WEEK + LABEL_LAG))
+            tables = [table_columns(each) for each in (splits.train, splits.validation, splits.test)]
+            rows = {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
+            self._requests = asked(
+                rows,
+                np.asarray(recipe.row_times(rows)),
+                recipe.signature(),
+                label=str(recipe.label),
+                fault_week=FAULT_WEEK - 1,
+            )
         return [request for request in self._requests if request.week == number]
 
     def _pass(self, moment: datetime) -> None:

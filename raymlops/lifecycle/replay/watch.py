@@ -77,7 +77,10 @@ def watch_demo(
             first = trained(configs() / "flights.yaml", overrides, until=BEGIN)
             gate(first.project, first.version)
             said.append(str(deploy(first.project, first.version).url))
-        with state_of(first.project.spec) as state, Replay(first, state, clock_file=file, url=up.serve_url) as replay:
+        with (
+            state_of(first.project.spec) as state,
+            Replay(first, state, weeks=weeks, clock_file=file, url=up.serve_url) as replay,
+        ):
             for number in range(weeks):
                 with steps.step(f"week {number + 1}") as said:
                     done.append(replay.week(number))
