@@ -5,8 +5,7 @@ days, with whatever comes of it. *Loop* is what raymlops decides: the verdict on
 with its cool-down and budget, the gate on rows later than all training, the bake and the taking back. *By skill* is a
 loop that no schedule triggers. Requests are replayed by the week: rollouts take no time here. Policies are in
 `tests/fixtures/loop_courses.py`, and were written down before the first run. `--shift` reverses what a column means
-for labels from July on, and compares each with itself in the world as it was. One minute a seed on one core, with
-`--shift` three.
+for labels from July on. One minute a seed on one core.
 
     python tests/benchmarks/loop_flights.py [--shift] [--seeds N] [--figure FILE]
 """
@@ -26,8 +25,9 @@ import torch
 from courses_figure import draw
 from flight_weeks import ORACLE_SEED, WEEKS, FlightWeeks, as_time, end_of
 from paired_weeks import METRICS, difference, over_seeds, whole
-from recovery import damage, weeks_to
+from recovery import learnt, weeks_to
 
+WHY = 70
 EVENTS = ("alarm", "retrained", "promoted", "rejected", "taken back")
 
 
@@ -47,9 +47,7 @@ def main(*, shift: bool, seeds: int, figure: Path | None) -> None:
     pooled = {name: over_seeds([each[name].weeks for each in found]) for name in found[0]}
     compared(f"{len(found)} seeds together", pooled)
     if shift:
-        without = [courses.side_by_side(before, seed=seed) for seed in courses.SEEDS[:seeds]]
-        floor = [courses.known_world(each, seed=ORACLE_SEED) for each in (world, before)]
-        recovered(pooled, {name: over_seeds([each[name].weeks for each in without]) for name in pooled}, floor)
+        recovered(pooled, courses.known_since_shift(world, seed=ORACLE_SEED))
     by_week(found[0])
     if figure is not None:
         shown = [(name, losses(weeks), found[0][name].events) for name, weeks in pooled.items()]
@@ -84,18 +82,22 @@ def compared(title, weeks) -> None:
     print(f"  loop is worse than the better of both by {gap:+.4f} nats; {courses.GATE.margin:g} is allowed")
 
 
-def recovered(weeks, without, floor) -> None:
+def recovered(weeks, known) -> None:
     """Print the weeks to recovery."""
-    since = courses.SHIFT_WEEK
-    lost = {
-        name: damage((losses(each), losses(without[name])), floor=floor, since=since) for name, each in weeks.items()
-    }
-    print(f"\nlog loss that the change of week {since + 1} costs, and weeks until what it costs frozen is regained")
-    for name, each in lost.items():
-        half, most = (weeks_to(share, each, lost["frozen"]) for share in (0.5, 0.8))
-        said = ["not by the end" if at is None else f"after {at} weeks" for at in (half, most)]
-        print(f"  {name:10} {each.mean():+.4f} a week; half regained {said[0]}, 80% {said[1]}")
-        print("             " + " ".join(f"{value:+.3f}" for value in each), flush=True)
+    since, best = courses.SHIFT_WEEK, aucs(known)
+    print(f"\nAUC since week {since + 1}: the share of the way from frozen to one trained on all weeks since, by week")
+    for name, each in weeks.items():
+        if name == "frozen":
+            continue
+        share = learnt(aucs(each[since:]), frozen=aucs(weeks["frozen"][since:]), known=best)
+        said = ["never" if (at := weeks_to(part, share)) is None else f"after {at} weeks" for part in (0.5, 0.8)]
+        print(f"  {name:10} half of it {said[0]}, 80% {said[1]}; in the last eight weeks {share[-8:].mean():.0%}")
+        print("             " + " ".join(f"{value:+.2f}" for value in share), flush=True)
+
+
+def aucs(weeks):
+    """Return the AUC of each week."""
+    return [whole([week])["auc"] for week in weeks]
 
 
 def losses(weeks):
@@ -110,7 +112,7 @@ def by_week(each) -> None:
         first = each["frozen"].weeks[week]
         late = first["late_scores"].sum() / first["count"]
         said = [
-            f"{name}: {what}{f' ({why})' if why and name == 'loop' else ''}"
+            f"{name}: {what}{f' ({why[:WHY]})' if why and name == 'loop' else ''}"
             for name, course in each.items()
             for at, what, why in course.events
             if at == week

@@ -141,7 +141,7 @@ class Replay:
 
     def _of(self, number: int) -> list[Request]:
         if not self._requests:
-            recipe = self._first.model.recipe
+            recipe: Any = self._first.model.recipe
             # Rows whose labels came until then are as many weeks as are replayed.
             splits = recipe.datasets(Window(BEGIN, BEGIN + self._weeks * WEEK + LABEL_LAG))
             tables = [table_columns(each) for each in (splits.train, splits.validation, splits.test)]

@@ -7,7 +7,7 @@ import pytest
 from courses_figure import draw
 from flight_weeks import BEGIN, LATE, WEEK, FlightWeeks, end_of, mirrored, sums
 from paired_weeks import difference, whole
-from recovery import damage, weeks_to
+from recovery import learnt, weeks_to
 
 from raymlops.recipes.flights_features import CATEGORICAL, LABEL, NUMERIC
 
@@ -66,14 +66,11 @@ def test_the_difference_of_courses_is_bounded_by_whole_weeks():
 
 
 def test_weeks_to_recovery_are_counted_from_the_change():
-    """It costs 1, and one who knows of it .5; 80% are regained at .2 for two weeks in a row, which is the third."""
-    without, floor = [0.6] * 7, ([0.5, 0.5] + [1.0] * 5, [0.5] * 7)
-    worst = damage(([0.6, 0.6] + [2.1] * 5, without), floor=floor, since=2)
-    ours = damage(([0.6, 0.6, 2.1, 1.2, 2.1, 1.25, 1.15], without), floor=floor, since=2)
-    assert worst == pytest.approx(np.ones(5))
-    assert ours == pytest.approx([1.0, 0.1, 1.0, 0.15, 0.05])
-    assert weeks_to(0.8, ours, worst) == 3
-    assert weeks_to(0.99, ours, worst) is None
+    """From .4, of one that never learns, to .8: .6 is half of the way, reached for two weeks in a row in the third."""
+    found = learnt([0.4, 0.6, 0.5, 0.6, 0.7], frozen=[0.4] * 5, known=[0.8] * 5)
+    assert found == pytest.approx([0, 0.5, 0.25, 0.5, 0.75])
+    assert weeks_to(0.5, np.round(found, 6)) == 3
+    assert weeks_to(0.8, found) is None
 
 
 def test_a_figure_shows_each_course_and_event():
