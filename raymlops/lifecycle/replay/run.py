@@ -8,9 +8,10 @@ that is retrained blindly every few weeks.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +24,10 @@ from raymlops.lifecycle.replay.flights_asked import BEGIN, WEEK, asked
 from raymlops.lifecycle.replay.weeks import Tally
 from raymlops.lifecycle.sources import project_of
 from raymlops.lifecycle.train import train
-from raymlops.serving.client.client import Client
 from raymlops.splits import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.replay.flights_asked import Request
     from raymlops.lifecycle.replay.weeks import WeekRecord
     from raymlops.project import Project
+    from raymlops.serving.client.client import Client
     from raymlops.state.store import State
 
 FAULT_WEEK = 6
@@ -76,6 +77,10 @@ POLICY = (
 """What differs from ``configs/flights.yaml``; whatever differs from the defaults is printed."""
 
 
+Wait = Callable[[Callable[[], bool], float], None]
+"""Returns once the function does, or after so many real seconds."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A registered version of a window of flights."""
@@ -97,40 +102,34 @@ def trained(source: Path, overrides: Sequence[str], *, until: datetime, name: st
 
 
 class Replay:
-    """All weeks of one model. A context manager, since it keeps connections."""
+    """All weeks of one model."""
 
-    def __init__(self, first: Trained, state: State, *, weeks: int, clock_file: Path, url: str) -> None:
+    def __init__(
+        self, first: Trained, state: State, client: Client, *, weeks: int, clock_file: Path, wait: Wait | None = None
+    ) -> None:
+        """Take the first version, which is live, the state that it is live by, and a client of its endpoint."""
         self._first = first
         self._state = state
         self._weeks = weeks
         self._name = first.project.spec.project.name
-        self._client = Client(url, api_key="")  # ours is open; another endpoint's key would be refused
         self._events = EventLog(state, self._name)
         self._requests: list[Request] = []
         self._blind = first.model
-        self.feed = Feed(self._client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
+        self.feed = Feed(client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
         self.requests = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+        self._wait = wait or _wait
 
     def week(self, number: int) -> WeekRecord:
         """Send the requests of a week, counted from 0, and all labels that are due; return what it came to."""
         tally, end = Tally(), BEGIN + (number + 1) * WEEK
-        midnight = end - WEEK
-        for request in self._of(number):
-            while request.at >= midnight + timedelta(days=1):
-                midnight += timedelta(days=1)
-                self._pass(midnight)
-            version, live = self.feed.send(request, score=_late)
-            answers = {"live": live}
-            for name, model in (("frozen", self._first.model), ("blind", self._blind)):
-                answers[name] = [_late(row) for row in model.predict_rows(request.rows)]
-            tally.add(request.labels, version, answers)
-            self.requests += 1
+        requests = self._of(number)
+        for day in range(7):
+            midnight = end - WEEK + timedelta(days=day + 1)
+            for request in requests:
+                if midnight - timedelta(days=1) <= request.at < midnight:
+                    self._ask(request, tally)
+            self._pass(midnight)
         self._pass(end + JUDGED_AFTER)
         self._wait(lambda: judged_until(self._state, self._name) >= end, JUDGE_S)
         self._settle()
@@ -138,6 +137,14 @@ class Replay:
             of = self._first
             self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
         return tally.closed(number + 1, until=f"{end:%Y-%m-%d}", events=self._events.new())
+
+    def _ask(self, request: Request, tally: Tally) -> None:
+        version, live = self.feed.send(request, score=_late)
+        answers = {"live": live}
+        for name, model in (("frozen", self._first.model), ("blind", self._blind)):
+            answers[name] = [_late(row) for row in model.predict_rows(request.rows)]
+        tally.add(request.labels, version, answers)
+        self.requests += 1
 
     def _of(self, number: int) -> list[Request]:
         if not self._requests:
@@ -163,10 +170,11 @@ class Replay:
     def _settle(self) -> None:
         self._wait(lambda: not is_busy(self._state, self._name), SETTLE_S)
 
-    def _wait(self, done: Callable[[], bool], limit_s: float) -> None:
-        ends = time.monotonic() + limit_s
-        while not done() and time.monotonic() < ends:
-            time.sleep(_POLL_S)
+
+def _wait(done: Callable[[], bool], limit_s: float) -> None:
+    ends = time.monotonic() + limit_s
+    while not done() and time.monotonic() < ends:
+        time.sleep(_POLL_S)
 
 
 def _late(output: dict[str, Any]) -> float:

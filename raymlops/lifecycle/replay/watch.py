@@ -20,6 +20,7 @@ from raymlops.lifecycle.replay.run import POLICY, Replay, trained
 from raymlops.lifecycle.replay.weeks import means, policy_lines, table
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
+from raymlops.serving.client.client import Client
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def watch_demo(
             said.append(str(deploy(first.project, first.version).url))
         with (
             state_of(first.project.spec) as state,
-            Replay(first, state, weeks=weeks, clock_file=file, url=up.serve_url) as replay,
+            Client(up.serve_url, api_key="") as client,  # ours is open; another endpoint's key would be refused
         ):
+            replay = Replay(first, state, client, weeks=weeks, clock_file=file)
             for number in range(weeks):
                 with steps.step(f"week {number + 1}") as said:
                     done.append(replay.week(number))
