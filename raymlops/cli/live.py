@@ -29,10 +29,18 @@ def demo(
     root: Annotated[str, typer.Option("--root", metavar="DIR", help="Folder of the demo's files.")] = "raymlops-demo",
     keep: Annotated[bool, typer.Option("--keep", help="Keep it serving afterwards.")] = False,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the sweep.  [default: the file's]")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Replay 13 weeks: labels a week late, a fault, retraining, promotion.")
+    ] = False,
 ) -> Answer:
     """From real flights to a live endpoint: sweep, train on 2 workers, register, gate, deploy, ask."""
     from raymlops.lifecycle.demo import demo as run_demo
 
+    if watch:
+        from raymlops.lifecycle.replay.watch import watch_demo
+
+        watched = watch_demo(root=root, keep=keep, on_step=note)
+        return Answer(watched.to_dict(), watched.text())
     record = run_demo(root=root, keep=keep, trials=trials, on_step=note)
     return Answer(record.to_dict(), record.text())
 

@@ -104,7 +104,7 @@ def demo(
     """
     folder = Path(root).absolute()
     config = configs() / "flights.yaml"
-    _clear(folder)
+    clear(folder)
     overrides = [
         f"storage.path={folder / 'state'}",
         f"train.num_workers={WORKERS}",
@@ -113,8 +113,8 @@ def demo(
     overrides += [f"sweep.num_trials={trials}"] if trials else []
     project_of(config, overrides=overrides)
     steps = Steps(STEPS + 3, sink=on_step)
-    with _cluster(folder / "state", keep=keep, steps=steps) as up:
-        project = project_of(config, overrides=[*overrides, *_where(up)])
+    with own_cluster(folder / "state", keep=keep, steps=steps) as up:
+        project = project_of(config, overrides=[*overrides, *addresses(up)])
         record = run_steps(project, steps=steps)
         with steps.step(f"ask {ROWS} held-out flights over HTTP") as said:
             answers, curl = _ask(project, up.serve_url)
@@ -157,7 +157,8 @@ def configs() -> Path:
 
 
 @contextmanager
-def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
+def own_cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
+    """Start a cluster below a folder, and end it with all that it left there unless it is to be kept."""
     from raymlops.cluster.auth import variables_set
     from raymlops.cluster.local import down, up
     from raymlops.cluster.ports import free_port
@@ -186,7 +187,8 @@ def _cluster(folder: Path, *, keep: bool, steps: Steps) -> Iterator[UpRecord]:
                     folder.parent.rmdir()
 
 
-def _where(up: UpRecord) -> list[str]:
+def addresses(up: UpRecord) -> list[str]:
+    """Return the overrides by which a configuration finds its cluster."""
     return [f"tracking.uri={up.mlflow_url}", f"serve.port={up.serve_url.rsplit(':', 1)[1]}"]
 
 
@@ -226,7 +228,7 @@ def _test_metrics(record: PipelineRecord) -> dict[str, float]:
     return metrics
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Make room for a new demo, but only where an old one was."""
     from raymlops.cluster.local import down, status
 

@@ -19,6 +19,7 @@ from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageE
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,7 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
 
     check_known(Store(spec.storage.path), name)
     with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
-        now, layouts = datetime.now(UTC), counted_on(state, name)
+        now, layouts = clock.now(), counted_on(state, name)
         return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
 
 
@@ -241,16 +242,16 @@ def erase_predictions(
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
         state.record(action="predictions.erase", subject=name, before=_counts(found), why=why)
-        began = datetime.now(UTC)
+        began = clock.now()
         done = EraseRecord.total([job.run(now=began), lost])
         if waits := [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]:
             sleep(max(waits))
             # What replicas still held had arrived since then; what else is left may be of any hour.
             again = None if done.open_labels else began - timedelta(hours=1)
-            done = done.then(job.run(now=datetime.now(UTC), again_since=again))
+            done = done.then(job.run(now=clock.now(), again_since=again))
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)
-            done = done.then(job.run(now=datetime.now(UTC)))
+            done = done.then(job.run(now=clock.now()))
         state.record(action="predictions.erased", subject=name, after=_counts(done), why=why)
         return done
 

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import threading
-import time
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ import pyarrow as pa
 from raymlops.errors import InvalidRowsError, RowProblem, StorageError
 from raymlops.predictions.paths import label_folder
 from raymlops.predictions.spool import encode
+from raymlops.storage import clock
 from raymlops.storage.store import Namer, Store
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class LabelLog:
         *,
         name: str,
         writer: str,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now_s,
         open_store: Callable[[str], Store] = Store,
     ) -> None:
         self._uri = uri

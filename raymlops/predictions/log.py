@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from raymlops.predictions.schema import is_answered, schema_of, to_tables
 from raymlops.predictions.settings import unknown_redactions
 from raymlops.predictions.spool import Spool, encode
+from raymlops.storage import clock
 from raymlops.storage.store import Namer, Store
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class PredictionLog:
         signature: Signature,
         writer: str,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now_s,
         open_store: Callable[[str], Store] = Store,
     ) -> None:
         self._settings = settings

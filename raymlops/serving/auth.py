@@ -14,6 +14,7 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from raymlops.serving.refusal import Refusal
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -153,7 +154,7 @@ class Guard:
         access: Access | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        now: Callable[[], float] = clock.now_s,
     ) -> None:
         self._clock = clock
         self._now = now

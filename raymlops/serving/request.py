@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raymlops.predictions.served import RequestRecord
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +39,7 @@ class Exchange:
     version: int
     route: Route = "champion"
     protocol: str = ""
-    ts: float = field(default_factory=time.time)
+    ts: float = field(default_factory=clock.now_s)
     start: float = field(default_factory=time.perf_counter)
     rows: int = 0
     body_bytes: int = 0

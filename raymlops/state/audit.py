@@ -6,7 +6,6 @@ An event is written in the transaction of its change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,9 +13,11 @@ import sqlalchemy as sa
 from raymlops.records import Record
 from raymlops.state.engine import this_user
 from raymlops.state.schema import Time, audit
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from datetime import datetime
 
     from sqlalchemy import Connection
 
@@ -29,10 +30,10 @@ _PAGE = 50
 def now(connection: Connection) -> datetime:
     """Return the time in UTC by the one clock that all who use a database share, by which everything is decided.
 
-    It is the server's; whoever uses a SQLite file is on its machine.
+    It is the server's; whoever uses a SQLite file is on its machine. A replay has its own.
     """
-    if connection.dialect.name == "sqlite":
-        return datetime.now(UTC)
+    if connection.dialect.name == "sqlite" or clock.replayed():
+        return clock.now()
     return connection.execute(sa.select(sa.func.clock_timestamp(type_=Time))).scalar_one()
 
 

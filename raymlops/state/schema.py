@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.records import BundleRef
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -61,7 +62,7 @@ deployments = sa.Table(
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("serve", sa.JSON, nullable=False),
     sa.Column("created_at", Time, nullable=False),
-    sa.Column("updated_at", Time, nullable=False, default=lambda: datetime.now(UTC)),
+    sa.Column("updated_at", Time, nullable=False, default=clock.now),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),
     sa.Column("shadow", sa.Float, nullable=False, server_default="0"),
     sa.Column("monitor", sa.JSON, nullable=False, server_default="{}"),

@@ -6,7 +6,7 @@ A change and its audit event are one transaction: both are written or neither. K
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
@@ -22,6 +22,7 @@ from raymlops.state.rollouts import Rollout, running, start_rollout, update_roll
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in
 from raymlops.state.versions import withdraw
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ class Deployment(Record):
     """Fields of the ``monitor`` section."""
     retrain: dict[str, Any] = field(default_factory=dict)
     """Fields of the ``retrain`` section."""
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
+    created_at: datetime = field(default_factory=clock.now, compare=False)
     """When this version was first deployed; kept while it stays, and no part of what makes two deployments equal."""
 
     @property

@@ -1,9 +1,10 @@
 """The environment in which the nodes of a cluster start, the same for every launcher.
 
 Owns what it has: token authentication, the guard in front of Serve, its speed, HAProxy, the time in which a stopped job
-may end, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the environment of ``ray start``,
-so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``, by which the launcher files of
-``ray up`` start their nodes, and the clusters that a command starts for itself, take it from here.
+may end, the clock of a replay, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the
+environment of ``ray start``, so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``,
+by which the launcher files of ``ray up`` start their nodes, and the clusters that a command starts for itself, take it
+from here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
 from raymlops.config.paths import STATE_FILE, STATE_URL
 from raymlops.errors import UsageError
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +66,7 @@ def node_environment(
         ClusterError: HAProxy is named and not installed.
     """
     variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
+    variables |= clock.variables()
     variables[LABELS] = _labels(proxy, tls=tls is not None)
     if proxy == "haproxy":
         variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)

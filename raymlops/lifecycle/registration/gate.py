@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +31,7 @@ from raymlops.lifecycle.registration.served_answers import compare_served
 from raymlops.lifecycle.sources import Source, spec_of
 from raymlops.project import Project
 from raymlops.registry.lineage import GATE
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -282,7 +282,7 @@ def _record(
         passed=decision.passed,
         decision=decision.to_dict(),
         why=decision.reason,
-        now=datetime.now(UTC),
+        now=clock.now(),
     )
     registry.tag(
         ref.name,

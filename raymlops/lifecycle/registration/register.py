@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.errors import BundleError, NotFoundError, RefusedError
@@ -16,6 +15,7 @@ from raymlops.lifecycle.registration.bundle_contents import bundle_contents
 from raymlops.lifecycle.registration.code_changes import check_repair, code_change, trained_model
 from raymlops.lifecycle.registration.progress import StageProgress
 from raymlops.lifecycle.sources import Source, spec_of
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +121,7 @@ def register(
     bundle = _same_bundle(known, bundle)
     with State.open(state_url(here)) as journal:
         why = f"run {run_id} requested" + (f"; its code changed since its training ({change.what})" if change else "")
-        record_version(journal, replace(known, bundle=bundle), why=why, now=datetime.now(UTC))
+        record_version(journal, replace(known, bundle=bundle), why=why, now=clock.now())
     return _mirrored(known, bundle, registry=registry)
 
 

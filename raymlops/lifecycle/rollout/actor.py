@@ -32,6 +32,7 @@ from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
 from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
 from raymlops.state.rollouts import running
+from raymlops.storage import clock
 from raymlops.version import code_version
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ class ControllerActor:
             retrainings=loop,
             maintain=LogMaintenance(state, state.url, then=watch),
             tell=tell,
+            clock=clock.interval_s,
         )
 
 

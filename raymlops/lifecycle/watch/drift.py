@@ -23,6 +23,7 @@ from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
 from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -107,7 +108,7 @@ def drift(
     from raymlops.storage.filesystem import write_bytes
 
     spec = named(name, deployed=True) if config is None else spec_of(config)
-    now, monitor = datetime.now(UTC), spec.monitor
+    now, monitor = clock.now(), spec.monitor
     if between_columns:
         monitor = monitor.model_copy(update={"between_columns": True})
     first = None if since is None else parse_moment(since, now=now)

@@ -15,6 +15,7 @@ from raymlops.cluster.endpoint.node_environment import RECONNECT_S, node_environ
 from raymlops.cluster.endpoint.tls import TlsFiles
 from raymlops.cluster.services import GUARD, SPEED
 from raymlops.errors import UsageError
+from raymlops.storage import clock
 
 
 def test_every_node_has_the_token_the_guard_and_the_speed():
@@ -223,3 +224,10 @@ def test_a_command_that_is_not_there_is_said(started):
     with pytest.raises(UsageError, match="no command 'nothing'"):
         run_on_node(["nothing"], proxy="python")
     assert started == []
+
+
+def test_nodes_of_a_replay_have_its_clock(monkeypatch):
+    """Each of their processes reads it; without a replay there is none."""
+    assert clock.FILE not in node_environment(proxy="python", scratch="/tmp/x")
+    monkeypatch.setenv(clock.FILE, "/replay/clock")
+    assert node_environment(proxy="python", scratch="/tmp/x")[clock.FILE] == "/replay/clock"

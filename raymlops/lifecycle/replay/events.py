@@ -1,0 +1,63 @@
+"""What the controller does during a replay, as its state tells: whether it is busy, and what happened since.
+
+Reads the state alone.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from raymlops.display import some_of
+from raymlops.state.drift import incidents_of, judged_windows
+from raymlops.state.loop import retrainings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from raymlops.state.loop import Stage
+    from raymlops.state.store import State
+
+REAL_TIME: frozenset[Stage] = frozenset({"decided", "checking", "training", "gating", "replaying"})
+"""Stages of a retraining that take real time; the later ones take that of the replay."""
+_ID, _COLUMNS = 6, 3
+_NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def is_busy(state: State, name: str) -> bool:
+    """Return whether something of a model starts, is trained or evaluated."""
+    if state.model(name).coming:
+        return True
+    return any(one.stage in REAL_TIME for one in retrainings_of(state, name, open_only=True))
+
+
+def judged_until(state: State, name: str) -> datetime:
+    """Return the end of the newest window that was judged."""
+    newest = judged_windows(state, name, limit=1)
+    return newest[0].stop if newest else _NEVER
+
+
+class EventLog:
+    """Incidents, retrainings and rollouts of a model in words, each once."""
+
+    def __init__(self, state: State, name: str) -> None:
+        self._state = state
+        self._name = name
+        self._told: set[str] = set()
+
+    def new(self) -> list[str]:
+        """Return what happened since the last call."""
+        found = [text for text in self._all() if text not in self._told]
+        self._told.update(found)
+        return found
+
+    def _all(self) -> Iterator[str]:
+        for incident in reversed(incidents_of(self._state, self._name)):
+            columns = f": {some_of(incident.columns, _COLUMNS)}" if incident.columns else ""
+            yield f"incident {incident.id[:_ID]} ({incident.kind} of {incident.side}{columns})"
+            if incident.closed_at is not None:
+                yield f"incident {incident.id[:_ID]} is over"
+        for one in reversed(retrainings_of(self._state, self._name)):
+            for stage in one.stages:
+                why = f" ({one.trigger})" if stage["stage"] == "decided" else ""
+                yield f"retraining {one.id[:_ID]} {stage['stage'].replace('_', ' ')}{why}"

@@ -1,0 +1,185 @@
+"""The weeks of a replay: requests and labels in their order, and pauses for the controller, whose work takes real time.
+
+Owns when time goes on. It stands still while something starts, trains or is evaluated, so that nothing is late that is
+quick in the world that is replayed. Beside the endpoint answer its first version, which is never retrained, and one
+that is retrained blindly every few weeks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raymlops.bundle.load import load
+from raymlops.data.prepare import table_columns
+from raymlops.lifecycle.registration.register import register
+from raymlops.lifecycle.replay.events import EventLog, is_busy, judged_until
+from raymlops.lifecycle.replay.feed import Feed
+from raymlops.lifecycle.replay.flights_asked import BEGIN, WEEK, asked
+from raymlops.lifecycle.replay.weeks import Tally
+from raymlops.lifecycle.sources import project_of
+from raymlops.lifecycle.train import train
+from raymlops.splits import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+    from raymlops.bundle.load import LoadedModel
+    from raymlops.lifecycle.replay.flights_asked import Request
+    from raymlops.lifecycle.replay.weeks import WeekRecord
+    from raymlops.project import Project
+    from raymlops.serving.client.client import Client
+    from raymlops.state.store import State
+
+FAULT_WEEK = 6
+"""From 1: its hours are those of another zone."""
+LABEL_LAG = timedelta(days=7)
+BLIND_WEEKS = 4
+TRAIN_DAYS = 90
+JUDGED_AFTER = timedelta(hours=2)
+"""After a week's end: its last hours are counted by then."""
+SETTLE_S = 150.0
+"""Real seconds for which time stands still at most."""
+JUDGE_S = 20.0
+_POLL_S = 0.5
+
+POLICY = (
+    "recipe.import=raymlops.recipes.late_flights:LateFlights",
+    "train.num_workers=0",
+    "sweep.space=null",
+    "gate.thresholds=null",
+    "gate.metric=test/loss",
+    "gate.mode=min",
+    "gate.margin=0.005",
+    "gate.blocks=28",
+    "serve.log.flush_s=0.2",
+    "serve.log.retention_days=365",
+    "serve.keep_warm_s=1209600",
+    "serve.max_replicas=1",
+    "serve.rollout.steps=[50, 100]",
+    "serve.rollout.bake_s=172800",
+    "serve.rollout.max_wait_s=1209600",
+    "serve.rollout.error_margin=0.1",
+    "serve.rollout.slow_s=1.0",
+    "serve.rollout.quality_margin=null",
+    "retrain.autonomy=act",
+    "retrain.triggers.skill=true",
+    "retrain.triggers.every_days=28",
+    "retrain.bake_h=336",
+)
+"""What differs from ``configs/flights.yaml``; whatever differs from the defaults is printed."""
+
+
+Wait = Callable[[Callable[[], bool], float], None]
+"""Returns once the function does, or after so many real seconds."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A registered version of a window of flights."""
+
+    project: Project
+    version: str
+    model: LoadedModel
+    source: Path
+    overrides: Sequence[str]
+
+
+def trained(source: Path, overrides: Sequence[str], *, until: datetime, name: str | None = None) -> Trained:
+    """Train on the days before a time, in this process, and register the run."""
+    window = f"{{start: '{until - timedelta(days=TRAIN_DAYS):%Y-%m-%dT%H:%M}', stop: '{until:%Y-%m-%dT%H:%M}'}}"
+    named = [f"project.name={name}"] if name else []
+    project = project_of(source, overrides=[*overrides, f"train.window={window}", *named])
+    version = register(project, train(project, on_event=_silent).run_id)
+    return Trained(project, str(version.version), load(version.bundle.uri, version.bundle.digest), source, overrides)
+
+
+class Replay:
+    """All weeks of one model."""
+
+    def __init__(
+        self, first: Trained, state: State, client: Client, *, weeks: int, clock_file: Path, wait: Wait | None = None
+    ) -> None:
+        """Take the first version, which is live, the state that it is live by, and a client of its endpoint."""
+        self._first = first
+        self._state = state
+        self._weeks = weeks
+        self._name = first.project.spec.project.name
+        self._events = EventLog(state, self._name)
+        self._requests: list[Request] = []
+        self._blind = first.model
+        self.feed = Feed(client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
+        self.requests = 0
+
+        self._wait = wait or _wait
+
+    def week(self, number: int) -> WeekRecord:
+        """Send the requests of a week, counted from 0, and all labels that are due; return what it came to."""
+        tally, end = Tally(), BEGIN + (number + 1) * WEEK
+        requests = self._of(number)
+        for day in range(7):
+            midnight = end - WEEK + timedelta(days=day + 1)
+            for request in requests:
+                if midnight - timedelta(days=1) <= request.at < midnight:
+                    self._ask(request, tally)
+            self._pass(midnight)
+        self._pass(end + JUDGED_AFTER)
+        self._wait(lambda: judged_until(self._state, self._name) >= end, JUDGE_S)
+        self._settle()
+        if (number + 1) % BLIND_WEEKS == 0:
+            of = self._first
+            self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
+        return tally.closed(number + 1, until=f"{end:%Y-%m-%d}", events=self._events.new())
+
+    def _ask(self, request: Request, tally: Tally) -> None:
+        version, live = self.feed.send(request, score=_late)
+        answers = {"live": live}
+        for name, model in (("frozen", self._first.model), ("blind", self._blind)):
+            answers[name] = [_late(row) for row in model.predict_rows(request.rows)]
+        tally.add(request.labels, version, answers)
+        self.requests += 1
+
+    def _of(self, number: int) -> list[Request]:
+        if not self._requests:
+            recipe: Any = self._first.model.recipe
+            # Rows whose labels came until then are as many weeks as are replayed.
+            splits = recipe.datasets(Window(BEGIN, BEGIN + self._weeks * WEEK + LABEL_LAG))
+            tables = [table_columns(each) for each in (splits.train, splits.validation, splits.test)]
+            rows = {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
+            self._requests = asked(
+                rows,
+                np.asarray(recipe.row_times(rows)),
+                recipe.signature(),
+                label=str(recipe.label),
+                fault_week=FAULT_WEEK - 1,
+            )
+        return [request for request in self._requests if request.week == number]
+
+    def _pass(self, moment: datetime) -> None:
+        """Let time go on, and stand still while the controller has something to do that takes real time."""
+        self.feed.until(moment)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._wait(lambda: not is_busy(self._state, self._name), SETTLE_S)
+
+
+def _wait(done: Callable[[], bool], limit_s: float) -> None:
+    ends = time.monotonic() + limit_s
+    while not done() and time.monotonic() < ends:
+        time.sleep(_POLL_S)
+
+
+def _late(output: dict[str, Any]) -> float:
+    return float(output["probability"])
+
+
+def _silent(_event: Any) -> None:
+    """Show nothing of a training."""
