@@ -137,7 +137,7 @@ def rank_two(
     phases: tuple[int, int] = (0, 0),
     shrink: float | Floats = 1.0,
 ) -> Ranked:
-    """Rank two windows that follow each other, of shape (2, contrasts), among all pairs of windows as far apart or more.
+    """Rank two windows that follow each other, of shape (2, contrasts), among all pairs as far apart or more.
 
     ``correlation`` is that of windows that follow each other; the two windows' distances are multiplied by ``shrink``.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from raymlops.config.schema import MonitorSection
-from raymlops.lifecycle.watch.monitor_text import monitor_changes, monitor_text
+from raymlops.config.serve import LogSection
+from raymlops.lifecycle.watch.monitor_text import monitor_changes, monitor_text, too_short_log
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment
 
@@ -30,6 +31,19 @@ def test_what_is_watched_is_said_in_a_line():
         "windows of 6 h; correlations; slices carrier AA/DL; bounds max_nulls 0.1, min_rows 1000; "
         "notifies env DRIFT_NOTIFY"
     )
+
+
+def test_a_log_too_short_for_a_baseline_is_said_with_what_to_do():
+    """22 weeks and a day are 155 days; where all is kept, or nothing is, there is nothing to say."""
+    weeks = MonitorSection(window_h=168)
+    told = too_short_log(weeks, LogSection())
+    assert told is not None
+    assert "takes 155 days of the log, and serve.log.retention_days keeps 90" in told
+    assert told.endswith("Keep 155 days or more, or take shorter windows (monitor.window_h)")
+    for log in (LogSection(retention_days=155), LogSection(retention_days=None), LogSection(enabled=False)):
+        assert too_short_log(weeks, log) is None
+    assert too_short_log(MonitorSection(), LogSection()) is None
+    assert "takes 29 days" in str(too_short_log(MonitorSection(), LogSection(retention_days=14)))
 
 
 def test_what_changed_is_said_value_by_value():
