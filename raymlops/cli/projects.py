@@ -35,6 +35,7 @@ def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, e
     """Check a file, its recipe's section, the columns that it names and its sweep, without a cluster or data."""
     from raymlops.config.load import load
     from raymlops.lifecycle.loop.training_data import unretrainable
+    from raymlops.lifecycle.watch.monitor_text import too_short_log
     from raymlops.project import bind
     from raymlops.training.data_checks.named import check_named
     from raymlops.tuning.advice import warnings_of
@@ -43,8 +44,12 @@ def validate(words: FileAndOverrides = None, *, config: OptionalConfig = None, e
     file, overrides = _split(words or [], config=config)
     loaded = load(file, overrides=overrides, env=env)
     project = bind(loaded)
-    unchecked = check_named(project)
-    warnings = [each for each in (unchecked, unretrainable(project)) if each is not None]
+    told = (
+        check_named(project),
+        unretrainable(project),
+        too_short_log(project.spec.monitor, project.spec.serve.log),
+    )
+    warnings = [text for text in told if text is not None]
     if project.spec.sweep.space:
         check(project)
         warnings += warnings_of(project.spec.sweep)

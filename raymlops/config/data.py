@@ -118,7 +118,8 @@ class QualitySection(Spec):
     )
     max_new_categories: Share | None = Field(
         None,
-        description="largest share of texts in an input that training has not, or hardly, beside its own share of them",
+        description="largest share of texts in an input that training has not, or hardly, beside its own share of them "
+        "and chance",
     )
     max_repeated: Share | None = Field(None, description="largest share of rows whose request id was there before")
     min_rows: int | None = Field(

@@ -30,6 +30,7 @@ from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.lifecycle.watch.messaging.messengers import check_notify
+from raymlops.lifecycle.watch.monitor_text import too_short_log
 from raymlops.lifecycle.watch.registered_slices import as_registered
 from raymlops.records import DeploymentRecord
 from raymlops.state.engine import this_user
@@ -215,12 +216,10 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     with suppress(ClusterError):  # one that cannot be asked is reported by the next request
         check_sharing_of_deployments(call.spec, call.api.room())
     listens, warnings = check_serve(call.api, call.spec)
-    return listens, (
-        *warnings,
-        *check_notify(call.spec.monitor.notify),
-        *call.watched[1],
-        *unjudged(call.new("champion")),
-    )
+    monitor, short = call.spec.monitor, too_short_log(call.spec.monitor, call.spec.serve.log)
+    lacking = () if short is None else (short,)
+    unread = unjudged(call.new("champion"))
+    return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *unread, *lacking)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:

@@ -19,7 +19,7 @@ from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.loop.status import loop_lines, loop_status
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
-from raymlops.lifecycle.watch.monitor_text import monitor_text
+from raymlops.lifecycle.watch.monitor_text import monitor_text, too_short_log
 from raymlops.lifecycle.watch.status import (
     drift_lines,
     drift_status,
@@ -343,9 +343,11 @@ def _of(
 
 def _watched(champion: Deployment) -> str:
     try:
-        if not settings_of(champion).log.enabled:
+        log, monitor = settings_of(champion).log, monitored(champion)
+        if not log.enabled:
             return "off: serve.log.enabled is false"
-        return monitor_text(monitored(champion))
+        short = too_short_log(monitor, log)
+        return monitor_text(monitor) + ("" if short is None else f"\n{short}")
     except StorageError as error:
         return f"unknown: {error.message}"
 

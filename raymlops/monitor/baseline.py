@@ -8,6 +8,7 @@ drifted since.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,14 @@ def wanted_windows(length_s: float) -> int:
     """
     phases = max(1, round(WEEK_S / length_s))
     return max(fewest_own(phases), FEWEST_IN_PHASE * phases)
+
+
+def baseline_days(length_s: float) -> int:
+    """Return for how many days hours have to be kept, so that once each a serving baseline has the windows it needs.
+
+    They are those, and the two that are judged; a day more, since these are judged after they ended.
+    """
+    return math.ceil((wanted_windows(length_s) + lag_of(length_s) + 1) * length_s / DAY_S) + 1
 
 
 def _before(window: Window, windows: Iterable[Window]) -> Window | None:

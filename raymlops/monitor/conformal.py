@@ -21,7 +21,8 @@ probabilities", Ann. Math. Stat. 27 (1956), ``T(t, r) = Phi(-t) - 2 OwenT(t, sqr
 
 **Phases.** Windows of a weekday or of an hour differ from others by more than chance. Each window is then compared with
 the mean of those of its phase, while all phases together say how much windows vary. Of windows shorter than a day two
-running are the same hours of two days: what one day has in common is in all of its windows, and says nothing twice.
+running are the same hours of two days: what one day has in common is in all of its windows, and says nothing twice. So
+pairs that are ranked are as far apart at least: both windows of one day would show its level, and rank before any two.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Own:
         floors: The least that the variance of each contrast is taken to be.
         phases: The phase of each window: 0, 1, ...; all 0 where there are none.
         lag: How many windows two running are apart: 1, or as many as a day has.
+        slots: When each window begins, in windows from the one that is judged, 0; None where they are the ones right
+            before it and the one that is ``lag`` before it.
     """
 
     values: Floats
@@ -62,6 +65,7 @@ class Own:
     floors: Floats
     phases: Ints
     lag: int = 1
+    slots: Ints | None = None
 
     def correlation(self, lag: int = 1) -> Floats:
         """Return that of windows ``lag`` apart, from 0 to .99, of shape (contrasts,).
@@ -133,7 +137,7 @@ def rank_two(
     phases: tuple[int, int] = (0, 0),
     shrink: float | Floats = 1.0,
 ) -> Ranked:
-    """Rank two windows that follow each other, of shape (2, contrasts), among all pairs of windows.
+    """Rank two windows that follow each other, of shape (2, contrasts), among all pairs as far apart or more.
 
     ``correlation`` is that of windows that follow each other; the two windows' distances are multiplied by ``shrink``.
     """
@@ -156,7 +160,8 @@ def rank_two(
         scale = 1 / np.sqrt(variances * determinant)
         return first * scale / np.sqrt(b + 1e-12), second * scale / np.sqrt(a + 1e-12), freedom
 
-    first, second = _pairs(len(values))
+    slots = np.arange(-len(own.values), 0) - own.lag if own.slots is None else own.slots
+    first, second = _pairs(np.append(slots, [-own.lag, 0]), apart=own.lag)
     others = []
     for part in np.array_split(np.arange(len(first) - 1), -(-len(first) * values.shape[1] // _AT_ONCE)):
         one, two, _ = distances(first[part], second[part])
@@ -196,9 +201,11 @@ def _within(values: Floats, phases: Ints) -> Floats:
     return np.asarray(values - means[phases])
 
 
-def _pairs(windows: int) -> tuple[Ints, Ints]:
-    """Return pairs of windows, the last two last."""
-    first, second = np.triu_indices(windows, k=1)
+def _pairs(slots: Ints, *, apart: int) -> tuple[Ints, Ints]:
+    """Return the pairs of windows that are ``apart`` or more, the last two last."""
+    first, second = np.triu_indices(len(slots), k=1)
+    far = np.abs(slots[first] - slots[second]) >= apart
+    first, second = first[far], second[far]
     if len(first) > MAX_PAIRS:
         # A permutation test with drawn permutations is exact as well, if the observed one is among them.
         drawn = np.sort(np.random.default_rng(0).choice(len(first) - 1, MAX_PAIRS - 1, replace=False))

@@ -132,7 +132,7 @@ def compare(
     usual = own.values[own.phases == phases[1]].mean(axis=0)
     single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
     single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
-    kept = Own(own.values[:, judged], own.kinds[judged], own.floors[judged], own.phases)
+    kept = replace(own, values=own.values[:, judged], kinds=own.kinds[judged], floors=own.floors[judged])
     seen, less = windows[:, judged], less[judged]
     one = rank_one(kept, seen[-1], phase=phases[1], shrink=less)
     two = None

@@ -36,6 +36,7 @@ class OwnWindows:
         phase: That of the window before the one of traffic, and of that one.
         lag: How many windows the two are apart: one, or as many as a day has.
         why_few: What there would have to be for more of them.
+        slots: When each begins, in windows from that of traffic; None where their times are not known.
     """
 
     ranges: tuple[tuple[int, int], ...]
@@ -44,6 +45,7 @@ class OwnWindows:
     phase: tuple[int, int] = (0, 0)
     lag: int = 1
     why_few: str = ""
+    slots: tuple[int, ...] | None = None
 
     def sums(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the counts of each window, of shape (windows, ...), from those of blocks, of shape (blocks, ...)."""
@@ -121,6 +123,7 @@ def by_time(
         (dense.get(-lag % slots_of_week, len(dense)), 0),  # alone in its phase it says nothing
         lag,
         why_few=f"the reference has {weeks:.1f} weeks: take shorter windows",
+        slots=tuple(int(found[at]) for at in kept),
     )
 
 

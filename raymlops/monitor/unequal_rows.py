@@ -53,7 +53,8 @@ def compare_columns(
         least.append(floors(kinds[-1], usual))
     together = np.hstack(values)
     phases = np.array(own.phases, dtype=np.int64)
-    reference = Own(together[:count], np.concatenate(kinds), np.concatenate(least), phases, lag=own.lag)
+    slots = None if own.slots is None else np.array(own.slots, dtype=np.int64)
+    reference = Own(together[:count], np.concatenate(kinds), np.concatenate(least), phases, lag=own.lag, slots=slots)
     return compare(reference, together[count:], phases=own.phase, share=share)
 
 

@@ -19,7 +19,7 @@ from raymlops.lifecycle.watch.quality import TrafficQuality, traffic_quality
 from raymlops.lifecycle.watch.reporting import page
 from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.traffic import last_ended
-from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored
+from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, refused_in_all, refused_lines
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
 from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
@@ -68,7 +68,10 @@ class DriftRecord(Record):
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
         title = f"{self.name}, version {self.version}, windows of {self.window_h:g} h"
-        lines = [title, *(f"  {window.text()}" for window in self.windows)]
+        never = refused_in_all(self.windows)
+        lines = [title, *(f"  {window.text(without=never.get(window.side, ()))}" for window in self.windows)]
+        for side, refused in never.items():
+            lines += [f"  {line}" for line in refused_lines(refused, f"{side}, in no window judged")]
         lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
         lines += [f"  {incident.text()}" for incident in open_]
@@ -170,6 +173,7 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     if any(side.between and not side.reference.layout.scores for side in model.sides):
         gone = f"version {model.version} of {model.name} keeps nothing of how columns go together"
         notes.append(f"{gone}: register its run again")
+    notes += [] if model.short is None else [model.short]
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))

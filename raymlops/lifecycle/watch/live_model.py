@@ -14,11 +14,13 @@ from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored
 from raymlops.lifecycle.live.outage import absences
 from raymlops.lifecycle.prediction_log import stored_log
+from raymlops.lifecycle.watch.monitor_text import too_short_log
 from raymlops.lifecycle.watch.normal import Normal
 from raymlops.lifecycle.watch.traffic import Traffic
 from raymlops.lifecycle.watch.window_drift import SIDES
 from raymlops.lifecycle.watch.windows import Windows, place_of
 from raymlops.monitor.outcome import FEWEST_ROWS
+from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.drift import about, baselines_of, first_start
 
@@ -51,6 +53,8 @@ class LiveModel:
     """Beyond which what is told beside drift is an alarm."""
     as_deployed: bool
     """Whether the controller judges the same of it."""
+    short: str | None = None
+    """Why nothing is ever compared with windows that were served, where its log is not kept long enough."""
 
     @property
     def inputs(self) -> Normal | None:
@@ -123,8 +127,9 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
         if key in references
     )
     as_deployed = settings.between_columns == deployed.between_columns
+    short = too_short_log(settings, settings_of(champion).log)
     return LiveModel(
-        name, version, champion.created_at, window_s, traffic, judged, tuple(said), settings.quality, as_deployed
+        name, version, champion.created_at, window_s, traffic, judged, tuple(said), settings.quality, as_deployed, short
     )
 
 

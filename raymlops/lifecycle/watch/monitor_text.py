@@ -1,6 +1,6 @@
 """How a model is watched, in words: what its ``monitor`` section asks for, and how that differs from another. Pure.
 
-Owns the sentences of ``status`` and ``audit``. References to credentials are named, never resolved.
+Owns the sentences of ``status``, ``audit`` and ``deploy``. References to credentials are named, never resolved.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.data import SkillSection
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.monitor.baseline import baseline_days
 from raymlops.state.store import Deployment
 
 if TYPE_CHECKING:
     from raymlops.config.base import SecretRef
     from raymlops.config.schema import MonitorSection
+    from raymlops.config.serve import LogSection
 
 
 def monitor_text(monitor: MonitorSection) -> str:
@@ -30,6 +32,19 @@ def monitor_text(monitor: MonitorSection) -> str:
         parts.append(f"labels {_skill(monitor.skill)}")
     parts.append("no notify" if monitor.notify is None else f"notifies {_reference(monitor.notify)}")
     return "; ".join(parts)
+
+
+def too_short_log(monitor: MonitorSection, log: LogSection) -> str | None:
+    """Return why nothing is ever compared with windows that were served; None where the log is kept long enough."""
+    needed, kept = baseline_days(monitor.window_h * 3600), log.retention_days
+    if not log.enabled or kept is None or kept >= needed:
+        return None
+    return (
+        f"a serving baseline of windows of {monitor.window_h} h takes {needed} days of the log, and "
+        f"serve.log.retention_days keeps {kept:g}: what needs one, as a column that is acknowledged or is served "
+        f"otherwise than trained, is never judged. Keep {needed} days or more, or take shorter windows "
+        "(monitor.window_h)"
+    )
 
 
 def monitor_changes(before: Any, after: Any) -> str:

@@ -15,7 +15,7 @@ from raymlops.records import Record
 from raymlops.state.drift import JudgedWindow, about
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.monitor.outcome import Outcome
@@ -59,8 +59,11 @@ class WindowDrift(Record):
         """Return ``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
         return "waiting" if self.verdict is None else self.verdict.outcome
 
-    def text(self) -> str:
-        """Return a line, and the columns that moved most where they lead to it."""
+    def text(self, *, without: Collection[str] = ()) -> str:
+        """Return a line, and the columns that moved most where they lead to it.
+
+        Of what could not be judged all are named but those that are told of elsewhere.
+        """
         title = self.side if self.kind == "drift" else f"{self.side}, skew"
         if self.start is None or self.stop is None:
             return f"{title}: {self.waiting}"
@@ -69,9 +72,8 @@ class WindowDrift(Record):
             return f"{title}, {span}: {self.waiting}"
         outcome = f"{self.verdict.outcome}, acknowledged" if self.acknowledged else self.verdict.outcome
         line = f"{title}, {span}, against {self.against}: {outcome}: {self.verdict.reason}"
-        refused = list(self.refused.items())
-        line += "".join(f"\n    not judged: {name}: {why}" for name, why in refused[:_SHOWN])
-        line += f"\n    not judged: {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        refused = {name: why for name, why in self.refused.items() if name not in without}
+        line += "".join(f"\n    {each}" for each in refused_lines(refused, "not judged"))
         moved = [column for column in self.verdict.columns if column.flagged][:_SHOWN]
         if not moved:
             return line
@@ -92,6 +94,25 @@ class WindowDrift(Record):
         shown = [name for name in rows[0] if any(row[name] for row in rows)]
         indented = table(rows, dict.fromkeys(shown)).replace("\n", "\n    ")
         return f"{line}\n    {indented}"
+
+
+def refused_in_all(found: Iterable[WindowDrift]) -> dict[Side, dict[str, str]]:
+    """Return by side what could be judged in none of several windows, for one reason, as slices of too few rows."""
+    sides: dict[Side, list[Mapping[str, str]]] = {}
+    for one in found:
+        if one.verdict is not None:
+            sides.setdefault(one.side, []).append(one.refused)
+    return {
+        side: {name: why for name, why in first.items() if all(each.get(name) == why for each in others)}
+        for side, (first, *others) in sides.items()
+        if others
+    }
+
+
+def refused_lines(refused: Mapping[str, str], what: str) -> list[str]:
+    """Return what could not be judged in lines, the first ones of many."""
+    lines = [f"{what}: {name}: {why}" for name, why in list(refused.items())[:_SHOWN]]
+    return lines + ([f"{what}: {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else [])
 
 
 def of_parts(found: Sequence[WindowDrift], *, spared: Sequence[bool]) -> WindowDrift:

@@ -151,6 +151,26 @@ def test_validate_knows_the_inputs_of_the_recipe(tmp_path, capsys):
     assert "data.checks.columns names 'y', no input of the signature" in capsys.readouterr().err
 
 
+def test_validate_knows_the_types_of_inputs(tmp_path, capsys):
+    """A value that no row can have, or a slice by one, would be found after the data was read, if at all."""
+    file = tmp_path / "a.yaml"
+    file.write_text(NAMED.replace("RECIPE", "Plain").replace("COLUMN", "x"))
+    assert main(["validate", str(file), "data.checks.columns.x.values=[1, 2.5]"]) == 0
+    assert main(["validate", str(file), "data.checks.columns.x.values=[1, a]"]) == 2
+    assert "data.checks.columns.x.values: got 'a'; the signature says float" in capsys.readouterr().err
+    assert main(["validate", str(file), "monitor.slices={x: [a]}"]) == 2
+    assert "monitor.slices.x: got 'a'; the signature says float" in capsys.readouterr().err
+
+
+def test_validate_warns_of_windows_that_get_no_serving_baseline(tmp_path, capsys):
+    """The log keeps less than they take."""
+    file = tmp_path / "a.yaml"
+    file.write_text(NAMED.replace("RECIPE", "Plain").replace("COLUMN", "x"))
+    assert main(["validate", str(file), "monitor.window_h=168", "--json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert "takes 155 days of the log" in warning
+
+
 def test_validate_says_that_a_signature_needs_the_data(tmp_path, capsys):
     """What only a run can check is no error, and not passed over in silence."""
     file = tmp_path / "a.yaml"

@@ -469,6 +469,14 @@ def test_a_version_is_removed_by_its_number():
         number_of("@challenger")
 
 
+def test_a_deploy_warns_of_windows_that_get_no_serving_baseline(called):
+    """A week's takes 155 days of the log, which keeps 90."""
+    call = called(1)
+    weeks = call.spec.model_copy(update={"monitor": call.spec.monitor.model_copy(update={"window_h": 168})})
+    record = _bring(replace(call, spec=weeks), action="deploy", breaking=True)
+    assert any("takes 155 days of the log" in warning for warning in record.warnings)
+
+
 def test_who_is_told_of_incidents_is_checked_before_anything_is_changed(state, called, tmp_path, monkeypatch):
     """A URL that apprise does not know is refused; one that is not here may be where the controller runs."""
     monkeypatch.chdir(tmp_path)

@@ -177,7 +177,11 @@ def test_how_a_model_is_watched_is_told(root, config):
     """By the champion's settings; where no traffic is kept, nothing is judged whatever they are."""
     (model,) = overview(config)
     assert "\n  watched   windows of 24 h; no notify" in model.text()
+    weeks = version(2, "champion", monitor={"window_h": 168})
     off = version(2, "champion", serve={"log": {"enabled": False}}, monitor={"window_h": 6})
     with State.open(f"sqlite:///{root}/state.db") as state:
         put(state, "off", [replace(off, name="off")])
+        put(state, "weeks", [replace(weeks, name="weeks")])
+    (found,) = (one for one in overview(config) if one.name == "weeks")
+    assert "a serving baseline of windows of 168 h takes 155 days of the log" in found.text()
     assert [one.watched for one in overview(config) if one.name == "off"] == ["off: serve.log.enabled is false"]

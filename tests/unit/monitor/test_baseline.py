@@ -1,6 +1,6 @@
 """What is compared with what."""
 
-from raymlops.monitor.baseline import Window, first_served, running, serving_baseline, wanted_windows
+from raymlops.monitor.baseline import Window, baseline_days, first_served, running, serving_baseline, wanted_windows
 from raymlops.monitor.own_windows import DAY_S
 
 
@@ -35,6 +35,11 @@ def test_a_baseline_stays_with_the_first_windows():
 def test_shorter_windows_take_more_of_them():
     """A week's 20, one more for each further day of it, and of hours as many as three weeks have."""
     assert [wanted_windows(days * DAY_S) for days in (14, 7, 1, 0.5, 0.25, 1 / 24)] == [20, 20, 26, 42, 84, 504]
+
+
+def test_hours_are_kept_long_enough_for_a_baseline_and_what_is_judged_by_it():
+    """20 weeks and two are 154 days, 26 days and two 28, 84 times six hours and five 22.25; and a day more each."""
+    assert [baseline_days(days * DAY_S) for days in (7, 1, 0.25)] == [155, 29, 24]
 
 
 def test_a_missing_window_is_not_the_one_before():

@@ -9,13 +9,13 @@ from scipy.stats import multivariate_normal, norm
 from raymlops.monitor.conformal import Own, as_unrelated, rank_one, rank_two
 
 
-def own(*values, phases=None, kinds=None, lag=1):
+def own(*values, phases=None, kinds=None, lag=1, slots=None):
     found = np.array(values, dtype=float)
     found = found[:, None] if found.ndim == 1 else found
     number = found.shape[1]
     phases = np.zeros(len(found), int) if phases is None else np.array(phases)
     kinds = np.zeros(number, int) if kinds is None else np.array(kinds)
-    return Own(found, kinds, np.full(number, 1e-6), phases, lag)
+    return Own(found, kinds, np.full(number, 1e-6), phases, lag, None if slots is None else np.array(slots))
 
 
 def test_one_window_is_measured_by_the_others():
@@ -93,6 +93,16 @@ def test_what_two_reach_is_the_least_of_what_single_windows_do():
     values, two = rng.standard_normal((9, 2)), rng.standard_normal((2, 2)) + 4
     alone = [rank_one(own(*values), one).distances for one in two]
     assert rank_two(own(*values), two).distances == pytest.approx(np.minimum(*alone))
+
+
+def test_windows_nearer_than_a_day_are_no_pair_of_days():
+    """Three days of two windows and two judged ones, a day apart: of 28 pairs 6 are of windows that follow each other.
+
+    Of the same windows a week apart each all 28 are ranked.
+    """
+    values, two = (1, 2, 3, 1, 2, 3), np.array([[9.0], [9.0]])
+    assert rank_two(own(*values, lag=2), two).p == pytest.approx(1 / 22)
+    assert rank_two(own(*values, lag=2, slots=range(-84, 0, 14)), two).p == pytest.approx(1 / 28)
 
 
 def test_a_distance_is_critical_exactly_where_the_rank_is():

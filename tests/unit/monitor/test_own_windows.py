@@ -57,9 +57,13 @@ def test_days_have_the_phase_of_their_weekday():
 
 
 def test_hours_are_compared_with_the_same_hours_of_the_week():
-    """A day has four times six hours; the window before is those of the day before: 4 of 28 phases back."""
+    """A day has four times six hours; the window before is those of the day before: 4 of 28 phases back.
+
+    The newest own window ends six hours before, 84 of them begin 85 windows before.
+    """
     own = by_time(*hours(3), window_s=(3 * WEEK_S + 6 * 3600, 3 * WEEK_S + 12 * 3600))
     assert own.lag == 4
+    assert own.slots == tuple(range(-85, -1))
     assert own.phase == (24, 0)
     assert np.bincount(own.phases).tolist() == [3] * 28
 

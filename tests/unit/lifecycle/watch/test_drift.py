@@ -138,6 +138,19 @@ def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
     assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
 
 
+def test_windows_that_get_no_serving_baseline_are_said(spec, tmp_path):
+    """A week's takes 22 weeks of the log, which keeps 90 days."""
+    with state_of(spec) as state:
+        served_days.deploy(state, served_days.bundle_of(tmp_path, served_days.references(today=TODAY)), version=4)
+        assert drift("flights").notes == ()
+        weeks = {"window_h": 168}
+        served_days.deploy(
+            state, served_days.bundle_of(tmp_path, served_days.references(today=TODAY)), version=5, monitor=weeks
+        )
+    (note,) = drift("flights").notes
+    assert "takes 155 days of the log, and serve.log.retention_days keeps 90" in note
+
+
 def test_what_drifted_never_becomes_what_is_normal(spec, tmp_path):
     """Training was right for 15 days; 45 days of drift later the newest window still is an alarm."""
     serve(tmp_path, [0] * 15 + [0.5] * 45)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from raymlops.config.schema import MonitorSection
-from raymlops.lifecycle.watch.monitor_text import monitor_changes, monitor_text
+from raymlops.config.serve import LogSection
+from raymlops.lifecycle.watch.monitor_text import monitor_changes, monitor_text, too_short_log
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment
 
@@ -37,6 +38,19 @@ def test_how_labels_are_judged_is_said_where_it_is_not_as_by_default():
     section = MonitorSection.model_validate({"skill": {"metric": "auc", "min": 0.3}})
     assert monitor_text(section) == "windows of 24 h; labels by auc of 24 h, min 0.3; no notify"
     assert monitor_changes(side(3), side(3, skill={"min": 0.3})) == "monitor.skill.min: none -> 0.3"
+
+
+def test_a_log_too_short_for_a_baseline_is_said_with_what_to_do():
+    """22 weeks and a day are 155 days; where all is kept, or nothing is, there is nothing to say."""
+    weeks = MonitorSection(window_h=168)
+    told = too_short_log(weeks, LogSection())
+    assert told is not None
+    assert "takes 155 days of the log, and serve.log.retention_days keeps 90" in told
+    assert told.endswith("Keep 155 days or more, or take shorter windows (monitor.window_h)")
+    for log in (LogSection(retention_days=155), LogSection(retention_days=None), LogSection(enabled=False)):
+        assert too_short_log(weeks, log) is None
+    assert too_short_log(MonitorSection(), LogSection()) is None
+    assert "takes 29 days" in str(too_short_log(MonitorSection(), LogSection(retention_days=14)))
 
 
 def test_what_changed_is_said_value_by_value():

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from raymlops.lifecycle.watch.drift import DriftRecord
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, to_stored
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
@@ -48,3 +49,19 @@ def test_a_reason_is_kept_as_text_that_any_database_takes(waits):
     stop = START + timedelta(days=1)
     window = WindowDrift("inputs", "drift", None, START, stop, 500, verdict, "share of A\0\nÄ")
     assert to_stored(window, name="flights", version=3, now=START).reason == r"share of A\u0000\u000aÄ"
+
+
+def test_what_is_judged_in_no_window_is_told_once():
+    """A slice of too few rows; what one window alone cannot judge is told there, and so is all of a single window."""
+    few, lacks = {"carrier=aa": "too few rows"}, {"carrier=aa": "too few rows", "hour": "redacted"}
+    verdict = DriftVerdict("ok", "like", 500, 30, 28.5, 0.5, None, (), 3.5, None)
+    windows = tuple(
+        WindowDrift("inputs", "drift", "training", START, START + timedelta(days=1), 500, verdict, "", refused)
+        for refused in (few, lacks, few)
+    )
+    lines = [line.strip() for line in DriftRecord("flights", 3, 24, windows).text().splitlines()]
+    assert [line for line in lines if "judged" in line] == [
+        "not judged: hour: redacted",
+        "inputs, in no window judged: carrier=aa: too few rows",
+    ]
+    assert "not judged: carrier=aa: too few rows" in DriftRecord("flights", 3, 24, windows[:1]).text()
