@@ -12,7 +12,7 @@ from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
 from raymlops.monitor.baked import Baked, bake
 from raymlops.predictions.counts import Counts
 from raymlops.serving.control.render import settings_of
-from raymlops.state.drift import BOUNDED, incidents_of
+from raymlops.state.drift import BROKEN, incidents_of
 from raymlops.state.loop import freeze_of
 from raymlops.state.rollouts import rollouts
 from raymlops.state.versions import decision_of, recorded, registered_of
@@ -77,7 +77,7 @@ def hold_of(state: State, one: Retraining, *, now: datetime) -> str:
         return frozen.text()
     if one.trigger != "person":
         for incident in incidents_of(state, one.name, open_only=True):
-            if incident.kind in BOUNDED:
+            if incident.kind in BROKEN:
                 return f"nothing during an incident: {incident.text()}"
     return ""
 

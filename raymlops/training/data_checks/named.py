@@ -12,12 +12,14 @@ from raymlops.errors import RecipeError, UsageError
 from raymlops.recipe import signature_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raymlops.arrays import Column
     from raymlops.config.data import ChecksSection, ColumnBounds
     from raymlops.project import Project
     from raymlops.signature import Signature
 
-_EQUAL = {"string": {str}, "int": {int, float}, "float": {int, float}, "bool": {bool, int}}
+_EQUAL: Mapping[str, set[type]] = {"string": {str}, "int": {int, float}, "float": {int, float}, "bool": {bool, int}}
 """What may equal a value of a column."""
 
 
