@@ -23,6 +23,7 @@ from raymlops.lifecycle.live.staging import Fetch, fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
+from raymlops.lifecycle.quality.model import unjudged
 from raymlops.lifecycle.registration.admission import admitted, check_callers
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
@@ -214,7 +215,12 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     with suppress(ClusterError):  # one that cannot be asked is reported by the next request
         check_sharing_of_deployments(call.spec, call.api.room())
     listens, warnings = check_serve(call.api, call.spec)
-    return listens, (*warnings, *check_notify(call.spec.monitor.notify), *call.watched[1])
+    return listens, (
+        *warnings,
+        *check_notify(call.spec.monitor.notify),
+        *call.watched[1],
+        *unjudged(call.new("champion")),
+    )
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:

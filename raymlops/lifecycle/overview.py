@@ -115,7 +115,7 @@ class ModelOverview(Record):
             "aborted": self._aborted(),
             "watched": self.watched,
             "drift": drift_lines(self.drift),
-            "loop": loop_lines(self.loop),
+            "loop": "\n".join(self._loop()),
             "quality": quality_line(self.quality),
         }
 
@@ -140,6 +140,11 @@ class ModelOverview(Record):
             lines += [f"{100 * seen['weight']:g}%: {text}" for text in (sides, *_labelled(seen))]
         lines += _losses_until(rollout["evidence"])
         return lines if self.moved_by else [*lines, UNMOVED]
+
+    def _loop(self) -> list[str]:
+        lines = (loop_lines(self.loop) or "").splitlines()
+        stands = self.loop is not None and self.loop.get("open") is not None and not self.moved_by
+        return [*lines, UNMOVED] if stands else lines
 
     def _coming(self) -> list[str]:
         lines = []

@@ -98,7 +98,7 @@ def due(
         if look is None or look.again is None or now >= look.again:
             if _is_early(model, span, now=now) or hurry():
                 return
-            labels = labels or _labels(model, span.start)
+            labels = labels or labels_since(model, span.start)
             if labels is None:  # none came since it began
                 return
             found = model.measure(labels, start=span.start, stop=span.stop, now=now)
@@ -141,7 +141,12 @@ def _is_early(model: QualityModel, span: Span, *, now: datetime) -> bool:
     return within is not None and now < span.stop + timedelta(hours=within)
 
 
-def _labels(model: QualityModel, since: datetime) -> Labels | None:
+def labels_since(model: QualityModel, since: datetime) -> Labels | None:
+    """Return the labels that came since then; None without any.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
     from raymlops.predictions.labelled import load_labels
     from raymlops.predictions.partition import Faults
     from raymlops.predictions.paths import label_days

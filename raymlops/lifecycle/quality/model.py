@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from raymlops.bundle.loss import own_losses
 from raymlops.bundle.quality import quality_of
-from raymlops.errors import BundleError, NotFoundError, UsageError
+from raymlops.config.data import SkillSection
+from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, taken_by
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.quality.answers import rule_of
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from raymlops.answer_loss import AnswerLoss
     from raymlops.bundle.loss import OwnLosses, Pair
-    from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.answers import AskRecipe
     from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef
@@ -82,6 +82,28 @@ class QualityModel:
         if found is None:
             return None
         return measure(found, self.rule, self.known, self.section, now=now.timestamp(), window_s=self.window_s)
+
+
+def unjudged(item: Deployment) -> tuple[str, ...]:
+    """Return why labelled answers of a version cannot be judged as ``monitor.skill`` says, where it says anything.
+
+    A bundle that cannot be read changes nothing: whatever else needs it says so.
+    """
+    section = monitored(item).skill
+    if section == SkillSection():
+        return ()
+    try:
+        rule = rule_of(item)
+        if rule.kind == "none":
+            return (f"monitor.skill judges nothing: {rule.reason}",)
+        if section.metric not in (there := metrics_of(rule)):
+            return (f"monitor.skill.metric is {section.metric}, and its answers have {', '.join(there)}",)
+        quality_of(item.bundle.uri, item.bundle.digest)
+    except NotFoundError as error:
+        return (f"monitor.skill judges nothing: {error.message}. {error.hint}",)
+    except (BundleError, StorageError):
+        return ()
+    return ()
 
 
 def promoted_at(state: State, champion: Deployment) -> datetime:

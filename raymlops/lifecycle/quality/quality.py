@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from raymlops.config.paths import local_path
 from raymlops.errors import UsageError
-from raymlops.lifecycle.quality.due import due, history_of, pending
+from raymlops.lifecycle.quality.beside import Beside, beside
+from raymlops.lifecycle.quality.due import due, history_of, labels_since, pending
 from raymlops.lifecycle.quality.estimate import Estimated, estimated
 from raymlops.lifecycle.quality.model import quality_model
 from raymlops.lifecycle.quality.window import verdict_of
@@ -21,9 +22,11 @@ from raymlops.records import Record
 from raymlops.state.drift import Incident, JudgedWindow, incidents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from raymlops.config.data import SkillSection
+    from raymlops.lifecycle.quality.due import Span
+    from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.state.store import State
@@ -49,6 +52,8 @@ class QualityRecord(Record):
     waiting: int = 0
     """Windows that ended and wait for their labels."""
     estimated: Estimated | None = None
+    beside: tuple[Beside, ...] = ()
+    """Shadows on the same labelled requests."""
     incidents: tuple[Incident, ...] = ()
     """Open ones, of these answers."""
 
@@ -72,9 +77,10 @@ class QualityRecord(Record):
             s = "s" if self.waiting > 1 else ""
             lines.append(f"  {self.waiting} window{s} that ended wait{'' if s else 's'} for labels")
         elif not self.windows:
-            lines.append("  no window has ended yet since it took the route")
+            lines.append("  no window in which it answered has ended yet since it took the route")
         if self.estimated is not None:
             lines.append(f"  {self.estimated.text()}")
+        lines += [f"  {each.text()}" for each in self.beside]
         lines += [f"  {incident.text()}" for incident in self.incidents]
         return "\n".join(lines)
 
@@ -125,9 +131,13 @@ def judged_quality(
     kept = history_of(state, model)
     ended = list(pending(state, model, now=now))
     ends = time.monotonic() + ANSWER_S
-    newer = due(state, model, now=now, hurry=lambda: time.monotonic() >= ends)
+
+    def hurry() -> bool:
+        return time.monotonic() >= ends
+
+    newer = due(state, model, now=now, hurry=hurry)
     found = [*kept, *(window for window, _ in newer)]
-    later = [one for one in ended if not found or one.start >= found[-1].stop]
+    later = _asked(model, [one for one in ended if not found or one.start >= found[-1].stop])
     shown = [one for one in found if one.start >= since] if since is not None else found[-1:]
     open_ = (one for one in incidents_of(state, name, open_only=True) if one.kind == "skill")
     return QualityRecord(
@@ -140,8 +150,33 @@ def judged_quality(
         tuple(shown),
         len(later),
         estimated(model, later[-1]) if later else None,
+        tuple(_beside(state, model, now=now, hurry=hurry)),
         tuple(open_),
     )
+
+
+def _asked(model: QualityModel, spans: Sequence[Span]) -> list[Span]:
+    """Return the windows in which the version answered anybody, by a listing of its hours."""
+    from raymlops.predictions.paths import prediction_hours
+    from raymlops.storage.store import Store
+
+    if not spans:
+        return []
+    found = prediction_hours(Store(model.root), model.name, since=spans[0].start, version=model.version)
+    return [span for span in spans if any(span.start <= hour.start < span.stop for hour in found)]
+
+
+def _beside(state: State, model: QualityModel, *, now: datetime, hurry: Callable[[], bool]) -> Iterator[Beside]:
+    shadows = [item for item in state.deployments(model.name) if item.shadow > 0]
+    if not shadows:
+        return
+    labels = labels_since(model, max(model.since, min(one.created_at for one in shadows)))
+    if labels is None:
+        return
+    for shadow in shadows:
+        found = beside(model, shadow, labels, now=now, hurry=hurry)
+        if found is not None:
+            yield found
 
 
 def window_lines(window: JudgedWindow) -> Iterator[str]:

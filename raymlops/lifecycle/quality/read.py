@@ -1,8 +1,9 @@
 """Read the answers of one version to the requests of a window from the prediction log, and what labels say of them.
 
 Owns which rows these are: what the champion answered to callers at random, not copies, pinned requests, or those that
-it answered for a canary. Of a request id that came twice the first answer counts. Memory is bounded: labels are those
-of a sample of rows where all take more (``predictions.labelled``), and of all rows, labelled or not, a sample is kept.
+it answered for a canary; of a shadow its copies. Of a request id that came twice the first answer counts. Memory is
+bounded: labels are those of a sample of rows where all take more (``predictions.labelled``), and of all rows, labelled
+or not, a sample is kept.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Reader:
     slices: Sequence[Slice] = ()
     ask: Callable[[Sequence[Pair]], OwnLosses] | None = None
     """Returns the losses by the recipe's own ``loss_of``."""
+    route: str = "champion"
     most_rows: int = MOST_ROWS
     believes: bool = False
     """Whether the sample has what answers say of themselves too: ``confidence``, ``if_true``, ``if_false``; or NaN."""
@@ -97,7 +99,7 @@ class _Found:
             self.notes.append(f"labels are very many, so that those of one in {labels.every:,} rows are read")
 
     def add(self, batch: pa.RecordBatch) -> None:
-        batch = batch.filter(pc.and_(pc.equal(batch["route"], "champion"), pc.is_null(batch["fallback_from"])))
+        batch = batch.filter(pc.and_(pc.equal(batch["route"], self._by.route), pc.is_null(batch["fallback_from"])))
         if self._labels.every > 1:
             numbers = self._labels.hash_of(batch["request_id"], batch["row"])
             batch = batch.filter(pa.array(numbers & (self._labels.every - 1) == 0))

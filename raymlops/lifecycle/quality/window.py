@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.lifecycle.watch.window_drift import plain
+from raymlops.lifecycle.watch.window_drift import cut, plain, printable
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict, above, judge
 from raymlops.state.drift import JudgedWindow
@@ -45,7 +45,7 @@ def judged(
     """
     window = None if found.refused else found.window
     windows = [*believed(before, section), *([] if window is None else [window])]
-    verdict = judge(windows, margin=section.margin, refused=found.refused)
+    verdict = judge(windows, margin=section.margin, refused=printable(found.refused))
     beyond = [] if window is None else list(_beyond(verdict, windows, section))
     if found.refused:
         outcome, reason = "waiting", found.refused
@@ -63,7 +63,7 @@ def judged(
         stop,
         version,
         outcome,
-        reason[:2000],
+        printable(reason)[:2000],
         found.labelled,
         now,
         AGAINST,
@@ -113,7 +113,7 @@ def _details(found: Measured, verdict: Verdict, section: SkillSection) -> dict[s
         "metric": section.metric,
         "reference": section.reference,
         "window": None if window is None else window.to_dict(),
-        "unbelieved": found.refused,
+        "unbelieved": printable(found.refused),
         "verdict": asdict(verdict),
         "answered": found.rows,
         "coverage": {
@@ -124,5 +124,5 @@ def _details(found: Measured, verdict: Verdict, section: SkillSection) -> dict[s
         },
         "selection": asdict(found.selection),
         "slices": [asdict(one) for one in found.slices[:_KEPT_SLICES]],
-        "notes": list(found.notes[:_KEPT_NOTES]),
+        "notes": [cut(printable(note)) for note in found.notes[:_KEPT_NOTES]],
     }

@@ -139,7 +139,7 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
         found.stop,
         version,
         found.outcome,
-        _printable(found.waiting if verdict is None else verdict.reason)[:2000],
+        printable(found.waiting if verdict is None else verdict.reason)[:2000],
         found.rows,
         now,
         found.against,
@@ -213,7 +213,7 @@ def _of(kind: type[T], data: Mapping[str, Any]) -> T:
     return kind(**{each.name: data[each.name] for each in fields(kind) if each.name in data})  # type: ignore[arg-type]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     r"""Return a text in which what is no printable character, such as NUL, is written as ``\u0000``.
 
     It may name a category, which is anybody's text; Postgres refuses NUL.

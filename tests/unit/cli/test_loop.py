@@ -74,4 +74,8 @@ def test_status_of_a_model_says_what_its_loop_waits_for(state, capsys):
     assert out.startswith("flights\n")
     assert "loop" in out
     assert "every_days: due at 20" in out
+    assert main(["retrain", "flights", *WHY]) == 0
+    capsys.readouterr()
+    assert main(["status", "flights"]) == 0
+    assert "no controller of this state is running" in capsys.readouterr().out
     assert main(["status", "digits"]) == 3

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 from labelled_days import DAY, FIRST, answer_day, label_day, labelled_bundle, live
 from served_days import deploy, references
+from stored import put
 from tiny_bundle import tiny_contents
 
 from raymlops.bundle.write import write_bundle
 from raymlops.config.schema import MonitorSection
 from raymlops.errors import NotFoundError, UsageError
 from raymlops.lifecycle.quality.judge import QualityJudge
+from raymlops.lifecycle.quality.model import unjudged
 from raymlops.lifecycle.quality.quality import judged_quality
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import quality_line, quality_status
 from raymlops.monitor.skill.expected import Window
 from raymlops.state.drift import judged_windows
+from raymlops.state.store import Deployment
 
 HOUR = timedelta(hours=1)
 LATER = FIRST + 7 * DAY
@@ -35,10 +39,9 @@ def test_what_was_kept_and_what_is_due_is_shown(state, tmp_path):
     found = judged_quality(state, "flights", now=FIRST + 5 * DAY + HOUR, since=FIRST)
     assert [one.rows for one in found.windows] == [300, 300, 300]
     assert len(judged_windows(state, "flights", kind="skill")) == 2
-    assert (found.waiting, found.worse) == (2, False)
-    assert found.estimated is None  # nobody asked on the newest day
+    assert (found.waiting, found.worse) == (1, False)  # and nobody asked on the newest day
     found = judged_quality(state, "flights", now=FIRST + 4 * DAY + HOUR)
-    assert len(found.windows) == 1
+    assert (len(found.windows), found.waiting) == (1, 2)
     assert found.estimated.rows == 300
     assert found.estimated.low < found.estimated.before < found.estimated.high
     assert "before labels, " in found.text()
@@ -63,6 +66,9 @@ def test_a_bundle_of_an_earlier_release_says_what_to_do(state, tmp_path):
     with pytest.raises(NotFoundError, match="keeps no test rows") as caught:
         judged_quality(state, "flights", now=LATER)
     assert "Train and register" in caught.value.hint
+    (version,) = state.deployments("flights")
+    assert unjudged(version) == ()  # nobody asked for it
+    assert "keeps no test rows" in unjudged(replace(version, monitor={"skill": {"min": 0.1}}))[0]
 
 
 def test_a_metric_that_answers_do_not_have_is_refused(state, tmp_path):
@@ -75,6 +81,8 @@ def test_a_metric_that_answers_do_not_have_is_refused(state, tmp_path):
     with pytest.raises(UsageError, match=r"monitor\.skill\.metric is auc") as caught:
         judged_quality(state, "flights", now=LATER)
     assert caught.value.hint == "They have loss."
+    (version,) = (one for one in state.deployments("flights") if one.version == 4)
+    assert unjudged(version) == ("monitor.skill.metric is auc, and its answers have loss",)
 
 
 def test_the_report_has_quality_over_time(state, tmp_path):
@@ -109,3 +117,18 @@ def test_a_sampled_log_counts_by_weight(state, tmp_path):
     QualityJudge(state)(LATER)
     (kept,) = judged_windows(state, "flights", kind="skill")
     assert kept.details["coverage"]["labelled"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("slope", "outcome"), [(1.5, "no worse"), (-1.5, "worse")])
+def test_a_shadow_is_compared_on_the_same_labelled_requests(state, tmp_path, slope, outcome):
+    """Version 4 answers copies of what version 3 answers: as it does, or for labels that depend the other way."""
+    live(state, tmp_path)
+    champion, bundle = state.deployments("flights")[0], labelled_bundle(tmp_path)
+    put(state, "flights", [champion, Deployment("flights", 4, bundle, "run", "warm", {}, shadow=1.0)])
+    for day in range(2):
+        rows = answer_day(tmp_path, day, number=1000)
+        answer_day(tmp_path, day, number=1000, version=4, route="shadow", answered_as=slope, writer="shadow")
+        label_day(tmp_path, day, rows, after=HOUR)
+    (found,) = judged_quality(state, "flights", now=LATER).beside
+    assert (found.version, found.outcome, found.rows) == (4, outcome, 2000)
+    assert "of skill lost by the challenger" in found.text()
