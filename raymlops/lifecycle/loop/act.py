@@ -13,7 +13,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
-from raymlops.errors import BundleError, InsufficientResourcesError, NotFoundError, RefusedError
+from raymlops.errors import (
+    BundleError,
+    ConfigError,
+    InsufficientResourcesError,
+    NotFoundError,
+    RefusedError,
+    UsageError,
+)
 from raymlops.lifecycle.live import withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of
@@ -49,6 +56,9 @@ MOST_STEPS = 8
 """Of one call."""
 STARTED = "rollout.start"
 """Action by which a rollout begins."""
+
+_RULED_OUT = (RefusedError, NotFoundError, InsufficientResourcesError, BundleError, ConfigError, UsageError)
+"""What no repetition ends, in place of a cluster, a state or an MLflow that is away."""
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +112,7 @@ class Loop:
             last = action
             try:
                 after = self._act(one, action, now)
-            except (RefusedError, NotFoundError, InsufficientResourcesError, BundleError) as error:
+            except _RULED_OUT as error:
                 # What rules an effect out is written: a person removes it, or the retraining ends.
                 after = self._advance(one, _ruled_out(action, error), now)
             if after is None or (isinstance(action, Wait) and after == one):

@@ -229,3 +229,34 @@ def test_a_second_controller_with_an_outdated_reading_changes_nothing(world):
         loop = Loop(state, world.serve, serve=SERVE, jobs=world.jobs, counted=None, quality=None)
         assert loop.step(outdated, world.now) == outdated
     assert world.newest() == before
+
+
+def test_a_champion_whose_bundle_is_lost_stops_it_and_says_so(world, bundle):
+    """No job can be sent without the recipe's code in it."""
+    from raymlops.errors import BundleError
+
+    def lost(*_arguments):
+        raise BundleError("expected the manifest of a bundle, got nothing")
+
+    world.jobs.submit = lost
+    world.begin()
+
+    assert world.run().note == "expected the manifest of a bundle, got nothing"
+
+
+def test_a_cluster_that_is_away_is_waited_for(world):
+    """Its error is recorded once by the controller, and the next look goes on."""
+    from raymlops.errors import ClusterError
+
+    submit = world.jobs.submit
+
+    def away(*arguments):
+        world.jobs.submit = submit
+        raise ClusterError("the cluster does not answer")
+
+    world.jobs.submit = away
+    world.begin()
+
+    assert world.run().stage == "done"
+    errors = [event.why for event in world.state.events("m") if event.action == "controller.error"]
+    assert errors == ["ClusterError: the cluster does not answer"]
