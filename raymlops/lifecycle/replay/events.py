@@ -25,10 +25,14 @@ _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_busy(state: State, name: str) -> bool:
-    """Return whether something of a model starts, is trained or evaluated."""
-    if state.model(name).coming:
+    """Return whether something of a model starts, is trained or evaluated, or is about to."""
+    model = state.model(name)
+    if model.coming:
         return True
-    return any(one.stage in REAL_TIME for one in retrainings_of(state, name, open_only=True))
+    rolls = model.rollout is not None and model.rollout.status == "running"
+    stages = {one.stage for one in retrainings_of(state, name, open_only=True)}
+    # Before its rollout has begun, and once that has ended, a retraining that rolls out is about to take a step.
+    return bool(stages & REAL_TIME) or ("rolling_out" in stages and not rolls)
 
 
 def judged_until(state: State, name: str) -> datetime:

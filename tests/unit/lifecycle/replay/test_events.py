@@ -64,7 +64,9 @@ def test_stages_of_a_retraining_are_told_once(state, begun):
 
 
 def test_time_stands_still_while_a_retraining_takes_real_time(state, begun):
-    """Until its rollout, which takes time of the replay."""
+    """Until its rollout has begun, which takes time of the replay, and when it bakes it does not."""
     assert is_busy(state, "flights")
-    assert advance(state, begun, begun.at("rolling_out", now=BEGIN + HOUR), why="passed")
+    after = advance(state, begun, begun.at("rolling_out", now=BEGIN + HOUR), why="passed")
+    assert is_busy(state, "flights")
+    assert advance(state, after, after.at("baking", now=BEGIN + HOUR), why="promoted")
     assert not is_busy(state, "flights")
