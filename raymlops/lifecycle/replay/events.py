@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
 from raymlops.state.drift import incidents_of, judged_windows
-from raymlops.state.loop import retrainings_of
+from raymlops.state.loop import FAILED, retrainings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,14 @@ _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def is_busy(state: State, name: str) -> bool:
-    """Return whether something of a model starts, is trained or evaluated."""
-    if state.model(name).coming:
+    """Return whether something of a model starts, is trained or evaluated, or is about to."""
+    model = state.model(name)
+    if model.coming:
         return True
-    return any(one.stage in REAL_TIME for one in retrainings_of(state, name, open_only=True))
+    rolls = model.rollout is not None and model.rollout.status == "running"
+    stages = {one.stage for one in retrainings_of(state, name, open_only=True)}
+    # Before its rollout has begun, and once that has ended, a retraining that rolls out is about to take a step.
+    return bool(stages & REAL_TIME) or ("rolling_out" in stages and not rolls)
 
 
 def judged_until(state: State, name: str) -> datetime:
@@ -38,26 +42,35 @@ def judged_until(state: State, name: str) -> datetime:
 
 
 class EventLog:
-    """Incidents, retrainings and rollouts of a model in words, each once."""
+    """Incidents and retrainings of a model in words, each once."""
 
     def __init__(self, state: State, name: str) -> None:
         self._state = state
         self._name = name
         self._told: set[str] = set()
+        self._stages: dict[str, int] = {}
+        """How many stages of each retraining were told."""
 
     def new(self) -> list[str]:
         """Return what happened since the last call."""
-        found = [text for text in self._all() if text not in self._told]
+        found = [text for text in self._incidents() if text not in self._told]
         self._told.update(found)
-        return found
+        return [*found, *self._retrainings()]
 
-    def _all(self) -> Iterator[str]:
+    def _incidents(self) -> Iterator[str]:
         for incident in reversed(incidents_of(self._state, self._name)):
             columns = f": {some_of(incident.columns, _COLUMNS)}" if incident.columns else ""
             yield f"incident {incident.id[:_ID]} ({incident.kind} of {incident.side}{columns})"
             if incident.closed_at is not None:
                 yield f"incident {incident.id[:_ID]} is over"
+
+    def _retrainings(self) -> Iterator[str]:
         for one in reversed(retrainings_of(self._state, self._name)):
-            for stage in one.stages:
-                why = f" ({one.trigger})" if stage["stage"] == "decided" else ""
-                yield f"retraining {one.id[:_ID]} {stage['stage'].replace('_', ' ')}{why}"
+            before, self._stages[one.id] = self._stages.get(one.id, 0), len(one.stages)
+            if not (new := one.stages[before:]):
+                continue
+            # Repeated stages are attempts.
+            stages = list(dict.fromkeys(str(stage["stage"]).replace("_", " ") for stage in new))
+            version = "" if one.version is None else f", version {one.version}"
+            why = f": {one.note}" if one.stage in FAILED else ""
+            yield f"retraining {one.id[:_ID]} ({one.trigger}{version}) {' > '.join(stages)}{why}"

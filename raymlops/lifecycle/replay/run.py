@@ -8,6 +8,7 @@ that is retrained blindly every few weeks.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,12 +44,12 @@ FAULT_WEEK = 6
 LABEL_LAG = timedelta(days=7)
 BLIND_WEEKS = 4
 TRAIN_DAYS = 90
-JUDGED_AFTER = timedelta(hours=2)
-"""After a week's end: its last hours are counted by then."""
+JUDGED_AFTER = timedelta(hours=1)
+"""After midnight of New York, which is 4 or 5 o'clock in UTC: the hours of the UTC day can be counted by then."""
 SETTLE_S = 150.0
 """Real seconds for which time stands still at most."""
-JUDGE_S = 20.0
-_POLL_S = 0.5
+JUDGE_S = 8.0
+_POLL_S = 0.2
 
 POLICY = (
     "recipe.import=raymlops.recipes.late_flights:LateFlights",
@@ -59,9 +60,12 @@ POLICY = (
     "gate.mode=min",
     "gate.margin=0.005",
     "gate.blocks=28",
+    "monitor.skill.window_h=168",
+    "monitor.skill.labels_within_h=168",
     "serve.log.flush_s=0.2",
     "serve.log.retention_days=365",
     "serve.keep_warm_s=1209600",
+    "serve.ready_timeout_s=604800",
     "serve.max_replicas=1",
     "serve.rollout.steps=[50, 100]",
     "serve.rollout.bake_s=172800",
@@ -113,26 +117,20 @@ class Replay:
         self._weeks = weeks
         self._name = first.project.spec.project.name
         self._events = EventLog(state, self._name)
-        self._requests: list[Request] = []
+        self._requests: deque[Request] | None = None
         self._blind = first.model
         self.feed = Feed(client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
         self.requests = 0
-
         self._wait = wait or _wait
 
     def week(self, number: int) -> WeekRecord:
         """Send the requests of a week, counted from 0, and all labels that are due; return what it came to."""
-        tally, end = Tally(), BEGIN + (number + 1) * WEEK
-        requests = self._of(number)
-        for day in range(7):
-            midnight = end - WEEK + timedelta(days=day + 1)
-            for request in requests:
-                if midnight - timedelta(days=1) <= request.at < midnight:
-                    self._ask(request, tally)
-            self._pass(midnight)
-        self._pass(end + JUDGED_AFTER)
-        self._wait(lambda: judged_until(self._state, self._name) >= end, JUDGE_S)
-        self._settle()
+        tally, end, requests = Tally(), BEGIN + (number + 1) * WEEK, self._left()
+        for days in range(6, -1, -1):
+            closes = end - timedelta(days=days) + JUDGED_AFTER
+            while requests and requests[0].at < closes:
+                self._ask(requests.popleft(), tally)
+            self._pass(closes)
         if (number + 1) % BLIND_WEEKS == 0:
             of = self._first
             self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
@@ -146,25 +144,25 @@ class Replay:
         tally.add(request.labels, version, answers)
         self.requests += 1
 
-    def _of(self, number: int) -> list[Request]:
-        if not self._requests:
+    def _left(self) -> deque[Request]:
+        """Return the requests that were not sent yet."""
+        if self._requests is None:
             recipe: Any = self._first.model.recipe
-            # Rows whose labels came until then are as many weeks as are replayed.
-            splits = recipe.datasets(Window(BEGIN, BEGIN + self._weeks * WEEK + LABEL_LAG))
+            # Rows whose labels came until then are as many weeks as are replayed, and the hour after them.
+            until = BEGIN + self._weeks * WEEK + JUDGED_AFTER
+            splits = recipe.datasets(Window(BEGIN, until + LABEL_LAG))
             tables = [table_columns(each) for each in (splits.train, splits.validation, splits.test)]
             rows = {name: np.concatenate([each[name] for each in tables]) for name in tables[0]}
-            self._requests = asked(
-                rows,
-                np.asarray(recipe.row_times(rows)),
-                recipe.signature(),
-                label=str(recipe.label),
-                fault_week=FAULT_WEEK - 1,
-            )
-        return [request for request in self._requests if request.week == number]
+            times, label = np.asarray(recipe.row_times(rows)), str(recipe.label)
+            found = asked(rows, times, recipe.signature(), label=label, fault_week=FAULT_WEEK - 1)
+            self._requests = deque(found)
+        return self._requests
 
     def _pass(self, moment: datetime) -> None:
-        """Let time go on, and stand still while the controller has something to do that takes real time."""
+        """Let a day end: its window is judged, and what follows from that and takes real time is waited for."""
         self.feed.until(moment)
+        day = moment.replace(hour=0, minute=0)  # windows are days of UTC
+        self._wait(lambda: judged_until(self._state, self._name) >= day, JUDGE_S)
         self._settle()
 
     def _settle(self) -> None:

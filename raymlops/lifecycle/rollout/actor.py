@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 LEASE = "controller"
 RETRY_S = 5.0
+REPLAY_S = 0.5
+"""Between two steps of a replay, whose days pass in seconds."""
 ANSWER_S = 30.0
 """How long a new controller may take to answer: it imports its modules first."""
 JOB_S = 120.0
@@ -189,7 +191,8 @@ class ControllerActor:
                 self._phase = "running"
                 while not self._stopped.is_set():
                     _check_home(state, here)
-                    self._stopped.wait(controller.step(state.now()))
+                    pause_s = controller.step(state.now())
+                    self._stopped.wait(min(pause_s, REPLAY_S) if clock.replayed() else pause_s)
 
     def _controller(self, spec: ProjectSpec, state: State, api: ServeApi) -> Controller:
         from raymlops.lifecycle.loop.act import Loop

