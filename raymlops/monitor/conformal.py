@@ -158,7 +158,7 @@ def rank_two(
         determinant = np.maximum(a * b - c * c, 1e-12)
         x, y = residual[i], residual[j]
         first, second = b * x + c * y, c * x + a * y
-        # Of those beside them each counts as if alone in its phase; two of one phase are weeks apart, and change little.
+        # Those beside them each count as if alone in their phase: two of one phase are weeks apart, and change little.
         beside = near[i] | near[j]
         left = total - (x * first + y * second) / determinant - (beside @ squares if own.lag > 1 else 0.0)
         left /= np.maximum(degrees - beside.sum(axis=1), 1)[:, None]
