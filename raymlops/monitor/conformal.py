@@ -215,9 +215,8 @@ def _slots(own: Own, judged: list[int]) -> Ints:
 def _beside(own: Own, judged: list[int]) -> npt.NDArray[np.bool_]:
     """Return which windows are less than a day from each one, of shape (windows, windows); not itself."""
     slots = _slots(own, judged)
-    near = np.abs(slots[:, None] - slots) < own.lag
-    np.fill_diagonal(near, val=False)
-    return near
+    apart = np.abs(slots[:, None] - slots)
+    return np.asarray((apart < own.lag) & ~np.eye(len(slots), dtype=np.bool_))
 
 
 def _pairs(slots: Ints, *, apart: int) -> tuple[Ints, Ints]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.signature import Signature
 
-_EQUAL = {"string": {str}, "int": {int, float}, "float": {int, float}, "bool": {bool, int}}
+_EQUAL: dict[str, set[type]] = {"string": {str}, "int": {int, float}, "float": {int, float}, "bool": {bool, int}}
 """What may equal a value of a column."""
 
 
@@ -65,5 +65,5 @@ def _check_types(column: Column, bounds: ColumnBounds) -> None:
         raise UsageError(f"{where}: min and max are of numbers; {of}")
     if bounds.values is not None and column.shape:
         raise UsageError(f"{where}: values are of inputs with a single value a row; {of} of shape {column.shape}")
-    if other := [value for value in bounds.values or () if type(value) not in _EQUAL.get(column.type, ())]:
+    if other := [value for value in bounds.values or () if type(value) not in _EQUAL.get(column.type, set())]:
         raise UsageError(f"{where}.values: got {', '.join(map(repr, other))}; {of}")
