@@ -23,6 +23,8 @@ probabilities", Ann. Math. Stat. 27 (1956), ``T(t, r) = Phi(-t) - 2 OwenT(t, sqr
 the mean of those of its phase, while all phases together say how much windows vary. Of windows shorter than a day two
 running are the same hours of two days: what one day has in common is in all of its windows, and says nothing twice. So
 pairs that are ranked are as far apart at least: both windows of one day would show its level, and rank before any two.
+And each window is studentised without those less than a day from it: a window that is judged has none of its own day
+among the own ones, and a day with a level of its own would hide in the variance that its other windows make.
 """
 
 from __future__ import annotations
@@ -120,8 +122,9 @@ def rank_one(own: Own, window: Floats, *, phase: int = 0, shrink: float | Floats
     residual = _within(values, phases)
     # The other part of a hat matrix's diagonal; 0 for the only window of its phase, which nothing can be said of.
     free = np.maximum(1 - 1 / np.bincount(phases)[phases], 1e-12)[:, None]
-    degrees = len(values) - 1 - len(np.unique(phases))
-    left = ((residual**2).sum(axis=0) - residual**2 / free) / degrees
+    degrees, squares, beside = len(values) - 1 - len(np.unique(phases)), residual**2 / free, _beside(own, [0])
+    left = (residual**2).sum(axis=0) - squares - beside @ squares
+    left /= np.maximum(degrees - beside.sum(axis=1), 1)[:, None]
     variances, freedom = _moderated(left, own, degrees)
     distances = residual / np.sqrt(variances * free)
     distances[-1] *= shrink
@@ -143,8 +146,8 @@ def rank_two(
     """
     values, phase = np.vstack([own.values, windows]), np.append(own.phases, phases)
     residual, sizes = _within(values, phase), np.bincount(phase)[phase]
-    total = (residual**2).sum(axis=0)
-    degrees = len(values) - 2 - len(np.unique(phase))
+    total, squares = (residual**2).sum(axis=0), residual**2 / np.maximum(1 - 1 / sizes, 1e-12)[:, None]
+    degrees, near = len(values) - 2 - len(np.unique(phase)), _beside(own, [-own.lag, 0])
 
     def distances(i: Ints, j: Ints) -> tuple[Floats, Floats, Floats]:
         """Return the signed distances of the first and second window of each pair, and their degrees of freedom."""
@@ -155,13 +158,15 @@ def rank_two(
         determinant = np.maximum(a * b - c * c, 1e-12)
         x, y = residual[i], residual[j]
         first, second = b * x + c * y, c * x + a * y
-        left = (total - (x * first + y * second) / determinant) / degrees
+        # Those beside them each count as if alone in their phase: two of one phase are weeks apart, and change little.
+        beside = near[i] | near[j]
+        left = total - (x * first + y * second) / determinant - (beside @ squares if own.lag > 1 else 0.0)
+        left /= np.maximum(degrees - beside.sum(axis=1), 1)[:, None]
         variances, freedom = _moderated(left, own, degrees)
         scale = 1 / np.sqrt(variances * determinant)
         return first * scale / np.sqrt(b + 1e-12), second * scale / np.sqrt(a + 1e-12), freedom
 
-    slots = np.arange(-len(own.values), 0) - own.lag if own.slots is None else own.slots
-    first, second = _pairs(np.append(slots, [-own.lag, 0]), apart=own.lag)
+    first, second = _pairs(_slots(own, [-own.lag, 0]), apart=own.lag)
     others = []
     for part in np.array_split(np.arange(len(first) - 1), -(-len(first) * values.shape[1] // _AT_ONCE)):
         one, two, _ = distances(first[part], second[part])
@@ -199,6 +204,19 @@ def _within(values: Floats, phases: Ints) -> Floats:
     member = (phases == np.arange(phases.max() + 1)[:, None]).astype(np.float64)
     means = member @ values / np.maximum(member.sum(axis=1), 1)[:, None]
     return np.asarray(values - means[phases])
+
+
+def _slots(own: Own, judged: list[int]) -> Ints:
+    """Return when own windows begin, and then those that are judged."""
+    slots = np.arange(-len(own.values), 0) - own.lag if own.slots is None else own.slots
+    return np.append(slots, judged)
+
+
+def _beside(own: Own, judged: list[int]) -> npt.NDArray[np.bool_]:
+    """Return which windows are less than a day from each one, of shape (windows, windows); not itself."""
+    slots = _slots(own, judged)
+    apart = np.abs(slots[:, None] - slots)
+    return np.asarray((apart < own.lag) & ~np.eye(len(slots), dtype=np.bool_))
 
 
 def _pairs(slots: Ints, *, apart: int) -> tuple[Ints, Ints]:

@@ -124,8 +124,10 @@ def compare(
     none = np.zeros(windows.shape[1])
     if count < fewest_own(int(own.phases.max(initial=0)) + 1) or not judged.any():
         return Comparison("insufficient", effective, None, None, none + 1, none > 0)
-    # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it.
-    worth = np.maximum(effective, 2)
+    # The mean of related windows varies by more than 1 / B of a variance, and they vary less around it. Those of a day
+    # are not counted here: ranks leave them out.
+    daily = own.correlation(own.lag)
+    worth = np.maximum(count * (1 - daily) / (1 + daily), 2)
     less = np.sqrt((1 + 1 / count) / (1 + 1 / worth) * (1 - 1 / worth) / (1 - 1 / count))
     every = rank_one(own, windows[-1], phase=phases[1], shrink=less)
     p = holm(every.p_values())
@@ -137,8 +139,7 @@ def compare(
     one = rank_one(kept, seen[-1], phase=phases[1], shrink=less)
     two = None
     if len(windows) == 2:
-        correlation = own.correlation(own.lag)[judged]
-        two = _spread(rank_two(kept, seen, correlation=correlation, phases=phases, shrink=less), judged, none)
+        two = _spread(rank_two(kept, seen, correlation=daily[judged], phases=phases, shrink=less), judged, none)
     warned: Outcome = "warn" if one.p <= warn_level(one, share) else "ok"
     found = Comparison(warned, effective, _spread(one, judged, every.distances), two, p, single, share)
     return replace(found, outcome="alarm") if found.running or single.any() else found

@@ -105,6 +105,18 @@ def test_windows_nearer_than_a_day_are_no_pair_of_days():
     assert rank_two(own(*values, lag=2, slots=range(-84, 0, 14)), two).p == pytest.approx(1 / 28)
 
 
+def test_a_window_is_measured_by_those_of_other_days():
+    """Days of two windows, 0 and 0, 2 and 2, 4 and 10: what is judged has no other window of its day beside it.
+
+    10 is 9 off the mean of 0 and 2. Without it and the 4 of its day, 0, 2 and the judged 2 have a sum of squares of 8/3
+    around their mean, 0 and 2 of 2, with 3 degrees of freedom: 14/9. So it is 9 / sqrt(14/9 * 3/2) = 5.892 off.
+    """
+    days = own(0, 0, 2, 2, 4, 10, phases=[0, 1] * 3, lag=2, slots=[-30, -29, -20, -19, -10, -9])
+    assert rank_one(days, np.array([2.0])).others[0] == pytest.approx(5.892, abs=1e-3)
+    pair = rank_two(days, np.array([[2.0], [2.0]]), phases=(0, 0))
+    assert len(pair.others) + 1 == 28 - 3
+
+
 def test_a_distance_is_critical_exactly_where_the_rank_is():
     """Whatever scores more has a p-value of at most the level; with too few windows nothing can."""
     values = np.random.default_rng(4).standard_normal((39, 2))
