@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
+from raymlops.monitor.chosen_categories import rows_too_many
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def _shares(series: Series, sides: tuple[Cells, Cells], count: Counted) -> Share
     (before, rows), (after, others) = ((count(series, side), int(side.sum())) for side in sides)
     p = before / rows
     chance = _SIGMAS * math.sqrt(p * (1 - p) * (1 / rows + 1 / others))
+    if count is _unknown:  # Training has fewer of them by how its categories were chosen.
+        chance += rows_too_many(sides[0][series.bins]) / rows
     return Shares(p, after / others, chance)
 
 

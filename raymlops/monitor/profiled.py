@@ -31,12 +31,17 @@ ROUNDED = 0.01
 
 
 def column_counts(
-    blocks: Blocks, windows: Sequence[Profile], *, influence: Mapping[str, float] | None = None
+    blocks: Blocks,
+    windows: Sequence[Profile],
+    *,
+    influence: Mapping[str, float] | None = None,
+    by_chance: Collection[str] = (),
 ) -> tuple[list[ColumnCounts], dict[str, str]]:
     """Return the columns to judge, and why others cannot be.
 
     ``windows`` are the window of traffic, after the one before it where there is one. What is not finite counts as
-    missing. A window of a sample counts as the rows that were read, by their weights.
+    missing. A window of a sample counts as the rows that were read, by their weights. ``by_chance`` are the columns of
+    ``chosen_by_chance``.
 
     Raises:
         ValueError: a window was counted on another layout.
@@ -72,6 +77,7 @@ def column_counts(
                 edges=np.array([-np.inf, *series.shown_edges, np.inf]) if shown else None,
                 labels=() if series.is_ordered else (*series.categories, OTHER),
                 influence=None if influence is None else influence.get(series.column),
+                without=len(series.categories) if series.column in by_chance else None,
             )
         )
     return found, refused
@@ -84,6 +90,7 @@ def slice_counts(
     own: OwnWindows,
     *,
     influence: Mapping[str, float] | None = None,
+    by_chance: Collection[str] = (),
 ) -> tuple[list[ColumnCounts], dict[str, str]]:
     """Return the columns of a slice to judge, called ``COLUMN[SLICE]``, and why others, or the whole slice, cannot be.
 
@@ -93,7 +100,7 @@ def slice_counts(
     if now < FEWEST_ROWS or usual < FEWEST_ROWS:
         few = f"{now} rows in this window" if now < FEWEST_ROWS else f"{usual:.0f} rows in the median own window"
         return [], {chosen.name: f"{few}, {FEWEST_ROWS} are needed"}
-    columns, refused = column_counts(blocks, windows, influence=influence)
+    columns, refused = column_counts(blocks, windows, influence=influence, by_chance=by_chance)
     found = [replace(column, name=chosen.qualify(column.name), slice=chosen.name) for column in columns]
     return found, {chosen.qualify(name): why for name, why in refused.items()}
 
