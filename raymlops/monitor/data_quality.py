@@ -89,11 +89,14 @@ def _qualities(reference: Profile, other: Profile) -> Iterator[ColumnQuality]:
         name = (
             series.column if series.measure in {"number", "time", "category"} else f"{series.column} ({series.measure})"
         )
+        is_text = series.measure == "category" and all(
+            beside.measure != "mean" for beside, _ in reference.layout.by_column[series.column]
+        )
         yield ColumnQuality(
             name,
             _shares(series, sides, _nulls),
             _shares(series, sides, _outside) if len(series.edges) and series.measure != "time" else None,
-            _shares(series, sides, _unknown) if series.measure == "category" else None,
+            _shares(series, sides, _unknown) if is_text else None,
         )
 
 

@@ -29,7 +29,7 @@ def reference(number):
 
 
 def test_categories_near_the_fewest_rows_that_make_one_have_rows_too_many():
-    """Of 100,000 rows that is 100: three are below 100 + 2 * 10, with 3 * 10 * sqrt(2 / pi); of variance 4 * 100 twice."""
+    """Of 100,000 rows that is 100: three are below 100 + 2 * 10, with 3 * 10 * sqrt(2 / pi); at D = 4 twice."""
     counts = np.array([98_880, 101, 110, 120, 789])
     assert rows_too_many(counts) == pytest.approx(30 * math.sqrt(2 / math.pi))
     assert rows_too_many(counts, dispersion=4.0) == pytest.approx(60 * math.sqrt(2 / math.pi))
