@@ -155,8 +155,8 @@ class Normal:
         if _within(self._first_hour, window):
             return self._waiting(window, "traffic began within it")
         if self.windows.interrupted(window):
-            what = "no version was" if self.side == "inputs" else f"version {self.version} was not"
-            return self._waiting(window, f"{what} live for a part of it")
+            what = "no version was live" if self.side == "inputs" else _unlike(self.version)
+            return self._waiting(window, f"{what} for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         served = (skewed, self._served_since) if skewed and self._served_since is not None else None
@@ -362,6 +362,10 @@ def _uncounted(hours: int, version: int) -> str:
         f"{hours} of its hours are not counted on the columns of version {version}: the controller counts those of the "
         "last two days, and raymlops predictions NAME --compact counts them all now"
     )
+
+
+def _unlike(version: int) -> str:
+    return f"version {version} was not live, or got another share of the traffic,"
 
 
 def _within(first: datetime | None, window: Window) -> bool:

@@ -198,7 +198,7 @@ def test_the_mean_of_a_vector_is_the_same_number_of_numpy_and_of_arrow():
 
 
 def test_a_short_vector_is_counted_by_its_largest_element():
-    """Of the probabilities of classes that is the answer; not of a matrix, of texts of words, or where one is missing."""
+    """Of the probabilities of classes that is the answer; not of a matrix, nor where one is missing."""
     series = Series("p", "category", categories=("argmax 0", "argmax 2"))
     layout = Layout((series, Series("p", "mean", np.array([0.5]))))
     shares = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.6, 0.2, 0.2], [0.1, 0.8, 0.1], [np.nan, 0.9, 0.1]]
