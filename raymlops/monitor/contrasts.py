@@ -69,7 +69,9 @@ def share_of(angles: Floats) -> Floats:
     return np.asarray(np.sin(angles / 2) ** 2)
 
 
-def contrasts(windows: Counts, nulls: Counts, *, ordered: bool) -> tuple[Floats, tuple[Contrast, ...]]:
+def contrasts(
+    windows: Counts, nulls: Counts, *, ordered: bool, without: int | None = None
+) -> tuple[Floats, tuple[Contrast, ...]]:
     """Return the contrasts of windows, of shape (windows, contrasts), and what they are.
 
     All windows have the same part in what the contrasts are, the judged ones too. Fitted to a reference alone they fit
@@ -79,16 +81,19 @@ def contrasts(windows: Counts, nulls: Counts, *, ordered: bool) -> tuple[Floats,
         windows: Counts of values that are not null, of shape (windows, bins).
         nulls: Nulls of each window, of shape (windows,).
         ordered: Whether the bins are intervals in their order, or categories.
+        without: A category whose share is not compared on its own, nor that of all others, which says the same.
     """
     present = windows.sum(axis=1)
-    values, meanings = _of_values(windows, present, ordered=ordered)
+    values, meanings = _of_values(windows, present, ordered=ordered, without=without)
     if nulls.any():  # In no window at all: nothing to compare, and a contrast less to look at.
         values = np.column_stack([values, stabilised(nulls, present + nulls)])
         meanings = (*meanings, Contrast(NULLS))
     return values, meanings
 
 
-def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[Floats, tuple[Contrast, ...]]:
+def _of_values(
+    windows: Counts, present: Counts, *, ordered: bool, without: int | None
+) -> tuple[Floats, tuple[Contrast, ...]]:
     shares = windows / np.maximum(present, 1)[:, None]
     pooled = shares.sum(axis=0)
     pooled /= max(float(pooled.sum()), 1e-300)
@@ -100,8 +105,13 @@ def _of_values(windows: Counts, present: Counts, *, ordered: bool) -> tuple[Floa
         values = shares @ polynomials(pooled).T
         return values, tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
     order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
+    if without is not None:
+        order = [at for at in order if at != without]
     # Of two shares that add up to 1 one says it all.
-    common, rest = order[:1] if len(order) == 2 else order[:MAX_SHARES], sorted(order[MAX_SHARES:])
+    common = order[:1] if len(filled) == 2 else order[:MAX_SHARES]
+    rest = sorted(order[MAX_SHARES:])
+    if rest and without is not None:
+        rest.append(without)
     grouped, usual, meanings = windows[:, common], pooled[common], [Contrast(SHARE, (at,)) for at in common]
     if rest:
         grouped = np.column_stack([grouped, windows[:, rest].sum(axis=1)])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
+from raymlops.monitor.chosen_categories import rows_too_many
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def _qualities(reference: Profile, other: Profile) -> Iterator[ColumnQuality]:
         name = (
             series.column if series.measure in {"number", "time", "category"} else f"{series.column} ({series.measure})"
         )
+        is_text = series.measure == "category" and all(
+            beside.measure != "mean" for beside, _ in reference.layout.by_column[series.column]
+        )
         yield ColumnQuality(
             name,
             _shares(series, sides, _nulls),
             _shares(series, sides, _outside) if len(series.edges) and series.measure != "time" else None,
-            _shares(series, sides, _unknown) if series.measure == "category" else None,
+            _shares(series, sides, _unknown) if is_text else None,
         )
 
 
@@ -100,6 +104,8 @@ def _shares(series: Series, sides: tuple[Cells, Cells], count: Counted) -> Share
     (before, rows), (after, others) = ((count(series, side), int(side.sum())) for side in sides)
     p = before / rows
     chance = _SIGMAS * math.sqrt(p * (1 - p) * (1 / rows + 1 / others))
+    if count is _unknown:  # Training has fewer of them by how its categories were chosen.
+        chance += rows_too_many(sides[0][series.bins]) / rows
     return Shares(p, after / others, chance)
 
 

@@ -58,6 +58,7 @@ class ColumnCounts:
         labels: Of categories, one a bin; empty where there are none to show.
         influence: How much the model's output depends on the column, from 0 to 1; None where nobody knows.
         slice: Of which rows they are counts; empty for all.
+        without: The category whose share is not compared on its own (see ``chosen_categories``); None for none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ColumnCounts:
     labels: tuple[str, ...] = ()
     influence: float | None = None
     slice: str = ""
+    without: int | None = None
 
     def rows(self, own: OwnWindows) -> Counts:
         """Return the rows of own windows and then of those of traffic."""
@@ -82,6 +84,7 @@ class ColumnCounts:
             np.concatenate([own.sums(self.blocks), self.windows]),
             np.concatenate([own.sums(self.nulls), self.window_nulls]),
             ordered=self.ordered,
+            without=self.without,
         )
 
 

@@ -1,8 +1,8 @@
 """The columns of profiles as the verdict takes them: counts by bin of blocks and of windows of traffic. Pure.
 
 Owns which series are judged, and what is done with values that are not finite, samples, and columns that were not
-counted. Of times only whether they are there is judged, since that they move on is no drift; registers of distinct
-texts are not judged.
+counted. Of times only whether they are there is judged, since that they move on is no drift, and so it is of means that
+rounding alone tells apart, as of shares that add up to 1; registers of distinct texts are not judged.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from raymlops.monitor.own_windows import OwnWindows
-    from raymlops.profiles.layout import Cells, Series
+    from raymlops.profiles.layout import Cells, Layout, Series
     from raymlops.profiles.profile import Blocks, Profile
     from raymlops.profiles.slices import Slice
 
 ROUNDED = 0.01
 """A share of the rows of a sample that rounding may lose."""
+_ROUNDING = 1e-6
+"""Of the elements of a tensor in 32 bits: eight times what one of them is off by."""
 
 
 def column_counts(
-    blocks: Blocks, windows: Sequence[Profile], *, influence: Mapping[str, float] | None = None
+    blocks: Blocks,
+    windows: Sequence[Profile],
+    *,
+    influence: Mapping[str, float] | None = None,
+    by_chance: Collection[str] = (),
 ) -> tuple[list[ColumnCounts], dict[str, str]]:
     """Return the columns to judge, and why others cannot be.
 
     ``windows`` are the window of traffic, after the one before it where there is one. What is not finite counts as
-    missing. A window of a sample counts as the rows that were read, by their weights.
+    missing. A window of a sample counts as the rows that were read, by their weights. ``by_chance`` are the columns of
+    ``chosen_by_chance``.
 
     Raises:
         ValueError: a window was counted on another layout.
@@ -59,7 +66,7 @@ def column_counts(
         bins, missing = _bins(series, blocks.counts[:, cells])
         window_bins, window_missing = _bins(series, traffic[:, cells])
         shown = bool(len(series.edges))
-        if series.measure == "time":
+        if series.measure == "time" or _is_rounding(series, layout):
             bins, window_bins, shown = bins.sum(axis=1, keepdims=True), window_bins.sum(axis=1, keepdims=True), False
         found.append(
             ColumnCounts(
@@ -72,6 +79,7 @@ def column_counts(
                 edges=np.array([-np.inf, *series.shown_edges, np.inf]) if shown else None,
                 labels=() if series.is_ordered else (*series.categories, OTHER),
                 influence=None if influence is None else influence.get(series.column),
+                without=len(series.categories) if series.column in by_chance else None,
             )
         )
     return found, refused
@@ -84,6 +92,7 @@ def slice_counts(
     own: OwnWindows,
     *,
     influence: Mapping[str, float] | None = None,
+    by_chance: Collection[str] = (),
 ) -> tuple[list[ColumnCounts], dict[str, str]]:
     """Return the columns of a slice to judge, called ``COLUMN[SLICE]``, and why others, or the whole slice, cannot be.
 
@@ -93,7 +102,7 @@ def slice_counts(
     if now < FEWEST_ROWS or usual < FEWEST_ROWS:
         few = f"{now} rows in this window" if now < FEWEST_ROWS else f"{usual:.0f} rows in the median own window"
         return [], {chosen.name: f"{few}, {FEWEST_ROWS} are needed"}
-    columns, refused = column_counts(blocks, windows, influence=influence)
+    columns, refused = column_counts(blocks, windows, influence=influence, by_chance=by_chance)
     found = [replace(column, name=chosen.qualify(column.name), slice=chosen.name) for column in columns]
     return found, {chosen.qualify(name): why for name, why in refused.items()}
 
@@ -146,6 +155,17 @@ def _absent(counts: Cells, cells: slice) -> float:
     rows = counts[:, ROWS]
     share = float(((rows - counts[:, cells].sum(axis=1)) / np.maximum(rows, 1)).max())
     return share if share > ROUNDED else 0.0
+
+
+def _is_rounding(series: Series, layout: Layout) -> bool:
+    """Return whether the mean or deviation of tensors has no two bins further apart than rounding of 32 bits explains.
+
+    What is the same in nearly all rows has one bin of its own, in which another value is seen.
+    """
+    if series.measure not in {"mean", "deviation"} or len(series.edges) <= 2:
+        return False
+    beside = [one.edges for one, _ in layout.by_column[series.column] if one.measure in {"mean", "deviation"}]
+    return bool(np.ptp(series.edges) < _ROUNDING * np.abs(np.concatenate(beside)).max())
 
 
 def _bins(series: Series, counts: Cells) -> tuple[Cells, Cells]:

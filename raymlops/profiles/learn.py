@@ -144,7 +144,7 @@ class Learner:
         """Yield the scores of a column of numbers or texts."""
         if len(edges := edges_of(self.values(name), bins=SCORE_BINS)):
             yield Score(name, "number", edges)
-        if (name, "category") in self._series:
+        if (name, "category") in self._series and (name, "mean") not in self._series:
             texts = _joined(self._found((name, "category"))).drop_null()
             categories, share = _categories(texts, top=CATEGORIES)
             # Where there are no others, one of two says it all, and one alone nothing.

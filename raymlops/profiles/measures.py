@@ -11,6 +11,7 @@ times         ``time``                                      float64, seconds sin
 text          ``category``, ``length``, ``distinct``        Arrow string; characters; registers
 bytes         ``size``                                      float64, bytes
 tensors       ``mean``, ``deviation``, ``size`` if it varies float64, over the elements of a row
+vectors       those, and ``category``                       ``argmax I``, the place of the largest of up to 32 elements
 ============ ============================================= ===================================
 
 A missing value is NaN, null, or the register -1.
@@ -41,6 +42,8 @@ ALL: frozenset[Measure] = frozenset(
 )
 _ELEMENTS = 1 << 20
 """Of tensors, converted at a time."""
+_PLACES = pa.array([f"argmax {place}" for place in range(32)])
+"""Of the largest element of a vector: of the probabilities of classes, whose mean is always the same, the answer."""
 
 
 def measured(values: Any, wanted: Collection[Measure] = ALL) -> Measured:
@@ -57,7 +60,7 @@ def measured(values: Any, wanted: Collection[Measure] = ALL) -> Measured:
     if array.dtype.kind == "M":
         return {"time": _seconds(array)}
     if array.ndim > 1:
-        return _moments_of_rows(array.reshape(len(array), -1), wanted)
+        return _moments_of_rows(array.reshape(len(array), -1), wanted, vectors=array.ndim == 2)
     return {"number": array.astype(np.float64, copy=False)}
 
 
@@ -67,7 +70,7 @@ def _of_objects(array: Array, wanted: Collection[Measure]) -> Measured:
     first = next((value for value in array if value is not None), None)
     if isinstance(first, np.ndarray | list | tuple):
         rows = [np.zeros(0) if value is None else np.asarray(value, np.float64).ravel() for value in array]
-        return _moments(np.concatenate(rows), np.array([row.size for row in rows]))
+        return _moments(np.concatenate(rows), np.array([row.size for row in rows]), wanted)
     if isinstance(first, bytes):
         return {"size": np.array([np.nan if value is None else float(len(value)) for value in array])}
     if first is None or isinstance(first, str):
@@ -109,12 +112,12 @@ def _of_arrow(array: pa.Array, wanted: Collection[Measure]) -> Measured:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return {"size": _floats(pc.binary_length(array))}
     if _is_list(kind):
-        bounds = np.arange(len(array) + 1)
+        bounds, vectors = np.arange(len(array) + 1), not _is_list(kind.value_type)
         while _is_list(array.type):
             lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
             bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[bounds]
             array = array.flatten()
-        return _moments(_floats(array), np.diff(bounds))
+        return _moments(_floats(array), np.diff(bounds), wanted, vectors=vectors)
     return _of_text(pc.cast(array, pa.string()), wanted)
 
 
@@ -131,9 +134,12 @@ def _seconds(times: Array) -> npt.NDArray[np.float64]:
     return np.where(np.isnat(micros), np.nan, micros.astype(np.int64) / 1e6)
 
 
-def _moments_of_rows(rows: Array, wanted: Collection[Measure]) -> Measured:
+def _moments_of_rows(rows: Array, wanted: Collection[Measure], *, vectors: bool) -> Measured:
+    found: dict[Measure, Any] = {}
+    if vectors and "category" in wanted and 1 < rows.shape[1] <= len(_PLACES):
+        found["category"] = _largest(rows)
     if not {"mean", "deviation"} & set(wanted):
-        return {}
+        return found
     mean, deviation = np.empty(len(rows)), np.empty(len(rows))
     step = max(1, _ELEMENTS // max(1, rows.shape[1]))
     with np.errstate(all="ignore"):
@@ -143,13 +149,38 @@ def _moments_of_rows(rows: Array, wanted: Collection[Measure]) -> Measured:
                 mean[start : start + step], deviation[start : start + step] = part.mean(axis=1), part.std(axis=1)
             else:
                 mean[start : start + step] = deviation[start : start + step] = np.nan
-    return {"mean": mean, "deviation": deviation}
+    return {**found, "mean": mean, "deviation": deviation}
 
 
-def _moments(flat: npt.NDArray[np.float64], sizes: npt.NDArray[np.int64]) -> Measured:
-    """Return the measures of tensors of different sizes from their elements, one tensor after the other."""
+def _largest(rows: Array) -> pa.Array:
+    """Return the place of the largest element of each row; null where one is NaN."""
+    return _PLACES.take(pa.array(np.argmax(rows, axis=1), mask=np.isnan(rows).any(axis=1)))
+
+
+def _moments(
+    flat: npt.NDArray[np.float64],
+    sizes: npt.NDArray[np.int64],
+    wanted: Collection[Measure],
+    *,
+    vectors: bool = False,
+) -> Measured:
+    """Return the measures of tensors of different sizes from their elements, one tensor after the other.
+
+    Those of one size are summed as an array of them is: the mean of three shares is a third or the number beside it, by
+    the order of summation.
+    """
     mean, deviation = np.full(len(sizes), np.nan), np.full(len(sizes), np.nan)
     some = sizes > 0
+    if some.any() and sizes[some].min() == sizes.max():
+        found = dict(_moments_of_rows(flat.reshape(-1, sizes.max()), wanted, vectors=vectors))
+        places = np.where(some, np.cumsum(some) - 1, 0)
+        spread = {
+            measure: values.take(pa.array(places, mask=~some))
+            if measure == "category"
+            else np.where(some, values[places], np.nan)
+            for measure, values in found.items()
+        }
+        return {**spread, "size": sizes.astype(np.float64)}
     if some.any():
         starts = (np.cumsum(sizes) - sizes)[some]
         with np.errstate(all="ignore"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from raymlops.lifecycle.live.lineup import BEGUN, ROUTE_ACTIONS, champions_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from datetime import datetime
 
     from raymlops.state.audit import AuditEvent
 
@@ -32,15 +32,35 @@ def last_start(changes: Iterable[AuditEvent]) -> tuple[int, float] | None:
     return None
 
 
-def absences(changes: Iterable[AuditEvent], version: int | None = None) -> list[tuple[datetime, datetime]]:
-    """Return from when to when no version was champion, or one got no requests; newest first.
+def shares(
+    changes: Iterable[AuditEvent], version: int | None = None, *, shadows: bool = False
+) -> list[tuple[datetime, datetime, float]]:
+    """Return which share of the requests a version, or the model, got from when to when, newest first.
+
+    ``changes`` are all of the model's, newest first. Times of which no record says it are left out, as that before the
+    first one; of the model only absences are told. With ``shadows`` a shadow's share counts as one of the route.
+    """
+    if version is None:
+        return [(start, stop, 0.0) for start, stop in absences(changes)]
+    found = list[tuple[datetime, datetime, float]]()
+    until, then = datetime.max.replace(tzinfo=UTC), None
+    for event in changes:
+        share = _share(event.after, version, shadows=shadows)
+        if event.ts < until and then in {None, share}:
+            found.append((event.ts, until, share))
+        until, then = event.ts, _share(event.before, version, shadows=shadows)
+    return found
+
+
+def absences(changes: Iterable[AuditEvent]) -> list[tuple[datetime, datetime]]:
+    """Return from when to when no version was champion; newest first.
 
     ``changes`` are those of the route, newest first. What was before the first one, or since the newest, is none.
     """
     found: list[tuple[datetime, datetime]] = []
     back: datetime | None = None
     for event in changes:
-        had, has = (_gets_requests(side, version) for side in (event.before, event.after))
+        had, has = (_is_live(side) for side in (event.before, event.after))
         if back is not None and had and not has:
             found.append((event.ts, back))
         if has or had:  # what came back was there already, or was there until this change
@@ -48,11 +68,18 @@ def absences(changes: Iterable[AuditEvent], version: int | None = None) -> list[
     return found
 
 
-def _gets_requests(deployments: Iterable[dict[str, Any]], version: int | None) -> bool:
-    if version is None:
-        return any(item["role"] == "champion" for item in deployments)
-    ours = (item for item in deployments if item["version"] == version)
-    return any(item["role"] == "champion" or item.get("weight") or item.get("shadow") for item in ours)
+def _is_live(deployments: Iterable[dict[str, Any]]) -> bool:
+    return any(item["role"] == "champion" for item in deployments)
+
+
+def _share(deployments: Iterable[dict[str, Any]], version: int, *, shadows: bool) -> float:
+    deployments = [*deployments]
+    ours = next((item for item in deployments if item["version"] == version), None)
+    if ours is None:
+        return 0.0
+    if ours["role"] == "champion":
+        return max(0.0, 1.0 - sum(item.get("weight") or 0.0 for item in deployments))
+    return float((ours.get("weight") or 0.0) + (shadows and (ours.get("shadow") or 0.0)))
 
 
 def outage(old: int, changes: Iterable[AuditEvent]) -> str:

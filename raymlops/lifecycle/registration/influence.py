@@ -159,7 +159,7 @@ class _Compared:
 def _numbers(values: Array) -> npt.NDArray[np.float64]:
     """Return the numbers of an output, of shape (rows, elements): of tensors of different shapes, their moments."""
     if values.dtype == object or values.dtype.kind == "M":
-        return np.stack([*measured(values).values()], axis=1)
+        return np.stack([found for measure, found in measured(values).items() if measure != "category"], axis=1)
     flat = values.reshape(len(values), -1)
     return np.asarray(flat[:, :: -(-flat.shape[1] // _ELEMENTS) or 1], np.float64)
 

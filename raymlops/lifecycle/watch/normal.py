@@ -18,6 +18,7 @@ from raymlops.lifecycle.watch.parts import SERVING, TRAINING, ColumnNames, Part,
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of, span_of
 from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
+from raymlops.monitor.chosen_categories import chosen_by_chance
 from raymlops.monitor.drift import DriftVerdict, judge
 from raymlops.monitor.outcome import FEWEST_OWN, FEWEST_ROWS
 from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
@@ -154,8 +155,8 @@ class Normal:
         if _within(self._first_hour, window):
             return self._waiting(window, "traffic began within it")
         if self.windows.interrupted(window):
-            what = "no version was" if self.side == "inputs" else f"version {self.version} was not"
-            return self._waiting(window, f"{what} live for a part of it")
+            what = "no version was live" if self.side == "inputs" else _unlike(self.version)
+            return self._waiting(window, f"{what} for a part of it")
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         served = (skewed, self._served_since) if skewed and self._served_since is not None else None
@@ -285,7 +286,8 @@ class Normal:
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
         part = part or Part(self._columns.every)
-        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=reference.slice_blocks)
+        by_chance, sliced = chosen_by_chance(blocks, own), reference.slice_blocks
+        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=sliced, by_chance=by_chance)
         if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
             reason = f"{verdict.reason}; the reference of outputs is the validation split"
             return replace(verdict, reason=reason), refused
@@ -316,9 +318,10 @@ class Normal:
         *,
         whole: Blocks,
         sliced: Mapping[Slice, Blocks],
+        by_chance: Collection[str] = (),
     ) -> Judged:
         profiles, influence = windows.profiles(pair), self.reference.influence
-        columns, lacking = column_counts(whole, profiles, influence=influence)
+        columns, lacking = column_counts(whole, profiles, influence=influence, by_chance=by_chance)
         refused = {name: why for name, why in lacking.items() if name in part.only}
         refused |= {each.name: _FEW for each in self.reference.few}
         for each in (one for one in self.reference.slices if self._is_in(one, part)):
@@ -328,7 +331,7 @@ class Normal:
                 refused[each.name] = f"{each.column}: {lacking[each.column]}"
             else:
                 of_slice = windows.profiles(pair, each)
-                found, why = slice_counts(each, sliced[each], of_slice, own, influence=influence)
+                found, why = slice_counts(each, sliced[each], of_slice, own, influence=influence, by_chance=by_chance)
                 columns += found
                 known = {each.qualify(name) for name in lacking}
                 refused |= {name: few for name, few in why.items() if name not in known}
@@ -359,6 +362,10 @@ def _uncounted(hours: int, version: int) -> str:
         f"{hours} of its hours are not counted on the columns of version {version}: the controller counts those of the "
         "last two days, and raymlops predictions NAME --compact counts them all now"
     )
+
+
+def _unlike(version: int) -> str:
+    return f"version {version} was not live, or got another share of the traffic,"
 
 
 def _within(first: datetime | None, window: Window) -> bool:

@@ -52,7 +52,8 @@ class _Counted:
 class Windows:
     """The windows of one side of a model's traffic, ``features`` or ``predictions``, as far as their hours were added.
 
-    With a ``version`` they are of its hours alone; ``absences`` are times in which it, or the model, was not live.
+    With a ``version`` they are of its hours alone; ``shares`` say from when to when it, or the model, got which share of
+    the requests, as far as that is known.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Windows:
         layout: Layout,
         window_s: float,
         version: int | None = None,
-        absences: Sequence[tuple[datetime, datetime]] = (),
+        shares: Sequence[tuple[datetime, datetime, float]] = (),
         slices: Iterable[Slice] = (),
     ) -> None:
         self.layout = layout
         self._names: dict[Slice | None, str] = {None: side, **{each: each.qualify(side) for each in slices}}
         self._window_s = window_s
         self._version = version
-        self._absences = [(start.timestamp(), stop.timestamp()) for start, stop in absences]
+        self._shares = [(start.timestamp(), stop.timestamp(), share) for start, stop, share in shares]
         self._parts: dict[int, _Counted] = {}
 
     def add(self, hour: HourProfile) -> None:
@@ -100,8 +101,17 @@ class Windows:
         return self._part(window).uncounted
 
     def interrupted(self, window: Window) -> bool:
-        """Return whether nothing was live for a part of a window: hours of a day say little of a day."""
-        away = sum(max(0.0, min(window.stop_s, stop) - max(window.start_s, start)) for start, stop in self._absences)
+        """Return whether the hours of a window are not in it alike: what was live for a part of a day says little of it.
+
+        A share that changed leaves out as much as is lacking of the largest one.
+        """
+        inside = [
+            (min(window.stop_s, stop) - max(window.start_s, start), share)
+            for start, stop, share in self._shares
+            if start < window.stop_s and stop > window.start_s
+        ]
+        most = max((share for _, share in inside), default=0.0)
+        away = sum(length * (1 - share / most if most else 1.0) for length, share in inside)
         return away > _NOTICED * (window.stop_s - window.start_s)
 
     def profiles(self, windows: Sequence[Window], chosen: Slice | None = None) -> list[Profile]:

@@ -64,3 +64,14 @@ def test_few_of_many_are_named():
     """The largest first."""
     assert named([("a", 0.1), ("b", 0.5)]) == "b 50.0%, a 10.0%"
     assert named((str(at), at / 100) for at in range(8)).endswith("3 3.0% and 3 more")
+
+
+def test_rare_texts_rise_by_no_more_than_the_choice_of_categories_explains():
+    """Of 1,000 equally frequent shops half are categories by luck, with 5% of the rows too many."""
+    rng = np.random.default_rng(5)
+    shops = np.array([f"s{at:04d}" for at in range(1_000)], object)
+    columns, window = ({"shop": shops[rng.integers(0, 1_000, rows)]} for rows in (60_000, 20_000))
+    layout = layout_of(columns, rows=60_000)
+    found = column_quality(profile_of(columns, layout), profile_of(window, layout))[0]
+    assert found.new_categories.after > found.new_categories.before + 0.02
+    assert found.new_categories.risen == 0

@@ -43,7 +43,7 @@ def test_columns_are_counts_by_bin(reference):
     window = profile_of(table(1000, seed=1), reference.layout)
     columns, refused = column_counts(reference.blocks, [window, window], influence={"x": 0.5})
     assert refused == {}
-    names = ["x", "s", "words (mean)", "words (deviation)", "at"]
+    names = ["x", "s", "words", "words (mean)", "words (deviation)", "at"]
     assert [column.name for column in columns] == names
     for column in columns:
         assert (column.blocks.sum(axis=1) + column.nulls).tolist() == reference.blocks.rows.tolist()
@@ -95,7 +95,7 @@ def test_a_column_that_was_redacted_is_refused_with_the_reason(reference):
     columns = table(1000, seed=1)
     window = profile_of({name: columns[name] for name in ("x", "words", "at")}, reference.layout, rows=1000)
     found, refused = column_counts(reference.blocks, [window])
-    assert [column.name for column in found] == ["x", "words (mean)", "words (deviation)", "at"]
+    assert [column.name for column in found] == ["x", "words", "words (mean)", "words (deviation)", "at"]
     assert refused == {"s": "100% of the rows lack it: it was redacted for a while, or is of another type"}
 
 
@@ -148,3 +148,26 @@ def test_a_window_without_rows_before_that_of_a_slice_lacks_nothing(sliced):
     found, refused = slice_counts(chosen, sliced.slice_blocks[chosen], [empty, window], own)
     assert refused == {}
     assert judge(found, own).outcome in {"ok", "warn"}
+
+
+def test_of_probabilities_the_answer_is_judged_and_not_the_rounding_of_their_mean():
+    """Their mean is a third whatever they say: that another class is the largest is seen in the share of that class."""
+
+    def said(rows, *, seed, roll=0):
+        logits = np.random.default_rng(seed).normal(size=(rows, 3)) * 0.5 + np.array([2.0, 0.0, -1.0])
+        shares = np.exp(logits)
+        return {"p": np.roll(shares / shares.sum(axis=1, keepdims=True), roll, axis=1)}
+
+    columns = said(ROWS, seed=0)
+    found = reference_of(lambda: [Chunk(columns, ROWS)], rows=ROWS, row_order="ordered")
+    assert len(found.layout.series[1].edges) > 2
+    own = by_rows(found.blocks.rows, rows=1000)
+    usual = [profile_of(said(1000, seed=seed), found.layout) for seed in (1, 2)]
+    counts = {one.name: one for one in column_counts(found.blocks, usual)[0]}
+    assert counts["p (mean)"].blocks.shape[1] == 1
+    assert counts["p (deviation)"].blocks.shape[1] > 100
+    assert judge([*counts.values()], own).outcome == "ok"
+    other = [profile_of(said(1000, seed=seed, roll=1), found.layout) for seed in (1, 2)]
+    verdict = judge(column_counts(found.blocks, other)[0], own)
+    assert (verdict.outcome, verdict.flagged) == ("alarm", ("p",))
+    assert verdict.columns[0].moved.startswith("share of argmax ")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from raymlops.profiles.count import Counter, profile_of
 from raymlops.profiles.distinct import estimate, registers
 from raymlops.profiles.layout import ROWS, Layout, Series
+from raymlops.profiles.measures import measured
 from raymlops.profiles.profile import Profile
 
 NUMBERS = Series("x", "number", np.array([0.0, 1.0, 2.0]))
@@ -184,3 +185,24 @@ def test_the_number_of_distinct_texts_is_about_right(number):
     assert abs(estimate(counts) / number - 1) < 0.3
     assert estimate(counts * 0) == 0
     assert estimate(counts * 0 + 1) == np.inf
+
+
+def test_the_mean_of_a_vector_is_the_same_number_of_numpy_and_of_arrow():
+    """Three shares that add up to 1 have a mean of a third, or the number beside it by the order of summation."""
+    shares = np.random.default_rng(0).dirichlet([1.0, 1.0, 1.0], size=2_000)
+    logged = measured(pa.array([None, *shares.tolist()]))
+    for measure, values in measured(shares).items():
+        found = logged[measure][1:]
+        assert found.equals(values) if measure == "category" else found.tolist() == values.tolist()
+    assert np.isnan(logged["mean"][0])
+
+
+def test_a_short_vector_is_counted_by_its_largest_element():
+    """Of the probabilities of classes that is the answer; not of a matrix, nor where one is missing."""
+    series = Series("p", "category", categories=("argmax 0", "argmax 2"))
+    layout = Layout((series, Series("p", "mean", np.array([0.5]))))
+    shares = [[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.6, 0.2, 0.2], [0.1, 0.8, 0.1], [np.nan, 0.9, 0.1]]
+    for values in (np.array(shares), pa.array(shares), pa.array([None, *shares[:4]])):
+        assert profile_of({"p": values}, layout, rows=5).series("p", "category")[1].tolist() == [2, 1, 1, 1]
+    for values in (np.array([[each] for each in shares]), pa.array([[1.0], [2.0, 3.0]]), np.zeros((5, 33))):
+        assert "category" not in measured(values)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from raymlops.lifecycle.live.outage import absences
+from raymlops.lifecycle.live.outage import absences, shares
 from raymlops.state.audit import AuditEvent
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -34,14 +35,26 @@ def test_a_model_is_away_from_when_it_is_taken_down_until_a_version_is_champion_
     assert absences(changes([], [(3, 1)])) == absences([]) == absences(changes([(3, 1)], [])) == []
 
 
-def test_a_version_is_away_while_it_gets_no_requests():
-    """A canary gets some; what is warm gets none."""
+def test_a_version_gets_the_share_that_its_canaries_leave():
+    """A canary of half, none, half again, then the route: half is what the champion has beside it."""
     found = changes([(3, 1)], [(3, 0), (4, 1)], [(4, 1)], [(3, 0.5), (4, 1)], [(3, 1)])
-    assert absences(found, 3) == [(at(0), at(2))]
-    assert absences(found, 4) == []
-    assert absences(found) == []
+    end = datetime.max.replace(tzinfo=UTC)
+    assert shares(found, 3) == [(at(3), end, 1.0), (at(2), at(3), 0.5), (at(1), at(2), 0.0), (at(0), at(1), 0.0)]
+    assert shares(found, 4) == [(at(3), end, 0.0), (at(2), at(3), 0.5), (at(1), at(2), 1.0), (at(0), at(1), 1.0)]
+    assert shares(found) == absences(found) == []
+    assert shares(changes([], [(3, 1)], [], [(3, 1)])) == [(at(1), at(2), 0.0)]
 
 
-def test_what_came_back_without_a_record_of_it_is_no_absence():
-    """Of another action, such as a canary that was rolled out."""
-    assert absences([*changes([(3, 0)], [(3, 1)]), *changes([(3, 1)], [(3, 0.5)])], 3) == []
+def test_a_share_that_changed_without_a_record_of_it_is_not_known():
+    """Of a day before which another share was left than it begins with nothing is said."""
+    found = [*changes([(3, 1)], [(3, 0.5)])]
+    later = [replace(event, ts=at(4)) for event in changes([(3, 1)], [(3, 0.25)])]
+    assert shares([*later, *found], 3) == [(at(4), datetime.max.replace(tzinfo=UTC), 0.25)]
+
+
+def test_what_a_shadow_is_sent_is_a_share_of_answers_alone():
+    """Its answers are counted as those of any request, and no caller asks for them."""
+    shadow = [{"version": 3, "role": "warm", "shadow": 0.2}]
+    event = AuditEvent(0, at(0), "me", "deploy", "m", [], shadow, "")
+    assert [share for *_, share in shares([event], 3)] == [0.0]
+    assert [share for *_, share in shares([event], 3, shadows=True)] == [0.2]

@@ -174,9 +174,33 @@ def test_a_window_for_a_part_of_which_nothing_was_live_has_no_verdict(live, url,
     reasons = {(one.side, one.reason) for one in judged_windows(live, "flights") if "live" in one.reason}
     assert reasons == {
         ("inputs", "no version was live for a part of it"),
-        ("outputs", "version 3 was not live for a part of it"),
+        ("outputs", "version 3 was not live, or got another share of the traffic, for a part of it"),
     }
     assert incidents_of(live) == []
+
+
+def test_windows_in_which_a_share_changed_are_no_part_of_skew_nor_of_outputs(live, url, tmp_path, trained):
+    """Canary of a tenth from noon to the second noon: the first whole days of its own are later ones."""
+    deploy(live, bundle_of(tmp_path, trained), version=4)
+    with live.writing() as connection:
+        three, four = ({"version": one, "role": "warm", "weight": 0.0} for one in (3, 4))
+        steps = (
+            ([], [three | {"role": "champion"}]),
+            ([three | {"role": "champion"}], [three | {"role": "champion"}, four | {"weight": 0.1}]),
+            ([three | {"role": "champion"}, four | {"weight": 0.1}], [three, four | {"role": "champion"}]),
+        )
+        for day, (before, after) in enumerate(steps):
+            event = {"action": "deploy", "subject": "flights", "before": before, "after": after}
+            ts = TODAY - (7 - day) * DAY + 12 * HOUR
+            connection.execute(sa.insert(audit).values(ts=ts, actor="me", why="a test", **event))
+    serve(tmp_path, [0.9, 0.9, 0, 0, 0, 0], version=4)
+    counted(live, url, then=Judge(live))
+    skew = [one for one in judged_windows(live, "flights") if one.kind == "skew"]
+    assert {(one.side, one.outcome, one.start) for one in skew} == {
+        (side, "ok", TODAY - 3 * DAY) for side in ("inputs", "outputs")
+    }
+    assert outcomes(live, side="outputs") == ["waiting", "waiting", "ok", "ok", "ok", "ok"]
+    assert incidents_of(live, open_only=True) == []
 
 
 def test_a_model_that_cannot_be_judged_stops_no_other_one(live, url, tmp_path, trained):
