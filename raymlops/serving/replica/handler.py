@@ -69,8 +69,8 @@ class Model(Protocol):
     def compute(self, columns: Columns) -> Columns:
         """Return output columns for input columns, which may be of several requests, finite or not."""
 
-    def require_finite(self, outputs: Columns) -> None:
-        """Raise where outputs of one request, or of several, are not finite."""
+    def require_finite(self, outputs: Columns, first_row: int = 0) -> None:
+        """Raise where outputs of one request, or of several, are not finite; names rows from ``first_row`` on."""
 
 
 @dataclass(frozen=True, slots=True)
