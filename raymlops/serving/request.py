@@ -60,6 +60,11 @@ class Exchange:
     queue_turn: Callable[[], None] = lambda: None
     """Records that the model has its rows, which ends the turn or lets it last a little longer."""
 
+    def leave_turn(self) -> Callable[[], None]:
+        """Return what ends the turn, which does not end with the request any more."""
+        end, self.end_turn = self.end_turn, _nothing
+        return end
+
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""
         trace = self.headers.get(b"traceparent")
@@ -84,6 +89,10 @@ class Exchange:
             fallback_code=self.fallback_code,
             epoch=self.epoch,
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:

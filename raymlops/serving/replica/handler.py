@@ -165,7 +165,8 @@ class RequestHandler:
             self._require_room()
         in_thread = self._has_images or len(body) > LARGE_BODY_BYTES
         if in_thread:
-            parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+            hold, leave = self.parsing.hold, exchange.leave_turn
+            parsed = await hold(leave, form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
         else:
             parsed = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if parsed.request_id is not None and b"x-request-id" not in exchange.headers:
@@ -187,6 +188,8 @@ class RequestHandler:
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
         """Wait until a request may be parsed; its turn ends soon after its rows are queued for the model, or with it.
+
+        A thread that parses on after the deadline keeps the turn until it is free.
 
         Raises:
             Refusal: 503, too many large ones wait.

@@ -365,6 +365,35 @@ def test_a_large_request_that_waits_for_the_model_keeps_no_turn():
     front.handler.close()
 
 
+def test_a_body_that_is_parsed_beyond_its_deadline_keeps_its_turn():
+    """As one whose client has left: it is answered at once, and the next one begins once the thread is free."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Long(ParsePool):
+        async def hold(self, leave, function, /, *given, **named):
+            return await super().hold(leave, lambda: (begun.set(), go_on.wait(10)))
+
+    front = make_front(turns=Watched(), parsing=Long())
+    turns = front.handler.turns
+
+    async def scenario():
+        turns.note_small()
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], BODY: LARGE}
+        left = asyncio.create_task(front.reply(scope, None))
+        await asyncio.to_thread(begun.wait)
+        left.cancel()
+        await asyncio.wait([left])
+        next_one = asyncio.create_task(turns.take())
+        await asyncio.sleep(0)
+        seen = [turns.held, next_one.done()]
+        go_on.set()
+        (await next_one).end()
+        return [*seen, turns.held]
+
+    assert asyncio.run(scenario()) == [1, False, 0]
+    front.handler.close()
+
+
 @pytest.mark.parametrize(("slots", "most"), [(64, 32), (16, 8), (1, 1)])
 def test_large_requests_that_wait_leave_half_of_the_slots_to_others(slots, most):
     """Also once that changes."""
@@ -414,11 +443,11 @@ def test_as_many_large_requests_as_a_replica_accepts_are_answered():
     class Held(ParsePool):
         asked = 0
 
-        async def run(self, function, /, *given, **named):
+        async def hold(self, leave, function, /, *given, **named):
             self.asked += 1
             if self.asked == 64:
                 go_on.set()
-            return await super().run(lambda: go_on.wait(10) and function(*given, **named))
+            return await super().hold(leave, lambda: go_on.wait(10) and function(*given, **named))
 
     front = make_front(parsing=Held())
 
