@@ -42,6 +42,8 @@ class Exchange:
     start: float = field(default_factory=time.perf_counter)
     rows: int = 0
     body_bytes: int = 0
+    held_bytes: int = 0
+    """Of the arrays of a large request, which wait for the model."""
     model_seconds: float = 0.0
     key_id: str | None = None
     caller: str | None = None
