@@ -1,12 +1,14 @@
 """Images as arrays of pixels: uint8, of shape (height, width, channels) with 1 (gray), 3 (RGB) or 4 (RGBA) channels.
 
 Owns reading PNG and JPEG, and writing PNG. Nothing is resized or rotated, and nothing is decoded before its header has
-said how large it is. Pillow is imported where it is used.
+said how large it is, nor where it has more parts than any encoder writes: each is a walk over all pixels, or a turn of
+a loop in Python, that costs its sender a few bytes. Pillow is imported where it is used.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,21 @@ MAX_BYTES = 256 * 1024 * 1024
 """Decoded size of the images of one column in one request."""
 MAX_PIXELS = 2**26
 """Of one image, wherever it comes from: 8192 by 8192."""
+MAX_SCANS = 100
+"""Of one JPEG, each a walk over all its blocks: encoders write 1, or about 10 where it is progressive."""
+MAX_SEGMENTS = 2000
+"""Before the first scan of a JPEG, which Pillow reads in Python: of metadata, 64 kB each, and of tables."""
+MAX_STRAY_BYTES = 65_536
+"""Between these segments, which Pillow skips one by one."""
+MAX_CHUNKS = 10_000
+"""Of one PNG: encoders write 8 kB or more of its pixels each."""
+_SCAN, _END, _FF_SCAN = 0xDA, 0xD9, b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""Of a JPEG, but for those within its pixels: what stands between segments is skipped, as decoders do."""
+_ALONE = frozenset({0x01, 0xC8, 0xD8, _END, *range(0xF0, 0xFE)})
+"""Markers that Pillow takes to have no segment."""
+_WINDOW = 65_536
+"""Bytes that are searched at a time, since a search keeps the interpreter from the event loop."""
 _STARTS = (b"\x89PNG", b"\xff\xd8\xff")
 """Of each file, PNG or JPEG."""
 _LEAST_CHARACTERS = 80
@@ -39,10 +56,12 @@ def open_image(data: bytes, shape: Sequence[int | None]) -> Image:
     """Read the header of an image, which must fit ``shape``; no pixel is decoded.
 
     Raises:
-        ValueError: it is no PNG or JPEG, has more than 8 bits a channel, is too large, or of another size.
+        ValueError: it is no PNG or JPEG, has more than 8 bits a channel, is too large, of another size, or of too many
+            parts.
     """
     from PIL import Image
 
+    _require_few_parts(data)
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -57,6 +76,71 @@ def open_image(data: bytes, shape: Sequence[int | None]) -> Image:
     if image.mode not in _READ:
         raise ValueError(f"got an image of mode {image.mode}; only images of 8 bits a channel are read")
     return image
+
+
+def _require_few_parts(data: bytes) -> None:
+    """Check how many parts a file has that take its decoder time, whatever their size.
+
+    Raises:
+        ValueError: it has more than any encoder writes.
+    """
+    png, jpeg = _STARTS
+    if data.startswith(png) and len(data) > 12 * MAX_CHUNKS:  # of twelve bytes each at least
+        _require_few_chunks(data)
+    elif data.startswith(jpeg):
+        _require_few_scans(data)
+
+
+def _require_few_chunks(data: bytes) -> None:
+    place, chunks = 8, 0
+    while place < len(data):
+        chunks += 1
+        if chunks > MAX_CHUNKS:
+            raise ValueError(f"got a PNG image of more than {MAX_CHUNKS} chunks")
+        place += 12 + int.from_bytes(data[place : place + 4])
+
+
+def _require_few_scans(data: bytes) -> None:
+    few = len(data) <= 4 * MAX_SEGMENTS  # of four bytes each at least
+    place = 0 if few else _first_scan(data)
+    if data.count(_FF_SCAN, place) <= MAX_SCANS:  # at most so many, as segments may hold the same bytes
+        return
+    scans, place = 0, place or 2
+    while place < len(data):
+        found = _MARKER.search(data, place, place + _WINDOW)
+        if found is None:
+            place += _WINDOW - 1  # a marker has two bytes
+            continue
+        place = found.end()
+        if data[place - 1] == _END:
+            return
+        scans += data[place - 1] == _SCAN
+        if scans > MAX_SCANS:
+            raise ValueError(f"got a JPEG image of more than {MAX_SCANS} scans")
+        place += _length(data, place)
+
+
+def _first_scan(data: bytes) -> int:
+    """Return where the first scan begins, as Pillow finds it."""
+    place, segments, stray = 2, 0, 0
+    while (found := _MARKER.search(data, place, place + MAX_STRAY_BYTES)) is not None:
+        segments += 1
+        stray += found.start() - place
+        if segments > MAX_SEGMENTS or stray > MAX_STRAY_BYTES:
+            break
+        place = found.end()
+        if data[place - 1] == _SCAN:
+            return found.start()
+        if data[place - 1] not in _ALONE:
+            place += _length(data, place)
+    else:
+        if place + MAX_STRAY_BYTES >= len(data):  # there is none: it is damaged
+            return len(data)
+    raise ValueError(f"got a JPEG image of more than {MAX_SEGMENTS} segments, or {MAX_STRAY_BYTES} bytes between them")
+
+
+def _length(data: bytes, place: int) -> int:
+    return 0 if data[place - 1] == 0x01 else int.from_bytes(data[place : place + 2])
 
 
 def decoded_bytes(image: Image, channels: int) -> int:

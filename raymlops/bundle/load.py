@@ -82,13 +82,14 @@ class LoadedModel:
         """
         return answer(self.recipe, self.model, columns, signature=self.signature, device=self.device, finite=False)
 
-    def require_finite(self, outputs: Columns) -> None:
-        """Check what ``compute`` returned, or some rows of it.
+    def require_finite(self, outputs: Columns, first_row: int = 0) -> None:
+        """Check what ``compute`` returned, or some rows of it; ``first_row`` is the number of their first in a request.
 
         Raises:
             NonFiniteError: an output is NaN or infinite.
         """
-        require_finite(outputs, self.signature, where=f"{type(self.recipe).__name__}.decode()")
+        where = f"{type(self.recipe).__name__}.decode()"
+        require_finite(outputs, self.signature, where=where, first_row=first_row)
 
     def predict_rows(self, rows: Any) -> list[dict[str, Any]]:
         """Return one JSON row of outputs for each JSON row of inputs.
@@ -213,8 +214,8 @@ def typed_outputs(
     return outputs
 
 
-def require_finite(outputs: Columns, signature: Signature, *, where: str) -> None:
-    """Check typed outputs, of which a nullable number may be NaN.
+def require_finite(outputs: Columns, signature: Signature, *, where: str, first_row: int = 0) -> None:
+    """Check typed outputs, of which a nullable number may be NaN; the first row is called ``first_row``.
 
     Raises:
         NonFiniteError: one is NaN or infinite. ``where`` names their origin.
@@ -222,9 +223,9 @@ def require_finite(outputs: Columns, signature: Signature, *, where: str) -> Non
     for column in signature.outputs:
         array = outputs[column.name]
         if array.dtype.kind == "f":
-            _check_finite(column, array, where=f"{where}: output {column.name!r}")
+            _check_finite(column, array, where=f"{where}: output {column.name!r}", first_row=first_row)
         elif None in column.shape:
-            for row, item in enumerate(array):
+            for row, item in enumerate(array, first_row):
                 _check_finite(column, item, where=f"{where}: output {column.name!r}, row {row}")
 
 
@@ -315,14 +316,15 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) 
         raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
 
 
-def _check_finite(column: Column, array: Array, *, where: str) -> None:
+def _check_finite(column: Column, array: Array, *, where: str, first_row: int = 0) -> None:
     if array.dtype.kind != "f":
         return
     bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
     if bad.any():
         first = tuple(np.argwhere(bad)[0].tolist())
+        place = (first[0] + first_row, *first[1:])
         raise NonFiniteError(
-            f"{where} is {array[first]} at {first}; {int(bad.sum())} of its {array.size} values are not finite",
+            f"{where} is {array[first]} at {place}; {int(bad.sum())} of its {array.size} values are not finite",
             hint="The model's weights or its inputs are out of range.",
         )
 

@@ -43,6 +43,8 @@ class Exchange:
     start: float = field(default_factory=time.perf_counter)
     rows: int = 0
     body_bytes: int = 0
+    held_bytes: int = 0
+    """Of the arrays of a large request, which wait for the model."""
     model_seconds: float = 0.0
     key_id: str | None = None
     caller: str | None = None
@@ -60,6 +62,11 @@ class Exchange:
     """Ends the turn of a large request, where it has one."""
     queue_turn: Callable[[], None] = lambda: None
     """Records that the model has its rows, which ends the turn or lets it last a little longer."""
+
+    def leave_turn(self) -> Callable[[], None]:
+        """Return what ends the turn, which does not end with the request any more."""
+        end, self.end_turn = self.end_turn, _nothing
+        return end
 
     def served(self, status: int, code: str) -> RequestRecord:
         """Return the record of the finished request."""
@@ -85,6 +92,10 @@ class Exchange:
             fallback_code=self.fallback_code,
             epoch=self.epoch,
         )
+
+
+def _nothing() -> None:
+    pass
 
 
 def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:

@@ -178,6 +178,62 @@ def test_an_image_that_does_not_fit_is_refused(value, message):
     assert "a PNG or JPEG image in base64, of height, width and channels (2, 3, 3)" in text
 
 
+def scanned(count, *, between=b"", quality=50) -> bytes:
+    """Return a progressive JPEG of 16 x 16 pixels whose last scan stands in it so often."""
+    sink = io.BytesIO()
+    Image.fromarray(np.full((16, 16), 128, np.uint8)).save(sink, "JPEG", progressive=True, quality=quality)
+    data = sink.getvalue()[:-2]
+    last = data[data.rindex(b"\xff\xda") :]
+    scans = data.count(b"\xff\xda")
+    return data + (between + last) * (count - scans) + b"\xff\xd9"
+
+
+def chunked(count) -> bytes:
+    """Return a PNG of one gray pixel with so many chunks."""
+    file = base64.b64decode(encoded(np.zeros((1, 1), dtype=np.uint8)))  # IHDR, IDAT and IEND
+    empty = struct.pack(">I", 0) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    return file[:33] + empty * (count - 3) + file[33:]
+
+
+def sent(file: bytes):
+    return FREE.parse_rows([{"photo": base64.b64encode(file).decode()}])["photo"][0]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (scanned(101), "a JPEG image of more than 100 scans"),
+        (scanned(101, between=b"\xff\xff\x01junk\xff\xd0"), "a JPEG image of more than 100 scans"),
+        (scanned(100_000), "a JPEG image of more than 100 scans"),
+        (
+            b"\xff\xd8" + b"\xff\xfe\x00\x02" * 2001 + scanned(9)[2:],
+            "more than 2000 segments, or 65536 bytes between them",
+        ),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" + b"\x00" * 70_000 + scanned(9)[2:], "65536 bytes between them"),
+        (b"\xff\xd8" + b"\xff\xf0\x00\x07" + b"\x00" * 50_000 + b"\xff\xd0" * 9_000, "65536 bytes between them"),
+        (chunked(10_001), "a PNG image of more than 10000 chunks"),
+    ],
+    ids=["scans", "what decoders skip", "a file of megabytes", "segments", "stray bytes", "markers alone", "chunks"],
+)
+def test_an_image_of_too_many_parts_is_refused_before_it_is_opened(file, message, monkeypatch):
+    """Twelve bytes may cost a decoder a walk over all pixels, which nothing could stop."""
+    monkeypatch.setattr(Image, "open", None)
+    ((row, field, text),) = problems(lambda: sent(file))
+    assert (row, field) == (0, "photo")
+    assert text.endswith(message)
+
+
+def test_an_image_of_as_many_parts_as_any_encoder_writes_is_read():
+    """Progressive and plain ones; a thumbnail, a note or what follows the image may hold any bytes."""
+    many = b"\xff\xda" * 500
+    note = b"\xff\xfe" + struct.pack(">H", 2 + len(many)) + many
+    plain = base64.b64decode(encoded(np.full((16, 16), 128, np.uint8), "JPEG"))
+    files = [scanned(10), scanned(100), plain[:2] + note + plain[2:], plain + many, chunked(10_000)]
+    assert [sent(file).shape for file in files] == [(16, 16, 1)] * 4 + [(1, 1, 1)]
+    noise = np.random.default_rng(1).integers(0, 256, (256, 256), dtype=np.uint8)
+    assert sent(base64.b64decode(encoded(noise, "JPEG", quality=95, restart_marker_blocks=1))).shape == (256, 256, 1)
+
+
 @pytest.mark.parametrize("side", [8193, 12_000, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(side, monkeypatch):
     """Whether Pillow would warn, raise or decode it."""

@@ -1,12 +1,12 @@
 """One batch: the requests whose rows run through the model together, and what each of them gets.
 
-Owns how columns are concatenated and outputs split, and the parts in which a batch that raised is run again. Knows
-nothing of queues or models.
+Owns how columns are concatenated and outputs split, the parts in which a batch that raised is run again, and the row
+numbers of errors. Knows nothing of queues or models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,8 @@ class Entry:
     rows: int
     longest: int
     answer: asyncio.Future[Columns]
+    first_row: int = 0
+    """Where in its request a piece begins."""
     counted: bool = False
     """Among the waiting rows."""
 
@@ -78,6 +80,18 @@ class Batch:
             sides[not rows.isdisjoint(range(start, start + entry.rows))].append(entry)
             start += entry.rows
         return sides
+
+
+def moved(error: Exception, first_row: int) -> Exception:
+    """Return an error about rows by their places in what holds them from ``first_row`` on."""
+    if not isinstance(error, InvalidRowsError) or not first_row:
+        return error
+    return InvalidRowsError(
+        [
+            problem if problem.row is None else replace(problem, row=problem.row + first_row)
+            for problem in error.problems
+        ]
+    )
 
 
 def merge(parts: Sequence[Columns]) -> Columns:

@@ -15,8 +15,8 @@ them at most, and not for all that came before it. One that is larger than a bat
 
 Answers that are not finite fail the requests whose rows they are; the others of the same batch have theirs. A batch
 that raises is run again in two parts, and so on: the rows that the error names and the others, or else halves. Each
-part is a batch of its own, in turn with what waits, so that one row that the model cannot answer delays nobody for
-long.
+part is a batch of its own, in turn with what waits and in the thread, so that one row that the model cannot answer
+delays nobody for long. An error names rows by their places in the request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from raymlops.serving.replica.batch import Batch, Entry, merge, split
+from raymlops.errors import InvalidRowsError
+from raymlops.serving.replica.batch import Batch, Entry, merge, moved, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,22 +52,25 @@ class Batcher:
 
     ``run`` takes columns of n rows, at most ``max_rows`` and, of rows that differ in length (``varying`` is their
     columns), at most ``max_elements`` when padded, or one row; it returns columns of n rows and is never called twice
-    at once. ``check`` raises for outputs that nobody may get, of any number of rows. Use from one event loop only.
+    at once. ``check`` raises for outputs that nobody may get, of any number of rows, the first of which has the given
+    number in its request. Use from one event loop only.
     """
 
     def __init__(
         self,
         run: Callable[[Columns], Columns],
         *,
-        check: Callable[[Columns], None] = lambda _outputs: None,
+        check: Callable[[Columns, int], None] = lambda _outputs, _first_row: None,
         max_rows: int,
         max_elements: int = 2**18,
         varying: Sequence[Column] = (),
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.max_rows = max_rows
         self.max_elements = max_elements
         self._run = run
         self._check = check
+        self._now = clock
         self._varying = tuple((column.name, bool(column.shape)) for column in varying)
         self._small: deque[Entry] = deque()
         self._large: deque[Entry] = deque()
@@ -98,7 +102,8 @@ class Batcher:
         longest = self._longest(columns)
         if rows > 1 and not self._fits(rows, longest):
             entries = [
-                self._queue(piece, count, self._longest(piece), loop) for piece, count in self._pieces(columns, rows)
+                self._queue(piece, count, self._longest(piece), loop, first_row=start)
+                for piece, start, count in self._pieces(columns, rows)
             ]
             try:
                 return merge(await asyncio.gather(*[entry.answer for entry in entries]))
@@ -111,7 +116,7 @@ class Batcher:
             loop.call_soon(self._turn)
             self.observed.append((rows, 1))
             outputs = self._timed(columns, rows, longest)
-            self._check(outputs)
+            self._check(outputs, 0)
             return outputs
         entry = self._queue(columns, rows, longest, loop)
         try:
@@ -123,7 +128,7 @@ class Batcher:
     def measure(self, columns: Columns, *, rows: int) -> Columns:
         """Run rows in this thread, as batches, and measure their time; while nothing else runs."""
         outputs = self._in_pieces(columns, rows)
-        self._check(outputs)
+        self._check(outputs, 0)
         return outputs
 
     def largest(self, columns: Columns) -> int:
@@ -142,8 +147,10 @@ class Batcher:
     def _turn(self) -> None:
         self._alone = False
 
-    def _queue(self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop) -> Entry:
-        entry = Entry(columns, rows, longest, loop.create_future())
+    def _queue(
+        self, columns: Columns, rows: int, longest: int, loop: asyncio.AbstractEventLoop, *, first_row: int = 0
+    ) -> Entry:
+        entry = Entry(columns, rows, longest, loop.create_future(), first_row)
         (self._small if self._fits(LARGE_SHARE * rows, longest) else self._large).append(entry)
         self._count(entry)
         if not self._busy:
@@ -172,7 +179,7 @@ class Batcher:
             self._busy = False
             return
         self.observed.append((batch.rows, len(batch.entries)))
-        if self._is_quick(batch.rows, batch.longest):
+        if not batch.again and self._is_quick(batch.rows, batch.longest):
             self._settle(batch, self._attempt(batch))
             loop.call_soon(self._next, loop)
             return
@@ -184,7 +191,7 @@ class Batcher:
         if not isinstance(found, Exception):
             batch.deliver(found)
         elif len(batch.entries) == 1:
-            batch.deliver([found])
+            batch.deliver([moved(found, batch.entries[0].first_row)])
         else:
             if not batch.again:
                 logger.warning(
@@ -272,39 +279,53 @@ class Batcher:
                 outputs = self._in_pieces(columns, batch.rows)
         except Exception as error:
             return error
+        first = batch.entries[0].first_row
         try:
-            self._check(outputs)
+            self._check(outputs, first)
         except Exception as error:
-            found = [self._checked(part) for part in split(outputs, rows)]
+            found = [
+                self._checked(part, entry.first_row)
+                for part, entry in zip(split(outputs, rows), batch.entries, strict=True)
+            ]
             # Where no request has an answer, one's rows may have spoiled those of the others, as by a common scale.
             return error if all(isinstance(one, Exception) for one in found) else found
         return split(outputs, rows)
 
-    def _checked(self, outputs: Columns) -> Columns | Exception:
+    def _checked(self, outputs: Columns, first_row: int) -> Columns | Exception:
         try:
-            self._check(outputs)
+            self._check(outputs, first_row)
         except Exception as error:
             return error
         return outputs
 
     def _in_pieces(self, columns: Columns, rows: int) -> Columns:
-        pieces = self._pieces(columns, rows)
-        return merge([self._timed(piece, count, self._longest(piece)) for piece, count in pieces])
+        return merge([self._piece(*piece) for piece in self._pieces(columns, rows)])
+
+    def _piece(self, columns: Columns, start: int, rows: int) -> Columns:
+        try:
+            return self._timed(columns, rows, self._longest(columns))
+        except InvalidRowsError as error:
+            raise moved(error, start) from error
 
     def _timed(self, columns: Columns, rows: int, longest: int) -> Columns:
-        start = time.perf_counter()
+        start = self._now()
         if self._started is not None:  # each piece is a call of its own
             self._started = time.monotonic()
-        outputs = self._run(columns)
-        seconds = time.perf_counter() - start
+        try:
+            outputs = self._run(columns)
+        except Exception:
+            if self._now() - start > INLINE_BUDGET_S:
+                self._lower(rows, longest)
+            raise
+        seconds = self._now() - start
         for name, array in outputs.items():
             if len(array) != rows:
                 msg = f"the model answered {rows} rows with a column {name!r} of {len(array)}"
                 raise ValueError(msg)
         # The largest batch known to fit the budget: it doubles after one that took less than half of it and halves
         # after one that took more, so that a single delay on a busy machine is soon forgotten.
-        if seconds > INLINE_BUDGET_S and self._is_quick(rows, longest):
-            self._inline_rows, self._inline_elements = rows // 2, rows * longest // 2
+        if seconds > INLINE_BUDGET_S:
+            self._lower(rows, longest)
         elif seconds < INLINE_BUDGET_S / 2:
             if rows >= self._inline_rows:
                 self._inline_rows = 2 * rows
@@ -312,8 +333,12 @@ class Batcher:
                 self._inline_elements = 2 * rows * longest
         return outputs
 
-    def _pieces(self, columns: Columns, rows: int) -> list[tuple[Columns, int]]:
-        """Return pieces of columns that each fit into a batch, or are one row, with their numbers of rows."""
+    def _lower(self, rows: int, longest: int) -> None:
+        if self._is_quick(rows, longest):
+            self._inline_rows, self._inline_elements = rows // 2, rows * longest // 2
+
+    def _pieces(self, columns: Columns, rows: int) -> list[tuple[Columns, int, int]]:
+        """Return pieces of columns that fit into a batch each, or are one row: with their first row and length."""
         lengths = self._lengths(columns) if self._varying else [0] * rows
         cuts, longest = [0], 0
         for row, length in enumerate(lengths):
@@ -322,7 +347,9 @@ class Batcher:
                 cuts.append(row)
                 longest = length
         ends = itertools.pairwise([*cuts, rows])
-        return [({name: array[start:end] for name, array in columns.items()}, end - start) for start, end in ends]
+        return [
+            ({name: array[start:end] for name, array in columns.items()}, start, end - start) for start, end in ends
+        ]
 
     def _after(
         self,

@@ -54,6 +54,10 @@ Those with images always are: a kilobyte may take as long.
 MANY_IMAGES = 16
 """A body with more images is as large, however small their files are: to open and decode each takes .1 ms or more."""
 
+MAX_HELD_BYTES = 512 * 1024 * 1024
+"""Arrays of all large requests that are parsed and not answered. Pixels may be thousands of times as large as their
+files, so that bounds on bodies are none on them. One request alone has bounds of its own."""
+
 
 class Model(Protocol):
     """The interface of a loaded bundle."""
@@ -69,8 +73,8 @@ class Model(Protocol):
     def compute(self, columns: Columns) -> Columns:
         """Return output columns for input columns, which may be of several requests, finite or not."""
 
-    def require_finite(self, outputs: Columns) -> None:
-        """Raise where outputs of one request, or of several, are not finite."""
+    def require_finite(self, outputs: Columns, first_row: int = 0) -> None:
+        """Raise where outputs of one request, or of several, are not finite; names rows from ``first_row`` on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class RequestHandler:
     def __post_init__(self) -> None:
         self.answered = Answered()
         self._has_images = self.model.signature.has_images
+        self.held_bytes = 0
         self.batcher = self._batcher()
         self.turns.most = self._most_waiting()
         self.guard = Guard(self.settings.access)
@@ -165,7 +170,8 @@ class RequestHandler:
             self._require_room()
         in_thread = self._has_images or len(body) > LARGE_BODY_BYTES
         if in_thread:
-            parsed = await self.parsing.run(form.parse, body, exchange.headers, signature=signature, max_rows=max_rows)
+            parsed = await self.parsing.hold(exchange.leave_turn, self._parse_large, form, body, exchange.headers)
+            exchange.held_bytes = self._hold(parsed.columns)
         else:
             parsed = form.parse(body, exchange.headers, signature=signature, max_rows=max_rows)
         if parsed.request_id is not None and b"x-request-id" not in exchange.headers:
@@ -187,6 +193,8 @@ class RequestHandler:
 
     async def take_turn(self, exchange: Exchange, *, large: bool) -> None:
         """Wait until a request may be parsed; its turn ends soon after its rows are queued for the model, or with it.
+
+        A thread that parses on after the deadline keeps the turn until it is free.
 
         Raises:
             Refusal: 503, too many large ones wait.
@@ -210,7 +218,11 @@ class RequestHandler:
     async def answer(self, columns: Columns, *, rows: int) -> tuple[Columns, float]:
         """Return this version's outputs and the seconds that they took, for the front of another version."""
         start = time.perf_counter()
-        outputs = await self._predict_local(columns, rows=rows)
+        held = self._hold(columns)
+        try:
+            outputs = await self._predict_local(columns, rows=rows)
+        finally:
+            self.held_bytes -= held
         return outputs, time.perf_counter() - start
 
     def admit(self, exchange: Exchange, *, scope: Any = "predict") -> Caller:
@@ -236,6 +248,7 @@ class RequestHandler:
     def _finish(self, exchange: Exchange, status: int, code: str) -> None:
         """Record a request, and send copies of an answered one to the shadows. Never raises."""
         exchange.end_turn()
+        self.held_bytes -= exchange.held_bytes
         if not exchange.protocol:  # pages and health checks are no predictions
             return
         try:
@@ -286,6 +299,38 @@ class RequestHandler:
             max_elements=limits.max_batch_elements,
             varying=[column for column in self.model.signature.inputs if column.varies],
         )
+
+    def _parse_large(self, form: Form, body: bytes, headers: Mapping[bytes, bytes]) -> Parsed:
+        """Parse a body, in a thread, whose arrays may be far larger, unless there is no room for any."""
+        self._require_bytes()
+        return form.parse(body, headers, signature=self.model.signature, max_rows=self.settings.limits.max_rows)
+
+    def _hold(self, columns: Columns) -> int:
+        """Count the bytes of a request's arrays as held, and return them; the caller subtracts them with its answer.
+
+        Raises:
+            Refusal: 503, there is no room for so many.
+        """
+        ragged = {column.name for column in self.model.signature.inputs if None in column.shape}
+        size = sum(
+            sum(getattr(item, "nbytes", 0) for item in array) if name in ragged else array.nbytes
+            for name, array in columns.items()
+        )
+        self._require_bytes(size)
+        self.held_bytes += size
+        return size
+
+    def _require_bytes(self, size: int = 0) -> None:
+        """Check that requests may hold so many more bytes; without a number, any.
+
+        Raises:
+            Refusal: 503, others hold too many.
+        """
+        memory, held = self.settings.memory_bytes, self.held_bytes
+        most = MAX_HELD_BYTES if memory is None else min(MAX_HELD_BYTES, memory // 4)
+        if held >= most or (held and held + size > most):
+            waits = f"requests of {held / 2**20:.1f} MiB, when decoded, wait for their answers already; try again"
+            raise Refusal(503, "overloaded", waits, retry_after_s=1.0)
 
     async def _predict_routed(self, exchange: Exchange, parsed: Parsed, *, version: int, route: Route) -> Columns:
         exchange.queue_turn()  # a small request runs between the pieces of a large one

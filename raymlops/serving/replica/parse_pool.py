@@ -2,18 +2,21 @@
 
 Owns how many bodies are parsed at once, and the order. It is separate from asyncio's default pool, so that changes of
 settings (keys, weights, a rollback), which run there, never wait behind requests. How many wait is bounded once: by the
-requests that a replica accepts at a time, and by the turns of large ones beside small ones (see ``turns``).
+requests that a replica accepts at a time, and by the turns of large ones beside small ones (see ``turns``). A thread
+that outlives its request's deadline keeps its place, and its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,16 +40,53 @@ class ParsePool:
         Raises:
             Exception: what the function raised.
         """
-        async with self._places:
-            return await self._in_thread(functools.partial(function, *given, **named))
+        return await self.hold(_nothing_to_end, function, *given, **named)
+
+    async def hold(
+        self,
+        leave: Callable[[], Callable[[], None]],
+        function: Callable[P, T],
+        /,
+        *given: P.args,
+        **named: P.kwargs,
+    ) -> T:
+        """Run a function as ``run``, of a caller that keeps others from running theirs.
+
+        No thread can be stopped. Where the caller is cancelled while one runs the function, ``leave`` is called at
+        once, and what it returns once the thread is free. Until then the place is taken too.
+        """
+        await self._places.acquire()
+        running: Future[T] | None = None
+        try:
+            running = self._pool.submit(functools.partial(function, *given, **named))
+            return await asyncio.wrap_future(running)
+        finally:
+            if running is None or running.done() or running.cancel():
+                self._places.release()
+            else:
+                self._when_free(running, leave())
 
     async def finish(self, function: Callable[P, T], /, *given: P.args, **named: P.kwargs) -> T:
         """Run what is left of a request that the model has answered: as ``run``, but before the bodies that wait."""
-        return await self._in_thread(functools.partial(function, *given, **named))
+        return await asyncio.wrap_future(self._pool.submit(functools.partial(function, *given, **named)))
 
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _in_thread(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.wrap_future(self._pool.submit(function))
+    def _when_free(self, running: Future[T], end: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+
+        def free() -> None:
+            self._places.release()
+            end()
+
+        def from_thread(_done: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile, and nobody waits
+                loop.call_soon_threadsafe(free)
+
+        running.add_done_callback(from_thread)
+
+
+def _nothing_to_end() -> Callable[[], None]:
+    return lambda: None

@@ -333,6 +333,13 @@ def test_answers_that_are_not_finite_are_computed_and_found_row_by_row(tiny_ref)
     loaded.require_finite({"probability": outputs["probability"][:1]})
     with pytest.raises(NonFiniteError, match=r"output 'probability' is nan at \(0,\); 1 of its 1 values"):
         loaded.require_finite({"probability": outputs["probability"][1:]})
+    with pytest.raises(NonFiniteError, match=r"is nan at \(1025,\); 1 of its 2 values"):
+        loaded.require_finite(outputs, 1024)
+    free = Signature(loaded.signature.inputs, (Column("path", "float", shape=(None,)),))
+    paths = np.empty(2, dtype=object)
+    paths[:] = [np.zeros(3), np.array([0.0, np.inf])]
+    with pytest.raises(NonFiniteError, match=r"output 'path', row 1025 is inf at \(1,\)"):
+        replace(loaded, signature=free).require_finite({"path": paths}, 1024)
 
 
 def test_an_error_about_a_row_that_the_recipe_raises_stays_one(tiny_ref):

@@ -241,6 +241,53 @@ def test_a_fast_model_runs_inline_once_measured():
     assert model.threads == {threading.current_thread().name}
 
 
+def test_rows_on_which_the_model_takes_long_and_raises_leave_the_loop():
+    """Such a run is measured as one that answers: the next one is in the thread."""
+    now, model = [0.0], Picky()
+
+    def late(columns):
+        outputs = Doubler.__call__(model, columns)
+        if 5 in columns["x"]:
+            now[0] += 1.0
+            raise ArithmeticError
+        return outputs
+
+    async def run():
+        batcher = Batcher(late, max_rows=100, clock=lambda: now[0])
+        batcher.measure(column(1), rows=1)
+        threads = []
+        for _ in range(3):
+            model.threads.clear()
+            with pytest.raises(ArithmeticError):
+                await batcher.submit(column(5), rows=1)
+            threads += model.threads
+        return threads
+
+    assert asyncio.run(run()) == [threading.current_thread().name, "model_0", "model_0"]
+
+
+def test_the_parts_of_a_batch_that_raised_never_run_on_the_loop():
+    """However quick the rows of others were: what raised may take long, and the parts come one after the other."""
+    threads = []
+
+    def run_model(columns):
+        threads.append((len(columns["x"]), threading.current_thread().name))
+        if 5 in columns["x"]:
+            raise ArithmeticError
+        return {"y": columns["x"] * 2}
+
+    async def run():
+        batcher = Batcher(run_model, max_rows=100, clock=lambda: 0.0)
+        batcher._inline_rows = 1
+        tasks = each(batcher, [0, 1, 2, 5])
+        await asyncio.wait(tasks)
+        return outcomes(tasks)
+
+    assert asyncio.run(run()) == [0, 2, 4, ArithmeticError]
+    here = threading.current_thread().name
+    assert threads == [(1, here), *((rows, "model_0") for rows in (3, 1, 2, 1, 1))]
+
+
 def test_an_unmeasured_model_runs_in_the_thread():
     """Until it is known to be fast the event loop is kept free of it."""
     model = Doubler()
@@ -357,9 +404,9 @@ def test_answers_that_are_not_finite_fail_their_own_request_alone():
     """The others have theirs of the same call: nothing runs again."""
     model = Doubler()
 
-    def check(outputs):
+    def check(outputs, first_row):
         if (bad := np.flatnonzero(outputs["y"] == 10)).size:
-            raise NonFiniteError(f"at {bad.tolist()}")
+            raise NonFiniteError(f"at {(bad + first_row).tolist()}")
 
     async def run():
         batcher = Batcher(model, check=check, max_rows=100)
@@ -380,7 +427,7 @@ def test_a_row_that_spoils_the_answers_to_all_fails_alone():
     def spoil(columns):
         return {"y": columns["x"] * (np.nan if 5 in columns["x"] else 2)}
 
-    def check(outputs):
+    def check(outputs, _first_row):
         if np.isnan(outputs["y"]).any():
             raise NonFiniteError("y is nan")
 
@@ -396,7 +443,7 @@ def test_a_row_that_spoils_the_answers_to_all_fails_alone():
 def test_whoever_is_alone_in_a_batch_is_told_of_answers_that_are_not_finite(rows):
     """Inline, in the thread and in pieces, and by the warm-up."""
 
-    def refuse(_outputs):
+    def refuse(_outputs, _first_row):
         raise NonFiniteError("y is nan")
 
     async def run():
@@ -408,6 +455,74 @@ def test_whoever_is_alone_in_a_batch_is_told_of_answers_that_are_not_finite(rows
             batcher.measure(column(*range(rows)), rows=rows)
 
     asyncio.run(run())
+
+
+def refuse_fives(columns):
+    """Double x; raise for the rows that have a 5, as a recipe that counts what it was given."""
+    bad = np.flatnonzero(columns["x"] == 5).tolist()
+    if bad:
+        raise InvalidRowsError([RowProblem(row, "x", "no such place") for row in bad] + [RowProblem(None, None, "all")])
+    return {"y": columns["x"] * 2}
+
+
+def told(error):
+    return [(problem.row, problem.field) for problem in error.value.problems]
+
+
+def test_a_row_that_is_refused_is_named_by_its_place_in_the_request():
+    """Of 30 rows at 10 a batch the 25th is row 4 of the third piece; a piece of a lowered bound is cut once more."""
+
+    async def run():
+        batcher = Batcher(refuse_fives, max_rows=10)
+        sent = column(*[5 if row == 24 else 0 for row in range(30)])
+        with pytest.raises(InvalidRowsError, match="row 24, field 'x': no such place") as first:
+            await batcher.submit(sent, rows=30)
+        with pytest.raises(InvalidRowsError) as warm_up:
+            batcher.measure(sent, rows=30)
+        task = asyncio.ensure_future(batcher.submit(sent, rows=30))
+        await asyncio.sleep(0)
+        batcher.max_rows = 3
+        with pytest.raises(InvalidRowsError) as lowered:
+            await task
+        return [told(error) for error in (first, warm_up, lowered)]
+
+    assert asyncio.run(run()) == [[(24, "x"), (None, None)]] * 3
+
+
+def test_a_row_is_named_beside_the_rows_of_others():
+    """A piece that shared its batch with other requests runs alone in the end, and keeps its place in its own."""
+
+    async def run():
+        batcher = Batcher(refuse_fives, max_rows=10)
+        tasks = each(batcher, [1, 2])
+        sent = column(*[5 if row in {11, 12} else 0 for row in range(13)])
+        large = asyncio.ensure_future(batcher.submit(sent, rows=13))
+        tasks += each(batcher, [3, 4])
+        with pytest.raises(InvalidRowsError) as error:
+            await large
+        await asyncio.wait(tasks)
+        return told(error), outcomes(tasks)
+
+    assert asyncio.run(run()) == ([(11, "x"), (12, "x"), (None, None)], [2, 4, 6, 8])
+
+
+def test_an_answer_that_is_not_finite_is_named_by_its_place_in_the_request():
+    """The check is told at which row of the request the rows begin that it sees: 27 is row 7 of the third piece."""
+
+    def check(outputs, first_row):
+        if (bad := np.flatnonzero(outputs["y"] == 10)).size:
+            raise NonFiniteError(f"at {(bad + first_row).tolist()}")
+
+    async def run():
+        batcher = Batcher(Doubler(), check=check, max_rows=10)
+        others = each(batcher, [1, 2])
+        large = asyncio.ensure_future(batcher.submit(column(*[5 if row == 27 else 0 for row in range(28)]), rows=28))
+        with pytest.raises(NonFiniteError, match=r"at \[27\]"):
+            await large
+        await asyncio.wait(others)
+        return outcomes(others)
+
+    assert asyncio.run(run()) == [2, 4]
 
 
 def test_requests_that_were_given_up_are_not_run_again():

@@ -307,15 +307,18 @@ def test_beside_small_requests_large_ones_take_turns():
     front.handler.close()
 
 
+class Photos(FakeModel):
+    """Answers the value of an image's one pixel."""
+
+    signature = Signature((Column("photo", "image", shape=(1, 1, 1)),), SIGNATURE.outputs)
+    example = [{"photo": b64encode(png_files(np.zeros((1, 1, 1, 1), np.uint8))[0]).decode()}]  # noqa: RUF012
+
+    def predict(self, columns):
+        return {"late": columns["photo"][:, 0, 0, 0].astype(float)}
+
+
 def test_a_small_body_of_many_images_takes_a_turn():
     """One image does not. Files count as texts do; for a model without images neither does."""
-
-    class Photos(FakeModel):
-        signature = Signature((Column("photo", "image", shape=(1, 1, 1)),), SIGNATURE.outputs)
-        example = [{"photo": b64encode(png_files(np.zeros((1, 1, 1, 1), np.uint8))[0]).decode()}]  # noqa: RUF012
-
-        def predict(self, columns):
-            return {"late": columns["photo"][:, 0, 0, 0].astype(float)}
 
     front = front_of(Photos(), turns=Watched())
     front.warm_up()
@@ -363,6 +366,81 @@ def test_a_large_request_that_waits_for_the_model_keeps_no_turn():
 
     assert asyncio.run(scenario()) == [200] * 4
     front.handler.close()
+
+
+def test_a_body_that_is_parsed_beyond_its_deadline_keeps_its_turn():
+    """As one whose client has left: it is answered at once, and the next one begins once the thread is free."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Long(ParsePool):
+        async def hold(self, leave, function, /, *given, **named):
+            return await super().hold(leave, lambda: (begun.set(), go_on.wait(10)))
+
+    front = make_front(turns=Watched(), parsing=Long())
+    turns = front.handler.turns
+
+    async def scenario():
+        turns.note_small()
+        scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], BODY: LARGE}
+        left = asyncio.create_task(front.reply(scope, None))
+        await asyncio.to_thread(begun.wait)
+        left.cancel()
+        await asyncio.wait([left])
+        next_one = asyncio.create_task(turns.take())
+        await asyncio.sleep(0)
+        seen = [turns.held, next_one.done()]
+        go_on.set()
+        (await next_one).end()
+        return [*seen, turns.held]
+
+    assert asyncio.run(scenario()) == [1, False, 0]
+    front.handler.close()
+
+
+def test_what_is_decoded_and_waits_is_bounded_in_bytes():
+    """Ten bytes of pixels here: 8 and 2 fit, 3 and what comes then do not; 12 do once nobody else waits."""
+    go_on = threading.Event()
+
+    class Held(Photos):
+        def predict(self, columns):
+            if len(columns["photo"]) == 8:
+                go_on.wait(10)
+            return super().predict(columns)
+
+    front = front_of(Held())
+    front.warm_up()
+    handler, row = front.handler, Photos.example[0]
+    handler.configure(Settings(memory_bytes=40))  # of which a quarter may wait
+    handler.batcher._inline_rows = 0
+
+    async def scenario():
+        transport = httpx.ASGITransport(front, root_path=PREFIX)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def post(rows):
+                reply = await client.post(f"{PREFIX}/predict", json={"rows": [row] * rows})
+                return reply.status_code if reply.status_code == 200 else reply.json()["error"]["code"]
+
+            async def held(size):
+                while handler.held_bytes < size:  # noqa: ASYNC110 - until the other task has got that far
+                    await asyncio.sleep(0)
+
+            first = asyncio.create_task(post(8))
+            await held(8)
+            codes = [await post(3)]
+            with pytest.raises(Refusal) as from_another:
+                await handler.answer({"photo": np.zeros((3, 1, 1, 1), np.uint8)}, rows=3)
+            second = asyncio.create_task(post(2))
+            await held(10)
+            codes += [from_another.value.status, await post(1)]
+            go_on.set()
+            codes += [await first, await second, await post(12)]
+            await handler.answer({"photo": np.zeros((12, 1, 1, 1), np.uint8)}, rows=12)
+            return codes
+
+    assert asyncio.run(scenario()) == ["overloaded", 503, "overloaded", 200, 200, 200]
+    assert handler.held_bytes == 0
+    handler.close()
 
 
 @pytest.mark.parametrize(("slots", "most"), [(64, 32), (16, 8), (1, 1)])
@@ -414,11 +492,11 @@ def test_as_many_large_requests_as_a_replica_accepts_are_answered():
     class Held(ParsePool):
         asked = 0
 
-        async def run(self, function, /, *given, **named):
+        async def hold(self, leave, function, /, *given, **named):
             self.asked += 1
             if self.asked == 64:
                 go_on.set()
-            return await super().run(lambda: go_on.wait(10) and function(*given, **named))
+            return await super().hold(leave, lambda: go_on.wait(10) and function(*given, **named))
 
     front = make_front(parsing=Held())
 

@@ -283,12 +283,12 @@ def test_a_key_twice_among_many_is_named_and_holds_up_nobody(path):
     read_in = []
 
     class Watched(ParsePool):
-        async def run(self, function, /, *given, **named):
+        async def hold(self, leave, function, /, *given, **named):
             def watched():
                 read_in.append(threading.current_thread())
                 return function(*given, **named)
 
-            return await super().run(watched)
+            return await super().hold(leave, watched)
 
     front = make_front(parsing=Watched())
     keys = b",".join(b'"%05x":1' % number for number in range(7_000))

@@ -64,6 +64,40 @@ def test_a_body_that_nobody_waits_for_is_not_parsed():
     asyncio.run(scenario())
 
 
+def test_a_thread_that_its_caller_has_left_keeps_its_place():
+    """Until it is free: no more bodies are taken than there are threads, and one; what is told then is told once."""
+
+    async def scenario():
+        parsing = ParsePool(threads=1)
+        go, begun, told, seen = threading.Event(), threading.Event(), asyncio.Event(), []
+
+        def left():
+            seen.append("left")
+            return told.set
+
+        first = asyncio.create_task(parsing.hold(left, lambda: (begun.set(), go.wait())))
+        await asyncio.to_thread(begun.wait)
+        second = asyncio.create_task(parsing.hold(left, seen.append, "never"))
+        for task in (first, second):  # of which the second waits in the pool
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait([first, second])
+        assert (seen, told.is_set()) == (["left"], False)
+        third = asyncio.create_task(parsing.run(seen.append, "third"))
+        fourth = asyncio.create_task(parsing.run(seen.append, "fourth"))
+        await asyncio.sleep(0)
+        assert parsing._places.locked()
+        go.set()
+        await asyncio.gather(third, fourth)
+        await told.wait()
+        assert seen == ["left", "third", "fourth"]
+        assert await parsing.hold(left, divmod, 7, 2) == (3, 1)
+        assert seen[-1] == "fourth"
+        parsing.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_body_that_no_thread_takes_keeps_no_place():
     """Each is told the same, however many there are."""
 
