@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from raymlops.serving.asgi import Message, Receive
+    from raymlops.serving.csv_scan import CsvScan
     from raymlops.serving.json_scan import JsonScan
 
 WAITING_BYTES = 256 * 1024 * 1024
@@ -136,7 +137,7 @@ class Body:
         self.model: str | None = None
         self.moved_at = math.inf
         """When its current pause began, by the event loop's clock."""
-        self.scan: JsonScan | None = None
+        self.scan: JsonScan | CsvScan | None = None
         """What a large body is scanned by while it arrives."""
         self._account = account
         self._has_left = has_left
@@ -263,7 +264,7 @@ class Body:
         self._until.reschedule(min(self._end, until + waited))
         self.moved_at = moved_at + waited
 
-    async def _look(self, scan: JsonScan, chunk: bytes) -> None:
+    async def _look(self, scan: JsonScan | CsvScan, chunk: bytes) -> None:
         """Scan what came of a body once it looks too large, at the pace at which bodies are read."""
         if not self._scanned and not scan.looks_large(chunk):
             return

@@ -454,7 +454,7 @@ def test_that_a_client_has_left_is_seen_while_its_body_is_not_read(leaves):
             asked.set()
             await gone.wait()
             client = scope[CLIENT]
-            while leaves and not client.has_left():  # the kernel takes a moment for the end
+            while leaves and not client.has_left():  # noqa: ASYNC110 - no event tells it, which is the point
                 await asyncio.sleep(0.001)
             seen.append((client.has_left(), leaves and (await receive())["type"]))
             if not leaves:

@@ -291,13 +291,15 @@ KEYS = b'{"rows":[{' + b'"a":1,' * 20_000
         ("predict", [], b'{"rows":' + b"[" * 70_000, "too_deep"),
         ("predict", [], b'{"rows":["' + b"[," * 40_000, None),
         ("feedback", [], KEYS, None),
-        ("invocations", [(b"content-type", b"text/csv; charset=utf-8")], b"a,b\n" * 20_000, None),
+        ("invocations", [(b"content-type", b"text/csv; charset=utf-8")], b"a,b\n" * 20_000, "too_many_rows"),
+        ("invocations", [(b"content-type", b"text/csv")], b'a\n"' + b",\n" * 40_000 + b'"', None),
+        ("predict", [(b"content-type", b"text/csv")], KEYS, "too_many_rows"),
         ("infer", [(b"inference-header-content-length", b"9")], b"{" * 70_000, None),
         ("predict", [(b"content-encoding", b"gzip")], b"," * 70_000, None),
     ],
 )
 def test_a_body_with_too_much_in_it_is_refused_while_it_arrives(path, headers, body, code):
-    """Its rest is read and kept nowhere, as far as a body may go; texts and tables are no JSON."""
+    """Its rest is read and kept nowhere, as far as a body may go; texts have no values."""
     one, account = KnownBounds(), Account()
     one.record("flights", Bounds(30.0, 200_000, 10_000))
     log = []
