@@ -176,7 +176,7 @@ def rollout_outlook(
         champion = champion_of(state.deployments(spec.project.name))
         if champion is None or asked.rollout is None:
             return ()
-        return outlook(champion, asked.rollout, now=state.now())
+        return outlook(champion, asked.rollout, now=state.now(), salt=state.owner().id)
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,9 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
-    shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
+    shows = (
+        () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now(), salt=state.owner().id)
+    )
     warnings += ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(
