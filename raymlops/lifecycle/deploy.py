@@ -24,7 +24,7 @@ from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.quality.model import unjudged
-from raymlops.lifecycle.registration.admission import admitted, check_callers
+from raymlops.lifecycle.registration.admission import admitted, check_callers, endless
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
@@ -219,6 +219,7 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
         *check_notify(call.spec.monitor.notify),
         *call.watched[1],
         *unjudged(call.new("champion")),
+        *endless(call.ref.bundle),
     )
 
 
