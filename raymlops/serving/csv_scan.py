@@ -78,4 +78,5 @@ def refuse_more(body: bytes, most: int | None) -> None:
 
 
 def _ends(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    return (codes == _COMMA) | (codes == _LF) | (codes == _CR)
+    found: npt.NDArray[np.bool_] = (codes == _COMMA) | (codes == _LF) | (codes == _CR)
+    return found
