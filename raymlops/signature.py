@@ -79,13 +79,17 @@ class Signature(_Reading):
     @property
     def values_per_row(self) -> int | None:
         """Return how many values a row of inputs has in JSON at most; None without a bound."""
-        total = 0
-        for column in self.inputs:
-            sizes = [column.max_length if size is None else size for size in column.sent_shape]
-            if None in sizes:
-                return None
-            total += math.prod(size for size in sizes if size is not None)
-        return total
+        if self.endless:
+            return None
+        return sum(
+            math.prod((column.max_length or 0) if size is None else size for size in column.sent_shape)
+            for column in self.inputs
+        )
+
+    @property
+    def endless(self) -> tuple[str, ...]:
+        """Return the inputs that have a free dimension in JSON, and no ``max_length`` that bounds it."""
+        return tuple(one.name for one in self.inputs if one.max_length is None and None in one.sent_shape)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data that ``from_dict`` reads back."""

@@ -25,7 +25,7 @@ from raymlops.errors import UsageError
 from raymlops.records import to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.erase import EraseRecord
@@ -65,7 +65,13 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle.prediction_log import compact_predictions, other_storages, parse_moment, retain_predictions
+    from raymlops.lifecycle.prediction_log import (
+        compact_predictions,
+        other_storages,
+        parse_moment,
+        retain_predictions,
+        sampling_salt,
+    )
     from raymlops.lifecycle.sources import stores_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
@@ -108,7 +114,11 @@ def predictions(
         write_file(reading, out)
     elif not as_json:
         _print_lines(reading)
-    counts = _print_object(reading) if as_json and out is None else _counts(reading)
+
+    def salt() -> str:
+        return sampling_salt(spec)
+
+    counts = _print_object(reading, salt) if as_json and out is None else _counts(reading, salt)
     note(_summary(counts, reading))
     return None if out is None else Answer({"out": out, **counts}, out)
 
@@ -163,7 +173,7 @@ def _print_lines(reading: Any) -> None:
             stdout.writelines(f"{row.decode()}\n" for row in json_rows(batch))
 
 
-def _print_object(reading: Any) -> dict[str, Any]:
+def _print_object(reading: Any, salt: Callable[[], str]) -> dict[str, Any]:
     """Print one object with all rows, and return its counts.
 
     Rows are collected on disk first, so that an error leaves no half-written object.
@@ -173,7 +183,7 @@ def _print_object(reading: Any) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
         rows.writelines(f",{row.decode()}" for batch in reading for row in json_rows(batch))
         rows.seek(1)  # behind the first comma
-        counts = _counts(reading)
+        counts = _counts(reading, salt)
         with printing() as stdout:
             stdout.write(f'{to_json(counts).removesuffix("}")}, "predictions": [')
             shutil.copyfileobj(rows, stdout)
@@ -181,8 +191,8 @@ def _print_object(reading: Any) -> dict[str, Any]:
     return counts
 
 
-def _counts(reading: Any) -> dict[str, Any]:
-    unknown = reading.unknown_labels()
+def _counts(reading: Any, salt: Callable[[], str]) -> dict[str, Any]:
+    unknown = reading.unknown_labels(salt=salt)
     return {
         "name": reading.name,
         "since": reading.since and reading.since.isoformat(),

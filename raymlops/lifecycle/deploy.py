@@ -24,7 +24,7 @@ from raymlops.lifecycle.live.transitions import ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.quality.model import unjudged
-from raymlops.lifecycle.registration.admission import admitted, check_callers
+from raymlops.lifecycle.registration.admission import admitted, check_callers, endless
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
@@ -177,7 +177,7 @@ def rollout_outlook(
         champion = champion_of(state.deployments(spec.project.name))
         if champion is None or asked.rollout is None:
             return ()
-        return outlook(champion, asked.rollout, now=state.now())
+        return outlook(champion, asked.rollout, now=state.now(), salt=state.owner().id)
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     monitor, short = call.spec.monitor, too_short_log(call.spec.monitor, call.spec.serve.log)
     lacking = () if short is None else (short,)
     unread = unjudged(call.new("champion"))
-    return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *unread, *lacking)
+    return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *unread, *endless(call.ref.bundle), *lacking)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -311,7 +311,9 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         request = call.request(traffic.action, why)
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
-    shows = () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now())
+    shows = (
+        () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now(), salt=state.owner().id)
+    )
     warnings += ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)
     done = change(

@@ -131,6 +131,16 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
     return found
 
 
+def sampling_salt(spec: ProjectSpec) -> str:
+    """Return by what the requests of a sampled log are drawn.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be used.
+    """
+    with state_of(spec) as state:
+        return state.owner().id
+
+
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 

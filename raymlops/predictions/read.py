@@ -25,7 +25,7 @@ from raymlops.predictions.where import Search
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -130,14 +130,16 @@ class Reading:
         """Return the time since which ``unknown_labels`` searches rows; None: since the first."""
         return None if self.since is None else self.since - BEFORE
 
-    def unknown_labels(self) -> pa.Table:
+    def unknown_labels(self, *, salt: Callable[[], str] = str) -> pa.Table:
         """Return the rows labelled within the window that are not in the log. Call it after iterating.
 
         Those are the request ids and rows, with the caller whose requests the label is for, whose first label arrived
         within the window, and that no version logged since a day before it: there was no such request of that caller,
         the row was not written (yet), or the label arrived more than a day after the answer. Requests that a sampled
-        log leaves out are not among them. Reads nothing when every label has found its row; otherwise request ids only,
-        the newest hours first, until every label has found it, at most the window and the day before it.
+        log leaves out are not among them; ``salt``, called for such a log alone, returns by what it was drawn.
+
+        Reads nothing when every label has found its row; otherwise request ids only, the newest hours first, until
+        every label has found it, at most the window and the day before it.
 
         Raises:
             StorageError: the storage cannot be used.
@@ -156,7 +158,9 @@ class Reading:
                     self._note(batch, labels.places(batch))
         left = labels.table.select(KEY).filter(pa.array(wanted & ~self._known[labels.rows]))
         if self._share < 1:
-            logged = [in_sample(request_id, self._share) for request_id in left["request_id"].to_pylist()]
+            drawn_by = salt()
+            ids = left["request_id"].to_pylist()
+            logged = [in_sample(request_id, self._share, salt=drawn_by) for request_id in ids]
             return left.filter(pa.array(logged, pa.bool_()))
         return left
 

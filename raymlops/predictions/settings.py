@@ -26,10 +26,12 @@ class LogSettings:
     """Fields of inputs and outputs to omit."""
     sample: float = 1.0
     """Share of the requests to write, in (0, 1]."""
+    salt: str = ""
+    """Secret of the deployment by which they are drawn; without one, as in earlier releases, callers know which."""
 
     def weight_of(self, request_id: str) -> float | None:
         """Return for how many requests one stands in the log; None for one that is not written."""
-        return 1.0 / self.sample if in_sample(request_id, self.sample) else None
+        return 1.0 / self.sample if in_sample(request_id, self.sample, salt=self.salt) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -42,15 +44,16 @@ class LogSettings:
         return cls(**{**known, "redact": tuple(known.get("redact", ()))})
 
 
-def in_sample(request_id: str, share: float) -> bool:
+def in_sample(request_id: str, share: float, *, salt: str = "") -> bool:
     """Return whether a request is in a sample of this share.
 
-    It depends on its id alone: all versions that answered it are in it or none is, and it is known which labels are of
-    requests that were left out. A smaller sample is part of a larger one.
+    It depends on its id, which a caller may choose, and on a salt of at most 64 bytes, which no caller knows and all
+    versions share: all that answered it are in it or none is, and it is known which labels are of requests that were
+    left out. A smaller sample is part of a larger one.
     """
     if share >= 1:
         return True
-    digest = blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8, key=salt.encode()).digest()
     return int.from_bytes(digest, "big") < share * 2.0**64
 
 

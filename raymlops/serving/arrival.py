@@ -2,11 +2,13 @@
 
 Owns how a time stamp travels between processes and machines. All processes of a machine share its monotonic clock. The
 clock of another machine is compared by the smallest recent difference, that of its fastest request: a wall clock that
-is wrong or adjusted makes no request late.
+is wrong or adjusted makes no request late. A machine that is suspended loses that time on its monotonic clock: a
+difference that no request comes near any more is forgotten.
 """
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from pathlib import Path
@@ -22,6 +24,10 @@ METADATA = f":{ARRIVED}"
 """The same in the metadata of a gRPC call that the index forwards. HTTP/2 forbids clients such a name."""
 WINDOW_S = 300.0
 """Minimum lifetime of a smallest difference: the monotonic clocks of two machines drift by milliseconds in it."""
+NEAR_S = 1.0
+"""How much later a request may be to be near the fastest one."""
+FAR_S = 10.0
+"""How long all requests have to be later than that before another clock counts as changed."""
 
 Stamp = tuple[str, float]
 """The id of a machine's boot, and the seconds of its monotonic clock."""
@@ -83,7 +89,8 @@ class Ages:
     def age_s(self, arrived: Stamp | None) -> float:
         """Return the seconds since a request arrived; 0 without a time stamp, never below 0.
 
-        For another machine it is the excess over its fastest request, so never too much.
+        For another machine it is the excess over its fastest request, so never too much, except for ``FAR_S`` after it
+        was suspended.
         """
         if arrived is None:
             return 0.0
@@ -98,15 +105,27 @@ class Ages:
 
 
 class _Least:
-    """The smallest difference in the last one to two windows."""
+    """The smallest difference in the last one to two windows, of those since the clock changed."""
 
-    __slots__ = ("before", "least", "since")
+    __slots__ = ("before", "far_least", "far_since", "least", "since")
 
     def __init__(self, now: float, difference: float) -> None:
+        self.begin(now, difference)
+
+    def begin(self, now: float, difference: float) -> None:
         self.since, self.least, self.before = now, difference, difference
+        self.far_since = self.far_least = math.inf
 
     def beyond(self, now: float, difference: float) -> float:
         if now - self.since > WINDOW_S:
             self.since, self.before, self.least = now, self.least, difference
         self.least = min(self.least, difference)
-        return difference - min(self.least, self.before)
+        excess = difference - min(self.least, self.before)
+        if excess <= NEAR_S:
+            self.far_since = self.far_least = math.inf
+            return excess
+        self.far_since, self.far_least = min(self.far_since, now), min(self.far_least, difference)
+        if now - self.far_since <= FAR_S:
+            return excess
+        self.begin(now, self.far_least)
+        return difference - self.least

@@ -19,6 +19,9 @@ PIECE_BYTES = 65_536
 """Scanned at once: numpy's functions hold the interpreter for less than a millisecond of them."""
 MAX_LABEL_VALUES = 500_000
 """Values in one body of labels, of which each may be a list."""
+MAX_FREE_VALUES = 500_000
+"""Values in one body for a model whose rows have no bound, by a free dimension without ``max_length``: they hold the
+interpreter for some 10 ms."""
 MAX_DEPTH = 1024
 """As orjson has it."""
 TOO_DEEP = Refusal(400, "too_deep", "the body is nested too deeply")
@@ -27,9 +30,10 @@ _LOWER = 0x20
 """Makes [ of the same code as {, and ] as }."""
 
 
-def most_values(values_per_row: int | None, *, max_rows: int) -> int | None:
+def most_values(values_per_row: int | None, *, max_rows: int) -> int:
     """Return how many values a body may have in any protocol: those of its rows, and what is around them."""
-    return None if values_per_row is None else (values_per_row + 2) * max_rows + 10_000
+    least = ((values_per_row or 1) + 2) * max_rows + 10_000
+    return max(least, MAX_FREE_VALUES) if values_per_row is None else least
 
 
 class JsonScan:

@@ -276,7 +276,9 @@ def test_an_impossible_column_is_refused(options):
 )
 def test_a_row_has_so_many_values_in_json(columns, values):
     """An image is one; a free dimension has no bound of its own."""
-    assert Signature(columns, (Column("y", "float"),)).values_per_row == values
+    signature = Signature(columns, (Column("y", "float"),))
+    assert signature.values_per_row == values
+    assert signature.endless == (("x",) if values is None else ())
 
 
 def test_names_are_unique_and_both_sides_have_columns():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.records import BundleRef
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
     from raymlops.state.versions import VersionRecord
@@ -199,6 +200,19 @@ def check_withdrawn(record: VersionRecord, *, again: bool) -> None:
             f"version {record.version} of {record.name} was taken back: {record.withdrawn}",
             hint=f"raymlops deploy {record.name} --version {record.version} --again brings it back all the same.",
         )
+
+
+def endless(bundle: BundleRef) -> tuple[str, ...]:
+    """Return what bounds the rows of a version that have no bound of their own, in a sentence."""
+    from raymlops.lifecycle.registration.compatibility import signature_of
+    from raymlops.serving.json_scan import MAX_FREE_VALUES
+
+    names = signature_of(bundle).endless
+    text = (
+        f"rows have no bound of their own ({', '.join(names)}): a body of more than 64 kB may have {MAX_FREE_VALUES:,} "
+        "values in all; Column(..., max_length=N) bounds a row, and a body by serve.max_rows of them"
+    )
+    return (text,) if names else ()
 
 
 def check_callers(ref: ModelVersionRef, state: State, *, share: bool = False) -> None:

@@ -40,12 +40,15 @@ READ_S = 10.0
 _COLUMNS = ("row", "ts", "route", "model_seconds", "weight")
 
 
-def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime) -> tuple[str, ...]:
-    """Return what a rollout beside this champion can show with the traffic of the last hour, in sentences."""
+def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime, salt: str = "") -> tuple[str, ...]:
+    """Return what a rollout beside this champion can show with the traffic of the last hour, in sentences.
+
+    ``salt`` is that by which the requests of a sampled log are drawn, the id of the state.
+    """
     if not settings_of(champion).log.enabled:
         return ("what the rollout can show is not known: the prediction log is off; set serve.log.enabled",)
     try:
-        found = recent_traffic(champion, settings, now=now)
+        found = recent_traffic(champion, settings, now=now, salt=salt)
     except RaymlopsError as error:
         return (f"what the rollout can show is not known: {error.message}",)
     return in_words(found, settings)
@@ -56,6 +59,7 @@ def recent_traffic(
     settings: RolloutSection,
     *,
     now: datetime,
+    salt: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> RecentTraffic:
     """Return the requests of the last hour that chance would have given to a version.
@@ -89,7 +93,7 @@ def recent_traffic(
     labelled, late = None, None
     if settings.quality_margin is not None and unasked(champion) is None:
         labelled, late = _labelled(
-            Store(root), champion, since=since, now=now, is_over=lambda: clock() - began > READ_S
+            Store(root), champion, since=since, now=now, salt=salt, is_over=lambda: clock() - began > READ_S
         )
     return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled, late)
 
@@ -101,7 +105,7 @@ def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
 
 
 def _labelled(
-    store: Store, champion: Deployment, *, since: datetime, now: datetime, is_over: Callable[[], bool]
+    store: Store, champion: Deployment, *, since: datetime, now: datetime, salt: str, is_over: Callable[[], bool]
 ) -> tuple[float | None, LateLabels | None]:
     """Return of how many logged requests the first label arrived since then, and whether half came too late.
 
@@ -120,7 +124,7 @@ def _labelled(
         return 0.0, None
     fresh = labels.first_within(since, None)
     ids = labels.table["request_id"].filter(pa.array(fresh)).to_pylist()
-    kept = [in_sample(request_id, log.sample) for request_id in ids]
+    kept = [in_sample(request_id, log.sample, salt=salt) for request_id in ids]
     fresh[fresh] = kept
     logged = len(set(compress(ids, kept)))
     late = None

@@ -167,6 +167,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "log": {
             **settings.log.model_dump(mode="json", include=set(_LOG)),
             "uri": root_of(item.bundle.uri),
+            "salt": desired.owner.id,
         },
         "access_log": settings.access_log,
         "otlp_endpoint": settings.otlp_endpoint,

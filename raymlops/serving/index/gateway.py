@@ -88,7 +88,8 @@ class Gateway:
     @property
     def bounds(self) -> Bounds:
         """Return the bounds of requests to any model: they need a key where all models require one."""
-        return Bounds.of(self.limits, key_required=self._index.requires_key)
+        own = Bounds.of(self.limits, key_required=self._index.requires_key)
+        return own._replace(max_values=None)  # the models' own, which it learns
 
     def configure(self, models: Sequence[Mapping[str, Any]]) -> None:
         """Apply the list of champions, each with its ``timeout_s``, ``max_body_bytes`` and ``access``."""

@@ -12,12 +12,14 @@ import csv
 import io
 import math
 import re
+from codecs import BOM_UTF8
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from raymlops.errors import InvalidRowsError, RowProblem
+from raymlops.serving.csv_scan import refuse_more
 from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.json_body import invalid, object_of, read_json, value_limit, wrong
 from raymlops.serving.protocols.native import output_rows, too_many_rows
@@ -34,8 +36,11 @@ FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 KINDS = ("application/json", "text/csv")
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LINE_END = re.compile(rb"[\r\n]")
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _MISSING = ("", "nan", "NaN")
+_MORE_NAMES = 20
+"""Of a header line that has more than there are columns, so many are read to say which are wrong."""
 
 
 class Mlflow:
@@ -138,6 +143,11 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
         raise Refusal(400, "not_utf8", f"the body is not UTF-8: byte {error.start} cannot be decoded") from error
     if not text.strip():
         raise Refusal(400, "empty_body", "the body is empty; expected a header line and a line per row")
+    tensors = [column.name for column in signature.inputs if column.sent_shape]
+    if tensors:
+        raise wrong(tensors[0], "CSV cannot hold tensors; send JSON")
+    _refuse_long_header(body, signature)
+    refuse_more(body, value_limit(body, signature, max_rows=max_rows))
     try:
         lines = (line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line)
         names, *data = islice(lines, max_rows + 2)  # one more than is allowed is refused, however many follow
@@ -150,14 +160,22 @@ def _from_csv(body: bytes, signature: Signature, max_rows: int) -> dict[str, lis
     if unknown:
         known = ", ".join(sorted(columns))
         raise invalid([RowProblem(None, name[:80], f"unknown field; known: {known}") for name in unknown])
-    tensors = [column.name for column in signature.inputs if column.sent_shape]
-    if tensors:
-        raise wrong(tensors[0], "CSV cannot hold tensors; send JSON")
     for row, values in enumerate(data):
         if len(values) != len(names):
             raise invalid([RowProblem(row, None, f"expected {len(names)} values, one per column, got {len(values)}")])
     cells = zip(*data, strict=True) if data else [()] * len(names)
     return {name: [_cell(columns[name], text) for text in values] for name, values in zip(names, cells, strict=True)}
+
+
+def _refuse_long_header(body: bytes, signature: Signature) -> None:
+    """Refuse a header line with far more fields than there are columns before it is parsed, which would take long."""
+    most = len(signature.inputs) + _MORE_NAMES
+    line = _LINE_END.split(body.removeprefix(BOM_UTF8).lstrip(b"\r\n"), maxsplit=1)[0]
+    try:
+        refuse_more(line, most - 1)
+    except Refusal as error:
+        long = f"the header line has more than {most} fields; there are {len(signature.inputs)} columns"
+        raise wrong("columns", long) from error
 
 
 def _cell(column: Column, text: str) -> Any:

@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from raymlops.serving.asgi import Pieces, too_large_body
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from raymlops.serving.asgi import Message, Receive
+    from raymlops.serving.csv_scan import CsvScan
     from raymlops.serving.json_scan import JsonScan
 
 WAITING_BYTES = 256 * 1024 * 1024
@@ -43,6 +45,11 @@ about 20 ms, and a replica as long to refuse them. At 32 MB/s the 99th percentil
 is half as high again."""
 BESIDE_S = 1.0
 """How long after a small body others are taken to be beside it."""
+CROWDED = Refusal(503, "overloaded", "the body waited for others for most of its time; try again", retry_after_s=1.0)
+
+
+def _stays() -> bool:
+    return False
 
 
 class Account:
@@ -64,6 +71,7 @@ class Account:
         self._clock = clock
         self._small_at = float("-inf")
         self._turn = asyncio.Lock()
+        self._refused = asyncio.Lock()
         self._of: Counter[str | None] = Counter()
 
     def add(self, model: str | None, size: int) -> None:
@@ -82,15 +90,19 @@ class Account:
         """Return whether small bodies are answered meanwhile."""
         return self._clock() - self._small_at < BESIDE_S
 
-    async def pace(self, model: str | None, size: int) -> None:
+    async def pace(
+        self, model: str | None, size: int, *, has_left: Callable[[], bool] = _stays, refused: bool = False
+    ) -> None:
         """Wait before more is read of a large body of which a piece of this size has been; alone it never waits.
 
-        Bodies take turns, a piece of one after a piece of each other. The index sees no small bodies of the models that
-        it forwards to, and takes them to be there.
+        Bodies take turns, a piece of one after a piece of each other; one whose client has left gives its turn away.
+        All that are refused have one place together: they hold no memory, and nothing else bounds how many they are.
+        The index sees no small bodies of the models that it forwards to, and takes them to be there.
         """
         if self.large > 1:
-            async with self._turn:
-                await asyncio.sleep(size / self._pace if model == INDEX or self.beside_small else 0)
+            async with self._refused if refused else nullcontext(), self._turn:
+                if not has_left():
+                    await asyncio.sleep(size / self._pace if model == INDEX or self.beside_small else 0)
 
     def make_room(self, body: Body, size: int, *, limit: int, now: float) -> bool:
         """Return whether more bytes of a body fit, where necessary in place of those that paused longest."""
@@ -121,13 +133,17 @@ class Account:
 class Body:
     """One body, counted in an account until its ``with`` block ends."""
 
-    def __init__(self, account: Account, declared: bytes) -> None:
+    def __init__(self, account: Account, declared: bytes, *, has_left: Callable[[], bool] = _stays) -> None:
         self.model: str | None = None
         self.moved_at = math.inf
         """When its current pause began, by the event loop's clock."""
-        self.scan: JsonScan | None = None
+        self.scan: JsonScan | CsvScan | None = None
         """What a large body is scanned by while it arrives."""
         self._account = account
+        self._has_left = has_left
+        self._refusal: Refusal | None = None
+        self._waited = 0.0
+        """Seconds for other bodies."""
         self._scanned = False
         self._given_up = False
         self._moved = 0
@@ -166,7 +182,8 @@ class Body:
 
         Raises:
             Refusal: 413, it has or declares more bytes than ``limit``, or has more values than it may; 400, it is
-                nested too deeply; 408, it is too slow; 503, the buffer is full.
+                nested too deeply; 408, it is too slow; 503, the buffer is full, or the wait for other bodies took most
+                of its time.
         """
         self.model = model
         if self._declared is not None and self._declared > limit:
@@ -177,6 +194,10 @@ class Body:
             async with asyncio.timeout_at(min(self._end, self._now() + pause_s)) as self._until:
                 return await self._read(receive, limit)
         except TimeoutError:
+            if self._refusal is not None:
+                raise self._refusal from None
+            if not self._given_up and self._now() >= self._end and self._waited > seconds / 2:
+                raise CROWDED from None
             slow = f"the body was not complete within {seconds:g} s, or paused for {pause_s:g} s"
             if self._given_up:
                 slow = "the body paused while others waited for its room"
@@ -204,7 +225,8 @@ class Body:
             if self.scan is not None:
                 try:
                     await self._look(self.scan, chunk)
-                except Refusal:
+                except Refusal as refusal:
+                    self._refusal = refusal
                     left = limit - self._pieces.size
                     self._release()
                     await self._discard(receive, message, left)
@@ -233,12 +255,16 @@ class Body:
         start, until, moved_at = self._now(), self._until.when() or self._end, self.moved_at
         self._until.reschedule(self._end)
         self.moved_at = math.inf
-        await self._account.pace(self.model, size)
-        waited = self._now() - start
+        try:
+            refused = self._refusal is not None
+            await self._account.pace(self.model, size, has_left=self._has_left, refused=refused)
+        finally:
+            waited = self._now() - start
+            self._waited += waited
         self._until.reschedule(min(self._end, until + waited))
         self.moved_at = moved_at + waited
 
-    async def _look(self, scan: JsonScan, chunk: bytes) -> None:
+    async def _look(self, scan: JsonScan | CsvScan, chunk: bytes) -> None:
         """Scan what came of a body once it looks too large, at the pace at which bodies are read."""
         if not self._scanned and not scan.looks_large(chunk):
             return

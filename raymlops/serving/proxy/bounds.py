@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from raymlops.serving.auth import secret_of
+from raymlops.serving.csv_scan import CsvScan
 from raymlops.serving.json_scan import MAX_LABEL_VALUES, JsonScan, most_values
 from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.refusal import Limits, Refusal
@@ -42,7 +43,7 @@ class Bounds(NamedTuple):
     timeout_s: float
     max_body_bytes: int
     max_values: int | None = None
-    """Of a JSON body; None for any number."""
+    """Of a body in JSON or CSV; None for any number."""
     key_required: bool = False
 
     @classmethod
@@ -138,11 +139,13 @@ def asked_for(path: str) -> str:
     return path.removeprefix(MODELS).removeprefix(BY_INDEX).partition("/")[0]
 
 
-def scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | None:
-    """Return what scans the body of a request before a replica has it; None for one that is not JSON alone."""
+def scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | CsvScan | None:
+    """Return what scans the body of a request before a replica has it; None for one that is neither JSON nor CSV."""
     kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
-    if kind.lower().startswith(b"text/csv") or encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
+    if encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
         return None
+    if kind.strip().lower().startswith(b"text/csv") and path.endswith("/invocations"):
+        return CsvScan(bounds.max_values)
     return JsonScan(MAX_LABEL_VALUES if path.endswith("/feedback") else bounds.max_values)
 
 

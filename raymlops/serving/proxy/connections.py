@@ -13,6 +13,7 @@ application must poll for its client's disconnect.
 from __future__ import annotations
 
 import os
+import select
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ CLIENT = "raymlops.client"
 """Key of an ASGI scope for the ``Client``; to be removed before the scope is passed on."""
 
 FULL = Refusal(503, "overloaded", "too many connections; try again", retry_after_s=1.0)
+_ENDED = getattr(select, "POLLRDHUP", 0)
+"""Linux alone tells the end of what a peer sends; elsewhere a reset is noticed, and an end once it is read."""
 _REASONS = {
     400: "Bad Request",
     405: "Method Not Allowed",
@@ -69,13 +72,23 @@ def too_large(limit: int) -> Refusal:
 
 
 class Client:
-    """The client of a connection, as far as an application cares: whether it has disconnected."""
+    """The client of a connection, as far as an application cares: whether it has disconnected.
 
-    __slots__ = ("_on_disconnect", "gone")
+    ``look`` looks for a disconnect that was not noticed, as nothing is read of the client meanwhile.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_look", "_on_disconnect", "gone")
+
+    def __init__(self, look: Callable[[], object] | None = None) -> None:
         self.gone = False
+        self._look = look
         self._on_disconnect: Callable[[], object] | None = None
+
+    def has_left(self) -> bool:
+        """Return whether it has disconnected, also if that was not noticed yet."""
+        if not self.gone and self._look is not None:
+            self._look()
+        return self.gone
 
     def watch(self, on_disconnect: Callable[[], object] | None) -> None:
         """Call a function when the client disconnects with a request unanswered; None stops that."""
@@ -99,7 +112,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._limit = max_header_bytes()
-        self._client = Client()
+        self._client = Client(self._look_for_end)
         self._open = self._partial = False
         self._ended = False
         self._taken = 0
@@ -282,6 +295,16 @@ class Connection(HttpToolsProtocol):
         running = self._running
         return running is not None and not running.response_complete and not running.disconnected
 
+    def _look_for_end(self) -> None:
+        """Abort the connection if its client has ended it while its body is not read, which hides that."""
+        running = self._running
+        if running is None or not self._busy or not _has_ended(self.transport):
+            return
+        running.disconnected = True
+        running.message_event.set()
+        self._client.leave()
+        self.transport.abort()
+
     def _expect_reading(self, before: int | None = None) -> None:
         """Abort the connection of a client that reads nothing of what is sent to it, also while it is closing."""
         left = self.transport.get_write_buffer_size()
@@ -376,6 +399,15 @@ class _Ending:
         self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.end
+
+
+def _has_ended(transport: asyncio.Transport) -> bool:
+    """Return whether the peer has closed a connection, whatever of it is still to be read."""
+    if transport.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _ENDED)
+    return bool(poll.poll(0))
 
 
 def _offers(name: bytes) -> bool:

@@ -149,7 +149,7 @@ class ProxyMiddleware:
             until = arrived + bounds.timeout_s + MARGIN_S
             await self._model(scope, replayed([b""], _nothing_more), send, client=client, until=until)
             return
-        with Body(self._account, headers.get(b"content-length", b"")) as body:
+        with Body(self._account, headers.get(b"content-length", b""), has_left=client.has_left) as body:
             if not body.small:
                 body.scan = scan_of(scope["path"], headers, bounds)
             probed = bounds is UNKNOWN and body.may_exceed(bounds.max_body_bytes)

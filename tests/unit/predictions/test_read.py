@@ -235,6 +235,16 @@ def test_labels_of_requests_that_a_sample_leaves_out_are_not_unknown(tmp_path, w
     assert in_sample("typo", 0.5)
     assert 10 < reading.labelled < 30
     assert reading.unknown_labels().num_rows == 1
+    assert reading.unknown_labels(salt=lambda: "another").num_rows > 1
+
+
+def test_a_sample_is_drawn_by_a_salt_that_callers_do_not_know():
+    """Of 1,000 ids that one salt draws, a tenth is drawn by another; without one it is the sample of earlier logs."""
+    names = [str(number) for number in range(10_000)]
+    chosen = [name for name in names if in_sample(name, 0.1, salt="one")]
+    assert 850 < len(chosen) < 1150
+    assert 50 < sum(in_sample(name, 0.1, salt="another") for name in chosen) < 150
+    assert [name for name in names[:30] if in_sample(name, 0.1)] == ["18", "29"]
 
 
 def test_a_sample_depends_on_the_id_and_grows_with_its_share():

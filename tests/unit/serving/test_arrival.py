@@ -37,6 +37,26 @@ def test_another_machines_clock_may_say_anything():
     assert ages.age_s(("elsewhere", 3.0)) == 0.0
 
 
+def test_a_clock_that_stood_still_is_forgotten_after_some_seconds():
+    """A suspend of 60 s: for 10 s all requests are late by it, then the fastest of them counts as new."""
+    clock = Clock()
+    ages = Ages(machine="here", clock=clock)
+    assert ages.age_s(("there", 500.0)) == 0.0
+    for later, late, expected in ((0, 2, 62), (5, 0, 60), (10, 3, 63), (11, 1, 1), (12, 0, 0), (13, 4, 4)):
+        clock.now = 1060.0 + later
+        assert ages.age_s(("there", 500.0 + later - late)) == expected
+
+
+def test_a_slow_phase_is_no_other_clock():
+    """Of all requests of 20 s one in ten seconds is on time: the others are as late as they are."""
+    clock = Clock()
+    ages = Ages(machine="here", clock=clock)
+    for second in range(20):
+        clock.now = 1000.0 + second
+        late = 5.0 if second % 10 else 0.5
+        assert ages.age_s(("there", clock.now - late)) == (4.5 if late == 5.0 else 0.0)
+
+
 def test_a_drift_is_forgotten_and_a_long_hang_is_not():
     """10 s in 100 windows of traffic are no age; a request from before two windows of silence is as old as it is."""
     clock = Clock()

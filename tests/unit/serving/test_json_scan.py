@@ -66,6 +66,7 @@ def test_depth_is_bounded_as_the_parsers(depth, code):
 
 
 def test_a_row_has_two_more_values_than_columns_and_ten_thousand_are_around_them():
-    """8 columns, 5,000 rows: 10 x 5,000 + 10,000; columns without a bound have none."""
+    """8 columns, 5,000 rows: 10 x 5,000 + 10,000. Where rows have no bound of their own, a body has half a million."""
     assert most_values(8, max_rows=5000) == 60_000
-    assert most_values(None, max_rows=5000) is None
+    assert most_values(None, max_rows=5000) == 500_000
+    assert most_values(None, max_rows=1_000_000) == 3_010_000

@@ -12,13 +12,17 @@ from fake_serve import FakeServe
 from serving_bundles import scale_bundle
 from states import deploy
 from stored import put
+from tiny_bundle import tiny_contents
 
+from raymlops.arrays import Column
+from raymlops.bundle.write import write_bundle
 from raymlops.config.load import load_data
 from raymlops.errors import BundleError, RefusedError, UsageError
-from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, adoptable, as_recorded, loadable
+from raymlops.lifecycle.registration.admission import MlflowAliases, admitted, adoptable, as_recorded, endless, loadable
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.registry.versions import Registry
+from raymlops.signature import Signature
 from raymlops.state.store import Deployment
 from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded, withdrawn
 from raymlops.tracking.client import tracker
@@ -214,3 +218,12 @@ def test_the_gate_loads_what_was_recorded_or_what_it_is_told_to_adopt():
     for said, adopt in ((other, "7" * 64), (SAID, "7" * 63)):
         with pytest.raises(RefusedError, match="nothing was loaded"):
             adoptable(said, None, adopt=adopt)
+
+
+def test_rows_without_a_bound_are_named(tmp_path):
+    """What bounds a body of them, and how a bound is given; with one nothing is said."""
+    for most, said in ((None, 1), (8, 0)):
+        inputs = (Column("x", "float"), Column("sound", "float", shape=(None, 2), max_length=most))
+        signature = Signature(inputs, (Column("y", "float"),))
+        found = endless(write_bundle(tmp_path / f"{most}", tiny_contents(signature=signature)))
+        assert [("(sound)" in text, "500,000 values" in text) for text in found] == [(True, True)] * said

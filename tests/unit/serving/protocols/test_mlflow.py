@@ -176,6 +176,22 @@ def test_bad_csv_is_refused(text, status, message):
     assert message in found.message
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        (b"," * 200_000 + b"\n1", 422, "more than 24 fields; there are 4 columns"),
+        (b'\n"x",n,b,s' + b"," * 21 + b"\n1", 422, "more than 24 fields"),
+        (b"x,n,b,s" + b"," * 20 + b"\n1", 422, "given twice"),
+        (b"x,n,b,s\n" + b"," * 200_000, 413, "more than 10600 values"),
+        (b"x,n,b,s\n" + b"\n" * 200_000, 413, "more than 10600 values"),
+    ],
+)
+def test_csv_with_too_many_values_is_refused_before_it_is_parsed(text, status, message):
+    """4 columns: a header line may have 24 fields, and 100 rows (4 + 2) x 100 + 10,000 values."""
+    found = refused(PROTOCOL, text, CSV, signature=PLAIN)
+    assert (found.status, message in found.message) == (status, True)
+
+
 def test_tensors_have_no_csv():
     """They are asked for in JSON."""
     assert "send JSON" in refused(PROTOCOL, b"x\n1\n", CSV, signature=SIGNATURE).message

@@ -441,6 +441,41 @@ def test_whoever_is_at_work_hears_that_the_client_has_left():
     assert told == [True]
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_that_a_client_has_left_is_seen_while_its_body_is_not_read(leaves):
+    """So much of it has come that nothing is read meanwhile, and no event tells the end; who stays is not taken so."""
+    seen = []
+
+    async def conversation():
+        asked, gone = asyncio.Event(), asyncio.Event()
+
+        async def app(scope, receive, send):
+            await receive()
+            asked.set()
+            await gone.wait()
+            client = scope[CLIENT]
+            while leaves and not client.has_left():  # noqa: ASYNC110 - no event tells it, which is the point
+                await asyncio.sleep(0.001)
+            seen.append((client.has_left(), leaves and (await receive())["type"]))
+            if not leaves:
+                await answer(send, 200, b"", (b"connection", b"close"))
+
+        async with listening(app) as address:
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n" + bytes(200_000))
+            await writer.drain()
+            await asked.wait()
+            if leaves:
+                writer.transport.abort()
+            gone.set()
+            if not leaves:
+                await reader.read()
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(conversation(), 30))
+    assert seen == [(True, "http.disconnect") if leaves else (False, False)]
+
+
 def test_requests_behind_another_of_a_client_that_has_left_end_quietly(caplog):
     """The second of three is being answered: it hears of it, and none is said to have lacked an answer."""
 

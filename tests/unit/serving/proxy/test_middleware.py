@@ -11,6 +11,7 @@ import pytest
 from raymlops.serving.arrival import ARRIVED, Ages, stamp
 from raymlops.serving.asgi import BODY
 from raymlops.serving.auth import Access, Guard, KeyEntry
+from raymlops.serving.json_scan import JsonScan
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bounds, KnownBounds
 from raymlops.serving.proxy.connections import CLIENT, Client
@@ -290,13 +291,15 @@ KEYS = b'{"rows":[{' + b'"a":1,' * 20_000
         ("predict", [], b'{"rows":' + b"[" * 70_000, "too_deep"),
         ("predict", [], b'{"rows":["' + b"[," * 40_000, None),
         ("feedback", [], KEYS, None),
-        ("invocations", [(b"content-type", b"text/csv; charset=utf-8")], b"a,b\n" * 20_000, None),
+        ("invocations", [(b"content-type", b"text/csv; charset=utf-8")], b"a,b\n" * 20_000, "too_many_rows"),
+        ("invocations", [(b"content-type", b"text/csv")], b'a\n"' + b",\n" * 40_000 + b'"', None),
+        ("predict", [(b"content-type", b"text/csv")], KEYS, "too_many_rows"),
         ("infer", [(b"inference-header-content-length", b"9")], b"{" * 70_000, None),
         ("predict", [(b"content-encoding", b"gzip")], b"," * 70_000, None),
     ],
 )
 def test_a_body_with_too_much_in_it_is_refused_while_it_arrives(path, headers, body, code):
-    """Its rest is read and kept nowhere, as far as a body may go; texts and tables are no JSON."""
+    """Its rest is read and kept nowhere, as far as a body may go; texts have no values."""
     one, account = KnownBounds(), Account()
     one.record("flights", Bounds(30.0, 200_000, 10_000))
     log = []
@@ -482,7 +485,7 @@ def test_a_body_that_stops_is_given_up():
 def test_a_wait_for_the_others_is_no_pause_of_the_clients(seconds, expected):
     """Two bodies of three pieces of 8 bytes, a byte a second: pieces wait for 16 s, where a client may pause for 10.
 
-    The deadline of the request runs on.
+    The deadline of the request runs on. Where that wait took most of it, it is no fault of the client's.
     """
 
     async def scenario():
@@ -503,9 +506,68 @@ def test_a_wait_for_the_others_is_no_pause_of_the_clients(seconds, expected):
 
     first, second = run_on_a_clock(scenario())
     if expected is None:
-        assert (first.code, second.code) == ("slow_body", "slow_body")
+        assert (first.status, second.status) == (503, 503)
+        assert (first.code, second.code) == ("overloaded", "overloaded")
     else:
         assert first == second == expected
+
+
+def test_a_client_that_left_gives_its_turn_away():
+    """Three bodies of two pieces of 8 bytes, a byte a second: nobody waits for the one whose client left meanwhile."""
+
+    async def scenario():
+        loop, account = asyncio.get_running_loop(), Account(pace_bytes_per_s=1.0, clock=lambda: 0.0)
+        account.note_small()
+        held = []
+
+        async def read(*, leaves):
+            left = [chunk(bytes(8)), {"type": "http.disconnect"} if leaves else chunk(bytes(8), more=False)]
+
+            async def receive():
+                await asyncio.sleep(0)
+                return left.pop(0)
+
+            with Body(account, b"", has_left=lambda: leaves) as body:
+                read = await body.read(receive, model="a", limit=99, seconds=60.0, pause_s=10.0)
+            held.append(account.held)
+            return loop.time(), read and b"".join(read)
+
+        answers = await asyncio.gather(read(leaves=False), read(leaves=True), read(leaves=False))
+        return answers, held
+
+    answers, held = run_on_a_clock(scenario())
+    assert answers == [(8.0, bytes(16)), (8.0, None), (16.0, bytes(16))]
+    assert held == [16, 8, 0]
+
+
+def test_bodies_that_are_refused_have_one_place_in_the_pace():
+    """Four of them and a good one of three pieces of 8 bytes, a byte a second: it waits for one of them, not for each.
+
+    Those that the deadline ends are told why they were refused, not that they were slow.
+    """
+
+    async def scenario():
+        loop, account = asyncio.get_running_loop(), Account(pace_bytes_per_s=1.0, clock=lambda: 0.0)
+        account.note_small()
+
+        async def read(text, *, most):
+            left = [*(chunk(text) for _ in range(9)), chunk(text, more=False)] if most else [chunk(text)] * 3
+
+            async def receive():
+                await asyncio.sleep(0)
+                return left.pop(0) if len(left) > 1 or most else {**left.pop(0), "more_body": False}
+
+            with Body(account, b"") as body:
+                body.scan = JsonScan(most)
+                await body.read(receive, model="a", limit=999, seconds=100.0, pause_s=50.0)
+            return loop.time()
+
+        bad = [read(b"," * 8, most=1) for _ in range(4)]
+        return await asyncio.gather(*bad, read(b" " * 8, most=None), return_exceptions=True)
+
+    *refused, good = run_on_a_clock(scenario())
+    assert {refusal.code for refusal in refused} == {"too_many_rows"}
+    assert good <= 40.0
 
 
 def test_the_longest_pause_ends_where_room_is_needed():

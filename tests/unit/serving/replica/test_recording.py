@@ -48,7 +48,7 @@ def test_only_the_prediction_log_is_handed_values(recorded):
 def test_a_sample_of_the_requests_is_logged_with_its_weight(recorded, tmp_path):
     """Of 400 requests about a quarter, each with the weight 4; metrics and the access log see all of them."""
     front, recording = recorded
-    settings = Settings(log=LogSettings(enabled=True, uri=str(tmp_path / "storage"), sample=0.25))
+    settings = Settings(log=LogSettings(enabled=True, uri=str(tmp_path / "storage"), sample=0.25, salt="s"))
     recording.configure(settings)
     front.handler.configure(settings)
     given = {}
@@ -62,7 +62,9 @@ def test_a_sample_of_the_requests_is_logged_with_its_weight(recorded, tmp_path):
     assert len(given["_light"]) == 400
     assert {kept.weight for kept in given["_kept"]} == {4.0}
     assert 60 <= len(given["_kept"]) <= 140
-    assert [kept.request_id for kept in given["_kept"]] == [str(n) for n in range(400) if in_sample(str(n), 0.25)]
+    assert [kept.request_id for kept in given["_kept"]] == [
+        str(n) for n in range(400) if in_sample(str(n), 0.25, salt="s")
+    ]
 
 
 def test_labels_go_where_the_log_goes(recorded, tmp_path):
