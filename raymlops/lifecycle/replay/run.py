@@ -101,7 +101,7 @@ def trained(source: Path, overrides: Sequence[str], *, until: datetime, name: st
     window = f"{{start: '{until - timedelta(days=TRAIN_DAYS):%Y-%m-%dT%H:%M}', stop: '{until:%Y-%m-%dT%H:%M}'}}"
     named = [f"project.name={name}"] if name else []
     project = project_of(source, overrides=[*overrides, f"train.window={window}", *named])
-    version = register(project, train(project, on_event=_silent).run_id)
+    version = register(project, train(project, on_event=_silent).run_id, on_line=_silent)
     return Trained(project, str(version.version), load(version.bundle.uri, version.bundle.digest), source, overrides)
 
 
@@ -179,5 +179,5 @@ def _late(output: dict[str, Any]) -> float:
     return float(output["probability"])
 
 
-def _silent(_event: Any) -> None:
-    """Show nothing of a training."""
+def _silent(_progress: Any) -> None:
+    """Show no progress: a step has one line."""
