@@ -37,7 +37,7 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 OTHER, UNKNOWN = "other", "texts that training has not, or hardly"
-"""The last label of a column of texts, and how it is told where it is new."""
+"""The last label of a column of texts, and how it is told where it is new, or where a category is called the first."""
 MOST_HISTOGRAMS = 20
 """In a verdict, so that it can be kept."""
 
@@ -362,7 +362,7 @@ def _label(column: ColumnCounts, at: int) -> str:
 
 
 def _new(column: ColumnCounts, at: int) -> str:
-    return UNKNOWN if column.labels[at:] == (OTHER,) else _label(column, at)
+    return UNKNOWN if column.labels[at:] in {(OTHER,), (UNKNOWN,)} else _label(column, at)
 
 
 def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) -> str:

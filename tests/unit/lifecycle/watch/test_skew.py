@@ -122,7 +122,7 @@ def test_skew_that_is_first_seen_at_an_hour_that_training_lacks_is_found_in_the_
     log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="w")
     judge = Judge(state)
     for day in (3, 2, 1):
-        for hour in (3, 9, 15, 21):
+        for hour in (0, 9, 15, 21):
             ts = (TODAY - timedelta(days=day)).timestamp() + 3600 * hour
             columns, outputs = served_days.rows(rng, shift=3.0), {"late": np.zeros(ROWS)}
             log.take([served(f"{day}-{hour}", rows=ROWS, ts=ts, columns=columns, outputs=outputs)])
