@@ -35,10 +35,10 @@ class Window:
     """How many were served, where that is known."""
 
 
-def first_served(windows: Iterable[Window]) -> tuple[Window, Window] | None:
-    """Return the two windows that training is compared with for skew: the first two running with enough rows."""
+def served_pairs(windows: Iterable[Window]) -> list[tuple[Window, Window]]:
+    """Return each two windows running with enough rows, in order: skew is by the first that can be judged."""
     served = [one for one in windows if one.rows >= FEWEST_ROWS]
-    return next(((before, one) for one in served if (before := _before(one, served))), None)
+    return [(before, one) for one in served if (before := _before(one, served))]
 
 
 def running(windows: Sequence[Window]) -> tuple[Window, ...]:

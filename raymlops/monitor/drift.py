@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from raymlops.display import some_of
 from raymlops.monitor import effects
-from raymlops.monitor.contrasts import LOCATION, SHARE, Contrast, contrasts, in_words
+from raymlops.monitor.contrasts import LOCATION, MAX_SHARES, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
     FEWEST_EFFECTIVE,
     FEWEST_ROWS,
@@ -37,7 +37,9 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 OTHER, UNKNOWN = "other", "texts that training has not, or hardly"
-"""The last label of a column of texts, and how it is told where it is new."""
+"""The last label of a column of texts, and how it is told where it is new, or where a category is called the first."""
+RARER = f"share of all but the {MAX_SHARES} commonest categories"
+"""What moved of texts whose categories luck chose: it has those that are none."""
 MOST_HISTOGRAMS = 20
 """In a verdict, so that it can be kept."""
 
@@ -354,6 +356,8 @@ def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
 def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
     if meaning.kind != SHARE or isinstance(column, PairCounts):
         return meaning.kind
+    if column.without is not None and column.without in meaning.bins:
+        return RARER
     return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
 
 
@@ -362,7 +366,7 @@ def _label(column: ColumnCounts, at: int) -> str:
 
 
 def _new(column: ColumnCounts, at: int) -> str:
-    return UNKNOWN if column.labels[at:] == (OTHER,) else _label(column, at)
+    return UNKNOWN if column.labels[at:] in {(OTHER,), (UNKNOWN,)} else _label(column, at)
 
 
 def _reason(described: Sequence[ColumnDrift], found: Comparison, *, own: int) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from raymlops.monitor.drift import OTHER, ColumnCounts
+from raymlops.monitor.drift import OTHER, UNKNOWN, ColumnCounts
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
@@ -77,7 +77,9 @@ def column_counts(
                 window_missing,
                 ordered=series.is_ordered,
                 edges=np.array([-np.inf, *series.shown_edges, np.inf]) if shown else None,
-                labels=() if series.is_ordered else (*series.categories, OTHER),
+                labels=()
+                if series.is_ordered
+                else (*series.categories, UNKNOWN if OTHER in series.categories else OTHER),
                 influence=None if influence is None else influence.get(series.column),
                 without=len(series.categories) if series.column in by_chance else None,
             )

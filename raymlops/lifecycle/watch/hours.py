@@ -14,6 +14,7 @@ import numpy as np
 
 from raymlops.lifecycle.watch.window_drift import SIDES
 from raymlops.monitor.contrasts import MAX_SHARES, NULLS
+from raymlops.monitor.drift import RARER
 from raymlops.monitor.effects import quantiles
 from raymlops.monitor.profiled import column_counts, shown_name
 from raymlops.profiles.layout import HEAD, Cells, Layout
@@ -109,7 +110,10 @@ def _told(column: ColumnCounts, moved: str) -> tuple[str, tuple[tuple[float, ...
         labels = [f"share of {label}" for label in column.labels]
         if moved in labels:
             return moved, _shares(column.blocks[:, labels.index(moved)], present)
-        rest = np.argsort(-column.blocks.sum(axis=0), kind="stable")[MAX_SHARES:]
+        whole = column.blocks.sum(axis=0)
+        if moved == RARER:
+            whole[-1] = 0  # of all that is in no category
+        rest = np.argsort(-whole, kind="stable")[MAX_SHARES:]
         return moved, _shares(column.blocks[:, rest].sum(axis=1), present)
     if column.edges is None:
         return "missing", _shares(column.nulls, present + column.nulls)

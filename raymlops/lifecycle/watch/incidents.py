@@ -2,7 +2,8 @@
 
 Owns when an incident opens, gets worse and is over, and that each of that is told once. Only an ``alarm`` opens one.
 It is over once so many windows running are ``ok`` that every hour of the day was so twice, as two windows running
-opened it; windows with too few rows for a verdict count as little as hours without any. Skew is judged once a version,
+opened it; windows with too few rows for a verdict, and hours of the week that training lacks, count as little as hours
+without any. Skew is judged once a version,
 so that its incident stays until a person says that it is normal, or until another version is live. Silence is over with
 the first row. What is beyond a bound makes nothing normal by being acknowledged: its incident stays open, so that no
 other one is told of the same, until it is within its bounds. An incident is told to get worse once; after it was
@@ -113,7 +114,10 @@ def _quiet(window: JudgedWindow, incident: Incident, known: Known) -> Filed:
     length = window.stop - window.start
     wanted = 1 if incident.kind == "silence" else 2 * lag_of(length.total_seconds())
     alike = [one for one in (*known.since, window) if one.stop - one.start == length]
-    outcomes = [one.outcome for one in alike if (one.outcome, one.reason) != ("waiting", FEW_ROWS)]
+    judged = [
+        one for one in alike if one.outcome != "insufficient" and (one.outcome, one.reason) != ("waiting", FEW_ROWS)
+    ]
+    outcomes = [one.outcome for one in judged]
     if len(outcomes) < wanted or any(outcome != "ok" for outcome in outcomes[-wanted:]):
         return Filed(incident)
     after = replace(incident, closed_at=window.judged_at)

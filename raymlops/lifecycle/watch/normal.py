@@ -17,11 +17,11 @@ from raymlops.display import some_of
 from raymlops.lifecycle.watch.parts import SERVING, TRAINING, ColumnNames, Part, parts
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of, span_of
-from raymlops.monitor.baseline import baseline_windows, first_served, running, serving_baseline, wanted_windows
+from raymlops.monitor.baseline import baseline_windows, running, served_pairs, serving_baseline, wanted_windows
 from raymlops.monitor.chosen_categories import chosen_by_chance
 from raymlops.monitor.drift import DriftVerdict, judge
-from raymlops.monitor.outcome import FEWEST_OWN, FEWEST_ROWS
-from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of
+from raymlops.monitor.outcome import FEWEST_OWN, FEWEST_ROWS, fewest_own
+from raymlops.monitor.own_windows import DAY_S, by_rows, by_time, lag_of, most_own
 from raymlops.monitor.profiled import column_counts, pair_counts, read_counts, slice_counts
 from raymlops.profiles.profile import Blocks
 
@@ -79,7 +79,8 @@ class Normal:
 
         By two windows running, the newest of which is at ``last`` or before it; or by the first one alone, where that
         is an alarm: what was always so is no drift. They are looked for from the first window with enough rows on: a
-        request to try it, or weeks as a shadow, are no traffic.
+        request to try it, or weeks as a shadow, are no traffic. Hours of the week that training lacks are left out, as
+        long as it has others.
 
         Raises:
             StorageError: the log cannot be read.
@@ -88,19 +89,30 @@ class Normal:
         first = None if served is None else self._first_usable(self.served, served, last)
         if first is None:
             return None
+        lacking: WindowDrift | None = None
+        tried = 0
         for upto in self._portions(first, min(last, first + self.most)):
-            if (pair := first_served(self.served.counted(first, upto))) is not None:
-                return self._described(pair[1], self._against_training(self.served, pair), TRAINING, kind="skew")
+            pairs = served_pairs(self.served.counted(first, upto))
+            for pair in pairs[tried:]:
+                found = self._skewed(pair)
+                if found.outcome != "insufficient" or not self._judges_other_hours:
+                    return found
+                lacking = lacking or found
+            tried = len(pairs)
         windows = self.served.counted(first, min(last, first + self.most))
-        whole = [one for one in windows if one.rows >= FEWEST_ROWS and not _within(self._first_answer, one)]
-        if whole:
-            found = self._described(whole[0], self._against_training(self.served, whole[:1]), TRAINING, kind="skew")
-            if found.outcome == "alarm":
-                return found
+        whole = (one for one in windows if one.rows >= FEWEST_ROWS and not _within(self._first_answer, one))
+        alone = (found for one in whole if (found := self._skewed([one])).outcome != "insufficient")
+        if (found := next(alone, None)) is not None and found.outcome == "alarm":
+            return found
         if windows and last >= first + self.most:
+            if lacking is not None:
+                return lacking
             few = f"of the first {self.most} windows served no two running have {FEWEST_ROWS} rows"
             return self._waiting(windows[-1], few, kind="skew")
         return None
+
+    def _skewed(self, pair: Sequence[Window]) -> WindowDrift:
+        return self._described(pair[-1], self._against_training(self.served, pair), TRAINING, kind="skew")
 
     def drifts(self, first: int, last: int, *, skewed: Collection[str]) -> Iterator[WindowDrift]:
         """Yield the verdict on each window that has rows between two places, in order.
@@ -255,6 +267,15 @@ class Normal:
     @cached_property
     def _first_hour(self) -> datetime | None:
         return self.traffic.first_hour() if self.side == "inputs" else self._first_answer
+
+    @cached_property
+    def _judges_other_hours(self) -> bool:
+        """Return whether training has enough windows of some hours of the week."""
+        blocks = self.reference.blocks
+        if blocks is None or blocks.times is None or self.reference.independent:
+            return False
+        own = most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=self.window_s)
+        return len(own.ranges) >= fewest_own(len(set(own.phases)))
 
     @property
     def _lag(self) -> int:

@@ -52,8 +52,8 @@ class _Counted:
 class Windows:
     """The windows of one side of a model's traffic, ``features`` or ``predictions``, as far as their hours were added.
 
-    With a ``version`` they are of its hours alone; ``shares`` say from when to when it, or the model, got which share of
-    the requests, as far as that is known.
+    With a ``version`` they are of its hours alone; ``shares`` say from when to when it, or the model, got which share
+    of the requests, as far as that is known.
     """
 
     def __init__(
@@ -101,9 +101,9 @@ class Windows:
         return self._part(window).uncounted
 
     def interrupted(self, window: Window) -> bool:
-        """Return whether the hours of a window are not in it alike: what was live for a part of a day says little of it.
+        """Return whether the hours of a window are not in it alike: hours of a day say little of a day.
 
-        A share that changed leaves out as much as is lacking of the largest one.
+        Where a share changed, as much is left out as is lacking of the largest one.
         """
         inside = [
             (min(window.stop_s, stop) - max(window.start_s, start), share)

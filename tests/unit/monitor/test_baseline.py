@@ -1,6 +1,6 @@
 """What is compared with what."""
 
-from raymlops.monitor.baseline import Window, baseline_days, first_served, running, serving_baseline, wanted_windows
+from raymlops.monitor.baseline import Window, baseline_days, running, served_pairs, serving_baseline, wanted_windows
 from raymlops.monitor.own_windows import DAY_S
 
 
@@ -8,11 +8,11 @@ def days(number, *, start=0, rows=500):
     return tuple(Window(at * DAY_S, (at + 1) * DAY_S, rows) for at in range(start, start + number))
 
 
-def test_skew_compares_the_first_two_windows_with_enough_rows():
-    """And one after the other."""
+def test_skew_compares_two_windows_running_with_enough_rows():
+    """The first of these, or where they cannot be judged the next."""
     windows = (*days(1, rows=3), *days(1, start=1), *days(3, start=3))
-    assert first_served(windows) == windows[2:4]
-    assert first_served(windows[:3]) is None
+    assert served_pairs(windows) == [windows[2:4], windows[3:5]]
+    assert served_pairs(windows[:3]) == []
 
 
 def test_what_is_judged_is_no_part_of_the_baseline():
@@ -55,4 +55,4 @@ def test_the_one_before_six_hours_are_those_of_the_day_before():
     assert running(windows) == (windows[145], windows[149])
     assert serving_baseline(windows) == windows[: 28 * 4]
     assert serving_baseline(windows[:30]) == windows[:25]
-    assert first_served(windows) == (windows[0], windows[4])
+    assert served_pairs(windows)[0] == (windows[0], windows[4])

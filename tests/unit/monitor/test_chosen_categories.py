@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raymlops.monitor.chosen_categories import chosen_by_chance, rows_too_many
-from raymlops.monitor.drift import judge
+from raymlops.monitor.drift import RARER, judge
 from raymlops.monitor.own_windows import by_rows
 from raymlops.monitor.profiled import column_counts
 from raymlops.profiles.count import profile_of
@@ -73,3 +73,15 @@ def test_few_categories_are_all_there():
     columns["shop"][::10] = [f"x{at}" for at in range(WINDOWS * ROWS // 10)]
     known = reference_of(lambda: [Chunk(columns, WINDOWS * ROWS)], rows=WINDOWS * ROWS, row_order="ordered")
     assert chosen_by_chance(known.blocks, own) == frozenset()
+
+
+def test_new_texts_are_seen_beside_the_rarer_categories():
+    """Nine in ten rows have a shop that nobody knew: all that is no common category is told to have moved."""
+    known = reference(1_000)
+    own = by_rows(known.blocks.rows, rows=ROWS)
+    columns = shops(1_000, ROWS, seed=3)
+    columns["shop"][np.arange(ROWS) % 10 > 0] = "new"
+    windows = [profile_of(columns, known.layout)] * 2
+    shop = column_counts(known.blocks, windows, by_chance={"shop"})[0][0]
+    verdict = judge([shop], own)
+    assert (verdict.outcome, verdict.columns[0].moved) == ("alarm", RARER)

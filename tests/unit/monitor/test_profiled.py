@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from raymlops.monitor.drift import judge
+from raymlops.monitor.drift import UNKNOWN, judge
 from raymlops.monitor.own_windows import by_rows
 from raymlops.monitor.profiled import column_counts, slice_counts
 from raymlops.profiles.count import profile_of
@@ -171,3 +171,17 @@ def test_of_probabilities_the_answer_is_judged_and_not_the_rounding_of_their_mea
     verdict = judge(column_counts(found.blocks, other)[0], own)
     assert (verdict.outcome, verdict.flagged) == ("alarm", ("p",))
     assert verdict.columns[0].moved.startswith("share of argmax ")
+
+
+def test_a_category_that_is_called_other_is_told_from_all_unknown_texts():
+    """It vanished, and texts that training has not came: each has a name of its own."""
+    names = np.array(["main", "other"] * (ROWS // 2), object)
+    found = reference_of(lambda: [Chunk({"tariff": names}, ROWS)], rows=ROWS, row_order="ordered")
+    own = by_rows(found.blocks.rows, rows=1000)
+    table = {"tariff": np.array(["main", "x"] * 500, object)}
+    columns, _ = column_counts(found.blocks, [profile_of(table, found.layout)] * 2)
+    assert columns[0].labels == ("main", "other", UNKNOWN)
+    (tariff,) = judge(columns, own).columns
+    assert (tariff.new, tariff.vanished) == ((UNKNOWN,), ("other",))
+    assert tariff.moved in {"share of other", f"share of {UNKNOWN}"}
+    assert tariff.histogram.labels.count("other") == 1

@@ -7,7 +7,7 @@ import pytest
 
 from raymlops.lifecycle.watch.hours import MOST_COLUMNS, SPAN, Hours, hours_before
 from raymlops.lifecycle.watch.window_drift import WindowDrift
-from raymlops.monitor.drift import ColumnDrift, DriftVerdict
+from raymlops.monitor.drift import RARER, ColumnDrift, DriftVerdict
 from raymlops.predictions.hourly import HourProfile
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.layout import Layout, Series
@@ -76,3 +76,14 @@ def test_a_week_is_read_and_columns_are_few():
     found = {name: np.ones(20) for name, _ in names}
     hours.add(HourProfile(START, 3, {"features": profile_of(found, layout)}))
     assert len(hours.columns()) == MOST_COLUMNS - 1
+
+
+def test_where_luck_chose_the_categories_the_rarer_ones_count_with_all_that_are_none():
+    """Twelve of 10 rows, one of 5, and 75 of no category, which are no common one: 80 of 200."""
+    names = tuple(f"s{at:02d}" for at in range(13))
+    layout = Layout((Series("shop", "category", categories=names),))
+    hours = Hours(window(("shop", RARER)), layout, version=None)
+    shops = np.array([*np.repeat(names[:12], 10), *[names[12]] * 5, *["new"] * 75], object)
+    hours.add(HourProfile(START, 3, {"features": profile_of({"shop": shops}, layout)}))
+    (found,) = hours.columns()
+    assert (found.what, found.values) == (RARER, ((0.4,),))

@@ -106,6 +106,15 @@ def test_windows_of_six_hours_are_quiet_for_two_days():
     assert history.known.incident is None
 
 
+def test_an_incident_ends_where_some_hours_of_the_day_cannot_be_judged():
+    """Training has no nights: the other three windows of two days and a bit are eight that are ok."""
+    history = History(hours=6).judge("alarm")
+    for outcome in ("ok", "ok", "ok", "insufficient", "ok", "ok", "ok", "insufficient", "ok"):
+        history.judge(outcome)
+    assert history.known.incident is not None
+    assert history.judge("ok").known.incident is None
+
+
 @pytest.mark.parametrize("hours", [1, 6, 12])
 def test_windows_with_too_few_rows_for_a_verdict_count_as_little_as_empty_ones(hours):
     """The nights have some rows and no verdict; the days are as usual again, each hour of them as often as wanted."""

@@ -10,17 +10,23 @@ import pytest
 import served_days
 from judged_days import TODAY, inputs, judged_days
 from served_days import ROWS
+from served_requests import SIGNATURE, served
 
 from raymlops.lifecycle.prediction_log import compact_predictions
+from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
+from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.window_drift import WindowDrift, to_stored
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
-from raymlops.state.drift import change_incident, incidents_of, record_window
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.settings import LogSettings
+from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.state.drift import change_incident, incidents_of, judged_windows, record_window
 
 AA = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
 LACKS = "training differs from what is served, and the serving baseline has {} of 26 windows"
@@ -100,3 +106,30 @@ def test_all_columns_that_led_to_it_are_skewed_and_not_those_alone_that_a_verdic
     side = live_model(live, "flights").sides[0]
     skew, columns, kept = skew_of(live, "flights", side, 0)
     assert (len(skew.verdict.columns), columns, kept) == (20, frozenset(names), True)
+
+
+def test_skew_that_is_first_seen_at_an_hour_that_training_lacks_is_found_in_the_next_ones(state, tmp_path):
+    """No training at night, callers at all hours, in another unit from the first on: skew, and no drift is told."""
+    rng, days, until = np.random.default_rng(1), 60, TODAY - timedelta(days=20)
+    times = (
+        until.timestamp()
+        - 86400.0 * np.repeat(np.arange(days, 0, -1), 90)
+        + np.tile(21600 + np.arange(90) * 720.0, days)
+    )
+    known = served_days.rows(rng, len(times))
+    features = reference_of(lambda: [Chunk(known, len(times), times)], rows=len(times))
+    served_days.deploy(state, served_days.bundle_of(tmp_path, {"features": features}), monitor={"window_h": 6})
+    log = PredictionLog(LogSettings(enabled=True, uri=str(tmp_path)), name="flights", signature=SIGNATURE, writer="w")
+    judge = Judge(state)
+    for day in (3, 2, 1):
+        for hour in (0, 9, 15, 21):
+            ts = (TODAY - timedelta(days=day)).timestamp() + 3600 * hour
+            columns, outputs = served_days.rows(rng, shift=3.0), {"late": np.zeros(ROWS)}
+            log.take([served(f"{day}-{hour}", rows=ROWS, ts=ts, columns=columns, outputs=outputs)])
+    log.close()
+    for hours in range(-66, 1, 6):
+        LogMaintenance(state, state.url, then=judge).run(TODAY + timedelta(hours=hours + 1))
+    found = judged_windows(state, "flights")
+    assert [(one.outcome, one.start.hour) for one in found if one.kind == "skew"] == [("alarm", 6)]
+    assert {one.outcome for one in found if one.kind == "drift"} <= {"waiting", "insufficient", "ok"}
+    assert [one.kind for one in incidents_of(state, "flights")] == ["skew"]
