@@ -13,9 +13,10 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError
+from raymlops.errors import RefusedError, StorageError
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
-from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
+from raymlops.lifecycle.log_owner import claim
+from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_log, subjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,10 +56,11 @@ class LogMaintenance:
 
     def run(self, now: datetime) -> None:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
-        for log in stored_logs(self._state):
-            for uri in log.uris:
+        for name in subjects(self._state):
+            log = self._claimed(name)
+            for uri in () if log is None else log.uris:
                 try:
-                    self._maintain(replace(log, uris=(uri,)), now)
+                    self._maintain(replace(log, uris=(uri,), unreachable=(), again=(), roots=()), now)
                     self._failures.over(log.name, place=uri)
                 except RefusedError as error:
                     _log.info("%s", error)  # another process changes its files
@@ -67,6 +69,18 @@ class LogMaintenance:
                     why = f"the log was not maintained: {type(error).__name__}: {error}"
                     self._failures.put(log.name, why, place=uri)
         self._then(now)
+
+    def _claimed(self, name: str) -> StoredLog | None:
+        """Return the log of a model, once it is marked as this state's in each storage."""
+        log = stored_log(self._state, name)
+        for root in () if log is None else log.roots:
+            try:
+                claim(self._state, name, [root])
+                self._failures.over(name, place=root)
+            except StorageError as error:
+                why = f"the log was not maintained: {type(error).__name__}: {error}"
+                self._failures.put(name, why, place=root)
+        return stored_log(self._state, name)
 
     def _maintain(self, log: StoredLog, now: datetime) -> None:
         from raymlops.predictions.compact import compact

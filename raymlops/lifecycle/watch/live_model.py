@@ -23,6 +23,7 @@ from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.drift import about, baselines_of, first_start
+from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,7 +97,9 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     )
     windows |= {key: served[key] for key in served if key == SIDES["outputs"]}
     into = {id(each): each for each in (*served.values(), *windows.values())}
-    uris = () if log is None else log.uris
+    if log is not None:
+        log.check([root_of(champion.bundle.uri)])
+    uris = () if log is None else log.distinct
     layouts = {key: references[key].layout for key in sides}
     layouts |= {each.qualify(key): references[key].layout for key in sides for each in references[key].slices}
     traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
