@@ -47,7 +47,7 @@ def owner_of(store: Store, name: str) -> Mark | None:
     if size is None:
         return None
     try:
-        state, _, storage = bytes(store.open(path, size=size).read()).decode().strip().partition(" ")
+        state, _, storage = bytes(store.open(path, size=size).read()).decode(errors="replace").strip().partition(" ")
     except FileNotFoundError:
         return None
     return Mark(state, storage)
