@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.data import QualitySection
     from raymlops.config.schema import MonitorSection
+    from raymlops.config.serve import LogSection
     from raymlops.state.drift import Baseline, Side
     from raymlops.state.store import State
 
@@ -54,6 +55,8 @@ class LiveModel:
     """Beyond which what is told beside drift is an alarm."""
     as_deployed: bool
     """Whether the controller judges the same of it."""
+    log: LogSection
+    """Whether and for how long the champion's rows are kept."""
     short: str | None = None
     """Why nothing is ever compared with windows that were served, where its log is not kept long enough."""
 
@@ -130,9 +133,11 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
         if key in references
     )
     as_deployed = settings.between_columns == deployed.between_columns
-    short = too_short_log(settings, settings_of(champion).log)
+    kept = settings_of(champion).log
+    short = too_short_log(settings, kept)
     return LiveModel(
-        name, version, champion.created_at, window_s, traffic, judged, tuple(said), settings.quality, as_deployed, short
+        *(name, version, champion.created_at, window_s, traffic, judged, tuple(said)),
+        *(settings.quality, as_deployed, kept, short),
     )
 
 
