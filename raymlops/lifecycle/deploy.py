@@ -21,6 +21,7 @@ from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
 from raymlops.lifecycle.live.staging import Fetch, fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
+from raymlops.lifecycle.log_owner import claim_before_deploy
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.quality.model import unjudged
@@ -177,7 +178,7 @@ def rollout_outlook(
         champion = champion_of(state.deployments(spec.project.name))
         if champion is None or asked.rollout is None:
             return ()
-        return outlook(champion, asked.rollout, now=state.now(), salt=state.owner().id)
+        return outlook(champion, asked.rollout, now=state.now(), state_id=state.owner().id)
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,10 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     listens, warnings = check_serve(call.api, call.spec)
     monitor, short = call.spec.monitor, too_short_log(call.spec.monitor, call.spec.serve.log)
     lacking = () if short is None else (short,)
-    unread = unjudged(call.new("champion"))
-    return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *unread, *endless(call.ref.bundle), *lacking)
+    if call.spec.serve.log.enabled:
+        lacking += claim_before_deploy(call.state, call.ref.name, call.ref.bundle.uri)
+    lacking += (*unjudged(call.new("champion")), *endless(call.ref.bundle))
+    return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *lacking)
 
 
 def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
@@ -312,7 +315,9 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
         return transitions.bring(model, new, goal=goal, request=request, up=up, leaving=leaving, standing=standing)
 
     shows = (
-        () if traffic.rollout is None else outlook(champion, traffic.rollout, now=state.now(), salt=state.owner().id)
+        ()
+        if traffic.rollout is None
+        else outlook(champion, traffic.rollout, now=state.now(), state_id=state.owner().id)
     )
     warnings += ensure_controller(call.spec, state, dashboard_url=api.dashboard_url)
     warnings += () if traffic.removes else stage(call.spec, standing, new, fetch=call.fetch)

@@ -46,9 +46,30 @@ class StoredLog:
 
     name: str
     uris: tuple[str, ...]
-    """The storages that they were ever written to, the newest first."""
+    """The storages in which this state's were ever written, the newest first."""
     retention_days: float | None
     """By the settings that the model was deployed with last; None keeps them all."""
+    unreachable: tuple[tuple[str, str], ...] = ()
+    """Storages of which it is not known whether its log is this state's, and why."""
+    again: tuple[str, ...] = ()
+    """Of ``uris`` those that another one names too: whoever reads them reads rows twice."""
+    roots: tuple[str, ...] = ()
+    """The storages that the bundles of its versions are in, the newest first."""
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """Return the storages, each by one of its names."""
+        return tuple(uri for uri in self.uris if uri not in self.again)
+
+    def check(self, roots: Sequence[str] | None = None) -> None:
+        """Raise what keeps some storages, by default any, from being asked whose log they have.
+
+        Raises:
+            StorageError: naming one.
+        """
+        for root, why in self.unreachable:
+            if roots is None or root in roots:
+                raise StorageError(why)
 
     def kept_since(self, now: datetime) -> datetime | None:
         """Return the time before which rows and labels are removed; None where all are kept."""
@@ -66,15 +87,6 @@ class RetainRecord(Record):
     removed: tuple[str, ...]
 
 
-def stored_logs(state: State) -> list[StoredLog]:
-    """Return the logs of all models that are or were deployed by this state, by name.
-
-    Other logs in the same storage belong to somebody else.
-    """
-    found = (stored_log(state, name) for name in subjects(state))
-    return [log for log in found if log is not None]
-
-
 def subjects(state: State) -> list[str]:
     """Return the names of all models that are or were deployed by this state, or are on their way."""
     from raymlops.state.audit import subjects_of
@@ -84,18 +96,43 @@ def subjects(state: State) -> list[str]:
 
 
 def stored_log(state: State, name: str) -> StoredLog | None:
-    """Return the log of a model; None for one that this state never deployed."""
+    """Return the log of a model; None for one that this state never deployed. What another state logged is not in it.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be queried.
+    """
+    from raymlops.lifecycle.log_owner import own_storages
     from raymlops.serving.control.render import settings_of
-    from raymlops.state.versions import bundle_uris
+    from raymlops.state.versions import bundle_uris_of
     from raymlops.storage.filesystem import root_of
 
     items = last_deployed(state, name)
     if not items:
         return None
     newest = champion_of(items) or items[-1]
-    bundles = [newest.bundle.uri, *reversed(bundle_uris(state, name))]
+    bundles = [newest.bundle.uri, *reversed([uri for _, uri in bundle_uris_of(state, name)])]
     roots = tuple(dict.fromkeys(root_of(uri) for uri in bundles))
-    return StoredLog(name, roots, settings_of(newest).log.retention_days)
+    found: dict[str, str] = {}
+    unreachable = []
+    for root in roots:
+        try:
+            found |= own_storages(state, name, root)
+        except StorageError as error:
+            unreachable.append((root, error.message))
+    shown = list(found.values())
+    again = tuple(uri for at, (uri, storage) in enumerate(found.items()) if storage in shown[:at])
+    days = settings_of(newest).log.retention_days
+    return StoredLog(name, tuple(found), days, tuple(unreachable), again, roots)
+
+
+def _never_deployed(state: State, name: str, spec: ProjectSpec) -> StoredLog:
+    """Return the log of a model that another state deployed, or none did: what nobody marked as his."""
+    from raymlops.lifecycle.log_owner import own_storages
+    from raymlops.storage.filesystem import absolute
+
+    root = absolute(spec.storage.path)
+    uris = tuple(uri for uri, _ in own_storages(state, name, root))
+    return StoredLog(name, uris, spec.serve.log.retention_days, roots=(root,))
 
 
 def last_deployed(state: State, name: str) -> Sequence[Deployment]:
@@ -121,7 +158,9 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
 
     with state_of(spec) as state:
         log = stored_log(state, name)
-    found = []
+    found = [
+        f"{name} may have rows in another storage too: {why}" for _, why in (() if log is None else log.unreachable)
+    ]
     for uri in () if log is None else log.uris:
         try:
             if uri != absolute(spec.storage.path) and name in names_in(Store(uri)):
@@ -149,14 +188,18 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
         RefusedError: another process changes the files of this log.
         StorageError: the storage cannot be used.
     """
+    from raymlops.lifecycle.log_owner import own_storages
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
+    from raymlops.storage.filesystem import absolute
     from raymlops.storage.store import Store
 
-    check_known(Store(spec.storage.path), name)
+    with state_of(spec) as state:
+        own = next(uri for uri, _ in own_storages(state, name, absolute(spec.storage.path)))
+    check_known(Store(own), name)
     with state_of(spec) as state, changing(state.url, name, purpose="compaction") as open_store:
         now, layouts = clock.now(), counted_on(state, name)
-        return compact(spec.storage.path, name, now=now, open_store=open_store, counted_on=layouts)
+        return compact(own, name, now=now, open_store=open_store, counted_on=layouts)
 
 
 def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> RetainRecord:
@@ -174,7 +217,8 @@ def retain_predictions(name: str, spec: ProjectSpec, *, now: datetime) -> Retain
     from raymlops.storage.store import Store
 
     with state_of(spec) as state:
-        log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), spec.serve.log.retention_days)
+        log = stored_log(state, name) or _never_deployed(state, name, spec)
+        log.check()
         if not any(name in names_in(Store(uri)) for uri in log.uris):
             raise NotFoundError(f"there are no predictions or labels of {name!r} in {', '.join(log.uris)}")
         if (before := log.kept_since(now)) is None:
@@ -229,14 +273,15 @@ def erase_predictions(
         RefusedError: another process changes the files of this log.
         StorageError: no storage can be used, or one failed meanwhile; the same call completes what was begun.
     """
+    from raymlops.lifecycle.log_owner import unclaimed
     from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
     from raymlops.predictions.paths import check_known, names_in
     from raymlops.serving.control.render import settings_of
     from raymlops.storage.store import Store
 
     with state_of(spec) as state, changing(state.url, name, purpose="erasure") as open_store:
-        log = stored_log(state, name) or StoredLog(name, (spec.storage.path,), None)
-        there, away = list[str](), list[str]()
+        log = stored_log(state, name) or _never_deployed(state, name, spec)
+        there, away = list[str](), [root for root, _ in log.unreachable]
         for uri in log.uris:
             try:
                 if name in names_in(Store(uri)):
@@ -246,6 +291,7 @@ def erase_predictions(
         if not there:
             check_known(Store(away[0] if away else log.uris[0]), name)
         job = Erasure(there, name, where, since, until, open_store, counted_on(state, name))
+        away += unclaimed(state, name, log.roots)
         lost = EraseRecord(name, tuple(where.fields), 0, 0, 0, 0, damaged=tuple(away))
         found = EraseRecord.total([job.find(), lost])
         found.check()

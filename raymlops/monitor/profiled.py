@@ -145,11 +145,18 @@ def pair_counts(
 
 
 def read_counts(window: Profile) -> Cells:
-    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several."""
+    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several.
+
+    Those of a series add up to its share of the rows, so that rows in many bins vanish in none: where the sample
+    changed within the window, each of some rows stands for less than half a row.
+    """
     if window.read == window.rows:
         return window.counts
-    counts = np.rint(window.counts * (window.read / window.rows)).astype(np.int64)
-    return np.asarray(counts)
+    counts = window.counts * (window.read / window.rows)
+    whole = np.rint(counts).astype(np.int64)
+    for _, cells in window.layout.placed():
+        whole[cells] = np.diff(np.rint(np.cumsum(counts[cells])).astype(np.int64), prepend=0)
+    return np.asarray(whole)
 
 
 def _absent(counts: Cells, cells: slice) -> float:

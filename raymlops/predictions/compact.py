@@ -78,6 +78,8 @@ def compact(
             counted = Counted() if folder.version is None else counted_on(folder.version)
             if counted:
                 profiled += update_profile(store, folder.path, counted, work.faults)
+            if folder.version is not None:
+                store.remove_empty(folder.path)  # of a writer that was killed, or whose disk was full
     damaged = tuple(sorted(work.faults.damaged))
     return CompactRecord(name, folders, work.merged, work.into, work.rows, damaged, profiled)
 

@@ -7,7 +7,7 @@ beside it too, so that the features of all versions add up on each of them.
 
 ``features`` counts the rows that were answered to a caller, so that each request counts once over all versions;
 ``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight. Redacted
-fields are not counted.
+fields are not counted, and the rows that have them are.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import RaymlopsError
-from raymlops.predictions.partition import PROFILE, Faults, read_folder, survey
+from raymlops.predictions.partition import PROFILE, Faults, has_files, read_folder, survey
 from raymlops.predictions.paths import prediction_hours
 from raymlops.predictions.schema import FEATURES, OUTPUT
 from raymlops.profiles.count import Counter
@@ -102,14 +102,13 @@ def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> lis
     for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
         for weight, part in by_weight(batch):
             for side, layouts in counted.layouts.items():
-                if SIDES[side] not in part.schema.names:
-                    continue
                 rows = part
                 if side == "features":
                     rows = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
                 chosen_by = _fields(rows, {each.column for each in counted.slices})
                 for layout in layouts:
-                    columns = columns_on(rows[SIDES[side]], layout)
+                    # Where all fields of a side are redacted, its rows are counted nevertheless.
+                    columns = columns_on(rows[SIDES[side]], layout) if SIDES[side] in rows.schema.names else {}
                     found = counters[side, layout].setdefault(weight, Counter(layout))
                     found.add(columns, rows=rows.num_rows)
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
@@ -153,13 +152,15 @@ def hourly_profiles(
             some = folders[start : start + _AHEAD]
             found = pool.map(lambda folder: _read(store, folder.path, layouts), some)
             for folder, profiles in zip(some, found, strict=True):
-                yield HourProfile(folder.start, folder.version or 0, profiles)
+                if profiles is not None:
+                    yield HourProfile(folder.start, folder.version or 0, profiles)
 
 
-def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[str, Profile]:
+def _read(store: Store, folder: str, layouts: Mapping[str, Layout]) -> Mapping[str, Profile] | None:
+    """Return the profiles of an hour; None where it has no rows to count."""
     data = _stored(store, folder)
     if data is None:
-        return {}
+        return {} if has_files(store, folder) else None
     try:
         return read_profiles(data, layouts)
     except ValueError:  # damaged, or of a newer release

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from raymlops.errors import InvalidRowsError, RowProblem, StorageError
+from raymlops.predictions.owner import Place
 from raymlops.predictions.paths import label_folder
 from raymlops.predictions.spool import encode
 from raymlops.storage import clock
@@ -130,10 +131,13 @@ class LabelLog:
         *,
         name: str,
         writer: str,
+        state: str = "",
         now: Callable[[], float] = clock.now_s,
         open_store: Callable[[str], Store] = Store,
     ) -> None:
-        self._uri = uri
+        """Take the storage, and the id of the state whose labels they are; empty if unknown."""
+        self._uri, self._state = uri, state
+        self._place = Place(name, open_store=open_store)
         self._name = name
         self._names = Namer(writer, now=now)
         self._now = now
@@ -167,10 +171,10 @@ class LabelLog:
             self._changed.notify()
         return done
 
-    def configure(self, uri: str) -> None:
+    def configure(self, uri: str, *, state: str = "") -> None:
         """Store new labels elsewhere."""
         with self._changed:
-            self._uri = uri
+            self._uri, self._state = uri, state
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Flush pending labels and reject new ones. Those not written within ``timeout_s`` are rejected and logged."""
@@ -220,8 +224,9 @@ class LabelLog:
         Raises:
             Exception: they may have been written or not. The next ones go into another file.
         """
-        uri, now, file = self._uri, self._now(), self._file
+        now, file = self._now(), self._file
         self._file = None
+        uri = self._place.of(self._uri, self._state)
         store = self._open_store(uri)
         if file is None or not file.takes(table.num_rows, uri=uri, now=now) or not file.is_in(store):
             folder = label_folder(self._name, datetime.fromtimestamp(now, UTC))

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from raymlops.predictions.owner import Place
 from raymlops.predictions.schema import is_answered, schema_of, to_tables
 from raymlops.predictions.settings import unknown_redactions
 from raymlops.predictions.spool import Spool, encode
@@ -19,6 +20,8 @@ from raymlops.storage.store import Namer, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    import pyarrow as pa
 
     from raymlops.predictions.served import RequestRecord
     from raymlops.predictions.settings import LogSettings
@@ -64,6 +67,7 @@ class PredictionLog:
         self._signature = signature
         self._redact = self._redacted(settings)
         self._open_store = open_store
+        self._place = Place(name, open_store=open_store, clock=clock)
         self._clock = clock
         self.spool = Spool(
             name,
@@ -167,10 +171,24 @@ class PredictionLog:
 
     def _step(self, *, force: bool = False) -> float | None:
         try:
-            return self.spool.step(self._open_store(self._settings.uri), force=force)
+            return self.spool.step(_OwnStore(self._settings, self._place, self._open_store), force=force)
         except Exception:  # a thread that ended would lose all later rows
             logger.exception("prediction log")
             return 1.0
+
+
+class _OwnStore(Store):
+    """The storage in which the log is its state's own, which the first write looks up."""
+
+    def __init__(self, settings: LogSettings, place: Place, open_store: Callable[[str], Store]) -> None:
+        super().__init__(settings.uri)
+        self._state = settings.state
+        self._place = place
+        self._open_store = open_store
+
+    def write(self, path: str, data: pa.Buffer) -> None:
+        """Write one file, which replaces what is there."""
+        self._open_store(self._place.of(self.uri, self._state)).write(path, data)
 
 
 def _rows(batch: Sequence[RequestRecord]) -> int:

@@ -117,6 +117,15 @@ def survey(store: Store, folder: str, faults: Faults) -> tuple[list[Live], list[
     raise _restless(store, folder)
 
 
+def has_files(store: Store, folder: str) -> bool:
+    """Return whether a folder has files of rows: a writer that was killed, or whose disk is full, leaves it without.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    return bool(_parquet(store, folder))
+
+
 def read_folder(
     store: Store, folder: str, faults: Faults, *, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:

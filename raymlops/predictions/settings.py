@@ -18,7 +18,9 @@ class LogSettings:
 
     enabled: bool = False
     uri: str = ""
-    """``storage.path``: the log is in ``predictions/NAME`` below it."""
+    """``storage.path``: the log is in ``predictions/NAME`` below it, or its state's own below: see ``owner``."""
+    state: str = ""
+    """Id of the state whose log it is; empty if unknown."""
     flush_s: float = 1.0
     max_pending_rows: int = 200_000
     """Rows held while the storage is unavailable; beyond that the oldest are dropped and counted."""

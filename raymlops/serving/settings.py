@@ -42,12 +42,13 @@ class Settings:
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
         """Read a ``user_config``; missing keys keep their defaults, unknown ones are ignored."""
         limits = data.get("limits", {})
+        state = str(data.get("state", {}).get("id", ""))
         plain = ("access_log", "otlp_endpoint", "threads", "compile", "memory_bytes", "slow_s")
         return cls(
             limits=Limits(**{key: limits[key] for key in Limits.__dataclass_fields__ if key in limits}),
             traffic=Traffic.from_dict(data.get("traffic", {})),
             access=Access.from_dict(data.get("access", {})),
-            log=LogSettings.from_dict(data.get("log", {})),
-            state=str(data.get("state", {}).get("id", "")),
+            log=LogSettings.from_dict({**data.get("log", {}), "state": state}),
+            state=state,
             **{key: data[key] for key in plain if key in data},
         )

@@ -72,11 +72,11 @@ def decision_of(database: Database, name: str, version: int) -> dict[str, Any]:
     return dict(found or {})
 
 
-def bundle_uris(database: Database, name: str) -> list[str]:
-    """Return where the bundles of a model's recorded versions are, oldest version first."""
-    query = sa.select(table.c.bundle_uri).where(table.c.name == name).order_by(table.c.version)
+def bundle_uris_of(database: Database, name: str) -> list[tuple[int, str]]:
+    """Return a model's recorded versions and where their bundles are, oldest version first."""
+    query = sa.select(table.c.version, table.c.bundle_uri).where(table.c.name == name).order_by(table.c.version)
     with database.reading() as connection:
-        return list(connection.scalars(query))
+        return [(row.version, row.bundle_uri) for row in connection.execute(query)]
 
 
 def record_version(database: Database, ref: ModelVersionRef, *, why: str, now: datetime) -> None:

@@ -19,6 +19,7 @@ from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
 from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted
 from raymlops.predictions.counts import Losses
+from raymlops.predictions.owner import Place
 from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ class LabelLosses:
             rule = AnswerLoss.none(f"the bundle of version {champion.version} cannot be read: {error.message}")
         if rule.kind == "none":
             return LogLosses({window: {None: Losses(note=rule.reason)} for window in windows})
-        root = root_of(champion.bundle.uri)  # its replicas write what every version beside it answers
+        # Its replicas write what every version beside it answers.
+        root = Place(name).of(root_of(champion.bundle.uri), self._state.owner().id)
         store, since = Store(root), min(window.since for window in windows)
         if label_days(store, name, since=since - EXPECTED_FOR):
             labelled()

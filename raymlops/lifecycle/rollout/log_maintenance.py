@@ -13,9 +13,12 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.errors import RefusedError
+from raymlops.errors import RefusedError, StorageError
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
-from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_logs
+from raymlops.lifecycle.log_owner import claim
+from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_log, subjects
+from raymlops.predictions.owner import OWNERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,8 +46,8 @@ class LogMaintenance:
         self._url = url
         self._then = then
         self._thread: threading.Thread | None = None
-        self._seen: set[StoredLog] = set()
-        """Logs whose older hours have been merged, each in one storage."""
+        self._seen: dict[tuple[str, str], object] = {}
+        """Models and storages whose older hours have been merged, with what their hours were counted on."""
         self._failures = RecordedFailures(state)
 
     def __call__(self, now: datetime) -> None:
@@ -55,8 +58,9 @@ class LogMaintenance:
 
     def run(self, now: datetime) -> None:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
-        for log in stored_logs(self._state):
-            for uri in log.uris:
+        for name in subjects(self._state):
+            log = self._claimed(name)
+            for uri in () if log is None else log.uris:
                 try:
                     self._maintain(replace(log, uris=(uri,)), now)
                     self._failures.over(log.name, place=uri)
@@ -68,6 +72,19 @@ class LogMaintenance:
                     self._failures.put(log.name, why, place=uri)
         self._then(now)
 
+    def _claimed(self, name: str) -> StoredLog | None:
+        """Return the log of a model, once it is marked as this state's in each storage."""
+        log = stored_log(self._state, name)
+        for root in () if log is None else log.roots:
+            place = f"{root}/{OWNERS}"
+            try:
+                claim(self._state, name, [root])
+                self._failures.over(name, place=place)
+            except StorageError as error:
+                why = f"the log was not maintained: {type(error).__name__}: {error}"
+                self._failures.put(name, why, place=place)
+        return stored_log(self._state, name)
+
     def _maintain(self, log: StoredLog, now: datetime) -> None:
         from raymlops.predictions.compact import compact
 
@@ -77,6 +94,18 @@ class LogMaintenance:
                 if (before := log.kept_since(now)) is not None:
                     remove_old(self._state, log, before=before)
             finally:  # neither waits for the other: a full disk takes no merged file until old hours are gone
-                since, layouts = now - LOOK_BACK if log in self._seen else None, counted_on(self._state, log.name)
+                live, window = self._live(log.name)
+                since = None
+                if (log.name, uri) in self._seen:
+                    # A new version's columns are counted in all of the open window, and in the one before it.
+                    since = now - (LOOK_BACK if self._seen[log.name, uri] == live else max(LOOK_BACK, 2 * window))
+                layouts = counted_on(self._state, log.name)
                 compact(uri, log.name, now=now, since=since, open_store=open_store, counted_on=layouts)
-                self._seen.add(log)
+                self._seen[log.name, uri] = live
+
+    def _live(self, name: str) -> tuple[frozenset[int], timedelta]:
+        """Return the versions of a model that are live, and how long its windows are."""
+        items = self._state.deployments(name)
+        champion = champion_of(items)
+        hours = 0 if champion is None else monitored(champion).window_h
+        return frozenset(item.version for item in items), timedelta(hours=hours)

@@ -40,15 +40,12 @@ READ_S = 10.0
 _COLUMNS = ("row", "ts", "route", "model_seconds", "weight")
 
 
-def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime, salt: str = "") -> tuple[str, ...]:
-    """Return what a rollout beside this champion can show with the traffic of the last hour, in sentences.
-
-    ``salt`` is that by which the requests of a sampled log are drawn, the id of the state.
-    """
+def outlook(champion: Deployment, settings: RolloutSection, *, now: datetime, state_id: str = "") -> tuple[str, ...]:
+    """Return what a rollout beside a champion of this state can show with the last hour's traffic, in sentences."""
     if not settings_of(champion).log.enabled:
         return ("what the rollout can show is not known: the prediction log is off; set serve.log.enabled",)
     try:
-        found = recent_traffic(champion, settings, now=now, salt=salt)
+        found = recent_traffic(champion, settings, now=now, state_id=state_id)
     except RaymlopsError as error:
         return (f"what the rollout can show is not known: {error.message}",)
     return in_words(found, settings)
@@ -59,7 +56,7 @@ def recent_traffic(
     settings: RolloutSection,
     *,
     now: datetime,
-    salt: str = "",
+    state_id: str = "",
     clock: Callable[[], float] = time.monotonic,
 ) -> RecentTraffic:
     """Return the requests of the last hour that chance would have given to a version.
@@ -70,10 +67,11 @@ def recent_traffic(
     Raises:
         StorageError: the log cannot be read.
     """
+    from raymlops.predictions.owner import Place
     from raymlops.predictions.read import Reading
     from raymlops.storage.store import Store
 
-    root, since = root_of(champion.bundle.uri), now - SPAN
+    root, since = Place(champion.name).of(root_of(champion.bundle.uri), state_id), now - SPAN
     began, span_s = clock(), SPAN.total_seconds()
     slow_s = slow_from(settings_of(champion), settings.slow_s)
     requests = slow = 0.0
@@ -93,7 +91,7 @@ def recent_traffic(
     labelled, late = None, None
     if settings.quality_margin is not None and unasked(champion) is None:
         labelled, late = _labelled(
-            Store(root), champion, since=since, now=now, salt=salt, is_over=lambda: clock() - began > READ_S
+            Store(root), champion, since=since, now=now, salt=state_id, is_over=lambda: clock() - began > READ_S
         )
     return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled, late)
 

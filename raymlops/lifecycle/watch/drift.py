@@ -173,7 +173,10 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     if any(side.between and not side.reference.layout.scores for side in model.sides):
         gone = f"version {model.version} of {model.name} keeps nothing of how columns go together"
         notes.append(f"{gone}: register its run again")
-    notes += [] if model.short is None else [model.short]
+    if not model.log.enabled:
+        notes.append("nothing is logged (serve.log.enabled is false), so that nothing is judged")
+    elif model.short is not None:
+        notes.append(model.short)
     if ahead := model.traffic.ahead(now):
         notes.append(f"{ahead} hours of rows are from later than now: the clock of a node is wrong; they wait for then")
     incidents = tuple(one for one in said if one.closed_at is None or (since is not None and one.closed_at >= since))

@@ -23,12 +23,14 @@ from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.drift import about, baselines_of, first_start
+from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from raymlops.config.data import QualitySection
     from raymlops.config.schema import MonitorSection
+    from raymlops.config.serve import LogSection
     from raymlops.state.drift import Baseline, Side
     from raymlops.state.store import State
 
@@ -53,6 +55,8 @@ class LiveModel:
     """Beyond which what is told beside drift is an alarm."""
     as_deployed: bool
     """Whether the controller judges the same of it."""
+    log: LogSection
+    """Whether and for how long the champion's rows are kept."""
     short: str | None = None
     """Why nothing is ever compared with windows that were served, where its log is not kept long enough."""
 
@@ -96,7 +100,9 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     )
     windows |= {key: served[key] for key in served if key == SIDES["outputs"]}
     into = {id(each): each for each in (*served.values(), *windows.values())}
-    uris = () if log is None else log.uris
+    if log is not None:
+        log.check([root_of(champion.bundle.uri)])
+    uris = () if log is None else log.distinct
     layouts = {key: references[key].layout for key in sides}
     layouts |= {each.qualify(key): references[key].layout for key in sides for each in references[key].slices}
     traffic = Traffic(name, uris, layouts, window_s=window_s, into=into.values())
@@ -127,9 +133,11 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
         if key in references
     )
     as_deployed = settings.between_columns == deployed.between_columns
-    short = too_short_log(settings, settings_of(champion).log)
+    kept = settings_of(champion).log
+    short = too_short_log(settings, kept)
     return LiveModel(
-        name, version, champion.created_at, window_s, traffic, judged, tuple(said), settings.quality, as_deployed, short
+        *(name, version, champion.created_at, window_s, traffic, judged, tuple(said)),
+        *(settings.quality, as_deployed, kept, short),
     )
 
 

@@ -35,9 +35,12 @@ def monitor_text(monitor: MonitorSection) -> str:
 
 
 def too_short_log(monitor: MonitorSection, log: LogSection) -> str | None:
-    """Return why nothing is ever compared with windows that were served; None where the log is kept long enough."""
+    """Return why nothing is ever judged, or compared with windows that were served; None where the log is enough."""
     needed, kept = baseline_days(monitor.window_h * 3600), log.retention_days
-    if not log.enabled or kept is None or kept >= needed:
+    if not log.enabled:
+        bounds = [name for name, value in monitor.quality if value is not None]
+        return f"serve.log.enabled is false: without a log nobody is told of {', '.join(bounds)}" if bounds else None
+    if kept is None or kept >= needed:
         return None
     return (
         f"a serving baseline of windows of {monitor.window_h} h takes {needed} days of the log, and "

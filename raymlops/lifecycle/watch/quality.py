@@ -67,6 +67,9 @@ def traffic_quality(
     if side is None:
         return None
     starts = sorted({one.start for one in found if one.side == "inputs" and one.kind == "drift" and one.start})
+    days = model.log.retention_days
+    if days is not None:  # of an older window some hours may be removed: what is left of it says nothing of it
+        starts = [start for start in starts if now - start <= timedelta(days=days)]
     places = [place_of(start, model.window_s) for start in starts[-MOST_WINDOWS:]]
     volumes = _volumes(state, model, places)
     windows = [_facts(side, at, volumes, model.bounds, newest=at == places[-1]) for at in places]

@@ -79,9 +79,10 @@ class Recording:
             if labels is not None:
                 labels.close()
         elif self.labels is None:
-            self.labels = LabelLog(uri, name=self._handler.identity.name, writer=self._replica)
+            name, state = self._handler.identity.name, settings.log.state
+            self.labels = LabelLog(uri, name=name, writer=self._replica, state=state)
         else:
-            self.labels.configure(uri)
+            self.labels.configure(uri, state=settings.log.state)
 
     def add(self, served: RequestRecord) -> None:
         """Record one request. Never waits, never raises."""

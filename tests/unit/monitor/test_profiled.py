@@ -9,7 +9,7 @@ import pytest
 
 from raymlops.monitor.drift import UNKNOWN, judge
 from raymlops.monitor.own_windows import by_rows
-from raymlops.monitor.profiled import column_counts, slice_counts
+from raymlops.monitor.profiled import column_counts, read_counts, slice_counts
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.profile import Profile
 from raymlops.profiles.reference import Chunk, reference_of
@@ -77,6 +77,16 @@ def test_the_verdict_names_what_moved(reference):
     assert (found.outcome, found.flagged) == ("alarm", ("x",))
     windows = [profile_of(table(1000, seed=seed), reference.layout) for seed in (3, 4)]
     assert judge(column_counts(reference.blocks, windows)[0], own).outcome == "ok"
+
+
+def test_rows_in_many_bins_vanish_in_none_where_the_sample_changed(reference):
+    """200 rows of weight 1 over some 50 bins beside 30 of weight 100: 32 were read, of which each series has all."""
+    layout = reference.layout
+    parts = {1.0: profile_of(table(200, seed=5), layout), 100.0: profile_of(table(30, seed=6), layout)}
+    window = Profile.weighted(parts, layout)
+    assert (window.rows, window.read) == (3200, 34)
+    counts = read_counts(window)
+    assert {int(counts[cells].sum()) for series, cells in layout.placed() if series.missing is not None} == {34}
 
 
 def test_a_window_of_a_sample_counts_as_the_rows_that_were_read(reference):

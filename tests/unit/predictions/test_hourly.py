@@ -242,6 +242,27 @@ def test_redacted_fields_are_not_counted(tmp_path, write, store):
     assert sums(found["features"]) == [-2, 2, -1, 1, 1]
 
 
+def test_rows_are_counted_of_which_every_field_is_redacted(tmp_path, write, store):
+    """A text model has one input: without it there is traffic nevertheless."""
+    write([served("a", ts=at(0), rows=2)], redact=("distance", "carrier"))
+    compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=counted_on)
+    (hour,) = hours(store)
+    assert [hour.profiles[side].rows for side in ("features", "predictions")] == [2, 2]
+    assert counts(hour.profiles["features"], "distance") == [0] * 7
+
+
+def test_an_hour_of_which_a_killed_writer_left_the_folder_alone_is_none(tmp_path, write, store):
+    """It has a temporary file, which compaction removes with the folder; before that it is no hour either."""
+    write([served("a", ts=at(0))])
+    for hour in (13, 14):
+        folder = tmp_path / FOLDER.replace("hour=12", f"hour={hour}")
+        folder.mkdir()
+        (folder / ".1772420400000-w_1234abcd.parquet-x1y2").write_bytes(b"PAR1 half")
+    assert [found.start for found in hours(store)] == [HOUR]
+    compact(str(tmp_path), "flights", now=HOUR + timedelta(hours=2.2), counted_on=counted_on)
+    assert sorted(path.name for path in (tmp_path / FOLDER).parent.iterdir()) == ["hour=12", "hour=14"]
+
+
 def test_an_erased_row_is_counted_no_more(tmp_path, write, store):
     """The erasure makes the hour's profile again where it knows the layout, and else removes it."""
     for known in (counted_on, lambda _version: Counted()):

@@ -67,6 +67,8 @@ def silent(model: LiveModel, *, now: datetime, is_open: bool) -> tuple[datetime,
     """
     since = last_hour_end(model.traffic, now) or now - LOOKED_FOR
     since = since if is_open else max(since, model.deployed_at)
+    if not model.log.enabled:  # of what is not logged nobody knows
+        return since, None
     return since, silence((now - since).total_seconds() / 3600, model.bounds)
 
 
@@ -90,7 +92,8 @@ def _windows(
         side.traffic.read(at, at)
         seen = next(iter(side.windows.within(at, at)), None)
         window = seen or Window(at * window_s, (at + 1) * window_s, 0, 0)
-        if first_hour is None or window.start_s < first_hour.timestamp() or not (seen or bounds.min_rows):
+        counts = seen or (bounds.min_rows and model.log.enabled)
+        if first_hour is None or window.start_s < first_hour.timestamp() or not counts:
             continue
         start, stop = span_of(window)
         if seen is not None and (hours := side.windows.uncounted(window)):
@@ -133,7 +136,7 @@ def _silence(state: State, model: LiveModel, *, now: datetime) -> Iterator[Found
     if (found is not None) == (incident is not None):
         return
     came = incident is not None and since > max(incident.opened_at, now - LOOKED_FOR)
-    within = "rows came" if came else "monitor.quality allows it"
+    within = "rows came" if came else "monitor.quality allows it" if model.log.enabled else "nothing is logged"
     if before is not None:  # an hour ends later than its first row, which ended silence
         since = before.stop if found is None else max(since, before.stop)
     # Each lasts until after the one before it, also where a clock was ahead.

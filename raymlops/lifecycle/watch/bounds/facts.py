@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from raymlops.lifecycle.watch.bounds.breach import ROSE, WindowQuality, is_beyond, shares_of
 from raymlops.lifecycle.watch.windows import span_of
 from raymlops.monitor.data_quality import column_quality
-from raymlops.predictions.partition import Faults, read_folder
+from raymlops.predictions.partition import Faults, has_files, read_folder
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -55,7 +55,9 @@ def last_hour_end(traffic: Traffic, now: datetime) -> datetime | None:
     Raises:
         StorageError: the log cannot be read.
     """
-    return max((hour.end for _, hour in traffic.hours(now - LOOKED_FOR) if hour.start <= now), default=None)
+    hours = [(store, hour) for store, hour in traffic.hours(now - LOOKED_FOR) if hour.start <= now]
+    newest_first = sorted(hours, key=lambda found: found[1].end, reverse=True)
+    return next((hour.end for store, hour in newest_first if has_files(store, hour.path)), None)
 
 
 def _risen(column: ColumnQuality) -> float:

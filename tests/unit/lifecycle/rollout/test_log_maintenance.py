@@ -73,6 +73,24 @@ def test_hours_from_before_the_controller_began_are_merged_once(state, url, tmp_
     assert requests(tmp_path) == ["id1", "id2", "id3", "id4"]
 
 
+def test_a_deploy_is_followed_by_the_hours_of_the_open_window_and_of_the_one_before_it(state, url, tmp_path):
+    """Of a window of a week they are counted on the new version's columns, once.
+
+    A day 13 days back is merged by the run after a deploy, 2 files into 1, and by no other: then 1, 2 and 2 into 1.
+    """
+    bundle = state.deployments("m")[0].bundle
+    keep = LogMaintenance(state, url)
+    keep.run(NOW)
+    for at, (version, fewer) in enumerate([(2, 1), (2, 0), (3, 4)]):
+        put(state, "m", [Deployment("m", version, bundle, "run", "champion", {}, monitor={"window_h": 168})])
+        for days in (13, 15):
+            for number in (1, 2):
+                write(tmp_path, NOW - timedelta(days=days), f"{at}{days}{number}")
+        before = len(list(tmp_path.rglob("*.parquet")))
+        keep.run(NOW)
+        assert before - len(list(tmp_path.rglob("*.parquet"))) == fewer
+
+
 def test_rows_of_a_model_whose_first_deploy_is_on_its_way_are_looked_after(url, tmp_path):
     """The controller starts with it, and its event follows; rows of an earlier state may be there."""
     with State.open(url) as state:

@@ -53,6 +53,13 @@ def test_a_log_too_short_for_a_baseline_is_said_with_what_to_do():
     assert "takes 29 days" in str(too_short_log(MonitorSection(), LogSection(retention_days=14)))
 
 
+def test_bounds_without_a_log_are_said():
+    """None of them is ever judged."""
+    bounds = MonitorSection.model_validate({"quality": {"max_silence_h": 6, "min_rows": 10}})
+    told = too_short_log(bounds, LogSection(enabled=False))
+    assert told == "serve.log.enabled is false: without a log nobody is told of min_rows, max_silence_h"
+
+
 def test_what_changed_is_said_value_by_value():
     """Between champions, whichever versions they are; of nothing that stayed, and not of the first or the last."""
     before, after = side(3), side(4, window_h=6, quality={"max_nulls": 0.1}, notify={"file": "/who"})

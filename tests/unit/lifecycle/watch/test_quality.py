@@ -118,6 +118,33 @@ def test_the_time_before_the_first_deploy_is_no_silence(spec):
     assert "no row in the last 49 h" in found[0].text()
 
 
+def test_of_a_window_whose_hours_are_partly_removed_there_are_no_figures(spec, tmp_path):
+    """Two and a half days are kept at noon: those of the two newest of five windows."""
+    serve(tmp_path)
+    now, monitor = TODAY + timedelta(hours=12), MonitorSection(quality=QualitySection(min_rows=100))
+    compact_predictions("flights", spec)
+    with state_of(spec) as state:
+        (item,) = state.deployments("flights")
+        for days, told in ((90.0, 5), (2.5, 2)):
+            put(state, "flights", [replace(item, serve={"log": {"retention_days": days}})])
+            found = judged(state, "flights", now=now, since=TODAY - 5 * DAY, monitor=monitor)
+            assert len(found.quality.windows) == told
+
+
+def test_without_a_log_there_is_no_silence(spec):
+    """What was answered is not known: it is said, and no incident."""
+    now, monitor = TODAY + timedelta(hours=12), MonitorSection(quality=QualitySection(max_silence_h=6))
+    with state_of(spec) as state:
+        deployed(state, now - timedelta(hours=9), max_silence_h=6, min_rows=10)
+        (item,) = state.deployments("flights")
+        put(state, "flights", [replace(item, serve={"log": {"enabled": False}})])
+        found = judged(state, "flights", now=now, monitor=monitor)
+        judge_due(state, "flights", now=now)
+        assert judged_windows(state, "flights") == []
+    assert not found.drifted
+    assert "nothing is logged (serve.log.enabled is false), so that nothing is judged" in found.text()
+
+
 def test_a_bound_is_of_all_columns_however_many_rose_more(live, url, tmp_path):
     """21 of texts have unknown ones, for which there is no bound; of 400 ages 46 are missing, by training 36 are."""
     names = [f"t{at}" for at in range(21)]

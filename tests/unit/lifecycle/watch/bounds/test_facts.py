@@ -60,3 +60,11 @@ def test_the_last_hour_with_rows_is_looked_for_over_49_hours(live, tmp_path):
     assert last_hour_end(traffic, noon - HOUR) is None
     assert last_hour_end(traffic, noon + 49 * HOUR) == noon + HOUR
     assert last_hour_end(traffic, noon + 50 * HOUR) is None
+
+
+def test_an_hour_without_a_file_of_rows_ends_no_silence(live, tmp_path):
+    """A writer whose disk is full leaves a folder for each hour."""
+    serve(tmp_path, [0.0])
+    noon = TODAY - DAY + 12 * HOUR
+    (tmp_path / f"predictions/flights/version=3/date={noon:%Y-%m-%d}/hour=15").mkdir()
+    assert last_hour_end(live_model(live, "flights").traffic, TODAY) == noon + HOUR
