@@ -169,7 +169,7 @@ def test_a_front_answers_and_parses_images_beside_its_event_loop():
     def noted(do):
         return lambda function, *given, **named: ran.append(function) or do(function, *given, **named)
 
-    pool.run, pool.finish = noted(pool.run), noted(pool.finish)
+    pool.hold, pool.finish = noted(pool.hold), noted(pool.finish)
     response = ask(front, "POST", "/models/echo/predict", content=json.dumps({"rows": ROWS}).encode())
     assert response.json()["outputs"] == ROWS
     assert len(ran) == 2
