@@ -65,6 +65,7 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
+    from raymlops.lifecycle.log_owner import read_from
     from raymlops.lifecycle.prediction_log import (
         compact_predictions,
         other_storages,
@@ -100,7 +101,7 @@ def predictions(
     for text in other_storages(name, spec) if where else ():
         note(text)
     reading = Reading(
-        spec.storage.path,
+        read_from(name, spec),
         name,
         since=first,
         until=last,

@@ -1,7 +1,8 @@
 """Which rows and labels in a storage are this state's: where several states serve a model, each keeps a log of its own.
 
-Owns who gets a log that nobody has marked: a state that made versions of the model in that storage, and none that only
-adopted them, since their bundles stay where another state keeps its log.
+Owns who gets a log that nobody has marked: a state that deployed versions which it made in that storage; none that only
+adopted them, since their bundles stay where another state keeps its log, and none that finds rows before its first
+deploy.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ import logging
 from typing import TYPE_CHECKING
 
 from raymlops.errors import StorageError
-from raymlops.predictions.owner import OWNERS, mark_owner, own_storage, owner_of
+from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS
+from raymlops.lifecycle.sources import state_of
+from raymlops.predictions.owner import OWNERS, STATES, mark_owner, own_storage, owner_of
+from raymlops.predictions.paths import versions_of
 from raymlops.state.audit import subjects_of
 from raymlops.state.versions import bundle_uris_of
-from raymlops.storage.filesystem import root_of
+from raymlops.storage.filesystem import absolute, root_of
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from raymlops.config.schema import ProjectSpec
     from raymlops.state.store import State
 
 _log = logging.getLogger(__name__)
@@ -32,10 +37,10 @@ def own_storages(state: State, name: str, root: str) -> Iterator[tuple[str, str]
     """
     me = state.owner().id
     mark, own = owner_of(Store(root), name), own_storage(root, me)
-    is_mine = not _is_guest(state, name, root) if mark is None else mark.state == me
+    own_mark = owner_of(Store(own), name)
+    is_mine = own_mark is None and not _is_guest(state, name, root) if mark is None else mark.state == me
     if is_mine:
         yield root, mark.storage if mark else root
-    own_mark = owner_of(Store(own), name)
     if not is_mine or own_mark is not None:
         yield own, own_mark.storage if own_mark else own
 
@@ -49,10 +54,10 @@ def claim(state: State, name: str, roots: Sequence[str]) -> None:
     me = state.owner().id
     for root in roots:
         store, own = Store(root), Store(own_storage(root, me))
-        mark = owner_of(store, name)
-        if mark is None and not _is_guest(state, name, root):
+        mark, own_mark = owner_of(store, name), owner_of(own, name)
+        if own_mark is None and mark is None and not _is_anothers(state, name, root):
             mark_owner(store, name, me)
-        elif (mark is None or mark.state != me) and owner_of(own, name) is None:
+        elif own_mark is None and (mark is None or mark.state != me):
             mark_owner(own, name, me)
 
 
@@ -66,7 +71,7 @@ def claim_before_deploy(state: State, name: str, bundle_uri: str) -> tuple[str, 
     try:
         claim(state, name, [root])
     except StorageError as error:
-        if _is_guest(state, name, root):
+        if _is_anothers(state, name, root):
             raise StorageError(
                 f"the log of {name} in {root} is another state's, and its own folder cannot be made: {error.message}",
                 hint="Allow this user to write there, or set serve.log.enabled=false.",
@@ -75,12 +80,29 @@ def claim_before_deploy(state: State, name: str, bundle_uri: str) -> tuple[str, 
     return ()
 
 
+def read_from(name: str, spec: ProjectSpec) -> str:
+    """Return where this state's rows of a model are: below the configured storage, where the log in that is another's.
+
+    Raises:
+        StorageError, UnreachableError: the storage or the state cannot be used.
+    """
+    root = absolute(spec.storage.path)
+    if not Store(root).folders(STATES):
+        return spec.storage.path
+    with state_of(spec) as state:
+        me = state.owner().id
+    mark, own = owner_of(Store(root), name), own_storage(root, me)
+    is_mine = mark is not None and mark.state == me
+    return own if not is_mine and versions_of(Store(own), name) else spec.storage.path
+
+
 def unclaimed(state: State, name: str, roots: Sequence[str]) -> list[str]:
     """Return the storages in which rows may be this state's, and nobody said so, with what to do, in sentences."""
     me, found = state.owner().id, []
     for root in roots:
         try:
-            if owner_of(Store(root), name) is None and _is_guest(state, name, root):
+            has_own = owner_of(Store(own_storage(root, me)), name) is not None
+            if owner_of(Store(root), name) is None and (has_own or _is_guest(state, name, root)):
                 found.append(
                     f"{root}/predictions/{name}: made by another state; where it is this one's, "
                     f"write {me} into {root}/{OWNERS}/{name}"
@@ -88,6 +110,14 @@ def unclaimed(state: State, name: str, roots: Sequence[str]) -> list[str]:
         except StorageError as error:
             _log.info("%s", error)
     return found
+
+
+def _is_anothers(state: State, name: str, root: str) -> bool:
+    """Return whether what nobody marked is another state's."""
+    if _is_guest(state, name, root):
+        return True
+    was_live = state.deployments(name) or name in subjects_of(state, (*ROUTE_ACTIONS, BESIDE))
+    return not was_live and bool(versions_of(Store(root), name))
 
 
 def _is_guest(state: State, name: str, root: str) -> bool:
