@@ -101,9 +101,10 @@ class Normal:
             tried = len(pairs)
         windows = self.served.counted(first, min(last, first + self.most))
         whole = (one for one in windows if one.rows >= FEWEST_ROWS and not _within(self._first_answer, one))
-        alone = (found for one in whole if (found := self._skewed([one])).outcome != "insufficient")
-        if (found := next(alone, None)) is not None and found.outcome == "alarm":
-            return found
+        alone = (self._skewed([one]) for one in whole)
+        by_one = next((one for one in alone if one.outcome != "insufficient"), None)
+        if by_one is not None and by_one.outcome == "alarm":
+            return by_one
         if windows and last >= first + self.most:
             if lacking is not None:
                 return lacking
