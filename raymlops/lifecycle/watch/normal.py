@@ -101,10 +101,10 @@ class Normal:
             tried = len(pairs)
         windows = self.served.counted(first, min(last, first + self.most))
         whole = (one for one in windows if one.rows >= FEWEST_ROWS and not _within(self._first_answer, one))
-        each = (self._skewed([one]) for one in whole)
-        alone = next((one for one in each if one.outcome != "insufficient"), None)
-        if alone is not None and alone.outcome == "alarm":
-            return alone
+        alone = (self._skewed([one]) for one in whole)
+        by_one = next((one for one in alone if one.outcome != "insufficient"), None)
+        if by_one is not None and by_one.outcome == "alarm":
+            return by_one
         if windows and last >= first + self.most:
             if lacking is not None:
                 return lacking
