@@ -203,11 +203,17 @@ def check_withdrawn(record: VersionRecord, *, again: bool) -> None:
 
 
 def endless(bundle: BundleRef) -> tuple[str, ...]:
-    """Return what bounds the rows of a version that have no bound of their own, in a sentence."""
+    """Return what bounds the rows of a version that have no bound of their own, in a sentence.
+
+    A bundle that cannot be read changes nothing: whatever else needs it says so.
+    """
     from raymlops.lifecycle.registration.compatibility import signature_of
     from raymlops.serving.json_scan import MAX_FREE_VALUES
 
-    names = signature_of(bundle).endless
+    try:
+        names = signature_of(bundle).endless
+    except (BundleError, StorageError):
+        return ()
     text = (
         f"rows have no bound of their own ({', '.join(names)}): a body of more than 64 kB may have {MAX_FREE_VALUES:,} "
         "values in all; Column(..., max_length=N) bounds a row, and a body by serve.max_rows of them"
