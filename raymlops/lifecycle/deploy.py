@@ -216,7 +216,7 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
         check_sharing_of_deployments(call.spec, call.api.room())
     listens, warnings = check_serve(call.api, call.spec)
     monitor, short = call.spec.monitor, too_short_log(call.spec.monitor, call.spec.serve.log)
-    lacking = () if short is None else (short,)
+    lacking: tuple[str, ...] = () if short is None else (short,)
     if call.spec.serve.log.enabled:
         lacking += claim_before_deploy(call.state, call.ref.name, call.ref.bundle.uri)
     return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *lacking)

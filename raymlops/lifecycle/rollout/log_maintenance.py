@@ -59,8 +59,9 @@ class LogMaintenance:
     def run(self, now: datetime) -> None:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
         for name in subjects(self._state):
-            log = self._claimed(name)
-            for uri in () if log is None else log.uris:
+            if (log := self._claimed(name)) is None:
+                continue
+            for uri in log.uris:
                 try:
                     self._maintain(replace(log, uris=(uri,)), now)
                     self._failures.over(log.name, place=uri)
