@@ -59,8 +59,7 @@ class LogMaintenance:
     def run(self, now: datetime) -> None:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""
         for name in subjects(self._state):
-            log = self._claimed(name)
-            if log is None:
+            if (log := self._claimed(name)) is None:
                 continue
             for uri in log.uris:
                 try:

@@ -77,8 +77,6 @@ def test_a_state_that_adopted_a_bundle_keeps_a_log_of_its_own(states, tmp_path, 
 def test_a_log_of_an_earlier_release_stays_with_the_state_that_made_the_versions(states, tmp_path):
     """Nobody marked it. The guest's controller leaves it alone, and names it as one that it did not search."""
     maker, guest = states
-    unmarked = LogSettings(enabled=True, uri=str(tmp_path))
-    assert unmarked.state == ""
     write(tmp_path, maker, "old", ago=timedelta(days=5))
     assert len(unclaimed(guest, "m", [str(tmp_path)])) == 1
     LogMaintenance(guest, guest.url).run(NOW)
