@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,20 +66,20 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
-    from raymlops.lifecycle.log_owner import read_from
+    from raymlops.lifecycle.live.log_owner import read_from
     from raymlops.lifecycle.prediction_log import (
         compact_predictions,
         other_storages,
         parse_moment,
         retain_predictions,
-        sampling_salt,
+        state_id,
     )
     from raymlops.lifecycle.sources import stores_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
 
     spec = stores_of(config, overrides=overrides or (), env=env)
-    now = datetime.now(UTC)
+    owner, now = partial(state_id, spec), datetime.now(UTC)
     others = {"--version": version, "--limit": limit, "--out": out}
     window = {"--since": since, "--until": until, "--where": where}
     if compact:
@@ -101,7 +102,7 @@ def predictions(
     for text in other_storages(name, spec) if where else ():
         note(text)
     reading = Reading(
-        read_from(name, spec),
+        read_from(name, spec.storage.path, owner),
         name,
         since=first,
         until=last,
@@ -115,11 +116,7 @@ def predictions(
         write_file(reading, out)
     elif not as_json:
         _print_lines(reading)
-
-    def salt() -> str:
-        return sampling_salt(spec)
-
-    counts = _print_object(reading, salt) if as_json and out is None else _counts(reading, salt)
+    counts = _print_object(reading, owner) if as_json and out is None else _counts(reading, owner)
     note(_summary(counts, reading))
     return None if out is None else Answer({"out": out, **counts}, out)
 

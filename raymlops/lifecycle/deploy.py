@@ -17,11 +17,11 @@ from raymlops.lifecycle.live import transitions, withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import Decide, change, followed, record_of
 from raymlops.lifecycle.live.lineup import BESIDE, champion_of, opens
+from raymlops.lifecycle.live.log_owner import claim_before_deploy
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.rollouts import refuse_running
 from raymlops.lifecycle.live.staging import Fetch, fetch_on_nodes, stage
 from raymlops.lifecycle.live.transitions import ROUTE, Request
-from raymlops.lifecycle.log_owner import claim_before_deploy
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.quality.model import unjudged

@@ -101,7 +101,7 @@ def stored_log(state: State, name: str) -> StoredLog | None:
     Raises:
         StorageError, UnreachableError: the state cannot be queried.
     """
-    from raymlops.lifecycle.log_owner import own_storages
+    from raymlops.lifecycle.live.log_owner import own_storages
     from raymlops.serving.control.render import settings_of
     from raymlops.state.versions import bundle_uris_of
     from raymlops.storage.filesystem import root_of
@@ -127,7 +127,7 @@ def stored_log(state: State, name: str) -> StoredLog | None:
 
 def _never_deployed(state: State, name: str, spec: ProjectSpec) -> StoredLog:
     """Return the log of a model that another state deployed, or none did: what nobody marked as his."""
-    from raymlops.lifecycle.log_owner import own_storages
+    from raymlops.lifecycle.live.log_owner import own_storages
     from raymlops.storage.filesystem import absolute
 
     root = absolute(spec.storage.path)
@@ -170,8 +170,8 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
     return found
 
 
-def sampling_salt(spec: ProjectSpec) -> str:
-    """Return by what the requests of a sampled log are drawn.
+def state_id(spec: ProjectSpec) -> str:
+    """Return whose log it is, by which the requests of a sampled one are drawn too.
 
     Raises:
         StorageError, UnreachableError: the state cannot be used.
@@ -188,7 +188,7 @@ def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
         RefusedError: another process changes the files of this log.
         StorageError: the storage cannot be used.
     """
-    from raymlops.lifecycle.log_owner import own_storages
+    from raymlops.lifecycle.live.log_owner import own_storages
     from raymlops.predictions.compact import compact
     from raymlops.predictions.paths import check_known
     from raymlops.storage.filesystem import absolute
@@ -273,7 +273,7 @@ def erase_predictions(
         RefusedError: another process changes the files of this log.
         StorageError: no storage can be used, or one failed meanwhile; the same call completes what was begun.
     """
-    from raymlops.lifecycle.log_owner import unclaimed
+    from raymlops.lifecycle.live.log_owner import unclaimed
     from raymlops.predictions.erase import LABELS_OPEN, EraseRecord, Erasure
     from raymlops.predictions.paths import check_known, names_in
     from raymlops.serving.control.render import settings_of

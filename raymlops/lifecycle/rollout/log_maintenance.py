@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError, StorageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.live.log_owner import claim
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
-from raymlops.lifecycle.log_owner import claim
 from raymlops.lifecycle.prediction_log import changing, counted_on, remove_old, stored_log, subjects
 from raymlops.predictions.owner import OWNERS
 

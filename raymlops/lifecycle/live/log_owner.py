@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS
-from raymlops.lifecycle.sources import state_of
 from raymlops.predictions.owner import OWNERS, STATES, mark_owner, own_storage, owner_of
 from raymlops.predictions.paths import versions_of
 from raymlops.state.audit import subjects_of
@@ -21,9 +20,8 @@ from raymlops.storage.filesystem import absolute, root_of
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.config.schema import ProjectSpec
     from raymlops.state.store import State
 
 _log = logging.getLogger(__name__)
@@ -80,20 +78,19 @@ def claim_before_deploy(state: State, name: str, bundle_uri: str) -> tuple[str, 
     return ()
 
 
-def read_from(name: str, spec: ProjectSpec) -> str:
-    """Return where this state's rows of a model are: below the configured storage, where the log in that is another's.
+def read_from(name: str, path: str, state_id: Callable[[], str]) -> str:
+    """Return where a state's rows of a model are: below the configured storage, where the log in that is another's.
 
     Raises:
-        StorageError, UnreachableError: the storage or the state cannot be used.
+        StorageError, UnreachableError: the storage cannot be used, or the state, which is asked only where it matters.
     """
-    root = absolute(spec.storage.path)
+    root = absolute(path)
     if not Store(root).folders(STATES):
-        return spec.storage.path
-    with state_of(spec) as state:
-        me = state.owner().id
+        return path
+    me = state_id()
     mark, own = owner_of(Store(root), name), own_storage(root, me)
     is_mine = mark is not None and mark.state == me
-    return own if not is_mine and versions_of(Store(own), name) else spec.storage.path
+    return own if not is_mine and versions_of(Store(own), name) else path
 
 
 def unclaimed(state: State, name: str, roots: Sequence[str]) -> list[str]:

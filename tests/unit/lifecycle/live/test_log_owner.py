@@ -10,10 +10,9 @@ from served_requests import SIGNATURE, served
 from stored import put
 
 from raymlops.errors import StorageError
-from raymlops.lifecycle.log_owner import claim, claim_before_deploy, read_from, unclaimed
+from raymlops.lifecycle.live.log_owner import claim, claim_before_deploy, read_from, unclaimed
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
-from raymlops.lifecycle.sources import state_of, stores_of
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.owner import mark_owner, owner_of
@@ -101,24 +100,22 @@ def test_of_two_states_that_made_versions_in_one_storage_the_first_one_has_the_l
         assert stored_log(other, "m").uris == (str(tmp_path), own)
 
 
-def test_a_state_that_finds_rows_before_its_first_deploy_leaves_them(states, url, tmp_path, monkeypatch):
+def test_a_state_that_finds_rows_before_its_first_deploy_leaves_them(states, url, tmp_path):
     """They cannot be its own, although it made a version there. What it logs is read by its configuration."""
     maker, _guest = states
     write(tmp_path, maker, "a")
-    monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "home"))
-    spec = stores_of(None, overrides=[f"storage.path={tmp_path}", f"storage.state=sqlite:///{tmp_path}/new.db"])
-    with state_of(spec) as new:
+    with State.open(f"sqlite:///{tmp_path}/new.db") as new:
         bundle = BundleRef(f"{tmp_path}/bundles/{'e' * 64}", "e" * 64)
         record_version(new, ModelVersionRef("m", 4, "run", bundle, ()), why="", now=NOW)
         claim_before_deploy(new, "m", bundle.uri)
         put(new, "m", [Deployment("m", 4, bundle, "run", "champion", {})])
         LogMaintenance(new, new.url).run(NOW)
-        assert read_from("m", spec) == str(tmp_path)
+        assert read_from("m", str(tmp_path), lambda: new.owner().id) == str(tmp_path)
         write(tmp_path, new, "b")
         own = f"{tmp_path}/states/{new.owner().id}"
         assert (stored_log(new, "m").uris, hours(own), hours(tmp_path)) == ((own,), 1, 1)
         assert len(unclaimed(new, "m", [str(tmp_path)])) == 1
-    assert read_from("m", spec) == own
+        assert read_from("m", str(tmp_path), lambda: new.owner().id) == own
     LogMaintenance(maker, url).run(NOW)
     assert stored_log(maker, "m").uris == (str(tmp_path),)
 
