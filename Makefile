@@ -16,8 +16,9 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Some tests wait for other processes, so three run side by side on two cores.
 unit: .venv/.dev
-	$(BIN)/pytest tests/unit tests/ports -q -n 2 -m 'not soak'
+	$(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
 
 # Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own.
 clusters: .venv/.dev
@@ -32,7 +33,7 @@ e2e: .venv/.dev
 # Long runs, by hand: a folder of them, and what is marked as one beside shorter ones of its kind.
 soak: .venv/.dev
 	$(BIN)/pytest tests/soak -q
-	$(BIN)/pytest tests/ports tests/integration tests/e2e -q -m soak
+	$(BIN)/pytest tests/unit tests/ports tests/integration tests/e2e -q -m soak
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/train_overhead.py

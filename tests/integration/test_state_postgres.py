@@ -168,13 +168,7 @@ def test_one_change_at_a_time(url):
 
 def test_times_are_those_of_the_server(url, monkeypatch):
     """Whatever the clock of this machine says: of what is recorded, and of what is decided by it."""
-
-    class Wrong(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(1999, 1, 1, tzinfo=tz)
-
-    monkeypatch.setattr("raymlops.state.audit.datetime", Wrong)
+    monkeypatch.setattr("raymlops.storage.clock.now", lambda: datetime(1999, 1, 1, tzinfo=UTC))
     with State.open(url) as state:
         before = state.now()
         state.record(action="a test", subject="flights")

@@ -134,7 +134,7 @@ def test_the_verbs_replace_as_configured(state, serve, bring, called):
     assert bring(1, **alone).away_s is None
     fetched = []
     remote = replace(
-        called(2, bundle=BundleRef("s3://bucket/b", "d" * 64), **alone),
+        called(2, bundle=BundleRef("nosuch://bucket/b", "d" * 64), **alone),
         fetch=lambda _spec, bundle, _settings: fetched.append(bundle),
     )
     with pytest.raises(RefusedError, match="version 2 of m cannot run beside version 1"):

@@ -1,4 +1,4 @@
-"""Fifty drawn histories of what is live, the same in each run; ``tests/soak`` draws a thousand others."""
+"""Thirty drawn histories of what is live, the same in each run; ``tests/soak`` draws a thousand others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from live_machine import LiveMachine, M, draw_histories
 
 def test_whatever_happens_all_agree_once_nothing_moves():
     """The desired state, Serve, the aliases and the audit record."""
-    draw_histories(LiveMachine, 50, steps=20, derandomize=True)
+    draw_histories(LiveMachine, 30, steps=20, derandomize=True)
 
 
 def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from deep import LAYER_BYTES
 
 from raymlops.config.load import load_data
@@ -43,6 +44,7 @@ print(peaks[1] - peaks[0])
 """
 
 
+@pytest.mark.soak
 def test_the_weights_are_held_once(storage_path):
     """64 MB of weights, of the candidate and of its champion alike, raise the highest resident memory by as much."""
     data = {

@@ -408,7 +408,9 @@ def test_what_is_decoded_and_waits_is_bounded_in_bytes():
             return super().predict(columns)
 
     front = front_of(Held())
+    go_on.set()
     front.warm_up()
+    go_on.clear()
     handler, row = front.handler, Photos.example[0]
     handler.configure(Settings(memory_bytes=40))  # of which a quarter may wait
     handler.batcher._inline_rows = 0
