@@ -50,7 +50,7 @@ def claim(state: State, name: str, roots: Sequence[str]) -> None:
         StorageError: a storage cannot be used.
     """
     me = state.owner().id
-    for root in roots:
+    for root in filter(None, roots):  # a bundle that lies in no storage has no log beside it
         store, own = Store(root), Store(own_storage(root, me))
         mark, own_mark = owner_of(store, name), owner_of(own, name)
         if own_mark is None and mark is None and not _is_anothers(state, name, root):

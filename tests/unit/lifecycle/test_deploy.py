@@ -12,7 +12,6 @@ from canaries import beside, share, version_of
 from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
 from served_days import bundle_of, references
-from states import deploy, marks, opened
 from stored import put
 from tiny_bundle import tiny_contents
 
@@ -42,6 +41,7 @@ from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
 from raymlops.state.store import State
 from raymlops.state.versions import record_version, withdrawn
+from states import deploy, marks, opened
 
 ROLLOUT = TrafficRequest(weight=0.1, rollout=RolloutSection())
 NO_CONTROLLER = "the controller could not be started"
@@ -90,11 +90,12 @@ def serve(dashboard):
 
 
 @pytest.fixture
-def called(state, serve, configured):
+def called(state, serve, configured, tmp_path):
     """Return the call for a version with these settings."""
+    own = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
 
     def make(version, *, bundle=None, **settings):
-        ref = ModelVersionRef("m", version, "run", bundle or BundleRef("/bundles", "d" * 64))
+        ref = ModelVersionRef("m", version, "run", bundle or own)
         return _Call(configured(**settings), ref, "a test", state, serve, Aliases())
 
     return make
