@@ -21,8 +21,9 @@ from raymlops.errors import DeployError, InsufficientResourcesError, NotFoundErr
 from raymlops.lifecycle.overview import events
 from raymlops.lifecycle.remove import remove, remove_version
 from raymlops.lifecycle.restore import restore
-from raymlops.lifecycle.sources import spec_of
+from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.owner import mark_owner
 from raymlops.predictions.read import Reading
 from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
@@ -32,6 +33,7 @@ from raymlops.serving.control.rest_api import ServeApi
 from raymlops.signature import Signature
 from raymlops.state.database import state_url
 from raymlops.state.store import State
+from raymlops.storage.store import Store
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration
@@ -118,6 +120,8 @@ def forgotten(config):
     columns, outputs = {"garden": np.array(["north"], object)}, {"setosa": np.full(1, 0.5)}
     log.take([served._replace(columns=columns, outputs=outputs)])
     log.close()
+    with state_of(spec_of(config)) as state:  # which would take rows from before its first deploy for another's
+        mark_owner(Store(config["storage"]["path"]), "iris-like", state.owner().id)
     assert requests(config) == ["forgotten"]
 
 

@@ -1,7 +1,7 @@
 """A whole turn of the loop: a person's reason, a job that trains, the gate, the replay, a rollout and the bake.
 
 On a local Ray with requests all the while, none of which fails. Nobody asserts a time; the seconds of each stage are
-printed.
+printed. Jobs need the port of Ray's agent, which is the same for each local Ray of a machine: run it alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymlops.registry.versions import Registry
 from raymlops.state.loop import retrainings_of
 from raymlops.tracking.client import tracker
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 WAIT_S = 240.0
 
