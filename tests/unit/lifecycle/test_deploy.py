@@ -12,6 +12,7 @@ from canaries import beside, share, version_of
 from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
 from served_days import bundle_of, references
+from states import deploy, marks, opened
 from stored import put
 from tiny_bundle import tiny_contents
 
@@ -41,7 +42,6 @@ from raymlops.state.database import state_url
 from raymlops.state.rollouts import rollouts
 from raymlops.state.store import State
 from raymlops.state.versions import record_version, withdrawn
-from states import deploy, marks, opened
 
 ROLLOUT = TrafficRequest(weight=0.1, rollout=RolloutSection())
 NO_CONTROLLER = "the controller could not be started"
