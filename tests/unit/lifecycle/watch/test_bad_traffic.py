@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def test_a_reference_shorter_than_a_window_says_so(state, tmp_path):
 def test_a_bundle_without_profiles_says_how_to_make_them(state, tmp_path):
     """Release 0.1 wrote it. That is no error of the controller's: nothing is recorded each hour."""
     (folder,) = (Path(release_0_1.__file__).parent / "bundles").iterdir()
-    deploy(state, BundleRef(str(folder), folder.name))
+    own = shutil.copytree(folder, tmp_path / "bundles" / folder.name)
+    deploy(state, BundleRef(str(own), folder.name))
     serve(tmp_path, [0, 0])
     LogMaintenance(state, state.url, then=Judge(state)).run(TODAY + HOUR)
     assert [event for event in state.events() if event.action == "controller.error"] == []
