@@ -10,6 +10,7 @@ import pytest
 from canaries import take_back
 from fake_serve import FakeServe
 from serving_bundles import scale_bundle
+from states import deploy
 from stored import put
 from tiny_bundle import tiny_contents
 
@@ -25,7 +26,6 @@ from raymlops.signature import Signature
 from raymlops.state.store import Deployment
 from raymlops.state.versions import VersionRecord, record_verdict, record_version, recorded, withdrawn
 from raymlops.tracking.client import tracker
-from states import deploy
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 EVIL = {"uri": "/evil", "digest": "e" * 64}
