@@ -55,7 +55,7 @@ def freeze(
     if thaw:
         if until is not None:
             raise UsageError("--thaw ends a freeze now, and --until ends one later", hint="Leave one of them out.")
-        confirm(f"Thaw {chosen.name}? The loop goes on with it.", yes=yes)
+        confirm(f"Thaw {chosen.name}? The loop resumes.", yes=yes)
         done = end(chosen.name, why=why, config=chosen.spec)
     else:
         confirm(f"Freeze {chosen.name}? The loop neither retrains nor promotes anything of it.", yes=yes)

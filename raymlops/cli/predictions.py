@@ -72,9 +72,8 @@ def predictions(
         other_storages,
         parse_moment,
         retain_predictions,
-        state_id,
     )
-    from raymlops.lifecycle.sources import stores_of
+    from raymlops.lifecycle.sources import state_id, stores_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
 

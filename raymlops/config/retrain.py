@@ -87,7 +87,7 @@ class RetrainSection(Spec):
         "rows of larger ones are left out",
     )
     start: Literal["scratch", "champion"] = Field(
-        "scratch", description="first weights: drawn anew, or those of the live version"
+        "scratch", description="first weights: new random ones, or those of the live version"
     )
     sweep: bool = Field(default=False, description="search for the configuration too, as the sweep section says")
     replay_h: float = Field(

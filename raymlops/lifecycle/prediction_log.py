@@ -170,16 +170,6 @@ def other_storages(name: str, spec: ProjectSpec) -> list[str]:
     return found
 
 
-def state_id(spec: ProjectSpec) -> str:
-    """Return whose log it is, by which the requests of a sampled one are drawn too.
-
-    Raises:
-        StorageError, UnreachableError: the state cannot be used.
-    """
-    with state_of(spec) as state:
-        return state.owner().id
-
-
 def compact_predictions(name: str, spec: ProjectSpec) -> CompactRecord:
     """Merge the small files of past hours of a model.
 

@@ -39,6 +39,16 @@ def state_of(spec: ProjectSpec) -> Iterator[State]:
         yield state
 
 
+def state_id(spec: ProjectSpec) -> str:
+    """Return the id of the state that a configuration names: whose log it is, and by what a sampled one is drawn.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be used.
+    """
+    with state_of(spec) as state:
+        return state.owner().id
+
+
 @contextmanager
 def serve_of(spec: ProjectSpec) -> Iterator[ServeApi]:
     """Open Serve's API of the running cluster."""

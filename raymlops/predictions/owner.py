@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OWNERS, STATES = "log-owners", "states"
 KEPT_S = 60.0
-"""How long a replica goes on without another look at the mark: a log changes hands once in its life."""
+"""How long a replica runs without another look at the mark: a log changes hands once in its life."""
 
 
 class Mark(NamedTuple):

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import pytest
+from asking import asked
 from labelled_load import labelled_load
 from own_versions import (
     EXAMPLE,
@@ -106,42 +103,21 @@ def versions(config, folder):
     return [make_version(config, folder, text, compare_answers=False).version for text in sources]
 
 
-@dataclass
-class Load:
-    """What callers got."""
-
-    versions: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-
-
-@contextmanager
 def load(config, rows=ROWS, *, label=None):
     """Ask from several callers at once, without repeats, until the block ends; with a label for every answer."""
-    got = Load()
-    over = threading.Event()
 
-    def call():
+    def following(client):
         labels = []
-        with Client(f"http://127.0.0.1:{config['serve']['port']}", retries=0) as client:
-            while not over.wait(PAUSE_S):
-                try:
-                    answer = client.predict("flower", rows)
-                    got.versions.append(answer.model_version)
-                    labels.append({"request_id": answer.request_id, "row": 0, "label": label})
-                    if label is not None and len(labels) >= LABELS:
-                        client.feedback("flower", labels)
-                        labels = []
-                except Exception as error:
-                    got.failed.append(repr(error))
 
-    with ThreadPoolExecutor(CALLERS) as pool:
-        calls = [pool.submit(call) for _ in range(CALLERS)]
-        try:
-            yield got
-        finally:
-            over.set()
-    for done in calls:
-        done.result()
+        def follow(answer):
+            labels.append({"request_id": answer.request_id, "row": 0, "label": label})
+            if label is not None and len(labels) >= LABELS:
+                client.feedback("flower", labels)
+                labels.clear()
+
+        return follow
+
+    return asked(config, "flower", rows, callers=CALLERS, pause_s=PAUSE_S, following=following)
 
 
 def followed(config, record):

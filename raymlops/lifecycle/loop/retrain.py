@@ -24,7 +24,7 @@ class RetrainRecord(Record):
 
     def text(self) -> str:
         """Return it as a line."""
-        return f"{self.retraining.text()}; the controller goes on with it: raymlops status {self.retraining.name}"
+        return f"{self.retraining.text()}; the controller runs it: raymlops status {self.retraining.name}"
 
 
 def retrain(name: str, *, why: str, config: Source | None = None) -> RetrainRecord:

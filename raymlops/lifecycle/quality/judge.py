@@ -6,13 +6,11 @@ together. Incidents of versions that are live no more are closed there.
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError
-from raymlops.lifecycle.live.recorded_failures import RecordedFailures
+from raymlops.lifecycle.live.each_model import EachModel
 from raymlops.lifecycle.quality.due import Seen, due
 from raymlops.lifecycle.quality.model import ask_here, quality_model
 from raymlops.lifecycle.watch.incidents import file_verdict
@@ -27,11 +25,6 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.state.store import State
 
-TURN_S = 600.0
-"""How long a call may take; the next one goes on."""
-
-_log = logging.getLogger(__name__)
-
 
 class QualityJudge:
     """Judge what is due of every model. Called once an hour, in a thread that may take minutes."""
@@ -40,35 +33,20 @@ class QualityJudge:
         """``ask`` returns losses by a recipe's own ``loss_of``, which runs code of the bundle."""
         self._state = state
         self._ask = ask
-        self._clock = clock
         self._actor = f"controller of {this_user()}"
-        self._failures = RecordedFailures(state, actor=self._actor)
+        self._each = EachModel(state, undone="its quality was not judged", actor=self._actor, clock=clock)
         self._seen: Seen = {}
-        self._next = ""
-        """The model at which the last call ran out of time."""
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
-        ends = self._clock() + TURN_S
 
-        def hurry() -> bool:
-            return self._clock() >= ends
+        def judge(name: str, hurry: Callable[[], bool]) -> bool:
+            model = quality_model(self._state, name, now=now, ask=self._ask)
+            judge_due(self._state, model, now=now, actor=self._actor, seen=self._seen, hurry=hurry)
+            return True
 
-        names = {item.name for item in self._state.deployments() if item.role == "champion"}
-        for name in sorted(names, key=lambda name: (name < self._next, name)):
-            self._next = name
-            if hurry():
-                return
-            try:
-                model = quality_model(self._state, name, now=now, ask=self._ask)
-                judge_due(self._state, model, now=now, actor=self._actor, seen=self._seen, hurry=hurry)
-                self._failures.over(name)
-            except NotFoundError as error:  # a bundle of an earlier release, or answers without a loss
-                _log.info("the quality of %s is not judged: %s", name, error)
-            except Exception as error:
-                _log.warning("the quality of %s", name, exc_info=error)
-                self._failures.put(name, f"its quality was not judged: {type(error).__name__}: {error}")
-        self._next = ""
+        # A bundle of an earlier release has nothing to judge by, and some answers have no loss.
+        self._each({item.name for item in self._state.deployments() if item.role == "champion"}, judge)
 
 
 def judge_due(

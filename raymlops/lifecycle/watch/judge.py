@@ -8,15 +8,13 @@ is there.
 
 from __future__ import annotations
 
-import logging
 import time
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError
+from raymlops.lifecycle.live.each_model import EachModel
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.bounds.due import bounds_due
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
@@ -55,10 +53,6 @@ SHORTEST_WAIT, LONGEST_WAIT = timedelta(hours=6), timedelta(days=2)
 these. The hours of the last two days are counted each hour."""
 KEPT = timedelta(days=730)
 """How long verdicts are kept, but for those that others depend on."""
-TURN_S = 600.0
-"""How long a call may take, so that the maintenance of logs does not wait for it; the next call goes on."""
-
-_log = logging.getLogger(__name__)
 
 
 class Judge:
@@ -66,32 +60,16 @@ class Judge:
 
     def __init__(self, state: State, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._state = state
-        self._clock = clock
         self._actor = f"controller of {this_user()}"
-        self._failures = RecordedFailures(state, actor=self._actor)
-        self._next = ""
-        """The model at which the last call ran out of time."""
+        self._each = EachModel(state, undone="its traffic was not judged", actor=self._actor, clock=clock)
 
     def __call__(self, now: datetime) -> None:
         """Judge what is due; record what fails for a model, and continue with the others."""
         remove_windows(self._state, before=now - KEPT, rows=FEWEST_ROWS)
-        ends = self._clock() + TURN_S
         names = {item.name for item in self._state.deployments()}
         names |= {one.name for one in incidents_of(self._state, open_only=True)}
-        for name in sorted(names, key=lambda name: (name < self._next, name)):
-            self._next = name
-            if self._clock() >= ends:
-                return
-            try:
-                if not judge_due(self._state, name, now=now, actor=self._actor, hurry=lambda: self._clock() >= ends):
-                    return
-                self._failures.over(name)
-            except NotFoundError as error:  # a bundle of an earlier release
-                _log.info("%s is not judged: %s", name, error)
-            except Exception as error:
-                _log.warning("the windows of %s", name, exc_info=error)
-                self._failures.put(name, f"its traffic was not judged: {type(error).__name__}: {error}")
-        self._next = ""
+        # A bundle of an earlier release has nothing to judge by.
+        self._each(names, lambda name, hurry: judge_due(self._state, name, now=now, actor=self._actor, hurry=hurry))
 
 
 def judge_due(

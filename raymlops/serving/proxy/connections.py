@@ -13,7 +13,6 @@ application must poll for its client's disconnect.
 from __future__ import annotations
 
 import os
-import select
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,13 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from raymlops.serving.arrival import ARRIVED, stamp
+from raymlops.serving.proxy.disconnect import CLIENT, Client, has_ended
 from raymlops.serving.proxy.open_connections import OpenConnections
 from raymlops.serving.refusal import Refusal, error_body, refusal_headers
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
@@ -45,12 +45,7 @@ MAX_HEADER_BYTES = 16_384
 VARIABLE = "RAYMLOPS_MAX_HEADER_BYTES"
 """Another bound, for a whole cluster: it applies before a model's own settings are known, and to all models."""
 
-CLIENT = "raymlops.client"
-"""Key of an ASGI scope for the ``Client``; to be removed before the scope is passed on."""
-
 FULL = Refusal(503, "overloaded", "too many connections; try again", retry_after_s=1.0)
-_ENDED = getattr(select, "POLLRDHUP", 0)
-"""Linux alone tells the end of what a peer sends; elsewhere a reset is noticed, and an end once it is read."""
 _REASONS = {
     400: "Bad Request",
     405: "Method Not Allowed",
@@ -69,36 +64,6 @@ def max_header_bytes(environment: Mapping[str, str] = os.environ) -> int:
 def too_large(limit: int) -> Refusal:
     """Return the refusal of headers that are too large, the same wherever it is detected."""
     return Refusal(431, "headers_too_large", f"path and headers have more than {limit} bytes")
-
-
-class Client:
-    """The client of a connection, as far as an application cares: whether it has disconnected.
-
-    ``look`` looks for a disconnect that was not noticed, as nothing is read of the client meanwhile.
-    """
-
-    __slots__ = ("_look", "_on_disconnect", "gone")
-
-    def __init__(self, look: Callable[[], object] | None = None) -> None:
-        self.gone = False
-        self._look = look
-        self._on_disconnect: Callable[[], object] | None = None
-
-    def has_left(self) -> bool:
-        """Return whether it has disconnected, also if that was not noticed yet."""
-        if not self.gone and self._look is not None:
-            self._look()
-        return self.gone
-
-    def watch(self, on_disconnect: Callable[[], object] | None) -> None:
-        """Call a function when the client disconnects with a request unanswered; None stops that."""
-        self._on_disconnect = on_disconnect
-
-    def leave(self) -> None:
-        """Record the disconnect."""
-        self.gone = True
-        if self._on_disconnect is not None:
-            self._on_disconnect()
 
 
 class Connection(HttpToolsProtocol):
@@ -298,7 +263,7 @@ class Connection(HttpToolsProtocol):
     def _look_for_end(self) -> None:
         """Abort the connection if its client has ended it while its body is not read, which hides that."""
         running = self._running
-        if running is None or not self._busy or not _has_ended(self.transport):
+        if running is None or not self._busy or not has_ended(self.transport):
             return
         running.disconnected = True
         running.message_event.set()
@@ -399,15 +364,6 @@ class _Ending:
         self.write = connection.transport.write
         self.is_closing = connection.transport.is_closing
         self.close = connection.end
-
-
-def _has_ended(transport: asyncio.Transport) -> bool:
-    """Return whether the peer has closed a connection, whatever of it is still to be read."""
-    if transport.is_closing():
-        return True
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), _ENDED)
-    return bool(poll.poll(0))
 
 
 def _offers(name: bytes) -> bool:

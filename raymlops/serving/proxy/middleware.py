@@ -40,7 +40,8 @@ from raymlops.serving.proxy.bounds import (
     name_in,
     scan_of,
 )
-from raymlops.serving.proxy.connections import CLIENT, MAX_HEADER_BYTES, Client, max_header_bytes, too_large
+from raymlops.serving.proxy.connections import MAX_HEADER_BYTES, max_header_bytes, too_large
+from raymlops.serving.proxy.disconnect import CLIENT, Client
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
 from raymlops.serving.request import PIN_HEADER, headers_of, request_id_of

@@ -12,12 +12,12 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from raymlops.serving.proxy.connections import (
-    CLIENT,
     LONGEST_LINGER_S,
     MAX_HEADER_BYTES,
     Connection,
     max_header_bytes,
 )
+from raymlops.serving.proxy.disconnect import CLIENT
 from raymlops.serving.proxy.open_connections import OpenConnections, most_connections
 
 REQUEST = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"

@@ -14,7 +14,7 @@ from raymlops.serving.auth import Access, Guard, KeyEntry
 from raymlops.serving.json_scan import JsonScan
 from raymlops.serving.proxy.bodies import Account, Body
 from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bounds, KnownBounds
-from raymlops.serving.proxy.connections import CLIENT, Client
+from raymlops.serving.proxy.disconnect import CLIENT, Client
 from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clean_headers
 from raymlops.serving.refusal import Refusal
 
