@@ -20,7 +20,7 @@ class LogSettings:
     uri: str = ""
     """``storage.path``: the log is in ``predictions/NAME`` below it, or its state's own below: see ``owner``."""
     state: str = ""
-    """Id of the state whose log it is; empty if unknown."""
+    """Id of the state whose log it is, and by which a sample is drawn; empty if unknown."""
     flush_s: float = 1.0
     max_pending_rows: int = 200_000
     """Rows held while the storage is unavailable; beyond that the oldest are dropped and counted."""
@@ -28,12 +28,10 @@ class LogSettings:
     """Fields of inputs and outputs to omit."""
     sample: float = 1.0
     """Share of the requests to write, in (0, 1]."""
-    salt: str = ""
-    """Secret of the deployment by which they are drawn; without one, as in earlier releases, callers know which."""
 
     def weight_of(self, request_id: str) -> float | None:
         """Return for how many requests one stands in the log; None for one that is not written."""
-        return 1.0 / self.sample if in_sample(request_id, self.sample, salt=self.salt) else None
+        return 1.0 / self.sample if in_sample(request_id, self.sample, salt=self.state) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""

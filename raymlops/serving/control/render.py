@@ -164,11 +164,7 @@ def _user_config(item: Deployment, settings: ServeSection, desired: Desired, rea
         "limits": {key: getattr(settings, key) for key in _LIMITS},
         "traffic": _traffic(item, settings, desired).to_dict(),
         "access": _access(item, settings, desired, reach),
-        "log": {
-            **settings.log.model_dump(mode="json", include=set(_LOG)),
-            "uri": root_of(item.bundle.uri),
-            "salt": desired.owner.id,
-        },
+        "log": {**settings.log.model_dump(mode="json", include=set(_LOG)), "uri": root_of(item.bundle.uri)},
         "access_log": settings.access_log,
         "otlp_endpoint": settings.otlp_endpoint,
         "threads": settings.threads_per_replica or max(1, int(settings.cpus_per_replica)),

@@ -129,7 +129,7 @@ def test_all_versions_draw_a_sample_of_the_log_by_one_secret():
     config = render(Desired((deployment(7, "champion"), beside), owner=Owner("a" * 32)), host="127.0.0.1", port=8000)
     apps = [app for app in config["applications"] if app["name"].startswith("flights--")]
     logs = [Settings.from_dict(app["deployments"][0]["user_config"]).log for app in apps]
-    assert [log.salt for log in logs] == ["a" * 32] * 2
+    assert [log.state for log in logs] == ["a" * 32] * 2
 
 
 def test_each_step_of_a_rollout_is_an_epoch_of_its_own():

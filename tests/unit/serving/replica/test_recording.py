@@ -48,7 +48,7 @@ def test_only_the_prediction_log_is_handed_values(recorded):
 def test_a_sample_of_the_requests_is_logged_with_its_weight(recorded, tmp_path):
     """Of 400 requests about a quarter, each with the weight 4; metrics and the access log see all of them."""
     front, recording = recorded
-    settings = Settings(log=LogSettings(enabled=True, uri=str(tmp_path / "storage"), sample=0.25, salt="s"))
+    settings = Settings(log=LogSettings(enabled=True, uri=str(tmp_path / "storage"), sample=0.25, state="s"))
     recording.configure(settings)
     front.handler.configure(settings)
     given = {}
