@@ -53,8 +53,6 @@ VERBS: tuple[Verb, ...] = (
         loop.freeze,
         loop.watch,
         quality.quality,
-        loop.retrain,
-        loop.freeze,
         clusters.up,
         clusters.down,
         clusters.status,

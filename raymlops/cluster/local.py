@@ -299,6 +299,7 @@ def _start(
         )
     except ClusterError:
         raise_refusal(record.scratch)  # the cause, where there is one: Serve's own answer is a traceback
+        services.check_alive("Ray", head, log=ray_log)  # such as a node that was not up in Ray's 15 seconds
         raise
 
     def serves() -> bool:

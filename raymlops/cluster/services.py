@@ -182,8 +182,10 @@ def start_serve(
     ``tls`` is for the Python proxy, which reads the files once; HAProxy has them from its environment.
 
     Raises:
-        ClusterError: Ray rejected the request.
+        ClusterError: Ray rejected the request, or ended before it answered.
     """
+    import httpx
+
     body: dict[str, Any] = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": HOST, "port": port, **({} if tls is None else tls_options(*tls))},
@@ -194,8 +196,12 @@ def start_serve(
     if grpc_port is not None:
         body["grpc_options"] = grpc_options(grpc_port)
     url = f"{dashboard_url}/api/serve/applications/"
-    with _client(timeout_s) as client:
-        answer = client.put(url, json=body, headers=headers(token))
+    try:
+        with _client(timeout_s) as client:
+            answer = client.put(url, json=body, headers=headers(token))
+    except httpx.HTTPError as error:
+        said = str(error) or type(error).__name__
+        raise ClusterError(f"Ray did not start Serve: {dashboard_url} gave no answer: {said}") from error
     if answer.status_code != 200:
         # A traceback, whose end is the error: what HAProxy said before it ended, such as of a port that is taken.
         said = [line[:300] for line in answer.text.splitlines() if line.strip()][-6:]

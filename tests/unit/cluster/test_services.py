@@ -3,6 +3,7 @@ import inspect
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -138,6 +139,17 @@ def test_why_serve_was_not_started_is_said(tmp_path, dashboard):
     dashboard.answer = "\n".join(["Traceback:", *lines, "RuntimeError: HAProxy: cannot bind", ""]).encode()
     with pytest.raises(ClusterError, match=r"500\n(.*\n)+RuntimeError: HAProxy: cannot bind$"):
         services.start_serve(url, token=tmp_path / "token", port=8000, timeout_s=5)
+
+
+def test_a_head_that_ends_before_it_started_serve_is_an_error_of_the_cluster(tmp_path):
+    """As one does whose node was not up in time: its dashboard has answered, and is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        ending = threading.Thread(target=lambda: listening.accept()[0].close())
+        ending.start()
+        with pytest.raises(ClusterError, match=rf"Ray did not start Serve: {url} gave no answer: \S"):
+            services.start_serve(url, token=tmp_path / "token", port=8000, timeout_s=5)
+        ending.join()
 
 
 def test_a_process_that_started_services_exits_without_a_warning(tmp_path):
