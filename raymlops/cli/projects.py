@@ -22,11 +22,16 @@ FileAndOverrides = Annotated[
 
 def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the project and its folder.")],
+    *,
+    ci: Annotated[
+        str | None,
+        typer.Option("--ci", metavar="SYSTEM", help="With a pipeline to the live model: github or jenkins."),
+    ] = None,
 ) -> Answer:
     """Create a project: recipe, configuration, contract test, requirements, CI workflow, README."""
     from raymlops.cli.scaffold import scaffold
 
-    folder, files = scaffold(name)
+    folder, files = scaffold(name, ci=ci)
     text = f"{folder}: {', '.join(files)}\n\ncd {folder} && raymlops train --config config.yaml"
     return Answer({"folder": str(folder), "files": files}, text)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import keyword
 import random
+import shutil
 import sys
 from importlib.resources import files
 from pathlib import Path
@@ -17,24 +18,47 @@ from pydantic import TypeAdapter, ValidationError
 
 from raymlops.config.base import Name
 from raymlops.errors import InvalidNameError, StorageError, UsageError
+from raymlops.shipped import shipped
 from raymlops.version import __version__
 
 ROWS = 2000
 _TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}
 
 
-def scaffold(name: str) -> tuple[Path, list[str]]:
+_PIPELINES: dict[str, dict[str, str]] = {
+    "github": {
+        ".github/workflows/raymlops.yml": "github/workflows/raymlops.yml",
+        ".github/workflows/raymlops-validate.yml": "github/workflows/raymlops-validate.yml",
+        ".github/workflows/raymlops-train.yml": "github/workflows/raymlops-train.yml",
+        ".github/workflows/raymlops-deploy.yml": "github/workflows/raymlops-deploy.yml",
+        ".github/workflows/raymlops-nightly.yml": "github/workflows/raymlops-nightly.yml",
+        ".github/actions/raymlops/action.yml": "github/actions/raymlops/action.yml",
+        ".github/actions/raymlops/pipeline.sh": "ci/pipeline.sh",
+        ".github/actions/raymlops/problem-matcher.json": "ci/problem-matcher.json",
+    },
+    "jenkins": {"Jenkinsfile": "jenkins/Jenkinsfile", "ci/pipeline.sh": "ci/pipeline.sh"},
+}
+"""By CI system: the files of its whole pipeline, each with its place in ``deploy``."""
+
+
+def scaffold(name: str, *, ci: str | None = None) -> tuple[Path, list[str]]:
     """Write the folder ``name`` and return it with the names of its files.
+
+    ``ci`` is ``github`` or ``jenkins``, for a pipeline from the pull request to the live model; without it a workflow
+    checks each push.
 
     Raises:
         InvalidNameError: the name cannot be a registered model, or its module would hide another one.
-        UsageError: the folder exists.
+        UsageError: the folder exists, or there is no pipeline for ``ci``.
         StorageError: it cannot be written.
     """
     module = _module_of(name)
     folder = Path(name)
     if folder.exists():
         raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
+    if ci is not None and ci not in _PIPELINES:
+        raise UsageError(f"--ci got {ci!r}; allowed: {', '.join(_PIPELINES)}")
+    copied = {} if ci is None else {to: shipped("deploy") / file for to, file in _PIPELINES[ci].items()}
     words = {
         "name": name,
         "module": module,
@@ -42,7 +66,7 @@ def scaffold(name: str) -> tuple[Path, list[str]]:
         "version": __version__,
     }
     targets = {
-        ".github/workflows/ci.yml": "ci.yml.txt",
+        **({".github/workflows/ci.yml": "ci.yml.txt"} if ci is None else {}),
         ".gitignore": "gitignore.txt",
         "README.md": "README.md.txt",
         "requirements.txt": "requirements.txt.txt",
@@ -57,10 +81,13 @@ def scaffold(name: str) -> tuple[Path, list[str]]:
             text = Template((templates / template).read_text(encoding="utf-8")).substitute(words)
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             (folder / target).write_text(text, encoding="utf-8")
+        for target, source in copied.items():
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / target)
         _write_parcels(folder / "data.csv")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
-    return folder, sorted([*targets, "data.csv"])
+    return folder, sorted([*targets, *copied, "data.csv"])
 
 
 def _module_of(name: str) -> str:

@@ -11,19 +11,19 @@ import shlex
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.display import Sink, Steps
-from raymlops.errors import NotFoundError, UsageError
+from raymlops.errors import UsageError
 from raymlops.lifecycle.pipeline import STEPS, PipelineRecord, run_steps
 from raymlops.lifecycle.predict_file import curl_line
 from raymlops.lifecycle.sources import project_of
 from raymlops.monitor.quality import auc, auc_error
 from raymlops.records import Record
+from raymlops.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,7 @@ def demo(
         RaymlopsError: of the step that failed; everything the demo started is ended.
     """
     folder = Path(root).absolute()
-    config = configs() / "flights.yaml"
+    config = shipped("configs") / "flights.yaml"
     clear(folder)
     overrides = [
         f"storage.path={folder / 'state'}",
@@ -141,19 +141,6 @@ def demo(
         _write(folder / "answers.json", answers)
         _write(folder / "report.json", result.to_dict())
     return result
-
-
-def configs() -> Path:
-    """Return the folder of the shipped configurations: the checkout's, or the installed package's.
-
-    Raises:
-        NotFoundError: neither is there.
-    """
-    package = Path(str(files("raymlops")))
-    for folder in (package.parent / "configs", package / "configs"):
-        if (folder / "flights.yaml").is_file():
-            return folder
-    raise NotFoundError("the shipped configurations are missing", hint="Install raymlops again.")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import variables_set
 from raymlops.display import Sink, Steps
-from raymlops.lifecycle.demo import addresses, clear, configs, own_cluster
+from raymlops.lifecycle.demo import addresses, clear, own_cluster
 from raymlops.lifecycle.deploy import deploy
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.replay.flights_asked import BEGIN
@@ -21,6 +21,7 @@ from raymlops.lifecycle.replay.weeks import means, policy_lines, table
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
 from raymlops.serving.client.client import Client
+from raymlops.shipped import shipped
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def watch_demo(
     with variables_set({clock.FILE: str(file)}), own_cluster(folder / "state", keep=keep, steps=steps) as up:
         overrides = [*POLICY, f"storage.path={folder / 'state'}", *addresses(up)]
         with steps.step("train on January to March, register, gate and deploy") as said:
-            first = trained(configs() / "flights.yaml", overrides, until=BEGIN)
+            first = trained(shipped("configs") / "flights.yaml", overrides, until=BEGIN)
             gate(first.project, first.version)
             said.append(str(deploy(first.project, first.version).url))
         with (

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# The stages of continuous delivery, the same for every CI system. Each verb runs as a job of the cluster that
+# RAY_API_SERVER_ADDRESS names (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN with it), or in this process where none is named.
+#
+#   pipeline.sh validate CONFIG             every problem of the file with its place, then the tests of the project
+#   pipeline.sh train CONFIG                train, register, ask the gate; writes OUT/report.md and OUT/version
+#   pipeline.sh deploy CONFIG               deploy the version that OUT/version names: DEPLOY_OPTIONS="--canary 10 --wait"
+#   pipeline.sh nightly CONFIG              the tests marked soak, then drift and quality of the live model
+#
+# Values that replace the file's follow CONFIG: train.lr=0.01. OUT is the folder of results (raymlops-ci), ENV_NAME the
+# overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift.
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+  sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+stage=$1 config=$2
+shift 2
+overrides=("$@")
+out=${OUT:-raymlops-ci}
+env_option=()
+if [ -n "${ENV_NAME:-}" ]; then env_option=(--env "$ENV_NAME"); fi
+from=(--config "$config" "${env_option[@]}" "${overrides[@]}")
+mkdir -p "$out"
+
+# Print a value of a verb's result: value FILE KEY...
+value() {
+  python3 -c 'import functools, json, sys
+print(functools.reduce(dict.__getitem__, sys.argv[2:], json.load(open(sys.argv[1]))))' "$@"
+}
+
+# Run a verb and leave its result in OUT/NAME.json: verb NAME WORD...
+verb() {
+  local name=$1 code=0
+  shift
+  if [ -z "${RAY_API_SERVER_ADDRESS:-}" ]; then
+    raymlops "$@" --json >"$out/$name.json" || code=$?
+  else
+    job "$out/$name.log" raymlops "$@" || code=$?
+    sed -n 's/^RAYMLOPS_RESULT //p' "$out/$name.log" | tail -n 1 >"$out/$name.json"
+    if [ "$code" -ne 0 ]; then code=$(value "$out/$name.json" exit_code 2>/dev/null || echo "$code"); fi
+  fi
+  if [ "$code" -ne 0 ]; then value "$out/$name.json" error message >&2 2>/dev/null || true; fi
+  return "$code"
+}
+
+# Run a command as a job and show its log, which FILE keeps: job FILE WORD... A run of the CI that is cancelled stops it.
+job() {
+  local log=$1 code=0 id submitting
+  id="ci-$(date +%s)-$$-$RANDOM"
+  shift
+  trap 'ray job stop --no-wait "$id" >&2; exit 130' INT TERM
+  ray job submit --submission-id "$id" --working-dir . -- "$@" >"$log" 2>&1 &
+  submitting=$!
+  tail --pid="$submitting" -n +1 -f "$log" >&2 &
+  wait "$submitting" || code=$?
+  wait "$!"
+  trap - INT TERM
+  return "$code"
+}
+
+report() {
+  python3 - "$out" <<'PY'
+import json, pathlib, sys
+
+def result(name):
+    try:
+        return json.loads((pathlib.Path(sys.argv[1]) / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+train, version, gate = (result(name) for name in ("train", "register", "gate"))
+if "decision" not in gate:
+    failed = next((one["error"] for one in (train, version, gate) if "error" in one), {"message": "see the log"})
+    refused = failed.get("type") == "GateRefusedError"
+    print("### The gate refused the version\n" if refused else "### No version\n")
+    print("```\n" + failed["message"] + "\n```")
+else:
+    print(f"### {version['name']} version {version['version']} passes the gate\n")
+    print("| | check | got | allowed |\n| --- | --- | --- | --- |")
+    for check in gate["decision"]["checks"]:
+        got = check["got"] if check["got"] is None else f"{check['got']:.5g}"
+        print(f"| {'pass' if check['passed'] else 'FAIL'} | {check['name']} | {got} | {check['allowed']} |")
+    print(f"\nrun `{version['run_id']}`, digest `{version['bundle']['digest'][:12]}`")
+PY
+}
+
+case $stage in
+validate)
+  raymlops validate "$config" "${env_option[@]}" "${overrides[@]}"
+  python3 -m pytest -q -m 'not soak'
+  ;;
+train)
+  rm -f "$out"/{train,register,gate}.json "$out/version"
+  trap 'report >"$out/report.md"; cat "$out/report.md"' EXIT
+  verb train train "${from[@]}"
+  verb register models register "$(value "$out/train.json" run_id)" "${from[@]}"
+  verb gate models gate "${from[@]}" --version "$(value "$out/register.json" version)"
+  value "$out/register.json" version >"$out/version"
+  ;;
+deploy)
+  if [ ! -s "$out/version" ]; then
+    echo "$out/version names no version: run the stage train first" >&2
+    exit 2
+  fi
+  # DEPLOY_OPTIONS is a list of words.
+  # shellcheck disable=SC2086
+  verb deploy deploy "${from[@]}" --version "$(cat "$out/version")" --yes ${DEPLOY_OPTIONS:-}
+  ;;
+nightly)
+  code=0
+  python3 -m pytest -q -m soak || code=$?
+  if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi # 5: there is none
+  name=$(raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["config"]["project"]["name"])')
+  verb drift drift "$name" --fail-on-drift
+  verb quality quality "$name" --fail-on-worse
+  ;;
+*)
+  echo "$stage is no stage: validate, train, deploy or nightly" >&2
+  exit 2
+  ;;
+esac

@@ -1,0 +1,60 @@
+"""The pipeline that ``raymlops init --ci github`` writes: its shell steps, run in order on a checkout."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from github_steps import project_runner
+
+SCRIPT = Path(__file__).parents[3] / "deploy/ci/pipeline.sh"
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """A runner with a new project and the event of a fork."""
+    return project_runner(tmp_path, {"github.event_name": "pull_request"})
+
+
+def test_a_fork_is_validated_only(runner):
+    """It has no secret, so no cluster is known; its file and its tests pass as they were written."""
+    assert runner.job("raymlops-validate", "validate") == 0
+    assert "config.yaml: ok (late-parcels" in runner.log
+    assert runner.job("raymlops", "cluster") == 0
+    assert runner.outputs == {"known": "false"}
+    runner.contexts["secrets.RAY_API_SERVER_ADDRESS"] = "https://ray.example:8265"
+    assert runner.job("raymlops", "cluster") == 0
+    assert runner.outputs == {"known": "true"}
+
+
+def test_a_problem_is_an_annotation_of_its_line(runner):
+    """The matcher takes file, line, column and message from what ``validate`` prints, for each problem."""
+    config = runner.checkout / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 10", "epochs: -1").replace("lr: 0.01", "lrr: 0.01"))
+    assert runner.job("raymlops-validate", "validate") == 2
+    action = runner.checkout / ".github/actions/raymlops"
+    assert f"::add-matcher::{action}/problem-matcher.json" in runner.log.replace("/./", "/")
+    pattern = json.loads((action / "problem-matcher.json").read_text())["problemMatcher"][0]["pattern"][0]
+    found = [match for line in runner.log.splitlines() if (match := re.match(pattern["regexp"], line))]
+    told = {(one[pattern["file"]], one[pattern["line"]], one[pattern["message"]].split(":")[0]) for one in found}
+    lines = config.read_text().splitlines()
+    epochs, lrr = (1 + next(i for i, line in enumerate(lines) if word in line) for word in ("epochs: -1", "lrr:"))
+    assert told == {("config.yaml", str(epochs), "train.epochs"), ("config.yaml", str(lrr), "train.lrr")}
+
+
+def test_nothing_is_deployed_without_a_version_of_this_run(runner):
+    """The stage says which one comes before it."""
+    assert runner.job("raymlops-deploy", "deploy") == 2
+    assert "raymlops-ci/version names no version: run the stage train first" in runner.log
+
+
+def test_a_wrong_stage_is_named():
+    """With those that there are; without a configuration the script says how it is used."""
+    wrong, bare = (
+        subprocess.run(["bash", SCRIPT, *words], capture_output=True, text=True, check=False)
+        for words in (["trian", "config.yaml"], [])
+    )
+    assert wrong.stderr == "trian is no stage: validate, train, deploy or nightly\n"
+    assert (wrong.returncode, bare.returncode) == (2, 2)
+    assert "pipeline.sh train CONFIG" in bare.stderr
