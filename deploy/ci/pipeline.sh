@@ -37,7 +37,10 @@ verb() {
   if [ -z "${RAY_API_SERVER_ADDRESS:-}" ]; then
     raymlops "$@" --json >"$out/$name.json" || code=$?
   else
-    job "$out/$name.log" raymlops "$@" || code=$?
+    local log
+    log=$(mktemp) # not in the folder, whose files Ray uploads under a digest of them
+    job "$log" raymlops "$@" || code=$?
+    mv "$log" "$out/$name.log"
     sed -n 's/^RAYMLOPS_RESULT //p' "$out/$name.log" | tail -n 1 >"$out/$name.json"
     if [ "$code" -ne 0 ]; then code=$(value "$out/$name.json" exit_code 2>/dev/null || echo "$code"); fi
   fi
