@@ -24,7 +24,7 @@ def test_a_pull_request_is_trained_and_what_is_merged_is_deployed(cluster, clust
 
     runner.contexts["github.event_name"] = "push"
     assert runner.job("raymlops-deploy", "deploy", **{"deploy-options": ""}) == 0, runner.log
-    (live,) = json.loads(cluster_user.raymlops("status", "--json").stdout)["models"]
+    (live,) = json.loads(cluster_user.raymlops("status", "--json").stdout)["desired"]
     assert (live["name"], live["champion"]) == ("late-parcels", 1)
 
     config = runner.checkout / "config.yaml"
