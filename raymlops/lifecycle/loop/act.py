@@ -29,7 +29,7 @@ from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request, bring
 from raymlops.lifecycle.loop.found import found_of, hold_of
 from raymlops.lifecycle.loop.messages import message_about
-from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step
+from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step, uncompared
 from raymlops.lifecycle.registration.admission import check_verdict, check_withdrawn
 from raymlops.lifecycle.registration.compatibility import check_compatible, signature_of
 from raymlops.serving.control.render import settings_of
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from raymlops.config.serve import ServeSection
     from raymlops.lifecycle.live.reconciler import Cluster
     from raymlops.lifecycle.loop.found import Counted, Quality
-    from raymlops.lifecycle.loop.next_step import Action
+    from raymlops.lifecycle.loop.next_step import Action, Found
     from raymlops.lifecycle.loop.stage_jobs import StageJobs
     from raymlops.serving.control.plan import Plan
     from raymlops.state.loop import Retraining
@@ -114,7 +114,7 @@ class Loop:
                 after = self._act(one, action, now)
             except _RULED_OUT as error:
                 # What rules an effect out is written: a person removes it, or the retraining ends.
-                after = self._advance(one, _ruled_out(action, error), now)
+                after = self._advance(one, _ruled_out(action, error, found), now)
             if after is None or (isinstance(action, Wait) and after == one):
                 break
             one = after
@@ -208,9 +208,14 @@ def _runs(plan: Plan | None, item: Deployment) -> bool:
     return is_up(plan, item, goal=ROUTE, hurry=True)
 
 
-def _ruled_out(action: Action, error: Exception) -> Advance:
-    """Return what becomes of a retraining whose effect is ruled out: taking back is tried again, all else stops it."""
+def _ruled_out(action: Action, error: Exception, found: Found) -> Advance:
+    """Return what becomes of a retraining whose effect is ruled out.
+
+    Taking back is tried again; one that bakes is judged without a comparison; all else stops it.
+    """
     why = getattr(error, "message", str(error))
+    if isinstance(action, Submit) and found.compare_until is not None:
+        return uncompared(found.compare_until, why)
     if isinstance(action, TakeBack):
         return Advance("baking", f"version {action.version} is to be taken back, and cannot be: {why}")
     return Advance("stopped", why)

@@ -8,6 +8,7 @@ from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import RolloutSection
 from raymlops.config.stored import read_stored
 from raymlops.lifecycle.live.lineup import canaries_of, champion_of
+from raymlops.lifecycle.loop.comparison import compared_of, due_until
 from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
 from raymlops.monitor.baked import Baked, bake
 from raymlops.predictions.counts import Counts
@@ -56,8 +57,19 @@ def found_of(
             others=_others(model, one.version),
         )
     if one.stage == "baking":
-        baked = _baked(state, one, model, now=now, counted=counted, quality=quality) if live == one.version else None
-        return Found(live, lost=_lost(state, model, one.version), others=_others(model, one.version), baked=baked)
+        lost, others = _lost(state, model, one.version), _others(model, one.version)
+        if live != one.version:
+            return Found(live, lost=lost, others=others)
+        known = quality(state, one.name)
+        until = due_until(one, known)
+        return Found(
+            live,
+            lost=lost,
+            others=others,
+            job=None if until is None else jobs.find(submission_id(one, "compare", until=until)),
+            baked=_baked(state, one, model, now=now, counted=counted, known=known, is_due=until is not None),
+            compare_until=until,
+        )
     job = jobs.find(submission_id(one, TASKS[one.stage]))
     hold = hold_of(state, one, now=now) if job is None else ""
     run_id = None
@@ -106,18 +118,30 @@ def _others(model: Model, version: int | None) -> str:
     return "" if other is None else f"version {other} of {model.name}, which a person rolls out"
 
 
-def _baked(state: State, one: Retraining, model: Model, *, now: datetime, counted: Counted, quality: Quality) -> Baked:
+def _baked(
+    state: State,
+    one: Retraining,
+    model: Model,
+    *,
+    now: datetime,
+    counted: Counted,
+    known: QualityFacts,
+    is_due: bool,
+) -> Baked:
     champion = champion_of(model.deployments)
     assert champion is not None
     rollout = _newest_rollout(state, one)
     steps = [] if rollout is None else rollout.evidence.get("steps", ())
     stored = settings_of(champion).rollout.model_dump() if rollout is None else rollout.settings
     settings = read_stored(RolloutSection, stored)
-    known = quality(state, one.name)
+    compared = compared_of(one)
+    if is_due and compared is not None and not compared.is_known:
+        compared = None  # it is tried again before its own answers are all that there is
     return bake(
         sum((Counts.from_dict(step.get("champion", {})) for step in steps), Counts()),
         counted(one),
         quality=known.verdict if known.version == one.version else None,
+        compared=compared,
         hours=(now - one.stage_at).total_seconds() / 3600,
         bake_h=read_stored(RetrainSection, one.settings).bake_h,
         error_margin=settings.error_margin,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from echoed_log import bundle as echo_bundle
-from loop_world import BAD, REFUSAL, SERVE, START, World
+from loop_world import BAD, MINUTE, REFUSAL, SERVE, START, WORSE, World
 
+from raymlops.errors import ConfigError
 from raymlops.state.loop import retrainings_of
 from raymlops.state.messages import messages_of
 from raymlops.state.store import State
@@ -51,7 +52,7 @@ def test_a_good_one_is_promoted_bakes_and_stays(world):
     messages, actions = told(world)
     assert messages == ["done", "promoted"]
     assert actions == [f"retrain.{entry['stage']}" for entry in one.stages]
-    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "replay"]
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "replay", "compare"]
     assert one.rollout_id is not None
     assert one.note.startswith("version 2 stays: it stood for 0.1 h; 4,000 requests since its promotion")
 
@@ -114,12 +115,60 @@ def test_a_promoted_version_that_errs_gives_the_route_back(world):
     assert told(world)[0] == ["promoted", "taken_back"]
 
 
-def test_skill_that_is_lost_after_the_promotion_gives_the_route_back(world):
-    """By the verdict on the quality of what is live since then."""
+def test_one_that_answers_worse_than_the_one_before_gives_the_route_back(world):
+    """By the comparison on the same labelled requests; the reason is kept."""
+    world.compared = WORSE
+    world.begin()
+    one = world.run()
+
+    assert (one.stage, one.note) == (
+        "taken_back",
+        "version 2 was taken back: beside version 1: +0.050 of the loss",
+    )
+    assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0)}
+
+
+def test_skill_that_both_versions_lose_takes_nothing_back(world):
+    """The world changed: the version before is no better on the same requests."""
     world.quality = "worse"
     world.begin()
+    one = world.run()
 
-    assert world.run().note == "version 2 was taken back: 0.050 of skill lost"
+    assert one.stage == "done"
+    assert one.note.endswith("quality worse; beside version 1: +0.001 of the loss")
+
+
+def test_where_they_are_not_compared_skill_that_is_lost_gives_the_route_back(world):
+    """A comparison that failed as often as it may is none, which is said."""
+    world.quality, world.jobs.fails = "worse", {"compare": 3}
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "taken_back"
+    assert one.note == (
+        "version 2 was taken back: 0.050 of skill lost, by its own answers alone: the comparison with the version "
+        "before failed 3 times, as retrain.max_failures allows; the last time: RuntimeError: no such table"
+    )
+
+
+def test_a_comparison_that_cannot_be_begun_is_none(world):
+    """The bundle of what is live does not say its configuration, for one."""
+    world.quality, world.jobs.ruled_out = "worse", {"compare": ConfigError("this release cannot read it")}
+    world.begin()
+
+    assert world.run().note.endswith("0.050 of skill lost, by its own answers alone: this release cannot read it")
+
+
+def test_newer_labels_are_compared_again(world):
+    """Each window has a job of its own; it stays as long as it is no worse."""
+    world.begin()
+    world.run(until=lambda one: "comparing" in one.found)
+    world.judged_until += MINUTE
+    world.compared = WORSE
+
+    assert world.run().stage == "taken_back"
+    ids = [submitted for submitted, (task, _) in world.jobs.tasks.items() if task == "compare"]
+    assert [submitted.rsplit("-", 1)[1] for submitted in ids] == ["20260101T000000", "20260101T000100"]
 
 
 def test_a_task_that_fails_is_tried_again(world):
@@ -130,7 +179,7 @@ def test_a_task_that_fails_is_tried_again(world):
 
     assert one.stage == "done"
     ids = [submitted.removeprefix(f"raymlops-retrain-{one.id}-") for submitted in world.jobs.found]
-    assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay"]
+    assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay", "compare-20260101T000000"]
 
 
 def test_a_task_that_fails_three_times_stops_it_and_says_so(world):
