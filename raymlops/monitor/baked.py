@@ -6,8 +6,9 @@ differ by more than versions do; so what is bounded has to be further apart than
 rollout only has to be sure of a difference.
 
 Quality is compared on the same labelled requests: what the version answered, the one before it is asked again. So a
-world that changes, in which every version gets worse, takes no better one back for a worse one. Where the two cannot be
-compared, the verdict on the version's own answers since the promotion (``skill``) stands in.
+world that changes, in which every version gets worse, takes no better one back for a worse one: it ends the bake, which
+would keep a retraining from it. Where the two cannot be compared, the verdict on the version's own answers since the
+promotion (``skill``) stands in.
 """
 
 from __future__ import annotations
@@ -118,9 +119,19 @@ def bake(
     if worse:
         return Baked("worse", "; ".join(worse), numbers)
     known = _known(before, since, quality, compared)
+    if _world_changed(quality, compared):
+        return Baked(
+            "passed", f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better; {known}", numbers
+        )
     if hours < bake_h:
         return Baked("baking", f"{hours:.1f} of {bake_h:g} h; {known}", numbers)
     return Baked("passed", f"it stood for {hours:.1f} h; {known}", numbers)
+
+
+def _world_changed(quality: Verdict | None, compared: Compared | None) -> bool:
+    """Return whether skill is lost that the one before would have lost too, which only another retraining ends."""
+    lost = quality is not None and quality.outcome == "worse"
+    return lost and compared is not None and compared.outcome == "not worse"
 
 
 def _share(counts: Counts, name: str) -> tuple[int, int]:

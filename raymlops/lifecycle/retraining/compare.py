@@ -5,6 +5,7 @@ Owns which requests these are, and what keeps both from being compared. Whether 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import BundleError, NotFoundError, RecipeError
@@ -44,8 +45,11 @@ def compared(
     if not len(found.labelled.clusters):
         said = "; ".join([*found.notes, *found.failures]) or "the log has none of these requests any more"
         return Compared("not compared", f"version {before} does not answer again: {said}", at)
-    margin = monitored(champion).skill.margin
-    return compare(found.labelled, version=champion.version, before=before, margin=margin, until=at)
+    margin, both = monitored(champion).skill.margin, found.labelled
+    other_way_round = replace(
+        both, champion=both.challenger, challenger=both.champion
+    )  # the one before was asked again
+    return compare(other_way_round, version=champion.version, before=before, margin=margin, until=at)
 
 
 def _believed(

@@ -57,12 +57,15 @@ def test_what_is_within_the_margin_or_may_be_chance_bakes_on(since):
     assert baked(since).outcome == "baking"
 
 
-def test_a_world_that_changes_takes_nothing_back():
-    """Skill is lost, and the version before answers the same requests no better."""
+def test_a_world_that_changes_takes_nothing_back_and_ends_the_bake():
+    """Skill is lost, and the version before answers the same requests no better: another retraining is what is due."""
     found = baked(Counts(), quality=verdict("worse"), compared=beside(lost=-0.1))
 
-    assert found.outcome == "baking"
+    assert found.outcome == "passed"
+    assert found.reason.startswith("after 1.0 of 24 h, since the one before would be no better")
     assert "quality worse; version 2 beside version 1 on the same 4,000 labelled rows: -0.1" in found.reason
+    unsure = baked(Counts(), quality=verdict("worse"), compared=beside(lost=0, requests=20))
+    assert unsure.outcome == "baking"
 
 
 def test_one_that_is_worse_than_the_one_before_on_the_same_requests_is_taken_back():

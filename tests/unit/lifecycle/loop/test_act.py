@@ -6,7 +6,7 @@ import pytest
 from echoed_log import bundle as echo_bundle
 from loop_world import BAD, MINUTE, REFUSAL, SERVE, START, WORSE, World
 
-from raymlops.errors import ConfigError
+from raymlops.errors import BundleError
 from raymlops.state.loop import retrainings_of
 from raymlops.state.messages import messages_of
 from raymlops.state.store import State
@@ -85,7 +85,7 @@ def test_without_hours_of_replay_there_is_no_job_of_it(tmp_path, bundle):
     world.begin()
 
     assert world.run().stage == "done"
-    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate"]
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "compare"]
 
 
 def test_a_canary_that_errs_takes_the_version_back(world):
@@ -153,7 +153,7 @@ def test_where_they_are_not_compared_skill_that_is_lost_gives_the_route_back(wor
 
 def test_a_comparison_that_cannot_be_begun_is_none(world):
     """The bundle of what is live does not say its configuration, for one."""
-    world.quality, world.jobs.ruled_out = "worse", {"compare": ConfigError("this release cannot read it")}
+    world.quality, world.jobs.ruled_out = "worse", {"compare": BundleError("this release cannot read it")}
     world.begin()
 
     assert world.run().note.endswith("0.050 of skill lost, by its own answers alone: this release cannot read it")
