@@ -5,10 +5,10 @@ compared with what the one before it did during the rollout, by bounds that hold
 differ by more than versions do; so what is bounded has to be further apart than the margin, for certain, where a
 rollout only has to be sure of a difference.
 
-Quality is compared on the same labelled requests: what the version answered, the one before it is asked again. So a
-world that changes, in which every version gets worse, takes no better one back for a worse one: it ends the bake, which
-would keep a retraining from it. Where the two cannot be compared, the verdict on the version's own answers since the
-promotion (``skill``) stands in.
+Where skill is lost since the promotion, by its own test for all looks (``skill``), both are compared on the same
+labelled requests: the one before is asked again. A world that changes, in which every version gets worse, takes no
+better one back for a worse one: it ends the bake, which would keep a retraining from it. Where the two cannot be
+compared, the loss of skill is enough.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def bake(
     """Return whether a version is worse than the one ``before`` it, as the counts ``since`` its promotion show.
 
     ``quality`` is the verdict on the version since its promotion, None before the first one; and ``compared`` what came
-    of comparing both since then, None as long as that is not known. The verdict counts where they cannot be compared.
+    of comparing both since then, None as long as that is not known.
     """
     numbers: dict[str, Any] = {"before": before.to_dict(), "since": since.to_dict(), "hours": round(hours, 3)}
     numbers["quality"] = None if quality is None else quality.outcome
@@ -112,26 +112,19 @@ def bake(
                 f"{_WORDS[name]} {' against '.join(shares)} requests before: at least {lower:.2%} against at most "
                 f"{upper:.2%}, and {margin:g} more is allowed"
             )
-    if compared is not None and compared.outcome == "worse":
-        worse.append(compared.reason)
-    if compared is not None and not compared.is_known and quality is not None and quality.outcome == "worse":
-        worse.append(f"{quality.reason}, by its own answers alone: {compared.reason}")
+    lost = quality is not None and quality.outcome == "worse"
+    if lost and compared is not None and compared.outcome in {"worse", "not compared"}:
+        how = "" if compared.is_known else "by its own answers alone: "
+        worse.append(f"{quality.reason}; {how}{compared.reason}")
     if worse:
         return Baked("worse", "; ".join(worse), numbers)
     known = _known(before, since, quality, compared)
-    if _world_changed(quality, compared):
-        return Baked(
-            "passed", f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better; {known}", numbers
-        )
+    if lost and compared is not None and compared.outcome == "not worse":
+        why = f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better"
+        return Baked("passed", f"{why}; {known}", numbers)
     if hours < bake_h:
         return Baked("baking", f"{hours:.1f} of {bake_h:g} h; {known}", numbers)
     return Baked("passed", f"it stood for {hours:.1f} h; {known}", numbers)
-
-
-def _world_changed(quality: Verdict | None, compared: Compared | None) -> bool:
-    """Return whether skill is lost that the one before would have lost too, which only another retraining ends."""
-    lost = quality is not None and quality.outcome == "worse"
-    return lost and compared is not None and compared.outcome == "not worse"
 
 
 def _share(counts: Counts, name: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """When a version that bakes is compared with the one before it on the same labelled requests, and what came of it.
 
-A comparison reads and answers again all labelled requests since the promotion, so that it is made a few times a bake,
-once there are newer windows of labels.
+A comparison reads and answers again all labelled requests since the promotion. So it is made where skill is lost, and a
+few times a bake, once there are newer windows of labels.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def compared_of(one: Retraining) -> Compared | None:
 def due_until(one: Retraining, known: QualityFacts) -> datetime | None:
     """Return the end of the newest window of labels, if both are to be compared by it now; else None.
 
-    They are not by labels that are not to be believed.
+    They are where skill is lost, since only then a version may be taken back for its answers.
     """
     until, verdict = known.until, known.verdict
-    if one.stage != "baking" or known.version != one.version or until is None or not known.labelled_rows:
+    if one.stage != "baking" or known.version != one.version or until is None:
         return None
-    if verdict is None or verdict.outcome == "no verdict":
+    if verdict is None or verdict.outcome != "worse":
         return None
     done = compared_of(one)
     if done is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from echoed_log import bundle as echo_bundle
-from loop_world import BAD, MINUTE, REFUSAL, SERVE, START, WORSE, World
+from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, START, WORSE, World
 
 from raymlops.errors import BundleError
 from raymlops.state.loop import retrainings_of
@@ -52,7 +52,7 @@ def test_a_good_one_is_promoted_bakes_and_stays(world):
     messages, actions = told(world)
     assert messages == ["done", "promoted"]
     assert actions == [f"retrain.{entry['stage']}" for entry in one.stages]
-    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "replay", "compare"]
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "replay"]
     assert one.rollout_id is not None
     assert one.note.startswith("version 2 stays: it stood for 0.1 h; 4,000 requests since its promotion")
 
@@ -85,7 +85,7 @@ def test_without_hours_of_replay_there_is_no_job_of_it(tmp_path, bundle):
     world.begin()
 
     assert world.run().stage == "done"
-    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate", "compare"]
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train", "gate"]
 
 
 def test_a_canary_that_errs_takes_the_version_back(world):
@@ -117,13 +117,13 @@ def test_a_promoted_version_that_errs_gives_the_route_back(world):
 
 def test_one_that_answers_worse_than_the_one_before_gives_the_route_back(world):
     """By the comparison on the same labelled requests; the reason is kept."""
-    world.compared = WORSE
+    world.quality, world.compared = "worse", WORSE
     world.begin()
     one = world.run()
 
     assert (one.stage, one.note) == (
         "taken_back",
-        "version 2 was taken back: beside version 1: +0.050 of the loss",
+        "version 2 was taken back: 0.050 of skill lost; beside version 1: +0.050 of the loss",
     )
     assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0)}
 
@@ -146,7 +146,7 @@ def test_where_they_are_not_compared_skill_that_is_lost_gives_the_route_back(wor
 
     assert one.stage == "taken_back"
     assert one.note == (
-        "version 2 was taken back: 0.050 of skill lost, by its own answers alone: the comparison with the version "
+        "version 2 was taken back: 0.050 of skill lost; by its own answers alone: the comparison with the version "
         "before failed 3 times, as retrain.max_failures allows; the last time: RuntimeError: no such table"
     )
 
@@ -156,11 +156,12 @@ def test_a_comparison_that_cannot_be_begun_is_none(world):
     world.quality, world.jobs.ruled_out = "worse", {"compare": BundleError("this release cannot read it")}
     world.begin()
 
-    assert world.run().note.endswith("0.050 of skill lost, by its own answers alone: this release cannot read it")
+    assert world.run().note.endswith("0.050 of skill lost; by its own answers alone: this release cannot read it")
 
 
 def test_newer_labels_are_compared_again(world):
-    """Each window has a job of its own; it stays as long as it is no worse."""
+    """Each window has a job of its own; it bakes on while labels are too few."""
+    world.quality, world.compared = "worse", FEW
     world.begin()
     world.run(until=lambda one: "comparing" in one.found)
     world.judged_until += MINUTE
@@ -179,7 +180,7 @@ def test_a_task_that_fails_is_tried_again(world):
 
     assert one.stage == "done"
     ids = [submitted.removeprefix(f"raymlops-retrain-{one.id}-") for submitted in world.jobs.found]
-    assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay", "compare-20260101T000000"]
+    assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay"]
 
 
 def test_a_task_that_fails_three_times_stops_it_and_says_so(world):

@@ -16,7 +16,7 @@ WALKS = {
     "refused by its replay": {"replayed": REFUSAL},
     "aborted as a canary": {"canary": BAD},
     "taken back while it bakes": {"baked": BAD},
-    "taken back for its answers": {"compared": WORSE},
+    "taken back for its answers": {"quality": "worse", "compared": WORSE},
     "training fails": {"fails": {"train": 3}},
 }
 """What differs in each walk; together they pass every stage and every end that the loop gives a retraining."""
