@@ -112,14 +112,14 @@ def bake(
                 f"{_WORDS[name]} {' against '.join(shares)} requests before: at least {lower:.2%} against at most "
                 f"{upper:.2%}, and {margin:g} more is allowed"
             )
-    lost = quality is not None and quality.outcome == "worse"
-    if lost and compared is not None and compared.outcome in {"worse", "not compared"}:
+    lost = quality if quality is not None and quality.outcome == "worse" else None
+    if lost is not None and compared is not None and compared.outcome in {"worse", "not compared"}:
         how = "" if compared.is_known else "by its own answers alone: "
-        worse.append(f"{quality.reason}; {how}{compared.reason}")
+        worse.append(f"{lost.reason}; {how}{compared.reason}")
     if worse:
         return Baked("worse", "; ".join(worse), numbers)
     known = _known(before, since, quality, compared)
-    if lost and compared is not None and compared.outcome == "not worse":
+    if lost is not None and compared is not None and compared.outcome == "not worse":
         why = f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better"
         return Baked("passed", f"{why}; {known}", numbers)
     if hours < bake_h:
