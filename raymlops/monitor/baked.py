@@ -3,7 +3,8 @@
 A rollout compares two versions on requests that chance gave to them. After the promotion there is one version, so it is
 compared with what the one before it did during the rollout, by bounds that hold at all looks (``sequential``). Hours
 differ by more than versions do; so what is bounded has to be further apart than the margin, for certain, where a
-rollout only has to be sure of a difference.
+rollout only has to be sure of a difference. A bake has ``PARTS``, and what was counted since the end of each is bounded
+too, so that hours that went well hide no failure that begins late: the j-th start has 1 / (j (j + 1)) of the level.
 
 Where skill is lost since the promotion, by its own test for all looks (``skill``), both are compared on the same
 labelled requests: the one before is asked again. A world that changes, in which every version gets worse, takes no
@@ -21,12 +22,16 @@ from raymlops.monitor.skill.verdict import LEVEL
 from raymlops.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from raymlops.monitor.replayed import Labelled
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.predictions.counts import Counts
 
 ALPHA = 0.01
 """Of a version that is as the one before, ever taken back for its counts: half for errors, half for slow answers."""
+PARTS = 4
+"""Of a bake. They end it, and not the time alone: a clock that is set forward a day ends one of them."""
 _EVENTS: dict[str, tuple[str, ...]] = {"errors": ("errors", "refused"), "slow": ("slow", "late")}
 _WORDS = {"errors": "errors and rejected requests", "slow": "slow answers"}
 
@@ -83,6 +88,7 @@ def bake(
     before: Counts,
     since: Counts,
     *,
+    parts: Sequence[Counts],
     quality: Verdict | None,
     compared: Compared | None,
     hours: float,
@@ -93,6 +99,9 @@ def bake(
 ) -> Baked:
     """Return whether a version is worse than the one ``before`` it, as the counts ``since`` its promotion show.
 
+    ``parts`` are what was counted by the end of each part of the bake so far. Where nothing of the one before was
+    counted, its errors are taken for none, and slow answers are not compared.
+
     ``quality`` is the verdict on the version since its promotion, None before the first one; and ``compared`` what came
     of comparing both since then, None as long as that is not known.
     """
@@ -101,17 +110,12 @@ def bake(
     numbers["compared"] = None if compared is None else compared.to_dict()
     worse = []
     for name, margin in (("errors", error_margin), ("slow", slow_margin)):
-        old, new = (_share(counts, name) for counts in (before, since))
-        if not old[1] or not new[1]:
+        if not before.requests and name == "slow":
             continue
-        upper, lower = rate_bounds(*old, alpha=alpha / 4)[1], rate_bounds(*new, alpha=alpha / 4)[0]
-        numbers[name] = {"before_at_most": upper, "since_at_least": lower, "margin": margin}
-        if lower > upper + margin:
-            shares = (f"{number / total:.2%} of {total:,}" for number, total in (new, old))
-            worse.append(
-                f"{_WORDS[name]} {' against '.join(shares)} requests before: at least {lower:.2%} against at most "
-                f"{upper:.2%}, and {margin:g} more is allowed"
-            )
+        share = _apart(name, margin, before, since, parts, alpha=alpha / 2)
+        if share is not None:
+            numbers[name] = {"before_at_most": share.before, "since_at_least": share.since, "margin": margin}
+            worse += [share.reason] if share.is_worse else []
     lost = quality if quality is not None and quality.outcome == "worse" else None
     if lost is not None and compared is not None and compared.outcome in {"worse", "not compared"}:
         how = "" if compared.is_known else "by its own answers alone: "
@@ -122,14 +126,48 @@ def bake(
     if lost is not None and compared is not None and compared.outcome == "not worse":
         why = f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better"
         return Baked("passed", f"{why}; {known}", numbers)
-    if hours < bake_h:
+    if len(parts) < PARTS:
         return Baked("baking", f"{hours:.1f} of {bake_h:g} h; {known}", numbers)
     return Baked("passed", f"it stood for {hours:.1f} h; {known}", numbers)
 
 
-def _share(counts: Counts, name: str) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Apart:
+    """The bounds of a share, since the start at which they are furthest apart."""
+
+    before: float
+    since: float
+    is_worse: bool
+    reason: str
+
+
+def _apart(
+    name: str, margin: float, before: Counts, since: Counts, parts: Sequence[Counts], *, alpha: float
+) -> _Apart | None:
+    """Return how far apart a share is for certain, at most, by what was counted since the start of any part."""
+    events = _EVENTS[name] if before.requests else ("errors",)  # who is rejected is the clients' doing too
+    old = _share(before, events)
+    upper = rate_bounds(*old, alpha=alpha / 2)[1] if old[1] else 0.0
+    found: list[_Apart] = []
+    for number, start in enumerate([None, *parts], 1):
+        new = _share(since if start is None else since - start, events)
+        if not new[1]:
+            continue
+        lower = rate_bounds(*new, alpha=alpha / 2 / (number * (number + 1)))[0]
+        what = _WORDS[name] if before.requests else "errors"
+        lately = "" if start is None else f" since part {number - 1} of {PARTS} of the bake"
+        shown = f"{old[0] / old[1]:.2%} of {old[1]:,} requests before" if old[1] else "none, as before nobody counted"
+        reason = (
+            f"{what} {new[0] / new[1]:.2%} of {new[1]:,}{lately} against {shown}: at least "
+            f"{lower:.2%} against at most {upper:.2%}, and {margin:g} more is allowed"
+        )
+        found.append(_Apart(upper, lower, lower > upper + margin, reason))
+    return max(found, key=lambda one: one.since, default=None)
+
+
+def _share(counts: Counts, events: tuple[str, ...]) -> tuple[int, int]:
     total = max(0, counts.requests)
-    return min(total, max(0, sum(getattr(counts, event) for event in _EVENTS[name]))), total
+    return min(total, max(0, sum(getattr(counts, event) for event in events))), total
 
 
 def _known(before: Counts, since: Counts, quality: Verdict | None, compared: Compared | None) -> str:

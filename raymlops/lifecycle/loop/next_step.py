@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
-from raymlops.monitor.baked import Compared
+from raymlops.monitor.baked import PARTS, Compared
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -70,6 +70,8 @@ class Found:
     others: str = ""
     """Another version that a person gives a share of the traffic now."""
     baked: Baked | None = None
+    part: dict[str, Any] | None = None
+    """What was counted by the end of a part of the bake, which has just ended."""
     compare_until: datetime | None = None
     """End of the windows of labels by which it is to be compared with the version before; None where none is due."""
 
@@ -244,11 +246,16 @@ def _baking(one: Retraining, found: Found, settings: RetrainSection, *, now: dat
             return _stop(f"{one.name} was taken down")
         return Advance("done", f"version {found.live} was made live in place of version {one.version}")
     if decided is not None:
-        return Wait(found.others) if found.others else TakeBack(one.version, decided["reason"])
+        if not found.others:
+            return TakeBack(one.version, decided["reason"])
+        return Wait(f"{found.others}; version {one.version} is to be taken back: {decided['reason']}")
     baked = found.baked
     if baked is not None and baked.outcome == "worse":  # written first, so that the reason outlives a kill
         why = f"version {one.version} is to be taken back: {baked.reason}"
         return Advance("baking", why, adds={"baking": baked.to_dict()})
+    if found.part is not None:
+        parts = [*one.found.get("parts", ()), found.part]
+        return Advance("baking", f"part {len(parts)} of {PARTS} of the bake is over", adds={"parts": parts})
     if found.compare_until is not None:
         return _task(one, found, settings, "compare")
     if baked is not None and baked.outcome == "passed":

@@ -28,6 +28,7 @@ from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
+from raymlops.state.loop import kept_by_bakes
 from raymlops.state.rollouts import running, update_rollout
 from raymlops.state.store import Change
 from raymlops.state.versions import withdrawn
@@ -262,7 +263,7 @@ class Controller:
         stay = self._stay.setdefault(name, {})
         over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now, stay=stay))
         coming = {one.version for one in self._state.model(name).coming}
-        if not (over := over - coming):
+        if not (over := over - coming) or not (over := over - kept_by_bakes(self._state, name)):
             return
         versions = ", ".join(map(str, sorted(over)))
 

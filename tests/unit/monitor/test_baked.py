@@ -13,9 +13,17 @@ from raymlops.predictions.counts import Counts
 BEFORE = Counts(requests=10_000, errors=20, slow=100)
 
 
-def baked(since, *, before=BEFORE, quality=None, compared=None, hours=1.0):
+def baked(since, *, before=BEFORE, parts=None, quality=None, compared=None, hours=1.0):
     return bake(
-        before, since, quality=quality, compared=compared, hours=hours, bake_h=24, error_margin=0.05, slow_margin=0.1
+        before,
+        since,
+        parts=[Counts()] * int(hours // 6) if parts is None else parts,
+        quality=quality,
+        compared=compared,
+        hours=hours,
+        bake_h=24,
+        error_margin=0.05,
+        slow_margin=0.1,
     )
 
 
@@ -55,6 +63,31 @@ def test_rejected_and_late_requests_count_too():
 def test_what_is_within_the_margin_or_may_be_chance_bakes_on(since):
     """4% against .2% and 5 points allowed; 4 of 10; no request."""
     assert baked(since).outcome == "baking"
+
+
+def test_a_failure_that_begins_late_is_not_hidden_by_the_hours_before():
+    """All of 300 requests since hour 18, after 60,000 that went well: .5% of all, and 5% more is allowed."""
+    parts = [Counts(requests=20_000 * part) for part in (1, 2, 3)]
+    found = baked(Counts(requests=60_300, errors=300), parts=parts, hours=18.5)
+
+    assert found.outcome == "worse"
+    assert found.reason.startswith(
+        "errors and rejected requests 100.00% of 300 since part 3 of 4 of the bake against 0.20% of 10,000"
+    )
+
+
+def test_errors_are_bounded_where_none_of_the_version_before_were_counted():
+    """As after a rollout of one step of 100%; requests that it rejects are not, since clients may send such ones."""
+    nothing = {"before": Counts(), "hours": 24.0}
+    assert baked(Counts(requests=4000, errors=4000), **nothing).reason.startswith(
+        "errors 100.00% of 4,000 against none, as before nobody counted: at least"
+    )
+    assert baked(Counts(requests=4000, refused=4000, slow=4000), **nothing).outcome == "passed"
+
+
+def test_a_clock_that_is_set_forward_ends_one_part_alone():
+    """The bake goes on for the other three."""
+    assert baked(Counts(requests=3), parts=[Counts(requests=3)], hours=25).outcome == "baking"
 
 
 def test_a_world_that_changes_takes_nothing_back_and_ends_the_bake():
@@ -132,9 +165,11 @@ def test_one_that_is_as_the_one_before_is_hardly_ever_taken_back():
     worse = 0
     for life in range(lives):
         for look in (0, 4, 19):
+            ended = [number for number in (4, 9, 14) if number < look]
             found = bake(
                 Counts(requests=2000, errors=int(before[life])),
                 Counts(requests=500 * (look + 1), errors=int(since[life, look])),
+                parts=[Counts(requests=500 * (number + 1), errors=int(since[life, number])) for number in ended],
                 quality=None,
                 compared=None,
                 hours=1,
