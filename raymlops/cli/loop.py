@@ -116,7 +116,10 @@ def watch(words: NamedArgument = None, *, config: OptionalConfig = None, env: En
 
 def retraining_job(
     retraining_id: Annotated[str, typer.Argument(metavar="ID", help="The retraining.")],
-    task: Annotated[Literal["train", "gate", "replay"], typer.Argument(metavar="TASK", help="train, gate or replay.")],
+    task: Annotated[
+        Literal["train", "gate", "replay", "compare"],
+        typer.Argument(metavar="TASK", help="train, gate, replay or compare."),
+    ],
     config: ConfigOption,
 ) -> Answer:
     """Run a task of a retraining, in the job that the controller submitted."""

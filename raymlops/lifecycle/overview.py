@@ -36,6 +36,7 @@ from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
+from raymlops.state.loop import kept_by_bakes
 from raymlops.state.messages import unsent_messages
 from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
@@ -313,6 +314,7 @@ def _of(
     model = state.model(name)
     items, rollout = model.deployments, model.rollout
     warm = cools(items, changes_of(state, name))
+    warm |= dict.fromkeys(warm.keys() & kept_by_bakes(state, name))
     condition = waits.get(name) or waits.get(EVERYTHING)
     with state.reading() as connection:
         newest = next(iter(rollouts(connection, name, limit=1)), None)

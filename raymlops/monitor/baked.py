@@ -3,7 +3,13 @@
 A rollout compares two versions on requests that chance gave to them. After the promotion there is one version, so it is
 compared with what the one before it did during the rollout, by bounds that hold at all looks (``sequential``). Hours
 differ by more than versions do; so what is bounded has to be further apart than the margin, for certain, where a
-rollout only has to be sure of a difference. Quality has its own test for all looks since the promotion (``skill``).
+rollout only has to be sure of a difference. A bake has ``PARTS``, and what was counted since the end of each is bounded
+too, so that hours that went well hide no failure that begins late: the j-th start has 1 / (j (j + 1)) of the level.
+
+Where skill is lost since the promotion, by its own test for all looks (``skill``), both are compared on the same
+labelled requests: the one before is asked again. A world that changes, in which every version gets worse, takes no
+better one back for a worse one: it ends the bake, which would keep a retraining from it. Where the two cannot be
+compared, the loss of skill is enough.
 """
 
 from __future__ import annotations
@@ -12,16 +18,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.monitor.sequential import rate_bounds
+from raymlops.monitor.skill.verdict import LEVEL
 from raymlops.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raymlops.monitor.replayed import Labelled
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.predictions.counts import Counts
 
 ALPHA = 0.01
 """Of a version that is as the one before, ever taken back for its counts: half for errors, half for slow answers."""
+PARTS = 4
+"""Of a bake. They end it, and not the time alone: a clock that is set forward a day ends one of them."""
 _EVENTS: dict[str, tuple[str, ...]] = {"errors": ("errors", "refused"), "slow": ("slow", "late")}
 _WORDS = {"errors": "errors and rejected requests", "slow": "slow answers"}
+
+
+@dataclass(frozen=True)
+class Compared(Record):
+    """A promoted version beside the one before it, on the same labelled requests."""
+
+    outcome: Literal["worse", "not worse", "not enough labels", "not compared"]
+    reason: str
+    until: str
+    """End of the newest of these windows of labels, ISO 8601."""
+    rows: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether both answered; else the reason says why not."""
+        return self.outcome != "not compared"
 
 
 @dataclass(frozen=True)
@@ -33,11 +61,36 @@ class Baked(Record):
     numbers: dict[str, Any]
 
 
+def compare(
+    labelled: Labelled, *, version: int, before: int, margin: float, until: str, level: float = LEVEL
+) -> Compared:
+    """Return whether a version is worse than the one ``before`` by more than ``margin`` of its mean loss, for certain.
+
+    ``labelled`` has the losses of the one before as the champion's, and may be looked at whenever it has grown: one
+    that is as good is ever called worse with probability at most ``level``. Without a row there is nothing to compare.
+    """
+    paired, rows = labelled.paired(), len(labelled.clusters)
+    if paired is None:
+        return Compared(
+            "not compared", f"version {before} answers no labelled request, or all of them perfectly", until
+        )
+    low, high = paired.bounds(level=level)
+    whose = f"version {version} beside version {before} on the same {rows:,} labelled rows"
+    if paired.difference.few:
+        return Compared("not enough labels", f"{whose}: {paired.difference.few}", until, rows)
+    told = f"{whose}: {paired.estimate().value:+.3f} of the loss, between {low:+.3f} and {high:+.3f}"
+    if low > margin:
+        return Compared("worse", f"{told}, and {margin:+g} is allowed", until, rows)
+    return Compared("not worse" if high <= margin else "not enough labels", told, until, rows)
+
+
 def bake(
     before: Counts,
     since: Counts,
     *,
+    parts: Sequence[Counts],
     quality: Verdict | None,
+    compared: Compared | None,
     hours: float,
     bake_h: float,
     error_margin: float,
@@ -46,42 +99,82 @@ def bake(
 ) -> Baked:
     """Return whether a version is worse than the one ``before`` it, as the counts ``since`` its promotion show.
 
-    ``quality`` is the verdict on the version since its promotion, None before the first one.
+    ``parts`` are what was counted by the end of each part of the bake so far. Where nothing of the one before was
+    counted, its errors are taken for none, and slow answers are not compared.
+
+    ``quality`` is the verdict on the version since its promotion, None before the first one; and ``compared`` what came
+    of comparing both since then, None as long as that is not known.
     """
     numbers: dict[str, Any] = {"before": before.to_dict(), "since": since.to_dict(), "hours": round(hours, 3)}
     numbers["quality"] = None if quality is None else quality.outcome
+    numbers["compared"] = None if compared is None else compared.to_dict()
     worse = []
     for name, margin in (("errors", error_margin), ("slow", slow_margin)):
-        old, new = (_share(counts, name) for counts in (before, since))
-        if not old[1] or not new[1]:
+        if not before.requests and name == "slow":
             continue
-        upper, lower = rate_bounds(*old, alpha=alpha / 4)[1], rate_bounds(*new, alpha=alpha / 4)[0]
-        numbers[name] = {"before_at_most": upper, "since_at_least": lower, "margin": margin}
-        if lower > upper + margin:
-            shares = (f"{number / total:.2%} of {total:,}" for number, total in (new, old))
-            worse.append(
-                f"{_WORDS[name]} {' against '.join(shares)} requests before: at least {lower:.2%} against at most "
-                f"{upper:.2%}, and {margin:g} more is allowed"
-            )
-    if quality is not None and quality.outcome == "worse":
-        worse.append(quality.reason)
+        share = _apart(name, margin, before, since, parts, alpha=alpha / 2)
+        if share is not None:
+            numbers[name] = {"before_at_most": share.before, "since_at_least": share.since, "margin": margin}
+            worse += [share.reason] if share.is_worse else []
+    lost = quality if quality is not None and quality.outcome == "worse" else None
+    if lost is not None and compared is not None and compared.outcome in {"worse", "not compared"}:
+        how = "" if compared.is_known else "by its own answers alone: "
+        worse.append(f"{lost.reason}; {how}{compared.reason}")
     if worse:
         return Baked("worse", "; ".join(worse), numbers)
-    known = _known(before, since, quality)
-    if hours < bake_h:
+    known = _known(before, since, quality, compared)
+    if lost is not None and compared is not None and compared.outcome == "not worse":
+        why = f"after {hours:.1f} of {bake_h:g} h, since the one before would be no better"
+        return Baked("passed", f"{why}; {known}", numbers)
+    if len(parts) < PARTS:
         return Baked("baking", f"{hours:.1f} of {bake_h:g} h; {known}", numbers)
     return Baked("passed", f"it stood for {hours:.1f} h; {known}", numbers)
 
 
-def _share(counts: Counts, name: str) -> tuple[int, int]:
+@dataclass(frozen=True)
+class _Apart:
+    """The bounds of a share, since the start at which they are furthest apart."""
+
+    before: float
+    since: float
+    is_worse: bool
+    reason: str
+
+
+def _apart(
+    name: str, margin: float, before: Counts, since: Counts, parts: Sequence[Counts], *, alpha: float
+) -> _Apart | None:
+    """Return how far apart a share is for certain, at most, by what was counted since the start of any part."""
+    events = _EVENTS[name] if before.requests else ("errors",)  # who is rejected is the clients' doing too
+    old = _share(before, events)
+    upper = rate_bounds(*old, alpha=alpha / 2)[1] if old[1] else 0.0
+    found: list[_Apart] = []
+    for number, start in enumerate([None, *parts], 1):
+        new = _share(since if start is None else since - start, events)
+        if not new[1]:
+            continue
+        lower = rate_bounds(*new, alpha=alpha / 2 / (number * (number + 1)))[0]
+        what = _WORDS[name] if before.requests else "errors"
+        lately = "" if start is None else f" since part {number - 1} of {PARTS} of the bake"
+        shown = f"{old[0] / old[1]:.2%} of {old[1]:,} requests before" if old[1] else "none, as before nobody counted"
+        reason = (
+            f"{what} {new[0] / new[1]:.2%} of {new[1]:,}{lately} against {shown}: at least "
+            f"{lower:.2%} against at most {upper:.2%}, and {margin:g} more is allowed"
+        )
+        found.append(_Apart(upper, lower, lower > upper + margin, reason))
+    return max(found, key=lambda one: one.since, default=None)
+
+
+def _share(counts: Counts, events: tuple[str, ...]) -> tuple[int, int]:
     total = max(0, counts.requests)
-    return min(total, max(0, sum(getattr(counts, event) for event in _EVENTS[name]))), total
+    return min(total, max(0, sum(getattr(counts, event) for event in events))), total
 
 
-def _known(before: Counts, since: Counts, quality: Verdict | None) -> str:
+def _known(before: Counts, since: Counts, quality: Verdict | None, compared: Compared | None) -> str:
     """Say what the version was judged by."""
     if not before.requests:
         counts = "no requests of the version before it were counted to compare with"
     else:
         counts = f"{since.requests:,} requests since its promotion, {before.requests:,} of the one before"
-    return f"{counts}; quality {'not judged yet' if quality is None else quality.outcome}"
+    judged = f"quality {'not judged yet' if quality is None else quality.outcome}"
+    return "; ".join([counts, judged, *([] if compared is None else [compared.reason])])

@@ -20,12 +20,15 @@ from raymlops.state.locks import hold, open_shared
 from raymlops.state.migrate import is_newest, migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from sqlalchemy import Connection, Engine
 
     from raymlops.config.schema import ProjectSpec
+
+    Given = Callable[[Connection], None]
+    """What a change rests on beside what it changes: asked in its transaction, it raises where that is otherwise."""
 
 _CHANGES_KEY = 7_206_517_312  # any number that is ours: Postgres' advisory locks share one space
 

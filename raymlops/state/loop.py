@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from raymlops.state.database import Database
+    from raymlops.state.database import Database, Given
     from raymlops.state.messages import Message
 
 Trigger = Literal["skill", "min_skill", "drift", "schedule", "labels", "person"]
@@ -200,15 +200,16 @@ def advance(
     why: str,
     message: Message | None = None,
     actor: str | None = None,
+    given: Given | None = None,
 ) -> Retraining | None:
     """Change a retraining, with its audit event and its message, in one transaction; return it as it is from now on.
 
     None where another one changed it since ``before`` was read: nothing was changed. ``after`` is at the same stage, a
     later one or an end (``Retraining.at``). A change at the same stage that gives it nothing but another note has no
-    audit event.
+    audit event. ``given`` raises where something that the change rests on is otherwise, in the same transaction.
 
     Raises:
-        RefusedError: it has ended, or ``after`` is at an earlier stage; nothing was changed.
+        RefusedError: it has ended, ``after`` is at an earlier stage, or by ``given``; nothing was changed.
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
     if not before.is_open:
@@ -217,6 +218,8 @@ def advance(
         raise RefusedError(f"retraining {before.id} of {before.name} is {before.stage}, and cannot be {after.stage}")
     moved = after.stage != before.stage
     with database.writing() as connection:
+        if given is not None:
+            given(connection)
         kept = replace(after, revision=before.revision + 1)
         if moved:
             kept = replace(kept, stages=(*before.stages, _entry(after, why=why, actor=actor)))
@@ -226,6 +229,18 @@ def advance(
         if moved or replace(after, note=before.note) != before:
             _told(connection, before, kept, why=why, message=message, actor=actor)
     return kept
+
+
+def still_at(one: Retraining) -> Given:
+    """Return what raises RefusedError where a retraining is no longer at the stage at which it was read."""
+
+    def check(connection: Connection) -> None:
+        row = connection.execute(sa.select(retrainings.c.stage).where(retrainings.c.id == one.id)).first()
+        if row is None or row.stage != one.stage:
+            stage = "gone" if row is None else row.stage.replace("_", " ")
+            raise RefusedError(f"retraining {one.id} of {one.name} is {stage} since a moment ago")
+
+    return check
 
 
 def retraining_of(database: Database, retraining_id: str) -> Retraining:
@@ -257,6 +272,12 @@ def baking_in(connection: Connection) -> list[Retraining]:
     """Return the retrainings whose version was promoted, and may be taken back."""
     query = sa.select(retrainings).where(retrainings.c.stage == "baking", retrainings.c.ended_at.is_(None))
     return [Retraining(**row) for row in connection.execute(query).mappings()]
+
+
+def kept_by_bakes(database: Database, name: str) -> set[int]:
+    """Return the versions of a model to which a bake may give the route back, which are warm until it has ended."""
+    stages = {"rolling_out", "baking"}  # a promotion is found, and its bake begins, a moment later
+    return {one.champion for one in retrainings_of(database, name, open_only=True) if one.stage in stages}
 
 
 def bake_epoch(one: Retraining) -> str:

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from raymlops.state.database import Database
 
 Told = Literal[
-    "opened", "escalated", "acknowledged", "closed", "decided", "proposed", "promoted", "done", "stopped", "taken_back"
+    "opened",
+    "escalated",
+    "acknowledged",
+    "closed",
+    "decided",
+    "proposed",
+    "promoted",
+    "worse",
+    "done",
+    "stopped",
+    "taken_back",
 ]
 """``acknowledged`` of an incident that stays open; from ``decided`` on of a retraining."""
 

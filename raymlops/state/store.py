@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
 
-from raymlops.errors import UsageError
+from raymlops.errors import RefusedError, UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import Connection
+
+    from raymlops.state.database import Given
 
 
 Role = Literal["champion", "warm"]
@@ -163,19 +165,29 @@ class State(Database):
         with self.reading() as connection:
             return _model_in(connection, name)
 
-    def change(self, name: str, decide: Callable[[Model], Change], *, actor: str | None = None) -> tuple[Model, Model]:
+    def change(
+        self,
+        name: str,
+        decide: Callable[[Model], Change],
+        *,
+        actor: str | None = None,
+        given: Given | None = None,
+    ) -> tuple[Model, Model]:
         """Change what is desired of one model, with its audit event, in one transaction; return it before and after.
 
         ``decide`` gets what is desired, which no other writer changes meanwhile. Without a difference, nothing is
-        written. A transition that is done is no change: its event is that of what its version got.
+        written. A transition that is done is no change: its event is that of what its version got. ``given`` raises
+        where something else that the change rests on is otherwise.
 
         Raises:
             UsageError: two champions, one version twice, or a deployment under another model's name.
             RefusedError: a rollout that was to be changed has ended.
             StorageError, UnreachableError: the database cannot be written; nothing was changed.
-            RaymlopsError: of ``decide``; nothing was changed.
+            RaymlopsError: of ``decide`` or ``given``; nothing was changed.
         """
         with self.writing() as connection:
+            if given is not None:
+                given(connection)
             before = _model_in(connection, name)
             change = decide(before)
             after = _dated(change.model, before)
@@ -240,6 +252,20 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
     if name is not None:
         query = query.where(deployments.c.name == name)
     return [Deployment(**from_row(row)) for row in connection.execute(query).mappings()]
+
+
+def without_traffic(name: str, version: int) -> Given:
+    """Return what raises RefusedError where a version is up, has a share of the traffic, or is on its way to one."""
+
+    def check(connection: Connection) -> None:
+        model = _model_in(connection, name)
+        up = model.item(version)
+        if up is None and version not in {one.version for one in model.coming}:
+            return
+        where = "comes up" if up is None else "has the route" if up.role == "champion" else "is up beside what is live"
+        raise RefusedError(f"version {version} of {name} {where}", hint=f"raymlops rollback {name} takes it back.")
+
+    return check
 
 
 def _model_in(connection: Connection, name: str) -> Model:

@@ -7,6 +7,7 @@ passes, ``monitor.replayed``'s.
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from raymlops.serving.control.render import settings_of
 from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
@@ -51,20 +52,29 @@ def replay(
         ClusterError: workers were lost.
     """
     if (why := unreplayable(champion, challenger)) is not None:
+        detail = f"{why}; {_WAY_ON}"
         check = GateCheck(
-            "answers logged requests", passed=False, got=None, allowed="all inputs in the log", detail=why
+            "answers logged requests", passed=False, got=None, allowed="all inputs in the log", detail=detail
         )
         return GateDecision(passed=False, checks=(check,), champion_version=champion.version)
-    job = ReplayJob(
-        root_of(champion.bundle.uri),
-        champion.name,
-        champion.version,
-        champion.bundle,
-        challenger,
-        since=since.timestamp(),
-    )
+    job = _job(champion, challenger, since=since)
     pieces = pieces_of(job, since=since, until=until)
     return judge(sum(answer(pieces, job), Replayed()), champion=champion.version, bounds=bounds)
+
+
+def labelled_beside(
+    champion: Deployment, other: BundleRef, spans: Sequence[tuple[datetime, datetime]], *, answer: Answer
+) -> Replayed:
+    """Return what another version makes of the champion's labelled requests in spans of time, losses alone.
+
+    Raises: as ``replay``.
+    """
+    if (why := unreplayable(champion, other)) is not None:
+        return Replayed(notes=(why,))
+    since = min(start for start, _ in spans)
+    job = replace(_job(champion, other, since=since), labelled_only=True)
+    pieces = [piece for start, stop in spans for piece in pieces_of(job, since=start, until=stop)]
+    return sum(answer(pieces, job), Replayed())
 
 
 def on_workers(spec: ProjectSpec) -> Answer:
@@ -98,6 +108,11 @@ def pieces_of(job: ReplayJob, *, since: datetime, until: datetime) -> list[Piece
     return [Piece(start.timestamp(), stop.timestamp()) for start, stop in spans if start < stop]
 
 
+def _job(champion: Deployment, challenger: BundleRef, *, since: datetime) -> ReplayJob:
+    uri = root_of(champion.bundle.uri)
+    return ReplayJob(uri, champion.name, champion.version, champion.bundle, challenger, since=since.timestamp())
+
+
 def unreplayable(champion: Deployment, challenger: BundleRef) -> str | None:
     """Return why logged requests cannot be answered again; None if they can.
 
@@ -108,7 +123,7 @@ def unreplayable(champion: Deployment, challenger: BundleRef) -> str | None:
     log = settings_of(champion).log
     inputs = signature_of(challenger).inputs
     if hidden := sorted({column.name for column in inputs}.intersection(log.redact)):
-        return f"serve.log.redact leaves {', '.join(hidden)} out of the log, which the version needs; {_WAY_ON}"
+        return f"serve.log.redact leaves {', '.join(hidden)} out of the log, which the version needs"
     if raw := sorted(column.name for column in inputs if column.info.raw is not None):
-        return f"the log keeps a digest of {', '.join(raw)} alone; {_WAY_ON}"
+        return f"the log keeps a digest of {', '.join(raw)} alone"
     return None

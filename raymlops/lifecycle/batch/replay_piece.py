@@ -60,6 +60,8 @@ class ReplayJob:
     since: float
     """Where the whole replay begins."""
     batch_rows: int = 256
+    labelled_only: bool = False
+    """Whether rows without a label are left out, and nothing but losses is compared."""
 
 
 class ReplayWorker:
@@ -145,9 +147,12 @@ class ReplayWorker:
 
         found = Replayed()
         mine = batch.filter(pc.fill_null(pc.not_equal(batch["route"], "shadow"), True))
+        if self._job.labelled_only:
+            mine = mine.filter(pc.is_valid(mine["label"]))
+        timed = not self._job.labelled_only
         for weight, part in by_weight(mine):
             for start in range(0, part.num_rows, self._job.batch_rows):
-                found += self._part(part.slice(start, self._job.batch_rows), weight, timed=start == 0)
+                found += self._part(part.slice(start, self._job.batch_rows), weight, timed=timed and start == 0)
         return found
 
     def _part(self, part: pa.RecordBatch, weight: float, *, timed: bool) -> Replayed:
@@ -218,6 +223,8 @@ class ReplayWorker:
             return Replayed(notes=("The log has no answers: serve.log.redact leaves them out.",))
         logged = part["output"]
         found = Replayed(labelled=self._labelled(part, answers, weight))
+        if self._job.labelled_only:
+            return found
         before, after = decisions(_arrays(logged), self._rule), decisions(answers, self._rule)
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, assert_never
 
 from raymlops.errors import (
     BundleError,
+    ClusterError,
     ConfigError,
     InsufficientResourcesError,
     NotFoundError,
     RefusedError,
+    TrackingError,
     UsageError,
 )
 from raymlops.lifecycle.live import withdrawals
@@ -29,13 +31,13 @@ from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request, bring
 from raymlops.lifecycle.loop.found import found_of, hold_of
 from raymlops.lifecycle.loop.messages import message_about
-from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step
+from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step, uncompared
 from raymlops.lifecycle.registration.admission import check_verdict, check_withdrawn
 from raymlops.lifecycle.registration.compatibility import check_compatible, signature_of
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
-from raymlops.state.loop import advance, retrainings_of
+from raymlops.state.loop import advance, retrainings_of, still_at
 from raymlops.state.store import Change, Deployment
 from raymlops.state.versions import recorded
 
@@ -43,9 +45,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.config.serve import ServeSection
+    from raymlops.errors import RaymlopsError
     from raymlops.lifecycle.live.reconciler import Cluster
     from raymlops.lifecycle.loop.found import Counted, Quality
-    from raymlops.lifecycle.loop.next_step import Action
+    from raymlops.lifecycle.loop.next_step import Action, Found
     from raymlops.lifecycle.loop.stage_jobs import StageJobs
     from raymlops.serving.control.plan import Plan
     from raymlops.state.loop import Retraining
@@ -105,7 +108,14 @@ class Loop:
         for _ in range(MOST_STEPS):
             if not one.is_open:
                 break
-            found = found_of(self._state, one, now=now, jobs=self._jobs, counted=self._counted, quality=self._quality)
+            try:
+                found = self._found(one, now)
+            except _RULED_OUT as error:  # such as a run that was removed from MLflow
+                self._advance(one, _unfound(one, error, stops=one.stage != "baking"), now)
+                raise
+            except (ClusterError, TrackingError) as error:
+                self._advance(one, _unfound(one, error, stops=False), now)
+                raise
             action = next_step(one, found, now=now)
             if action == last:
                 break  # its effect takes longer than a look
@@ -114,11 +124,14 @@ class Loop:
                 after = self._act(one, action, now)
             except _RULED_OUT as error:
                 # What rules an effect out is written: a person removes it, or the retraining ends.
-                after = self._advance(one, _ruled_out(action, error), now)
+                after = self._advance(one, _ruled_out(action, error, found), now)
             if after is None or (isinstance(action, Wait) and after == one):
                 break
             one = after
         return one
+
+    def _found(self, one: Retraining, now: datetime) -> Found:
+        return found_of(self._state, one, now=now, jobs=self._jobs, counted=self._counted, quality=self._quality)
 
     def _act(self, one: Retraining, action: Action, now: datetime) -> Retraining | None:
         """Do one thing, and return the retraining as it is from now on; None where another one changed it."""
@@ -141,7 +154,7 @@ class Loop:
         adds = {**one.found, **action.adds}
         after = one.at(action.stage, now=now, note=action.why, found=adds, **action.changes)
         message = None
-        if after.stage != one.stage:
+        if after.stage != one.stage or "baking" in action.adds:
             message = message_about(after, now=now)
             _log.info("retraining %s of %s is %s: %s", one.id, one.name, after.stage, action.why)
         return advance(self._state, one, after, why=action.why, message=message, actor=self._actor)
@@ -183,7 +196,7 @@ class Loop:
                 return Change(model, STARTED, why)  # it is on its way, or another one is
             return bring(model, new, goal=goal, request=request, up=False, leaving=leaving, standing=standing)
 
-        state.change(one.name, decide, actor=self._actor)
+        state.change(one.name, decide, actor=self._actor, given=still_at(one))  # nobody rejected it meanwhile
 
     def _take_back(self, one: Retraining, action: TakeBack, now: datetime) -> None:
         """Desire the version before again, if this one has the route."""
@@ -208,9 +221,21 @@ def _runs(plan: Plan | None, item: Deployment) -> bool:
     return is_up(plan, item, goal=ROUTE, hurry=True)
 
 
-def _ruled_out(action: Action, error: Exception) -> Advance:
-    """Return what becomes of a retraining whose effect is ruled out: taking back is tried again, all else stops it."""
+def _ruled_out(action: Action, error: Exception, found: Found) -> Advance:
+    """Return what becomes of a retraining whose effect is ruled out.
+
+    Taking back is tried again; one that bakes is judged without a comparison; all else stops it.
+    """
     why = getattr(error, "message", str(error))
+    if isinstance(action, Submit) and found.compare_until is not None:
+        return uncompared(found.compare_until, why)
     if isinstance(action, TakeBack):
         return Advance("baking", f"version {action.version} is to be taken back, and cannot be: {why}")
     return Advance("stopped", why)
+
+
+def _unfound(one: Retraining, error: RaymlopsError, *, stops: bool) -> Advance:
+    """Return what becomes of a retraining of which nothing can be found out: it waits and says why, or is stopped."""
+    if stops:
+        return Advance("stopped", error.message)
+    return Advance(one.stage, f"what is next cannot be found out: {error.message}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import RolloutSection
 from raymlops.config.stored import read_stored
-from raymlops.lifecycle.live.lineup import canaries_of, champion_of
+from raymlops.lifecycle.live.lineup import canaries_of, champion_of, retrained
+from raymlops.lifecycle.live.transitions import ROLLBACK
+from raymlops.lifecycle.loop.comparison import compared_of, due_until
 from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
-from raymlops.monitor.baked import Baked, bake
+from raymlops.monitor.baked import PARTS, Baked, bake
 from raymlops.predictions.counts import Counts
 from raymlops.serving.control.render import settings_of
 from raymlops.state.drift import BROKEN, incidents_of
@@ -19,7 +22,6 @@ from raymlops.state.versions import decision_of, recorded, registered_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from raymlops.lifecycle.loop.stage_jobs import StageJobs
     from raymlops.lifecycle.quality.facts import QualityFacts
@@ -56,8 +58,20 @@ def found_of(
             others=_others(model, one.version),
         )
     if one.stage == "baking":
-        baked = _baked(state, one, model, now=now, counted=counted, quality=quality) if live == one.version else None
-        return Found(live, lost=_lost(state, model, one.version), others=_others(model, one.version), baked=baked)
+        lost, others = _lost(state, model, one.version), _others(model, one.version)
+        if live != one.version:
+            return Found(live, lost=lost, others=others)
+        known, since = quality(state, one.name), counted(one)
+        until = due_until(one, known)
+        return Found(
+            live,
+            lost=lost,
+            others=others,
+            job=None if until is None else jobs.find(submission_id(one, "compare", until=until)),
+            baked=_baked(state, one, model, now=now, since=since, known=known, is_due=until is not None),
+            part=_part(one, since, now=now),
+            compare_until=until,
+        )
     job = jobs.find(submission_id(one, TASKS[one.stage]))
     hold = hold_of(state, one, now=now) if job is None else ""
     run_id = None
@@ -69,16 +83,27 @@ def found_of(
 
 
 def hold_of(state: State, one: Retraining, *, now: datetime) -> str:
-    """Return why nothing of a retraining is begun, nor promoted: a freeze, or an open incident; else empty.
+    """Return why nothing of a retraining is begun, nor promoted; else empty.
 
-    A person who retrains a model during an incident means it.
+    That is a freeze, an open incident, or an autonomy that was lowered since. A person who retrains a model during an
+    incident means it, and so does one who accepted a proposal whatever the autonomy is by now.
     """
     if (frozen := freeze_of(state, one.name, now=now)) is not None:
         return frozen.text()
-    if one.trigger != "person":
-        for incident in incidents_of(state, one.name, open_only=True):
-            if incident.kind in BROKEN:
-                return f"nothing during an incident: {incident.text()}"
+    if one.trigger == "person":
+        return ""
+    for incident in incidents_of(state, one.name, open_only=True):
+        if incident.kind in BROKEN:
+            return f"nothing during an incident: {incident.text()}"
+    champion = champion_of(state.deployments(one.name))
+    if champion is None or any(entry["stage"] == "proposed" for entry in one.stages):
+        return ""
+    allowed, began = retrained(champion).autonomy, read_stored(RetrainSection, one.settings).autonomy
+    if began == "act" and allowed != "act":
+        return (
+            f"retrain.autonomy is {allowed} now, and it began by itself: it goes on once that is act again, "
+            f"raymlops proposals reject {one.id} ends it"
+        )
     return ""
 
 
@@ -100,26 +125,49 @@ def _lost(state: State, model: Model, version: int | None) -> str:
 def _others(model: Model, version: int | None) -> str:
     """Return which other version gets a share of the traffic, or is on its way to one; empty if none."""
     shares = [item.version for item in canaries_of(model.deployments)]
-    shares += [each.version for each in model.coming]
+    shares += [each.version for each in model.coming if each.action != ROLLBACK]
     shares += [] if model.rollout is None else [model.rollout.version]
     other = next((each for each in shares if each != version), None)
     return "" if other is None else f"version {other} of {model.name}, which a person rolls out"
 
 
-def _baked(state: State, one: Retraining, model: Model, *, now: datetime, counted: Counted, quality: Quality) -> Baked:
+def _baked(
+    state: State,
+    one: Retraining,
+    model: Model,
+    *,
+    now: datetime,
+    since: Counts,
+    known: QualityFacts,
+    is_due: bool,
+) -> Baked:
     champion = champion_of(model.deployments)
     assert champion is not None
     rollout = _newest_rollout(state, one)
     steps = [] if rollout is None else rollout.evidence.get("steps", ())
     stored = settings_of(champion).rollout.model_dump() if rollout is None else rollout.settings
     settings = read_stored(RolloutSection, stored)
-    known = quality(state, one.name)
+    compared = compared_of(one)
+    if is_due and compared is not None and not compared.is_known:
+        compared = None  # it is tried again before its own answers are all that there is
     return bake(
         sum((Counts.from_dict(step.get("champion", {})) for step in steps), Counts()),
-        counted(one),
+        since,
+        parts=[Counts.from_dict(part["counts"]) for part in one.found.get("parts", ())],
         quality=known.verdict if known.version == one.version else None,
+        compared=compared,
         hours=(now - one.stage_at).total_seconds() / 3600,
         bake_h=read_stored(RetrainSection, one.settings).bake_h,
         error_margin=settings.error_margin,
         slow_margin=settings.slow_margin,
     )
+
+
+def _part(one: Retraining, since: Counts, *, now: datetime) -> dict[str, Any] | None:
+    """Return what was counted by now, if that is the end of a part of the bake."""
+    parts = one.found.get("parts", ())
+    begun = datetime.fromisoformat(parts[-1]["at"]) if parts else one.stage_at
+    hours = read_stored(RetrainSection, one.settings).bake_h / PARTS
+    if len(parts) == PARTS or abs(now - begun) < timedelta(hours=hours):
+        return None
+    return {"at": now.isoformat(), "counts": since.to_dict()}

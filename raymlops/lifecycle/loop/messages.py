@@ -34,13 +34,16 @@ def message_about(retraining: Retraining, *, now: datetime) -> Message | None:
     All messages about one retraining have one title, by which mail programs join them, and one id a stage, so that each
     is sent once.
     """
-    what = WHAT.get(retraining.stage)
+    what: Told | None = WHAT.get(retraining.stage)
     if what is None:
         return None
+    if what == "promoted" and "baking" in retraining.found:
+        what = "worse"
     name, id_ = retraining.name, retraining.id
     body = "\n".join([_head(retraining, what), "Next:", *_commands(retraining, what)])
     title = f"{name}: retraining of version {retraining.champion} (retraining {id_})"
-    return Message(f"{id_}-{retraining.stage}", id_, what, title, body[:MAX_BODY], now)
+    told = what if what == "worse" else retraining.stage
+    return Message(f"{id_}-{told}", id_, what, title, body[:MAX_BODY], now)
 
 
 def _head(one: Retraining, what: Told) -> str:
@@ -52,7 +55,8 @@ def _head(one: Retraining, what: Told) -> str:
         "decided": f"Retraining begins: {why}.",
         "proposed": f"A retraining is proposed, and waits for a person: {why}.",
         "promoted": f"Promoted: {version} answers now, and is taken back if it is worse. It began with: {why}.",
-        "done": f"Done: {version} stays. {note}",
+        "worse": f"Worse: {note}.",
+        "done": f"Done: {note}",
         "stopped": f"Stopped: {note}. It began with: {why}. The same evidence leads to no other one.",
         "taken_back": f"Taken back: {version}: {note}. It began with: {why}. The same evidence leads to no other one.",
     }[what]
@@ -68,6 +72,8 @@ def _commands(one: Retraining, what: Told) -> list[str]:
         ]
     if what == "promoted":
         return [f"raymlops status {name}", f"if the version before was better: raymlops rollback {name}"]
+    if what == "worse":
+        return [f"raymlops status {name}", f"to do it now: raymlops rollback {name}"]
     if what == "decided" and one.is_open:
         return [f"raymlops status {name}", f"to hold it: raymlops freeze {name} --why TEXT"]
     return [f"raymlops status {name}", f"raymlops retrain {name} --why TEXT"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
+from raymlops.monitor.baked import PARTS, Compared
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
     from raymlops.state.rollouts import Rollout
     from raymlops.state.versions import VersionRecord
 
-Task = Literal["train", "gate", "replay"]
+Task = Literal["train", "gate", "replay", "compare"]
 """What a retraining does in a Ray job of its own."""
 TASKS: dict[Stage, Task] = {"checking": "train", "training": "train", "gating": "gate", "replaying": "replay"}
-"""The job that is looked for at a stage."""
-_DOING: dict[Task, str] = {"train": "training", "gate": "the gate", "replay": "the replay"}
+"""The job that is looked for at a stage; one that bakes is compared, a few times."""
+COMPARING = "comparing"
+"""Key of the newest comparison in ``Retraining.found``."""
+_DOING: dict[Task, str] = {
+    "train": "training",
+    "gate": "the gate",
+    "replay": "the replay",
+    "compare": "the comparison with the version before",
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,10 @@ class Found:
     others: str = ""
     """Another version that a person gives a share of the traffic now."""
     baked: Baked | None = None
+    part: dict[str, Any] | None = None
+    """What was counted by the end of a part of the bake, which has just ended."""
+    compare_until: datetime | None = None
+    """End of the windows of labels by which it is to be compared with the version before; None where none is due."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +134,23 @@ def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
         return _baking(one, found, settings, now=now)
     if found.live != one.champion:
         return _stop(_gone(one, found))
-    return _after_task(one, found, settings) or _task(one, found, settings)
+    return _after_task(one, found, settings) or _task(one, found, settings, TASKS[one.stage])
 
 
-def submission_id(one: Retraining, task: Task) -> str:
-    """Return the id of the Ray job of a task and attempt: the same whoever submits it, so that Ray refuses a second."""
+def submission_id(one: Retraining, task: Task, *, until: datetime | None = None) -> str:
+    """Return the id of the Ray job of a task and attempt: the same whoever submits it, so that Ray refuses a second.
+
+    Of comparisons there are several, ``until`` several times.
+    """
+    of = "" if until is None else f"-{until:%Y%m%dT%H%M%S}"
     attempt = f"-{one.failures + 1}" if one.failures else ""
-    return f"raymlops-retrain-{one.id}-{task}{attempt}"
+    return f"raymlops-retrain-{one.id}-{task}{of}{attempt}"
+
+
+def uncompared(until: datetime, why: str) -> Advance:
+    """Return that a version that bakes was not compared with the one before, so that its own answers are judged."""
+    found = Compared("not compared", why, until.isoformat())
+    return Advance("baking", why, changes={"failures": 0}, adds={COMPARING: found.to_dict()})
 
 
 def _gone(one: Retraining, found: Found) -> str:
@@ -149,10 +171,10 @@ def _after_task(one: Retraining, found: Found, settings: RetrainSection) -> Acti
     return _replayed(one, settings) if one.stage == "replaying" else None
 
 
-def _task(one: Retraining, found: Found, settings: RetrainSection) -> Action:
-    """Submit, wait for, or repeat the job of a stage."""
-    task = TASKS[one.stage]
-    submitted = submission_id(one, task)
+def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task) -> Action:
+    """Submit, wait for, or repeat a job."""
+    until = found.compare_until
+    submitted = submission_id(one, task, until=until)
     if found.job is None:
         return Wait(found.hold) if found.hold else Submit(task, submitted)
     if found.job.status == "running":
@@ -161,7 +183,8 @@ def _task(one: Retraining, found: Found, settings: RetrainSection) -> Action:
     failures = one.failures + 1
     if failures >= settings.max_failures:
         times = f"{failures} times" if failures > 1 else "once"
-        return _stop(f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}")
+        why = f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}"
+        return _stop(why) if until is None else uncompared(until, why)
     again = f"attempt {failures} of {_DOING[task]} failed: {ended}"
     return Advance(one.stage, again, changes={"failures": failures, "submission_id": submitted})
 
@@ -223,11 +246,18 @@ def _baking(one: Retraining, found: Found, settings: RetrainSection, *, now: dat
             return _stop(f"{one.name} was taken down")
         return Advance("done", f"version {found.live} was made live in place of version {one.version}")
     if decided is not None:
-        return Wait(found.others) if found.others else TakeBack(one.version, decided["reason"])
+        if not found.others:
+            return TakeBack(one.version, decided["reason"])
+        return Wait(f"{found.others}; version {one.version} is to be taken back: {decided['reason']}")
     baked = found.baked
     if baked is not None and baked.outcome == "worse":  # written first, so that the reason outlives a kill
         why = f"version {one.version} is to be taken back: {baked.reason}"
         return Advance("baking", why, adds={"baking": baked.to_dict()})
+    if found.part is not None:
+        parts = [*one.found.get("parts", ()), found.part]
+        return Advance("baking", f"part {len(parts)} of {PARTS} of the bake is over", adds={"parts": parts})
+    if found.compare_until is not None:
+        return _task(one, found, settings, "compare")
     if baked is not None and baked.outcome == "passed":
         return Advance("done", f"version {one.version} stays: {baked.reason}")
     until = one.stage_at + timedelta(hours=settings.bake_h)

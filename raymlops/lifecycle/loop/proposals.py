@@ -15,6 +15,7 @@ from raymlops.lifecycle.loop.opened import chosen_state
 from raymlops.records import Record, aligned
 from raymlops.state.engine import this_user
 from raymlops.state.loop import advance, freeze_of, retraining_of, retrainings_of
+from raymlops.state.store import without_traffic
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.sources import Source
@@ -98,16 +99,15 @@ def _answered(proposal_id: str, stage: Stage, *, why: str, config: Source | None
         raise UsageError("why is empty: the audit record keeps why a proposal was accepted or rejected")
     with chosen_state(None, config) as state:
         before, now = retraining_of(state, proposal_id), state.now()
-        if stage == "rejected" and before.stage in {"rolling_out", "baking"}:
-            hint = f"raymlops rollback {before.name} takes it back."
-            raise RefusedError(f"its version has traffic: {before.text()}", hint=hint)
         if not before.is_open or (stage != "rejected" and before.stage != "proposed"):
             raise RefusedError(f"it is no proposal: {before.text()}", hint="raymlops proposals list shows those.")
         frozen = freeze_of(state, before.name, now=now)
         if stage != "rejected" and frozen is not None:
             raise RefusedError(frozen.text(), hint=f"To end that: raymlops freeze {before.name} --thaw --why TEXT.")
         after, who = before.at(stage, now=now, note=why), this_user()
-        done = advance(state, before, after, why=why, message=message_about(after, now=now), actor=who)
+        none = without_traffic(before.name, before.version) if before.version is not None else None
+        message = message_about(after, now=now)
+        done = advance(state, before, after, why=why, message=message, actor=who, given=none)
         if done is None:
             raise RefusedError(f"somebody answered {proposal_id} just now", hint="raymlops proposals list shows it.")
     return done

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from raymlops.display import some_of
+from raymlops.lifecycle.loop.comparison import due_until
+from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.state.drift import incidents_of, judged_windows
 from raymlops.state.loop import FAILED, retrainings_of
 
@@ -30,7 +32,10 @@ def is_busy(state: State, name: str) -> bool:
     if model.coming:
         return True
     rolls = model.rollout is not None and model.rollout.status == "running"
-    stages = {one.stage for one in retrainings_of(state, name, open_only=True)}
+    open_ = retrainings_of(state, name, open_only=True)
+    stages = {one.stage for one in open_}
+    if "baking" in stages and any(due_until(one, quality_facts(state, name, now=state.now())) for one in open_):
+        return True
     # Before its rollout has begun, and once that has ended, a retraining that rolls out is about to take a step.
     return bool(stages & REAL_TIME) or ("rolling_out" in stages and not rolls)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,21 +129,29 @@ class Replay:
         tally, end, requests = Tally(), BEGIN + (number + 1) * WEEK, self._left()
         for days in range(6, -1, -1):
             closes = end - timedelta(days=days) + JUDGED_AFTER
+            answered = []
             while requests and requests[0].at < closes:
-                self._ask(requests.popleft(), tally)
-            self._pass(closes)
+                request = requests.popleft()
+                answered.append((request, *self.feed.send(request, score=_late)))
+            self.feed.until(closes)
+            self._add(answered, tally)  # while the controller judges the day
+            self._judged(closes)
         if (number + 1) % BLIND_WEEKS == 0:
             of = self._first
             self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
         return tally.closed(number + 1, until=f"{end:%Y-%m-%d}", events=self._events.new())
 
-    def _ask(self, request: Request, tally: Tally) -> None:
-        version, live = self.feed.send(request, score=_late)
-        answers = {"live": live}
-        for name, model in (("frozen", self._first.model), ("blind", self._blind)):
-            answers[name] = [_late(row) for row in model.predict_rows(request.rows)]
-        tally.add(request.labels, version, answers)
-        self.requests += 1
+    def _add(self, answered: Sequence[tuple[Request, str, list[float]]], tally: Tally) -> None:
+        """Add what was answered on a day, and what the first version and the blind one say of the same rows."""
+        rows = [row for request, _, _ in answered for row in request.rows]
+        if not rows:
+            return
+        models = {"frozen": self._first.model, "blind": self._blind}
+        beside = {name: iter([_late(row) for row in model.predict_rows(rows)]) for name, model in models.items()}
+        for request, version, live in answered:
+            theirs = {name: list(islice(answers, len(request.rows))) for name, answers in beside.items()}
+            tally.add(request.labels, version, {"live": live, **theirs})
+        self.requests += len(answered)
 
     def _left(self) -> deque[Request]:
         """Return the requests that were not sent yet."""
@@ -158,9 +167,8 @@ class Replay:
             self._requests = deque(found)
         return self._requests
 
-    def _pass(self, moment: datetime) -> None:
-        """Let a day end: its window is judged, and what follows from that and takes real time is waited for."""
-        self.feed.until(moment)
+    def _judged(self, moment: datetime) -> None:
+        """Wait until the day before a moment is judged, and for what follows from that and takes real time."""
         day = moment.replace(hour=0, minute=0)  # windows are days of UTC
         self._wait(lambda: judged_until(self._state, self._name) >= day, JUDGE_S)
         self._settle()

@@ -1,7 +1,7 @@
-"""A task of a retraining, in a Ray job of its own: train, gate or replay. Each may be repeated.
+"""A task of a retraining, in a Ray job of its own: train, gate, replay or compare. Each may be repeated.
 
-Owns what is there already: a run that was finished, or can be resumed, by its tag; a version by its run; a replay by
-what the retraining holds. What follows, the loop decides.
+Owns what is there already: a run that was finished, or can be resumed, by its tag; a version by its run; a replay and a
+comparison by what the retraining holds. What follows, the loop decides.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import GateRefusedError, RefusedError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.loop.next_step import COMPARING
 from raymlops.lifecycle.loop.stage_jobs import newest_run
 from raymlops.lifecycle.loop.training_data import check_recipe, tables_of
+from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
+from raymlops.lifecycle.retraining.compare import compared
 from raymlops.lifecycle.sources import Source, project_of, spec_of, state_of
 from raymlops.lifecycle.sweeps.handle import attach
 from raymlops.lifecycle.sweeps.run import run_sweep, sweep_request
@@ -30,8 +33,10 @@ from raymlops.state.versions import recorded
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.loop.next_step import Task
+    from raymlops.monitor.baked import Compared
     from raymlops.project import Project
     from raymlops.records import GateDecision, TrialRecord
+    from raymlops.state.loop import Stage
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
 
@@ -60,8 +65,9 @@ def retraining_job(source: Source, retraining_id: str, task: Task) -> TaskRecord
     spec = spec_of(source)
     if task == "train":
         return TaskRecord(retraining_id, task, _train(spec, retraining_id))
+    tasks = {"gate": _gate, "replay": _replay, "compare": _compare}
     with state_of(spec) as state:
-        result = (_gate if task == "gate" else _replay)(spec, state, retraining_id)
+        result = tasks[task](spec, state, retraining_id)
     return TaskRecord(retraining_id, task, result)
 
 
@@ -144,17 +150,45 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     return f"{'passed' if decision.passed else 'refused'}: {decision.reason}"
 
 
+def _compare(spec: ProjectSpec, state: State, retraining_id: str) -> str:
+    from raymlops.cluster.connect import connect
+    from raymlops.lifecycle.batch.replay import on_workers
+
+    one = retraining_of(state, retraining_id)
+    champion, known = champion_of(state.deployments(one.name)), quality_facts(state, one.name, now=state.now())
+    if champion is None or champion.version != one.version or known.since is None or known.until is None:
+        raise RefusedError(f"retraining {one.id} of {one.name} has nothing to compare: it is {one.stage}")
+    with connect(spec):
+        times = {"since": known.since, "until": known.until}
+        found = compared(state, champion, one.champion, **times, answer=on_workers(spec))
+    keep_compared(state, retraining_id, found)
+    return f"{found.outcome}: {found.reason}"
+
+
 def keep(state: State, retraining_id: str, decision: GateDecision) -> None:
     """Write the decision of a replay with its retraining, whatever else is written of that meanwhile.
 
     Raises:
         RefusedError: it has ended.
     """
+    _keep(state, retraining_id, "replaying", {"replaying": decision.to_dict()}, why=f"replayed: {decision.reason}")
+
+
+def keep_compared(state: State, retraining_id: str, found: Compared) -> None:
+    """Write a comparison with its retraining, as ``keep`` does; the next one may fail as often again.
+
+    Raises:
+        RefusedError: it has ended.
+    """
+    adds = {COMPARING: found.to_dict()}
+    _keep(state, retraining_id, "baking", adds, why=f"compared: {found.reason}", failures=0)
+
+
+def _keep(state: State, retraining_id: str, stage: Stage, adds: dict[str, Any], *, why: str, **changes: Any) -> None:
     while True:
         one = retraining_of(state, retraining_id)
-        if one.stage != "replaying":
-            raise RefusedError(f"retraining {one.id} of {one.name} is {one.stage}: its replay counts no more")
-        found = {**one.found, "replaying": decision.to_dict()}
-        after = one.at("replaying", now=state.now(), note=one.note, found=found)
-        if advance(state, one, after, why=f"replayed: {decision.reason}") is not None:
+        if one.stage != stage:
+            raise RefusedError(f"retraining {one.id} of {one.name} is {one.stage}: what was found counts no more")
+        after = one.at(stage, now=state.now(), note=one.note, found={**one.found, **adds}, **changes)
+        if advance(state, one, after, why=why) is not None:
             return

@@ -186,10 +186,11 @@ class ControllerActor:
             api = ServeApi(_dashboard(spec))
             here = api.cluster_id()
             _check_home(state, here)
-            with lease(state.url, LEASE, purpose=purpose()):
+            with lease(state.url, LEASE, purpose=purpose()) as renew:
                 controller = self._controller(spec, state, api)
                 self._phase = "running"
                 while not self._stopped.is_set():
+                    renew()
                     _check_home(state, here)
                     pause_s = controller.step(state.now())
                     self._stopped.wait(min(pause_s, REPLAY_S) if clock.replayed() else pause_s)

@@ -28,6 +28,7 @@ from raymlops.serving.control.ownership import divide
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
+from raymlops.state.loop import kept_by_bakes
 from raymlops.state.rollouts import running, update_rollout
 from raymlops.state.store import Change
 from raymlops.state.versions import withdrawn
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.rollout.loss_reader import ReadLosses, Start
     from raymlops.serving.control.ownership import Division
     from raymlops.serving.control.plan import Plan
-    from raymlops.state.loop import Retraining
+    from raymlops.state.loop import Retraining, Stage
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Model, State
 
@@ -51,9 +52,12 @@ ROUND_S = 1.0
 IDLE_S = 5.0
 KEPT_EVERY_S = 5.0
 """Interval at which a rollout's evidence is written while nothing is decided."""
+WAITS: frozenset[Stage] = frozenset({"proposed", "baking"})
+"""Stages of a retraining that last for hours."""
 WARM_EVERY_S = 10.0
 ALIAS_EVERY_S = 30.0
-RETRAIN_EVERY_S = 5.0
+RETRAIN_EVERY_S = 2.0
+"""Between two looks at retrainings that have not ended."""
 MAINTAIN_EVERY_S = 3600.0
 TELL_EVERY_S = 5.0
 """Half as long as Ray takes to export gauges: one that is not set again disappears."""
@@ -130,7 +134,7 @@ class Controller:
 
     def step(self, now: datetime) -> float:
         """Do what is due at ``now`` and return the seconds until the next step. Never raises a ``RaymlopsError``."""
-        moving = False
+        moving = retraining = False
         try:
             rollouts = self._running()
             moving = bool(rollouts) or bool(self._state.desired().coming)
@@ -149,14 +153,16 @@ class Controller:
                         self._attempt(what := f"{item.name} (alias)", partial(self._follow, item.name, self._aliases))
                         if what in self._errors:
                             break  # an MLflow that hangs holds up one round once, not once a model
-            self._retrain(now)
+            retraining = self._retrain(now)
             if self._is_due("maintain", MAINTAIN_EVERY_S):
                 self._attempt("maintenance", partial(self._maintain, now))
             if self._is_due("tell", TELL_EVERY_S):
                 self._attempt("messages", partial(self._tell, now))
         except RaymlopsError as error:  # the state database does not answer
             self._report("the state", error)
-        return ROUND_S if moving or "Serve" in self._errors else IDLE_S
+        if moving or "Serve" in self._errors:
+            return ROUND_S
+        return RETRAIN_EVERY_S if retraining else IDLE_S
 
     def _running(self) -> list[Rollout]:
         with self._state.reading() as connection:
@@ -228,12 +234,15 @@ class Controller:
         up = is_up(seen_by(plan, model), new, goal=ROUTE)
         return bring(replace(model, rollout=done), new, goal=ROUTE, request=request, up=up)
 
-    def _retrain(self, now: datetime) -> None:
-        """Let each retraining take its next step, if that is due."""
-        if self._retrainings is None or not self._is_due("retrain", RETRAIN_EVERY_S):
-            return
-        for one in self._retrainings.open():
-            self._attempt(f"{one.name} (retraining)", partial(self._retrainings.step, one, now))
+    def _retrain(self, now: datetime) -> bool:
+        """Let each retraining take its next step, if that is due; return whether one is not at a stage of hours."""
+        if self._retrainings is None:
+            return False
+        open_ = self._retrainings.open()
+        if open_ and self._is_due("retrain", RETRAIN_EVERY_S):
+            for one in open_:
+                self._attempt(f"{one.name} (retraining)", partial(self._retrainings.step, one, now))
+        return any(one.stage not in WAITS for one in open_)
 
     def _known_losses(self, rollout: Rollout, now: datetime) -> LossReport | None:
         """Return what is known of the losses; a failure to read newer ones is recorded once, and stops nothing."""
@@ -254,7 +263,7 @@ class Controller:
         stay = self._stay.setdefault(name, {})
         over = set(cooled(self._state.deployments(name), changes_of(self._state, name), now=now, stay=stay))
         coming = {one.version for one in self._state.model(name).coming}
-        if not (over := over - coming):
+        if not (over := over - coming) or not (over := over - kept_by_bakes(self._state, name)):
             return
         versions = ", ".join(map(str, sorted(over)))
 

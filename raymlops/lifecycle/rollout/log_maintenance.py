@@ -45,16 +45,33 @@ class LogMaintenance:
         self._state = state
         self._url = url
         self._then = then
-        self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()
+        self._next: datetime | None = None
+        self._runs = False
         self._seen: dict[tuple[str, str], object] = {}
         """Models and storages whose older hours have been merged, with what their hours were counted on."""
         self._failures = RecordedFailures(state)
 
     def __call__(self, now: datetime) -> None:
-        """Start a run, unless the previous one is still running."""
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self.run, args=(now,), name="raymlops-log-maintenance", daemon=True)
-            self._thread.start()
+        """Start a run; while one is still running, the newest that was asked for follows it."""
+        with self._turn:
+            self._next, begins = now, not self._runs
+            self._runs = True
+        if begins:
+            threading.Thread(target=self._turns, name="raymlops-log-maintenance", daemon=True).start()
+
+    def _turns(self) -> None:
+        while (now := self._asked_for()) is not None:
+            try:
+                self.run(now)
+            except Exception as error:  # the state may be unavailable: the next hour tries again
+                _log.warning("the logs were not maintained", exc_info=error)
+
+    def _asked_for(self) -> datetime | None:
+        with self._turn:
+            now, self._next = self._next, None
+            self._runs = now is not None
+        return now
 
     def run(self, now: datetime) -> None:
         """Maintain the log of every model, and then go on; record what fails for one, and continue with the others."""

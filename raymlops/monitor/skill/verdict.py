@@ -32,6 +32,8 @@ MARGIN = 0.01
 """Skill that may be lost without a verdict, however sure it is: what is shown is that more than it is lost."""
 SHOWS = 0.1
 """A loss of skill that must be visible: while bounds leave it open whether so much is lost, labels are too few."""
+MOST_TOLD = 10_000
+"""Evidence beyond which its number tells a person nothing."""
 _REFERENCE_PART = 0.25
 _LARGEST = 700.0
 """Logarithm of the largest evidence that is told."""
@@ -104,13 +106,18 @@ def judge(
         lately = Moments(sums.sums[int(since) :].sum(axis=0)).estimate()
         reason = (
             f"{float(lately.value):.3f} of skill lost since window {int(since) + 1} of {len(windows)}, more than "
-            f"{margin:g} (a model as it was shows as much in 1 of {evidence:,.0f} lives; {limit:,.0f} is the limit)"
+            f"{margin:g} (a model as it was shows as much in {seldom(evidence)} lives; 1 of {limit:,.0f} is the limit)"
         )
         return say("worse", reason)
     if upper is None or upper > shows:
         most = "nothing bounds the skill that may be lost" if upper is None else f"{upper:.3f} of skill may be lost"
         return say("not enough labels", f"{most}, and {shows:g} has to be visible")
     return say("as before", f"{float(found.value):+.3f} of skill lost on average, at most {upper:.3f}")
+
+
+def seldom(evidence: float) -> str:
+    """Return how often evidence like this comes by chance, in words that a person can read."""
+    return f"1 of {evidence:,.0f}" if evidence <= MOST_TOLD else f"less than 1 of {MOST_TOLD:,}"
 
 
 def above(losses: Sequence[Moments], bound: Any, *, level: float = LEVEL) -> tuple[bool, float]:
@@ -157,6 +164,10 @@ class Paired:
         """Return the skill that is lost by the challenger."""
         return replace(self.difference.estimate(), third=0.0)
 
+    def bounds(self, *, level: float = LEVEL) -> tuple[Any, Any]:
+        """Return bounds of that, each of which ever fails, at any look, with probability at most ``level``."""
+        return sequence.interval(self.estimate(), alpha=2 * level)
+
     def compare(self, *, level: float = LEVEL, margin: float = MARGIN) -> tuple[Comparison, str]:
         """Return what is to be said of the challenger, at any look, and why.
 
@@ -164,7 +175,7 @@ class Paired:
         worse by more than ``margin`` is called no worse as rarely.
         """
         found = self.estimate()
-        low, high = sequence.interval(found, alpha=2 * level)
+        low, high = self.bounds(level=level)
         if self.difference.few:
             return "not enough labels", self.difference.few
         told = f"{found.value:+.3f} of skill lost by the challenger, between {low:+.3f} and {high:+.3f}"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 from echoed_log import bundle as echo_bundle
-from loop_world import BAD, REFUSAL, SERVE, START, World
+from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, START, WORSE, World
+from stored import put
 
+from raymlops.errors import BundleError, NotFoundError, TrackingError
 from raymlops.state.loop import retrainings_of
 from raymlops.state.messages import messages_of
 from raymlops.state.store import State
@@ -111,15 +116,140 @@ def test_a_promoted_version_that_errs_gives_the_route_back(world):
     with State.open(world.url) as state:
         rollback = next(event for event in state.events("m") if event.action == "rollback")
         assert "errors and rejected requests" in rollback.why
-    assert told(world)[0] == ["promoted", "taken_back"]
+    assert told(world)[0] == ["promoted", "taken_back", "worse"]
 
 
-def test_skill_that_is_lost_after_the_promotion_gives_the_route_back(world):
-    """By the verdict on the quality of what is live since then."""
+def test_a_version_shown_to_be_worse_says_so_while_another_ones_share_holds_it(world):
+    """A person's canary has 1%: somebody is told once, status has the reason; it is taken back after that canary."""
+    world.begin()
+    world.run(until=lambda one: one.stage == "baking")
+    world.baked = BAD
+    with State.open(world.url) as state:
+        items = state.deployments("m")
+        canary = replace(items[0], version=3, role="warm", weight=0.01)
+        put(state, "m", [*items, canary])
+    world.run(until=lambda one: one.note.startswith("version 3 of m, which a person rolls out"))
+    for _ in range(3):
+        world.look()
+    assert "version 2 is to be taken back: errors and rejected requests 50.00%" in world.newest().note
+    assert told(world)[0] == ["promoted", "worse"]
+    with State.open(world.url) as state:
+        put(state, "m", [replace(item, weight=0.0) for item in state.deployments("m")])
+    assert world.run().stage == "taken_back"
+    assert world.line_up()[1] == ("champion", 0)
+
+
+def test_the_version_before_is_warm_until_the_bake_has_ended(tmp_path, bundle):
+    """Longer than ``serve.keep_warm_s``, so that the route goes back at once."""
+    world = World(tmp_path, bundle, bake_h=1.0)
+    world.now = datetime(2100, 1, 1, tzinfo=UTC)  # after what the audit record has by the real clock
+    with State.open(world.url) as state:
+        put(state, "m", [replace(item, serve={**item.serve, "keep_warm_s": 60}) for item in state.deployments("m")])
+    world.begin()
+    world.run(until=lambda one: one.stage == "baking")
+    for _ in range(30):
+        world.now += MINUTE
+        world.look()
+    assert set(world.line_up()) == {1, 2}
+    world.run(most=200)
+    world.now += 2 * MINUTE
+    world.look()
+    assert set(world.line_up()) == {2}
+
+
+def test_an_autonomy_that_is_lowered_holds_what_began_by_itself(world):
+    """It is not promoted; one that a person began is, and so is it once the loop may act again."""
+
+    def policy(autonomy):
+        with State.open(world.url) as state:
+            put(state, "m", [replace(item, retrain={"autonomy": autonomy}) for item in state.deployments("m")])
+
+    world.begin()
+    world.run(until=lambda one: one.stage == "training")
+    policy("observe")
+    world.run(until=lambda one: one.note.startswith("retrain.autonomy is observe now"))
+    for _ in range(3):
+        world.look()
+    assert [task for task, _ in world.jobs.tasks.values()] == ["train"]
+    policy("act")
+    assert world.run().stage == "done"
+
+
+def test_one_that_answers_worse_than_the_one_before_gives_the_route_back(world):
+    """By the comparison on the same labelled requests; the reason is kept."""
+    world.quality, world.compared = "worse", WORSE
+    world.begin()
+    one = world.run()
+
+    assert (one.stage, one.note) == (
+        "taken_back",
+        "version 2 was taken back: 0.050 of skill lost; beside version 1: +0.050 of the loss",
+    )
+    assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0)}
+
+
+def test_skill_that_both_versions_lose_takes_nothing_back(world):
+    """The world changed: the version before is no better on the same requests."""
     world.quality = "worse"
     world.begin()
+    one = world.run()
 
-    assert world.run().note == "version 2 was taken back: 0.050 of skill lost"
+    assert one.stage == "done"
+    assert one.note.endswith("quality worse; beside version 1: +0.001 of the loss")
+
+
+def test_where_they_are_not_compared_skill_that_is_lost_gives_the_route_back(world):
+    """A comparison that failed as often as it may is none, which is said."""
+    world.quality, world.jobs.fails = "worse", {"compare": 3}
+    world.begin()
+    one = world.run()
+
+    assert one.stage == "taken_back"
+    assert one.note == (
+        "version 2 was taken back: 0.050 of skill lost; by its own answers alone: the comparison with the version "
+        "before failed 3 times, as retrain.max_failures allows; the last time: RuntimeError: no such table"
+    )
+
+
+def test_a_comparison_that_cannot_be_begun_is_none(world):
+    """The bundle of what is live does not say its configuration, for one."""
+    world.quality, world.jobs.ruled_out = "worse", {"compare": BundleError("this release cannot read it")}
+    world.begin()
+
+    assert world.run().note.endswith("0.050 of skill lost; by its own answers alone: this release cannot read it")
+
+
+def test_newer_labels_are_compared_again(world):
+    """Each window has a job of its own; it bakes on while labels are too few."""
+    world.quality, world.compared = "worse", FEW
+    world.begin()
+    world.run(until=lambda one: "comparing" in one.found)
+    world.judged_until += MINUTE
+    world.compared = WORSE
+
+    assert world.run().stage == "taken_back"
+    ids = [submitted for submitted, (task, _) in world.jobs.tasks.items() if task == "compare"]
+    assert [submitted.rsplit("-", 1)[1] for submitted in ids] == ["20260101T000000", "20260101T000100"]
+
+
+def test_what_cannot_be_found_out_is_its_note(world):
+    """MLflow is away, then back; a run that was removed there ends it."""
+    world.begin()
+    world.run(until=lambda one: one.stage == "training")
+    world.jobs.away = TrackingError("MLflow does not answer")
+    world.run(until=lambda one: "MLflow does not answer" in one.note)
+    assert world.newest().note == "what is next cannot be found out: MLflow does not answer"
+    world.jobs.away = None
+    assert world.run().stage == "done"
+
+
+def test_a_run_that_was_removed_from_mlflow_ends_it(world):
+    """Nothing would be found of what was trained, however often it is looked for."""
+    world.jobs.away = NotFoundError("there is no run run-1")
+    world.begin()
+
+    one = world.run()
+    assert (one.stage, one.note) == ("stopped", "there is no run run-1")
 
 
 def test_a_task_that_fails_is_tried_again(world):
@@ -233,7 +363,6 @@ def test_a_second_controller_with_an_outdated_reading_changes_nothing(world):
 
 def test_a_champion_whose_bundle_is_lost_stops_it_and_says_so(world, bundle):
     """No job can be sent without the recipe's code in it."""
-    from raymlops.errors import BundleError
 
     def lost(*_arguments):
         raise BundleError("expected the manifest of a bundle, got nothing")

@@ -67,7 +67,7 @@ EVENTS = {
     "freeze": lambda world, _number: freeze(world.state, Freeze("m", "holidays", "ada", world.now)),
     "thaw": thawed,
     "lose a job": lose_a_job,
-    "fail": lambda world, _number: world.jobs.fails.update(train=1, gate=1, replay=1),
+    "fail": lambda world, _number: world.jobs.fails.update(train=1, gate=1, replay=1, compare=1),
     "MLflow": lambda world, _number: setattr(world.jobs, "away", not world.jobs.away),
     "bad": goes_bad,
     "good": goes_well,

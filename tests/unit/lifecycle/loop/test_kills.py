@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 from echoed_log import bundle as echo_bundle
-from loop_world import BAD, MINUTE, REFUSAL, KilledError, World
+from loop_world import BAD, MINUTE, REFUSAL, WORSE, KilledError, World
 
 WALKS = {
     "promoted": {},
@@ -16,11 +16,20 @@ WALKS = {
     "refused by its replay": {"replayed": REFUSAL},
     "aborted as a canary": {"canary": BAD},
     "taken back while it bakes": {"baked": BAD},
+    "taken back for its answers": {"quality": "worse", "compared": WORSE},
     "training fails": {"fails": {"train": 3}},
 }
 """What differs in each walk; together they pass every stage and every end that the loop gives a retraining."""
 KILLED = {
-    *("before job train", "after job train", "before job replay", "before Serve", "after Serve", "before commit"),
+    *(
+        "before job train",
+        "after job train",
+        "before job replay",
+        "after job compare",
+        "before Serve",
+        "after Serve",
+        "before commit",
+    ),
     *("before UPDATE retrainings SET", "before INSERT INTO rollouts", "before INSERT INTO messages"),
 }
 """Among the places."""

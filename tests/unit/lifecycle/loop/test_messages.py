@@ -18,7 +18,7 @@ def test_stages_on_the_way_are_not_told(stage):
     [
         ("proposed", "A retraining is proposed, and waits for a person: 0.050", "raymlops proposals accept"),
         ("baking", "Promoted: version 4 answers now, and is taken back", "raymlops rollback flights"),
-        ("done", "Done: version 4 stays.", "raymlops status flights"),
+        ("done", "Done: the gate refused it", "raymlops status flights"),
         ("stopped", "Stopped: the gate refused it. It began with: 0.050", "raymlops retrain flights"),
         ("taken_back", "Taken back: version 4: the gate refused it. It began", "raymlops retrain flights"),
     ],

@@ -1,7 +1,9 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from looped import SKILL, judged, live
+from stored import put
 
 import raymlops as rm
 from raymlops.errors import NotFoundError, RefusedError, UsageError
@@ -9,7 +11,8 @@ from raymlops.lifecycle.loop.decision import decide_due
 from raymlops.lifecycle.loop.freeze import freeze, thaw
 from raymlops.lifecycle.loop.proposals import accept, proposals, reject
 from raymlops.lifecycle.loop.status import loop_lines, loop_status
-from raymlops.state.loop import advance, freeze_of, retraining_of
+from raymlops.state.loop import advance, freeze_of, retraining_of, still_at
+from raymlops.state.store import Change
 
 HOUR = timedelta(hours=1)
 
@@ -47,16 +50,21 @@ def test_an_accepted_one_goes_on(state, proposal):
         accept(proposal.id, why="again")
 
 
-def test_one_that_went_on_is_rejected_until_its_version_has_traffic(state, proposal):
-    """Then it is rolled back; and what has ended is over."""
-    done = accept(proposal.id, why="labels look right")
-    for stage in ("rolling_out", "baking"):
-        done = advance(state, done, done.at(stage, now=state.now()), why="on")
-        with pytest.raises(RefusedError, match="its version has traffic"):
-            reject(proposal.id, why="too late")
-    advance(state, done, done.at("done", now=state.now()), why="on")
-    with pytest.raises(RefusedError, match="it is no proposal"):
+def test_one_that_went_on_is_rejected_until_its_version_is_up(state, proposal):
+    """While it waits for its rollout too, as a freeze makes it; then it is rolled back, and what has ended is over."""
+    one = accept(proposal.id, why="labels look right")
+    one = advance(state, one, one.at("rolling_out", now=state.now(), version=4), why="on")
+    up = replace(state.deployments("flights")[0], version=4, role="warm", weight=0.1)
+    put(state, "flights", [*state.deployments("flights"), up])
+    with pytest.raises(RefusedError, match="version 4 of flights is up beside what is live"):
         reject(proposal.id, why="too late")
+    put(state, "flights", [item for item in state.deployments("flights") if item.version == 3])
+    outdated = one
+    assert reject(proposal.id, why="not now").stage == "rejected"
+    with pytest.raises(RefusedError, match="is rejected since a moment ago"):
+        state.change("flights", lambda model: Change(model, "x", "y"), given=still_at(outdated))
+    with pytest.raises(RefusedError, match="it is no proposal"):
+        reject(proposal.id, why="again")
 
 
 def test_a_retraining_that_runs_is_ended_by_a_person(state, proposal):

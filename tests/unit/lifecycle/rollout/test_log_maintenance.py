@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Event
 
 import numpy as np
 import pytest
@@ -175,3 +176,24 @@ def test_trouble_with_one_log_is_on_the_record(state, url, tmp_path):
     (event,) = [event for event in state.events() if event.action == "controller.error"]
     assert event.subject == "n"
     assert file.exists()
+
+
+def test_what_is_asked_for_during_a_run_follows_it(state, url):
+    """The newest of them alone: a window that ended meanwhile is judged without another hour's delay."""
+    begun, goes_on, done, seen = Event(), Event(), Event(), []
+
+    def watch(now):
+        seen.append(now)
+        begun.set()
+        assert goes_on.wait(30)
+        if len(seen) == 2:
+            done.set()
+
+    maintain, hour = LogMaintenance(state, url, then=watch), timedelta(hours=1)
+    maintain(NOW)
+    assert begun.wait(30)
+    maintain(NOW + hour)
+    maintain(NOW + 2 * hour)
+    goes_on.set()
+    assert done.wait(30)
+    assert seen == [NOW, NOW + 2 * hour]

@@ -43,7 +43,10 @@ def test_a_model_that_lost_skill_is_worse():
     assert found.since == 0
     assert found.lost == pytest.approx(0.3)
     assert found.evidence > found.limit == 100
-    assert found.reason.startswith("0.300 of skill lost since window 1 of 5, more than 0.01")
+    assert found.reason == (
+        "0.300 of skill lost since window 1 of 5, more than 0.01 (a model as it was shows as much in less than 1 of "
+        "10,000 lives; 1 of 100 is the limit)"
+    )
 
 
 def test_a_change_after_a_long_calm_is_found():

@@ -1,7 +1,7 @@
 """A whole turn of the loop: a person's reason, a job that trains, the gate, the replay, a rollout and the bake.
 
-On a local Ray with requests all the while, none of which fails. Nobody asserts a time; the seconds of each stage are
-printed. Jobs need the port of Ray's agent, which is the same for each local Ray of a machine: run it alone.
+On a cluster from ``up``, with requests all the while, none of which fails. Nobody asserts a time; the seconds of each
+stage are printed.
 """
 
 from __future__ import annotations
@@ -12,33 +12,46 @@ from datetime import datetime
 
 import pytest
 from asking import asked
-from own_versions import config_in, end_serving
+from own_versions import end_controllers
 
 import raymlops as rm
+from raymlops.cluster.connect import connect
+from raymlops.lifecycle.remove import remove
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.registry.versions import Registry
 from raymlops.state.loop import retrainings_of
 from raymlops.tracking.client import tracker
 
-pytestmark = [pytest.mark.integration, pytest.mark.soak]
+pytestmark = pytest.mark.e2e
 
 WAIT_S = 240.0
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory, ray_local, mlflow_database):
+@pytest.fixture
+def config(cluster, tmp_path, monkeypatch):
     """Return the configuration: wide margins and short steps, so that a few hundred requests are a verdict."""
-    folder = tmp_path_factory.mktemp("loop")
-    data = config_in(folder, name="seasons", dashboard_url=ray_local.dashboard_url, mlflow_database=mlflow_database)
-    rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [50, 100], "bake_s": 2.0}
-    log = {"enabled": True, "flush_s": 0.5}
-    yield {
-        **data,
+    for name, value in {**cluster.env, "HOME": cluster.owner.env["HOME"]}.items():
+        monkeypatch.setenv(name, value)
+    rollout = {"error_margin": 0.4, "slow_margin": 0.6, "slow_s": 5.0, "steps": [50, 100], "bake_s": 1.0}
+    found = {
+        "project": {"name": "seasons"},
         "recipe": {"import": "seasons:Seasons"},
-        "serve": {**data["serve"], "rollout": {**rollout, "quality_margin": None}, "log": log},
-        "retrain": {"autonomy": "act", "bake_h": 0.001, "replay_h": 1.0, "window": {"days": 30}},
+        "train": {"epochs": 2, "lr": 0.01, "num_workers": 0, "metric": "validation/loss", "mode": "min"},
+        "gate": {"margin": 5.0},
+        "serve": {
+            "port": cluster.ports["http"],
+            "cpus_per_replica": 0.1,
+            "max_replicas": 1,
+            "rollout": {**rollout, "quality_margin": None},
+            "log": {"enabled": True, "flush_s": 0.5},
+        },
+        "retrain": {"autonomy": "act", "bake_h": 0.0003, "replay_h": 1.0, "window": {"days": 30}},
+        "storage": {"path": str(tmp_path / "storage")},
     }
-    end_serving()
+    yield found
+    remove(found)
+    with connect(spec_of(found)):
+        end_controllers()
 
 
 def newest(config):

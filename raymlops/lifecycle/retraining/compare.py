@@ -1,0 +1,67 @@
+"""A version that bakes beside the one before it, on its labelled requests: the one before answers them again.
+
+Owns which requests these are, and what keeps both from being compared. Whether it is worse, ``monitor.baked`` says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from raymlops.errors import BundleError, NotFoundError, RecipeError
+from raymlops.lifecycle.batch.replay import labelled_beside
+from raymlops.lifecycle.live.lineup import monitored
+from raymlops.monitor.baked import Compared, compare
+from raymlops.state.drift import judged_windows
+from raymlops.state.versions import recorded
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from raymlops.lifecycle.batch.replay import Answer
+    from raymlops.state.store import Deployment, State
+
+
+def compared(
+    state: State, champion: Deployment, before: int, *, since: datetime, until: datetime, answer: Answer
+) -> Compared:
+    """Compare a champion with the version ``before``, by the judged windows that end from ``since`` to ``until``.
+
+    Raises:
+        StorageError, UnreachableError: the state, the log or a bundle cannot be read now.
+        ClusterError: workers were lost.
+    """
+    at = until.isoformat()
+    record = recorded(state, champion.name, before)
+    if record is None:
+        return Compared("not compared", f"version {before} is not recorded here any more", at)
+    spans = _believed(state, champion, since=since, until=until)
+    if not spans:
+        return Compared("not compared", "no window has labels that are to be believed", at)
+    try:
+        found = labelled_beside(champion, record.bundle, spans, answer=answer)
+    except (BundleError, NotFoundError, RecipeError) as error:
+        return Compared("not compared", f"version {before} does not answer again: {error.message}", at)
+    if not len(found.labelled.clusters):
+        said = "; ".join([*found.notes, *found.failures]) or "the log has none of these requests any more"
+        return Compared("not compared", f"version {before} does not answer again: {said}", at)
+    margin, both = monitored(champion).skill.margin, found.labelled
+    other_way_round = replace(
+        both, champion=both.challenger, challenger=both.champion
+    )  # the one before was asked again
+    return compare(other_way_round, version=champion.version, before=before, margin=margin, until=at)
+
+
+def _believed(
+    state: State, champion: Deployment, *, since: datetime, until: datetime
+) -> list[tuple[datetime, datetime]]:
+    """Return the windows of the champion's labels since then, each as from when until when."""
+    found = judged_windows(state, champion.name, kind="skill")
+    return [
+        (max(one.start, since), one.stop)
+        for one in reversed(found)
+        if one.version == champion.version
+        and since < one.stop <= until
+        and one.rows
+        and not one.details.get("unbelieved")
+    ]
