@@ -53,9 +53,12 @@ bench: .venv/.dev
 	$(BIN)/pip install -q -e '.[recipes]'
 	@touch $@
 
+# pip compiles on one core; and where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile raymlops anew.
+# What is written for another Python is passed over, as by pip.
 .venv/.dev: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/pip install -q --no-compile -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib raymlops tests/fixtures || true
 	@touch $@ .venv/.recipes
 
 clean:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import sqlite3
 import sys
-import uuid
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     from fake_s3 import FakeS3
 
@@ -66,30 +63,6 @@ def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Tracker(f"sqlite:///{path}").check()
     return path
-
-
-@pytest.fixture(scope="session")
-def state_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an empty state database, as ``copied_state`` copies it: to migrate one takes as long as ten tests."""
-    from raymlops.state.store import State
-
-    path = tmp_path_factory.mktemp("state") / "state.db"
-    State.open(f"sqlite:///{path}").close()
-    return path
-
-
-@pytest.fixture
-def copied_state(state_database: Path) -> Callable[[Path], Path]:
-    """Return a function that puts an empty state database into a folder, with an identity of its own."""
-
-    def copy(folder: Path) -> Path:
-        path = folder / "state.db"
-        shutil.copy(state_database, path)
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("UPDATE identity SET id = ?", (str(uuid.uuid4()),))
-        return path
-
-    return copy
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Projects on the tiny recipe, state databases, the two kinds of places that checkpoints are in, and a quick disk."""
+"""Projects on the tiny recipe, state databases that are made quickly, both places of checkpoints, and a quick disk."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import suppress
+import uuid
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,8 @@ import sqlalchemy as sa
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
+from raymlops.state import database
+from raymlops.state.migrate import migrate
 from raymlops.state.store import State
 from raymlops.tracking.client import Tracker, tracker
 
@@ -43,6 +46,33 @@ def _quick(connection: Any, record: Any, _proxy: Any) -> None:
         with suppress(sqlite3.Error):  # a damaged file, as its test will say
             connection.execute("PRAGMA synchronous = OFF").close()
         record.info["quick"] = True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make a new state database as Alembic made the first one, in a tenth of the time, with an identity of its own."""
+    path = tmp_path_factory.mktemp("state") / "state.db"
+    State.open(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as connection:
+        _, *statements, _ = connection.iterdump()  # without BEGIN and COMMIT
+
+    def quick(connection: sa.Connection) -> None:
+        if connection.dialect.name != "sqlite" or sa.inspect(connection).get_table_names():
+            return migrate(connection)
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+        connection.exec_driver_sql("UPDATE identity SET id = ?", (str(uuid.uuid4()),))
+        return None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "migrate", quick)
+        yield
+
+
+@pytest.fixture
+def real_migration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Alembic make also new state databases."""
+    monkeypatch.setattr(database, "migrate", migrate)
 
 
 @pytest.fixture
@@ -88,9 +118,8 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def state(url: str, tmp_path: Path, copied_state: Callable[[Path], Path]) -> Iterator[State]:
+def state(url: str) -> Iterator[State]:
     """Return the opened state database of ``url``."""
-    copied_state(tmp_path)
     with State.open(url) as opened:
         yield opened
 

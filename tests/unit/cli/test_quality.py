@@ -13,10 +13,9 @@ from raymlops.lifecycle.sources import state_of
 
 
 @pytest.fixture
-def worse(tmp_path, monkeypatch, copied_state):
+def worse(tmp_path, monkeypatch):
     """A model is live whose labels stopped to depend on what it looks at."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    copied_state(tmp_path)
     spec = load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
     with state_of(spec) as state:
         live(state, tmp_path)

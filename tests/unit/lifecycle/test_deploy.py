@@ -76,8 +76,7 @@ def configured(tmp_path, monkeypatch, dashboard):
 
 
 @pytest.fixture
-def state(configured, tmp_path, copied_state):
-    copied_state(tmp_path)
+def state(configured):
     with State.open(state_url(configured())) as opened:
         yield opened
 

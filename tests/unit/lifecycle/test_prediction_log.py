@@ -50,12 +50,11 @@ def write(uri, request_id, person, *, ago=timedelta()):
 
 
 @pytest.fixture
-def spec(tmp_path, monkeypatch, copied_state):
+def spec(tmp_path, monkeypatch):
     """Return a configuration whose model is live, and answers from two storages, the second one before it moved."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
     spec = stores_of(None)
     bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
-    copied_state(tmp_path)
     with state_of(spec) as state:
         put(state, "flights", [Deployment("flights", 1, bundle, "run", "champion", {"log": {"flush_s": 3.0}})])
     return spec

@@ -166,9 +166,8 @@ def test_a_freeze_ends_by_its_time_or_by_a_person(state):
     ]
 
 
-def test_an_error_at_any_statement_leaves_all_or_nothing(url, copied_state, tmp_path):
+def test_an_error_at_any_statement_leaves_all_or_nothing(url, tmp_path):
     """Taken again the history leaves each row, message and event once, as if nothing had happened."""
-    copied_state(tmp_path)
     with State.open(url) as state:
         history(state)
         expected = told(state)
@@ -182,7 +181,6 @@ def test_an_error_at_any_statement_leaves_all_or_nothing(url, copied_state, tmp_
     for number in range(1_000):
         for file in tmp_path.glob("state.db*"):
             file.unlink()
-        copied_state(tmp_path)
         with State.open(url) as state:
             dying_at(state, number, raised)
             try:

@@ -15,6 +15,8 @@ from raymlops.state.migrate import SCRIPTS
 from raymlops.state.schema import HEAD, metadata
 from raymlops.state.store import State
 
+pytestmark = pytest.mark.usefixtures("real_migration")
+
 
 def test_the_head_is_the_newest_script():
     """Who adds a migration raises HEAD, or every opening would run alembic."""

@@ -66,6 +66,17 @@ def splits() -> dict[str, SplitData]:
 
 
 @pytest.fixture(scope="module")
+def pinning(splits: dict[str, SplitData]) -> Iterator[tuple[Loader, list[torch.Tensor]]]:
+    """Yield a loader, and what it has pinned."""
+    pinned: list[torch.Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:  # as long as its thread may run
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+        made = loader(splits["train"], pinned=True)
+        yield made, pinned
+        made.close()
+
+
+@pytest.fixture(scope="module")
 def three(splits: dict[str, SplitData]) -> Iterator[Loader]:
     made = loader(*splits.values(), processes=3)
     yield made
@@ -117,13 +128,12 @@ def test_pieces_are_those_that_were_asked_for(splits: dict[str, SplitData], thre
     train.recipe.progress = Progress()
 
 
-def test_pinned_batches_come_from_a_thread(splits: dict[str, SplitData], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pinned_batches_come_from_a_thread(
+    splits: dict[str, SplitData], pinning: tuple[Loader, list[torch.Tensor]]
+) -> None:
     """The next one is received and pinned while a step runs; order and bits stay, also where steps are left out."""
-    pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
-    train = splits["train"]
+    (made, pinned), train = pinning, splits["train"]
     train.start_epoch(seed=0, epoch=1)
-    made = loader(train, pinned=True)
     steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(torch.arange(300).split(20)))
     for progress, rows in made.steps(train, steps, lambda rows: [(rows, 1.0)]):
         train.recipe.progress = progress
@@ -133,15 +143,14 @@ def test_pinned_batches_come_from_a_thread(splits: dict[str, SplitData], monkeyp
             break
     train.recipe.progress = Progress()
     assert equal(next(made.batches(train, torch.arange(9), batch_size=9)), train.batch(torch.arange(9)))
-    made.close()
     assert pinned
 
 
-def test_passes_may_end_late(splits: dict[str, SplitData], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_may_end_late(
+    splits: dict[str, SplitData], pinning: tuple[Loader, list[torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One that was left for another takes nothing from it, and one may outlive the loader."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    train = splits["train"]
-    made = loader(train, pinned=True)
+    (made, _), train = pinning, splits["train"]
     passes = []
     for _ in range(2):
         steps = ((Progress(step, 1, 15), rows) for step, rows in enumerate(torch.arange(300).split(20)))
@@ -163,24 +172,28 @@ def columns_of(rows: int, *, wide: Collection[int] = ()) -> dict[str, Any]:
 
 
 def streamed(
-    folder: Path, *, wide: Collection[int] = (), cache_bytes: int = 1 << 20, kind: type[Logged] = Logged
+    folder: Path,
+    *,
+    name: str = "train",
+    wide: Collection[int] = (),
+    cache_bytes: int = 1 << 20,
+    kind: type[Logged] = Logged,
 ) -> ParquetSplit:
     """Return 1000 rows in 20 groups, of which two and a half fit into a window."""
     (folder / "rows").mkdir(parents=True)
     pq.write_table(pa.table(columns_of(1000, wide=wide)), folder / "rows" / "0.parquet", row_group_size=50)
     recipe = kind(state=STATE)
     recipe.log = str(folder / "log")
-    made = ParquetSplit(list_parquet(str(folder / "rows")), name="train", recipe=recipe, cache_bytes=cache_bytes)
+    made = ParquetSplit(list_parquet(str(folder / "rows")), name=name, recipe=recipe, cache_bytes=cache_bytes)
     if cache_bytes > 1000:
         made.plan = dataclasses.replace(made.plan, window_rows=125)
     return made
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_streamed_files_are_read_by_windows(tmp_path: Path, processes: int) -> None:
+def test_streamed_files_are_read_by_windows(tmp_path: Path) -> None:
     """Each row once, equal to what is read here; each group is decoded by one loader, also where batches span two."""
     parquet = streamed(tmp_path)
-    made = loader(parquet, processes=processes, ahead=3)
+    made = loader(parquet, processes=3, ahead=3)
     batches = list(parquet.global_batches(batch_size=32, seed=0, epoch=1))
     parquet.start_epoch(seed=0, epoch=1)
     windows = [parquet.stretches(rows).tolist() for rows in batches]
@@ -197,14 +210,14 @@ def test_streamed_files_are_read_by_windows(tmp_path: Path, processes: int) -> N
 
 def test_an_evaluation_of_files_is_read_by_row_groups(tmp_path: Path) -> None:
     """Groups take turns, and each is decoded by one loader: 32 rows may be of two, and 120 of four of them."""
-    for batch_size in (32, 120):
-        parquet = streamed(tmp_path / str(batch_size))
-        made = loader(parquet)
+    splits = {32: streamed(tmp_path / "32", name="train"), 120: streamed(tmp_path / "120", name="validation")}
+    made = loader(*splits.values())
+    for batch_size, parquet in splits.items():
         here = streamed(tmp_path / f"{batch_size} here")
         read = list(made.batches(parquet, torch.arange(1000), batch_size=batch_size))
         assert all(map(equal, read, here.batches(batch_size=batch_size)))
-        made.close()
         assert sorted(parquet.recipe.encoded()) == [(50, first) for first in range(0, 1000, 50)]
+    made.close()
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -393,26 +406,30 @@ def test_loaders_end_with_a_killed_training() -> None:
     wait_until_gone(children)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_are_the_trainings(number: signal.Signals) -> None:
+def test_signals_are_the_trainings() -> None:
     """The loaders of a terminal's process group read on until the training has stopped, and none is left."""
     running = script(
         """
         import signal
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            print("reading", flush=True)
-            while True:  # a signal just before one long sleep would be handled after it
-                time.sleep(0.01)
-        except KeyboardInterrupt:
-            print(len(list(batches)), flush=True)
+        for number in ("SIGTERM", "SIGINT"):
+            try:
+                print("reading", flush=True)
+                while True:  # a signal just before one long sleep would be handled after it
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                next(batches)
+                print(number, flush=True)
+        print(len(list(batches)), flush=True)
         """
     )
     assert running.stdout is not None
-    assert running.stdout.readline() == "reading\n"
-    os.killpg(running.pid, number)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        assert running.stdout.readline() == "reading\n"
+        os.killpg(running.pid, number)
+        assert running.stdout.readline() == f"{number.name}\n"
     out, err = running.communicate(timeout=60)
-    assert (out, err) == ("99\n", "")
+    assert (out, err) == ("97\n", "")
 
 
 def test_no_zombie_is_left() -> None:

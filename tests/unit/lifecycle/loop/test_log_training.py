@@ -12,10 +12,9 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.training.runs.lookup import look_up
 
 
-def test_a_run_on_the_log_is_registered_and_passes_its_gate(tmp_path, mlflow_database, copied_state, monkeypatch):
+def test_a_run_on_the_log_is_registered_and_passes_its_gate(tmp_path, mlflow_database, monkeypatch):
     """Each reads the same rows by the run's configuration, which names them by their digest; the log is gone."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    copied_state(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(mlflow_database.read_bytes())
     storage = {"path": str(tmp_path), "state": f"sqlite:///{tmp_path}/state.db"}
     data = {

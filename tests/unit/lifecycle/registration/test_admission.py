@@ -48,8 +48,7 @@ def registry(spec):
 
 
 @pytest.fixture
-def state(spec, storage_path, copied_state):
-    copied_state(storage_path)
+def state(spec):
     with state_of(spec) as opened:
         yield opened
 

@@ -28,10 +28,9 @@ def live(state, tmp_path, trained):
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, copied_state):
-    """Return the project flights, which has an empty state of its own."""
+def project(tmp_path, monkeypatch):
+    """Return the project flights, which has a state of its own."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path))
-    copied_state(tmp_path)
     return load_data({"project": {"name": "flights"}, "recipe": {"import": "any:Recipe"}}).spec
 
 
