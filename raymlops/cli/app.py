@@ -19,6 +19,7 @@ import typer
 from typer.exceptions import TyperException
 
 from raymlops.cli import (
+    backups,
     clusters,
     drift,
     keys,
@@ -44,6 +45,7 @@ Verb = Callable[..., Answer | None]
 
 VERBS: tuple[Verb, ...] = (
     *(projects.init, projects.validate, runs.train, runs.sweep, runs.compare, operations.logs, operations.gc),
+    *(backups.backup, backups.restore),
     *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
     *(
         predict.predict,

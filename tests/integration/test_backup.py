@@ -1,0 +1,274 @@
+"""A machine's knowledge is copied while it is used, and is the same on another one: SQLite, PostgreSQL, and across."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from backed_up import MODEL, bundles_named, filled, seen, spec_at
+from fake_serve import FakeServe
+from postgres import NEEDS_POSTGRES, postgres
+from states import converge
+from stored import put
+
+from raymlops.bundle.verify import verify
+from raymlops.errors import BundleError, NotFoundError, OutdatedStateError, RefusedError, StorageError
+from raymlops.lifecycle.backup.databases import databases_of
+from raymlops.lifecycle.backup.restore import restore_backup
+from raymlops.lifecycle.backup.save import backup
+from raymlops.registry.versions import Registry
+from raymlops.state.store import State
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory, mlflow_database):
+    """Return a machine on SQLite with one of everything."""
+    folder = tmp_path_factory.mktemp("machine") / "home"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield filled(spec_at(folder))
+
+
+@pytest.fixture(scope="module")
+def saved(machine, tmp_path_factory):
+    """Return the place of a backup of it, which no test changes."""
+    place = tmp_path_factory.mktemp("place")
+    return place, backup(machine.spec, to=str(place))
+
+
+@pytest.fixture
+def empty(tmp_path, mlflow_database):
+    """Return a configuration of a machine on which MLflow has run and nothing else."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    return spec_at(folder)
+
+
+@pytest.fixture
+def serve():
+    return FakeServe(dashboard_url="http://dashboard:8265", cpus=8.0)
+
+
+@pytest.fixture
+def place(saved, tmp_path):
+    """Return a place of backups of the test's own."""
+    return Path(shutil.copytree(saved[0], tmp_path / "place"))
+
+
+def bundle_uri(spec, machine):
+    return f"{spec.storage.path}/bundles/{machine.version.bundle.digest}"
+
+
+def test_another_machine_has_the_same_and_names_its_own_places(machine, saved, empty):
+    """Digests, aliases, audit, keys, metrics, artifacts and trials are equal; every bundle that is named is there."""
+    record = restore_backup(empty, uri=str(saved[0]))
+    assert seen(empty) == seen(machine.spec)
+    assert {ref.uri for ref in bundles_named(empty)} == {bundle_uri(empty, machine)}
+    verify(bundle_uri(empty, machine), machine.version.bundle.digest)
+    run = tracker(empty).run(machine.version.run_id)
+    assert run.data.tags["raymlops.storage_path"] == empty.storage.path
+    assert run.info.artifact_uri.startswith(f"{empty.storage.path}/")
+    with State.open(databases_of(empty).urls["state"]) as state:
+        (event,) = (event for event in state.events() if event.action == "restore")
+    assert (event.after["backup"], event.subject) == (record.id, "state")
+
+
+def test_nobody_but_its_owner_reads_a_backup_and_it_holds_no_secret(machine, saved):
+    """The secret of a key is in no file, and each is its owner's alone."""
+    files = [path for path in saved[0].rglob("*") if path.is_file()]
+    assert [path for path in files if machine.secret.encode() in path.read_bytes()] == []
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    inside = (path for name in ("backups", "bundles") for path in (saved[0] / name).rglob("*") if path.is_dir())
+    assert {path.stat().st_mode & 0o777 for path in inside} == {0o700}
+
+
+def test_what_is_not_empty_is_left_as_it_is(machine, saved):
+    """The original itself: what it has is said, and it is the same afterwards."""
+    before = seen(machine.spec)
+    with pytest.raises(RefusedError, match=r"the state database has state \w+ with 3 changes, 1 versions"):
+        restore_backup(machine.spec, uri=str(saved[0]))
+    assert seen(machine.spec) == before
+
+
+def test_an_older_backup_beside_what_runs_removes_nothing(machine, saved, empty, serve):
+    """It is refused on the same Serve; as a copy it is another state, which leaves applications alone."""
+    with State.open(databases_of(machine.spec).urls["state"]) as state:
+        state.record(action="later", subject="state", why="after the backup")
+        converge(state, serve)
+        live = dict(serve.live)
+        restore_backup(empty, uri=str(saved[0]))
+        with State.open(databases_of(empty).urls["state"]) as older, pytest.raises(OutdatedStateError):
+            converge(older, serve)
+        copied = spec_at(Path(empty.storage.path).parent / "copy")
+        restore_backup(copied, uri=str(saved[0]), as_copy=True)
+        with State.open(databases_of(copied).urls["state"]) as copy:
+            assert copy.owner().id != state.owner().id
+            assert [str(error) for error in converge(copy, serve).plan.blocked.values()] != []
+    assert serve.live == live
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder, _bundle: (folder / "state.db").write_bytes(b"x"), "state.db is damaged: expected"),
+        (lambda folder, _bundle: (folder / "mlflow.db").unlink(), "mlflow.db is damaged: expected a file"),
+        (lambda folder, _bundle: (folder / "manifest.json").write_text("{}"), "manifest.json is damaged"),
+        (lambda folder, _bundle: (folder / "manifest.json").unlink(), "there is no backup in .*: 1 unfinished"),
+        (lambda _folder, bundle: shutil.rmtree(bundle), "expected the manifest of a bundle, got nothing"),
+        (lambda _folder, bundle: (bundle / "state.json").write_text("[]"), "state.json: expected"),
+    ],
+)
+def test_nothing_is_restored_of_a_damaged_backup(machine, place, empty, spoil, says):
+    """A file that is missing, changed or cut, and a bundle: found before anything is written."""
+    (folder,) = (place / "backups").iterdir()
+    spoil(folder, place / "bundles" / machine.version.bundle.digest)
+    with pytest.raises((RefusedError, BundleError, NotFoundError), match=says):
+        restore_backup(empty, uri=str(place))
+    assert sorted(path.name for path in Path(empty.storage.path).iterdir()) == ["mlflow.db"]
+
+
+def test_tables_of_another_mlflow_are_refused_by_name(saved, empty, monkeypatch):
+    """It says which release made them, and how they are restored."""
+    monkeypatch.setattr("raymlops.tracking.copies.tracking_schema", lambda: ("0", "mlflow 9"))
+    with pytest.raises(RefusedError, match=r"made by mlflow 3.*; mlflow 9, which is installed here, has 0"):
+        restore_backup(empty, uri=str(saved[0]))
+
+
+def test_a_place_that_refuses_names_what_it_refuses(machine, s3):
+    """Before anything is read."""
+    s3.refuse = lambda method, _path: method in {"PUT", "POST"}
+    with pytest.raises(StorageError, match=r"no backup was written: .*(PutObject|PUT)"):
+        backup(machine.spec, to=s3.uri("bucket/backups"))
+
+
+def test_a_bucket_holds_a_backup(machine, empty, s3):
+    """Uploaded with its manifest last; a second one to the same place adds no bundle."""
+    place = s3.uri("bucket/place")
+    assert backup(machine.spec, to=place).new_bundles == 1
+    assert [key for key in s3.requests if key.startswith("PUT")][-1].endswith("/manifest.json")
+    assert backup(machine.spec, to=place).new_bundles == 0
+    restore_backup(empty, uri=place)
+    assert seen(empty) == seen(machine.spec)
+
+
+def test_two_backups_at_once_to_one_place_are_two(machine, tmp_path):
+    """Each whole, of one bundle."""
+    found, place = [], tmp_path / "place"
+    threads = [threading.Thread(target=lambda: found.append(backup(machine.spec, to=str(place)))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({record.id for record in found}) == 2
+    for record in found:
+        restore_backup(spec_at(tmp_path / record.id), uri=str(place), backup_id=record.id, dry_run=True)
+    assert [path.name for path in (place / "bundles").iterdir()] == [machine.version.bundle.digest]
+
+
+def test_a_lost_bundle_of_what_is_live_is_no_backup(machine, tmp_path):
+    """Of a version that is not live it is left out, and said."""
+    away = Path(machine.version.bundle.uri).rename(tmp_path / "away")
+    try:
+        with pytest.raises(BundleError, match="expected the manifest of a bundle, got nothing"):
+            backup(machine.spec, to=str(tmp_path / "place"))
+        assert list((tmp_path / "place" / "backups").iterdir()) == []
+        url = databases_of(machine.spec).urls["state"]
+        with State.open(url) as state:
+            live = put(state, MODEL, [])
+        record = backup(machine.spec, to=str(tmp_path / "place"))
+        with State.open(url) as state:
+            put(state, MODEL, live.deployments)
+    finally:
+        away.rename(machine.version.bundle.uri)
+    assert (record.bundles, len(record.left_out)) == (0, 1)
+
+
+def killed_at(place, act, number):
+    """Run ``act`` in a process that ends at the ``number``th change of a file below ``place``; return whether it did.
+
+    What SQLite writes into an open file is not seen: only that it is opened.
+    """
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    left = [number]
+
+    def count(event, arguments):
+        writes = event in {"os.rename", "os.mkdir", "os.remove", "os.chmod", "sqlite3.connect"} or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        )
+        if writes and str(place) in str(arguments[0]):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+
+    sys.addaudithook(count)
+    try:
+        act()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
+def test_a_killed_backup_is_none(machine, tmp_path, share):
+    """Wherever it was killed there is no backup, and the next one is whole."""
+    changes = 60
+    place = tmp_path / "place"
+    assert killed_at(place, lambda: backup(machine.spec, to=str(place)), int(share * changes))
+    with pytest.raises(NotFoundError, match="there is no backup in"):
+        restore_backup(spec_at(tmp_path / "new"), uri=str(place))
+    backup(machine.spec, to=str(place))
+    restore_backup(spec_at(tmp_path / "new"), uri=str(place), dry_run=True)
+
+
+@pytest.mark.parametrize("number", [0, 12, 24, 30, 36])
+def test_a_killed_restore_goes_on(machine, saved, empty, number):
+    """The same command ends it, whatever was there already."""
+    home = Path(empty.storage.path)
+    assert killed_at(home, lambda: restore_backup(empty, uri=str(saved[0])), number)
+    restore_backup(empty, uri=str(saved[0]))
+    assert seen(empty) == seen(machine.spec)
+
+
+@NEEDS_POSTGRES
+def test_postgres_to_sqlite_and_back(tmp_path, machine, saved):
+    """The state, MLflow and Optuna on a server; each counts on from what was restored, and no password is written."""
+    with postgres(tmp_path / "server" if (tmp_path / "server").mkdir() is None else tmp_path) as url:
+        where = {}
+        for name in ("state", "mlflow", "optuna"):
+            with (
+                sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+                .execution_options(isolation_level="AUTOCOMMIT")
+                .connect() as connection
+            ):
+                connection.exec_driver_sql(f"CREATE DATABASE of_{name}")
+            where[name] = url.replace("postgresql:", "postgresql+psycopg:").replace("/postgres", f"/of_{name}")
+        served = spec_at(tmp_path / "served", **where)
+        restore_backup(served, uri=str(saved[0]))
+        assert seen(served) == seen(machine.spec)
+        mlflow = tracker(served)
+        mlflow.client.create_experiment("one more")
+        with State.open(where["state"]) as state:
+            state.record(action="later", subject="state", why="counts on")
+            assert [event.id for event in state.events()] == [5, 4, 3, 2, 1]
+        backup(served, to=str(tmp_path / "place"))
+        files = [path for path in (tmp_path / "place").rglob("*") if path.is_file()]
+        assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+        back = spec_at(tmp_path / "back")
+        restore_backup(back, uri=str(tmp_path / "place"))
+        assert seen(back) == seen(served)
+        assert Registry(tracker(back)).by_alias(MODEL, "champion") is not None
+    assert json.loads(next((tmp_path / "place").rglob("backup.json")).read_text())["databases"].keys() == set(where)
