@@ -79,6 +79,9 @@ def state_there(url: str) -> str | None:
     Raises:
         StorageError, UnreachableError: it cannot be read.
     """
+    with snapshot(url, what="the state database") as connection:
+        if not sa.inspect(connection).has_table(audit.name):
+            return None  # opening it would make its tables
     with Database.open(url) as there, there.reading() as connection:
         return _there(connection)
 
