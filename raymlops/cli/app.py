@@ -19,7 +19,6 @@ import typer
 from typer.exceptions import TyperException
 
 from raymlops.cli import (
-    backups,
     clusters,
     drift,
     keys,
@@ -45,7 +44,7 @@ Verb = Callable[..., Answer | None]
 
 VERBS: tuple[Verb, ...] = (
     *(projects.init, projects.validate, runs.train, runs.sweep, runs.compare, operations.logs, operations.gc),
-    *(backups.backup, backups.restore),
+    *(operations.backup, operations.restore),
     *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
     *(
         predict.predict,

@@ -154,7 +154,9 @@ def test_tables_of_another_mlflow_are_refused_by_name(saved, empty, monkeypatch)
 def test_a_place_that_refuses_names_what_it_refuses(machine, s3):
     """Before anything is read."""
     s3.refuse = lambda method, _path: method in {"PUT", "POST"}
-    with pytest.raises(StorageError, match=r"no backup was written: .*(PutObject|PUT)"):
+    with pytest.raises(
+        StorageError, match=r"no backup was written: .*during CreateMultipartUpload operation: AccessDenied"
+    ):
         backup(machine.spec, to=s3.uri("bucket/backups"))
 
 
@@ -234,7 +236,7 @@ def killed_at(place, act, number):
     return os.waitstatus_to_exitcode(os.waitpid(forked(counted), 0)[1]) == 9
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.99])
 def test_a_killed_backup_is_none(machine, tmp_path, share):
     """Wherever it was killed there is no backup, and the next one is whole."""
     changes = 60
@@ -246,7 +248,7 @@ def test_a_killed_backup_is_none(machine, tmp_path, share):
     restore_backup(spec_at(tmp_path / "new"), uri=str(place), dry_run=True)
 
 
-@pytest.mark.parametrize("number", [0, 12, 24, 30, 36])
+@pytest.mark.parametrize("number", [12, 24, 36])
 def test_a_killed_restore_goes_on(machine, saved, empty, number):
     """The same command ends it, whatever was there already."""
     home = Path(empty.storage.path)
@@ -258,28 +260,32 @@ def test_a_killed_restore_goes_on(machine, saved, empty, number):
 @NEEDS_POSTGRES
 def test_postgres_to_sqlite_and_back(tmp_path, machine, saved, empty):
     """The state, MLflow and Optuna on a server; each counts on from what was restored, and no password is written."""
-    server = tmp_path / "server"
+    server, place, before = tmp_path / "server", tmp_path / "place", seen(machine.spec)
     server.mkdir()
     with postgres(server) as url:
         where = {name: database(url, f"of_{name}") for name in ("state", "mlflow", "optuna")}
         served = spec_at(tmp_path / "served", **where)
-        restore_backup(served, uri=str(saved[0]))
-        assert seen(served) == seen(machine.spec)
-        tracker(served).client.create_experiment("one more")
-        with State.open(where["state"]) as state:
-            state.record(action="later", subject="state", why="counts on")
-            numbers = [event.id for event in state.events()]
-            assert numbers == list(range(numbers[0], 0, -1))
-        backup(served, to=str(tmp_path / "place"))
-        files = [path for path in (tmp_path / "place").rglob("*") if path.is_file()]
-        assert [path for path in files if b"hunter2" in path.read_bytes()] == []
-        restore_backup(empty, uri=str(tmp_path / "place"))
-        assert seen(empty) == seen(served)
+
+        def there_and_back():
+            restore_backup(served, uri=str(saved[0]))
+            assert seen(served) == before
+            tracker(served).client.create_experiment("one more")
+            with State.open(where["state"]) as state:
+                state.record(action="later", subject="state", why="counts on")
+                numbers = [event.id for event in state.events()]
+                assert numbers == list(range(numbers[0], 0, -1))
+            backup(served, to=str(place))
+
+        # In a process of its own: the server waits for its clients, and MLflow keeps its connections.
+        assert os.waitpid(forked(there_and_back), 0)[1] == 0
+    assert [path for path in place.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()] == []
+    restore_backup(empty, uri=str(place))
+    assert seen(empty) == before
 
 
 def database(url, name):
     """Make a database on a server, and return its URL."""
     url = url.replace("postgresql:", "postgresql+psycopg:")
-    with sa.create_engine(url, isolation_level="AUTOCOMMIT").connect() as connection:
+    with sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as connection:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     return url.removesuffix("/postgres") + f"/{name}"

@@ -6,6 +6,7 @@ bundle.
 
 from __future__ import annotations
 
+import glob
 import shutil
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,9 @@ def _put(path: Path, uri: str) -> bool:
                 hint="It is left as it is. Restore into another storage.path, or move it away.",
             )
         return False
+    if (local := local_path(uri)) is not None:
+        for left in local.parent.glob(f".{glob.escape(local.name)}-{'[0-9a-f]' * 32}"):
+            left.unlink()  # of a restore that was killed: MLflow would list it
     with filesystem.create(uri) as target, path.open("rb") as source:
         shutil.copyfileobj(source, target, filesystem.CHUNK_BYTES)
     return True

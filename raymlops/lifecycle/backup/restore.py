@@ -132,7 +132,7 @@ class _Writing:
         """Write the databases, the state last; return the id of that."""
         from raymlops.state.copies import restore_state
         from raymlops.tracking.copies import restore_tracking
-        from raymlops.tuning.study.copies import restore_studies
+        from raymlops.tuning.copies import restore_studies
 
         def change(value: Any) -> Any:
             return moved_in(value, self._move)
@@ -181,7 +181,7 @@ def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
 
 def _check_schemas(contents: Contents) -> None:
     from raymlops.tracking.copies import tracking_schema
-    from raymlops.tuning.study.copies import study_schema
+    from raymlops.tuning.copies import study_schema
 
     # Not the state's: an older one is migrated, and a newer one refused, as wherever a state is opened.
     for name, what, schema in ((MLFLOW, "MLflow", tracking_schema), (OPTUNA, "Optuna", study_schema)):
@@ -193,7 +193,7 @@ def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None
     """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
     from raymlops.state.copies import state_there
     from raymlops.tracking.copies import tracking_there
-    from raymlops.tuning.study.copies import studies_there
+    from raymlops.tuning.copies import studies_there
 
     found = {}
     for name in contents.databases:

@@ -111,7 +111,7 @@ def _copied(
     from raymlops.state.copies import SCHEMA, save_state
     from raymlops.state.engine import this_user
     from raymlops.tracking.copies import save_tracking, tracking_schema
-    from raymlops.tuning.study.copies import save_studies, study_schema
+    from raymlops.tuning.copies import save_studies, study_schema
 
     saved: dict[str, Saved] = {}
     state: SavedState | None = None

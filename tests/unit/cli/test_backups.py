@@ -17,7 +17,7 @@ from raymlops.cli.main import main
         (["restore", "--from", "{folder}/place", "--backup", "x", "--dry-run"], 3, "there is no backup x in"),
     ],
 )
-def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys, words, code, says):
+def test_what_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys, *, words, code, says):
     """No database, no folder, no password."""
     monkeypatch.setenv("RAYMLOPS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
