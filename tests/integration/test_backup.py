@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from backed_up import MODEL, bundles_named, filled, seen, spec_at
 from fake_serve import FakeServe
+from killed_at import forked, killed_at
 from postgres import NEEDS_POSTGRES, postgres
 from states import converge
 from stored import put
@@ -144,6 +144,16 @@ def test_nothing_is_restored_of_a_damaged_backup(machine, place, empty, spoil, s
     assert sorted(path.name for path in Path(empty.storage.path).iterdir()) == ["mlflow.db"]
 
 
+def test_a_backup_of_a_newer_format_is_refused(place, empty):
+    """Its manifest says so; it is renamed by the digest of that."""
+    (folder,) = (place / "backups").iterdir()
+    manifest = (folder / "manifest.json").read_bytes().replace(b'"format_version": 1', b'"format_version": 9')
+    (folder / "manifest.json").write_bytes(manifest)
+    folder.rename(folder.with_name(f"{folder.name[:-16]}{hashlib.sha256(manifest).hexdigest()[:16]}"))
+    with pytest.raises(StorageError, match="has format 9; this raymlops reads up to 1"):
+        restore_backup(empty, uri=str(place))
+
+
 def test_tables_of_another_mlflow_are_refused_by_name(saved, empty, monkeypatch):
     """It says which release made them, and how they are restored."""
     monkeypatch.setattr("raymlops.tracking.copies.tracking_schema", lambda: ("0", "mlflow 9"))
@@ -168,19 +178,6 @@ def test_a_bucket_holds_a_backup(machine, empty, s3):
     assert backup(machine.spec, to=place).new_bundles == 0
     restore_backup(empty, uri=place)
     assert seen(empty) == seen(machine.spec)
-
-
-def forked(act):
-    """Start a process that does something, and return its id; it exits with 1 where that raises."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        act()
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
 
 
 def test_two_backups_at_once_to_one_place_are_two(machine, tmp_path):
@@ -211,29 +208,6 @@ def test_a_lost_bundle_of_what_is_live_is_no_backup(machine, tmp_path):
     finally:
         away.rename(machine.version.bundle.uri)
     assert (record.bundles, len(record.left_out)) == (0, 1)
-
-
-def killed_at(place, act, number):
-    """Run ``act`` in a process that ends at the ``number``th change of a file below ``place``; return whether it did.
-
-    What SQLite writes into an open file is not seen: only that it is opened.
-    """
-    left = [number]
-
-    def count(event, arguments):
-        writes = event in {"os.rename", "os.mkdir", "os.remove", "os.chmod", "sqlite3.connect"} or (
-            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        )
-        if writes and str(place) in str(arguments[0]):
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-
-    def counted():
-        sys.addaudithook(count)
-        act()
-
-    return os.waitstatus_to_exitcode(os.waitpid(forked(counted), 0)[1]) == 9
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6, 0.99])

@@ -7,13 +7,20 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+from backed_up import filled, spec_at
+from backed_up import seen as seen_of
+from killed_at import killed_at
 from shell_user import ROOT, free_ports, visiting
 from steady_load import steady_load
+
+from raymlops.errors import NotFoundError, RefusedError
+from raymlops.lifecycle.backup.restore import restore_backup
+from raymlops.lifecycle.backup.save import backup
 
 pytestmark = pytest.mark.soak
 
@@ -110,6 +117,37 @@ def test_the_drill(tmp_path, mlflow_database):
         f"backup {record['seconds']:.1f} s under load ({during} requests during it, {len(asked)} in all, 0 failed; "
         f"{len(copied)} trials), restore {restored['seconds']:.1f} s, first answer {answered_s:.1f} s after its start"
     )
+
+
+def test_killed_at_each_change_of_a_file(tmp_path, mlflow_database, monkeypatch):
+    """No half backup is ever a whole one, and a restore goes on from wherever it was killed."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    machine, place = _machine(tmp_path / "machine", mlflow_database), tmp_path / "place"
+    filled(machine)
+    number = 0
+    while killed_at(place, lambda: backup(machine, to=str(place)), number):
+        with pytest.raises(NotFoundError):
+            restore_backup(_machine(tmp_path / f"none{number}", mlflow_database), uri=str(place))
+        number += 1
+    print(f"a backup was killed at {number} changes")
+    before, number, killed = seen_of(machine), 0, True
+    while killed:
+        home = tmp_path / f"home{number}"
+        spec = _machine(home, mlflow_database)
+        killed = killed_at(home, lambda spec=spec: restore_backup(spec, uri=str(place)), number)
+        # Killed after the state was there, nothing is left to be done: what is there is said.
+        with suppress(RefusedError):
+            restore_backup(spec, uri=str(place))
+        assert seen_of(spec) == before
+        shutil.rmtree(home)
+        number += 1
+    print(f"a restore was killed at {number - 1} changes")
+
+
+def _machine(folder, mlflow_database):
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    return spec_at(folder)
 
 
 def _new(folder):
