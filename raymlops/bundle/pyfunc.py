@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 DIGEST_TAG = "raymlops.digest"
 """Tag of a model version: the digest of its bundle."""
 
-_DATA = "bundle"
+DATA = "bundle"
+"""Folder of the bundle in an MLflow model."""
 _LOADER = "raymlops.bundle.pyfunc"
 
 
@@ -55,7 +56,7 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
     files = BundleFiles(folder, ref.digest)
     signature = Signature.from_dict(files.json(SIGNATURE))
     target = Path(dest)
-    shutil.copytree(folder, target / _DATA)
+    shutil.copytree(folder, target / DATA)
     python_env, requirements = "python_env.yaml", "requirements.txt"
     needed = {OWN_PACKAGE: own_version(), **files.json(RECIPE).get("requirements", {})}
     lines = "".join(f"{name}=={public(version)}\n" for name, version in needed.items())
@@ -63,7 +64,7 @@ def save_pyfunc(ref: BundleRef, dest: str | os.PathLike[str]) -> None:
     (target / python_env).write_text(f"dependencies:\n- -r {requirements}\n", encoding="utf-8")
     model = Model(signature=_mlflow_signature(signature), metadata={DIGEST_TAG: ref.digest})
     # An empty default lets a caller pass the digest; MLflow drops configuration that a model does not declare.
-    add_to_model(model, loader_module=_LOADER, data=_DATA, python_env=python_env, model_config={"digest": ""})
+    add_to_model(model, loader_module=_LOADER, data=DATA, python_env=python_env, model_config={"digest": ""})
     model.save(str(target / "MLmodel"))
 
 

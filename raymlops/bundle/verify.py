@@ -63,7 +63,7 @@ def verify(uri: Location, digest: str) -> Digests:
         StorageError: the storage cannot be read.
     """
     manifest = read_manifest(uri, digest)
-    _check_sizes(uri, manifest)
+    check_sizes(uri, manifest)
     for name, entry in sorted(manifest.items()):
         if (problem := mismatch(_open(uri, name), entry)) is not None:
             raise _damage(uri, name, *problem)
@@ -94,7 +94,7 @@ def fetch(uri: Location, digest: str, *, cache: str | os.PathLike[str] = DEFAULT
     data = _manifest_bytes(uri, digest)
     with filesystem.errors(folder.parent), filesystem.temporary_folder(folder.parent) as temporary:
         manifest = parse_manifest(data, where=os.fspath(uri))
-        _check_sizes(uri, manifest)  # before the first byte: a larger file could fill the disk
+        check_sizes(uri, manifest)  # before the first byte: a larger file could fill the disk
         for name in manifest:
             filesystem.download(filesystem.join(uri, name), temporary / name)
         (temporary / MANIFEST).write_bytes(data)
@@ -140,6 +140,27 @@ def read_manifest(uri: Location, digest: str) -> Digests:
         StorageError: the storage cannot be read.
     """
     return parse_manifest(_manifest_bytes(uri, digest), where=os.fspath(uri))
+
+
+def check_sizes(uri: Location, manifest: Digests) -> None:
+    """Compare the names and sizes of all files with the manifest, before any is read.
+
+    Raises:
+        BundleError: a file is missing, extra, a link, or of another size.
+        StorageError: the storage cannot be read.
+    """
+    if (folder := local_path(uri)) is None:
+        found = {name: info.size for name, info in filesystem.entries(uri, recursive=True).items() if info.is_file}
+    else:
+        found = dict(_local_files(folder))
+    found.pop(MANIFEST, None)
+    for name in sorted(found.keys() - manifest.keys()):
+        raise _damage(uri, name, "no such file: the manifest does not list it", f"one of {found[name]} bytes")
+    for name, entry in sorted(manifest.items()):
+        if name not in found:
+            raise _damage(uri, name, f"a file of {entry.size} bytes", "nothing")
+        if found[name] != entry.size:
+            raise _damage(uri, name, f"{entry.size} bytes", f"{found[name]} bytes")
 
 
 class BundleFiles:
@@ -224,22 +245,6 @@ def _damage(uri: Location, name: str, expected: str, got: str) -> BundleError:
         hint="The bundle is damaged or was tampered with. Restore it from a copy, or move it away and register the "
         "run again: that writes the same bundle.",
     )
-
-
-def _check_sizes(uri: Location, manifest: Digests) -> None:
-    """Compare the names and sizes of all files with the manifest, before any is read."""
-    if (folder := local_path(uri)) is None:
-        found = {name: info.size for name, info in filesystem.entries(uri, recursive=True).items() if info.is_file}
-    else:
-        found = dict(_local_files(folder))
-    found.pop(MANIFEST, None)
-    for name in sorted(found.keys() - manifest.keys()):
-        raise _damage(uri, name, "no such file: the manifest does not list it", f"one of {found[name]} bytes")
-    for name, entry in sorted(manifest.items()):
-        if name not in found:
-            raise _damage(uri, name, f"a file of {entry.size} bytes", "nothing")
-        if found[name] != entry.size:
-            raise _damage(uri, name, f"{entry.size} bytes", f"{found[name]} bytes")
 
 
 def _local_files(root: Path) -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ import numpy as np
 from raymlops.bundle import verify as names
 from raymlops.bundle import weights
 from raymlops.bundle.code import collect, own_version
+from raymlops.bundle.publish import is_there, publish
 from raymlops.bundle.requirements import requirements
 from raymlops.bundle.trained_rows import sketch
 from raymlops.config.paths import local_path
@@ -96,7 +97,7 @@ def write_bundle(
     files = _render(contents)
     bundles = filesystem.join(root_uri, FOLDER)
     local = local_path(bundles)
-    parent, remote = local or Path(cache).expanduser(), local is None
+    parent = local or Path(cache).expanduser()
     with filesystem.errors(bundles), filesystem.temporary_folder(parent) as folder:
         weights.write(folder / names.WEIGHTS, contents.weights)
         for name, data in files.items():
@@ -108,18 +109,10 @@ def write_bundle(
         (folder / MANIFEST).write_bytes(manifest)
         digest = hashlib.sha256(manifest).hexdigest()
         uri = filesystem.join(bundles, digest)
-        if filesystem.info(filesystem.join(uri, MANIFEST) if remote else uri).type.name != "NotFound":
+        if is_there(uri):
             names.verify(uri, digest)
-        elif remote:
-            for name in (*order, MANIFEST):
-                filesystem.upload(folder / name, filesystem.join(uri, name))
         else:
-            try:
-                filesystem.publish_folder(folder, Path(uri))
-            except OSError:
-                if not Path(uri).exists():
-                    raise
-                names.verify(uri, digest)  # another process wrote the same bundle meanwhile
+            publish(folder, uri, digest, order=order)
     return BundleRef(uri=uri, digest=digest)
 
 

@@ -44,6 +44,7 @@ Verb = Callable[..., Answer | None]
 
 VERBS: tuple[Verb, ...] = (
     *(projects.init, projects.validate, runs.train, runs.sweep, runs.compare, operations.logs, operations.gc),
+    *(operations.backup, operations.restore),
     *(live.demo, live.pipeline, live.controller, live.audit, traffic.deploy, traffic.promote, traffic.rollback),
     *(
         predict.predict,

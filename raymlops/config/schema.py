@@ -117,6 +117,9 @@ class TrackingSection(Spec):
     uri: UriOrRef | None = Field(
         None, description="MLflow tracking URI; default: MLFLOW_TRACKING_URI, then SQLite under storage.path"
     )
+    database: UriOrRef | None = Field(
+        None, description="SQL URL of the database behind uri, for backup and restore where that is a server"
+    )
     experiment: str | None = Field(None, min_length=1, description="default: project.name")
     username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
     password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")

@@ -99,6 +99,7 @@ CHECKPOINT = Format(version=2, size_key="bytes", indent=2)
 IN_BLOCKS = Format(version=3, size_key="bytes", indent=2)
 """Of a checkpoint with files that are read by range."""
 BUNDLE = Format(version=1, size_key="size", indent=1, end="\n")
+BACKUP = Format(version=1, size_key="bytes", indent=2)
 
 
 class Draft:

@@ -12,9 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from raymlops.config.paths import sqlite_path
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError
 from raymlops.records import Record
-from raymlops.state.database import state_url
+from raymlops.state.copies import restored_at
+from raymlops.state.database import Database, state_url
 from raymlops.state.lease import lease
 from raymlops.storage import filesystem, manifest
 from raymlops.training.checkpoints.format import read_pointer
@@ -262,8 +264,10 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
     elif not mine and recorded is not None:
         held, who = who_holds(recorded)
     spared = {"held": f"in use by {who}", "unknown": f"it may be in use: {who}"}.get(held, "")
-    if recorded is None or recorded.deleted:
-        return Standing("missing" if recorded is None else "deleted", spared=spared)
+    if recorded is None:
+        return Standing("missing", spared=spared or _newer_than_a_backup(spec, owner, mlflow))
+    if recorded.deleted:
+        return Standing("deleted", spared=spared)
     return Standing(
         "active",
         recorded.status,
@@ -272,6 +276,19 @@ def _standing(tracker: Tracker, spec: ProjectSpec, owner: Owner, *, mine: bool =
         evaluated=recorded.status == "FINISHED" and is_evaluated(tracker, owner.run_id),
         extendable=bool(recorded.tags.get("raymlops.stopped")),
     )
+
+
+def _newer_than_a_backup(spec: ProjectSpec, owner: Owner, mlflow: str) -> str:
+    """Return why an MLflow that came from a backup need not know a run; empty where it must."""
+    file = sqlite_path(state_url(spec))
+    if file is not None and not file.exists():
+        return ""
+    with Database.open(state_url(spec)) as state:
+        moment = restored_at(state)
+    times = [info.mtime for info in owner.files.values() if info.is_file and info.mtime is not None]
+    if moment is None or not times or min(times) > moment:
+        return ""
+    return f"{mlflow} has no such {owner.kind}, but came from a backup on {moment:%Y-%m-%d}, which may be older than it"
 
 
 def _kept(uri: str) -> Kept | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from raymlops.config.load import dump
 from raymlops.records import DataRecord
 from raymlops.state.database import state_url
 from raymlops.state.lease import lease
+from raymlops.state.store import State
 from raymlops.tracking.client import Tracker
 from raymlops.training.checkpoints.retention import Entry, Kept
 from raymlops.training.runs.garbage import Owner, Standing, Waste, decide, look, newest_whole, remove
@@ -316,3 +319,18 @@ def test_a_deleted_run_whose_lease_cannot_be_read_is_left_alone(run: Run, projec
     found = look(mlflow, project.spec)
     assert [(spared.run_id, "its lease cannot be read" in spared.reason) for spared in found.spared] == [(run.id, True)]
     assert {item.run_id for item in found.waste} == {other.id}
+
+
+def test_an_mlflow_from_a_backup_need_not_know_what_is_older(
+    run: Run, project: Project, mlflow: Tracker, clean: Any
+) -> None:
+    """A run that was there when the state was restored stays; one that was left since goes."""
+    before, since = (run.folder.with_name(digit * 32) for digit in "12")
+    mark_origin(str(before), mlflow)
+    with State.open(state_url(project.spec)) as state:
+        state.record(action="restore", subject="state")
+    mark_origin(str(since), mlflow)
+    os.utime(since / "origin.json", times=(time.time() + 1,) * 2)
+    found = clean()
+    assert [item.run_id for item in found.waste if item.reason == "MLflow has no such run"] == [since.name]
+    assert "came from a backup" in {spared.run_id: spared.reason for spared in found.spared}[before.name]

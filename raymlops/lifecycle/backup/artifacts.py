@@ -1,0 +1,100 @@
+"""The artifacts of registered runs: copied into a backup, and written to where their run has them now.
+
+A registered version's MLflow model holds a copy of its bundle, which no backup keeps twice: it is put back from the
+bundle.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+from typing import TYPE_CHECKING
+
+from raymlops.bundle.pyfunc import DATA
+from raymlops.config.paths import local_path
+from raymlops.errors import RefusedError, StorageError
+from raymlops.storage import filesystem
+from raymlops.storage.manifest import entry_of, mismatch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from raymlops.records import BundleRef
+
+FOLDER = "artifacts"
+_SCHEMES = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "hdfs://")
+
+
+def save_artifacts(artifacts: Mapping[str, str], models: Collection[str], folder: Path) -> list[str]:
+    """Copy the artifacts of runs into the folder of a backup, without the bundles in ``models``; return what lacks.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    lacks = []
+    for run_id, uri in sorted(artifacts.items()):
+        if local_path(uri) is None and not uri.startswith(_SCHEMES):
+            lacks.append(f"the artifacts of run {run_id}, which MLflow's server alone can read: {uri}")
+            continue
+        copies = [f"{model.removeprefix(f'{uri}/')}/{DATA}/" for model in models if model.startswith(f"{uri}/")]
+        try:
+            for name, info in filesystem.entries(uri, recursive=True).items():
+                if info.is_file and not name.startswith(tuple(copies)):
+                    filesystem.download(filesystem.join(uri, name), folder / FOLDER / run_id / name)
+        except StorageError as error:
+            lacks.append(f"artifacts of run {run_id}: {error.message}")
+    return lacks
+
+
+def restore_artifacts(folder: Path, artifacts: Mapping[str, str]) -> int:
+    """Write the artifacts in a backup to the URI of each run, and return how many files were not there before.
+
+    Raises:
+        RefusedError: another file is where one belongs; it is left as it is.
+        StorageError: they cannot be written.
+    """
+    written = 0
+    for run_id, uri in sorted(artifacts.items()):
+        base = folder / FOLDER / run_id
+        for path in sorted(base.rglob("*")):
+            if path.is_file():
+                written += _put(path, filesystem.join(uri, path.relative_to(base).as_posix()))
+    return written
+
+
+def restore_models(models: Mapping[str, str], bundles: Mapping[str, BundleRef]) -> int:
+    """Put the copy of its bundle into each MLflow model, by URI and digest; return how many files were not there.
+
+    Raises:
+        BundleError, StorageError, RefusedError: as ``restore_artifacts``.
+    """
+    from raymlops.bundle.verify import fetch
+
+    written = 0
+    for uri, digest in sorted(models.items()):
+        if digest not in bundles or (local_path(uri) is None and not uri.startswith(_SCHEMES)):
+            continue
+        base = fetch(bundles[digest].uri, digest)
+        for path in sorted(base.rglob("*")):
+            if path.is_file():
+                written += _put(path, filesystem.join(uri, DATA, path.relative_to(base).as_posix()))
+    return written
+
+
+def _put(path: Path, uri: str) -> bool:
+    """Write a file unless it is there already; return whether it was written."""
+    if filesystem.info(uri).is_file:
+        problem = mismatch(filesystem.reader(uri), entry_of(path))
+        if problem is not None:
+            raise RefusedError(
+                f"{uri} is there and is another file: expected {problem[0]}, got {problem[1]}",
+                hint="It is left as it is. Restore into another storage.path, or move it away.",
+            )
+        return False
+    if (local := local_path(uri)) is not None:
+        for left in local.parent.glob(f".{glob.escape(local.name)}-{'[0-9a-f]' * 32}"):
+            left.unlink()  # of a restore that was killed: MLflow would list it
+    with filesystem.create(uri) as target, path.open("rb") as source:
+        shutil.copyfileobj(source, target, filesystem.CHUNK_BYTES)
+    return True

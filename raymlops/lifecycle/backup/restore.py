@@ -1,0 +1,215 @@
+"""``restore``: bring what a backup holds to an empty machine.
+
+Everything is checked before anything is written. What is referred to comes before what refers to it, the state last,
+each database in one transaction: killed at any point, nothing is live that lacks something, and the same command goes
+on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import BundleError, RefusedError
+from raymlops.lifecycle.backup import place
+from raymlops.lifecycle.backup.artifacts import restore_artifacts, restore_models
+from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema
+from raymlops.lifecycle.backup.databases import databases_of
+from raymlops.lifecycle.sources import Source, stores_of
+from raymlops.records import BundleRef, Record
+from raymlops.storage import filesystem
+from raymlops.storage.tables import moved_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from raymlops.lifecycle.backup.databases import Databases
+
+
+@dataclass(frozen=True)
+class RestoreRecord(Record):
+    """A backup that was restored, or with ``dry_run`` could be."""
+
+    id: str
+    made_at: str
+    state_id: str | None
+    """Of the restored state; another one than the backup's for a copy."""
+    databases: dict[str, Saved]
+    bundles: int
+    new_bundles: int
+    artifacts: int
+    """Files that were not there before."""
+    seconds: float
+    left_out: tuple[str, ...]
+    """What the backup lacks."""
+    unfinished: tuple[str, ...]
+    """Backups in the same place that were cut off."""
+    dry_run: bool
+
+
+def restore_backup(
+    source: Source | None = None,
+    *,
+    uri: str,
+    backup_id: str | None = None,
+    as_copy: bool = False,
+    dry_run: bool = False,
+    overrides: Sequence[str] = (),
+    env: str | None = None,
+    on_step: Callable[[str], None] = lambda _text: None,
+) -> RestoreRecord:
+    """Restore a backup, by default the newest, into the empty databases and the storage of a configuration.
+
+    Bundles and artifacts go under ``storage.path``, and what names them is written so. With ``as_copy`` the state gets
+    an id of its own, for use beside the original. ``dry_run`` reads and checks all of it, and writes nothing.
+
+    Raises:
+        NotFoundError: there is no such backup, or it is unfinished.
+        RefusedError: something is not empty, the message says what is there; a file of the backup is not what was
+            written; its tables are of another MLflow or Optuna. Nothing was changed.
+        BundleError: a bundle is missing from the backup, or damaged; nothing was changed.
+        StorageError, UnreachableError, UsageError, ConfigError: something cannot be read or written.
+    """
+    began = time.monotonic()
+    uri = place.checked(uri)
+    databases = databases_of(stores_of(source, overrides=overrides, env=env))
+    chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
+    assert chosen is not None
+    with place.opened(uri, chosen) as (folder, contents):
+        on_step(f"backup {chosen}: checking {len(contents.bundles)} bundles, and that nothing is in the way")
+        bundles = _checked_bundles(contents, uri)
+        _check_schemas(contents)
+        _refuse_used(databases, contents, folder)
+        added, files, state_id = 0, 0, contents.state_id
+        if not dry_run:
+            came = {"backup": chosen, "made_at": contents.made_at, "roots": contents.roots}
+            why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
+            write = _Writing(databases, contents, folder, on_step)
+            added, files = write.files(bundles)
+            state_id = write.databases(came=came, why=why, as_copy=as_copy)
+        return RestoreRecord(
+            id=chosen,
+            made_at=contents.made_at,
+            state_id=state_id,
+            databases=contents.databases,
+            bundles=len(bundles),
+            new_bundles=added,
+            artifacts=files,
+            seconds=time.monotonic() - began,
+            left_out=contents.left_out,
+            unfinished=tuple(unfinished),
+            dry_run=dry_run,
+        )
+
+
+class _Writing:
+    """Writes a checked backup to where a configuration says."""
+
+    def __init__(self, databases: Databases, contents: Contents, folder: Path, on_step: Callable[[str], None]) -> None:
+        self._databases, self._contents, self._folder, self._on_step = databases, contents, folder, on_step
+        self._storage = databases.roots["storage"]
+        moved = {
+            bundle.uri: filesystem.join(self._storage, filesystem.FOLDER, bundle.digest) for bundle in contents.bundles
+        }
+        self._move = Move(moved, [(old, databases.roots[name]) for name, old in contents.roots.items()])
+
+    def files(self, bundles: Sequence[BundleRef]) -> tuple[int, int]:
+        """Write bundles and artifacts; return how many of each were not there before."""
+        from raymlops.bundle.publish import copy_bundle
+
+        self._on_step(f"bundles: {len(bundles)}")
+        copied = [copy_bundle(bundle, self._storage) for bundle in bundles]
+        self._on_step("artifacts of versions")
+        artifacts = {run_id: self._move(uri) for run_id, uri in self._contents.artifacts.items()}
+        models = {self._move(uri): digest for uri, digest in self._contents.models.items()}
+        files = restore_artifacts(self._folder, artifacts)
+        files += restore_models(models, {bundle.digest: bundle for bundle, _ in copied})
+        return sum(new for _, new in copied), files
+
+    def databases(self, *, came: dict[str, Any], why: str, as_copy: bool) -> str | None:
+        """Write the databases, the state last; return the id of that."""
+        from raymlops.state.copies import restore_state
+        from raymlops.tracking.copies import restore_tracking
+        from raymlops.tuning.copies import restore_studies
+
+        def change(value: Any) -> Any:
+            return moved_in(value, self._move)
+
+        urls, saved = self._databases.urls, self._contents.databases
+        if OPTUNA in saved:
+            self._on_step("Optuna's database")
+            restore_studies(self._folder / f"{OPTUNA}.db", urls[OPTUNA], change=change)
+        if MLFLOW in saved:
+            self._on_step("MLflow's database")
+            file, artifacts = (
+                self._folder / f"{MLFLOW}.db",
+                filesystem.join(self._databases.roots["mlflow"], "mlartifacts"),
+            )
+            restore_tracking(file, urls[MLFLOW], artifacts=artifacts, change=change)
+        if STATE not in saved:
+            return None
+        self._on_step("the state")
+        return restore_state(
+            self._folder / f"{STATE}.db",
+            urls[STATE],
+            change=lambda _table, value: change(value),
+            came=came,
+            why=why,
+            as_copy=as_copy,
+        )
+
+
+def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
+    """Return the bundles in a backup, each file of them checked."""
+    from raymlops.bundle.verify import verify
+
+    found = []
+    for bundle in contents.bundles:
+        there = BundleRef(uri=filesystem.join(uri, filesystem.FOLDER, bundle.digest), digest=bundle.digest)
+        try:
+            verify(there.uri, there.digest)
+        except BundleError as error:
+            raise BundleError(
+                f"a bundle of the backup: {error.message}; nothing was restored",
+                hint=f"It was at {bundle.uri}: a copy of that folder in its place is enough.",
+            ) from error
+        found.append(there)
+    return found
+
+
+def _check_schemas(contents: Contents) -> None:
+    from raymlops.tracking.copies import tracking_schema
+    from raymlops.tuning.copies import study_schema
+
+    # Not the state's: an older one is migrated, and a newer one refused, as wherever a state is opened.
+    for name, what, schema in ((MLFLOW, "MLflow", tracking_schema), (OPTUNA, "Optuna", study_schema)):
+        if name in contents.databases:
+            check_schema(contents.databases[name], schema(), what=what)
+
+
+def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None:
+    """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
+    from raymlops.state.copies import state_there
+    from raymlops.tracking.copies import tracking_there
+    from raymlops.tuning.copies import studies_there
+
+    found = {}
+    for name in contents.databases:
+        if not databases.may_exist(name):
+            continue
+        url, file = databases.urls[name], folder / f"{name}.db"
+        if name == STATE:
+            found["the state database"] = state_there(url)
+        elif name == MLFLOW:
+            found["MLflow's database"] = tracking_there(url, file=file)
+        else:
+            found["Optuna's database"] = studies_there(url, file=file)
+    used = [f"{what} has {there}" for what, there in found.items() if there is not None]
+    if used:
+        raise RefusedError(
+            f"a backup is restored where nothing is, but {'; '.join(used)}; nothing was changed",
+            hint="Restore into another storage.path (RAYMLOPS_HOME) and other databases. What is there can be backed "
+            "up and moved away first.",
+        )

@@ -1,0 +1,149 @@
+"""The state in a backup: a state database of its own in one SQLite file, and what becomes of one that is restored.
+
+Owns which rows travel, what must be empty before they arrive, and whose state it is afterwards. Keys travel as the
+hashes that they are stored as. An older state is migrated by opening it, like any other.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from raymlops.config.paths import sqlite_url
+from raymlops.errors import RefusedError
+from raymlops.records import BundleRef
+from raymlops.state.audit import add_event
+from raymlops.state.database import Database
+from raymlops.state.engine import this_user
+from raymlops.state.identity import SELF, SHORT, History, owner_in
+from raymlops.state.schema import HEAD, audit, deployments, identity, metadata, transitions, versions
+from raymlops.storage.tables import copy_rows, rows_in, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+    from pathlib import Path
+
+SCHEMA = HEAD
+RESTORE = "restore"
+"""Action of the event by which a state says that it came from a backup."""
+_TABLES = tuple(metadata.sorted_tables)
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a copy of the state names."""
+
+    id: str
+    rows: int
+    live: frozenset[BundleRef]
+    """Bundles that should be on Serve, or are on their way there."""
+    recorded: frozenset[BundleRef]
+    """Those of all versions."""
+    run_ids: frozenset[str]
+
+
+def save_state(url: str, file: Path) -> SavedState:
+    """Write the state as of one moment into a new file.
+
+    Raises:
+        StorageError, UnreachableError: the state cannot be read, or the file not written.
+    """
+    Database.open(url).close()  # brings it to this schema, and says what is wrong with it
+    with (
+        snapshot(url, what="the state database") as source,
+        Database.open(sqlite_url(file)) as copy,
+        copy.writing() as target,
+    ):
+        target.execute(sa.delete(identity))
+        counts = copy_rows(source, target, _TABLES)
+        live = {
+            BundleRef(uri=row.bundle_uri, digest=row.digest)
+            for row in target.execute(sa.select(deployments.c.bundle_uri, deployments.c.digest))
+        }
+        running = sa.select(transitions.c.goal, transitions.c.restores).where(transitions.c.status == "running")
+        live |= {bundle for row in target.execute(running) for bundle in _bundles(list(row))}
+        found = target.execute(sa.select(versions.c.bundle_uri, versions.c.digest, versions.c.run_id)).all()
+        recorded = {BundleRef(uri=row.bundle_uri, digest=row.digest) for row in found}
+        mine = owner_in(target, History()).id
+    runs = frozenset(row.run_id for row in found)
+    return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded), runs)
+
+
+def state_there(url: str) -> str | None:
+    """Return what a state holds, in words; None for one that is empty, or not there yet.
+
+    Raises:
+        StorageError, UnreachableError: it cannot be read.
+    """
+    with snapshot(url, what="the state database") as connection:
+        if not sa.inspect(connection).has_table(audit.name):
+            return None  # opening it would make its tables
+    with Database.open(url) as there, there.reading() as connection:
+        return _there(connection)
+
+
+def restore_state(
+    file: Path, url: str, *, change: Callable[[str, Any], Any], came: dict[str, Any], why: str, as_copy: bool
+) -> str:
+    """Write a state from a backup into an empty database, in one transaction with its event; return its id.
+
+    It keeps its id: Serve's applications and the prediction log know it by that, and refuse a state that is older than
+    what runs. ``as_copy``, it is another state from now on, for one beside a running original: what belongs to that
+    one it leaves alone. ``came`` is what the event says of the backup.
+
+    Raises:
+        RefusedError: the database is not empty; nothing was changed.
+        StorageError: a newer raymlops wrote the backup, or the database cannot be written; nothing was changed.
+    """
+    with (
+        Database.open(sqlite_url(file)) as copy,
+        Database.open(url) as target,
+        copy.reading() as rows,
+        target.writing() as connection,
+    ):
+        if (found := _there(connection)) is not None:
+            raise RefusedError(f"the state database is not empty: {found}")
+        connection.execute(sa.delete(identity))
+        copy_rows(rows, connection, _TABLES, change=change)
+        before = owner_in(connection, History()).id
+        after = str(uuid.uuid4()) if as_copy else before
+        if as_copy:
+            connection.execute(sa.update(identity).values(id=after, made_by=this_user(), cluster=None))
+        add_event(connection, action=RESTORE, subject=SELF, before={"id": before}, after={"id": after, **came}, why=why)
+    return after
+
+
+def restored_at(database: Database) -> datetime | None:
+    """Return when a state was restored from a backup the last time; None if it never was."""
+    query = sa.select(audit.c.ts).where(audit.c.subject == SELF, audit.c.action == RESTORE)
+    with database.reading() as connection:
+        found: datetime | None = connection.scalar(query.order_by(audit.c.id.desc()).limit(1))
+        return found
+
+
+def _there(connection: sa.Connection) -> str | None:
+    counts = rows_in(connection, [table for table in _TABLES if table is not identity])
+    if not counts:
+        return None
+    words = {"audit": "changes", "versions": "versions", "deployments": "deployments", "api_keys": "API keys"}
+    named = [f"{counts[name]} {word}" for name, word in words.items() if name in counts]
+    rest = sum(count for name, count in counts.items() if name not in words)
+    named += [f"{rest} other rows"] if rest else []
+    came = connection.scalar(
+        sa.select(audit.c.why).where(audit.c.subject == SELF, audit.c.action == RESTORE).order_by(audit.c.id.desc())
+    )
+    which = f"state {owner_in(connection, History()).id[:SHORT]} with {', '.join(named)}"
+    return which if came is None else f"{which}, which came from a backup ({came})"
+
+
+def _bundles(data: Any) -> set[BundleRef]:
+    """Return every reference to a bundle within JSON data."""
+    if isinstance(data, dict):
+        if {"uri", "digest"} <= data.keys():
+            return {BundleRef(uri=data["uri"], digest=data["digest"])}
+        return {bundle for item in data.values() for bundle in _bundles(item)}
+    return {bundle for item in data for bundle in _bundles(item)} if isinstance(data, list | tuple) else set()

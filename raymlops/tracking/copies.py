@@ -1,0 +1,167 @@
+"""MLflow's database in a backup: its tables in one SQLite file, and what of them names files.
+
+Owns which tables travel: all but those that hold credentials of MLflow's own (its gateway, webhooks) or refer to such,
+and those that say what its server is doing now. The schema of both sides is this MLflow's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from raymlops.config.paths import sqlite_url
+from raymlops.errors import RefusedError
+from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
+from raymlops.tracking.client import Tracker
+from raymlops.tracking.database import check_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+WHAT = "MLflow's database"
+_SECRET = frozenset({"secrets", "endpoints", "webhooks"})
+_NOW = frozenset({"jobs", "job_locks", "scheduler_leases"})
+_RUNS = "runs"
+_PARAMS = "params"
+"""What a run was given: a record of then, which no restore changes."""
+
+
+@dataclass(frozen=True)
+class SavedVersion:
+    """A model version in a copy, with what of it is kept elsewhere."""
+
+    name: str
+    version: int
+    run_id: str
+    source: str
+    """URI of its files among the run's artifacts."""
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SavedTracking:
+    """What a copy of MLflow's database names."""
+
+    rows: int
+    versions: tuple[SavedVersion, ...]
+    artifacts: Mapping[str, str]
+    """URI of the artifacts of each run that is registered."""
+
+
+def tracking_schema() -> tuple[str, str]:
+    """Return the schema of this MLflow's tables, and which release it is."""
+    import mlflow
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision()), f"mlflow {mlflow.__version__}"
+
+
+def save_tracking(url: str, file: Path) -> SavedTracking | None:
+    """Write MLflow's tables as of one moment into a new file; None where MLflow has made none yet.
+
+    Raises:
+        TrackingError: the database has the schema of another MLflow.
+        StorageError, UnreachableError, UsageError: it cannot be read, or the file not written.
+    """
+    check_schema(url)
+    tables = _tables()
+    with snapshot(url, what=WHAT) as source:
+        if not sa.inspect(source).has_table(_RUNS):
+            return None
+        with new_file(file, tables, what=WHAT) as target:
+            counts = copy_rows(source, target, tables)
+            return _saved(target, sum(counts.values()))
+
+
+def tracking_there(url: str, *, file: Path) -> str | None:
+    """Return what is in a database, in words; None where that is nothing, or what a copy in ``file`` brings.
+
+    Raises: as ``save_tracking``.
+    """
+    with snapshot(url, what=WHAT) as there:
+        counts = _used(there) if sa.inspect(there).has_table(_RUNS) else {}
+        if not counts or _restored(file, there):
+            return None
+        return _words(counts)
+
+
+def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str], Any]) -> bool:
+    """Write the tables of a copy into an empty database, which is made where there is none, in one transaction.
+
+    Return whether that was still to be done: a restore that was killed after it did it. ``change`` gets each value,
+    but for what runs were given.
+
+    Raises:
+        RefusedError: the database is not empty; nothing was changed.
+        TrackingError: it has the schema of another MLflow.
+        StorageError, UnreachableError, UsageError: it cannot be written; nothing was changed.
+    """
+    Tracker(url, artifacts=artifacts).check()
+    tables = _tables()
+    with snapshot(sqlite_url(file), what=WHAT) as source, writing(url, what=WHAT) as target:
+        if counts := _used(target):
+            if same_keys(source, target, _kept()):
+                return False
+            raise RefusedError(f"{WHAT} is not empty: {_words(counts)}")
+        for table in reversed(tables):  # what MLflow makes by itself
+            target.execute(sa.delete(table))
+        copy_rows(source, target, tables, change=lambda table, value: value if table == _PARAMS else change(value))
+    return True
+
+
+@cache
+def _tables() -> tuple[sa.Table, ...]:
+    """Return the tables that travel, in the order of their references."""
+    import mlflow.store.model_registry.dbmodels.models
+    import mlflow.store.tracking.dbmodels.models  # noqa: F401 - both add tables to the metadata
+    from mlflow.store.db.base_sql_model import Base
+
+    left = set(_SECRET | _NOW)
+    found = []
+    for table in Base.metadata.sorted_tables:
+        if table.name in left or any(key.column.table.name in left for key in table.foreign_keys):
+            left.add(table.name)
+        else:
+            found.append(table)
+    return tuple(found)
+
+
+def _kept() -> list[sa.Table]:
+    return [table for table in _tables() if table.name in {"experiments", "runs", "model_versions"}]
+
+
+def _used(connection: sa.Connection) -> dict[str, int]:
+    """Return how many rows there are, but {} where they are what MLflow makes by itself: a default experiment."""
+    counts = rows_in(connection, _tables())
+    if counts.get("experiments") == 1 and counts.keys() <= {"experiments", "experiment_tags", "workspaces"}:
+        return {}
+    return counts
+
+
+def _restored(file: Path, there: sa.Connection) -> bool:
+    with snapshot(sqlite_url(file), what=WHAT) as source:
+        return same_keys(source, there, _kept())
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    words = {"experiments": "experiments", "runs": "runs", "model_versions": "model versions"}
+    return ", ".join(f"{counts.get(name, 0)} {word}" for name, word in words.items())
+
+
+def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
+    named = {table.name: table.c for table in _tables()}
+    versions, tags, runs = named["model_versions"], named["model_version_tags"], named["runs"]
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in connection.execute(sa.select(tags.name, tags.version, tags.key, tags.value)):
+        found.setdefault((row.name, row.version), {})[row.key] = row.value
+    saved = tuple(
+        SavedVersion(row.name, row.version, row.run_id or "", row.source or "", found.get((row.name, row.version), {}))
+        for row in connection.execute(sa.select(versions.name, versions.version, versions.run_id, versions.source))
+    )
+    registered = sa.select(versions.run_id).where(versions.run_id.is_not(None))
+    places = connection.execute(sa.select(runs.run_uuid, runs.artifact_uri).where(runs.run_uuid.in_(registered)))
+    return SavedTracking(rows, saved, {row.run_uuid: row.artifact_uri for row in places})

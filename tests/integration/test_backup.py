@@ -1,0 +1,265 @@
+"""A machine's knowledge is copied while it is used, and is the same on another one: SQLite, PostgreSQL, and across."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from backed_up import MODEL, bundles_named, filled, seen, spec_at
+from fake_serve import FakeServe
+from killed_at import forked, killed_at
+from postgres import NEEDS_POSTGRES, postgres
+from states import converge
+from stored import put
+
+from raymlops.bundle.verify import verify
+from raymlops.errors import BundleError, NotFoundError, OutdatedStateError, RefusedError, StorageError
+from raymlops.lifecycle.backup.databases import databases_of
+from raymlops.lifecycle.backup.restore import restore_backup
+from raymlops.lifecycle.backup.save import backup
+from raymlops.state.store import State
+from raymlops.tracking.client import tracker
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory, mlflow_database):
+    """Return a machine on SQLite with one of everything."""
+    folder = tmp_path_factory.mktemp("machine") / "home"
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield filled(spec_at(folder))
+
+
+@pytest.fixture(scope="module")
+def saved(machine, tmp_path_factory):
+    """Return the place of a backup of it, which no test changes."""
+    place = tmp_path_factory.mktemp("place")
+    return place, backup(machine.spec, to=str(place))
+
+
+def new_machine(folder, mlflow_database):
+    """Return a configuration of a machine on which MLflow has run and nothing else: making its tables takes seconds."""
+    folder.mkdir()
+    shutil.copy(mlflow_database, folder / "mlflow.db")
+    return spec_at(folder)
+
+
+@pytest.fixture
+def empty(tmp_path, mlflow_database):
+    return new_machine(tmp_path / "elsewhere", mlflow_database)
+
+
+@pytest.fixture
+def another(tmp_path, mlflow_database):
+    return new_machine(tmp_path / "another", mlflow_database)
+
+
+@pytest.fixture
+def serve():
+    return FakeServe(dashboard_url="http://dashboard:8265", cpus=8.0)
+
+
+@pytest.fixture
+def place(saved, tmp_path):
+    """Return a place of backups of the test's own."""
+    return Path(shutil.copytree(saved[0], tmp_path / "place"))
+
+
+def bundle_uri(spec, machine):
+    return f"{spec.storage.path}/bundles/{machine.version.bundle.digest}"
+
+
+def test_another_machine_has_the_same_and_names_its_own_places(machine, saved, empty):
+    """Digests, aliases, audit, keys, metrics, artifacts and trials are equal; every bundle that is named is there."""
+    record = restore_backup(empty, uri=str(saved[0]))
+    assert seen(empty) == seen(machine.spec)
+    assert {ref.uri for ref in bundles_named(empty)} == {bundle_uri(empty, machine)}
+    verify(bundle_uri(empty, machine), machine.version.bundle.digest)
+    run = tracker(empty).run(machine.version.run_id)
+    assert run.data.tags["raymlops.storage_path"] == empty.storage.path
+    assert run.info.artifact_uri.startswith(f"{empty.storage.path}/")
+    with State.open(databases_of(empty).urls["state"]) as state:
+        (event,) = (event for event in state.events() if event.action == "restore")
+    assert (event.after["backup"], event.subject) == (record.id, "state")
+
+
+def test_nobody_but_its_owner_reads_a_backup_and_it_holds_no_secret(machine, saved):
+    """The secret of a key is in no file, and each is its owner's alone."""
+    files = [path for path in saved[0].rglob("*") if path.is_file()]
+    assert [path for path in files if machine.secret.encode() in path.read_bytes()] == []
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    inside = (path for name in ("backups", "bundles") for path in (saved[0] / name).rglob("*") if path.is_dir())
+    assert {path.stat().st_mode & 0o777 for path in inside} == {0o700}
+
+
+def test_what_is_not_empty_is_left_as_it_is(machine, saved):
+    """The original itself: what it has is said, and it is the same afterwards."""
+    before = seen(machine.spec)
+    with pytest.raises(RefusedError, match=r"the state database has state \w+ with 3 changes, 1 versions"):
+        restore_backup(machine.spec, uri=str(saved[0]))
+    assert seen(machine.spec) == before
+
+
+def test_an_older_backup_beside_what_runs_removes_nothing(machine, saved, empty, serve, another):
+    """It is refused on the same Serve; as a copy it is another state, which leaves applications alone."""
+    with State.open(databases_of(machine.spec).urls["state"]) as state:
+        state.record(action="later", subject="state", why="after the backup")
+        converge(state, serve)
+        live = dict(serve.live)
+        restore_backup(empty, uri=str(saved[0]))
+        with State.open(databases_of(empty).urls["state"]) as older, pytest.raises(OutdatedStateError):
+            converge(older, serve)
+        restore_backup(another, uri=str(saved[0]), as_copy=True)
+        with State.open(databases_of(another).urls["state"]) as copy:
+            assert copy.owner().id != state.owner().id
+            assert [str(error) for error in converge(copy, serve).plan.blocked.values()] != []
+    assert serve.live == live
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder, _bundle: (folder / "state.db").write_bytes(b"x"), "state.db is damaged: expected"),
+        (lambda folder, _bundle: (folder / "mlflow.db").unlink(), "mlflow.db is damaged: expected a file"),
+        (lambda folder, _bundle: (folder / "manifest.json").write_text("{}"), "manifest.json is damaged"),
+        (lambda folder, _bundle: (folder / "manifest.json").unlink(), "there is no backup in .*: 1 unfinished"),
+        (lambda _folder, bundle: shutil.rmtree(bundle), "expected the manifest of a bundle, got nothing"),
+        (lambda _folder, bundle: (bundle / "state.json").write_text("[]"), "state.json: expected"),
+    ],
+)
+def test_nothing_is_restored_of_a_damaged_backup(machine, place, empty, spoil, says):
+    """A file that is missing, changed or cut, and a bundle: found before anything is written."""
+    (folder,) = (place / "backups").iterdir()
+    spoil(folder, place / "bundles" / machine.version.bundle.digest)
+    with pytest.raises((RefusedError, BundleError, NotFoundError), match=says):
+        restore_backup(empty, uri=str(place))
+    assert sorted(path.name for path in Path(empty.storage.path).iterdir()) == ["mlflow.db"]
+
+
+def test_a_backup_of_a_newer_format_is_refused(place, empty):
+    """Its manifest says so; it is renamed by the digest of that."""
+    (folder,) = (place / "backups").iterdir()
+    manifest = (folder / "manifest.json").read_bytes().replace(b'"format_version": 1', b'"format_version": 9')
+    (folder / "manifest.json").write_bytes(manifest)
+    folder.rename(folder.with_name(f"{folder.name[:-16]}{hashlib.sha256(manifest).hexdigest()[:16]}"))
+    with pytest.raises(StorageError, match="has format 9; this raymlops reads up to 1"):
+        restore_backup(empty, uri=str(place))
+
+
+def test_tables_of_another_mlflow_are_refused_by_name(saved, empty, monkeypatch):
+    """It says which release made them, and how they are restored."""
+    monkeypatch.setattr("raymlops.tracking.copies.tracking_schema", lambda: ("0", "mlflow 9"))
+    with pytest.raises(RefusedError, match=r"made by mlflow 3.*; mlflow 9, which is installed here, has 0"):
+        restore_backup(empty, uri=str(saved[0]))
+
+
+def test_a_place_that_refuses_names_what_it_refuses(machine, s3):
+    """Before anything is read."""
+    s3.refuse = lambda method, _path: method in {"PUT", "POST"}
+    with pytest.raises(
+        StorageError, match=r"no backup was written: .*during CreateMultipartUpload operation: AccessDenied"
+    ):
+        backup(machine.spec, to=s3.uri("bucket/backups"))
+
+
+def test_a_bucket_holds_a_backup(machine, empty, s3):
+    """Uploaded with its manifest last; a second one to the same place adds no bundle."""
+    place = s3.uri("bucket/place")
+    assert backup(machine.spec, to=place).new_bundles == 1
+    assert [key for key in s3.requests if key.startswith("PUT")][-1].endswith("/manifest.json")
+    assert backup(machine.spec, to=place).new_bundles == 0
+    restore_backup(empty, uri=place)
+    assert seen(empty) == seen(machine.spec)
+
+
+def test_two_backups_at_once_to_one_place_are_two(machine, tmp_path):
+    """Each whole, of one bundle."""
+    place = tmp_path / "place"
+    pids = [forked(lambda: backup(machine.spec, to=str(place))) for _ in range(2)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    ids = [path.name for path in (place / "backups").iterdir()]
+    assert len(ids) == 2
+    for name in ids:
+        restore_backup(spec_at(tmp_path / name), uri=str(place), backup_id=name, dry_run=True)
+    assert [path.name for path in (place / "bundles").iterdir()] == [machine.version.bundle.digest]
+
+
+def test_a_lost_bundle_of_what_is_live_is_no_backup(machine, tmp_path):
+    """Of a version that is not live it is left out, and said."""
+    away = Path(machine.version.bundle.uri).rename(tmp_path / "away")
+    try:
+        with pytest.raises(BundleError, match="expected the manifest of a bundle, got nothing"):
+            backup(machine.spec, to=str(tmp_path / "place"))
+        assert list((tmp_path / "place" / "backups").iterdir()) == []
+        url = databases_of(machine.spec).urls["state"]
+        with State.open(url) as state:
+            live = put(state, MODEL, [])
+        record = backup(machine.spec, to=str(tmp_path / "place"))
+        with State.open(url) as state:
+            put(state, MODEL, live.deployments)
+    finally:
+        away.rename(machine.version.bundle.uri)
+    assert (record.bundles, len(record.left_out)) == (0, 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6, 0.99])
+def test_a_killed_backup_is_none(machine, tmp_path, share):
+    """Wherever it was killed there is no backup, and the next one is whole."""
+    changes = 60
+    place = tmp_path / "place"
+    assert killed_at(place, lambda: backup(machine.spec, to=str(place)), int(share * changes))
+    with pytest.raises(NotFoundError, match="there is no backup in"):
+        restore_backup(spec_at(tmp_path / "new"), uri=str(place))
+    backup(machine.spec, to=str(place))
+    restore_backup(spec_at(tmp_path / "new"), uri=str(place), dry_run=True)
+
+
+@pytest.mark.parametrize("number", [12, 24, 36])
+def test_a_killed_restore_goes_on(machine, saved, empty, number):
+    """The same command ends it, whatever was there already."""
+    home = Path(empty.storage.path)
+    assert killed_at(home, lambda: restore_backup(empty, uri=str(saved[0])), number)
+    restore_backup(empty, uri=str(saved[0]))
+    assert seen(empty) == seen(machine.spec)
+
+
+@NEEDS_POSTGRES
+def test_postgres_to_sqlite_and_back(tmp_path, machine, saved, empty):
+    """The state, MLflow and Optuna on a server; each counts on from what was restored, and no password is written."""
+    server, place, before = tmp_path / "server", tmp_path / "place", seen(machine.spec)
+    server.mkdir()
+    with postgres(server) as url:
+        where = {name: database(url, f"of_{name}") for name in ("state", "mlflow", "optuna")}
+        served = spec_at(tmp_path / "served", **where)
+
+        def there_and_back():
+            restore_backup(served, uri=str(saved[0]))
+            assert seen(served) == before
+            tracker(served).client.create_experiment("one more")
+            with State.open(where["state"]) as state:
+                state.record(action="later", subject="state", why="counts on")
+                numbers = [event.id for event in state.events()]
+                assert numbers == list(range(numbers[0], 0, -1))
+            backup(served, to=str(place))
+
+        # In a process of its own: the server waits for its clients, and MLflow keeps its connections.
+        assert os.waitpid(forked(there_and_back), 0)[1] == 0
+    assert [path for path in place.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()] == []
+    restore_backup(empty, uri=str(place))
+    assert seen(empty) == before
+
+
+def database(url, name):
+    """Make a database on a server, and return its URL."""
+    url = url.replace("postgresql:", "postgresql+psycopg:")
+    with sa.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool).connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    return url.removesuffix("/postgres") + f"/{name}"
