@@ -200,8 +200,8 @@ def start_serve(
         with _client(timeout_s) as client:
             answer = client.put(url, json=body, headers=headers(token))
     except httpx.HTTPError as error:
-        said = str(error) or type(error).__name__
-        raise ClusterError(f"Ray did not start Serve: {dashboard_url} gave no answer: {said}") from error
+        reason = str(error) or type(error).__name__
+        raise ClusterError(f"Ray did not start Serve: {dashboard_url} gave no answer: {reason}") from error
     if answer.status_code != 200:
         # A traceback, whose end is the error: what HAProxy said before it ended, such as of a port that is taken.
         said = [line[:300] for line in answer.text.splitlines() if line.strip()][-6:]

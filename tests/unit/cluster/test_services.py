@@ -145,7 +145,11 @@ def test_a_head_that_ends_before_it_started_serve_is_an_error_of_the_cluster(tmp
     """As one does whose node was not up in time: its dashboard has answered, and is gone."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        ending = threading.Thread(target=lambda: listening.accept()[0].close())
+
+        def end():
+            listening.accept()[0].close()
+
+        ending = threading.Thread(target=end)
         ending.start()
         with pytest.raises(ClusterError, match=rf"Ray did not start Serve: {url} gave no answer: \S"):
             services.start_serve(url, token=tmp_path / "token", port=8000, timeout_s=5)
