@@ -22,7 +22,8 @@ AGENT_PORT, DASHBOARD_PORT, GCS_PORT, METRICS_PORT = 52365, 8265, 6379, 8080
 HEALTH = "/api/healthz"
 """Of a node since Ray 2.53: its raylet, on a head the GCS too (``utils.RayNodeHealthPath``)."""
 HEARTBEAT = "/tmp/controller"  # noqa: S108 - a file in a container of its own
-STALE_S = 120
+STALE_S = 300
+"""Starting a controller takes a job, and a minute or two."""
 
 
 def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int = 0, size: tuple[int, int]) -> Any:
