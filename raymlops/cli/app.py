@@ -126,6 +126,9 @@ for verb in VERBS:
 app.command(hidden=True)(command(loop.retraining_job))
 # Its words are another command's: options of that one come after them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+    command(clusters.submit)
+)
 for name, (about, verbs) in GROUPS.items():
     group = typer.Typer(help=about, no_args_is_help=True)
     for word, verb in verbs.items():
