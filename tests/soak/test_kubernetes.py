@@ -1,4 +1,4 @@
-"""What is live on Kubernetes, on a real Ray: the API server and the operator are ours, Serve and its replicas are Ray's.
+"""What is live on Kubernetes, on a real Ray: API server and operator are ours, Serve and its replicas are Ray's.
 
 The operator sends a configuration to the real dashboard when KubeRay would, and nobody else does. Takes about a minute.
 """
