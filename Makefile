@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# KubeRay's CRDs, by which manifests are checked where they are at hand.
+export RAYMLOPS_CRDS ?= $(abspath $(wildcard ../shared/crds))
 
 .PHONY: demo test lint unit clusters integration e2e soak bench clean
 

@@ -62,6 +62,7 @@ VERBS: tuple[Verb, ...] = (
 )
 GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "config": ("Inspect a configuration.", {"show": projects.show, "schema": projects.schema}),
+    "render": ("Write a project for another tool.", {"kubernetes": projects.kubernetes}),
     "models": (
         "Registered model versions.",
         {"register": models.register, "gate": models.gate, "list": models.list_versions},
@@ -124,6 +125,9 @@ for verb in VERBS:
 app.command(hidden=True)(command(loop.retraining_job))
 # Its words are another command's: options of that one come after them.
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(clusters.env)
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+    command(clusters.submit)
+)
 for name, (about, verbs) in GROUPS.items():
     group = typer.Typer(help=about, no_args_is_help=True)
     for word, verb in verbs.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from raymlops.cli.operations import run_answer
-from raymlops.cli.output import Answer, EnvOption, OptionalConfig, error_data, note
+from raymlops.cli.output import Answer, ConfigOption, EnvOption, OptionalConfig, error_data, note
 from raymlops.cli.source import split_words
 from raymlops.display import table
 from raymlops.errors import RaymlopsError, UsageError
@@ -110,6 +110,31 @@ def env(
     from raymlops.cluster.endpoint.node_environment import run_on_node
 
     run_on_node(command, proxy=proxy, gcs_storage=gcs_storage, env_file=env_file)
+
+
+def submit(
+    command: Annotated[list[str], typer.Argument(metavar="VERB...", help="Such as: train, or deploy --yes.")],
+    *,
+    config: ConfigOption,
+    env: EnvOption = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the RayJob; given again, it is followed.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="NAME", help="RayCluster to run on.  [default: its own]")
+    ] = None,
+) -> Answer:
+    """Run a verb on Kubernetes as a RayJob, and follow its log until it ends."""
+    from raymlops.cluster.kubernetes.api_server import ApiServer
+    from raymlops.cluster.kubernetes.place import checked
+    from raymlops.cluster.kubernetes.submit import submit as submit_job
+    from raymlops.config.load import load
+
+    spec = load(config, env=env).spec
+    server = ApiServer.found(checked(spec, env=env, release="").namespace)
+    job = submit_job(spec, command, server=server, env=env, name=name, cluster=cluster, write=note)
+    said = f": {job.message}" if job.message else ""
+    return Answer(job.to_dict(), f"{job.name}  {job.status}{said}", exit_code=0 if job.succeeded else 1)
 
 
 def down(*, root: RootOption = None) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -70,6 +71,12 @@ def controller(
         bool,
         typer.Option("--restore", help="As after a restart of the cluster: it brings back what should be live."),
     ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="On Kubernetes: start it again whenever it is gone, until interrupted.")
+    ] = False,
+    heartbeat: Annotated[
+        Path | None, typer.Option("--heartbeat", metavar="FILE", help="With --keep: touched while that works.")
+    ] = None,
 ) -> Answer:
     """Start the controller on the cluster if none runs; deploy and rollback do that by themselves."""
     from raymlops.lifecycle.named_model import nameless
@@ -78,6 +85,10 @@ def controller(
 
     chosen = choose_if_named(words, config=config, env=env)
     spec = nameless() if chosen is None else chosen.spec
+    if keep:
+        from raymlops.lifecycle.rollout.keeper import keep_controller
+
+        keep_controller(spec, heartbeat=heartbeat)
     record = resume(spec, wait_s=DASHBOARD_S) if restore else start_controller(spec)
     if record is None:
         return Answer({"controller": None}, "nothing should be live, so that no controller is needed")

@@ -1,4 +1,4 @@
-"""``init``, ``validate`` and ``config``: verbs that need no cluster."""
+"""``init``, ``validate``, ``config`` and ``render``: verbs that need no cluster."""
 
 from __future__ import annotations
 
@@ -99,6 +99,24 @@ def schema() -> Answer:
     found = json_schema()
     note("In VS Code: # yaml-language-server: $schema=configs/schema.json as the first line of a file.")
     return Answer(found, json.dumps(found, indent=2))
+
+
+def kubernetes(
+    words: FileAndOverrides = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIR", help="Folder of the manifests; it is made.")
+    ] = "deploy/kubernetes",
+    force: Annotated[bool, typer.Option("--force", help="Replace files that somebody edited.")] = False,
+) -> Answer:
+    """Write a project's manifests: a kustomize base of this environment, an overlay for each, and jobs."""
+    from raymlops.cluster.kubernetes.render import render_kubernetes
+
+    file, overrides = _split(words or [], config=config)
+    found = render_kubernetes(file, to=to, env=env, overrides=overrides, force=force)
+    return Answer(found.to_dict(), found.text())
 
 
 def _split(words: list[str], *, config: str | None) -> tuple[str, list[str]]:

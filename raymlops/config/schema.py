@@ -20,6 +20,7 @@ from pydantic import (
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.data import DataSection, QualitySection, SkillSection
+from raymlops.config.platforms.kubernetes import KubernetesSection
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
 from raymlops.config.sweep import Mode, SweepSection, Threshold
@@ -180,6 +181,7 @@ class ProjectSpec(Spec):
     tracking: Free[TrackingSection] = TrackingSection()
     storage: StorageSection = Field(default_factory=StorageSection)  # its path may come from the environment
     cluster: Free[ClusterSection] = ClusterSection()
+    kubernetes: Free[KubernetesSection] = KubernetesSection()
 
     @property
     def experiment(self) -> str:

@@ -191,25 +191,24 @@ def _open_models(models: Sequence[str], *, spec: ProjectSpec, state: State, reac
 
 def _send(spec: ProjectSpec, state: State, change: KeyChange) -> tuple[KeyChange, str | None]:
     """Send a change that the state already holds; return it with the result, and the host at which Serve is reached."""
-    from raymlops.cluster.dashboard import dashboard
     from raymlops.lifecycle.rollout.actor import ensure_running
-    from raymlops.serving.control.rest_api import ServeApi
+    from raymlops.lifecycle.sources import serve_of
 
     with ExitStack() as stack:
         try:
-            found = stack.enter_context(dashboard(spec))
+            api = stack.enter_context(serve_of(spec))
         except ClusterError:
             return replace(change, note=NO_CLUSTER), None
         try:
-            plan = bring(state, ServeApi(found.url, found.token()), change.key, serve=spec.serve)
+            plan = bring(state, api, change.key, serve=spec.serve)
         except RaymlopsError as error:
             note = f"the cluster has not taken it: {error}"
             if not isinstance(error, TakenError | OutdatedStateError):  # which no retry ends
-                problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=False)
+                problem = ensure_running(spec, state, dashboard_url=api.dashboard_url, must_answer=False)
                 note = f"{note}\n{problem or SENT_LATER}"
             return replace(change, note=note, failed=True), None
         problem = None
         if state.deployments():
-            problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=False)
+            problem = ensure_running(spec, state, dashboard_url=api.dashboard_url, must_answer=False)
         warnings = (*change.warnings, *plan.notes)
         return replace(change, live=True, note=problem or "", warnings=warnings), plan.listens.reach

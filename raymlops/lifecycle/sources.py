@@ -51,10 +51,14 @@ def state_id(spec: ProjectSpec) -> str:
 
 @contextmanager
 def serve_of(spec: ProjectSpec) -> Iterator[ServeApi]:
-    """Open Serve's API of the running cluster."""
+    """Open Serve's API of the running cluster: on Kubernetes that of the RayService that the environment names."""
     from raymlops.cluster.dashboard import dashboard
+    from raymlops.serving.control.ray_service import RayServiceApi, ray_service
     from raymlops.serving.control.rest_api import ServeApi
 
+    if (name := ray_service()) is not None:
+        yield RayServiceApi(name)
+        return
     with dashboard(spec) as found:
         yield ServeApi(found.url, found.token())
 

@@ -27,7 +27,7 @@ from raymlops.lifecycle.registration.admission import MlflowAliases
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
-from raymlops.serving.control.rest_api import ServeApi
+from raymlops.serving.control.ray_service import serve_api
 from raymlops.serving.telemetry.rollout_counts import NAMESPACE, controller_of
 from raymlops.state.identity import SHORT
 from raymlops.state.lease import holder_of, lease
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from raymlops.cluster.jobs import Jobs
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.sources import Source
+    from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.store import State
 
 LEASE = "controller"
@@ -183,7 +184,7 @@ class ControllerActor:
                 raise ClusterError(
                     f"the database of this controller's state {self._id[:SHORT]} now belongs to state {found[:SHORT]}"
                 )
-            api = ServeApi(_dashboard(spec))
+            api = serve_api(_dashboard(spec))
             here = api.cluster_id()
             _check_home(state, here)
             with lease(state.url, LEASE, purpose=purpose()) as renew:

@@ -1,0 +1,155 @@
+"""Kubernetes' API server, as far as raymlops asks it: by HTTP, with the pod's own account.
+
+Owns how it is found and the errors of its answers. Knows no object. Outside of a cluster ``kubectl proxy`` stands in
+front of it, which has the caller's own rights: RAYMLOPS_KUBERNETES names it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+PROXY, NAMESPACE = "RAYMLOPS_KUBERNETES", "RAYMLOPS_NAMESPACE"
+APPLY = "application/apply-patch+yaml"
+TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """An API server, and the namespace that is asked about."""
+
+    url: str
+    namespace: str
+    account: Path | None = None
+    """Folder with the account's ``token``, which Kubernetes renews, and the server's ``ca.crt``."""
+
+    @classmethod
+    def found(cls, namespace: str | None = None) -> Self:
+        """Return the one that the environment names, or that of this pod's cluster.
+
+        Raises:
+            UsageError: there is neither, or no namespace is named.
+        """
+        proxy, host = os.environ.get(PROXY), os.environ.get("KUBERNETES_SERVICE_HOST")
+        inside = (ACCOUNT / "namespace").read_text() if (ACCOUNT / "namespace").exists() else None
+        named = namespace or os.environ.get(NAMESPACE) or inside
+        if named is None:
+            raise UsageError("no namespace of Kubernetes is named", hint=f"Set {NAMESPACE}.")
+        if proxy:
+            return cls(proxy.rstrip("/"), named)
+        if host is None:
+            raise UsageError(
+                "this is no pod of a Kubernetes cluster, and no API server is named",
+                hint=f"Run `kubectl proxy`, and set {PROXY}=http://127.0.0.1:8001.",
+            )
+        at = f"[{host}]" if ":" in host else host
+        return cls(f"https://{at}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}", named, ACCOUNT)
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return what is at a path.
+
+        Raises:
+            NotFoundError, RefusedError, ClusterError: as ``_checked``.
+        """
+        return self._call("GET", path)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object; raises as ``get``, and ``RefusedError`` where there is one of that name."""
+        return self._call("POST", path, json=body)
+
+    def apply(self, path: str, body: Mapping[str, Any], *, manager: str) -> dict[str, Any]:
+        """Apply fields as their manager, by server-side apply.
+
+        Fields of other managers stay. One that another manager has is not taken from it.
+
+        Raises:
+            NotFoundError, ClusterError: as ``get``.
+            RefusedError: another manager has one of these fields, or there is another object of that name.
+        """
+        return self._call("PATCH", path, json=body, params={"fieldManager": manager}, content_type=APPLY)
+
+    @contextmanager
+    def lines(self, path: str, **params: str) -> Iterator[Iterator[str]]:
+        """Yield the lines of an answer as they come; raises as ``get``."""
+        with (
+            self._client(timeout=httpx.Timeout(TIMEOUT_S, read=None)) as client,
+            self._errors(),
+            client.stream("GET", path, params=params) as response,
+        ):
+            if response.is_error:
+                response.read()
+            _checked(response, self.url)
+            yield response.iter_lines()
+
+    def _call(
+        self, method: str, path: str, *, content_type: str = "application/json", **options: Any
+    ) -> dict[str, Any]:
+        with self._client(timeout=TIMEOUT_S) as client, self._errors():
+            response = client.request(method, path, headers={"content-type": content_type}, **options)
+        _checked(response, self.url)
+        found: dict[str, Any] = response.json()
+        return found
+
+    def _client(self, *, timeout: httpx.Timeout | float) -> httpx.Client:
+        headers = {"user-agent": "raymlops"}
+        if self.account is None:  # certificates would be read for each request, of which there are none without TLS
+            encrypted = self.url.startswith("https:")
+            return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, verify=encrypted, trust_env=False)
+        import ssl
+
+        try:
+            headers["authorization"] = f"Bearer {(self.account / 'token').read_text().strip()}"
+            trusted = ssl.create_default_context(cafile=str(self.account / "ca.crt"))
+        except OSError as error:
+            raise ClusterError(
+                f"this pod's account cannot be read: {error.filename}: {error.strerror}",
+                hint="automountServiceAccountToken must not be false for what asks Kubernetes.",
+            ) from error
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout, verify=trusted, trust_env=False)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise ClusterError(
+                f"Kubernetes' API server at {self.url} does not answer: {type(error).__name__}"
+            ) from error
+
+
+def _checked(response: httpx.Response, url: str) -> None:
+    """Raise what an answer that is an error comes to.
+
+    Raises:
+        NotFoundError: there is no such object, or no such kind of objects.
+        RefusedError: a conflict, or an object that is not valid.
+        ClusterError: the account may not do that, or the server fails.
+    """
+    if not response.is_error:
+        return
+    try:
+        said = str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        said = response.text.strip()[:300]
+    code = response.status_code
+    if code == httpx.codes.NOT_FOUND:
+        raise NotFoundError(f"Kubernetes at {url}: {said}")
+    if code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.BAD_REQUEST}:
+        raise RefusedError(f"Kubernetes at {url} refuses: {said}")
+    if code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        raise ClusterError(
+            f"Kubernetes at {url} does not let this account do that: {said}",
+            hint="The Role and RoleBinding NAME-reconciler of `raymlops render kubernetes` must be applied.",
+        )
+    raise ClusterError(f"Kubernetes at {url} answered {code}: {said}")

@@ -1,0 +1,146 @@
+"""``render kubernetes``: the files of a project, for one environment and those beside it.
+
+Owns the folder's layout and reads the configurations of the environments. What the objects are is ``manifests``'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from raymlops.cluster.kubernetes.documents import yaml_text
+from raymlops.cluster.kubernetes.kuberay import refusals
+from raymlops.cluster.kubernetes.manifests import MANAGER, jobs, manifests
+from raymlops.cluster.kubernetes.overlays import base_files, overlay_files
+from raymlops.cluster.kubernetes.place import Place, checked
+from raymlops.cluster.kubernetes.published import publish
+from raymlops.config.load import dump, load
+from raymlops.errors import ConfigError, UsageError
+from raymlops.records import Record
+from raymlops.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from raymlops.config.schema import ProjectSpec
+
+ENVIRONMENTS = ("dev", "staging", "prod")
+ARGO_CD = {
+    "ignoreDifferences": [
+        {
+            "group": "ray.io",
+            "kind": "RayService",
+            "jsonPointers": ["/spec/serveConfigV2"],
+            "managedFieldsManagers": [MANAGER],
+        }
+    ],
+    "syncPolicy": {"syncOptions": ["RespectIgnoreDifferences=true", "ServerSideApply=true"]},
+}
+"""For the ``spec`` of an Application: what is live is the reconciler's, and no difference."""
+
+
+@dataclass(frozen=True)
+class Rendered(Record):
+    """What was rendered."""
+
+    folder: str
+    overlay: str
+    namespace: str
+    secret: str
+    secret_keys: tuple[str, ...]
+    changed: tuple[str, ...]
+    """Files that were written or removed."""
+    notes: tuple[str, ...] = ()
+    """Which overlays are not there, and why."""
+
+    def text(self) -> str:
+        """Return what to do next."""
+        keys = " ".join(f"--from-file={key}=FILE" for key in self.secret_keys)
+        lines = [
+            f"{self.folder}: {len(self.changed)} files changed" if self.changed else f"{self.folder}: nothing changed",
+            f"kubectl create namespace {self.namespace}",
+            f"kubectl -n {self.namespace} create secret generic {self.secret} {keys}",
+            f"kubectl apply --server-side -k {self.folder}/overlays/{self.overlay}",
+        ]
+        return "\n".join([*lines, *self.notes])
+
+
+def render_kubernetes(
+    file: str | Path, *, to: str | Path, env: str | None = None, overrides: Sequence[str] = (), force: bool = False
+) -> Rendered:
+    """Write a project's manifests into a folder: a base of this environment, and an overlay for each that there is.
+
+    Raises:
+        ConfigError: the configuration, or what of it cannot run on Kubernetes.
+        RefusedError: somebody edited a file of an earlier rendering; ``force`` replaces it.
+        StorageError: the folder cannot be written.
+    """
+    spec = load(file, overrides=overrides, env=env).spec
+    chosen = checked(spec, env=env, release=__version__)
+    own, notes = {env or "base": chosen}, []
+    for name in ENVIRONMENTS:
+        if name == env:
+            continue
+        if not (Path(file).parent / "env" / f"{name}.yaml").exists():
+            notes.append(f"no overlay {name}: there is no env/{name}.yaml beside {file}")
+            continue
+        try:
+            own[name] = checked(load(file, overrides=overrides, env=name).spec, env=name, release=__version__)
+        except ConfigError as error:
+            notes.append(f"no overlay {name}: {error.problems[0].path}: {error.problems[0].message}")
+    files = files_of(chosen, own)
+    changed = publish(Path(to), files, force=force)
+    overlay = env or "base"
+    return Rendered(
+        str(to),
+        overlay,
+        chosen.namespace,
+        chosen.section.secret,
+        tuple(chosen.secret_keys()),
+        tuple(changed),
+        tuple(notes),
+    )
+
+
+def files_of(chosen: Place, environments: Mapping[str, Place]) -> dict[str, str]:
+    """Return every file by its path in the folder: the base of ``chosen``, and an overlay for each environment.
+
+    Raises:
+        UsageError: KubeRay would refuse an object.
+    """
+    ray = ray_version()
+    base = manifests(chosen, config=configuration(chosen.spec), ray_version=ray)
+    found = {f"base/{name}": text for name, text in base_files(base).items()}
+    flat = [one for name in sorted(base) for one in base[name]]
+    _refuse(flat)
+    for env, place in environments.items():
+        own = manifests(place, config=configuration(place.spec), ray_version=ray)
+        objects = [one for name in sorted(own) for one in own[name]]
+        _refuse(objects)
+        files = overlay_files(flat, objects, namespace=place.namespace)
+        found |= {f"overlays/{env}/{name}": text for name, text in files.items()}
+        for name, created in jobs(place, ray_version=ray).items():
+            _refuse(created)
+            placed = [{**one, "metadata": {**one["metadata"], "namespace": place.namespace}} for one in created]
+            found[f"jobs/{env}/{name}.yaml"] = yaml_text(placed)
+    found["argocd.yaml"] = "# Into spec of the Application.\n" + yaml_text([ARGO_CD])
+    return found
+
+
+def configuration(spec: ProjectSpec) -> str:
+    """Return the configuration as the pods read it: a shared folder is shared there."""
+    if "://" not in spec.storage.path:
+        spec = spec.model_copy(update={"storage": spec.storage.model_copy(update={"shared": True})})
+    return dump(spec)
+
+
+def ray_version() -> str:
+    """Return the version of Ray that the image has, which is this one's."""
+    return version("ray")
+
+
+def _refuse(objects: Sequence[dict[str, object]]) -> None:
+    if problems := [problem for found in objects for problem in refusals(found)]:
+        raise UsageError("KubeRay would refuse what this configuration comes to:\n" + "\n".join(problems))

@@ -1,0 +1,1 @@
+"""Sections about where a project runs beside Ray itself."""

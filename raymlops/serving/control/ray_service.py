@@ -1,0 +1,152 @@
+"""Serve on Kubernetes: its configuration is written into a RayService, from which KubeRay sends it to Serve.
+
+Owns which of a RayService's clusters is asked, and the one field that is written: ``spec.serveConfigV2``, by
+server-side apply as field manager ``raymlops``. KubeRay sends it whenever the text changes, and again after the
+operator or Serve's state was lost (``checkIfNeedSubmitServeApplications`` of ``rayservice_controller.go``), so that the
+same configuration must always be the same text. What Serve runs is read where it runs.
+
+A RayService has an active cluster, and a pending one while it is upgraded or before it first serves. While there is a
+pending one KubeRay sends it alone the configuration (``Reconcile`` there), so that it is the one that is asked: what is
+read is what was written. The identity of both is the RayService's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from raymlops.cluster.kubernetes.api_server import ApiServer
+from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
+from raymlops.cluster.kubernetes.manifests import MANAGER
+from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
+from raymlops.cluster.kubernetes.ray import API
+from raymlops.errors import ClusterError, NotFoundError, RefusedError
+from raymlops.serving.control.rest_api import ServeApi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import httpx
+
+KUBERAY = "KubeRay 1.7"
+
+
+class RayServiceApi(ServeApi):
+    """The Serve API of the cluster that a RayService has now."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        server: ApiServer | None = None,
+        token: str | None = None,
+        dashboard_of: Callable[[str], str] | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Take the RayService's name; ``dashboard_of`` gives the URL of a dashboard, by default its service."""
+        super().__init__("", token, timeout_s=timeout_s)
+        self._name = name
+        self._server = server or ApiServer.found()
+        self._dashboard_of = dashboard_of or self._service_of
+        self._path = f"/apis/{API}/namespaces/{self._server.namespace}/rayservices/{name}"
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the cluster runs on this machine: a pod has ports and processes of its own."""
+        return False
+
+    def cluster_id(self) -> str:
+        """Return the RayService's own id, whichever clusters it has.
+
+        Raises:
+            ClusterError, NotFoundError: as ``located``.
+        """
+        return str(self._read()["metadata"]["uid"])
+
+    def put(self, config: dict[str, Any]) -> None:
+        """Write a configuration into the RayService; KubeRay sends it.
+
+        Raises:
+            RefusedError: somebody else manages the field, the RayService was replaced meanwhile, or it is upgraded
+                incrementally.
+            ClusterError, NotFoundError: as ``located``.
+        """
+        found = self._read()
+        text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+        if found["spec"].get("serveConfigV2") == text:
+            return
+        # With the id of the one that was read: a RayService that is gone is not made anew out of one field.
+        metadata = {"name": self._name, "namespace": self._server.namespace, "uid": found["metadata"]["uid"]}
+        body = {"apiVersion": API, "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text}}
+        self._server.apply(self._path, body, manager=MANAGER)
+
+    def located(self) -> str:
+        """Return the URL of the dashboard of the cluster that gets the configuration.
+
+        Raises:
+            NotFoundError: there is no such RayService.
+            ClusterError: KubeRay is missing or too old, the API server does not answer, or there is no cluster yet.
+            RefusedError: it is upgraded incrementally.
+        """
+        status = self._read().get("status") or {}
+        for which in ("pendingServiceStatus", "activeServiceStatus"):
+            if cluster := (status.get(which) or {}).get("rayClusterName"):
+                return self._dashboard_of(cluster)
+        reasons = [one["message"] for one in status.get("conditions") or () if one.get("status") == "False"]
+        raise ClusterError(
+            f"the RayService {self._name} has no Ray cluster yet{f': {reasons[0]}' if reasons and reasons[0] else ''}",
+            hint=f"kubectl -n {self._server.namespace} describe rayservice {self._name}",
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found = self._server.get(self._path)
+        except NotFoundError:
+            self._check_kuberay()
+            raise NotFoundError(
+                f"there is no RayService {self._name} in the namespace {self._server.namespace}",
+                hint="kubectl apply --server-side -k DIR/overlays/ENV, after `raymlops render kubernetes`.",
+            ) from None
+        if ((found["spec"].get("upgradeStrategy") or {}).get("type")) == INCREMENTAL:
+            raise RefusedError(
+                f"the RayService {self._name} is upgraded incrementally ({INCREMENTAL}): the cluster that answers "
+                "would get no change while that lasts; nothing was changed",
+                hint="Set spec.upgradeStrategy.type to NewCluster.",
+            )
+        return found
+
+    def _check_kuberay(self) -> None:
+        """Say that KubeRay is missing or too old, where that is why nothing was found."""
+        group, _, version = API.partition("/")
+        try:
+            served = [one["version"] for one in self._server.get(f"/apis/{group}")["versions"]]
+        except NotFoundError:
+            raise ClusterError(
+                f"this cluster has no KubeRay; {KUBERAY} is needed", hint="helm install kuberay-operator"
+            ) from None
+        if version not in served:
+            raise ClusterError(
+                f"this cluster's KubeRay serves {', '.join(served)} of {group}; {version} is needed, of {KUBERAY}",
+                hint="Upgrade its CRDs and the operator.",
+            )
+
+    def _service_of(self, cluster: str) -> str:
+        """Return the URL of a cluster's head service (``utils.GenerateHeadServiceName``)."""
+        return f"http://{cluster}-head-svc.{self._server.namespace}.svc:{DASHBOARD_PORT}"
+
+    def _call(self, method: str, path: str, config: Mapping[str, Any] | None = None) -> httpx.Response:
+        self.dashboard_url = self.located().rstrip("/")
+        return super()._call(method, path, None if config is None else dict(config))
+
+
+def ray_service() -> str | None:
+    """Return the RayService that this process's environment names; None outside of Kubernetes."""
+    return os.environ.get(RAY_SERVICE) or None
+
+
+def serve_api(dashboard_url: str, token: str | None = None, *, timeout_s: float = 60.0) -> ServeApi:
+    """Return the Serve API of a dashboard; where a RayService is named, that of its cluster."""
+    if (name := ray_service()) is not None:
+        return RayServiceApi(name, token=token, timeout_s=timeout_s)
+    return ServeApi(dashboard_url, token, timeout_s=timeout_s)

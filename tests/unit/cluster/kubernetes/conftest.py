@@ -1,0 +1,191 @@
+import copy
+import json
+import os
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from raymlops.cluster.kubernetes.kuberay import refusals
+from raymlops.cluster.kubernetes.manifests import jobs, manifests
+from raymlops.cluster.kubernetes.place import checked
+from raymlops.config.load import dump, load
+
+ROOT = Path(__file__).parents[4]
+CRDS = "RAYMLOPS_CRDS"
+FOREIGN = {"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"}
+"""Kinds whose schemas are not at hand."""
+
+
+@pytest.fixture
+def place():
+    """Return where a project is, by ``key.path=value``."""
+
+    def make(*overrides, env="prod"):
+        spec = load(ROOT / "configs" / "flights.yaml", env=env, overrides=overrides).spec
+        return checked(spec, env=env, release="1.2.3")
+
+    return make
+
+
+@pytest.fixture
+def objects():
+    """Return the objects of a place, those that are applied and those that are created."""
+
+    def make(place, *, ray_version="2.60.0"):
+        applied = manifests(place, config=dump(place.spec), ray_version=ray_version)
+        created = jobs(place, ray_version=ray_version)
+        return [copy.deepcopy(one) for files in (applied, created) for found in files.values() for one in found]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def strict():
+    """Return what a strict API server and KubeRay's operator say against objects, and about the names in ``beside``."""
+    folder = os.environ.get(CRDS)
+    if not folder:
+        pytest.skip(f"{CRDS} names no folder of KubeRay's CRDs")
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    pytest.importorskip("cel")
+    crds, built_in = Crds(Path(folder)), BuiltIn(Path(kubernetes_validate.__file__).parent)
+
+    def check(found, *, beside=None):
+        # The operator sees only what the server took.
+        said = [problem for one in found for problem in crds.problems(one) or built_in.problems(one) or refusals(one)]
+        return [*said, *dangling(found if beside is None else beside)]
+
+    return check
+
+
+class Crds:
+    """The published schemas, read as an API server with strict field validation reads them."""
+
+    def __init__(self, folder):
+        self.versions = {}
+        for file in folder.glob("ray.io_ray[cjs]*.yaml"):
+            crd = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            (stored,) = [version for version in crd["spec"]["versions"] if version["storage"]]
+            schema = stored["schema"]["openAPIV3Schema"]
+            closed = closed_schema(schema)
+            closed["properties"]["metadata"] = {"type": "object"}
+            kind, group = crd["spec"]["names"]["kind"], crd["spec"]["group"]
+            self.versions[kind] = f"{group}/{stored['name']}", schema, jsonschema.Draft7Validator(closed)
+
+    def problems(self, found):
+        if found["apiVersion"].partition("/")[0] != "ray.io":
+            return []
+        stored, schema, closed = self.versions[found["kind"]]
+        if found["apiVersion"] != stored:
+            return [f"{found['kind']}: {found['apiVersion']} is not the stored version {stored}"]
+        said = [f"{found['kind']}: {one.json_path}: {one.message}" for one in closed.iter_errors(found)]
+        return [*said, *rules_broken(schema, found, "$")]
+
+
+class BuiltIn:
+    """The strict schemas of kubernetes-validate, which reads all of them for each object."""
+
+    def __init__(self, package):
+        self.folder = max(
+            (package / "kubernetes-json-schema").glob("v*-local-strict"),
+            key=lambda path: int(path.name.removeprefix("v").split("-")[0].split(".")[1]),
+        )
+        self.definitions = json.loads((self.folder / "_definitions.json").read_text())["$defs"]
+        self.validators = {}
+
+    def problems(self, found):
+        version = found["apiVersion"]
+        if version in FOREIGN or version.partition("/")[0] == "ray.io":
+            return []
+        group, _, number = version.rpartition("/")
+        name = f"{found['kind'].lower()}-{'-'.join(filter(None, (group.partition('.')[0], number)))}.json"
+        if not (self.folder / name).exists():
+            return [f"{found['kind']}: there is no such kind in {version}"]
+        if name not in self.validators:
+            text = (self.folder / name).read_text().replace("/api/_definitions.json#", "#")
+            schema = {**json.loads(text), "$defs": self.definitions}
+            schema.pop("$id", None)
+            self.validators[name] = jsonschema.Draft202012Validator(schema)
+        return [f"{found['kind']}: {one.json_path}: {one.message}" for one in self.validators[name].iter_errors(found)]
+
+
+def closed_schema(schema):
+    """Return a schema that allows no field beside those that it names, unless it keeps unknown ones."""
+    if isinstance(schema, list):
+        return [closed_schema(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {key: closed_schema(value) for key, value in schema.items() if key not in {"default", "format"}}
+    if "properties" in schema:
+        made["properties"] = {name: closed_schema(value) for name, value in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    return made
+
+
+def rules_broken(schema, value, path):
+    """Yield the messages of CEL rules that a new object breaks; those on a change need an old one."""
+    import cel
+
+    for rule in schema.get("x-kubernetes-validations", ()):
+        if "oldSelf" not in rule["rule"] and not cel.evaluate(rule["rule"], {"self": value}):
+            yield f"{path}: {rule['message']}"
+    if isinstance(value, dict):
+        for name, one in value.items():
+            below = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
+            if isinstance(below, dict):
+                yield from rules_broken(below, one, f"{path}.{name}")
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
+        for index, one in enumerate(value):
+            yield from rules_broken(schema["items"], one, f"{path}[{index}]")
+
+
+def dangling(found):
+    """Yield names in objects that no object has: what an API server accepts and never runs."""
+    named = {(one["kind"], one["metadata"].get("name")) for one in found}
+    templates = list(pods(found))
+    for pod in templates:
+        spec, labels = pod["spec"], pod["metadata"]["labels"]
+        volumes = {volume["name"] for volume in spec.get("volumes", ())}
+        if ("ServiceAccount", spec["serviceAccountName"]) not in named:
+            yield f"there is no ServiceAccount {spec['serviceAccountName']}"
+        for volume in spec.get("volumes", ()):
+            if "configMap" in volume and ("ConfigMap", volume["configMap"]["name"]) not in named:
+                yield f"there is no ConfigMap {volume['configMap']['name']}"
+        for container in spec["containers"]:
+            for mount in container.get("volumeMounts", ()):
+                if mount["name"] not in volumes:
+                    yield f"{labels}: {container['name']} mounts {mount['name']}, which is no volume"
+            security = spec.get("securityContext", {}), container.get("securityContext", {})
+            if not security[0].get("runAsNonRoot") or security[1].get("allowPrivilegeEscalation", True):
+                yield f"{labels}: {container['name']} may run as root"
+            for one in container.get("env", ()):
+                if any(word in one["name"] for word in ("PASSWORD", "TOKEN", "SECRET", "URL")) and "value" in one:
+                    yield f"{one['name']} is a credential in a manifest"
+    yield from _empty_selectors(found, templates)
+
+
+def _empty_selectors(found, templates):
+    for one in found:
+        selector = (
+            one["spec"].get("selector") if one["kind"] in {"PodDisruptionBudget", "Service", "Deployment"} else None
+        )
+        if selector is not None:
+            wanted = (selector.get("matchLabels", selector)).items()
+            if not any(wanted <= pod["metadata"]["labels"].items() for pod in templates):
+                yield f"{one['kind']} {one['metadata']['name']} selects no pod"
+
+
+def pods(found):
+    """Yield every pod template in objects."""
+    if isinstance(found, dict):
+        if "containers" in found.get("spec", {}):
+            yield found
+        for value in found.values():
+            yield from pods(value)
+    elif isinstance(found, list):
+        for value in found:
+            yield from pods(value)

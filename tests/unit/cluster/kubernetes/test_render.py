@@ -1,0 +1,212 @@
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raymlops.cluster.endpoint.node_environment import node_environment
+from raymlops.cluster.kubernetes.manifests import manifests
+from raymlops.cluster.kubernetes.overlays import difference
+from raymlops.cluster.kubernetes.render import configuration, ray_version, render_kubernetes
+from raymlops.config.load import load
+from raymlops.errors import ConfigError, RefusedError
+
+from .conftest import ROOT, pods
+
+FLIGHTS = ROOT / "configs" / "flights.yaml"
+
+
+@pytest.fixture
+def render(tmp_path):
+    return lambda *overrides, **options: render_kubernetes(
+        FLIGHTS, to=tmp_path / "out", env="prod", overrides=overrides, **options
+    )
+
+
+def texts(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_rendered_twice_it_is_the_same(render, tmp_path):
+    """To the byte, and the second time nothing is written."""
+    assert render().changed
+    before = texts(tmp_path / "out")
+    assert render().changed == ()
+    assert render_kubernetes(FLIGHTS, to=tmp_path / "other", env="prod").changed
+    assert texts(tmp_path / "out") == texts(tmp_path / "other") == before
+
+
+def test_what_is_live_is_in_no_manifest(render, tmp_path):
+    """A manifest that is applied again in the middle of a canary has nothing to say of it."""
+    render()
+    assert not [
+        name for name, text in texts(tmp_path / "out").items() if "serveConfigV2" in text and name != "argocd.yaml"
+    ]
+    argo = yaml.safe_load((tmp_path / "out" / "argocd.yaml").read_text())
+    assert argo["ignoreDifferences"][0]["jsonPointers"] == ["/spec/serveConfigV2"]
+
+
+def test_an_edited_manifest_is_shown_and_kept(render, tmp_path):
+    """With --force alone it is replaced."""
+    render()
+    file = tmp_path / "out" / "base" / "controller.yaml"
+    file.write_text(file.read_text().replace("replicas: 2", "replicas: 5"))
+    with pytest.raises(RefusedError, match=r"base/controller.yaml in .* is not as rendered") as raised:
+        render("serve.timeout_s=20.0")
+    assert "-  replicas: 5\n+  replicas: 2" in raised.value.message
+    assert "replicas: 5" in file.read_text()
+    assert "timeout_s: 30.0" in (tmp_path / "out" / "base" / "config.yaml").read_text()
+    assert render("serve.timeout_s=20.0", force=True).changed == (
+        "base/config.yaml",
+        "base/controller.yaml",
+        "overlays/dev/kustomization.yaml",
+        "overlays/staging/kustomization.yaml",
+    )
+    assert "replicas: 2" in file.read_text()
+
+
+def test_a_rendering_that_was_killed_edited_nothing(render, tmp_path, monkeypatch):
+    """Whichever write it dies before: the next one completes it, also with another configuration."""
+    from raymlops.cluster.kubernetes import published
+
+    real = published.write_bytes
+    render()
+    for last in range(8):
+        count = 0
+
+        def die(path, data, *, last=last):
+            nonlocal count
+            if count == last:
+                raise KeyboardInterrupt
+            count += 1
+            real(path, data)
+
+        monkeypatch.setattr(published, "write_bytes", die)
+        with contextlib.suppress(KeyboardInterrupt):
+            render(f"serve.max_replicas={30 + last}", "kubernetes.host=a.example.com")
+        monkeypatch.setattr(published, "write_bytes", real)
+        render(f"serve.max_replicas={50 + last}")
+        assert not (tmp_path / "out" / "base" / "entry.yaml").exists()
+
+
+def test_everything_that_cannot_run_there_is_said_at_once(tmp_path):
+    """With what is allowed instead."""
+    with pytest.raises(ConfigError) as raised:
+        render_kubernetes(FLIGHTS, to=tmp_path, overrides=["serve.port=80", "cluster.address=local"])
+    assert [problem.path for problem in raised.value.problems] == [
+        "storage.state",
+        "storage.optuna",
+        "tracking.uri",
+        "serve.host",
+        "serve.port",
+        "cluster",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_state_is_reached_from_the_head_and_the_controller_alone(place):
+    """No trial, worker or replica, and no job's cluster, gets its credentials."""
+    found = manifests(place(), config="", ray_version="2.60.0")
+    holders = {
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for pod in pods(list(found.values()))
+        if "state_url" in json.dumps(pod)
+    }
+    assert holders == {"serve-head", "controller"}
+
+
+def test_gpu_nodes_are_there_where_something_reserves_gpus(place):
+    """With their limits, and on tainted machines."""
+    (service,) = manifests(place("train.gpus_per_worker=1.0"), config="", ray_version="2.60.0")["rayservice"]
+    cpu, gpu = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "tolerations" not in cpu["template"]["spec"]
+    (service,) = manifests(place(), config="", ray_version="2.60.0")["rayservice"]
+    assert [group["groupName"] for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"]] == ["cpu"]
+
+
+def test_no_group_has_a_number_of_nodes(place):
+    """That is the autoscaler's, which a manifest applied again would reset."""
+    (service,) = manifests(place(), config="", ray_version="2.60.0")["rayservice"]
+    assert all("replicas" not in group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"])
+
+
+def test_difference():
+    """By RFC 6902: lists of one length by their items, others whole."""
+    old = {"a/b": 1, "c": [{"d": 1}, 2], "e": [1], "f": 0}
+    new = {"a/b": 2, "c": [{"d": 3}, 2], "e": [1, 2], "g": 4}
+    assert list(difference(old, new)) == [
+        {"op": "replace", "path": "/a~1b", "value": 2},
+        {"op": "replace", "path": "/c/0/d", "value": 3},
+        {"op": "replace", "path": "/e", "value": [1, 2]},
+        {"op": "remove", "path": "/f"},
+        {"op": "add", "path": "/g", "value": 4},
+    ]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("overrides", [(), ("kubernetes.host=models.example.com",)], ids=["default", "host"])
+def test_kustomize_gives_each_environment_what_it_asks_for(render, tmp_path, place, overrides):
+    """No more and no less than its own configuration comes to."""
+    kubectl = os.environ.get("RAYMLOPS_KUBECTL") or shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("there is no kubectl")
+    render(*overrides)
+    for env in ("dev", "staging", "prod"):
+        command = [kubectl, "kustomize", str(tmp_path / "out" / "overlays" / env)]
+        text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        found = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+        there = place(*overrides, env=env)
+        wanted = {}
+        config = configuration(load(FLIGHTS, env=env, overrides=overrides).spec)
+        for objects in manifests(there, config=config, ray_version=ray_version()).values():
+            for one in objects:
+                one["metadata"]["namespace"] = there.namespace
+                wanted[one["kind"], one["metadata"]["name"]] = one
+        assert found.keys() == wanted.keys()
+        assert [key for key in wanted if _untagged(found[key]) != _untagged(wanted[key])] == []
+
+
+def _untagged(one):
+    return json.loads(re.sub(r"raymlops:[^\"]*", "raymlops", json.dumps(one)))
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_a_node_starts_with_the_environment_of_every_launcher(place, tmp_path, kind):
+    """Its container's line is run as it stands, on the command that KubeRay would have run."""
+    (service,) = manifests(place(), config="", ray_version="2.60.0")["rayservice"]
+    cluster = service["spec"]["rayClusterConfig"]
+    group = cluster["headGroupSpec"] if kind == "head" else cluster["workerGroupSpecs"][0]
+    container = group["template"]["spec"]["containers"][0]
+    says = (
+        'import json, os, sys; json.dump([dict(os.environ), sys.argv[1:]], open(os.environ["HOME"] + "/started", "w"))'
+    )
+    (tmp_path / "ray").write_text(f"#!{sys.executable}\n{says}\n")
+    (tmp_path / "ray").chmod(0o700)
+    (tmp_path / "raymlops").symlink_to(Path(sys.executable).with_name("raymlops"))
+    start = "ray start --head --num-cpus=0" if kind == "head" else "ray start --address=head:6379"
+    environment = {
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{tmp_path}:{os.defpath}",
+        "KUBERAY_GEN_RAY_START_CMD": f"{start} --redis-password=$REDIS_PASSWORD",
+        "REDIS_PASSWORD": "secret",
+        "RAY_REDIS_ADDRESS": "redis://redis:6379",
+    }
+    subprocess.run([*container["command"], *container["args"]], env=environment, check=True, timeout=120)
+    started, words = json.loads((tmp_path / "started").read_text())
+    scratch = Path(started["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"]).parent
+    wanted = node_environment(proxy="haproxy", scratch=str(scratch), head=kind == "head")
+    scratch.rmdir()
+    assert wanted.keys() <= started.keys()
+    same = wanted.keys() - {
+        name for name in wanted if name.startswith("RAY_SERVE_FALLBACK") or name.endswith(("_MAXCONN", "_PYTHON"))
+    }
+    assert {name: started[name] for name in same} == {name: wanted[name] for name in same}
+    assert words == [*start.split()[1:], "--redis-password=secret"]
