@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -69,8 +68,9 @@ def create(
 def list_keys(overrides: Overrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
     """List every key, expired and revoked ones too."""
     from raymlops.lifecycle.keys import keys
+    from raymlops.storage import clock
 
-    now = datetime.now(UTC)
+    now = clock.now()
     found = keys(_source(overrides, config=config, env=env))
     data = [{**key.to_dict(), "status": key.status(now)} for key in found]
     columns = {

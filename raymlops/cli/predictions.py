@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +26,7 @@ from raymlops.records import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.predictions.erase import EraseRecord
@@ -76,9 +76,10 @@ def predictions(
     from raymlops.lifecycle.sources import state_id, stores_of
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
+    from raymlops.storage import clock
 
     spec = stores_of(config, overrides=overrides or (), env=env)
-    owner, now = partial(state_id, spec), datetime.now(UTC)
+    owner, now = partial(state_id, spec), clock.now()
     others = {"--version": version, "--limit": limit, "--out": out}
     window = {"--since": since, "--until": until, "--where": where}
     if compact:
@@ -213,6 +214,9 @@ def _first(counts: dict[str, Any]) -> str:
 def _summary(counts: dict[str, Any], reading: Any) -> str:
     looked_back_to = reading.looked_back_to
     parts = [f"{counts['rows']} rows, {counts['labelled']} with a label"]
+    if not counts["rows"] and reading.since is not None:
+        until = "" if reading.until is None else f" to {reading.until:%Y-%m-%d %H:%M}"
+        parts[0] += f", since {reading.since:%Y-%m-%d %H:%M}{until} UTC: --since and --until choose another time"
     if counts["conflicts"]:
         parts.append(f"{counts['conflicts']} labels contradict the first and are no corrections")
     if counts["unknown"]:

@@ -286,7 +286,11 @@ def _start(
 
         services.wait_ready(name, ready, process=process, log=log, timeout_s=timeout_s)
 
-    wait("Ray", lambda: services.ray_ready(record.dashboard_url, token=token), head, ray_log)
+    def ray_ready() -> bool:
+        answers = services.ray_ready(record.dashboard_url, token=token)
+        return answers and services.node_alive(record.dashboard_url, token=token)
+
+    wait("Ray", ray_ready, head, ray_log)
     say(f"Ray answers at {record.dashboard_url}, with the token only")
     try:
         services.start_serve(
@@ -299,7 +303,7 @@ def _start(
         )
     except ClusterError:
         raise_refusal(record.scratch)  # the cause, where there is one: Serve's own answer is a traceback
-        services.check_alive("Ray", head, log=ray_log)  # such as a node that was not up in Ray's 15 seconds
+        services.check_alive("Ray", head, log=ray_log, within_s=5)  # its dashboard ends a moment before it
         raise
 
     def serves() -> bool:

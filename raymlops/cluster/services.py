@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,9 @@ which is no gain and rejects calls from where there is no loop. Not its log buff
 
 MAX_HEADER_BYTES = "RAYMLOPS_MAX_HEADER_BYTES"
 """Variable that the guard reads when a process starts to listen, before any model is there that could say it."""
+
+NODE_START_S = 600.0
+"""How long a head waits for its node; `up` itself gives up before, and ends it."""
 
 _outliving: list[subprocess.Popen[bytes]] = []
 """Services are meant to outlive this process; Python warns of a child that nothing refers to and nobody waited for."""
@@ -144,13 +148,30 @@ def start_head(
     # The drain before a SIGTERM moves work to other nodes; this cluster has only one, and the drain would take 30 s.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     # Ray Client is deprecated, yet `ray start` has no option to leave its server out.
-    hook = {"RAY_START_HOOK": f"{__name__}.without_client_server"}
+    hook = {"RAY_START_HOOK": f"{__name__}.adapt_head"}
     return _start(command, log=log, variables={**drain, **hook, **variables, **environment(token)})
 
 
-def without_client_server(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both
-    """Leave out Ray Client's server: called by ``ray start`` inside the head that we start."""
+def adapt_head(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls it with both
+    """Leave out Ray Client's server, and wait longer for the node: called by ``ray start`` in the head that we start.
+
+    Ray gives a node 30 seconds, which no variable changes, and a busy machine takes longer.
+    """
+    from ray._private import services
+
     parameters.ray_client_server_port = None
+    get_node, deadline = services.get_node, time.monotonic() + NODE_START_S
+
+    def get_node_late(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it is not up yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = get_node_late
 
 
 def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -200,8 +221,8 @@ def start_serve(
         with _client(timeout_s) as client:
             answer = client.put(url, json=body, headers=headers(token))
     except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise ClusterError(f"Ray did not start Serve: {dashboard_url} gave no answer: {reason}") from error
+        why = str(error) or type(error).__name__
+        raise ClusterError(f"Ray did not start Serve: {dashboard_url} gave no answer: {why}") from error
     if answer.status_code != 200:
         # A traceback, whose end is the error: what HAProxy said before it ended, such as of a port that is taken.
         said = [line[:300] for line in answer.text.splitlines() if line.strip()][-6:]
@@ -244,6 +265,12 @@ def mlflow_ready(url: str) -> bool:
     return _status(f"{url}/health", token=None) == 200
 
 
+def node_alive(dashboard_url: str, *, token: Path) -> bool:
+    """Return whether a node of the cluster is up; the dashboard answers before that."""
+    _, answer = ask(f"{dashboard_url}/nodes?view=hostNameList", token=token)
+    return bool((answer.get("data") or {}).get("hostNameList"))
+
+
 def serve_ready(dashboard_url: str, *, token: Path, serve_url: str) -> bool:
     """Return whether Serve calls its proxy healthy and the proxy answers HTTP.
 
@@ -270,8 +297,10 @@ def wait_ready(
         time.sleep(0.2)
 
 
-def check_alive(name: str, process: subprocess.Popen[bytes], *, log: Path) -> None:
-    """Raise ClusterError, with the last lines of its log, if a service that is starting has ended."""
+def check_alive(name: str, process: subprocess.Popen[bytes], *, log: Path, within_s: float = 0.0) -> None:
+    """Raise ClusterError, with the last lines of its log, if a service that is starting has ended, or does by then."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=within_s)
     if (code := process.poll()) is not None:
         raise ClusterError(f"{name} ended with exit code {code} while starting\n{tail(log)}", hint=f"see {log}")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from raymlops.cluster.auth import MODE
+from raymlops.cluster.auth import MODE, TOKEN_PATH
 from raymlops.cluster.endpoint.env_file import read_env_file
 from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, WITH_TLS, chosen, wrapper_environment
 from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
@@ -86,8 +86,8 @@ def run_on_node(
     RAYMLOPS_TLS_KEY name the files of HAProxy.
 
     Raises:
-        UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, there is no such command, or a node
-            would have the state's credentials in its environment, and so every trial, worker and replica on it.
+        UsageError: ``gcs_storage``, ``env_file``, the files of TLS or their proxy, there is no such command, a node has
+            no token, or would have the state's credentials in its environment, and so every trial, worker and replica.
         ClusterError: HAProxy is named and not installed.
     """
     if env_file is not None:
@@ -105,6 +105,8 @@ def run_on_node(
             hint="Write it into a file of the head, which the controller and jobs there read (storage.state: "
             f"{{file: PATH}}, or {STATE_FILE}=PATH), and leave the variable out.",
         )
+    if (Path(program).name, *command[1:2]) == ("ray", "start"):
+        _check_token()
     scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
     variables = node_environment(
         proxy=named,
@@ -119,6 +121,17 @@ def run_on_node(
         fixed |= wrapper_environment(tls) | {ENABLED: "1"}
         scratch.mkdir(mode=0o700)
     os.execve(program, list(command), {**variables, **os.environ, **fixed})  # noqa: S606 - what the user asked for
+
+
+def _check_token() -> None:
+    """Refuse a node without a token, which Ray would by a traceback."""
+    file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    if not os.environ.get("RAY_AUTH_TOKEN", "").strip() and not file.is_file():
+        raise UsageError(
+            f"this node has no token: RAY_AUTH_TOKEN is not set, and there is no file {file}",
+            hint="`ray get-auth-token --generate` makes ~/.ray/auth_token, once for the cluster: copy it to every node "
+            "and to where jobs are submitted from (chmod 600). RAY_AUTH_TOKEN_PATH names another file.",
+        )
 
 
 def _labels(proxy: Proxy, *, tls: bool) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from raymlops.config.paths import local_path
@@ -20,9 +19,11 @@ from raymlops.lifecycle.quality.model import quality_model
 from raymlops.lifecycle.quality.window import verdict_of
 from raymlops.records import Record
 from raymlops.state.drift import Incident, JudgedWindow, incidents_of
+from raymlops.storage import clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.due import Span
@@ -76,7 +77,7 @@ class QualityRecord(Record):
         if self.waiting:
             s = "s" if self.waiting > 1 else ""
             lines.append(f"  {self.waiting} window{s} that ended wait{'' if s else 's'} for labels")
-        elif not self.windows:
+        elif self.verdict is None:
             lines.append("  no window in which it answered has ended yet since it took the route")
         if self.estimated is not None:
             lines.append(f"  {self.estimated.text()}")
@@ -108,7 +109,7 @@ def quality(
     from raymlops.storage.filesystem import write_bytes
 
     spec = named(name, deployed=True) if config is None else spec_of(config)
-    now = datetime.now(UTC)
+    now = clock.now()
     first = None if since is None else parse_moment(since, now=now)
     local = None if report is None else local_path(report)
     if local is not None and (local.is_dir() or not local.parent.is_dir()):
@@ -192,7 +193,8 @@ def window_lines(window: JudgedWindow) -> Iterator[str]:
     else:
         lost = details["expected_skill"] - details["skill"]
         told = f"skill {details['skill']:.3f}, lost {lost:+.3f} ({details['low']:+.3f} to {details['high']:+.3f})"
-        yield f"{span}, {labels}: {window.outcome}: {told}"
+        loss = "" if details["metric"] == "auc" else f"{details['metric']} {details['window']['loss']:.3g}, "
+        yield f"{span}, {labels}: {window.outcome}: {loss}{told}"
         if window.outcome != "ok":
             yield f"  {window.reason}"
     for one in details["slices"]:

@@ -15,7 +15,7 @@ import numpy as np
 from raymlops.bundle.slices import slices_of
 from raymlops.display import some_of
 from raymlops.lifecycle.registration.influence import influence
-from raymlops.monitor.outcome import fewest_own
+from raymlops.monitor.outcome import FEWEST_ROWS, fewest_own
 from raymlops.monitor.own_windows import most_own
 from raymlops.profiles.learn import PRIVATE_ROWS
 from raymlops.profiles.reference import Chunk, Reference, reference_of
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.monitor.own_windows import OwnWindows
     from raymlops.profiles.slices import Value
     from raymlops.recipe import RecipeBase
 
@@ -56,7 +57,7 @@ def references(
 
     ``model`` is in evaluation mode, on ``device``. A prediction may be NaN or infinite: that is for the gate to judge.
     ``slices`` are values of inputs. It is logged which of them, and whether windows of ``window_h`` hours, cannot be
-    judged against what the model was trained on.
+    judged against the splits.
 
     Raises:
         RecipeError: ``row_times`` raises, or returns anything but a time for each row.
@@ -96,26 +97,44 @@ def references(
         found[FEATURES] = replace(features, influence=matters)
         if features.blocks is None:
             _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
-        for doubt in doubts(features, window_h=window_h):
+        for doubt in doubts(features, answers=found.get(PREDICTIONS), window_h=window_h):
             _log.warning("%s", doubt)
     return found
 
 
-def doubts(features: Reference, *, window_h: float | None) -> list[str]:
-    """Return what cannot be judged against the training split, in sentences: slices, and windows of so many hours."""
+def doubts(features: Reference, *, answers: Reference | None = None, window_h: float | None) -> list[str]:
+    """Return what cannot be judged against the splits, in sentences: slices, and windows of so many hours."""
     found = []
     for each, rows in features.few.items():
         have = [name for series in features.layout.series if series.column == each.column for name in series.categories]
         there = f"; the values of {each.column} are {some_of(have, 10)}" if have else ""
         found.append(f"the slice {each.name} is not judged: {rows} training rows, {PRIVATE_ROWS} are needed{there}")
-    blocks = features.blocks
-    if window_h is not None and blocks is not None and blocks.times is not None and not features.independent:
-        own = most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=window_h * 3600)
-        count, needed = len(own.ranges), fewest_own(len(set(own.phases)))
-        if count < needed:
-            few = f"training has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed"
-            found.append(f"{few}: {own.why_few}; as it is, drift is judged once as many windows have been served")
+    own = _own(features, window_h)
+    if own is not None and (few := _few(own, "training", window_h)):
+        found.append(f"{few}; as it is, drift is judged once as many windows have been served")
+    elif own is not None:
+        for each, blocks in features.slice_blocks.items():
+            if (usual := float(np.median(own.sums(blocks.rows)))) < FEWEST_ROWS:
+                few = f"{usual:.0f} rows in the median window of {window_h:g} h, {FEWEST_ROWS} are needed"
+                found.append(f"the slice {each.name} is not judged against training: {few}")
+    own = None if answers is None else _own(answers, window_h)
+    if own is not None and (few := _few(own, "validation", window_h)):
+        found.append(f"{few}; as it is, drift of outputs is not judged against it")
     return found
+
+
+def _own(reference: Reference, window_h: float | None) -> OwnWindows | None:
+    """Return the own windows of a reference whose rows have times; None of others, whose windows are of rows."""
+    blocks = reference.blocks
+    if window_h is None or blocks is None or blocks.times is None or reference.independent:
+        return None
+    return most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=window_h * 3600)
+
+
+def _few(own: OwnWindows, split: str, window_h: float | None) -> str:
+    count, needed = len(own.ranges), fewest_own(len(set(own.phases)))
+    told = f"{split} has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed: {own.why_few}"
+    return told if count < needed else ""
 
 
 def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:

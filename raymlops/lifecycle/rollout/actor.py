@@ -86,6 +86,9 @@ def start_controller(source: Source) -> ControllerRecord:
 
     spec = spec_of(source)
     with dashboard(spec) as found, state_of(spec) as state:
+        held = holder_of(state.url, LEASE)
+        if held is not None and purpose() in held and not _can_join(spec):
+            return ControllerRecord(found.url, held)  # it cannot be asked from here, and lives as long as it holds that
         problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=True)
         holder = None if problem else _holder(state)
     if holder is None:
@@ -259,12 +262,20 @@ def _check_home(state: State, here: str) -> None:
         raise ClusterError(f"the database of this controller's state is live on another cluster: {there}")
 
 
+def _can_join(spec: ProjectSpec) -> bool:
+    import ray
+
+    from raymlops.cluster.connect import find
+
+    return ray.is_initialized() or find(spec)[0] is not None
+
+
 def _start(spec: ProjectSpec, state: State, *, dashboard_url: str, must_answer: bool) -> str | None:
     import ray
 
-    from raymlops.cluster.connect import connect, find
+    from raymlops.cluster.connect import connect
 
-    if not ray.is_initialized() and find(spec)[0] is None:
+    if not _can_join(spec):
         return _start_by_job(spec, state, dashboard_url=dashboard_url)
     with connect(spec):
         _end_other_code(state.owner().id)

@@ -16,6 +16,7 @@ from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment
+from raymlops.storage import clock
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
@@ -43,6 +44,14 @@ def test_rows_are_printed_one_object_a_line(log, capsys):
     assert sorted(row["request_id"] for row in rows) == ["a", "b", "c"]
     assert rows[0]["features"] == {"distance": 0.5, "carrier": "AA"}
     assert printed.err == "3 rows, 0 with a label\n"
+
+
+def test_which_time_was_looked_at_is_said_where_there_are_no_rows(log, capsys, monkeypatch, tmp_path):
+    """By default the last hour: the log is not empty by that. In a replay it counts back from the replay's clock."""
+    clock.set_replay(tmp_path / "clock", NOW.replace(year=2126))
+    monkeypatch.setenv(clock.FILE, str(tmp_path / "clock"))
+    assert main(["predictions", "flights"]) == 0
+    assert capsys.readouterr().err.startswith("0 rows, 0 with a label, since 2126-11-25 11:00 UTC: ")
 
 
 def test_with_json_all_rows_are_one_object(log, capsys):

@@ -4,6 +4,8 @@ from ruamel.yaml import YAML
 from raymlops.cli.scaffold import scaffold
 from raymlops.config.load import load
 from raymlops.errors import InvalidNameError, UsageError
+from raymlops.lifecycle.loop.training_data import unretrainable
+from raymlops.project import bind
 
 
 def test_scaffold_is_a_valid_project(tmp_path, monkeypatch):
@@ -27,6 +29,20 @@ def test_scaffold_is_a_valid_project(tmp_path, monkeypatch):
         "pytest -q",
     ]
     assert load(folder / "config.yaml").spec.recipe.import_ == "late_parcels:LateParcels"
+
+
+def test_its_model_can_be_watched_and_retrained_by_the_lines_that_are_comments(tmp_path, monkeypatch):
+    """Without another change; ``validate`` has nothing to say of them."""
+    monkeypatch.chdir(tmp_path)
+    folder, _ = scaffold("late-parcels")
+    monkeypatch.syspath_prepend(folder)
+    config = folder / "config.yaml"
+    text, _, lines = config.read_text().partition("# monitor:")
+    config.write_text(text + f"# monitor:{lines}".replace("# ", "", 1).replace("\n# ", "\n"))
+    project = bind(load(config))
+    assert project.spec.monitor.skill.min == 0.1
+    assert project.spec.retrain.triggers.skill
+    assert unretrainable(project) is None
 
 
 @pytest.mark.parametrize("name", ["Bad", "a--b", "json", "torch", "class", "1st", "-x", "ü", "../x"])

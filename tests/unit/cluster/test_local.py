@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from raymlops.cluster import local, ports, upfile
 from raymlops.cluster.local import status, up
 from raymlops.cluster.ports import Listener, free_port
 from raymlops.cluster.upfile import UpRecord
-from raymlops.errors import StorageError
+from raymlops.errors import ClusterError, StorageError
 
 
 def test_a_folder_of_the_cluster_before_that_cannot_be_removed_is_named(tmp_path):
@@ -70,3 +72,40 @@ def test_what_answers_without_tls_is_listed(tmp_path, monkeypatch, haproxy):
     found = status(root=tmp_path)
     assert [item.partition(" ")[0] for item in found.plain] == listed
     assert found.certificate == "cannot read a certificate in /c: No such file or directory"
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_head_that_ends_before_serve_runs_is_shown_by_its_log(tmp_path, monkeypatch, alive):
+    """Its dashboard answered: Serve is not asked for before a node is up, nor is its silence the whole answer then."""
+    code = "import time; print('The current node timed out', flush=True); time.sleep(0.5); raise SystemExit(1)"
+    log = tmp_path / "logs" / "ray.log"
+    asked = []
+
+    def start_head(**rest):
+        log.parent.mkdir()
+        with log.open("wb") as output:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=output)
+
+    def start_serve(*arguments, **rest):
+        asked.append(arguments)
+        raise ClusterError("Ray did not start Serve: it gave no answer")
+
+    mlflow = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    for name, fake in {
+        "start_head": start_head,
+        "start_mlflow": lambda **rest: mlflow,
+        "ray_ready": lambda *_, **rest: True,
+        "node_alive": lambda *_, **rest: alive,
+        "start_serve": start_serve,
+    }.items():
+        monkeypatch.setattr(local.services, name, fake)
+    places = dict.fromkeys(("dashboard_url", "mlflow_url", "serve_url"), "http://127.0.0.1:9")
+    known = {"cluster_id": "none", "state": "starting", "started_at": 1.0, "ray_address": "127.0.0.1:9"}
+    record = UpRecord(root=str(tmp_path), token_path="t", scratch=str(tmp_path / "s"), haproxy=False, **known, **places)
+    record.drivers.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with pytest.raises(ClusterError, match=r"Ray ended with exit code 1 while starting\n.*node timed out"):
+            local._start(record, num_cpus=1, haproxy_ports=(1, 2), timeout_s=60, say=lambda _: None)
+    finally:
+        mlflow.communicate()
+    assert len(asked) == alive

@@ -118,7 +118,7 @@ def started(monkeypatch, tmp_path):
         program = tmp_path / name
         program.write_text("#!/bin/sh\n")
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr("os.environ", {**os.environ, "PATH": str(tmp_path)})
+    monkeypatch.setattr("os.environ", {**os.environ, "PATH": str(tmp_path), "RAY_AUTH_TOKEN": "secret"})
     monkeypatch.setattr("os.execve", lambda *arguments: found.append(arguments))
     monkeypatch.setattr("raymlops.cluster.endpoint.node_environment.SCRATCH", tmp_path)
     return found
@@ -166,6 +166,19 @@ def test_no_node_has_the_credentials_of_the_state(started, tmp_path, monkeypatch
     assert started == []
     run_on_node(["raymlops", "controller", "--restore"], proxy="python", env_file=str(file))
     assert len(started) == 1
+
+
+def test_a_node_without_a_token_is_refused_and_told_how_to_make_one(started, monkeypatch, tmp_path):
+    """Ray's own refusal is a traceback; what makes the token runs here too."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(UsageError, match=f"no file {tmp_path}/token") as refused:
+        run_on_node(["ray", "start", "--head"], proxy="python")
+    assert "ray get-auth-token --generate" in refused.value.hint
+    run_on_node(["ray", "get-auth-token", "--generate"], proxy="python")
+    (tmp_path / "token").write_text("secret")
+    run_on_node(["ray", "start", "--head"], proxy="python")
+    assert len(started) == 2
 
 
 def test_a_folder_is_made_for_haproxy_alone(started, tmp_path):

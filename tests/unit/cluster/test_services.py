@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +101,11 @@ def dashboard():
     """Answer as Ray's dashboard does, and keep what was sent."""
 
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(server.answer)
+
         def do_PUT(self):
             server.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             self.send_response(server.status)
@@ -154,6 +160,34 @@ def test_a_head_that_ends_before_it_started_serve_is_an_error_of_the_cluster(tmp
         with pytest.raises(ClusterError, match=rf"Ray did not start Serve: {url} gave no answer: \S"):
             services.start_serve(url, token=tmp_path / "token", port=8000, timeout_s=5)
         ending.join()
+
+
+def test_a_dashboard_that_answers_is_no_node(tmp_path, dashboard):
+    """It does before there is one, and Serve cannot start then."""
+    url = f"http://127.0.0.1:{dashboard.server_port}"
+    for names, expected in (([], False), (["here"], True)):
+        dashboard.answer = json.dumps({"data": {"hostNameList": names}}).encode()
+        assert services.node_alive(url, token=tmp_path / "token") is expected
+
+
+def test_a_head_waits_longer_for_its_node_than_ray_does(monkeypatch):
+    """Ray asks by the name that is replaced; without Ray Client."""
+    from ray._private import node
+    from ray._private import services as of_ray
+
+    assert "ray._private.services.get_node(" in inspect.getsource(node)
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), {"nodeId": "a"}])
+
+    def get_node(address, node_id):
+        if isinstance(found := next(answers), RuntimeError):
+            raise found
+        return found
+
+    monkeypatch.setattr(of_ray, "get_node", get_node)
+    parameters = SimpleNamespace(ray_client_server_port=10001)
+    services.adapt_head(parameters, True)
+    assert of_ray.get_node("127.0.0.1:6379", "a") == {"nodeId": "a"}
+    assert parameters.ray_client_server_port is None
 
 
 def test_a_process_that_started_services_exits_without_a_warning(tmp_path):

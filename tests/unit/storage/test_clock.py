@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+import raymlops
 from raymlops.errors import StorageError
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.serving.request import Exchange
@@ -14,6 +16,7 @@ from raymlops.state.store import State
 from raymlops.storage import clock
 
 APRIL = datetime(2013, 4, 1, 4, tzinfo=UTC)
+ASKS = "datetime.now(UTC)"
 
 
 @pytest.fixture
@@ -78,3 +81,16 @@ def test_labels_are_dated_by_it(replay, tmp_path):
     log.add([Label("a", 0, "1.0")]).result(30)
     log.close()
     assert [path.parent.name for path in tmp_path.rglob("*.parquet")] == ["date=2013-04-01"]
+
+
+def test_nothing_that_is_dated_goes_by_another_clock():
+    """What is asked of the log, the state and the watch is compared with what they have."""
+    root = Path(raymlops.__file__).parent
+    rooms = ("cli", "lifecycle", "predictions", "monitor", "serving")
+    asking = [
+        str(path.relative_to(root))
+        for room in rooms
+        for path in (root / room).rglob("*.py")
+        if ASKS in path.read_text()
+    ]
+    assert asking == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import timedelta
 
@@ -46,6 +47,10 @@ def test_what_was_kept_and_what_is_due_is_shown(state, tmp_path):
     assert found.estimated.low < found.estimated.before < found.estimated.high
     assert "before labels, " in found.text()
     assert "2 windows that ended wait for labels" in found.text()
+    assert re.search(r": loss 0\.\d+, skill 0\.\d+, lost [+-]", found.text())
+    nothing_new = judged_quality(state, "flights", now=FIRST + 3 * DAY, since=FIRST + 2 * DAY)
+    assert nothing_new.windows == ()
+    assert "has ended yet" not in nothing_new.text()
     json.dumps(found.to_dict(), allow_nan=False)
 
 

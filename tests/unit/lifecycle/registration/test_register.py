@@ -27,6 +27,7 @@ from raymlops.lifecycle.registration.profiles import _sample, doubts, references
 from raymlops.lifecycle.registration.register import register
 from raymlops.profiles.file import write_references
 from raymlops.profiles.reference import Chunk, reference_of
+from raymlops.profiles.slices import Slice
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase
 from raymlops.tracking.client import tracker
@@ -136,15 +137,28 @@ def test_slices_have_references_of_their_own(both, caplog):
     assert "red" in caplog.text
 
 
-@pytest.mark.parametrize(("days", "few"), [(60, None), (10, "training has 0 windows of 24 h (monitor.window_h)")])
-def test_windows_that_training_has_too_few_of_are_said(days, few):
-    """Of each day of the week three are needed, which ten days do not have."""
+def half_hours(days, slices=()):
+    """Return the reference of so many days with a row each half hour, every second one red."""
     number = days * 48
     times = 86_400.0 * 20_000 + 60 + np.arange(number) * 1_800.0
-    chunk = Chunk({"x": np.random.default_rng(0).normal(size=number)}, number, times)
-    found = doubts(reference_of(lambda: [chunk], rows=number), window_h=24)
-    assert len(found) == (few is not None)
-    assert few is None or found[0].startswith(few)
+    colours = np.where(np.arange(number) % 2 == 0, "red", "blue")
+    chunk = Chunk({"x": np.random.default_rng(0).normal(size=number), "colour": colours}, number, times)
+    return reference_of(lambda: [chunk], rows=number, slices=slices)
+
+
+def test_windows_that_a_split_has_too_few_of_are_said():
+    """Of each day of the week three are needed, which ten days do not have; answers are compared with validation."""
+    many, few = half_hours(60), half_hours(10)
+    assert doubts(many, answers=many, window_h=24) == []
+    of_training, of_validation = doubts(few, answers=few, window_h=24)
+    assert of_training.startswith("training has 0 windows of 24 h (monitor.window_h)")
+    assert of_validation.startswith("validation has 0 windows of 24 h (monitor.window_h)")
+
+
+def test_a_slice_with_too_few_rows_a_window_is_said():
+    """24 a day: training has enough rows of it, and no day has."""
+    (told,) = doubts(half_hours(60, [Slice("colour", "red")]), window_h=24)
+    assert told.startswith("the slice colour=red is not judged against training: 24 rows in the median window of 24 h")
 
 
 @pytest.mark.parametrize(

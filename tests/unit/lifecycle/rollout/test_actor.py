@@ -19,6 +19,7 @@ from raymlops.lifecycle.rollout.actor import (
     ensure_controller,
     ensure_running,
     purpose,
+    start_controller,
 )
 from raymlops.lifecycle.sources import spec_of
 from raymlops.records import BundleRef
@@ -110,6 +111,13 @@ def cluster():
     with answering_cluster() as running:
         running.details = {"data": {"clusterId": "here"}}
         yield running
+
+
+def test_one_that_runs_on_a_cluster_that_cannot_be_joined_is_found_by_its_lease(tmp_path, cluster):
+    """Its state is a file of this machine, and only the dashboard is known: nothing has to be started."""
+    where = spec(storage={"path": str(tmp_path)}, cluster={"address": "local", "dashboard": cluster.url})
+    with lease(state_url(where), LEASE, purpose=purpose()):
+        assert purpose() in start_controller(where).holder
 
 
 def test_two_controllers_of_one_database(tmp_path, cluster):
