@@ -16,7 +16,7 @@ from raymlops.config.base import resolve
 from raymlops.config.paths import sqlite_under
 from raymlops.errors import BusyError
 from raymlops.state.engine import TERMINATE, database_path, errors, open_engine
-from raymlops.state.locks import hold, open_shared
+from raymlops.state.locks import hold, open_shared, what_to_do
 from raymlops.state.migrate import is_newest, migrate
 
 if TYPE_CHECKING:
@@ -87,14 +87,13 @@ class Database:
             BusyError: it was not free within ``wait_s``; the message names who holds it, and for what.
             StorageError, UnreachableError: the lock cannot be queried.
         """
-        database = database_path(self._engine)
+        database, postgresql = database_path(self._engine), self._engine.dialect.name == "postgresql"
         file = None if database is None else Path(f"{database}.lock")
         with hold(self._engine, file=file, key=_CHANGES_KEY, purpose=purpose, wait_s=wait_s) as held:
             if held.holder is not None:
                 raise BusyError(
                     f"{held.holder} holds the lock over changes of what is live",
-                    hint="If it is stopped, or its machine sleeps: continue that process or end it, which releases the "
-                    f"lock. {TERMINATE}",
+                    hint=f"{what_to_do(held.holder)} {TERMINATE}" if postgresql else what_to_do(held.holder),
                 )
             yield
 

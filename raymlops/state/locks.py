@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ _MAX_NAME = 63
 _MIN_WHO = 12
 """Of those, for who it is."""
 _MAX_TEXT = 500
+_PROCESS = re.compile(r"(?P<user>.+) \(process (?P<pid>\d+): ")
 
 
 @contextmanager
@@ -128,6 +130,20 @@ def holder_of(engine: Engine, *, file: Path | None, key: int) -> str | None:
         with errors(engine), engine.connect() as connection:
             return _server_holder(connection, key)[0]
     return None if file is None else _file_holder(file)
+
+
+def what_to_do(holder: str) -> str:
+    """Return what to do about a lock that is not released, by whether its holder here is stopped."""
+    import psutil
+
+    end = "continue that process or end it, which releases the lock."
+    found = _PROCESS.match(holder)
+    if found is not None and found["user"] == this_user():
+        with suppress(psutil.Error):
+            if psutil.Process(int(found["pid"])).status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}:
+                return f"It is stopped (kill -CONT {found['pid']}): {end}"
+            return "It runs, and is only slow: it releases the lock by itself. End it only if it hangs for minutes."
+    return f"It may be slow. If it is stopped, or its machine sleeps: {end}"
 
 
 def _take(lock: _ServerLock | _FileLock, *, wait_s: float) -> str | None:

@@ -45,7 +45,7 @@ class Transition(Record):
     timeout_s: float
     """How long it may take to come up, from when it is started."""
     started_at: datetime | None = None
-    """When the reconciler first had it before it and Serve answered."""
+    """When the reconciler first had it before it, Serve answered, and no build held it back."""
     hurry: bool = False
     """Whether one replica is enough to take the route."""
     restores: list[dict[str, Any]] = field(default_factory=list)

@@ -87,7 +87,13 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     if "\n    use_backend http-" not in text:
         text = _replace(text, r"^backend default_backend$", f"backend default_backend\n{_NOT_READY}")
     # A line for each request to a port of syslog cost 25 us; replicas write and count theirs.
-    text = _replace(text, r"^(frontend http_frontend\n    bind \S+:\d+)$", r"\1\n    no log")
+    # And no HTTP/2, to which its preface takes a connection otherwise: one of `maxconn`, and one of an address, would be
+    # a hundred requests at a time. gRPC has a frontend of its own.
+    text = _replace(
+        text,
+        r"^(frontend http_frontend\n    bind \S+:\d+)$",
+        r"\1\n    no log\n    option disable-h2-upgrade",
+    )
     # HAProxy ends no idle connection for a new one: a single address could keep all others out.
     if (most := re.search(r"^    maxconn (\d+)$", text, flags=re.MULTILINE)) is None:
         raise NoMatchError("Ray Serve's configuration of HAProxy has no maxconn")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from raymlops.config.serve import ServeSection
+    from raymlops.lifecycle.live.reconcile import Hold
+    from raymlops.lifecycle.live.reconciler import Look
     from raymlops.serving.control.plan import Plan
     from raymlops.state.store import Change, Deployment, Model, State
     from raymlops.state.transitions import Transition
@@ -223,9 +225,9 @@ def converged(
         ClusterError: Serve does not answer.
     """
     any_step, deadline = False, time.monotonic() + wait_s
-    for plan, acted, wanted in _looks(reconciler, items):
-        any_step |= acted
-        if acted:
+    for look, wanted in _looks(reconciler, items):
+        plan, any_step = look.plan, any_step or look.acted
+        if look.acted:
             continue
         if (lack := lacking(plan, wanted, hurry=hurry, sent=sent)) is None:
             if hurry or not index_starts(plan):
@@ -234,7 +236,7 @@ def converged(
         if not sent and (failing := [item for item in wanted if broken(plan, item)]):
             which = f"version {failing[0].version} of {failing[0].name}"
             raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and look.hold is None:
             raise DeployError(f"Serve has not taken it in {wait_s:g} s: {lack}", hint=CONTINUES)
     return plan, any_step
 
@@ -254,9 +256,9 @@ def _carried_out(
     """Take steps until a change is carried out; return what Serve runs then, whether any was needed, and the model."""
     came_up, ask = False, partial(state.model, wanted.name)
     for coming in mine:
-        for _, acted, model in _looks(reconciler, ask):
-            came_up |= acted
-            if not acted and _ended(model, coming):
+        for look, model in _looks(reconciler, ask):
+            came_up |= look.acted
+            if not look.acted and _ended(model, coming):
                 break
     versions = {subject, *(one.version for one in mine)}
 
@@ -266,17 +268,19 @@ def _carried_out(
 
     plan, acted = converged(reconciler, concerned, wait_s=wait_s, hurry=hurry, sent=sent)
     deadline = time.monotonic() + GONE_S
-    for plan, _, model in _looks(reconciler, ask):
-        if not _leaving(plan, model) or time.monotonic() > deadline:
+    for look, model in _looks(reconciler, ask):
+        plan = look.plan
+        if not _leaving(plan, model) or (time.monotonic() > deadline and look.hold is None):
             break
     return plan, acted or came_up, model
 
 
-def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan, bool, T]]:
-    """Yield what Serve runs, whether a step was taken, and what the state is asked for, again and again."""
+def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Look, T]]:
+    """Yield what a step saw, and what the state is asked for, again and again."""
     pauses = itertools.chain((FIRST_POLL_S * 2**index for index in range(3)), itertools.repeat(POLL_S))
     away_since: float | None = None
     told = False
+    hold: Hold | None = None
     while True:
         try:
             look = reconciler.step()
@@ -297,7 +301,10 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Plan,
                 if not told:
                     _log.warning("waiting: %s. %s", busy.message, busy.hint)
                 told = True
-            yield look.plan, acted, asked
+            if look.hold is not None and look.hold != hold:
+                _log.warning("waiting: %s", look.hold)
+            hold = look.hold or hold
+            yield look, asked
         if not acted:
             time.sleep(next(pauses))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from raymlops.lifecycle.live.builds import builds, held_by, withdraws, without_builds
 from raymlops.serving.control.converge import (
     BROKEN,
     broken,
@@ -21,19 +22,19 @@ from raymlops.serving.control.converge import (
 )
 from raymlops.serving.control.details import (
     configs,
+    differing,
     message_of,
     running_replicas,
-    same,
     settled,
     status_of,
     unscheduled,
 )
-from raymlops.serving.control.ownership import mark_of
+from raymlops.serving.control.ownership import mark_of, model_of
 from raymlops.serving.names import app_name
 from raymlops.state.conditions import Condition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from datetime import datetime
 
     from raymlops.serving.control.plan import Plan
@@ -93,7 +94,19 @@ class Send:
         return f"sends {', '.join(f'{name} at {route}' if route else name for name, route in sent) or 'none'}"
 
 
-Step = Reach | Fail | Drop | Send
+@dataclass(frozen=True)
+class Hold:
+    """What is to be sent waits: it would begin builds again."""
+
+    applications: frozenset[str]
+    """Ours that differ from what Serve runs."""
+    built: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"changes wait while Serve builds {', '.join(self.built)}, which each change begins again"
+
+
+Step = Reach | Fail | Drop | Send | Hold
 
 
 def next_step(
@@ -104,7 +117,10 @@ def next_step(
     ``before`` are the conditions as they were last written. ``holders`` is called for who holds the cluster's resources
     where a version has no room; None keeps what was said of that before.
     """
-    conditions: dict[str, Condition] = {}
+    built = builds(plan, before, now=now)
+    before = {**without_builds(before), **built}
+    held = tuple(held_by(plan, built, now=now))
+    conditions = dict(built)
     for model, error in plan.blocked.items():
         _say(conditions, before, model, str(error), now=now)
     starved = _starved(plan)
@@ -113,40 +129,33 @@ def next_step(
     # The one for the route is said first, since its flip waits for a reason that stays.
     for transition in sorted(plan.desired.coming, key=lambda one: one.goal.get("role") != "champion"):
         step, reason = _come_up(plan, transition, before.get(transition.name), now=now)
-        if step is not None:
+        if isinstance(step, Drop) and held:
+            reason = f"{step} once Serve has built {', '.join(held)}"
+        elif step is not None:
             return step, dict(before)
         pending = unscheduled(plan.details, app_name(transition.name, transition.version))
         _say(conditions, before, transition.name, reason, now=now, holders=holders if pending else None)
-    coming = {app_name(one.name, one.version) for one in plan.desired.coming}
-    failing: set[str] = set()
-    for item in sorted(plan.desired.deployments, key=lambda item: item.role != "champion"):
-        name = app_name(item.name, item.version)
-        if item.name in failing:
-            continue  # one version of a model at a time, the champion first
-        if name in coming or status_of(plan.details, name) != "DEPLOY_FAILED" or running_replicas(plan.details, name):
-            continue
-        reason = _died(plan, item.version, name)
-        failing.add(item.name)
-        condition, due = _failing(before.get(item.name), item.name, reason, now=now)
-        if due:
-            return Drop(name), {**before, item.name: condition}
-        conditions[item.name] = condition
+    failing = _failing_ones(plan, before, now=now)
+    if (due := next((name for name, (_, is_due) in failing.items() if is_due), None)) is not None and not held:
+        condition = failing[due][0]
+        return Drop(due), {**before, condition.name: condition}
+    for condition, is_due in failing.values():
+        conditions[condition.name] = before[condition.name] if is_due else condition
     waited = {name: item for name, item in starved.items() if _waited(before.get(item.name), item, now=now)}
     applications = next_applications(plan, starved=waited)
-    if not same(applications, plan.ours):
-        return Send(applications), dict(before)
-    for model, items in _by_model(plan.desired.deployments).items():
-        dead = next(
-            (_died(plan, item.version, app_name(model, item.version)) for item in items if broken(plan, item)), None
-        )
-        away = [item for item in items if app_name(model, item.version) not in applications]
-        if away and model not in plan.blocked:
-            why = f"{' and '.join(waited)} waits for room" if waited else "the version that failed to replace it ends"
-            dead = f"version {away[0].version} of {model} is away while {why}"
-        if (lack := dead or lacking(plan, items)) is not None:
-            pending = any(unscheduled(plan.details, app_name(model, item.version)) for item in items)
-            _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
-    return None, conditions
+    hold: Hold | None = None
+    if changed := differing(applications, plan.ours):
+        if not held or withdraws(plan, applications):
+            return Send(applications), dict(before)
+        hold = Hold(changed, held)
+        timed = {item.name for item in starved.values()} | {condition.name for condition, _ in failing.values()}
+        for model in _unsent(plan, changed) - timed:
+            conditions.pop(model, None)
+        for model in sorted(filter(None, (model_of({**plan.ours, **applications}[name]) for name in changed))):
+            _say(conditions, before, model, str(hold), now=now)
+    for model, lack, pending in _lacks(plan, applications, waited):
+        _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
+    return hold, conditions
 
 
 def seen_by(plan: Plan | None, model: Model) -> Plan | None:
@@ -224,6 +233,42 @@ def _come_up(
         told = "\n".join(part for part in (f"not ready in time: {reason}", message_of(details, name)) if part)
         return Fail(transition, told), ""
     return None, reason
+
+
+def _unsent(plan: Plan, changed: Collection[str]) -> set[str]:
+    """Return the models with a version on its way up that is among these applications."""
+    coming = {one.name for one in plan.desired.coming if app_name(one.name, one.version) in changed}
+    return coming - plan.blocked.keys()
+
+
+def _lacks(plan: Plan, applications: Collection[str], waited: Collection[str]) -> Iterator[tuple[str, str, bool]]:
+    """Yield what Serve lacks of each model, and whether a replica of it is on no node."""
+    for model, items in _by_model(plan.desired.deployments).items():
+        dead = next(
+            (_died(plan, item.version, app_name(model, item.version)) for item in items if broken(plan, item)), None
+        )
+        away = [item for item in items if app_name(model, item.version) not in applications]
+        if away and model not in plan.blocked:
+            why = f"{' and '.join(waited)} waits for room" if waited else "the version that failed to replace it ends"
+            dead = f"version {away[0].version} of {model} is away while {why}"
+        if (lack := dead or lacking(plan, items)) is not None:
+            pending = any(unscheduled(plan.details, app_name(model, item.version)) for item in items)
+            yield model, lack, pending
+
+
+def _failing_ones(plan: Plan, before: Mapping[str, Condition], *, now: datetime) -> dict[str, tuple[Condition, bool]]:
+    """Return the applications that fail, and whether each is restarted now: one of a model, the champion first."""
+    coming = {app_name(one.name, one.version) for one in plan.desired.coming}
+    found: dict[str, tuple[Condition, bool]] = {}
+    models: set[str] = set()
+    for item in sorted(plan.desired.deployments, key=lambda item: item.role != "champion"):
+        name = app_name(item.name, item.version)
+        if item.name in models or name in coming:
+            continue
+        if status_of(plan.details, name) == "DEPLOY_FAILED" and not running_replicas(plan.details, name):
+            models.add(item.name)
+            found[name] = _failing(before.get(item.name), item.name, _died(plan, item.version, name), now=now)
+    return found
 
 
 def _starved(plan: Plan) -> dict[str, Deployment]:

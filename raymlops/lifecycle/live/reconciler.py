@@ -25,7 +25,7 @@ from raymlops.errors import (
     UnreachableError,
     UsageError,
 )
-from raymlops.lifecycle.live.reconcile import Drop, Fail, Reach, Send, next_step
+from raymlops.lifecycle.live.reconcile import Drop, Fail, Hold, Reach, Send, next_step
 from raymlops.lifecycle.live.transitions import failed, reached
 from raymlops.serving.control.details import covers
 from raymlops.serving.control.plan import Api, Plan, plan_of
@@ -78,6 +78,8 @@ class Look:
     held_by: BusyError | None = None
     """Names a process that has held the lock over steps for ``HELD_S``, and may be stopped."""
     held_s: float = 0.0
+    hold: Hold | None = None
+    """What is to be sent waits for builds."""
 
 
 class Reconciler:
@@ -91,6 +93,7 @@ class Reconciler:
         self._here = ""
         self._asked: datetime | None = None
         self._holder: tuple[BusyError, datetime] | None = None
+        self._hold: Hold | None = None
         self._places: dict[str, Any] = {
             "host": serve.host,
             "port": serve.port,
@@ -144,13 +147,17 @@ class Reconciler:
     def _step(self, now: datetime) -> Look:
         before = conditions(self._state)
         plan = self.look()
-        start(self._state, plan.desired.coming, now=now)
         step, found = next_step(plan, before, now=now, holders=partial(self._holders, now))
+        self._hold = step if isinstance(step, Hold) else None
+        waiting = self._hold.applications if self._hold is not None else ()
+        coming = (one for one in plan.desired.coming if app_name(one.name, one.version) not in waiting)
+        start(self._state, coming, now=now)
         put_conditions(self._state, found.values())
-        if step is not None:
-            _log.info("reconciling: %s", step)
-            self._take(step, plan, now)
-        return Look(plan, step is not None, found)
+        if step is None or self._hold is not None:
+            return Look(plan, conditions=found, hold=self._hold)
+        _log.info("reconciling: %s", step)
+        self._take(step, plan, now)
+        return Look(plan, acted=True, conditions=found)
 
     def _holders(self, now: datetime) -> str | None:
         """Return who holds the cluster's resources; None if that was asked just now, or the dashboard does not say."""
@@ -215,9 +222,9 @@ class Reconciler:
             self._holder = error, now
         held_s = (now - self._holder[1]).total_seconds()
         if held_s < HELD_S:
-            return Look(self.look())
+            return Look(self.look(), hold=self._hold)
         self._stand_still(error.message, now)
-        return Look(self.look(), held_by=error, held_s=held_s)
+        return Look(self.look(), held_by=error, held_s=held_s, hold=self._hold)
 
     def _stand_still(self, reason: str, now: datetime) -> None:
         """Write why nothing is done, if the state can be written."""

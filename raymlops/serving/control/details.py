@@ -22,9 +22,10 @@ def configs(details: Details) -> dict[str, dict[str, Any]]:
     }
 
 
-def same(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
-    """Return whether the wanted and the live applications are the same, with the same configs."""
-    return wanted.keys() == live.keys() and all(covers(live[name], config) for name, config in wanted.items())
+def differing(wanted: Mapping[str, Any], live: Mapping[str, Any]) -> frozenset[str]:
+    """Return the applications that are wanted and not live, the other way round, or live with another config."""
+    other = {name for name in wanted.keys() & live.keys() if not covers(live[name], wanted[name])}
+    return frozenset(other | (wanted.keys() ^ live.keys()))
 
 
 def covers(live: Any, wanted: Any) -> bool:
@@ -74,6 +75,12 @@ def status_of(details: Details, name: str) -> str:
 def running_replicas(details: Details, name: str) -> int:
     """Return the number of running replicas of one of our applications."""
     return sum(replica["state"] == "RUNNING" for replica in _replicas(details, name))
+
+
+def being_built(details: Details, name: str) -> bool:
+    """Return whether Serve imports and builds an application: it has no deployments yet."""
+    application = details["applications"].get(name, {})
+    return application.get("status") == "DEPLOYING" and not application.get("deployments")
 
 
 def unscheduled(details: Details, name: str) -> bool:

@@ -45,6 +45,8 @@ about 20 ms, and a replica as long to refuse them. At 32 MB/s the 99th percentil
 is half as high again."""
 BESIDE_S = 1.0
 """How long after a small body others are taken to be beside it."""
+LATE_S = 1.0
+"""How late a deadline has to be noticed for this process, rather than the client, to have been away."""
 CROWDED = Refusal(503, "overloaded", "the body waited for others for most of its time; try again", retry_after_s=1.0)
 
 
@@ -145,6 +147,7 @@ class Body:
         self._waited = 0.0
         """Seconds for other bodies."""
         self._scanned = False
+        self._receiving = False
         self._given_up = False
         self._moved = 0
         self._declared = int(declared) if declared.isdigit() and len(declared) < 19 else None
@@ -191,8 +194,14 @@ class Body:
         self._now = asyncio.get_running_loop().time
         self._pause_s, self._end = pause_s, self._now() + seconds
         try:
-            async with asyncio.timeout_at(min(self._end, self._now() + pause_s)) as self._until:
-                return await self._read(receive, limit)
+            try:
+                return await self._read_in_time(receive, limit)
+            except TimeoutError:
+                late_s = self._now() - (self._until.when() or math.inf)
+                if self._given_up or not self._receiving or late_s < LATE_S:
+                    raise
+                self._end += late_s  # this process was stopped, or its loop held up: what came meanwhile is there
+                return await self._read_in_time(receive, limit)
         except TimeoutError:
             if self._refusal is not None:
                 raise self._refusal from None
@@ -205,11 +214,17 @@ class Body:
         finally:
             self._account.reading.discard(self)
 
+    async def _read_in_time(self, receive: Receive, limit: int) -> list[bytes] | None:
+        async with asyncio.timeout_at(min(self._end, self._now() + self._pause_s)) as self._until:
+            return await self._read(receive, limit)
+
     async def _read(self, receive: Receive, limit: int) -> list[bytes] | None:
         account = self._account
         self.moved_at = self._now()
         while True:
+            self._receiving = True
             message = await receive()
+            self._receiving = False
             if self._given_up:
                 raise TimeoutError
             if message["type"] != "http.request":

@@ -141,6 +141,7 @@ def asked_for(path: str) -> str:
 
 def scan_of(path: str, headers: Mapping[bytes, bytes], bounds: Bounds) -> JsonScan | CsvScan | None:
     """Return what scans the body of a request before a replica has it; None for one that is neither JSON nor CSV."""
+    path = path.rstrip("/")  # as a front does
     kind, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"identity")
     if encoding.strip().lower() not in {b"", b"identity"} or HEADER in headers:
         return None

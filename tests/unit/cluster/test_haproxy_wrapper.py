@@ -151,6 +151,19 @@ def test_one_address_has_a_half_of_all_connections(serve):
             one.close()
 
 
+def test_a_connection_carries_one_request_at_a_time(serve):
+    """HTTP/2 by its preface, without TLS: a hundred requests would count as one connection. gRPC's port speaks it."""
+
+    def answer(port):
+        with socket.create_connection((HOST, serve.ports[port]), timeout=20) as client:
+            client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")  # with empty settings
+            return client.recv(9)
+
+    with serve.running():
+        assert answer("http") == b"HTTP/1.1 "
+        assert answer("grpc")[3] == 4  # a frame with its settings
+
+
 def test_its_own_ports_are_loopbacks_and_routes_are_not_listed(tmp_path, backend):
     """The endpoint listens where it was told, everywhere here; statistics, metrics and control are for this user."""
     serve = Serve(tmp_path, backend, host="0.0.0.0")

@@ -14,7 +14,7 @@ from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.rollout.evidence import Reports
-from raymlops.serving.control.details import same
+from raymlops.serving.control.details import differing
 from raymlops.state.audit import changes_of
 from raymlops.state.store import State
 
@@ -57,7 +57,7 @@ def person(state, serve, choice):
 def agree(state, serve):
     """Compare what is desired, what Serve runs, and the audit record."""
     plan = converge(state, serve).plan
-    assert same(plan.wanted, plan.ours)
+    assert not differing(plan.wanted, plan.ours)
     assert plan.desired.coming == ()
     routes = {config["route_prefix"]: name for name, config in serve.live.items() if config["route_prefix"]}
     for name in "mn":

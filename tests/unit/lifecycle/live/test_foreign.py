@@ -92,6 +92,7 @@ def test_a_champion_whose_name_was_taken_stands_still(state, serve):
     serve.slow.add("n--v3")
     began(state, "n", 3)
     declare(serve, "n--v3", "/x")
+    serve.slow.clear()
     key, _ = create_key(state, name="shop", models=["n"], now=state.now())
     converge(state, serve)
     assert serve.live["n--v1"]["route_prefix"] == "/models/n"

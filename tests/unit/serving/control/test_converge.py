@@ -10,7 +10,7 @@ from fake_serve import FakeServe
 
 from raymlops.records import BundleRef
 from raymlops.serving.control.converge import broken, index_starts, lacking, next_applications
-from raymlops.serving.control.details import same, settled
+from raymlops.serving.control.details import differing, settled
 from raymlops.serving.control.plan import plan_of
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.state.store import Deployment, Desired
@@ -33,7 +33,7 @@ def bring(serve: FakeServe, *items: Deployment, coming=()):
     for _ in range(5):
         plan = planned(serve, *items, coming=coming)
         applications = next_applications(plan)
-        if same(applications, plan.ours):
+        if not differing(applications, plan.ours):
             return plan
         plan.put(serve, applications)
     raise AssertionError("it does not end")
