@@ -365,6 +365,8 @@ def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
         return meaning.kind
     if column.without is not None and column.without in meaning.bins:
         return RARER
+    if column.ordered:
+        return f"share of values {effects.seldom(column.windows[-1], column.edges, meaning.bins)}"
     return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
 
 

@@ -146,7 +146,7 @@ def compare(
 
 
 def _of_columns(own: Own, related: Floats) -> Floats:
-    """Return correlations of which a column's location, and each of its shares, leads the others but for its nulls.
+    """Return correlations of which a column's location, or each of its categories, leads the others but for its nulls.
 
     Where location moves within the reference, ranks move apart and to one side as well, by less: at the end of a steady
     trend each window is a little further than any own one, in shapes whose own windows hardly follow each other.
@@ -154,7 +154,8 @@ def _of_columns(own: Own, related: Floats) -> Floats:
     if own.columns is None:
         return related
     kinds, most = own.kinds % len(KINDS), np.zeros(int(own.columns.max(initial=0)) + 1)
-    leads = np.isin(kinds, [KINDS.index(LOCATION), KINDS.index(SHARE)])
+    leads = kinds == KINDS.index(LOCATION)
+    leads |= (kinds == KINDS.index(SHARE)) & ~np.isin(own.columns, own.columns[leads])
     np.maximum.at(most, own.columns[leads], related[leads])
     return np.where(kinds == KINDS.index(NULLS), related, np.maximum(related, most[own.columns]))
 
