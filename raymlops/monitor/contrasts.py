@@ -1,12 +1,13 @@
 """What of a column is compared between windows: a few numbers, each of variance 1 / rows where rows are independent.
 
 Ordered bins (numbers, times, lengths) have polynomials of the values' mid-ranks that are orthonormal over all windows:
-degree 1 sees a change of location, 2 of scale, 3 of asymmetry. Beside them is the share of values in bins that hardly
-any window has some in, as an hour of the night: no polynomial sees a few of these in the middle. Polynomials depend on ranks alone, so that neither units nor
+degree 1 sees a change of location, 2 of scale, 3 of asymmetry. They depend on ranks alone, so that neither units nor
 heavy tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for binned
-data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). Categories and nulls have shares, as
-``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is: Anscombe, "The
-transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in, arrays out.
+data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). No polynomial sees a few values in the middle: beside
+them is the share of those in bins that hardly any window has some in, as an hour of the night. Shares, of categories
+and nulls too, are ``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is:
+Anscombe, "The transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in,
+arrays out.
 """
 
 from __future__ import annotations

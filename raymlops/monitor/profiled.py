@@ -42,7 +42,7 @@ def column_counts(
     """Return the columns to judge, and why others cannot be.
 
     ``windows`` are the window of traffic, after the one before it where there is one. What is not finite counts as
-    missing. A window of a sample counts as the rows that were read, by their weights. ``by_chance`` are the columns of
+    missing. A window of a sample counts as the rows that say as much, by their weights. ``by_chance`` are those of
     ``chosen_by_chance``.
 
     Raises:
@@ -151,7 +151,7 @@ def drawn_beyond(blocks: Blocks, windows: Sequence[Profile]) -> float:
 
 
 def read_counts(window: Profile) -> Cells:
-    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several.
+    """Return the counts of the rows that say as much as those of a sample, of which each stood for several.
 
     Those of a series add up to its share of the rows, so that rows in many bins vanish in none: where the sample
     changed within the window, each of some rows stands for less than half a row.

@@ -69,10 +69,8 @@ def compare_columns(
     return compare(reference, together[count:], phases=own.phase, share=share)
 
 
-def sampled(
-    values: Floats, rows: Counts, own: int, drawn: float, rng: np.random.Generator
-) -> tuple[Floats, Counts]:
-    """Return contrasts and rows of windows as if the own ones, the first, were samples: of a variance that is larger."""
+def sampled(values: Floats, rows: Counts, own: int, drawn: float, rng: np.random.Generator) -> tuple[Floats, Counts]:
+    """Return contrasts and rows of windows as if the own ones, the first, were samples too."""
     found, worth = values.copy(), rows.copy()
     found[:own] += rng.standard_normal(found[:own].shape) * np.sqrt(drawn)
     worth[:own] = np.rint(rows[:own] / (1 + rows[:own] * drawn))

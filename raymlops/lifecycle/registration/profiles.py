@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raymlops.data.prepare import Prepared, SplitData
+    from raymlops.profiles.profile import Blocks
     from raymlops.profiles.slices import Value
     from raymlops.recipe import RecipeBase
 
@@ -102,7 +103,7 @@ def references(
 
 
 def doubts(features: Reference, *, window_h: float | None) -> list[str]:
-    """Return what cannot be judged against the training split, in sentences: slices, and windows of so many hours."""
+    """Return what cannot be judged against the training split, in sentences: slices, windows of some hours, dates."""
     found = []
     for each, rows in features.few.items():
         have = [name for series in features.layout.series if series.column == each.column for name in series.categories]
@@ -115,7 +116,24 @@ def doubts(features: Reference, *, window_h: float | None) -> list[str]:
         if count < needed:
             few = f"training has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed"
             found.append(f"{few}: {own.why_few}; as it is, drift is judged once as many windows have been served")
+    if blocks is not None and not features.independent:
+        found += [
+            f"{name} has none of the values at the end of training that it has at the beginning: where it is a date, a "
+            "release or the like, every window has new ones and is an alarm; give the model what of it comes again"
+            for name in _moving_on(blocks)
+        ]
     return found
+
+
+def _moving_on(blocks: Blocks) -> Iterator[str]:
+    """Yield the columns of texts whose last quarter has, but for rare ones, no text of the first."""
+    quarter = np.cumsum(blocks.rows) * 4 // max(1, int(blocks.rows.sum()))
+    for series, cells in blocks.layout.placed():
+        if series.measure == "category":
+            counts = blocks.counts[:, cells][:, : len(series.categories)]
+            first, last = counts[quarter == 0].sum(axis=0), counts[quarter >= 3].sum(axis=0)
+            if first.any() and last.any() and not first[last > 0].any():
+                yield series.column
 
 
 def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:

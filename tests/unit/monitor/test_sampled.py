@@ -62,9 +62,9 @@ def verdicts(reference, profiles):
 
 
 def test_a_sample_of_a_timetable_is_no_drift(trained):
-    """Own days are all alike; of a quarter the hours and regions vary by the requests that were drawn, and a warning by .05.
+    """Own days are all alike; in a quarter of the requests hours and regions vary by what was drawn.
 
-    Counted by rows, without what drawing adds, nearly every day was an alarm.
+    Counted by rows, without what drawing adds, 9 and 10 of 33 days were an alarm.
     """
     size, reference = trained
     said = Counted()
@@ -72,7 +72,8 @@ def test_a_sample_of_a_timetable_is_no_drift(trained):
         times, columns, request = days(JUDGED, size=size, seed=[2, seed], first=TRAINED)
         said.update(one.outcome for one in verdicts(reference, sampled(reference, times, columns, request, seed=seed)))
     assert set(said) <= {"ok", "warn", "alarm"}
-    assert (said["alarm"], said["warn"] <= 6) == (0, True), said
+    assert said["alarm"] <= 1
+    assert said["warn"] <= 4
 
 
 def test_a_shift_is_seen_in_a_sample_by_its_requests(trained):
