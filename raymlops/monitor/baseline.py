@@ -30,7 +30,7 @@ class Window:
     start_s: float
     stop_s: float
     rows: int
-    """Of a sampled log those that were read."""
+    """Of a sampled log as many as what was drawn says as much as."""
     stand_for: int | None = None
     """How many were served, where that is known."""
 

@@ -60,6 +60,7 @@ class Own:
         lag: How many windows two running are apart: 1, or as many as a day has.
         slots: When each window begins, in windows from the one that is judged, 0; None where they are the ones right
             before it and the one that is ``lag`` before it.
+        columns: The column of each contrast: 0, 1, ...; None where each is one of its own.
     """
 
     values: Floats
@@ -68,6 +69,7 @@ class Own:
     phases: Ints
     lag: int = 1
     slots: Ints | None = None
+    columns: Ints | None = None
 
     def correlation(self, lag: int = 1) -> Floats:
         """Return that of windows ``lag`` apart, from 0 to .99, of shape (contrasts,).

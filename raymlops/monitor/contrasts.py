@@ -3,9 +3,11 @@
 Ordered bins (numbers, times, lengths) have polynomials of the values' mid-ranks that are orthonormal over all windows:
 degree 1 sees a change of location, 2 of scale, 3 of asymmetry. They depend on ranks alone, so that neither units nor
 heavy tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for binned
-data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). Categories and nulls have shares, as
-``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is: Anscombe, "The
-transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in, arrays out.
+data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). No polynomial sees a few values in the middle: beside
+them is the share of those in bins that hardly any window has some in, as an hour of the night. Shares, of categories
+and nulls too, are ``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is:
+Anscombe, "The transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in,
+arrays out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ KINDS = (*POLYNOMIALS, CORRELATION, SHARE, NULLS)
 """Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
 MAX_SHARES = 12
 """Categories of a column that are compared one by one, the commonest first; the others count as one."""
+MOST_OFTEN = 0.1
+"""Of windows, how many have any rows in a bin of ordered values that hardly ever has some."""
 
 
 _WORDS = {"skew": "asymmetry"}
@@ -103,7 +107,13 @@ def _of_values(
     if ordered:
         # A window without a value has the mean, 0: what is new about it is its share of nulls.
         values = shares @ polynomials(pooled).T
-        return values, tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
+        found = tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
+        seldom = np.flatnonzero((pooled > 0) & ((windows > 0).mean(axis=0) <= MOST_OFTEN))
+        if len(seldom):
+            angles = stabilised(windows[:, seldom].sum(axis=1), present)
+            angles = np.where(present > 0, angles, 2 * np.arcsin(np.sqrt(pooled[seldom].sum())))
+            values, found = np.column_stack([values, angles]), (*found, Contrast(SHARE, tuple(seldom.tolist())))
+        return values, found
     order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
     if without is not None:
         order = [at for at in order if at != without]

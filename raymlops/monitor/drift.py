@@ -61,6 +61,7 @@ class ColumnCounts:
         influence: How much the model's output depends on the column, from 0 to 1; None where nobody knows.
         slice: Of which rows they are counts; empty for all.
         without: The category whose share is not compared on its own (see ``chosen_categories``); None for none.
+        drawn: The variance that drawing a sample adds to what a window of traffic shows; own windows are none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ColumnCounts:
     influence: float | None = None
     slice: str = ""
     without: int | None = None
+    drawn: float = 0.0
 
     def rows(self, own: OwnWindows) -> Counts:
         """Return the rows of own windows and then of those of traffic."""
@@ -203,7 +205,12 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, shar
     if not meanings:
         return DriftVerdict("ok", "no column has more than one value", rows, count, float(count), None, None, ())
     compared_with = compare_columns(
-        compared, own, rows=rows_of, slices=[column.slice for column in columns], share=share
+        compared,
+        own,
+        rows=rows_of,
+        slices=[column.slice for column in columns],
+        drawn=[column.drawn for column in columns],
+        share=share,
     )
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)
 
@@ -358,6 +365,8 @@ def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
         return meaning.kind
     if column.without is not None and column.without in meaning.bins:
         return RARER
+    if column.ordered:
+        return f"share of values {effects.seldom(column.windows[-1], column.edges, meaning.bins)}"
     return f"share of {_label(column, meaning.bins[0])}" if len(meaning.bins) == 1 else "share of all other values"
 
 

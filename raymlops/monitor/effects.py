@@ -145,6 +145,16 @@ def histogram(before: Counts, after: Counts, edges: Floats) -> Histogram | None:
     return Histogram(tuple(float(f"{bound:.6g}") for bound in bounds), (), *shares)
 
 
+def seldom(counts: Counts, edges: Floats | None, bins: Sequence[int]) -> str:
+    """Return which values of some bins that the reference hardly has any in are told of: where most of them are now."""
+    if edges is None:
+        return "that training hardly has"
+    most = max(bins, key=lambda at: int(counts[at]))
+    low, high = edges[most], edges[most + 1]
+    where = f"below {high:g}" if np.isneginf(low) else f"above {low:g}" if np.isinf(high) else f"{low:g} to {high:g}"
+    return f"{where}, which training hardly has"
+
+
 def category_shares(before: Counts, after: Counts, labels: tuple[str, ...]) -> Histogram | None:
     """Return the shares of the commonest categories before or after, and of all others; None where one is empty."""
     if not before.sum() or not after.sum():

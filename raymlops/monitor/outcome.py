@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
-from raymlops.monitor.contrasts import KINDS, SHARE, share_of
+from raymlops.monitor.contrasts import KINDS, LOCATION, NULLS, SHARE, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ def compare(
 
     ``phases`` are those of the window before it and of itself; ``share`` is that of every level.
     """
-    count, related = len(own.values), own.correlation()
+    count, related = len(own.values), _of_columns(own, own.correlation())
     effective = count * (1 - related) / (1 + related)
     judged = effective >= FEWEST_EFFECTIVE
     none = np.zeros(windows.shape[1])
@@ -143,6 +143,21 @@ def compare(
     warned: Outcome = "warn" if one.p <= warn_level(one, share) else "ok"
     found = Comparison(warned, effective, _spread(one, judged, every.distances), two, p, single, share)
     return replace(found, outcome="alarm") if found.running or single.any() else found
+
+
+def _of_columns(own: Own, related: Floats) -> Floats:
+    """Return correlations of which a column's location, or each of its categories, leads the others but for its nulls.
+
+    Where location moves within the reference, ranks move apart and to one side as well, by less: at the end of a steady
+    trend each window is a little further than any own one, in shapes whose own windows hardly follow each other.
+    """
+    if own.columns is None:
+        return related
+    kinds, most = own.kinds % len(KINDS), np.zeros(int(own.columns.max(initial=0)) + 1)
+    leads = kinds == KINDS.index(LOCATION)
+    leads |= (kinds == KINDS.index(SHARE)) & ~np.isin(own.columns, own.columns[leads])
+    np.maximum.at(most, own.columns[leads], related[leads])
+    return np.where(kinds == KINDS.index(NULLS), related, np.maximum(related, most[own.columns]))
 
 
 def warn_level(one: Ranked, share: float = 1.0) -> float:

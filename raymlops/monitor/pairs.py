@@ -37,12 +37,14 @@ class PairCounts:
         blocks: Of consecutive blocks of the reference.
         windows: Of the window of traffic, after those of the window before it, if there is one.
         influence: How much the model's output depends on that column of which it depends less; None where nobody knows.
+        drawn: As of ``ColumnCounts``.
     """
 
     name: str
     blocks: Counts
     windows: Counts
     influence: float | None = None
+    drawn: float = 0.0
     slice: ClassVar[str] = ""
 
     def rows(self, own: OwnWindows) -> Counts:

@@ -42,7 +42,7 @@ def column_counts(
     """Return the columns to judge, and why others cannot be.
 
     ``windows`` are the window of traffic, after the one before it where there is one. What is not finite counts as
-    missing. A window of a sample counts as the rows that were read, by their weights. ``by_chance`` are the columns of
+    missing. A window of a sample counts as the rows that say as much, by their weights. ``by_chance`` are those of
     ``chosen_by_chance``.
 
     Raises:
@@ -55,7 +55,7 @@ def column_counts(
     weighted = np.stack([window.counts for window in windows])
     traffic = np.stack([read_counts(window) for window in windows])
     whole = blocks.counts.sum(axis=0, keepdims=True)
-    found, refused = [], dict[str, str]()
+    found, refused, drawn = [], dict[str, str](), drawn_beyond(blocks, windows)
     for series, cells in layout.placed():
         if series.missing is None:
             continue
@@ -82,6 +82,7 @@ def column_counts(
                 else (*series.categories, UNKNOWN if OTHER in series.categories else OTHER),
                 influence=None if influence is None else influence.get(series.column),
                 without=len(series.categories) if series.column in by_chance else None,
+                drawn=drawn,
             )
         )
     return found, refused
@@ -130,7 +131,7 @@ def pair_counts(
     """
     scores, start = blocks.layout.scores, blocks.layout.sums.start
     traffic, known = np.stack([read_counts(window) for window in windows]), influence or {}
-    found = []
+    found, drawn = [], drawn_beyond(blocks, windows)
     for at, one in enumerate(scores):
         for before, other in enumerate(scores[:at]):
             name = f"{other.name} and {one.name}"
@@ -140,12 +141,17 @@ def pair_counts(
             cells = [ROWS, *(start + place for place in sums_of_pair(before, at))]
             both = [known[score.column] for score in (other, one) if score.column in known]
             matters = min(both) if len(both) == 2 else None
-            found.append(PairCounts(name, blocks.counts[:, cells], traffic[:, cells], matters))
+            found.append(PairCounts(name, blocks.counts[:, cells], traffic[:, cells], matters, drawn))
     return found
 
 
+def drawn_beyond(blocks: Blocks, windows: Sequence[Profile]) -> float:
+    """Return by how much more the last window varies than own ones, since it is a sample, or a smaller one."""
+    return max(0.0, windows[-1].drawn - blocks.drawn)
+
+
 def read_counts(window: Profile) -> Cells:
-    """Return the counts of the rows that were read, by their weights, where each of a sample stood for several.
+    """Return the counts of the rows that say as much as those of a sample, of which each stood for several.
 
     Those of a series add up to its share of the rows, so that rows in many bins vanish in none: where the sample
     changed within the window, each of some rows stands for less than half a row.

@@ -1,9 +1,14 @@
-"""Columns whose windows have unlike numbers of rows, as those of slices, compared together. Pure.
+"""Columns whose windows have unlike numbers of rows, as those of slices and of a sampled log, compared together. Pure.
 
 The variance of a mean of independent rows is 1 / rows, and falls more slowly where rows depend on each other. So the
 least variance that is believed is that of a column's usual rows, the median of its own windows; a window that has fewer
 counts for less, whether it is judged or not; and variances are drawn towards those of the same slice alone. Ranks are
 of the largest distance of all: columns of slices are further contrasts, and no further chance of a false alarm.
+
+Windows of a sample vary by what was drawn as well, which own windows of all rows do not: where traffic has a timetable
+these hardly vary at all, and any sample of it is unlike them. Each contrast is a mean of unit variance, so that a
+sample adds to it a normal error of a known variance. Own windows get one as large, always the same: they are then what
+samples of them would have shown.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ def compare_columns(
     *,
     rows: Sequence[Counts],
     slices: Sequence[str],
+    drawn: Sequence[float],
     share: float = 1.0,
 ) -> Comparison:
     """Compare the windows of traffic with own ones, in all contrasts of all columns.
@@ -41,11 +47,14 @@ def compare_columns(
         own: Own windows.
         rows: Of these windows in each column.
         slices: The slice of each column, empty for all rows.
+        drawn: What a sample adds to the variances of each column's last window.
         share: Of the levels.
     """
     count, groups = len(own.ranges), {name: at for at, name in enumerate(dict.fromkeys(slices))}
-    values, kinds, least = [], [], []
-    for (found, meanings), each, name in zip(columns, rows, slices, strict=True):
+    values, kinds, least, rng = [], [], [], np.random.default_rng(0)
+    for (found, meanings), each, name, more in zip(columns, rows, slices, drawn, strict=True):
+        if more:
+            found, each = sampled(found, each, count, more, rng)  # noqa: PLW2901
         usual = max(float(np.median(each[:count])), 1.0)
         phases = np.array([*own.phases, *own.phase[count - len(each) :]])
         values.append(steadied(found, each, phases, usual=usual))
@@ -54,8 +63,18 @@ def compare_columns(
     together = np.hstack(values)
     phases = np.array(own.phases, dtype=np.int64)
     slots = None if own.slots is None else np.array(own.slots, dtype=np.int64)
-    reference = Own(together[:count], np.concatenate(kinds), np.concatenate(least), phases, lag=own.lag, slots=slots)
+    owners = np.repeat(np.arange(len(kinds)), [len(each) for each in kinds])
+    least, kinds = np.concatenate(least), np.concatenate(kinds)
+    reference = Own(together[:count], kinds, least, phases, lag=own.lag, slots=slots, columns=owners)
     return compare(reference, together[count:], phases=own.phase, share=share)
+
+
+def sampled(values: Floats, rows: Counts, own: int, drawn: float, rng: np.random.Generator) -> tuple[Floats, Counts]:
+    """Return contrasts and rows of windows as if the own ones, the first, were samples too."""
+    found, worth = values.copy(), rows.copy()
+    found[:own] += rng.standard_normal(found[:own].shape) * np.sqrt(drawn)
+    worth[:own] = np.rint(rows[:own] / (1 + rows[:own] * drawn))
+    return found, worth
 
 
 def steadied(values: Floats, rows: Counts, phases: Counts, *, usual: float) -> Floats:

@@ -6,8 +6,9 @@ they come from: a version's hours are counted on those of its bundle, and its fe
 beside it too, so that the features of all versions add up on each of them.
 
 ``features`` counts the rows that were answered to a caller, so that each request counts once over all versions;
-``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight. Redacted
-fields are not counted, and the rows that have them are.
+``predictions`` counts the answers of shadows too. A row of a sampled log counts as often as its weight, and what a
+window says of chance is counted by the requests, since these are what is drawn. Redacted fields are not counted, and
+the rows that have them are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-    from raymlops.profiles.layout import Layout
+    from raymlops.profiles.layout import Cells, Layout
     from raymlops.profiles.slices import Slice
     from raymlops.storage.store import Store
 
@@ -99,25 +101,35 @@ def update_profile(store: Store, folder: str, counted: Counted, faults: Faults) 
 
 def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> list[tuple[str, Profile]]:
     counters: dict[tuple[str, Layout], dict[float, Counter]] = {wanted: {} for wanted in counted.profiles()}
-    for batch in read_folder(store, folder, faults, columns=["route", "weight", FEATURES, OUTPUT]):
+    for batch in read_folder(store, folder, faults, columns=["row", "route", "weight", FEATURES, OUTPUT]):
         for weight, part in by_weight(batch):
             for side, layouts in counted.layouts.items():
                 rows = part
                 if side == "features":
                     rows = part.filter(pc.fill_null(pc.not_equal(part["route"], "shadow"), True))
-                chosen_by = _fields(rows, {each.column for each in counted.slices})
+                chosen_by, requests = _fields(rows, {each.column for each in counted.slices}), _requests(rows)
                 for layout in layouts:
                     # Where all fields of a side are redacted, its rows are counted nevertheless.
                     columns = columns_on(rows[SIDES[side]], layout) if SIDES[side] in rows.schema.names else {}
                     found = counters[side, layout].setdefault(weight, Counter(layout))
-                    found.add(columns, rows=rows.num_rows)
+                    found.add(columns, rows=rows.num_rows, squares=_squares(requests))
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
                         found = counters[each.qualify(side), layout].setdefault(weight, Counter(layout))
-                        found.add(some, rows=len(numbers))
+                        found.add(some, rows=len(numbers), squares=_squares(requests[numbers]))
     return [
         (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
         for (side, layout), by_weight in counters.items()
     ]
+
+
+def _requests(batch: pa.RecordBatch) -> Cells:
+    """Return the number of each row's request; rows of one are written one after the other."""
+    numbers = batch["row"].to_numpy(zero_copy_only=False)
+    return np.cumsum(np.diff(numbers, prepend=numbers[:1]) <= 0)
+
+
+def _squares(requests: Cells) -> int:
+    return int((np.bincount(requests) ** 2).sum())
 
 
 def remove_profile(store: Store, folder: str) -> None:

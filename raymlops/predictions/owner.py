@@ -53,13 +53,14 @@ def owner_of(store: Store, name: str) -> Mark | None:
     return Mark(state, storage)
 
 
-def mark_owner(store: Store, name: str, state: str) -> None:
-    """Say that a log belongs to a state.
+def mark_owner(store: Store, name: str, state: str) -> Mark | None:
+    """Say that a log that nobody marked belongs to a state; return whose it is then: another's that was first.
 
     Raises:
         StorageError: the storage cannot be written.
     """
-    store.write(f"{OWNERS}/{name}", pa.py_buffer(f"{state} {uuid.uuid4().hex}\n".encode()))
+    store.write_new(f"{OWNERS}/{name}", pa.py_buffer(f"{state} {uuid.uuid4().hex}\n".encode()))
+    return owner_of(store, name)
 
 
 def own_storage(uri: str, state: str) -> str:

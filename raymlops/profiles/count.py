@@ -34,11 +34,16 @@ class Counter:
         self.layout = layout
         self.counts = np.zeros((windows, layout.size), np.int64)
 
-    def add(self, columns: Mapping[str, Any], *, rows: int, window: Cells | int = 0) -> None:
+    def add(
+        self, columns: Mapping[str, Any], *, rows: int, window: Cells | int = 0, squares: int | None = None
+    ) -> None:
         """Count ``rows`` rows, each in the part that ``window`` gives it.
 
         A column of the layout that is not there is not counted: the sum of its cells is then less than ``rows``.
+        ``squares`` is the sum of the squared rows of each request, of rows of one part that are drawn by request.
         """
+        if squares is not None:
+            self.counts[window, SQUARES] += squares - rows
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(rows, start + CHUNK_ROWS))
             where = window[part] if isinstance(window, np.ndarray) else np.full(part.stop - start, window)

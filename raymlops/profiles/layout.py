@@ -29,7 +29,8 @@ Cells = npt.NDArray[np.int64]
 Edges = npt.NDArray[np.float64]
 
 ROWS, SQUARES = 0, 1
-"""The first two cells of a profile: its rows, and the sum of their squared weights, 1 each unless of a sample."""
+"""The first two cells of a profile: its rows, and of a sample the square of what each thing that was drawn stands for,
+summed; of rows that are no sample 1 each. See ``Profile.weighted``."""
 HEAD = 2
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = 1e-300

@@ -35,14 +35,18 @@ class Profile:
     def weighted(cls, parts: Mapping[float, Profile], layout: Layout) -> Profile:
         """Return the profile of rows each of which stands for as many as its weight.
 
-        Every count is within 1 of the sum of weights, and that of a series is the sum of weights, rounded.
+        Every count is within 1 of the sum of weights, and that of a series is the sum of weights, rounded. Of m rows
+        that are drawn together, with a probability of 1 / w, the squares are those of m w rows that are no sample, m w,
+        and what drawing adds to the variance of their sum, (w - 1) w m^2: Horvitz and Thompson, "A generalization of
+        sampling without replacement from a finite universe", J. Am. Stat. Assoc. 47 (1952).
         """
         counts = np.zeros(layout.size)
         for weight, part in parts.items():
             part._check(layout)  # noqa: SLF001 - of this class
             counts += weight * part.counts
         whole = np.rint(counts).astype(np.int64)
-        whole[SQUARES] = min(round(sum(weight**2 * part.rows for weight, part in parts.items())), _MOST_SQUARES)
+        squares = (w * part.rows + (w - 1) * w * int(part.counts[SQUARES]) for w, part in parts.items())
+        whole[SQUARES] = min(round(sum(squares)), _MOST_SQUARES)
         for _, cells in layout.placed():
             whole[cells] = np.diff(np.rint(np.cumsum(counts[cells])).astype(np.int64), prepend=0)
         return cls(layout, whole)
@@ -54,13 +58,19 @@ class Profile:
 
     @property
     def read(self) -> int:
-        """Return how many rows without weights say as much as these: all that were read where their weights are equal.
+        """Return how many rows that are no sample say as much: all that were read where each was drawn on its own.
 
         That is the effective sample size of Kish (1965): the squared sum of the weights over the sum of their squares.
-        It is ``rows`` where they are no sample.
+        Of requests of many rows, of which few are drawn, it is about their number. It is ``rows`` where they are no
+        sample.
         """
         squares = int(self.counts[SQUARES])
         return round(self.rows**2 / squares) if squares else 0
+
+    @property
+    def drawn(self) -> float:
+        """Return the variance that drawing a sample adds to a mean of unit variance; 0 of rows that are none."""
+        return max(1 / self.read - 1 / self.rows, 0.0) if self.read else 0.0
 
     def series(self, column: str, measure: Measure | None = None) -> tuple[Series, Cells]:
         """Return a series of a column, by default its first one, and its counts.
@@ -91,6 +101,8 @@ class Blocks:
     counts: Cells
     times: npt.NDArray[np.float64] | None = None
     """When each block begins and the last one ends, in seconds since 1970; None where rows have no time."""
+    drawn: float = 0.0
+    """Of each block, as of a profile: the least."""
 
     def __len__(self) -> int:
         return len(self.counts)

@@ -88,7 +88,7 @@ class Incident(Record):
     kind: Kind
     version: int
     opened_at: datetime
-    """Start of its first window."""
+    """Start of its first window; of an alarm by two windows running, of the first of these."""
     last_at: datetime
     """Start of its last window that was an alarm."""
     windows: int

@@ -162,10 +162,11 @@ def mode_in(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+def create(uri: Location, *, mode: int = 0o666, new: bool = False) -> Iterator[BinaryIO]:
     """Yield a stream whose content becomes a file at the end of the block, and does not if that raises.
 
-    A reader sees the previous content or the new one. ``mode`` is that of a local file, less the umask.
+    A reader sees the previous content or the new one. ``mode`` is that of a local file, less the umask. A local file
+    that is to be ``new`` stays as it is where it is there.
 
     Raises:
         StorageError: it cannot be written.
@@ -187,24 +188,39 @@ def create(uri: Location, *, mode: int = 0o666) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
+            if new:
+                _link(temporary, target)
+            else:
+                temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         sync(target.parent)
 
 
-def write_bytes(uri: Location, data: Any, *, mode: int = 0o666) -> None:
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(temporary)  # unlike a rename, it does not replace what another process finished first
+    except OSError:  # that, or a filesystem without links
+        if not target.exists():
+            temporary.replace(target)
+
+
+def write_bytes(uri: Location, data: Any, *, mode: int = 0o666, new: bool = False) -> None:
     """Write one small file, ``data`` in a buffer, so that a reader sees the previous content or the new one.
+
+    One that is to be ``new`` stays as it is where it is there; pyarrow cannot ask an object store, which is looked at.
 
     Raises:
         StorageError: it cannot be written.
     """
     if local_path(uri) is not None:
-        with create(uri, mode=mode) as file:
+        with create(uri, mode=mode, new=new) as file:
             file.write(data)
         return
     with errors(uri):
         filesystem, path = open_filesystem(uri)
+        if new and filesystem.get_file_info(path).is_file:
+            return
         with filesystem.open_output_stream(path) as stream:
             stream.write(data)
 

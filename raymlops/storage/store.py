@@ -61,6 +61,10 @@ class Store:
         """Write one file, which replaces what is there."""
         filesystem.write_bytes(self._at(path), data, mode=self._mode())
 
+    def write_new(self, path: str, data: pa.Buffer) -> None:
+        """Write one file unless it is there."""
+        filesystem.write_bytes(self._at(path), data, mode=self._mode(), new=True)
+
     def create(self, path: str) -> AbstractContextManager[BinaryIO]:
         """Return a context with a stream whose content becomes a file at its end, and does not if that raises."""
         return filesystem.create(self._at(path), mode=self._mode())

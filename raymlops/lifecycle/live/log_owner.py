@@ -54,8 +54,8 @@ def claim(state: State, name: str, roots: Sequence[str]) -> None:
         store, own = Store(root), Store(own_storage(root, me))
         mark, own_mark = owner_of(store, name), owner_of(own, name)
         if own_mark is None and mark is None and not _is_anothers(state, name, root):
-            mark_owner(store, name, me)
-        elif own_mark is None and (mark is None or mark.state != me):
+            mark = mark_owner(store, name, me)
+        if own_mark is None and (mark is None or mark.state != me):
             mark_owner(own, name, me)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from raymlops.data.prepare import Prepared, SplitData
     from raymlops.monitor.own_windows import OwnWindows
+    from raymlops.profiles.profile import Blocks
     from raymlops.profiles.slices import Value
     from raymlops.recipe import RecipeBase
 
@@ -103,7 +104,7 @@ def references(
 
 
 def doubts(features: Reference, *, answers: Reference | None = None, window_h: float | None) -> list[str]:
-    """Return what cannot be judged against the splits, in sentences: slices, and windows of so many hours."""
+    """Return what cannot be judged against the splits, in sentences: slices, windows of so many hours, dates."""
     found = []
     for each, rows in features.few.items():
         have = [name for series in features.layout.series if series.column == each.column for name in series.categories]
@@ -120,6 +121,12 @@ def doubts(features: Reference, *, answers: Reference | None = None, window_h: f
     own = None if answers is None else _own(answers, window_h)
     if own is not None and (few := _few(own, "validation", window_h)):
         found.append(f"{few}; as it is, drift of outputs is not judged against it")
+    if features.blocks is not None and not features.independent:
+        found += [
+            f"{name} has none of the values at the end of training that it has at the beginning: where it is a date, a "
+            "release or the like, every window has new ones and is an alarm; give the model what of it comes again"
+            for name in _moving_on(features.blocks)
+        ]
     return found
 
 
@@ -135,6 +142,17 @@ def _few(own: OwnWindows, split: str, window_h: float | None) -> str:
     count, needed = len(own.ranges), fewest_own(len(set(own.phases)))
     told = f"{split} has {count} windows of {window_h:g} h (monitor.window_h), {needed} are needed: {own.why_few}"
     return told if count < needed else ""
+
+
+def _moving_on(blocks: Blocks) -> Iterator[str]:
+    """Yield the columns of texts whose last quarter has, but for rare ones, no text of the first."""
+    quarter = np.cumsum(blocks.rows) * 4 // max(1, int(blocks.rows.sum()))
+    for series, cells in blocks.layout.placed():
+        if series.measure == "category":
+            counts = blocks.counts[:, cells][:, : len(series.categories)]
+            first, last = counts[quarter == 0].sum(axis=0), counts[quarter >= 3].sum(axis=0)
+            if first.any() and last.any() and not first[last > 0].any():
+                yield series.column
 
 
 def _chunks(split: SplitData, recipe: RecipeBase, inputs: list[str]) -> Iterator[Chunk]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError
-from raymlops.lifecycle.watch.messaging.messages import message_about
+from raymlops.lifecycle.watch.messaging.messages import by_two, message_about
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.monitor.own_windows import lag_of
 from raymlops.state.drift import BOUNDED, Baseline, Filed, Incident
@@ -45,7 +45,7 @@ def file_verdict(window: JudgedWindow, columns: Sequence[str], known: Known) -> 
             window.side,
             window.kind,
             window.version,
-            window.start,
+            _began(window),
             window.start,
             1,
             (*columns,),
@@ -131,6 +131,14 @@ def _closed(known: Known, after: Incident, action: str, why: str, *, now: dateti
     what: Told = "acknowledged" if after.closed_at is None else "closed"
     message = None if window is None else message_about(after, replace(window, judged_at=now), what, why=why)
     return Filed(after, message, action, why)
+
+
+def _began(window: JudgedWindow) -> datetime:
+    """Return when what a window is an alarm by began: with the first of two running, where it is by two."""
+    if not by_two(window):
+        return window.start
+    length = window.stop - window.start
+    return window.start - lag_of(length.total_seconds()) * length
 
 
 def _id(window: JudgedWindow) -> str:

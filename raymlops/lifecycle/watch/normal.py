@@ -320,8 +320,9 @@ class Normal:
         stops = np.array([one.stop_s for one in part.own])
 
         def blocks(chosen: Slice | None) -> Blocks:
-            counts = [read_counts(one) for one in self.windows.profiles(part.own, chosen)]
-            return Blocks(self.reference.layout, np.stack(counts))
+            profiles = self.windows.profiles(part.own, chosen)
+            drawn = min((one.drawn for one in profiles if one.read), default=0.0)
+            return Blocks(self.reference.layout, np.stack([read_counts(one) for one in profiles]), drawn=drawn)
 
         whole = blocks(None)
         own = by_time(whole.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))

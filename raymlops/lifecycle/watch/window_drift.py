@@ -52,7 +52,7 @@ class WindowDrift(Record):
     acknowledged: bool = False
     """Whether a person said that what this incident is about is normal."""
     stand_for: int | None = None
-    """How many rows were served; of a sampled log ``rows`` are those that were read."""
+    """How many rows were served; of a sampled log ``rows`` are as many as what was drawn says as much as."""
 
     @property
     def outcome(self) -> str:

@@ -79,6 +79,25 @@ def test_the_verdict_names_what_moved(reference):
     assert judge(column_counts(reference.blocks, windows)[0], own).outcome == "ok"
 
 
+@pytest.mark.parametrize(("value", "where"), [(3.0, "2 to 4"), (-5.0, "below 0"), (99.0, "above 8")])
+def test_a_value_that_training_never_has_is_named(value, where):
+    """In 4% of 1,000 rows of one of five even numbers, in two windows running; one row of it is none."""
+    rng = np.random.default_rng(1)
+    even = {"x": rng.choice([0.0, 2.0, 4.0, 6.0, 8.0], ROWS), "y": rng.normal(size=ROWS)}
+    found = reference_of(lambda: [Chunk(even, ROWS)], rows=ROWS, row_order="ordered")
+    own, said = by_rows(found.blocks.rows, rows=1000), []
+    for number in (40, 1):
+        windows = []
+        for seed in (1, 2):
+            rng = np.random.default_rng([3, seed])
+            x = rng.choice([0.0, 2.0, 4.0, 6.0, 8.0], 1000)
+            x[:number] = value
+            windows.append(profile_of({"x": x, "y": rng.normal(size=1000)}, found.layout))
+        said.append(judge(column_counts(found.blocks, windows)[0], own))
+    assert [one.outcome for one in said] == ["alarm", "ok"]
+    assert f"x (share of values {where}, which training hardly has, +" in said[0].reason
+
+
 def test_rows_in_many_bins_vanish_in_none_where_the_sample_changed(reference):
     """200 rows of weight 1 over some 50 bins beside 30 of weight 100: 32 were read, of which each series has all."""
     layout = reference.layout

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from drift_slices import NAMES, counted, drifted, judged
-from drift_worlds import IID, SHIFTS
+from drift_worlds import IID, SHIFTS, shares
 
 from raymlops.monitor.drift import ColumnCounts, judge
 from raymlops.monitor.own_windows import OwnWindows
@@ -103,3 +103,41 @@ def test_a_slice_whose_rows_vary_hides_no_shift_of_the_whole():
         bands.append(verdict.band_running)
         assert (verdict.outcome, verdict.flagged) == ("alarm", ("x",))
     assert bands[1] == pytest.approx(bands[0], rel=0.1)
+
+
+def counted_days(rng, windows, *, a_window, jump=0.0):
+    """Return 1,000 rows of 64 levels in each window, whose mean moves by so much from each to the next."""
+    mean = np.arange(windows) * a_window
+    mean[-2:] += jump
+    spread = 1 + np.ptp(mean) / 4  # so that levels are those of all windows
+    return rng.multinomial(1_000, shares((mean - mean[:56].mean()) / spread))
+
+
+def as_counts(name, counts):
+    nothing = np.zeros(len(counts), np.int64)
+    return ColumnCounts(name, counts[:-2], nothing[:-2], counts[-2:], nothing[-2:], ordered=True)
+
+
+@pytest.mark.parametrize("days", [30, 60])
+def test_in_a_column_with_a_steady_trend_nothing_but_a_slip_is_seen(days):
+    """It goes on by a standard deviation in 30 or 60 days: 39 and 34 of 76 windows alarmed, by asymmetry or scale.
+
+    A unit that slips is seen, and so is another column that moves by a quarter of a standard deviation.
+    """
+    own = OwnWindows(tuple((at, at + 1) for at in range(56)), 0.0, (0,) * 56)
+    said = []
+    for seed in range(4):
+        rng = np.random.default_rng([5, seed])
+        x, y = (counted_days(rng, 76, a_window=each) for each in (1 / days, 0.0))
+        for at in range(57, 76):
+            chosen = [*range(56), at - 1, at]
+            verdict = judge([as_counts("x", x[chosen]), as_counts("y", y[chosen])], own)
+            said.append(verdict.outcome)
+            assert "location" in next(one.unjudged for one in verdict.columns if one.column == "x")
+    assert said.count("alarm") <= 1
+    slipped = x[chosen].copy()
+    slipped[-1] = slipped[-1].sum() * (np.arange(64) == 63)
+    found = judge([as_counts("x", slipped), as_counts("y", y[chosen])], own)
+    assert (found.outcome, found.flagged) == ("alarm", ("x",))
+    moved = counted_days(rng, 58, a_window=0.0, jump=0.25)
+    assert judge([as_counts("x", x[chosen]), as_counts("y", moved)], own).flagged == ("y",)

@@ -229,6 +229,25 @@ def test_a_sampled_row_counts_as_often_as_its_weight(tmp_path, write, store):
     assert sums(found) == [-11, 11, -11, 11, 11]
 
 
+def test_a_sample_says_as_much_as_the_requests_that_were_drawn(tmp_path, write, store):
+    """Four of 5 rows for 10 each: 200 rows of squares 4 (50 + 90 x 25), of which anna has 40 and 4 (10 + 90).
+
+    In one row of each that is a request's worth. Rows that were not sampled count each on its own.
+    """
+    people = {"distance": np.arange(5.0), "carrier": np.array(["anna", *["AA"] * 4], object)}
+    slices = (Slice("carrier", "anna"),)
+    on = Counted({side: [layout] for side, layout in LAYOUTS.items()}, slices)
+    sides = {each.qualify("features"): LAYOUTS["features"] for each in slices} | LAYOUTS
+    for weight, read in ((10.0, (4, 4)), (1.0, (20, 4))):
+        shutil.rmtree(tmp_path / "predictions", ignore_errors=True)
+        write(*([served(str(n), rows=5, columns=people, weight=weight)] for n in range(4)))
+        compact(str(tmp_path), "flights", now=NEXT_DAY, counted_on=lambda _version: on)
+        found = next(hourly_profiles(store, "flights", sides)).profiles
+        assert (found["features"].read, found["features[carrier=anna]"].read) == read
+        assert found["features"].rows == 20 * weight
+        assert found["features"].drawn == pytest.approx(0.25 - 1 / 200 if weight > 1 else 0, abs=0.03)
+
+
 def test_redacted_fields_are_not_counted(tmp_path, write, store):
     """In one of two files: the rows are, the field's cells lack them."""
     write([served("a")])

@@ -56,6 +56,11 @@ def message_about(
     return Message(f"{incident.id}-{incident.windows}-{what}", incident.id, what, title, body, window.judged_at)
 
 
+def by_two(window: JudgedWindow) -> bool:
+    """Return whether a window that is an alarm is one by the one before it as well: both moved, and the same way."""
+    return window.kind not in BOUNDED and window.p_two is not None and window.p_two <= ALARM_LEVEL
+
+
 def shown(text: Any, limit: int = _MAX_NAME) -> str:
     r"""Return anybody's text on one line of at most ``limit`` characters.
 
@@ -110,7 +115,7 @@ def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[
         return f"Alarm {since}: answers are worse than their labels allow, by windows of {hours}, {last}"
     if incident.kind == "quality":
         return f"Alarm {since}: a window of {hours} is beyond its bounds, {last}"
-    running = window.p_two is not None and window.p_two <= ALARM_LEVEL
+    running = by_two(window)
     # One window is an alarm by Student's t of a column, not by its rank.
     p = window.p_two if running else min((one["p"] for one in moved if one.get("p") is not None), default=window.p_one)
     how = f"two windows of {hours} running are unlike" if running else f"a window of {hours} is far from"

@@ -10,7 +10,8 @@ from served_requests import SIGNATURE, served
 from stored import put
 
 from raymlops.errors import StorageError
-from raymlops.lifecycle.live.log_owner import claim, claim_before_deploy, read_from, unclaimed
+from raymlops.lifecycle.live import log_owner
+from raymlops.lifecycle.live.log_owner import claim, claim_before_deploy, own_storages, read_from, unclaimed
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.predictions.labels import Label, LabelLog
@@ -96,6 +97,7 @@ def test_of_two_states_that_made_versions_in_one_storage_the_first_one_has_the_l
             claim(state, "m", [str(tmp_path)])
         own = f"{tmp_path}/states/{other.owner().id}"
         assert [stored_log(state, "m").uris for state in (one, other)] == [(str(tmp_path),), (own,)]
+        Store(str(tmp_path)).remove("log-owners/m")
         mark_owner(Store(str(tmp_path)), "m", other.owner().id)
         assert stored_log(other, "m").uris == (str(tmp_path), own)
 
@@ -145,3 +147,31 @@ def test_a_deploy_is_refused_where_its_rows_would_get_into_the_log_of_another_st
         claim_before_deploy(guest, "m", uri)
     (warning,) = claim_before_deploy(maker, "m", uri)
     assert warning.startswith("the controller marks the log of m")
+
+
+def test_of_two_states_that_find_a_log_unmarked_the_first_to_mark_it_has_it(tmp_path, monkeypatch):
+    """The other one, which looked before and writes after, has its own before its deploy goes on."""
+    first, second = (State.open(f"sqlite:///{tmp_path}/{name}.db") for name in ("first", "second"))
+    with first, second:
+        for at, state in enumerate((first, second)):
+            bundle = BundleRef(f"{tmp_path}/bundles/{at}", "d" * 64)
+            record_version(state, ModelVersionRef("m", at + 1, "run", bundle, ()), why="", now=NOW)
+        looked = log_owner._is_anothers
+
+        def while_the_other_marks(state, name, root):
+            found = looked(state, name, root)
+            monkeypatch.setattr(log_owner, "_is_anothers", looked)
+            claim(first, name, [root])
+            write(tmp_path, first, "early")
+            return found
+
+        monkeypatch.setattr(log_owner, "_is_anothers", while_the_other_marks)
+        claim(second, "m", [str(tmp_path)])
+        write(tmp_path, second, "late")
+        own = f"{tmp_path}/states/{second.owner().id}"
+        assert owner_of(Store(str(tmp_path)), "m").state == first.owner().id
+        assert [[uri for uri, _ in own_storages(state, "m", str(tmp_path))] for state in (first, second)] == [
+            [str(tmp_path)],
+            [own],
+        ]
+        assert (hours(tmp_path), hours(own)) == (1, 1)

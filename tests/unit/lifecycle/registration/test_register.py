@@ -161,6 +161,24 @@ def test_a_slice_with_too_few_rows_a_window_is_said():
     assert told.startswith("the slice colour=red is not judged against training: 24 rows in the median window of 24 h")
 
 
+def test_registering_tells_of_a_text_that_is_a_date():
+    """A month and a release move on with time; a weekday comes again, and what changed in part has both."""
+    number, rng = 8_000, np.random.default_rng(0)
+    day = np.arange(number) * 56 // number
+    texts = {
+        "month": day // 28,
+        "release": day // 14,
+        "weekday": day % 7,
+        "renamed": np.where(day < 40, 0, rng.integers(0, 2, number)),
+    }
+    columns = {name: np.array([f"v{each}" for each in values], object) for name, values in texts.items()}
+    chunk = Chunk({**columns, "x": day + rng.normal(size=number)}, number, day * 86_400.0)
+    found = doubts(reference_of(lambda: [chunk], rows=number), window_h=None)
+    assert [doubt.split(" has none of the values at the end")[0] for doubt in found] == ["month", "release"]
+    shuffled = reference_of(lambda: [chunk._replace(times=None)], rows=number)
+    assert doubts(shuffled, window_h=None) == []
+
+
 @pytest.mark.parametrize(
     ("slices", "message"),
     [({"hue": ["red"]}, "'hue'"), ({"colour": [1]}, "string"), ({"length": [True]}, "float")],

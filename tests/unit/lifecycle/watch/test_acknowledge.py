@@ -60,9 +60,9 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert (event.why, event.before["closed_at"]) == ("new sensors", None)
     found = inputs(watch([0.6], until=TODAY + DAY))
     assert (found.outcome, found.against) == ("ok", "training")
-    assert found.details["refused"] == {"distance": "the new baseline has 1 of 26 windows"}
+    assert found.details["refused"] == {"distance": "the new baseline has 2 of 26 windows"}
     found = inputs(watch([0.6] * 23, until=TODAY + 24 * DAY))
-    assert found.details["refused"] == {"distance": "the new baseline has 24 of 26 windows"}
+    assert found.details["refused"] == {"distance": "the new baseline has 25 of 26 windows"}
     found = inputs(watch([0.6] * 4, until=TODAY + 28 * DAY))
     assert (found.outcome, found.details["refused"]) == ("ok", {})
     since = f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"

@@ -92,6 +92,21 @@ def test_an_incident_from_its_first_window_to_its_last():
     assert [one.rpartition("-")[2] for one in history.messages] == ["opened", "escalated", "closed"]
 
 
+@pytest.mark.parametrize(("hours", "before"), [(24, 24), (168, 168), (6, 24)])
+def test_an_alarm_by_two_windows_running_begins_with_the_first(hours, before):
+    """Of windows shorter than a day with the same hours of the day before; so does what is normal from then on."""
+    second = replace(window(8, "alarm", hours=hours), p_two=0.004)
+    filed = file_verdict(second, ("hour",), Known())
+    began = second.start - timedelta(hours=before)
+    assert (filed.incident.opened_at, filed.incident.last_at) == (began, second.start)
+    assert f"since {began:%Y-%m-%d %H:%M} UTC: two windows of" in filed.message.body
+    assert f"--since {began:%Y-%m-%dT%H:%MZ}" in filed.message.body
+    known = Known(filed.incident, window=second)
+    assert acknowledge(known, now=second.stop, actor="ada", why="new").baseline.start == began
+    for other in (replace(second, p_two=0.4), replace(second, kind="quality")):
+        assert file_verdict(other, ("hour",), Known()).incident.opened_at == second.start
+
+
 def test_windows_of_six_hours_are_quiet_for_two_days():
     """What drifts in the evening alone is one incident, however many evenings."""
     history = History(hours=6)

@@ -50,7 +50,7 @@ def test_windows_are_judged_once_as_they_end(live, url, tmp_path):
     assert (outcomes(live, kind="skew"), outcomes(live, side="outputs", kind="skew")) == (["ok"], ["ok"])
     (incident,) = incidents_of(live)
     assert (incident.columns, incident.windows, incident.version) == (("distance",), 2, 0)
-    assert incident.opened_at == TODAY + 6 * DAY
+    assert incident.opened_at == TODAY + 5 * DAY
     assert incident.closed_at == TODAY + 10 * DAY + HOUR
     assert [one.what for one in messages_of(live, "flights")] == ["closed", "opened"]
     assert [one.incident for one in judged_windows(live, "flights") if one.incident] == [incident.id] * 2
