@@ -34,7 +34,9 @@ SHOWS = 0.1
 """A loss of skill that must be visible: while bounds leave it open whether so much is lost, labels are too few."""
 _REFERENCE_PART = 0.25
 _LARGEST = 700.0
-"""Logarithm of the largest evidence that is told."""
+"""Logarithm of the largest evidence that is kept."""
+_TOLD = 1_000_000
+"""Evidence beyond is told as this."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,15 @@ def judge(
     sums = Moments(np.stack([window.lost.sums for window in windows]))
     errors = np.array([window.error for window in windows])
     whole = Moments(sums.sums.sum(axis=0))
-    found = whole.estimate()
+    # A loss is at least 0, so that no more is gained than what is expected to be lost.
+    least = np.array([-window.expected / window.reference for window in windows])
+    found = replace(whole.estimate(), least=float(least @ sums.sums[:, 1] / max(whole.sums[1], 1e-300)))
     clusters = float(np.nan_to_num(found.effective))
     low, high = sequence.interval(found, alpha=2 * chance)
     blur = reach * float(errors @ sums.sums[:, 1] / max(whole.sums[1], 1e-300))
     lower, upper = (float(end) if math.isfinite(end) else None for end in (low - blur, high + blur))
-    log_evidence, since = sequence.log_evidence_since(sums.less(margin + reach * errors))
+    allowed = margin + reach * errors
+    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed)
     evidence, limit = math.exp(min(float(log_evidence), _LARGEST)), 1 / chance
 
     def say(outcome: Outcome, reason: str) -> Verdict:
@@ -104,7 +109,7 @@ def judge(
         lately = Moments(sums.sums[int(since) :].sum(axis=0)).estimate()
         reason = (
             f"{float(lately.value):.3f} of skill lost since window {int(since) + 1} of {len(windows)}, more than "
-            f"{margin:g} (a model as it was shows as much in 1 of {evidence:,.0f} lives; {limit:,.0f} is the limit)"
+            f"{margin:g} (a model as it was shows as much in {_rare(evidence)} lives; {limit:,.0f} is the limit)"
         )
         return say("worse", reason)
     if upper is None or upper > shows:
@@ -113,16 +118,21 @@ def judge(
     return say("as before", f"{float(found.value):+.3f} of skill lost on average, at most {upper:.3f}")
 
 
+def _rare(evidence: float) -> str:
+    return f"1 of {evidence:,.0f}" if evidence < _TOLD else f"fewer than 1 of {_TOLD:,}"
+
+
 def above(losses: Sequence[Moments], bound: Any, *, level: float = LEVEL) -> tuple[bool, float]:
     """Return whether a mean is above a bound since some window, and how sure that is.
 
-    One that is not is ever called so with probability at most ``level``. ``losses`` are those of the windows in their
-    order; of a metric that is better the higher it is, give it and the bound with the other sign. There is one bound,
-    or one for each window.
+    One that is not is ever called so with probability at most ``level``. ``losses``, none below 0, are those of the
+    windows in their order. There is one bound, or one for each window.
     """
     if not losses:
         return False, 1.0
-    log_evidence, _ = sequence.log_evidence_since(Moments(np.stack([one.sums for one in losses])).less(bound))
+    allowed = np.broadcast_to(np.asarray(bound, dtype=np.float64), len(losses))
+    beyond = Moments(np.stack([one.sums for one in losses])).less(allowed)
+    log_evidence, _ = sequence.log_evidence_since(beyond, least=-allowed)
     evidence = math.exp(min(float(log_evidence), _LARGEST))
     return evidence >= 1 / level, evidence
 

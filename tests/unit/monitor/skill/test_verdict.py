@@ -125,3 +125,21 @@ def test_a_mean_above_a_bound_is_told_since_some_window():
     assert above(losses, 0.1)[0]
     assert above(losses, 0.2)[0] is False
     assert above([], 0.2) == (False, 1.0)
+
+
+def test_losses_that_are_all_1_are_above_a_bound():
+    """40 in a row where .1 is allowed; where .95 is, 40 answers are all wrong with 13%, and 500 never are."""
+    assert above([Moments.of(np.ones(40))], 0.1)[0]
+    assert not above([Moments.of(np.ones(40))], 0.95)[0]
+    assert above([Moments.of(np.ones(500))] * 2, 0.95)[0]
+    assert not above([Moments.of(np.ones(3))], 0.1)[0]
+    assert not above([Moments.of(np.full(500, 0.1))] * 30, 0.1)[0]
+
+
+def test_a_loss_of_skill_without_spread_is_worse():
+    """All answers are wrong where none was: 2 of skill on each; the evidence is told to a million."""
+    found = judge([Window(loss=1.0, reference=0.5, expected=0.0, lost=Moments.of(np.full(500, 2.0)))])
+    assert found.outcome == "worse"
+    assert found.reason.endswith("(a model as it was shows as much in fewer than 1 of 1,000,000 lives; 100 is the limit)")
+    same = judge([Window(loss=0.25, reference=0.5, expected=0.25, lost=Moments.of(np.zeros(500)))])
+    assert (same.outcome, same.high) == ("as before", 0.0)
