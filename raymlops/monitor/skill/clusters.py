@@ -84,6 +84,11 @@ class Moments:
         return self.sums[..., 0]
 
     @property
+    def squares(self) -> Any:
+        """Return the sum of the squares of S."""
+        return self.sums[..., 8]
+
+    @property
     def few(self) -> str:
         """Say that clusters are too few to be judged; empty where they are enough."""
         count, worth = int(self.sums[0]), float(np.nan_to_num(self.estimate().effective))

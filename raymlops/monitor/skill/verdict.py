@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from raymlops.monitor.skill import sequence
-from raymlops.monitor.skill.clusters import Estimate, Moments, by_cluster
+from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments, by_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,7 @@ MARGIN = 0.01
 SHOWS = 0.1
 """A loss of skill that must be visible: while bounds leave it open whether so much is lost, labels are too few."""
 _REFERENCE_PART = 0.25
+"""Of ``LEVEL``: what ``expected.MISSED`` is."""
 _LARGEST = 700.0
 """Logarithm of the largest evidence that is kept."""
 _TOLD = 1_000_000
@@ -143,25 +144,63 @@ class Paired:
 
     What skewness a sample of differences shows is mostly chance: two alike models swap without a change. With it,
     intervals of log losses at 40 requests held in 92% and without it in 95%, so that it is left out.
+
+    What decides may be rare: of two models for an event of one request in a thousand, the one that never expects it is
+    better on all others. So two more things are asked. At least 40 requests carry the difference: so many of one size
+    have the same ratio of its powers. And bounds allow for requests of a kind that was not seen yet, up to the share
+    that so many would have missed as rarely as the level says, on which one of both is as wrong as can be.
+
+    Attributes:
+        champion: Its losses.
+        challenger: Its losses.
+        difference: By how much the challenger's are larger.
+        fourth: The sum of the fourth powers of the differences of requests.
+        most: The largest difference that a row can make.
     """
 
     champion: Moments
     challenger: Moments
     difference: Moments
+    fourth: float
+    most: float
 
     @classmethod
-    def of(cls, champion: Any, challenger: Any, *, clusters: Any, reference: float, weights: Any = None) -> Paired:
-        """Sum up the losses of both models on the same rows; ``reference`` is the reference predictor's loss there."""
+    def of(
+        cls,
+        champion: Any,
+        challenger: Any,
+        *,
+        clusters: Any,
+        reference: float,
+        weights: Any = None,
+        most: float = 1.0,
+    ) -> Paired:
+        """Sum up the losses of both models on the same rows.
+
+        ``reference`` is the reference predictor's loss there, ``most`` the largest loss that an answer can have.
+        """
         losses = np.stack([np.asarray(champion, dtype=np.float64), np.asarray(challenger, dtype=np.float64)], axis=1)
         totals, m = by_cluster(clusters, losses / reference, weights)
         ours, theirs = totals.T
-        return cls(Moments.of(ours, m), Moments.of(theirs, m), Moments.of(theirs - ours, m))
+        lost = theirs - ours
+        sums = (Moments.of(each, m) for each in (ours, theirs, lost))
+        return cls(*sums, float((lost**4).sum()), most / reference)
 
     def __add__(self, other: Paired) -> Paired:
         """Return those of both days."""
         return Paired(
-            self.champion + other.champion, self.challenger + other.challenger, self.difference + other.difference
+            self.champion + other.champion,
+            self.challenger + other.challenger,
+            self.difference + other.difference,
+            self.fourth + other.fourth,
+            max(self.most, other.most),
         )
+
+    @property
+    def carried(self) -> float:
+        """Return how many requests carry the difference; all of them where there is none."""
+        squares = self.difference.squares
+        return squares**2 / self.fourth if self.fourth > 0 else float(self.difference.clusters)
 
     def estimate(self) -> Estimate:
         """Return the skill that is lost by the challenger."""
@@ -174,9 +213,13 @@ class Paired:
         worse by more than ``margin`` is called no worse as rarely.
         """
         found = self.estimate()
-        low, high = sequence.interval(found, alpha=2 * level)
         if self.difference.few:
             return "not enough labels", self.difference.few
+        low, high = self._bounds(found, level)
+        if self.carried < FEWEST:
+            count = int(self.difference.clusters)
+            told = f"{count:,} labelled requests, and as many as {self.carried:.0f} of them carry the difference"
+            return "not enough labels", f"{told}: {FEWEST} are needed"
         told = f"{found.value:+.3f} of skill lost by the challenger, between {low:+.3f} and {high:+.3f}"
         if low > 0:
             return "worse", told
@@ -185,3 +228,11 @@ class Paired:
         if high <= margin:
             return "no worse", told
         return "not enough labels", f"{told}; {margin:g} is allowed"
+
+    def _bounds(self, found: Estimate, level: float) -> tuple[float, float]:
+        """Return bounds that ever fail with probability at most ``level`` on either side."""
+        low, high = sequence.interval(found, alpha=level)
+        if not self.fourth:  # they never differed
+            return low, high
+        unseen = -math.expm1(math.log(level / 2) / found.effective)
+        return (1 - unseen) * low - unseen * self.most, (1 - unseen) * high + unseen * self.most

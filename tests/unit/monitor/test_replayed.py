@@ -64,9 +64,9 @@ def test_few_batches_say_nothing_of_time():
 
 
 def test_losses_are_in_units_of_the_champions():
-    """Losses of .2 and .3 in 50 requests: half of the champion's mean loss is lost, for certain."""
-    clusters, weights = np.arange(50), np.ones(50)
-    labelled = Labelled(np.full(50, 0.2), np.full(50, 0.3), clusters, weights)
+    """Losses of .2 and .3 in 500 requests: half of the champion's mean loss is lost, for certain."""
+    clusters, weights = np.arange(500), np.ones(500)
+    labelled = Labelled(np.full(500, 0.2), np.full(500, 0.3), clusters, weights)
     found = check(WHOLE + Replayed(labelled=labelled), "not worse on labelled requests")
 
     assert (found.passed, found.got) == (False, pytest.approx(0.5))
@@ -74,7 +74,7 @@ def test_losses_are_in_units_of_the_champions():
 
 def test_a_better_one_passes_by_its_labels():
     """The other way round, a third of the champion's loss is gained."""
-    labelled = Labelled(np.full(50, 0.3), np.full(50, 0.2), np.arange(50), np.ones(50))
+    labelled = Labelled(np.full(500, 0.3), np.full(500, 0.2), np.arange(500), np.ones(500))
     found = check(WHOLE + Replayed(labelled=labelled), "not worse on labelled requests")
 
     assert (found.passed, found.got) == (True, pytest.approx(-1 / 3))
