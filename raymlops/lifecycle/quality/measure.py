@@ -128,8 +128,8 @@ def _bounded(rows: Rows, callers: tuple[str, ...], section: SkillSection) -> tup
     """Return weights by which no caller has more than its share of the labels, and why there is no verdict."""
     if section.max_caller_share is None:
         return rows["weights"], ""
-    names = np.array([name or "(no key)" for name in callers], dtype=object)[rows["callers"]]
-    return bound_keys(names.astype(str), most=section.max_caller_share, weights=rows["weights"])
+    names = np.array(callers, dtype=str)[rows["callers"]]
+    return bound_keys(names, most=section.max_caller_share, weights=rows["weights"])
 
 
 def _skill(
