@@ -75,7 +75,8 @@ def log_tables(
 
     Raises:
         DataRefusedError: too few rows are there or have a label, too many labels do not count, one caller gave most
-            of them, they are of several kinds, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
+            of them, they are of several kinds, or the log lacks inputs: redacted ones, and bytes and images, of which
+            it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
     root = root_of(champion.bundle.uri)
@@ -96,9 +97,7 @@ def log_tables(
     kept = np.sort(np.concatenate([place[places] for places in chosen.parts.values()]))
     labels = label_array([found.labels[at] for at in kept.tolist()], label_type, is_number=is_number)
     whole = found.table().take(pa.array(kept)).append_column(label, labels)
-    tables = {
-        part: whole.take(pa.array(np.searchsorted(kept, place[places]))) for part, places in chosen.parts.items()
-    }
+    tables = {part: whole.take(pa.array(np.searchsorted(kept, place[places]))) for part, places in chosen.parts.items()}
     store = Store(root)
     done = LogTables(_written(store, tables), dict(chosen.numbers), (*chosen.notes, *found.notes()))
     store.write(index, pa.py_buffer(json.dumps(done.to_dict()).encode()))

@@ -170,7 +170,9 @@ def metric_reference(
     others = np.asarray(losses if others is None else others)
     counts = np.bincount(codes, minlength=classes)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return MetricReference(expectation, np.bincount(codes, others, minlength=classes) / counts, float(others.mean()))
+        return MetricReference(
+            expectation, np.bincount(codes, others, minlength=classes) / counts, float(others.mean())
+        )
 
 
 def scores_of(scores: Any, codes: Codes, blocks: Codes) -> npt.NDArray[np.int64]:
@@ -209,8 +211,8 @@ def base_loss(
 ) -> float:
     """Return the mean loss of the reference predictor on a window with these shares of labels.
 
-    It answers the base rate of the window, the median of numbers, or is ``frozen`` as the bundle has it; of a recipe's own loss it always is.
-    At least a fifth of what it was on the reference rows.
+    It answers the base rate of the window, the median of numbers, or is ``frozen`` as the bundle has it; of a recipe's
+    own loss it always is. At least a fifth of what it was on the reference rows.
     """
     rate = base_rule(rule, metric)
     if rate is not None and not frozen:

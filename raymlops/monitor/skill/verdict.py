@@ -183,8 +183,8 @@ class Paired:
         totals, m = by_cluster(clusters, losses / reference, weights)
         ours, theirs = totals.T
         lost = theirs - ours
-        sums = (Moments.of(each, m) for each in (ours, theirs, lost))
-        return cls(*sums, float((lost**4).sum()), most / reference)
+        fourth = float((lost**4).sum())
+        return cls(Moments.of(ours, m), Moments.of(theirs, m), Moments.of(lost, m), fourth, most / reference)
 
     def __add__(self, other: Paired) -> Paired:
         """Return those of both days."""

@@ -177,6 +177,8 @@ def test_a_loss_of_skill_without_spread_is_worse():
     """All answers are wrong where none was: 2 of skill on each; the evidence is told to a million."""
     found = judge([Window(loss=1.0, reference=0.5, expected=0.0, lost=Moments.of(np.full(500, 2.0)))])
     assert found.outcome == "worse"
-    assert found.reason.endswith("(a model as it was shows as much in fewer than 1 of 1,000,000 lives; 100 is the limit)")
+    assert found.reason.endswith(
+        "(a model as it was shows as much in fewer than 1 of 1,000,000 lives; 100 is the limit)"
+    )
     same = judge([Window(loss=0.25, reference=0.5, expected=0.25, lost=Moments.of(np.zeros(500)))])
     assert (same.outcome, same.high) == ("as before", 0.0)
