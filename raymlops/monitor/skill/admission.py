@@ -93,7 +93,8 @@ def bound_keys(keys: Any, *, most: float, weights: Any = None) -> tuple[Floats, 
     """Return weights by which no key gives more than ``most`` of the labels, and why there is no verdict, or nothing.
 
     Those who send none, with an empty name, are as one key. The largest keys are brought down to one level, and the
-    others keep their weights. Where that leaves less than a quarter of the weight, or there are too few keys for any to stay below ``most``, there is no verdict.
+    others keep their weights. Where that leaves less than a quarter of the weight, or there are too few keys for any to
+    stay below ``most``, there is no verdict.
     """
     names, place = np.unique(np.asarray(keys), return_inverse=True)
     w = np.ones(len(place)) if weights is None else np.asarray(weights, dtype=np.float64)
