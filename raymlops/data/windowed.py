@@ -79,6 +79,12 @@ def check_window(recipe: RecipeBase, part: str, columns: Columns, *, window: Win
         if times is None:
             return
         at = _as_micros(times)
+        if unknown := int(np.count_nonzero(np.isnat(times) if times.dtype.kind == "M" else np.isnan(times))):
+            raise RecipeError(
+                f"{name}.datasets({window}): {unknown:,} of {len(at):,} rows of the {part} split have no time at which "
+                f"they {what}",
+                hint="Leave out rows without a label, and give each row a time.",
+            )
         early, late = at < start, at >= stop
         early = early & (what == "arose")
         for wrong, which, furthest in ((late, "after its end", np.max), (early, "before it", np.min)):

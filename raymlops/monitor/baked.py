@@ -76,8 +76,8 @@ def compare(
         )
     low, high = paired.bounds(level=level)
     whose = f"version {version} beside version {before} on the same {rows:,} labelled rows"
-    if paired.difference.few:
-        return Compared("not enough labels", f"{whose}: {paired.difference.few}", until, rows)
+    if paired.few:
+        return Compared("not enough labels", f"{whose}: {paired.few}", until, rows)
     told = f"{whose}: {paired.estimate().value:+.3f} of the loss, between {low:+.3f} and {high:+.3f}"
     if low > margin:
         return Compared("worse", f"{told}, and {margin:+g} is allowed", until, rows)

@@ -8,7 +8,7 @@ defect, such as exchanged classes or a constant.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from raymlops.monitor.effects import jensen_shannon, quantiles
 from raymlops.monitor.profiled import shown_name
+from raymlops.monitor.skill.admission import admit, bound_keys
 from raymlops.monitor.skill.verdict import LEVEL, MARGIN, Paired
 from raymlops.records import GateCheck, GateDecision
 
@@ -47,23 +48,61 @@ class Bounds:
     """Share of rows whose decision may differ."""
     max_distance: float = 0.7
     """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
+    max_caller_share: float = 0.5
+    """Of the labels."""
     level: float = LEVEL
     margin: float = MARGIN
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """The losses of both on labelled rows, the request of each, and for how many it stands."""
+    """The losses of both on labelled rows, and what decides whether these count.
+
+    Attributes:
+        champion: Its losses.
+        challenger: Its losses.
+        clusters: The request of each row.
+        weights: For how many it stands.
+        callers: Whose it is: a name, empty for anybody's.
+        asked: When it was answered, seconds.
+        received: When its first label came.
+        contradicted: Whether its labels contradict each other, and none is a correction.
+    """
 
     champion: Floats = field(default_factory=lambda: _NONE)
     challenger: Floats = field(default_factory=lambda: _NONE)
     clusters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     weights: Floats = field(default_factory=lambda: _NONE)
+    callers: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=object))
+    asked: Floats = field(default_factory=lambda: _NONE)
+    received: Floats = field(default_factory=lambda: _NONE)
+    contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __add__(self, other: Labelled) -> Labelled:
         """Return those of both."""
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
         return Labelled(*(np.concatenate(pair) for pair in pairs))
+
+    def counted(self, *, max_caller_share: float) -> tuple[Labelled, str, str]:
+        """Return the rows that count, weighted so that no caller decides alone; why none do; and what to know of them.
+
+        Where all labels are of one caller there is nobody else to believe.
+        """
+        found = admit(
+            np.zeros(len(self.champion)),
+            known=[True],
+            asked=self.asked,
+            received=self.received,
+            contradicted=self.contradicted,
+        )
+        if found.refused:
+            return self, found.refused, ""
+        kept = Labelled(*(getattr(self, name)[found.rows] for name in self.__dataclass_fields__))
+        if len(np.unique(names := kept.callers.astype(str))) < 2:
+            return kept, "", found.note
+        weights, refused = bound_keys(names, most=max_caller_share, weights=kept.weights)
+        bounded = "labels of the largest callers weigh less" if (weights < kept.weights).any() else ""
+        return replace(kept, weights=weights), refused, "; ".join(filter(None, (found.note, bounded)))
 
     def paired(self) -> Paired | None:
         """Return both in units of the champion's mean loss; None without a loss to be a unit."""
@@ -217,6 +256,9 @@ def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
 
 def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
     """Compare both on the same labelled rows; refused is one that is worse for certain."""
+    labelled, refused, note = labelled.counted(max_caller_share=bounds.max_caller_share)
+    if refused:
+        return f"Labelled requests are not compared: {refused}."
     paired = labelled.paired()
     if paired is None:
         return "No logged request of these hours has a label, or the champion's answers to those that have are perfect."
@@ -227,7 +269,7 @@ def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
         passed=outcome != "worse",
         got=float(np.nan_to_num(paired.estimate().value)),
         allowed="not worse for certain",
-        detail=said.replace("of skill lost by the challenger", "lost by the challenger"),
+        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note))),
     )
 
 

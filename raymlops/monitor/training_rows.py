@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.errors import DataRefusedError
-from raymlops.monitor.skill.admission import bound_keys
+from raymlops.monitor.skill.admission import admit, bound_keys
 from raymlops.monitor.skill.label_coverage import coverage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     Floats = npt.NDArray[np.float64]
+    Flags = npt.NDArray[np.bool_]
     Places = npt.NDArray[np.int64]
 
 TEST = 0.2
@@ -46,6 +47,10 @@ class LoggedRows:
     """Whose requests they are: a name, empty for anybody's."""
     drawn: Floats
     """A number of each request from 0 to 1 that depends on nothing, by which rows of large callers are left out."""
+    contradicted: Flags
+    """Whether labels of a row contradict each other, and none is a correction."""
+    unseen: Flags
+    """Whether its label is of a class that the champion's test rows have none of."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ def choose(
     """Return which rows are trained on, validate and test. Labels from ``stop_s`` on are not there yet.
 
     Raises:
-        DataRefusedError: there are too few rows, too few of them have a label, or one caller gave most labels.
+        DataRefusedError: there are too few rows, too few of them have a label, too many labels do not count, or one
+            caller gave most of them.
     """
     sound, notes = _sound(rows, faults)
     known = rows.labelled < stop_s  # NaN is not
@@ -94,6 +100,9 @@ def choose(
         )
     if share < _WHOLE:
         notes.append(f"{1 - share:.1%} of the rows get no label, and the model is trained on nothing like them")
+    labelled, said = _admitted(rows, labelled)
+    notes += said
+    numbers["do_not_count"] = numbers["labelled"] - int((~sound & known).sum()) - len(labelled)
     labelled, said = _bounded(rows, labelled, most=max_caller_share)
     notes += said
     numbers["kept"] = len(labelled)
@@ -119,6 +128,24 @@ def _share(asked: Floats, labelled: Floats, stop_s: float) -> float:
     oldest = float(stop_s - asked.min())
     found = coverage(asked, labelled, now=stop_s, ages_s=(oldest,)).shares[0]
     return 0.0 if np.isnan(found) else float(found)
+
+
+def _admitted(rows: LoggedRows, labelled: Places) -> tuple[Places, list[str]]:
+    """Return the labelled rows whose label counts, by the rules of quality."""
+    found = admit(
+        np.where(rows.unseen[labelled], -1, 0),
+        known=[True],
+        asked=rows.asked[labelled],
+        received=rows.labelled[labelled],
+        contradicted=rows.contradicted[labelled],
+    )
+    if found.refused:
+        raise DataRefusedError(
+            found.refused,
+            hint="Look at who sends them first: a correction settles what is contradicted. Of classes that are new, "
+            "train on your own store: retrain.data: recipe, with datasets(window).",
+        )
+    return labelled[found.rows], [found.note] if found.note else []
 
 
 def _bounded(rows: LoggedRows, labelled: Places, *, most: float) -> tuple[Places, list[str]]:

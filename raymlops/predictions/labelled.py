@@ -155,15 +155,16 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
     kept = starts.copy()
     conflicts, contradicted = 0, np.zeros(len(starts), dtype=np.bool_)
     everybodys = _everybodys(events, starts, rows)
-    for group in np.flatnonzero((ends - starts > 1) | (everybodys >= 0)):
+    said = np.asarray(events["label"].chunk(0).dictionary_encode().indices)
+    corrects = np.asarray(events["correction"].chunk(0), dtype=np.bool_)
+    received = np.asarray(events["received"].chunk(0).cast(pa.int64()))
+    for group in np.flatnonzero(_differ(said, starts, everybodys)):
         places = np.arange(starts[group], ends[group])
         if (other := everybodys[group]) >= 0:
             places = np.concatenate([places, np.arange(starts[other], ends[other])])
-            received = np.asarray(events["received"].chunk(0).take(pa.array(places)).cast(pa.int64()))
-            places = places[np.argsort(received, kind="stable")]
-        several = events.take(places)
-        corrections = several["correction"].to_pylist()
-        chosen, contradicting = _choose(several["label"].to_pylist(), corrections)
+            places = places[np.argsort(received[places], kind="stable")]
+        corrections = corrects[places].tolist()
+        chosen, contradicting = _choose(said[places].tolist(), corrections)
         kept[group] = places[chosen]
         conflicts += contradicting
         contradicted[group] = contradicting > 0 and not corrections[chosen]
@@ -260,6 +261,15 @@ def _everybodys(events: pa.Table, starts: npt.NDArray[np.int64], rows: npt.NDArr
     return found
 
 
+def _differ(
+    said: npt.NDArray[Any], starts: npt.NDArray[np.int64], everybodys: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Return which groups have labels that differ, with those for everybody: a repeated one changes nothing."""
+    low, high = np.minimum.reduceat(said, starts), np.maximum.reduceat(said, starts)
+    other = np.where(everybodys >= 0, everybodys, np.arange(len(starts)))
+    return np.asarray(np.minimum(low, low[other]) < np.maximum(high, high[other]))
+
+
 def _deciding(events: pa.Table) -> pa.Table:
     """Return the labels that decide which one counts: of each row and caller the first, and the newest correction."""
     events, starts, _ = _by_caller(events)
@@ -279,7 +289,7 @@ def within(times: pa.Array, since: datetime | None, until: datetime | None) -> n
     return kept
 
 
-def _choose(labels: list[str], corrections: list[bool]) -> tuple[int, int]:
+def _choose(labels: list[int], corrections: list[bool]) -> tuple[int, int]:
     """Return which of a row's labels, oldest first, counts, and how many contradict it."""
     chosen, seen, conflicts = 0, {labels[0]}, 0
     for index in range(1, len(labels)):

@@ -7,6 +7,7 @@ challenger, in the same process. A row that fails keeps no other row from being 
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import time
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class ReplayWorker:
                 until=_moment(piece.until),
                 version=job.version,
                 columns=COLUMNS,
-                labels=self._labels,
+                labels=False,
             )
         except NotFoundError:  # nothing was logged yet
             return found
@@ -238,30 +239,39 @@ class ReplayWorker:
 
     def _labelled(self, part: pa.RecordBatch, answers: Columns, weight: float) -> Labelled:
         """Return the losses of both on the rows that have a label which fits their answers."""
+        import pyarrow as pa
+
         from raymlops.lifecycle.quality.answers import as_json
 
-        labels = part["label"]
-        places = [place for place, label in enumerate(labels.to_pylist()) if label is not None]
-        if not places or self._rule.kind == "none":
+        at = self._labels.places(part)
+        places = np.flatnonzero(at >= 0)
+        if not len(places) or self._rule.kind == "none":
             return Labelled()
-        some = part.take(places)
+        some, at = part.take(pa.array(places)), at[places]
         theirs = [as_json(output) for output in some["output"].to_pylist()]
         ours = self._models[1].signature.rows({name: values[places] for name, values in answers.items()})
-        ids = [f"{row['caller']}\0{row['request_id']}" for row in some.select(["caller", "request_id"]).to_pylist()]
-        found = []
-        for key, before, after, text in zip(ids, theirs, ours, some["label"].to_pylist(), strict=True):
-            losses = [self._loss(output, json.loads(text)) for output in (before, after)]
-            if losses[0] is not None and losses[1] is not None:
-                found.append((*losses, int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), signed=True)))
-        if not found:
-            return Labelled()
-        champion, challenger, clusters = zip(*found, strict=True)
-        return Labelled(
-            np.array(champion, dtype=np.float64),
-            np.array(challenger, dtype=np.float64),
-            np.array(clusters, dtype=np.int64),
-            np.full(len(found), weight),
+        callers = some["caller"].to_pylist()
+        labels = [json.loads(text) for text in self._labels.of(at).to_pylist()]
+        losses = np.array(
+            [
+                [math.nan if loss is None else loss for loss in (self._loss(before, truth), self._loss(after, truth))]
+                for before, after, truth in zip(theirs, ours, labels, strict=True)
+            ]
         )
+        keys = zip(callers, some["request_id"].to_pylist(), strict=True)
+        numbers = (blake2b(f"{caller}\0{text}".encode(), digest_size=8).digest() for caller, text in keys)
+        known = np.isfinite(losses).all(axis=1)
+        received = np.asarray(self._labels.received.take(pa.array(at)).cast(pa.int64())) / 1e6
+        columns = (
+            *losses.T,
+            np.array([int.from_bytes(number, signed=True) for number in numbers], dtype=np.int64),
+            np.full(len(at), weight),
+            np.array([caller or "" for caller in callers], dtype=object),
+            np.asarray(some["ts"].cast(pa.int64())) / 1e6,
+            received,
+            self._labels.contradicted[at],
+        )
+        return Labelled(*(column[known] for column in columns))
 
     def _loss(self, output: Mapping[str, Any], label: Any) -> float | None:
         """Return the loss of an answer by the champion's rule; None where its recipe fails at it."""

@@ -70,10 +70,13 @@ class LogRows:
         self._damaged = sorted({*damaged, *self._faults.damaged})
 
     def rows(self) -> tuple[LoggedRows, npt.NDArray[np.int64]]:
-        """Return each row once, and the place of each among the labelled ones; -1 without a label."""
+        """Return each row once, and the place of each among the labelled ones; -1 without a label.
+
+        Which labels are of an unseen class is not known here: of none.
+        """
         if not self._numbers:
-            none = np.empty(0)
-            return LoggedRows(none, none, np.empty(0, dtype=object), none), np.empty(0, np.int64)
+            none, no = np.empty(0), np.empty(0, np.bool_)
+            return LoggedRows(none, none, np.empty(0, dtype=object), none, no, no), np.empty(0, np.int64)
         found = {key: np.concatenate([part[key] for part in self._numbers]) for key in self._numbers[0]}
         has = found["has"].astype(np.bool_)
         place = np.where(has, np.cumsum(has) - 1, -1)
@@ -81,9 +84,8 @@ class LogRows:
         first = np.append(True, np.diff(found["key"][order]) != 0)
         once = np.sort(order[first])
         labelled = np.where(has, found["labelled"], np.nan)
-        return LoggedRows(found["asked"][once], labelled[once], found["callers"][once], found["drawn"][once]), place[
-            once
-        ]
+        columns = (found["asked"], labelled, found["callers"], found["drawn"], found["contradicted"], has & False)
+        return LoggedRows(*(column[once] for column in columns)), place[once]
 
     def table(self) -> pa.Table:
         """Return the inputs of the labelled rows, and when each was asked and labelled."""
@@ -107,6 +109,8 @@ class LogRows:
         labelled[places >= 0] = self._received[places[places >= 0]]
         has = labelled < self._stop_s
         ids = batch["request_id"]
+        contradicted = np.zeros(batch.num_rows, dtype=np.bool_)
+        contradicted[has] = self._labels.contradicted[places[has]]
         drawn = np.zeros(batch.num_rows)
         drawn[has] = [_draw(text) for text in ids.filter(pa.array(has)).to_pylist()]
         asked = np.asarray(batch["ts"].cast(pa.int64()))
@@ -118,6 +122,7 @@ class LogRows:
                 "drawn": drawn,
                 "key": key_hashes(ids, batch["row"]),
                 "has": has,
+                "contradicted": contradicted,
             }
         )
         self._versions |= {*batch["model_version"].unique().to_pylist()}

@@ -8,18 +8,21 @@ logged since.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.bundle.loss import read_loss
+from raymlops.bundle.quality import quality_of
 from raymlops.data.windowed import table_file
 from raymlops.errors import DataRefusedError, InvalidRowsError, NotFoundError
 from raymlops.lifecycle.loop.log_rows import LogRows
 from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.monitor.skill.reference import QualityReference
 from raymlops.monitor.training_rows import Fault, choose
 from raymlops.records import Record
 from raymlops.signature import Signature
@@ -31,8 +34,11 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
+
     from raymlops.arrays import Column
     from raymlops.config.retrain import RetrainSection
+    from raymlops.records import BundleRef
     from raymlops.splits import Window
     from raymlops.state.loop import Retraining
     from raymlops.state.store import Deployment, State
@@ -68,8 +74,9 @@ def log_tables(
     ``label`` is the recipe's column of the label, ``label_type`` what it may be, where the recipe says so.
 
     Raises:
-        DataRefusedError: too few rows are there or have a label, one caller gave most labels, they are of several
-            kinds, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
+        DataRefusedError: too few rows are there or have a label, too many labels do not count, one caller gave most
+            of them, they are of several kinds, or the log lacks inputs: redacted ones, and bytes and images, of which
+            it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
     root = root_of(champion.bundle.uri)
@@ -78,16 +85,19 @@ def log_tables(
         return known
     found = LogRows(root, one.name, signature=signature_of(champion.bundle), window=window)
     rows, place = found.rows()
+    unseen = np.append(_unseen(champion.bundle, found.labels), False)[place]
     chosen = choose(
-        rows,
+        replace(rows, unseen=unseen),
         stop_s=window.stop.timestamp(),
         faults=_faults(state, one.name, window),
         min_coverage=policy.min_coverage,
         max_caller_share=policy.max_caller_share,
     )
     is_number = read_loss(champion.bundle.uri, champion.bundle.digest).kind in {"probability", "number"}
-    whole = found.table().append_column(label, label_array(found.labels, label_type, is_number=is_number))
-    tables = {part: whole.take(pa.array(place[places])) for part, places in chosen.parts.items()}
+    kept = np.sort(np.concatenate([place[places] for places in chosen.parts.values()]))
+    labels = label_array([found.labels[at] for at in kept.tolist()], label_type, is_number=is_number)
+    whole = found.table().take(pa.array(kept)).append_column(label, labels)
+    tables = {part: whole.take(pa.array(np.searchsorted(kept, place[places]))) for part, places in chosen.parts.items()}
     store = Store(root)
     done = LogTables(_written(store, tables), dict(chosen.numbers), (*chosen.notes, *found.notes()))
     store.write(index, pa.py_buffer(json.dumps(done.to_dict()).encode()))
@@ -121,6 +131,16 @@ def label_array(labels: Sequence[str], label_type: Column | None = None, *, is_n
         )
     as_float = float in kinds or (is_number and kinds <= {int, bool})
     return pa.array([float(value) for value in values] if as_float else values)
+
+
+def _unseen(bundle: BundleRef, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return which labels are of a class that a bundle's test rows have none of; none where it keeps no such rows."""
+    try:
+        known = QualityReference.from_dict(quality_of(bundle.uri, bundle.digest))
+    except (NotFoundError, ValueError):  # it is of another release
+        return np.zeros(len(labels), dtype=np.bool_)
+    codes = known.classes.codes(read_loss(bundle.uri, bundle.digest), [json.loads(text) for text in labels])
+    return ~np.append(known.metrics["loss"].expectation.known, False)[codes]
 
 
 def _faults(state: State, name: str, window: Window) -> list[Fault]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from raymlops.monitor.skill.expected import label_shares
 from raymlops.monitor.skill.reference import base_loss
+from raymlops.monitor.skill.scored import largest_loss
 from raymlops.monitor.skill.verdict import Comparison, Paired
 from raymlops.records import Record
 
@@ -102,4 +103,5 @@ def _paired(model: QualityModel, champion: Rows, shadow: Rows) -> Paired:
     frozen = model.section.reference == "frozen"
     reference = base_loss(rule, model.section.metric, metric, shares, frozen=frozen, numbers=numbers, weights=weights)
     losses = champion["losses"], shadow["losses"]
-    return Paired.of(*losses, clusters=champion["clusters"], reference=reference, weights=weights)
+    most = largest_loss(model.section.metric)
+    return Paired.of(*losses, clusters=champion["clusters"], reference=reference, weights=weights, most=most)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raymlops.display import some_of
 from raymlops.monitor.skill.admission import admit, bound_keys
-from raymlops.monitor.skill.clusters import Moments, pseudo_values
+from raymlops.monitor.skill.clusters import FEWEST, Moments, pseudo_values
 from raymlops.monitor.skill.expected import Window, label_shares, metric_lost, window_skill
 from raymlops.monitor.skill.label_coverage import Coverage, Selection, coverage, selection
 from raymlops.monitor.skill.reference import base_loss
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.rows import Answers, Rows
     from raymlops.monitor.skill.clusters import Floats
-    from raymlops.monitor.skill.reference import QualityReference
+    from raymlops.monitor.skill.expected import Codes
+    from raymlops.monitor.skill.reference import MetricReference, QualityReference
     from raymlops.profiles.slices import Slice
 
 AGES_S = (3_600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
@@ -83,6 +85,7 @@ def measure(
     )
     rows = rows.where(admitted.rows)
     notes += [admitted.note] if admitted.note else []
+    notes += _hardly_known(rows["codes"], known, metric)
     refused = admitted.refused or (alike.reason if alike.differs else "")
     if not len(rows):
         return replace(found, refused=refused, notes=tuple(notes))
@@ -101,6 +104,14 @@ def measure(
     )
 
 
+def _hardly_known(codes: Codes, known: QualityReference, metric: MetricReference) -> list[str]:
+    """Say of which classes of labels there are so few test rows that a loss in them hardly shows."""
+    counts = np.rint(metric.expectation.shares * known.rows).astype(int)
+    rare = [code for code in np.unique(codes).tolist() if counts[code] < FEWEST]
+    told = [f"{counts[code]:,} of {known.classes.name_of(code)}" for code in rare]
+    return [f"few test rows show little of what to expect: {some_of(told, 4)}"] if told else []
+
+
 def _selection(sample: Rows, *, now: float, window_s: float) -> Selection:
     scored = np.isfinite(sample["scores"])
     rows = sample.where(scored)
@@ -117,8 +128,8 @@ def _bounded(rows: Rows, callers: tuple[str, ...], section: SkillSection) -> tup
     """Return weights by which no caller has more than its share of the labels, and why there is no verdict."""
     if section.max_caller_share is None:
         return rows["weights"], ""
-    names = np.array([name or "(no key)" for name in callers], dtype=object)[rows["callers"]]
-    return bound_keys(names.astype(str), most=section.max_caller_share, weights=rows["weights"])
+    names = np.array(callers, dtype=str)[rows["callers"]]
+    return bound_keys(names, most=section.max_caller_share, weights=rows["weights"])
 
 
 def _skill(

@@ -24,6 +24,7 @@ from raymlops.errors import (
     UnreachableError,
 )
 from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
+from raymlops.lifecycle.registration.both_classes import both_classes
 from raymlops.lifecycle.registration.later_rows import later_rows
 from raymlops.lifecycle.registration.register import written_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
@@ -117,6 +118,7 @@ def gate(
         if current is not None and prepared is not None:
             test = _tested_split(candidate, prepared, ref)
             sums = partial(_block_sums, test=test, section=project.spec.train, blocks=rules.blocks)
+            tested += both_classes(candidate, test)
             blocks = sums(candidate)
             del candidate  # one model in memory at a time
             champion = _champion(current, sums, live=live is not None, test=test, metric=metric, state=state)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.batch.replay import labelled_beside
-from raymlops.lifecycle.live.lineup import monitored
+from raymlops.lifecycle.live.lineup import monitored, retrained
 from raymlops.monitor.baked import Compared, compare
 from raymlops.state.drift import judged_windows
 from raymlops.state.versions import recorded
@@ -45,10 +45,12 @@ def compared(
     if not len(found.labelled.clusters):
         said = "; ".join([*found.notes, *found.failures]) or "the log has none of these requests any more"
         return Compared("not compared", f"version {before} does not answer again: {said}", at)
-    margin, both = monitored(champion).skill.margin, found.labelled
-    other_way_round = replace(
-        both, champion=both.challenger, challenger=both.champion
-    )  # the one before was asked again
+    margin, share = monitored(champion).skill.margin, retrained(champion).max_caller_share
+    both, refused, _ = found.labelled.counted(max_caller_share=share)
+    if refused:
+        return Compared("not compared", f"its labels do not count: {refused}", at)
+    # The one before was asked again.
+    other_way_round = replace(both, champion=both.challenger, challenger=both.champion)
     return compare(other_way_round, version=champion.version, before=before, margin=margin, until=at)
 
 

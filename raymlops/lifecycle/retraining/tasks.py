@@ -136,6 +136,7 @@ def _gate(spec: ProjectSpec, state: State, retraining_id: str) -> str:
 def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     from raymlops.cluster.connect import connect
     from raymlops.lifecycle.batch.replay import on_workers, replay
+    from raymlops.monitor.replayed import Bounds
 
     one = retraining_of(state, retraining_id)
     champion = champion_of(state.deployments(one.name))
@@ -143,9 +144,10 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     if champion is None or record is None:
         raise RefusedError(f"retraining {one.id} of {one.name} has nothing to replay: it is {one.stage}")
     until = state.now()
-    since = until - timedelta(hours=read_stored(RetrainSection, one.settings).replay_h)
+    policy = read_stored(RetrainSection, one.settings)
+    since, bounds = until - timedelta(hours=policy.replay_h), Bounds(max_caller_share=policy.max_caller_share)
     with connect(spec):
-        decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec))
+        decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec), bounds=bounds)
     keep(state, retraining_id, decision)
     return f"{'passed' if decision.passed else 'refused'}: {decision.reason}"
 

@@ -92,8 +92,9 @@ def contradictions(rows: Any, codes: Any) -> npt.NDArray[np.bool_]:
 def bound_keys(keys: Any, *, most: float, weights: Any = None) -> tuple[Floats, str]:
     """Return weights by which no key gives more than ``most`` of the labels, and why there is no verdict, or nothing.
 
-    The largest keys are brought down to one level, and the others keep their weights. Where that leaves less than a
-    quarter of the weight, or there are too few keys for any to stay below ``most``, there is no verdict.
+    Those who send none, with an empty name, are as one key. The largest keys are brought down to one level, and the
+    others keep their weights. Where that leaves less than a quarter of the weight, or there are too few keys for any to
+    stay below ``most``, there is no verdict.
     """
     names, place = np.unique(np.asarray(keys), return_inverse=True)
     w = np.ones(len(place)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -102,7 +103,8 @@ def bound_keys(keys: Any, *, most: float, weights: Any = None) -> tuple[Floats, 
         return w, ""
     top = int(given.argmax())
     share = given[top] / given.sum()
-    said = f"the key {names[top]} sent {share:.0%} of the labels, and one may send at most {most:.0%}"
+    who = f"the key {names[top]}" if str(names[top]) else "callers without a key"
+    said = f"{who} sent {share:.0%} of the labels, and one may send at most {most:.0%}"
     if len(given) * most < 1:
         return w, f"{said}, which {len(given)} keys cannot keep to"
     level = _level(np.sort(given)[::-1], most)

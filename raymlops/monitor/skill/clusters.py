@@ -19,12 +19,17 @@ with two repairs for few or unlike clusters:
 
 What is kept of a window is eleven sums of powers. They add, so that any windows that follow each other are one.
 
+Losses that are all equal show no spread, and may differ all the same: a model that errs on nine of ten answers errs on
+the first 40 with 1.5%. Where their range is known, n equal losses v are as rare, if their mean is a, as n losses in a
+row of which each is v with the largest probability that a mean of a allows: (a - least) / (v - least).
+
 What it does not see: requests that depend on each other. Where rows of a day share their fate, days are the clusters;
 give any number for what chance draws as one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +84,11 @@ class Moments:
         return self.sums[..., 0]
 
     @property
+    def squares(self) -> Any:
+        """Return the sum of the squares of S."""
+        return self.sums[..., 8]
+
+    @property
     def few(self) -> str:
         """Say that clusters are too few to be judged; empty where they are enough."""
         count, worth = int(self.sums[0]), float(np.nan_to_num(self.estimate().effective))
@@ -113,6 +123,8 @@ class Estimate:
         third: Its third central moment; 0 to take it as symmetric.
         degrees: Of freedom of the variance.
         effective: Clusters of equal weight that those it rests on are worth (Kish).
+        least: What no cluster's part is below; infinite where that is not known.
+        most: What none is above.
     """
 
     value: Any
@@ -120,6 +132,8 @@ class Estimate:
     third: Any
     degrees: Any
     effective: Any
+    least: Any = -math.inf
+    most: Any = math.inf
 
     @property
     def error(self) -> Any:
@@ -142,15 +156,34 @@ class Estimate:
     def bounds(self, z: Any) -> tuple[Any, Any]:
         """Return between what it lies if its score ``z`` is at most ``z`` on either side."""
         reach = _t_of_normal(z, self.degrees)
-        return self.value - self._unskewed(reach), self.value - self._unskewed(-reach)
+        low, high = self.value - self._unskewed(reach), self.value - self._unskewed(-reach)
+        # Of equal ones, the mean under which a row of them is as rare as this score.
+        share = np.exp(special.log_ndtr(-np.asarray(z)) / np.maximum(self.effective, 1.0))
+        return self._of_equal(low, self.least, share), self._of_equal(high, self.most, share)
 
     def z(self, against: Any = 0.0) -> Any:
-        """Return the standard normal score of the distance to a number; 0 where nothing spreads it."""
+        """Return the standard normal score of the distance to a number.
+
+        Where nothing spreads it, that of so many equal ones in a row; 0 where their range is not known.
+        """
         error, skew = self.error, self._skew
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             t = np.where(error > 0, (self.value - against) / error, 0.0)
             bent = np.where(np.abs(skew) > _STRAIGHT, 1.5 * np.expm1(2 * skew * t / 3) / skew + skew / 6, t)
-        return _normal_of_t(bent, self.degrees)
+        return np.where(error == 0, self._equal_z(against), _normal_of_t(bent, self.degrees))[()]
+
+    def _equal_z(self, against: Any) -> Any:
+        beyond = np.asarray(self.value - against)
+        end = np.where(beyond > 0, self.least, self.most)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            chance = np.where(np.isfinite(end) & (beyond != 0), (against - end) / (self.value - end), 1.0)
+            rare = self.effective * np.log(np.clip(chance, 1e-300, 1.0))
+        return np.sign(beyond) * np.maximum(-special.ndtri_exp(np.minimum(rare, 0.0)), 0.0)
+
+    def _of_equal(self, bound: Any, end: Any, share: Any) -> Any:
+        known = (self.variance == 0) & np.isfinite(end)
+        with np.errstate(invalid="ignore"):
+            return np.where(known, end + (self.value - end) * share, bound)[()]
 
     @property
     def _skew(self) -> Any:

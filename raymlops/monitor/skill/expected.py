@@ -27,7 +27,11 @@ expected loss was then too high, whether the base rate rose or fell: no alarm, a
 skill by the base rate hardly moves there, and falls where labels shift; so it is shown beside, and does not decide.
 
 **Which reference rows.** Those on which the version was registered and that chose nothing: test rows of the gate, not
-the validation rows that early stopping picked the best of. Their own error counts, as the same for all windows.
+the validation rows that early stopping picked the best of. Their own error counts, as the same for all windows. Few
+rows of a class do not show it: one shows no spread at all, and ten hardly the answers of which there is one in ten. So
+it is added that rows as lossy as any may be a share s of the class of which n rows would have shown none with
+the probability p = (1 - s)^n of an error of the reference: that is the rule of three (Hanley and Lippman-Hand, JAMA
+249, 1983). It is next to nothing beside the spread of some hundred rows.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 from raymlops.monitor.skill.clusters import Floats, Moments, by_cluster, pseudo_values
 
@@ -49,6 +54,8 @@ Rule = Literal["log", "squared", "top", "class"]
 
 BINS = 10
 """Of numbers as labels."""
+MISSED = 0.0025
+"""With which probability reference rows of a class may have none of those that are answered worst."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,13 @@ class Expectation:
     covariance: Floats
 
     @classmethod
-    def of(cls, codes: Any, losses: Any, *, clusters: Any, classes: int, weights: Any = None) -> Expectation:
-        """Measure it on rows: the number of their label from 0, their loss, and of which cluster each is."""
+    def of(
+        cls, codes: Any, losses: Any, *, clusters: Any, classes: int, weights: Any = None, most: float = 1.0
+    ) -> Expectation:
+        """Measure it on rows: the number of their label from 0, their loss, and of which cluster each is.
+
+        ``most`` is the largest loss there may be.
+        """
         here = np.asarray(codes)[:, None] == np.arange(classes)
         values = np.stack([here, here * np.asarray(losses, dtype=np.float64)[:, None]], axis=1)
         totals, _ = by_cluster(clusters, values, weights)
@@ -76,8 +88,11 @@ class Expectation:
             means = sums / numbers
             # What each cluster adds to each mean; a cluster with rows of two classes relates their means.
             parts = np.where(numbers > 0, (totals[:, 1] - means * totals[:, 0]) / numbers, 0.0)
+            unseen = 1 - MISSED ** (1 / here.sum(axis=0))
+            error = np.where(numbers > 0, unseen * np.maximum(most - means, 0.0) / -special.ndtri(MISSED), 0.0)
         count = len(totals)
-        return cls(means, numbers / numbers.sum(), parts.T @ parts * (count / max(count - 1, 1)))
+        covariance = parts.T @ parts * (count / max(count - 1, 1)) + np.diag(error**2)
+        return cls(means, numbers / numbers.sum(), covariance)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data, for the bundle; a class without rows has null."""
@@ -189,10 +204,14 @@ def base_rate_loss(shares: Any, rule: Rule) -> float:
     return float((1 - q.max() ** 2) / 2) if rule == "top" else float(1 - q.max())
 
 
-def mean_loss(labels: Any, *, scale: float, weights: Any = None) -> float:
-    """Return the mean loss of one who answers the mean of numbers: the absolute error by ``scale``, at most 1."""
+def median_losses(labels: Any, *, scale: float, weights: Any = None) -> Floats:
+    """Return the losses of one who answers the median of numbers: absolute errors by ``scale``, at most 1.
+
+    No number of a window moves it far, as one of a heavy tail moves the mean: then nobody would be worse than it.
+    """
     y = np.asarray(labels, dtype=np.float64)
-    return float(np.average(np.minimum(np.abs(y - np.average(y, weights=weights)) / scale, 1.0), weights=weights))
+    median = np.quantile(y, 0.5, weights=weights, method="inverted_cdf")
+    return np.asarray(np.minimum(np.abs(y - median) / scale, 1.0))
 
 
 def label_edges(labels: Any, *, bins: int = BINS) -> Floats:

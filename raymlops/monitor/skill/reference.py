@@ -13,7 +13,7 @@ import numpy as np
 
 from raymlops.monitor.skill.clusters import FEWEST, Estimate
 from raymlops.monitor.skill.estimated import Calibration, error_on_labelled, expected_losses
-from raymlops.monitor.skill.expected import Expectation, base_rate_loss, label_shares, mean_loss
+from raymlops.monitor.skill.expected import Expectation, base_rate_loss, label_shares, median_losses
 from raymlops.monitor.skill.label_classes import LabelClasses
 from raymlops.monitor.skill.scored import SCORES, Metric, base_by_class, base_rule, histogram
 from raymlops.profiles.slices import Slice
@@ -156,7 +156,9 @@ def metric_reference(
     ``numbers`` are labels that are numbers, (rows,). ``others`` are the losses of the answers to other rows, for a
     recipe's own loss: there the frozen reference predictor is one who knows nothing of the row.
     """
-    expectation = Expectation.of(codes, losses, clusters=blocks, classes=classes)
+    # Log losses have no bound that is worth the name: none is larger than the largest of these rows.
+    most = max(1.0, float(losses.max(initial=0.0)))
+    expectation = Expectation.of(codes, losses, clusters=blocks, classes=classes, most=most)
     shares = label_shares(codes, classes=classes)
     base = base_by_class(rule, metric, shares)
     if base is not None:
@@ -164,14 +166,13 @@ def metric_reference(
         assert rate is not None
         return MetricReference(expectation, base, base_rate_loss(shares, rate))
     if numbers is not None and rule.scale:
-        others = np.minimum(np.abs(numbers - numbers.mean()) / rule.scale, 1.0)
-        total = mean_loss(numbers, scale=rule.scale)
-    else:
-        others = np.asarray(losses if others is None else others)
-        total = float(others.mean())
+        others = median_losses(numbers, scale=rule.scale)
+    others = np.asarray(losses if others is None else others)
     counts = np.bincount(codes, minlength=classes)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return MetricReference(expectation, np.bincount(codes, others, minlength=classes) / counts, total)
+        return MetricReference(
+            expectation, np.bincount(codes, others, minlength=classes) / counts, float(others.mean())
+        )
 
 
 def scores_of(scores: Any, codes: Codes, blocks: Codes) -> npt.NDArray[np.int64]:
@@ -210,14 +211,14 @@ def base_loss(
 ) -> float:
     """Return the mean loss of the reference predictor on a window with these shares of labels.
 
-    It answers the base rate of the window, or is ``frozen`` as the bundle has it; of a recipe's own loss it always is.
-    At least a fifth of what it was on the reference rows.
+    It answers the base rate of the window, the median of numbers, or is ``frozen`` as the bundle has it; of a recipe's
+    own loss it always is. At least a fifth of what it was on the reference rows.
     """
     rate = base_rule(rule, metric)
     if rate is not None and not frozen:
         found = base_rate_loss(shares, rate)
     elif numbers is not None and rule.scale and not frozen:
-        found = mean_loss(numbers, scale=rule.scale, weights=weights)
+        found = float(np.average(median_losses(numbers, scale=rule.scale, weights=weights), weights=weights))
     else:
         found = float(shares @ np.nan_to_num(known.base))
     return max(found, LEAST_BASE * known.base_loss)

@@ -42,6 +42,11 @@ def metrics_of(rule: AnswerLoss) -> tuple[Metric, ...]:
     return ("loss", "log_loss") if rule.kind == "vector" else () if rule.kind == "none" else ("loss",)
 
 
+def largest_loss(metric: Metric) -> float:
+    """Return the largest loss that an answer can have."""
+    return -math.log(LEAST_CHANCE) if metric == "log_loss" else 1.0
+
+
 def base_rule(rule: AnswerLoss, metric: Metric) -> Rule | None:
     """Return by which rule one who answers the base rate is judged; None where there is no such answer."""
     if metric == "log_loss":

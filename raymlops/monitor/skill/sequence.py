@@ -25,6 +25,7 @@ which takes about twice as many labels at a level of 1%.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,19 @@ def interval(estimate: Estimate, *, alpha: float = 0.05) -> tuple[Any, Any]:
     return np.where(few, -np.inf, low)[()], np.where(few, np.inf, high)[()]
 
 
-def log_evidence_since(windows: Moments) -> tuple[Any, Any]:
+def log_evidence_since(windows: Moments, *, least: Any = -np.inf) -> tuple[Any, Any]:
     """Return the logarithm of the evidence, at the last window, that the mean is above 0 since some window, and which.
 
-    ``windows`` are at least one, in their order, of shape (..., windows, 11); which one is its number from 0.
+    ``windows`` are at least one, in their order, of shape (..., windows, 11); which one is its number from 0. ``least``
+    is what each window's mean is never below, for clusters that are all equal.
     """
     count = windows.sums.shape[-2]
     # The sums from window j to the last one.
-    found = Moments(np.flip(np.cumsum(np.flip(windows.sums, axis=-2), axis=-2), axis=-2)).estimate()
+    since = Moments(_from_each(windows.sums, axis=-2))
+    weight = windows.sums[..., 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lowest = _from_each(np.where(weight > 0, weight * least, 0.0), axis=-1) / _from_each(weight, axis=-1)
+    found = replace(since.estimate(), least=np.nan_to_num(lowest, nan=-np.inf))
     few = ~(found.effective >= FEWEST)
     with np.errstate(invalid="ignore"):
         grown = np.where(few, 0.0, log_evidence(found.z(), np.where(few, 1.0, found.effective)))
@@ -76,3 +82,8 @@ def log_evidence_since(windows: Moments) -> tuple[Any, Any]:
     ahead = np.full((*parts.shape[:-1], 1), -math.log(count + 1))
     evidence = special.logsumexp(np.concatenate([parts, ahead], axis=-1), axis=-1)
     return evidence, parts.argmax(axis=-1)
+
+
+def _from_each(values: Any, *, axis: int) -> Any:
+    """Return the sums from each to the last one."""
+    return np.flip(np.cumsum(np.flip(values, axis=axis), axis=axis), axis=axis)

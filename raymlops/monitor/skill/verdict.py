@@ -15,7 +15,7 @@ import numpy as np
 from scipy import special
 
 from raymlops.monitor.skill import sequence
-from raymlops.monitor.skill.clusters import Estimate, Moments, by_cluster
+from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments, by_cluster
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +35,9 @@ SHOWS = 0.1
 MOST_TOLD = 10_000
 """Evidence beyond which its number tells a person nothing."""
 _REFERENCE_PART = 0.25
+"""Of ``LEVEL``: what ``expected.MISSED`` is."""
 _LARGEST = 700.0
-"""Logarithm of the largest evidence that is told."""
+"""Logarithm of the largest evidence that is kept."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,15 @@ def judge(
     sums = Moments(np.stack([window.lost.sums for window in windows]))
     errors = np.array([window.error for window in windows])
     whole = Moments(sums.sums.sum(axis=0))
-    found = whole.estimate()
+    # A loss is at least 0, so that no more is gained than what is expected to be lost.
+    least = np.array([-window.expected / window.reference for window in windows])
+    found = replace(whole.estimate(), least=float(least @ sums.sums[:, 1] / max(whole.sums[1], 1e-300)))
     clusters = float(np.nan_to_num(found.effective))
     low, high = sequence.interval(found, alpha=2 * chance)
     blur = reach * float(errors @ sums.sums[:, 1] / max(whole.sums[1], 1e-300))
     lower, upper = (float(end) if math.isfinite(end) else None for end in (low - blur, high + blur))
-    log_evidence, since = sequence.log_evidence_since(sums.less(margin + reach * errors))
+    allowed = margin + reach * errors
+    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed)
     evidence, limit = math.exp(min(float(log_evidence), _LARGEST)), 1 / chance
 
     def say(outcome: Outcome, reason: str) -> Verdict:
@@ -123,13 +127,14 @@ def seldom(evidence: float) -> str:
 def above(losses: Sequence[Moments], bound: Any, *, level: float = LEVEL) -> tuple[bool, float]:
     """Return whether a mean is above a bound since some window, and how sure that is.
 
-    One that is not is ever called so with probability at most ``level``. ``losses`` are those of the windows in their
-    order; of a metric that is better the higher it is, give it and the bound with the other sign. There is one bound,
-    or one for each window.
+    One that is not is ever called so with probability at most ``level``. ``losses``, none below 0, are those of the
+    windows in their order. There is one bound, or one for each window.
     """
     if not losses:
         return False, 1.0
-    log_evidence, _ = sequence.log_evidence_since(Moments(np.stack([one.sums for one in losses])).less(bound))
+    allowed = np.broadcast_to(np.asarray(bound, dtype=np.float64), len(losses))
+    beyond = Moments(np.stack([one.sums for one in losses])).less(allowed)
+    log_evidence, _ = sequence.log_evidence_since(beyond, least=-allowed)
     evidence = math.exp(min(float(log_evidence), _LARGEST))
     return evidence >= 1 / level, evidence
 
@@ -140,33 +145,85 @@ class Paired:
 
     What skewness a sample of differences shows is mostly chance: two alike models swap without a change. With it,
     intervals of log losses at 40 requests held in 92% and without it in 95%, so that it is left out.
+
+    What decides may be rare: of two models for an event of one request in a thousand, the one that never expects it is
+    better on all others. So two more things are asked. At least 40 requests carry the difference: so many of one size
+    have the same ratio of its powers. And bounds allow for requests of a kind that was not seen yet, up to the share
+    that so many would have missed as rarely as the level says, on which one of both is as wrong as can be.
+
+    Attributes:
+        champion: Its losses.
+        challenger: Its losses.
+        difference: By how much the challenger's are larger.
+        fourth: The sum of the fourth powers of the differences of requests.
+        most: The largest difference that a row can make.
     """
 
     champion: Moments
     challenger: Moments
     difference: Moments
+    fourth: float
+    most: float
 
     @classmethod
-    def of(cls, champion: Any, challenger: Any, *, clusters: Any, reference: float, weights: Any = None) -> Paired:
-        """Sum up the losses of both models on the same rows; ``reference`` is the reference predictor's loss there."""
+    def of(
+        cls,
+        champion: Any,
+        challenger: Any,
+        *,
+        clusters: Any,
+        reference: float,
+        weights: Any = None,
+        most: float = 1.0,
+    ) -> Paired:
+        """Sum up the losses of both models on the same rows.
+
+        ``reference`` is the reference predictor's loss there, ``most`` the largest loss that an answer can have.
+        """
         losses = np.stack([np.asarray(champion, dtype=np.float64), np.asarray(challenger, dtype=np.float64)], axis=1)
         totals, m = by_cluster(clusters, losses / reference, weights)
         ours, theirs = totals.T
-        return cls(Moments.of(ours, m), Moments.of(theirs, m), Moments.of(theirs - ours, m))
+        lost = theirs - ours
+        fourth = float((lost**4).sum())
+        return cls(Moments.of(ours, m), Moments.of(theirs, m), Moments.of(lost, m), fourth, most / reference)
 
     def __add__(self, other: Paired) -> Paired:
         """Return those of both days."""
         return Paired(
-            self.champion + other.champion, self.challenger + other.challenger, self.difference + other.difference
+            self.champion + other.champion,
+            self.challenger + other.challenger,
+            self.difference + other.difference,
+            self.fourth + other.fourth,
+            max(self.most, other.most),
         )
+
+    @property
+    def carried(self) -> float:
+        """Return how many requests carry the difference; all of them where there is none."""
+        squares = self.difference.squares
+        return squares**2 / self.fourth if self.fourth > 0 else float(self.difference.clusters)
 
     def estimate(self) -> Estimate:
         """Return the skill that is lost by the challenger."""
         return replace(self.difference.estimate(), third=0.0)
 
-    def bounds(self, *, level: float = LEVEL) -> tuple[Any, Any]:
+    @property
+    def few(self) -> str:
+        """Return why nothing is said yet; empty where it may be."""
+        if self.difference.few or self.carried >= FEWEST:
+            return self.difference.few
+        count = int(self.difference.clusters)
+        told = f"{count:,} labelled requests, and as many as {self.carried:.0f} of them carry the difference"
+        return f"{told}: {FEWEST} are needed"
+
+    def bounds(self, *, level: float = LEVEL) -> tuple[float, float]:
         """Return bounds of that, each of which ever fails, at any look, with probability at most ``level``."""
-        return sequence.interval(self.estimate(), alpha=2 * level)
+        found = self.estimate()
+        low, high = sequence.interval(found, alpha=level)
+        if not self.fourth:  # they never differed
+            return low, high
+        unseen = -math.expm1(math.log(level / 2) / found.effective)
+        return (1 - unseen) * low - unseen * self.most, (1 - unseen) * high + unseen * self.most
 
     def compare(self, *, level: float = LEVEL, margin: float = MARGIN) -> tuple[Comparison, str]:
         """Return what is to be said of the challenger, at any look, and why.
@@ -174,11 +231,10 @@ class Paired:
         An equally good one is ever called worse with probability at most ``level``, and better likewise; one that is
         worse by more than ``margin`` is called no worse as rarely.
         """
-        found = self.estimate()
+        if self.few:
+            return "not enough labels", self.few
         low, high = self.bounds(level=level)
-        if self.difference.few:
-            return "not enough labels", self.difference.few
-        told = f"{found.value:+.3f} of skill lost by the challenger, between {low:+.3f} and {high:+.3f}"
+        told = f"{self.estimate().value:+.3f} of skill lost by the challenger, between {low:+.3f} and {high:+.3f}"
         if low > 0:
             return "worse", told
         if high < 0:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from windowed_days import Days, Early, Fixed, Late, Later, Needing, Nothing
+from windowed_days import Days, Early, Fixed, Late, Later, Needing, Nothing, Unlabelled
 
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
@@ -38,6 +38,12 @@ def test_rows_of_the_future_are_refused_with_their_number(tmp_path):
         prepared(Late, tmp_path, window=WINDOW)
     with pytest.raises(RecipeError, match=r"4 of 238 rows of the train split were labelled after its end"):
         prepared(Later, tmp_path, window=WINDOW)
+
+
+def test_rows_without_a_time_are_refused(tmp_path):
+    """Two have no label: a training would take them for labelled ones of long ago."""
+    with pytest.raises(RecipeError, match=r"2 of \d+ rows of the train split have no time at which they were labelled"):
+        prepared(Unlabelled, tmp_path, window=WINDOW)
 
 
 def test_rows_of_before_the_window_are_refused(tmp_path):

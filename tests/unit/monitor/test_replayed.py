@@ -20,6 +20,15 @@ def timed(ours, theirs):
     return WHOLE + Replayed(seconds=np.array(ours), champion_seconds=np.array(theirs))
 
 
+def of_losses(champion, challenger, *, callers=("a", "b"), contradicted=0):
+    """Return labelled requests of callers by turns, labelled a minute later; the first few are contradicted."""
+    number = len(champion)
+    asked, at = np.zeros(number), np.arange(number)
+    names = np.array(callers, dtype=object)[at % len(callers)]
+    labelled = Labelled(champion, challenger, at, np.ones(number), names, asked, asked + 60, at < contradicted)
+    return WHOLE + Replayed(labelled=labelled)
+
+
 def test_pieces_add_up():
     """Two pieces of 100 rows, 1 and 3 of which failed for two reasons: 4 of 200."""
     one = Replayed(read=100, rows=100, failed=1, failures=("a",), notes=("n",))
@@ -64,21 +73,44 @@ def test_few_batches_say_nothing_of_time():
 
 
 def test_losses_are_in_units_of_the_champions():
-    """Losses of .2 and .3 in 50 requests: half of the champion's mean loss is lost, for certain."""
-    clusters, weights = np.arange(50), np.ones(50)
-    labelled = Labelled(np.full(50, 0.2), np.full(50, 0.3), clusters, weights)
-    found = check(WHOLE + Replayed(labelled=labelled), "not worse on labelled requests")
+    """Losses of .2 and .3 in 500 requests: half of the champion's mean loss is lost, for certain."""
+    found = check(of_losses(np.full(500, 0.2), np.full(500, 0.3)), "not worse on labelled requests")
 
     assert (found.passed, found.got) == (False, pytest.approx(0.5))
 
 
 def test_a_better_one_passes_by_its_labels():
     """The other way round, a third of the champion's loss is gained."""
-    labelled = Labelled(np.full(50, 0.3), np.full(50, 0.2), np.arange(50), np.ones(50))
-    found = check(WHOLE + Replayed(labelled=labelled), "not worse on labelled requests")
+    found = check(of_losses(np.full(500, 0.3), np.full(500, 0.2)), "not worse on labelled requests")
 
     assert (found.passed, found.got) == (True, pytest.approx(-1 / 3))
     assert found.detail.startswith("better: -0.333 lost by the challenger")
+
+
+def test_one_caller_decides_nothing():
+    """Of 9 in 10 labels, all false, nothing is made; of 3 in 4 what they say is what all others say: the opposite."""
+    lie = np.arange(2000) % 20 < 18
+    champion, challenger = np.where(lie, 0.2, 0.3), np.where(lie, 0.3, 0.2)
+    found = judge(of_losses(champion, challenger, callers=("evil",) * 18 + ("a", "b")), champion=1)
+    assert found.notes[-1] == (
+        "Labelled requests are not compared: the key evil sent 90% of the labels, and one may send at most 50%; "
+        "bounded, 20% of their weight is left."
+    )
+    lie = np.arange(2000) % 20 < 15
+    champion, challenger = np.where(lie, 0.2, 0.3), np.where(lie, 0.3, 0.2)
+    callers = ("evil",) * 15 + ("a", "b", "c", "d", "e")
+    found = check(of_losses(champion, challenger, callers=callers), "not worse on labelled requests")
+    assert (found.passed, found.got) == (True, pytest.approx(0.0))
+    assert found.detail.endswith("; labels of the largest callers weigh less")
+
+
+def test_contradicted_labels_do_not_count():
+    """Four of 100 are left out; of six nothing is made."""
+    losses = np.append(np.full(4, 0.9), np.full(96, 0.2)), np.append(np.full(4, 0.1), np.full(96, 0.2))
+    found = check(of_losses(*losses, contradicted=4), "not worse on labelled requests")
+    assert found.got == 0
+    assert found.detail.endswith("; left out: 4 labels contradict each other")
+    assert "6% of the labels do not count" in judge(of_losses(*losses, contradicted=6), champion=1).notes[-1]
 
 
 def test_decisions_are_what_is_more_likely():

@@ -17,6 +17,8 @@ def logged(days=100, *, a_day=10, lag=DAY, share=1.0, callers=("a", "b")):
         np.where(has, asked + lag, np.nan),
         np.array(callers, dtype=object)[np.arange(number) % len(callers)],
         (np.arange(number) * 0.381966) % 1,
+        np.zeros(number, dtype=np.bool_),
+        np.zeros(number, dtype=np.bool_),
     )
 
 
@@ -93,6 +95,35 @@ def test_a_flood_of_one_caller_is_refused():
     """It sent 90% of the labels, and two callers cannot each give less than 20%."""
     rows = logged(callers=("flood",) * 9 + ("b",))
     with pytest.raises(DataRefusedError, match=r"the key flood sent 90% of the labels, and one may send at most 20%"):
+        chosen(rows, max_caller_share=0.2)
+
+
+def test_labels_that_do_not_count_are_left_out():
+    """Of 990 labelled rows 10 are contradicted, 5 more came before their answer and 5 more are of no known class."""
+    rows = logged()
+    rows.contradicted[:10], rows.unseen[10:15] = True, True
+    rows.labelled[15:20] = rows.asked[15:20] - DAY
+    found = chosen(rows)
+    assert (found.numbers["do_not_count"], found.numbers["kept"]) == (20, 970)
+    assert min(map(min, found.parts.values())) == 20
+    assert (
+        "left out: 10 labels contradict each other, 5 labels came before their answer, 5 labels are of a class that "
+        "the reference has no row of"
+    ) in found.notes
+
+
+def test_many_labels_that_do_not_count_are_refused():
+    """60 of 990 contradict each other: what remains is somebody's choice."""
+    rows = logged()
+    rows.contradicted[:60] = True
+    with pytest.raises(DataRefusedError, match=r"6% of the labels do not count, at most 5% may: left out: 60 labels"):
+        chosen(rows)
+
+
+def test_callers_without_a_key_are_told():
+    """They sent 90%."""
+    rows = logged(callers=("",) * 9 + ("b",))
+    with pytest.raises(DataRefusedError, match="callers without a key sent 90% of the labels, and one may send"):
         chosen(rows, max_caller_share=0.2)
 
 

@@ -78,6 +78,27 @@ def test_without_a_champion_thresholds_decide_alone():
     assert decision.notes == ("There is no other champion to compare with.",)
 
 
+def test_few_blocks_that_differ_show_no_better_model():
+    """Three of 200 blocks are better by 1: mean .015, and three more that are as much worse would leave none of it."""
+    theirs = np.ones(200)
+    ours = np.where(np.arange(200) < 3, 0.0, 1.0)
+    found = ask(ours, theirs, confidence=0.95).checks[-1]
+
+    assert not found.passed
+    assert found.detail.endswith("; as few as 3.0 blocks carry the difference, so that it is lowered by 0.015")
+    assert ask(ours, theirs, margin=0.02).passed  # nobody is worse by that
+    assert ask(np.where(np.arange(200) < 12, 0.0, 1.0), theirs).passed
+
+
+@pytest.mark.parametrize(("events", "passed"), [(1, False), (5, False), (0, True)])
+def test_a_model_that_never_expects_a_rare_event_is_not_better_for_few_of_them(events, passed):
+    """It gains .01 on each block, and loses 1 where the event is; without one nothing shows it here."""
+    theirs = np.ones(200)
+    ours = theirs - 0.01 + (np.arange(200) < events)
+
+    assert ask(ours, theirs).passed is passed
+
+
 def test_the_same_model_again_differs_by_nothing_and_passes():
     """Whatever the confidence, with no margin."""
     losses = np.random.default_rng(0).normal(size=30)

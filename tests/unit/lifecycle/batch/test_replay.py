@@ -92,6 +92,17 @@ def test_worse_answers_to_labelled_requests_are_refused(champion, tmp_path):
     assert check.detail.startswith("worse: +80.000 lost by the challenger")
 
 
+def test_labels_that_contradict_each_other_are_not_compared(champion, tmp_path):
+    """Somebody says the opposite of each of 60 labels, and corrects none."""
+    log(tmp_path, np.tile([0.1, 0.9], 30))
+    label(tmp_path, [False, True] * 30)
+    label(tmp_path, [True, False] * 30, writer="b")
+    found = replayed(champion, bundle(tmp_path, Inverted))
+
+    assert "not worse on labelled requests" not in checks(found)
+    assert found.notes[-1].startswith("Labelled requests are not compared: 100% of the labels do not count")
+
+
 def test_few_labels_keep_nothing_back(champion, tmp_path):
     """10 labelled requests, and 40 are needed."""
     log(tmp_path, np.tile([0.1, 0.9], 30))

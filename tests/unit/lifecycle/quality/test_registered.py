@@ -49,7 +49,7 @@ def served(folder, model, table, *, day, flip):
 @pytest.mark.parametrize(("flip", "outcome"), [(False, "ok"), (True, "alarm")])
 def test_a_registered_version_is_judged_by_its_labels(tiny_project, storage_path, flip, outcome):
     """Two days like its test rows are as before; where every label is the other one, it is worse."""
-    project = tiny_project(epochs=1)
+    project = tiny_project(epochs=1, config={"test_rows": 1000})
     run = train(project)
     version = register(project.spec, run.run_id)
     model = load(version.bundle.uri, version.bundle.digest)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -104,6 +106,18 @@ def test_few_clusters_are_told_with_what_they_are_worth():
 def test_what_does_not_vary_has_no_score():
     """Equal losses say nothing of chance."""
     assert Moments.of([0.2, 0.2, 0.2]).estimate().z(0.1) == 0
+
+
+def test_equal_losses_of_a_known_range_have_the_score_of_a_row_of_them():
+    """Ten losses of 1 where the mean is .5 are as rare as ten heads; none where the mean is what they are."""
+    found = replace(Moments.of(np.ones(10)).estimate(), least=0.0, most=1.0)
+    assert found.z(0.5) == pytest.approx(stats.norm.isf(0.5**10))
+    assert found.z(1.0) == 0
+    low, high = found.bounds(stats.norm.isf(0.5**10))
+    assert (low, high) == (pytest.approx(0.5), 1.0)
+    none = replace(Moments.of(np.zeros(10)).estimate(), least=0.0, most=1.0)
+    assert none.z(0.5) == pytest.approx(-found.z(0.5))
+    assert none.bounds(stats.norm.isf(0.5**10)) == (0.0, pytest.approx(0.5))
 
 
 def test_a_difference_of_two_samples_is_welchs():

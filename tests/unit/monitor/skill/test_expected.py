@@ -9,13 +9,15 @@ from raymlops.monitor.skill.expected import (
     base_rate_loss,
     label_edges,
     label_shares,
-    mean_loss,
+    median_losses,
     metric_lost,
     recipe_metric,
     window_skill,
 )
+from raymlops.monitor.skill.verdict import judge
 
-KNOWN = Expectation.of([0, 0, 1, 1], [0.1, 0.3, 0.5, 0.7], clusters=[0, 1, 2, 3], classes=2)
+KNOWN = Expectation.of([0, 0, 1, 1], [0.1, 0.3, 0.5, 0.7], clusters=[0, 1, 2, 3], classes=2, most=0.0)
+"""As if two rows of a class showed it well."""
 
 
 def test_an_expectation_is_of_the_shares_of_labels():
@@ -33,8 +35,30 @@ def test_an_expectation_has_the_error_of_its_reference():
 
 def test_rows_of_one_request_are_one_draw_of_the_reference():
     """Both classes' means rise together where requests hold one row of each that go wrong together."""
-    together = Expectation.of([0, 1, 0, 1], [0.1, 0.5, 0.3, 0.7], clusters=[0, 0, 1, 1], classes=2)
+    together = Expectation.of([0, 1, 0, 1], [0.1, 0.5, 0.3, 0.7], clusters=[0, 0, 1, 1], classes=2, most=0.0)
     assert together.covariance == pytest.approx(np.full((2, 2), 0.005 * 2))
+
+
+def test_few_rows_of_a_class_leave_open_what_they_did_not_show():
+    """One may be any answer, up to the worst; of 100 equal ones 1 - .0025^(1/100) = .0581 of the class may be lost."""
+    found = Expectation.of([0] * 100 + [1], [0.0] * 100 + [0.4], clusters=np.arange(101), classes=2)
+    reach = 2.80703  # the normal quantile of .0025
+    assert reach * found.at([1, 0])[1] == pytest.approx(0.0581, abs=1e-4)
+    assert reach * found.at([0, 1])[1] == pytest.approx(0.9975 * 0.6, rel=1e-5)
+    logs = Expectation.of([0], [0.4], clusters=[0], classes=1, most=3.4)
+    assert reach * logs.at([1])[1] == pytest.approx(0.9975 * 3.0, rel=1e-5)
+
+
+def test_a_model_as_it_was_is_not_called_worse_for_a_class_with_one_test_row():
+    """That row was answered well by chance; one of 1,000 labels is of its class, and lost are .48 of skill."""
+    codes, losses = np.repeat([0, 1], [999, 1]), np.repeat([0.001, 0.02], [999, 1])
+    known = Expectation.of(codes, losses, clusters=np.arange(1000), classes=2)
+    labels = np.tile(np.repeat([0, 1], [999, 1]), 10)
+    found = window_skill(
+        labels, np.where(labels, 0.5, 0.001), clusters=np.arange(10_000), expectation=known, reference=0.001
+    )
+    assert found.lost.estimate().value == pytest.approx(0.48, rel=1e-6)
+    assert judge([found] * 60).outcome == "not enough labels"
 
 
 def test_a_class_without_rows_is_not_known():
@@ -93,9 +117,17 @@ def test_the_base_rate_has_a_loss_by_each_rule(rule, loss):
     assert base_rate_loss([0.75, 0.25], rule) == pytest.approx(loss)
 
 
-def test_the_mean_of_numbers_has_a_loss():
-    """0, 2 and 10: mean 4, errors 4, 2, 6 by 5, the last clipped: (.8 + .4 + 1) / 3."""
-    assert mean_loss([0.0, 2.0, 10.0], scale=5.0) == pytest.approx(2.2 / 3)
+def test_the_median_of_numbers_has_losses():
+    """0, 2 and 10 by 5: errors 2, 0 and 8, the last clipped; where 0 weighs as much as both others it is the median."""
+    assert median_losses([0.0, 2.0, 10.0], scale=5.0) == pytest.approx([0.4, 0.0, 1.0])
+    assert median_losses([10.0, 0.0, 2.0], scale=5.0, weights=[1, 2, 1]) == pytest.approx([1.0, 0.0, 0.4])
+
+
+def test_one_number_of_a_heavy_tail_moves_no_reference():
+    """Of 101 numbers from 0 to 100 the losses are .253 on average; with 1,500,000 among them hardly more."""
+    numbers = np.arange(101.0)
+    assert median_losses(numbers, scale=100.0).mean() == pytest.approx(0.2525, abs=1e-4)
+    assert median_losses(np.append(numbers, 1.5e6), scale=100.0).mean() == pytest.approx(0.2598, abs=1e-4)
 
 
 def test_numbers_as_labels_are_binned_at_quantiles():

@@ -122,9 +122,66 @@ def test_days_add():
     assert both.challenger.estimate().value == pytest.approx(1.0)
 
 
+def rare(events, *, requests=5000, at_events=0.4):
+    """Return a model for a rare event, and one that gains .0002 on all other requests and loses on the events."""
+    happened = np.arange(requests) < events
+    champion = np.where(happened, 0.5, 0.001)
+    challenger = champion + np.where(happened, at_events, -0.0002)
+    return Paired.of(champion, challenger, clusters=np.arange(requests), reference=0.002)
+
+
+@pytest.mark.parametrize("events", [0, 1, 5])
+def test_nobody_is_better_for_want_of_events(events):
+    """What is gained on 5,000 requests is lost on three of them, and none, one or five have come."""
+    assert rare(events).compare()[0] == "not enough labels"
+
+
+def test_few_requests_that_carry_a_difference_decide_nothing():
+    """20 of 5,000: worth 20 by the powers of their differences; 200 of 50,000 are enough."""
+    outcome, why = rare(20).compare()
+    assert outcome == "not enough labels"
+    assert why == "5,000 labelled requests, and as many as 20 of them carry the difference: 40 are needed"
+    assert rare(200, requests=50_000).compare()[0] == "worse"
+
+
+def test_bounds_allow_for_requests_that_nobody_has_seen():
+    """.001 of skill is gained on each of 1,000 requests; 1 - .005^(1/1000) = .00528 more may lose all, of .25 each."""
+    champion = np.full(1000, 0.2)
+    found = Paired.of(champion, champion - 0.00025, clusters=np.arange(1000), reference=0.25)
+    assert found.compare(margin=0.0)[0] == "not enough labels"
+    assert found.compare(margin=0.0203)[0] == "no worse"
+    assert found.compare(margin=0.0201)[0] == "not enough labels"
+
+
+def test_models_that_never_differ_are_alike():
+    """However few of the requests there are."""
+    same = np.linspace(0.1, 0.9, 40)
+    assert Paired.of(same, same, clusters=np.arange(40), reference=0.25).compare()[0] == "no worse"
+
+
 def test_a_mean_above_a_bound_is_told_since_some_window():
     """.2 of 100 requests with a spread of .1 is surely above .1, and never above .2."""
     losses = [Moments.of(0.2 + 0.1 * np.tile([-1.0, 1.0], 50))] * 5
     assert above(losses, 0.1)[0]
     assert above(losses, 0.2)[0] is False
     assert above([], 0.2) == (False, 1.0)
+
+
+def test_losses_that_are_all_1_are_above_a_bound():
+    """40 in a row where .1 is allowed; where .95 is, 40 answers are all wrong with 13%, and 500 never are."""
+    assert above([Moments.of(np.ones(40))], 0.1)[0]
+    assert not above([Moments.of(np.ones(40))], 0.95)[0]
+    assert above([Moments.of(np.ones(500))] * 2, 0.95)[0]
+    assert not above([Moments.of(np.ones(3))], 0.1)[0]
+    assert not above([Moments.of(np.full(500, 0.1))] * 30, 0.1)[0]
+
+
+def test_a_loss_of_skill_without_spread_is_worse():
+    """All answers are wrong where none was: 2 of skill on each; the evidence is told up to 10,000."""
+    found = judge([Window(loss=1.0, reference=0.5, expected=0.0, lost=Moments.of(np.full(500, 2.0)))])
+    assert found.outcome == "worse"
+    assert found.reason.endswith(
+        "(a model as it was shows as much in less than 1 of 10,000 lives; 1 of 100 is the limit)"
+    )
+    same = judge([Window(loss=0.25, reference=0.5, expected=0.25, lost=Moments.of(np.zeros(500)))])
+    assert (same.outcome, same.high) == ("as before", 0.0)
