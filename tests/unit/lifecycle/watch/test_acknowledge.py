@@ -94,7 +94,8 @@ def test_an_acknowledged_column_without_its_windows_is_no_window_that_is_ok(stat
     """Hours beyond the retention are gone: its windows wait for a person, while an alarm of others is one."""
     watch([0] * 6 + [0.6] * 3)
     acknowledge("flights", incidents_of(state)[0].id, why="new sensors")
-    assert inputs(watch([0.6] * 30, until=TODAY + 30 * DAY)).outcome == "ok"
+    found = inputs(watch([0.6] * 30, until=TODAY + 30 * DAY))
+    assert found.outcome == "ok", found.reason
     for day in range(-9, 27):
         shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY + day * DAY:%Y-%m-%d}", ignore_errors=True)
     found = inputs(watch([3.0], until=TODAY + 31 * DAY))
