@@ -64,8 +64,15 @@ def compare_columns(
     phases = np.array(own.phases, dtype=np.int64)
     slots = None if own.slots is None else np.array(own.slots, dtype=np.int64)
     owners = np.repeat(np.arange(len(kinds)), [len(each) for each in kinds])
-    least, kinds = np.concatenate(least), np.concatenate(kinds)
-    reference = Own(together[:count], kinds, least, phases, lag=own.lag, slots=slots, columns=owners)
+    reference = Own(
+        together[:count],
+        np.concatenate(kinds),
+        np.concatenate(least),
+        phases,
+        lag=own.lag,
+        slots=slots,
+        columns=owners,
+    )
     return compare(reference, together[count:], phases=own.phase, share=share)
 
 
