@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raymlops.config.base import Name
 from raymlops.errors import InvalidNameError, StorageError, UsageError
-from raymlops.shipped import shipped
+from raymlops.storage.shipped import shipped
 from raymlops.version import __version__
 
 ROWS = 2000

@@ -23,7 +23,7 @@ from raymlops.lifecycle.predict_file import curl_line
 from raymlops.lifecycle.sources import project_of
 from raymlops.monitor.quality import auc, auc_error
 from raymlops.records import Record
-from raymlops.shipped import shipped
+from raymlops.storage.shipped import shipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

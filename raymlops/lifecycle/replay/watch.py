@@ -21,8 +21,8 @@ from raymlops.lifecycle.replay.weeks import means, policy_lines, table
 from raymlops.lifecycle.sources import state_of
 from raymlops.records import Record
 from raymlops.serving.client.client import Client
-from raymlops.shipped import shipped
 from raymlops.storage import clock
+from raymlops.storage.shipped import shipped
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.replay.weeks import WeekRecord

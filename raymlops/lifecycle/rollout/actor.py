@@ -184,9 +184,7 @@ class ControllerActor:
         with state_of(spec) as state:
             found = state.owner().id
             if found != self._id:
-                raise ClusterError(
-                    f"the database of this controller's state {self._id[:SHORT]} now belongs to state {found[:SHORT]}"
-                )
+                raise ClusterError(f"the database of state {self._id[:SHORT]} now belongs to state {found[:SHORT]}")
             api = serve_api(_dashboard(spec))
             here = api.cluster_id()
             _check_home(state, here)
@@ -231,10 +229,8 @@ class ControllerActor:
             gauges()
 
         def watch(now: datetime) -> None:
-            judge(now)
-            judge_quality(now)
-            decide(now)
-            keep_reports(now)
+            for each in (judge, judge_quality, decide, keep_reports):
+                each(now)
 
         return Controller(
             state,
