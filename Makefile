@@ -22,9 +22,10 @@ lint: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
 
-# Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own.
+# Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own; long ones
+# first (tests/e2e/conftest.py), since what comes last has nothing beside it.
 clusters: .venv/.dev
-	$(BIN)/pytest tests/integration tests/e2e -q -n 2 --dist loadfile -m 'not soak'
+	$(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadgroup --no-loadscope-reorder -m 'not soak'
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q -m 'not soak'
