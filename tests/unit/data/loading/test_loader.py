@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Refusing
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
+from raymlops.data.loading import pool
 from raymlops.data.loading.loader import Loader
+from raymlops.data.loading.messages import readable
 from raymlops.data.parquet.files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.split import TableSplit
@@ -33,6 +36,7 @@ from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
@@ -352,14 +356,24 @@ def test_an_import_that_fails_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     made.close()
 
 
-def test_signs_of_life_are_passed_on() -> None:
+def test_signs_of_life_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that takes longer than a loader may be silent, to skip rows, counts as progress while it goes on."""
     seen: list[int] = []
+    looks = 0
+
+    def look(lane: socket.socket, *, within_s: float) -> bool:
+        """Find nothing, and next time a message, after a second each by the clock of the pool."""
+        nonlocal looks
+        looks += 1
+        return looks % 2 == 0 and readable(lane, within_s=60.0)
+
+    monkeypatch.setattr(pool, "readable", look)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: float(looks), sleep=time.sleep))
     dataset = IterableSplit(Slow(250), name="train", recipe=Passing(), known={"rows": 250, "digest": "", "head": ""})
     made = loader(dataset, timeout_s=1.5, on_progress=lambda: seen.append(1))
     assert len(next(made.batches(dataset, torch.tensor([249]), batch_size=1))["x"]) == 1
     made.close()
-    assert len(seen) >= 2
+    assert len(seen) == 4  # once ready, and after 100, 200 and 250 rows
 
 
 SCRIPT = """
@@ -367,7 +381,9 @@ import os, sys, time
 import torch
 sys.path[:0] = {paths!r}
 from loaded import Mixed, Items
+from raymlops.data.loading import pool
 from raymlops.data.loading.loader import Loader
+from raymlops.data.loading.messages import readable
 from raymlops.data.dataset_split import DatasetSplit
 split = DatasetSplit(Items(400), name="train", recipe=Mixed())
 loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
