@@ -25,7 +25,7 @@ unit: .venv/.dev
 # Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own; long ones
 # first (tests/e2e/conftest.py), since what comes last has nothing beside it.
 clusters: .venv/.dev
-	$(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadgroup --no-loadscope-reorder -m 'not soak'
+	$(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q -m 'not soak'

@@ -24,6 +24,8 @@ with connect(spec), resumable("resume it"):
 """
 
 
+ON_THE_CLUSTER = {"test_controller_job.py", "test_haproxy.py", "test_loop.py", "test_readme.py"}
+"""What uses the shared cluster and is no soak. Two from ``up`` at once contend for the port of Ray's job agent."""
 HERE = Path(__file__).parent
 HELD = pytest.StashKey[ExitStack]()
 
@@ -33,12 +35,27 @@ def shares_cluster(item):
     return item is not None and item.path.parent == HERE and "cluster" in getattr(item, "fixturenames", ())
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own hook
 def pytest_collection_modifyitems(items):
-    """Begin with what uses the shared cluster, all of it on one worker of xdist; any other file is on one, too."""
+    """Begin with what uses the shared cluster: it takes longest."""
     items.sort(key=shares_cluster, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if shares_cluster(item) else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Leave each file to one worker, and all files that use the shared cluster to the same one.
+
+    Marks of groups would say so, but pytest 9.2 does not see them (xdist 3.8 adds them to an attribute that it had).
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            path = super()._split_scope(nodeid)
+            return "cluster" if Path(path).name in ON_THE_CLUSTER else path
+
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures of the test
