@@ -22,9 +22,10 @@ lint: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
 
-# Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own.
+# Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own; long ones
+# first (tests/e2e/conftest.py), since what comes last has nothing beside it.
 clusters: .venv/.dev
-	$(BIN)/pytest tests/integration tests/e2e -q -n 2 --dist loadfile -m 'not soak'
+	$(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 
 integration: .venv/.dev
 	$(BIN)/pytest tests/integration -q -m 'not soak'
@@ -56,11 +57,11 @@ bench: .venv/.dev
 	@touch $@
 
 # pip compiles on one core; and where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile raymlops anew.
-# What is written for another Python is passed over, as by pip.
+# Passed over are packages' own tests, a sixth of all, and the file of torch that is written for Python 3.12 and later.
 .venv/.dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 .venv/lib raymlops tests/fixtures || true
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/py312_intrinsics' .venv/lib raymlops tests/fixtures
 	@touch $@ .venv/.recipes
 
 clean:

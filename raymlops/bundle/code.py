@@ -119,9 +119,11 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
 def owners() -> Mapping[str, list[str]]:
     """Return the installed distributions that each top-level module belongs to.
 
-    Listing all their files takes 0.2 s, so that it is done again only where something was installed meanwhile.
+    Listing all their files takes 0.2 s, so that it is done again only where something was installed meanwhile: not for
+    a folder of modules alone.
     """
-    return _owners(tuple((entry, _changed_at(entry)) for entry in sys.path))
+    places = ((entry, _changed_at(entry)) for entry in sys.path)
+    return _owners(tuple(place for place in places if _holds_distributions(*place)))
 
 
 def imports_of(path: str, source: bytes) -> Iterator[str]:
@@ -295,6 +297,16 @@ def _distribution(root: str) -> tuple[str | None, str | None]:
 @lru_cache(maxsize=4)
 def _owners(_places: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
+
+
+@lru_cache(maxsize=256)
+def _holds_distributions(entry: str, _changed_at: int) -> bool:
+    try:
+        return any(each.name.lower().endswith(("dist-info", "egg-info")) for each in Path(entry or ".").iterdir())
+    except NotADirectoryError:  # an archive may
+        return True
+    except OSError:
+        return False
 
 
 def _changed_at(folder: str) -> int:

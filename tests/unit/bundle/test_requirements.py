@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_bundle import tiny_contents
 
+from raymlops.bundle.code import owners
 from raymlops.bundle.load import load
 from raymlops.bundle.pyfunc import save_pyfunc
 from raymlops.bundle.requirements import differing, requirements
@@ -53,6 +54,13 @@ def test_what_is_installed_meanwhile_is_a_requirement(tmp_path, monkeypatch):
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: a-shop\nVersion: 1.5\n")
     (folder / "top_level.txt").write_text("a_shop\n")
     assert requirements(code, trained_with={})["a-shop"] == "1.5"
+
+
+def test_a_folder_of_modules_alone_lists_nothing_anew(tmp_path, monkeypatch):
+    found = owners()
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").touch()
+    assert owners() is found
 
 
 def test_other_versions_are_told_from_other_builds():

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import Items
+from forked import ForkedLoaders
 from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Refusing, Slow, Unpicklable
 
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
+from raymlops.data.loading import pool
 from raymlops.data.loading.loader import Loader
+from raymlops.data.loading.messages import readable
 from raymlops.data.parquet.files import list_parquet
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.split import TableSplit
@@ -33,6 +37,7 @@ from raymlops.recipe import Progress
 from raymlops.training.supervision.failure_policy import Raised, may_pass_here
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
@@ -81,6 +86,12 @@ def three(splits: dict[str, SplitData]) -> Iterator[Loader]:
     made = loader(*splits.values(), processes=3)
     yield made
     made.close()
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let loaders of what these read be forked where torch is imported; how they start is others' matter."""
+    monkeypatch.setattr(pool.subprocess, "Popen", ForkedLoaders)
 
 
 def test_batches_are_equal_to_the_bit(splits: dict[str, SplitData], three: Loader) -> None:
@@ -190,6 +201,7 @@ def streamed(
     return made
 
 
+@pytest.mark.usefixtures("forked")
 def test_streamed_files_are_read_by_windows(tmp_path: Path) -> None:
     """Each row once, equal to what is read here; each group is decoded by one loader, also where batches span two."""
     parquet = streamed(tmp_path)
@@ -208,6 +220,7 @@ def test_streamed_files_are_read_by_windows(tmp_path: Path) -> None:
     assert sorted(parquet.recipe.encoded()) == [(50, first) for first in range(0, 1000, 50)]
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_evaluation_of_files_is_read_by_row_groups(tmp_path: Path) -> None:
     """Groups take turns, and each is decoded by one loader: 32 rows may be of two, and 120 of four of them."""
     splits = {32: streamed(tmp_path / "32", name="train"), 120: streamed(tmp_path / "120", name="validation")}
@@ -220,6 +233,7 @@ def test_an_evaluation_of_files_is_read_by_row_groups(tmp_path: Path) -> None:
     made.close()
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("pinned", [False, True])
 def test_what_is_padded_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pinned: bool) -> None:
     """Rows of two loaders that have other shapes, which only reading shows, make the batch that this process makes."""
@@ -235,6 +249,7 @@ def test_what_is_padded_is_read_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     made.close()
 
 
+@pytest.mark.usefixtures("forked")
 def test_nothing_is_kept_of_a_batch_one_part_of_which_fails(tmp_path: Path) -> None:
     """Rows 0 to 119 are of two loaders, of which the first cannot encode row 110."""
     parquet = streamed(tmp_path, wide=(110,), kind=Refusing)
@@ -248,6 +263,7 @@ def test_nothing_is_kept_of_a_batch_one_part_of_which_fails(tmp_path: Path) -> N
     made.close()
 
 
+@pytest.mark.usefixtures("forked")
 def test_rows_wider_than_the_window_are_read_a_group_at_a_time(tmp_path: Path) -> None:
     """In its order: a window has a row group at least, and a batch of 120 rows is of three of them or four."""
     parquet, here = (streamed(tmp_path / name, cache_bytes=10) for name in ("there", "here"))
@@ -262,6 +278,7 @@ def test_rows_wider_than_the_window_are_read_a_group_at_a_time(tmp_path: Path) -
     made.close()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_file_that_shrinks_in_mid_epoch_is_named(tmp_path: Path) -> None:
     """By the loader that reads it: which file, what it was and is, and how to go on once it is restored."""
     parquet = streamed(tmp_path)
@@ -286,6 +303,7 @@ def test_a_table_is_encoded_once_it_is_read(tmp_path: Path) -> None:
         assert sum(rows for rows, _ in recipe.encoded(by={os.getpid()})) < 1000
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     ("fault", "kind", "said", "again"),
     [
@@ -304,7 +322,7 @@ def test_what_goes_wrong_names_the_item(
 
     Each row is one that the epoch's sampler has drawn before: its index is 40 more.
     """
-    made = loader(split(Faulty(40, item=7, fault=fault)), timeout_s=1.0)
+    made = loader(split(Faulty(40, item=7, fault=fault)), timeout_s=1.0 if fault == "hangs" else 60.0)
     batches = made.batches(split(Faulty(40, item=7, fault=fault)), torch.arange(40, 80), batch_size=4)
     next(batches)
     with pytest.raises(kind, match=said) as caught:
@@ -323,6 +341,7 @@ def test_what_no_process_can_have_is_refused() -> None:
         loader(split(Unpicklable())).start()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_batch_that_cannot_be_sent_is_the_recipes_error() -> None:
     """Its split and what to return instead; the process goes on."""
     dataset = DatasetSplit(Items(8), name="train", recipe=Calling())
@@ -352,14 +371,25 @@ def test_an_import_that_fails_there_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     made.close()
 
 
-def test_signs_of_life_are_passed_on() -> None:
+@pytest.mark.usefixtures("forked")
+def test_signs_of_life_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that takes longer than a loader may be silent, to skip rows, counts as progress while it goes on."""
     seen: list[int] = []
+    looks = 0
+
+    def look(lane: socket.socket, *, within_s: float) -> bool:
+        """Find nothing, and next time a message, after a second each by the clock of the pool."""
+        nonlocal looks
+        looks += 1
+        return looks % 2 == 0 and readable(lane, within_s=60.0)
+
+    monkeypatch.setattr(pool, "readable", look)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(monotonic=lambda: float(looks), sleep=time.sleep))
     dataset = IterableSplit(Slow(250), name="train", recipe=Passing(), known={"rows": 250, "digest": "", "head": ""})
     made = loader(dataset, timeout_s=1.5, on_progress=lambda: seen.append(1))
     assert len(next(made.batches(dataset, torch.tensor([249]), batch_size=1))["x"]) == 1
     made.close()
-    assert len(seen) >= 2
+    assert len(seen) == 4  # once ready, and after 100, 200 and 250 rows
 
 
 SCRIPT = """
@@ -367,7 +397,9 @@ import os, sys, time
 import torch
 sys.path[:0] = {paths!r}
 from loaded import Mixed, Items
+from raymlops.data.loading import pool
 from raymlops.data.loading.loader import Loader
+from raymlops.data.loading.messages import readable
 from raymlops.data.dataset_split import DatasetSplit
 split = DatasetSplit(Items(400), name="train", recipe=Mixed())
 loader = Loader({{"train": split}}, processes=2, ahead=2, timeout_s=60.0)
