@@ -76,11 +76,11 @@ def test_the_drill(tmp_path, mlflow_database):
     with visiting(_new(tmp_path / "one"), mlflow_database) as one, up(one) as url:
         shutil.copytree(ROOT / "examples" / "own_recipe", one.cwd / "own")
         one.cwd /= "own"
-        settings = ["--config", "config.yaml", "train.cpus_per_worker=0.5", "train.epochs=4"]
+        settings = ["--config", "config.yaml", "train.cpus_per_worker=0.5"]
         one.raymlops("pipeline", *settings, "sweep.num_trials=2", "--yes")
         before = seen(one)
         with steady_load(url, NAME, tmp_path / "load", rows=ROW, rate=RATE / 2, bare_rate=RATE / 2) as load:
-            sweep = one.start("sweep", *settings, "sweep.num_trials=200")
+            sweep = one.start("sweep", *settings, "train.epochs=4", "sweep.num_trials=200")
             studies = Path(one.env["HOME"]) / ".raymlops" / "optuna.db"
             until(lambda: len(trials_in(studies)) > 6)
             load.phase("backup")
