@@ -298,7 +298,7 @@ def _halves(key: int) -> dict[str, int]:
 def _server_holder(connection: Connection, key: int) -> tuple[str | None, int | None]:
     """Return who holds a lock, and that one's session; None where nobody does."""
     query = sa.text(
-        "SELECT activity.application_name, activity.query_start, activity.pid "
+        "SELECT activity.application_name, activity.backend_start, activity.pid "
         "FROM pg_locks AS locks JOIN pg_stat_activity AS activity USING (pid) "
         "WHERE locks.locktype = 'advisory' AND locks.granted AND locks.classid = :high AND locks.objid = :low "
         "AND locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"

@@ -25,7 +25,7 @@ with connect(spec), resumable("resume it"):
 
 
 ON_THE_CLUSTER = {"test_controller_job.py", "test_haproxy.py", "test_loop.py", "test_readme.py"}
-"""What uses the shared cluster and is no soak. Two from ``up`` at once contend for the port of Ray's job agent."""
+"""What uses the shared cluster and is no soak: what is missing here starts a second one."""
 HERE = Path(__file__).parent
 HELD = pytest.StashKey[ExitStack]()
 

@@ -218,6 +218,15 @@ with lease(sys.argv[1], "run1", purpose="train"):
             os.kill(child, 9)
 
 
+def test_a_renewal_is_not_since_when(url, monkeypatch):
+    """Each asks the server, which knows when a session asked last; told to the microsecond here."""
+    monkeypatch.setattr(locks, "_since", lambda name, since: f"{name} since {since}")
+    with lease(url, "run1", purpose="train", wait_s=0) as renew:
+        taken = holder_of(url, "run1")
+        renew()
+        assert holder_of(url, "run1") == taken
+
+
 def test_a_lease_whose_session_the_server_ended_is_taken_again_unless_another_one_was_faster(url):
     """An administrator, a failover or a time limit for idle sessions ends it; its holder lives on."""
 
