@@ -87,8 +87,8 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     if "\n    use_backend http-" not in text:
         text = _replace(text, r"^backend default_backend$", f"backend default_backend\n{_NOT_READY}")
     # A line for each request to a port of syslog cost 25 us; replicas write and count theirs.
-    # And no HTTP/2, to which its preface takes a connection otherwise: one of `maxconn`, and one of an address, would be
-    # a hundred requests at a time. gRPC has a frontend of its own.
+    # And no HTTP/2, to which its preface takes a connection otherwise: one of `maxconn`, and one of an address, would
+    # be a hundred requests at a time. gRPC has a frontend of its own.
     text = _replace(
         text,
         r"^(frontend http_frontend\n    bind \S+:\d+)$",
