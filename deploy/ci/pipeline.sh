@@ -117,8 +117,10 @@ nightly)
   if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi # 5: there is none
   name=$(raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["config"]["project"]["name"])')
-  verb drift drift "$name" --fail-on-drift
-  verb quality quality "$name" --fail-on-worse
+  code=0
+  verb drift drift "$name" --fail-on-drift || code=$?
+  verb quality quality "$name" --fail-on-worse || code=$?
+  exit "$code"
   ;;
 *)
   echo "$stage is no stage: validate, train, deploy or nightly" >&2
