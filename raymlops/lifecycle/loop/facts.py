@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Quality = Callable[..., QualityFacts]
 
 _LONGEST = timedelta(days=7)
-"""Of a window of drift."""
+"""Of a window, of drift or of skill."""
 
 
 def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quality_facts) -> Facts:
