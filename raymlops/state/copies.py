@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef
 from raymlops.state.audit import add_event
@@ -129,10 +130,10 @@ def _there(connection: sa.Connection) -> str | None:
     counts = rows_in(connection, [table for table in _TABLES if table is not identity])
     if not counts:
         return None
-    words = {"audit": "changes", "versions": "versions", "deployments": "deployments", "api_keys": "API keys"}
-    named = [f"{counts[name]} {word}" for name, word in words.items() if name in counts]
+    words = {"audit": "change", "versions": "version", "deployments": "deployment", "api_keys": "API key"}
+    named = [number_of(counts[name], word) for name, word in words.items() if name in counts]
     rest = sum(count for name, count in counts.items() if name not in words)
-    named += [f"{rest} other rows"] if rest else []
+    named += [number_of(rest, "other row")] if rest else []
     came = connection.scalar(
         sa.select(audit.c.why).where(audit.c.subject == SELF, audit.c.action == RESTORE).order_by(audit.c.id.desc())
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
 from raymlops.tracking.client import Tracker
@@ -148,8 +149,8 @@ def _restored(file: Path, there: sa.Connection) -> bool:
 
 
 def _words(counts: Mapping[str, int]) -> str:
-    words = {"experiments": "experiments", "runs": "runs", "model_versions": "model versions"}
-    return ", ".join(f"{counts.get(name, 0)} {word}" for name, word in words.items())
+    words = {"experiments": "experiment", "runs": "run", "model_versions": "model version"}
+    return ", ".join(number_of(counts.get(name, 0), word) for name, word in words.items())
 
 
 def _saved(connection: sa.Connection, rows: int) -> SavedTracking:

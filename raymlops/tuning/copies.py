@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
 from raymlops.tuning.study.storage import open_storage
@@ -84,4 +85,5 @@ def _kept() -> list[sa.Table]:
 
 
 def _words(counts: dict[str, int]) -> str:
-    return f"{counts.get('studies', 0)} studies with {counts.get('trials', 0)} trials"
+    studies = number_of(counts.get("studies", 0), "study", "studies")
+    return f"{studies} with {number_of(counts.get('trials', 0), 'trial')}"
