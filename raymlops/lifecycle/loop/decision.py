@@ -89,20 +89,20 @@ def retraining(
     """Return the retraining that a decision leads to."""
     assert facts.champion is not None
     return Retraining(
-        retraining_id(facts.name, found.trigger, found.evidence),
-        facts.name,
-        facts.champion,
-        facts.champion_run_id,
-        found.trigger,
-        found.evidence,
-        found.evidence_at,
-        found.why,
-        policy.model_dump(mode="json"),
-        actor,
-        stage,
-        now,
-        now,
-        found.reasons,
+        id=retraining_id(facts.name, found.trigger, found.evidence),
+        name=facts.name,
+        champion=facts.champion,
+        champion_run_id=facts.champion_run_id,
+        trigger=found.trigger,
+        evidence=found.evidence,
+        evidence_at=found.evidence_at,
+        why=found.why,
+        settings=policy.model_dump(mode="json"),
+        actor=actor,
+        stage=stage,
+        made_at=now,
+        stage_at=now,
+        reasons=found.reasons,
     )
 
 
