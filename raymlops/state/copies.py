@@ -44,7 +44,6 @@ class SavedState:
     """Bundles that should be on Serve, or are on their way there."""
     recorded: frozenset[BundleRef]
     """Those of all versions."""
-    run_ids: frozenset[str]
 
 
 def save_state(url: str, file: Path) -> SavedState:
@@ -67,11 +66,10 @@ def save_state(url: str, file: Path) -> SavedState:
         }
         running = sa.select(transitions.c.goal, transitions.c.restores).where(transitions.c.status == "running")
         live |= {bundle for row in target.execute(running) for bundle in _bundles(list(row))}
-        found = target.execute(sa.select(versions.c.bundle_uri, versions.c.digest, versions.c.run_id)).all()
+        found = target.execute(sa.select(versions.c.bundle_uri, versions.c.digest)).all()
         recorded = {BundleRef(uri=row.bundle_uri, digest=row.digest) for row in found}
         mine = owner_in(target, History()).id
-    runs = frozenset(row.run_id for row in found)
-    return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded), runs)
+    return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded))
 
 
 def state_there(url: str) -> str | None:

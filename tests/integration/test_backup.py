@@ -165,7 +165,9 @@ def test_tables_of_another_mlflow_are_refused_by_name(place, empty):
     (folder / "backup.json").write_text(json.dumps(contents))
     (folder / "manifest.json").unlink()
     changed = publish(folder, str(place), made_at=datetime(2026, 1, 1, tzinfo=UTC))
-    with pytest.raises(RefusedError, match=r"have schema 0, made by mlflow 9; mlflow 3.*, which is installed here, has"):
+    with pytest.raises(
+        RefusedError, match=r"have schema 0, made by mlflow 9; mlflow 3.*, which is installed here, has"
+    ):
         restore_backup(empty, uri=str(place), backup_id=changed)
 
 

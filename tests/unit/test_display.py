@@ -21,6 +21,7 @@ from raymlops.display import (
     display,
     duration,
     file_size,
+    number_of,
     utc_time,
 )
 from raymlops.training.events import Event

@@ -13,5 +13,8 @@ def test_a_manifest_that_names_no_file_is_refused(tmp_path):
     draft = tmp_path / FOLDER / "draft"
     draft.mkdir(parents=True)
     backup_id = publish(draft, str(tmp_path), made_at=datetime(2026, 1, 1, tzinfo=UTC))
-    with pytest.raises(RefusedError, match=r"lacks backup\.json; nothing was restored"), opened(str(tmp_path), backup_id):
+    with (
+        pytest.raises(RefusedError, match=r"lacks backup\.json; nothing was restored"),
+        opened(str(tmp_path), backup_id),
+    ):
         pass
