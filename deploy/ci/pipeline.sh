@@ -8,7 +8,7 @@
 #   pipeline.sh nightly CONFIG              the tests marked soak, then drift and quality of the live model
 #
 # Values that replace the file's follow CONFIG: train.lr=0.01. OUT is the folder of results (raymlops-ci), ENV_NAME the
-# overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift.
+# overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift or worse answers.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

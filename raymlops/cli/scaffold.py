@@ -41,6 +41,12 @@ _PIPELINES: dict[System, dict[str, str]] = {
     "jenkins": {"Jenkinsfile": "jenkins/Jenkinsfile", "ci/pipeline.sh": "ci/pipeline.sh"},
 }
 """By CI system: the files of its whole pipeline, each with its place in ``deploy``."""
+_ROWS: dict[System | None, str] = {
+    None: "`.github/workflows/ci.yml` | runs `validate` and the contract test on every push",
+    "github": "`.github/` | validates and trains each pull request, deploys what is merged, watches it every night",
+    "jenkins": "`Jenkinsfile`, `ci/pipeline.sh` | validate and train, and deploy once somebody has approved",
+}
+"""By CI system: its row in the README."""
 
 
 def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
@@ -64,6 +70,7 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
         "module": module,
         "cls": "".join(part.capitalize() for part in module.split("_")),
         "version": __version__,
+        "ci": _ROWS[ci],
     }
     targets = {
         **({".github/workflows/ci.yml": "ci.yml.txt"} if ci is None else {}),
