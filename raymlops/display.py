@@ -256,6 +256,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any
     )
 
 
+def number_of(count: int, one: str, many: str | None = None) -> str:
+    """Return a count with its noun: ``1 study``, ``2 studies``; ``many`` is the plural, by default with an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def some_of(texts: Sequence[str], most: int = 5, *, separator: str = ", ") -> str:
     """Return the first texts, and how many more there are."""
     more = f" and {len(texts) - most} more" if len(texts) > most else ""

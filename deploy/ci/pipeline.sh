@@ -8,7 +8,7 @@
 #   pipeline.sh nightly CONFIG              the tests marked soak, then drift and quality of the live model
 #
 # Values that replace the file's follow CONFIG: train.lr=0.01. OUT is the folder of results (raymlops-ci), ENV_NAME the
-# overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift.
+# overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift or worse answers.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -117,8 +117,10 @@ nightly)
   if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi # 5: there is none
   name=$(raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json |
     python3 -c 'import json, sys; print(json.load(sys.stdin)["config"]["project"]["name"])')
-  verb drift drift "$name" --fail-on-drift
-  verb quality quality "$name" --fail-on-worse
+  code=0
+  verb drift drift "$name" --fail-on-drift || code=$?
+  verb quality quality "$name" --fail-on-worse || code=$?
+  exit "$code"
   ;;
 *)
   echo "$stage is no stage: validate, train, deploy or nightly" >&2

@@ -17,7 +17,7 @@ from raymlops.cli.output import (
     note,
     write,
 )
-from raymlops.display import file_size, table
+from raymlops.display import file_size, number_of, table
 from raymlops.records import to_json
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def backup(
     record = save(config, to=to, overrides=overrides or (), env=env, on_step=note)
     head = (
         f"backup {record.id} in {record.to}: {_rows(record.databases)}, {file_size(record.size_bytes)}, "
-        f"{record.bundles} bundles ({record.new_bundles} of them new), {record.seconds:.1f} s"
+        f"{number_of(record.bundles, 'bundle')} ({record.new_bundles} new), {record.seconds:.1f} s"
     )
     lines = [
         head,
@@ -129,7 +129,8 @@ def restore(
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
     lines = [
-        f"backup {record.id} {done}: {_rows(record.databases)}, {record.bundles} bundles, {record.seconds:.1f} s",
+        f"backup {record.id} {done}: {_rows(record.databases)}, {number_of(record.bundles, 'bundle')}, "
+        f"{record.seconds:.1f} s",
         *(f"the backup lacks  {text}" for text in record.left_out),
         *(f"unfinished, and not used  {name}" for name in record.unfinished),
     ]
@@ -170,4 +171,4 @@ def _plain(uri: str) -> str:
 
 
 def _rows(databases: Mapping[str, Saved]) -> str:
-    return ", ".join(f"{name} {saved.rows} rows" for name, saved in databases.items())
+    return ", ".join(f"{name} {number_of(saved.rows, 'row')}" for name, saved in databases.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,8 +24,8 @@ def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the project and its folder.")],
     *,
     ci: Annotated[
-        str | None,
-        typer.Option("--ci", metavar="SYSTEM", help="With a pipeline to the live model: github or jenkins."),
+        Literal["github", "jenkins"] | None,
+        typer.Option("--ci", metavar="SYSTEM", help="Add a delivery pipeline for this CI system: github or jenkins."),
     ] = None,
 ) -> Answer:
     """Create a project: recipe, configuration, contract test, requirements, CI workflow, README."""

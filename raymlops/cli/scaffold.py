@@ -13,6 +13,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,7 +26,8 @@ ROWS = 2000
 _TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}
 
 
-_PIPELINES: dict[str, dict[str, str]] = {
+System = Literal["github", "jenkins"]
+_PIPELINES: dict[System, dict[str, str]] = {
     "github": {
         ".github/workflows/raymlops.yml": "github/workflows/raymlops.yml",
         ".github/workflows/raymlops-validate.yml": "github/workflows/raymlops-validate.yml",
@@ -39,9 +41,15 @@ _PIPELINES: dict[str, dict[str, str]] = {
     "jenkins": {"Jenkinsfile": "jenkins/Jenkinsfile", "ci/pipeline.sh": "ci/pipeline.sh"},
 }
 """By CI system: the files of its whole pipeline, each with its place in ``deploy``."""
+_ROWS: dict[System | None, str] = {
+    None: "`.github/workflows/ci.yml` | runs `validate` and the contract test on every push",
+    "github": "`.github/` | validates and trains each pull request, deploys what is merged, watches it every night",
+    "jenkins": "`Jenkinsfile`, `ci/pipeline.sh` | validate and train, and deploy once somebody has approved",
+}
+"""By CI system: its row in the README."""
 
 
-def scaffold(name: str, *, ci: str | None = None) -> tuple[Path, list[str]]:
+def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
     """Write the folder ``name`` and return it with the names of its files.
 
     ``ci`` is ``github`` or ``jenkins``, for a pipeline from the pull request to the live model; without it a workflow
@@ -49,21 +57,20 @@ def scaffold(name: str, *, ci: str | None = None) -> tuple[Path, list[str]]:
 
     Raises:
         InvalidNameError: the name cannot be a registered model, or its module would hide another one.
-        UsageError: the folder exists, or there is no pipeline for ``ci``.
+        UsageError: the folder exists.
         StorageError: it cannot be written.
     """
     module = _module_of(name)
     folder = Path(name)
     if folder.exists():
         raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
-    if ci is not None and ci not in _PIPELINES:
-        raise UsageError(f"--ci got {ci!r}; allowed: {', '.join(_PIPELINES)}")
     copied = {} if ci is None else {to: shipped("deploy") / file for to, file in _PIPELINES[ci].items()}
     words = {
         "name": name,
         "module": module,
         "cls": "".join(part.capitalize() for part in module.split("_")),
         "version": __version__,
+        "ci": _ROWS[ci],
     }
     targets = {
         **({".github/workflows/ci.yml": "ci.yml.txt"} if ci is None else {}),

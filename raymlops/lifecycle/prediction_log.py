@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
-from raymlops.config.durations import parse_duration
+from raymlops.config.durations import parse_duration, read_moment
 from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.sources import state_of
@@ -362,23 +362,23 @@ def changing(url: str, name: str, *, purpose: str) -> Iterator[Callable[[str], S
         yield partial(FencedStore, check=check)
 
 
-def parse_moment(text: str, *, now: datetime) -> datetime:
-    """Parse a time: a duration such as ``1h`` counts back from now; an ISO time without a zone is UTC.
+def parse_moment(text: str, *, now: datetime, ahead: bool = False) -> datetime:
+    """Parse a time: a duration such as ``1h`` counts back from now, or ``ahead``; an ISO time without a zone is UTC.
 
     Raises:
         UsageError: it is neither.
     """
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        return read_moment(text)
+    except (ValueError, OverflowError):
         try:
-            return now - timedelta(seconds=parse_duration(text))
+            length = timedelta(seconds=parse_duration(text))
+            return now + length if ahead else now - length
         except (UsageError, OverflowError) as error:
             raise UsageError(
                 f"{text[:40]!r} is no time; expected a length of time or an ISO time",
                 hint="For example 1h, 7d, 2026-11-25 or 2026-11-25T12:00.",
             ) from error
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _counts(record: EraseRecord) -> dict[str, int]:

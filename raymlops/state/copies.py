@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.records import BundleRef
 from raymlops.state.audit import add_event
@@ -43,7 +44,6 @@ class SavedState:
     """Bundles that should be on Serve, or are on their way there."""
     recorded: frozenset[BundleRef]
     """Those of all versions."""
-    run_ids: frozenset[str]
 
 
 def save_state(url: str, file: Path) -> SavedState:
@@ -66,11 +66,10 @@ def save_state(url: str, file: Path) -> SavedState:
         }
         running = sa.select(transitions.c.goal, transitions.c.restores).where(transitions.c.status == "running")
         live |= {bundle for row in target.execute(running) for bundle in _bundles(list(row))}
-        found = target.execute(sa.select(versions.c.bundle_uri, versions.c.digest, versions.c.run_id)).all()
+        found = target.execute(sa.select(versions.c.bundle_uri, versions.c.digest)).all()
         recorded = {BundleRef(uri=row.bundle_uri, digest=row.digest) for row in found}
         mine = owner_in(target, History()).id
-    runs = frozenset(row.run_id for row in found)
-    return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded), runs)
+    return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded))
 
 
 def state_there(url: str) -> str | None:
@@ -129,10 +128,10 @@ def _there(connection: sa.Connection) -> str | None:
     counts = rows_in(connection, [table for table in _TABLES if table is not identity])
     if not counts:
         return None
-    words = {"audit": "changes", "versions": "versions", "deployments": "deployments", "api_keys": "API keys"}
-    named = [f"{counts[name]} {word}" for name, word in words.items() if name in counts]
+    words = {"audit": "change", "versions": "version", "deployments": "deployment", "api_keys": "API key"}
+    named = [number_of(counts[name], word) for name, word in words.items() if name in counts]
     rest = sum(count for name, count in counts.items() if name not in words)
-    named += [f"{rest} other rows"] if rest else []
+    named += [number_of(rest, "other row")] if rest else []
     came = connection.scalar(
         sa.select(audit.c.why).where(audit.c.subject == SELF, audit.c.action == RESTORE).order_by(audit.c.id.desc())
     )

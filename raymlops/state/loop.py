@@ -46,8 +46,6 @@ Stage = Literal[
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which a retraining passes them; the last four end it."""
 ENDS: frozenset[Stage] = frozenset({"done", "stopped", "rejected", "taken_back"})
-FAILED: frozenset[Stage] = frozenset({"stopped", "rejected", "taken_back"})
-"""Ends after which what triggered it triggers no other one."""
 
 FREEZE, THAW = "loop.freeze", "loop.thaw"
 """Actions of audit events, beside ``retrain.STAGE``."""
@@ -99,11 +97,6 @@ class Retraining(Record):
     def is_open(self) -> bool:
         """Return whether it has not ended."""
         return self.ended_at is None
-
-    @property
-    def is_tried(self) -> bool:
-        """Return whether it ended without a promotion that lasts, so that its evidence is not to be tried again."""
-        return self.stage in FAILED or (self.stage == "decided" and not self.is_open)
 
     def at(self, stage: Stage, *, now: datetime, note: str = "", **changes: Any) -> Retraining:
         """Return it at a stage from now on, with no failed attempt of that; ``changes`` are other fields.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
 from raymlops.tracking.client import Tracker
@@ -34,9 +35,6 @@ _PARAMS = "params"
 class SavedVersion:
     """A model version in a copy, with what of it is kept elsewhere."""
 
-    name: str
-    version: int
-    run_id: str
     source: str
     """URI of its files among the run's artifacts."""
     tags: Mapping[str, str]
@@ -89,11 +87,11 @@ def tracking_there(url: str, *, file: Path) -> str | None:
         return _words(counts)
 
 
-def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str], Any]) -> bool:
+def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str], Any]) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none, in one transaction.
 
-    Return whether that was still to be done: a restore that was killed after it did it. ``change`` gets each value,
-    but for what runs were given.
+    Nothing is done where the rows of the copy are there: a restore that was killed after it wrote them. ``change`` gets
+    each value, but for what runs were given.
 
     Raises:
         RefusedError: the database is not empty; nothing was changed.
@@ -105,12 +103,11 @@ def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Cal
     with snapshot(sqlite_url(file), what=WHAT) as source, writing(url, what=WHAT) as target:
         if counts := _used(target):
             if same_keys(source, target, _kept()):
-                return False
+                return
             raise RefusedError(f"{WHAT} is not empty: {_words(counts)}")
         for table in reversed(tables):  # what MLflow makes by itself
             target.execute(sa.delete(table))
         copy_rows(source, target, tables, change=lambda table, value: value if table == _PARAMS else change(value))
-    return True
 
 
 @cache
@@ -148,8 +145,8 @@ def _restored(file: Path, there: sa.Connection) -> bool:
 
 
 def _words(counts: Mapping[str, int]) -> str:
-    words = {"experiments": "experiments", "runs": "runs", "model_versions": "model versions"}
-    return ", ".join(f"{counts.get(name, 0)} {word}" for name, word in words.items())
+    words = {"experiments": "experiment", "runs": "run", "model_versions": "model version"}
+    return ", ".join(number_of(counts.get(name, 0), word) for name, word in words.items())
 
 
 def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
@@ -159,8 +156,8 @@ def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
     for row in connection.execute(sa.select(tags.name, tags.version, tags.key, tags.value)):
         found.setdefault((row.name, row.version), {})[row.key] = row.value
     saved = tuple(
-        SavedVersion(row.name, row.version, row.run_id or "", row.source or "", found.get((row.name, row.version), {}))
-        for row in connection.execute(sa.select(versions.name, versions.version, versions.run_id, versions.source))
+        SavedVersion(row.source or "", found.get((row.name, row.version), {}))
+        for row in connection.execute(sa.select(versions.name, versions.version, versions.source))
     )
     registered = sa.select(versions.run_id).where(versions.run_id.is_not(None))
     places = connection.execute(sa.select(runs.run_uuid, runs.artifact_uri).where(runs.run_uuid.in_(registered)))

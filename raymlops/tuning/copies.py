@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from raymlops.config.paths import sqlite_url
+from raymlops.display import number_of
 from raymlops.errors import RefusedError
 from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
 from raymlops.tuning.study.storage import open_storage
@@ -51,10 +52,10 @@ def studies_there(url: str, *, file: Path) -> str | None:
         return _words(counts) if counts and not same_keys(source, there, _kept()) else None
 
 
-def restore_studies(file: Path, url: str, *, change: Callable[[str], Any]) -> bool:
+def restore_studies(file: Path, url: str, *, change: Callable[[str], Any]) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none, in one transaction.
 
-    Return whether that was still to be done: a restore that was killed after it did it.
+    Nothing is done where the rows of the copy are there: a restore that was killed after it wrote them.
 
     Raises:
         RefusedError: the database is not empty; nothing was changed.
@@ -65,10 +66,9 @@ def restore_studies(file: Path, url: str, *, change: Callable[[str], Any]) -> bo
     with snapshot(sqlite_url(file), what=WHAT) as source, writing(url, what=WHAT) as target:
         if counts := rows_in(target, _tables()):
             if same_keys(source, target, _kept()):
-                return False
+                return
             raise RefusedError(f"{WHAT} is not empty: {_words(counts)}")
         copy_rows(source, target, _tables(), change=lambda _table, value: change(value))
-    return True
 
 
 @cache
@@ -84,4 +84,5 @@ def _kept() -> list[sa.Table]:
 
 
 def _words(counts: dict[str, int]) -> str:
-    return f"{counts.get('studies', 0)} studies with {counts.get('trials', 0)} trials"
+    studies = number_of(counts.get("studies", 0), "study", "studies")
+    return f"{studies} with {number_of(counts.get('trials', 0), 'trial')}"

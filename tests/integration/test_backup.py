@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from stored import put
 from raymlops.bundle.verify import verify
 from raymlops.errors import BundleError, NotFoundError, OutdatedStateError, RefusedError, StorageError
 from raymlops.lifecycle.backup.databases import databases_of
+from raymlops.lifecycle.backup.place import publish
 from raymlops.lifecycle.backup.restore import restore_backup
 from raymlops.lifecycle.backup.save import backup
 from raymlops.state.store import State
@@ -103,7 +106,7 @@ def test_nobody_but_its_owner_reads_a_backup_and_it_holds_no_secret(machine, sav
 def test_what_is_not_empty_is_left_as_it_is(machine, saved):
     """The original itself: what it has is said, and it is the same afterwards."""
     before = seen(machine.spec)
-    with pytest.raises(RefusedError, match=r"the state database has state \w+ with 3 changes, 1 versions"):
+    with pytest.raises(RefusedError, match=r"the state database has state \w+ with 3 changes, 1 version,"):
         restore_backup(machine.spec, uri=str(saved[0]))
     assert seen(machine.spec) == before
 
@@ -154,11 +157,18 @@ def test_a_backup_of_a_newer_format_is_refused(place, empty):
         restore_backup(empty, uri=str(place))
 
 
-def test_tables_of_another_mlflow_are_refused_by_name(saved, empty, monkeypatch):
-    """It says which release made them, and how they are restored."""
-    monkeypatch.setattr("raymlops.tracking.copies.tracking_schema", lambda: ("0", "mlflow 9"))
-    with pytest.raises(RefusedError, match=r"made by mlflow 3.*; mlflow 9, which is installed here, has 0"):
-        restore_backup(empty, uri=str(saved[0]))
+def test_tables_of_another_mlflow_are_refused_by_name(place, empty):
+    """It says which release made them, and which is here."""
+    (folder,) = (place / "backups").iterdir()
+    contents = json.loads((folder / "backup.json").read_text())
+    contents["databases"]["mlflow"] |= {"schema": "0", "made_by": "mlflow 9"}
+    (folder / "backup.json").write_text(json.dumps(contents))
+    (folder / "manifest.json").unlink()
+    changed = publish(folder, str(place), made_at=datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(
+        RefusedError, match=r"have schema 0, made by mlflow 9; mlflow 3.*, which is installed here, has"
+    ):
+        restore_backup(empty, uri=str(place), backup_id=changed)
 
 
 def test_a_place_that_refuses_names_what_it_refuses(machine, s3):

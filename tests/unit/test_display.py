@@ -21,6 +21,7 @@ from raymlops.display import (
     display,
     duration,
     file_size,
+    number_of,
     utc_time,
 )
 from raymlops.training.events import Event
@@ -210,3 +211,9 @@ def test_an_event_that_cannot_be_rendered_ends_nothing():
         shown(SweepEvent("message", message="after"))
     assert "before" in stream.getvalue()
     assert "after" not in stream.getvalue()
+
+
+def test_a_count_agrees_with_its_noun() -> None:
+    """One, several and none, also of an irregular plural."""
+    assert [number_of(count, "study", "studies") for count in (0, 1, 2)] == ["0 studies", "1 study", "2 studies"]
+    assert number_of(1000, "trial") == "1,000 trials"

@@ -119,15 +119,12 @@ def opened(uri: str, backup_id: str) -> Iterator[tuple[Path, Contents]]:
     """
     where = filesystem.join(uri, FOLDER, backup_id)
     named = _ID.fullmatch(backup_id)
+    if named is None:
+        raise _missing(uri, backup_id)
     try:
-        if named is None:
-            raise NotFoundError(f"{backup_id!r} is not the id of a backup")  # noqa: TRY301
         data = filesystem.read_bytes(filesystem.join(where, MANIFEST))
     except NotFoundError as error:
-        there = ", ".join(name for name, files in _listing(uri).items() if files is not None and MANIFEST in files)
-        raise NotFoundError(
-            f"there is no backup {backup_id} in {uri}", hint=f"Those that are whole: {there or 'none'}."
-        ) from error
+        raise _missing(uri, backup_id) from error
     got = hashlib.sha256(data).hexdigest()[:_NAMED]
     if got != named[1]:
         raise _changed(where, f"{MANIFEST} is damaged: expected a SHA-256 that begins with {named[1]}, got {got}")
@@ -163,10 +160,17 @@ def _files(where: str, data: bytes) -> Digests:
             f"the backup {where} has format {version}; this raymlops reads up to {BACKUP.version}",
             hint="A newer raymlops wrote it: pip install -U raymlops.",
         )
+    if FILE not in files:
+        raise _changed(where, f"{MANIFEST} lacks {FILE}")
     for name in files:
-        if any(part in {"", ".", ".."} for part in name.split("/")) or FILE not in files:
-            raise _changed(where, f"{MANIFEST} names {name!r}, or lacks {FILE}")
+        if any(part in {"", ".", ".."} for part in name.split("/")):
+            raise _changed(where, f"{MANIFEST} names {name!r}")
     return files
+
+
+def _missing(uri: str, backup_id: str) -> NotFoundError:
+    there = ", ".join(name for name, files in _listing(uri).items() if files is not None and MANIFEST in files)
+    return NotFoundError(f"there is no backup {backup_id} in {uri}", hint=f"Those that are whole: {there or 'none'}.")
 
 
 def _changed(where: str, problem: str) -> RefusedError:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.display import number_of
 from raymlops.errors import BundleError, RefusedError
 from raymlops.lifecycle.backup import place
 from raymlops.lifecycle.backup.artifacts import restore_artifacts, restore_models
@@ -78,7 +79,9 @@ def restore_backup(
     chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
     assert chosen is not None
     with place.opened(uri, chosen) as (folder, contents):
-        on_step(f"backup {chosen}: checking {len(contents.bundles)} bundles, and that nothing is in the way")
+        on_step(
+            f"backup {chosen}: checking {number_of(len(contents.bundles), 'bundle')}, and that nothing is in the way"
+        )
         bundles = _checked_bundles(contents, uri)
         _check_schemas(contents)
         _refuse_used(databases, contents, folder)

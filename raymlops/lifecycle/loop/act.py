@@ -103,6 +103,8 @@ class Loop:
         Raises:
             ClusterError, TrackingError, StorageError, UnreachableError: something of it cannot be found out, or done,
                 now; the next call goes on.
+            RefusedError, NotFoundError, InsufficientResourcesError, BundleError, ConfigError, UsageError: what it
+                depends on is gone or unusable, such as a run that was removed; it is stopped, or goes on baking.
         """
         last: Action | None = None
         for _ in range(MOST_STEPS):

@@ -1,26 +1,20 @@
 """When a version that bakes is compared with the one before it on the same labelled requests, and what came of it.
 
-A comparison reads and answers again all labelled requests since the promotion. So it is made where skill is lost, and a
-few times a bake, once there are newer windows of labels.
+A comparison reads and answers again all labelled requests since the promotion. So it is made where skill is lost, and
+once for each newer window of labels.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from raymlops.config.retrain import RetrainSection
-from raymlops.config.stored import read_stored
 from raymlops.lifecycle.loop.next_step import COMPARING
 from raymlops.monitor.baked import Compared
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.quality.facts import QualityFacts
     from raymlops.state.loop import Retraining
-
-TIMES = 8
-"""A bake, or daily where that is more often."""
-LONGEST = timedelta(days=1)
 
 
 def compared_of(one: Retraining) -> Compared | None:
@@ -40,8 +34,4 @@ def due_until(one: Retraining, known: QualityFacts) -> datetime | None:
     if verdict is None or verdict.outcome != "worse":
         return None
     done = compared_of(one)
-    if done is None:
-        return until
-    every = min(LONGEST, timedelta(hours=read_stored(RetrainSection, one.settings).bake_h) / TIMES)
-    newer = until - datetime.fromisoformat(done.until)
-    return until if newer > timedelta(0) and newer >= every else None
+    return until if done is None or until > datetime.fromisoformat(done.until) else None

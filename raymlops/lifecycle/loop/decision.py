@@ -6,13 +6,12 @@ outdated reading, writes nothing.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import RefusedError
+from raymlops.lifecycle.live.each_model import EachModel
 from raymlops.lifecycle.live.lineup import champion_of, retrained
-from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.loop.facts import facts_of
 from raymlops.lifecycle.loop.messages import message_about
 from raymlops.lifecycle.quality.facts import quality_facts
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from raymlops.monitor.retraining import Facts
     from raymlops.state.loop import Stage
     from raymlops.state.store import State
-
-_log = logging.getLogger(__name__)
 
 
 def decide_due(
@@ -89,20 +86,20 @@ def retraining(
     """Return the retraining that a decision leads to."""
     assert facts.champion is not None
     return Retraining(
-        retraining_id(facts.name, found.trigger, found.evidence),
-        facts.name,
-        facts.champion,
-        facts.champion_run_id,
-        found.trigger,
-        found.evidence,
-        found.evidence_at,
-        found.why,
-        policy.model_dump(mode="json"),
-        actor,
-        stage,
-        now,
-        now,
-        found.reasons,
+        id=retraining_id(facts.name, found.trigger, found.evidence),
+        name=facts.name,
+        champion=facts.champion,
+        champion_run_id=facts.champion_run_id,
+        trigger=found.trigger,
+        evidence=found.evidence,
+        evidence_at=found.evidence_at,
+        why=found.why,
+        settings=policy.model_dump(mode="json"),
+        actor=actor,
+        stage=stage,
+        made_at=now,
+        stage_at=now,
+        reasons=found.reasons,
     )
 
 
@@ -131,15 +128,14 @@ class Decisions:
     def __init__(self, state: State) -> None:
         self._state = state
         self._actor = f"controller of {this_user()}"
-        self._failures = RecordedFailures(state, actor=self._actor)
+        self._each = EachModel(state, undone="it was not decided whether to retrain it", actor=self._actor)
 
     def __call__(self, now: datetime) -> None:
         """Decide on what is due; record what fails for a model, and continue with the others."""
+
+        def decided(name: str, _hurry: object) -> bool:
+            decide_due(self._state, name, now=now, actor=self._actor)
+            return True
+
         names = {item.name for item in self._state.deployments()}
-        for name in sorted(names | {one.name for one in retrainings_of(self._state, open_only=True)}):
-            try:
-                decide_due(self._state, name, now=now, actor=self._actor)
-                self._failures.over(name)
-            except Exception as error:
-                _log.warning("whether %s is to be retrained", name, exc_info=error)
-                self._failures.put(name, f"it was not decided whether to retrain it: {type(error).__name__}: {error}")
+        self._each(names | {one.name for one in retrainings_of(self._state, open_only=True)}, decided)

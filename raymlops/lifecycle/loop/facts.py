@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Quality = Callable[..., QualityFacts]
 
 _LONGEST = timedelta(days=7)
-"""Of a window of drift."""
+"""Of a window, of drift or of skill."""
 
 
 def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quality_facts) -> Facts:
@@ -48,19 +48,19 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
     found = quality(state, name, now=now) if asked else QualityFacts()
     broken = [one for one in incidents_of(state, name, open_only=True) if one.kind in BROKEN]
     return Facts(
-        name,
-        champion.version,
-        champion.run_id,
-        since,
-        found.verdict,
-        _skill(state, champion, since, now) if triggers.min_skill is not None else (),
-        found.until,
-        found.labelled_rows,
-        () if triggers.drift_alarms is None else _alarms(state, name, since),
-        tuple(one.text() for one in broken),
-        "" if model.rollout is None else _rollout(model.rollout),
-        frozen,
-        retrainings,
+        name=name,
+        champion=champion.version,
+        champion_run_id=champion.run_id,
+        promoted_at=since,
+        verdict=found.verdict,
+        windows=_skill(state, champion, since, now) if triggers.min_skill is not None else (),
+        judged_until=found.until,
+        labelled_rows=found.labelled_rows,
+        alarms=() if triggers.drift_alarms is None else _alarms(state, name, since),
+        incidents=tuple(one.text() for one in broken),
+        rollout="" if model.rollout is None else _rollout(model.rollout),
+        freeze=frozen,
+        retrainings=retrainings,
     )
 
 

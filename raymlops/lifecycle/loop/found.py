@@ -42,6 +42,7 @@ def found_of(
 
     Raises:
         ClusterError, TrackingError, StorageError, UnreachableError: something of it cannot be found out now.
+        NotFoundError: the champion's run is gone from MLflow.
     """
     model = state.model(one.name)
     champion = champion_of(model.deployments)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from raymlops.config.durations import parse_duration
 from raymlops.errors import UsageError
 from raymlops.lifecycle.loop.opened import chosen_state
+from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.records import Record
 from raymlops.state.engine import this_user
 from raymlops.state.loop import Freeze
@@ -16,6 +15,8 @@ from raymlops.state.loop import freeze as put_freeze
 from raymlops.state.loop import thaw as end_freeze
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from raymlops.lifecycle.sources import Source
 
 
@@ -75,16 +76,7 @@ def _said(why: str) -> None:
 
 
 def _time(until: str, now: datetime) -> datetime:
-    try:
-        found = datetime.fromisoformat(until)
-        found = (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except ValueError:
-        try:
-            found = now + timedelta(seconds=parse_duration(until))
-        except UsageError as error:
-            raise UsageError(
-                f"got --until {until}; a duration such as 12h or 3d, or a time such as 2026-01-31T12:00Z"
-            ) from error
+    found = parse_moment(until, now=now, ahead=True)
     if found <= now:
         raise UsageError(f"got --until {until}, which is not in the future: it is {now:%Y-%m-%d %H:%M} UTC")
     return found

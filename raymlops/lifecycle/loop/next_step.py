@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Task = Literal["train", "gate", "replay", "compare"]
 """What a retraining does in a Ray job of its own."""
 TASKS: dict[Stage, Task] = {"checking": "train", "training": "train", "gating": "gate", "replaying": "replay"}
-"""The job that is looked for at a stage; one that bakes is compared, a few times."""
+"""The job that is looked for at a stage; one that bakes is compared once for each new window of labels."""
 COMPARING = "comparing"
 """Key of the newest comparison in ``Retraining.found``."""
 _DOING: dict[Task, str] = {

@@ -95,6 +95,7 @@ class RayJobs:
         """Return the finished run of a retraining; None without one.
 
         Raises:
+            NotFoundError: the champion's run is gone.
             TrackingError: MLflow does not answer.
         """
         tracker = self._tracker(self._spec)

@@ -55,18 +55,18 @@ def judged(
         outcome = "alarm" if beyond else OUTCOMES[verdict.outcome]
         reason = "; ".join(one["text"] for one in beyond) or verdict.reason
     kept = JudgedWindow(
-        name,
-        "outputs",
-        "skill",
-        version,
-        start,
-        stop,
-        version,
-        outcome,
-        printable(reason)[:2000],
-        found.labelled,
-        now,
-        AGAINST,
+        name=name,
+        side="outputs",
+        kind="skill",
+        version=version,
+        start=start,
+        stop=stop,
+        judged_by=version,
+        outcome=outcome,
+        reason=printable(reason)[:2000],
+        rows=found.labelled,
+        judged_at=now,
+        against=AGAINST,
         details=plain(_details(found, verdict, section) | {"beyond": beyond}),
     )
     return kept, tuple(one["bound"] for one in beyond)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from raymlops.monitor.quality import log_loss
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 POLICY = ("gate", "monitor", "retrain", "serve", "train")
 """Sections that decide what becomes of a model."""
 NAMES = ("live", "frozen", "blind")
-_LEAST = 1e-7
 _HEAD = f"{'week':>4}  {'until':10}  {'late':>5}  {'live':>7} {'frozen':>7} {'blind':>7}  version  what happened"
 
 
@@ -66,17 +66,11 @@ class Tally:
 
     def closed(self, number: int, *, until: str, events: Sequence[str]) -> WeekRecord:
         """Return the week."""
-        losses = {name: log_loss(values, self.labels) for name, values in self.answers.items()}
+        losses = {
+            name: log_loss(values, self.labels) if self.labels else math.nan for name, values in self.answers.items()
+        }
         late = sum(self.labels) / max(len(self.labels), 1)
         return WeekRecord(number, until, len(self.labels), late, losses, dict(self.versions), tuple(events))
-
-
-def log_loss(answers: Sequence[float], labels: Sequence[int]) -> float:
-    """Return the mean log loss of probabilities, in nats; NaN without any."""
-    if not labels:
-        return math.nan
-    inside = (min(max(p, _LEAST), 1 - _LEAST) for p in answers)
-    return -sum(math.log(p if y else 1 - p) for p, y in zip(inside, labels, strict=True)) / len(labels)
 
 
 def means(weeks: Sequence[WeekRecord]) -> dict[str, float]:

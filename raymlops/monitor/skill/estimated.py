@@ -123,20 +123,6 @@ def expected_losses(probability: Any, *, if_true: Any, if_false: Any) -> Floats:
     return np.asarray(c * np.asarray(if_true) + (1 - c) * np.asarray(if_false))
 
 
-def expected_auc(confidence: Any, probability: Any, *, weights: Any = None) -> float:
-    """Return the chance that an event's row has a higher confidence than another's; NaN where one is impossible.
-
-    A row is no pair with itself.
-    """
-    c = np.asarray(probability, dtype=np.float64)
-    w = np.ones(len(c)) if weights is None else np.asarray(weights, dtype=np.float64)
-    _, place = np.unique(np.asarray(confidence, dtype=np.float64), return_inverse=True)
-    events, others = np.bincount(place, w * c), np.bincount(place, w * (1 - c))
-    above = float((events * (np.cumsum(others) - others / 2)).sum()) - float((w * c * w * (1 - c)).sum()) / 2
-    pairs = float(events.sum() * others.sum()) - float((w * c * w * (1 - c)).sum())
-    return above / pairs if pairs > 0 else float("nan")
-
-
 def error_on_labelled(
     confidence: Any, events: Any, losses: Callable[[Floats], Any], *, clusters: Any, weights: Any = None
 ) -> Estimate:

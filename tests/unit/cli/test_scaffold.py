@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from ruamel.yaml import YAML
 
@@ -61,3 +63,14 @@ def test_existing_folder_is_left_alone(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="exists"):
         scaffold("mine")
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("ci", [None, "github", "jenkins"])
+def test_the_readme_names_files_that_were_written(tmp_path, monkeypatch, ci):
+    """Whatever checks and delivers the project."""
+    monkeypatch.chdir(tmp_path)
+    folder, files = scaffold("late-parcels", ci=ci)
+    rows = [line for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert [name for name in named if not (folder / name).exists()] == []
+    assert [name for name in files if not (folder / name).is_file()] == []

@@ -1,8 +1,10 @@
 """The pipeline that ``raymlops init --ci github`` writes: its shell steps, run in order on a checkout."""
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,24 @@ def test_a_wrong_stage_is_named():
     assert wrong.stderr == "trian is no stage: validate, train, deploy or nightly\n"
     assert (wrong.returncode, bare.returncode) == (2, 2)
     assert "pipeline.sh train CONFIG" in bare.stderr
+
+
+def test_drift_does_not_keep_the_nightly_run_from_asking_for_quality(tmp_path):
+    """Both are asked; the exit code says that one of them found something."""
+    (tmp_path / "bin").mkdir()
+    stub = tmp_path / "bin/raymlops"
+    stub.write_text(
+        'echo "$1" >> calls\n'
+        'case $1 in drift) exit 6;; config) echo \'{"config": {"project": {"name": "late"}}}\';; esac\n'
+    )
+    stub.chmod(0o755)
+    stub.write_text(f"#!/bin/sh\n{stub.read_text()}")
+    (tmp_path / "bin/python3").symlink_to(sys.executable)
+    (tmp_path / "test_none.py").write_text("")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    left = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
+    done = subprocess.run(
+        ["bash", SCRIPT, "nightly", "config.yaml"], cwd=tmp_path, env={**left, "PATH": path}, check=False
+    )
+    assert (tmp_path / "calls").read_text().split() == ["config", "drift", "quality"]
+    assert done.returncode == 6

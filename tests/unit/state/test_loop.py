@@ -107,7 +107,7 @@ def test_an_end_is_final(state, end):
     """It has its time then, and can be moved by nobody."""
     begin(state, retraining())
     ended = advance(state, *moved(retraining_of(state, retraining().id), end), why="the end")
-    assert (ended.ended_at, ended.is_open, ended.is_tried) == (NOW + HOUR, False, end != "done")
+    assert (ended.ended_at, ended.is_open) == (NOW + HOUR, False)
     with pytest.raises(RefusedError, match="has ended"):
         advance(state, *moved(ended, "stopped"), why="again")
 
@@ -120,10 +120,10 @@ def test_no_stage_comes_back(state):
 
 
 def test_what_was_only_observed_ends_where_it_was_decided(state):
-    """Its evidence was tried by that; another one may begin."""
+    """Another one may begin."""
     begin(state, retraining(ended_at=NOW))
     (observed,) = retrainings_of(state)
-    assert (observed.is_open, observed.is_tried) == (False, True)
+    assert not observed.is_open
     assert "observed 2026-01-01 12:00 UTC" in observed.text()
     assert begin(state, retraining("later"))
 

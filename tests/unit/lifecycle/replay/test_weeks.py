@@ -7,7 +7,7 @@ import math
 import pytest
 
 from raymlops.config.load import load_data
-from raymlops.lifecycle.replay.weeks import Tally, log_loss, means, policy_lines, table
+from raymlops.lifecycle.replay.weeks import Tally, means, policy_lines, table
 
 
 def closed(number, live, rows=2):
@@ -26,9 +26,9 @@ def test_a_week_has_the_log_loss_of_each_on_the_same_rows():
 
 
 def test_a_certain_answer_that_is_wrong_costs_no_infinite_loss():
-    """At most -ln 1e-7; without labels there is none."""
-    assert log_loss([0.0], [1]) == pytest.approx(-math.log(1e-7))
-    assert math.isnan(log_loss([], []))
+    """At most -ln 1e-7; a week without labels has no loss."""
+    assert closed(1, 0.0).losses["live"] == pytest.approx(-math.log(1e-7))
+    assert math.isnan(closed(1, 0.5, rows=0).losses["live"])
 
 
 def test_the_mean_is_of_all_rows():

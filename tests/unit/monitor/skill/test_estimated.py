@@ -5,7 +5,6 @@ from raymlops.monitor.skill.clusters import Estimate
 from raymlops.monitor.skill.estimated import (
     Calibration,
     error_on_labelled,
-    expected_auc,
     expected_losses,
     warning,
 )
@@ -14,22 +13,6 @@ from raymlops.monitor.skill.estimated import (
 def test_an_expected_loss_is_that_of_both_outcomes():
     """Brier's of .8 with a true chance of .7: .7 x .04 + .3 x .64."""
     assert expected_losses([0.7], if_true=[0.04], if_false=[0.64]) == pytest.approx([0.22])
-
-
-def test_an_expected_auc_is_over_pairs_of_two_rows():
-    """.2 and .8: right with .8 x .8 = .64, the other way with .2 x .2 = .04."""
-    assert expected_auc([0.2, 0.8], [0.2, 0.8]) == pytest.approx(0.64 / 0.68)
-    assert np.isnan(expected_auc([0.5], [0.5]))
-
-
-def test_an_expected_auc_is_what_comes_true():
-    """Over 400 draws of the labels of 300 rows."""
-    rng = np.random.default_rng(3)
-    p = rng.random(300)
-    events = rng.random((400, 300)) < p
-    pairs = p[:, None] > p[None, :]
-    seen = [pairs[np.ix_(one, ~one)].mean() for one in events]
-    assert expected_auc(p, p) == pytest.approx(np.mean(seen), abs=0.002)
 
 
 def overconfident(number=4000, seed=4):
