@@ -129,8 +129,10 @@ def restore(
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
     lines = [
-        f"backup {record.id} {done}: {_rows(record.databases)}, {number_of(record.bundles, 'bundle')}, "
-        f"{record.seconds:.1f} s",
+        (
+            f"backup {record.id} {done}: {_rows(record.databases)}, {number_of(record.bundles, 'bundle')}, "
+            f"{record.seconds:.1f} s"
+        ),
         *(f"the backup lacks  {text}" for text in record.left_out),
         *(f"unfinished, and not used  {name}" for name in record.unfinished),
     ]

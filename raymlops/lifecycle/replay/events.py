@@ -12,7 +12,7 @@ from raymlops.display import some_of
 from raymlops.lifecycle.loop.comparison import due_until
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.state.drift import incidents_of, judged_windows
-from raymlops.state.loop import FAILED, retrainings_of
+from raymlops.state.loop import ENDS, retrainings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,5 +77,5 @@ class EventLog:
             # Repeated stages are attempts.
             stages = list(dict.fromkeys(str(stage["stage"]).replace("_", " ") for stage in new))
             version = "" if one.version is None else f", version {one.version}"
-            why = f": {one.note}" if one.stage in FAILED else ""
+            why = f": {one.note}" if one.stage in ENDS - {"done"} else ""
             yield f"retraining {one.id[:_ID]} ({one.trigger}{version}) {' > '.join(stages)}{why}"
