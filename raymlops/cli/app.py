@@ -62,7 +62,7 @@ VERBS: tuple[Verb, ...] = (
 )
 GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "config": ("Inspect a configuration.", {"show": projects.show, "schema": projects.schema}),
-    "render": ("Write a project for another tool.", {"kubernetes": projects.kubernetes}),
+    "render": ("Generate files for other tools.", {"kubernetes": projects.kubernetes}),
     "models": (
         "Registered model versions.",
         {"register": models.register, "gate": models.gate, "list": models.list_versions},

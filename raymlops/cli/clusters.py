@@ -113,18 +113,30 @@ def env(
 
 
 def submit(
-    command: Annotated[list[str], typer.Argument(metavar="VERB...", help="Such as: train, or deploy --yes.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="VERB...", help="The command to run, for example: train, or deploy --yes.")
+    ],
     *,
     config: ConfigOption,
     env: EnvOption = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Name of the RayJob; given again, it is followed.")
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Name of the RayJob. If it already exists, its log is followed.  [default: generated]",
+        ),
     ] = None,
     cluster: Annotated[
-        str | None, typer.Option("--cluster", metavar="NAME", help="RayCluster to run on.  [default: its own]")
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="Existing RayCluster to run on.  [default: a new one for train and sweep, else that of the endpoint]",
+        ),
     ] = None,
 ) -> Answer:
-    """Run a verb on Kubernetes as a RayJob, and follow its log until it ends."""
+    """Submit a command to Kubernetes as a RayJob and follow its log until it ends."""
     from raymlops.cluster.kubernetes.api_server import ApiServer
     from raymlops.cluster.kubernetes.place import checked
     from raymlops.cluster.kubernetes.submit import submit as submit_job

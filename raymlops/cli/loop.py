@@ -47,7 +47,7 @@ def freeze(
     env: EnvOption = None,
     yes: YesFlag = False,
 ) -> Answer:
-    """Let the loop neither retrain nor promote anything of a model; rollbacks stay possible."""
+    """Pause automatic retraining and promotion of a model; rollbacks stay possible."""
     from raymlops.lifecycle.loop.freeze import freeze as begin
     from raymlops.lifecycle.loop.freeze import thaw as end
 
@@ -58,7 +58,7 @@ def freeze(
         confirm(f"Thaw {chosen.name}? The loop resumes.", yes=yes)
         done = end(chosen.name, why=why, config=chosen.spec)
     else:
-        confirm(f"Freeze {chosen.name}? The loop neither retrains nor promotes anything of it.", yes=yes)
+        confirm(f"Freeze {chosen.name}? Its automatic retraining and promotion are paused.", yes=yes)
         done = begin(chosen.name, why=why, until=until, config=chosen.spec)
     return Answer(done.to_dict(), done.text())
 
@@ -98,16 +98,16 @@ def reject(
     env: EnvOption = None,
     yes: YesFlag = False,
 ) -> Answer:
-    """Reject a proposal: the same evidence leads to no other one."""
+    """Reject a proposal; the same evidence does not trigger another retraining."""
     from raymlops.lifecycle.loop.proposals import reject as answer
 
-    confirm(f"Reject {proposal}? The same evidence leads to no other one.", yes=yes)
+    confirm(f"Reject {proposal}? The same evidence does not trigger another retraining.", yes=yes)
     done = answer(proposal, why=why, config=_source(overrides, config=config, env=env))
     return Answer(done.to_dict(), done.text())
 
 
 def watch(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
-    """Let the controller run that watches a live model, and print what its loop waits for."""
+    """Start the controller that watches a live model, unless it runs, and print what its loop waits for."""
     from raymlops.lifecycle.retraining.watch import watch as begin
 
     done = begin(_model(words, "watch", config=config, env=env).spec)

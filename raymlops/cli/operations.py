@@ -76,11 +76,13 @@ def gc(
 def backup(
     overrides: Overrides = None,
     *,
-    to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI of the backups.", show_default=False)],
+    to: Annotated[
+        str, typer.Option("--to", metavar="URI", help="Folder or URI to write the backup to.", show_default=False)
+    ],
     config: OptionalConfig = None,
     env: EnvOption = None,
 ) -> Answer:
-    """Copy state, MLflow's and Optuna's databases and bundles to another place, while everything runs."""
+    """Back up the state, the databases of MLflow and Optuna, and the bundles, while everything runs."""
     from raymlops.lifecycle.backup.save import backup as save
 
     record = save(config, to=to, overrides=overrides or (), env=env, on_step=note)
@@ -100,19 +102,22 @@ def backup(
 def restore(
     overrides: Overrides = None,
     *,
-    from_: Annotated[str, typer.Option("--from", metavar="URI", help="Where `backup --to` wrote.", show_default=False)],
+    from_: Annotated[
+        str,
+        typer.Option("--from", metavar="URI", help="Folder or URI that `backup --to` wrote to.", show_default=False),
+    ],
     backup_id: Annotated[
-        str | None, typer.Option("--backup", metavar="ID", help="One of them.  [default: the newest]")
+        str | None, typer.Option("--backup", metavar="ID", help="ID of the backup to restore.  [default: the newest]")
     ] = None,
     as_copy: Annotated[
-        bool, typer.Option("--as-copy", help="Give the state an id of its own: the original still runs elsewhere.")
+        bool, typer.Option("--as-copy", help="Give the restored state its own ID, because the original still runs.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Dry run: check all of it, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup without writing anything.")] = False,
     config: OptionalConfig = None,
     env: EnvOption = None,
     yes: YesFlag = False,
 ) -> Answer:
-    """Restore a backup on a machine where nothing is yet; then `up` brings back what was live."""
+    """Restore a backup into empty databases; `up` then brings back what was live."""
     from raymlops.lifecycle.backup.restore import restore_backup
 
     if not dry_run:
@@ -128,11 +133,9 @@ def restore(
         on_step=note,
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
+    held = f"{_rows(record.databases)}, {number_of(record.bundles, 'bundle')}"
     lines = [
-        (
-            f"backup {record.id} {done}: {_rows(record.databases)}, {number_of(record.bundles, 'bundle')}, "
-            f"{record.seconds:.1f} s"
-        ),
+        f"backup {record.id} {done}: {held}, {record.seconds:.1f} s",
         *(f"the backup lacks  {text}" for text in record.left_out),
         *(f"unfinished, and not used  {name}" for name in record.unfinished),
     ]

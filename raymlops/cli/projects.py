@@ -107,11 +107,11 @@ def kubernetes(
     config: OptionalConfig = None,
     env: EnvOption = None,
     to: Annotated[
-        str, typer.Option("--to", metavar="DIR", help="Folder of the manifests; it is made.")
+        str, typer.Option("--to", metavar="DIR", help="Output directory. It is created if it does not exist.")
     ] = "deploy/kubernetes",
-    force: Annotated[bool, typer.Option("--force", help="Replace files that somebody edited.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")] = False,
 ) -> Answer:
-    """Write a project's manifests: a kustomize base of this environment, an overlay for each, and jobs."""
+    """Generate the KubeRay manifests of a project: a kustomize base, an overlay for each environment, and jobs."""
     from raymlops.cluster.kubernetes.render import render_kubernetes
 
     file, overrides = _split(words or [], config=config)

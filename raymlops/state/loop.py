@@ -231,7 +231,9 @@ def still_at(one: Retraining) -> Given:
         row = connection.execute(sa.select(retrainings.c.stage).where(retrainings.c.id == one.id)).first()
         if row is None or row.stage != one.stage:
             stage = "gone" if row is None else row.stage.replace("_", " ")
-            raise RefusedError(f"retraining {one.id} of {one.name} is {stage} since a moment ago")
+            raise RefusedError(
+                f"retraining {one.id} of {one.name} was changed by another process a moment ago: it is {stage}"
+            )
 
     return check
 

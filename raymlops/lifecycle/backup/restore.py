@@ -209,10 +209,10 @@ def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None
             found["MLflow's database"] = tracking_there(url, file=file)
         else:
             found["Optuna's database"] = studies_there(url, file=file)
-    used = [f"{what} has {there}" for what, there in found.items() if there is not None]
+    used = [f"{what} is not empty ({there})" for what, there in found.items() if there is not None]
     if used:
         raise RefusedError(
-            f"a backup is restored where nothing is, but {'; '.join(used)}; nothing was changed",
+            f"cannot restore: {'; '.join(used)}; nothing was changed",
             hint="Restore into another storage.path (RAYMLOPS_HOME) and other databases. What is there can be backed "
             "up and moved away first.",
         )

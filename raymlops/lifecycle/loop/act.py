@@ -240,4 +240,4 @@ def _unfound(one: Retraining, error: RaymlopsError, *, stops: bool) -> Advance:
     """Return what becomes of a retraining of which nothing can be found out: it waits and says why, or is stopped."""
     if stops:
         return Advance("stopped", error.message)
-    return Advance(one.stage, f"what is next cannot be found out: {error.message}")
+    return Advance(one.stage, f"cannot determine the next step: {error.message}")

@@ -51,14 +51,15 @@ def _head(one: Retraining, what: Told) -> str:
     version = f"version {one.version}" if one.version is not None else "the new version"
     if what == "decided" and not one.is_open:
         return f"Would be retrained, if retrain.autonomy were not observe: {why}."
+    again = f"It began with: {why}. The same evidence does not trigger another retraining."
     return {
         "decided": f"Retraining begins: {why}.",
         "proposed": f"A retraining is proposed, and waits for a person: {why}.",
         "promoted": f"Promoted: {version} answers now, and is taken back if it is worse. It began with: {why}.",
         "worse": f"Worse: {note}.",
         "done": f"Done: {note}",
-        "stopped": f"Stopped: {note}. It began with: {why}. The same evidence leads to no other one.",
-        "taken_back": f"Taken back: {version}: {note}. It began with: {why}. The same evidence leads to no other one.",
+        "stopped": f"Stopped: {note}. {again}",
+        "taken_back": f"Taken back: {version}: {note}. {again}",
     }[what]
 
 

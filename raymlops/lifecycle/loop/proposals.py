@@ -85,7 +85,7 @@ def accept(proposal_id: str, *, why: str, config: Source | None = None) -> Retra
 
 
 def reject(proposal_id: str, *, why: str, config: Source | None = None) -> Retraining:
-    """Reject a proposal, or end a retraining before its version comes up; its evidence triggers no other one.
+    """Reject a proposal, or end a retraining before its version comes up; its evidence triggers no other.
 
     A job of it that runs ends by itself, and is not followed by another one.
 

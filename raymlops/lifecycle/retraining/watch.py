@@ -1,4 +1,4 @@
-"""``watch``: let the controller run that watches a model, and say what its loop waits for."""
+"""``watch``: start the controller that watches a model, and say what its loop waits for."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_what_cannot_be_found_out_is_its_note(world):
     world.run(until=lambda one: one.stage == "training")
     world.jobs.away = TrackingError("MLflow does not answer")
     world.run(until=lambda one: "MLflow does not answer" in one.note)
-    assert world.newest().note == "what is next cannot be found out: MLflow does not answer"
+    assert world.newest().note == "cannot determine the next step: MLflow does not answer"
     world.jobs.away = None
     assert world.run().stage == "done"
 

@@ -61,7 +61,7 @@ def test_one_that_went_on_is_rejected_until_its_version_is_up(state, proposal):
     put(state, "flights", [item for item in state.deployments("flights") if item.version == 3])
     outdated = one
     assert reject(proposal.id, why="not now").stage == "rejected"
-    with pytest.raises(RefusedError, match="is rejected since a moment ago"):
+    with pytest.raises(RefusedError, match="changed by another process a moment ago: it is rejected"):
         state.change("flights", lambda model: Change(model, "x", "y"), given=still_at(outdated))
     with pytest.raises(RefusedError, match="it is no proposal"):
         reject(proposal.id, why="again")
@@ -74,7 +74,7 @@ def test_a_retraining_that_runs_is_ended_by_a_person(state, proposal):
 
 
 def test_a_rejected_one_is_over(state, proposal):
-    """The same evidence leads to no other one."""
+    """The same evidence does not trigger another retraining."""
     assert reject(proposal.id, why="a strike").stage == "rejected"
     assert retraining_of(state, proposal.id).note == "a strike"
     now = state.now() + 99 * HOUR
