@@ -95,7 +95,7 @@ def test_the_drill(tmp_path, mlflow_database):
             asked = load.asked()
         os.killpg(sweep.pid, 2)
         sweep.communicate(timeout=120)
-        live = httpx.get(f"{url}/models/{NAME}").json()
+        live = httpx.get(f"{url}/models/{NAME}", timeout=60).json()
         assert [item for item in asked if item.error is not None] == []
         assert seen(one) == before
         newer = trials_in(studies)
@@ -107,9 +107,9 @@ def test_the_drill(tmp_path, mlflow_database):
         began = time.monotonic()
         restored = of(two, "restore", "--from", place, "--yes")
         with up(two) as url:
-            until(lambda: httpx.post(f"{url}/models/{NAME}/predict", json={"rows": ROW}).status_code == 200)
+            until(lambda: httpx.post(f"{url}/models/{NAME}/predict", json={"rows": ROW}, timeout=60).status_code == 200)
             answered_s = time.monotonic() - began
-            about = httpx.get(f"{url}/models/{NAME}").json()
+            about = httpx.get(f"{url}/models/{NAME}", timeout=60).json()
             after = seen(two)
             assert (about["digest"], about["run_id"]) == (live["digest"], live["run_id"])
             assert after["versions"] == before["versions"]
