@@ -48,6 +48,8 @@ def run(line, home, variables, *, installed=True):
     (home / "node.env").write_text("\n".join(variables))
     (home / "state_url").write_text(URL)
     (home / "node.env").chmod(0o600)
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("token")
     environment = {"HOME": str(home), "PATH": f"{home}/bin:{os.defpath}", "RAY_HEAD_IP": "10.0.0.1"}
     subprocess.run(["bash", "-c", line], env=environment, check=False, capture_output=True, timeout=60)
     started = home / "started"
