@@ -5,6 +5,7 @@ Owns what replaces the file. The environment locates MLflow, the state and the f
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from raymlops.config.credentials import redact
@@ -12,17 +13,18 @@ from raymlops.config.load import load_data
 from raymlops.config.paths import sqlite_path
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of, monitored, retrained
-from raymlops.lifecycle.sources import environment, known_tracker, stores_of
+from raymlops.lifecycle.sources import environment, known_tracker, state_of, stores_of
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.database import state_url
 from raymlops.state.store import Deployment, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from raymlops.config.base import Spec
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.sources import Source
 
 
 def split_version(text: str) -> tuple[str, str | None]:
@@ -55,6 +57,20 @@ def named(name: str, *, overrides: Sequence[str] = (), deployed: bool = False) -
         sections = {"serve": settings_of(champion), "monitor": monitored(champion), "retrain": retrained(champion)}
     stored = {name: section.model_dump(mode="json") for name, section in sections.items()}
     return load_data({**data, **stored}, overrides=overrides).spec
+
+
+@contextmanager
+def chosen_state(name: str | None, config: Source | None) -> Iterator[State]:
+    """Open the state of a configuration, else of a model that was deployed, else of the environment.
+
+    Raises:
+        NotFoundError: no model of that name was ever deployed.
+        ConfigError: of the configuration.
+        StorageError, UnreachableError: the state cannot be used.
+    """
+    spec = stores_of(config) if config is not None or name is None else named(name, deployed=True)
+    with state_of(spec) as state:
+        yield state
 
 
 def was_deployed(name: str) -> bool:

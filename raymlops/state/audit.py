@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from raymlops.errors import UsageError
 from raymlops.records import Record
 from raymlops.state.engine import this_user
 from raymlops.state.schema import Time, audit
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 _PAGE = 50
 """Events that are read at once."""
+
+
+def require_why(why: str, what: str) -> None:
+    """Make sure that a person says why they do something.
+
+    Raises:
+        UsageError: ``why`` is empty; the message has ``what`` was done, such as ``a model was frozen``.
+    """
+    if not why.strip():
+        raise UsageError(f"why is empty: the audit record keeps why {what}", hint="Say it in a sentence: --why TEXT.")
 
 
 def now(connection: Connection) -> datetime:

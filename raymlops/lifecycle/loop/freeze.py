@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
-from raymlops.lifecycle.loop.opened import chosen_state
+from raymlops.lifecycle.named_model import chosen_state
 from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.records import Record
+from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
 from raymlops.state.loop import Freeze
 from raymlops.state.loop import freeze as put_freeze
@@ -48,7 +49,7 @@ def freeze(name: str, *, why: str, until: str | None = None, config: Source | No
         UsageError: ``why`` is empty, or ``until`` is no time in the future.
         StorageError, UnreachableError: the state cannot be used; nothing was changed.
     """
-    _said(why)
+    require_why(why, "a model was frozen or thawed")
     with chosen_state(name, config) as state:
         now = state.now()
         wanted = Freeze(name, why, this_user(), now, None if until is None else _time(until, now))
@@ -65,14 +66,9 @@ def thaw(name: str, *, why: str, config: Source | None = None) -> FreezeRecord:
         UsageError: ``why`` is empty.
         StorageError, UnreachableError: the state cannot be used; nothing was changed.
     """
-    _said(why)
+    require_why(why, "a model was frozen or thawed")
     with chosen_state(name, config) as state:
         return FreezeRecord(end_freeze(state, name, now=state.now(), actor=this_user(), why=why), holds=False)
-
-
-def _said(why: str) -> None:
-    if not why.strip():
-        raise UsageError("why is empty: the audit record keeps why a model was frozen or thawed")
 
 
 def _time(until: str, now: datetime) -> datetime:

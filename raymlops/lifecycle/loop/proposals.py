@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raymlops.display import utc_time
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import RefusedError
 from raymlops.lifecycle.loop.messages import message_about
-from raymlops.lifecycle.loop.opened import chosen_state
+from raymlops.lifecycle.named_model import chosen_state
 from raymlops.records import Record, aligned
+from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
 from raymlops.state.loop import advance, freeze_of, retraining_of, retrainings_of
 from raymlops.state.store import without_traffic
@@ -95,8 +96,7 @@ def reject(proposal_id: str, *, why: str, config: Source | None = None) -> Retra
 
 
 def _answered(proposal_id: str, stage: Stage, *, why: str, config: Source | None) -> Retraining:
-    if not why.strip():
-        raise UsageError("why is empty: the audit record keeps why a proposal was accepted or rejected")
+    require_why(why, "a proposal was accepted or rejected")
     with chosen_state(None, config) as state:
         before, now = retraining_of(state, proposal_id), state.now()
         if not before.is_open or (stage != "rejected" and before.stage != "proposed"):

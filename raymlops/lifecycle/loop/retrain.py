@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from raymlops.errors import UsageError
 from raymlops.lifecycle.loop.decision import retrain_by_person
-from raymlops.lifecycle.loop.opened import chosen_state
+from raymlops.lifecycle.named_model import chosen_state
 from raymlops.records import Record
+from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def retrain(name: str, *, why: str, config: Source | None = None) -> RetrainReco
         UsageError: ``why`` is empty.
         StorageError, UnreachableError: the state cannot be used; nothing was changed.
     """
-    if not why.strip():
-        raise UsageError("why is empty: the audit record keeps why a model was retrained")
+    require_why(why, "a model was retrained")
     with chosen_state(name, config) as state:
         return RetrainRecord(retrain_by_person(state, name, now=state.now(), why=why, actor=this_user()))

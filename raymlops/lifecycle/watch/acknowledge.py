@@ -5,7 +5,6 @@ Owns from when on that holds. Each is one transaction with its audit event; verd
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,19 +13,18 @@ from typing import TYPE_CHECKING
 from raymlops.config.schema import MonitorSection
 from raymlops.errors import RefusedError, UsageError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
+from raymlops.lifecycle.named_model import chosen_state
 from raymlops.lifecycle.watch import incidents
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.monitor.baseline import wanted_windows
 from raymlops.records import Record
+from raymlops.state.audit import require_why
 from raymlops.state.drift import Baseline, Incident, about, add_baselines, change_incident
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from raymlops.lifecycle.sources import Source
-    from raymlops.state.store import State
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,8 @@ def acknowledge(name: str, incident: str, *, why: str, config: Source | None = N
         UsageError: ``why`` is empty.
         StorageError, UnreachableError: the state cannot be used; nothing was changed.
     """
-    with _state(name, why, config) as state:
+    require_why(why, "something is normal")
+    with chosen_state(name, config) as state:
         change = partial(incidents.acknowledge, now=state.now(), actor=this_user(), why=why)
         changed = change_incident(state, incident, change, name=name)
         champion = champion_of(state.deployments(name))
@@ -95,7 +94,8 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
         UsageError: ``why`` is empty, or the champion has not answered yet.
         StorageError, UnreachableError: the state or a storage cannot be used; nothing was changed.
     """
-    with _state(name, why, config) as state:
+    require_why(why, "something is normal")
+    with chosen_state(name, config) as state:
         model, now, actor = live_model(state, name), state.now(), this_user()
         last = last_ended(now, model.window_s)
         baselines, windows = [], dict[str, int]()
@@ -115,14 +115,3 @@ def rebaseline(name: str, *, why: str, config: Source | None = None) -> NormalRe
             )
         close = partial(incidents.rebaselined, now=now, actor=actor, why=why)
         return NormalRecord(name, add_baselines(state, baselines, close), windows, wanted)
-
-
-@contextmanager
-def _state(name: str, why: str, config: Source | None) -> Iterator[State]:
-    from raymlops.lifecycle.named_model import named
-    from raymlops.lifecycle.sources import spec_of, state_of
-
-    if not why.strip():
-        raise UsageError("why is empty: the audit record keeps why something is normal")
-    with state_of(named(name, deployed=True) if config is None else spec_of(config)) as state:
-        yield state

@@ -67,14 +67,11 @@ def test_drift_does_not_keep_the_nightly_run_from_asking_for_quality(tmp_path):
     (tmp_path / "bin").mkdir()
     stub = tmp_path / "bin/raymlops"
     stub.write_text(
-        'echo "$1" >> calls\n'
+        '#!/bin/sh\necho "$1" >> calls\n'
         'case $1 in drift) exit 6;; config) echo \'{"config": {"project": {"name": "late"}}}\';; esac\n'
     )
     stub.chmod(0o755)
-    stub.write_text(f"#!/bin/sh\n{stub.read_text()}")
-    (tmp_path / "bin/python3").symlink_to(sys.executable)
-    (tmp_path / "test_none.py").write_text("")
-    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    path = os.pathsep.join([str(stub.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     left = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
     done = subprocess.run(
         ["bash", SCRIPT, "nightly", "config.yaml"], cwd=tmp_path, env={**left, "PATH": path}, check=False
