@@ -26,13 +26,18 @@ _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def training_window(one: Retraining) -> Window:
-    """Return the window of a retraining: the days before it was decided, or all since a growing window's start."""
+    """Return the window of a retraining: the days before it began, or all since a growing window's start.
+
+    It begins with its decision, or where that was proposed with the answer of a person, which may take weeks.
+    """
     section = read_stored(RetrainSection, one.settings).window
-    trailing = one.made_at - timedelta(days=section.days)
+    begun = (datetime.fromisoformat(entry["at"]) for entry in one.stages if entry["stage"] == "checking")
+    until = next(begun, one.made_at)
+    trailing = until - timedelta(days=section.days)
     if section.kind == "trailing":
-        return Window(trailing, one.made_at)
+        return Window(trailing, until)
     start = _FIRST if section.since is None else read_moment(section.since)
-    return Window(min(start, trailing), one.made_at)
+    return Window(min(start, trailing), until)
 
 
 def windowed(one: Retraining) -> dict[str, Any]:

@@ -120,6 +120,11 @@ def test_the_window_ends_with_the_decision(state, tmp_path):
     champion = live(state, tmp_path, data="recipe", window={"days": 30})
     one = retraining(champion)
     assert training_window(one) == Window(TODAY - 30 * DAY, TODAY)
+    later = TODAY + 11 * DAY
+    accepted = replace(
+        one, stages=({"stage": "proposed", "at": TODAY.isoformat()}, {"stage": "checking", "at": later.isoformat()})
+    )
+    assert training_window(accepted) == Window(later - 30 * DAY, later)
     assert windowed(one) == {"window": {"start": "2026-01-30T00:00:00+00:00", "stop": "2026-03-01T00:00:00+00:00"}}
     grows = {"data": "recipe", "window": {"kind": "growing", "since": "2025-01-01", "days": 30}}
     since = training_window(replace(one, settings=live(state, tmp_path, **grows).retrain)).start
