@@ -110,6 +110,17 @@ def find(spec: ProjectSpec) -> tuple[str | None, dict[str, str]]:
     return wanted, {auth.LOOPBACK: "0"} if is_loopback(host) else {}
 
 
+def can_join(spec: ProjectSpec) -> bool:
+    """Return whether this process has joined a cluster, or there is one to join.
+
+    Raises:
+        ClusterError: as ``find``.
+    """
+    import ray
+
+    return ray.is_initialized() or find(spec)[0] is not None
+
+
 def _started(record: upfile.UpRecord | None, *, required: bool) -> tuple[str | None, dict[str, str]]:
     """Return what ``up`` started; where that is not there, None unless it is required."""
     missing = f"raymlops up has started none in {upfile.home()}"

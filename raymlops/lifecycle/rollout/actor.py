@@ -82,12 +82,13 @@ def start_controller(source: Source) -> ControllerRecord:
         ConfigError, StorageError: the configuration, or the state.
         ClusterError: no cluster is running, or the controller cannot run there.
     """
+    from raymlops.cluster.connect import can_join
     from raymlops.cluster.dashboard import dashboard
 
     spec = spec_of(source)
     with dashboard(spec) as found, state_of(spec) as state:
         held = holder_of(state.url, LEASE)
-        if held is not None and purpose() in held and not _can_join(spec):
+        if held is not None and purpose() in held and not can_join(spec):
             return ControllerRecord(found.url, held)  # it cannot be asked from here, and lives as long as it holds that
         problem = ensure_running(spec, state, dashboard_url=found.url, must_answer=True)
         holder = None if problem else _holder(state)
@@ -258,20 +259,12 @@ def _check_home(state: State, here: str) -> None:
         raise ClusterError(f"the database of this controller's state is live on another cluster: {there}")
 
 
-def _can_join(spec: ProjectSpec) -> bool:
-    import ray
-
-    from raymlops.cluster.connect import find
-
-    return ray.is_initialized() or find(spec)[0] is not None
-
-
 def _start(spec: ProjectSpec, state: State, *, dashboard_url: str, must_answer: bool) -> str | None:
     import ray
 
-    from raymlops.cluster.connect import connect
+    from raymlops.cluster.connect import can_join, connect
 
-    if not _can_join(spec):
+    if not can_join(spec):
         return _start_by_job(spec, state, dashboard_url=dashboard_url)
     with connect(spec):
         _end_other_code(state.owner().id)
