@@ -61,7 +61,7 @@ bench: .venv/.dev
 .venv/.dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/py312_intrinsics' .venv/lib raymlops tests/fixtures
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/py312_intrinsics' .venv/lib raymlops
 	@touch $@ .venv/.recipes
 
 clean:

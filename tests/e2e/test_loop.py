@@ -24,7 +24,7 @@ from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.e2e
 
-WAIT_S = 240.0
+WAIT_S = 420.0
 
 
 @pytest.fixture

@@ -43,9 +43,9 @@ def machine(tmp_path_factory, mlflow_database):
 
 @pytest.fixture(scope="module")
 def saved(machine, tmp_path_factory):
-    """Return the place of a backup of it, which no test changes."""
+    """Return the place of a backup of it, which no test changes, its record, and what the machine had by then."""
     place = tmp_path_factory.mktemp("place")
-    return place, backup(machine.spec, to=str(place))
+    return place, backup(machine.spec, to=str(place)), seen(machine.spec)
 
 
 def new_machine(folder, mlflow_database):
@@ -235,18 +235,18 @@ def test_a_killed_backup_is_none(machine, tmp_path, share):
 
 
 @pytest.mark.parametrize("number", [12, 24, 36])
-def test_a_killed_restore_goes_on(machine, saved, empty, number):
+def test_a_killed_restore_goes_on(saved, empty, number):
     """The same command ends it, whatever was there already."""
     home = Path(empty.storage.path)
     assert killed_at(home, lambda: restore_backup(empty, uri=str(saved[0])), number)
     restore_backup(empty, uri=str(saved[0]))
-    assert seen(empty) == seen(machine.spec)
+    assert seen(empty) == saved[2]
 
 
 @NEEDS_POSTGRES
-def test_postgres_to_sqlite_and_back(tmp_path, machine, saved, empty):
+def test_postgres_to_sqlite_and_back(tmp_path, saved, empty):
     """The state, MLflow and Optuna on a server; each counts on from what was restored, and no password is written."""
-    server, place, before = tmp_path / "server", tmp_path / "place", seen(machine.spec)
+    server, place, before = tmp_path / "server", tmp_path / "place", saved[2]
     server.mkdir()
     with postgres(server) as url:
         where = {name: database(url, f"of_{name}") for name in ("state", "mlflow", "optuna")}

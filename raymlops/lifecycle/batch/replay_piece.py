@@ -142,6 +142,7 @@ class ReplayWorker:
         return rule
 
     def _batch(self, batch: pa.RecordBatch) -> Replayed:
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         from raymlops.predictions.hourly import by_weight
@@ -149,7 +150,7 @@ class ReplayWorker:
         found = Replayed()
         mine = batch.filter(pc.fill_null(pc.not_equal(batch["route"], "shadow"), True))
         if self._job.labelled_only:
-            mine = mine.filter(pc.is_valid(mine["label"]))
+            mine = mine.filter(pa.array(self._labels.places(mine) >= 0))
         timed = not self._job.labelled_only
         for weight, part in by_weight(mine):
             for start in range(0, part.num_rows, self._job.batch_rows):

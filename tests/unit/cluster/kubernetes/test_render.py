@@ -198,6 +198,7 @@ def test_a_node_starts_with_the_environment_of_every_launcher(place, tmp_path, k
         "KUBERAY_GEN_RAY_START_CMD": f"{start} --redis-password=$REDIS_PASSWORD",
         "REDIS_PASSWORD": "secret",
         "RAY_REDIS_ADDRESS": "redis://redis:6379",
+        "RAY_AUTH_TOKEN": "token",  # of the Secret that authOptions names
     }
     subprocess.run([*container["command"], *container["args"]], env=environment, check=True, timeout=120)
     started, words = json.loads((tmp_path / "started").read_text())

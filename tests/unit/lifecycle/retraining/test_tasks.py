@@ -62,6 +62,6 @@ def test_a_replay_is_kept_whatever_is_written_meanwhile(state):
     kept = retraining_of(state, one.id)
     assert kept.found["replaying"]["passed"] is True
     advance(state, *moved(kept, "rolling_out"), why="on")
-    with pytest.raises(RefusedError, match="its replay counts no more"):
+    with pytest.raises(RefusedError, match="what was found counts no more"):
         keep(state, one.id, GateDecision(True, ()))
     assert retraining_of(state, one.id).made_at == NOW

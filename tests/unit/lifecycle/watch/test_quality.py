@@ -55,7 +55,7 @@ def test_quiet_traffic_is_told_in_a_line(spec, tmp_path):
 
 
 def test_the_volume_of_a_sampled_log_is_what_its_rows_stand_for(spec, tmp_path):
-    """A quarter of 480 rows is kept: each day is judged by 120, and had 480, as those before it."""
+    """A quarter of 480 rows is kept, which is one request: a day had 480, as those before it, and is judged by one."""
     serve(tmp_path, weight=4.0)
     compact_predictions("flights", spec)
     with state_of(spec) as state:
@@ -65,7 +65,7 @@ def test_the_volume_of_a_sampled_log_is_what_its_rows_stand_for(spec, tmp_path):
     assert found.quality is not None
     (window,) = found.quality.windows
     assert (window.rows, window.usual_rows, found.quality.findings) == (4 * ROWS, 4 * ROWS, ())
-    assert [one.rows for one in found.windows if one.kind == "drift"] == [ROWS] * 2
+    assert [one.rows for one in found.windows if one.kind == "drift"] == [1] * 2
 
 
 def test_what_rose_is_told_and_no_alarm_by_default(spec, tmp_path, capsys):
