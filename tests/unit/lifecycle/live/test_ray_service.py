@@ -128,6 +128,7 @@ def test_manifests_that_are_applied_again_in_the_middle_of_a_canary_change_nothi
     assert runs(kubernetes) == ("m--v1", {2: 0.1})
 
 
+@pytest.mark.soak  # the walk over all requests takes a quarter of a minute
 def test_a_canary_that_is_killed_at_any_request_converges(state, kubernetes):
     """Before each one, and so after the one before it: one champion, no application without its version."""
     healthy = Api(kubernetes)
