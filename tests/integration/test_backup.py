@@ -224,9 +224,8 @@ def test_a_lost_bundle_of_what_is_live_is_no_backup(machine, tmp_path):
 
 def test_a_killed_backup_is_none(machine, tmp_path):
     """There is no backup then, and the next one is whole; a soak kills it at each change."""
-    changes = 60
     place = tmp_path / "place"
-    assert killed_at(place, lambda: backup(machine.spec, to=str(place)), int(0.6 * changes))
+    assert killed_at(place, lambda: backup(machine.spec, to=str(place)), 36)
     with pytest.raises(NotFoundError, match="there is no backup in"):
         restore_backup(spec_at(tmp_path / "new"), uri=str(place))
     backup(machine.spec, to=str(place))
