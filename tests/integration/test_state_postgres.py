@@ -11,17 +11,13 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
-from answering_cluster import answering_cluster
 from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
 from retrained import HOUR, NOW, begun_at_once, frozen, history
 from stored import put
-from sweep_driver import wait_for
 
-from raymlops.config.schema import ProjectSpec
 from raymlops.errors import LeaseLostError, RefusedError, UnreachableError
-from raymlops.lifecycle.rollout.actor import LEASE, ControllerActor, controller_config
 from raymlops.records import BundleRef
 from raymlops.state import locks
 from raymlops.state.engine import open_engine
@@ -239,26 +235,6 @@ def test_a_lease_whose_session_the_server_ended_is_taken_again_unless_another_on
         end_session(url, "train")
         with lease(url, "run1", purpose="other", wait_s=0), pytest.raises(LeaseLostError, match="other"):
             renew()
-
-
-def test_a_controller_takes_its_lease_again_after_the_server_ended_the_session(url, monkeypatch):
-    """As a failover does, or a time limit of idle sessions: nobody else may move what is live beside it."""
-    monkeypatch.setenv("STATE_URL", url)
-    where = ProjectSpec.model_validate(
-        {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"state": {"env": "STATE_URL"}}}
-    )
-    with State.open(url) as state:
-        mine = state.owner().id
-    with answering_cluster() as cluster:
-        cluster.details = {"data": {"clusterId": "here"}}
-        one = ControllerActor(controller_config(where, dashboard_url=cluster.url), mine)
-        try:
-            wait_for(lambda: holder_of(url, LEASE))
-            end_session(url, "controller")
-            wait_for(lambda: holder_of(url, LEASE))
-            wait_for(lambda: one.status()["phase"] == "running" or None)
-        finally:
-            one.stop()
 
 
 def test_a_lost_connection_whose_session_the_server_still_has_does_not_end_its_holder(url, monkeypatch):
