@@ -112,11 +112,8 @@ class Loop:
                 break
             try:
                 found = self._found(one, now)
-            except _RULED_OUT as error:  # such as a run that was removed from MLflow
-                self._advance(one, _unfound(one, error, stops=one.stage != "baking"), now)
-                raise
-            except (ClusterError, TrackingError) as error:
-                self._advance(one, _unfound(one, error, stops=False), now)
+            except (*_RULED_OUT, ClusterError, TrackingError) as error:
+                self._act(one, _unfound(one, error), now)
                 raise
             action = next_step(one, found, now=now)
             if action == last:
@@ -236,8 +233,11 @@ def _ruled_out(action: Action, error: Exception, found: Found) -> Advance:
     return Advance("stopped", why)
 
 
-def _unfound(one: Retraining, error: RaymlopsError, *, stops: bool) -> Advance:
-    """Return what becomes of a retraining of which nothing can be found out: it waits and says why, or is stopped."""
-    if stops:
+def _unfound(one: Retraining, error: RaymlopsError) -> Action:
+    """Return what becomes of a retraining of which nothing can be found out: it waits and says why, or is stopped.
+
+    What no repetition ends stops it, such as a run that was removed from MLflow; one that bakes is watched on.
+    """
+    if isinstance(error, _RULED_OUT) and one.stage != "baking":
         return Advance("stopped", error.message)
-    return Advance(one.stage, f"cannot determine the next step: {error.message}")
+    return Wait(f"cannot determine the next step: {error.message}")
