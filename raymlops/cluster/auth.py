@@ -69,10 +69,13 @@ def current_token() -> Path | None:
     """Return the token file that this process is to use, by Ray's own order of preference."""
     if os.environ.get(MODE, "token").lower() != "token":
         return None
-    if path := os.environ.get(TOKEN_PATH):
-        return Path(path)
-    default = Path.home() / ".ray" / "auth_token"
-    return default if default.exists() else None
+    path = token_file()
+    return path if os.environ.get(TOKEN_PATH) or path.exists() else None
+
+
+def token_file() -> Path:
+    """Return where Ray looks for the token of this process, whether or not there is one."""
+    return Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
 
 
 @contextmanager

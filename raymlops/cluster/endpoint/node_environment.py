@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from raymlops.cluster.auth import MODE, TOKEN_PATH
+from raymlops.cluster.auth import MODE, token_file
 from raymlops.cluster.endpoint.env_file import read_env_file
 from raymlops.cluster.endpoint.haproxy import ENABLED, LABEL, WITH_TLS, chosen, wrapper_environment
 from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
@@ -125,7 +125,7 @@ def run_on_node(
 
 def _check_token() -> None:
     """Refuse a node without a token, which Ray would by a traceback."""
-    file = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    file = token_file()
     if not os.environ.get("RAY_AUTH_TOKEN", "").strip() and not file.is_file():
         raise UsageError(
             f"this node has no token: RAY_AUTH_TOKEN is not set, and there is no file {file}",
