@@ -115,8 +115,8 @@ nightly)
   code=0
   python3 -m pytest -q -m soak || code=$?
   if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi # 5: there is none
-  name=$(raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json |
-    python3 -c 'import json, sys; print(json.load(sys.stdin)["config"]["project"]["name"])')
+  raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json >"$out/config.json"
+  name=$(value "$out/config.json" config project name)
   code=0
   verb drift drift "$name" --fail-on-drift || code=$?
   verb quality quality "$name" --fail-on-worse || code=$?

@@ -28,19 +28,10 @@ _TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optun
 
 System = Literal["github", "jenkins"]
 _PIPELINES: dict[System, dict[str, str]] = {
-    "github": {
-        ".github/workflows/raymlops.yml": "github/workflows/raymlops.yml",
-        ".github/workflows/raymlops-validate.yml": "github/workflows/raymlops-validate.yml",
-        ".github/workflows/raymlops-train.yml": "github/workflows/raymlops-train.yml",
-        ".github/workflows/raymlops-deploy.yml": "github/workflows/raymlops-deploy.yml",
-        ".github/workflows/raymlops-nightly.yml": "github/workflows/raymlops-nightly.yml",
-        ".github/actions/raymlops/action.yml": "github/actions/raymlops/action.yml",
-        ".github/actions/raymlops/pipeline.sh": "ci/pipeline.sh",
-        ".github/actions/raymlops/problem-matcher.json": "ci/problem-matcher.json",
-    },
-    "jenkins": {"Jenkinsfile": "jenkins/Jenkinsfile", "ci/pipeline.sh": "ci/pipeline.sh"},
+    "github": {"github": ".github", "ci": ".github/actions/raymlops"},
+    "jenkins": {"jenkins": ".", "ci": "ci"},
 }
-"""By CI system: the files of its whole pipeline, each with its place in ``deploy``."""
+"""By CI system: the folders of ``deploy`` that are its whole pipeline, and where they go."""
 _ROWS: dict[System | None, str] = {
     None: "`.github/workflows/ci.yml` | runs `validate` and the contract test on every push",
     "github": "`.github/` | validates and trains each pull request, deploys what is merged, watches it every night",
@@ -64,7 +55,7 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
     folder = Path(name)
     if folder.exists():
         raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
-    copied = {} if ci is None else {to: shipped("deploy") / file for to, file in _PIPELINES[ci].items()}
+    copied = {} if ci is None else _pipeline(ci)
     words = {
         "name": name,
         "module": module,
@@ -95,6 +86,17 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
     return folder, sorted([*targets, *copied, "data.csv"])
+
+
+def _pipeline(ci: System) -> dict[str, Path]:
+    """Return the files of a CI system's pipeline, by their paths in a project."""
+    found = {}
+    for folder, target in _PIPELINES[ci].items():
+        root = shipped("deploy") / folder
+        for file in root.rglob("*"):
+            if file.is_file():
+                found[(Path(target) / file.relative_to(root)).as_posix()] = file
+    return found
 
 
 def _module_of(name: str) -> str:
