@@ -253,6 +253,18 @@ def judged_windows(
         return [JudgedWindow(**row) for row in connection.execute(query.order_by(*order).limit(limit)).mappings()]
 
 
+def windows_of_version(
+    database: Database, name: str, version: int, *, kind: Kind, since: datetime, until: datetime | None = None
+) -> list[JudgedWindow]:
+    """Return the verdicts of one kind on a version's windows that ended after ``since``, by ``until``, oldest first."""
+    table = drift_windows.c
+    ours = [table.name == name, table.kind == kind, table.version == version, table.stop > since]
+    ours += [] if until is None else [table.stop <= until]
+    query = sa.select(drift_windows).where(*ours).order_by(table.start, table.side.desc())
+    with database.reading() as connection:
+        return [JudgedWindow(**row) for row in connection.execute(query).mappings()]
+
+
 def newest_window(
     database: Database, name: str, *, side: Side, version: int, kind: Kind = "drift", length_s: float | None = None
 ) -> JudgedWindow | None:

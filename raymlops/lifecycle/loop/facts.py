@@ -13,7 +13,7 @@ from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
-from raymlops.state.drift import BROKEN, incidents_of, judged_windows
+from raymlops.state.drift import BROKEN, incidents_of, judged_windows, windows_of_version
 from raymlops.state.loop import freeze_of, retrainings_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Quality = Callable[..., QualityFacts]
 
 _LONGEST = timedelta(days=7)
-"""Of a window, of drift or of skill."""
+"""Of a window of drift."""
 
 
 def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quality_facts) -> Facts:
@@ -66,8 +66,7 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
 
 def _skill(state: State, champion: Deployment, since: datetime, now: datetime) -> tuple[Window, ...]:
     """Return the sums of a champion's labelled windows since its promotion, oldest first."""
-    found = judged_windows(state, champion.name, since=since - _LONGEST, kind="skill")
-    ours = [one for one in reversed(found) if one.version == champion.version and since < one.stop <= now]
+    ours = windows_of_version(state, champion.name, champion.version, kind="skill", since=since, until=now)
     return tuple(believed(ours, monitored(champion).skill))
 
 

@@ -17,7 +17,7 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.windows import place_from, place_of, span_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
-from raymlops.state.drift import judged_windows, newest_window
+from raymlops.state.drift import newest_window, windows_of_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +67,7 @@ def history_of(state: State, model: QualityModel) -> list[JudgedWindow]:
     Raises:
         StorageError, UnreachableError: the state cannot be read.
     """
-    since = model.since - timedelta(seconds=model.window_s)
-    found = judged_windows(state, model.name, since=since, kind="skill")
-    return [one for one in reversed(found) if one.version == model.version and one.stop > model.since]
+    return windows_of_version(state, model.name, model.version, kind="skill", since=model.since)
 
 
 def due(

@@ -12,7 +12,7 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import verdict_of
 from raymlops.records import Record
-from raymlops.state.drift import judged_windows
+from raymlops.state.drift import windows_of_version
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,20 +51,16 @@ def quality_facts(state: State, name: str, *, now: datetime) -> QualityFacts:
     if champion is None:
         return QualityFacts()
     since = promoted_at(state, champion)
-    ours = [
-        one
-        for one in judged_windows(state, name, kind="skill")
-        if one.version == champion.version and since < one.stop <= now
-    ]
+    ours = windows_of_version(state, name, champion.version, kind="skill", since=since, until=now)
     found = QualityFacts(champion.version, since)
     if not ours:
         return found
-    lags = (one.details["coverage"]["half_lag_s"] for one in ours)
+    lags = (one.details["coverage"]["half_lag_s"] for one in reversed(ours))
     return replace(
         found,
-        verdict=verdict_of(ours[0]),
+        verdict=verdict_of(ours[-1]),
         windows=len(ours),
-        until=ours[0].stop,
+        until=ours[-1].stop,
         labelled_rows=sum(one.rows for one in ours),
         labels_half_lag_s=next((lag for lag in lags if lag is not None), None),
     )

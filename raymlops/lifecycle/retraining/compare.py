@@ -12,7 +12,7 @@ from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.batch.replay import labelled_beside
 from raymlops.lifecycle.live.lineup import monitored, retrained
 from raymlops.monitor.baked import Compared, compare
-from raymlops.state.drift import judged_windows
+from raymlops.state.drift import windows_of_version
 from raymlops.state.versions import recorded
 
 if TYPE_CHECKING:
@@ -58,12 +58,5 @@ def _believed(
     state: State, champion: Deployment, *, since: datetime, until: datetime
 ) -> list[tuple[datetime, datetime]]:
     """Return the windows of the champion's labels since then, each as from when until when."""
-    found = judged_windows(state, champion.name, kind="skill")
-    return [
-        (max(one.start, since), one.stop)
-        for one in reversed(found)
-        if one.version == champion.version
-        and since < one.stop <= until
-        and one.rows
-        and not one.details.get("unbelieved")
-    ]
+    found = windows_of_version(state, champion.name, champion.version, kind="skill", since=since, until=until)
+    return [(max(one.start, since), one.stop) for one in found if one.rows and not one.details.get("unbelieved")]
