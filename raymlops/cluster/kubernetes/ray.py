@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster.kubernetes.network import node_rules
 from raymlops.cluster.kubernetes.place import CONFIG_FILE, CONFIG_FOLDER, REDIS_KEY
 from raymlops.cluster.kubernetes.pods import locked_down, node_pod, secret_key, submitter_pod
+from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.cluster.kubernetes.place import Place
     from raymlops.config.platforms.kubernetes import CpuNodes
@@ -27,6 +28,26 @@ KEEP_S = 3600
 """How long an ended job's object is kept; its cluster ends with it."""
 VERBS = ("train", "sweep")
 """Jobs with a cluster of their own. What touches the endpoint runs on its cluster (``raymlops submit``)."""
+
+
+def cluster_of(service: Mapping[str, Any], *, name: str, namespace: str) -> str:
+    """Return the cluster that a RayService has now.
+
+    It has an active one, and a pending one while it is upgraded or before it first serves. While there is a pending one
+    KubeRay sends it alone the configuration (``Reconcile`` of ``rayservice_controller.go``).
+
+    Raises:
+        ClusterError: it has none yet.
+    """
+    status = service.get("status") or {}
+    for which in ("pendingServiceStatus", "activeServiceStatus"):
+        if cluster := (status.get(which) or {}).get("rayClusterName"):
+            return str(cluster)
+    reasons = [one["message"] for one in status.get("conditions") or () if one.get("status") == "False"]
+    raise ClusterError(
+        f"the RayService {name} has no Ray cluster yet{f': {reasons[0]}' if reasons and reasons[0] else ''}",
+        hint=f"kubectl -n {namespace} describe rayservice {name}",
+    )
 
 
 def cluster_spec(place: Place, *, serves: bool, ray_version: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.place import LONGEST, checked
-from raymlops.cluster.kubernetes.ray import API, VERBS, ray_job
+from raymlops.cluster.kubernetes.ray import API, VERBS, cluster_of, ray_job
 from raymlops.cluster.kubernetes.render import ray_version
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
 from raymlops.records import Record
@@ -123,11 +123,7 @@ def _waits(pod: dict[str, Any]) -> list[str]:
 
 def _live_cluster(place: Place, server: ApiServer) -> str:
     path = f"/apis/{API}/namespaces/{server.namespace}/rayservices/{place.name}"
-    status = (server.get(path).get("status")) or {}
-    for which in ("pendingServiceStatus", "activeServiceStatus"):
-        if cluster := (status.get(which) or {}).get("rayClusterName"):
-            return str(cluster)
-    raise ClusterError(f"the RayService {place.name} has no Ray cluster yet")
+    return cluster_of(server.get(path), name=place.name, namespace=server.namespace)
 
 
 def _found(server: ApiServer, path: str) -> dict[str, Any] | None:

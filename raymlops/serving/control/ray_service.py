@@ -5,9 +5,8 @@ server-side apply as field manager ``raymlops``. KubeRay sends it whenever the t
 operator or Serve's state was lost (``checkIfNeedSubmitServeApplications`` of ``rayservice_controller.go``), so that the
 same configuration must always be the same text. What Serve runs is read where it runs.
 
-A RayService has an active cluster, and a pending one while it is upgraded or before it first serves. While there is a
-pending one KubeRay sends it alone the configuration (``Reconcile`` there), so that it is the one that is asked: what is
-read is what was written. The identity of both is the RayService's.
+What is read is what was written: the cluster that is asked is the one that gets the configuration. The identity of a
+RayService's clusters is its own.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
 from raymlops.cluster.kubernetes.manifests import MANAGER
 from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
-from raymlops.cluster.kubernetes.ray import API
+from raymlops.cluster.kubernetes.ray import API, cluster_of
 from raymlops.errors import ClusterError, NotFoundError, RefusedError
 from raymlops.serving.control.rest_api import ServeApi
 
@@ -89,15 +88,7 @@ class RayServiceApi(ServeApi):
             ClusterError: KubeRay is missing or too old, the API server does not answer, or there is no cluster yet.
             RefusedError: it is upgraded incrementally.
         """
-        status = self._read().get("status") or {}
-        for which in ("pendingServiceStatus", "activeServiceStatus"):
-            if cluster := (status.get(which) or {}).get("rayClusterName"):
-                return self._dashboard_of(cluster)
-        reasons = [one["message"] for one in status.get("conditions") or () if one.get("status") == "False"]
-        raise ClusterError(
-            f"the RayService {self._name} has no Ray cluster yet{f': {reasons[0]}' if reasons and reasons[0] else ''}",
-            hint=f"kubectl -n {self._server.namespace} describe rayservice {self._name}",
-        )
+        return self._dashboard_of(cluster_of(self._read(), name=self._name, namespace=self._server.namespace))
 
     def _read(self) -> dict[str, Any]:
         try:
