@@ -521,11 +521,14 @@ CHUNKED = b"POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnect
         b"transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         b"content-length: 5\r\ncontent-length: 5\r\n",
         b"content-length: 5\r\ntransfer-encoding: x, chunked\r\n",
+        b"content-length: 5\r\ntransfer-encoding: identity\r\n",
     ],
 )
-def test_a_body_with_two_lengths_is_refused(lengths):
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_a_body_with_two_lengths_is_refused(version, lengths):
     """Another proxy may have believed the other one, and taken the rest for the next request."""
-    answer = talk(Connection, b"POST /p HTTP/1.1\r\nhost: x\r\n" + lengths + b"\r\n5\r\nhello\r\n0\r\n\r\n", LAST)
+    sent = b"POST /p HTTP/%s\r\nhost: x\r\n%s\r\n5\r\nhello\r\n0\r\n\r\n" % (version, lengths)
+    answer = talk(Connection, sent, LAST)
     assert error(answer) == (400, "bad_request")
     assert answer.count(b"HTTP/1.1") == 1
 
