@@ -19,6 +19,7 @@ from raymlops.cluster.endpoint.tls import speaks_tls
 from raymlops.cluster.ports import free_port, listeners
 from raymlops.serving.proxy import serve_patches
 from raymlops.serving.proxy.connections import Connection
+from raymlops.serving.proxy.middleware import middlewares
 from raymlops.serving.proxy.serve_patches import (
     SLOW_MESSAGES,
     address_of,
@@ -36,6 +37,9 @@ def restored(monkeypatch):
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
     for name in ("__call__", "get_messages_nowait"):
         monkeypatch.setattr(http_util.MessageQueue, name, getattr(http_util.MessageQueue, name))
+    for name in ("__init__", "_override_method_handler"):
+        monkeypatch.setattr(grpc_util.gRPCGenericServer, name, getattr(grpc_util.gRPCGenericServer, name))
+    monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
     monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", {"auto": "uvicorn.protocols.http.auto:AutoHTTPProtocol"})
 
 
@@ -104,8 +108,6 @@ def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, 
     enabled, cert, actor, location = where
     answers = {"get_http_config": HTTPOptions(host="0.0.0.0"), "get_proxy_location": ProxyLocation(location)}
     monkeypatch.setattr(serve_patches, "controller", answers.get)
-    monkeypatch.setattr(grpc_util.gRPCGenericServer, "__init__", grpc_util.gRPCGenericServer.__init__)
-    monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_actor_name=lambda: actor))
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", enabled)
     monkeypatch.setenv("RAYMLOPS_TLS_CERT", cert)
@@ -130,12 +132,6 @@ def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, 
     assert asyncio.run(serve()) == [expected, expected]
 
 
-def as_it_is(monkeypatch):
-    """Let Serve's server be what it is after the test."""
-    for name in ("__init__", "_override_method_handler"):
-        monkeypatch.setattr(grpc_util.gRPCGenericServer, name, getattr(grpc_util.gRPCGenericServer, name))
-
-
 async def started(port, handler):
     """Return Serve's own server, with this handler of all calls."""
     servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
@@ -147,9 +143,8 @@ async def started(port, handler):
 @pytest.mark.parametrize(
     ("slow_s", "code"), [(60.0, grpc.StatusCode.UNAVAILABLE), (0.01, grpc.StatusCode.DEADLINE_EXCEEDED)]
 )
-def test_messages_that_are_never_complete_have_a_few_places_for_a_while(monkeypatch, slow_s, code):
+def test_messages_that_are_never_complete_have_a_few_places_for_a_while(slow_s, code):
     """One more than there are places is refused at once, each of them in the end; a whole one is answered beside."""
-    as_it_is(monkeypatch)
     guard_grpc_calls(quick_s=0.01, slow_s=slow_s)
     port = free_port()
 
@@ -180,9 +175,8 @@ async def _code(call):
     return await call.code()
 
 
-def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypatch):
+def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications():
     """Serve's own server, with a handler that waits: a message that does not fit is refused, until others are done."""
-    as_it_is(monkeypatch)
     guard_grpc_calls(most=100)
     guard_grpc_calls(most=1)
     port = free_port()
@@ -222,9 +216,8 @@ def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications(monkeypat
     assert listed.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
-def test_the_python_proxy_offers_no_cipher_of_old(tmp_path, monkeypatch):
+def test_the_python_proxy_offers_no_cipher_of_old(tmp_path):
     """uvicorn's own choice for TLS 1.2 is what TLS 1.0 had."""
-    monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
     cert, key = map(str, certificate(tmp_path))
     restrict_ciphers()
     restrict_ciphers()
@@ -272,6 +265,21 @@ def test_serves_proxy_reads_a_body_no_further_ahead_than_it_may():
     first, second, third = asyncio.run(scenario())
     assert [len(first), len(second), len(third)] == [11, 11, 4]
     assert third[-1]["type"] == "http.disconnect"
+
+
+def test_serves_server_gets_that_bound_with_its_middlewares():
+    """Where Serve asks for them: a body waits behind its first MiB for whoever reads it."""
+    middlewares()
+
+    async def scenario():
+        queue = http_util.MessageQueue()
+        ahead = asyncio.create_task(queue({"type": "http.request", "body": bytes(1024 * 1024)}))
+        await asyncio.sleep(0)
+        assert not ahead.done()
+        queue.get_messages_nowait()
+        await ahead
+
+    asyncio.run(scenario())
 
 
 def test_a_replica_looks_up_the_proxy_once_it_fetches_a_body(monkeypatch):
