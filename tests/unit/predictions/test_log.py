@@ -37,11 +37,14 @@ def test_what_is_closed_is_complete(tmp_path):
     assert pq.read_table(tmp_path / files[0], partitioning=None)["request_id"].to_pylist() == ["a", "a"]
 
 
-@pytest.mark.parametrize(("folder", "file"), [(0o755, 0o600), (0o700, 0o600), (0o2775, 0o660)])
+@pytest.mark.parametrize(("folder", "file"), [(None, 0o660), (0o755, 0o600), (0o700, 0o600), (0o2775, 0o660)])
 def test_what_callers_sent_is_read_by_those_who_share_the_folder_alone(tmp_path, folder, file):
-    """Their rows and their labels; the umask may take more away."""
-    tmp_path.chmod(folder)
-    log, labels = make(tmp_path), LabelLog(str(tmp_path), name="flights", writer="replica-1")
+    """Their rows and their labels, where nobody has made the folder too; the umask may take more away."""
+    root = tmp_path / "log"
+    if folder is not None:
+        root.mkdir()
+        root.chmod(folder)
+    log, labels = make(root), LabelLog(str(root), name="flights", writer="replica-1")
     log.take([served("a")])
     log.close()
     labels.add([Label("a", 0, "true")]).result(timeout=30)
