@@ -11,18 +11,20 @@ import os
 import sqlite3
 import time
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from raymlops.config.paths import sqlite_path, sqlite_url
-from raymlops.errors import StorageError, UnreachableError, UsageError
+from raymlops.display import number_of
+from raymlops.errors import RefusedError, StorageError, UnreachableError, UsageError
 from raymlops.storage.filesystem import check_space
 from raymlops.storage.scratch import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
@@ -32,6 +34,60 @@ LOCKED_S = 60.0
 """How long a SQLite file may be locked by who writes to it."""
 _KEYS = 500
 """Rows of a table whose keys are compared at a time."""
+
+
+@dataclass(frozen=True)
+class TableSet:
+    """The tables of another library in a database of its own: what is in them, and how a copy of them comes back."""
+
+    what: str
+    """Names the database in errors."""
+    tables: Sequence[sa.Table]
+    """Those that travel, in the order of their references."""
+    words: Mapping[str, tuple[str, ...]]
+    """Tables by whose keys a copy is known, with what one row is called, and several."""
+    by_itself: frozenset[str] = frozenset()
+    """Tables in which the library writes one row when it makes them."""
+
+    def there(self, url: str, *, file: Path) -> str | None:
+        """Return what is in a database, in words; None where that is nothing, or what a copy in ``file`` brings.
+
+        Raises: as ``snapshot``.
+        """
+        with snapshot(url, what=self.what) as there, snapshot(sqlite_url(file), what=self.what) as source:
+            inspector = sa.inspect(there)
+            counts = self._used(there) if all(inspector.has_table(name) for name in self.words) else {}
+            return self._in_words(counts) if counts and not self._same(source, there) else None
+
+    def restore(self, file: Path, url: str, *, change: Callable[[str, Any], Any]) -> None:
+        """Write the rows of a copy into a database that has these tables and nothing in them, in one transaction.
+
+        Nothing is done where the rows of the copy are there: a restore that was killed after it wrote them.
+
+        Raises:
+            RefusedError: the database is not empty; nothing was changed.
+            StorageError, UnreachableError, UsageError: it cannot be written; nothing was changed.
+        """
+        with snapshot(sqlite_url(file), what=self.what) as source, writing(url, what=self.what) as target:
+            if counts := self._used(target):
+                if self._same(source, target):
+                    return
+                raise RefusedError(f"{self.what} is not empty: {self._in_words(counts)}")
+            for table in reversed(self.tables):
+                target.execute(sa.delete(table))
+            copy_rows(source, target, self.tables, change=change)
+
+    def _used(self, connection: Connection) -> dict[str, int]:
+        """Return how many rows there are, but {} where they are those that the library makes by itself."""
+        counts = rows_in(connection, self.tables)
+        return {} if counts.keys() <= self.by_itself and set(counts.values()) <= {1} else counts
+
+    def _same(self, one: Connection, other: Connection) -> bool:
+        """Return whether two databases have rows of the same keys."""
+        return all(_keys(one, table) == _keys(other, table) for table in self.tables if table.name in self.words)
+
+    def _in_words(self, counts: Mapping[str, int]) -> str:
+        return ", ".join(number_of(counts.get(name, 0), *words) for name, words in self.words.items())
 
 
 @contextmanager
@@ -135,11 +191,6 @@ def rows_in(connection: Connection, tables: Sequence[sa.Table]) -> dict[str, int
     """Return how many rows each table has, of those that have any."""
     counts = {table.name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables}
     return {name: count for name, count in counts.items() if count}
-
-
-def same_keys(one: Connection, other: Connection, tables: Sequence[sa.Table]) -> bool:
-    """Return whether the tables of two databases have rows of the same primary keys."""
-    return all(_keys(one, table) == _keys(other, table) for table in tables)
 
 
 def moved_in(value: Any, move: Callable[[str], str]) -> Any:

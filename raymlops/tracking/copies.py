@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from raymlops.config.paths import sqlite_url
-from raymlops.display import number_of
-from raymlops.errors import RefusedError
-from raymlops.storage.tables import copy_rows, new_file, rows_in, same_keys, snapshot, writing
+from raymlops.storage.tables import TableSet, copy_rows, new_file, snapshot
 from raymlops.tracking.client import Tracker
 from raymlops.tracking.database import check_schema
 
@@ -66,7 +63,7 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
         StorageError, UnreachableError, UsageError: it cannot be read, or the file not written.
     """
     check_schema(url)
-    tables = _tables()
+    tables = tracking_tables().tables
     with snapshot(url, what=WHAT) as source:
         if not sa.inspect(source).has_table(_RUNS):
             return None
@@ -75,44 +72,22 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
             return _saved(target, sum(counts.values()))
 
 
-def tracking_there(url: str, *, file: Path) -> str | None:
-    """Return what is in a database, in words; None where that is nothing, or what a copy in ``file`` brings.
-
-    Raises: as ``save_tracking``.
-    """
-    with snapshot(url, what=WHAT) as there:
-        counts = _used(there) if sa.inspect(there).has_table(_RUNS) else {}
-        if not counts or _restored(file, there):
-            return None
-        return _words(counts)
-
-
-def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str], Any]) -> None:
-    """Write the tables of a copy into an empty database, which is made where there is none, in one transaction.
-
-    Nothing is done where the rows of the copy are there: a restore that was killed after it wrote them. ``change`` gets
-    each value, but for what runs were given.
+def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str, Any], Any]) -> None:
+    """Write the tables of a copy into an empty database, which is made where there is none: ``TableSet.restore``.
 
     Raises:
-        RefusedError: the database is not empty; nothing was changed.
         TrackingError: it has the schema of another MLflow.
-        StorageError, UnreachableError, UsageError: it cannot be written; nothing was changed.
+        RefusedError, StorageError, UnreachableError, UsageError: as there.
     """
     Tracker(url, artifacts=artifacts).check()
-    tables = _tables()
-    with snapshot(sqlite_url(file), what=WHAT) as source, writing(url, what=WHAT) as target:
-        if counts := _used(target):
-            if same_keys(source, target, _kept()):
-                return
-            raise RefusedError(f"{WHAT} is not empty: {_words(counts)}")
-        for table in reversed(tables):  # what MLflow makes by itself
-            target.execute(sa.delete(table))
-        copy_rows(source, target, tables, change=lambda table, value: value if table == _PARAMS else change(value))
+    tracking_tables().restore(
+        file, url, change=lambda table, value: value if table == _PARAMS else change(table, value)
+    )
 
 
 @cache
-def _tables() -> tuple[sa.Table, ...]:
-    """Return the tables that travel, in the order of their references."""
+def tracking_tables() -> TableSet:
+    """Return the tables that travel."""
     import mlflow.store.model_registry.dbmodels.models
     import mlflow.store.tracking.dbmodels.models  # noqa: F401 - both add tables to the metadata
     from mlflow.store.db.base_sql_model import Base
@@ -124,33 +99,12 @@ def _tables() -> tuple[sa.Table, ...]:
             left.add(table.name)
         else:
             found.append(table)
-    return tuple(found)
-
-
-def _kept() -> list[sa.Table]:
-    return [table for table in _tables() if table.name in {"experiments", "runs", "model_versions"}]
-
-
-def _used(connection: sa.Connection) -> dict[str, int]:
-    """Return how many rows there are, but {} where they are what MLflow makes by itself: a default experiment."""
-    counts = rows_in(connection, _tables())
-    if counts.get("experiments") == 1 and counts.keys() <= {"experiments", "experiment_tags", "workspaces"}:
-        return {}
-    return counts
-
-
-def _restored(file: Path, there: sa.Connection) -> bool:
-    with snapshot(sqlite_url(file), what=WHAT) as source:
-        return same_keys(source, there, _kept())
-
-
-def _words(counts: Mapping[str, int]) -> str:
-    words = {"experiments": "experiment", "runs": "run", "model_versions": "model version"}
-    return ", ".join(number_of(counts.get(name, 0), word) for name, word in words.items())
+    words = {"experiments": ("experiment",), "runs": ("run",), "model_versions": ("model version",)}
+    return TableSet(WHAT, tuple(found), words, by_itself=frozenset({"experiments", "experiment_tags", "workspaces"}))
 
 
 def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
-    named = {table.name: table.c for table in _tables()}
+    named = {table.name: table.c for table in tracking_tables().tables}
     versions, tags, runs = named["model_versions"], named["model_version_tags"], named["runs"]
     found: dict[tuple[str, int], dict[str, str]] = {}
     for row in connection.execute(sa.select(tags.name, tags.version, tags.key, tags.value)):

@@ -137,7 +137,7 @@ class _Writing:
         from raymlops.tracking.copies import restore_tracking
         from raymlops.tuning.copies import restore_studies
 
-        def change(value: Any) -> Any:
+        def change(_table: str, value: Any) -> Any:
             return moved_in(value, self._move)
 
         urls, saved = self._databases.urls, self._contents.databases
@@ -146,22 +146,13 @@ class _Writing:
             restore_studies(self._folder / f"{OPTUNA}.db", urls[OPTUNA], change=change)
         if MLFLOW in saved:
             self._on_step("MLflow's database")
-            file, artifacts = (
-                self._folder / f"{MLFLOW}.db",
-                filesystem.join(self._databases.roots["mlflow"], "mlartifacts"),
-            )
-            restore_tracking(file, urls[MLFLOW], artifacts=artifacts, change=change)
+            artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
+            restore_tracking(self._folder / f"{MLFLOW}.db", urls[MLFLOW], artifacts=artifacts, change=change)
         if STATE not in saved:
             return None
         self._on_step("the state")
-        return restore_state(
-            self._folder / f"{STATE}.db",
-            urls[STATE],
-            change=lambda _table, value: change(value),
-            came=came,
-            why=why,
-            as_copy=as_copy,
-        )
+        file = self._folder / f"{STATE}.db"
+        return restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
 
 
 def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
@@ -195,8 +186,8 @@ def _check_schemas(contents: Contents) -> None:
 def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None:
     """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
     from raymlops.state.copies import state_there
-    from raymlops.tracking.copies import tracking_there
-    from raymlops.tuning.copies import studies_there
+    from raymlops.tracking.copies import tracking_tables
+    from raymlops.tuning.copies import study_tables
 
     found = {}
     for name in contents.databases:
@@ -206,9 +197,9 @@ def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None
         if name == STATE:
             found["the state database"] = state_there(url)
         elif name == MLFLOW:
-            found["MLflow's database"] = tracking_there(url, file=file)
+            found["MLflow's database"] = tracking_tables().there(url, file=file)
         else:
-            found["Optuna's database"] = studies_there(url, file=file)
+            found["Optuna's database"] = study_tables().there(url, file=file)
     used = [f"{what} is not empty ({there})" for what, there in found.items() if there is not None]
     if used:
         raise RefusedError(
