@@ -44,7 +44,7 @@ class SavedTracking:
     rows: int
     versions: tuple[SavedVersion, ...]
     artifacts: Mapping[str, str]
-    """URI of the artifacts of each run that is registered."""
+    """URI of the artifacts of each run that is registered, and of each sweep, which is resumed by its own."""
 
 
 def tracking_schema() -> tuple[str, str]:
@@ -113,6 +113,10 @@ def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
         SavedVersion(row.source or "", found.get((row.name, row.version), {}))
         for row in connection.execute(sa.select(versions.name, versions.version, versions.source))
     )
-    registered = sa.select(versions.run_id).where(versions.run_id.is_not(None))
-    places = connection.execute(sa.select(runs.run_uuid, runs.artifact_uri).where(runs.run_uuid.in_(registered)))
+    kinds = named["tags"]
+    kept = sa.union(
+        sa.select(versions.run_id).where(versions.run_id.is_not(None)),
+        sa.select(kinds.run_uuid).where(kinds.key == "raymlops.kind", kinds.value == "sweep"),
+    )
+    places = connection.execute(sa.select(runs.run_uuid, runs.artifact_uri).where(runs.run_uuid.in_(kept)))
     return SavedTracking(rows, saved, {row.run_uuid: row.artifact_uri for row in places})

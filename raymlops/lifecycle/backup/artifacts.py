@@ -1,4 +1,4 @@
-"""The artifacts of registered runs: copied into a backup, and written to where their run has them now.
+"""The artifacts of registered runs and of sweeps: copied into a backup, and written to where their run has them now.
 
 A registered version's MLflow model holds a copy of its bundle, which no backup keeps twice: it is put back from the
 bundle.

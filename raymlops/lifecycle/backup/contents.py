@@ -17,7 +17,7 @@ STATE, MLFLOW, OPTUNA = "state", "mlflow", "optuna"
 NOT_IN_IT = (
     "checkpoints and logs of runs and trials: what had not ended starts again, and cannot be resumed",
     "predictions and labels (predictions/, labels/): copy them as the files that they are",
-    "artifacts of runs that are no version",
+    "artifacts of runs that are neither a version nor a sweep",
     "credentials: files and variables that a configuration refers to, the cluster's token, certificates",
 )
 """What no backup holds, for people to read."""

@@ -124,7 +124,7 @@ class _Writing:
 
         self._on_step(f"bundles: {len(bundles)}")
         copied = [copy_bundle(bundle, self._storage) for bundle in bundles]
-        self._on_step("artifacts of versions")
+        self._on_step("artifacts of versions and sweeps")
         artifacts = {run_id: self._move(uri) for run_id, uri in self._contents.artifacts.items()}
         models = {self._move(uri): digest for uri, digest in self._contents.models.items()}
         files = restore_artifacts(self._folder, artifacts)

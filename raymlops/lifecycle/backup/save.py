@@ -59,7 +59,7 @@ def backup(
     env: str | None = None,
     on_step: Callable[[str], None] = lambda _text: None,
 ) -> BackupRecord:
-    """Write a backup of the state, MLflow's and Optuna's databases, bundles and the artifacts of versions.
+    """Write a backup of the state, MLflow's and Optuna's databases, bundles, and the artifacts of versions and of sweeps.
 
     Everything may go on meanwhile. Killed at any point it leaves no backup, or a whole one; bundles that are there are
     kept, and several at once to one place do not disturb each other.
@@ -84,7 +84,7 @@ def backup(
         contents, needed, live = _copied(databases, folder, made_at=made_at.isoformat(), on_step=on_step)
         on_step(f"bundles: {len(needed)}")
         contents, new = _with_bundles(contents, needed, live, to)
-        on_step("artifacts of versions")
+        on_step("artifacts of versions and sweeps")
         lacks = save_artifacts(contents.artifacts, contents.models, folder)
         contents = replace(contents, left_out=(*contents.left_out, *lacks))
         (folder / FILE).write_text(json.dumps(contents.to_dict(), indent=1), encoding="utf-8")
