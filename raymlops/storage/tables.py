@@ -32,8 +32,13 @@ if TYPE_CHECKING:
 BATCH_ROWS = 2000
 LOCKED_S = 60.0
 """How long a SQLite file may be locked by who writes to it."""
-_KEYS = 500
-"""Rows of a table whose keys are compared at a time."""
+_RESTORED = sa.Table(
+    "raymlops_restored",
+    sa.MetaData(),
+    sa.Column("what", sa.String(64), primary_key=True),
+    sa.Column("backup", sa.String(64), nullable=False),
+)
+"""By which a database says whose rows it got, so that those of the original are never taken for restored ones."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +50,24 @@ class TableSet:
     tables: Sequence[sa.Table]
     """Those that travel, in the order of their references."""
     words: Mapping[str, tuple[str, ...]]
-    """Tables by whose keys a copy is known, with what one row is called, and several."""
+    """What a row of the tables is called that people know, and several."""
     by_itself: frozenset[str] = frozenset()
     """Tables in which the library writes one row when it makes them."""
 
-    def there(self, url: str, *, file: Path) -> str | None:
-        """Return what is in a database, in words; None where that is nothing, or what a copy in ``file`` brings.
+    def there(self, url: str, *, backup: str) -> str | None:
+        """Return what is in a database, in words; None where that is nothing, or what was restored from this backup.
 
         Raises: as ``snapshot``.
         """
-        with snapshot(url, what=self.what) as there, snapshot(sqlite_url(file), what=self.what) as source:
-            inspector = sa.inspect(there)
-            counts = self._used(there) if all(inspector.has_table(name) for name in self.words) else {}
-            return self._in_words(counts) if counts and not self._same(source, there) else None
+        with snapshot(url, what=self.what) as there:
+            made = all(sa.inspect(there).has_table(name) for name in self.words)
+            counts = self._used(there) if made and not self._is_from(backup, there) else {}
+            return self._in_words(counts) if counts else None
 
-    def restore(self, file: Path, url: str, *, change: Callable[[str, Any], Any]) -> None:
+    def restore(self, file: Path, url: str, *, backup: str, change: Callable[[str, Any], Any]) -> None:
         """Write the rows of a copy into a database that has these tables and nothing in them, in one transaction.
 
-        Nothing is done where the rows of the copy are there: a restore that was killed after it wrote them.
+        Nothing is done where the rows of this backup are there: a restore that was killed after it wrote them.
 
         Raises:
             RefusedError: the database is not empty; nothing was changed.
@@ -70,21 +75,25 @@ class TableSet:
         """
         with snapshot(sqlite_url(file), what=self.what) as source, writing(url, what=self.what) as target:
             if counts := self._used(target):
-                if self._same(source, target):
+                if self._is_from(backup, target):
                     return
                 raise RefusedError(f"{self.what} is not empty: {self._in_words(counts)}")
             for table in reversed(self.tables):
                 target.execute(sa.delete(table))
             copy_rows(source, target, self.tables, change=change)
+            _RESTORED.create(target, checkfirst=True)
+            target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
+            target.execute(sa.insert(_RESTORED).values(what=self.what, backup=backup))
+
+    def _is_from(self, backup: str, connection: Connection) -> bool:
+        if not sa.inspect(connection).has_table(_RESTORED.name):
+            return False
+        return connection.scalar(sa.select(_RESTORED.c.backup).where(_RESTORED.c.what == self.what)) == backup
 
     def _used(self, connection: Connection) -> dict[str, int]:
         """Return how many rows there are, but {} where they are those that the library makes by itself."""
         counts = rows_in(connection, self.tables)
         return {} if counts.keys() <= self.by_itself and set(counts.values()) <= {1} else counts
-
-    def _same(self, one: Connection, other: Connection) -> bool:
-        """Return whether two databases have rows of the same keys."""
-        return all(_keys(one, table) == _keys(other, table) for table in self.tables if table.name in self.words)
 
     def _in_words(self, counts: Mapping[str, int]) -> str:
         return ", ".join(number_of(counts.get(name, 0), *words) for name, words in self.words.items())
@@ -209,11 +218,6 @@ def moved_in(value: Any, move: Callable[[str], str]) -> Any:
         changed = moved_in(data, move)
         return value if changed == data else json.dumps(changed)
     return move(value)
-
-
-def _keys(connection: Connection, table: sa.Table) -> set[tuple[Any, ...]]:
-    found = connection.execute(sa.select(*table.primary_key.columns).execution_options(yield_per=_KEYS))
-    return {tuple(row) for row in found}
 
 
 @contextmanager

@@ -72,7 +72,9 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
             return _saved(target, sum(counts.values()))
 
 
-def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Callable[[str, Any], Any]) -> None:
+def restore_tracking(
+    file: Path, url: str, *, artifacts: str | None, backup: str, change: Callable[[str, Any], Any]
+) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none: ``TableSet.restore``.
 
     Raises:
@@ -81,7 +83,7 @@ def restore_tracking(file: Path, url: str, *, artifacts: str | None, change: Cal
     """
     Tracker(url, artifacts=artifacts).check()
     tracking_tables().restore(
-        file, url, change=lambda table, value: value if table == _PARAMS else change(table, value)
+        file, url, backup=backup, change=lambda table, value: value if table == _PARAMS else change(table, value)
     )
 
 

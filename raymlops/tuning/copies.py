@@ -37,14 +37,14 @@ def save_studies(url: str, file: Path) -> int:
         return sum(copy_rows(source, target, tables).values())
 
 
-def restore_studies(file: Path, url: str, *, change: Callable[[str, Any], Any]) -> None:
+def restore_studies(file: Path, url: str, *, backup: str, change: Callable[[str, Any], Any]) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none: ``TableSet.restore``.
 
     Raises: as there.
     """
     with open_storage(url):
         pass
-    study_tables().restore(file, url, change=change)
+    study_tables().restore(file, url, backup=backup, change=change)
 
 
 @cache

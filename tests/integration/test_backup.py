@@ -113,6 +113,16 @@ def test_what_is_not_empty_is_left_as_it_is(machine, saved):
     assert seen(machine.spec) == before
 
 
+def test_no_other_state_gets_the_original_mlflow_or_optuna(machine, saved, tmp_path):
+    """Although they are as they were when the backup was made: two states would move one MLflow's aliases."""
+    urls = databases_of(machine.spec).urls
+    spec = spec_at(tmp_path / "other", mlflow=urls["mlflow"], optuna=urls["optuna"])
+    with pytest.raises(
+        RefusedError, match=r"MLflow's database is not empty \(2 .*; Optuna's database is not empty \(1 st"
+    ):
+        restore_backup(spec, uri=str(saved[0]), as_copy=True)
+
+
 def test_an_older_backup_beside_what_runs_removes_nothing(machine, saved, empty, serve, another):
     """It is refused on the same Serve; as a copy it is another state, which leaves applications alone."""
     with State.open(databases_of(machine.spec).urls["state"]) as state:

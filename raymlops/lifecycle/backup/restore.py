@@ -84,7 +84,7 @@ def restore_backup(
         )
         bundles = _checked_bundles(contents, uri)
         _check_schemas(contents)
-        _refuse_used(databases, contents, folder)
+        _refuse_used(databases, contents, chosen)
         added, files, state_id = 0, 0, contents.state_id
         if not dry_run:
             came = {"backup": chosen, "made_at": contents.made_at, "roots": contents.roots}
@@ -143,11 +143,12 @@ class _Writing:
         urls, saved = self._databases.urls, self._contents.databases
         if OPTUNA in saved:
             self._on_step("Optuna's database")
-            restore_studies(self._folder / f"{OPTUNA}.db", urls[OPTUNA], change=change)
+            restore_studies(self._folder / f"{OPTUNA}.db", urls[OPTUNA], backup=came["backup"], change=change)
         if MLFLOW in saved:
             self._on_step("MLflow's database")
             artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
-            restore_tracking(self._folder / f"{MLFLOW}.db", urls[MLFLOW], artifacts=artifacts, change=change)
+            file = self._folder / f"{MLFLOW}.db"
+            restore_tracking(file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change)
         if STATE not in saved:
             return None
         self._on_step("the state")
@@ -183,7 +184,7 @@ def _check_schemas(contents: Contents) -> None:
             check_schema(contents.databases[name], schema(), what=what)
 
 
-def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None:
+def _refuse_used(databases: Databases, contents: Contents, backup_id: str) -> None:
     """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
     from raymlops.state.copies import state_there
     from raymlops.tracking.copies import tracking_tables
@@ -193,13 +194,13 @@ def _refuse_used(databases: Databases, contents: Contents, folder: Path) -> None
     for name in contents.databases:
         if not databases.may_exist(name):
             continue
-        url, file = databases.urls[name], folder / f"{name}.db"
+        url = databases.urls[name]
         if name == STATE:
             found["the state database"] = state_there(url)
         elif name == MLFLOW:
-            found["MLflow's database"] = tracking_tables().there(url, file=file)
+            found["MLflow's database"] = tracking_tables().there(url, backup=backup_id)
         else:
-            found["Optuna's database"] = study_tables().there(url, file=file)
+            found["Optuna's database"] = study_tables().there(url, backup=backup_id)
     used = [f"{what} is not empty ({there})" for what, there in found.items() if there is not None]
     if used:
         raise RefusedError(

@@ -59,7 +59,7 @@ def backup(
     env: str | None = None,
     on_step: Callable[[str], None] = lambda _text: None,
 ) -> BackupRecord:
-    """Write a backup of the state, MLflow's and Optuna's databases, bundles, and the artifacts of versions and of sweeps.
+    """Write a backup of the state, MLflow's and Optuna's databases, bundles, and artifacts of versions and sweeps.
 
     Everything may go on meanwhile. Killed at any point it leaves no backup, or a whole one; bundles that are there are
     kept, and several at once to one place do not disturb each other.
