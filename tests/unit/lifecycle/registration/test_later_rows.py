@@ -68,7 +68,7 @@ def test_rows_of_the_last_weeks_are_later_and_others(checked):
     found = checked(Seasons)
 
     assert [check.passed for check in found.values()] == [True, True]
-    assert found["tested on later rows"].detail.startswith("of 180 test rows 0 are not after the training rows")
+    assert found["tested on later rows"].detail.startswith("of 180 test rows 0 were not labelled after all training rows")
     assert found["tested on rows of its own"].detail == (
         "0 of 180 test rows that were looked up are training rows too: 0.00%"
     )
@@ -79,7 +79,7 @@ def test_rows_are_ordered_by_when_their_labels_were_known(checked):
     check = checked(Late)["tested on later rows"]
 
     assert check.passed
-    assert "the newest training row was known at 2026-02-18T" in check.detail
+    assert "their last label was known at 2026-02-18T" in check.detail
 
 
 def test_days_of_their_own_are_enough(checked):
@@ -92,7 +92,7 @@ def test_rows_between_training_rows_are_refused(checked):
     check = checked(Shuffled)["tested on later rows"]
 
     assert not check.passed
-    assert "419 are not after the training rows" in check.detail
+    assert "419 were not labelled after all training rows" in check.detail
 
 
 def test_training_rows_that_are_tested_on_are_counted(checked):
