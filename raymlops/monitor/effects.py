@@ -20,6 +20,7 @@ _EXPECTED = 10
 BARS = 24
 """Of a histogram of numbers; of one of categories, the last of half as many holds the others."""
 _OUTER = (0.005, 0.995)
+_RANGE = (0.01, 0.99)
 _REACH = 4.0
 """Interquartile ranges beyond the quartiles that a histogram shows: what is further out is in its outer bars."""
 
@@ -73,6 +74,35 @@ def quantiles(counts: Counts, edges: Floats, *, at: tuple[float, ...] = QUANTILE
         part = (share - running[bin_]) / (running[bin_ + 1] - running[bin_])
         found.append(float(finite[bin_] + part * (finite[bin_ + 1] - finite[bin_])))
     return tuple(found)
+
+
+def grouped(before: Counts, after: Counts, *, groups: int, ordered: bool) -> tuple[Counts, Counts]:
+    """Return two histograms on fewer bins, each of which holds about one of so many ``groups`` of the rows of both.
+
+    Of ordered ones neighbours are put together; of others those that are too small, all in one. Histograms of a few
+    rows on many bins are far apart by chance alone.
+    """
+    both = before + after
+    if ordered:
+        place = (np.cumsum(both) - both) * groups // max(int(both.sum()), 1)
+    else:
+        place = np.where(both * groups >= both.sum(), np.arange(len(both)), len(both))
+    number = int(place.max(initial=0)) + 1
+    found = (np.bincount(place, weights=side, minlength=number).astype(np.int64) for side in (before, after))
+    return next(found), next(found)
+
+
+def far_outside(counts: Counts, other: Counts, edges: Floats) -> tuple[float, float, float]:
+    """Return the share of values that lie further outside the range of ``other`` ones than that is wide, and the range.
+
+    The range is from their 1% quantile to their 99%. ``edges`` are as for ``quantiles``; 0 where one of both is empty.
+    """
+    low, high = quantiles(other, edges, at=_RANGE)
+    if not counts.sum() or not other.sum():
+        return 0.0, low, high
+    width = high - low
+    below, above = np.interp([low - width, high + width], _finite(edges), _running(counts))
+    return float(below + 1 - above), low, high
 
 
 def outside(counts: Counts, edges: Floats) -> tuple[float, float]:

@@ -3,7 +3,14 @@
 Requests of a log are not drawn by chance for one of both: the champion answered all of them. So an error of the
 challenger is one that callers would have seen, and on labelled requests both answered the same rows. Other answers are
 no fault by themselves, since a model is retrained to answer otherwise; beyond wide bounds they are more likely a
-defect, such as exchanged classes or a constant.
+defect, such as exchanged classes, other units or a constant. A model that answers twice as much as the champion passes,
+and so does one with the double spread or half of it; what is beyond that is refused by what an honest one does not do:
+
+- its answers lie elsewhere, on bins of the champion's answers that are as few as rows allow (Jensen-Shannon distance);
+- answers of one of both lie further outside the range of the other's than that is wide, as in other units, or where
+  some rows get a huge answer;
+- it answers different requests alike;
+- it orders them the other way round, where answers are numbers.
 """
 
 from __future__ import annotations
@@ -14,21 +21,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.monitor.effects import jensen_shannon, quantiles
+from raymlops.monitor.effects import far_outside, grouped, jensen_shannon, quantiles
 from raymlops.monitor.profiled import shown_name
 from raymlops.monitor.skill.admission import admit, bound_keys
 from raymlops.monitor.skill.verdict import LEVEL, MARGIN, Paired
+from raymlops.profiles.layout import Layout
 from raymlops.records import GateCheck, GateDecision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from raymlops.answer_loss import AnswerLoss
+    from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Profile
 
 Floats = npt.NDArray[np.float64]
 _NONE = np.zeros(0)
 
+FEWEST_ROWS = 50
+"""Below which distributions of answers are not compared."""
+FEWEST_PAIRS = 50
+"""Of consecutive rows, below which nothing is said of how they are told apart."""
+BIN_ROWS, MOST_BINS = 10, 32
+"""Rows of each of both that a bin has about, and how many bins there are at most."""
 FEWEST_TIMED = 20
 """Batches below which nothing is said of how fast answers are, and a fifth of those that show a 99th percentile."""
 QUICK_S = 0.001
@@ -48,6 +63,12 @@ class Bounds:
     """Share of rows whose decision may differ."""
     max_distance: float = 0.7
     """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
+    max_far: float = 0.05
+    """Share of the answers of one of both that may lie further outside the range of the other's than that is wide."""
+    max_alike: float = 0.99
+    """Share of requests told apart by the champion that may get one answer."""
+    max_reversed: float = 0.75
+    """Share of them that may be ordered the other way."""
     max_caller_share: float = 0.5
     """Of the labels."""
     level: float = LEVEL
@@ -114,6 +135,24 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Neighbours:
+    """Pairs of consecutive rows, as both tell them apart: whatever the scale of their answers."""
+
+    apart: int = 0
+    """Pairs that the champion gave different answers."""
+    alike: int = 0
+    """Of these, with one answer of the challenger."""
+    ordered: int = 0
+    """Pairs with different numbers of both."""
+    reversed: int = 0
+    """Of these, ordered the other way by the challenger."""
+
+    def __add__(self, other: Neighbours) -> Neighbours:
+        """Return those of both."""
+        return Neighbours(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
 class Replayed:
     """A challenger's answers to logged requests, in sums that add over pieces of the log; rows by their weights."""
 
@@ -134,9 +173,10 @@ class Replayed:
     champion_seconds: Floats = field(default_factory=lambda: _NONE)
     """The champion's for the same batches."""
     before: Profile | None = None
-    """The champion's logged answers; None where its bundle has no profile of answers."""
+    """The champion's logged answers on ``wide_layout``; None where its bundle has no profile of answers."""
     after: Profile | None = None
     """The challenger's."""
+    neighbours: Neighbours = field(default_factory=Neighbours)
     labelled: Labelled = field(default_factory=Labelled)
     notes: tuple[str, ...] = ()
 
@@ -153,6 +193,7 @@ class Replayed:
             champion_seconds=np.concatenate([self.champion_seconds, other.champion_seconds]),
             before=_sum(self.before, other.before),
             after=_sum(self.after, other.after),
+            neighbours=self.neighbours + other.neighbours,
             labelled=self.labelled + other.labelled,
             notes=_few(self.notes + other.notes),
         )
@@ -164,7 +205,8 @@ def judge(replayed: Replayed, *, champion: int, bounds: Bounds | None = None) ->
     if not replayed.read:
         return GateDecision(True, (), champion, ("No request was logged in these hours, so that none was replayed.",))
     checks, notes = [_answered(replayed, bounds)], [*replayed.notes]
-    for found in (_quick(replayed, bounds), _flips(replayed, bounds), *_spread(replayed, bounds)):
+    told_apart = _told_apart(replayed.neighbours, bounds)
+    for found in (_quick(replayed, bounds), _flips(replayed, bounds), *_spread(replayed, bounds), *told_apart):
         if isinstance(found, str):
             notes.append(found)
         else:
@@ -187,6 +229,44 @@ def decisions(columns: Mapping[str, Any], rule: AnswerLoss) -> npt.NDArray[Any] 
         table = found[0] if len(found) == 1 else np.stack(found, axis=1)
         return np.asarray(table.argmax(axis=1)) if table.ndim == 2 else None
     return None
+
+
+def neighbours(before: Mapping[str, Any], after: Mapping[str, Any], rule: AnswerLoss) -> Neighbours:
+    """Return how consecutive rows are told apart by the champion's answers and the challenger's.
+
+    Numbers are ordered where the rule judges these.
+    """
+    apart, changed = _changes(before), _changes(after)
+    found = Neighbours(apart=int(apart.sum()), alike=int((apart & ~changed).sum()))
+    if rule.kind != "number" or rule.output not in before or rule.output not in after:
+        return found
+    steps = [np.diff(np.asarray(side[rule.output], np.float64)) for side in (before, after)]
+    product = np.sign(steps[0]) * np.sign(steps[1])
+    return replace(found, ordered=int(np.count_nonzero(np.abs(product) > 0)), reversed=int((product < 0).sum()))
+
+
+def wide_layout(layout: Layout) -> Layout:
+    """Return the layout on which answers of both are counted, from that of the champion's."""
+    return Layout(tuple(series.widened for series in layout.series))
+
+
+def _changes(columns: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows have another answer than the one before, in any column."""
+    found = []
+    for values in columns.values():
+        array = np.asarray(values)
+        if array.dtype == object:
+            pairs = zip(array[:-1], array[1:], strict=True)
+            found.append(np.array([not _same(one, other) for one, other in pairs], dtype=np.bool_))
+        else:
+            flat = array.reshape(len(array), -1)
+            found.append((flat[1:] != flat[:-1]).any(axis=1))
+    return np.logical_or.reduce(found) if found else np.zeros(0, dtype=np.bool_)
+
+
+def _same(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, np.ndarray) or isinstance(other, np.ndarray)
+    return bool(np.array_equal(one, other) if tensors else one == other)
 
 
 def _answered(replayed: Replayed, bounds: Bounds) -> GateCheck:
@@ -230,28 +310,64 @@ def _flips(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
 
 
 def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
-    """Compare the distributions of each output on the bins of the champion's profile."""
+    """Compare where the answers of both lie, each output by itself; yield what is worst of each comparison."""
     before, after = replayed.before, replayed.after
     if before is None or after is None:
         yield "Distributions of answers are not compared: the champion's bundle has no profile of its answers."
         return
-    worst: GateCheck | None = None
+    rows = min(before.read, after.read)
+    if rows < FEWEST_ROWS:
+        yield f"Distributions of answers are not compared: {rows} rows say too little, {FEWEST_ROWS} are needed."
+        return
+    checks: dict[str, list[GateCheck]] = {}
     for series, cells in before.layout.placed():
         if series.missing is None or series.measure == "time":
             continue
         theirs, ours = (profile.counts[cells] for profile in (before, after))
-        distance = jensen_shannon(theirs, ours)
-        if worst is None or worst.got is None or distance > worst.got:
-            detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f}"
-            if series.is_ordered and len(series.edges):
-                edges = np.array([-np.inf, *series.edges, np.inf])
-                both = (quantiles(side[series.bins], edges) for side in (theirs, ours))
-                said = (" ".join(f"{value:.3g}" for value in found) for found in both)
-                detail += f"; quantiles at 5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
-            allowed = f"<= {bounds.max_distance:g}"
-            worst = GateCheck("answers as the champion's", distance <= bounds.max_distance, distance, allowed, detail)
-    if worst is not None:
-        yield worst
+        for check in _compared(series, theirs, ours, bounds, groups=min(MOST_BINS, rows // BIN_ROWS)):
+            checks.setdefault(check.name, []).append(check)
+    for found in checks.values():
+        yield max(found, key=lambda check: check.got or 0.0)
+
+
+def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, groups: int) -> Iterator[GateCheck]:
+    """Compare the answers of both on the cells of one series."""
+    ordered, name = series.is_ordered and len(series.edges) > 0, shown_name(series)
+    few = grouped(theirs[series.bins], ours[series.bins], groups=groups, ordered=series.is_ordered)
+    rest = [np.append(side[: series.bins.start], side[series.bins.stop :]) for side in (theirs, ours)]
+    distance = jensen_shannon(*(np.append(*both) for both in zip(few, rest, strict=True)))
+    detail = f"{name}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"
+    edges = np.array([-np.inf, *series.edges, np.inf])
+    if ordered:
+        both = (quantiles(side[series.bins], edges) for side in (theirs, ours))
+        said = (" ".join(f"{value:.3g}" for value in found) for found in both)
+        detail += f"; quantiles at 5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
+    allowed = f"<= {bounds.max_distance:g}"
+    yield GateCheck("answers as the champion's", distance <= bounds.max_distance, distance, allowed, detail)
+    if not ordered:
+        return
+    ways = (("its answers", "the champion's", ours, theirs), ("the champion's answers", "its own", theirs, ours))
+    for whose, than, side, other in ways:
+        share, low, high = far_outside(side[series.bins], other[series.bins], edges)
+        detail = f"{name}: {share:.1%} of {whose} lie further outside {than} (98% from {low:.3g} to {high:.3g}) than these"
+        yield GateCheck(
+            "answers of the champion's size",
+            passed=share <= bounds.max_far,
+            got=share,
+            allowed=f"<= {bounds.max_far:g}",
+            detail=f"{detail} are wide",
+        )
+
+
+def _told_apart(found: Neighbours, bounds: Bounds) -> Iterator[GateCheck]:
+    if found.apart >= FEWEST_PAIRS:
+        share = found.alike / found.apart
+        detail = f"{found.alike:,} of {found.apart:,} pairs of rows to which the champion gave two answers get one"
+        yield GateCheck("tells rows apart", share <= bounds.max_alike, share, f"<= {bounds.max_alike:g}", detail)
+    if found.ordered >= FEWEST_PAIRS:
+        share = found.reversed / found.ordered
+        detail = f"{found.reversed:,} of {found.ordered:,} pairs of rows are ordered the other way"
+        yield GateCheck("orders rows alike", share <= bounds.max_reversed, share, f"<= {bounds.max_reversed:g}", detail)
 
 
 def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:

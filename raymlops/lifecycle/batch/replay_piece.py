@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.errors import NotFoundError, RaymlopsError
-from raymlops.monitor.replayed import Labelled, Replayed, decisions
+from raymlops.monitor.replayed import Labelled, Replayed, decisions, neighbours, wide_layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -126,14 +126,14 @@ class ReplayWorker:
 
     @cached_property
     def _layout(self) -> Layout | None:
-        """Return the layout on which the champion's answers are counted; None where its bundle has none."""
+        """Return the layout on which answers are counted; None where the champion's bundle has none."""
         from raymlops.bundle.profiles import references_of
 
         try:
             found = references_of(self._job.champion.uri, self._job.champion.digest).get("predictions")
         except NotFoundError:
             return None
-        return None if found is None else found.layout
+        return None if found is None else wide_layout(found.layout)
 
     @property
     def _rule(self) -> AnswerLoss:
@@ -227,14 +227,18 @@ class ReplayWorker:
         found = Replayed(labelled=self._labelled(part, answers, weight))
         if self._job.labelled_only:
             return found
-        before, after = decisions(_arrays(logged), self._rule), decisions(answers, self._rule)
+        said = _arrays(logged)
+        same = said.keys() & answers.keys()
+        both = ({name: side[name] for name in same} for side in (said, answers))
+        found += Replayed(neighbours=neighbours(*both, self._rule))
+        before, after = decisions(said, self._rule), decisions(answers, self._rule)
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))
             found += Replayed(compared=weight * part.num_rows, flipped=weight * flipped)
         if self._layout is not None:
             layout, rows = self._layout, part.num_rows
-            both = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
-            counted = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in both]
+            sides = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
+            counted = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
             found += Replayed(before=counted[0], after=counted[1])
         return found
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from echoed_log import bundle, label, log
-from echoes import Echo, Gaps, Inverted
+from echoes import Constant, Echo, Gaps, Inverted, Percent
 from labelled_answers import NOW
 
 from raymlops.lifecycle.batch.replay import here, replay
@@ -52,6 +52,27 @@ def test_exchanged_classes_are_refused_with_numbers(champion, tmp_path):
     assert not found.passed
     check = checks(found)["decides alike"]
     assert (check.passed, check.got, check.detail) == (False, 1.0, "100 of 100 rows get another decision")
+
+
+def test_half_of_the_answers_in_other_units_are_refused(champion, tmp_path):
+    """50 of 100 are 51 to 100 where the champion's are .01 to .99: no decision is another one, and half lie alike."""
+    log(tmp_path, ASKED)
+    found = checks(replayed(champion, bundle(tmp_path, Percent)))
+
+    assert found["decides alike"].passed
+    assert found["answers as the champion's"].passed
+    check = found["answers of the champion's size"]
+    assert (check.passed, check.got) == (False, pytest.approx(0.5, abs=0.01))
+    assert check.detail.startswith("p: 50.0% of its answers lie further outside the champion's (98% from ")
+
+
+def test_one_answer_to_all_requests_is_refused(champion, tmp_path):
+    """Rows in requests of 10: the champion told all 99 pairs of consecutive ones apart."""
+    log(tmp_path, ASKED, rows=10)
+    check = checks(replayed(champion, bundle(tmp_path, Constant)))["tells rows apart"]
+
+    assert (check.passed, check.got) == (False, 1.0)
+    assert check.detail == "99 of 99 pairs of rows to which the champion gave two answers get one"
 
 
 def test_rows_that_it_does_not_answer_are_counted_one_by_one(champion, tmp_path):
