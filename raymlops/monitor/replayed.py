@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from raymlops.monitor.effects import far_outside, grouped, jensen_shannon, quantiles
 from raymlops.monitor.profiled import shown_name
-from raymlops.monitor.skill.admission import admit, bound_keys
-from raymlops.monitor.skill.verdict import LEVEL, MARGIN, Paired
+from raymlops.monitor.skill.labelled import Labelled
+from raymlops.monitor.skill.verdict import LEVEL, MARGIN
 from raymlops.profiles.layout import Layout
 from raymlops.records import GateCheck, GateDecision
 
@@ -73,65 +73,6 @@ class Bounds:
     """Of the labels."""
     level: float = LEVEL
     margin: float = MARGIN
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The losses of both on labelled rows, and what decides whether these count.
-
-    Attributes:
-        champion: Its losses.
-        challenger: Its losses.
-        clusters: The request of each row.
-        weights: For how many it stands.
-        callers: Whose it is: a name, empty for anybody's.
-        asked: When it was answered, seconds.
-        received: When its first label came.
-        contradicted: Whether its labels contradict each other, and none is a correction.
-    """
-
-    champion: Floats = field(default_factory=lambda: _NONE)
-    challenger: Floats = field(default_factory=lambda: _NONE)
-    clusters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    weights: Floats = field(default_factory=lambda: _NONE)
-    callers: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=object))
-    asked: Floats = field(default_factory=lambda: _NONE)
-    received: Floats = field(default_factory=lambda: _NONE)
-    contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-
-    def __add__(self, other: Labelled) -> Labelled:
-        """Return those of both."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
-        return Labelled(*(np.concatenate(pair) for pair in pairs))
-
-    def counted(self, *, max_caller_share: float) -> tuple[Labelled, str, str]:
-        """Return the rows that count, weighted so that no caller decides alone; why none do; and what to know of them.
-
-        Where all labels are of one caller there is nobody else to believe.
-        """
-        found = admit(
-            np.zeros(len(self.champion)),
-            known=[True],
-            asked=self.asked,
-            received=self.received,
-            contradicted=self.contradicted,
-        )
-        if found.refused:
-            return self, found.refused, ""
-        kept = Labelled(*(getattr(self, name)[found.rows] for name in self.__dataclass_fields__))
-        if len(np.unique(names := kept.callers.astype(str))) < 2:
-            return kept, "", found.note
-        weights, refused = bound_keys(names, most=max_caller_share, weights=kept.weights)
-        bounded = "labels of the largest callers weigh less" if (weights < kept.weights).any() else ""
-        return replace(kept, weights=weights), refused, "; ".join(filter(None, (found.note, bounded)))
-
-    def paired(self) -> Paired | None:
-        """Return both in units of the champion's mean loss; None without a loss to be a unit."""
-        mean = float(np.average(self.champion, weights=self.weights)) if len(self.champion) else 0.0
-        if not mean > 0:
-            return None
-        weights = None if (self.weights == 1).all() else self.weights
-        return Paired.of(self.champion, self.challenger, clusters=self.clusters, reference=mean, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -349,7 +290,9 @@ def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, gro
     ways = (("its answers", "the champion's", ours, theirs), ("the champion's answers", "its own", theirs, ours))
     for whose, than, side, other in ways:
         share, low, high = far_outside(side[series.bins], other[series.bins], edges)
-        detail = f"{name}: {share:.1%} of {whose} lie further outside {than} (98% from {low:.3g} to {high:.3g}) than these"
+        detail = (
+            f"{name}: {share:.1%} of {whose} lie further outside {than} (98% from {low:.3g} to {high:.3g}) than these"
+        )
         yield GateCheck(
             "answers of the champion's size",
             passed=share <= bounds.max_far,
@@ -376,8 +319,12 @@ def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
     if refused:
         return f"Labelled requests are not compared: {refused}."
     paired = labelled.paired()
+    trained_on = f"{labelled.known:,} labelled rows are left out, which it may have been trained on"
     if paired is None:
-        return "No logged request of these hours has a label, or the champion's answers to those that have are perfect."
+        none = (
+            "No logged request that was replayed has a label, or the champion's answers to those that have are perfect"
+        )
+        return f"{none}; {trained_on}." if labelled.known else f"{none}."
     outcome, why = paired.compare(level=bounds.level, margin=bounds.margin)
     said = f"{outcome}: {why}, in units of the champion's mean loss" if "skill" in why else f"{outcome}: {why}"
     return GateCheck(
@@ -385,7 +332,9 @@ def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
         passed=outcome != "worse",
         got=float(np.nan_to_num(paired.estimate().value)),
         allowed="not worse for certain",
-        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note))),
+        detail="; ".join(
+            filter(None, (said.replace("of skill lost by", "lost by"), note, trained_on if labelled.known else ""))
+        ),
     )
 
 

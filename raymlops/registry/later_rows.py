@@ -17,7 +17,7 @@ import numpy.typing as npt
 from raymlops.records import GateCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from raymlops.bundle.trained_rows import Overlap
 
@@ -55,6 +55,33 @@ class Times(NamedTuple):
 
     arose: Array
     known: Array
+
+
+class Newest:
+    """The newest of some rows, by both times; None where one has none, or there are no rows."""
+
+    def __init__(self) -> None:
+        self._arose = self._known = np.datetime64("NaT", "s")
+        self._is_known = True
+
+    def of(self, chunks: Iterable[Times | None]) -> Iterator[Times | None]:
+        """Yield the times of more rows as they are."""
+        for chunk in chunks:
+            times = None if chunk is None else Times(*map(_seconds, chunk))
+            if times is None or np.isnat(times.arose).any() or np.isnat(times.known).any():
+                self._is_known = False
+            elif len(times.known):
+                self._arose = np.fmax(self._arose, times.arose.max())
+                self._known = np.fmax(self._known, times.known.max())
+            yield chunk
+
+    @property
+    def times(self) -> tuple[str, str] | None:
+        """Return when the newest row arose, and when the last label was known, in UTC, to the end of that second."""
+        if not self._is_known or np.isnat(self._known):
+            return None
+        arose, known = (f"{time + np.timedelta64(1, 's')}+00:00" for time in (self._arose, self._known))
+        return arose, known
 
 
 def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Order:

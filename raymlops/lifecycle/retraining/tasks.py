@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import GateRefusedError, RefusedError
+from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.loop.next_step import COMPARING
 from raymlops.lifecycle.loop.stage_jobs import newest_run
-from raymlops.lifecycle.loop.training_data import check_recipe, tables_of
+from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from raymlops.monitor.baked import Compared
     from raymlops.project import Project
     from raymlops.records import GateDecision, TrialRecord
-    from raymlops.state.loop import Stage
+    from raymlops.state.loop import Retraining, Stage
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
 
@@ -147,9 +148,25 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     policy = read_stored(RetrainSection, one.settings)
     since, bounds = until - timedelta(hours=policy.replay_h), Bounds(max_caller_share=policy.max_caller_share)
     with connect(spec):
-        decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec), bounds=bounds)
+        decision = replay(
+            champion,
+            record.bundle,
+            since=since,
+            until=until,
+            answer=on_workers(spec),
+            trained_until=trained_until(one),
+            bounds=bounds,
+        )
     keep(state, retraining_id, decision)
     return f"{'passed' if decision.passed else 'refused'}: {decision.reason}"
+
+
+def trained_until(one: Retraining) -> TrainedUntil:
+    """Return up to when a retraining knew rows and labels: as its gate found, or else to the end of its window."""
+    gate, stop = one.found.get("gating", {}), training_window(one).stop
+    found = (gate.get(key) for key in ("rows_until", "labels_until"))
+    rows, labels = (stop if text is None else datetime.fromisoformat(text) for text in found)
+    return TrainedUntil(rows.timestamp(), labels.timestamp())
 
 
 def _compare(spec: ProjectSpec, state: State, retraining_id: str) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from raymlops.answer_loss import AnswerLoss
-from raymlops.monitor.replayed import Bounds, Labelled, Neighbours, Replayed, decisions, judge, neighbours, wide_layout
+from raymlops.monitor.replayed import Bounds, Neighbours, Replayed, decisions, judge, neighbours, wide_layout
+from raymlops.monitor.skill.labelled import Labelled
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.reference import Chunk, reference_of
 
@@ -184,7 +185,9 @@ def test_vectors_are_compared_by_all_elements():
     """Shares of three classes: the same for all, exchanged ones, a hundred times as large, and the same again."""
     rule = AnswerLoss("vector", None, ("y",))
     assert "tells rows apart" in compared(SHARES, np.tile(SHARES[:1], (4000, 1)), rule=rule)
-    assert "answers of the champion's size" in compared(SHARES, np.where(TENTH[:, None], 100 * SHARES, SHARES), rule=rule)
+    assert "answers of the champion's size" in compared(
+        SHARES, np.where(TENTH[:, None], 100 * SHARES, SHARES), rule=rule
+    )
     assert compared(SHARES, SHARES.astype(np.float32), rule=rule) == set()
 
 
@@ -202,7 +205,9 @@ def test_the_sizes_of_answers_are_said_in_numbers():
     layout = wide_layout(reference_of(lambda: [Chunk({"y": numbers}, 4000)], rows=4000).layout)
     huge = np.where(np.arange(4000) % 10 == 0, 1e9, numbers)
     both = (profile_of({"y": side}, layout) for side in (numbers, huge))
-    found = check(Replayed(read=4000, rows=4000.0, before=next(both), after=next(both)), "answers of the champion's size")
+    found = check(
+        Replayed(read=4000, rows=4000.0, before=next(both), after=next(both)), "answers of the champion's size"
+    )
 
     assert (found.passed, found.got, found.allowed) == (False, pytest.approx(0.1), "<= 0.05")
     assert found.detail == (

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from retrained import NOW, moved, retraining
 
 from raymlops.config.load import load_data
 from raymlops.config.retrain import RetrainSection
 from raymlops.errors import RecipeError, RefusedError
+from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.lifecycle.loop.stage_jobs import RETRAINING
-from raymlops.lifecycle.retraining.tasks import keep, retraining_job
+from raymlops.lifecycle.retraining.tasks import keep, retraining_job, trained_until
 from raymlops.records import GateDecision
 from raymlops.state.loop import advance, begin, retraining_of
 
@@ -65,3 +68,13 @@ def test_a_replay_is_kept_whatever_is_written_meanwhile(state):
     with pytest.raises(RefusedError, match="what was found counts no more"):
         keep(state, one.id, GateDecision(True, ()))
     assert retraining_of(state, one.id).made_at == NOW
+
+
+def test_a_replay_knows_what_was_trained_on():
+    """As the gate found it; without that, nothing of the window before the decision counts."""
+    one = retraining(settings=RetrainSection().model_dump(mode="json"), stage="replaying")
+    assert trained_until(one) == TrainedUntil(NOW.timestamp(), NOW.timestamp())
+    gate = {"passed": True, "rows_until": "2025-12-20T00:00:01+00:00", "labels_until": "2025-12-27T00:00:01+00:00"}
+    found = trained_until(replace(one, found={"gating": gate}))
+    assert found.labels - found.rows == 7 * 24 * 3600
+    assert NOW.timestamp() - found.labels == 5 * 24 * 3600 + 12 * 3600 - 1
