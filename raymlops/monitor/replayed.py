@@ -16,6 +16,7 @@ and so does one with the double spread or half of it; what is beyond that is ref
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,6 +120,8 @@ class Replayed:
     """The challenger's."""
     neighbours: Neighbours = field(default_factory=Neighbours)
     labelled: Labelled = field(default_factory=Labelled)
+    trained_on: int = 0
+    """Labelled rows that are not among them, since the challenger may have been trained on them."""
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: Replayed) -> Replayed:
@@ -136,6 +139,7 @@ class Replayed:
             after=_sum(self.after, other.after),
             neighbours=self.neighbours + other.neighbours,
             labelled=self.labelled + other.labelled,
+            trained_on=self.trained_on + other.trained_on,
             notes=_few(self.notes + other.notes),
         )
 
@@ -152,7 +156,7 @@ def judge(replayed: Replayed, *, champion: int, bounds: Bounds | None = None) ->
             notes.append(found)
         else:
             checks.append(found)
-    labelled = _labelled(replayed.labelled, bounds)
+    labelled = _labelled(replayed, bounds)
     (notes if isinstance(labelled, str) else checks).append(labelled)  # type: ignore[arg-type]
     return GateDecision(all(check.passed for check in checks), tuple(checks), champion, tuple(notes))
 
@@ -179,10 +183,11 @@ def neighbours(before: Mapping[str, Any], after: Mapping[str, Any], rule: Answer
     """
     apart, changed = _changes(before), _changes(after)
     found = Neighbours(apart=int(apart.sum()), alike=int((apart & ~changed).sum()))
-    if rule.kind != "number" or rule.output not in before or rule.output not in after:
+    name = rule.output if rule.kind == "number" else None
+    if name is None or name not in before or name not in after:
         return found
-    steps = [np.diff(np.asarray(side[rule.output], np.float64)) for side in (before, after)]
-    product = np.sign(steps[0]) * np.sign(steps[1])
+    steps = [np.sign(np.diff(np.asarray(side[name], np.float64))) for side in (before, after)]
+    product = steps[0] * steps[1]
     return replace(found, ordered=int(np.count_nonzero(np.abs(product) > 0)), reversed=int((product < 0).sum()))
 
 
@@ -197,8 +202,7 @@ def _changes(columns: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     for values in columns.values():
         array = np.asarray(values)
         if array.dtype == object:
-            pairs = zip(array[:-1], array[1:], strict=True)
-            found.append(np.array([not _same(one, other) for one, other in pairs], dtype=np.bool_))
+            found.append(np.array([not _same(one, other) for one, other in pairwise(array)], dtype=np.bool_))
         else:
             flat = array.reshape(len(array), -1)
             found.append((flat[1:] != flat[:-1]).any(axis=1))
@@ -290,15 +294,13 @@ def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, gro
     ways = (("its answers", "the champion's", ours, theirs), ("the champion's answers", "its own", theirs, ours))
     for whose, than, side, other in ways:
         share, low, high = far_outside(side[series.bins], other[series.bins], edges)
-        detail = (
-            f"{name}: {share:.1%} of {whose} lie further outside {than} (98% from {low:.3g} to {high:.3g}) than these"
-        )
+        there = f"{than} (98% from {low:.3g} to {high:.3g})"
         yield GateCheck(
             "answers of the champion's size",
             passed=share <= bounds.max_far,
             got=share,
             allowed=f"<= {bounds.max_far:g}",
-            detail=f"{detail} are wide",
+            detail=f"{name}: {share:.1%} of {whose} lie further outside {there} than these are wide",
         )
 
 
@@ -313,18 +315,17 @@ def _told_apart(found: Neighbours, bounds: Bounds) -> Iterator[GateCheck]:
         yield GateCheck("orders rows alike", share <= bounds.max_reversed, share, f"<= {bounds.max_reversed:g}", detail)
 
 
-def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
+def _labelled(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
     """Compare both on the same labelled rows; refused is one that is worse for certain."""
-    labelled, refused, note = labelled.counted(max_caller_share=bounds.max_caller_share)
+    known = replayed.trained_on
+    trained_on = f"{known:,} labelled rows are left out, which it may have been trained on" if known else ""
+    labelled, refused, note = replayed.labelled.counted(max_caller_share=bounds.max_caller_share)
     if refused:
         return f"Labelled requests are not compared: {refused}."
     paired = labelled.paired()
-    trained_on = f"{labelled.known:,} labelled rows are left out, which it may have been trained on"
     if paired is None:
-        none = (
-            "No logged request that was replayed has a label, or the champion's answers to those that have are perfect"
-        )
-        return f"{none}; {trained_on}." if labelled.known else f"{none}."
+        none = "No replayed request has a label, or the champion's answers to those that have one are perfect"
+        return f"{none}; {trained_on}." if trained_on else f"{none}."
     outcome, why = paired.compare(level=bounds.level, margin=bounds.margin)
     said = f"{outcome}: {why}, in units of the champion's mean loss" if "skill" in why else f"{outcome}: {why}"
     return GateCheck(
@@ -332,9 +333,7 @@ def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
         passed=outcome != "worse",
         got=float(np.nan_to_num(paired.estimate().value)),
         allowed="not worse for certain",
-        detail="; ".join(
-            filter(None, (said.replace("of skill lost by", "lost by"), note, trained_on if labelled.known else ""))
-        ),
+        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note, trained_on))),
     )
 
 

@@ -29,9 +29,10 @@ from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
     from raymlops.config.schema import ProjectSpec
-    from raymlops.monitor.replayed import Bounds
     from raymlops.lifecycle.batch.replay_piece import TrainedUntil
+    from raymlops.monitor.replayed import Bounds
     from raymlops.records import BundleRef
     from raymlops.state.store import Deployment
 

@@ -237,13 +237,14 @@ class ReplayWorker:
         if "output" not in part.schema.names:  # all of it is redacted
             return Replayed(notes=("The log has no answers: serve.log.redact leaves them out.",))
         logged = part["output"]
-        found = Replayed(labelled=self._labelled(part, answers, weight))
+        at, trained_on = counted(part, self._labels, self._job.trained_until)
+        found = Replayed(labelled=self._labelled(part, answers, weight, at=at), trained_on=trained_on)
         if self._job.labelled_only:
             return found
         said = _arrays(logged)
         same = said.keys() & answers.keys()
-        both = ({name: side[name] for name in same} for side in (said, answers))
-        found += Replayed(neighbours=neighbours(*both, self._rule))
+        theirs, ours = ({name: side[name] for name in same} for side in (said, answers))
+        found += Replayed(neighbours=neighbours(theirs, ours, self._rule))
         before, after = decisions(said, self._rule), decisions(answers, self._rule)
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))
@@ -251,20 +252,21 @@ class ReplayWorker:
         if self._layout is not None:
             layout, rows = self._layout, part.num_rows
             sides = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
-            counted = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
-            found += Replayed(before=counted[0], after=counted[1])
+            profiles = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
+            found += Replayed(before=profiles[0], after=profiles[1])
         return found
 
-    def _labelled(self, part: pa.RecordBatch, answers: Columns, weight: float) -> Labelled:
-        """Return the losses of both on the rows that have a label which fits their answers."""
+    def _labelled(
+        self, part: pa.RecordBatch, answers: Columns, weight: float, *, at: npt.NDArray[np.int64]
+    ) -> Labelled:
+        """Return the losses of both on the rows that have a label which fits their answers; ``at`` is where it is."""
         import pyarrow as pa
 
         from raymlops.lifecycle.quality.answers import as_json
 
-        at, known = counted(part, self._labels, self._job.trained_until)
         places = np.flatnonzero(at >= 0)
         if not len(places) or self._rule.kind == "none":
-            return Labelled(known=known)
+            return Labelled()
         some, at = part.take(pa.array(places)), at[places]
         theirs = [as_json(output) for output in some["output"].to_pylist()]
         ours = self._models[1].signature.rows({name: values[places] for name, values in answers.items()})
@@ -289,7 +291,7 @@ class ReplayWorker:
             received,
             self._labels.contradicted[at],
         )
-        return Labelled(*(column[there] for column in columns), known=known)
+        return Labelled(*(column[there] for column in columns))
 
     def _loss(self, output: Mapping[str, Any], label: Any) -> float | None:
         """Return the loss of an answer by the champion's rule; None where its recipe fails at it."""

@@ -28,7 +28,6 @@ class Labelled:
         asked: When it was answered, seconds.
         received: When its first label came.
         contradicted: Whether its labels contradict each other, and none is a correction.
-        known: How many other labelled rows were left out, since the challenger may have been trained on them.
     """
 
     champion: Floats = field(default_factory=lambda: _NONE)
@@ -39,12 +38,11 @@ class Labelled:
     asked: Floats = field(default_factory=lambda: _NONE)
     received: Floats = field(default_factory=lambda: _NONE)
     contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-    known: int = 0
 
     def __add__(self, other: Labelled) -> Labelled:
         """Return those of both."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in _COLUMNS)
-        return Labelled(*(np.concatenate(pair) for pair in pairs), known=self.known + other.known)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
+        return Labelled(*(np.concatenate(pair) for pair in pairs))
 
     def counted(self, *, max_caller_share: float) -> tuple[Labelled, str, str]:
         """Return the rows that count, weighted so that no caller decides alone; why none do; and what to know of them.
@@ -60,7 +58,7 @@ class Labelled:
         )
         if found.refused:
             return self, found.refused, ""
-        kept = Labelled(*(getattr(self, name)[found.rows] for name in _COLUMNS), known=self.known)
+        kept = Labelled(*(getattr(self, name)[found.rows] for name in self.__dataclass_fields__))
         if len(np.unique(names := kept.callers.astype(str))) < 2:
             return kept, "", found.note
         weights, refused = bound_keys(names, most=max_caller_share, weights=kept.weights)
@@ -74,6 +72,3 @@ class Labelled:
             return None
         weights = None if (self.weights == 1).all() else self.weights
         return Paired.of(self.champion, self.challenger, clusters=self.clusters, reference=mean, weights=weights)
-
-
-_COLUMNS = [name for name in Labelled.__dataclass_fields__ if name != "known"]

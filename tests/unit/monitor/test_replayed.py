@@ -192,7 +192,7 @@ def test_vectors_are_compared_by_all_elements():
 
 
 def test_texts_are_told_apart():
-    """Texts of their own, each of them once: another text of about the same length passes, one text for all does not."""
+    """Each text is there once: others of the same length pass, one text for all does not."""
     texts = np.array([f"answer {number * 7919 % 4000:04d}" for number in range(4000)], dtype=object)
     rule = AnswerLoss.none("texts")
     assert compared(texts, texts[::-1], rule=rule) == set()
