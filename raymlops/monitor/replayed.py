@@ -3,14 +3,15 @@
 Requests of a log are not drawn by chance for one of both: the champion answered all of them. So an error of the
 challenger is one that callers would have seen, and on labelled requests both answered the same rows. Other answers are
 no fault by themselves, since a model is retrained to answer otherwise; beyond wide bounds they are more likely a
-defect, such as exchanged classes, other units or a constant. A model that answers twice as much as the champion passes,
-and so does one with the double spread or half of it; what is beyond that is refused by what an honest one does not do:
+defect, such as exchanged classes, other units or a constant:
 
-- its answers lie elsewhere, on bins of the champion's answers that are as few as rows allow (Jensen-Shannon distance);
-- answers of one of both lie further outside the range of the other's than that is wide, as in other units, or where
-  some rows get a huge answer;
-- it answers different requests alike;
-- it orders them the other way round, where answers are numbers.
+- the answers lie elsewhere, on bins that are as few as rows allow (Jensen-Shannon distance);
+- some of one of both lie further outside the range of the other's than that is wide: in other units, or huge;
+- different requests get one answer;
+- different requests are ordered the other way round, where answers are numbers.
+
+Twice the answers of a champion that reach down to 0 pass, twice or half of their spread, and a shift by one standard
+deviation of normal ones: so much may be right after a change of the world.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FEWEST_ROWS = 50
 FEWEST_PAIRS = 50
 """Of consecutive rows, below which nothing is said of how they are told apart."""
 BIN_ROWS, MOST_BINS = 10, 32
-"""Rows of each of both that a bin has about, and how many bins there are at most."""
+"""Rows of each of both that a bin has about, and how many bins of numbers there are at most."""
 FEWEST_TIMED = 20
 """Batches below which nothing is said of how fast answers are, and a fifth of those that show a 99th percentile."""
 QUICK_S = 0.001
@@ -269,16 +270,22 @@ def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
         if series.missing is None or series.measure == "time":
             continue
         theirs, ours = (profile.counts[cells] for profile in (before, after))
-        for check in _compared(series, theirs, ours, bounds, groups=min(MOST_BINS, rows // BIN_ROWS)):
+        for check in _compared(series, theirs, ours, bounds, rows=rows):
             checks.setdefault(check.name, []).append(check)
     for found in checks.values():
         yield max(found, key=lambda check: check.got or 0.0)
 
 
-def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, groups: int) -> Iterator[GateCheck]:
+def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, rows: int) -> Iterator[GateCheck]:
     """Compare the answers of both on the cells of one series."""
+    groups = rows // BIN_ROWS
     ordered, name = series.is_ordered and len(series.edges) > 0, shown_name(series)
-    few = grouped(theirs[series.bins], ours[series.bins], groups=groups, ordered=series.is_ordered)
+    few = grouped(
+        theirs[series.bins],
+        ours[series.bins],
+        groups=min(groups, MOST_BINS) if series.is_ordered else groups,
+        ordered=series.is_ordered,
+    )
     rest = [np.append(side[: series.bins.start], side[series.bins.stop :]) for side in (theirs, ours)]
     distance = jensen_shannon(*(np.append(*both) for both in zip(few, rest, strict=True)))
     detail = f"{name}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"

@@ -36,7 +36,7 @@ _LARGEST = float(np.finfo(np.float64).max)
 _TINY = 1e-300
 _ROUNDED = 1e-6
 """Of a number, by which rounding to 32 bits may have moved it, eight times over."""
-_OCTAVES = (-6, 61)
+_OCTAVES = np.arange(-6, 61)
 """Powers of 2 times the span of the edges, at which there are more of them in a wider layout."""
 _NONE = np.zeros(0)
 
@@ -70,8 +70,10 @@ class Series:
             return self
         low, high = float(self.edges[0]), float(self.edges[-1])
         least = max(_ROUNDED * max(abs(low), abs(high)), _TINY)
-        steps = max(high - low, least) * 2.0 ** np.arange(*_OCTAVES)
-        inner = self.edges if high - low > least else self.edges[:0]
+        if high - low > least:
+            steps, inner = (high - low) * 2.0**_OCTAVES, self.edges
+        else:
+            steps, inner = least * 2.0 ** _OCTAVES[_OCTAVES >= 0], self.edges[:0]
         edges = np.concatenate([low - steps, inner, high + steps])
         return replace(self, edges=np.unique(edges[np.abs(edges) < _LARGEST]))
 

@@ -181,6 +181,14 @@ def test_one_class_for_all_is_refused():
     assert compared(CLASSES, np.roll(CLASSES, 1), rule=AnswerLoss("class", "y")) == set()
 
 
+def test_exchanged_classes_are_seen_among_many():
+    """Of 200 classes each is one of 200 rows; the challenger knows the other half of them."""
+    classes = np.array([f"c{number:03d}" for number in RNG.integers(0, 100, 4000)])
+    others = np.array([f"d{number:03d}" for number in RNG.integers(0, 100, 4000)])
+    known = np.append(classes, others)
+    assert compared(classes, others, rule=AnswerLoss.none("classes"), trained_on=known) == {"answers as the champion's"}
+
+
 def test_vectors_are_compared_by_all_elements():
     """Shares of three classes: the same for all, exchanged ones, a hundred times as large, and the same again."""
     rule = AnswerLoss("vector", None, ("y",))
@@ -189,6 +197,8 @@ def test_vectors_are_compared_by_all_elements():
         SHARES, np.where(TENTH[:, None], 100 * SHARES, SHARES), rule=rule
     )
     assert compared(SHARES, SHARES.astype(np.float32), rule=rule) == set()
+    rolled = np.roll(SHARES.astype(np.float32), 1, axis=0)  # means of one third, rounded otherwise
+    assert compared(SHARES.astype(np.float32), rolled / rolled.sum(axis=1, keepdims=True), rule=rule) == set()
 
 
 def test_texts_are_told_apart():
