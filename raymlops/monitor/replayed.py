@@ -5,7 +5,7 @@ challenger is one that callers would have seen, and on labelled requests both an
 no fault by themselves, since a model is retrained to answer otherwise; beyond wide bounds they are more likely a
 defect, such as exchanged classes, other units or a constant:
 
-- the answers lie elsewhere, on bins that are as few as rows allow (Jensen-Shannon distance);
+- the answers lie elsewhere, on bins that are as few as rows allow (Jensen-Shannon distance), and numbers far away;
 - some of one of both lie further outside the range of the other's than that is wide: in other units, or huge;
 - different requests get one answer;
 - different requests are ordered the other way round, where answers are numbers.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.monitor.effects import far_outside, grouped, jensen_shannon, quantiles
+from raymlops.monitor.effects import displacement, grouped, jensen_shannon, quantiles, range_of, share_outside
 from raymlops.monitor.profiled import shown_name
 from raymlops.monitor.skill.labelled import Labelled
 from raymlops.monitor.skill.verdict import LEVEL, MARGIN
@@ -51,6 +51,9 @@ FEWEST_TIMED = 20
 QUICK_S = 0.001
 """Seconds a row up to which nobody calls an answer slow."""
 MAX_FAILURES = 3
+_DISTANCE, _SIZE = "answers as the champion's", "answers of the champion's size"
+_NARROWEST = 8
+"""Of the champion's range: a range is not taken for narrower than one part of so many."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Bounds:
     """Share of rows whose decision may differ."""
     max_distance: float = 0.7
     """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
+    max_displaced: float = 0.25
+    """Of the champion's range: up to there numbers are not too far away, whatever the distance of distributions."""
     max_far: float = 0.05
     """Share of the answers of one of both that may lie further outside the range of the other's than that is wide."""
     max_alike: float = 0.99
@@ -119,6 +124,8 @@ class Replayed:
     """The champion's logged answers on ``wide_layout``; None where its bundle has no profile of answers."""
     after: Profile | None = None
     """The challenger's."""
+    known: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """From where to where the champion's answers were when it was registered, of each series."""
     neighbours: Neighbours = field(default_factory=Neighbours)
     labelled: Labelled = field(default_factory=Labelled)
     trained_on: int = 0
@@ -138,6 +145,7 @@ class Replayed:
             champion_seconds=np.concatenate([self.champion_seconds, other.champion_seconds]),
             before=_sum(self.before, other.before),
             after=_sum(self.after, other.after),
+            known={**self.known, **other.known},
             neighbours=self.neighbours + other.neighbours,
             labelled=self.labelled + other.labelled,
             trained_on=self.trained_on + other.trained_on,
@@ -195,6 +203,15 @@ def neighbours(before: Mapping[str, Any], after: Mapping[str, Any], rule: Answer
 def wide_layout(layout: Layout) -> Layout:
     """Return the layout on which answers of both are counted, from that of the champion's."""
     return Layout(tuple(series.widened for series in layout.series))
+
+
+def known_ranges(profile: Profile) -> dict[str, tuple[float, float]]:
+    """Return from where to where 98% of the answers are that a champion was registered with, of each series."""
+    return {
+        shown_name(series): range_of(profile.counts[cells][series.bins], np.array([-np.inf, *series.edges, np.inf]))
+        for series, cells in profile.layout.placed()
+        if series.is_ordered and len(series.edges)
+    }
 
 
 def _changes(columns: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
@@ -270,45 +287,69 @@ def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
         if series.missing is None or series.measure == "time":
             continue
         theirs, ours = (profile.counts[cells] for profile in (before, after))
-        for check in _compared(series, theirs, ours, bounds, rows=rows):
-            checks.setdefault(check.name, []).append(check)
+        checks.setdefault(_DISTANCE, []).append(
+            _distance(series, theirs, ours, bounds, rows=rows, known=replayed.known)
+        )
+        if series.is_ordered and len(series.edges):
+            sizes = _sizes(series, theirs, ours, bounds, known=replayed.known)
+            checks.setdefault(_SIZE, []).extend(sizes)
     for found in checks.values():
-        yield max(found, key=lambda check: check.got or 0.0)
+        yield max(found, key=lambda check: (not check.passed, check.got or 0.0))
 
 
-def _compared(series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, rows: int) -> Iterator[GateCheck]:
-    """Compare the answers of both on the cells of one series."""
-    groups = rows // BIN_ROWS
-    ordered, name = series.is_ordered and len(series.edges) > 0, shown_name(series)
-    few = grouped(
-        theirs[series.bins],
-        ours[series.bins],
-        groups=min(groups, MOST_BINS) if series.is_ordered else groups,
-        ordered=series.is_ordered,
-    )
+def _distance(
+    series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, rows: int, known: Mapping[str, tuple[float, float]]
+) -> GateCheck:
+    """Compare the distributions of one series on few bins; numbers that are not displaced by much are alike."""
+    groups, sides = rows // BIN_ROWS, (theirs[series.bins], ours[series.bins])
+    few = grouped(*sides, groups=min(groups, MOST_BINS) if series.is_ordered else groups, ordered=series.is_ordered)
     rest = [np.append(side[: series.bins.start], side[series.bins.stop :]) for side in (theirs, ours)]
     distance = jensen_shannon(*(np.append(*both) for both in zip(few, rest, strict=True)))
-    detail = f"{name}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"
-    edges = np.array([-np.inf, *series.edges, np.inf])
-    if ordered:
-        both = (quantiles(side[series.bins], edges) for side in (theirs, ours))
-        said = (" ".join(f"{value:.3g}" for value in found) for found in both)
-        detail += f"; quantiles at 5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
-    allowed = f"<= {bounds.max_distance:g}"
-    yield GateCheck("answers as the champion's", distance <= bounds.max_distance, distance, allowed, detail)
-    if not ordered:
-        return
-    ways = (("its answers", "the champion's", ours, theirs), ("the champion's answers", "its own", theirs, ours))
-    for whose, than, side, other in ways:
-        share, low, high = far_outside(side[series.bins], other[series.bins], edges)
-        there = f"{than} (98% from {low:.3g} to {high:.3g})"
+    detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"
+    passed, allowed = distance <= bounds.max_distance, f"<= {bounds.max_distance:g}"
+    if series.is_ordered and len(series.edges):
+        edges = np.array([-np.inf, *series.edges, np.inf])
+        low, high = _widest(range_of(sides[0], edges), known.get(shown_name(series)))
+        moved = displacement(*sides, edges)
+        passed |= moved <= bounds.max_displaced * (high - low)
+        said = (" ".join(f"{value:.3g}" for value in quantiles(side, edges)) for side in sides)
+        detail += (
+            f"; displaced by {moved:.3g} on average, and the champion's range is {low:.3g} to {high:.3g}; quantiles at "
+            f"5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
+        )
+        allowed += f", or displaced by {bounds.max_displaced:g} of the range at most"
+    return GateCheck(_DISTANCE, passed, distance, allowed, detail)
+
+
+def _sizes(
+    series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, known: Mapping[str, tuple[float, float]]
+) -> Iterator[GateCheck]:
+    """Look for answers of one of both that are far outside the range of the other's."""
+    name, edges = shown_name(series), np.array([-np.inf, *series.edges, np.inf])
+    before, after = theirs[series.bins], ours[series.bins]
+    low, high = whole = _widest(range_of(before, edges), known.get(name))
+    least = (high - low) / _NARROWEST
+    ways = (
+        ("its answers", "the champion's range", after, whole),
+        ("the champion's answers", "its own range", before, range_of(after, edges)),
+    )
+    for whose, what, side, (start, stop) in ways:
+        width = max(stop - start, least)
+        share = share_outside(side, edges, start - width, stop + width)
         yield GateCheck(
-            "answers of the champion's size",
+            _SIZE,
             passed=share <= bounds.max_far,
             got=share,
             allowed=f"<= {bounds.max_far:g}",
-            detail=f"{name}: {share:.1%} of {whose} lie further outside {there} than these are wide",
+            detail=f"{name}: {share:.1%} of {whose} are further than {width:.3g} outside {what} of "
+            f"{start:.3g} to {stop:.3g}",
         )
+
+
+def _widest(one: tuple[float, float], other: tuple[float, float] | None) -> tuple[float, float]:
+    """Return what covers both ranges; one that is not known is NaN or None."""
+    found = np.array([one, one if other is None else other])
+    return float(np.fmin(*found[:, 0])), float(np.fmax(*found[:, 1]))
 
 
 def _told_apart(found: Neighbours, bounds: Bounds) -> Iterator[GateCheck]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.errors import NotFoundError, RaymlopsError
-from raymlops.monitor.replayed import Replayed, decisions, neighbours, wide_layout
+from raymlops.monitor.replayed import Replayed, decisions, known_ranges, neighbours, wide_layout
 from raymlops.monitor.skill.labelled import Labelled
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from raymlops.bundle.load import LoadedModel
     from raymlops.predictions.labelled import Labels
     from raymlops.profiles.layout import Layout
+    from raymlops.profiles.profile import Profile
     from raymlops.records import BundleRef
 
 COLUMNS = ("request_id", "row", "caller", "ts", "route", "weight", "features", "output")
@@ -138,15 +139,20 @@ class ReplayWorker:
         return labels_of(self._job)
 
     @cached_property
-    def _layout(self) -> Layout | None:
-        """Return the layout on which answers are counted; None where the champion's bundle has none."""
+    def _reference(self) -> Profile | None:
+        """Return the answers that the champion was registered with; None where its bundle has none."""
         from raymlops.bundle.profiles import references_of
 
         try:
             found = references_of(self._job.champion.uri, self._job.champion.digest).get("predictions")
         except NotFoundError:
             return None
-        return None if found is None else wide_layout(found.layout)
+        return None if found is None else found.profile
+
+    @cached_property
+    def _layout(self) -> Layout | None:
+        """Return the layout on which answers are counted."""
+        return None if self._reference is None else wide_layout(self._reference.layout)
 
     @property
     def _rule(self) -> AnswerLoss:
@@ -249,11 +255,12 @@ class ReplayWorker:
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))
             found += Replayed(compared=weight * part.num_rows, flipped=weight * flipped)
-        if self._layout is not None:
+        if self._reference is not None and self._layout is not None:
             layout, rows = self._layout, part.num_rows
             sides = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
             profiles = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
-            found += Replayed(before=profiles[0], after=profiles[1])
+            known = known_ranges(self._reference)
+            found += Replayed(before=profiles[0], after=profiles[1], known=known)
         return found
 
     def _labelled(

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from raymlops.answer_loss import AnswerLoss
-from raymlops.monitor.replayed import Bounds, Neighbours, Replayed, decisions, judge, neighbours, wide_layout
+from raymlops.monitor.replayed import (
+    Bounds,
+    Neighbours,
+    Replayed,
+    decisions,
+    judge,
+    known_ranges,
+    neighbours,
+    wide_layout,
+)
 from raymlops.monitor.skill.labelled import Labelled
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.reference import Chunk, reference_of
@@ -131,13 +140,15 @@ NUMBER = AnswerLoss("number", "y", scale=1.0)
 def compared(champion, challenger, *, rule=NUMBER, trained_on=None):
     """Return the names of the checks that refuse a challenger by the answers of both."""
     known = champion if trained_on is None else trained_on
-    layout = wide_layout(reference_of(lambda: [Chunk({"y": known}, len(known))], rows=len(known)).layout)
+    reference = reference_of(lambda: [Chunk({"y": known}, len(known))], rows=len(known)).profile
+    layout = wide_layout(reference.layout)
     before, after = ({"y": side} for side in (champion, challenger))
     found = Replayed(
         read=len(champion),
         rows=float(len(champion)),
         before=profile_of(before, layout),
         after=profile_of(after, layout),
+        known=known_ranges(reference),
         neighbours=neighbours(before, after, rule),
     )
     return {check.name for check in judge(found, champion=1).checks if not check.passed}
@@ -221,7 +232,7 @@ def test_the_sizes_of_answers_are_said_in_numbers():
 
     assert (found.passed, found.got, found.allowed) == (False, pytest.approx(0.1), "<= 0.05")
     assert found.detail == (
-        "y: 10.0% of its answers lie further outside the champion's (98% from 0.01 to 0.99) than these are wide"
+        "y: 10.0% of its answers are further than 0.98 outside the champion's range of 0.01 to 0.99"
     )
 
 
