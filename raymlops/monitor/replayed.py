@@ -282,19 +282,17 @@ def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
     if rows < FEWEST_ROWS:
         yield f"Distributions of answers are not compared: {rows} rows say too little, {FEWEST_ROWS} are needed."
         return
-    checks: dict[str, list[GateCheck]] = {}
+    checks: list[GateCheck] = []
     for series, cells in before.layout.placed():
         if series.missing is None or series.measure == "time":
             continue
         theirs, ours = (profile.counts[cells] for profile in (before, after))
-        checks.setdefault(_DISTANCE, []).append(
-            _distance(series, theirs, ours, bounds, rows=rows, known=replayed.known)
-        )
+        checks.append(_distance(series, theirs, ours, bounds, rows=rows, known=replayed.known))
         if series.is_ordered and len(series.edges):
-            sizes = _sizes(series, theirs, ours, bounds, known=replayed.known)
-            checks.setdefault(_SIZE, []).extend(sizes)
-    for found in checks.values():
-        yield max(found, key=lambda check: (not check.passed, check.got or 0.0))
+            checks += _sizes(series, theirs, ours, bounds, known=replayed.known)
+    for name in (_DISTANCE, _SIZE):
+        if found := [check for check in checks if check.name == name]:
+            yield max(found, key=lambda check: (not check.passed, check.got or 0.0))
 
 
 def _distance(
@@ -311,7 +309,9 @@ def _distance(
         edges = np.array([-np.inf, *series.edges, np.inf])
         low, high = _widest(range_of(sides[0], edges), known.get(shown_name(series)))
         moved = displacement(*sides, edges)
-        passed |= moved <= bounds.max_displaced * (high - low)
+        there = (np.append(side.sum(), others) for side, others in zip(few, rest, strict=True))
+        are_there = jensen_shannon(*there) <= bounds.max_distance  # missing ones are displaced by nothing
+        passed |= are_there and moved <= bounds.max_displaced * (high - low)
         said = (" ".join(f"{value:.3g}" for value in quantiles(side, edges)) for side in sides)
         detail += (
             f"; displaced by {moved:.3g} on average, and the champion's range is {low:.3g} to {high:.3g}; quantiles at "
@@ -327,6 +327,8 @@ def _sizes(
     """Look for answers of one of both that are far outside the range of the other's."""
     name, edges = shown_name(series), np.array([-np.inf, *series.edges, np.inf])
     before, after = theirs[series.bins], ours[series.bins]
+    if not before.sum() or not after.sum():
+        return
     low, high = whole = _widest(range_of(before, edges), known.get(name))
     least = (high - low) / _NARROWEST
     ways = (

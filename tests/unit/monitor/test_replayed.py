@@ -186,6 +186,22 @@ def test_a_model_that_is_honestly_another_one_passes(rows):
     assert compared(normal, normal + 1, trained_on=NUMBERS["normal"]) == set()
 
 
+def test_answers_that_are_missing_are_refused():
+    """All of them, where the champion has a number; of what it has no number for nothing is said."""
+    numbers, none = NUMBERS["normal"], np.full(4000, np.nan)
+    assert compared(numbers, none) == {"answers as the champion's"}
+    assert compared(none, none, trained_on=numbers) == set()
+
+
+def test_hours_of_similar_requests_may_be_answered_otherwise():
+    """The champion answers .05 to .08 here, of 0 to .99: twice as much is a change of the world, .5 more a defect."""
+    known = RNG.beta(1.2, 4, 4000)
+    few = known[(known > 0.05) & (known < 0.08)]
+    rule = AnswerLoss("probability", None, ("y",))
+    assert compared(few, 2 * few, rule=rule, trained_on=known) == set()
+    assert "answers as the champion's" in compared(few, few + 0.5, rule=rule, trained_on=known)
+
+
 def test_one_class_for_all_is_refused():
     """The champion says yes to one of five, the challenger never: four fifths are decided alike."""
     assert compared(CLASSES, np.full(4000, "no"), rule=AnswerLoss("class", "y")) == {"tells rows apart"}
