@@ -68,7 +68,7 @@ class Bounds:
     """Share of rows whose decision may differ."""
     max_distance: float = 0.7
     """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
-    max_displaced: float = 0.25
+    max_displaced: float = 0.4
     """Of the champion's range: up to there numbers are not too far away, whatever the distance of distributions."""
     max_far: float = 0.05
     """Share of the answers of one of both that may lie further outside the range of the other's than that is wide."""
