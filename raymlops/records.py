@@ -284,6 +284,10 @@ class GateDecision(Record):
     checks: tuple[GateCheck, ...]
     champion_version: int | None = None
     notes: tuple[str, ...] = ()
+    rows_until: str | None = None
+    """When the newest row arose that the version was trained on or chosen by, ISO 8601; None where nobody looked."""
+    labels_until: str | None = None
+    """When the last label of these rows was known."""
 
     @property
     def reason(self) -> str:

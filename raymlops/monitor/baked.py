@@ -24,7 +24,7 @@ from raymlops.records import Record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.monitor.replayed import Labelled
+    from raymlops.monitor.skill.labelled import Labelled
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.predictions.counts import Counts
 

@@ -75,6 +75,48 @@ def quantiles(counts: Counts, edges: Floats, *, at: tuple[float, ...] = QUANTILE
     return tuple(found)
 
 
+def grouped(before: Counts, after: Counts, *, groups: int, ordered: bool) -> tuple[Counts, Counts]:
+    """Return two histograms on fewer bins, each of which holds about one of so many ``groups`` of the rows of both.
+
+    Of ordered ones neighbours are put together; of others those that are too small, all in one. Histograms of a few
+    rows on many bins are far apart by chance alone.
+    """
+    both = before + after
+    if ordered:
+        place = (np.cumsum(both) - both) * groups // max(int(both.sum()), 1)
+    else:
+        place = np.where(both * groups >= both.sum(), np.arange(len(both)), len(both))
+    number = int(place.max(initial=0)) + 1
+    found = (np.bincount(place, weights=side, minlength=number).astype(np.int64) for side in (before, after))
+    return next(found), next(found)
+
+
+def range_of(counts: Counts, edges: Floats) -> tuple[float, float]:
+    """Return where 98% of the values lie: from their 1% quantile to their 99%; ``edges`` are as for ``quantiles``."""
+    low, high = quantiles(counts, edges, at=(0.01, 0.99))
+    return low, high
+
+
+def share_outside(counts: Counts, edges: Floats, low: float, high: float) -> float:
+    """Return the share of values below ``low`` or above ``high``; 0 of none."""
+    if not counts.sum():
+        return 0.0
+    below, above = np.interp([low, high], _finite(edges), _running(counts))
+    return float(below + 1 - above)
+
+
+def displacement(before: Counts, after: Counts, edges: Floats) -> float:
+    """Return by how much values are displaced on average, without the outer one in 1,000 on either side.
+
+    That is Wasserstein's distance of both distributions: the mean difference of their quantiles, here of 999. 0 where
+    one of them is empty.
+    """
+    if not before.sum() or not after.sum():
+        return 0.0
+    at = tuple(np.arange(1, 1000) / 1000)
+    return float(np.abs(np.subtract(quantiles(before, edges, at=at), quantiles(after, edges, at=at))).mean())
+
+
 def outside(counts: Counts, edges: Floats) -> tuple[float, float]:
     """Return the shares of the values in outer bins that have no end: below the lowest finite edge, above the highest.
 

@@ -3,37 +3,57 @@
 Requests of a log are not drawn by chance for one of both: the champion answered all of them. So an error of the
 challenger is one that callers would have seen, and on labelled requests both answered the same rows. Other answers are
 no fault by themselves, since a model is retrained to answer otherwise; beyond wide bounds they are more likely a
-defect, such as exchanged classes or a constant.
+defect, such as exchanged classes, other units or a constant:
+
+- the answers lie elsewhere, on bins that are as few as rows allow (Jensen-Shannon distance), and numbers far away;
+- some of one of both lie further outside the range of the other's than that is wide: in other units, or huge;
+- different requests get one answer;
+- different requests are ordered the other way round, where answers are numbers.
+
+Twice the answers of a champion that reach down to 0 pass, twice or half of their spread, and a shift by one standard
+deviation of normal ones: so much may be right after a change of the world.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.monitor.effects import jensen_shannon, quantiles
+from raymlops.monitor.effects import displacement, grouped, jensen_shannon, quantiles, range_of, share_outside
 from raymlops.monitor.profiled import shown_name
-from raymlops.monitor.skill.admission import admit, bound_keys
-from raymlops.monitor.skill.verdict import LEVEL, MARGIN, Paired
+from raymlops.monitor.skill.labelled import Labelled
+from raymlops.monitor.skill.verdict import LEVEL, MARGIN
+from raymlops.profiles.layout import Layout
 from raymlops.records import GateCheck, GateDecision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from raymlops.answer_loss import AnswerLoss
+    from raymlops.profiles.layout import Cells, Series
     from raymlops.profiles.profile import Profile
 
 Floats = npt.NDArray[np.float64]
 _NONE = np.zeros(0)
 
+FEWEST_ROWS = 50
+"""Below which distributions of answers are not compared."""
+FEWEST_PAIRS = 50
+"""Of consecutive rows, below which nothing is said of how they are told apart."""
+BIN_ROWS, MOST_BINS = 10, 32
+"""Rows of each of both that a bin has about, and how many bins of numbers there are at most."""
 FEWEST_TIMED = 20
 """Batches below which nothing is said of how fast answers are, and a fifth of those that show a 99th percentile."""
 QUICK_S = 0.001
 """Seconds a row up to which nobody calls an answer slow."""
 MAX_FAILURES = 3
+_DISTANCE, _SIZE = "answers as the champion's", "answers of the champion's size"
+_NARROWEST = 8
+"""Of the champion's range: a range is not taken for narrower than one part of so many."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,14 @@ class Bounds:
     """Share of rows whose decision may differ."""
     max_distance: float = 0.7
     """Of its answers' distribution from the champion's: the Jensen-Shannon distance, 0 to 1."""
+    max_displaced: float = 0.4
+    """Of the champion's range: up to there numbers are not too far away, whatever the distance of distributions."""
+    max_far: float = 0.05
+    """Share of the answers of one of both that may lie further outside the range of the other's than that is wide."""
+    max_alike: float = 0.99
+    """Share of requests told apart by the champion that may get one answer."""
+    max_reversed: float = 0.75
+    """Share of them that may be ordered the other way."""
     max_caller_share: float = 0.5
     """Of the labels."""
     level: float = LEVEL
@@ -55,62 +83,21 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """The losses of both on labelled rows, and what decides whether these count.
+class Neighbours:
+    """Pairs of consecutive rows, as both tell them apart: whatever the scale of their answers."""
 
-    Attributes:
-        champion: Its losses.
-        challenger: Its losses.
-        clusters: The request of each row.
-        weights: For how many it stands.
-        callers: Whose it is: a name, empty for anybody's.
-        asked: When it was answered, seconds.
-        received: When its first label came.
-        contradicted: Whether its labels contradict each other, and none is a correction.
-    """
+    apart: int = 0
+    """Pairs that the champion gave different answers."""
+    alike: int = 0
+    """Of these, with one answer of the challenger."""
+    ordered: int = 0
+    """Pairs with different numbers of both."""
+    reversed: int = 0
+    """Of these, ordered the other way by the challenger."""
 
-    champion: Floats = field(default_factory=lambda: _NONE)
-    challenger: Floats = field(default_factory=lambda: _NONE)
-    clusters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    weights: Floats = field(default_factory=lambda: _NONE)
-    callers: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, dtype=object))
-    asked: Floats = field(default_factory=lambda: _NONE)
-    received: Floats = field(default_factory=lambda: _NONE)
-    contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
-
-    def __add__(self, other: Labelled) -> Labelled:
+    def __add__(self, other: Neighbours) -> Neighbours:
         """Return those of both."""
-        pairs = ((getattr(self, name), getattr(other, name)) for name in self.__dataclass_fields__)
-        return Labelled(*(np.concatenate(pair) for pair in pairs))
-
-    def counted(self, *, max_caller_share: float) -> tuple[Labelled, str, str]:
-        """Return the rows that count, weighted so that no caller decides alone; why none do; and what to know of them.
-
-        Where all labels are of one caller there is nobody else to believe.
-        """
-        found = admit(
-            np.zeros(len(self.champion)),
-            known=[True],
-            asked=self.asked,
-            received=self.received,
-            contradicted=self.contradicted,
-        )
-        if found.refused:
-            return self, found.refused, ""
-        kept = Labelled(*(getattr(self, name)[found.rows] for name in self.__dataclass_fields__))
-        if len(np.unique(names := kept.callers.astype(str))) < 2:
-            return kept, "", found.note
-        weights, refused = bound_keys(names, most=max_caller_share, weights=kept.weights)
-        bounded = "labels of the largest callers weigh less" if (weights < kept.weights).any() else ""
-        return replace(kept, weights=weights), refused, "; ".join(filter(None, (found.note, bounded)))
-
-    def paired(self) -> Paired | None:
-        """Return both in units of the champion's mean loss; None without a loss to be a unit."""
-        mean = float(np.average(self.champion, weights=self.weights)) if len(self.champion) else 0.0
-        if not mean > 0:
-            return None
-        weights = None if (self.weights == 1).all() else self.weights
-        return Paired.of(self.champion, self.challenger, clusters=self.clusters, reference=mean, weights=weights)
+        return Neighbours(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -134,10 +121,15 @@ class Replayed:
     champion_seconds: Floats = field(default_factory=lambda: _NONE)
     """The champion's for the same batches."""
     before: Profile | None = None
-    """The champion's logged answers; None where its bundle has no profile of answers."""
+    """The champion's logged answers on ``wide_layout``; None where its bundle has no profile of answers."""
     after: Profile | None = None
     """The challenger's."""
+    known: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """From where to where the champion's answers were when it was registered, of each series."""
+    neighbours: Neighbours = field(default_factory=Neighbours)
     labelled: Labelled = field(default_factory=Labelled)
+    trained_on: int = 0
+    """Labelled rows that are not among them, since the challenger may have been trained on them."""
     notes: tuple[str, ...] = ()
 
     def __add__(self, other: Replayed) -> Replayed:
@@ -153,7 +145,10 @@ class Replayed:
             champion_seconds=np.concatenate([self.champion_seconds, other.champion_seconds]),
             before=_sum(self.before, other.before),
             after=_sum(self.after, other.after),
+            known={**self.known, **other.known},
+            neighbours=self.neighbours + other.neighbours,
             labelled=self.labelled + other.labelled,
+            trained_on=self.trained_on + other.trained_on,
             notes=_few(self.notes + other.notes),
         )
 
@@ -164,12 +159,13 @@ def judge(replayed: Replayed, *, champion: int, bounds: Bounds | None = None) ->
     if not replayed.read:
         return GateDecision(True, (), champion, ("No request was logged in these hours, so that none was replayed.",))
     checks, notes = [_answered(replayed, bounds)], [*replayed.notes]
-    for found in (_quick(replayed, bounds), _flips(replayed, bounds), *_spread(replayed, bounds)):
+    told_apart = _told_apart(replayed.neighbours, bounds)
+    for found in (_quick(replayed, bounds), _flips(replayed, bounds), *_spread(replayed, bounds), *told_apart):
         if isinstance(found, str):
             notes.append(found)
         else:
             checks.append(found)
-    labelled = _labelled(replayed.labelled, bounds)
+    labelled = _labelled(replayed, bounds)
     (notes if isinstance(labelled, str) else checks).append(labelled)  # type: ignore[arg-type]
     return GateDecision(all(check.passed for check in checks), tuple(checks), champion, tuple(notes))
 
@@ -187,6 +183,53 @@ def decisions(columns: Mapping[str, Any], rule: AnswerLoss) -> npt.NDArray[Any] 
         table = found[0] if len(found) == 1 else np.stack(found, axis=1)
         return np.asarray(table.argmax(axis=1)) if table.ndim == 2 else None
     return None
+
+
+def neighbours(before: Mapping[str, Any], after: Mapping[str, Any], rule: AnswerLoss) -> Neighbours:
+    """Return how consecutive rows are told apart by the champion's answers and the challenger's.
+
+    Numbers are ordered where the rule judges these.
+    """
+    apart, changed = _changes(before), _changes(after)
+    found = Neighbours(apart=int(apart.sum()), alike=int((apart & ~changed).sum()))
+    name = rule.output if rule.kind == "number" else None
+    if name is None or name not in before or name not in after:
+        return found
+    steps = [np.sign(np.diff(np.asarray(side[name], np.float64))) for side in (before, after)]
+    product = steps[0] * steps[1]
+    return replace(found, ordered=int(np.count_nonzero(np.abs(product) > 0)), reversed=int((product < 0).sum()))
+
+
+def wide_layout(layout: Layout) -> Layout:
+    """Return the layout on which answers of both are counted, from that of the champion's."""
+    return Layout(tuple(series.widened for series in layout.series))
+
+
+def known_ranges(profile: Profile) -> dict[str, tuple[float, float]]:
+    """Return from where to where 98% of the answers are that a champion was registered with, of each series."""
+    return {
+        shown_name(series): range_of(profile.counts[cells][series.bins], np.array([-np.inf, *series.edges, np.inf]))
+        for series, cells in profile.layout.placed()
+        if series.is_ordered and len(series.edges)
+    }
+
+
+def _changes(columns: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows have another answer than the one before, in any column."""
+    found = []
+    for values in columns.values():
+        array = np.asarray(values)
+        if array.dtype == object:
+            found.append(np.array([not _same(one, other) for one, other in pairwise(array)], dtype=np.bool_))
+        else:
+            flat = array.reshape(len(array), -1)
+            found.append((flat[1:] != flat[:-1]).any(axis=1))
+    return np.logical_or.reduce(found) if found else np.zeros(0, dtype=np.bool_)
+
+
+def _same(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, np.ndarray) or isinstance(other, np.ndarray)
+    return bool(np.array_equal(one, other) if tensors else one == other)
 
 
 def _answered(replayed: Replayed, bounds: Bounds) -> GateCheck:
@@ -230,38 +273,109 @@ def _flips(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
 
 
 def _spread(replayed: Replayed, bounds: Bounds) -> Iterator[GateCheck | str]:
-    """Compare the distributions of each output on the bins of the champion's profile."""
+    """Compare where the answers of both lie, each output by itself; yield what is worst of each comparison."""
     before, after = replayed.before, replayed.after
     if before is None or after is None:
         yield "Distributions of answers are not compared: the champion's bundle has no profile of its answers."
         return
-    worst: GateCheck | None = None
+    rows = min(before.read, after.read)
+    if rows < FEWEST_ROWS:
+        yield f"Distributions of answers are not compared: {rows} rows say too little, {FEWEST_ROWS} are needed."
+        return
+    checks: list[GateCheck] = []
     for series, cells in before.layout.placed():
         if series.missing is None or series.measure == "time":
             continue
         theirs, ours = (profile.counts[cells] for profile in (before, after))
-        distance = jensen_shannon(theirs, ours)
-        if worst is None or worst.got is None or distance > worst.got:
-            detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f}"
-            if series.is_ordered and len(series.edges):
-                edges = np.array([-np.inf, *series.edges, np.inf])
-                both = (quantiles(side[series.bins], edges) for side in (theirs, ours))
-                said = (" ".join(f"{value:.3g}" for value in found) for found in both)
-                detail += f"; quantiles at 5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
-            allowed = f"<= {bounds.max_distance:g}"
-            worst = GateCheck("answers as the champion's", distance <= bounds.max_distance, distance, allowed, detail)
-    if worst is not None:
-        yield worst
+        checks.append(_distance(series, theirs, ours, bounds, rows=rows, known=replayed.known))
+        if series.is_ordered and len(series.edges):
+            checks += _sizes(series, theirs, ours, bounds, known=replayed.known)
+    for name in (_DISTANCE, _SIZE):
+        if found := [check for check in checks if check.name == name]:
+            yield max(found, key=lambda check: (not check.passed, check.got or 0.0))
 
 
-def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
+def _distance(
+    series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, rows: int, known: Mapping[str, tuple[float, float]]
+) -> GateCheck:
+    """Compare the distributions of one series on few bins; numbers that are not displaced by much are alike."""
+    groups, sides = rows // BIN_ROWS, (theirs[series.bins], ours[series.bins])
+    few = grouped(*sides, groups=min(groups, MOST_BINS) if series.is_ordered else groups, ordered=series.is_ordered)
+    rest = [np.append(side[: series.bins.start], side[series.bins.stop :]) for side in (theirs, ours)]
+    distance = jensen_shannon(*(np.append(*both) for both in zip(few, rest, strict=True)))
+    detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"
+    passed, allowed = distance <= bounds.max_distance, f"<= {bounds.max_distance:g}"
+    if series.is_ordered and len(series.edges):
+        edges = np.array([-np.inf, *series.edges, np.inf])
+        low, high = _widest(range_of(sides[0], edges), known.get(shown_name(series)))
+        moved = displacement(*sides, edges)
+        there = (np.append(side.sum(), others) for side, others in zip(few, rest, strict=True))
+        are_there = jensen_shannon(*there) <= bounds.max_distance  # missing ones are displaced by nothing
+        passed |= are_there and moved <= bounds.max_displaced * (high - low)
+        said = (" ".join(f"{value:.3g}" for value in quantiles(side, edges)) for side in sides)
+        detail += (
+            f"; displaced by {moved:.3g} on average, and the champion's range is {low:.3g} to {high:.3g}; quantiles at "
+            f"5, 25, 50, 75 and 95%: champion's {', its own '.join(said)}"
+        )
+        allowed += f", or displaced by {bounds.max_displaced:g} of the range at most"
+    return GateCheck(_DISTANCE, passed, distance, allowed, detail)
+
+
+def _sizes(
+    series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, known: Mapping[str, tuple[float, float]]
+) -> Iterator[GateCheck]:
+    """Look for answers of one of both that are far outside the range of the other's."""
+    name, edges = shown_name(series), np.array([-np.inf, *series.edges, np.inf])
+    before, after = theirs[series.bins], ours[series.bins]
+    if not before.sum() or not after.sum():
+        return
+    low, high = whole = _widest(range_of(before, edges), known.get(name))
+    least = (high - low) / _NARROWEST
+    ways = (
+        ("its answers", "the champion's range", after, whole),
+        ("the champion's answers", "its own range", before, range_of(after, edges)),
+    )
+    for whose, what, side, (start, stop) in ways:
+        width = max(stop - start, least)
+        share = share_outside(side, edges, start - width, stop + width)
+        yield GateCheck(
+            _SIZE,
+            passed=share <= bounds.max_far,
+            got=share,
+            allowed=f"<= {bounds.max_far:g}",
+            detail=f"{name}: {share:.1%} of {whose} are further than {width:.3g} outside {what} of "
+            f"{start:.3g} to {stop:.3g}",
+        )
+
+
+def _widest(one: tuple[float, float], other: tuple[float, float] | None) -> tuple[float, float]:
+    """Return what covers both ranges; one that is not known is NaN or None."""
+    found = np.array([one, one if other is None else other])
+    return float(np.fmin(*found[:, 0])), float(np.fmax(*found[:, 1]))
+
+
+def _told_apart(found: Neighbours, bounds: Bounds) -> Iterator[GateCheck]:
+    if found.apart >= FEWEST_PAIRS:
+        share = found.alike / found.apart
+        detail = f"{found.alike:,} of {found.apart:,} pairs of rows to which the champion gave two answers get one"
+        yield GateCheck("tells rows apart", share <= bounds.max_alike, share, f"<= {bounds.max_alike:g}", detail)
+    if found.ordered >= FEWEST_PAIRS:
+        share = found.reversed / found.ordered
+        detail = f"{found.reversed:,} of {found.ordered:,} pairs of rows are ordered the other way"
+        yield GateCheck("orders rows alike", share <= bounds.max_reversed, share, f"<= {bounds.max_reversed:g}", detail)
+
+
+def _labelled(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
     """Compare both on the same labelled rows; refused is one that is worse for certain."""
-    labelled, refused, note = labelled.counted(max_caller_share=bounds.max_caller_share)
+    known = replayed.trained_on
+    trained_on = f"{known:,} labelled rows are left out, which it may have been trained on" if known else ""
+    labelled, refused, note = replayed.labelled.counted(max_caller_share=bounds.max_caller_share)
     if refused:
         return f"Labelled requests are not compared: {refused}."
     paired = labelled.paired()
     if paired is None:
-        return "No logged request of these hours has a label, or the champion's answers to those that have are perfect."
+        none = "No replayed request has a label, or the champion's answers to those that have one are perfect"
+        return f"{none}; {trained_on}." if trained_on else f"{none}."
     outcome, why = paired.compare(level=bounds.level, margin=bounds.margin)
     said = f"{outcome}: {why}, in units of the champion's mean loss" if "skill" in why else f"{outcome}: {why}"
     return GateCheck(
@@ -269,7 +383,7 @@ def _labelled(labelled: Labelled, bounds: Bounds) -> GateCheck | str:
         passed=outcome != "worse",
         got=float(np.nan_to_num(paired.estimate().value)),
         allowed="not worse for certain",
-        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note))),
+        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note, trained_on))),
     )
 
 

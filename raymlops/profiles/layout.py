@@ -7,7 +7,7 @@ of where a layout comes from; see ``learn``.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,10 @@ summed; of rows that are no sample 1 each. See ``Profile.weighted``."""
 HEAD = 2
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = 1e-300
+_ROUNDED = 1e-6
+"""Of a number, by which rounding to 32 bits may have moved it, eight times over."""
+_OCTAVES = np.arange(-6, 61)
+"""Powers of 2 times the span of the edges, at which there are more of them in a wider layout."""
 _NONE = np.zeros(0)
 
 
@@ -55,6 +59,23 @@ class Series:
     def size(self) -> int:
         """Return the number of cells."""
         return {"distinct": REGISTERS, "category": len(self.categories) + 2}.get(self.measure, len(self.edges) + 4)
+
+    @property
+    def widened(self) -> Series:
+        """Return it with bins far beyond the outermost edges, the end of each twice as far out as that of the last.
+
+        Edges that lie so close together that rounding explains it are left out.
+        """
+        if not len(self.edges) or not self.is_ordered:
+            return self
+        low, high = float(self.edges[0]), float(self.edges[-1])
+        least = max(_ROUNDED * max(abs(low), abs(high)), _TINY)
+        if high - low > least:
+            steps, inner = (high - low) * 2.0**_OCTAVES, self.edges
+        else:
+            steps, inner = least * 2.0 ** _OCTAVES[_OCTAVES >= 0], self.edges[:0]
+        edges = np.concatenate([low - steps, inner, high + steps])
+        return replace(self, edges=np.unique(edges[np.abs(edges) < _LARGEST]))
 
     @property
     def bins(self) -> slice:
@@ -133,6 +154,11 @@ class Layout:
 
     series: tuple[Series, ...]
     scores: tuple[Score, ...] = ()
+
+    @cached_property
+    def widened(self) -> Layout:
+        """Return it with numbers told apart far beyond the outermost edges, and without scores."""
+        return Layout(tuple(series.widened for series in self.series))
 
     @cached_property
     def size(self) -> int:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from raymlops.records import GateCheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from raymlops.bundle.trained_rows import Overlap
 
@@ -35,10 +35,10 @@ class Order:
 
     Attributes:
         rows: Test rows.
-        early: Those whose label was not known after that of the newest training row, or have no time.
+        early: Those whose label was not known after those of all training rows, or have no time.
         shared_days: Test rows that arose on UTC days of which rows are trained on, or without a time.
-        newest: When the label of the newest training row was known.
-        oldest: When that of the oldest test row was.
+        newest: When the last label of the training rows was known, whichever row that is.
+        oldest: When the first one of the test rows was.
         unknown: Why nothing is known of it; empty otherwise.
     """
 
@@ -55,6 +55,33 @@ class Times(NamedTuple):
 
     arose: Array
     known: Array
+
+
+class Newest:
+    """The newest of some rows, by both times; None where one has none, or there are no rows."""
+
+    def __init__(self) -> None:
+        self._arose = self._known = np.datetime64("NaT", "s")
+        self._is_known = True
+
+    def of(self, chunks: Iterable[Times | None]) -> Iterator[Times | None]:
+        """Yield the times of more rows as they are."""
+        for chunk in chunks:
+            times = None if chunk is None else Times(*map(_seconds, chunk))
+            if times is None or np.isnat(times.arose).any() or np.isnat(times.known).any():
+                self._is_known = False
+            elif len(times.known):
+                self._arose = np.fmax(self._arose, times.arose.max())
+                self._known = np.fmax(self._known, times.known.max())
+            yield chunk
+
+    @property
+    def times(self) -> tuple[str, str] | None:
+        """Return when the newest row arose, and when the last label was known, in UTC, to the end of that second."""
+        if not self._is_known or np.isnat(self._known):
+            return None
+        arose, known = (f"{time + np.timedelta64(1, 's')}+00:00" for time in (self._arose, self._known))
+        return arose, known
 
 
 def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Order:
@@ -86,13 +113,13 @@ def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Ord
 
 def later(order: Order) -> GateCheck:
     """Return whether the test rows are later than the training rows, or on days of their own."""
-    allowed = "0 test rows before the newest training row, or on a day of training rows"
+    allowed = "0 test rows that were not labelled after all training rows, or that arose on a day of theirs"
     if order.unknown:
         return GateCheck(LATER, passed=False, got=None, allowed=allowed, detail=f"{order.unknown}; {_WAY_ON}")
-    times = f"the newest training row was known at {order.newest}, the oldest test row at {order.oldest} UTC"
-    detail = f"of {order.rows:,} test rows {order.early:,} are not after the training rows; {times}"
+    times = f"their last label was known at {order.newest}, the first one of the test rows at {order.oldest} UTC"
+    detail = f"of {order.rows:,} test rows {order.early:,} were not labelled after all training rows: {times}"
     if order.early and order.shared_days < order.rows:
-        detail += f"; {order.shared_days:,} are on days of training rows"
+        detail += f"; {order.shared_days:,} arose on days of training rows"
     passed = not (order.early and order.shared_days)
     return GateCheck(
         LATER, passed=passed, got=float(min(order.early, order.shared_days)), allowed=allowed, detail=detail

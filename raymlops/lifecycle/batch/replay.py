@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.batch.pool import over
-from raymlops.lifecycle.batch.replay_piece import Piece, ReplayJob, ReplayWorker
+from raymlops.lifecycle.batch.replay_piece import (
+    Piece,
+    ReplayJob,
+    ReplayWorker,
+    answered,
+    counted,
+    labels_of,
+)
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.replayed import Replayed, judge
 from raymlops.records import GateCheck, GateDecision
@@ -22,9 +29,9 @@ from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.batch.replay_piece import TrainedUntil
     from raymlops.monitor.replayed import Bounds
     from raymlops.records import BundleRef
     from raymlops.state.store import Deployment
@@ -32,6 +39,10 @@ if TYPE_CHECKING:
     Answer = Callable[[list[Piece], ReplayJob], Iterable[Replayed]]
     """Returns what a challenger makes of each piece."""
 
+MOST_LABELLED = 20_000
+"""Labelled rows after which none further back are looked for."""
+MOST_SOUGHT = 20_000_000
+"""Rows whose keys are read for it: about a minute."""
 _WAY_ON = "retrain.replay_h: 0 leaves the replay out"
 
 
@@ -42,9 +53,13 @@ def replay(
     since: datetime,
     until: datetime,
     answer: Answer,
+    trained_until: TrainedUntil | None = None,
     bounds: Bounds | None = None,
 ) -> GateDecision:
     """Return whether a challenger passes the requests that the champion answered since then, with all numbers.
+
+    With ``trained_until`` no labelled row counts that the challenger may have been trained on; and labelled ones from
+    before ``since`` are answered too, the newest first, since labels may take longer than that to come.
 
     Raises:
         BundleError, RecipeError, RecipeImportError: a bundle does not load.
@@ -57,9 +72,13 @@ def replay(
             "answers logged requests", passed=False, got=None, allowed="all inputs in the log", detail=detail
         )
         return GateDecision(passed=False, checks=(check,), champion_version=champion.version)
-    job = _job(champion, challenger, since=since)
-    pieces = pieces_of(job, since=since, until=until)
-    return judge(sum(answer(pieces, job), Replayed()), champion=champion.version, bounds=bounds)
+    job, further = _job(champion, challenger, since=since), list[Piece]()
+    if trained_until is not None:
+        job = replace(job, since=min(job.since, trained_until.labels), trained_until=trained_until)
+        further = _further_back(job, since=since, until=until)
+    pieces = [*further, *pieces_of(job, since=since, until=until)]
+    notes = (_noted(further),) if further else ()
+    return judge(sum(answer(pieces, job), Replayed(notes=notes)), champion=champion.version, bounds=bounds)
 
 
 def labelled_beside(
@@ -106,6 +125,42 @@ def pieces_of(job: ReplayJob, *, since: datetime, until: datetime) -> list[Piece
         return []
     spans = ((max(hour.start, since), min(hour.start + timedelta(hours=1), until)) for hour in hours)
     return [Piece(start.timestamp(), stop.timestamp()) for start, stop in spans if start < stop]
+
+
+def _further_back(job: ReplayJob, *, since: datetime, until: datetime) -> list[Piece]:
+    """Return hours from before ``since`` with labelled rows that count, as far back as are needed for a comparison.
+
+    Keys alone are read for it, the newest first, of at most ``MOST_SOUGHT`` rows.
+    """
+    from raymlops.predictions.partition import Faults, read_folder
+    from raymlops.predictions.paths import prediction_hours
+    from raymlops.predictions.read import KEY
+    from raymlops.storage.store import Store
+
+    labels, trained_until = labels_of(job), job.trained_until
+    assert trained_until is not None
+    found, left, sought, faults = list[Piece](), MOST_LABELLED, MOST_SOUGHT, Faults()
+    if not len(labels.hashes):
+        return found
+    store, earliest = Store(job.uri), datetime.fromtimestamp(trained_until.rows, UTC)
+    for hour in reversed(prediction_hours(store, job.name, since=earliest, until=until, version=job.version)):
+        rows = 0
+        for batch in read_folder(store, hour.path, faults, columns=[*KEY, "ts", "route"]):
+            rows += int((counted(answered(batch), labels, trained_until)[0] >= 0).sum())
+            sought -= batch.num_rows
+        start, stop = max(hour.start, earliest), min(hour.end, since)
+        if rows and start < stop:
+            found.append(Piece(start.timestamp(), stop.timestamp(), labelled=float(min(rows, left))))
+        left -= rows
+        if left <= 0 or sought <= 0:
+            break
+    return found
+
+
+def _noted(further: Sequence[Piece]) -> str:
+    rows, oldest = sum(piece.labelled for piece in further), min(piece.since for piece in further)
+    when = f"{datetime.fromtimestamp(oldest, UTC):%Y-%m-%d %H:%M} UTC"
+    return f"{rows:,.0f} labelled rows since {when} were replayed besides: labels come later than the other rows."
 
 
 def _job(champion: Deployment, challenger: BundleRef, *, since: datetime) -> ReplayJob:

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.errors import NotFoundError, RaymlopsError
-from raymlops.monitor.replayed import Labelled, Replayed, decisions
+from raymlops.monitor.replayed import Replayed, decisions, known_ranges, neighbours, wide_layout
+from raymlops.monitor.skill.labelled import Labelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy.typing as npt
     import pyarrow as pa
 
     from raymlops.answer_loss import AnswerLoss
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from raymlops.bundle.load import LoadedModel
     from raymlops.predictions.labelled import Labels
     from raymlops.profiles.layout import Layout
+    from raymlops.profiles.profile import Profile
     from raymlops.records import BundleRef
 
 COLUMNS = ("request_id", "row", "caller", "ts", "route", "weight", "features", "output")
@@ -45,6 +48,16 @@ class Piece:
 
     since: float
     until: float
+    labelled: float = 0.0
+    """How many of its rows with a label that counts are answered, and no others; 0: all rows."""
+
+
+@dataclass(frozen=True)
+class TrainedUntil:
+    """Up to when the challenger knew rows and their labels, in seconds since 1970."""
+
+    rows: float
+    labels: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +72,9 @@ class ReplayJob:
     champion: BundleRef
     challenger: BundleRef
     since: float
-    """Where the whole replay begins."""
+    """Since when labels came in that count."""
+    trained_until: TrainedUntil | None = None
+    """Only rows asked, and labelled, afterwards are compared by their labels; None: all of them."""
     batch_rows: int = 256
     labelled_only: bool = False
     """Whether rows without a label are left out, and nothing but losses is compared."""
@@ -104,8 +119,12 @@ class ReplayWorker:
         except NotFoundError:  # nothing was logged yet
             return found
         assert self._models  # one that does not load is an error, and no row that fails
+        left = piece.labelled
         for batch in reading:
-            found += self._batch(batch)
+            part = self._batch(batch, labelled=int(left) if piece.labelled else None)
+            found, left = found + part, left - part.read
+            if piece.labelled and left < 1:
+                break
         return found
 
     @cached_property
@@ -117,23 +136,23 @@ class ReplayWorker:
 
     @cached_property
     def _labels(self) -> Labels:
-        from raymlops.predictions.labelled import load_labels
-        from raymlops.predictions.partition import Faults
-        from raymlops.storage.store import Store
-
-        job = self._job
-        return load_labels(Store(job.uri), job.name, Faults(), since=_moment(job.since), max_bytes=MAX_LABEL_BYTES)
+        return labels_of(self._job)
 
     @cached_property
-    def _layout(self) -> Layout | None:
-        """Return the layout on which the champion's answers are counted; None where its bundle has none."""
+    def _reference(self) -> Profile | None:
+        """Return the answers that the champion was registered with; None where its bundle has none."""
         from raymlops.bundle.profiles import references_of
 
         try:
             found = references_of(self._job.champion.uri, self._job.champion.digest).get("predictions")
         except NotFoundError:
             return None
-        return None if found is None else found.layout
+        return None if found is None else found.profile
+
+    @cached_property
+    def _layout(self) -> Layout | None:
+        """Return the layout on which answers are counted."""
+        return None if self._reference is None else wide_layout(self._reference.layout)
 
     @property
     def _rule(self) -> AnswerLoss:
@@ -141,17 +160,17 @@ class ReplayWorker:
         assert rule is not None  # of every bundle that is loaded
         return rule
 
-    def _batch(self, batch: pa.RecordBatch) -> Replayed:
+    def _batch(self, batch: pa.RecordBatch, *, labelled: int | None) -> Replayed:
+        """Return what the challenger makes of some rows, or of as many of them with a label that counts."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         from raymlops.predictions.hourly import by_weight
 
-        found = Replayed()
-        mine = batch.filter(pc.fill_null(pc.not_equal(batch["route"], "shadow"), True))
-        if self._job.labelled_only:
-            mine = mine.filter(pa.array(self._labels.places(mine) >= 0))
-        timed = not self._job.labelled_only
+        found, mine = Replayed(), answered(batch)
+        timed = labelled is None and not self._job.labelled_only
+        if not timed:
+            places, _ = counted(mine, self._labels, self._job.trained_until)
+            mine = mine.take(pa.array(np.flatnonzero(places >= 0)[:labelled]))
         for weight, part in by_weight(mine):
             for start in range(0, part.num_rows, self._job.batch_rows):
                 found += self._part(part.slice(start, self._job.batch_rows), weight, timed=timed and start == 0)
@@ -224,27 +243,34 @@ class ReplayWorker:
         if "output" not in part.schema.names:  # all of it is redacted
             return Replayed(notes=("The log has no answers: serve.log.redact leaves them out.",))
         logged = part["output"]
-        found = Replayed(labelled=self._labelled(part, answers, weight))
+        at, trained_on = counted(part, self._labels, self._job.trained_until)
+        found = Replayed(labelled=self._labelled(part, answers, weight, at=at), trained_on=trained_on)
         if self._job.labelled_only:
             return found
-        before, after = decisions(_arrays(logged), self._rule), decisions(answers, self._rule)
+        said = _arrays(logged)
+        same = said.keys() & answers.keys()
+        theirs, ours = ({name: side[name] for name in same} for side in (said, answers))
+        found += Replayed(neighbours=neighbours(theirs, ours, self._rule))
+        before, after = decisions(said, self._rule), decisions(answers, self._rule)
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))
             found += Replayed(compared=weight * part.num_rows, flipped=weight * flipped)
-        if self._layout is not None:
+        if self._reference is not None and self._layout is not None:
             layout, rows = self._layout, part.num_rows
-            both = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
-            counted = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in both]
-            found += Replayed(before=counted[0], after=counted[1])
+            sides = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
+            profiles = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
+            known = known_ranges(self._reference)
+            found += Replayed(before=profiles[0], after=profiles[1], known=known)
         return found
 
-    def _labelled(self, part: pa.RecordBatch, answers: Columns, weight: float) -> Labelled:
-        """Return the losses of both on the rows that have a label which fits their answers."""
+    def _labelled(
+        self, part: pa.RecordBatch, answers: Columns, weight: float, *, at: npt.NDArray[np.int64]
+    ) -> Labelled:
+        """Return the losses of both on the rows that have a label which fits their answers; ``at`` is where it is."""
         import pyarrow as pa
 
         from raymlops.lifecycle.quality.answers import as_json
 
-        at = self._labels.places(part)
         places = np.flatnonzero(at >= 0)
         if not len(places) or self._rule.kind == "none":
             return Labelled()
@@ -261,7 +287,7 @@ class ReplayWorker:
         )
         keys = zip(callers, some["request_id"].to_pylist(), strict=True)
         numbers = (blake2b(f"{caller}\0{text}".encode(), digest_size=8).digest() for caller, text in keys)
-        known = np.isfinite(losses).all(axis=1)
+        there = np.isfinite(losses).all(axis=1)
         received = np.asarray(self._labels.received.take(pa.array(at)).cast(pa.int64())) / 1e6
         columns = (
             *losses.T,
@@ -272,7 +298,7 @@ class ReplayWorker:
             received,
             self._labels.contradicted[at],
         )
-        return Labelled(*(column[known] for column in columns))
+        return Labelled(*(column[there] for column in columns))
 
     def _loss(self, output: Mapping[str, Any], label: Any) -> float | None:
         """Return the loss of an answer by the champion's rule; None where its recipe fails at it."""
@@ -284,6 +310,43 @@ class ReplayWorker:
             return own_loss(self._models[0].recipe, output, label)
         except RaymlopsError:
             return None
+
+
+def labels_of(job: ReplayJob) -> Labels:
+    """Return the labels that count, of all since the job's time; of a random part of the rows where they are many.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    from raymlops.predictions.labelled import load_labels
+    from raymlops.predictions.partition import Faults
+    from raymlops.storage.store import Store
+
+    return load_labels(Store(job.uri), job.name, Faults(), since=_moment(job.since), max_bytes=MAX_LABEL_BYTES)
+
+
+def answered(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows that were answered to a caller, and are no copies."""
+    import pyarrow.compute as pc
+
+    return batch.filter(pc.fill_null(pc.not_equal(batch["route"], "shadow"), True))
+
+
+def counted(
+    batch: pa.RecordBatch, labels: Labels, trained_until: TrainedUntil | None
+) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the place of each row's label, -1 without one that counts; and of how many the challenger may know it."""
+    import pyarrow as pa
+
+    places = labels.places(batch)
+    if trained_until is None:
+        return places, 0
+    has = np.flatnonzero(places >= 0)
+    asked = np.asarray(batch["ts"].cast(pa.int64()))[has] / 1e6
+    received = np.asarray(labels.received.take(pa.array(places[has])).cast(pa.int64())) / 1e6
+    old = has[(asked < trained_until.rows) | (received < trained_until.labels)]
+    places[old] = -1
+    return places, len(old)
 
 
 def _arrays(struct: pa.StructArray) -> dict[str, Any]:

@@ -58,6 +58,15 @@ class LogTables(Record):
     """Rows in the window, with a label, of each part, left out, and the share that gets a label."""
     notes: tuple[str, ...]
 
+    def sentence(self) -> str:
+        """Return how many rows there are for what, and all that is to be known of them."""
+        count = self.numbers
+        parts = (
+            f"{count['train']:,} labelled rows of the log, {count['validation']:,} validate and {count['test']:,} test"
+        )
+        share = f"of {count['rows']:,} rows in the window {count['coverage']:.1%} get a label"
+        return "; ".join([f"{parts}: {share}", *self.notes])
+
 
 def log_tables(
     state: State,

@@ -29,6 +29,8 @@ TASKS: dict[Stage, Task] = {"checking": "train", "training": "train", "gating": 
 """The job that is looked for at a stage; one that bakes is compared once for each new window of labels."""
 COMPARING = "comparing"
 """Key of the newest comparison in ``Retraining.found``."""
+TRAINED_ON = "training"
+"""Key of what a retraining is trained on there, where that is the prediction log."""
 _DOING: dict[Task, str] = {
     "train": "training",
     "gate": "the gate",

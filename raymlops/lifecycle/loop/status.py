@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.lifecycle.live.lineup import champion_of, retrained
 from raymlops.lifecycle.loop.facts import facts_of
+from raymlops.lifecycle.loop.log_tables import LogTables
+from raymlops.lifecycle.loop.next_step import TRAINED_ON
 from raymlops.monitor.retraining import Waiting, decide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from raymlops.state.loop import Retraining
     from raymlops.state.store import State
 
 
@@ -39,8 +42,8 @@ def loop_status(state: State, name: str, *, now: datetime) -> dict[str, Any] | N
         "freeze": None if facts.freeze is None else facts.freeze.to_dict(),
         "lines": [
             *([facts.freeze.text()] if facts.freeze is not None else []),
-            open_.text() if open_ is not None else f"{policy.autonomy}: {_waits(found)}",
-            *([f"last: {last.text()}"] if last is not None else []),
+            *(_told(open_) if open_ is not None else [f"{policy.autonomy}: {_waits(found)}"]),
+            *(_told(last, "last: ") if last is not None else []),
         ],
     }
 
@@ -48,6 +51,13 @@ def loop_status(state: State, name: str, *, now: datetime) -> dict[str, Any] | N
 def loop_lines(found: Mapping[str, Any] | None) -> str | None:
     """Return that as lines."""
     return None if found is None else "\n".join(found["lines"])
+
+
+def _told(one: Retraining, prefix: str = "") -> list[str]:
+    """Return a retraining as lines: where it is, and what it is trained on where that is the prediction log."""
+    data = one.found.get(TRAINED_ON)
+    said = [] if data is None else [f"trained on {LogTables.from_dict(data).sentence()}"]
+    return [f"{prefix}{one.text()}", *said]
 
 
 def _waits(found: Any) -> str:

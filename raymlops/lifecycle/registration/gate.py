@@ -109,10 +109,10 @@ def gate(
         mode = rules.mode or project.spec.train.mode
         test = prepared.splits["test"] if prepared is not None and rules.compare_answers else None
         served, notes = _served(candidate, rows, test, metric=metric, mode=mode, section=project.spec.train)
+        tested: list[GateCheck] = []
+        until: tuple[str, str] | None = None
         if prepared is not None and rules.later_rows:
-            tested = later_rows(candidate, prepared, most=rules.max_same_rows)
-        else:
-            tested = []
+            tested, until = later_rows(candidate, prepared, most=rules.max_same_rows)
         blocks: list[dict[str, Any]] = []
         champion = None
         if current is not None and prepared is not None:
@@ -132,7 +132,13 @@ def gate(
             champion=champion,
             served=[*served, *tested],
         )
-        decision = replace(decision, notes=(*decision.notes, *notes, *([note] if note else [])))
+        rows_until, labels_until = until or (None, None)
+        decision = replace(
+            decision,
+            notes=(*decision.notes, *notes, *([note] if note else [])),
+            rows_until=rows_until,
+            labels_until=labels_until,
+        )
         _record(decision, ref, seen=record, registry=registry, state=state)
     if not decision.passed:
         raise GateRefusedError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.bundle.trained_rows import overlap
 from raymlops.recipe import known_times_of, times_of
-from raymlops.registry.later_rows import Times, later, order_of, others
+from raymlops.registry.later_rows import Newest, Times, later, order_of, others
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,17 +18,23 @@ if TYPE_CHECKING:
     from raymlops.records import GateCheck
 
 
-def later_rows(candidate: LoadedModel, prepared: Prepared, *, most: float) -> list[GateCheck]:
+def later_rows(
+    candidate: LoadedModel, prepared: Prepared, *, most: float
+) -> tuple[list[GateCheck], tuple[str, str] | None]:
     """Return the checks of a version's test rows: later than its training rows, and at most a share of them the same.
+
+    And return the times, as ``GateDecision`` has them, up to which rows were trained on or chose the epoch.
 
     Raises:
         RecipeError: ``row_times`` or ``label_times`` raises, or gives no time a row.
         StorageError: the data cannot be read.
     """
-    train, test, recipe = prepared.splits["train"], prepared.splits["test"], prepared.recipe
-    order = order_of(_times(train, recipe), _times(test, recipe))
+    train, test, recipe, newest = prepared.splits["train"], prepared.splits["test"], prepared.recipe, Newest()
+    order = order_of(newest.of(_times(train, recipe)), _times(test, recipe))
+    for _ in newest.of(_times(prepared.splits["validation"], recipe)):
+        pass
     same = overlap(candidate.row_hashes, test.hashes(), hashed_share=candidate.hashed_share)
-    return [later(order), others(same, most=most)]
+    return [later(order), others(same, most=most)], newest.times
 
 
 def _times(split: SplitData, recipe: RecipeBase) -> Iterator[Times | None]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import GateRefusedError, RefusedError
+from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.lifecycle.live.lineup import champion_of
-from raymlops.lifecycle.loop.next_step import COMPARING
+from raymlops.lifecycle.loop.next_step import COMPARING, TRAINED_ON
 from raymlops.lifecycle.loop.stage_jobs import newest_run
-from raymlops.lifecycle.loop.training_data import check_recipe, tables_of
+from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.lifecycle.registration.gate import gate
 from raymlops.lifecycle.registration.register import register
@@ -32,11 +33,12 @@ from raymlops.state.versions import recorded
 
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.loop.log_tables import LogTables
     from raymlops.lifecycle.loop.next_step import Task
     from raymlops.monitor.baked import Compared
     from raymlops.project import Project
     from raymlops.records import GateDecision, TrialRecord
-    from raymlops.state.loop import Stage
+    from raymlops.state.loop import Retraining, Stage
     from raymlops.state.store import State
     from raymlops.tracking.client import Tracker
 
@@ -103,8 +105,11 @@ def _best(project: Project, retraining_id: str, tracker: Tracker) -> TrialRecord
 def _on_its_rows(project: Project, retraining_id: str) -> Project:
     """Return a project that is trained on the window of a retraining, or on tables of the prediction log.
 
+    What is to be known of these is kept with the retraining before anything is trained on them.
+
     Raises:
         DataRefusedError: the log does not have what is needed.
+        RefusedError: the retraining has ended meanwhile.
         RecipeError: the recipe takes no window, or has no label.
     """
     if project.spec.train.window.start is not None:
@@ -116,6 +121,7 @@ def _on_its_rows(project: Project, retraining_id: str) -> Project:
         if champion is None:
             raise RefusedError(f"{one.name} was taken down just now")
         tables = tables_of(state, one, champion, project.recipe_class)
+        keep_data(state, retraining_id, tables)
     for note in tables.notes:
         _log.warning("%s", note)
     return project.with_train(project.spec.train.model_copy(update={"tables": tables.uri}))
@@ -147,9 +153,25 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
     policy = read_stored(RetrainSection, one.settings)
     since, bounds = until - timedelta(hours=policy.replay_h), Bounds(max_caller_share=policy.max_caller_share)
     with connect(spec):
-        decision = replay(champion, record.bundle, since=since, until=until, answer=on_workers(spec), bounds=bounds)
+        decision = replay(
+            champion,
+            record.bundle,
+            since=since,
+            until=until,
+            answer=on_workers(spec),
+            trained_until=trained_until(one),
+            bounds=bounds,
+        )
     keep(state, retraining_id, decision)
     return f"{'passed' if decision.passed else 'refused'}: {decision.reason}"
+
+
+def trained_until(one: Retraining) -> TrainedUntil:
+    """Return up to when a retraining knew rows and labels: as its gate found, or else to the end of its window."""
+    gate, stop = one.found.get("gating", {}), training_window(one).stop
+    found = (gate.get(key) for key in ("rows_until", "labels_until"))
+    rows, labels = (stop if text is None else datetime.fromisoformat(text) for text in found)
+    return TrainedUntil(rows.timestamp(), labels.timestamp())
 
 
 def _compare(spec: ProjectSpec, state: State, retraining_id: str) -> str:
@@ -173,7 +195,19 @@ def keep(state: State, retraining_id: str, decision: GateDecision) -> None:
     Raises:
         RefusedError: it has ended.
     """
-    _keep(state, retraining_id, "replaying", {"replaying": decision.to_dict()}, why=f"replayed: {decision.reason}")
+    _keep(state, retraining_id, ("replaying",), {"replaying": decision.to_dict()}, why=f"replayed: {decision.reason}")
+
+
+def keep_data(state: State, retraining_id: str, tables: LogTables) -> None:
+    """Write what a retraining is trained on with it, once.
+
+    Raises:
+        RefusedError: it has ended.
+    """
+    data = {**tables.to_dict(), "notes": list(tables.notes)}
+    if retraining_of(state, retraining_id).found.get(TRAINED_ON) != data:
+        why = f"trained on {tables.sentence()}"
+        _keep(state, retraining_id, ("checking", "training"), {TRAINED_ON: data}, why=why)
 
 
 def keep_compared(state: State, retraining_id: str, found: Compared) -> None:
@@ -183,14 +217,16 @@ def keep_compared(state: State, retraining_id: str, found: Compared) -> None:
         RefusedError: it has ended.
     """
     adds = {COMPARING: found.to_dict()}
-    _keep(state, retraining_id, "baking", adds, why=f"compared: {found.reason}", failures=0)
+    _keep(state, retraining_id, ("baking",), adds, why=f"compared: {found.reason}", failures=0)
 
 
-def _keep(state: State, retraining_id: str, stage: Stage, adds: dict[str, Any], *, why: str, **changes: Any) -> None:
+def _keep(
+    state: State, retraining_id: str, stages: tuple[Stage, ...], adds: dict[str, Any], *, why: str, **changes: Any
+) -> None:
     while True:
         one = retraining_of(state, retraining_id)
-        if one.stage != stage:
+        if one.stage not in stages:
             raise RefusedError(f"retraining {one.id} of {one.name} is {one.stage}: what was found counts no more")
-        after = one.at(stage, now=state.now(), note=one.note, found={**one.found, **adds}, **changes)
+        after = one.at(one.stage, now=state.now(), note=one.note, found={**one.found, **adds}, **changes)
         if advance(state, one, after, why=why) is not None:
             return

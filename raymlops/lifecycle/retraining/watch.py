@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,12 @@ from raymlops.lifecycle.live.lineup import champion_of, monitored, retrained
 from raymlops.lifecycle.loop.status import loop_status
 from raymlops.lifecycle.rollout.actor import start_controller
 from raymlops.lifecycle.sources import Source, spec_of, state_of
+from raymlops.lifecycle.watch.registered_slices import as_registered
 from raymlops.records import Record
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.rollout.actor import ControllerRecord
     from raymlops.state.store import Deployment
@@ -61,8 +65,13 @@ def watch(source: Source) -> WatchRecord:
 
 def _unlike(spec: ProjectSpec, champion: Deployment) -> list[str]:
     """Return which sections of a configuration are not in force."""
-    ours = {key: absolute_references(getattr(spec, key).model_dump(mode="json")) for key in ("monitor", "retrain")}
-    theirs = {"monitor": monitored(champion), "retrain": retrained(champion)}
-    changed = [key for key, section in theirs.items() if ours[key] != section.model_dump(mode="json")]
+    monitor = as_registered(spec.monitor, champion.bundle)[0]  # as it would be deployed
+    both = {"monitor": (monitor, monitored(champion)), "retrain": (spec.retrain, retrained(champion))}
+    changed = [key for key, sections in both.items() if len({_plain(section) for section in sections}) > 1]
     again = f"raymlops deploy {champion.name} --version {champion.version} puts it in force without a restart"
     return [f"the configuration's {key} section is not the one that is deployed: {again}" for key in changed]
+
+
+def _plain(section: BaseModel) -> str:
+    """Return a section as text that is the same wherever its references are relative to, and however it was stored."""
+    return json.dumps(absolute_references(section.model_dump(mode="json")), sort_keys=True)

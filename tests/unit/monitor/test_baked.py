@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raymlops.monitor.baked import ALPHA, Compared, bake, compare
-from raymlops.monitor.replayed import Labelled
+from raymlops.monitor.skill.labelled import Labelled
 from raymlops.monitor.skill.verdict import Verdict
 from raymlops.predictions.counts import Counts
 

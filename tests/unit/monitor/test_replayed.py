@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 
 from raymlops.answer_loss import AnswerLoss
-from raymlops.monitor.replayed import Bounds, Labelled, Replayed, decisions, judge
+from raymlops.monitor.replayed import (
+    Bounds,
+    Neighbours,
+    Replayed,
+    decisions,
+    judge,
+    known_ranges,
+    neighbours,
+    wide_layout,
+)
+from raymlops.monitor.skill.labelled import Labelled
+from raymlops.profiles.count import profile_of
+from raymlops.profiles.reference import Chunk, reference_of
 
 WHOLE = Replayed(read=100, rows=100.0)
 
@@ -111,6 +123,152 @@ def test_contradicted_labels_do_not_count():
     assert found.got == 0
     assert found.detail.endswith("; left out: 4 labels contradict each other")
     assert "6% of the labels do not count" in judge(of_losses(*losses, contradicted=6), champion=1).notes[-1]
+
+
+RNG = np.random.default_rng(20_130_101)
+NUMBERS = {
+    "normal": RNG.normal(10, 1, 4000),
+    "exponential": RNG.exponential(1, 4000),
+    "zeros": np.where(RNG.random(4000) < 0.6, 0.0, RNG.exponential(1, 4000)),
+}
+CLASSES = np.array(["no", "yes"])[(RNG.random(4000) < 0.2).astype(int)]
+SHARES = RNG.dirichlet([2, 1, 1], 4000)
+TENTH = RNG.random(4000) < 0.1
+NUMBER = AnswerLoss("number", "y", scale=1.0)
+
+
+def compared(champion, challenger, *, rule=NUMBER, trained_on=None):
+    """Return the names of the checks that refuse a challenger by the answers of both."""
+    known = champion if trained_on is None else trained_on
+    reference = reference_of(lambda: [Chunk({"y": known}, len(known))], rows=len(known)).profile
+    layout = wide_layout(reference.layout)
+    before, after = ({"y": side} for side in (champion, challenger))
+    found = Replayed(
+        read=len(champion),
+        rows=float(len(champion)),
+        before=profile_of(before, layout),
+        after=profile_of(after, layout),
+        known=known_ranges(reference),
+        neighbours=neighbours(before, after, rule),
+    )
+    return {check.name for check in judge(found, champion=1).checks if not check.passed}
+
+
+@pytest.mark.parametrize("world", NUMBERS)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: 100 * x,
+        lambda x: x / 100,
+        lambda x: x + 10,
+        lambda x: -x,
+        lambda x: 2 * x.mean() - x,
+        lambda x: np.full_like(x, np.median(x)),
+        lambda x: np.where(TENTH, 1e9, x),
+    ],
+    ids=["percent", "fractions", "shifted", "sign", "mirrored", "constant", "a tenth huge"],
+)
+def test_gross_defects_of_numbers_are_refused(world, wrong):
+    """Also where most answers of the champion are one number, or none of those it was tested on."""
+    numbers = NUMBERS[world]
+    assert compared(numbers, wrong(numbers))
+    assert compared(numbers, wrong(numbers), trained_on=numbers / 5)
+
+
+@pytest.mark.parametrize("rows", [30, 50, 300, 4000])
+def test_a_model_that_is_honestly_another_one_passes(rows):
+    """However few rows there are: twice the answers of positive numbers, and half a deviation of noise at others."""
+    exponential, normal = NUMBERS["exponential"][:rows], NUMBERS["normal"][:rows]
+    noise = RNG.normal(0, 0.5, rows)
+
+    assert compared(exponential, 2 * exponential, trained_on=NUMBERS["exponential"]) == set()
+    assert compared(normal, normal + noise, trained_on=NUMBERS["normal"]) == set()
+    assert compared(normal, normal + 1, trained_on=NUMBERS["normal"]) == set()
+
+
+def test_answers_that_are_missing_are_refused():
+    """All of them, where the champion has a number; of what it has no number for nothing is said."""
+    numbers, none = NUMBERS["normal"], np.full(4000, np.nan)
+    assert compared(numbers, none) == {"answers as the champion's"}
+    assert compared(none, none, trained_on=numbers) == set()
+
+
+def test_hours_of_similar_requests_may_be_answered_otherwise():
+    """The champion answers .05 to .08 here, of 0 to .99: twice as much is a change of the world, .5 more a defect."""
+    known = RNG.beta(1.2, 4, 4000)
+    few = known[(known > 0.05) & (known < 0.08)]
+    rule = AnswerLoss("probability", None, ("y",))
+    assert compared(few, 2 * few, rule=rule, trained_on=known) == set()
+    assert "answers as the champion's" in compared(few, few + 0.5, rule=rule, trained_on=known)
+
+
+def test_one_class_for_all_is_refused():
+    """The champion says yes to one of five, the challenger never: four fifths are decided alike."""
+    assert compared(CLASSES, np.full(4000, "no"), rule=AnswerLoss("class", "y")) == {"tells rows apart"}
+    assert compared(CLASSES, np.roll(CLASSES, 1), rule=AnswerLoss("class", "y")) == set()
+
+
+def test_exchanged_classes_are_seen_among_many():
+    """Of 200 classes each is one of 200 rows; the challenger knows the other half of them."""
+    classes = np.array([f"c{number:03d}" for number in RNG.integers(0, 100, 4000)])
+    others = np.array([f"d{number:03d}" for number in RNG.integers(0, 100, 4000)])
+    known = np.append(classes, others)
+    assert compared(classes, others, rule=AnswerLoss.none("classes"), trained_on=known) == {"answers as the champion's"}
+
+
+def test_vectors_are_compared_by_all_elements():
+    """Shares of three classes: the same for all, exchanged ones, a hundred times as large, and the same again."""
+    rule = AnswerLoss("vector", None, ("y",))
+    assert "tells rows apart" in compared(SHARES, np.tile(SHARES[:1], (4000, 1)), rule=rule)
+    assert "answers of the champion's size" in compared(
+        SHARES, np.where(TENTH[:, None], 100 * SHARES, SHARES), rule=rule
+    )
+    assert compared(SHARES, SHARES.astype(np.float32), rule=rule) == set()
+    rolled = np.roll(SHARES.astype(np.float32), 1, axis=0)  # means of one third, rounded otherwise
+    assert compared(SHARES.astype(np.float32), rolled / rolled.sum(axis=1, keepdims=True), rule=rule) == set()
+
+
+def test_texts_are_told_apart():
+    """Each text is there once: others of the same length pass, one text for all does not."""
+    texts = np.array([f"answer {number * 7919 % 4000:04d}" for number in range(4000)], dtype=object)
+    rule = AnswerLoss.none("texts")
+    assert compared(texts, texts[::-1], rule=rule) == set()
+    assert compared(texts, np.full(4000, "answer 0000", dtype=object), rule=rule) == {"tells rows apart"}
+
+
+def test_the_sizes_of_answers_are_said_in_numbers():
+    """One in ten of the challenger's is 1e9."""
+    numbers = np.linspace(0, 1, 4000)
+    layout = wide_layout(reference_of(lambda: [Chunk({"y": numbers}, 4000)], rows=4000).layout)
+    huge = np.where(np.arange(4000) % 10 == 0, 1e9, numbers)
+    both = (profile_of({"y": side}, layout) for side in (numbers, huge))
+    found = check(
+        Replayed(read=4000, rows=4000.0, before=next(both), after=next(both)), "answers of the champion's size"
+    )
+
+    assert (found.passed, found.got, found.allowed) == (False, pytest.approx(0.1), "<= 0.05")
+    assert found.detail == (
+        "y: 10.0% of its answers are further than 0.98 outside the champion's range of 0.01 to 0.99"
+    )
+
+
+def test_neighbours_of_pieces_add_up():
+    """Numbers rise, fall and stay: 1 2 1 1 against 5 4 4 6; three pairs, of which the first is ordered otherwise."""
+    columns = {"y": np.array([1.0, 2, 1, 1])}, {"y": np.array([5.0, 4, 4, 6])}
+    one = neighbours(*columns, NUMBER)
+
+    assert one == Neighbours(apart=2, alike=1, ordered=1, reversed=1)
+    assert one + one == Neighbours(apart=4, alike=2, ordered=2, reversed=2)
+
+
+def test_rows_in_lists_and_without_an_answer_are_told_apart():
+    """Lists of different lengths, tensors, and nothing."""
+    lists = np.empty(4, dtype=object)
+    lists[:] = [[1, 2], [1, 2], [1], None]
+    tensors = np.empty(4, dtype=object)
+    tensors[:] = [np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(3)]
+
+    assert neighbours({"y": lists}, {"y": tensors}, AnswerLoss.none("lists")) == Neighbours(apart=2, alike=1)
 
 
 def test_decisions_are_what_is_more_likely():

@@ -39,9 +39,20 @@ def test_a_row_of_the_same_second_is_refused_with_numbers():
     check = later(order_of(TRAIN, [times("2026-01-03T12:00", "2026-01-04T00:00")]))
 
     assert (check.passed, check.got) == (False, 1.0)
-    assert (
-        "of 2 test rows 1 are not after the training rows; the newest training row was known at 2026-01-03T12:00"
-        in check.detail
+    assert check.detail.startswith("of 2 test rows 1 were not labelled after all training rows: their last label was")
+
+
+def test_the_time_of_a_label_is_not_called_that_of_its_row():
+    """Rows of the 4th and 5th are known on the 7th and 5th; the test rows arose on the 6th, one of them is known then.
+
+    The last label is that of the older training row, and the first one of the test rows that of the younger one.
+    """
+    train = [times("2026-01-04", lag_d=3), times("2026-01-05")]
+    check = later(order_of(train, [times("2026-01-06", lag_d=2), times("2026-01-06T06:00")]))
+
+    assert check.detail == (
+        "of 2 test rows 1 were not labelled after all training rows: their last label was known at 2026-01-07T00:00:00,"
+        " the first one of the test rows at 2026-01-06T06:00:00 UTC; 0 arose on days of training rows"
     )
 
 

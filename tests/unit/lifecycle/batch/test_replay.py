@@ -7,10 +7,11 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from echoed_log import bundle, label, log
-from echoes import Echo, Gaps, Inverted
+from echoes import Constant, Echo, Gaps, Inverted, Percent
 from labelled_answers import NOW
 
 from raymlops.lifecycle.batch.replay import here, replay
+from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.state.store import Deployment
 
 DAY = timedelta(days=1)
@@ -23,8 +24,13 @@ def champion(tmp_path):
     return Deployment("m", 1, bundle(tmp_path), "run-1", "champion", {"log": {"enabled": True}})
 
 
-def replayed(champion, challenger, *, since=NOW - DAY, until=NOW):
-    return replay(champion, challenger, since=since, until=until, answer=here)
+def replayed(champion, challenger, *, since=NOW - DAY, until=NOW, **times):
+    return replay(champion, challenger, since=since, until=until, answer=here, **times)
+
+
+def trained(*, rows, labels):
+    """Return that a challenger knew rows and labels until so long ago."""
+    return TrainedUntil((NOW - rows).timestamp(), (NOW - labels).timestamp())
 
 
 def checks(decision):
@@ -41,7 +47,7 @@ def test_the_same_answers_pass(champion, tmp_path):
     assert checks(found)["answers logged requests"].detail == "0 of 100 rows that the champion answered failed"
     assert checks(found)["decides alike"].got == 0
     assert checks(found)["answers as the champion's"].got == 0
-    assert any("no logged request of these hours has a label" in note.lower() for note in found.notes)
+    assert any("no replayed request has a label" in note.lower() for note in found.notes)
 
 
 def test_exchanged_classes_are_refused_with_numbers(champion, tmp_path):
@@ -52,6 +58,27 @@ def test_exchanged_classes_are_refused_with_numbers(champion, tmp_path):
     assert not found.passed
     check = checks(found)["decides alike"]
     assert (check.passed, check.got, check.detail) == (False, 1.0, "100 of 100 rows get another decision")
+
+
+def test_half_of_the_answers_in_other_units_are_refused(champion, tmp_path):
+    """50 of 100 are 51 to 100 where the champion's are .01 to .99: no decision is another one, and half lie alike."""
+    log(tmp_path, ASKED)
+    found = checks(replayed(champion, bundle(tmp_path, Percent)))
+
+    assert found["decides alike"].passed
+    assert found["answers as the champion's"].passed
+    check = found["answers of the champion's size"]
+    assert (check.passed, check.got) == (False, pytest.approx(0.5, abs=0.01))
+    assert check.detail.startswith("p: 50.0% of its answers are further than ")
+
+
+def test_one_answer_to_all_requests_is_refused(champion, tmp_path):
+    """Rows in requests of 10: the champion told all 99 pairs of consecutive ones apart."""
+    log(tmp_path, ASKED, rows=10)
+    check = checks(replayed(champion, bundle(tmp_path, Constant)))["tells rows apart"]
+
+    assert (check.passed, check.got) == (False, 1.0)
+    assert check.detail == "99 of 99 pairs of rows to which the champion gave two answers get one"
 
 
 def test_rows_that_it_does_not_answer_are_counted_one_by_one(champion, tmp_path):
@@ -90,6 +117,44 @@ def test_worse_answers_to_labelled_requests_are_refused(champion, tmp_path):
 
     assert (check.passed, check.got) == (False, pytest.approx((0.81 - 0.01) / 0.01))
     assert check.detail.startswith("worse: +80.000 lost by the challenger")
+
+
+def test_labels_that_come_a_week_late_are_compared(champion, tmp_path):
+    """60 requests of eight days ago, labelled now, that no training knew; those of the last day have no label yet."""
+    log(tmp_path, np.tile([0.1, 0.9], 30), ago_h=192)
+    label(tmp_path, [False, True] * 30, ago_h=192)
+    log(tmp_path, ASKED)
+    found = replayed(champion, bundle(tmp_path, Inverted), trained_until=trained(rows=9 * DAY, labels=2 * DAY))
+    check = checks(found)["not worse on labelled requests"]
+
+    assert (check.passed, check.got) == (False, pytest.approx((0.81 - 0.01) / 0.01))
+    assert found.notes[0].startswith("60 labelled rows since 2026-02-21 12:")
+    assert checks(found)["decides alike"].detail == "160 of 160 rows get another decision"
+
+
+def test_no_more_labelled_rows_than_needed_are_replayed_besides(champion, tmp_path, monkeypatch):
+    """Four hours of 20 labelled rows each: 50 are enough, and the newest hours have them."""
+    monkeypatch.setattr("raymlops.lifecycle.batch.replay.MOST_LABELLED", 50)
+    for days in (8, 9, 10, 11):
+        log(tmp_path, np.tile([0.1, 0.9], 10), ago_h=24 * days)
+        label(tmp_path, [False, True] * 10, ago_h=24 * days, writer=f"{days}")
+    found = replayed(champion, bundle(tmp_path, Echo), trained_until=trained(rows=99 * DAY, labels=2 * DAY))
+
+    assert found.notes[0].startswith("50 labelled rows since 2026-02-19 12:")
+    assert checks(found)["answers logged requests"].detail.startswith("0 of 50 rows")
+
+
+@pytest.mark.parametrize("known", [{"rows": DAY, "labels": 2 * DAY}, {"rows": 9 * DAY, "labels": -DAY}])
+def test_labelled_rows_that_training_may_have_known_do_not_count(champion, tmp_path, known):
+    """Rows asked before the newest one that was trained on, or labelled before its label was known."""
+    for ago_h in (2, 192):
+        log(tmp_path, np.tile([0.1, 0.9], 30), ago_h=ago_h)
+        label(tmp_path, [False, True] * 30, ago_h=ago_h, writer=f"{ago_h}")
+    known = known if known["labels"] < DAY else {**known, "rows": timedelta(0)}
+    found = replayed(champion, bundle(tmp_path, Inverted), trained_until=trained(**known))
+
+    assert "not worse on labelled requests" not in checks(found)
+    assert found.notes[-1].endswith("60 labelled rows are left out, which it may have been trained on.")
 
 
 def test_labels_that_contradict_each_other_are_not_compared(champion, tmp_path):

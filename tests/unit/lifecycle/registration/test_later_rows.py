@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +58,8 @@ def checked(tmp_path):
         project = bind(load_data({**data, "storage": {"path": str(tmp_path)}}), recipe=recipe)
         prepared = prepare(project)
         hashes = sketch(np.concatenate(list(prepared.splits["train"].hashes())))
-        found = later_rows(SimpleNamespace(row_hashes=hashes, hashed_share=1.0), prepared, most=most)
+        found, until = later_rows(SimpleNamespace(row_hashes=hashes, hashed_share=1.0), prepared, most=most)
+        check.until = until
         return {check.name: check for check in found}
 
     return check
@@ -68,7 +70,9 @@ def test_rows_of_the_last_weeks_are_later_and_others(checked):
     found = checked(Seasons)
 
     assert [check.passed for check in found.values()] == [True, True]
-    assert found["tested on later rows"].detail.startswith("of 180 test rows 0 are not after the training rows")
+    assert found["tested on later rows"].detail.startswith(
+        "of 180 test rows 0 were not labelled after all training rows"
+    )
     assert found["tested on rows of its own"].detail == (
         "0 of 180 test rows that were looked up are training rows too: 0.00%"
     )
@@ -79,7 +83,16 @@ def test_rows_are_ordered_by_when_their_labels_were_known(checked):
     check = checked(Late)["tested on later rows"]
 
     assert check.passed
-    assert "the newest training row was known at 2026-02-18T" in check.detail
+    assert "their last label was known at 2026-02-18T" in check.detail
+
+
+def test_what_a_version_is_trained_on_and_chosen_by_ends_with_the_validation_rows(checked):
+    """The last of the rows that choose the epoch is of 20 February, and was labelled on the 27th."""
+    checked(Late)
+
+    arose, known = checked.until
+    assert (arose[:10], known[:10]) == ("2026-02-20", "2026-02-27")
+    assert (datetime.fromisoformat(known) - datetime.fromisoformat(arose)).days == 7
 
 
 def test_days_of_their_own_are_enough(checked):
@@ -92,7 +105,7 @@ def test_rows_between_training_rows_are_refused(checked):
     check = checked(Shuffled)["tested on later rows"]
 
     assert not check.passed
-    assert "419 are not after the training rows" in check.detail
+    assert "419 were not labelled after all training rows" in check.detail
 
 
 def test_training_rows_that_are_tested_on_are_counted(checked):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from looped import live
 from retrained import NOW, moved, retraining
 
 from raymlops.config.load import load_data
 from raymlops.config.retrain import RetrainSection
 from raymlops.errors import RecipeError, RefusedError
+from raymlops.lifecycle.batch.replay_piece import TrainedUntil
+from raymlops.lifecycle.loop.log_tables import LogTables
 from raymlops.lifecycle.loop.stage_jobs import RETRAINING
-from raymlops.lifecycle.retraining.tasks import keep, retraining_job
+from raymlops.lifecycle.loop.status import loop_status
+from raymlops.lifecycle.retraining.tasks import keep, keep_data, retraining_job, trained_until
 from raymlops.records import GateDecision
 from raymlops.state.loop import advance, begin, retraining_of
 
@@ -65,3 +71,36 @@ def test_a_replay_is_kept_whatever_is_written_meanwhile(state):
     with pytest.raises(RefusedError, match="what was found counts no more"):
         keep(state, one.id, GateDecision(True, ()))
     assert retraining_of(state, one.id).made_at == NOW
+
+
+def test_a_replay_knows_what_was_trained_on():
+    """As the gate found it; without that, nothing of the window before the decision counts."""
+    one = retraining(settings=RetrainSection().model_dump(mode="json"), stage="replaying")
+    assert trained_until(one) == TrainedUntil(NOW.timestamp(), NOW.timestamp())
+    gate = {"passed": True, "rows_until": "2025-12-20T00:00:01+00:00", "labels_until": "2025-12-27T00:00:01+00:00"}
+    found = trained_until(replace(one, found={"gating": gate}))
+    assert found.labels - found.rows == 7 * 24 * 3600
+    assert NOW.timestamp() - found.labels == 5 * 24 * 3600 + 12 * 3600 - 1
+
+
+def test_what_is_trained_on_of_the_log_is_said_by_status_and_audit(state):
+    """Once, however often the job begins; a retraining that was rejected meanwhile is not trained."""
+    live(state, autonomy="act")
+    one = retraining(settings=RetrainSection().model_dump(mode="json"), stage="checking")
+    begin(state, one)
+    numbers = {"train": 1_048, "validation": 152, "test": 312, "rows": 1_600, "coverage": 0.9, "known_late": 48}
+    tables = LogTables("data/log-1", numbers, ("48 rows are left out", "all labels are of one caller: ada"))
+    for _ in range(2):
+        keep_data(state, one.id, tables)
+    said = (
+        "trained on 1,048 labelled rows of the log, 152 validate and 312 test: of 1,600 rows in the window 90.0% get a "
+        "label; 48 rows are left out; all labels are of one caller: ada"
+    )
+    kept = retraining_of(state, one.id)
+
+    assert loop_status(state, "flights", now=NOW)["lines"][1] == said
+    assert [event.why for event in state.events("flights")].count(said) == 1
+    advance(state, *moved(kept, "rejected"), why="no")
+    with pytest.raises(RefusedError, match="what was found counts no more"):
+        keep_data(state, one.id, replace(tables, uri="data/log-2"))
+    assert loop_status(state, "flights", now=NOW)["lines"][-1] == said

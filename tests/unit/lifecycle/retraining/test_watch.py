@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from looped import live
+from stored import put
 
+from raymlops.config.base import absolute_references
 from raymlops.config.load import load_data
+from raymlops.config.schema import MonitorSection
 from raymlops.errors import ClusterError, RefusedError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.retraining.watch import WatchRecord, _unlike, watch
@@ -38,6 +43,21 @@ def test_a_section_that_is_not_in_force_is_named(spec, state):
     assert note.startswith("the configuration's retrain section is not the one that is deployed")
     live(state, autonomy="act")
     assert _unlike(spec, champion_of(state.deployments("flights"))) == []
+
+
+@pytest.mark.parametrize("where", [{"env": "NOTIFY_URLS"}, {"file": "notify.txt"}, {"file": "~/notify.txt"}])
+def test_references_are_compared_as_they_are_deployed(spec, state, tmp_path, monkeypatch, where):
+    """A deployment keeps absolute paths: those of the same file are no difference, and those of another one are."""
+    monkeypatch.chdir(tmp_path)
+    notified = spec.model_copy(update={"monitor": MonitorSection.model_validate({"notify": where})})
+    stored = absolute_references(notified.monitor.model_dump(mode="json"))
+    put(state, "flights", [replace(live(state, autonomy="act"), monitor=stored)])
+    champion = champion_of(state.deployments("flights"))
+
+    assert _unlike(notified, champion) == []
+    other = MonitorSection.model_validate({"notify": {"file": "/elsewhere/notify.txt"}})
+    (note,) = _unlike(spec.model_copy(update={"monitor": other}), champion)
+    assert note.startswith("the configuration's monitor section")
 
 
 def test_it_says_who_watches_and_what_is_waited_for():
