@@ -11,9 +11,10 @@ quantile at ``1 - confidence``, the lower end of a one-sided percentile interval
 Few blocks. Resamples of blocks of which few differ show none of those that the test rows happen to lack: of two models
 for an event of one row in ten thousand, the one that never expects it is better wherever the event is missing. How many
 blocks carry a difference say the parts d of it that leaving each one out shows (the jackknife's): so many of one size
-have the same ratio (sum d^2)^2 / sum d^4, a third of them where they are normal. Below eight the bound is lowered by
-what as many more blocks make, as bad as the largest, as would be missing with the probability ``1 - confidence``: three
-at 95%.
+have the same ratio (sum d^2)^2 / sum d^4, a third of them where they are normal. Below eight, and a twentieth of all
+blocks, the bound is lowered by what as many more blocks make, as bad as the largest, as would be missing with the
+probability ``1 - confidence``: three at 95%. Of 28 blocks, such as the quarters of a week's days, eight or fewer carry
+differences that are only a little unequal; there one block alone is few.
 
 What the margin means. With ``margin: 0`` the candidate must be shown to be better: of candidates that are exactly as
 good as the champion, only about ``1 - confidence`` pass. With a margin it must be shown to be less than that
@@ -48,6 +49,8 @@ SEED = 20_130_101
 
 FEWEST_BLOCKS = 8
 """That carry a difference, below which more of them may be missing."""
+FEWEST_SHARE = 1 / 20
+"""Of all blocks, below which they are few; one alone always is."""
 
 _PREFIX = "test/"
 _CHUNK = 128
@@ -194,7 +197,8 @@ def _compare(
     # The same training on other workers differs in the last bits of its sums: that is no difference.
     rounding = _ROUNDING * max(1.0, abs(old)) if math.isfinite(old) else 0.0
     carried, largest = _carried(ours, theirs, new - old, rounding=rounding)
-    missing = -math.log1p(-gate.confidence) * largest / len(blocks) if carried < FEWEST_BLOCKS else 0.0
+    fewest = min(FEWEST_BLOCKS, max(FEWEST_SHARE * len(blocks), 1.5))
+    missing = -math.log1p(-gate.confidence) * largest / len(blocks) if carried < fewest else 0.0
     bound -= missing
     passed = math.isfinite(new) and math.isfinite(old) and bound >= -gate.margin - rounding
     detail = (

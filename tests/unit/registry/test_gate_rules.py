@@ -90,6 +90,17 @@ def test_few_blocks_that_differ_show_no_better_model():
     assert ask(np.where(np.arange(200) < 12, 0.0, 1.0), theirs).passed
 
 
+def test_of_few_blocks_unequal_ones_are_ordinary_and_one_alone_is_few():
+    """28 quarters of days: gains by Student's t with four degrees of freedom are carried by five."""
+    theirs = np.ones(28)
+    gains = np.random.default_rng(16).standard_t(4, size=28) / 100 + 0.01
+    assert (gains**2).sum() ** 2 / (gains**4).sum() < 5
+    assert "carry the difference" not in ask(theirs - gains, theirs, confidence=0.95).checks[-1].detail
+
+    one = np.where(np.arange(28) < 1, 0.0, 1.0)
+    assert "as few as 1.0 blocks" in ask(one, theirs, confidence=0.95).checks[-1].detail
+
+
 @pytest.mark.parametrize(("events", "passed"), [(1, False), (5, False), (0, True)])
 def test_a_model_that_never_expects_a_rare_event_is_not_better_for_few_of_them(events, passed):
     """It gains .01 on each block, and loses 1 where the event is; without one nothing shows it here."""
