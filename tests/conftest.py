@@ -28,6 +28,12 @@ gc.set_threshold(*gc.get_threshold()[:2], 1000)
 REQUIRED = os.environ.get("RAYMLOPS_REQUIRE", "").lower().replace(",", " ").split()
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of all of them: a preflight and each trial's end ask for one."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test whose reason to be skipped names a required tool."""

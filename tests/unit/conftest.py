@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
 import uuid
 from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 
 from raymlops.config.load import load_data
 from raymlops.project import Project, bind
@@ -17,10 +22,12 @@ from raymlops.state import database
 from raymlops.state.migrate import migrate
 from raymlops.state.store import State
 from raymlops.tracking.client import Tracker, tracker
+from raymlops.training.runs import mlflow_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -69,10 +76,47 @@ def quick_migration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_look_around() -> Iterator[None]:
+    """Read once what stays as it is: Alembic's scripts, what is installed, and the state of this repository."""
+    kept: dict[Any, Any] = {}
+    read, git_record = ScriptDirectory.from_config, mlflow_run.git_record
+
+    def scripts(config: Any) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in kept:
+            kept[place] = read(config)
+        return kept[place]
+
+    def record(path: Path, files: dict[str, bytes], **options: Any) -> Any:
+        if not path.is_relative_to(ROOT):
+            return git_record(path, files, **options)
+        key = (path, *files.items(), *options.items())
+        if key not in kept:
+            kept[key] = git_record(path, files, **options)
+        return kept[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", scripts)
+        patch.setattr(mlflow_run, "packages", cache(mlflow_run.packages))
+        patch.setattr(mlflow_run, "git_record", record)
+        yield
+
+
 @pytest.fixture
 def real_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Alembic make also new state databases."""
     monkeypatch.setattr(database, "migrate", migrate)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let loaders of what a test reads be forked where torch is imported; how they start is others' matter."""
+    from forked import ForkedLoaders
+
+    from raymlops.data.loading import pool
+
+    monkeypatch.setattr(pool, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": ForkedLoaders}))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.messages import check
@@ -255,17 +256,24 @@ def read_config(text: str) -> ProjectSpec:
     Raises:
         ConfigError: it cannot be read.
     """
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        data = YAML(typ="safe").load(text)
+        data = _parsed(text)
     except YAMLError as error:
         raise ConfigError([Problem("", f"is not valid YAML: {error}", CONFIG)]) from error
     spec, findings = check(ProjectSpec, data if isinstance(data, dict) else {}, lenient=True)
     if spec is None:
         raise ConfigError([Problem(".".join(map(str, found.path)), found.message, CONFIG) for found in findings])
     return spec
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """Read a text once in a process, which asks for one run's again and again: it takes a twentieth of a second."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(text)
 
 
 def _spec(tracker: Tracker, recorded: Recorded) -> ProjectSpec | None:

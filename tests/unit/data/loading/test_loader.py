@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from drawn import Items
-from forked import ForkedLoaders
 from loaded import Calling, Faulty, Logged, Mixed, Pass, Passing, Rare, Refusing, Slow, Unpicklable
 
 from raymlops.data.dataset_split import DatasetSplit
@@ -86,12 +85,6 @@ def three(splits: dict[str, SplitData]) -> Iterator[Loader]:
     made = loader(*splits.values(), processes=3)
     yield made
     made.close()
-
-
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let loaders of what these read be forked where torch is imported; how they start is others' matter."""
-    monkeypatch.setattr(pool.subprocess, "Popen", ForkedLoaders)
 
 
 def test_batches_are_equal_to_the_bit(splits: dict[str, SplitData], three: Loader) -> None:
