@@ -25,11 +25,12 @@ from raymlops.testing import RecipeContract
 from raymlops.training.preflight import preflight
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 PORTS = [
     Port("image_classifier", "ImageClassifier", {"epochs": 2}, "accuracy", off={"shift": False}, rows_alone=False),
-    Port("gpt", "Definitions", {"max_steps": 40}, "loss", off={"dropout": 0.0}),
+    Port("gpt", "Definitions", {"max_steps": 14}, "loss", off={"dropout": 0.0}),
     Port("vae", "DigitsVae", {"epochs": 2}, "loss", off={"noise": 0.0}),
     Port("gan", "Gan", {"epochs": 2}, "distance", loss="train/generator", rows_alone=False),
     Port("two_towers", "TwoTowers", {"epochs": 1}, "recall_at_10", rows_alone=False),
@@ -40,8 +41,19 @@ NO_LORA = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("transformers", "peft")),
     reason="transformers and peft are not installed",
 )
-BY_NAME = [pytest.param(port, id=port.name) for port in PORTS]
-BY_NAME.append(pytest.param(LORA, id="lora", marks=[NO_LORA, pytest.mark.filterwarnings("default")]))
+LORA_MARKS = [NO_LORA, pytest.mark.filterwarnings("default")]
+
+
+def by_name(soak: Container[str] = ()) -> list[Any]:
+    """Return each port as a parameter, some of them for soak alone."""
+    marks = {port.name: LORA_MARKS if port is LORA else [] for port in (*PORTS, LORA)}
+    return [
+        pytest.param(port, id=port.name, marks=[*marks[port.name], *([pytest.mark.soak] if port.name in soak else [])])
+        for port in (*PORTS, LORA)
+    ]
+
+
+BY_NAME = by_name()
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +120,7 @@ def test_a_resumed_run_is_bit_equal(port: Port, tmp_path: Path) -> None:
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("port", BY_NAME)
+@pytest.mark.parametrize("port", by_name(soak=["image_classifier", "gpt", "gan", "two_towers"]))
 def test_two_workers(port: Port, tmp_path: Path) -> None:
     """Where the loss is a sum over rows, two workers make no difference; elsewhere it is known what does.
 

@@ -16,7 +16,7 @@ from raymlops.serving.telemetry.metric_families import FAMILIES, WATCH_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "observability"
-RULES = Path(__file__).parent / "alert_rules_test.yaml"
+RULES = [str(Path(__file__).parent / name) for name in ("alert_rules_test.yaml", "alert_rules_of_days_test.yaml")]
 
 OURS = (*FAMILIES.values(), *WATCH_FAMILIES.values())
 LABELS = {exported(family): set(family.labels) for family in OURS}
@@ -123,7 +123,7 @@ promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool
     [
         ["check", "config", str(FOLDER / "prometheus.yml")],
         ["check", "rules", "--lint=all", "--lint-fatal", str(FOLDER / "alerts.yaml")],
-        ["test", "rules", str(RULES)],
+        ["test", "rules", *RULES],
     ],
     ids=lambda command: " ".join(command[:2]),
 )

@@ -103,6 +103,7 @@ print((peak_bytes() - before) / sum(tensor.nbytes for tensor in model.state_dict
 """
 
 
+@pytest.mark.soak
 def test_reading_takes_no_copy_of_the_weights(tmp_path):
     """128 MB in eight layers raise the highest resident memory by about one layer."""
     script = tmp_path / "memory.py"

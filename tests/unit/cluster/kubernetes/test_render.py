@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from spread import at_most, spread
 
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.kubernetes.manifests import manifests
@@ -71,13 +72,14 @@ def test_an_edited_manifest_is_shown_and_kept(render, tmp_path):
     assert "replicas: 2" in file.read_text()
 
 
-def test_a_rendering_that_was_killed_edited_nothing(render, tmp_path, monkeypatch):
+@at_most(3)
+def test_a_rendering_that_was_killed_edited_nothing(render, tmp_path, monkeypatch, most):
     """Whichever write it dies before: the next one completes it, also with another configuration."""
     from raymlops.cluster.kubernetes import published
 
     real = published.write_bytes
     render()
-    for last in range(8):
+    for last in spread(range(8), most):
         count = 0
 
         def die(path, data, *, last=last):

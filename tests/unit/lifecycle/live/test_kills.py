@@ -6,10 +6,12 @@ A real state database, Serve's API in memory. The controller has been running al
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import product
 
 import pytest
 from canaries import beside, share, take_back
 from fake_serve import FakeServe
+from spread import places
 from states import SERVE, deploy, take_down
 
 from raymlops.config.serve import RolloutSection
@@ -95,9 +97,7 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("taken", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("kill_at", [0, 1])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(("taken", "kill_at", "verb"), places(product([False, True], [0, 1], VERBS)))
 def test_what_a_killed_verb_wrote_is_completed_by_the_running_controller(state, serve, verb, kill_at, taken):
     """Route, applications, shares and alias are those of the state, which is what the verb was to bring about."""
     act, champion = VERBS[verb]

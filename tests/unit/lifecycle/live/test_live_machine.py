@@ -1,14 +1,15 @@
-"""Thirty drawn histories of what is live, the same in each run; ``tests/soak`` draws a thousand others."""
+"""Six drawn histories of what is live, the same in each run; ``tests/soak`` draws a thousand others."""
 
 from __future__ import annotations
 
 import pytest
 from live_machine import LiveMachine, M, draw_histories
+from spread import places
 
 
 def test_whatever_happens_all_agree_once_nothing_moves():
     """The desired state, Serve, the aliases and the audit record."""
-    draw_histories(LiveMachine, 30, steps=20, derandomize=True)
+    draw_histories(LiveMachine, 6, steps=20, derandomize=True)
 
 
 def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():
@@ -25,7 +26,7 @@ def test_a_verb_ends_although_a_process_that_hangs_holds_the_lock():
     machine.teardown()  # the controller brings it up
 
 
-@pytest.mark.parametrize("stop", range(4, 10))
+@pytest.mark.parametrize("stop", places(range(4, 10), 3))
 def test_settings_that_another_verb_wrote_meanwhile_are_not_taken_as_running(stop):
     """Two verbs ask for settings with which the version does not start; one looked at Serve before the other wrote.
 
@@ -39,7 +40,7 @@ def test_settings_that_another_verb_wrote_meanwhile_are_not_taken_as_running(sto
     machine.teardown()
 
 
-@pytest.mark.parametrize("stop", range(12, 24))
+@pytest.mark.parametrize("stop", places(range(12, 24), 4))
 def test_a_config_changes_nothing_that_another_state_changed_meanwhile(stop):
     """Serve takes whole configs, so that one is made of what the other state has by now."""
     machine = LiveMachine()
@@ -118,7 +119,7 @@ def test_a_champion_runs_where_serve_comes_back_with_room_for_it_alone():
     assert cluster.serve.running["m--v2"] == 1
 
 
-@pytest.mark.parametrize("kill", range(1, 40, 2))
+@pytest.mark.parametrize("kill", places(range(1, 40, 2), 6))
 def test_a_version_that_replaces_the_champion_comes_up_or_gives_its_place_back(kill):
     """Wherever its verb is killed; version 5 never comes up, and version 2 is restored."""
     machine = LiveMachine()

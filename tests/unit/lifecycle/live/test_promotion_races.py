@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import pytest
 from canaries import beside, share, take_back
 from fake_serve import FakeServe
+from spread import places
 from states import SERVE, deploy
 
 from raymlops.cli.traffic import deployment_text
@@ -126,7 +127,7 @@ def shares(state):
     return {item.version: item.weight for item in state.deployments("m") if item.weight}
 
 
-@pytest.mark.parametrize("moment", range(8))
+@pytest.mark.parametrize("moment", places(range(8), 4))
 def test_a_rollback_at_any_moment_of_a_promotion_takes_version_2_from_traffic(state, serve, controller, url, moment):
     """Before the promotion is decided its share goes, and afterwards the route; whoever of both tells Serve."""
     second, serve.calls = Elsewhere(url, serve), -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from echoed_log import bundle as echo_bundle
 from loop_world import BAD, MINUTE, REFUSAL, WORSE, KilledError, World
+from spread import at_most, spread
 
 WALKS = {
     "promoted": {},
@@ -73,30 +74,32 @@ def passed(world):
     world.now += MINUTE
 
 
-def test_killed_anywhere_everything_is_there_once(began, tmp_path):
+@at_most(21)
+def test_killed_anywhere_everything_is_there_once(began, tmp_path, most):
     """A look later all is as after the same look of one that nobody killed, or after the next one."""
-    killed, seen = set(), set()
+    looks, ways = {}, {}
     for walk in WALKS:
         (tmp_path / walk).mkdir()
         before, pictures = worlds(began, tmp_path / walk, walk)
         for look, (world, places) in enumerate(before):
+            looks[walk, look] = world, pictures
             moves = pictures[look - 1]["moves"] if look else []
-            for at, place in enumerate(places):
-                if (way := (*moves, *places[: at + 1])) in seen:
-                    continue  # the same was written until then
-                seen.add(way)
-                killed.add(place)
-                other = copied(world, tmp_path / walk / f"{look}-{at}")
-                other.restart()
-                other.killer.at = at
-                with pytest.raises(KilledError, match=place):
-                    other.look()
-                other.restart()
-                other.look()
-                if other.picture() not in pictures[look : look + 2]:
-                    passed(other)
-                    other.look()
-                    assert other.picture() in pictures[look : look + 3], (walk, look, at, place)
-                other.close()
-            world.close()
-    assert killed >= KILLED
+            for at, place in enumerate(places):  # where the same was written until then, one is enough
+                ways.setdefault((*moves, *places[: at + 1]), (walk, look, at, place))
+    assert {place for *_, place in ways.values()} >= KILLED
+    for walk, look, at, place in spread(ways.values(), most):
+        world, pictures = looks[walk, look]
+        other = copied(world, tmp_path / walk / f"{look}-{at}")
+        other.restart()
+        other.killer.at = at
+        with pytest.raises(KilledError, match=place):
+            other.look()
+        other.restart()
+        other.look()
+        if other.picture() not in pictures[look : look + 2]:
+            passed(other)
+            other.look()
+            assert other.picture() in pictures[look : look + 3], (walk, look, at, place)
+        other.close()
+    for world, _ in looks.values():
+        world.close()

@@ -2,6 +2,7 @@
 
 import pytest
 from recorded_traffic import ANSWERED, FAILED, KINDS, REFUSED, WORSE, Kind, counted, recorded, rolled_out
+from spread import at_most
 
 from raymlops.config.serve import RolloutSection
 
@@ -21,10 +22,11 @@ def test_requests_that_say_nothing_of_a_version_are_counted_for_none():
     assert counted(recorded(FAILED, by_canary=True)).tolist() == [[1, 1, 0], [0, 0, 0]]
 
 
+@at_most(30)
 @pytest.mark.parametrize("kind", SOME, ids=[kind.name for kind in SOME])
-def test_equally_good_versions_pass_whatever_the_traffic(kind):
+def test_equally_good_versions_pass_whatever_the_traffic(kind, most):
     """Of 100 with these seeds at most two are aborted, and none is held."""
-    found = rolled_out(kind, settings=SETTINGS, count=100, seed=3)
+    found = rolled_out(kind, settings=SETTINGS, count=min(most, 100), seed=3)
     assert found.share("abort") <= 0.02
     assert found.share("promote") >= 0.98
 
@@ -32,7 +34,7 @@ def test_equally_good_versions_pass_whatever_the_traffic(kind):
 @pytest.mark.parametrize("worse", WORSE)
 @pytest.mark.parametrize("kind", [SOME[1], SOME[-1]], ids=["10 rows", "all of it"])
 def test_versions_worse_by_twice_the_margin_do_not_pass(kind, worse):
-    found = rolled_out(kind, settings=SETTINGS, count=100, seed=4, **WORSE[worse])
+    found = rolled_out(kind, settings=SETTINGS, count=30, seed=4, **WORSE[worse])
     assert found.share("promote") == 0
     assert found.share("abort") >= 0.98
 
@@ -41,5 +43,5 @@ def test_a_version_that_is_worse_by_late_labels_would_have_passed_before_them():
     """Where labels are not asked for; with them it is found once they come."""
     late = Kind("late", late_s=3 * 3600)
     blind = SETTINGS.model_copy(update={"quality_margin": None})
-    assert rolled_out(late, worse=0.1, settings=blind, count=50, seed=5).share("promote") == 1
-    assert rolled_out(late, worse=0.1, settings=SETTINGS, count=50, seed=5).share("promote") == 0
+    assert rolled_out(late, worse=0.1, settings=blind, count=15, seed=5).share("promote") == 1
+    assert rolled_out(late, worse=0.1, settings=SETTINGS, count=15, seed=5).share("promote") == 0

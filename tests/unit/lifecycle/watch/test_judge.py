@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from killed_judge import DiedError, dying_at, raised, rows
 from served_days import DAY, TODAY, bundle_of, deploy, references, serve
+from spread import at_most, spread
 from stored import put
 
 from raymlops.config.schema import MonitorSection
@@ -87,8 +88,8 @@ def test_two_judges_at_once_write_each_verdict_once(live, url, tmp_path):
     assert [one.what for one in messages_of(live, "flights")] == ["opened"]
 
 
-@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.soak)])
-def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_path, every):
+@at_most()
+def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_path, most):
     """At each statement and commit of all windows that are due, and what follows: nothing is missing, nothing twice."""
     serve(tmp_path, [0] * 4 + [0.6] * 2)
     counted(live, url)
@@ -101,7 +102,7 @@ def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_
     judge_due(live, "flights", now=TODAY + HOUR)
     expected = rows(url)
     assert len(expected["messages"]) == 1
-    for number in range(0, places[0], every):
+    for number in spread(range(places[0]), most):
         ended = f"sqlite:///{shutil.copy(tmp_path / 'due.db', tmp_path / f'{number}.db')}"
         with State.open(ended) as state:
             dying_at(state, number, raised)

@@ -12,6 +12,7 @@ import torch
 from ranks import ranks
 from saved_weights import load_weights
 from snapshots import folder_saver, snapshot
+from spread import places
 
 from raymlops.config.paths import local_path
 from raymlops.storage import filesystem
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from fake_s3 import FakeS3
 
+MORE_READS = [(2, {1: 1, 4: 2}), (4, {2: 1, 4: 1})]
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "word"}
 
 
@@ -119,7 +121,7 @@ def test_infinity_that_was_there_from_the_start_is_saved(tmp_path: Path) -> None
     assert weights["mask"].tolist() == [float("-inf")] * 3
 
 
-@pytest.mark.parametrize("file", ["__0_0.distcp", "__1_0.distcp", ".metadata", "trainer.pt"])
+@pytest.mark.parametrize("file", places(["__1_0.distcp", "__0_0.distcp", ".metadata", "trainer.pt"], 2))
 def test_damage_in_any_shard_is_found_by_all(tmp_path: Path, file: str) -> None:
     """Each rank hashes a part of the shards, and whatever it unpickles itself; all refuse."""
     wrote = ranks().run(2, partial(jobs.save, place=str(tmp_path), steps=1))
@@ -140,7 +142,9 @@ def test_a_missing_shard_is_found_before_a_run_goes_on(tmp_path: Path) -> None:
     assert "__1_0.distcp is damaged: expected a file of" in recalled.set_aside[0]
 
 
-@pytest.mark.parametrize(("wrote", "reads"), [(2, {1: 1, 2: 1, 3: 2, 4: 2}), (4, {2: 1, 4: 1})])
+@pytest.mark.parametrize(
+    ("wrote", "reads"), [(2, {2: 1, 3: 2}), *(pytest.param(*each, marks=pytest.mark.soak) for each in MORE_READS)]
+)
 def test_shards_are_read_by_range(s3: FakeS3, wrote: int, reads: dict[int, int]) -> None:
     """As many ranks, or fewer, read each byte once; others read the shards that theirs overlap: never all of it each.
 
@@ -176,7 +180,9 @@ def test_shards_that_nodes_replicate_are_written_once(tmp_path: Path) -> None:
         assert [error for error, _ in found] == [""] * world
 
 
-@pytest.mark.parametrize(("world", "damage"), [(1, "changed"), (2, "changed"), (3, "changed"), (2, "cut"), (4, "cut")])
+@pytest.mark.parametrize(
+    ("world", "damage"), places([(1, "changed"), (2, "changed"), (3, "changed"), (4, "cut"), (2, "cut")], 2)
+)
 def test_a_damaged_shard_is_set_aside_where_it_is_read(tmp_path: Path, world: int, damage: str) -> None:
     """The search compares sizes alone; all ranks hear of the damage, and the next attempt finds the one before.
 

@@ -175,7 +175,7 @@ def test_an_endpoint_that_waits_gets_the_next_process_that_is_free(tmp_path: Pat
     """Of four CPUs a sweep has all; a deployment asks for one."""
     cluster = Cluster(4)
     with simulated(tmp_path, cluster) as make:
-        sweep = make(num_trials=400, lasts_s=lambda _number: 5.0)
+        sweep = make(num_trials=80, lasts_s=lambda _number: 5.0)
         run(sweep, until_s=20.0)
         cluster.asked = 1
         run(sweep, until_s=20.0 + 5.0 + 5.0)
@@ -183,7 +183,7 @@ def test_an_endpoint_that_waits_gets_the_next_process_that_is_free(tmp_path: Pat
         run(sweep, until_s=60.0)
         assert cluster.taken[sweep.processes] == 3
         assert run(sweep)
-        assert sweep.ended == 400
+        assert sweep.ended == 80
 
 
 def test_trials_are_handed_out_without_asking_for_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

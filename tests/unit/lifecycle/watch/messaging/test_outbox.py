@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-import subprocess
+import os
+import signal
 import sys
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from killed_at import forked
 from receiver import receiver
 from stored import put
 
@@ -19,7 +22,7 @@ from raymlops.records import BundleRef
 from raymlops.state.drift import Filed, Incident, JudgedWindow, record_window
 from raymlops.state.lease import lease
 from raymlops.state.messages import Message, messages_of, unsent_messages
-from raymlops.state.store import Deployment
+from raymlops.state.store import Deployment, State
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -277,35 +280,30 @@ def test_no_part_of_a_url_is_kept_or_logged(state, url, watch, tmp_path, caplog)
         assert text not in caplog.text
 
 
-PROGRAM = """
-import sys
-import threading
-from datetime import datetime
-from raymlops.lifecycle.watch.messaging.outbox import Outbox
-from raymlops.state.store import State
-
-with State.open(sys.argv[1]) as state:
-    Outbox(state, sys.argv[1]).run(datetime.fromisoformat(sys.argv[2]))
-"""
-
-
 def test_a_kill_repeats_one_message_at_most_once(state, url, watch, messenger):
     """Killed while the messenger has it and the mark is not written, at each message; then nothing is sent again."""
     watch("m", messenger.url())
     tell(state, "m", "opened", "closed")
-    running, killed = [], set()
+    starting, running, killed = threading.Lock(), [], set()
 
     def kill():
         title = messenger.got[-1][1]
         if title not in killed:
             killed.add(title)
-            running[-1].kill()
-            running[-1].wait()
+            with starting:
+                os.kill(running[-1], signal.SIGKILL)
+            with suppress(ChildProcessError):  # it was waited for
+                os.waitid(os.P_PID, running[-1], os.WEXITED | os.WNOWAIT)
+
+    def send():
+        with State.open(url) as opened:
+            Outbox(opened, url).run(LATER)
 
     messenger.answers["a"] = kill
     for _ in range(2):
-        running.append(subprocess.Popen([sys.executable, "-c", PROGRAM, url, LATER.isoformat()]))
-        assert running[-1].wait() == -9
+        with starting:
+            running.append(forked(send))
+        assert os.waitstatus_to_exitcode(os.waitpid(running[-1], 0)[1]) == -9
     for _ in range(2):
         Outbox(state, url).run(LATER)
     assert messenger.titles() == ["m opened", "m opened", "m closed", "m closed"]
