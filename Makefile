@@ -10,7 +10,11 @@ export RAYMLOPS_CRDS ?= $(abspath $(wildcard ../shared/crds))
 demo: .venv/.recipes
 	$(BIN)/raymlops demo
 
-test: lint unit clusters
+# One process checks types; beside it what tests import is compiled, on the other core.
+test:
+	$(MAKE) .venv/.dev
+	$(MAKE) -j 2 -O lint .venv/.compiled
+	$(MAKE) unit clusters
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -18,23 +22,26 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Threads of BLAS and OpenMP of three workers on two cores mostly wait for each other, and burn both as they do.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
 # Some tests wait for other processes, so three run side by side on two cores.
-unit: .venv/.dev
-	$(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
+unit: .venv/.compiled
+	$(ONE_THREAD) $(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
 
 # Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own; long ones
 # first (tests/e2e/conftest.py), since what comes last has nothing beside it.
-clusters: .venv/.dev
+clusters: .venv/.compiled
 	$(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 
-integration: .venv/.dev
+integration: .venv/.compiled
 	$(BIN)/pytest tests/integration -q -m 'not soak'
 
-e2e: .venv/.dev
+e2e: .venv/.compiled
 	$(BIN)/pytest tests/e2e -q -m 'not soak'
 
 # Long runs, by hand: a folder of them, and what is marked as one beside shorter ones of its kind.
-soak: .venv/.dev
+soak: .venv/.compiled
 	$(BIN)/pytest tests/soak -q
 	$(BIN)/pytest tests/unit tests/ports tests/integration tests/e2e -q -m soak
 
@@ -56,13 +63,18 @@ bench: .venv/.dev
 	$(BIN)/pip install -q -e '.[recipes]'
 	@touch $@
 
-# pip compiles on one core; and where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile raymlops anew.
-# Passed over are packages' own tests, a sixth of all, and the file of torch that is written for Python 3.12 and later.
 .venv/.dev: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --no-compile -e '.[dev]'
-	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/py312_intrinsics' .venv/lib raymlops
 	@touch $@ .venv/.recipes
+
+# Where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile anew what is not compiled. Passed over are
+# packages' own tests, a sixth of all, and the file of torch that is written for Python 3.12 and later. Of tests pytest
+# rewrites all assertions: here once, and not in each worker that starts.
+.venv/.compiled: .venv/.dev
+	$(BIN)/python -m compileall -qq -x '/tests?/|/py312_intrinsics' .venv/lib raymlops
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/unit tests/ports --collect-only -qq > /dev/null 2>&1 || true
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
