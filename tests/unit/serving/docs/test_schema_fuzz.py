@@ -62,7 +62,7 @@ def front_for(model, access=None):
 def test_every_answer_is_what_the_document_promises():
     """A thousand requests at and beyond each schema's edges, with a key, without one and with a wrong one."""
     key = KeyEntry("abc", sha256(SECRET.encode()).hexdigest(), frozenset({"predict", "feedback", "pin"}))
-    fuzzed = fuzz("/openapi.json", app=front_for(Narrow(), Access(True, (key,))), examples=3, seed=7, secret=SECRET)
+    fuzzed = fuzz("/openapi.json", app=front_for(Narrow(), Access(True, (key,))), examples=1, seed=7, secret=SECRET)
     assert not fuzzed.problems, str(fuzzed)
     assert fuzzed.cases > 1000
     assert {200, 401, 405, 409, 413, 415, 422} <= set(fuzzed.statuses)

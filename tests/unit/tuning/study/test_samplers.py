@@ -117,7 +117,7 @@ CMAES = pytest.param(
         CMAES,
     ],
 )
-@at_most(4)
+@at_most(3)
 def test_a_driver_that_dies_at_any_write_changes_no_suggestion(tmp_path, sampler, objectives, numbers, most):
     first, last = numbers
     whole = Uninterrupted(
