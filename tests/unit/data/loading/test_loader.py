@@ -431,6 +431,7 @@ def test_loaders_end_with_a_killed_training() -> None:
     wait_until_gone(children)
 
 
+@pytest.mark.soak
 def test_signals_are_the_trainings() -> None:
     """The loaders of a terminal's process group read on until the training has stopped, and none is left."""
     running = script(

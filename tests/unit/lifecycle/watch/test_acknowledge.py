@@ -72,6 +72,7 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
 
 
+@pytest.mark.soak
 def test_what_nobody_acknowledged_is_judged_as_before(state, watch):
     """Another column that moved meanwhile stays an alarm once the acknowledged one has a baseline of its own."""
     watch([0] * 6 + [0.6] * 3)

@@ -9,6 +9,7 @@ import pytest
 import rank_jobs as jobs
 import torch
 from ranks import ranks
+from spread import places
 from starting import frozen_since, taught
 from torch import nn
 
@@ -31,7 +32,7 @@ MODELS = {"blocks": {}, "language": jobs.LANGUAGE, "tied": {"tied": True}, "froz
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)])
+@pytest.mark.parametrize(("strategy", "world"), places([("ddp", 2), ("fsdp", 1), ("fsdp", 2), ("fsdp", 3)], 2))
 def test_ranks_train_as_one(alone: Any, kind: str, strategy: str, world: int) -> None:
     """Seven rows a step in two uneven pieces on each of 1 to 3 ranks give the losses and weights of one process."""
     spec = {"strategy": strategy, "accumulate": 2}
