@@ -256,7 +256,7 @@ def test_a_process_that_sees_other_rows_is_refused(tiny_project: Any, recipe: st
 )
 def test_a_process_that_sees_the_same_rows_is_not(tiny_project: Any, recipe: str) -> None:
     """Items may draw whatever they like."""
-    project = tiny_project(recipe=recipe)
+    project = tiny_project(recipe=recipe, config={"train_rows": 60, "validation_rows": 20})
     driver = prepare(project)
     assert prepare(project, state=driver.state, sources=driver.sources()).data.rows == driver.data.rows
 
