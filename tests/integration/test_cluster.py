@@ -97,6 +97,7 @@ def test_a_second_up_that_asks_for_something_else_is_refused(cluster):
     assert f"raymlops down --root {cluster.root}" in str(error.value)
 
 
+@pytest.mark.soak
 def test_an_mlflow_that_has_ended_is_started_again_alone(cluster):
     """Killed with what it had started: Ray and Serve are the same processes afterwards, and it has its database."""
     ray, mlflow = cluster.processes
@@ -200,6 +201,7 @@ def test_an_interrupted_start_leaves_nothing(tmp_path, ports):
     assert not [item for item in local.listeners() if item.port in ports.values()]
 
 
+@pytest.mark.soak
 def test_a_service_that_does_not_start_takes_the_others_with_it(tmp_path, ports):
     """MLflow cannot read its database; the message has its last lines."""
     (tmp_path / "mlflow.db").write_text("this is not a database, and long enough to be looked at" * 100)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch 2.13 warns of itself
 def test_a_compiled_run_has_the_history_of_a_plain_one(tmp_path: Path) -> None:
     """In this process; what wraps the model on ranks is a soak's."""

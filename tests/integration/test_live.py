@@ -153,6 +153,7 @@ def test_predictions_are_removed_after_their_days(config, first):
     assert "forgotten" not in requests(config)
 
 
+@pytest.mark.soak
 def test_changed_code_is_live_beside_the_old(config, first, second):
     """First beside, without the route, then with it, then the old one again: each with the code it was trained with."""
     record = rm.deploy(config, promote=False)
@@ -207,6 +208,7 @@ def test_what_should_be_live_can_be_brought_back(config, first):
     assert answered(record, first)
 
 
+@pytest.mark.soak
 def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
     """With ``min_replicas: 0`` no replica is left after a while; a request waits for the one that it brings back."""
     idle = {"min_replicas": 0, "scale_to_zero_after_s": 1.0, "downscale_delay_s": 1.0, "timeout_s": WAIT_S}
@@ -218,6 +220,7 @@ def test_an_idle_model_goes_and_its_next_caller_is_answered(config, first):
     rm.deploy(config, "1")
 
 
+@pytest.mark.soak
 def test_a_removed_model_is_gone_and_its_past_is_not(config, second):
     """No route, no desired state; deployed again, a rollback still knows which champion came before.
 

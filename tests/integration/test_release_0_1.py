@@ -102,6 +102,7 @@ def test_its_run_is_resumed(store: Path, config: dict[str, Any]) -> None:
     assert tracking.run(release.STOPPED).info.status == "FINISHED"
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_local")
 def test_its_sweep_is_resumed(config: dict[str, Any]) -> None:
     """Complete trials stay as they are, the third goes on from its checkpoint, the fourth begins."""

@@ -217,23 +217,23 @@ with lease(sys.argv[1], "run1", purpose="train"):
 def test_a_renewal_is_not_since_when(url, monkeypatch):
     """Each asks the server, which knows when a session asked last; told to the microsecond here."""
     monkeypatch.setattr(locks, "_since", lambda name, since: f"{name} since {since}")
-    with lease(url, "run1", purpose="train", wait_s=0) as renew:
-        taken = holder_of(url, "run1")
+    with lease(url, "renewed", purpose="train", wait_s=0) as renew:
+        taken = holder_of(url, "renewed")
         renew()
-        assert holder_of(url, "run1") == taken
+        assert holder_of(url, "renewed") == taken
 
 
 def test_a_lease_whose_session_the_server_ended_is_taken_again_unless_another_one_was_faster(url):
     """An administrator, a failover or a time limit for idle sessions ends it; its holder lives on."""
 
-    with lease(url, "run1", purpose="train", wait_s=0) as renew:
+    with lease(url, "ended", purpose="train", wait_s=0) as renew:
         renew()
         end_session(url, "train")
-        assert holder_of(url, "run1") is None
+        assert holder_of(url, "ended") is None
         renew()
-        assert f"process {os.getpid()}: train" in holder_of(url, "run1")
+        assert f"process {os.getpid()}: train" in holder_of(url, "ended")
         end_session(url, "train")
-        with lease(url, "run1", purpose="other", wait_s=0), pytest.raises(LeaseLostError, match="other"):
+        with lease(url, "ended", purpose="other", wait_s=0), pytest.raises(LeaseLostError, match="other"):
             renew()
 
 
@@ -247,13 +247,13 @@ def test_a_lost_connection_whose_session_the_server_still_has_does_not_end_its_h
     monkeypatch.setattr(locks._ServerLock, "close", keep)
     monkeypatch.setattr(locks._ServerLock, "held", lambda _lock: False)
     try:
-        with lease(url, "run1", purpose="train", wait_s=0) as renew:
+        with lease(url, "cut", purpose="train", wait_s=0) as renew:
             renew()
             renew()
             kept[0]._connection.close()
             renew()
-            refused = pytest.raises(RefusedError, match="run1 is in use by")
-            with refused, lease(url, "run1", purpose="other", wait_s=0):
+            refused = pytest.raises(RefusedError, match="cut is in use by")
+            with refused, lease(url, "cut", purpose="other", wait_s=0):
                 pass
     finally:
         for each in kept:

@@ -76,7 +76,8 @@ def test_a_killed_process_costs_nothing_but_time(undisturbed: Ended, tmp_path: P
     assert re.search(rf"^resumed with 2 workers after \d+\.\d s: {reason}", restart.reason), restart.reason
 
 
-@pytest.mark.parametrize("dies", [pytest.param(False, marks=pytest.mark.soak), True])
+@pytest.mark.soak
+@pytest.mark.parametrize("dies", [False, True])
 def test_a_test_split_that_breaks_a_worker_forfeits_nothing(tmp_path: Path, dies: bool) -> None:
     """The others would wait for it: a last attempt finds the training finished, and ends it without the test split.
 
@@ -172,6 +173,7 @@ def test_a_reason_to_stop_while_workers_start_ends_them(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("raymlops-attempt")]
 
 
+@pytest.mark.soak
 def test_a_worker_that_dies_while_it_starts_is_replaced(undisturbed: Ended, tmp_path: Path) -> None:
     """Its attempt ends, and the next one runs with others."""
     killed: list[bool] = []

@@ -127,6 +127,7 @@ def test_a_refused_recipe_leaves_neither_a_run_nor_its_workers(tmp_path: Path) -
     assert left_behind() == []
 
 
+@pytest.mark.soak
 def test_a_pipeline_of_ray_data_runs_before_the_workers_take_its_places(storage: Path) -> None:
     """Two workers take both CPUs of the cluster."""
     record = train(project(storage, recipe="sourced:FromLazyRay", num_workers=2, cpus_per_worker=1))
@@ -163,6 +164,7 @@ def test_nan_in_training_names_the_step(storage: Path) -> None:
         train(project(storage, recipe="tiny:NanInStep", num_workers=2))
 
 
+@pytest.mark.soak
 def test_a_display_that_fails_is_raised_and_costs_no_metrics(storage: Path, records: dict[int, RunRecord]) -> None:
     """It is called from a thread, whose errors nobody sees; the training ends first and all its metrics are there.
 

@@ -106,6 +106,7 @@ def test_a_sweep_with_failing_regions_finds_a_winner_and_records_every_trial(tmp
     assert "TrialActor" not in actors()
 
 
+@pytest.mark.soak
 def test_a_sweep_whose_every_trial_fails_says_how(tmp_path):
     """A process that dies is a failed trial like one that raises."""
     space = {"recipe.config.fault": {"categorical": ["raises", "dies"]}}
@@ -189,6 +190,7 @@ def test_an_interrupted_sweep_keeps_what_finished_and_goes_on(tmp_path):
     assert [trial.status for trial in longer.trials] == ["complete"] * 7
 
 
+@pytest.mark.soak
 def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_path):
     """Tune would turn it into the text of an error of its own and leave the trials open."""
     swept = project(tmp_path, recipe="tiny:Tiny", num_trials=4)
@@ -238,6 +240,7 @@ def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
     assert list(filter(None, tagged)) == [str(record.repeats[0].number)]
 
 
+@pytest.mark.soak
 def test_a_sweep_of_several_objectives_has_a_front(tmp_path):
     """No trial of it is beaten in both, and none that breaks a constraint is in it."""
     swept = project(
