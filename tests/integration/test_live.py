@@ -153,7 +153,6 @@ def test_predictions_are_removed_after_their_days(config, first):
     assert "forgotten" not in requests(config)
 
 
-@pytest.mark.soak
 def test_changed_code_is_live_beside_the_old(config, first, second):
     """First beside, without the route, then with it, then the old one again: each with the code it was trained with."""
     record = rm.deploy(config, promote=False)

@@ -156,7 +156,6 @@ def replica_pid(config, version):
     return replica["pid"]
 
 
-@pytest.mark.soak
 def test_a_version_as_good_as_the_champion_is_promoted(config, versions):
     """By the controller alone, through both steps, without one failed request; the alias follows.
 

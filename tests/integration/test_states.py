@@ -119,7 +119,6 @@ def answering(where):
     assert set(got) == {200}
 
 
-@pytest.mark.soak
 def test_a_second_state_leaves_the_first_ones_model_answering(api, states, deployed):
     """Through a deploy, a new version, a key, a restore, its controller's first step, a refusal and a removal."""
     deployed("shop", 1)
