@@ -305,9 +305,13 @@ def doctor(
 ) -> Answer:
     """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
     from raymlops.cluster import doctor as checks
-    from raymlops.lifecycle.running_serve import findings as of_endpoints
 
-    findings = checks.node(root=root) if node else [*checks.diagnose(root=root), *of_endpoints(root=root)]
+    if node:
+        findings = checks.node(root=root)
+    else:
+        from raymlops.lifecycle.running_serve import findings as of_endpoints
+
+        findings = [*checks.diagnose(root=root), *of_endpoints(root=root)]
     lines = [
         f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
     ]

@@ -90,8 +90,8 @@ def context(buildah):
     folder, wheels = buildah.folder / "context", buildah.folder / "wheels"
     wheels.mkdir()
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "pyproject.toml", "README.md", "LICENSE", "raymlops", "configs",
-         "deploy"],
+        ["git", "ls-files", "-co", "--exclude-standard", "pyproject.toml", "README.md", "LICENSE", "raymlops",
+         "configs", "deploy"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
@@ -123,7 +123,8 @@ def resource_limit():
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    return "{0}:{0}".format(2**20 if hard == resource.RLIM_INFINITY else hard)
+    most = 2**20 if hard == resource.RLIM_INFINITY else hard
+    return f"{most}:{most}"
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,7 @@ def test_compose_accepts_it(tmp_path):
     file.write_text(file.read_text().replace("STATE_PASSWORD=abc1\n", ""))
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
-    assert "STATE_PASSWORD is missing a value: set it in deploy/compose/.env" in refused.stderr
+    assert "STATE_PASSWORD is missing a value: set it in ~/.raymlops/compose.env" in refused.stderr
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not on the PATH")
