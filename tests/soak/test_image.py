@@ -56,7 +56,7 @@ started = {}
 
 def start(images, machine, command, variables=None, *, hosts=None, mounts=None):
     """Start a command in a container of its own on a machine."""
-    hosts = {"head": HEAD, **(hosts or {})}
+    hosts, mounts = {"head": HEAD, **(hosts or {})}, mounts or {}
     # gRPC's own resolver asks a DNS server, which containers have and these machines have not.
     variables = {"GRPC_DNS_RESOLVER": "native", **(variables or {})}
     log = images.folder / f"{len(started)}.log"
