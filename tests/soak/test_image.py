@@ -60,9 +60,7 @@ def start(images, machine, command, variables=None, *, hosts=None, mounts=None):
     # gRPC's own resolver asks a DNS server, which containers have and these machines have not.
     variables = {"GRPC_DNS_RESOLVER": "native", **(variables or {})}
     log = images.folder / f"{len(started)}.log"
-    process = images.run(
-        IMAGE, command, log=log, machine=machine, variables=variables, hosts=hosts, mounts=mounts or {}
-    )
+    process = images.run(IMAGE, command, log=log, machine=machine, variables=variables, hosts=hosts, mounts=mounts)
     started[process] = log
     return process
 
