@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # KubeRay's CRDs, by which manifests are checked where they are at hand.
 export RAYMLOPS_CRDS ?= $(abspath $(wildcard ../shared/crds))
 
-.PHONY: demo test lint unit clusters integration e2e soak bench clean
+.PHONY: demo test lint unit clusters integration e2e soak bench lock clean
 
 demo: .venv/.recipes
 	$(BIN)/raymlops demo
@@ -57,6 +57,10 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/drift_between_columns.py
 	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
 	$(BIN)/python tests/benchmarks/quality_simulation.py --runs 200
+
+# The image's lock files, anew from pyproject.toml; TORCH=2.14.0 is another release of PyTorch.
+lock:
+	uv run --no-project --python 3.11 deploy/image/lock.py $(TORCH)
 
 .venv/.recipes: pyproject.toml
 	$(PYTHON) -m venv .venv

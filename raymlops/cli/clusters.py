@@ -296,12 +296,22 @@ def _waiting(models: int) -> str:
     return f"{models} model{'' if models == 1 else 's'} should be live: raymlops deploy --restore"
 
 
-def doctor(*, root: RootOption = None) -> Answer:
+def doctor(
+    *,
+    root: RootOption = None,
+    node: Annotated[
+        bool, typer.Option("--node", help="Ask only whether this machine's node works: a container's health check.")
+    ] = False,
+) -> Answer:
     """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
-    from raymlops.cluster.doctor import diagnose
-    from raymlops.lifecycle.running_serve import findings as of_endpoints
+    from raymlops.cluster import doctor as checks
 
-    findings = [*diagnose(root=root), *of_endpoints(root=root)]
+    if node:
+        findings = checks.node(root=root)
+    else:
+        from raymlops.lifecycle.running_serve import findings as of_endpoints
+
+        findings = [*checks.diagnose(root=root), *of_endpoints(root=root)]
     lines = [
         f"{'ok  ' if f.ok else 'FAIL'}  {f.name}: {f.message}" + ("" if f.ok else f"\n      {f.fix}") for f in findings
     ]

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from raymlops.cluster import auth, services, upfile
 from raymlops.cluster.endpoint.haproxy import refusal
 from raymlops.cluster.endpoint.tls import valid_until
+from raymlops.cluster.kubernetes.pods import AGENT_PORT, HEALTH
 from raymlops.cluster.local import PORTS
 from raymlops.cluster.ports import HOST, listeners
 from raymlops.cluster.restart_mlflow import only_mlflow_ended
@@ -88,6 +89,31 @@ def diagnose(*, root: Path | str | None = None) -> list[Finding]:
         *([] if record is None else certificate(record)),
         *(dashboard(url, token) if url else []),
         mlflow(os.environ.get("MLFLOW_TRACKING_URI") or mlflow_url),
+    ]
+
+
+def node(*, root: Path | str | None = None, agent_url: str = f"http://{HOST}:{AGENT_PORT}") -> list[Finding]:
+    """Ask only whether the node of this machine works, as the health check of a container does, within seconds.
+
+    That is what ``raymlops up`` started under ``root``, or a node of ``raymlops env ray start``, whose agent says
+    whether its raylet works, on a head whether the GCS does too.
+    """
+    record, up = up_record(upfile.home(root))
+    if record is None:
+        status, _ = services.ask(f"{agent_url}{HEALTH}", token=None)
+        got = "does not answer" if status is None else f"answered {status}"
+        fix = "raymlops env ray start, or raymlops up, starts one; a node's log is in /tmp/ray/session_latest/logs"
+        return [_finding("node", status == 200, f"the agent of a Ray node at {agent_url} {got}", fix=fix)]
+    token = Path(record.token_path)
+    answers = {
+        "ray": services.ray_ready(record.dashboard_url, token=token),
+        "mlflow": services.mlflow_ready(record.mlflow_url),
+        "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
+    }
+    fix = "raymlops doctor says more"
+    return [
+        up,
+        *(_finding(name, ok, "answers" if ok else "does not answer", fix=fix) for name, ok in answers.items()),
     ]
 
 

@@ -181,3 +181,15 @@ def test_a_certificate_that_the_endpoint_does_not_show_is_found(record, tmp_path
     assert [*doctor.certificate(record)] == []
     (found,) = doctor.certificate(replace(record, tls_cert=str(tmp_path / "none")))
     assert (found.name, found.ok) == ("certificate", False)
+
+
+def test_a_node_is_asked_as_a_containers_health_check_does(tmp_path):
+    """By its agent where `up` started nothing, else by what that started; without a node there is nothing healthy."""
+    with answering_cluster() as running:
+        assert [(one.name, one.ok) for one in doctor.node(root=tmp_path, agent_url=running.url)] == [("node", True)]
+        running.record(tmp_path)
+        assert {one.name for one in doctor.node(root=tmp_path) if one.ok} == {"up", "ray", "mlflow", "serve"}
+        running.proxy = "UNHEALTHY"
+        assert [one.name for one in doctor.node(root=tmp_path) if not one.ok] == ["serve"]
+    (gone,) = doctor.node(root=tmp_path / "empty", agent_url="http://127.0.0.1:1")
+    assert (gone.ok, "raymlops env ray start" in gone.fix) == (False, True)
