@@ -71,6 +71,11 @@ class Own:
     slots: Ints | None = None
     columns: Ints | None = None
 
+    def variances(self) -> Floats:
+        """Return those of contrasts within their phases, of shape (contrasts,)."""
+        degrees = max(len(self.values) - len(np.unique(self.phases)), 1)
+        return np.asarray((_within(self.values, self.phases) ** 2).sum(axis=0) / degrees)
+
     def correlation(self, lag: int = 1) -> Floats:
         """Return that of windows ``lag`` apart, from 0 to .99, of shape (contrasts,).
 

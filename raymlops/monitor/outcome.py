@@ -118,6 +118,7 @@ def compare(
 
     ``phases`` are those of the window before it and of itself; ``share`` is that of every level.
     """
+    own = _of_clumps(own)
     count, related = len(own.values), _of_columns(own, own.correlation())
     effective = count * (1 - related) / (1 + related)
     judged = effective >= FEWEST_EFFECTIVE
@@ -160,6 +161,21 @@ def _of_columns(own: Own, related: Floats) -> Floats:
     leads &= len(own.values) * (1 - related) / (1 + related) < FEWEST_EFFECTIVE / 2
     np.maximum.at(most, own.columns[leads], related[leads])
     return np.where(kinds == KINDS.index(NULLS), related, np.maximum(related, most[own.columns]))
+
+
+def _of_clumps(own: Own) -> Own:
+    """Return own windows in which the share of an ordered column's rare values varies at least as its location does.
+
+    Both vary by 1 / rows where rows are independent. Where they hang together, rare values come in clumps, which own
+    windows may lack, and one that lies where two windows meet is in both.
+    """
+    if own.columns is None:
+        return own
+    kinds, count = own.kinds % len(KINDS), int(own.columns.max(initial=0)) + 1
+    located, shares = kinds == KINDS.index(LOCATION), kinds == KINDS.index(SHARE)
+    least = np.zeros(count)
+    least[own.columns[located]] = own.variances()[located]
+    return replace(own, floors=np.where(shares, np.maximum(own.floors, least[own.columns]), own.floors))
 
 
 def warn_level(one: Ranked, share: float = 1.0) -> float:

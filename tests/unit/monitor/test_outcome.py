@@ -57,6 +57,15 @@ def test_two_windows_running_are_an_alarm():
     assert found.flagged.tolist() == [False, True, False, False]
 
 
+@pytest.mark.parametrize(("spread", "outcome"), [(1, "alarm"), (10, "ok")])
+def test_rare_values_of_rows_that_hang_together_come_in_clumps(spread, outcome):
+    """A column's location says how many rows count as one: a hundred, where it is ten times as far as of unrelated rows."""
+    kinds = kind_numbers(("location", "scale", "skew", "share"))
+    values = np.random.default_rng(1).standard_normal((40, 4)) / ROWS**0.5 * [spread, 1, 1, 1]
+    column = Own(values, kinds, floors(kinds, ROWS), np.zeros(40, int), columns=np.zeros(4, int))
+    assert compare(column, np.stack([far(0, 0, 0, 6), far(0, 0, 0, 6.5)])).outcome == outcome
+
+
 @pytest.mark.parametrize(("windows", "warned"), [(20, 1), (28, 1), (60, 1), (112, 2)])
 def test_half_of_a_level_is_a_part_s_of_two(windows, warned):
     """Half as many windows of two parts are warned of, and the highest in any case."""
