@@ -59,7 +59,7 @@ def test_two_windows_running_are_an_alarm():
 
 @pytest.mark.parametrize(("spread", "outcome"), [(1, "alarm"), (10, "ok")])
 def test_rare_values_of_rows_that_hang_together_come_in_clumps(spread, outcome):
-    """A column's location says how many rows count as one: a hundred, where it is ten times as far as of unrelated rows."""
+    """A location ten times as far off as that of unrelated rows says that a hundred of them count as one."""
     kinds = kind_numbers(("location", "scale", "skew", "share"))
     values = np.random.default_rng(1).standard_normal((40, 4)) / ROWS**0.5 * [spread, 1, 1, 1]
     column = Own(values, kinds, floors(kinds, ROWS), np.zeros(40, int), columns=np.zeros(4, int))
