@@ -125,7 +125,8 @@ def load(hosts, content, certificates):
             while not ended.wait(0.01):
                 try:
                     headers = {} if keep else {"connection": "close"}
-                    done.append(client.post(url, content=content, headers=headers).status_code)
+                    answer = client.post(url, content=content, headers=headers)
+                    done.append(200 if answer.status_code == 200 else f"{answer.status_code} {answer.text[:300]}")
                 except httpx.HTTPError as error:
                     done.append(repr(error))
 

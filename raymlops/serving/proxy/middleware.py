@@ -47,7 +47,7 @@ from raymlops.serving.refusal import INTERNAL, Refusal
 from raymlops.serving.request import PIN_HEADER, headers_of, request_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from raymlops.serving.asgi import Message, Receive, Scope, Send
     from raymlops.serving.proxy.bounds import Bounds, KnownBounds
@@ -144,12 +144,12 @@ class ProxyMiddleware:
         # Both are handled here: Serve's own watch for a client's disconnect costs more than a small answer.
         scope["headers"] += _LEFT_TO_US
         headers = headers_of(scope["headers"])
-        posts = scope["method"] == "POST"
-        if not posts or not self._known.may_send(scope["path"], headers, bounds):
-            scope[BODY] = None if posts else b""  # nobody waits for it, who might never send it
-            until = arrived + bounds.timeout_s + MARGIN_S
-            await self._model(scope, replayed([b""], _nothing_more), send, client=client, until=until)
-            return
+        until = arrived + bounds.timeout_s + MARGIN_S
+        if scope["method"] != "POST" or not self._known.may_send(scope["path"], headers, bounds):
+            found = await self._without_body(scope, headers, send, client=client, until=until)
+            if found is None:
+                return
+            bounds = found
         with Body(self._account, headers.get(b"content-length", b""), has_left=client.has_left) as body:
             if not body.small:
                 body.scan = scan_of(scope["path"], headers, bounds)
@@ -187,6 +187,30 @@ class ProxyMiddleware:
                 receive = replayed(taken, receive)
             if await self._model(scope, receive, send, client=client, until=until) and body.small:
                 self._account.note_small()
+
+    async def _without_body(
+        self, scope: Scope, headers: Mapping[bytes, bytes], send: Send, *, client: Client, until: float
+    ) -> Bounds | None:
+        """Let a model answer what has no body, or a caller whom it last refused: that one's might never come.
+
+        Returns:
+            Its bounds where it lets the caller in by now: the body is wanted, and nothing is answered yet. Else None.
+        """
+        posts = scope["method"] == "POST"
+        held: list[Message] = []
+
+        async def hold(message: Message) -> None:
+            held.append(message)
+
+        asking = {**scope, BODY: None if posts else b""}
+        taking = hold if posts else send
+        await self._model(asking, replayed([b""], _nothing_more), taking, client=client, until=until)
+        bounds = self._known.of_path(scope["path"]) or UNKNOWN
+        if held and held[0].get("status") == 503 and self._known.may_send(scope["path"], headers, bounds):
+            return bounds
+        for message in held:
+            await send(message)
+        return None
 
     async def _probe_bounds(self, scope: Scope, client: Client) -> Bounds:
         """Return a model's bounds, from its answer to a readiness probe, which needs no key.

@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from raymlops.serving.arrival import ARRIVED, Ages, stamp
-from raymlops.serving.asgi import BODY
+from raymlops.serving.asgi import BODY, JSON
 from raymlops.serving.auth import Access, Guard, KeyEntry
 from raymlops.serving.json_scan import JsonScan
 from raymlops.serving.proxy.bodies import Account, Body
@@ -239,6 +239,22 @@ def test_no_body_is_read_for_a_caller_without_a_key(path, declared, access, head
         converse(app, body, path=path, headers=[*headers, *length], known=one, account=account)
     small = (b"{}", 2) if declared == b"2" else (b"large", 100_000)
     assert seen == [small if read else (None, 0)] * 2
+
+
+def test_a_caller_who_is_let_in_by_now_is_asked_for_the_body():
+    """A proxy that saw no answer for long knows of a key that nobody asks for any more: no caller notices."""
+    one, bodies = known(), []
+    one.record("flights", Bounds(30.0, 100_000, key_required=True))
+
+    async def app(scope, receive, send):
+        bodies.append(scope[BODY])
+        status = 503 if scope[BODY] is None else 200
+        told = {ANNOUNCED: ("flights", (30.0, 100_000, None, False)), "headers": [(b"content-type", JSON)]}
+        await send({**OK, **told, "status": status})
+
+    sent = converse(app, [chunk(b"{}", more=False)], headers=[(b"content-length", b"2")], known=one)
+    assert bodies == [None, b"{}"]
+    assert [message["status"] for message in sent] == [200]
 
 
 def test_that_a_key_is_required_is_told_with_the_bounds():
