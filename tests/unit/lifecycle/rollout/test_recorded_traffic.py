@@ -25,10 +25,10 @@ def test_requests_that_say_nothing_of_a_version_are_counted_for_none():
 @at_most(30)
 @pytest.mark.parametrize("kind", SOME, ids=[kind.name for kind in SOME])
 def test_equally_good_versions_pass_whatever_the_traffic(kind, most):
-    """Of 100 with these seeds at most two are aborted, and none is held."""
+    """Of 100 with these seeds at most two are aborted, of 30 one, and none is held."""
     found = rolled_out(kind, settings=SETTINGS, count=min(most, 100), seed=3)
-    assert found.share("abort") <= 0.02
-    assert found.share("promote") >= 0.98
+    assert found.share("abort") <= max(0.02, 1 / most)
+    assert found.share("wait") == 0
 
 
 @pytest.mark.parametrize("worse", WORSE)

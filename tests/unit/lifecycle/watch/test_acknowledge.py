@@ -25,6 +25,9 @@ from raymlops.lifecycle.watch.windows import place_of
 from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of
 from raymlops.state.messages import messages_of
 
+YESTERDAY = TODAY - DAY
+"""When it ended it was judged, an hour later, and that is past whatever the hour: people act after it."""
+
 
 @pytest.fixture(scope="session")
 def trained():
@@ -41,7 +44,7 @@ def state(project, tmp_path, trained):
 
 def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, watch, capsys):
     """Its column is left out until 20 windows show what is normal now; what goes back is drift then."""
-    watch([0] * 6 + [0.6] * 3)
+    watch([0] * 6 + [0.6] * 3, until=YESTERDAY)
     (incident,) = incidents_of(state)
     assert main(["drift", "flights", "--fail-on-drift"]) == 6
     assert f"incident {incident.id}: inputs, since " in capsys.readouterr().out
@@ -58,16 +61,16 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert [one.what for one in messages_of(state, "flights")] == ["closed", "opened"]
     event = next(one for one in state.events("flights") if one.action == "incident.acknowledge")
     assert (event.why, event.before["closed_at"]) == ("new sensors", None)
-    found = inputs(watch([0.6], until=TODAY + DAY))
+    found = inputs(watch([0.6], until=YESTERDAY + DAY))
     assert (found.outcome, found.against) == ("ok", "training")
     assert found.details["refused"] == {"distance": "the new baseline has 2 of 26 windows"}
-    found = inputs(watch([0.6] * 23, until=TODAY + 24 * DAY))
+    found = inputs(watch([0.6] * 23, until=YESTERDAY + 24 * DAY))
     assert found.details["refused"] == {"distance": "the new baseline has 25 of 26 windows"}
-    found = inputs(watch([0.6] * 4, until=TODAY + 28 * DAY))
+    found = inputs(watch([0.6] * 4, until=YESTERDAY + 28 * DAY))
     assert (found.outcome, found.details["refused"]) == ("ok", {})
     since = f"the windows served since {incident.opened_at:%Y-%m-%d %H:%M}"
     assert found.against == f"training, and of distance {since}"
-    found = inputs(watch([0.0] * 2, until=TODAY + 30 * DAY))
+    found = inputs(watch([0.0] * 2, until=YESTERDAY + 30 * DAY))
     assert found.outcome == "alarm"
     assert [one.columns for one in incidents_of(state, open_only=True)] == [("distance",)]
 
@@ -93,17 +96,19 @@ def test_what_nobody_acknowledged_is_judged_as_before(state, watch):
 
 def test_an_acknowledged_column_without_its_windows_is_no_window_that_is_ok(state, watch, tmp_path):
     """Hours beyond the retention are gone: its windows wait for a person, while an alarm of others is one."""
-    watch([0] * 6 + [0.6] * 3)
+    watch([0] * 6 + [0.6] * 3, until=YESTERDAY)
     acknowledge("flights", incidents_of(state)[0].id, why="new sensors")
-    found = inputs(watch([0.6] * 30, until=TODAY + 30 * DAY))
+    found = inputs(watch([0.6] * 30, until=YESTERDAY + 30 * DAY))
     assert found.outcome == "ok", found.reason
     for day in range(-9, 27):
-        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY + day * DAY:%Y-%m-%d}", ignore_errors=True)
-    found = inputs(watch([3.0], until=TODAY + 31 * DAY))
+        shutil.rmtree(
+            tmp_path / f"predictions/flights/version=3/date={YESTERDAY + day * DAY:%Y-%m-%d}", ignore_errors=True
+        )
+    found = inputs(watch([3.0], until=YESTERDAY + 31 * DAY))
     assert (found.outcome, list(found.details["refused"])) == ("waiting", ["distance"])
     assert "distance: the new baseline has 0 of " in found.reason
     assert "gets no more: --rebaseline takes the newest ones" in found.reason
-    found = inputs(watch([3.0] * 2, until=TODAY + 33 * DAY, carrier=np.array(["AA"] * 120, dtype=object)))
+    found = inputs(watch([3.0] * 2, until=YESTERDAY + 33 * DAY, carrier=np.array(["AA"] * 120, dtype=object)))
     assert (found.outcome, list(found.details["refused"])) == ("alarm", ["distance"])
 
 
