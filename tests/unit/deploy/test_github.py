@@ -19,6 +19,7 @@ def runner(tmp_path):
     return project_runner(tmp_path, {"github.event_name": "pull_request"})
 
 
+@pytest.mark.soak
 def test_a_fork_is_validated_only(runner):
     """It has no secret, so no cluster is known; its file and its tests pass as they were written."""
     assert runner.job("raymlops-validate", "validate") == 0
