@@ -77,7 +77,7 @@ lock:
 # rewrites all assertions: here once, and not in each worker that starts.
 .venv/.compiled: .venv/.dev
 	$(BIN)/python -m compileall -qq -x '/tests?/|/py312_intrinsics' .venv/lib raymlops
-	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/unit tests/ports --collect-only -qq > /dev/null 2>&1 || true
+	PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/unit tests/ports --collect-only -qq > $@ || { cat $@; rm $@; exit 1; }
 	@touch $@
 
 clean:

@@ -23,7 +23,7 @@ from raymlops.cluster import auth, services, upfile
 from raymlops.cluster.endpoint.haproxy import refusal
 from raymlops.cluster.endpoint.tls import valid_until
 from raymlops.cluster.kubernetes.pods import AGENT_PORT, HEALTH
-from raymlops.cluster.local import PORTS
+from raymlops.cluster.local import PORTS, answering
 from raymlops.cluster.ports import HOST, listeners
 from raymlops.cluster.restart_mlflow import only_mlflow_ended
 from raymlops.config.paths import sqlite_path, sqlite_url
@@ -104,17 +104,8 @@ def node(*, root: Path | str | None = None, agent_url: str = f"http://{HOST}:{AG
         got = "does not answer" if status is None else f"answered {status}"
         fix = "raymlops env ray start, or raymlops up, starts one; a node's log is in /tmp/ray/session_latest/logs"
         return [_finding("node", status == 200, f"the agent of a Ray node at {agent_url} {got}", fix=fix)]
-    token = Path(record.token_path)
-    answers = {
-        "ray": services.ray_ready(record.dashboard_url, token=token),
-        "mlflow": services.mlflow_ready(record.mlflow_url),
-        "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
-    }
-    fix = "raymlops doctor says more"
-    return [
-        up,
-        *(_finding(name, ok, "answers" if ok else "does not answer", fix=fix) for name, ok in answers.items()),
-    ]
+    fix, services_of = "raymlops doctor says more", answering(record).items()
+    return [up, *(_finding(name, ok, "answers" if ok else "does not answer", fix=fix) for name, ok in services_of)]
 
 
 def packages(requirements: list[str]) -> Iterator[Finding]:

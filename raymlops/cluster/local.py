@@ -202,12 +202,7 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
     record = upfile.read(folder)
     if record is None:
         return StatusRecord(str(folder), "down", {"ray": False, "mlflow": False, "serve": False}, {}, 0)
-    token = Path(record.token_path)
-    found = {
-        "ray": services.ray_ready(record.dashboard_url, token=token),
-        "mlflow": services.mlflow_ready(record.mlflow_url),
-        "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
-    }
+    found = answering(record)
     pids = {process.pid for process in belonging(record.cluster_id, record.processes)}
     state = record.state if record.state == "starting" or all(found.values()) else "broken"
     sockets = listeners(pids)
@@ -227,6 +222,16 @@ def status(*, root: Path | str | None = None) -> StatusRecord:
         plain,
         refusal(record.scratch),
     )
+
+
+def answering(record: UpRecord) -> dict[str, bool]:
+    """Return whether each service of a started cluster answers, by name."""
+    token = Path(record.token_path)
+    return {
+        "ray": services.ray_ready(record.dashboard_url, token=token),
+        "mlflow": services.mlflow_ready(record.mlflow_url),
+        "serve": services.serve_ready(record.dashboard_url, token=token, serve_url=record.serve_url),
+    }
 
 
 def _certificate(record: UpRecord) -> str | None:

@@ -27,7 +27,6 @@ from raymlops.monitor.effects import displacement, grouped, jensen_shannon, quan
 from raymlops.monitor.profiled import shown_name
 from raymlops.monitor.skill.labelled import Labelled
 from raymlops.monitor.skill.verdict import LEVEL, MARGIN
-from raymlops.profiles.layout import Layout
 from raymlops.records import GateCheck, GateDecision
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ class Replayed:
     champion_seconds: Floats = field(default_factory=lambda: _NONE)
     """The champion's for the same batches."""
     before: Profile | None = None
-    """The champion's logged answers on ``wide_layout``; None where its bundle has no profile of answers."""
+    """The champion's logged answers on its layout ``widened``; None where its bundle has no profile of answers."""
     after: Profile | None = None
     """The challenger's."""
     known: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -200,15 +199,10 @@ def neighbours(before: Mapping[str, Any], after: Mapping[str, Any], rule: Answer
     return replace(found, ordered=int(np.count_nonzero(np.abs(product) > 0)), reversed=int((product < 0).sum()))
 
 
-def wide_layout(layout: Layout) -> Layout:
-    """Return the layout on which answers of both are counted, from that of the champion's."""
-    return Layout(tuple(series.widened for series in layout.series))
-
-
 def known_ranges(profile: Profile) -> dict[str, tuple[float, float]]:
     """Return from where to where 98% of the answers are that a champion was registered with, of each series."""
     return {
-        shown_name(series): range_of(profile.counts[cells][series.bins], np.array([-np.inf, *series.edges, np.inf]))
+        shown_name(series): range_of(profile.counts[cells][series.bins], series.bin_edges)
         for series, cells in profile.layout.placed()
         if series.is_ordered and len(series.edges)
     }
@@ -306,7 +300,7 @@ def _distance(
     detail = f"{shown_name(series)}: Jensen-Shannon distance {distance:.3f} on {len(few[0])} bins"
     passed, allowed = distance <= bounds.max_distance, f"<= {bounds.max_distance:g}"
     if series.is_ordered and len(series.edges):
-        edges = np.array([-np.inf, *series.edges, np.inf])
+        edges = series.bin_edges
         low, high = _widest(range_of(sides[0], edges), known.get(shown_name(series)))
         moved = displacement(*sides, edges)
         there = (np.append(side.sum(), others) for side, others in zip(few, rest, strict=True))
@@ -325,7 +319,7 @@ def _sizes(
     series: Series, theirs: Cells, ours: Cells, bounds: Bounds, *, known: Mapping[str, tuple[float, float]]
 ) -> Iterator[GateCheck]:
     """Look for answers of one of both that are far outside the range of the other's."""
-    name, edges = shown_name(series), np.array([-np.inf, *series.edges, np.inf])
+    name, edges = shown_name(series), series.bin_edges
     before, after = theirs[series.bins], ours[series.bins]
     if not before.sum() or not after.sum():
         return

@@ -61,6 +61,11 @@ class Series:
         return {"distinct": REGISTERS, "category": len(self.categories) + 2}.get(self.measure, len(self.edges) + 4)
 
     @property
+    def bin_edges(self) -> npt.NDArray[np.float64]:
+        """Return where the bins of ordered values begin, and where the last one ends; the outer two have no end."""
+        return np.array([-np.inf, *self.edges, np.inf])
+
+    @property
     def widened(self) -> Series:
         """Return it with bins far beyond the outermost edges, the end of each twice as far out as that of the last.
 

@@ -243,14 +243,10 @@ def judged_windows(
 
     All, those that start at ``since`` or later, those of one kind, or some.
     """
-    query = sa.select(drift_windows).where(drift_windows.c.name == name)
-    if kind is not None:
-        query = query.where(drift_windows.c.kind == kind)
-    if since is not None:
-        query = query.where(drift_windows.c.start >= since)
-    order = (drift_windows.c.start.desc(), drift_windows.c.side, drift_windows.c.kind)
-    with database.reading() as connection:
-        return [JudgedWindow(**row) for row in connection.execute(query.order_by(*order).limit(limit)).mappings()]
+    table = drift_windows.c
+    chosen = [] if kind is None else [table.kind == kind]
+    chosen += [] if since is None else [table.start >= since]
+    return _windows(database, table.name == name, *chosen, limit=limit)
 
 
 def windows_of_version(
@@ -260,7 +256,12 @@ def windows_of_version(
     table = drift_windows.c
     ours = [table.name == name, table.kind == kind, table.version == version, table.stop > since]
     ours += [] if until is None else [table.stop <= until]
-    query = sa.select(drift_windows).where(*ours).order_by(table.start, table.side.desc())
+    return _windows(database, *ours)[::-1]
+
+
+def _windows(database: Database, *chosen: sa.ColumnElement[bool], limit: int | None = None) -> list[JudgedWindow]:
+    order = (drift_windows.c.start.desc(), drift_windows.c.side, drift_windows.c.kind)
+    query = sa.select(drift_windows).where(*chosen).order_by(*order).limit(limit)
     with database.reading() as connection:
         return [JudgedWindow(**row) for row in connection.execute(query).mappings()]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.errors import NotFoundError, RaymlopsError
-from raymlops.monitor.replayed import Replayed, decisions, known_ranges, neighbours, wide_layout
+from raymlops.monitor.replayed import Replayed, decisions, known_ranges, neighbours
 from raymlops.monitor.skill.labelled import Labelled
 
 if TYPE_CHECKING:
@@ -152,7 +152,11 @@ class ReplayWorker:
     @cached_property
     def _layout(self) -> Layout | None:
         """Return the layout on which answers are counted."""
-        return None if self._reference is None else wide_layout(self._reference.layout)
+        return None if self._reference is None else self._reference.layout.widened
+
+    @cached_property
+    def _known(self) -> Mapping[str, tuple[float, float]]:
+        return {} if self._reference is None else known_ranges(self._reference)
 
     @property
     def _rule(self) -> AnswerLoss:
@@ -255,12 +259,11 @@ class ReplayWorker:
         if before is not None and after is not None:
             flipped = int(np.count_nonzero(np.asarray(before != after)))
             found += Replayed(compared=weight * part.num_rows, flipped=weight * flipped)
-        if self._reference is not None and self._layout is not None:
+        if self._layout is not None:
             layout, rows = self._layout, part.num_rows
             sides = (columns_on(logged, layout), {name: answers[name] for name in layout.by_column if name in answers})
             profiles = [Profile.weighted({weight: profile_of(side, layout, rows=rows)}, layout) for side in sides]
-            known = known_ranges(self._reference)
-            found += Replayed(before=profiles[0], after=profiles[1], known=known)
+            found += Replayed(before=profiles[0], after=profiles[1], known=self._known)
         return found
 
     def _labelled(

@@ -14,7 +14,6 @@ from raymlops.monitor.replayed import (
     judge,
     known_ranges,
     neighbours,
-    wide_layout,
 )
 from raymlops.monitor.skill.labelled import Labelled
 from raymlops.profiles.count import profile_of
@@ -141,7 +140,7 @@ def compared(champion, challenger, *, rule=NUMBER, trained_on=None):
     """Return the names of the checks that refuse a challenger by the answers of both."""
     known = champion if trained_on is None else trained_on
     reference = reference_of(lambda: [Chunk({"y": known}, len(known))], rows=len(known)).profile
-    layout = wide_layout(reference.layout)
+    layout = reference.layout.widened
     before, after = ({"y": side} for side in (champion, challenger))
     found = Replayed(
         read=len(champion),
@@ -239,7 +238,7 @@ def test_texts_are_told_apart():
 def test_the_sizes_of_answers_are_said_in_numbers():
     """One in ten of the challenger's is 1e9."""
     numbers = np.linspace(0, 1, 4000)
-    layout = wide_layout(reference_of(lambda: [Chunk({"y": numbers}, 4000)], rows=4000).layout)
+    layout = reference_of(lambda: [Chunk({"y": numbers}, 4000)], rows=4000).layout.widened
     huge = np.where(np.arange(4000) % 10 == 0, 1e9, numbers)
     both = (profile_of({"y": side}, layout) for side in (numbers, huge))
     found = check(
