@@ -13,17 +13,18 @@ from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
-from raymlops.state.drift import BROKEN, incidents_of, judged_windows, windows_of_version
+from raymlops.state.drift import incidents_of
 from raymlops.state.loop import freeze_of, retrainings_of
+from raymlops.state.windows import BROKEN, judged_windows, windows_of_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
     from raymlops.monitor.skill.expected import Window
-    from raymlops.state.drift import JudgedWindow
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
+    from raymlops.state.windows import JudgedWindow
 
     Quality = Callable[..., QualityFacts]
 

@@ -12,8 +12,8 @@ from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.batch.replay import labelled_beside
 from raymlops.lifecycle.live.lineup import monitored, retrained
 from raymlops.monitor.baked import Compared, compare
-from raymlops.state.drift import windows_of_version
 from raymlops.state.versions import recorded
+from raymlops.state.windows import windows_of_version
 
 if TYPE_CHECKING:
     from datetime import datetime

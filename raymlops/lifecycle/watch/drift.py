@@ -22,7 +22,8 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, refused_in_all, refused_lines
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
-from raymlops.state.drift import Incident, about, incidents_of, judged_windows, newest_window
+from raymlops.state.drift import Incident, incidents_of
+from raymlops.state.windows import about, judged_windows, newest_window
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.hours import HourlyColumn
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
-    from raymlops.state.drift import Side
     from raymlops.state.store import State
+    from raymlops.state.windows import Side
 
 _WHERE = "Name with --report, in Python report=, a file in a folder that is there and that this user may write."
 

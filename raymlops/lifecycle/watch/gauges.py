@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 from raymlops.lifecycle.watch.status import newest_verdicts
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of, newest_window
+from raymlops.state.drift import incidents_of
 from raymlops.state.messages import unsent_messages
+from raymlops.state.windows import newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from raymlops.serving.telemetry.metric_families import Family
     from raymlops.serving.telemetry.metrics import Instrument
-    from raymlops.state.drift import JudgedWindow
     from raymlops.state.store import State
+    from raymlops.state.windows import JudgedWindow
 
 _OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 _NOT_JUDGED = -1.0

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import utc_time
 from raymlops.lifecycle.watch.window_drift import SIDES
-from raymlops.state.drift import about, incidents_of, newest_window
+from raymlops.state.drift import incidents_of
+from raymlops.state.windows import about, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.state.drift import JudgedWindow
     from raymlops.state.messages import Message
     from raymlops.state.store import State
+    from raymlops.state.windows import JudgedWindow
 
 
 def newest_verdicts(state: State, name: str, champion: int) -> dict[str, JudgedWindow]:

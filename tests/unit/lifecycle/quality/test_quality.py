@@ -23,8 +23,8 @@ from raymlops.lifecycle.quality.quality import judged_quality
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import quality_line, quality_status
 from raymlops.monitor.skill.expected import Window
-from raymlops.state.drift import judged_windows
 from raymlops.state.store import Deployment
+from raymlops.state.windows import judged_windows
 
 HOUR = timedelta(hours=1)
 LATER = FIRST + 7 * DAY

@@ -13,8 +13,8 @@ from raymlops.errors import TrackingError
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.kept_report import ARTIFACT, TURN_S, KeptReports
-from raymlops.state.drift import judged_windows
 from raymlops.state.store import Deployment
+from raymlops.state.windows import judged_windows
 from raymlops.tracking.client import Tracker
 
 HOUR = timedelta(hours=1)
