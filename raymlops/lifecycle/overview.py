@@ -37,9 +37,9 @@ from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.loop import kept_by_bakes
-from raymlops.state.messages import unsent_messages
 from raymlops.state.rollouts import Rollout, rollouts
 from raymlops.state.store import State
+from raymlops.state.watch.messages import unsent_messages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,9 +47,9 @@ if TYPE_CHECKING:
     from raymlops.records import ModelVersionRef
     from raymlops.state.audit import AuditEvent
     from raymlops.state.conditions import Condition
-    from raymlops.state.messages import Message
     from raymlops.state.store import Deployment
     from raymlops.state.transitions import Transition
+    from raymlops.state.watch.messages import Message
 
 ANSWER_S = 5.0
 UNMOVED = "it does not progress: no controller of this state is running. Start it: raymlops controller"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.state.database import Database, Given
-    from raymlops.state.messages import Message
+    from raymlops.state.watch.messages import Message
 
 Trigger = Literal["skill", "min_skill", "drift", "schedule", "labels", "person"]
 Stage = Literal[

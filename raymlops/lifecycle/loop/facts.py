@@ -13,9 +13,9 @@ from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
-from raymlops.state.drift import incidents_of
 from raymlops.state.loop import freeze_of, retrainings_of
-from raymlops.state.windows import BROKEN, judged_windows, windows_of_version
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import BROKEN, judged_windows, windows_of_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raymlops.monitor.skill.expected import Window
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.windows import JudgedWindow
 
     Quality = Callable[..., QualityFacts]
 

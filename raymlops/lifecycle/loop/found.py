@@ -15,11 +15,11 @@ from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
 from raymlops.monitor.baked import PARTS, Baked, bake
 from raymlops.predictions.counts import Counts
 from raymlops.serving.control.render import settings_of
-from raymlops.state.drift import incidents_of
 from raymlops.state.loop import freeze_of
 from raymlops.state.rollouts import rollouts
 from raymlops.state.versions import decision_of, recorded, registered_of
-from raymlops.state.windows import BROKEN
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

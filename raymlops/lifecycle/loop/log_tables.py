@@ -26,7 +26,7 @@ from raymlops.monitor.skill.reference import QualityReference
 from raymlops.monitor.training_rows import Fault, choose
 from raymlops.records import Record
 from raymlops.signature import Signature
-from raymlops.state.drift import incidents_of
+from raymlops.state.watch.incidents import incidents_of
 from raymlops.storage import filesystem
 from raymlops.storage.filesystem import join, root_of
 from raymlops.storage.store import Store

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.messaging.messages import MAX_BODY, shown
-from raymlops.state.messages import Message
+from raymlops.state.watch.messages import Message
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.state.loop import Retraining, Stage
-    from raymlops.state.messages import Told
+    from raymlops.state.watch.messages import Told
 
 WHAT: dict[Stage, Told] = {
     "decided": "decided",

@@ -17,7 +17,7 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.windows import place_from, place_of, span_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
-from raymlops.state.windows import newest_window, windows_of_version
+from raymlops.state.watch.windows import newest_window, windows_of_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.quality.model import QualityModel
     from raymlops.predictions.labelled import Labels
     from raymlops.state.store import State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.windows import JudgedWindow
 
     Found = tuple[JudgedWindow, tuple[str, ...]]
     """What is kept, and what of it is an alarm."""

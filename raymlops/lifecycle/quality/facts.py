@@ -12,7 +12,7 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import verdict_of
 from raymlops.records import Record
-from raymlops.state.windows import windows_of_version
+from raymlops.state.watch.windows import windows_of_version
 
 if TYPE_CHECKING:
     from datetime import datetime

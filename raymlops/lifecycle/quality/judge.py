@@ -14,8 +14,8 @@ from raymlops.lifecycle.live.each_model import EachModel
 from raymlops.lifecycle.quality.due import Seen, due
 from raymlops.lifecycle.quality.model import ask_here, quality_model
 from raymlops.lifecycle.watch.incidents import file_verdict
-from raymlops.state.drift import baselines_of, record_window
 from raymlops.state.engine import this_user
+from raymlops.state.watch.incidents import baselines_of, record_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ from raymlops.lifecycle.quality.estimate import Estimated, estimated
 from raymlops.lifecycle.quality.model import quality_model
 from raymlops.lifecycle.quality.window import verdict_of
 from raymlops.records import Record
-from raymlops.state.drift import Incident, incidents_of
+from raymlops.state.watch.incidents import Incident, incidents_of
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.sources import Source
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.state.store import State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.windows import JudgedWindow
 
 ANSWER_S = 30.0
 """How long windows are looked at that the controller has not judged."""

@@ -13,7 +13,7 @@ import numpy as np
 from raymlops.lifecycle.watch.window_drift import cut, plain, printable
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict, above, judge
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.windows import JudgedWindow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

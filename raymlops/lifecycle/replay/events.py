@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from raymlops.display import some_of
 from raymlops.lifecycle.loop.comparison import due_until
 from raymlops.lifecycle.quality.facts import quality_facts
-from raymlops.state.drift import incidents_of
 from raymlops.state.loop import ENDS, retrainings_of
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import judged_windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

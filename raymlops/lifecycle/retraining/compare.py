@@ -13,7 +13,7 @@ from raymlops.lifecycle.batch.replay import labelled_beside
 from raymlops.lifecycle.live.lineup import monitored, retrained
 from raymlops.monitor.baked import Compared, compare
 from raymlops.state.versions import recorded
-from raymlops.state.windows import windows_of_version
+from raymlops.state.watch.windows import windows_of_version
 
 if TYPE_CHECKING:
     from datetime import datetime

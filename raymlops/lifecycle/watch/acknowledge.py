@@ -20,9 +20,9 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.monitor.baseline import wanted_windows
 from raymlops.records import Record
 from raymlops.state.audit import require_why
-from raymlops.state.drift import Baseline, Incident, add_baselines, change_incident
 from raymlops.state.engine import this_user
-from raymlops.state.windows import about
+from raymlops.state.watch.incidents import Baseline, Incident, add_baselines, change_incident
+from raymlops.state.watch.windows import about
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.sources import Source

@@ -22,8 +22,8 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, refused_in_all, refused_lines
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
-from raymlops.state.drift import Incident, incidents_of
-from raymlops.state.windows import about, judged_windows, newest_window
+from raymlops.state.watch.incidents import Incident, incidents_of
+from raymlops.state.watch.windows import about, judged_windows, newest_window
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.state.store import State
-    from raymlops.state.windows import Side
+    from raymlops.state.watch.windows import Side
 
 _WHERE = "Name with --report, in Python report=, a file in a folder that is there and that this user may write."
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from raymlops.lifecycle.watch.status import newest_verdicts
 from raymlops.serving.telemetry.metric_families import WATCH_FAMILIES
 from raymlops.serving.telemetry.metrics import ray_instrument
-from raymlops.state.drift import incidents_of
-from raymlops.state.messages import unsent_messages
-from raymlops.state.windows import newest_window
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.messages import unsent_messages
+from raymlops.state.watch.windows import newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raymlops.serving.telemetry.metric_families import Family
     from raymlops.serving.telemetry.metrics import Instrument
     from raymlops.state.store import State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.windows import JudgedWindow
 
 _OUTCOMES = {"ok": 0.0, "warn": 1.0, "alarm": 2.0}
 _NOT_JUDGED = -1.0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raymlops.monitor.drift import ColumnCounts
     from raymlops.predictions.hourly import HourProfile
     from raymlops.profiles.slices import Slice
-    from raymlops.state.windows import Side
+    from raymlops.state.watch.windows import Side
 
 MOST_COLUMNS = 8
 """Of a window."""

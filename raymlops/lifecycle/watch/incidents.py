@@ -20,16 +20,16 @@ from raymlops.errors import RefusedError
 from raymlops.lifecycle.watch.messaging.messages import by_two, message_about
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS
 from raymlops.monitor.own_windows import lag_of
-from raymlops.state.drift import Baseline, Filed, Incident
-from raymlops.state.windows import BOUNDED
+from raymlops.state.watch.incidents import Baseline, Filed, Incident
+from raymlops.state.watch.windows import BOUNDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from raymlops.state.drift import Known
-    from raymlops.state.messages import Told
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.incidents import Known
+    from raymlops.state.watch.messages import Told
+    from raymlops.state.watch.windows import JudgedWindow
 
 OPEN, WORSE, CLOSE, ACKNOWLEDGE = "incident.open", "incident.escalate", "incident.close", "incident.acknowledge"
 """Actions of audit events."""

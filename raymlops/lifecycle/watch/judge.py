@@ -24,9 +24,9 @@ from raymlops.lifecycle.watch.window_drift import to_stored
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
-from raymlops.state.drift import Filed, change_incident, incidents_of, record_window
 from raymlops.state.engine import this_user
-from raymlops.state.windows import ANY_VERSION, about, newest_window, remove_windows
+from raymlops.state.watch.incidents import Filed, change_incident, incidents_of, record_window
+from raymlops.state.watch.windows import ANY_VERSION, about, newest_window, remove_windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
-    from raymlops.state.drift import Known
     from raymlops.state.store import State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.incidents import Known
+    from raymlops.state.watch.windows import JudgedWindow
 
 LOOK_BACK = timedelta(days=7)
 """Windows that ended before are judged when somebody asks, by ``raymlops drift --since``; two windows are looked at."""

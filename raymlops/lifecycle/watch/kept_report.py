@@ -17,8 +17,8 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.recorded_failures import RecordedFailures
 from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import newest_verdicts
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import newest_window
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import newest_window
 from raymlops.tracking.failures import refused
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from raymlops.lifecycle.watch.windows import Windows, place_of
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
-from raymlops.state.drift import baselines_of
-from raymlops.state.windows import about, first_start
+from raymlops.state.watch.incidents import baselines_of
+from raymlops.state.watch.windows import about, first_start
 from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from raymlops.config.data import QualitySection
     from raymlops.config.schema import MonitorSection
     from raymlops.config.serve import LogSection
-    from raymlops.state.drift import Baseline
     from raymlops.state.store import State
-    from raymlops.state.windows import Side
+    from raymlops.state.watch.incidents import Baseline
+    from raymlops.state.watch.windows import Side
 
 _BEFORE = timedelta(days=2)
 """How long before a version's first answer a window can have begun that was judged by it."""

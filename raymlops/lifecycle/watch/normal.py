@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from raymlops.monitor.pairs import PairCounts
     from raymlops.profiles.reference import Reference
     from raymlops.profiles.slices import Slice
-    from raymlops.state.drift import Baseline
-    from raymlops.state.windows import Kind, Side
+    from raymlops.state.watch.incidents import Baseline
+    from raymlops.state.watch.windows import Kind, Side
 
     Judged = tuple[DriftVerdict | None, Mapping[str, str]]
     """None where no column can be judged; and those that cannot, with the reason."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from raymlops.monitor.baseline import Window
     from raymlops.profiles.layout import Layout
     from raymlops.profiles.slices import Slice
-    from raymlops.state.drift import Baseline
+    from raymlops.state.watch.incidents import Baseline
 
     OwnSince = Callable[[int], tuple[Window, ...]]
     """Returns the windows of a serving baseline that begins at a place."""

@@ -21,8 +21,8 @@ from raymlops.lifecycle.watch.window_drift import KEPT_COLUMNS
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.own_windows import lag_of
 from raymlops.records import Record
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import judged_windows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.window_drift import from_stored
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import newest_window
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Collection

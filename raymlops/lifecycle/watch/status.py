@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.display import utc_time
 from raymlops.lifecycle.watch.window_drift import SIDES
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import about, newest_window
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import about, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from raymlops.state.messages import Message
     from raymlops.state.store import State
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.messages import Message
+    from raymlops.state.watch.windows import JudgedWindow
 
 
 def newest_verdicts(state: State, name: str, champion: int) -> dict[str, JudgedWindow]:

@@ -12,14 +12,14 @@ from raymlops.monitor.drift import ColumnDrift, DriftVerdict, together
 from raymlops.monitor.effects import Histogram
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.records import Record
-from raymlops.state.windows import JudgedWindow, about
+from raymlops.state.watch.windows import JudgedWindow, about
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.monitor.outcome import Outcome
-    from raymlops.state.windows import Kind, Side
+    from raymlops.state.watch.windows import Kind, Side
 
 SIDES: dict[Side, str] = {"inputs": "features", "outputs": "predictions"}
 """What a bundle and the log call them."""

@@ -19,11 +19,11 @@ from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
 from raymlops.lifecycle.overview import UNMOVED, champion_line, outage_line, overview, wanted
 from raymlops.lifecycle.rollout.follow import follow_rollout
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, record_window
-from raymlops.state.messages import Message, put_message
 from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.messages import Message, put_message
+from raymlops.state.watch.windows import JudgedWindow
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROLLOUT = begin(rollout_id="r1", name="m", version=3, champion=2, settings=RolloutSection(steps=(10.0, 50.0)), now=NOW)

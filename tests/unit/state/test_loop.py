@@ -9,8 +9,8 @@ from spread import at_most, spread
 
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.state.loop import advance, begin, freeze, freeze_of, retraining_of, retrainings_of, thaw
-from raymlops.state.messages import messages_of, unsent_messages
 from raymlops.state.store import State
+from raymlops.state.watch.messages import messages_of, unsent_messages
 
 
 def test_a_retraining_is_read_as_it_was_written(state):

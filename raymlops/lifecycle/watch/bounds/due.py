@@ -18,9 +18,9 @@ from raymlops.lifecycle.watch.windows import place_from, place_of, span_of
 from raymlops.monitor.baseline import Window
 from raymlops.predictions.compact import GRACE
 from raymlops.state.audit import changes_of
-from raymlops.state.drift import incidents_of
 from raymlops.state.store import Deployment
-from raymlops.state.windows import ANY_VERSION, JudgedWindow, newest_window
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import ANY_VERSION, JudgedWindow, newest_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.state.store import State
-    from raymlops.state.windows import Kind
+    from raymlops.state.watch.windows import Kind
 
     Found = tuple[JudgedWindow, tuple[str, ...]]
     """What is kept, and all that is beyond a bound."""

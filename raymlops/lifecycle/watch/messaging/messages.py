@@ -14,16 +14,16 @@ from raymlops.display import some_of
 from raymlops.monitor import contrasts
 from raymlops.monitor.effects import in_words
 from raymlops.monitor.outcome import ALARM_LEVEL
-from raymlops.state.messages import Message
-from raymlops.state.windows import BOUNDED
+from raymlops.state.watch.messages import Message
+from raymlops.state.watch.windows import BOUNDED
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
-    from raymlops.state.drift import Incident
-    from raymlops.state.messages import Told
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.incidents import Incident
+    from raymlops.state.watch.messages import Told
+    from raymlops.state.watch.windows import JudgedWindow
 
 MAX_BODY = 900
 """With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""

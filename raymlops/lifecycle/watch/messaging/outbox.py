@@ -21,15 +21,15 @@ from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.prediction_log import last_deployed
 from raymlops.lifecycle.watch.messaging.messengers import deliver, urls_of
 from raymlops.state.lease import lease
-from raymlops.state.messages import put_message, unsent_messages
+from raymlops.state.watch.messages import put_message, unsent_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.lifecycle.watch.messaging.messengers import Tone
-    from raymlops.state.messages import Message, Told
     from raymlops.state.store import State
+    from raymlops.state.watch.messages import Message, Told
 
 LEASE = "messages"
 THREAD = "raymlops-outbox"

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.monitor.drift import ColumnDrift
     from raymlops.monitor.effects import Histogram
-    from raymlops.state.drift import Incident
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.incidents import Incident
+    from raymlops.state.watch.windows import JudgedWindow
 
 MOST_WINDOWS = 120
 """Of a side, the newest ones."""

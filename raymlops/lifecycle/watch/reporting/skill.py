@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from raymlops.lifecycle.watch.reporting.figures import Figure, Times
-    from raymlops.state.windows import JudgedWindow
+    from raymlops.state.watch.windows import JudgedWindow
 
 HEAD = ("window", "outcome", "skill", "as it was", "lost", "between", "labelled rows", "half within", "why")
 MOST_ROWS = 30

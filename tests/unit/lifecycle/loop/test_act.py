@@ -12,8 +12,8 @@ from stored import put
 
 from raymlops.errors import BundleError, NotFoundError, TrackingError
 from raymlops.state.loop import retrainings_of
-from raymlops.state.messages import messages_of
 from raymlops.state.store import State
+from raymlops.state.watch.messages import messages_of
 
 
 @pytest.fixture(scope="module")

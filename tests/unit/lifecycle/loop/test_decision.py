@@ -14,11 +14,11 @@ from raymlops.monitor.retraining import Waiting
 from raymlops.monitor.skill.clusters import Moments
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict
-from raymlops.state.drift import Filed, Incident, record_window
 from raymlops.state.loop import advance, freeze, retraining_of, retrainings_of
-from raymlops.state.messages import messages_of
 from raymlops.state.schema import deployments
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.messages import messages_of
+from raymlops.state.watch.windows import JudgedWindow
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -17,8 +17,8 @@ from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, train
 from raymlops.project import bind
 from raymlops.recipe import ASKED_AT, LABELLED_AT, known_times_of, times_of
 from raymlops.splits import Window
-from raymlops.state.drift import Filed, Incident, record_window
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.windows import JudgedWindow
 
 
 @pytest.fixture(scope="module")

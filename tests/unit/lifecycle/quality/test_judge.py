@@ -16,10 +16,10 @@ from sqlalchemy import make_url
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.lifecycle.quality.judge import QualityJudge, judge_due
 from raymlops.lifecycle.quality.model import quality_model
-from raymlops.state.drift import incidents_of
-from raymlops.state.messages import messages_of
 from raymlops.state.store import State
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.messages import messages_of
+from raymlops.state.watch.windows import judged_windows
 
 HOUR = timedelta(hours=1)
 

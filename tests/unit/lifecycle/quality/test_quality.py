@@ -24,7 +24,7 @@ from raymlops.lifecycle.watch.drift import reported
 from raymlops.lifecycle.watch.status import quality_line, quality_status
 from raymlops.monitor.skill.expected import Window
 from raymlops.state.store import Deployment
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.windows import judged_windows
 
 HOUR = timedelta(hours=1)
 LATER = FIRST + 7 * DAY

@@ -17,7 +17,7 @@ from raymlops.predictions.served import RequestRecord
 from raymlops.predictions.settings import LogSettings
 from raymlops.state.database import state_url
 from raymlops.state.store import Deployment, State
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.windows import judged_windows
 from raymlops.training.run import train
 
 ROWS = 400

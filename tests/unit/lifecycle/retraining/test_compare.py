@@ -14,10 +14,10 @@ from labelled_answers import NOW
 from raymlops.lifecycle.batch.replay import here
 from raymlops.lifecycle.retraining.compare import compared
 from raymlops.records import ModelVersionRef
-from raymlops.state.drift import Filed, record_window
 from raymlops.state.store import Deployment
 from raymlops.state.versions import record_version
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, record_window
+from raymlops.state.watch.windows import JudgedWindow
 
 HOUR = timedelta(hours=1)
 

@@ -22,8 +22,8 @@ from raymlops.lifecycle.watch.acknowledge import acknowledge, rebaseline
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.lifecycle.watch.live_model import live_model
 from raymlops.lifecycle.watch.windows import place_of
-from raymlops.state.drift import Baseline, Filed, add_baselines, baselines_of, incidents_of
-from raymlops.state.messages import messages_of
+from raymlops.state.watch.incidents import Baseline, Filed, add_baselines, baselines_of, incidents_of
+from raymlops.state.watch.messages import messages_of
 
 YESTERDAY = TODAY - DAY
 """When it ended it was judged, an hour later, and that is past whatever the hour: people act after it."""

@@ -20,8 +20,8 @@ from raymlops.lifecycle.watch.judge import Judge, judge_due
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, to_stored
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.records import BundleRef
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import judged_windows
 
 HOUR = timedelta(hours=1)
 

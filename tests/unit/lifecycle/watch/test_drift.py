@@ -18,8 +18,8 @@ from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.quality import TrafficQuality
 from raymlops.monitor.data_quality import Finding
 from raymlops.profiles.reference import Chunk, reference_of
-from raymlops.state.drift import Incident
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import Incident
+from raymlops.state.watch.windows import judged_windows
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 

@@ -13,10 +13,10 @@ from raymlops.lifecycle.watch.gauges import WatchGauges
 from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict
 from raymlops.lifecycle.watch.status import drift_status
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, change_incident, incidents_of, record_window
-from raymlops.state.messages import Message, put_message
 from raymlops.state.store import Deployment
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, Incident, change_incident, incidents_of, record_window
+from raymlops.state.watch.messages import Message, put_message
+from raymlops.state.watch.windows import JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

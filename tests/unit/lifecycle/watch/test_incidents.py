@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from raymlops.errors import RefusedError
 from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict, rebaselined, retire
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS
-from raymlops.state.drift import Known
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Known
+from raymlops.state.watch.windows import JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS = ("hour", "day", "carrier")

@@ -20,11 +20,11 @@ from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.drift import judged
 from raymlops.lifecycle.watch.judge import Judge, judge_due
-from raymlops.state.drift import Filed, incidents_of, record_window
-from raymlops.state.messages import messages_of
 from raymlops.state.schema import audit
 from raymlops.state.store import State
-from raymlops.state.windows import JudgedWindow, judged_windows
+from raymlops.state.watch.incidents import Filed, incidents_of, record_window
+from raymlops.state.watch.messages import messages_of
+from raymlops.state.watch.windows import JudgedWindow, judged_windows
 
 HOUR = timedelta(hours=1)
 

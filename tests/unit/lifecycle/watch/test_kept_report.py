@@ -14,7 +14,7 @@ from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.kept_report import ARTIFACT, TURN_S, KeptReports
 from raymlops.state.store import Deployment
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.windows import judged_windows
 from raymlops.tracking.client import Tracker
 
 HOUR = timedelta(hours=1)

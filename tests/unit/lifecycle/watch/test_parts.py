@@ -11,7 +11,7 @@ from raymlops.lifecycle.watch.parts import SERVING, ColumnNames, parts
 from raymlops.profiles.layout import Layout, Series
 from raymlops.profiles.scores import Score
 from raymlops.profiles.slices import Slice
-from raymlops.state.drift import Baseline
+from raymlops.state.watch.incidents import Baseline
 
 DAY_S = 86_400.0
 FIRST = datetime(1970, 1, 11, tzinfo=UTC)

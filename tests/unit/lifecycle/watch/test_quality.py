@@ -23,8 +23,8 @@ from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
 from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.signature import Signature
-from raymlops.state.drift import incidents_of
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.windows import judged_windows
 
 TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAY = timedelta(days=1)

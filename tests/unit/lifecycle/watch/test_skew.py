@@ -26,8 +26,8 @@ from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
 from raymlops.profiles.reference import Chunk, reference_of
-from raymlops.state.drift import change_incident, incidents_of, record_window
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import change_incident, incidents_of, record_window
+from raymlops.state.watch.windows import judged_windows
 
 AA = np.array(["AA"] * 102 + ["UA"] * 18, dtype=object)
 LACKS = "training differs from what is served, and the serving baseline has {} of 26 windows"

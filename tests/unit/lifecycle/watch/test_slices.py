@@ -14,7 +14,7 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.acknowledge import acknowledge
 from raymlops.lifecycle.watch.drift import drift
 from raymlops.profiles.slices import Slice
-from raymlops.state.drift import incidents_of
+from raymlops.state.watch.incidents import incidents_of
 
 A_DAY = 400
 SLICES = (Slice("carrier", "AA"), Slice("carrier", "UA"))

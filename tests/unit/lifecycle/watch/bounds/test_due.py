@@ -16,10 +16,10 @@ from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.judge import Judge, judge_due
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
-from raymlops.state.drift import incidents_of
-from raymlops.state.messages import messages_of
 from raymlops.state.schema import audit, deployments
-from raymlops.state.windows import judged_windows
+from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.messages import messages_of
+from raymlops.state.watch.windows import judged_windows
 
 HOUR = timedelta(hours=1)
 

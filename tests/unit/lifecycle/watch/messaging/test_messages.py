@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from raymlops.lifecycle.watch.messaging.messages import MAX_BODY, message_about, shown
-from raymlops.state.drift import Incident
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Incident
+from raymlops.state.watch.windows import JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -19,11 +19,11 @@ from raymlops.lifecycle.watch.messaging import outbox as outbox_module
 from raymlops.lifecycle.watch.messaging.messengers import Delivery
 from raymlops.lifecycle.watch.messaging.outbox import LEASE, MAX_RETRY_S, SENDERS, THREAD, TURN_S, Outbox
 from raymlops.records import BundleRef
-from raymlops.state.drift import Filed, Incident, record_window
 from raymlops.state.lease import lease
-from raymlops.state.messages import Message, messages_of, unsent_messages
 from raymlops.state.store import Deployment, State
-from raymlops.state.windows import JudgedWindow
+from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.messages import Message, messages_of, unsent_messages
+from raymlops.state.watch.windows import JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

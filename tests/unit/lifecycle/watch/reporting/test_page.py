@@ -11,7 +11,7 @@ from raymlops.lifecycle.watch.reporting.page import MOST_WINDOWS, Shown, fragmen
 from raymlops.lifecycle.watch.window_drift import WindowDrift
 from raymlops.monitor.drift import ColumnDrift, DriftVerdict
 from raymlops.monitor.effects import Histogram
-from raymlops.state.drift import Incident
+from raymlops.state.watch.incidents import Incident
 
 EVIL = "</style></svg><script>alert('&amp;')</script><!-- <img src=http://evil.example/x onerror=alert(1)>"
 START = datetime(2026, 1, 5, tzinfo=UTC)

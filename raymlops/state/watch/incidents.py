@@ -17,7 +17,7 @@ from raymlops.errors import NotFoundError
 from raymlops.records import Record
 from raymlops.state.audit import add_event
 from raymlops.state.schema import drift_baselines, drift_windows, incidents, messages
-from raymlops.state.windows import JudgedWindow, Kind, Side
+from raymlops.state.watch.windows import JudgedWindow, Kind, Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from raymlops.state.database import Database
-    from raymlops.state.messages import Message, Told
+    from raymlops.state.watch.messages import Message, Told
 
 REBASELINE = "drift.rebaseline"
 """Action of the audit event."""

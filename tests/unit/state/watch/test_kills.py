@@ -13,7 +13,7 @@ from spread import EACH, at_most, spread
 
 from raymlops.state.store import State
 
-PROGRAM = Path(__file__).parents[2] / "fixtures/killed_judge.py"
+PROGRAM = Path(__file__).parents[3] / "fixtures/killed_judge.py"
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from raymlops.state.drift import Baseline, Filed, Incident, add_baselines, baselines_of, incidents_of, record_window
-from raymlops.state.messages import Message, messages_of, put_message, unsent_messages
-from raymlops.state.windows import JudgedWindow, judged_windows, newest_window, remove_windows
+from raymlops.state.watch.incidents import (
+    Baseline,
+    Filed,
+    Incident,
+    add_baselines,
+    baselines_of,
+    incidents_of,
+    record_window,
+)
+from raymlops.state.watch.messages import Message, messages_of, put_message, unsent_messages
+from raymlops.state.watch.windows import JudgedWindow, judged_windows, newest_window, remove_windows
 
 DAY = timedelta(days=1)
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,6 +1,6 @@
 """Verdicts on windows of traffic, as they were written: what was judged of a model, and when.
 
-Owns the record. A verdict is written by ``state.drift``, with all that follows it.
+Owns the record. A verdict is written by ``state.watch.incidents``, with all that follows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Messages about incidents and retrainings: what somebody is to be told, and which messengers have it.
 
-Owns the records of the outbox. A message is written with the verdict that it is about (``state.drift``), or with the
-stage of the retraining (``state.loop``). Knows nothing of how one is sent.
+Owns the records of the outbox. A message is written with the verdict that it is about (``state.watch.incidents``), or
+with the stage of the retraining (``state.loop``). Knows nothing of how one is sent.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""What watching a model found: judged windows, incidents and messages."""
