@@ -271,7 +271,11 @@ def entries(uri: Location, *, recursive: bool = False) -> dict[str, Any]:
 
     with errors(uri), contextlib.suppress(NotADirectoryError):
         filesystem, base = open_filesystem(uri)
-        found = filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=recursive))
+        selector = fs.FileSelector(base, allow_not_found=True, recursive=recursive)
+        try:
+            found = filesystem.get_file_info(selector)
+        except FileNotFoundError:  # a folder was made after pyarrow found it missing, before it asked whether it exists
+            found = filesystem.get_file_info(selector)
         named = {info.path.removeprefix(base).lstrip("/"): info for info in found}
         return dict(sorted(named.items(), key=lambda item: item[0]))
     return {}

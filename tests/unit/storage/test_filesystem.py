@@ -54,6 +54,20 @@ def test_folders_are_listed_with_their_files(place: str) -> None:
     assert storage.listing(place) == {"a": {"one", ".metadata"}, "b": {"two"}, "three": None}
 
 
+def test_a_folder_that_is_made_while_it_is_listed_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow's listing fails where a folder is missing at first and there when it asks why."""
+
+    class Disk(fs.LocalFileSystem):
+        def get_file_info(self, of: object) -> object:
+            if not (tmp_path / "made").exists():
+                (tmp_path / "made/within").mkdir(parents=True)
+                raise FileNotFoundError(2, "Cannot list directory")
+            return super().get_file_info(of)
+
+    monkeypatch.setattr(storage, "open_filesystem", lambda uri: (Disk(), uri))
+    assert storage.listing(f"{tmp_path}/made") == {"within": frozenset()}
+
+
 def test_what_is_not_there_is_not_found(place: str) -> None:
     """No file, or none because its folder is a file."""
     storage.write_bytes(storage.join(place, "file"), b"x")
