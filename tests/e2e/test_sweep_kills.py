@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.soak]
 TRIALS = 12
 KILLED_AFTER_S = 4.0
 """From when a driver says its name, two seconds before its first trials run; more and drawn moments are a soak's."""
@@ -95,7 +95,6 @@ def test_optuna_dashboard_reads_the_study(killed: Killed) -> None:
     assert all(trial["state"] == "Complete" for trial in shown["trials"][:TRIALS])
 
 
-@pytest.mark.soak
 def test_another_space_is_refused_at_a_resume_and_taken_by_a_fork(killed: Killed) -> None:
     """--resume says what differs and names --fork; the fork knows every trial that lies in the new space."""
     user = killed.user

@@ -53,7 +53,9 @@ def quality(champion, canary, rows):
     return rule, found
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    "world", [pytest.param(world, marks=pytest.mark.soak if world == "flights" else ()) for world in WORLDS]
+)
 def test_a_constant_is_worse_than_a_trained_model_by_its_labels(world, folder, tmp_path, mlflow_database):
     """As canary it is harm, surely; as champion it is no reason to keep the trained one back."""
     data = config_in(tmp_path, name=world, dashboard_url="http://127.0.0.1:1", mlflow_database=mlflow_database)

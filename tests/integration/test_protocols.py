@@ -67,7 +67,7 @@ def served(ray_local, bundle) -> Iterator[Served]:
     def change(*, keys: tuple[KeyRecord, ...] = (), **settings: Any) -> str:
         options = {"max_replicas": 1, "cpus_per_replica": 0.1, "log": {"enabled": False}, **settings}
         deployment = Deployment("mixed", 3, bundle, "run3", "champion", options)
-        return apply(Desired((deployment,), keys), api=api, wait_s=120, grpc_port=grpc_port).listens.base_url
+        return apply(Desired((deployment,), keys), api=api, wait_s=300, grpc_port=grpc_port).listens.base_url
 
     host = change()
     yield Served(

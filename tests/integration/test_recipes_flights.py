@@ -12,7 +12,7 @@ from raymlops.data.prepare import prepare
 from raymlops.project import bind
 from raymlops.training.loop.evaluation import totals
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.soak]
 
 CONFIG = Path(__file__).parents[2] / "configs" / "flights.yaml"
 SEEDS = (0, 1, 2)
@@ -43,7 +43,6 @@ def _trained(seed, prepared):
     return prepared.recipe.finalize(totals(prepared.recipe, model.eval(), test, batch_size=16_384))
 
 
-@pytest.mark.soak
 def test_network_beats_both_baselines_by_more_than_the_spread_of_its_seeds(network, prepared, baselines):
     """In AUC and in log loss, the worst seed is ahead of the better baseline by more than seeds differ."""
     networks = [network, *(_trained(seed, prepared) for seed in SEEDS[1:])]

@@ -89,7 +89,7 @@ def replicas(api: ServeApi, app: str) -> set[str]:
 @pytest.fixture(scope="module")
 def url(api, bundles) -> str:
     """Deploy version 1 and return its route."""
-    plan = apply([deployment(bundles, 1, "champion")], api=api, wait_s=120)
+    plan = apply([deployment(bundles, 1, "champion")], api=api, wait_s=300)
     assert statuses(plan) == {"scale--v1": "RUNNING", INDEX_APP: "RUNNING"}
     return f"{plan.listens.base_url}/models/scale"
 
@@ -173,17 +173,17 @@ def test_the_index_lists_the_model(url):
 def test_the_same_again_restarts_nothing(api, bundles, url):
     """The replica is the same process."""
     before = replicas(api, "scale--v1")
-    apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
+    apply([deployment(bundles, 1, "champion")], api=api, wait_s=300)
     assert replicas(api, "scale--v1") == before
 
 
 def test_a_changed_limit_is_in_force_without_a_restart(api, bundles, url):
     """At most one row from now on, by the same process."""
     before = replicas(api, "scale--v1")
-    apply([deployment(bundles, 1, "champion", max_rows=1)], api=api, wait_s=60)
+    apply([deployment(bundles, 1, "champion", max_rows=1)], api=api, wait_s=300)
     assert httpx.post(f"{url}/predict", json={"rows": ROWS}).status_code == 413
     assert replicas(api, "scale--v1") == before
-    apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
+    apply([deployment(bundles, 1, "champion")], api=api, wait_s=300)
 
 
 @pytest.mark.soak
@@ -223,7 +223,7 @@ def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundle
 
     async def ask_until(done: asyncio.Event) -> list[tuple[int, float]]:
         answers = []
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             while not done.is_set():
                 response = await client.post(f"{url}/predict", json={"rows": ROWS[:1]})
                 answers.append((response.status_code, response.json()["outputs"][0]["y"]))
@@ -233,9 +233,9 @@ def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundle
     async def over_and_back() -> list[tuple[int, float]]:
         done = asyncio.Event()
         asking = asyncio.create_task(ask_until(done))
-        await asyncio.to_thread(apply, both, api=api, wait_s=120)
+        await asyncio.to_thread(apply, both, api=api, wait_s=300)
         flipped = replicas(api, "scale--v1"), replicas(api, "scale--v2")
-        await asyncio.to_thread(apply, back, api=api, wait_s=60)
+        await asyncio.to_thread(apply, back, api=api, wait_s=300)
         assert flipped == (replicas(api, "scale--v1"), replicas(api, "scale--v2"))
         done.set()
         return await asking
@@ -250,11 +250,11 @@ def test_a_version_with_other_code_takes_the_route_and_gives_it_back(api, bundle
 def test_a_version_that_does_not_come_up_leaves_the_champion(api, bundles, url):
     """Its own message is reported, version 1 answers all the while, and applying what was before removes it."""
     before = [deployment(bundles, 1, "champion")]
-    apply(before, api=api, wait_s=60)
+    apply(before, api=api, wait_s=300)
     with pytest.raises(DeployError, match="no such layer: gadget"):
-        apply([deployment(bundles, 1, "warm"), deployment(bundles, 3, "champion")], api=api, wait_s=120)
+        apply([deployment(bundles, 1, "warm"), deployment(bundles, 3, "champion")], api=api, wait_s=300)
     assert ask(url, ROWS).model_version == "1"
-    assert "scale--v3" not in statuses(apply(before, api=api, wait_s=60))
+    assert "scale--v3" not in statuses(apply(before, api=api, wait_s=300))
 
 
 def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
@@ -272,9 +272,9 @@ def test_a_tampered_bundle_never_becomes_ready(api, bundles, url, tmp_path):
         fetch_on_nodes(spec, bundle, spec.serve)
     bad = Deployment("scale", 4, bundle, "run4", "champion", SETTINGS)
     with pytest.raises(DeployError, match="serving_scale"):
-        apply([deployment(bundles, 1, "warm"), bad], api=api, wait_s=120)
+        apply([deployment(bundles, 1, "warm"), bad], api=api, wait_s=300)
     assert ask(url, ROWS).model_version == "1"
-    apply([deployment(bundles, 1, "champion")], api=api, wait_s=60)
+    apply([deployment(bundles, 1, "champion")], api=api, wait_s=300)
 
 
 def test_a_foreign_application_survives_and_nothing_dead_is_left(api, bundles, url):
@@ -289,10 +289,10 @@ def test_a_foreign_application_survives_and_nothing_dead_is_left(api, bundles, u
     ours = [item["deployed_app_config"] for item in details["applications"].values()]
     api.put({"http_options": details["http_options"], "proxy_location": "HeadOnly", "applications": [*ours, config]})
     base = str(httpx.URL(url).join("/")).rstrip("/")
-    apply([deployment(bundles, 1, "champion", max_rows=10)], api=api, wait_s=60)
+    apply([deployment(bundles, 1, "champion", max_rows=10)], api=api, wait_s=300)
     answer = _get_when_up(f"{base}/foreign").json()
     assert answer["secret"] == "kept"
-    assert statuses(apply([], api=api, wait_s=60)) == {"foreign": "RUNNING"}
+    assert statuses(apply([], api=api, wait_s=300)) == {"foreign": "RUNNING"}
     assert httpx.get(f"{base}/foreign").json() == answer
     assert httpx.post(f"{url}/predict", json={"rows": ROWS}).status_code == 404
 

@@ -93,7 +93,8 @@ def test_ddp_gives_the_curve_of_one_process(storage: Path, alone: dict[int, floa
     assert losses(project, fit(project)) == pytest.approx(alone, rel=1e-3)
 
 
-@pytest.mark.parametrize("workers", [3, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [3, 1])
 def test_a_sharded_checkpoint_goes_on_with_other_workers(
     storage: Path, alone: dict[int, float], sharded: RunRecord, workers: int
 ) -> None:

@@ -212,6 +212,7 @@ def test_no_worker_is_asked_for_that_does_not_fit(tmp_path: Path) -> None:
     assert recorder.messages == ["waiting up to 1.5 s for room for 3 workers"]
 
 
+@pytest.mark.soak
 def test_a_killed_driver_takes_its_workers_along(undisturbed: Ended, ray_local: Any, tmp_path: Path) -> None:
     """kill -9 of the process that everything hangs on: its workers end within seconds, and another one goes on."""
     arguments = [sys.executable, supervised.__file__, ray_local.address, str(tmp_path)]

@@ -93,6 +93,7 @@ def go_on_until(write: Callable[[], None], happened: Callable[[], Any], *, withi
         time.sleep(0.01)
 
 
+@pytest.mark.soak
 def test_a_server_that_restarts_in_mid_run_loses_and_doubles_nothing(server: Server) -> None:
     """Points are made while it is up, while it is down and after it came back, by a run that then is reopened."""
     store = Tracker(server.url)

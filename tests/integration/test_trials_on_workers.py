@@ -165,6 +165,7 @@ def test_a_trial_on_workers_that_the_scheduler_stops_ends_them_and_goes_on_later
     assert len(restored) + len([result for result in rest if result["metrics"] is not None]) == 4
 
 
+@pytest.mark.soak
 def test_data_is_prepared_once_for_all_processes_of_a_node(tmp_path):
     """Two processes at once, six trials: the driver alone calls datasets() and fit()."""
     log = tmp_path / "calls"

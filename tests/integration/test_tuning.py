@@ -206,6 +206,7 @@ def test_an_error_in_the_caller_s_own_display_breaks_the_sweep_off_in_order(tmp_
     assert (statuses(swept, "trial")["RUNNING"], statuses(swept, "sweep")) == (0, {"FAILED": 1})
 
 
+@pytest.mark.soak
 def test_a_resumed_sweep_suggests_what_it_would_have(tmp_path):
     """One trial at a time, TPE, stopped once; training and sampler are seeded. The best one is trained again."""
     section = {
