@@ -30,8 +30,8 @@ unit: .venv/.compiled
 	$(ONE_THREAD) $(BIN)/pytest tests/unit tests/ports -q -n 3 -m 'not soak'
 
 # Both tiers mostly wait for processes that start, so two files run side by side, each with clusters of its own; long ones
-# first (tests/e2e/conftest.py), since what comes last has nothing beside it. Ray's workers are nice (15) by default: a
-# replica would get 3% of a core while the other file computes.
+# first (tests/e2e/conftest.py), since what comes last has nothing beside it. Ray workers are nice (node_environment.py): a
+# replica would get a third of a core while the other file computes.
 clusters: .venv/.compiled
 	RAY_worker_niceness=0 $(BIN)/pytest tests/e2e tests/integration -q -n 2 --dist loadfile --no-loadscope-reorder -m 'not soak'
 

@@ -1,10 +1,10 @@
 """The environment in which the nodes of a cluster start, the same for every launcher.
 
-Owns what it has: token authentication, the guard in front of Serve, its speed, HAProxy, the time in which a stopped job
-may end, the clock of a replay, and where Ray's head keeps its state (GCS). Ray and Serve read all of it from the
-environment of ``ray start``, so that no job and no configuration can set it later. ``raymlops up``, ``raymlops env``,
-by which the launcher files of ``ray up`` start their nodes, and the clusters that a command starts for itself, take it
-from here.
+Owns what it has: token authentication, the guard in front of Serve, its speed, HAProxy, how nice workers are, the time
+in which a stopped job may end, the clock of a replay, and where Ray's head keeps its state (GCS). Ray and Serve read
+all of it from the environment of ``ray start``, so that no job and no configuration can set it later. ``raymlops up``,
+``raymlops env``, by which the launcher files of ``ray up`` start their nodes, and the clusters that a command starts
+for itself, take it from here.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 GCS_STORAGE = "RAYMLOPS_GCS_STORAGE"
 LABELS = "RAY_OVERRIDE_LABELS"
 """Variable with labels of a node as JSON; an autoscaler's launcher sets some of its own."""
+NICENESS, NICE = "RAY_worker_niceness", "5"
+"""Replicas and proxies are Ray's workers, whose default is 15: what computes beside them, such as a driver or a build,
+would get 28 times their share of a core, and with 5 it gets three times. What the variable says already stays.
+Trainings make themselves nicer (``training.priority``); Ray's own processes are at 0."""
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
 SCRATCH = Path("/tmp")  # noqa: S108
@@ -66,7 +70,7 @@ def node_environment(
         ClusterError: HAProxy is named and not installed.
     """
     variables = {MODE: "token", "RAY_USAGE_STATS_ENABLED": "0", VARIABLE: str(STOP_WAIT_S), **GUARD, **SPEED}
-    variables |= clock.variables()
+    variables |= {NICENESS: os.environ.get(NICENESS, NICE), **clock.variables()}
     variables[LABELS] = _labels(proxy, tls=tls is not None)
     if proxy == "haproxy":
         variables |= serve_environment(scratch=scratch, stats_port=stats_port, metrics_port=metrics_port, tls=tls)

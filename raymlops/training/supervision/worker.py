@@ -72,11 +72,13 @@ def _train(
     from raymlops.training.loop.outcome import Hooks
     from raymlops.training.model.ranks import Ranks
     from raymlops.training.preflight import try_on_first_rank
+    from raymlops.training.priority import lower_priority
     from raymlops.training.runs.writer import CHECKPOINT_FAILURES
 
     project = Project.from_dict(config["project"])
     section, mine = project.spec.train, identity(project.spec)
     torch.set_num_threads(section.threads_per_worker or max(1, int(section.cpus_per_worker)))
+    lower_priority()
     prepared = prepare(project, state=config["state"], sources=config["sources"])
     heartbeat.alive(0)
 

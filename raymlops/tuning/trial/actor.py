@@ -47,6 +47,7 @@ from raymlops.training.checkpoints.latest import recall, recorded_fit
 from raymlops.training.inprocess import run_in_process
 from raymlops.training.loop.early_stopping import Best
 from raymlops.training.loop.outcome import Hooks
+from raymlops.training.priority import lower_priority
 from raymlops.training.runs.lookup import CHECKPOINTS
 from raymlops.tuning.trial.checkpoints import TrialSaver, section_of
 from raymlops.tuning.trial.epoch_stream import EpochStream, TrialThread
@@ -77,6 +78,7 @@ class TrialActor(Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], splits: SharedData | None = None) -> None:
         """Start the first trial of this process. ``splits`` is the driver's data."""
+        lower_priority()
         self._thread = TrialThread(after=release_memory)
         self._data = DataCache(splits)
         limit_memory(json.loads(config["project"])["train"]["gpus_per_worker"])

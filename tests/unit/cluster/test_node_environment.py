@@ -29,6 +29,14 @@ def test_every_node_has_the_token_the_guard_and_the_speed():
     assert [name for name in haproxy if "gcs" in name.lower() or "REDIS" in name] == []
 
 
+def test_replicas_are_hardly_nicer_than_what_computes_beside_ray(monkeypatch):
+    """By default they are nicer by 15; what the operator says stays."""
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    assert node_environment(proxy="python", scratch="/tmp/x")["RAY_worker_niceness"] == "5"
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    assert node_environment(proxy="python", scratch="/tmp/x")["RAY_worker_niceness"] == "0"
+
+
 def test_a_node_is_labelled_with_its_proxy(monkeypatch):
     """Beside the labels that it has, and in a variable that Ray reads."""
     from ray._private import ray_constants
