@@ -4,7 +4,8 @@ Ordered bins (numbers, times, lengths) have polynomials of the values' mid-ranks
 degree 1 sees a change of location, 2 of scale, 3 of asymmetry. They depend on ranks alone, so that neither units nor
 heavy tails matter: Neyman, "Smooth test for goodness of fit", Skand. Aktuarietidskr. 20 (1937), in the form for binned
 data of Rayner and Best, "Smooth Tests of Goodness of Fit" (1989). No polynomial sees a few values in the middle: beside
-them is the share of those in bins that hardly any window has some in, as an hour of the night. Shares, of categories
+them are the shares of those in bins that hardly any window has some in, between others, as an hour of the night, and at
+the ends. Shares, of categories
 and nulls too, are ``2 asin(sqrt((count + 3/8) / (rows + 3/4)))``, whose variance is 1 / rows whatever the share is:
 Anscombe, "The transformation of Poisson, binomial and negative-binomial data", Biometrika 35 (1948). Pure: arrays in,
 arrays out.
@@ -22,8 +23,8 @@ Floats = npt.NDArray[np.float64]
 
 LOCATION = "location"
 POLYNOMIALS = (LOCATION, "scale", "skew")
-CORRELATION, SHARE, NULLS = "correlation", "share", "nulls"
-KINDS = (*POLYNOMIALS, CORRELATION, SHARE, NULLS)
+CORRELATION, SHARE, ENDS, NULLS = "correlation", "share", "ends", "nulls"
+KINDS = (*POLYNOMIALS, CORRELATION, SHARE, ENDS, NULLS)
 """Of contrasts. Those of one kind have about the same variance in all columns, which is estimated from all of them."""
 MAX_SHARES = 12
 """Categories of a column that are compared one by one, the commonest first; the others count as one."""
@@ -108,11 +109,10 @@ def _of_values(
         # A window without a value has the mean, 0: what is new about it is its share of nulls.
         values = shares @ polynomials(pooled).T
         found = tuple(Contrast(kind) for kind in POLYNOMIALS[: values.shape[1]])
-        seldom = np.flatnonzero((pooled > 0) & ((windows > 0).mean(axis=0) <= MOST_OFTEN))
-        if len(seldom):
-            angles = stabilised(windows[:, seldom].sum(axis=1), present)
-            angles = np.where(present > 0, angles, 2 * np.arcsin(np.sqrt(pooled[seldom].sum())))
-            values, found = np.column_stack([values, angles]), (*found, Contrast(SHARE, tuple(seldom.tolist())))
+        for contrast in _seldom(windows, pooled):
+            angles = stabilised(windows[:, contrast.bins].sum(axis=1), present)
+            angles = np.where(present > 0, angles, 2 * np.arcsin(np.sqrt(pooled[list(contrast.bins)].sum())))
+            values, found = np.column_stack([values, angles]), (*found, contrast)
         return values, found
     order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
     if without is not None:
@@ -130,3 +130,12 @@ def _of_values(
     # A window without a value has the usual shares, for the same reason.
     angles = stabilised(grouped, present[:, None])
     return np.where(present[:, None] > 0, angles, 2 * np.arcsin(np.sqrt(usual))), tuple(meanings)
+
+
+def _seldom(windows: Counts, pooled: Floats) -> list[Contrast]:
+    """Return the shares of ordered bins that hardly any window has some in: those between others, and those outside."""
+    often = (windows > 0).mean(axis=0) > MOST_OFTEN
+    inner = np.logical_or.accumulate(often) & np.logical_or.accumulate(often[::-1])[::-1]
+    parts = ((SHARE, inner), (ENDS, ~inner))
+    found = [(kind, np.flatnonzero((pooled > 0) & ~often & part)) for kind, part in parts]
+    return [Contrast(kind, tuple(bins.tolist())) for kind, bins in found if len(bins)]

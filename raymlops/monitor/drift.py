@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from raymlops.display import some_of
 from raymlops.monitor import effects
-from raymlops.monitor.contrasts import LOCATION, MAX_SHARES, SHARE, Contrast, contrasts, in_words
+from raymlops.monitor.contrasts import ENDS, LOCATION, MAX_SHARES, SHARE, Contrast, contrasts, in_words
 from raymlops.monitor.outcome import (
     FEWEST_EFFECTIVE,
     FEWEST_ROWS,
@@ -361,7 +361,7 @@ def _histogram(column: ColumnCounts | PairCounts) -> effects.Histogram | None:
 
 
 def _name(column: ColumnCounts | PairCounts, meaning: Contrast) -> str:
-    if meaning.kind != SHARE or isinstance(column, PairCounts):
+    if meaning.kind not in {SHARE, ENDS} or isinstance(column, PairCounts):
         return meaning.kind
     if column.without is not None and column.without in meaning.bins:
         return RARER

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
-from raymlops.monitor.contrasts import KINDS, LOCATION, NULLS, SHARE, share_of
+from raymlops.monitor.contrasts import ENDS, KINDS, LOCATION, NULLS, SHARE, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -164,18 +164,19 @@ def _of_columns(own: Own, related: Floats) -> Floats:
 
 
 def _of_clumps(own: Own) -> Own:
-    """Return own windows in which the share of an ordered column's rare values varies at least as its location does.
+    """Return own windows in which the share of an ordered column's outer values varies at least as its location does.
 
-    Both vary by 1 / rows where rows are independent. Where they hang together, rare values come in clumps, which own
-    windows may lack, and one that lies where two windows meet is in both.
+    Both vary by 1 / rows where rows are independent. Where they hang together, outer values come in clumps, which own
+    windows may lack, and one that lies where two windows meet is in both. Not so values between others: a location that
+    moves from day to day crosses those.
     """
     if own.columns is None:
         return own
     kinds, count = own.kinds % len(KINDS), int(own.columns.max(initial=0)) + 1
-    located, shares = kinds == KINDS.index(LOCATION), kinds == KINDS.index(SHARE)
+    located, ends = kinds == KINDS.index(LOCATION), kinds == KINDS.index(ENDS)
     least = np.zeros(count)
     least[own.columns[located]] = own.variances()[located]
-    return replace(own, floors=np.where(shares, np.maximum(own.floors, least[own.columns]), own.floors))
+    return replace(own, floors=np.where(ends, np.maximum(own.floors, least[own.columns]), own.floors))
 
 
 def warn_level(one: Ranked, share: float = 1.0) -> float:

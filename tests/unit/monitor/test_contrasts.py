@@ -64,6 +64,16 @@ def test_all_windows_have_the_same_part_in_the_contrasts():
     assert values.mean(axis=0) == pytest.approx(np.zeros(3), abs=1e-9)
 
 
+def test_values_that_hardly_any_window_has_are_one_share_between_others_and_one_outside():
+    """Of twenty windows two have some at bin 2 and one at the last; the first bin was never filled."""
+    windows = np.tile([0, 50, 0, 50, 0], (20, 1))
+    windows[:2, 2], windows[5, 4] = 3, 1
+    values, meanings = contrasts(windows, np.zeros(20, int), ordered=True)
+    assert meanings[3:] == (Contrast("share", (2,)), Contrast("ends", (4,)))
+    assert values[0, 3] > values[2, 3] == pytest.approx(values[3, 3])
+    assert values[5, 4] > values[4, 4]
+
+
 def test_a_column_without_nulls_has_no_contrast_for_them():
     """There is nothing to compare, and one column less to look at."""
     _, meanings = contrasts(counts([5, 5]), np.array([0]), ordered=True)

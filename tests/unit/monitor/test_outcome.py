@@ -57,10 +57,15 @@ def test_two_windows_running_are_an_alarm():
     assert found.flagged.tolist() == [False, True, False, False]
 
 
-@pytest.mark.parametrize(("spread", "outcome"), [(1, "alarm"), (10, "ok")])
-def test_rare_values_of_rows_that_hang_together_come_in_clumps(spread, outcome):
-    """A location ten times as far off as that of unrelated rows says that a hundred of them count as one."""
-    kinds = kind_numbers(("location", "scale", "skew", "share"))
+@pytest.mark.parametrize(
+    ("kind", "spread", "outcome"), [("ends", 1, "alarm"), ("ends", 10, "ok"), ("share", 10, "alarm")]
+)
+def test_outer_values_of_rows_that_hang_together_come_in_clumps(kind, spread, outcome):
+    """A location ten times as far off as that of unrelated rows says that a hundred of them count as one.
+
+    A location that moves from day to day says nothing about a value between others that was never there.
+    """
+    kinds = kind_numbers(("location", "scale", "skew", kind))
     values = np.random.default_rng(1).standard_normal((40, 4)) / ROWS**0.5 * [spread, 1, 1, 1]
     column = Own(values, kinds, floors(kinds, ROWS), np.zeros(40, int), columns=np.zeros(4, int))
     assert compare(column, np.stack([far(0, 0, 0, 6), far(0, 0, 0, 6.5)])).outcome == outcome
