@@ -43,7 +43,7 @@ def delivered(cluster, cluster_user):
         cluster_user.raymlops("init", "late-parcels", "--ci", system)
         cluster_user.cwd /= "late-parcels"
         config = cluster_user.cwd / "config.yaml"
-        serve = f"serve:\n  port: {cluster.ports['http']}\n  cpus_per_replica: 0.1\n"
+        serve = f"serve:\n  port: {cluster.ports['http']}\n  cpus_per_replica: 0.1\n  ready_timeout_s: 600\n"
         config.write_text(config.read_text().replace("serve:\n", serve))
         return cluster_user
 

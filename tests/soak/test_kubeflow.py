@@ -62,7 +62,7 @@ def ran(started):
 def test_a_run_that_is_killed_is_gone_on_with_and_none_doubles_anything(cluster, runs):
     """The next run with the same arguments follows the job that still runs, and a third one all that ran."""
     killed = runs(delivery="abc")
-    wait_for(lambda: [one for one in cluster.jobs() if one["status"] == "RUNNING"] or None)
+    wait_for(lambda: [one for one in cluster.jobs() if one["status"] == "RUNNING"] or None, timeout_s=600)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
 

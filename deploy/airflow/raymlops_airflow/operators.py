@@ -59,20 +59,19 @@ class RayJobOperator(BaseOperator):
         while True:
             job, attached = self._start(first)
             if self.deferrable:
-                kwargs = {"job": job, "attached": attached}
-                trigger = _trigger(self, job, stops=True)
-                self.defer(trigger=trigger, method_name="resume", kwargs=kwargs, timeout=self.execution_timeout)
+                trigger = _trigger(self, job, stops=True, told={"job": job, "attached": attached})
+                self.defer(trigger=trigger, method_name="resume", timeout=self.execution_timeout)
             follower = Follower(_jobs(self), job, self.log.info)
             while (ended := _look(follower)) is None:
                 time.sleep(self.poll_s)
             if self._killed or not (attached and ended["status"] == "STOPPED"):
                 return _result(self, job, answers=self.answers)
 
-    def resume(self, context: Context, event: dict[str, Any], *, job: str, attached: bool) -> dict[str, Any] | None:
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any] | None:
         """Go on after the trigger."""
-        if event.get("status") == "STOPPED" and attached:  # on behalf of the attempt that was cleared
+        if event.get("status") == "STOPPED" and event["attached"]:  # on behalf of the attempt that was cleared
             return self.execute(context)
-        return _result(self, job, answers=self.answers, event=event)
+        return _result(self, event["job"], answers=self.answers, event=event)
 
     def on_kill(self) -> None:
         """Stop the job that this process follows.
@@ -114,7 +113,7 @@ class RayJobSensor(BaseSensorOperator):
         """Defer, or poke in this process."""
         if not self.deferrable:
             return super().execute(context)
-        trigger = _trigger(self, self.job, stops=False)
+        trigger = _trigger(self, self.job, stops=False, told={})
         return self.defer(trigger=trigger, method_name="resume", timeout=self.timeout)
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - Airflow's interface
@@ -132,8 +131,9 @@ def _jobs(task: RayJobOperator | RayJobSensor) -> RayJobs:
     return ray_jobs(Connection.get(task.conn_id), patience_s=task.patience_s)
 
 
-def _trigger(task: RayJobOperator | RayJobSensor, job: str, *, stops: bool) -> RayJobTrigger:
-    return RayJobTrigger(conn_id=task.conn_id, job=job, poll_s=task.poll_s, patience_s=task.patience_s, stops=stops)
+def _trigger(task: RayJobOperator | RayJobSensor, job: str, *, stops: bool, told: dict[str, Any]) -> RayJobTrigger:
+    waits = {"poll_s": task.poll_s, "patience_s": task.patience_s}
+    return RayJobTrigger(conn_id=task.conn_id, job=job, stops=stops, told=told, **waits)
 
 
 def _look(follower: Follower) -> dict[str, Any] | None:

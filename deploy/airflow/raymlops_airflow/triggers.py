@@ -16,15 +16,21 @@ if TYPE_CHECKING:
 
 
 class RayJobTrigger(BaseTrigger):
-    """Fires once a job has ended, or once that cannot be known; ``stops`` it when somebody clears or fails the task."""
+    """Fires once a job has ended, or once that cannot be known, and hands ``told`` on to the task.
 
-    def __init__(self, *, conn_id: str, job: str, poll_s: float, patience_s: float, stops: bool) -> None:
+    ``stops`` the job when somebody clears or marks the task.
+    """
+
+    def __init__(
+        self, *, conn_id: str, job: str, poll_s: float, patience_s: float, stops: bool, told: dict[str, Any]
+    ) -> None:
         super().__init__()
-        self.conn_id, self.job, self.poll_s, self.patience_s, self.stops = conn_id, job, poll_s, patience_s, stops
+        self.conn_id, self.job, self.poll_s, self.patience_s = conn_id, job, poll_s, patience_s
+        self.stops, self.told = stops, told
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer makes it from; the token stays in the connection."""
-        names = ("conn_id", "job", "poll_s", "patience_s", "stops")
+        names = ("conn_id", "job", "poll_s", "patience_s", "stops", "told")
         return "raymlops_airflow.triggers.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -37,9 +43,9 @@ class RayJobTrigger(BaseTrigger):
                 await asyncio.sleep(self.poll_s)
                 job = await asyncio.to_thread(follower.look)
         except RayJobsError as error:
-            yield TriggerEvent({"error": str(error)})
+            yield TriggerEvent({**self.told, "error": str(error)})
         else:
-            yield TriggerEvent({"status": job["status"]})
+            yield TriggerEvent({**self.told, "status": job["status"]})
 
     async def on_kill(self) -> None:
         """Stop the job: the task was cleared, or marked as failed or succeeded."""
