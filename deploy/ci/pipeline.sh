@@ -4,11 +4,14 @@
 #
 #   pipeline.sh validate CONFIG             every problem of the file with its place, then the tests of the project
 #   pipeline.sh train CONFIG                train, register, ask the gate; writes OUT/report.md and OUT/version
-#   pipeline.sh deploy CONFIG               deploy the version that OUT/version names: DEPLOY_OPTIONS="--canary 10 --wait"
+#   pipeline.sh deploy CONFIG               deploy MODEL_VERSION, or what OUT/version names: DEPLOY_OPTIONS="--canary 10 --wait"
 #   pipeline.sh nightly CONFIG              the tests marked soak, then drift and quality of the live model
 #
 # Values that replace the file's follow CONFIG: train.lr=0.01. OUT is the folder of results (raymlops-ci), ENV_NAME the
 # overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift or worse answers.
+#
+# DELIVERY names a delivery, such as by its commit: each of its jobs is submitted once. Who runs the same stage with the
+# same words again follows a job that runs, takes the result of one that ran, and begins anew what failed or was stopped.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -48,19 +51,47 @@ verb() {
   return "$code"
 }
 
-# Run a command as a job and show its log, which FILE keeps: job FILE WORD... A run of the CI that is cancelled stops it.
+# Run a command as a job and show its log, which FILE keeps: job FILE WORD...
 job() {
-  local log=$1 code=0 id submitting
-  id="ci-$(date +%s)-$$-$RANDOM"
+  local log=$1 first id attempt=1 state code
   shift
+  first="ci-$(date +%s)-$$-$RANDOM"
+  if [ -n "${DELIVERY:-}" ]; then first="ci-$(printf '%s\0' "$DELIVERY" "$@" | sha256sum | cut -c 1-20)"; fi
+  id=$first
+  while [ -n "${DELIVERY:-}" ] && state=$(state_of "$id") && [ -n "$state" ]; do
+    if [ "$state" = running ] || [ "$state" = succeeded ]; then
+      echo "the job $id of this delivery is known: $state; its log follows" >&2
+      follow "$id" "$log" ray job logs --follow "$id" || true
+      state=$(state_of "$id")
+      if [ "$state" = succeeded ]; then return 0; fi
+      if [ "$state" != "was stopped" ]; then return 1; fi # who ran it before was ended and stopped it: it begins anew
+    fi
+    attempt=$((attempt + 1))
+    id="$first-$attempt"
+  done
+  code=0
+  follow "$id" "$log" ray job submit --submission-id "$id" --working-dir . -- "$@" || code=$?
+  return "$code"
+}
+
+# Show what a command prints of a job, which FILE keeps: follow ID FILE WORD... A run of the CI that is cancelled stops it.
+follow() {
+  local id=$1 log=$2 code=0 printing
+  shift 2
   trap 'ray job stop --no-wait "$id" >&2; exit 130' INT TERM
-  ray job submit --submission-id "$id" --working-dir . -- "$@" >"$log" 2>&1 &
-  submitting=$!
-  tail --pid="$submitting" -n +1 -f "$log" >&2 &
-  wait "$submitting" || code=$?
+  "$@" >"$log" 2>&1 &
+  printing=$!
+  tail --pid="$printing" -n +1 -f "$log" >&2 &
+  wait "$printing" || code=$?
   wait "$!"
   trap - INT TERM
   return "$code"
+}
+
+# Print how a job is: running, succeeded, failed, was stopped; nothing where the cluster does not know it or not answer.
+state_of() {
+  { ray job status "$1" 2>&1 || true; } |
+    sed -nE "s/.*Job '[^']*' (succeeded|failed|was stopped).*/\1/p; s/.*Status for job .*/running/p" | head -n 1
 }
 
 report() {
@@ -103,6 +134,7 @@ train)
   value "$out/register.json" version >"$out/version"
   ;;
 deploy)
+  if [ -n "${MODEL_VERSION:-}" ]; then echo "$MODEL_VERSION" >"$out/version"; fi
   if [ ! -s "$out/version" ]; then
     echo "$out/version names no version: run the stage train first" >&2
     exit 2

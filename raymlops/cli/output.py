@@ -147,8 +147,12 @@ def error_data(error: BaseException) -> dict[str, Any]:
 
 
 def print_result(verb: str, data: Mapping[str, Any], code: int) -> None:
-    """Print the last line of a job's log: the answer, or the error with the exit code."""
-    data = {"error": data["error"], "exit_code": code} if "error" in data else data
+    """Print the last line of a job's log: the answer or the error, with the exit code where it is not 0.
+
+    Ray's own command ends with 1 whatever the exit code of a job is.
+    """
+    data = {"error": data["error"]} if "error" in data else data
+    data = {**data, "exit_code": code} if code else data
     # Ray merges stdout and stderr of a job in the order of arrival.
     sys.stderr.flush()
     with suppress(RaymlopsError, BrokenPipeError):

@@ -24,8 +24,12 @@ def init(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the project and its folder.")],
     *,
     ci: Annotated[
-        Literal["github", "jenkins"] | None,
-        typer.Option("--ci", metavar="SYSTEM", help="Add a delivery pipeline for this CI system: github or jenkins."),
+        Literal["github", "jenkins", "airflow", "kubeflow", "argo-workflows"] | None,
+        typer.Option(
+            "--ci",
+            metavar="SYSTEM",
+            help="Add a delivery pipeline for this system: github, jenkins, airflow, kubeflow or argo-workflows.",
+        ),
     ] = None,
 ) -> Answer:
     """Create a project: recipe, configuration, contract test, requirements, CI workflow, README."""

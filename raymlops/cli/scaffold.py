@@ -26,25 +26,30 @@ ROWS = 2000
 _TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}
 
 
-System = Literal["github", "jenkins"]
+System = Literal["github", "jenkins", "airflow", "kubeflow", "argo-workflows"]
 _PIPELINES: dict[System, dict[str, str]] = {
     "github": {"github": ".github", "ci": ".github/actions/raymlops"},
     "jenkins": {"jenkins": ".", "ci": "ci"},
+    "airflow": {"airflow": "airflow"},
+    "kubeflow": {"kubeflow": "kubeflow", "ci": "ci"},
+    "argo-workflows": {"argo-workflows": "argo-workflows", "ci": "ci"},
 }
-"""By CI system: the folders of ``deploy`` that are its whole pipeline, and where they go."""
+"""By system: the folders of ``deploy`` that are its whole pipeline, and where they go."""
 _ROWS: dict[System | None, str] = {
     None: "`.github/workflows/ci.yml` | runs `validate` and the contract test on every push",
     "github": "`.github/` | validates and trains each pull request, deploys what is merged, watches it every night",
     "jenkins": "`Jenkinsfile`, `ci/pipeline.sh` | validate and train, and deploy once somebody has approved",
+    "airflow": "`airflow/` | a provider and two DAGs: from training to deployment, and the loop by hand",
+    "kubeflow": "`kubeflow/`, `ci/pipeline.sh` | a pipeline that trains and deploys, as source and compiled",
+    "argo-workflows": "`argo-workflows/`, `ci/pipeline.sh` | train, deploy once approved; drift each night",
 }
-"""By CI system: its row in the README."""
+"""By system: its row in the README."""
 
 
 def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
     """Write the folder ``name`` and return it with the names of its files.
 
-    ``ci`` is ``github`` or ``jenkins``, for a pipeline from the pull request to the live model; without it a workflow
-    checks each push.
+    ``ci`` names the system that a delivery pipeline is added for; without it a workflow checks each push.
 
     Raises:
         InvalidNameError: the name cannot be a registered model, or its module would hide another one.
@@ -89,12 +94,12 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
 
 
 def _pipeline(ci: System) -> dict[str, Path]:
-    """Return the files of a CI system's pipeline, by their paths in a project."""
+    """Return the files of a system's pipeline, by their paths in a project."""
     found = {}
     for folder, target in _PIPELINES[ci].items():
         root = shipped("deploy") / folder
         for file in root.rglob("*"):
-            if file.is_file():
+            if file.is_file() and file.parent.name != "__pycache__":
                 found[(Path(target) / file.relative_to(root)).as_posix()] = file
     return found
 

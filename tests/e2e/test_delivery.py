@@ -12,8 +12,8 @@ COMMENT = "pr comment 7 --edit-last --create-if-none --body-file raymlops-ci/rep
 
 def test_a_pull_request_is_trained_and_what_is_merged_is_deployed(cluster, cluster_user):
     """The gate answers in a comment; a version that it refuses ends the stage as the gate does, and is not deployed."""
-    folder, token = cluster_user.cwd, (cluster.owner.cwd / "home/.raymlops/auth/token").read_text().strip()
-    secrets = {"secrets.RAY_API_SERVER_ADDRESS": cluster.env["RAY_API_SERVER_ADDRESS"], "secrets.RAY_AUTH_TOKEN": token}
+    folder, address = cluster_user.cwd, cluster.env["RAY_API_SERVER_ADDRESS"]
+    secrets = {"secrets.RAY_API_SERVER_ADDRESS": address, "secrets.RAY_AUTH_TOKEN": cluster.token}
     pull_request = {"github.event_name": "pull_request", "github.event.pull_request.number": "7"}
     runner = project_runner(folder, {**secrets, **pull_request})
     runner.variables["MLFLOW_TRACKING_URI"] = cluster.env["MLFLOW_TRACKING_URI"]

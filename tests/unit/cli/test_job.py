@@ -23,6 +23,8 @@ def stub(config: ConfigOption, overrides: Overrides = None, *, yes: YesFlag = Fa
             return Answer({"overrides": overrides}, "text")
         case "nan":
             return Answer({"value": float("nan"), "metrics": {"loss": float("inf")}}, "text")
+        case "drifted":
+            return Answer({"windows": []}, "text", exit_code=6)
         case "unreachable":
             raise ClusterError("nobody answers", hint="start one")
         case "defect":
@@ -83,6 +85,11 @@ def test_a_metric_that_is_no_number_does_not_fail_a_finished_job(job):
     """JSON has no NaN; it is null."""
     code, result = job("--config", "nan")
     assert (code, result["value"], result["metrics"]) == (0, None, {"loss": None})
+
+
+def test_an_answer_that_is_no_success_says_its_exit_code(job):
+    """Ray's own command ends with 1 whatever the code of a job is."""
+    assert job("--config", "drifted") == (6, {"schema_version": 1, "verb": "deploy", "windows": [], "exit_code": 6})
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from raymlops.cli.scaffold import scaffold
+from raymlops.cli.scaffold import _PIPELINES, scaffold
 from raymlops.config.load import load
 from raymlops.errors import InvalidNameError, UsageError
 from raymlops.lifecycle.loop.training_data import unretrainable
@@ -65,7 +65,7 @@ def test_existing_folder_is_left_alone(tmp_path, monkeypatch):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
-@pytest.mark.parametrize("ci", [None, "github", "jenkins"])
+@pytest.mark.parametrize("ci", [None, *_PIPELINES])
 def test_the_readme_names_files_that_were_written(tmp_path, monkeypatch, ci):
     """Whatever checks and delivers the project."""
     monkeypatch.chdir(tmp_path)

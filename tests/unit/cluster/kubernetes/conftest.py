@@ -1,11 +1,10 @@
 import copy
 import json
-import os
 from pathlib import Path
 
 import jsonschema
 import pytest
-import yaml
+from published_schemas import published
 
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import jobs, manifests
@@ -13,7 +12,6 @@ from raymlops.cluster.kubernetes.place import checked
 from raymlops.config.load import dump, load
 
 ROOT = Path(__file__).parents[4]
-CRDS = "RAYMLOPS_CRDS"
 FOREIGN = {"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"}
 """Kinds whose schemas are not at hand."""
 
@@ -44,12 +42,8 @@ def objects():
 @pytest.fixture(scope="session")
 def strict():
     """Return what a strict API server and KubeRay's operator say against objects, and about the names in ``beside``."""
-    folder = os.environ.get(CRDS)
-    if not folder:
-        pytest.skip(f"{CRDS} names no folder of KubeRay's CRDs")
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    pytest.importorskip("cel")
-    crds, built_in = Crds(Path(folder)), BuiltIn(Path(kubernetes_validate.__file__).parent)
+    crds = published("ray.io_ray[cjs]*.yaml")
+    built_in = BuiltIn(Path(pytest.importorskip("kubernetes_validate").__file__).parent)
 
     def check(found, *, beside=None):
         # The operator sees only what the server took.
@@ -57,30 +51,6 @@ def strict():
         return [*said, *dangling(found if beside is None else beside)]
 
     return check
-
-
-class Crds:
-    """The published schemas, read as an API server with strict field validation reads them."""
-
-    def __init__(self, folder):
-        self.versions = {}
-        for file in folder.glob("ray.io_ray[cjs]*.yaml"):
-            crd = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-            (stored,) = [version for version in crd["spec"]["versions"] if version["storage"]]
-            schema = stored["schema"]["openAPIV3Schema"]
-            closed = closed_schema(schema)
-            closed["properties"]["metadata"] = {"type": "object"}
-            kind, group = crd["spec"]["names"]["kind"], crd["spec"]["group"]
-            self.versions[kind] = f"{group}/{stored['name']}", schema, jsonschema.Draft7Validator(closed)
-
-    def problems(self, found):
-        if found["apiVersion"].partition("/")[0] != "ray.io":
-            return []
-        stored, schema, closed = self.versions[found["kind"]]
-        if found["apiVersion"] != stored:
-            return [f"{found['kind']}: {found['apiVersion']} is not the stored version {stored}"]
-        said = [f"{found['kind']}: {one.json_path}: {one.message}" for one in closed.iter_errors(found)]
-        return [*said, *rules_broken(schema, found, "$")]
 
 
 class BuiltIn:
@@ -108,39 +78,6 @@ class BuiltIn:
             schema.pop("$id", None)
             self.validators[name] = jsonschema.Draft202012Validator(schema)
         return [f"{found['kind']}: {one.json_path}: {one.message}" for one in self.validators[name].iter_errors(found)]
-
-
-def closed_schema(schema):
-    """Return a schema that allows no field beside those that it names, unless it keeps unknown ones."""
-    if isinstance(schema, list):
-        return [closed_schema(one) for one in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("x-kubernetes-int-or-string"):
-        return {"type": ["integer", "string"]}
-    made = {key: closed_schema(value) for key, value in schema.items() if key not in {"default", "format"}}
-    if "properties" in schema:
-        made["properties"] = {name: closed_schema(value) for name, value in schema["properties"].items()}
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
-    return made
-
-
-def rules_broken(schema, value, path):
-    """Yield the messages of CEL rules that a new object breaks; those on a change need an old one."""
-    import cel
-
-    for rule in schema.get("x-kubernetes-validations", ()):
-        if "oldSelf" not in rule["rule"] and not cel.evaluate(rule["rule"], {"self": value}):
-            yield f"{path}: {rule['message']}"
-    if isinstance(value, dict):
-        for name, one in value.items():
-            below = schema.get("properties", {}).get(name) or schema.get("additionalProperties")
-            if isinstance(below, dict):
-                yield from rules_broken(below, one, f"{path}.{name}")
-    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
-        for index, one in enumerate(value):
-            yield from rules_broken(schema["items"], one, f"{path}[{index}]")
 
 
 def dangling(found):

@@ -1,0 +1,34 @@
+"""From training to deployment as tasks of a DAG: each verb a job of the cluster, each id handed on."""
+
+from __future__ import annotations
+
+from airflow.sdk import Param
+
+from raymlops_airflow.operators import RayJobOperator
+
+PARAMS = {
+    "source": Param("--config config.yaml", type="string", description="--config, --env and key.path=value"),
+    "working_dir": Param(
+        "", type="string", description="The project, a URI that Ray takes; empty: in the nodes' image"
+    ),
+    "deploy": Param("", type="string", description="Options of deploy, such as --canary 10 --wait"),
+}
+
+
+def verb(task_id: str, command: str, **kwargs: object) -> RayJobOperator:
+    """Return the task of a verb, for a DAG with ``PARAMS``."""
+    return RayJobOperator(
+        task_id=task_id, command=f"raymlops {command}", working_dir="{{ params.working_dir }}", **kwargs
+    )
+
+
+def delivery() -> RayJobOperator:
+    """Train, register, ask the gate, deploy; return the first of these tasks."""
+    source = "{{ params.source }}"
+    run_id = "{{ ti.xcom_pull(task_ids='train')['run_id'] }}"
+    version = "{{ ti.xcom_pull(task_ids='register')['version'] }}"
+    train = verb("train", f"train {source}")
+    register = verb("register", f"models register {run_id} {source}")
+    gate = verb("gate", f"models gate {source} --version {version}")
+    train >> register >> gate >> verb("deploy", f"deploy {source} --version {version} --yes {{{{ params.deploy }}}}")
+    return train

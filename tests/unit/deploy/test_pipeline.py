@@ -1,0 +1,95 @@
+"""A delivery that is named: whatever was cut off is gone on with, and nothing is submitted twice."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from stub_commands import stub_commands
+
+SCRIPT = Path(__file__).parents[3] / "deploy/ci/pipeline.sh"
+TRAIN = ["train", "models register", "models gate"]
+
+
+class Project:
+    """A checkout, and the cluster that its jobs run on."""
+
+    def __init__(self, folder):
+        self.folder, self.env = folder, stub_commands(folder)
+
+    def stage(self, name, *, delivery="abc", **variables):
+        done = subprocess.run(
+            ["bash", SCRIPT, name, "config.yaml"],
+            cwd=self.folder,
+            env={**self.env, "DELIVERY": delivery, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    @property
+    def calls(self):
+        return (self.folder / "calls").read_text().splitlines()
+
+    def job(self, words):
+        (found,) = [job for job in (self.folder / "jobs").iterdir() if (job / "words").read_text().startswith(words)]
+        return found
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def verbs(calls):
+    return [" ".join(call.split()[: 2 if call.startswith("models") else 1]) for call in calls]
+
+
+def test_the_same_delivery_again_trains_no_second_time(project):
+    """Each job is followed to the result that it had; another delivery has jobs of its own."""
+    assert project.stage("train")[0] == 0
+    (project.folder / "raymlops-ci/version").unlink()
+    code, said = project.stage("train")
+    assert (code, verbs(project.calls)) == (0, TRAIN), said
+    assert said.count("of this delivery is known: succeeded") == 3
+    assert (project.folder / "raymlops-ci/version").read_text() == "3\n"
+    assert project.stage("train", delivery="def")[0] == 0
+    assert verbs(project.calls) == TRAIN * 2
+
+
+def test_one_that_was_killed_between_two_jobs_goes_on_with_the_next(project):
+    """What ran is not run again."""
+    (project.folder / "code-models").write_text("5")
+    assert project.stage("train")[0] == 5
+    (project.folder / "code-models").unlink()
+    assert project.stage("train")[0] == 0
+    assert verbs(project.calls) == ["train", "models register", *TRAIN[1:]]
+
+
+@pytest.mark.parametrize(("ends", "code", "trained"), [("SUCCEEDED", 0, 1), ("STOPPED", 0, 2), ("FAILED", 1, 1)])
+def test_a_job_that_still_runs_is_followed_to_its_end(project, ends, code, trained):
+    """One that is stopped meanwhile was of somebody who was ended: it begins anew. One that fails fails the stage."""
+    assert project.stage("train")[0] == 0
+    first = project.job("raymlops train")
+    (first / "status").write_text("RUNNING\n")
+    (first / "ends").write_text(f"{ends}\n")
+    if ends == "FAILED":
+        (first / "log").write_text("killed\n")
+    got, said = project.stage("train")
+    assert (got, verbs(project.calls).count("train")) == (code, trained), said
+    assert "is known: running" in said
+
+
+def test_without_a_name_every_run_is_a_delivery_of_its_own(project):
+    """As a CI that is started again."""
+    for _ in range(2):
+        assert project.stage("train", delivery="")[0] == 0
+    assert verbs(project.calls) == TRAIN * 2
+
+
+def test_the_exit_code_is_that_of_the_verb_on_a_cluster_too(project):
+    """Ray's own command ends with 1 whatever a job ended with."""
+    (project.folder / "code-deploy").write_text("4")
+    code, said = project.stage("deploy", MODEL_VERSION="3")
+    assert (code, project.calls) == (4, ["deploy --config config.yaml --version 3 --yes"])
+    assert "deploy ended with 4" in said
