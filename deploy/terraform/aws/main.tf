@@ -1,6 +1,6 @@
 # What cluster.yaml needs on AWS: a bucket, a PostgreSQL server, a repository of images, and the identities of head and
 # workers with no more rights than each uses. `ray up` starts the machines themselves, in the security group of this
-# module. Databases and roles are made once, by the command that the output next_step gives.
+# module. Databases and roles are made once, by the commands of the output next_step.
 
 terraform {
   required_version = ">= 1.5"

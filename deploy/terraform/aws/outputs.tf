@@ -27,7 +27,7 @@ output "mlflow_database" {
 }
 
 output "next_step" {
-  description = "Makes the databases and roles, once, where the server can be reached: terraform output -raw next_step | sh"
+  description = "Makes databases and roles, once, from inside the VPC, in the security group of the nodes, with psql and aws."
   value = join("\n", [
     "export PGHOST=${aws_db_instance.this.address} PGSSLMODE=require",
     "export PGPASSWORD=\"$(aws secretsmanager get-secret-value --region ${var.region} --secret-id ${aws_db_instance.this.master_user_secret[0].secret_arn} --query SecretString --output text | python3 -c 'import json, sys; print(json.load(sys.stdin)[\"password\"])')\"",

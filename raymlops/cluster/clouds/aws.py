@@ -31,8 +31,8 @@ _QUOTAS = {
 }
 """vCPUs that may run at once, on demand and as spot, by family of instance types."""
 _FAMILIES = {**dict.fromkeys("acdhimrtz", "standard"), "g": "G and VT", "gr": "G and VT", "vt": "G and VT", "p": "P"}
-_UNHEARD = {"ConnectionError", "HTTPClientError"}
-"""Bases of botocore's errors where nobody answered; the others without an answer are about credentials."""
+_LOGINS = {"NoCredentialsError", "CredentialRetrievalError", "SSOError", "TokenRetrievalError"}
+"""botocore's errors about credentials, raised before AWS is asked; other ones without a code are no answer."""
 
 
 def clients(region: str) -> Clients:
@@ -49,12 +49,12 @@ def account(client: Clients, *, region: str, launcher: dict[str, Any] | None, bu
     try:
         who = client("sts").get_caller_identity()
     except Exception as error:
-        if _UNHEARD & {base.__name__ for base in type(error).__mro__}:
-            message = f"AWS does not answer within {_TIMEOUT_S} s: {_first_line(error)}; nothing of it was checked"
-            yield Finding("account", ok=False, message=message, fix="check the network, or HTTPS_PROXY")
-        else:
+        if _code(error) or _LOGINS & {base.__name__ for base in type(error).__mro__}:
             why = _code(error) or _first_line(error)
             yield Finding("account", ok=False, message=f"the credentials are rejected: {why}", fix="aws sso login")
+        else:
+            message = f"AWS does not answer within {_TIMEOUT_S} s: {_first_line(error)}; nothing of it was checked"
+            yield Finding("account", ok=False, message=message, fix="check the network, or HTTPS_PROXY")
         return
     yield Finding("account", ok=True, message=f"{who['Account']}, as {who['Arn']}")
     configs = _node_configs(launcher)

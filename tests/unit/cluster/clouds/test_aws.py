@@ -29,11 +29,11 @@ class ClientError(Exception):
         self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPHeaders": headers or {}}}
 
 
-class HTTPClientError(Exception):
+class SSOError(Exception):
     pass
 
 
-class ReadTimeoutError(HTTPClientError):
+class UnauthorizedSSOTokenError(SSOError):
     pass
 
 
@@ -76,7 +76,12 @@ def test_an_account_that_is_well_has_nothing_to_mend():
     ("change", "name", "message", "fix"),
     [
         ({"get_caller_identity": ClientError("ExpiredToken")}, "account", "rejected: ExpiredToken", "aws sso login"),
-        ({"get_caller_identity": ValueError("SSO expired")}, "account", "rejected: SSO expired", "aws sso login"),
+        (
+            {"get_caller_identity": UnauthorizedSSOTokenError("expired")},
+            "account",
+            "rejected: expired",
+            "aws sso login",
+        ),
         (
             {"get_instance_profile": ClientError("NoSuchEntity")},
             *("instance profile raymlops-worker", "is not there", "terraform -chdir=deploy/terraform/aws apply"),
@@ -119,7 +124,7 @@ def test_a_key_pair_that_a_launcher_names_is_asked_for():
 
 def test_without_a_network_only_one_question_is_asked():
     """Each would wait for its time."""
-    findings, asked = account(get_caller_identity=ReadTimeoutError("Read timeout on endpoint"))
+    findings, asked = account(get_caller_identity=TimeoutError("Read timeout on endpoint"))
     assert [name for name, _ in asked] == ["get_caller_identity"]
     assert list(findings) == ["account"]
     assert "does not answer within 4 s" in findings["account"].message
