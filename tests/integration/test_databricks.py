@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlflow
 import pytest
-from fake_databricks import TOKEN, fake_databricks, uc
+from fake_databricks import TOKEN, WORKSPACE_ID, fake_databricks, uc
 from mlflow_server import Server
 from tiny_bundle import EXAMPLE, tiny_contents
 
@@ -105,7 +105,7 @@ def test_what_is_asked_of_unity_catalog_is_what_its_protos_say(tracker, workspac
     Registry(tracker).register("tiny", run_id=run_id, bundle=bundle, description="a tiny model")
     asked = {type(request): request for request in workspace.asked}
     created = asked[uc.CreateModelVersionRequest]
-    assert (created.name, created.run_id, created.run_tracking_server_id) == (NAME, run_id, "1234567890")
+    assert (created.name, created.run_id, created.run_tracking_server_id) == (NAME, run_id, WORKSPACE_ID)
     assert {tag.key for tag in created.tags} == {"raymlops_run_id", "raymlops_bundle_uri", "raymlops_digest"}
     assert asked[uc.CreateRegisteredModelRequest].description == "a tiny model"
     assert asked[uc.SearchModelVersionsRequest].filter == f"name = '{NAME}'"
