@@ -56,6 +56,7 @@ resource "aws_kms_key" "this" {
 
 # Ray finds the group by its name and adds no rule to one that has some (2.60).
 resource "aws_security_group" "nodes" {
+  #checkov:skip=CKV2_AWS_5:Ray attaches it to the machines that it starts
   name        = var.name
   description = "Nodes of ${var.name}: among themselves, SSH from the admin, endpoints inside the VPC"
   vpc_id      = data.aws_vpc.this.id
