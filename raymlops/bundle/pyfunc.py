@@ -132,7 +132,11 @@ def _trusted_digest(folder: Path, model_config: dict[str, Any]) -> str:
     try:
         known = MlflowClient().search_model_versions(f"tag.`{DIGEST_TAG}` = '{digest}'", max_results=1)
     except MlflowException as error:
-        raise BundleError(f"the registry {registry} cannot say whether it knows bundle {digest}: {error}") from error
+        # Unity Catalog looks nothing up by a tag.
+        raise BundleError(
+            f"the registry {registry} cannot say whether it knows bundle {digest}: {error}",
+            hint='Give the digest that the version has as its tag: model_config={"digest": ...}.',
+        ) from error
     if not known:
         raise BundleError(
             f"{folder}: expected a bundle that some model version in the registry {registry} has as its "

@@ -56,6 +56,7 @@ VERBS: tuple[Verb, ...] = (
         quality.quality,
         clusters.up,
         clusters.down,
+        clusters.drain,
         clusters.status,
         clusters.doctor,
     ),

@@ -1,4 +1,4 @@
-"""``up``, ``down``, ``env``, ``status`` and ``doctor``: clusters. ``status RUN_ID`` is in ``operations``."""
+"""``up``, ``down``, ``env``, ``drain``, ``status`` and ``doctor``: clusters. ``status RUN_ID`` is in ``operations``."""
 
 from __future__ import annotations
 
@@ -110,6 +110,35 @@ def env(
     from raymlops.cluster.endpoint.node_environment import run_on_node
 
     run_on_node(command, proxy=proxy, gcs_storage=gcs_storage, env_file=env_file)
+
+
+def drain(
+    *,
+    on_notice: Annotated[
+        Literal["aws", "gcp", "azure"] | None,
+        typer.Option("--on-notice", help="Wait until that cloud says that this spot machine is taken away."),
+    ] = None,
+    within_s: Annotated[
+        int, typer.Option("--within", metavar="SECONDS", min=0, help="When the machine ends, where no cloud says it.")
+    ] = 120,
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="ID", help="Of `ray list nodes`.  [default: that of this machine]")
+    ] = None,
+) -> Answer:
+    """Drain the Ray node of this machine before it ends: it gets no new work, and what runs on it goes elsewhere."""
+    import datetime as dt
+    import time
+
+    from raymlops.cluster.clouds import spot
+
+    reason = "raymlops drain"
+    if on_notice is not None:
+        found = spot.wait(lambda: spot.notice(on_notice, now=dt.datetime.now(dt.UTC)), sleep=time.sleep, note=note)
+        within_s, reason = found.within_s, found.by
+        note(reason)
+    drained = spot.drain(reason=reason, within_s=within_s, node_id=node)
+    data = {"node_id": drained, "reason": reason, "within_s": within_s}
+    return Answer(data, f"node {drained} is drained; it ends in {within_s} s ({reason})")
 
 
 def submit(
@@ -302,11 +331,34 @@ def doctor(
     node: Annotated[
         bool, typer.Option("--node", help="Ask only whether this machine's node works: a container's health check.")
     ] = False,
+    cloud: Annotated[
+        Literal["aws", "gcp", "azure"] | None,
+        typer.Option("--cloud", help="Ask only what `ray up` needs to start machines there."),
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            "--launcher", metavar="FILE", help="File of `ray up`.  [default: cluster.yaml, that of the cloud]"
+        ),
+    ] = None,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
 ) -> Answer:
-    """Diagnose this machine and say how to fix it (exit code 1 if something is wrong)."""
+    """Diagnose this machine and say how to fix it (exit code 1 if something is wrong).
+
+    With --cloud, storage.path of --config and --env is asked for too.
+    """
     from raymlops.cluster import doctor as checks
 
-    if node:
+    if cloud is None and (launcher or config or env):
+        raise UsageError("--launcher, --config and --env are for --cloud")
+    if cloud is not None:
+        from raymlops.cluster.clouds.doctor import diagnose
+        from raymlops.lifecycle.sources import spec_of
+
+        path = None if config is None else spec_of(config, env=env).storage.path
+        findings = diagnose(cloud, launcher=launcher, bucket_uri=path)
+    elif node:
         findings = checks.node(root=root)
     else:
         from raymlops.lifecycle.running_serve import findings as of_endpoints

@@ -27,6 +27,7 @@ from raymlops.cluster.local import PORTS, answering
 from raymlops.cluster.ports import HOST, listeners
 from raymlops.cluster.restart_mlflow import only_mlflow_ended
 from raymlops.config.paths import sqlite_path, sqlite_url
+from raymlops.config.platforms.databricks import is_databricks
 from raymlops.errors import ClusterError, RaymlopsError, TrackingError
 from raymlops.records import Record
 from raymlops.tracking.client import Tracker
@@ -264,11 +265,14 @@ def guarded(url: str, status: int) -> Finding:
 def mlflow(uri: str) -> Finding:
     """Check that a server answers in our major version, or that a SQLite file has the schema of the installed MLflow.
 
-    A server with authentication is not asked for more than its health; other databases are not looked into.
+    A server with authentication is not asked for more than its health; other databases are not looked into. A
+    Databricks workspace is asked as the client asks it.
     """
     shown, file = Tracker(uri).shown_uri, sqlite_path(uri)
     if file is not None:
         return _mlflow_file(uri, file)
+    if is_databricks(uri):
+        return _asked(uri, "answers, and accepts our credentials")
     if not uri.startswith(("http://", "https://")):
         return Finding("mlflow", ok=True, message=f"{shown.partition(':')[0]} database, not looked into")
     status, _ = services.ask(f"{uri.rstrip('/')}/health", token=None)
@@ -292,11 +296,15 @@ def _mlflow_file(uri: str, file: Path) -> Finding:
             found = database.execute("SELECT version_num FROM alembic_version").fetchone() is not None
     if not found:
         return Finding("mlflow", ok=True, message=f"{uri} will be created by the first run")
+    return _asked(uri, "has the schema of the installed MLflow")
+
+
+def _asked(uri: str, well: str) -> Finding:
     try:
         Tracker(uri).check()
     except TrackingError as error:
         return Finding("mlflow", ok=False, message=error.message, fix=error.hint or "change tracking.uri")
-    return Finding("mlflow", ok=True, message=f"{uri} has the schema of the installed MLflow")
+    return Finding("mlflow", ok=True, message=f"{uri} {well}")
 
 
 def _installed(name: str) -> str | None:

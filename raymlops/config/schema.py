@@ -10,16 +10,18 @@ import hashlib
 import json
 import math
 import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
     field_validator,
+    model_validator,
 )
 
 from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
 from raymlops.config.data import DataSection, QualitySection, SkillSection
+from raymlops.config.platforms.databricks import SCHEME, unfit
 from raymlops.config.platforms.kubernetes import KubernetesSection
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import ServeSection
@@ -36,7 +38,7 @@ MAX_SLICES = 16
 Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
 _LATER = {"window": {"start": None, "stop": None}, "tables": None}
 """Fields of ``train`` that are no part of the digest where they are unset, and how that is written."""
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", SCHEME)
 
 
 class ProjectSection(Spec):
@@ -121,7 +123,12 @@ class TrackingSection(Spec):
     database: UriOrRef | None = Field(
         None, description="SQL URL of the database behind uri, for backup and restore where that is a server"
     )
-    experiment: str | None = Field(None, min_length=1, description="default: project.name")
+    experiment: str | None = Field(
+        None, min_length=1, description="default: project.name; of Databricks a path of the workspace, /Shared/NAME"
+    )
+    uc_schema: str | None = Field(
+        None, description="CATALOG.SCHEMA of Unity Catalog that holds the models, where uri is databricks"
+    )
     username: SecretRef | None = Field(None, description="basic auth user of the MLflow server")
     password: SecretRef | None = Field(None, description="basic auth password of the MLflow server")
     git_diff: bool = Field(
@@ -133,9 +140,20 @@ class TrackingSection(Spec):
     def _known_scheme(cls, uri: str | SecretRef | None) -> str | SecretRef | None:
         scheme = uri.partition("://")[0].partition("+")[0] if isinstance(uri, str) else TRACKING_SCHEMES[0]
         if scheme not in TRACKING_SCHEMES:
-            msg = f"got {uri!r}; a URI that starts with {', '.join(f'{name}://' for name in TRACKING_SCHEMES)}"
+            msg = f"got {uri!r}; {SCHEME}, or a URI that starts with {', '.join(f'{s}://' for s in TRACKING_SCHEMES)}"
             raise ValueError(msg)
         return uri
+
+    @model_validator(mode="after")
+    def _fits_its_uri(self) -> Self:
+        # A reference, or MLflow's own variable, is read where MLflow is used.
+        found = (
+            unfit(self.uri, uc_schema=self.uc_schema, experiment=self.experiment) if isinstance(self.uri, str) else ()
+        )
+        for field, message in found:
+            msg = f"{field} {message}"
+            raise ValueError(msg)
+        return self
 
 
 class StorageSection(Spec):

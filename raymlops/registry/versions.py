@@ -14,7 +14,7 @@ import logging
 import tempfile
 from contextlib import suppress
 from functools import partial
-from operator import methodcaller
+from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +25,7 @@ from raymlops.config.credentials import redact
 from raymlops.errors import InvalidNameError, NotFoundError, TrackingError
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.registry.lineage import BUNDLE_URI, CODE_NOW, COMPLETE, DIGEST, RUN_ID, bundle_tags
+from raymlops.registry.names import Names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,6 @@ ARTIFACT = "model"
 CANDIDATE = "candidate"
 
 _READY_WAIT_S = 60
-_MAX_TAG = 5000
 _PAGE = 1000
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Registry:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
+        self._names = Names(tracker.uc_schema)
 
     def register(
         self,
@@ -82,10 +83,10 @@ class Registry:
             every = {**(tags or {}), **bundle_tags(bundle), RUN_ID: run_id}
             self._call(
                 lambda client: client.create_model_version(
-                    name,
+                    self._names.model(name),
                     source,
                     run_id,
-                    tags={key: str(value)[:_MAX_TAG] for key, value in every.items()},
+                    tags=self._names.write(every),
                     description=description or None,
                     await_creation_for=_READY_WAIT_S,
                 )
@@ -95,7 +96,7 @@ class Registry:
             found = self._same(name, run_id=run_id, code_sha=code_sha)
             assert found is not None
         version = int(found.version)
-        if COMPLETE not in found.tags:
+        if COMPLETE not in self._names.read(found.tags):
             self.set_alias(name, CANDIDATE, version)
             self.tag(name, version, {COMPLETE: "true"})
         return self.get(name, str(version))
@@ -137,33 +138,35 @@ class Registry:
             return []
         refs = []
         for model in [name] if name else self._models():
-            versions = [v for v in self._search(f"name = '{model}'") if COMPLETE in v.tags and DIGEST in v.tags]
+            versions = [found for found in self._versions(model) if {COMPLETE, DIGEST} <= found[1].keys()]
             aliases = self._aliases(model) if versions else {}
-            refs += [_ref(version, aliases) for version in versions]
+            refs += [_ref(model, version, tags, aliases) for version, tags in versions]
         return sorted(refs, key=lambda ref: (ref.name, ref.version))
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point an alias to a version; it leaves the one it pointed to."""
-        self._call(lambda client: client.set_registered_model_alias(name, alias, str(version)))
+        self._call(lambda client: client.set_registered_model_alias(self._names.model(name), alias, str(version)))
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias, if it exists."""
-        self._call(lambda client: client.delete_registered_model_alias(name, alias))
+        self._call(lambda client: client.delete_registered_model_alias(self._names.model(name), alias))
 
     def tags(self, name: str, version: int) -> dict[str, str]:
         """Return the tags of a version."""
-        return dict(self._call(lambda client: client.get_model_version(name, str(version))).tags)
+        return self._names.read(self._get(self._names.model(name), version).tags)
 
     def tag(self, name: str, version: int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version; values are truncated to MLflow's limit."""
-        for key, value in tags.items():
-            self._call(methodcaller("set_model_version_tag", name, str(version), key, str(value)[:_MAX_TAG]))
+        """Set tags of a version; values are truncated to the registry's limit."""
+        model = self._names.model(name)
+        for key, value in self._names.write(tags).items():
+            self._call(methodcaller("set_model_version_tag", model, str(version), key, value))
 
     def _ensure_model(self, name: str, *, description: str) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._call(lambda client: client.create_registered_model(name, description=description or None))
+            model = self._names.model(name)
+            self._call(lambda client: client.create_registered_model(model, description=description or None))
         except TrackingError as error:
             cause = error.__cause__
             if not isinstance(cause, MlflowException) or cause.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -173,18 +176,18 @@ class Registry:
         """Return the one version of a run with this code, or None; duplicates that nobody completed are removed.
 
         A completed version wins, then the lowest number: processes that register a run at once agree on it, also
-        where their bundles differ.
+        where their bundles differ. One whose files Unity Catalog does not have yet is another process', or left over.
         """
         found = [
-            version
-            for version in self._search(f"name = '{name}'")
-            if version.run_id == run_id and DIGEST in version.tags and version.tags.get(CODE_NOW, "") == code_sha
+            (COMPLETE not in tags, int(version.version), version)
+            for version, tags in self._versions(name, run_id=run_id)
+            if DIGEST in tags and tags.get(CODE_NOW, "") == code_sha and version.status == "READY"
         ]
-        found.sort(key=lambda version: (COMPLETE not in version.tags, int(version.version)))
-        for extra in found[1:]:
-            if COMPLETE not in extra.tags:
+        found.sort(key=itemgetter(0, 1))
+        for unfinished, _, extra in found[1:]:
+            if unfinished:
                 self._delete(extra)
-        return found[0] if found else None
+        return found[0][2] if found else None
 
     def _delete(self, version: Any) -> None:
         # Another process that registers the same run may have been faster.
@@ -201,14 +204,24 @@ class Registry:
             self._call(lambda client: client.log_artifacts(run.info.run_id, str(Path(folder, ARTIFACT)), path))
         return f"{run.info.artifact_uri}/{path}"
 
-    def _search(self, query: str) -> Iterator[Any]:
-        return self._pages(
+    def _versions(self, name: str, *, run_id: str | None = None) -> Iterator[tuple[Any, dict[str, str]]]:
+        """Yield MLflow's versions of a model, or those of one run, each with its tags."""
+        query = f"name = '{self._names.model(name)}'"
+        for version in self._pages(
             lambda client, token: client.search_model_versions(query, max_results=_PAGE, page_token=token)
-        )
+        ):
+            if run_id is None or version.run_id == run_id:
+                # Unity Catalog's search leaves tags out (MLflow 3.17).
+                whole = version if self._names.uc_schema is None else self._get(version.name, version.version)
+                yield whole, self._names.read(whole.tags)
+
+    def _get(self, model: str, version: int | str) -> Any:
+        return self._call(lambda client: client.get_model_version(model, str(version)))
 
     def _models(self) -> Iterator[str]:
         models = self._pages(lambda client, token: client.search_registered_models(max_results=_PAGE, page_token=token))
-        return (model.name for model in models if _is_name(model.name))
+        names = (self._names.ours(model.name) for model in models)
+        return (name for name in names if name is not None and _is_name(name))
 
     def _pages(self, read: Callable[..., Any]) -> Iterator[Any]:
         token: str | None = None
@@ -220,7 +233,7 @@ class Registry:
                 return
 
     def _aliases(self, name: str) -> dict[int, tuple[str, ...]]:
-        model = self._call(lambda client: client.get_registered_model(name))
+        model = self._call(lambda client: client.get_registered_model(self._names.model(name)))
         aliases: dict[int, tuple[str, ...]] = {}
         for alias, version in sorted(model.aliases.items()):
             aliases[int(version)] = (*aliases.get(int(version), ()), alias)
@@ -239,14 +252,14 @@ class Registry:
             raise _tracking_error(error) from error
 
 
-def _ref(version: Any, aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRef:
+def _ref(name: str, version: Any, tags: Mapping[str, str], aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRef:
     return ModelVersionRef(
-        name=version.name,
+        name=name,
         version=int(version.version),
-        run_id=version.tags.get(RUN_ID) or version.run_id,
-        bundle=BundleRef(uri=version.tags.get(BUNDLE_URI, ""), digest=version.tags[DIGEST]),
+        run_id=tags.get(RUN_ID) or version.run_id,
+        bundle=BundleRef(uri=tags.get(BUNDLE_URI, ""), digest=tags[DIGEST]),
         aliases=aliases.get(int(version.version), ()),
-        code_sha=version.tags.get(CODE_NOW, ""),
+        code_sha=tags.get(CODE_NOW, ""),
     )
 
 

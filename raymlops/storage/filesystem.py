@@ -1,10 +1,9 @@
 """Files and folders on a disk or on any pyarrow filesystem, under one set of names.
 
-Owns paths and URIs, how a file or folder is published, and how a failure is reported. Knows nothing of manifests or
-models.
+Owns paths and URIs, how files and folders are published, and how failures are told. Knows nothing of manifests.
 
-On a disk (NFS included) a file is written under a temporary name, flushed and renamed. An object store can neither
-flush nor rename; there an object appears once its upload is complete.
+On a disk (NFS included) a file is written under a temporary name, flushed and renamed. An object store can do neither:
+an object appears once its upload is complete.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, StorageError
+from raymlops.storage.folders import entries_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -267,17 +267,9 @@ def entries(uri: Location, *, recursive: bool = False) -> dict[str, Any]:
     Raises:
         StorageError: it cannot be read.
     """
-    from pyarrow import fs
-
     with errors(uri), contextlib.suppress(NotADirectoryError):
         filesystem, base = open_filesystem(uri)
-        selector = fs.FileSelector(base, allow_not_found=True, recursive=recursive)
-        try:
-            found = filesystem.get_file_info(selector)
-        except FileNotFoundError:  # a folder was made after pyarrow found it missing, before it asked whether it exists
-            found = filesystem.get_file_info(selector)
-        named = {info.path.removeprefix(base).lstrip("/"): info for info in found}
-        return dict(sorted(named.items(), key=lambda item: item[0]))
+        return entries_of(filesystem, base, recursive=recursive)
     return {}
 
 
@@ -364,8 +356,7 @@ def check_writable(uri: Location) -> None:
     probe = join(uri, f".probe-{uuid.uuid4().hex}")
     write_bytes(probe, b"raymlops" * 512)
     delete(probe)
-    folder = local_path(uri)
-    if folder is not None and (free := _free_bytes(folder)) < _FREE_BYTES:
+    if (folder := local_path(uri)) is not None and (free := _free_bytes(folder)) < _FREE_BYTES:
         raise StorageError(
             f"{os.fspath(uri)!r} has {free / 1e6:.0f} MB free; a run needs at least {_FREE_BYTES / 1e6:.0f}",
             hint="Free some space, or set storage.path to another disk.",

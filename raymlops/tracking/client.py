@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path, sqlite_under
-from raymlops.errors import NotFoundError, TrackingError
+from raymlops.config.platforms.databricks import is_databricks, registry_uri, unfit
+from raymlops.errors import ConfigError, NotFoundError, Problem, TrackingError
 from raymlops.tracking.database import check_schema, database_file, ensure_database
+from raymlops.tracking.databricks import workspace
 from raymlops.tracking.entities import metric_key, metrics_of, params_of, shortened, tags_of
 from raymlops.tracking.failures import converted_errors
 from raymlops.tracking.run_tables import RunTables
@@ -57,16 +59,19 @@ def tracker(spec: ProjectSpec) -> Tracker:
     """Return the tracker of a configuration.
 
     Raises:
-        ConfigError: as ``tracking_uri``.
+        ConfigError: as ``tracking_uri``; or what Databricks needs beside its URI is missing.
     """
     for name, value in (("username", spec.tracking.username), ("password", spec.tracking.password)):
         if value is not None:
             # MLflow's client reads them from nowhere else.
             os.environ[f"MLFLOW_TRACKING_{name.upper()}"] = resolve(value, f"tracking.{name}")
-    uri, storage = tracking_uri(spec), local_path(spec.storage.path)
+    uri, storage, uc_schema = tracking_uri(spec), local_path(spec.storage.path), spec.tracking.uc_schema
+    if found := list(unfit(uri, uc_schema=uc_schema, experiment=spec.tracking.experiment)):
+        raise ConfigError([Problem(f"tracking.{field}", message) for field, message in found])
     # A database server stores no files, and MLflow's default is the working directory.
     needs_folder = _is_sql(uri) and database_file(uri) is None
-    return Tracker(uri, artifacts=str(storage / ARTIFACTS) if storage and needs_folder else None)
+    artifacts = str(storage / ARTIFACTS) if storage and needs_folder else None
+    return Tracker(uri, artifacts=artifacts, uc_schema=uc_schema)
 
 
 def tracking_uri(spec: ProjectSpec) -> str:
@@ -90,11 +95,12 @@ class Tracker:
     """A client of one MLflow store. Picklable; connects at the first call.
 
     A missing SQLite file is created. ``artifacts`` is the folder for the artifacts of experiments that this tracker
-    creates: by default one beside the SQLite file, and the server's choice for any other store.
+    creates: by default one beside the SQLite file, and the server's choice for any other store. ``uc_schema`` is the
+    schema of Unity Catalog that holds the models of a Databricks workspace.
     """
 
-    def __init__(self, uri: str, *, artifacts: str | None = None) -> None:
-        self.uri = uri
+    def __init__(self, uri: str, *, artifacts: str | None = None, uc_schema: str | None = None) -> None:
+        self.uri, self.uc_schema = uri, uc_schema
         self._file = database_file(uri)
         self.artifacts = artifacts or (str(self._file.parent / ARTIFACTS) if self._file else None)
         self._client: Any = None
@@ -128,7 +134,9 @@ class Tracker:
                     ensure_database(self._file, artifacts=str(self.artifacts))
                 elif _is_sql(self.uri):
                     check_schema(self.uri)
-                self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+                elif is_databricks(self.uri):
+                    workspace(self.uri)
+                self._client = MlflowClient(tracking_uri=self.uri, registry_uri=registry_uri(self.uri))
         return self._client
 
     def check(self) -> None:
@@ -138,22 +146,36 @@ class Tracker:
             TrackingError: it is down, denies access, or its database has the schema of another MLflow.
         """
         with self.errors():
-            if not self.uri.startswith(("http://", "https://")):
+            if not is_databricks(self.uri) and not self.uri.startswith(("http://", "https://")):
                 self.client.search_experiments(max_results=1)
                 return
             _quiet()
-            from mlflow.utils.credentials import get_default_host_creds
             from mlflow.utils.rest_utils import http_request_safe
 
             # The client would wait and retry for minutes.
             http_request_safe(
-                get_default_host_creds(self.uri),
+                self._credentials(),
                 "/api/2.0/mlflow/experiments/search",
                 "POST",
                 json={"max_results": 1},
                 timeout=_PROBE_TIMEOUT_S,
                 max_retries=0,
+                retry_timeout_seconds=_PROBE_TIMEOUT_S,
             )
+
+    def _credentials(self) -> Any:
+        """Return MLflow's credentials of a server, or of a workspace that answers."""
+        if not is_databricks(self.uri):
+            from mlflow.utils.credentials import get_default_host_creds
+
+            return get_default_host_creds(self.uri)
+        import requests
+        from mlflow.utils.databricks_utils import get_databricks_host_creds
+
+        if (host := workspace(self.uri)) is not None:
+            # Databricks' SDK asks the same, for five minutes where nobody answers (0.162).
+            requests.get(f"{host.rstrip('/')}/.well-known/databricks-config", timeout=_PROBE_TIMEOUT_S)
+        return get_databricks_host_creds(self.uri)
 
     def start_run(
         self,
@@ -353,6 +375,7 @@ def _quiet() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT", "60")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # They print a traceback per failed statement, a line per failed connection, into a live display; each failure
     # becomes an error anyway.

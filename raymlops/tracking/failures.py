@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from raymlops.config.credentials import redact
+from raymlops.config.platforms.databricks import is_databricks
 from raymlops.errors import NotFoundError, TrackingError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 _START = "Start it (`raymlops up`, `mlflow server`) or change tracking.uri."
 _CREDENTIALS = "Set tracking.username and tracking.password to {env: NAME} or {file: PATH}."
+_DATABRICKS = "Run `databricks auth login`, or set DATABRICKS_HOST and DATABRICKS_TOKEN, on each node that asks."
 _REFUSALS = {
     *("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND", "INVALID_STATE"),
@@ -38,7 +40,8 @@ def converted_errors(uri: str, *, not_found: str | None = None) -> Iterator[None
             raise NotFoundError(not_found) from error
         if (cause := _unheard(error)) is not None:
             raise TrackingError(f"MLflow at {redact(uri)} does not answer: {cause}", hint=_START) from error
-        hint = _CREDENTIALS if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"} else None
+        credentials = _DATABRICKS if is_databricks(uri) else _CREDENTIALS
+        hint = credentials if code in {"UNAUTHENTICATED", "PERMISSION_DENIED"} else None
         first = str(error).strip().partition("\n")[0]
         raise TrackingError(redact(f"MLflow at {uri}: {type(error).__name__}: {first}"), hint=hint) from error
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import http.client
-import os
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from mlflow_server import Server
 
-from raymlops.cluster.ports import free_port
-from raymlops.cluster.services import mlflow_ready, wait_ready
 from raymlops.tracking.client import Tracker, steps_of
 from raymlops.training.events import Event
 from raymlops.training.runs.writer import RunWriter
@@ -26,36 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.integration
 
 NAMES = ("train/loss", "train/lr", "time/data")
-
-
-class Server:
-    """An ``mlflow server`` on one port and one SQLite file, which can be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        log = self._folder / "mlflow.log"
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"),
-            *(f"--backend-store-uri=sqlite:///{self._folder}/mlflow.db", "--no-serve-artifacts"),
-            f"--default-artifact-root={(self._folder / 'mlartifacts').as_uri()}",
-        ]
-        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **quiet}, cwd=self._folder
-            )
-        wait_ready("MLflow", lambda: mlflow_ready(self.url), process=self._process, log=log, timeout_s=120)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(30)
-            self._process = None
 
 
 @pytest.fixture(autouse=True)

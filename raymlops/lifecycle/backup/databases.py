@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from raymlops.config.base import resolve
 from raymlops.config.credentials import redact
 from raymlops.config.paths import sqlite_path, sqlite_url
+from raymlops.config.platforms.databricks import is_databricks
 from raymlops.errors import UsageError
 from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE
 from raymlops.storage.filesystem import absolute
@@ -64,6 +65,11 @@ def _mlflow_url(spec: ProjectSpec) -> str:
     from raymlops.tracking.client import tracking_uri
 
     uri = tracking_uri(spec)
+    if is_databricks(uri):
+        raise UsageError(
+            f"MLflow is {uri}, whose database cannot be copied",
+            hint="Databricks keeps runs and versions itself. Back up storage.state by the means of its server.",
+        )
     if not uri.startswith(("http://", "https://")):
         return uri
     if spec.tracking.database is not None:

@@ -97,7 +97,11 @@ def test_every_node_starts_with_the_environment_of_a_node(path, kind, tmp_path):
 @pytest.mark.parametrize("key", ["head_start_ray_commands", "worker_start_ray_commands", "setup_commands", "docker"])
 def test_the_clouds_start_nodes_alike(key):
     """So that one of them stands for all."""
-    first, *others = (load(path)[key] for path in FILES[:3])
+    cloud = {"cluster": "aws"}
+    first, *others = (
+        json.dumps(load(path)[key]).replace(f"--on-notice {cloud.get(path.stem, path.stem)}", "--on-notice CLOUD")
+        for path in FILES[:3]
+    )
     assert others == [first, first]
 
 
@@ -163,7 +167,7 @@ def test_the_credentials_of_the_state_stay_on_the_head(path, tmp_path):
 def test_workers_reach_the_bucket_too():
     """Ray gives a role to the head alone, while everything runs on workers."""
     aws, gcp, azure = (load(path) for path in FILES[:3])
-    for name in ("cpu", "gpu"):
+    for name in ("cpu", "gpu", "cpu-spot", "gpu-spot"):
         assert node(aws, name)["IamInstanceProfile"] == {"Name": "raymlops-worker"}
         assert node(gcp, name)["serviceAccounts"][0]["email"]
     assert node(aws, "head")["IamInstanceProfile"] == {"Name": "raymlops-head"}
@@ -186,7 +190,7 @@ def test_pytorch_comes_without_cuda_where_there_is_no_card(gpu, tmp_path):
 def test_every_machine_has_an_image_and_a_disk():
     """Ray's default image on AWS is Ubuntu 18.04; the images of Ray's containers alone are several GB."""
     aws, gcp, azure = (load(path) for path in FILES[:3])
-    for name in ("head", "cpu", "gpu"):
+    for name in ("head", "cpu", "gpu", "cpu-spot", "gpu-spot"):
         assert node(aws, name)["ImageId"].startswith("resolve:ssm:/aws/service/")
         assert node(aws, name)["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] >= 100
         assert node(gcp, name)["disks"][0]["initializeParams"]["diskSizeGb"] >= 100
@@ -194,6 +198,45 @@ def test_every_machine_has_an_image_and_a_disk():
     (rule,) = aws["provider"]["security_group"]["IpPermissions"]
     assert (rule["FromPort"], rule["ToPort"]) == (8000, 8000)  # how callers reach the endpoint
     assert "0.0.0.0/0" not in str(rule)
+
+
+def test_the_bill_tells_the_cluster_apart():
+    """By one tag of every machine, and of AWS's disks too."""
+    aws, gcp, azure = (load(path) for path in FILES[:3])
+    for name in aws["available_node_types"]:
+        tags = {spec["ResourceType"]: spec["Tags"] for spec in node(aws, name)["TagSpecifications"]}
+        assert tags.keys() == {"instance", "volume"}
+        assert all(found == [{"Key": "project", "Value": "raymlops"}] for found in tags.values())
+        assert node(gcp, name)["labels"] == node(azure, name)["tags"] == {"project": "raymlops"}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_spot_machine_is_the_same_machine_for_less(kind):
+    """None is started until somebody says how many; Ray prefers the later name of two types that fit alike."""
+    aws, gcp, azure = (load(path) for path in FILES[:3])
+    spot = f"{kind}-spot"
+    assert node(aws, spot) == {**node(aws, kind), "InstanceMarketOptions": {"MarketType": "spot"}}
+    scheduling = {**node(gcp, kind).get("scheduling", {}), "provisioningModel": "SPOT"}
+    assert node(gcp, spot)["scheduling"] == {**scheduling, "instanceTerminationAction": "DELETE"}
+    own = {"priority": "Spot", "evictionPolicy": "Delete", "billingProfile": {"maxPrice": -1}}
+    assert node(azure, spot)["azure_arm_parameters"] == {**node(azure, kind)["azure_arm_parameters"], **own}
+    for config in (aws, gcp, azure):
+        types = config["available_node_types"]
+        same = ("resources", "docker")
+        assert [types[spot].get(key) for key in same] == [types[kind].get(key) for key in same]
+        assert (types[spot]["min_workers"], types[spot]["max_workers"]) == (0, 0)
+        assert spot > kind
+
+
+@pytest.mark.parametrize("path", FILES[:3], ids=lambda path: path.stem)
+def test_workers_wait_for_the_notice_of_their_cloud(path):
+    """By a command that exists and outlives the launcher's session, after Ray has been started."""
+    line = load(path)["worker_start_ray_commands"][-1]
+    words = shlex.split(line.rpartition("raymlops env")[2].partition("<")[0])
+    assert words == ["--env-file", "~/node.env", "raymlops", "drain", "--on-notice", load(path)["provider"]["type"]]
+    assert line.startswith("setsid nohup ")
+    verb = typer.main.get_command(app).commands["drain"]
+    assert verb.make_context("drain", words[4:]).params["on_notice"] == words[-1]
 
 
 @pytest.mark.parametrize("path", FILES[:3], ids=lambda path: path.stem)

@@ -10,6 +10,7 @@ from pyarrow import fs
 
 from raymlops.errors import NotFoundError, StorageError
 from raymlops.storage import filesystem as storage
+from raymlops.storage.folders import top_level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +135,15 @@ def test_what_cannot_fit_is_refused_before_it_is_written(place: str) -> None:
     storage.check_space(place, need_bytes=1)
     with pytest.raises(StorageError, match=r"MB free, 1000000000000\.0 MB are needed"):
         storage.check_space(place, need_bytes=10**18)
+
+
+def test_folders_that_no_object_marks_are_told_by_what_lies_in_them() -> None:
+    """As on Google Cloud Storage, where pyarrow names files alone."""
+    from pyarrow.fs import FileInfo, FileType
+
+    named = {path: FileInfo(f"bucket/runs/{path}", FileType.File, size=1) for path in ("a/b/c", "a/d", "e")}
+    found = top_level(named, "bucket/runs")
+    assert {name: (info.path, info.is_file) for name, info in found.items()} == {
+        "a": ("bucket/runs/a", False),
+        "e": ("bucket/runs/e", True),
+    }

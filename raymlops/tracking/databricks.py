@@ -1,0 +1,69 @@
+"""Which Databricks workspace a tracking URI means, and what is in the way of it. Asks no server.
+
+MLflow's client finds host and credentials by Databricks' SDK: variables, then a profile of ``~/.databrickscfg``. Owns
+what that leaves unsaid: a profile that is not there, or one that a variable overrides, means another workspace.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from pathlib import Path
+
+from raymlops.config.platforms.databricks import SCHEME
+from raymlops.errors import TrackingError
+
+_HOST = "DATABRICKS_HOST"
+_ELSEWHERE = ("DATABRICKS_AZURE_RESOURCE_ID", "DATABRICKS_RUNTIME_VERSION", "DATABRICKS_METADATA_SERVICE_URL")
+"""Variables by which a workspace is known without its host: by Azure, or from inside."""
+_RESERVED = "__settings__"
+
+
+def workspace(uri: str) -> str | None:
+    """Return the host of the workspace, or None where only Databricks' SDK can find it.
+
+    Raises:
+        TrackingError: the URI or DATABRICKS_CONFIG_PROFILE names a profile that is not there, or that DATABRICKS_HOST
+            overrides; or nothing names a workspace.
+    """
+    named = uri.removeprefix(SCHEME).removeprefix("://") or os.environ.get("DATABRICKS_CONFIG_PROFILE", "")
+    if ":" in named:
+        return None  # SCOPE:PREFIX, secrets that only a cluster of Databricks can read
+    file = Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser()
+    profiles, host = _profiles(file), os.environ.get(_HOST)
+    if not named:
+        if host is None and not profiles and not any(map(os.environ.get, _ELSEWHERE)):
+            raise TrackingError(
+                f"tracking.uri is {SCHEME}, and nothing names a workspace: {_HOST} is not set, {file} has no profile",
+                hint=f"export {_HOST}=https://... and DATABRICKS_TOKEN=..., or: databricks auth login",
+            )
+        return host or profiles.get("DEFAULT") or None
+    if named not in profiles:
+        known = f"has the profiles {', '.join(profiles)}" if profiles else "has none"
+        raise TrackingError(
+            f"there is no Databricks profile {named!r}: {file} {known}",
+            hint=f"databricks auth login --profile {named}, or change tracking.uri",
+        )
+    if host and profiles[named] and host.rstrip("/") != profiles[named].rstrip("/"):
+        raise TrackingError(
+            f"the Databricks profile {named!r} is of {profiles[named]}, and the client prefers {_HOST}, {host}",
+            hint=f"unset {_HOST} and DATABRICKS_TOKEN, or set tracking.uri to {SCHEME}",
+        )
+    return profiles[named] or None
+
+
+def _profiles(file: Path) -> dict[str, str]:
+    """Return the host of each profile, empty where it has none."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError, OSError):
+        # Without its cause, which would show a line of a file with tokens.
+        raise TrackingError(
+            f"{file} cannot be read as a file of Databricks profiles", hint="databricks auth profiles"
+        ) from None
+    default = dict(parser.defaults())
+    found = {"DEFAULT": default.get("host", "")} if default else {}
+    # A section does not inherit from DEFAULT, other than in Python's own files.
+    sections = ((name, parser._sections[name]) for name in parser.sections() if name != _RESERVED)  # type: ignore[attr-defined]  # noqa: SLF001
+    return found | {name: values.get("host", "") for name, values in sections}
