@@ -83,6 +83,8 @@ class DataRecord(Record):
     """Which splits are not identified by their rows, and why."""
     identified_by: dict[str, str] = field(default_factory=dict)
     """What identifies each split: all rows, a sample of its items, the files' footers, ..."""
+    tables: dict[str, str] = field(default_factory=dict)
+    """Splits that are Delta tables, each with the name and version that reads it again: ``s3://bucket/table@v3``."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,8 @@ class Splits:
       any that pyarrow knows), or a list of them. Up to 64 MB are read as a table; more is streamed by row groups
       in bounded memory and shuffled within windows of them. Every process must reach the files, and they must not
       change during a run;
+    - a Delta table, by its path or URI, at a version (``s3://bucket/table@v3``), at a time, or as it is when the run
+      starts, and partitions of it (``s3://bucket/table/split=train``), or a ``deltalake.DeltaTable``: as files above;
     - a ``ray.data.Dataset``: written once as Parquet below ``storage.path``, in its order, then as above. Ray must run;
     - a torch dataset with ``__len__`` and ``__getitem__``, whose items are collated into batches. Random numbers of
       training items are seeded as in ``RecipeBase.loss``. It is identified by its length, the dataset's

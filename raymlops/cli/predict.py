@@ -38,9 +38,13 @@ def predict(
         typer.Option(metavar="VERSION", help="A live version's number; with --batch any, or @alias.  [@champion]"),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option("--batch", metavar="IN", help="Parquet file, folder or URI, instead of --file.")
+        str | None,
+        typer.Option("--batch", metavar="IN", help="Parquet file, folder or URI, or a Delta table, instead of --file."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", metavar="OUT", help="Folder or URI of --batch's output.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="OUT", help="Folder, URI or Delta table (delta+URI) of --batch's output."),
+    ] = None,
     config: OptionalConfig = None,
     env: EnvOption = None,
     keep: Annotated[
@@ -53,7 +57,7 @@ def predict(
     """Predict every row of a file at the endpoint; with --batch predict Parquet on the cluster, without an endpoint.
 
     `predict NAME -f rows.json` prints one JSON object per row; the API key comes from RAYMLOPS_API_KEY.
-    `predict NAME --batch IN --out OUT` writes Parquet.
+    `predict NAME --batch IN --out OUT` writes Parquet, or adds to a Delta table.
     """
     asking = {"--file": file, "--url": url, "--timeout-s": timeout_s}
     batching = {"--batch": batch, "--out": out, "--config": config, "--env": env, "--keep": keep}
@@ -92,6 +96,10 @@ def _predict_batch(chosen: Chosen, batch: str, out: str, *, keep: list[str] | No
         f"{record.rows:,} rows by {record.name} version {record.version}, {record.duration_s:.1f} s "
         f"({per_s:,.0f} rows/s)\n{record.output}"
     )
+    if record.table_version is not None:
+        text += f"@v{record.table_version}"
+    if record.repeated:
+        text = f"{record.output}@v{record.table_version} has the {record.rows:,} rows already; nothing was written"
     return Answer(record.to_dict(), text)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.batch.export_log import ExportRecord
     from raymlops.predictions.erase import EraseRecord
     from raymlops.predictions.where import Where
 
@@ -51,7 +52,12 @@ def predictions(
         typer.Option(metavar="FIELD=VALUE", help="Rows with this value, such as features.customer=7; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N rows.")] = None,
-    out: Annotated[str | None, typer.Option(metavar="FILE", help="Write .parquet, .csv or .jsonl instead.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write .parquet, .csv or .jsonl instead, or whole days to a Delta table, delta+URI."
+        ),
+    ] = None,
     compact: Annotated[
         bool,
         typer.Option("--compact", help="Merge small files of past hours, and count hours for `drift`, instead."),
@@ -66,6 +72,7 @@ def predictions(
     as_json: JsonFlag = False,
 ) -> Answer | None:
     """Print the logged requests of a model with answers and labels, oldest first, one JSON object per row."""
+    from raymlops.lifecycle.batch.export_log import export_log
     from raymlops.lifecycle.live.log_owner import read_from
     from raymlops.lifecycle.prediction_log import (
         compact_predictions,
@@ -77,6 +84,7 @@ def predictions(
     from raymlops.predictions.read import Reading
     from raymlops.predictions.where import Where
     from raymlops.storage import clock
+    from raymlops.storage.delta.tables import find_table
 
     spec = stores_of(config, overrides=overrides or (), env=env)
     owner, now = partial(state_id, spec), clock.now()
@@ -94,11 +102,16 @@ def predictions(
         retained = retain_predictions(name, spec, now=now)
         return Answer(retained.to_dict(), f"removed {len(retained.removed)} hours and days before {retained.before}")
     conditions = Where.parse(where) if where else None
-    first = parse_moment(since or "1h", now=now) if since or not where else None
+    table = None if out is None else find_table(out)
+    first = parse_moment(since or ("1h" if table is None else "1d"), now=now) if since or not where else None
     last = None if until is None else parse_moment(until, now=now)
     if erase:
         _refuse("--erase", others)
         return _erase(name, spec, conditions, since=first, until=last, yes=yes)
+    if table is not None:
+        _refuse("A Delta table as --out", {"--version": version, "--limit": limit, "--where": where})
+        assert first is not None
+        return _exported(export_log(name, spec, table, since=first, until=min(last or now, now)))
     for text in other_storages(name, spec) if where else ():
         note(text)
     reading = Reading(
@@ -111,7 +124,7 @@ def predictions(
         limit=limit,
     )
     if out is not None:
-        from raymlops.predictions.export import write_file
+        from raymlops.predictions.export.files import write_file
 
         write_file(reading, out)
     elif not as_json:
@@ -124,6 +137,18 @@ def predictions(
 def _refuse(verb: str, options: Mapping[str, Any]) -> None:
     if mixed := given(options):
         raise UsageError(f"{verb} cannot be used with {', '.join(mixed)}", hint=f"Leave {verb} out to read.")
+
+
+def _exported(record: ExportRecord) -> Answer:
+    parts = [f"{record.rows} rows of {len(record.days)} days, {record.labelled} with a label"]
+    if not record.days:
+        parts.append("no day with rows has ended in that time: --since and --until choose another one")
+    if record.left:
+        parts.append(f"before the log's retention, and left as they are: {', '.join(record.left)}")
+    parts += [f"damaged, so that its day was left as it is: {path}" for path in record.damaged]
+    note("\n".join(parts))
+    text = record.table if record.table_version is None else f"{record.table}@v{record.table_version}"
+    return Answer(record.to_dict(), text, exit_code=1 if record.damaged else 0)
 
 
 def _erase(
@@ -164,7 +189,7 @@ def _unsearched(rows: int) -> str:
 
 
 def _print_lines(reading: Any) -> None:
-    from raymlops.predictions.export import json_rows
+    from raymlops.predictions.export.files import json_rows
 
     for batch in reading:
         with printing() as stdout:
@@ -176,7 +201,7 @@ def _print_object(reading: Any, salt: Callable[[], str]) -> dict[str, Any]:
 
     Rows are collected on disk first, so that an error leaves no half-written object.
     """
-    from raymlops.predictions.export import json_rows
+    from raymlops.predictions.export.files import json_rows
 
     with tempfile.TemporaryFile("w+", encoding="utf-8") as rows:
         rows.writelines(f",{row.decode()}" for batch in reading for row in json_rows(batch))

@@ -13,7 +13,7 @@ import platform
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raymlops.data.prepare import Prepared, prepare
+from raymlops.data.prepare import Prepared, prepare, versions_of
 from raymlops.data.shared import SharedData, pack
 
 if TYPE_CHECKING:
@@ -48,11 +48,17 @@ class DataCache:
         """How often data was prepared."""
 
     def get(
-        self, project: Project, *, shared: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
+        self,
+        project: Project,
+        *,
+        shared: Mapping[str, Any] | None = None,
+        state: Mapping[str, Any] | None = None,
+        versions: Mapping[str, int] | None = None,
     ) -> Prepared:
         """Return the project's data, from the cache or prepared now, with a recipe of this configuration.
 
-        ``shared`` is what ``share`` returned in another process; it is used where the data would be the same.
+        ``shared`` is what ``share`` returned in another process; it is used where the data would be the same. Else its
+        versions of Delta tables are, as ``versions`` are by ``prepare``.
         ``state`` is what ``fit`` returned for the weights of a resumed training, which need that very state.
 
         Raises:
@@ -76,10 +82,13 @@ class DataCache:
         else:
             self.prepared += 1
             sources = None
+            if shared is not None:
+                versions = versions_of(shared["sources"])
             if shared is not None and _same(project, shared["key"]):
                 sources = shared["sources"]
                 watched.count_as_read(shared["key"]["config"])  # in that process: ``datasets`` may not be called here
-            made = prepare(replace(project, recipe_config=watched), state=state, sources=sources)  # type: ignore[arg-type]
+            there = replace(project, recipe_config=watched)  # type: ignore[arg-type]
+            made = prepare(there, state=state, sources=sources, versions=versions)
             if state is None:  # otherwise ``fit`` did not run, and its reads are unknown
                 self._entry = _Entry(project, watched, made)
         return Prepared(project.recipe(state=made.state), made.splits, made.state)

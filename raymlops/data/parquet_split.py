@@ -98,7 +98,7 @@ class ParquetSplit(SplitData):
         written: bool = False,
     ) -> None:
         super().__init__(name=name, rows=files.rows, recipe=recipe)
-        self.files = files
+        self.files: ParquetFiles = files
         self.cache = GroupCache(cache_bytes, size_of=_size)
         self._reader = ReadAhead(GroupReader(files), max_bytes=cache_bytes)
         self._ends = np.cumsum(files.group_rows)
@@ -224,7 +224,8 @@ class ParquetSplit(SplitData):
         """Return what identifies the files, or the rows where they were written here."""
         if self.files.rows_digest:
             return Identity(self.files.rows_digest, ALL_ROWS)
-        return Identity(self.files.digest(), "the footers of its files and at most 64 MB of their content")
+        of = "its files" if self.files.table is None else f"the files of {self.files.table}"
+        return Identity(self.files.digest(), f"the footers of {of} and at most 64 MB of their content")
 
     def for_recipe(self, recipe: RecipeBase) -> ParquetSplit:
         """Return the same rows as another recipe encodes them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raymlops.project import Project
     from raymlops.signature import Signature
 
-__all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "prepare", "table_columns", "written"]
+__all__ = ["FIT", "SOURCES", "Memory", "Prepared", "SplitData", "fixed", "prepare", "table_columns", "versions_of"]
 
 VERSION = 3
 """Of new fingerprints."""
@@ -97,7 +97,7 @@ class Prepared:
             f"items of {' and '.join(varying)} differ each time they are read, so the data is assumed unchanged: only "
             "numbers of rows were compared"
         )
-        return DataRecord(fingerprint, self._rows, (note,))
+        return DataRecord(fingerprint, self._rows, (note,), tables=self._tables)
 
     def _record(self, version: int) -> DataRecord:
         digest, basis = sha256(), {}
@@ -107,11 +107,18 @@ class Prepared:
             digest.update(f"{name}:{split.rows}:{found.digest}:".encode())
             basis[name] = found.basis
         notes = tuple(split.note for split in self.splits.values() if split.note)
-        return DataRecord(f"v{version}:{digest.hexdigest()}", self._rows, notes, basis)
+        return DataRecord(f"v{version}:{digest.hexdigest()}", self._rows, notes, basis, self._tables)
 
     @property
     def _rows(self) -> dict[str, int]:
         return {name: split.rows for name, split in self.splits.items()}
+
+    @property
+    def _tables(self) -> dict[str, str]:
+        found = {name: split.files for name, split in self.splits.items()}
+        return {
+            name: files.table.name for name, files in found.items() if files is not None and files.table is not None
+        }
 
     def sources(self) -> dict[str, Any]:
         """Return as JSON data what ``prepare`` needs in another process for the same rows, without listing again."""
@@ -135,6 +142,7 @@ def prepare(
     sources: Mapping[str, Any] | None = None,
     memory: Memory | None = None,
     refit: bool = False,
+    versions: Mapping[str, int] | None = None,
 ) -> Prepared:
     """Open the splits and fit the recipe on the training split, or use the ``state`` of an earlier fit.
 
@@ -142,12 +150,15 @@ def prepare(
 
     ``sources`` is the result of ``Prepared.sources()`` in another process, for some splits or all of them. Parquet
     files are then those, and ``datasets()`` is called only where a split needs it; it must return the same rows as
-    there. ``memory`` bounds the memory of streamed splits, by default by ``train.shuffle_window_mb``.
+    there. ``versions`` has those at which Delta tables are read, by their URIs, where ``datasets()`` names none; of
+    others the newest are read. ``memory`` bounds the memory of streamed splits, by default by
+    ``train.shuffle_window_mb``.
 
     Raises:
         RecipeError: ``datasets()``, ``fit()`` or ``signature()`` raises, a split is missing, empty or of an unknown
             kind, there is no signature, a column of it or the label is not in a table, the fitted state is not
             JSON data, or a split differs from that of ``sources``.
+        UsageError, NotFoundError: a version of a Delta table cannot be read.
         StorageError: a Parquet file cannot be read, or Ray Data cannot be written.
     """
     name = project.recipe_class.__name__
@@ -160,10 +171,10 @@ def prepare(
     memory = memory or Memory.of(project.spec.train)
     window = window_of(project.spec.train)
     call = f"{name}.datasets({'' if window is None else window})"
-    opened = {
-        part: open_source(splits, part, call=call, known=known[part], root_uri=root, memory=memory) for part in SPLITS
-    }
+    opener = partial(open_source, splits, call=call, root_uri=root, memory=memory, versions=dict(versions or {}))
+    opened = {part: opener(part, known=known[part]) for part in SPLITS}
     for part, source in opened.items():
+        source.refuse_other_columns(recipe)
         if window is not None and isinstance(source.data, dict):
             check_window(recipe, part, source.data, window=window)
     fitted: dict[str, Any] | None = None
@@ -184,9 +195,15 @@ def prepare(
     )
 
 
-def written(sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of ``sources`` that were written from Ray Data, which later processes reuse."""
-    return {part: known for part, known in sources.items() if known.get("written")}
+def fixed(sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of ``sources`` that later processes reuse: written from Ray Data, or a version of a Delta table."""
+    return {part: known for part, known in sources.items() if known.get("written") or known.get("table")}
+
+
+def versions_of(sources: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions of Delta tables in ``sources``, by their URIs: see ``prepare(versions=...)``."""
+    tables = [known["table"] for known in sources.values() if known.get("table")]
+    return {table["uri"]: table["version"] for table in tables}
 
 
 def _json(state: Any, *, where: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from raymlops.data.columns import conform, is_table, table_columns
+from raymlops.data.columns import conform, is_table, needed, table_columns
 from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.iterable_split import IterableSplit
 from raymlops.data.parquet.files import ParquetFiles, is_parquet, list_parquet
@@ -20,6 +20,7 @@ from raymlops.data.ray_dataset import FOLDER, is_ray_dataset, materialize
 from raymlops.data.split import SplitData, TableSplit
 from raymlops.errors import RecipeError
 from raymlops.recipe import described
+from raymlops.storage.delta.tables import name_of
 from raymlops.storage.filesystem import join
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 _MARKS = ("digest", "sample", "fingerprint", "head")
 """Marks that ``SplitData.describe`` may hold beside the number of rows."""
-_KINDS = "a table, Parquet files (path, folder, glob, URI or list), a torch dataset or a Ray Data dataset"
+_KINDS = "a table, Parquet files (path, folder, glob, URI or list), a Delta table, a torch or a Ray Data dataset"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,26 @@ class Source:
         """Return the argument of ``fit``."""
         return self.data.dataset() if isinstance(self.data, ParquetFiles) else self.data
 
+    def refuse_other_columns(self, recipe: RecipeBase) -> None:
+        """Reject a version of a Delta table without the columns of the signature, as far as this is known before a fit.
+
+        Raises:
+            RecipeError: naming the version, and what it has.
+        """
+        if self.files is None or (table := self.files.table) is None:
+            return
+        try:
+            names = needed(recipe)
+        except RecipeError:  # a signature that needs what ``fit`` returns
+            return
+        if missing := [name for name in names if name not in table.columns.names]:
+            raise RecipeError(
+                f"{type(recipe).__name__}.datasets(): {table}, the {self.part} split, lacks "
+                f"{', '.join(map(repr, missing))}; it has {', '.join(table.columns.names)}",
+                hint="A table holds the signature's inputs and the label. Where its columns were renamed or dropped, "
+                "name an earlier version, such as TABLE@v3, or change the signature.",
+            )
+
     def split(self, recipe: RecipeBase) -> SplitData:
         """Return the split that ``recipe`` trains on.
 
@@ -90,6 +111,7 @@ class Source:
 
     def _split(self, recipe: RecipeBase) -> SplitData:
         known = self.known or {}
+        self.refuse_other_columns(recipe)
         if isinstance(self.data, dict):
             columns = conform(self.data, recipe, place=f"the {self.part} table")
             return TableSplit(columns, name=self.part, recipe=recipe, files=self.files, written=self.written)
@@ -118,12 +140,22 @@ def stands_alone(known: Mapping[str, Any] | None) -> bool:
 
 
 def open_source(
-    splits: Any, part: str, *, call: str, known: Mapping[str, Any] | None, root_uri: str, memory: Memory
+    splits: Any,
+    part: str,
+    *,
+    call: str,
+    known: Mapping[str, Any] | None,
+    root_uri: str,
+    memory: Memory,
+    versions: dict[str, int] | None = None,
 ) -> Source:
     """Return a split of what ``call``, such as ``Net.datasets()``, returned, or of its ``known`` description.
 
+    ``versions`` of Delta tables are those of ``list_parquet``.
+
     Raises:
         RecipeError: the split is missing, or of an unsupported kind.
+        UsageError, NotFoundError: a version of a Delta table cannot be read.
         StorageError: a Parquet file is damaged, or Ray Data could not be written under ``root_uri``.
     """
     if known is not None and stands_alone(known):
@@ -136,9 +168,13 @@ def open_source(
             f"{call} returned no {part} split, but {type(splits).__name__}",
             hint="Return raymlops.Splits(train=..., validation=..., test=...).",
         )
-    written = is_ray_dataset(source)
+    written, source = is_ray_dataset(source), name_of(source)
     if written or is_parquet(source):
-        files = materialize(source, join(root_uri, FOLDER), part=part) if written else list_parquet(source)
+        files = (
+            materialize(source, join(root_uri, FOLDER), part=part)
+            if written
+            else list_parquet(source, versions=versions)
+        )
         _refuse_empty(files.rows, part, call=call)
         data = files.columns() if files.memory_bytes <= memory.whole_bytes else files
         return Source(part, data, memory, files=files, written=written, known=known)

@@ -63,6 +63,8 @@ class SplitData(ABC):
     in_turn: ClassVar[bool] = False
     """Whether rows are read in their order, so that several processes would each read all of them."""
     columns: dict[str, Array] | None = None
+    files: ParquetFiles | None = None
+    """The files that hold the rows, if any."""
 
     def __init__(self, *, name: str, rows: int, recipe: RecipeBase) -> None:
         self.name = name
@@ -242,7 +244,7 @@ class TableSplit(SplitData):
     ) -> None:
         super().__init__(name=name, rows=len(next(iter(columns.values()))), recipe=recipe)
         self.columns: dict[str, Array] = columns
-        self._files = files
+        self.files = files
         self._written = written
 
     @property
@@ -278,6 +280,11 @@ class TableSplit(SplitData):
             return self.rows, iter([self.columns])
         return most_rows, iter([rows_at(self.columns, drawn(self.rows, most=most_rows))])
 
+    def identity(self) -> Identity:
+        """Return what identifies the rows: all of them."""
+        table = None if self.files is None else self.files.table
+        return Identity(self.digest(), ALL_ROWS if table is None else f"{ALL_ROWS} of {table}")
+
     def hashes(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Yield a 64-bit hash for each row in order, in chunks, over all columns."""
         done = begin_pass("hashing", self)
@@ -293,10 +300,10 @@ class TableSplit(SplitData):
     def describe(self) -> dict[str, Any]:
         """Return as JSON data what another process needs to draw the same rows."""
         digest = {"digest": self.digest()}
-        if self._files is None:
+        if self.files is None:
             return super().describe() | digest
         found = {"kind": "parquet", "rows": self.rows, "whole": True, "written": self._written}
-        return {**found, **digest, **self._files.to_dict()}
+        return {**found, **digest, **self.files.to_dict()}
 
     @cached_property
     def encoded(self) -> Batch | None:

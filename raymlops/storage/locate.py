@@ -25,7 +25,7 @@ def find_files(text: str) -> list[tuple[str, Any]]:
         RecipeError: no file matches, or the URI holds a secret.
         StorageError: the storage does not answer.
     """
-    _refuse_secret(text)
+    refuse_secret(text)
     local = local_path(text)
     address, _, query = (str(local), "", "") if local is not None else text.partition("?")
     literal = local is not None and local.exists()
@@ -76,7 +76,7 @@ def _regex(pattern: str) -> str:
     return text
 
 
-def _refuse_secret(uri: str) -> None:
+def refuse_secret(uri: str) -> None:
     """Reject a secret: the list of files is logged with the run."""
     if holds_credential(uri):
         raise RecipeError(

@@ -97,6 +97,7 @@ def train(
             project,
             state=state,
             sources=sources,
+            versions=None if before is None else resuming.recorded_versions(before),
             refit=before is not None and resuming.code_differs(before, project),
         )
         prepared.verify()

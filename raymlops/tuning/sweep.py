@@ -76,6 +76,7 @@ def sweep(
     from raymlops.tracking.client import tracker
     from raymlops.training.data_checks.gate import REPORT, blaming_data, check_data
     from raymlops.training.preflight import preflight_sweep
+    from raymlops.training.runs.resume import recorded_versions
 
     def notify(text: str) -> None:
         if on_event is not None:
@@ -105,7 +106,7 @@ def sweep(
             refuse_sweep_changes(changes, sweep_id=resume)
         notify("preparing the data and testing the recipe on its first rows")
         data = DataCache()
-        prepared = data.get(project)
+        prepared = data.get(project, versions=None if recorded is None else recorded_versions(recorded))
         unservable: list[str] = []
         with blaming_data(prepared, None if recorded else spec.data.checks):
             preflight_sweep(project, prepared, warn=None if recorded is None else unservable.append)

@@ -136,7 +136,7 @@ def read_labelled(folder: str, rows: int) -> None:
 
 def export(folder: str, _rows: int) -> None:
     """Write them all to one Parquet file."""
-    from raymlops.predictions.export import write_file
+    from raymlops.predictions.export.files import write_file
 
     with tempfile.TemporaryDirectory() as out:
         write_file(Reading(folder, "flights", labels=False), f"{out}/rows.parquet")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raymlops.config.load import load_data
-from raymlops.data.prepare import prepare, written
+from raymlops.data.prepare import fixed, prepare
 from raymlops.data.ray_dataset import materialize
 from raymlops.errors import RecipeError
 from raymlops.project import bind
@@ -46,7 +46,7 @@ def test_a_pipeline_is_written_once_and_read_by_all(ray_project: Any, tmp_path: 
     assert driver.data == table.data
     assert driver.state == table.state
     sources = json.loads(json.dumps(driver.sources()))
-    assert set(written(sources)) == {"train"}
+    assert set(fixed(sources)) == {"train"}
 
     worker = prepare(ray_project("NoPipeline"), state=driver.state, sources=sources)
     indices = torch.tensor([199, 0, 77])

@@ -6,8 +6,9 @@ no torch.
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -16,20 +17,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.data.columns import table_columns
-from raymlops.errors import RecipeError, StorageError
+from raymlops.data.parquet.table_rows import as_dataset, completed
+from raymlops.errors import NotFoundError, RecipeError, StorageError
+from raymlops.storage.delta.snapshot import Snapshot, read_snapshot
+from raymlops.storage.delta.tables import find_table
 from raymlops.storage.filesystem import info, open_filesystem
-from raymlops.storage.locate import RESUME, find_files, unreadable
+from raymlops.storage.locate import RESUME, SUFFIXES, find_files, refuse_secret, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
+    from raymlops.storage.delta.names import TableName
+
 _FOOTERS_AT_A_TIME = 16
 _OPEN_FILES = 8
 _TEXT_BYTES, _NUMBER_BYTES = 64, 8
 _BLOCKS, _BLOCK_BYTES = 1024, 1 << 16
 """Of ``digest``: a digest that is made otherwise needs another version of fingerprints."""
+_VACUUM = (
+    "VACUUM removes files of earlier versions; the table's property delta.deletedFileRetentionDuration says after what "
+    "time."
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ class DataFile:
     size: int
     mtime_ns: int | None
     group_rows: tuple[int, ...]
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Columns that a file of a Delta table does not hold, each with the value of all its rows as text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class ParquetFiles:
     """Bounds the decoded size of all columns."""
     rows_digest: str = ""
     """Of files that raymlops wrote: identifies their rows, however they are stored."""
+    table: Snapshot | None = None
+    """The version of a Delta table that they are."""
 
     @cached_property
     def group_rows(self) -> npt.NDArray[np.int64]:
@@ -70,22 +84,33 @@ class ParquetFiles:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         files = [{**asdict(file), "group_rows": list(file.group_rows)} for file in self.files]
-        return {"files": files, "memory_bytes": self.memory_bytes, "rows_digest": self.rows_digest}
+        found = {"files": files, "memory_bytes": self.memory_bytes, "rows_digest": self.rows_digest}
+        return found if self.table is None else {**found, "table": asdict(self.table)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ParquetFiles:
         """Rebuild a list from ``to_dict``."""
         files = tuple(
-            DataFile(str(file["uri"]), int(file["size"]), file["mtime_ns"], tuple(file["group_rows"]))
+            DataFile(
+                str(file["uri"]),
+                int(file["size"]),
+                file["mtime_ns"],
+                tuple(file["group_rows"]),
+                tuple((name, value) for name, value in file.get("partition", ())),
+            )
             for file in data["files"]
         )
-        return cls(files, int(data["memory_bytes"]), str(data.get("rows_digest", "")))
+        table = Snapshot(**data["table"]) if data.get("table") else None
+        return cls(files, int(data["memory_bytes"]), str(data.get("rows_digest", "")), table)
 
     def dataset(self) -> Any:
         """Return the files as a ``pyarrow.dataset.Dataset``."""
         import pyarrow.dataset as ds
 
-        places = [open_filesystem(file.uri) for file in self.files if file.group_rows]
+        files = [file for file in self.files if file.group_rows]
+        places = [open_filesystem(file.uri) for file in files]
+        if self.table is not None:
+            return as_dataset(places, [dict(file.partition) for file in files], self.table.columns)
         return ds.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
@@ -109,14 +134,18 @@ class ParquetFiles:
         """Return a SHA-256 of every file's size and footer, and of blocks of their content at fixed places.
 
         1,024 blocks of 64 KiB are evenly spread over all files; smaller data is read whole. Footers hold the sizes of
-        all column chunks and mostly their extremes. Copies have one digest, whatever their names.
+        all column chunks and mostly their extremes. Copies have one digest, whatever their names. Of a Delta table its
+        columns and the values of its partitions count too.
 
         Raises:
             StorageError: a file is gone, damaged, or no longer what was listed.
         """
         offsets = [places.tolist() for places in block_offsets([file.size for file in self.files])]
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-            return sha256(b"".join(pool.map(_content_digest, self.files, offsets))).hexdigest()
+            found = sha256(b"".join(pool.map(self._content_digest, self.files, offsets)))
+        if self.table is not None:
+            found.update(json.dumps([self.table.schema, *(file.partition for file in self.files)]).encode())
+        return found.hexdigest()
 
     def verify(self) -> None:
         """Check the size and modification time of every file, without reading any.
@@ -125,7 +154,56 @@ class ParquetFiles:
             StorageError: a file is gone or was changed.
         """
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-            list(pool.map(_refuse_changed, self.files))
+            list(pool.map(self.refuse_changed, self.files))
+
+    def refuse_changed(self, file: DataFile, *, copy: bool = False) -> None:
+        """Compare a file with what was listed.
+
+        Raises:
+            StorageError: it is gone or was changed.
+        """
+        try:
+            found = info(file.uri)
+        except StorageError as error:
+            raise unreadable(file.uri, error.__cause__ or error) from error
+        if not found.is_file:
+            raise self.changed(file, "it does not exist")
+        if found.size != file.size:
+            raise self.changed(file, f"it has {found.size} bytes, not {file.size}")
+        if not copy and file.mtime_ns is not None and found.mtime_ns is not None and found.mtime_ns != file.mtime_ns:
+            raise self.changed(file, "it was modified since")
+
+    def changed(self, file: DataFile, what: str) -> StorageError:
+        """Return the error for a file that is no longer what was listed."""
+        if self.table is not None:
+            return StorageError(
+                f"{file.uri}, of {self.table}, changed since the run was prepared: {what}",
+                hint=f"{_VACUUM} Restore the file, or train anew. {RESUME}",
+            )
+        return StorageError(
+            f"{file.uri} changed since the run was prepared: {what}",
+            hint=f"Every process must read the same files, unchanged during a run: restore it. {RESUME}",
+        )
+
+    def _content_digest(self, file: DataFile, offsets: Sequence[int]) -> bytes:
+        """Return the digest of a file's size, its footer and the blocks at ``offsets``."""
+        import pyarrow as pa
+
+        self.refuse_changed(file)
+        found = sha256(f"{file.size}:".encode())
+        filesystem, path = open_filesystem(file.uri)
+        try:
+            with filesystem.open_input_file(path) as opened:
+                footer_bytes = int.from_bytes(opened.read_at(4, file.size - 8), "little")  # "PAR1" ends the file
+                footer = (file.size - 8 - footer_bytes, footer_bytes)
+                for offset, size in [footer, *((at, _BLOCK_BYTES) for at in offsets)]:
+                    block = opened.read_at(min(size, file.size - offset), offset)
+                    if len(block) < min(size, file.size - offset):
+                        raise self.changed(file, "it was truncated")
+                    found.update(block)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(file.uri, error) from error
+        return found.digest()
 
 
 def is_parquet(source: Any) -> bool:
@@ -135,21 +213,59 @@ def is_parquet(source: Any) -> bool:
     return isinstance(source, str | Path)
 
 
-def list_parquet(source: str | Path | Sequence[str | Path]) -> ParquetFiles:
+def list_parquet(source: str | Path | Sequence[str | Path], *, versions: dict[str, int] | None = None) -> ParquetFiles:
     """Find the files of a path, folder, glob or URI, or of a list of them, and read their footers.
+
+    A Delta table's are those of the version that is named, or else of that in ``versions``, by the table's URI, or else
+    of the newest, which is put there: who passes it for several sources reads all of them at one version.
 
     Files of a folder or glob are sorted by path, those of a list keep its order. Names that start with ``_`` or ``.``
     are skipped.
 
     Raises:
-        RecipeError: no file matches, or a URI holds a secret.
+        RecipeError: no file matches, a URI holds a secret, or a list holds a Delta table.
+        UsageError: there is no such version of a Delta table, or it cannot be read.
+        NotFoundError: files of that version were removed.
         StorageError: a file is damaged or not a Parquet file, or the storage is unavailable.
     """
-    items = [source] if isinstance(source, str | Path) else list(source)
-    found = [entry for item in items for entry in find_files(str(item))]
+    items = [str(item) for item in ([source] if isinstance(source, str | Path) else source)]
+    tables = [name for item in items if (name := _table_of(item)) is not None]
+    if tables and len(items) == 1:
+        return _list_table(tables[0], {} if versions is None else versions)
+    if tables:
+        raise RecipeError(
+            f"datasets() names the Delta table {tables[0]} in a list of {len(items)}",
+            hint="Name it alone; several tables become one where they are written.",
+        )
+    found = [entry for item in items for entry in find_files(item)]
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
         read = list(pool.map(lambda entry: _with_footer(*entry), found))
     return ParquetFiles(tuple(file for file, _ in read), sum(size for _, size in read))
+
+
+def _table_of(text: str) -> TableName | None:
+    refuse_secret(text)
+    try:
+        return None if text.endswith(SUFFIXES) else find_table(text)
+    except StorageError as error:
+        raise unreadable(text, error.__cause__ or error) from error
+
+
+def _list_table(name: TableName, versions: dict[str, int]) -> ParquetFiles:
+    if name.version is None and name.at is None and name.uri in versions:
+        name = name.with_version(versions[name.uri])
+    table, files = read_snapshot(name)
+    versions.setdefault(table.uri, table.version)
+    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        infos = list(pool.map(lambda file: info(file.uri), files))
+        if gone := [file.uri for file, found in zip(files, infos, strict=True) if not found.is_file]:
+            raise NotFoundError(
+                f"{table} is no longer complete: {len(gone)} of its {len(files)} files are gone, such as {gone[0]}",
+                hint=f"{_VACUUM} Name a later version, or none for the newest.",
+            )
+        read = list(pool.map(lambda file, found: _with_footer(file.uri, found), files, infos))
+    listed = (replace(found, partition=file.partition) for file, (found, _) in zip(files, read, strict=True))
+    return ParquetFiles(tuple(listed), sum(size for _, size in read), table=table)
 
 
 def block_offsets(
@@ -175,9 +291,10 @@ class GroupReader:
     """
 
     def __init__(self, files: ParquetFiles, *, copies: bool = False) -> None:
+        self._files = files
         self._places = files.places
         self._copies = copies
-        self._file = lru_cache(_OPEN_FILES)(_opened_as_listed)
+        self._file = lru_cache(_OPEN_FILES)(self._opened_as_listed)
 
     def place(self, group: int) -> str:
         """Return a row group's file and number for error messages."""
@@ -195,7 +312,7 @@ class GroupReader:
         import pyarrow as pa
 
         file, number = self._places[group]
-        _refuse_changed(file, copy=self._copies)
+        self._files.refuse_changed(file, copy=self._copies)
         try:
             opened = self._file(file)
             names = opened.schema_arrow.names
@@ -205,16 +322,22 @@ class GroupReader:
             self._file.cache_clear()
             raise unreadable(self.place(group), error) from error
         if table.num_rows != file.group_rows[number]:
-            raise _changed(file, f"row group {number} has {table.num_rows} rows, not {file.group_rows[number]}")
-        return table, names
+            raise self._files.changed(
+                file, f"row group {number} has {table.num_rows} rows, not {file.group_rows[number]}"
+            )
+        if (snapshot := self._files.table) is None:
+            return table, names
+        try:
+            return completed(table, snapshot.columns, dict(file.partition), columns), snapshot.columns.names
+        except pa.ArrowException as error:
+            raise StorageError(f"{self.place(group)} does not have the columns of {snapshot}: {error}") from error
 
-
-def _opened_as_listed(file: DataFile) -> Any:
-    opened = _opened(file.uri)
-    rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
-    if rows != file.group_rows:
-        raise _changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
-    return opened
+    def _opened_as_listed(self, file: DataFile) -> Any:
+        opened = _opened(file.uri)
+        rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
+        if rows != file.group_rows:
+            raise self._files.changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
+        return opened
 
 
 def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
@@ -235,49 +358,8 @@ def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
     return DataFile(uri, info.size, info.mtime_ns, rows), memory
 
 
-def _content_digest(file: DataFile, offsets: Sequence[int]) -> bytes:
-    """Return the digest of a file's size, its footer and the blocks at ``offsets``."""
-    import pyarrow as pa
-
-    _refuse_changed(file)
-    found = sha256(f"{file.size}:".encode())
-    filesystem, path = open_filesystem(file.uri)
-    try:
-        with filesystem.open_input_file(path) as opened:
-            footer_bytes = int.from_bytes(opened.read_at(4, file.size - 8), "little")  # "PAR1" ends the file
-            for offset, size in [(file.size - 8 - footer_bytes, footer_bytes), *((at, _BLOCK_BYTES) for at in offsets)]:
-                block = opened.read_at(min(size, file.size - offset), offset)
-                if len(block) < min(size, file.size - offset):
-                    raise _changed(file, "it was truncated")
-                found.update(block)
-    except (OSError, pa.ArrowException) as error:
-        raise unreadable(file.uri, error) from error
-    return found.digest()
-
-
 def _opened(uri: str) -> Any:
     import pyarrow.parquet as pq
 
     filesystem, path = open_filesystem(uri)
     return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
-
-
-def _refuse_changed(file: DataFile, *, copy: bool = False) -> None:
-    """Compare a file with what was listed."""
-    try:
-        found = info(file.uri)
-    except StorageError as error:
-        raise unreadable(file.uri, error.__cause__ or error) from error
-    if not found.is_file:
-        raise _changed(file, "it does not exist")
-    if found.size != file.size:
-        raise _changed(file, f"it has {found.size} bytes, not {file.size}")
-    if not copy and file.mtime_ns is not None and found.mtime_ns is not None and found.mtime_ns != file.mtime_ns:
-        raise _changed(file, "it was modified since")
-
-
-def _changed(file: DataFile, what: str) -> StorageError:
-    return StorageError(
-        f"{file.uri} changed since the run was prepared: {what}",
-        hint=f"Every process must read the same files, unchanged during a run: restore it. {RESUME}",
-    )

@@ -9,8 +9,10 @@ order, and an invalid row is reported with its file and number.
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from raymlops.data.parquet.files import GroupReader, ParquetFiles
     from raymlops.errors import RowProblem
     from raymlops.records import ModelVersionRef
+    from raymlops.signature import Signature
 
 CHUNK_ROWS = 65_536
 """Rows of one output file. A larger row group is read once for each, which is cheap beside validating every value."""
@@ -42,11 +45,6 @@ class Chunk:
     rows: int
     first: int
 
-    @property
-    def file(self) -> str:
-        """Return the name of the output file; sorted names have the order of the input."""
-        return f"part-{self.number:06d}.parquet"
-
 
 @dataclass(frozen=True)
 class Job:
@@ -58,6 +56,12 @@ class Job:
     """Columns of the input to keep in the output, with their Arrow types."""
     folder: str
     batch_rows: int
+    mark: str = ""
+    """Ends the names of this attempt's files, where those of others may lie beside them."""
+
+    def file(self, chunk: Chunk) -> str:
+        """Return the name of a chunk's output file; sorted names have the order of the input."""
+        return f"part-{chunk.number:06d}{self.mark}.parquet"
 
 
 def plan(files: ParquetFiles, *, chunk_rows: int = CHUNK_ROWS) -> list[Chunk]:
@@ -75,6 +79,22 @@ def plan(files: ParquetFiles, *, chunk_rows: int = CHUNK_ROWS) -> list[Chunk]:
     return chunks
 
 
+def output_schema(signature: Signature, kept: Mapping[str, Any]) -> Any:
+    """Return the columns of every output file, as a ``pyarrow.Schema``."""
+    import pyarrow as pa
+
+    from raymlops.predictions.schema import column_array
+
+    outputs = {column.name: column_array(column, [], rows=0).type for column in signature.outputs}
+    return pa.schema([*kept.items(), *outputs.items(), (VERSION_COLUMN, pa.int64())])
+
+
+def work_of(version: ModelVersionRef, files: ParquetFiles, kept: Mapping[str, Any]) -> str:
+    """Return what identifies the rows of the output: those of the input, the version, and the columns to keep."""
+    text = json.dumps([version.name, version.version, version.bundle.digest, files.digest(), sorted(kept)])
+    return f"raymlops.predict.{sha256(text.encode()).hexdigest()[:32]}"
+
+
 class ChunkWorker:
     """Predicts chunks in its own process; the bundle is verified and loaded once, at the first chunk."""
 
@@ -84,11 +104,12 @@ class ChunkWorker:
         self._reader: GroupReader | None = None
 
     def __call__(self, rows: Mapping[str, Any]) -> dict[str, list[Any]]:
-        """Predict the one chunk of a Ray Data batch; return its number of rows, and its error as a pickle."""
+        """Predict the one chunk of a Ray Data batch; return its rows, its file's size, and its error as a pickle."""
         chunk = Chunk(**{name: int(values[0]) for name, values in rows.items()})
-        return {"rows": [chunk.rows], "error": [self._predict(chunk)]}
+        size, error = self._predict(chunk)
+        return {"number": [chunk.number], "rows": [chunk.rows], "bytes": [size], "error": [error]}
 
-    def _predict(self, chunk: Chunk) -> bytes:
+    def _predict(self, chunk: Chunk) -> tuple[int, bytes]:
         from raymlops.bundle.load import load
         from raymlops.data.parquet.files import GroupReader
 
@@ -97,14 +118,13 @@ class ChunkWorker:
         try:
             self._model = self._model or load(bundle.uri, bundle.digest)
             self._reader = self._reader or GroupReader(self._job.files)
-            write_chunk(chunk, self._job, model=self._model, reader=self._reader)
+            return write_chunk(chunk, self._job, model=self._model, reader=self._reader), b""
         except RaymlopsError as error:
-            return pickle.dumps(error)
-        return b""
+            return 0, pickle.dumps(error)
 
 
-def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupReader) -> None:
-    """Read, predict and write one chunk.
+def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupReader) -> int:
+    """Read, predict and write one chunk; return the size of its file in bytes.
 
     Raises:
         InvalidRowsError: rows do not match the signature; each problem names its row and file.
@@ -132,7 +152,9 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
     arrays[VERSION_COLUMN] = pa.array([job.version.version] * chunk.rows, pa.int64())
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays), sink, write_page_checksum=True)
-    filesystem.write_bytes(filesystem.join(job.folder, chunk.file), sink.getvalue().to_pybytes())
+    data = sink.getvalue().to_pybytes()
+    filesystem.write_bytes(filesystem.join(job.folder, job.file(chunk)), data)
+    return len(data)
 
 
 def _predict(model: LoadedModel, inputs: Mapping[str, list[Any]], *, uri: str, first: int, rows: int) -> Columns:
@@ -160,4 +182,5 @@ def _kept(table: Any, name: str, kind: Any) -> Any:
 
     if name not in table.column_names:
         return pa.nulls(table.num_rows, kind)
-    return table.column(name).cast(kind).combine_chunks()
+    # Nanoseconds, which no Delta table has, are cut off.
+    return table.column(name).cast(kind, safe=not pa.types.is_timestamp(kind)).combine_chunks()

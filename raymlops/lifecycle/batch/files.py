@@ -16,12 +16,12 @@ from raymlops.config.paths import local_path
 from raymlops.errors import RaymlopsError, RecipeError, StorageError, UsageError
 from raymlops.lifecycle.batch.chunks import VERSION_COLUMN
 from raymlops.records import Record, to_json
+from raymlops.storage.delta.names import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from raymlops.data.parquet.files import ParquetFiles
-    from raymlops.lifecycle.batch.chunks import Chunk
     from raymlops.signature import Signature
 
 MANIFEST = "_manifest.json"
@@ -38,7 +38,8 @@ def place(uri: str, what: str) -> str:
 
     if holds_credential(uri):
         raise UsageError(f"the {what}'s URI holds a credential", hint="Give it by environment variables or a role.")
-    return absolute(uri)
+    prefix = PREFIX if uri.startswith(PREFIX) else ""
+    return prefix + absolute(uri.removeprefix(prefix))
 
 
 def refuse_existing(output: str) -> None:
@@ -71,7 +72,7 @@ def input_files(source: str) -> ParquetFiles:
     try:
         files = list_parquet(source)
     except RecipeError as error:
-        raise UsageError(f"the input {source} has no Parquet file") from error
+        raise UsageError(f"the input {source} has no Parquet file: {error.message}") from error
     except StorageError as error:
         raise without_hint(error) from error
     if files.rows == 0:
@@ -92,13 +93,24 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
 
     places = [open_filesystem(file.uri) for file in files.files]
     try:
-        schemas = [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
+        schemas = (
+            [files.table.columns]
+            if files.table is not None
+            else [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
+        )
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
         raise UsageError(f"the input files have columns of different types: {error}") from error
     except OSError as error:
         raise StorageError(redact(f"the input cannot be read: {error}")) from error
     inputs = {column.name for column in signature.inputs}
+    if lacking := [
+        column.name for column in signature.inputs if column.name not in schema.names and not column.nullable
+    ]:
+        raise UsageError(
+            f"the input has no column {', '.join(lacking)}, which the model takes",
+            hint=f"Its columns: {', '.join(schema.names)}; the model's: {', '.join(sorted(inputs))}.",
+        )
     names = [name for name in schema.names if name not in inputs] if keep is None else list(dict.fromkeys(keep))
     if missing := [name for name in names if name not in schema.names]:
         raise UsageError(
@@ -113,8 +125,11 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
 
 
 @contextmanager
-def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
-    """Yield the folder to write to; publish it as the output when the block succeeds, delete it otherwise."""
+def published(output: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield the folder to write to; publish it as the output when the block succeeds, delete it otherwise.
+
+    ``names`` are those of the files, which are deleted where the folder cannot be.
+    """
     from raymlops.storage import filesystem
 
     remote = local_path(output) is None
@@ -130,11 +145,18 @@ def published(output: str, chunks: Sequence[Chunk]) -> Iterator[str]:
     except BaseException:
         with suppress(RaymlopsError):
             if remote:
-                for chunk in chunks:
-                    filesystem.delete(filesystem.join(folder, chunk.file))
+                delete_files(folder, names)
             else:
                 filesystem.delete(folder)
         raise
+
+
+def delete_files(folder: str, names: Sequence[str]) -> None:
+    """Delete those files of a folder that are there."""
+    from raymlops.storage import filesystem
+
+    for name in names:
+        filesystem.delete(filesystem.join(folder, name))
 
 
 def write_manifest(record: Record, folder: str) -> None:

@@ -26,7 +26,7 @@ from raymlops.errors import (
 from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registration.both_classes import both_classes
 from raymlops.lifecycle.registration.later_rows import later_rows
-from raymlops.lifecycle.registration.register import written_sources
+from raymlops.lifecycle.registration.register import fixed_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
 from raymlops.lifecycle.registration.served_answers import compare_served
 from raymlops.lifecycle.sources import Source, spec_of
@@ -177,7 +177,7 @@ def _prepared(
     from raymlops.data.prepare import prepare
 
     try:
-        sources = written_sources(tracker, ref.run_id)
+        sources = fixed_sources(tracker, ref.run_id)
         return prepare(project, state=candidate.recipe.state, sources=sources), None
     except RaymlopsError as error:
         if needed or isinstance(error, UnreachableError):

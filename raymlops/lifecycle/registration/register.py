@@ -87,7 +87,7 @@ def register(
     lineage = lineage_tags(run_id=run_id, run_tags=tags) | (change.tags() if change else {})
     with trained(tags["raymlops.weights_uri"]) as weights:
         progress.stage("reading the data")
-        prepared = prepare(project, state=weights.fit, sources=written_sources(tracker, run_id))
+        prepared = prepare(project, state=weights.fit, sources=fixed_sources(tracker, run_id))
         for split in prepared.splits.values():
             split.on_progress = progress.alive
         _check_data(prepared, tags, run_id=run_id)
@@ -138,12 +138,12 @@ def _check_data(prepared: Prepared, tags: Mapping[str, str], *, run_id: str) -> 
         )
 
 
-def written_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
-    """Return the stored splits of a run that were written from Ray Data, whose pipelines do not run again."""
-    from raymlops.data.prepare import SOURCES, written
+def fixed_sources(tracker: Tracker, run_id: str) -> dict[str, Any]:
+    """Return the splits of a run that are read as it read them, without asking ``datasets()``."""
+    from raymlops.data.prepare import SOURCES, fixed
 
     try:
-        return written(json.loads(tracker.read_text(run_id, SOURCES)))
+        return fixed(json.loads(tracker.read_text(run_id, SOURCES)))
     except NotFoundError:
         return {}
 

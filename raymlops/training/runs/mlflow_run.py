@@ -41,6 +41,8 @@ CODE_SHA = "raymlops.code_sha"
 """Tag: the digest of the recipe's code."""
 FINGERPRINT, ROWS = "raymlops.data_fingerprint", "raymlops.data_rows"
 """Tags: what identifies the data, and the rows of each split as JSON."""
+TABLES = "raymlops.data_tables"
+"""Tag: the splits that are Delta tables, as JSON, each with the name and version that reads it again."""
 STORAGE_PATH = "raymlops.storage_path"
 """Tag: ``storage.path`` as an absolute folder, for processes with another working directory."""
 CWD = "raymlops.cwd"
@@ -76,6 +78,7 @@ def open_run(
         "raymlops.config_sha": spec.sha(),
         FINGERPRINT: data.fingerprint,
         ROWS: json.dumps(data.rows),
+        TABLES: json.dumps(data.tables) if data.tables else "",
         **code_tags,
         "raymlops.num_workers": json.dumps(spec.train.num_workers),
         "raymlops.version": installed.get("raymlops", ""),

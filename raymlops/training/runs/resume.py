@@ -16,10 +16,20 @@ from raymlops.data.dataset_split import DatasetSplit
 from raymlops.data.prepare import FIT, SEED_IT, SOURCES
 from raymlops.data.split import TableSplit
 from raymlops.errors import UsageError
+from raymlops.storage.delta.names import parse
 from raymlops.tracking.tag_entries import appended
 from raymlops.training.checkpoints.latest import recorded_fit
 from raymlops.training.runs.lookup import EVALUATION, Recorded, check_kind, read_json
-from raymlops.training.runs.mlflow_run import CODE_FILES, CODE_SHA, CONFIG, FINGERPRINT, ROWS, code_of, code_record
+from raymlops.training.runs.mlflow_run import (
+    CODE_FILES,
+    CODE_SHA,
+    CONFIG,
+    FINGERPRINT,
+    ROWS,
+    TABLES,
+    code_of,
+    code_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,6 +144,12 @@ def recorded_sources(tracker: Tracker, recorded: Recorded) -> dict[str, Any] | N
     """
     found: dict[str, Any] | None = read_json(tracker, recorded.run_id, SOURCES)
     return found and {part: known for part, known in found.items() if known["kind"] not in IN_MEMORY}
+
+
+def recorded_versions(recorded: Recorded) -> dict[str, int]:
+    """Return the versions of Delta tables that a run or a sweep was started on, by their URIs, for ``prepare``."""
+    names = [parse(name) for name in json.loads(recorded.tags.get(TABLES, "{}")).values()]
+    return {name.uri: name.version for name in names if name.version is not None}
 
 
 def recorded_state(tracker: Tracker, recorded: Recorded, *, checkpoints_uri: str) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from deltalake import DeltaTable
 from served_requests import SIGNATURE, served
 from stored import put
 
@@ -221,3 +222,26 @@ def test_a_length_of_time_that_no_calendar_holds_is_told():
     for text in ("999999999d", "9999-12-31T23:00-05:00"):
         with pytest.raises(UsageError, match="is no time"):
             parse_moment(text, now=NOW)
+
+
+def test_days_that_have_ended_go_to_a_table(log, capsys, monkeypatch, tmp_path):
+    """Yesterday's by default, each once however often it is asked; days before the log's retention stay as they are."""
+    now, table = datetime.now(UTC), f"{tmp_path}/lake"
+    tomorrow = (now + timedelta(days=1)).replace(hour=12)
+    clock.set_replay(tmp_path / "clock", tomorrow)
+    monkeypatch.setenv(clock.FILE, str(tmp_path / "clock"))
+    for _ in range(2):
+        assert main(["predictions", "flights", "--since", "2d", "--out", f"delta+{table}", "--json"]) == 0
+        data = json.loads(capsys.readouterr().out)
+        assert (data["rows"], data["table"], data["left"]) == (4, table, [])
+    found = DeltaTable(table).to_pyarrow_table()["request_id"].to_pylist()
+    assert sorted(found) == ["a", "b", "c", "old"]
+    with state_of(stores_of(None)) as state:
+        bundle = BundleRef(f"{tmp_path}/bundles/{'d' * 64}", "d" * 64)
+        put(state, "flights", [Deployment("flights", 3, bundle, "run", "champion", {"log": {"retention_days": 0.5}})])
+    assert main(["predictions", "flights", "--since", "2d", "--out", table]) == 0
+    printed = capsys.readouterr()
+    assert f"before the log's retention, and left as they are: {now - timedelta(days=1):%Y-%m-%d}" in printed.err
+    assert DeltaTable(table).count() == 4
+    assert main(["predictions", "flights", "--version", "3", "--out", table]) == 2
+    assert "A Delta table as --out cannot be used with --version" in capsys.readouterr().err

@@ -126,10 +126,12 @@ def test_a_row_that_does_not_fit_is_named_by_its_file_and_number(job):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_missing_column_is_a_row_that_does_not_fit(job):
-    """Also where none of the model's columns is there."""
+def test_a_column_that_a_file_lacks_is_a_row_that_does_not_fit(job, tmp_path):
+    """One that no file has is refused before any work, with both sides."""
     with pytest.raises(InvalidRowsError, match=r"field 'a': is missing"):
-        run(job(pa.table({"id": [1]})))
+        run(job(pa.table({"a": [1.0], "id": [1]}), pa.table({"id": [2]})))
+    with pytest.raises(UsageError, match=r"no column a, which the model takes\n.*columns: id; the model's: a, k"):
+        kept_columns(list_parquet(tmp_path / "in" / "1.parquet"), Doubler.signature, None)
 
 
 def test_an_answer_that_is_no_number_names_the_rows(job):
@@ -212,9 +214,9 @@ def test_input_that_cannot_be_read_is_named(tmp_path, text):
     assert "--resume" not in str(caught.value)
 
 
-def publish(output, *, error=None, meanwhile=None, chunks=()):
+def publish(output, *, error=None, meanwhile=None, names=()):
     """Write one part, let ``meanwhile`` happen, and end with an error or without."""
-    with published(str(output), chunks) as folder:
+    with published(str(output), names) as folder:
         filesystem.write_bytes(filesystem.join(folder, "part-000000.parquet"), b"x")
         if meanwhile is not None:
             meanwhile()
@@ -250,11 +252,11 @@ def test_output_that_appeared_meanwhile_is_not_touched(tmp_path):
 def test_an_object_store_keeps_nothing_of_what_failed(s3):
     """It cannot rename: there the manifest, written last, says that output is whole."""
     uri = s3.uri("bucket/out")
-    chunks = [Chunk(0, group=0, start=0, rows=1, first=0)]
+    names = ["part-000000.parquet"]
     with pytest.raises(KeyboardInterrupt):
-        publish(uri, error=KeyboardInterrupt(), chunks=chunks)
+        publish(uri, error=KeyboardInterrupt(), names=names)
     assert filesystem.listing(uri) == {}
-    publish(uri, chunks=chunks)
+    publish(uri, names=names)
     with pytest.raises(UsageError, match="exists, and is incomplete"):
         refuse_existing(uri)
     filesystem.write_bytes(filesystem.join(uri, MANIFEST), b"{}")

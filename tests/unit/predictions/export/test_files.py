@@ -9,7 +9,7 @@ from served_requests import HOUR, at, served
 
 from raymlops.arrays import Column
 from raymlops.errors import StorageError, UsageError
-from raymlops.predictions.export import write_file
+from raymlops.predictions.export.files import write_file
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.read import Reading
 from raymlops.signature import Signature

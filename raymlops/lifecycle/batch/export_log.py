@@ -1,0 +1,70 @@
+"""Export days of a model's prediction log into a Delta table: which days, and which of them stay as they are there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from raymlops.errors import UsageError
+from raymlops.lifecycle.live.log_owner import read_from
+from raymlops.lifecycle.prediction_log import stored_log
+from raymlops.lifecycle.sources import state_id, state_of
+from raymlops.records import Record
+
+if TYPE_CHECKING:
+    from raymlops.config.schema import ProjectSpec
+    from raymlops.storage.delta.names import TableName
+
+
+@dataclass(frozen=True)
+class ExportRecord(Record):
+    """Days of a log that a Delta table has now."""
+
+    name: str
+    table: str
+    days: tuple[str, ...]
+    rows: int
+    labelled: int
+    table_version: int | None
+    """None where there was no day."""
+    left: tuple[str, ...] = ()
+    """Days before the log's retention, of which the table may have more rows than the log; they stay as they are."""
+    damaged: tuple[str, ...] = ()
+    """Files of the log that cannot be read; what the table has of their days is as it was."""
+
+
+def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetime, until: datetime) -> ExportRecord:
+    """Write each day by UTC, from that of ``since``, which has ended by ``until``, into the table.
+
+    Raises:
+        NotFoundError: no such model has predictions.
+        UsageError: a version of the table is named, or a field has another type than in it.
+        RefusedError: the table is not an export of this log.
+        StorageError: the log cannot be read, or the table not written; days before are there.
+    """
+    from raymlops.predictions.export.table import days_between, write_day
+    from raymlops.predictions.read import Reading
+
+    if table.version is not None or table.at is not None or table.partitions:
+        raise UsageError(f"{table} is a version or a part of a Delta table", hint="Name the table alone.")
+    owner = state_id(spec)
+    reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)
+    with state_of(spec) as state:
+        log = stored_log(state, name)
+    kept_since = None if log is None else log.kept_since(until)
+    days = days_between(since, until)
+    whole = [day for day in days if kept_since is None or datetime.combine(day, time(), UTC) >= kept_since]
+    every = [write_day(reading, day, table.uri, owner=owner) for day in whole]
+    done = [each for each in every if each.table_version is not None]
+    return ExportRecord(
+        name=name,
+        table=table.uri,
+        days=tuple(each.day.isoformat() for each in done),
+        rows=sum(each.rows for each in done),
+        labelled=sum(each.labelled for each in done),
+        table_version=done[-1].table_version if done else None,
+        left=tuple(day.isoformat() for day in days if day not in whole),
+        damaged=tuple(path for each in every for path in each.damaged),
+    )

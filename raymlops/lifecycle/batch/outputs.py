@@ -1,0 +1,138 @@
+"""Where a batch prediction is written: a folder of files that appears whole, or one commit of a Delta table.
+
+Owns what is checked of an output before the work, and how it is completed. Knows nothing of workers.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from raymlops.errors import RaymlopsError, UsageError
+from raymlops.lifecycle.batch.files import delete_files, published, refuse_existing, write_manifest
+from raymlops.storage import filesystem
+from raymlops.storage.delta.commit import NewFile, TableWriter
+from raymlops.storage.delta.tables import find_table, has_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from raymlops.lifecycle.batch.record import BatchRecord
+
+_OURS = re.compile(r"part-\d{6}-[0-9a-f]{12}\.parquet|\..*")
+
+
+def output_at(text: str) -> Folder | Table:
+    """Return what a path or URI names; a Delta table by ``delta+``, or because there is one.
+
+    Raises:
+        UsageError: there is something else, or a version is named, which cannot be written.
+        StorageError: the storage does not answer.
+    """
+    name = find_table(text)
+    if name is None:
+        refuse_existing(text)
+        return Folder(text)
+    if name.version is not None or name.at is not None or name.partitions:
+        raise UsageError(
+            f"{name} is a version or a part of a Delta table", hint="Rows are added to a table: name it alone."
+        )
+    if not has_table(name.uri):
+        refuse_other_files(name.uri, _OURS)
+    return Table(name.uri)
+
+
+def refuse_other_files(uri: str, ours: re.Pattern[str]) -> None:
+    """Reject a folder that is to become a table and holds other files, which a VACUUM would remove.
+
+    Raises:
+        UsageError: naming one of them.
+    """
+    if others := [name for name in filesystem.entries(uri) if not ours.fullmatch(name)]:
+        raise UsageError(
+            f"{uri} is no Delta table, and holds {others[0]}: a VACUUM of the new table would remove it",
+            hint="Name an empty folder, a new one, or a table.",
+        )
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of files; a local one appears when it is complete."""
+
+    uri: str
+    mark: str = ""
+    """Ends the names of its files."""
+
+    def type_of(self, kind: Any) -> Any:
+        """Return the Arrow type that a column of the input is written in: its own."""
+        return kind
+
+    def version_with(self, work: Callable[[], str], schema: Any) -> int | None:
+        """Return None: what exists was refused."""
+        del work, schema
+        return None
+
+    def writing(self, names: Sequence[str]) -> AbstractContextManager[str]:
+        """Return a context with a folder for the files of these names, which becomes the output."""
+        return published(self.uri, names)
+
+    def complete(self, record: BatchRecord, folder: str, files: Sequence[NewFile]) -> BatchRecord:
+        """Write the manifest, and return the record."""
+        del files
+        write_manifest(record, folder)
+        return record
+
+
+@dataclass
+class Table:
+    """A Delta table; its new files are read once they are committed."""
+
+    uri: str
+    mark: str = field(default_factory=lambda: f"-{uuid.uuid4().hex[:12]}")
+    _writer: TableWriter | None = None
+    _work: str = ""
+    _committing: bool = False
+
+    def type_of(self, kind: Any) -> Any:
+        """Return the nearest type that Delta has."""
+        import pyarrow as pa
+
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if pa.types.is_timestamp(kind):
+            return pa.timestamp("us", kind.tz and "UTC")
+        wider = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.float16(): pa.float32()}
+        return {**wider, pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+
+    def version_with(self, work: Callable[[], str], schema: Any) -> int | None:
+        """Return the version of the table that has this work already; None where it is to be done.
+
+        Raises:
+            UsageError: the table does not take rows of this schema.
+            StorageError: the storage does not answer.
+        """
+        self._writer, self._work = TableWriter(self.uri, schema), work()
+        return self._writer.version_with(self._work)
+
+    @contextmanager
+    def writing(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield the table's folder; remove the files of these names if the block raises before their commit."""
+        try:
+            yield self.uri
+        except BaseException:
+            if not self._committing:  # the commit may have been made
+                with suppress(RaymlopsError):
+                    delete_files(self.uri, names)
+            raise
+
+    def complete(self, record: BatchRecord, folder: str, files: Sequence[NewFile]) -> BatchRecord:
+        """Commit the files, and return the record with the table's version."""
+        del folder
+        assert self._writer is not None
+        self._committing = True
+        about = {f"raymlops.{name}": str(getattr(record, name)) for name in ("name", "version", "digest", "input")}
+        return replace(record, table_version=self._writer.commit(files, work=self._work, about=about))

@@ -1,0 +1,119 @@
+"""Export whole days of the log into a Delta table, of which each day is a partition.
+
+A day is written by one commit, which takes the place of what the table had of it: run again it is there once, with the
+labels that came since, and without the rows that were erased. Knows nothing of how long rows are kept.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raymlops.errors import RefusedError, UsageError
+from raymlops.predictions.export.files import conform, union
+from raymlops.storage import filesystem
+from raymlops.storage.delta.commit import NewFile, TableWriter
+from raymlops.storage.delta.names import TableName
+from raymlops.storage.delta.tables import has_table, load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import date
+
+    from raymlops.predictions.read import Reading
+
+DATE = "date"
+"""The column of the day, by UTC, which partitions the table."""
+
+
+@dataclass(frozen=True)
+class DayExport:
+    """What the table has of a day."""
+
+    day: date
+    rows: int = 0
+    labelled: int = 0
+    table_version: int | None = None
+    """None where nothing was written."""
+    damaged: tuple[str, ...] = ()
+    """Files of the log that cannot be read; what the table has of the day is as it was."""
+
+
+def days_between(since: datetime, until: datetime) -> list[date]:
+    """Return the days by UTC of the first time and all that follow it and have ended by the second, in order."""
+    first, end = (moment.astimezone(UTC).date() for moment in (since, until))
+    return [first + timedelta(days=number) for number in range((end - first).days)]
+
+
+def write_day(reading: Reading, day: date, uri: str, *, owner: str) -> DayExport:
+    """Write the rows of a day, of the state ``owner``, into the table at ``uri``, which is created if there is none.
+
+    ``reading`` has the log; its window is not used.
+
+    Raises:
+        RefusedError: the table is not an export of this log.
+        UsageError: a field has another type than in the table.
+        StorageError: the log cannot be read, or the table not written; it is as it was.
+    """
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    rows = replace(reading, since=start, until=start + timedelta(days=1), limit=None)
+    work, partition = f"raymlops.predictions.{reading.name}.{owner}", {DATE: day.isoformat()}
+    there = _columns_of(uri, work)
+    schema = _together(there, rows.schemas(), uri)
+    writer = TableWriter(uri, schema.append(pa.field(DATE, pa.date32())), partitioned_by=(DATE,), replaces=True)
+    path = f"{DATE}={day}/part-{uuid.uuid4().hex}.parquet"
+    place = filesystem.join(uri, *path.split("/"))
+    with filesystem.create(place) as file, pq.ParquetWriter(file, schema, compression="zstd") as parquet:
+        for batch in rows:
+            parquet.write_batch(conform(batch, schema))
+    files = [NewFile(path, int(filesystem.info(place).size), rows.rows, partition)] if rows.rows else []
+    if rows.damaged or not files:
+        filesystem.delete(place)
+    if rows.damaged or not (files or _has(uri, partition)):
+        return DayExport(day, damaged=rows.damaged)
+    about = {"raymlops.name": reading.name, "raymlops.day": day.isoformat(), "raymlops.rows": str(rows.rows)}
+    version = writer.commit(files, work=work, about=about, partition=partition)
+    return DayExport(day, rows.rows, rows.labelled, version)
+
+
+def _has(uri: str, partition: dict[str, str]) -> bool:
+    return has_table(uri) and partition in load(TableName(uri)).partitions()
+
+
+def _columns_of(uri: str, work: str) -> pa.Schema:
+    """Return the columns of the table but the day's; none where there is no table.
+
+    Raises:
+        RefusedError: something else wrote it.
+    """
+    if not has_table(uri):
+        return pa.schema([])
+    table = load(TableName(uri))
+    if table.transaction_version(work) is None:
+        raise RefusedError(
+            f"the Delta table {uri!r} is not an export of this log, or of this state's",
+            hint="A day's rows take the place of others, so each log has a table of its own: name another one.",
+        )
+    found = pa.schema(table.schema().to_arrow())
+    return pa.schema([field for field in found if field.name != DATE])
+
+
+def _together(there: pa.Schema, schemas: Iterator[pa.Schema], uri: str) -> pa.Schema:
+    """Return one schema for the rows of the table and new ones."""
+
+    def each() -> Iterator[pa.Schema]:
+        yield there
+        yield from schemas
+
+    try:
+        return union(each())
+    except UsageError as error:
+        raise UsageError(
+            f"the log does not fit the Delta table {uri!r}: {error.message}",
+            hint="Export to another table from now on.",
+        ) from error

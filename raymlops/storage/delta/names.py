@@ -1,0 +1,91 @@
+"""How a version of a Delta table is named: ``s3://bucket/table@v3/split=train``. Touches no file.
+
+``@v3`` and ``@2026-11-27T12:00`` are Delta's own notation for a version and for what was current at a time. Folders
+such as ``split=train`` after it choose partitions. ``delta+`` in front says that it is a table where nothing else does
+yet.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from urllib.parse import quote, unquote
+
+from raymlops.config.durations import read_moment
+from raymlops.config.paths import local_path
+from raymlops.errors import UsageError
+
+PREFIX = "delta+"
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""How a folder says that its partition's value is missing."""
+_PARTS = re.compile(r"(.+?)(?:@(v\d+|\d{4}-?\d\d-?\d\d[^/]*))?((?:/[^/=]+=[^/]*)*)/*")
+
+
+@dataclass(frozen=True)
+class TableName:
+    """A table, or some of its partitions, at a version, at a time, or as it is."""
+
+    uri: str
+    """Of the table: a path or a URI, with its query."""
+    version: int | None = None
+    at: datetime | None = None
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    """Columns and the value that each has in all rows."""
+    explicit: bool = False
+    """Whether the name itself says that it is a table."""
+
+    def __str__(self) -> str:
+        as_of = "" if self.at is None else f"@{self.at:%Y-%m-%dT%H:%M:%S.%fZ}"
+        as_of = as_of if self.version is None else f"@v{self.version}"
+        folders = "".join(
+            f"/{quote(column, safe='')}={NO_VALUE if value is None else quote(value, safe='')}"
+            for column, value in self.partitions
+        )
+        address, mark, query = _cut(self.uri)
+        return f"{address}{as_of}{folders}{mark}{query}"
+
+    def with_version(self, version: int) -> TableName:
+        """Return the name of these rows at a version."""
+        return replace(self, version=version, at=None)
+
+
+def parse(text: str) -> TableName:
+    """Read a name; whether it is one of a table is not known.
+
+    Raises:
+        UsageError: it names a time that is none.
+    """
+    explicit = text.startswith(PREFIX)
+    text = text.removeprefix(PREFIX)
+    address, mark, query = _cut(text)
+    match = _PARTS.fullmatch(address)
+    if match is None:
+        raise UsageError("a Delta table needs a path or a URI", hint="Such as delta+s3://bucket/table.")
+    table, as_of, folders = match.groups()
+    pairs = [folder.split("=", 1) for folder in folders.split("/")[1:]]
+    partitions = tuple((unquote(name), None if value == NO_VALUE else unquote(value)) for name, value in pairs)
+    found = TableName(f"{table}{mark}{query}", partitions=partitions, explicit=explicit)
+    if as_of is None:
+        return found
+    if as_of.startswith("v"):
+        return replace(found, version=int(as_of[1:]))
+    return replace(found, at=_moment(as_of, text))
+
+
+def _cut(text: str) -> tuple[str, str, str]:
+    """Return a URI without its query, and that; a path has none."""
+    return (text, "", "") if local_path(text) is not None else text.partition("?")
+
+
+def _moment(text: str, name: str) -> datetime:
+    """Return a time in ISO 8601, UTC without an offset, or Delta's own 17 digits."""
+    try:
+        if text.isdigit() and len(text) == len("yyyyMMddHHmmssSSS"):
+            return datetime.strptime(text, "%Y%m%d%H%M%S%f").replace(tzinfo=UTC)
+        return read_moment(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r} names a table as of {text!r}, which is no time",
+            hint="Write @v3 for a version, or a time in ISO 8601 such as @2026-11-27T12:00Z.",
+        ) from error

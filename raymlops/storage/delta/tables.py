@@ -1,0 +1,163 @@
+"""Open a Delta table: which text names one, by deltalake, with the storage that pyarrow would use.
+
+Owns what becomes of deltalake's errors. Knows nothing of files or rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
+
+from raymlops.config.credentials import redact
+from raymlops.config.paths import local_path
+from raymlops.errors import StorageError, UsageError
+from raymlops.storage import filesystem
+from raymlops.storage.delta.names import PREFIX, TableName, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOG = "_delta_log"
+_COMMIT = re.compile(r"(\d{20})\.json")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def find_table(text: str) -> TableName | None:
+    """Return the Delta table that a path or URI names, by ``delta+`` or because there is one; None if it names none.
+
+    Raises:
+        UsageError: it names a time that is none.
+        StorageError: the storage does not answer.
+    """
+    name = parse(text)
+    if name.explicit or has_table(name.uri):
+        return replace(name, uri=filesystem.absolute(name.uri))
+    return None
+
+
+def name_of(source: Any) -> Any:
+    """Return the name of the version that a ``deltalake.DeltaTable`` is at; anything else as it is."""
+    module = sys.modules.get("deltalake")
+    if module is None or not isinstance(source, module.DeltaTable):
+        return source
+    return f"{PREFIX}{TableName(source.table_uri.rstrip('/'), version=source.version())}"
+
+
+def load(name: TableName) -> Any:
+    """Return the table as deltalake has it, at the named version.
+
+    Raises:
+        UsageError: there is no such table or version, or deltalake is not installed.
+        StorageError: the storage does not answer, or its log is damaged.
+    """
+    module = library()
+    if not has_table(name.uri):
+        raise UsageError(f"there is no Delta table at {redact(name.uri)!r}", hint="A table has a folder _delta_log.")
+    if name.at is not None and name.version is None:
+        name = name.with_version(_version_as_of(name))
+    with errors(name.uri):
+        options = storage_options(name.uri)
+        if name.version is not None:
+            try:
+                return module.DeltaTable(address(name.uri), version=name.version, storage_options=options)
+            except module.exceptions.DeltaError as error:
+                raise _no_version(name, newest=load(replace(name, version=None)).version(), error=error) from error
+        return module.DeltaTable(address(name.uri), storage_options=options)
+
+
+def has_table(uri: str) -> bool:
+    """Return whether a path or URI has a table's log.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    return bool(filesystem.info(filesystem.join(uri, LOG)).type.name == "Directory")
+
+
+def library() -> Any:
+    """Return deltalake.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import deltalake
+        import deltalake.exceptions
+    except ImportError as error:
+        raise UsageError(
+            "Delta tables need deltalake, which is not installed", hint="pip install 'raymlops[delta]'"
+        ) from error
+    return deltalake
+
+
+@contextlib.contextmanager
+def errors(uri: str) -> Iterator[None]:
+    """Turn what deltalake raises into a StorageError that names the table."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (library().exceptions.DeltaError, OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"the Delta table {redact(uri)!r} cannot be used: {redact(str(error))}",
+            hint="deltalake takes credentials and endpoints from the environment, as AWS_ACCESS_KEY_ID and "
+            "AWS_ENDPOINT_URL.",
+        ) from error
+
+
+def address(uri: str) -> str:
+    """Return a table's path or URI as deltalake takes it."""
+    return uri if local_path(uri) is not None else uri.partition("?")[0]
+
+
+def storage_options(uri: str) -> dict[str, str]:
+    """Return what deltalake is told of S3 beside the environment, so that it asks whom pyarrow asks."""
+    if not uri.startswith("s3://"):
+        return {}
+    query = {name: values[-1] for name, values in parse_qs(uri.partition("?")[2]).items()}
+    endpoint = query.get("endpoint_override") or next(
+        (os.environ[name] for name in _ENDPOINTS if name in os.environ), ""
+    )
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
+    found = {"AWS_REGION": query["region"]} if "region" in query else {}
+    if endpoint:
+        found |= {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+    return found
+
+
+def _version_as_of(name: TableName) -> int:
+    """Return the version that was current at a time: by when commits were written, as in Spark.
+
+    Raises:
+        UsageError: the log is younger, or the time has not come.
+    """
+    log = filesystem.entries(filesystem.join(name.uri, LOG))
+    commits = {int(match[1]): info.mtime for file, info in log.items() if (match := _COMMIT.fullmatch(file))}
+    assert name.at is not None
+    before = [version for version, written in commits.items() if written <= name.at]
+    if not before or name.at > datetime.now(UTC):
+        first = min(commits.values(), default=datetime.now(UTC))
+        raise UsageError(
+            f"the Delta table {redact(name.uri)!r} has no version of {name.at:%Y-%m-%d %H:%M:%S} UTC: its log begins "
+            f"at {first:%Y-%m-%d %H:%M:%S} UTC, and a time to come could change what is read",
+            hint="Name a time between, or a version: @v3.",
+        )
+    return max(before)
+
+
+def _no_version(name: TableName, *, newest: int, error: Exception) -> UsageError:
+    table = f"the Delta table {redact(name.uri)!r}"
+    assert name.version is not None
+    if name.version > newest:
+        return UsageError(f"{table} has no version {name.version}: its newest is {newest}")
+    return UsageError(
+        f"version {name.version} of {table} can no longer be read, since its log was cleaned up: {redact(str(error))}",
+        hint=f"Name a later version, up to {newest}; delta.logRetentionDuration says how long versions are kept.",
+    )
