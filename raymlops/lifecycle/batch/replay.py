@@ -25,7 +25,6 @@ from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.replayed import Replayed, judge
 from raymlops.records import GateCheck, GateDecision
 from raymlops.serving.control.render import settings_of
-from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +49,7 @@ def replay(
     champion: Deployment,
     challenger: BundleRef,
     *,
+    log: str,
     since: datetime,
     until: datetime,
     answer: Answer,
@@ -57,6 +57,8 @@ def replay(
     bounds: Bounds | None = None,
 ) -> GateDecision:
     """Return whether a challenger passes the requests that the champion answered since then, with all numbers.
+
+    ``log`` is the storage that has them, which is not always that of the champion's bundle.
 
     With ``trained_until`` no labelled row counts that the challenger may have been trained on; and labelled ones from
     before ``since`` are answered too, the newest first, since labels may take longer than that to come.
@@ -72,7 +74,7 @@ def replay(
             "answers logged requests", passed=False, got=None, allowed="all inputs in the log", detail=detail
         )
         return GateDecision(passed=False, checks=(check,), champion_version=champion.version)
-    job, further = _job(champion, challenger, since=since), list[Piece]()
+    job, further = _job(champion, challenger, log, since=since), list[Piece]()
     if trained_until is not None:
         job = replace(job, since=min(job.since, trained_until.labels), trained_until=trained_until)
         further = _further_back(job, since=since, until=until)
@@ -82,7 +84,7 @@ def replay(
 
 
 def labelled_beside(
-    champion: Deployment, other: BundleRef, spans: Sequence[tuple[datetime, datetime]], *, answer: Answer
+    champion: Deployment, other: BundleRef, spans: Sequence[tuple[datetime, datetime]], *, log: str, answer: Answer
 ) -> Replayed:
     """Return what another version makes of the champion's labelled requests in spans of time, losses alone.
 
@@ -91,7 +93,7 @@ def labelled_beside(
     if (why := unreplayable(champion, other)) is not None:
         return Replayed(notes=(why,))
     since = min(start for start, _ in spans)
-    job = replace(_job(champion, other, since=since), labelled_only=True)
+    job = replace(_job(champion, other, log, since=since), labelled_only=True)
     pieces = [piece for start, stop in spans for piece in pieces_of(job, since=start, until=stop)]
     return sum(answer(pieces, job), Replayed())
 
@@ -163,9 +165,8 @@ def _noted(further: Sequence[Piece]) -> str:
     return f"{rows:,.0f} labelled rows since {when} were replayed besides: labels come later than the other rows."
 
 
-def _job(champion: Deployment, challenger: BundleRef, *, since: datetime) -> ReplayJob:
-    uri = root_of(champion.bundle.uri)
-    return ReplayJob(uri, champion.name, champion.version, champion.bundle, challenger, since=since.timestamp())
+def _job(champion: Deployment, challenger: BundleRef, log: str, *, since: datetime) -> ReplayJob:
+    return ReplayJob(log, champion.name, champion.version, champion.bundle, challenger, since=since.timestamp())
 
 
 def unreplayable(champion: Deployment, challenger: BundleRef) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import StorageError
 from raymlops.lifecycle.live.lineup import BESIDE, ROUTE_ACTIONS
-from raymlops.predictions.owner import OWNERS, STATES, mark_owner, own_storage, owner_of
+from raymlops.predictions.owner import OWNERS, STATES, Place, mark_owner, own_storage, owner_of
 from raymlops.predictions.paths import versions_of
 from raymlops.state.audit import subjects_of
 from raymlops.state.versions import bundle_uris_of
@@ -22,9 +22,18 @@ from raymlops.storage.store import Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from raymlops.state.store import State
+    from raymlops.state.store import Deployment, State
 
 _log = logging.getLogger(__name__)
+
+
+def log_of(champion: Deployment, state_id: str) -> str:
+    """Return the storage with a champion's log in a state, into which its replicas write all that it was asked.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    return Place(champion.name).of(root_of(champion.bundle.uri), state_id)
 
 
 def own_storages(state: State, name: str, root: str) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from raymlops.bundle.loss import read_loss
 from raymlops.bundle.quality import quality_of
 from raymlops.data.windowed import table_file
 from raymlops.errors import DataRefusedError, InvalidRowsError, NotFoundError
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.loop.log_rows import LogRows
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.skill.reference import QualityReference
@@ -92,7 +93,8 @@ def log_tables(
     index = f"{FOLDER}/log-{one.id}.json"
     if (known := _known(join(root, index))) is not None:
         return known
-    found = LogRows(root, one.name, signature=signature_of(champion.bundle), window=window)
+    log = log_of(champion, state.owner().id)
+    found = LogRows(log, one.name, signature=signature_of(champion.bundle), window=window)
     rows, place = found.rows()
     unseen = np.append(_unseen(champion.bundle, found.labels), False)[place]
     chosen = choose(

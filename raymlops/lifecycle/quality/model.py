@@ -12,6 +12,7 @@ from raymlops.bundle.quality import quality_of
 from raymlops.config.data import SkillSection
 from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, taken_by
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.quality.measure import Measured, measure
@@ -19,7 +20,6 @@ from raymlops.lifecycle.quality.read import Reader
 from raymlops.monitor.skill.reference import QualityReference
 from raymlops.monitor.skill.scored import metrics_of
 from raymlops.state.audit import changes_of
-from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +50,7 @@ class QualityModel:
     rule: AnswerLoss
     known: QualityReference
     root: str
+    """The storage with its log."""
     kept_since: datetime | None
     """Rows before are removed; None where all are kept."""
     ask: AskRecipe
@@ -145,5 +146,5 @@ def quality_model(
         raise BundleError(f"{champion.bundle.uri}: {error}", hint="Upgrade raymlops here.") from error
     log = stored_log(state, name)
     kept = None if log is None else log.kept_since(now)
-    since, root = promoted_at(state, champion), root_of(champion.bundle.uri)
+    since, root = promoted_at(state, champion), log_of(champion, state.owner().id)
     return QualityModel(name, champion, since, chosen, rule, known, root, kept, ask)

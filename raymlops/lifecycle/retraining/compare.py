@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.batch.replay import labelled_beside
 from raymlops.lifecycle.live.lineup import monitored, retrained
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.monitor.baked import Compared, compare
 from raymlops.state.versions import recorded
 from raymlops.state.watch.windows import windows_of_version
@@ -39,7 +40,8 @@ def compared(
     if not spans:
         return Compared("not compared", "no window has labels that are to be believed", at)
     try:
-        found = labelled_beside(champion, record.bundle, spans, answer=answer)
+        log = log_of(champion, state.owner().id)
+        found = labelled_beside(champion, record.bundle, spans, log=log, answer=answer)
     except (BundleError, NotFoundError, RecipeError) as error:
         return Compared("not compared", f"version {before} does not answer again: {error.message}", at)
     if not len(found.labelled.clusters):

@@ -16,6 +16,7 @@ from raymlops.config.stored import read_stored
 from raymlops.errors import GateRefusedError, RefusedError
 from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.loop.next_step import COMPARING, TRAINED_ON
 from raymlops.lifecycle.loop.stage_jobs import newest_run
 from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window
@@ -156,6 +157,7 @@ def _replay(spec: ProjectSpec, state: State, retraining_id: str) -> str:
         decision = replay(
             champion,
             record.bundle,
+            log=log_of(champion, state.owner().id),
             since=since,
             until=until,
             answer=on_workers(spec),

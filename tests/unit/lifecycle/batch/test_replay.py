@@ -13,6 +13,7 @@ from labelled_answers import NOW
 from raymlops.lifecycle.batch.replay import here, replay
 from raymlops.lifecycle.batch.replay_piece import TrainedUntil
 from raymlops.state.store import Deployment
+from raymlops.storage.filesystem import root_of
 
 DAY = timedelta(days=1)
 ASKED = np.linspace(0.005, 0.995, 100)
@@ -25,7 +26,9 @@ def champion(tmp_path):
 
 
 def replayed(champion, challenger, *, since=NOW - DAY, until=NOW, **times):
-    return replay(champion, challenger, since=since, until=until, answer=here, **times)
+    return replay(
+        champion, challenger, log=root_of(champion.bundle.uri), since=since, until=until, answer=here, **times
+    )
 
 
 def trained(*, rows, labels):
