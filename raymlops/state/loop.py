@@ -1,9 +1,9 @@
 """Retrainings of models, stage by stage, and freezes, during which nothing of a model is retrained or promoted.
 
-Owns the records and their tables. A retraining is there once, by what triggered it: its id is derived from that, so
-that two controllers write the same. Each change of it is a compare-and-set of its revision, in one transaction with
-the audit event and the message that somebody is to get. Knows nothing of when a model is to be retrained, nor of what
-moves it on.
+Owns the records and their tables. A retraining is there once, by its state and what triggered it: its id is derived
+from these, so that two controllers write the same, and two states never do. Each change of it is a compare-and-set of
+its revision, in one transaction with the audit event and the message that somebody is to get. Knows nothing of when a
+model is to be retrained, nor of what moves it on.
 """
 
 from __future__ import annotations
@@ -143,9 +143,12 @@ class Freeze(Record):
         return f"{self.name} is frozen since {self.made_at:%Y-%m-%d %H:%M} UTC by {self.actor}, {until}: {self.why}"
 
 
-def retraining_id(name: str, trigger: Trigger, evidence: str) -> str:
-    """Return the same id whoever decides on the evidence."""
-    return hashlib.sha256(f"{name}\0{trigger}\0{evidence}".encode()).hexdigest()[:12]
+def retraining_id(state_id: str, name: str, trigger: Trigger, evidence: str) -> str:
+    """Return the same id whichever process of a state decides on the evidence, and another one in another state.
+
+    Runs of several states may be in one MLflow, and their tables in one storage.
+    """
+    return hashlib.sha256(f"{state_id}\0{name}\0{trigger}\0{evidence}".encode()).hexdigest()[:12]
 
 
 def begin(

@@ -51,7 +51,7 @@ def decide_due(
     if isinstance(found, Waiting):
         return found
     stage: Stage = "proposed" if policy.autonomy == "propose" else "decided"
-    new = retraining(facts, found, policy, stage=stage, now=now, actor=actor)
+    new = retraining(state, facts, found, policy, stage=stage, now=now, actor=actor)
     if policy.autonomy == "observe":
         new = replace(new, ended_at=now, note="retrain.autonomy is observe: nothing runs")
     return _written(state, facts, new, now=now)
@@ -73,7 +73,7 @@ def retrain_by_person(
         raise RefusedError(
             f"{name} is not retrained now: {found.why}", hint=f"raymlops status {name} says what it waits for."
         )
-    new = retraining(facts, found, retrained(champion), stage="checking", now=now, actor=actor)
+    new = retraining(state, facts, found, retrained(champion), stage="checking", now=now, actor=actor)
     written = _written(state, facts, new, now=now)
     if isinstance(written, Waiting):
         raise RefusedError(f"{name} is not retrained now: {written.why}", hint="Run the same command again.")
@@ -81,12 +81,12 @@ def retrain_by_person(
 
 
 def retraining(
-    facts: Facts, found: Decision, policy: RetrainSection, *, stage: Stage, now: datetime, actor: str
+    state: State, facts: Facts, found: Decision, policy: RetrainSection, *, stage: Stage, now: datetime, actor: str
 ) -> Retraining:
     """Return the retraining that a decision leads to."""
     assert facts.champion is not None
     return Retraining(
-        id=retraining_id(facts.name, found.trigger, found.evidence),
+        id=retraining_id(state.owner().id, facts.name, found.trigger, found.evidence),
         name=facts.name,
         champion=facts.champion,
         champion_run_id=facts.champion_run_id,

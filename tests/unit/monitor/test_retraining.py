@@ -34,7 +34,7 @@ def known(**fields):
 
 def past(trigger="skill", evidence="an earlier one", *, made=NOW - 5 * DAY, ended=NOW - 4 * DAY, **fields):
     one = Retraining(
-        retraining_id("m", trigger, evidence),
+        retraining_id("state", "m", trigger, evidence),
         "m",
         3,
         "run-3",
@@ -283,7 +283,7 @@ def test_whatever_happens_the_bounds_hold(steps, fields):
         assert not facts.incidents
         assert all(one.ended_at + section.cool_down_h * HOUR <= now for one in before)
         assert sum(one.made_at > now - section.budget_days * DAY for one in before) < section.budget
-        assert retraining_id("m", found.trigger, found.evidence) not in {one.id for one in before}
+        assert retraining_id("state", "m", found.trigger, found.evidence) not in {one.id for one in before}
         new = past(found.trigger, found.evidence, made=now, ended=None, reasons=found.reasons)
         facts = replace(facts, retrainings=(new, *before))
 

@@ -16,6 +16,7 @@ from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict
 from raymlops.state.loop import advance, freeze, retraining_of, retrainings_of
 from raymlops.state.schema import deployments
+from raymlops.state.store import State
 from raymlops.state.watch.incidents import Filed, Incident, record_window
 from raymlops.state.watch.messages import messages_of
 from raymlops.state.watch.windows import JudgedWindow
@@ -52,6 +53,16 @@ def test_what_is_decided_is_written_by_the_autonomy(state, autonomy, stage, is_o
     assert message.body.startswith(told)
     assert message.title == f"flights: retraining of version 3 (retraining {found.id})"
     assert [event.action for event in state.events("flights")][:-1] == [f"retrain.{stage}"]
+
+
+def test_two_states_never_share_a_retraining(state, tmp_path):
+    """Of one window: their runs are in one MLflow, and each one's are found by its id."""
+    at, ids = state.now(), set()
+    with State.open(f"sqlite:///{tmp_path}/other.db") as other:
+        for each in (state, other):
+            live(each, autonomy="act", **SKILL)
+            ids.add(decide_due(each, "flights", now=at + HOUR, actor="me", quality=judged(at)).id)
+    assert len(ids) == 2
 
 
 def test_what_was_observed_is_not_told_again_each_hour(state):

@@ -26,7 +26,7 @@ def begun(state):
     """Return a retraining that was decided on."""
     key = "version 1 until April"
     wanted = Retraining(
-        id=retraining_id("flights", "schedule", key),
+        id=retraining_id(state.owner().id, "flights", "schedule", key),
         name="flights",
         champion=1,
         champion_run_id="run",
