@@ -1,8 +1,8 @@
 """The labelled prediction log of a model as tables to train on, written once for a retraining.
 
-Owns what a label becomes in a table, and where the tables are. Which rows count is ``monitor.training_rows``'. A second
-call finds what the first one wrote: a retraining that is repeated or resumed trains on the same rows, whatever was
-logged since.
+Owns where the tables are. Which rows count is ``monitor.training_rows``', what a label becomes ``log_labels``'. A
+second call finds what the first one wrote: a retraining that is repeated or resumed trains on the same rows, whatever
+was logged since.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from raymlops.bundle.loss import read_loss
 from raymlops.bundle.quality import quality_of
 from raymlops.data.windowed import table_file
-from raymlops.errors import DataRefusedError, InvalidRowsError, NotFoundError
+from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.log_owner import log_of
+from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind
 from raymlops.lifecycle.loop.log_rows import LogRows
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.skill.reference import QualityReference
 from raymlops.monitor.training_rows import Fault, choose
 from raymlops.records import Record
-from raymlops.signature import Signature
 from raymlops.state.watch.incidents import incidents_of
 from raymlops.storage import filesystem
 from raymlops.storage.filesystem import join, root_of
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from raymlops.answer_loss import AnswerLoss
     from raymlops.arrays import Column
     from raymlops.config.retrain import RetrainSection
     from raymlops.records import BundleRef
@@ -85,8 +86,8 @@ def log_tables(
 
     Raises:
         DataRefusedError: too few rows are there or have a label, too many labels do not count, one caller gave most
-            of them, they are of several kinds, or the log lacks inputs: redacted ones, and bytes and images, of which
-            it has the digest alone.
+            of them, they are not of the declared type, or the log lacks inputs: redacted ones, and bytes and images,
+            of which it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
     root = root_of(champion.bundle.uri)
@@ -96,7 +97,11 @@ def log_tables(
     log = log_of(champion, state.owner().id)
     found = LogRows(log, one.name, signature=signature_of(champion.bundle), window=window)
     rows, place = found.rows()
-    unseen = np.append(_unseen(champion.bundle, found.labels), False)[place]
+    rule = read_loss(champion.bundle.uri, champion.bundle.digest)
+    said = [json.loads(text) for text in found.labels]
+    meant = said if label_type is not None else of_one_kind(said, rule)
+    uncounted = _unseen(champion.bundle, rule, said) | np.array([label is None for label in meant], dtype=np.bool_)
+    unseen = np.append(uncounted, False)[place]
     chosen = choose(
         replace(rows, unseen=unseen),
         stop_s=window.stop.timestamp(),
@@ -104,9 +109,8 @@ def log_tables(
         min_coverage=policy.min_coverage,
         max_caller_share=policy.max_caller_share,
     )
-    is_number = read_loss(champion.bundle.uri, champion.bundle.digest).kind in {"probability", "number"}
     kept = np.sort(np.concatenate([place[places] for places in chosen.parts.values()]))
-    labels = label_array([found.labels[at] for at in kept.tolist()], label_type, is_number=is_number)
+    labels = label_array([meant[at] for at in kept.tolist()], rule, label_type)
     whole = found.table().take(pa.array(kept)).append_column(label, labels)
     tables = {part: whole.take(pa.array(np.searchsorted(kept, place[places]))) for part, places in chosen.parts.items()}
     store = Store(root)
@@ -115,42 +119,13 @@ def log_tables(
     return done
 
 
-def label_array(labels: Sequence[str], label_type: Column | None = None, *, is_number: bool = False) -> pa.Array:
-    """Return labels, as JSON text, as a column: of the type that the recipe declares, or of that which they all have.
-
-    Without a declared type truth values beside numbers are 1 and 0, and numbers are integers where all are; floats,
-    also of truth values, where answers are a number or a probability (``is_number``), whose losses take floats.
-
-    Raises:
-        DataRefusedError: they are of several kinds, or not of the declared type.
-    """
-    values = [json.loads(text) for text in labels]
-    if label_type is not None:
-        declared = Signature((label_type,), (label_type,))
-        try:
-            return pa.array(declared.parse_rows([{label_type.name: value} for value in values])[label_type.name])
-        except InvalidRowsError as error:
-            wrong = f"{len(error.problems):,} labels, such as {error.problems[0].message}"
-            raise DataRefusedError(f"the log has labels that are not of the recipe's label_type: {wrong}") from error
-    kinds = {type(value) for value in values}
-    if bool in kinds and len(kinds) > 1 and kinds <= {bool, int, float}:
-        values, kinds = [value + 0 for value in values], (kinds - {bool}) | {int}
-    if len(kinds) > 1 and not kinds <= {int, float}:
-        raise DataRefusedError(
-            f"the labels are of several kinds: {', '.join(sorted(kind.__name__ for kind in kinds))}",
-            hint="Declare label_type in the recipe, so that others are refused when they are sent.",
-        )
-    as_float = float in kinds or (is_number and kinds <= {int, bool})
-    return pa.array([float(value) for value in values] if as_float else values)
-
-
-def _unseen(bundle: BundleRef, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _unseen(bundle: BundleRef, rule: AnswerLoss, labels: Sequence[Any]) -> npt.NDArray[np.bool_]:
     """Return which labels are of a class that a bundle's test rows have none of; none where it keeps no such rows."""
     try:
         known = QualityReference.from_dict(quality_of(bundle.uri, bundle.digest))
     except (NotFoundError, ValueError):  # it is of another release
         return np.zeros(len(labels), dtype=np.bool_)
-    codes = known.classes.codes(read_loss(bundle.uri, bundle.digest), [json.loads(text) for text in labels])
+    codes = known.classes.codes(rule, labels)
     return ~np.append(known.metrics["loss"].expectation.known, False)[codes]
 
 

@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+
+from raymlops.answer_loss import AnswerLoss
+from raymlops.arrays import Column
+from raymlops.errors import DataRefusedError
+from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind
+
+PROBABILITY = AnswerLoss("probability", "p", ("p",), positive=True, negative=False)
+NAMED = AnswerLoss("probability", "p", ("p",), positive="yes", negative="no")
+NUMBER = AnswerLoss("number", "y", ("y",), scale=10.0)
+CLASS = AnswerLoss("class", "c", ("c",))
+VECTOR = AnswerLoss("vector", probabilities=("red", "blue"))
+OWN = AnswerLoss("recipe")
+NO_RULE = AnswerLoss.none("no loss")
+
+
+@pytest.mark.parametrize(
+    ("labels", "rule", "found"),
+    [
+        ([0, 1, "1", "true", "maybe", 2], PROBABILITY, [0, 1, 1, 1, None, None]),
+        (["1", "0"], PROBABILITY, [1, 0]),
+        (["yes", "no", True], NAMED, ["yes", "no", None]),
+        ([1.5, 2, "3.5", "x", math.inf, [1]], NUMBER, [1.5, 2, 3.5, None, None, None]),
+        ([0, 1, 2, "1", 3.5], CLASS, [0, 1, 2, 1, None]),
+        (["1", "2", "AA", 1], CLASS, ["1", "2", "AA", "1"]),
+        (["AA", "UA", 7], CLASS, ["AA", "UA", None]),
+        (["red", "blue", 1, 2], VECTOR, ["red", "blue", "blue", None]),
+        ([0, 1, 1, "red"], VECTOR, [0, 1, 1, 0]),
+        ([[1, 2], [3], "a", None], OWN, [[1, 2], [3], None, None]),
+        (["a", "b", "c", 1], NO_RULE, ["a", "b", "c", None]),
+        ([1, 2.5, True], NO_RULE, [1, 2.5, True]),
+        ([], PROBABILITY, []),
+    ],
+)
+def test_labels_of_several_kinds_become_those_of_one(labels, rule, found):
+    """By the rule: a text that is a class or a number is that one; what is none of them does not count."""
+    said = of_one_kind(labels, rule)
+    assert said == found
+    assert list(map(type, said)) == list(map(type, found))
+
+
+@pytest.mark.parametrize(
+    ("labels", "rule", "kind", "values"),
+    [
+        ([1, 0], CLASS, "int64", [1, 0]),
+        ([1, 0], PROBABILITY, "double", [1.0, 0.0]),
+        ([True, False], CLASS, "bool", [True, False]),
+        ([True, False], PROBABILITY, "double", [1.0, 0.0]),
+        ([True, 0], CLASS, "int64", [1, 0]),
+        ([True, 0.5], CLASS, "double", [1.0, 0.5]),
+        (["a", "b"], NAMED, "string", ["a", "b"]),
+    ],
+)
+def test_labels_become_a_column_of_one_type(labels, rule, kind, values):
+    """Of that which they all have; floats where losses take them."""
+    found = label_array(labels, rule)
+    assert (str(found.type), found.to_pylist()) == (kind, values)
+
+
+def test_a_declared_type_is_that_of_the_column():
+    """A label that is not of it is refused: replicas accept no such label."""
+    minutes = Column("minutes", "float")
+    assert np.asarray(label_array([1, 2], OWN, minutes)).dtype == np.float64
+    with pytest.raises(DataRefusedError, match=r"1 labels, such as"):
+        label_array([1, "a"], OWN, minutes)
