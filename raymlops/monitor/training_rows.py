@@ -43,6 +43,8 @@ class LoggedRows:
     """Seconds since 1970."""
     labelled: Floats
     """When the first label of each came in, seconds; NaN without one."""
+    known_at: Floats
+    """When the label that counts did, which may be a correction."""
     callers: npt.NDArray[Any]
     """Whose requests they are: a name, empty for anybody's."""
     drawn: Floats
@@ -171,7 +173,7 @@ def _split(rows: LoggedRows, labelled: Places, numbers: dict[str, Any], notes: l
     asked = rows.asked[ordered]
     begins = _at(asked, 1 - TEST)
     before = asked < begins
-    in_time = before & (rows.labelled[ordered] < begins)
+    in_time = before & (rows.known_at[ordered] < begins)
     validates = _at(asked[in_time], 1 - VALIDATION)
     parts = {
         "train": ordered[in_time & (asked < validates)],

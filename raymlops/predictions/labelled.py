@@ -105,6 +105,8 @@ class Labels(Keys):
     """Which of them are of one row: by several callers."""
     received: pa.Array
     """When the first label of each row came in."""
+    known_at: pa.Array
+    """When the label that counts did, which may be a correction."""
     contradicted: npt.NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, dtype=np.bool_))
     """Which of them another label of the row contradicts, and none corrects: of all labels, not of a sample."""
     conflicts: int = 0
@@ -122,9 +124,15 @@ class Labels(Keys):
 
 
 def load_labels(
-    store: Store, name: str, faults: Faults, *, since: datetime | None = None, max_bytes: int | None = None
+    store: Store,
+    name: str,
+    faults: Faults,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    max_bytes: int | None = None,
 ) -> Labels:
-    """Return the labels that count, of all that came in since then.
+    """Return the labels that count, of all that came in since then, and before ``until``.
 
     With ``max_bytes`` of held labels, those of a random sample of rows where all would take more. Which rows are in it
     is unpredictable for callers, so that a flood of labels shrinks the sample without biasing it.
@@ -135,6 +143,8 @@ def load_labels(
     earliest = None if since is None else since - SKEW
     days = label_days(store, name, since=earliest)
     batches = (_whole(batch) for day in days for batch in read_folder(store, day.path, faults, columns=_COLUMNS))
+    if until is not None:
+        batches = (batch.filter(pa.array(within(batch["received"], None, until))) for batch in batches)
     if max_bytes is None:
         held = list(batches)
         return settle(pa.Table.from_batches(held) if held else None)
@@ -149,7 +159,7 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
     """Return the label that counts for each row, from labels in any order; ``received`` orders them."""
     if events is None or not events.num_rows:
         none = np.empty(0, np.int64)
-        return Labels(EMPTY, none, hashes, rows=none, received=pa.nulls(0, _TIME))
+        return Labels(EMPTY, none, hashes, rows=none, received=pa.nulls(0, _TIME), known_at=pa.nulls(0, _TIME))
     events, starts, ends = _by_caller(_whole(events))
     rows = np.cumsum(~_repeats(events, starts, ["request_id", "row"])) - 1
     kept = starts.copy()
@@ -168,7 +178,7 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
         kept[group] = places[chosen]
         conflicts += contradicting
         contradicted[group] = contradicting > 0 and not corrections[chosen]
-    first = events["received"].chunk(0).take(pa.array(starts))
+    first, known_at = (events["received"].chunk(0).take(pa.array(places)) for places in (starts, kept))
     table = events.select(["request_id", "row", "label"]).take(kept)
     table = table.append_column("caller", events["caller"].take(pa.array(starts)))
     numbers = hashes(table["request_id"], table["row"])
@@ -179,6 +189,7 @@ def settle(events: pa.Table | None, *, hashes: Callable[[Any, Any], npt.NDArray[
         hashes,
         rows=rows[order],
         received=first.take(pa.array(order)),
+        known_at=known_at.take(pa.array(order)),
         contradicted=contradicted[order],
         conflicts=conflicts,
     )
@@ -294,7 +305,8 @@ def _choose(labels: list[int], corrections: list[bool]) -> tuple[int, int]:
     chosen, seen, conflicts = 0, {labels[0]}, 0
     for index in range(1, len(labels)):
         if corrections[index]:
-            chosen = index
+            if not corrections[chosen] or labels[index] != labels[chosen]:  # repeating it changes nothing
+                chosen = index
         elif labels[index] not in seen:
             conflicts += 1
         seen.add(labels[index])

@@ -1,7 +1,7 @@
 """Read the rows of a window of the prediction log that a model may be trained on, the labelled ones with their inputs.
 
-Owns which rows these are, by whomever they were answered: no copies, and of a request id that came twice the first
-answer. Labelled rows are held in memory, of the others a few numbers each.
+Owns which rows these are, by whomever they were answered: no copies, and of a request id that one caller sent twice the
+first answer. Labelled rows are held in memory, of the others a few numbers each.
 """
 
 from __future__ import annotations
@@ -51,10 +51,12 @@ class LogRows:
                 f"of {', '.join(blind)} the prediction log has the digest alone: nothing can be trained on it",
                 hint=_ELSE,
             )
-        self._signature, self._stop_s = signature, window.stop.timestamp()
+        self._signature = signature
         self._faults = Faults()
-        self._labels = load_labels(Store(root), name, self._faults, since=window.start)
-        self._received = np.asarray(self._labels.received.cast(pa.int64())) / 1e6
+        self._labels = load_labels(Store(root), name, self._faults, since=window.start, until=window.stop)
+        self._received, self._known_at = (
+            np.asarray(times.cast(pa.int64())) / 1e6 for times in (self._labels.received, self._labels.known_at)
+        )
         self._numbers: list[dict[str, npt.NDArray[Any]]] = []
         self._tables: list[pa.Table] = []
         self._bytes, self._weight = 0, 1.0
@@ -76,15 +78,15 @@ class LogRows:
         """
         if not self._numbers:
             none, no = np.empty(0), np.empty(0, np.bool_)
-            return LoggedRows(none, none, np.empty(0, dtype=object), none, no, no), np.empty(0, np.int64)
+            return LoggedRows(none, none, none, np.empty(0, dtype=object), none, no, no), np.empty(0, np.int64)
         found = {key: np.concatenate([part[key] for part in self._numbers]) for key in self._numbers[0]}
         has = found["has"].astype(np.bool_)
         place = np.where(has, np.cumsum(has) - 1, -1)
         order = np.lexsort((np.arange(len(has)), found["asked"], found["key"]))
         first = np.append(True, np.diff(found["key"][order]) != 0)
         once = np.sort(order[first])
-        labelled = np.where(has, found["labelled"], np.nan)
-        columns = (found["asked"], labelled, found["callers"], found["drawn"], found["contradicted"], has & False)
+        names = ("asked", "labelled", "known_at", "callers", "drawn", "contradicted")
+        columns = (*(found[each] for each in names), has & False)
         return LoggedRows(*(column[once] for column in columns)), place[once]
 
     def table(self) -> pa.Table:
@@ -105,10 +107,10 @@ class LogRows:
         if not batch.num_rows:
             return
         places = self._labels.places(batch)
-        labelled = np.full(batch.num_rows, np.nan)
-        labelled[places >= 0] = self._received[places[places >= 0]]
-        has = labelled < self._stop_s
-        ids = batch["request_id"]
+        has = places >= 0
+        labelled, known_at = np.full((2, batch.num_rows), np.nan)
+        labelled[has], known_at[has] = self._received[places[has]], self._known_at[places[has]]
+        ids, callers = batch["request_id"], pc.fill_null(batch["caller"], "")
         contradicted = np.zeros(batch.num_rows, dtype=np.bool_)
         contradicted[has] = self._labels.contradicted[places[has]]
         drawn = np.zeros(batch.num_rows)
@@ -118,9 +120,10 @@ class LogRows:
             {
                 "asked": asked / 1e6,
                 "labelled": labelled,
-                "callers": np.asarray(pc.fill_null(batch["caller"], "").to_pylist(), dtype=object),
+                "known_at": known_at,
+                "callers": np.asarray(callers.to_pylist(), dtype=object),
                 "drawn": drawn,
-                "key": key_hashes(ids, batch["row"]),
+                "key": key_hashes(ids, key_hashes(callers, batch["row"])),
                 "has": has,
                 "contradicted": contradicted,
             }
@@ -128,12 +131,12 @@ class LogRows:
         self._versions |= {*batch["model_version"].unique().to_pylist()}
         self._weight = max(self._weight, pc.max(batch["weight"]).as_py() or 1.0)
         if has.any():
-            self._keep(batch.filter(pa.array(has)), (labelled[has] * 1e6).astype(np.int64))
+            self._keep(batch.filter(pa.array(has)), self._labels.known_at.take(pa.array(places[has])))
             self.labels += self._labels.of(places[has]).to_pylist()
 
-    def _keep(self, batch: pa.RecordBatch, labelled: npt.NDArray[np.int64]) -> None:
+    def _keep(self, batch: pa.RecordBatch, known_at: pa.Array) -> None:
         columns = {column.name: _input(batch, column) for column in self._signature.inputs}
-        columns |= {ASKED_AT: batch["ts"].cast(_TIME), LABELLED_AT: pa.array(labelled).cast(_TIME)}
+        columns |= {ASKED_AT: batch["ts"].cast(_TIME), LABELLED_AT: known_at.cast(_TIME)}
         table = pa.table(columns)
         self._bytes += table.nbytes
         if self._bytes > MOST_BYTES:

@@ -14,7 +14,8 @@ def logged(days=100, *, a_day=10, lag=DAY, share=1.0, callers=("a", "b")):
     has = np.arange(number) % 10 < 10 * share
     return LoggedRows(
         asked,
-        np.where(has, asked + lag, np.nan),
+        labelled := np.where(has, asked + lag, np.nan),
+        labelled,
         np.array(callers, dtype=object)[np.arange(number) % len(callers)],
         (np.arange(number) * 0.381966) % 1,
         np.zeros(number, dtype=np.bool_),

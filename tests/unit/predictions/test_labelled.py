@@ -51,6 +51,24 @@ def test_one_label_stands(labels, stands, conflicts):
         assert settled.contradicted.tolist() == [bool(conflicts) and not corrected]
 
 
+@pytest.mark.parametrize(
+    ("labels", "known_s"),
+    [
+        ([("1", False), ("1", False)], 0),
+        ([("1", False), ("0", False)], 0),
+        ([("1", False), ("0", True), ("1", False)], 1),
+        ([("1", False), ("0", True), ("0", True)], 1),
+        ([("1", False), ("0", False), ("1", True)], 2),
+    ],
+    ids=str,
+)
+def test_a_label_is_known_since_it_counts(labels, known_s):
+    """A correction is when it comes; the row has had a label since the first one."""
+    settled = settle(events(*labels))
+    assert settled.known_at.to_pylist() == [HOUR + timedelta(seconds=known_s)]
+    assert settled.received.to_pylist() == [HOUR]
+
+
 def test_labels_are_found_by_request_and_row():
     """Each row of each request has its own."""
     asked = pa.record_batch({"request_id": ["a", "b", "a", "c"], "row": pa.array([1, 0, 0, 0], pa.int32())})

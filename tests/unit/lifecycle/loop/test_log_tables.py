@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from dataclasses import replace
 from datetime import timedelta
@@ -8,12 +9,11 @@ import pytest
 from tiny import Tiny
 from tiny_log import DAY, TODAY, live, log_days, retraining
 
-from raymlops.arrays import Column
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
 from raymlops.errors import ConfigError, DataRefusedError, RecipeError
-from raymlops.lifecycle.loop.log_tables import label_array
 from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window, unretrainable, windowed
+from raymlops.predictions.labels import Label, LabelLog
 from raymlops.project import bind
 from raymlops.recipe import ASKED_AT, LABELLED_AT, known_times_of, times_of
 from raymlops.splits import Window
@@ -76,6 +76,43 @@ def test_a_second_call_finds_what_the_first_one_wrote(state, logged, tmp_path):
     shutil.rmtree(tmp_path / "predictions")
     assert made(state, tmp_path) == first
     assert sorted(path.name for path in (tmp_path / "data").rglob("*")) == files
+
+
+def test_callers_that_number_their_own_requests_have_rows_of_their_own(state, tmp_path):
+    """Two of them with the same ids: nobody's rows vanish, and each row has its own caller's label."""
+    log_days(tmp_path, 20, ids_of_callers=True)
+    found = made(state, tmp_path)
+    assert (found.numbers["rows"], found.numbers["labelled"]) == (800, 760)
+    table = Tiny(Tiny.Config(train_rows=800, validation_rows=1, test_rows=1)).datasets().train
+    train = pq.read_table(f"{found.uri}/train.parquet")
+    np.testing.assert_array_equal(train["label"].to_numpy()[:80], np.asarray(table["label"], np.float64)[:80])
+
+
+def test_a_label_of_another_kind_is_left_out(state, tmp_path):
+    """One text among numbers, which the answers cannot be compared with."""
+    said = itertools.count()
+    log_days(tmp_path, 20, truth=lambda label: float(label) if next(said) else '"x"')
+    found = made(state, tmp_path)
+    assert (found.numbers["labelled"], found.numbers["do_not_count"]) == (760, 1)
+    assert "left out: 1 labels are of a class that the reference has no row of" in found.notes
+
+
+def test_a_correction_is_known_when_it_comes(state, logged, tmp_path):
+    """100 requests of the first 20 days are corrected after the test began, as many others after the decision.
+
+    The label of the former was not known in time, whatever was said first; that of the latter is as if not corrected.
+    """
+    shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
+    for first, at in ((0, TODAY - 2 * DAY), (1, TODAY + timedelta(hours=1))):
+        labels = LabelLog(str(tmp_path), name="tiny", writer=f"c{first}", now=at.timestamp)
+        corrected = [Label(f"r{of}", row, "7.0", True) for of in range(first, 200, 2) for row in range(4)]
+        labels.add(corrected, caller="ab"[first]).result(timeout=30)
+        labels.close()
+    found = made(state, tmp_path)
+    assert (found.numbers["known_late"], found.numbers["test"]) == (48 + 400, 312)
+    train, test = (pq.read_table(f"{found.uri}/{part}.parquet") for part in ("train", "test"))
+    assert train[LABELLED_AT].to_numpy().max() < test[ASKED_AT].to_numpy().min()
+    assert train["label"].to_numpy().max() == 1.0
 
 
 @pytest.mark.parametrize(
@@ -149,29 +186,3 @@ def test_a_recipe_without_windows_or_labels_is_refused():
     assert "Tiny.datasets() takes no window" in unretrainable(bind(load_data(loaded)))
     assert unretrainable(bind(load_data({**loaded, "retrain": {**loaded["retrain"], "data": "log"}}))) is None
     assert unretrainable(bind(load_data({**loaded, "retrain": {}}))) is None
-
-
-@pytest.mark.parametrize(
-    ("labels", "more", "kind", "values"),
-    [
-        (["1", "0"], {}, "int64", [1, 0]),
-        (["1", "0"], {"is_number": True}, "double", [1.0, 0.0]),
-        (["true", "false"], {}, "bool", [True, False]),
-        (["true", "0"], {}, "int64", [1, 0]),
-        (["true", "0.5"], {}, "double", [1.0, 0.5]),
-        (['"a"', '"b"'], {"is_number": True}, "string", ["a", "b"]),
-        (["1", "2"], {"label_type": Column("minutes", "float")}, "double", [1.0, 2.0]),
-    ],
-)
-def test_labels_become_a_column_of_one_type(labels, more, kind, values):
-    """Of the recipe's, or of that which they all have."""
-    found = label_array(labels, **more)
-    assert (str(found.type), found.to_pylist()) == (kind, values)
-
-
-def test_labels_of_several_kinds_are_refused():
-    """Which they are is said; so is a label that is not of the declared type."""
-    with pytest.raises(DataRefusedError, match="several kinds: int, str"):
-        label_array(["1", '"a"'])
-    with pytest.raises(DataRefusedError, match=r"1 labels, such as"):
-        label_array(["1", '"a"'], Column("minutes", "float"))
