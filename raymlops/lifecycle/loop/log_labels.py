@@ -7,12 +7,15 @@ count.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raymlops.errors import DataRefusedError, InvalidRowsError
+from raymlops.errors import DataRefusedError
+from raymlops.monitor.skill.admission import MOST_LEFT_OUT
+from raymlops.predictions.label_type import LabelType
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def of_one_kind(labels: Sequence[Any], rule: AnswerLoss) -> list[Any]:
     is_known = rule.kind not in {"recipe", "none"}
     classes = [rule.class_of(label) for label in labels] if is_known else [None] * len(labels)
     found = [None if is_known and meant is None else label for label, meant in zip(labels, classes, strict=True)]
+    found = [None if isinstance(label, float) and not math.isfinite(label) else label for label in found]
     kinds = Counter(_kind(label) for label in found if label is not None)
     if not kinds:
         return found
@@ -44,22 +48,33 @@ def of_one_kind(labels: Sequence[Any], rule: AnswerLoss) -> list[Any]:
     return [label if is_mine else other for label, is_mine, other in zip(found, mine, others, strict=True)]
 
 
+def of_type(labels: Sequence[Any], label_type: Column) -> list[Any]:
+    """Return labels of the type that the recipe declares; None for others, which do not count.
+
+    Raises:
+        DataRefusedError: too many are of another one.
+    """
+    declared = LabelType(label_type)
+    problems = [declared.problem(label) for label in labels]
+    wrong = [problem for problem in problems if problem is not None]
+    if len(wrong) > MOST_LEFT_OUT * len(labels):
+        raise DataRefusedError(
+            f"{len(wrong):,} of {len(labels):,} labels in the log are not of the recipe's label_type, at most "
+            f"{MOST_LEFT_OUT:.0%} may be, such as: {wrong[0]}",
+            hint="Replicas refuse such labels since that recipe is live: let retrain.window begin then.",
+        )
+    return [label if problem is None else None for label, problem in zip(labels, problems, strict=True)]
+
+
 def label_array(labels: Sequence[Any], rule: AnswerLoss, label_type: Column | None = None) -> pa.Array:
     """Return labels as a column: of the type that the recipe declares, or of that which they all have.
 
     Without a declared type truth values beside numbers are 1 and 0, and numbers are integers where all are; floats,
     also of truth values, where answers are a number or a probability, whose losses take floats.
-
-    Raises:
-        DataRefusedError: they are not of the declared type.
     """
     if label_type is not None:
         declared = Signature((label_type,), (label_type,))
-        try:
-            return pa.array(declared.parse_rows([{label_type.name: value} for value in labels])[label_type.name])
-        except InvalidRowsError as error:
-            wrong = f"{len(error.problems):,} labels, such as {error.problems[0].message}"
-            raise DataRefusedError(f"the log has labels that are not of the recipe's label_type: {wrong}") from error
+        return pa.array(declared.parse_rows([{label_type.name: label} for label in labels])[label_type.name])
     kinds = {type(label) for label in labels}
     if not kinds <= {bool, int, float}:
         return pa.array(labels)

@@ -21,7 +21,7 @@ from raymlops.bundle.quality import quality_of
 from raymlops.data.windowed import table_file
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.log_owner import log_of
-from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind
+from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind, of_type
 from raymlops.lifecycle.loop.log_rows import LogRows
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.skill.reference import QualityReference
@@ -86,8 +86,7 @@ def log_tables(
 
     Raises:
         DataRefusedError: too few rows are there or have a label, too many labels do not count, one caller gave most
-            of them, they are not of the declared type, or the log lacks inputs: redacted ones, and bytes and images,
-            of which it has the digest alone.
+            of them, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
     root = root_of(champion.bundle.uri)
@@ -99,7 +98,7 @@ def log_tables(
     rows, place = found.rows()
     rule = read_loss(champion.bundle.uri, champion.bundle.digest)
     said = [json.loads(text) for text in found.labels]
-    meant = said if label_type is not None else of_one_kind(said, rule)
+    meant = of_one_kind(said, rule) if label_type is None else of_type(said, label_type)
     uncounted = _unseen(champion.bundle, rule, said) | np.array([label is None for label in meant], dtype=np.bool_)
     unseen = np.append(uncounted, False)[place]
     chosen = choose(

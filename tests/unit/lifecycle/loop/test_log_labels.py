@@ -1,12 +1,11 @@
 import math
 
-import numpy as np
 import pytest
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.arrays import Column
 from raymlops.errors import DataRefusedError
-from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind
+from raymlops.lifecycle.loop.log_labels import label_array, of_one_kind, of_type
 
 PROBABILITY = AnswerLoss("probability", "p", ("p",), positive=True, negative=False)
 NAMED = AnswerLoss("probability", "p", ("p",), positive="yes", negative="no")
@@ -31,7 +30,7 @@ NO_RULE = AnswerLoss.none("no loss")
         ([0, 1, 1, "red"], VECTOR, [0, 1, 1, 0]),
         ([[1, 2], [3], "a", None], OWN, [[1, 2], [3], None, None]),
         (["a", "b", "c", 1], NO_RULE, ["a", "b", "c", None]),
-        ([1, 2.5, True], NO_RULE, [1, 2.5, True]),
+        ([1, 2.5, True, math.inf], NO_RULE, [1, 2.5, True, None]),
         ([], PROBABILITY, []),
     ],
 )
@@ -61,8 +60,10 @@ def test_labels_become_a_column_of_one_type(labels, rule, kind, values):
 
 
 def test_a_declared_type_is_that_of_the_column():
-    """A label that is not of it is refused: replicas accept no such label."""
+    """Labels of another type, from before it was declared, do not count; where they are many, it says what they are."""
     minutes = Column("minutes", "float")
-    assert np.asarray(label_array([1, 2], OWN, minutes)).dtype == np.float64
-    with pytest.raises(DataRefusedError, match=r"1 labels, such as"):
-        label_array([1, "a"], OWN, minutes)
+    said = of_type([*range(20), "a"], minutes)
+    assert said == [*range(20), None]
+    assert str(label_array(said[:-1], OWN, minutes).type) == "double"
+    with pytest.raises(DataRefusedError, match=r"1 of 2 labels .* 5% may be, such as: expected a finite number"):
+        of_type([1, "a"], minutes)
