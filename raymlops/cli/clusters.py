@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from raymlops.cli.operations import run_answer
-from raymlops.cli.output import Answer, ConfigOption, EnvOption, OptionalConfig, error_data, note
+from raymlops.cli.output import Answer, ConfigOption, EnvOption, OptionalConfig, Overrides, error_data, note
 from raymlops.cli.source import split_words
 from raymlops.display import table
 from raymlops.errors import RaymlopsError, UsageError
@@ -326,6 +326,7 @@ def _waiting(models: int) -> str:
 
 
 def doctor(
+    overrides: Overrides = None,
     *,
     root: RootOption = None,
     node: Annotated[
@@ -350,13 +351,13 @@ def doctor(
     """
     from raymlops.cluster import doctor as checks
 
-    if cloud is None and (launcher or config or env):
-        raise UsageError("--launcher, --config and --env are for --cloud")
+    if cloud is None and (launcher or config or env or overrides):
+        raise UsageError("--launcher, --config with its overrides and --env are for --cloud")
     if cloud is not None:
         from raymlops.cluster.clouds.doctor import diagnose
         from raymlops.lifecycle.sources import spec_of
 
-        path = None if config is None else spec_of(config, env=env).storage.path
+        path = None if config is None else spec_of(config, overrides=overrides or (), env=env).storage.path
         findings = diagnose(cloud, launcher=launcher, bucket_uri=path)
     elif node:
         findings = checks.node(root=root)
