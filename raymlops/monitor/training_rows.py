@@ -2,7 +2,8 @@
 
 Rows are split by time: the oldest are trained on, then some validate, and the newest test. What was labelled only after
 the first test row was asked is in neither of the first two parts: on the day on which a model of these rows could have
-begun to answer, nobody knew it.
+begun to answer, nobody knew it. And what was labelled before the last of these labels, such as by a clock that is
+behind, tests nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ VALIDATION = 0.125
 FEWEST = 30
 """Rows of each part."""
 _HOUR = 3600.0
+_MICROSECONDS = 1e6
+"""Of a second: times are written so with the tables."""
 _WHOLE = 0.99
 """Share of rows with a label from which on the others are not worth a word."""
 
@@ -168,22 +171,26 @@ def _bounded(rows: LoggedRows, labelled: Places, *, most: float) -> tuple[Places
 
 
 def _split(rows: LoggedRows, labelled: Places, numbers: dict[str, Any], notes: list[str]) -> dict[str, Places]:
-    """Return the parts by time, and say what was known too late."""
+    """Return the parts by time, and say what was known too late to train on, or too early to test."""
     ordered = labelled[np.argsort(rows.asked[labelled], kind="stable")]
-    asked = rows.asked[ordered]
+    asked, known = rows.asked[ordered], np.rint(rows.known_at[ordered] * _MICROSECONDS)
     begins = _at(asked, 1 - TEST)
     before = asked < begins
     in_time = before & (rows.known_at[ordered] < begins)
+    tests = ~before & (known > known[in_time].max(initial=-np.inf))
     validates = _at(asked[in_time], 1 - VALIDATION)
     parts = {
         "train": ordered[in_time & (asked < validates)],
         "validation": ordered[in_time & (asked >= validates)],
-        "test": ordered[~before],
+        "test": ordered[tests],
     }
     late = int(before.sum() - in_time.sum())
     if late:
         notes.append(f"{late:,} rows are left out whose label came in after the first test row was asked")
-    numbers |= {part: len(places) for part, places in parts.items()} | {"known_late": late}
+    early = int((~before).sum() - tests.sum())
+    if early:
+        notes.append(f"{early:,} rows are left out of the test whose label came in before the last one of the others")
+    numbers |= {part: len(places) for part, places in parts.items()} | {"known_late": late, "known_early": early}
     if few := {part: len(places) for part, places in parts.items() if len(places) < FEWEST}:
         told = ", ".join(f"{count:,} for {part}" for part, count in few.items())
         raise DataRefusedError(

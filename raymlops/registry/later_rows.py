@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 LATER, OTHERS = "tested on later rows", "tested on rows of its own"
 _DAY = "datetime64[D]"
-_SECOND = "datetime64[s]"
+_MICROSECOND = "datetime64[us]"
+_END = 2.0**63
+"""Of times in microseconds."""
 _WAY_ON = "define row_times() in the recipe, and label_times() where labels come later"
 
 Array = npt.NDArray[Any]
@@ -61,13 +63,13 @@ class Newest:
     """The newest of some rows, by both times; None where one has none, or there are no rows."""
 
     def __init__(self) -> None:
-        self._arose = self._known = np.datetime64("NaT", "s")
+        self._arose = self._known = np.datetime64("NaT", "us")
         self._is_known = True
 
     def of(self, chunks: Iterable[Times | None]) -> Iterator[Times | None]:
         """Yield the times of more rows as they are."""
         for chunk in chunks:
-            times = None if chunk is None else Times(*map(_seconds, chunk))
+            times = None if chunk is None else Times(*map(_micros, chunk))
             if times is None or np.isnat(times.arose).any() or np.isnat(times.known).any():
                 self._is_known = False
             elif len(times.known):
@@ -80,16 +82,17 @@ class Newest:
         """Return when the newest row arose, and when the last label was known, in UTC, to the end of that second."""
         if not self._is_known or np.isnat(self._known):
             return None
-        arose, known = (f"{time + np.timedelta64(1, 's')}+00:00" for time in (self._arose, self._known))
+        ends = (time.astype("datetime64[s]") + np.timedelta64(1, "s") for time in (self._arose, self._known))
+        arose, known = (f"{end}+00:00" for end in ends)
         return arose, known
 
 
 def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Order:
     """Return how test rows lie to training rows, by the times of both in chunks; None is a chunk without times."""
-    newest = np.datetime64("NaT", "s")
+    newest = np.datetime64("NaT", "us")
     days: set[int] = set()
     for chunk in train:
-        times = None if chunk is None else Times(*map(_seconds, chunk))
+        times = None if chunk is None else Times(*map(_micros, chunk))
         if times is None or np.isnat(times.arose).any() or np.isnat(times.known).any():
             return Order(unknown="not all of its training rows have a time")
         if len(times.known):
@@ -97,18 +100,18 @@ def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Ord
             days.update(np.unique(_days(times.arose)).tolist())
     if np.isnat(newest):
         return Order(unknown="its training rows are no table")
-    trained_on, oldest = np.array(sorted(days)), np.datetime64("NaT", "s")
+    trained_on, oldest = np.array(sorted(days)), np.datetime64("NaT", "us")
     rows = early = shared = 0
     for chunk in test:
         if chunk is None:
             return Order(unknown="its test rows have no time")
-        times = Times(*map(_seconds, chunk))
+        times = Times(*map(_micros, chunk))
         rows += len(times.known)
         early += int((~(times.known > newest)).sum())  # which holds for no time at all
         shared += int((np.isnat(times.arose) | np.isin(_days(times.arose), trained_on)).sum())
         if (known := times.known[~np.isnat(times.known)]).size:
             oldest = np.fmin(oldest, known.min())
-    return Order(rows, early, shared, str(newest), str(oldest), "" if rows else "its test rows are no table")
+    return Order(rows, early, shared, _shown(newest), _shown(oldest), "" if rows else "its test rows are no table")
 
 
 def later(order: Order) -> GateCheck:
@@ -139,11 +142,16 @@ def others(overlap: Overlap, *, most: float) -> GateCheck:
     return GateCheck(OTHERS, passed=passed, got=got, allowed=f"<= {most:g}", detail=detail)
 
 
-def _seconds(times: Array) -> npt.NDArray[np.datetime64]:
+def _micros(times: Array) -> npt.NDArray[np.datetime64]:
     if times.dtype.kind == "M":
-        return times.astype(_SECOND)
-    whole = np.where(np.isfinite(times), times, np.iinfo(np.int64).min) if times.dtype.kind == "f" else times
-    return np.floor(whole).astype(np.int64).astype(_SECOND)
+        return times.astype(_MICROSECOND)
+    micros = times.astype(np.float64) * 1e6
+    whole = np.where(np.abs(micros) < _END, np.floor(micros), -_END)  # which is no time
+    return whole.astype(np.int64).astype(_MICROSECOND)
+
+
+def _shown(time: np.datetime64) -> str:
+    return str(time).removesuffix(".000000")
 
 
 def _days(times: Array) -> Array:

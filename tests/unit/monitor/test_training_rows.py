@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from raymlops.errors import DataRefusedError
 from raymlops.monitor.training_rows import Fault, LoggedRows, choose
+from raymlops.registry.later_rows import Times, later, order_of
 
 HOUR, DAY = 3600.0, 86400.0
 
@@ -47,6 +50,41 @@ def test_nothing_trained_on_was_known_after_the_test_began():
     parts = chosen(rows).parts
     begins = rows.asked[parts["test"]].min()
     assert max(rows.labelled[parts[part]].max() for part in ("train", "validation")) < begins
+
+
+def test_what_was_labelled_before_the_last_training_label_tests_nothing():
+    """Row 800 of 1,000 is the first one of the test. Its label's clock is ten minutes behind, which is admitted.
+
+    That of a row before was known five minutes before row 800 was asked; of the other 99 of a hundred none is so close.
+    """
+    rows = logged(lag=0.0)
+    begins = rows.asked[800]
+    rows.labelled[800], rows.labelled[700] = begins - HOUR / 6, begins - HOUR / 12
+    found = chosen(rows)
+    assert (found.numbers["test"], found.numbers["known_early"]) == (199, 1)
+    assert 800 not in found.parts["test"]
+    assert ("1 rows are left out of the test whose label came in before the last one of the others") in found.notes
+
+
+def test_what_is_cut_is_later_by_the_question_of_the_gate():
+    """Fifty rows a second, labelled at once, or minutes later: many labels share a second, and none is out of order."""
+    rng = np.random.default_rng(0)
+    number = 40_000
+    asked = 1_767_225_600 + np.sort(rng.random(number)) * number / 50
+    labelled = asked + np.where(rng.random(number) < 0.1, rng.uniform(10, 400, number), 0.05)
+    parts = chosen(
+        replace(logged(days=number // 10), asked=asked, labelled=labelled, known_at=labelled), stop=asked[-1] + DAY
+    ).parts
+    train, test = (
+        Times(
+            *(
+                np.rint(times[parts[part]] * 1e6).astype(np.int64).astype("datetime64[us]")
+                for times in (asked, labelled)
+            )
+        )
+        for part in ("train", "test")
+    )
+    assert later(order_of([train], [test])).passed
 
 
 def test_too_few_labels_are_refused_with_their_share():

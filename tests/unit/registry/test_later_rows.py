@@ -34,12 +34,20 @@ def test_labels_that_came_later_than_those_of_the_test_rows_are_refused():
     assert not later(order).passed
 
 
-def test_a_row_of_the_same_second_is_refused_with_numbers():
+def test_a_row_of_the_same_time_is_refused_with_numbers():
     """One of two rows, on a day of training rows."""
     check = later(order_of(TRAIN, [times("2026-01-03T12:00", "2026-01-04T00:00")]))
 
     assert (check.passed, check.got) == (False, 1.0)
     assert check.detail.startswith("of 2 test rows 1 were not labelled after all training rows: their last label was")
+
+
+def test_a_row_that_is_later_within_its_second_passes():
+    """The labels of busy models lie closer; each one is shown as it is."""
+    order = order_of(TRAIN, [times("2026-01-03T12:00:00.000001")])
+
+    assert (order.early, order.oldest) == (0, "2026-01-03T12:00:00.000001")
+    assert later(order).passed
 
 
 def test_the_time_of_a_label_is_not_called_that_of_its_row():
@@ -103,8 +111,10 @@ def test_a_test_row_without_a_time_counts_as_early():
 
 
 def test_seconds_since_1970_are_times_too():
-    """10 seconds and 20.7 seconds, which are those of 20."""
-    assert order_of([Times(*[np.array([10])] * 2)], [Times(*[np.array([20.7])] * 2)]).oldest == "1970-01-01T00:00:20"
+    """10 seconds and 20.7 seconds; what is no time of microseconds is none."""
+    order = order_of([Times(*[np.array([10])] * 2)], [Times(*[np.array([20.7, np.inf, 1e30])] * 2)])
+
+    assert (order.oldest, order.early) == ("1970-01-01T00:00:20.700000", 2)
 
 
 def test_rows_that_are_training_rows_are_refused_beyond_what_chance_makes():
