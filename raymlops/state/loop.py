@@ -49,6 +49,8 @@ ENDS: frozenset[Stage] = frozenset({"done", "stopped", "rejected", "taken_back"}
 
 FREEZE, THAW = "loop.freeze", "loop.thaw"
 """Actions of audit events, beside ``retrain.STAGE``."""
+COUNTED = "counted"
+"""Key of each replica's counts since the promotion in ``Retraining.found``."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ class Retraining(Record):
     def at(self, stage: Stage, *, now: datetime, note: str = "", **changes: Any) -> Retraining:
         """Return it at a stage from now on, with no failed attempt of that; ``changes`` are other fields.
 
-        Where it is at that stage, only these and the note change.
+        Where it is at that stage, only these and the note change. No stage begins before the one before it, whatever
+        the clock says.
         """
         if stage == self.stage:
             return replace(self, note=note, **changes)
+        now = max(now, self.stage_at)
         ended = now if stage in ENDS else None
         return replace(
             self, **{"stage": stage, "stage_at": now, "note": note, "failures": 0, "ended_at": ended} | changes
@@ -178,7 +182,7 @@ def begin(
         frozen = freeze_in(connection, retraining.name)
         if frozen is not None and frozen.holds(retraining.made_at):
             raise RefusedError(frozen.text(), hint=f"To end that: raymlops freeze {retraining.name} --thaw --why TEXT.")
-        if found := _read(connection, retraining.name, open_only=True):
+        if found := retrainings_in(connection, retraining.name, open_only=True):
             raise _busy(found[0])
         actor = actor or retraining.actor
         first = _entry(retraining, why=retraining.why, actor=actor)
@@ -201,8 +205,9 @@ def advance(
     """Change a retraining, with its audit event and its message, in one transaction; return it as it is from now on.
 
     None where another one changed it since ``before`` was read: nothing was changed. ``after`` is at the same stage, a
-    later one or an end (``Retraining.at``). A change at the same stage that gives it nothing but another note has no
-    audit event. ``given`` raises where something that the change rests on is otherwise, in the same transaction.
+    later one or an end (``Retraining.at``). A change at the same stage that gives it nothing but another note and other
+    counts has no audit event. ``given`` raises where something that the change rests on is otherwise, in the same
+    transaction.
 
     Raises:
         RefusedError: it has ended, ``after`` is at an earlier stage, or by ``given``; nothing was changed.
@@ -222,7 +227,7 @@ def advance(
         same = (retrainings.c.id == before.id, retrainings.c.revision == before.revision)
         if not connection.execute(sa.update(retrainings).where(*same).values(asdict(kept))).rowcount:
             return None
-        if moved or replace(after, note=before.note) != before:
+        if moved or _told_of(after) != _told_of(before):
             _told(connection, before, kept, why=why, message=message, actor=actor)
     return kept
 
@@ -263,13 +268,24 @@ def retrainings_of(
 ) -> list[Retraining]:
     """Return the retrainings of a model or of all, newest first; only those that have not ended, if wanted."""
     with database.reading() as connection:
-        return _read(connection, name, open_only=open_only, limit=limit)
+        return retrainings_in(connection, name, open_only=open_only, limit=limit)
+
+
+def retrainings_in(
+    connection: Connection, name: str | None = None, *, open_only: bool = False, limit: int | None = None
+) -> list[Retraining]:
+    """Return the retrainings of a model or of all, as ``retrainings_of``."""
+    query = sa.select(retrainings).order_by(retrainings.c.made_at.desc(), retrainings.c.id).limit(limit)
+    if name is not None:
+        query = query.where(retrainings.c.name == name)
+    if open_only:
+        query = query.where(retrainings.c.ended_at.is_(None))
+    return [Retraining(**row) for row in connection.execute(query).mappings()]
 
 
 def baking_in(connection: Connection) -> list[Retraining]:
     """Return the retrainings whose version was promoted, and may be taken back."""
-    query = sa.select(retrainings).where(retrainings.c.stage == "baking", retrainings.c.ended_at.is_(None))
-    return [Retraining(**row) for row in connection.execute(query).mappings()]
+    return [one for one in retrainings_in(connection, open_only=True) if one.stage == "baking"]
 
 
 def kept_by_bakes(database: Database, name: str) -> set[int]:
@@ -340,17 +356,6 @@ def _end(connection: Connection, name: str, *, at: datetime, by: str, why: str) 
     connection.execute(sa.update(freezes).where(*mine).values(ended_at=at, ended_by=by, ended_why=why))
 
 
-def _read(
-    connection: Connection, name: str | None, *, open_only: bool = False, limit: int | None = None
-) -> list[Retraining]:
-    query = sa.select(retrainings).order_by(retrainings.c.made_at.desc(), retrainings.c.id).limit(limit)
-    if name is not None:
-        query = query.where(retrainings.c.name == name)
-    if open_only:
-        query = query.where(retrainings.c.ended_at.is_(None))
-    return [Retraining(**row) for row in connection.execute(query).mappings()]
-
-
 def _entry(one: Retraining, *, why: str, actor: str | None) -> dict[str, Any]:
     return {"stage": one.stage, "at": one.stage_at.isoformat(), "why": why, "actor": actor or one.actor}
 
@@ -375,6 +380,10 @@ def _told(
         after=_few(after),
         why=why,
     )
+
+
+def _told_of(one: Retraining) -> Retraining:
+    return replace(one, note="", found={key: value for key, value in one.found.items() if key != COUNTED})
 
 
 def _few(one: Retraining | None) -> Mapping[str, Any] | None:

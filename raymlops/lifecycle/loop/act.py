@@ -124,9 +124,9 @@ class Loop:
             except _RULED_OUT as error:
                 # What rules an effect out is written: a person removes it, or the retraining ends.
                 after = self._advance(one, _ruled_out(action, error, found), now)
-            if after is None or (isinstance(action, Wait) and after == one):
+            one = after or one
+            if after is None or isinstance(action, Wait):
                 break
-            one = after
         return one
 
     def _found(self, one: Retraining, now: datetime) -> Found:
@@ -137,7 +137,8 @@ class Loop:
         if isinstance(action, Advance):
             return self._advance(one, action, now)
         if isinstance(action, Wait):
-            return one if action.why == one.note else self._advance(one, Advance(one.stage, action.why), now)
+            written = (action.why, {**one.found, **action.adds}) == (one.note, one.found)
+            return one if written else self._advance(one, Advance(one.stage, action.why, adds=action.adds), now)
         if isinstance(action, Submit):
             _log.info("retraining %s of %s: %s", one.id, one.name, action.submission_id)
             self._jobs.submit(action.task, action.submission_id, one, self._champion(one))

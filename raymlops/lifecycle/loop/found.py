@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.retrain import RetrainSection
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
     Quality = Callable[[State, str], QualityFacts]
     """Returns what is known now of the quality of a model's champion."""
-    Counted = Callable[[Retraining], Counts]
-    """Returns the requests of a version since its promotion."""
+    Counted = Callable[[Retraining], dict[str, Counts]]
+    """Returns the requests of a version since its promotion, by replica."""
 
 
 def found_of(
@@ -63,7 +64,8 @@ def found_of(
         lost, others = _lost(state, model, one.version), _others(model, one.version)
         if live != one.version:
             return Found(live, lost=lost, others=others)
-        known, since = quality(state, one.name), counted(one)
+        known, totals = quality(state, one.name), counted(one)
+        since = sum(totals.values(), Counts())
         until = due_until(one, known)
         return Found(
             live,
@@ -72,6 +74,7 @@ def found_of(
             job=None if until is None else jobs.find(submission_id(one, "compare", until=until)),
             baked=_baked(state, one, model, now=now, since=since, known=known, is_due=until is not None),
             part=_part(one, since, now=now),
+            counted={replica: counts.to_dict() for replica, counts in totals.items()},
             compare_until=until,
         )
     job = jobs.find(submission_id(one, TASKS[one.stage]))
@@ -158,11 +161,18 @@ def _baked(
         parts=[Counts.from_dict(part["counts"]) for part in one.found.get("parts", ())],
         quality=known.verdict if known.version == one.version else None,
         compared=compared,
-        hours=(now - one.stage_at).total_seconds() / 3600,
+        hours=_hours(one, now=now),
         bake_h=read_stored(RetrainSection, one.settings).bake_h,
         error_margin=settings.error_margin,
         slow_margin=settings.slow_margin,
     )
+
+
+def _hours(one: Retraining, *, now: datetime) -> float:
+    """Return how long it has baked, without what a clock that was set back would take away."""
+    ends = [datetime.fromisoformat(part["at"]) for part in one.found.get("parts", ())]
+    spans = (end - start for start, end in pairwise([one.stage_at, *ends, now]))
+    return sum(max(0.0, span.total_seconds()) for span in spans) / 3600
 
 
 def _part(one: Retraining, since: Counts, *, now: datetime) -> dict[str, Any] | None:

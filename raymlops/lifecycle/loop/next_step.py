@@ -7,13 +7,14 @@ or found where it is there already. ``act`` carries the action out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.monitor.baked import PARTS, Compared
+from raymlops.state.loop import COUNTED
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -74,6 +75,8 @@ class Found:
     baked: Baked | None = None
     part: dict[str, Any] | None = None
     """What was counted by the end of a part of the bake, which has just ended."""
+    counted: dict[str, Any] = field(default_factory=dict)
+    """Each replica's totals since the promotion."""
     compare_until: datetime | None = None
     """End of the windows of labels by which it is to be compared with the version before; None where none is due."""
 
@@ -115,9 +118,10 @@ class TakeBack:
 
 @dataclass(frozen=True)
 class Wait:
-    """Do nothing now."""
+    """Do nothing now, but write why, and what was found."""
 
     why: str
+    adds: dict[str, Any] = field(default_factory=dict)
 
 
 Action = Submit | Advance | StartRollout | TakeBack | Wait
@@ -133,7 +137,7 @@ def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
     if one.stage == "rolling_out":
         return _rolling_out(one, found)
     if one.stage == "baking":
-        return _baking(one, found, settings, now=now)
+        return _counted(_baking(one, found, settings, now=now), found)
     if found.live != one.champion:
         return _stop(_gone(one, found))
     return _after_task(one, found, settings) or _task(one, found, settings, TASKS[one.stage])
@@ -265,6 +269,13 @@ def _baking(one: Retraining, found: Found, settings: RetrainSection, *, now: dat
     until = one.stage_at + timedelta(hours=settings.bake_h)
     late = "" if now < until else ", and then for what it is judged by"
     return Wait(f"version {one.version} bakes until {until:%Y-%m-%d %H:%M} UTC{late}")
+
+
+def _counted(action: Action, found: Found) -> Action:
+    """Return an action that writes the counts too: replicas and controllers end, and nothing decided rests on less."""
+    if found.counted and isinstance(action, Advance | Wait):
+        return replace(action, adds={**action.adds, COUNTED: found.counted})
+    return action
 
 
 def _stop(why: str) -> Advance:

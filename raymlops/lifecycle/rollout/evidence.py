@@ -4,7 +4,8 @@ Owns the newest report of each replica and the form in which a rollout stores it
 except for the lock under which reports arrive while others are read.
 
 Reports hold totals, so that a replica's newest one replaces the previous one. A rollout stores each replica's totals of
-the current step, and the sums of earlier steps. A restarted controller resumes from there.
+the current step, and the sums of earlier steps; a retraining those of its bake. A restarted controller resumes from
+there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from raymlops.lifecycle.rollout.loss_reader import Window
 from raymlops.lifecycle.rollout.policy import StepEvidence, evidence_of
 from raymlops.predictions.counts import Counts
 from raymlops.serving.telemetry.rollout_counts import CHAMPION
-from raymlops.state.loop import bake_epoch
+from raymlops.state.loop import COUNTED, bake_epoch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 MAX_EPOCHS = 32
 """Of each model, with every replica's totals; the oldest are evicted first."""
+
+ENDED = ""
+"""Key of the totals that no replica goes on with."""
 
 Rows = dict[str, dict[str, Any]]
 
@@ -64,10 +68,19 @@ def epoch_of(rollout: Rollout) -> str:
     return f"{rollout.id}.{rollout.step}"
 
 
-def since_promotion(reports: Reports, one: Retraining) -> Counts:
-    """Return the requests that a retrained version has answered since its promotion, as replicas count them."""
-    replicas = reports.of(one.name, bake_epoch(one)).values()
-    return sum((Counts.from_dict(rows.get(CHAMPION, {})) for rows in replicas), Counts())
+def since_promotion(reports: Reports, one: Retraining) -> dict[str, Counts]:
+    """Return each replica's totals since a retrained version's promotion: as stored with it, or newer ones.
+
+    Totals never fall, so that parts of a bake can be told apart: one that begins to count anew, as when a person's
+    rollout in between has ended, leaves what it had to those that ended.
+    """
+    totals = {replica: Counts.from_dict(counts) for replica, counts in one.found.get(COUNTED, {}).items()}
+    for replica, rows in reports.of(one.name, bake_epoch(one)).items():
+        newest, kept = Counts.from_dict(rows.get(CHAMPION, {})), totals.get(replica, Counts())
+        if newest.requests < kept.requests:
+            totals[ENDED] = totals.get(ENDED, Counts()) + kept
+        totals[replica] = newest
+    return totals
 
 
 def gathered(rollout: Rollout, reports: Reports, *, losses: LossReport | None = None) -> list[StepEvidence]:

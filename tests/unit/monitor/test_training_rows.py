@@ -63,7 +63,7 @@ def test_what_was_labelled_before_the_last_training_label_tests_nothing():
     found = chosen(rows)
     assert (found.numbers["test"], found.numbers["known_early"]) == (199, 1)
     assert 800 not in found.parts["test"]
-    assert ("1 rows are left out of the test whose label came in before the last one of the others") in found.notes
+    assert "1 rows are left out of the test whose label came in before the last one of the others" in found.notes
 
 
 def test_what_is_cut_is_later_by_the_question_of_the_gate():

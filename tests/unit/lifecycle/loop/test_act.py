@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from echoed_log import bundle as echo_bundle
-from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, START, WORSE, World
+from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, WORSE, World
 from stored import put
 
 from raymlops.errors import BundleError, NotFoundError, TrackingError
@@ -315,36 +315,25 @@ def test_a_model_that_is_taken_down_ends_it(world):
     assert world.run().note == "m was taken down"
 
 
-def test_a_freeze_holds_what_was_begun_where_it_is(world):
-    """The job of its training ends; the gate's is begun once the freeze is over."""
-    from raymlops.state.loop import Freeze, freeze, thaw
-
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, bundle):
+    """Ten days in a bake: what stands in the record and in the reason goes forward."""
+    world = World(tmp_path, bundle, bake_h=4.0)
+    ticks = iter(range(0, 10**9, 10))
+    world.seconds = lambda: next(ticks)
+    world.restart()
     world.begin()
-    world.run(until=lambda one: one.stage == "training")
-    with State.open(world.url) as state:
-        freeze(state, Freeze("m", "holidays", "ada", START))
-    world.run(until=lambda one: one.note.startswith("m is frozen"))
-    assert world.newest().stage == "gating"
-    for _ in range(3):
-        world.look()
-    assert [task for task, _ in world.jobs.tasks.values()] == ["train"]
-    with State.open(world.url) as state:
-        thaw(state, "m", now=START, actor="ada", why="over")
-    assert world.run().stage == "done"
-
-
-def test_a_freeze_holds_a_rollout_that_the_loop_began(world):
-    """It keeps its share, however good it is; a person's rollout would go on."""
-    from raymlops.state.loop import Freeze, freeze
-
-    world.begin()
-    world.run(until=lambda one: one.note.endswith("of version 2 runs"))
-    with State.open(world.url) as state:
-        freeze(state, Freeze("m", "holidays", "ada", START))
+    world.run(until=lambda one: one.stage == "baking")
+    world.now += 61 * MINUTE
+    world.look()
+    world.now -= timedelta(days=10)
     for _ in range(5):
-        world.now += 2 * (world.now - START)
         world.look()
-    assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0.1)}
+        world.now += 61 * MINUTE
+    one = world.newest()
+    assert one.note.startswith("version 2 stays: it stood for 3.0 h")
+    times = [entry["at"] for entry in one.stages]
+    assert times == sorted(times)
+    assert one.ended_at == one.stage_at
 
 
 def test_a_second_controller_with_an_outdated_reading_changes_nothing(world):
