@@ -17,7 +17,7 @@ from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.loop import bake_epoch, baking_in
+from raymlops.state.loop import Freeze, bake_epoch, baking_in, freeze_in, retrainings_in
 from raymlops.state.rollouts import Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in
@@ -82,6 +82,10 @@ class Model:
     """The running one. A change may return it as ended."""
     transitions: tuple[Transition, ...] = ()
     """The newest of each version, oldest first, those that ended included."""
+    freeze: Freeze | None = None
+    """Of the loop, that nobody ended; it may be over by its own time."""
+    retraining_id: str | None = None
+    """Of the retraining that has not ended. The rollout that the loop began has the same id."""
 
     def item(self, version: int) -> Deployment | None:
         """Return the deployment of a version."""
@@ -90,6 +94,12 @@ class Model:
     def transition(self, transition_id: str) -> Transition | None:
         """Return a transition by its id."""
         return next((one for one in self.transitions if one.id == transition_id), None)
+
+    def frozen(self, rollout_id: str | None, now: datetime) -> str:
+        """Return which freeze holds a rollout; empty if none does, or it is a person's."""
+        if rollout_id is None or rollout_id != self.retraining_id or self.freeze is None:
+            return ""
+        return self.freeze.text() if self.freeze.holds(now) else ""
 
     @property
     def coming(self) -> tuple[Transition, ...]:
@@ -274,6 +284,8 @@ def _model_in(connection: Connection, name: str) -> Model:
         tuple(deployments_in(connection, name)),
         next(iter(running(connection, name)), None),
         tuple(transitions_in(connection, name)),
+        freeze_in(connection, name),
+        next((one.id for one in retrainings_in(connection, name, open_only=True)), None),
     )
 
 

@@ -155,10 +155,17 @@ def refuse_beside(model: Model, version: int, *, request: Request) -> None:
 
 
 def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
-    """Return a model of which a version is up, and has what it came up for; unchanged if that was superseded."""
+    """Return a model of which a version is up, and has what it came up for; unchanged if that was superseded.
+
+    What the loop brings up gets nothing during a freeze.
+    """
     transition = model.transition(transition_id)
     if transition is None or transition.status != "running":
         return Change(model, "", "")
+    promoted = model.rollout if transition.action == PROMOTED else None
+    rollout_id = transition.goal.get("rollout_id") if promoted is None else promoted.id
+    if why := model.frozen(rollout_id, now):  # it is up, and its rollout goes on, or begins, after that
+        return Change(with_transition(model, replace(transition, status="done", reason=why)), transition.action, why)
     try:
         change = _reached(model, transition.version, transition.goal, transition.action, transition.why, now=now)
     except RaymlopsError as error:  # the line-up has changed meanwhile
@@ -261,7 +268,7 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
                 )
             settings = read_stored(RolloutSection, goal["rollout"])
             rollout = begin(
-                rollout_id=uuid.uuid4().hex[:12],
+                rollout_id=goal.get("rollout_id") or uuid.uuid4().hex[:12],
                 name=name,
                 version=version,
                 champion=champion.version,

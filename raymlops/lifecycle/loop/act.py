@@ -94,7 +94,7 @@ class Loop:
 
     def held(self, rollout: Rollout, now: datetime) -> str:
         """Return why a rollout that the loop began gets no larger share now; empty if it may, or is a person's."""
-        mine = (one for one in self.open() if (one.name, one.version) == (rollout.name, rollout.version))
+        mine = (one for one in self.open() if one.id == rollout.id)
         return next((hold_of(self._state, one, now=now) for one in mine), "")
 
     def step(self, one: Retraining, now: datetime) -> Retraining:
@@ -187,13 +187,19 @@ class Loop:
         standing = state.deployments(one.name)
         leaving = leaving_first(self._cluster, state.desired(), new)
         rollout = settings.rollout.model_dump(mode="json")
-        goal = {"champion": champion.version, "weight": settings.rollout.steps[0] / 100, "rollout": rollout}
+        goal = {
+            "champion": champion.version,
+            "weight": settings.rollout.steps[0] / 100,
+            "rollout": rollout,
+            "rollout_id": one.id,
+        }
         why = f"retraining {one.id}: {one.why}"
         request = Request(STARTED, why, self._actor, now, settings.ready_timeout_s, replaces=new.replaces)
 
         def decide(model: Model) -> Change:
-            if model.rollout is not None or any(each.version == version for each in model.coming):
-                return Change(model, STARTED, why)  # it is on its way, or another one is
+            is_coming = any(each.version == version for each in model.coming)
+            if model.rollout is not None or is_coming or model.frozen(one.id, now):
+                return Change(model, STARTED, why)  # it is on its way, or another one is, or it waits
             return bring(model, new, goal=goal, request=request, up=False, leaving=leaving, standing=standing)
 
         state.change(one.name, decide, actor=self._actor, given=still_at(one))  # nobody rejected it meanwhile

@@ -212,21 +212,25 @@ class Controller:
         if decision.action == "promote":
             change = partial(self._promoted, rollout, replace(done, status="running", ended_at=None), plan, now)
         else:
-            change = partial(self._shifted, rollout, done, f"rollout.{decision.action}")
+            change = partial(self._shifted, rollout, done, decision.action, now)
         self._state.change(rollout.name, change, actor=self._actor)
         self._reconcile(now)
 
-    def _shifted(self, rollout: Rollout, done: Rollout, action: str, model: Model) -> Change:
+    def _shifted(self, rollout: Rollout, done: Rollout, action: str, now: datetime, model: Model) -> Change:
         """Return a model whose rollout advances or is aborted; the share of one that has ended is 0."""
         _check_same(rollout, model)
+        if action == "advance":
+            _check_thawed(rollout, model, now)
         weight = done.weight if done.status == "running" else 0.0
         deployments = tuple(with_canary(model.deployments, rollout.version, weight=weight))
         lost = {rollout.version: done.reason} if done.status == "aborted" else {}
-        return Change(replace(model, deployments=deployments, rollout=done), action, done.reason, lost)
+        after = replace(model, deployments=deployments, rollout=done)
+        return Change(after, f"rollout.{action}", done.reason, lost)
 
     def _promoted(self, rollout: Rollout, done: Rollout, plan: Plan, now: datetime, model: Model) -> Change:
         """Return a model whose rollout makes its version champion, once it has the replicas that the traffic needs."""
         _check_same(rollout, model)
+        _check_thawed(rollout, model, now)
         new = model.item(rollout.version)
         assert new is not None
         timeout_s = settings_of(new).ready_timeout_s
@@ -335,3 +339,9 @@ def _check_same(rollout: Rollout, model: Model) -> None:
     found = model.rollout
     if found is None or (found.id, found.step) != (rollout.id, rollout.step):
         raise RefusedError(f"the rollout {rollout.id} of {rollout.name} was moved by another process")
+
+
+def _check_thawed(rollout: Rollout, model: Model, now: datetime) -> None:
+    """Refuse to give a rollout of the loop a larger share if somebody froze that a moment ago."""
+    if frozen := model.frozen(rollout.id, now):
+        raise RefusedError(frozen)
