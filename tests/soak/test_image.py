@@ -38,7 +38,7 @@ def images(tmp_path_factory):
     found.build("--tag", IMAGE)
     print(f"\nbuilt in {time.monotonic() - began:.0f} s")
     yield found
-    shutil.rmtree(found.folder, ignore_errors=True)
+    found.remove()
 
 
 @pytest.fixture
