@@ -32,6 +32,7 @@ from raymlops.signals import sigterm_kept, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from subprocess import Popen
 
     from raymlops.config.schema import ProjectSpec
 
@@ -220,10 +221,14 @@ def _own(spec: ProjectSpec, *, dashboard: bool) -> Iterator[Connection]:
             "log_to_driver": False,
             "logging_level": logging.ERROR,
         }
-        # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them.
+        # Ray returns while some of its processes are leaving, and an interrupted start leaves all of them. Those that
+        # take longer than a second to be killed it never collects.
+        started: list[Popen[bytes]] = []
+        cleanup.callback(lambda: [process.poll() for process in started])
         cleanup.callback(end, cluster_id, grace_s=5.0, signal_first=False)
         cleanup.callback(ray.shutdown)
         _start(options, cluster_id)
+        started.extend(_node_processes())
         yield _connection(_dashboard() if dashboard else None, owned=True)
     finally:
         with undisturbed():
@@ -247,6 +252,13 @@ def _connection(dashboard_url: str | None, *, owned: bool) -> Connection:
     token = auth.current_token()
     address = ray.get_runtime_context().gcs_address
     return Connection(address, dashboard_url, owned=owned, token_path=str(token) if token else None)
+
+
+def _node_processes() -> list[Popen[bytes]]:
+    import ray
+
+    node = ray._private.worker.global_worker.node  # noqa: SLF001 - as below
+    return [info.process for infos in node.all_processes.values() for info in infos]
 
 
 def _node_sockets() -> tuple[str, str]:

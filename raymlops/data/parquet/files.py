@@ -83,7 +83,10 @@ class ParquetFiles:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        files = [{**asdict(file), "group_rows": list(file.group_rows)} for file in self.files]
+        files = [
+            {**asdict(file), "group_rows": list(file.group_rows), "partition": [list(each) for each in file.partition]}
+            for file in self.files
+        ]
         found = {"files": files, "memory_bytes": self.memory_bytes, "rows_digest": self.rows_digest}
         return found if self.table is None else {**found, "table": asdict(self.table)}
 
