@@ -17,7 +17,9 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from cluster_from_up import Cluster
     from fake_s3 import FakeS3
+    from shell_user import User
 
 # Test modules are imported by path and workers import by name: what a worker needs lives in tests/fixtures.
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
@@ -89,3 +91,11 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "word")
     with fake_s3() as server:
         yield server
+
+
+@pytest.fixture
+def cluster_user(cluster: Cluster, tmp_path: Path) -> User:
+    """Return the user of the tier's ``cluster`` in an empty folder, in a shell that exported what ``up`` prints."""
+    someone = cluster.owner.moved(tmp_path)
+    someone.env |= cluster.env
+    return someone

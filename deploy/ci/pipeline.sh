@@ -11,7 +11,7 @@
 # overlay env/NAME.yaml. The exit code is that of the verb that failed: 4 refused by the gate, 6 drift or worse answers.
 #
 # DELIVERY names a delivery, such as by its commit: each of its jobs is submitted once. Who runs the same stage with the
-# same words again follows a job that runs, takes the result of one that ran, and begins anew what failed or was stopped.
+# same words again follows a job that runs, takes the result of one that ran, and runs again what failed or was stopped.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -64,7 +64,7 @@ job() {
       follow "$id" "$log" ray job logs --follow "$id" || true
       state=$(state_of "$id")
       if [ "$state" = succeeded ]; then return 0; fi
-      if [ "$state" != "was stopped" ]; then return 1; fi # who ran it before was ended and stopped it: it begins anew
+      if [ "$state" != "was stopped" ]; then return 1; fi # who ran it before was ended and stopped it: it runs again
     fi
     attempt=$((attempt + 1))
     id="$first-$attempt"

@@ -254,17 +254,18 @@ def _connection(dashboard_url: str | None, *, owned: bool) -> Connection:
     return Connection(address, dashboard_url, owned=owned, token_path=str(token) if token else None)
 
 
-def _node_processes() -> list[Popen[bytes]]:
+def _node() -> Any:
     import ray
 
-    node = ray._private.worker.global_worker.node  # noqa: SLF001 - as below
-    return [info.process for infos in node.all_processes.values() for info in infos]
+    return ray._private.worker.global_worker.node  # noqa: SLF001 - nothing public names its sockets and processes
+
+
+def _node_processes() -> list[Popen[bytes]]:
+    return [info.process for infos in _node().all_processes.values() for info in infos]
 
 
 def _node_sockets() -> tuple[str, str]:
-    import ray
-
-    node = ray._private.worker.global_worker.node  # noqa: SLF001 - nothing public names its sockets
+    node = _node()
     return str(node.raylet_socket_name), str(node.plasma_store_socket_name)
 
 

@@ -68,11 +68,3 @@ def cluster(request, tmp_path_factory, mlflow_database):
         found = held.enter_context(started(tmp_path_factory.mktemp("cluster"), mlflow_database))
         request.config.stash[HELD] = held
         yield found
-
-
-@pytest.fixture
-def cluster_user(cluster, tmp_path):
-    """Return the cluster's user in an empty folder, in a shell that exported what ``up`` prints."""
-    someone = cluster.owner.moved(tmp_path)
-    someone.env |= cluster.env
-    return someone

@@ -107,8 +107,8 @@ def actions(config):
     on a busy machine MLflow takes longer to answer than it waits.
     """
     by_itself = {"alias.follow", "predictions.retain"}
-    late = [event for event in events(config) if event.why.startswith("TrackingError: MLflow did not answer within")]
-    return [event.action for event in events(config) if event.action not in by_itself and event not in late]
+    late = "TrackingError: MLflow did not answer within"
+    return [one.action for one in events(config) if one.action not in by_itself and not one.why.startswith(late)]
 
 
 @pytest.fixture(scope="module")

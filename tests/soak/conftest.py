@@ -28,14 +28,6 @@ def cluster(tmp_path_factory, mlflow_database):
 
 
 @pytest.fixture
-def cluster_user(cluster, tmp_path):
-    """Return the cluster's user in an empty folder, in a shell that exported what ``up`` prints."""
-    someone = cluster.owner.moved(tmp_path)
-    someone.env |= cluster.env
-    return someone
-
-
-@pytest.fixture
 def delivered(cluster, cluster_user):
     """Return the function that makes a project with a system's pipeline, and returns its user, on the cluster."""
 

@@ -1,4 +1,4 @@
-"""The loop, for who wants Airflow to decide when: ask for drift and quality, and deliver anew where one is an alarm.
+"""The loop, for who wants Airflow to decide when: ask for drift and quality, and deliver again where one is an alarm.
 
 A model's own loop does that, and more, with ``retrain.autonomy: act``; beside this one it is left at ``observe``.
 airflow dags trigger raymlops_loop_by_hand --conf '{"source": "--config config.yaml", "deploy": "--canary 10 --wait"}'

@@ -47,7 +47,7 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
     from raymlops.predictions.export.table import days_between, write_day
     from raymlops.predictions.read import Reading
 
-    if table.version is not None or table.at is not None or table.partitions:
+    if not table.whole:
         raise UsageError(f"{table} is a version or a part of a Delta table", hint="Name the table alone.")
     owner = state_id(spec)
     reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)

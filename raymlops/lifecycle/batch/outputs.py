@@ -37,7 +37,7 @@ def output_at(text: str) -> Folder | Table:
     if name is None:
         refuse_existing(text)
         return Folder(text)
-    if name.version is not None or name.at is not None or name.partitions:
+    if not name.whole:
         raise UsageError(
             f"{name} is a version or a part of a Delta table", hint="Rows are added to a table: name it alone."
         )

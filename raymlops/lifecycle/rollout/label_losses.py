@@ -15,12 +15,11 @@ from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import own_losses
 from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
 from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted
 from raymlops.predictions.counts import Losses
-from raymlops.predictions.owner import Place
-from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +102,7 @@ class LabelLosses:
         if rule.kind == "none":
             return LogLosses({window: {None: Losses(note=rule.reason)} for window in windows})
         # Its replicas write what every version beside it answers.
-        root = Place(name).of(root_of(champion.bundle.uri), self._state.owner().id)
+        root = log_of(champion, self._state.owner().id)
         store, since = Store(root), min(window.since for window in windows)
         if label_days(store, name, since=since - EXPECTED_FOR):
             labelled()

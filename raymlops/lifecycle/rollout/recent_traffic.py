@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.rollout.label_lag import late_labels
 from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
 from raymlops.lifecycle.rollout.loss_rule import unasked
 from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
 from raymlops.serving.control.render import settings_of, slow_from
-from raymlops.storage.filesystem import root_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,11 +67,10 @@ def recent_traffic(
     Raises:
         StorageError: the log cannot be read.
     """
-    from raymlops.predictions.owner import Place
     from raymlops.predictions.read import Reading
     from raymlops.storage.store import Store
 
-    root, since = Place(champion.name).of(root_of(champion.bundle.uri), state_id), now - SPAN
+    root, since = log_of(champion, state_id), now - SPAN
     began, span_s = clock(), SPAN.total_seconds()
     slow_s = slow_from(settings_of(champion), settings.slow_s)
     requests = slow = 0.0

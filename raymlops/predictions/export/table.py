@@ -19,7 +19,7 @@ from raymlops.predictions.export.files import conform, union
 from raymlops.storage import filesystem
 from raymlops.storage.delta.commit import NewFile, TableWriter
 from raymlops.storage.delta.names import TableName
-from raymlops.storage.delta.tables import has_table, load
+from raymlops.storage.delta.tables import load_if_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,8 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str) -> DayExport
 
 
 def _has(uri: str, partition: dict[str, str]) -> bool:
-    return has_table(uri) and partition in load(TableName(uri)).partitions()
+    table = load_if_there(TableName(uri))
+    return table is not None and partition in table.partitions()
 
 
 def _columns_of(uri: str, work: str) -> pa.Schema:
@@ -91,9 +92,9 @@ def _columns_of(uri: str, work: str) -> pa.Schema:
     Raises:
         RefusedError: something else wrote it.
     """
-    if not has_table(uri):
+    table = load_if_there(TableName(uri))
+    if table is None:
         return pa.schema([])
-    table = load(TableName(uri))
     if table.transaction_version(work) is None:
         raise RefusedError(
             f"the Delta table {uri!r} is not an export of this log, or of this state's",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.credentials import redact
 from raymlops.errors import StorageError, UsageError
 from raymlops.storage.delta.names import TableName
-from raymlops.storage.delta.tables import address, errors, has_table, library, load, storage_options
+from raymlops.storage.delta.tables import address, errors, has_table, library, load_if_there, storage_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,9 +171,9 @@ class TableWriter:
         import pyarrow as pa
 
         ours = pa.schema(self._delta_schema().to_arrow())
-        if not has_table(self.uri):
+        table = load_if_there(TableName(self.uri))
+        if table is None:
             return None
-        table = load(TableName(self.uri))
         where = f"the Delta table {redact(self.uri)!r}"
         with errors(self.uri):
             there = pa.schema(table.schema().to_arrow())

@@ -45,6 +45,11 @@ class TableName:
         address, mark, query = _cut(self.uri)
         return f"{address}{as_of}{folders}{mark}{query}"
 
+    @property
+    def whole(self) -> bool:
+        """Return whether it is a table as it is, which alone can be written."""
+        return self.version is None and self.at is None and not self.partitions
+
     def with_version(self, version: int) -> TableName:
         """Return the name of these rows at a version."""
         return replace(self, version=version, at=None)

@@ -117,6 +117,8 @@ def _refuse_features(table: Any, name: TableName) -> None:
     Raises:
         UsageError: naming the feature, and how to do without it.
     """
+    import pyarrow as pa
+
     protocol = table.protocol()
     asked = set(protocol.reader_features or ())
     mapped = table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none"
@@ -126,7 +128,7 @@ def _refuse_features(table: Any, name: TableName) -> None:
             f"{where} maps its columns to other names in its files, which raymlops does not read",
             hint="ALTER TABLE ... SET TBLPROPERTIES ('delta.columnMapping.mode' = 'none'); or copy the table.",
         )
-    if "deletionVectors" in asked and pa_rows(table.deletion_vectors()):
+    if "deletionVectors" in asked and pa.table(table.deletion_vectors()).num_rows:
         raise UsageError(
             f"{where} has rows that are deleted by deletion vectors, which raymlops does not read",
             hint="In Spark: REORG TABLE ... APPLY (PURGE), which writes a version without them.",
@@ -136,10 +138,3 @@ def _refuse_features(table: Any, name: TableName) -> None:
             f"{where} asks of its readers what raymlops does not do: {', '.join(unknown)}",
             hint="Copy the table into one without these features.",
         )
-
-
-def pa_rows(reader: Any) -> int:
-    """Return how many rows a reader has."""
-    import pyarrow as pa
-
-    return int(pa.table(reader).num_rows)

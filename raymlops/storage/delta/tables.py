@@ -56,9 +56,22 @@ def load(name: TableName) -> Any:
         UsageError: there is no such table or version, or deltalake is not installed.
         StorageError: the storage does not answer, or its log is damaged.
     """
+    found = load_if_there(name)
+    if found is None:
+        raise UsageError(f"there is no Delta table at {redact(name.uri)!r}", hint="A table has a folder _delta_log.")
+    return found
+
+
+def load_if_there(name: TableName) -> Any | None:
+    """Return the table as ``load`` does, or None where there is none.
+
+    Raises:
+        UsageError: there is no such version, or deltalake is not installed.
+        StorageError: the storage does not answer, or its log is damaged.
+    """
     module = library()
     if not has_table(name.uri):
-        raise UsageError(f"there is no Delta table at {redact(name.uri)!r}", hint="A table has a folder _delta_log.")
+        return None
     if name.at is not None and name.version is None:
         name = name.with_version(_version_as_of(name))
     with errors(name.uri):

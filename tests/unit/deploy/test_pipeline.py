@@ -68,7 +68,7 @@ def test_one_that_was_killed_between_two_jobs_goes_on_with_the_next(project):
 
 @pytest.mark.parametrize(("ends", "code", "trained"), [("SUCCEEDED", 0, 1), ("STOPPED", 0, 2), ("FAILED", 1, 1)])
 def test_a_job_that_still_runs_is_followed_to_its_end(project, ends, code, trained):
-    """One that is stopped meanwhile was of somebody who was ended: it begins anew. One that fails fails the stage."""
+    """One that is stopped meanwhile was of somebody who was ended: it runs again. One that fails fails the stage."""
     assert project.stage("train")[0] == 0
     first = project.job("raymlops train")
     (first / "status").write_text("RUNNING\n")

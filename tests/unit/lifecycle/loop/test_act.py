@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import pytest
-from echoed_log import bundle as echo_bundle
 from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, WORSE, World
 from stored import put
 
@@ -14,18 +12,6 @@ from raymlops.errors import BundleError, NotFoundError, TrackingError
 from raymlops.state.loop import retrainings_of
 from raymlops.state.store import State
 from raymlops.state.watch.messages import messages_of
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return echo_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def world(tmp_path, bundle):
-    made = World(tmp_path, bundle)
-    yield made
-    made.close()
 
 
 def told(world):

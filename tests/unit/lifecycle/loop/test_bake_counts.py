@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from echoed_log import bundle as echo_bundle
 from loop_world import GOOD, MINUTE, World
 
 from raymlops.lifecycle.rollout.evidence import Reports
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return echo_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 def counts(requests, errors=0):

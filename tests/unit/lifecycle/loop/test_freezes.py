@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from canaries import beside, share
-from echoed_log import bundle as echo_bundle
-from loop_world import MINUTE, SERVE, START, World
+from loop_world import MINUTE, SERVE, START
 
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.state.loop import Freeze, freeze, thaw
 from raymlops.state.store import State
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return echo_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def world(tmp_path, bundle):
-    made = World(tmp_path, bundle)
-    yield made
-    made.close()
 
 
 def frozen(world):

@@ -146,7 +146,7 @@ def test_a_table_that_changes_meanwhile_is_looked_at_again(tmp_path, monkeypatch
     """A column that was renamed between the check and the commit refuses it."""
     path = tmp_path / "t"
     write(path, {"x": [1], "note": ["n"]})
-    writer, real = TableWriter(str(path), SCHEMA), commit.load
+    writer, real = TableWriter(str(path), SCHEMA), commit.load_if_there
     loads = []
 
     def load(name):
@@ -156,7 +156,7 @@ def test_a_table_that_changes_meanwhile_is_looked_at_again(tmp_path, monkeypatch
             write(path, {"x": ["text"], "note": ["n"]}, mode="overwrite", schema_mode="overwrite")
         return table
 
-    monkeypatch.setattr(commit, "load", load)
+    monkeypatch.setattr(commit, "load_if_there", load)
     with pytest.raises(UsageError, match="x is string there"):
         writer.commit([put(path, "a.parquet", 2)], work="w", about={})
     assert json.dumps(rows(path)) == '["text"]'
