@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ import numpy as np
 
 from raymlops.bundle.load import load
 from raymlops.data.prepare import table_columns
+from raymlops.errors import NotFoundError
+from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.registration.register import register
 from raymlops.lifecycle.replay.events import EventLog, is_busy, judged_until
 from raymlops.lifecycle.replay.feed import Feed
@@ -26,6 +29,7 @@ from raymlops.lifecycle.replay.flights_asked import BEGIN, WEEK, asked
 from raymlops.lifecycle.replay.weeks import Tally
 from raymlops.lifecycle.sources import project_of
 from raymlops.lifecycle.train import train
+from raymlops.predictions.read import Reading
 from raymlops.splits import Window
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ JUDGED_AFTER = timedelta(hours=1)
 SETTLE_S = 150.0
 """Real seconds for which time stands still at most."""
 JUDGE_S = 8.0
+STORE_S = 8.0
 _POLL_S = 0.2
 
 POLICY = (
@@ -84,6 +89,8 @@ POLICY = (
 
 Wait = Callable[[Callable[[], bool], float], None]
 """Returns once the function does, or after so many real seconds."""
+Logged = Callable[["datetime", "datetime"], int]
+"""Returns how many rows the prediction log has from one time until before another."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,15 @@ class Replay:
     """All weeks of one model."""
 
     def __init__(
-        self, first: Trained, state: State, client: Client, *, weeks: int, clock_file: Path, wait: Wait | None = None
+        self,
+        first: Trained,
+        state: State,
+        client: Client,
+        *,
+        weeks: int,
+        clock_file: Path,
+        wait: Wait | None = None,
+        logged: Logged | None = None,
     ) -> None:
         """Take the first version, which is live, the state that it is live by, and a client of its endpoint."""
         self._first = first
@@ -123,6 +138,7 @@ class Replay:
         self.feed = Feed(client, self._name, clock_file=clock_file, label_lag=LABEL_LAG)
         self.requests = 0
         self._wait = wait or _wait
+        self._logged = logged or partial(_logged, state, self._name)
 
     def week(self, number: int) -> WeekRecord:
         """Send the requests of a week, counted from 0, and all labels that are due; return what it came to."""
@@ -133,6 +149,7 @@ class Replay:
             while requests and requests[0].at < closes:
                 request = requests.popleft()
                 answered.append((request, *self.feed.send(request, score=_late)))
+            self._log(answered, closes)
             self.feed.until(closes)
             self._add(answered, tally)  # while the controller judges the day
             self._judged(closes)
@@ -140,6 +157,12 @@ class Replay:
             of = self._first
             self._blind = trained(of.source, of.overrides, until=end, name=f"{self._name}-blind").model
         return tally.closed(number + 1, until=f"{end:%Y-%m-%d}", events=self._events.new())
+
+    def _log(self, answered: Sequence[tuple[Request, str, list[float]]], closes: datetime) -> None:
+        """Wait until the log has what was answered on a day: what comes after its hours are counted waits for a day."""
+        if answered:
+            since, rows = answered[0][0].at, sum(len(request.rows) for request, _, _ in answered)
+            self._wait(lambda: self._logged(since, closes) >= rows, STORE_S)
 
     def _add(self, answered: Sequence[tuple[Request, str, list[float]]], tally: Tally) -> None:
         """Add what was answered on a day, and what the first version and the blind one say of the same rows."""
@@ -181,6 +204,17 @@ def _wait(done: Callable[[], bool], limit_s: float) -> None:
     ends = time.monotonic() + limit_s
     while not done() and time.monotonic() < ends:
         time.sleep(_POLL_S)
+
+
+def _logged(state: State, name: str, since: datetime, until: datetime) -> int:
+    log = stored_log(state, name)
+    if log is None:
+        return 0
+    window: dict[str, Any] = {"since": since, "until": until, "columns": ["request_id"], "labels": False}
+    try:
+        return sum(batch.num_rows for uri in log.distinct for batch in Reading(uri, name, **window))
+    except NotFoundError:  # nothing is written yet
+        return 0
 
 
 def _late(output: dict[str, Any]) -> float:

@@ -65,15 +65,37 @@ def endpoint():
 
 
 @pytest.fixture
-def replay(endpoint, tmp_path, monkeypatch):
-    """Return a replay of two weeks; its first version answers .5."""
+def waited():
+    """Return the times at which the replay waited, with whether what it waited for was there."""
+    return []
+
+
+@pytest.fixture
+def replay(endpoint, waited, tmp_path, monkeypatch):
+    """Return a replay of two weeks; its first version answers .5, and the log has a row of each request that came."""
     monkeypatch.setenv(clock.FILE, str(tmp_path / "clock"))
     clock.set_replay(tmp_path / "clock", BEGIN)
     model = SimpleNamespace(recipe=Recipe(), predict_rows=lambda rows: [{"probability": 0.5} for _ in rows])
     project = SimpleNamespace(spec=SimpleNamespace(project=SimpleNamespace(name="flights")))
     first = Trained(project, "1", model, tmp_path, ())
+
+    def wait(done, limit_s):
+        waited.append((clock.now() - BEGIN, done()))
+
+    def logged(since, until):
+        return sum(since <= BEGIN + at < until for at, _ in endpoint.asked)
+
     with State.open(f"sqlite:///{tmp_path / 'state.db'}") as state:
-        yield Replay(first, state, endpoint, weeks=2, clock_file=tmp_path / "clock", wait=lambda done, limit_s: done())
+        yield Replay(first, state, endpoint, weeks=2, clock_file=tmp_path / "clock", wait=wait, logged=logged)
+
+
+def test_a_day_ends_once_its_rows_are_in_the_log(replay, waited):
+    """Its hours are counted when it ends: a row that came later would wait for the end of the next one."""
+    replay.week(0)
+    assert [found for found in waited if found[0] in {timedelta(hours=30), timedelta(hours=60)}] == [
+        (timedelta(hours=30), True),
+        (timedelta(hours=60), True),
+    ]
 
 
 def test_a_week_sends_its_requests_at_their_times(replay, endpoint):
