@@ -40,7 +40,6 @@ def migrate(connection: Connection) -> None:
         return
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
@@ -49,13 +48,24 @@ def migrate(connection: Connection) -> None:
     if found is None and shared is not None and sa.inspect(connection).has_table(deployments.name):
         connection.execute(sa.text(f"ALTER TABLE {_SHARED_TABLE} RENAME TO {VERSION_TABLE}"))
         found = shared
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if found is not None and found not in known:
+    if found is not None:
+        check_known(found, what="the state database")
+    command.upgrade(config, "head")
+
+
+def check_known(schema: str, *, what: str) -> None:
+    """Refuse a schema that is none of those that were made up to this release.
+
+    Raises:
+        StorageError: a newer raymlops made it.
+    """
+    from alembic.script import ScriptDirectory
+
+    if schema != HEAD and schema not in {script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()}:
         raise StorageError(
-            f"the state database has schema {found}, which a newer raymlops made; this one knows up to {HEAD}",
+            f"{what} has schema {schema}, which a newer raymlops made; this one knows up to {HEAD}",
             hint="Upgrade raymlops: pip install -U raymlops.",
         )
-    command.upgrade(config, "head")
 
 
 def _revision_in(connection: Connection, table: str) -> str | None:

@@ -24,7 +24,8 @@ from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.backup.place import publish
 from raymlops.lifecycle.backup.restore import restore_backup
 from raymlops.lifecycle.backup.save import backup
-from raymlops.state.store import State
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment, State
 from raymlops.tracking.client import tracker
 
 pytestmark = pytest.mark.integration
@@ -169,18 +170,44 @@ def test_a_backup_of_a_newer_format_is_refused(place, empty):
         restore_backup(empty, uri=str(place))
 
 
-def test_tables_of_another_mlflow_are_refused_by_name(place, empty):
-    """It says which release made them, and which is here."""
+@pytest.mark.parametrize(
+    ("name", "made_by", "says"),
+    [
+        ("mlflow", "mlflow 9", r"have schema 0, made by mlflow 9; mlflow 3.*, which is installed here, has"),
+        ("state", "raymlops 9", r"the backup's state has schema 0, which a newer raymlops made"),
+    ],
+)
+def test_tables_of_another_release_are_refused_by_name(place, empty, name, made_by, says):
+    """Before anything is written: what was would be in the way of another backup."""
     (folder,) = (place / "backups").iterdir()
     contents = json.loads((folder / "backup.json").read_text())
-    contents["databases"]["mlflow"] |= {"schema": "0", "made_by": "mlflow 9"}
+    contents["databases"][name] |= {"schema": "0", "made_by": made_by}
     (folder / "backup.json").write_text(json.dumps(contents))
     (folder / "manifest.json").unlink()
     changed = publish(folder, str(place), made_at=datetime(2026, 1, 1, tzinfo=UTC))
-    with pytest.raises(
-        RefusedError, match=r"have schema 0, made by mlflow 9; mlflow 3.*, which is installed here, has"
-    ):
+    with pytest.raises((RefusedError, StorageError), match=says):
+        restore_backup(empty, uri=str(place), backup_id=changed, dry_run=True)
+    with pytest.raises((RefusedError, StorageError), match=says):
         restore_backup(empty, uri=str(place), backup_id=changed)
+    assert sorted(path.name for path in Path(empty.storage.path).iterdir()) == ["mlflow.db"]
+
+
+def test_a_bundle_in_two_places_is_found_by_what_names_either(machine, empty, tmp_path):
+    """As after ``storage.path`` was moved: one model names the old place, another the new one."""
+    digest = machine.version.bundle.digest
+    old = BundleRef(str(shutil.copytree(machine.version.bundle.uri, tmp_path / "old" / digest)), digest)
+    url = databases_of(machine.spec).urls["state"]
+    with State.open(url) as state:
+        put(state, "second", [Deployment("second", 1, old, machine.version.run_id, "champion", {})])
+    try:
+        record = backup(machine.spec, to=str(tmp_path / "both"))
+    finally:
+        with State.open(url) as state:
+            put(state, "second", [])
+    assert (record.bundles, record.left_out) == (1, ())
+    restore_backup(empty, uri=str(tmp_path / "both"))
+    with State.open(databases_of(empty).urls["state"]) as state:
+        assert {item.bundle.uri for item in state.deployments()} == {bundle_uri(empty, machine)}
 
 
 def test_a_place_that_refuses_names_what_it_refuses(machine, s3):

@@ -45,7 +45,7 @@ class Contents(Record):
     roots: dict[str, str]
     """Where ``storage.path`` and the folder of MLflow's database were."""
     bundles: tuple[BundleRef, ...]
-    """Where each was."""
+    """Where each was: once for each place that something names."""
     artifacts: dict[str, str]
     """URI that the artifacts of a run had."""
     models: dict[str, str]
@@ -74,18 +74,20 @@ class Contents(Record):
 
 def to_copy(
     live: Iterable[BundleRef], recorded: Iterable[BundleRef], registered: Iterable[BundleRef]
-) -> tuple[list[BundleRef], frozenset[str]]:
-    """Return the bundles that a backup needs, one a digest, and the digests of those without which it is none.
+) -> tuple[dict[str, list[BundleRef]], frozenset[str]]:
+    """Return the places of each bundle that a backup needs, and the digests of those without which it is none.
 
-    What is live comes from the state, and so do versions; MLflow may know versions that were registered since the state
-    was copied, whose bundles are there: a bundle is written before anything names it.
+    By digest; first where it is live. One bundle may be named at several places, as after ``storage.path`` was moved,
+    and whatever names one of them has to find it. What is live comes from the state, and so do versions; MLflow may
+    know versions that were registered since the state was copied, whose bundles are there: a bundle is written before
+    anything names it.
     """
-    live = list(live)
-    places: dict[str, BundleRef] = {}
-    for bundle in (*live, *recorded, *registered):
+    live = sorted(live, key=lambda bundle: bundle.uri)
+    places: dict[str, list[BundleRef]] = {}
+    for bundle in dict.fromkeys((*live, *recorded, *registered)):
         if bundle.uri:
-            places.setdefault(bundle.digest, bundle)
-    return sorted(places.values(), key=lambda bundle: bundle.digest), frozenset(bundle.digest for bundle in live)
+            places.setdefault(bundle.digest, []).append(bundle)
+    return dict(sorted(places.items())), frozenset(bundle.digest for bundle in live)
 
 
 def check_schema(saved: Saved, here: tuple[str, str], *, what: str) -> None:

@@ -79,11 +79,10 @@ def restore_backup(
     chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
     assert chosen is not None
     with place.opened(uri, chosen) as (folder, contents):
-        on_step(
-            f"backup {chosen}: checking {number_of(len(contents.bundles), 'bundle')}, and that nothing is in the way"
-        )
-        bundles = _checked_bundles(contents, uri)
         _check_schemas(contents)
+        count = len({bundle.digest for bundle in contents.bundles})
+        on_step(f"backup {chosen}: checking {number_of(count, 'bundle')}, and that nothing is in the way")
+        bundles = _checked_bundles(contents, uri)
         _refuse_used(databases, contents, chosen)
         added, files, state_id = 0, 0, contents.state_id
         if not dry_run:
@@ -161,7 +160,7 @@ def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
     from raymlops.bundle.verify import verify
 
     found = []
-    for bundle in contents.bundles:
+    for bundle in {bundle.digest: bundle for bundle in contents.bundles}.values():
         there = BundleRef(uri=filesystem.join(uri, filesystem.FOLDER, bundle.digest), digest=bundle.digest)
         try:
             verify(there.uri, there.digest)
@@ -175,10 +174,12 @@ def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
 
 
 def _check_schemas(contents: Contents) -> None:
+    from raymlops.state.migrate import check_known
     from raymlops.tracking.copies import tracking_schema
     from raymlops.tuning.copies import study_schema
 
-    # Not the state's: an older one is migrated, and a newer one refused, as wherever a state is opened.
+    if STATE in contents.databases:  # an older one is migrated by opening it
+        check_known(contents.databases[STATE].schema, what="the backup's state")
     for name, what, schema in ((MLFLOW, "MLflow", tracking_schema), (OPTUNA, "Optuna", study_schema)):
         if name in contents.databases:
             check_schema(contents.databases[name], schema(), what=what)

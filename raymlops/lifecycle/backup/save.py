@@ -24,7 +24,7 @@ from raymlops.storage import clock
 from raymlops.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from raymlops.lifecycle.backup.databases import Databases
@@ -95,7 +95,7 @@ def backup(
         to=to,
         made_at=contents.made_at,
         databases=contents.databases,
-        bundles=len(contents.bundles),
+        bundles=len({bundle.digest for bundle in contents.bundles}),
         new_bundles=new,
         size_bytes=size,
         seconds=time.monotonic() - began,
@@ -105,7 +105,7 @@ def backup(
 
 def _copied(
     databases: Databases, folder: Path, *, made_at: str, on_step: Callable[[str], None]
-) -> tuple[Contents, list[BundleRef], frozenset[str]]:
+) -> tuple[Contents, dict[str, list[BundleRef]], frozenset[str]]:
     """Copy the databases; return what they name, the bundles to copy, and the digests of those that are live."""
     from raymlops.registry.lineage import BUNDLE_URI, DIGEST
     from raymlops.state.copies import SCHEMA, save_state
@@ -152,21 +152,36 @@ def _copied(
 
 
 def _with_bundles(
-    contents: Contents, needed: Sequence[BundleRef], live: frozenset[str], to: str
+    contents: Contents, needed: Mapping[str, Sequence[BundleRef]], live: frozenset[str], to: str
 ) -> tuple[Contents, int]:
     """Copy bundles to the place of backups; return the contents with them, and how many were not there before."""
-    from raymlops.bundle.publish import copy_bundle
-
-    copied, lacks, new = [], [], 0
-    for bundle in needed:
+    copied: list[BundleRef] = []
+    lacks, new = [], 0
+    for digest, places in needed.items():
         try:
-            _, added = copy_bundle(bundle, to, private=True)
+            new += _copied_once(places[:1] if digest in live else places, to)
         except BundleError as error:
-            if bundle.digest in live:
+            if digest in live:
                 raise
             # Of a version that is not on Serve: one that was lost long ago must not prevent all backups.
             lacks.append(f"a bundle: {error.message}")
         else:
-            copied.append(bundle)
-            new += added
+            copied += places
     return replace(contents, bundles=tuple(copied), left_out=(*contents.left_out, *lacks)), new
+
+
+def _copied_once(places: Sequence[BundleRef], to: str) -> bool:
+    """Copy a bundle from the first of its places that has it; return whether it was not there before.
+
+    Raises:
+        BundleError: of the last one, where none has.
+    """
+    from raymlops.bundle.publish import copy_bundle
+
+    *others, last = places
+    for bundle in others:
+        try:
+            return copy_bundle(bundle, to, private=True)[1]
+        except BundleError:
+            continue
+    return copy_bundle(last, to, private=True)[1]

@@ -43,10 +43,11 @@ def test_places_within_json_move_too():
     assert moved_in("[no JSON", MOVE) == "[no JSON"
 
 
-def test_a_bundle_is_copied_once_from_where_it_is_live():
+def test_a_bundle_has_each_place_that_is_named_first_where_it_is_live():
     """Versions may name another copy of it; a version of MLflow's that the state does not know counts too."""
-    here, there, late = BundleRef("/here", "a"), BundleRef("/there", "a"), BundleRef("/late", "b")
-    assert to_copy([here], [there], [late, BundleRef("", "c")]) == ([here, late], frozenset({"a"}))
+    here, there, late = BundleRef("/z/here", "a"), BundleRef("/there", "a"), BundleRef("/late", "b")
+    needed, live = to_copy([here], [there, here], [late, BundleRef("", "c")])
+    assert (needed, live) == ({"a": [here, there], "b": [late]}, frozenset({"a"}))
 
 
 def test_tables_of_another_release_are_refused_with_its_name():
