@@ -265,14 +265,25 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
 
 
 def without_traffic(name: str, version: int) -> Given:
-    """Return what raises RefusedError where a version is up, has a share of the traffic, or is on its way to one."""
+    """Return what raises RefusedError where a version has traffic or is on its way to it: a rollback takes that back.
+
+    A version that is merely up beside what is live has none, and a rollback would take back what is live.
+    """
 
     def check(connection: Connection) -> None:
         model = _model_in(connection, name)
         up = model.item(version)
-        if up is None and version not in {one.version for one in model.coming}:
+        goals = [one.goal for one in model.coming if one.version == version]
+        if up is not None and up.role == "champion":
+            where = "has the route"
+        elif up is not None and up.weight:
+            where = "has a share of the traffic"
+        elif any(goal.get("weight") or goal.get("role") == "champion" for goal in goals):
+            where = "comes up for its share"
+        elif model.rollout is not None and model.rollout.version == version:
+            where = "is rolled out"
+        else:
             return
-        where = "comes up" if up is None else "has the route" if up.role == "champion" else "is up beside what is live"
         raise RefusedError(f"version {version} of {name} {where}", hint=f"raymlops rollback {name} takes it back.")
 
     return check

@@ -50,15 +50,18 @@ def test_an_accepted_one_goes_on(state, proposal):
         accept(proposal.id, why="again")
 
 
-def test_one_that_went_on_is_rejected_until_its_version_is_up(state, proposal):
-    """While it waits for its rollout too, as a freeze makes it; then it is rolled back, and what has ended is over."""
+def test_one_that_went_on_is_rejected_until_its_version_has_traffic(state, proposal):
+    """Also where it is up and waits for its first share, as a freeze makes it: a rollback takes back what is live then.
+
+    Once it has a share, a rollback takes that back, and what has ended is over.
+    """
     one = accept(proposal.id, why="labels look right")
     one = advance(state, one, one.at("rolling_out", now=state.now(), version=4), why="on")
     up = replace(state.deployments("flights")[0], version=4, role="warm", weight=0.1)
     put(state, "flights", [*state.deployments("flights"), up])
-    with pytest.raises(RefusedError, match="version 4 of flights is up beside what is live"):
+    with pytest.raises(RefusedError, match="version 4 of flights has a share of the traffic"):
         reject(proposal.id, why="too late")
-    put(state, "flights", [item for item in state.deployments("flights") if item.version == 3])
+    put(state, "flights", [state.deployments("flights")[0], replace(up, weight=0.0)])
     outdated = one
     assert reject(proposal.id, why="not now").stage == "rejected"
     with pytest.raises(RefusedError, match="changed by another process a moment ago: it is rejected"):
