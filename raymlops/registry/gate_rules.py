@@ -51,6 +51,8 @@ FEWEST_BLOCKS = 8
 """That carry a difference, below which more of them may be missing."""
 FEWEST_SHARE = 1 / 20
 """Of all blocks, below which they are few; one alone always is."""
+MOST_OF_ONE = 0.5
+"""Share of a metric that one block makes, above which that is said."""
 
 _PREFIX = "test/"
 _CHUNK = 128
@@ -194,8 +196,7 @@ def _compare(
     # A resample without a value speaks for the worst; "lower" takes a value that was seen, not one between two.
     differences[np.isnan(differences)] = -np.inf
     bound = float(np.quantile(differences, 1 - gate.confidence, method="lower"))
-    # The same training on other workers differs in the last bits of its sums: that is no difference.
-    rounding = _ROUNDING * max(1.0, abs(old)) if math.isfinite(old) else 0.0
+    rounding = _rounding(theirs, old)
     carried, largest = _carried(ours, theirs, new - old, rounding=rounding)
     fewest = min(FEWEST_BLOCKS, max(FEWEST_SHARE * len(blocks), 1.5))
     missing = -math.log1p(-gate.confidence) * largest / len(blocks) if carried < fewest else 0.0
@@ -209,7 +210,33 @@ def _compare(
         detail += f"; as few as {carried:.1f} blocks carry the difference, so that it is lowered by {missing:.3g}"
     if undefined:
         detail += f"; {undefined:.1%} of the resamples have no value"
+    if (share := _largest_share(theirs, old)) > MOST_OF_ONE:
+        detail += f"; one block makes {share:.0%} of {key}: look for a label that is far off"
     return GateCheck(name=_name(metric, champion), passed=passed, got=_number(bound), allowed=allowed, detail=detail)
+
+
+def _rounding(theirs: _Resampler, old: float) -> float:
+    """Return what is no difference: the same training on other workers differs in the last bits of its sums.
+
+    By the size that the metric has in most blocks: one label that is far off makes the sum of its block, and the whole
+    metric, so large that every other difference would be beyond the last bits of that.
+    """
+    if not math.isfinite(old):
+        return 0.0
+    each = np.abs(theirs.values(np.eye(theirs.blocks)))
+    each = each[np.isfinite(each)]
+    usual = float(np.median(each)) if len(each) else abs(old)
+    return _ROUNDING * max(1.0, min(abs(old), usual))
+
+
+def _largest_share(theirs: _Resampler, old: float) -> float:
+    """Return which share of a metric one block makes; 0 where there are too few to say, or a value is not finite."""
+    number = theirs.blocks
+    if number < FEWEST_BLOCKS:
+        return 0.0
+    parts = np.abs(number * old - (number - 1) * theirs.values(1 - np.eye(number)))
+    whole = float(parts.sum())
+    return float(parts.max()) / whole if math.isfinite(whole) and whole > 0 else 0.0
 
 
 def _carried(ours: _Resampler, theirs: _Resampler, difference: float, *, rounding: float) -> tuple[float, float]:

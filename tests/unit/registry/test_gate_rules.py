@@ -266,3 +266,24 @@ def test_the_decision_says_whether_the_champion_was_trained_on_the_test_rows(sha
     decision = ask([1.0, 2.0], [1.0, 2.0], share=share)
 
     assert note in decision.notes[0]
+
+
+@pytest.mark.parametrize("far", [1e6, 1e9, 1e12])
+def test_a_label_that_is_far_off_does_not_let_a_worse_version_pass(far):
+    """It makes the whole metric; what one block is beyond that is said."""
+    rng = np.random.default_rng(1)
+    truth = rng.normal(100, 30, 200)
+    answers = truth + rng.normal(0, 10, 200)
+    truth[90] = far
+
+    decision = ask((np.zeros(200) - truth) ** 2, (answers - truth) ** 2)
+
+    assert not decision.passed
+    assert "one block makes 100% of loss: look for a label that is far off" in decision.checks[-1].detail
+
+
+def test_one_block_of_ordinary_rows_is_not_said():
+    """Also where the metric is near 0, and blocks have both signs."""
+    rng = np.random.default_rng(1)
+    skill = rng.normal(0.01, 1, 200)
+    assert "one block" not in ask(skill, skill + 0.1).checks[-1].detail
