@@ -19,6 +19,7 @@ from raymlops.monitor.training_rows import LoggedRows
 from raymlops.predictions.labelled import key_hashes, load_labels
 from raymlops.predictions.partition import Faults
 from raymlops.predictions.read import Reading
+from raymlops.predictions.schema import FEATURES, schema_of
 from raymlops.recipe import ASKED_AT, LABELLED_AT
 from raymlops.storage.store import Store
 
@@ -33,6 +34,7 @@ MOST_BYTES = 4 << 30
 """Of labelled rows."""
 _COLUMNS = ("request_id", "row", "caller", "ts", "route", "weight", "model_version", "features")
 _TIME = pa.timestamp("us")
+_LATER = "Shorten retrain.window.days to when it was."
 _ELSE = "Or train on your own store: retrain.data: recipe, with datasets(window)."
 
 
@@ -52,6 +54,7 @@ class LogRows:
                 hint=_ELSE,
             )
         self._signature = signature
+        self._types = {field.name: field.type for field in schema_of(signature).field(FEATURES).type}
         self._faults = Faults()
         self._labels = load_labels(Store(root), name, self._faults, since=window.start, until=window.stop)
         self._received, self._known_at = (
@@ -135,7 +138,7 @@ class LogRows:
             self.labels += self._labels.of(places[has]).to_pylist()
 
     def _keep(self, batch: pa.RecordBatch, known_at: pa.Array) -> None:
-        columns = {column.name: _input(batch, column) for column in self._signature.inputs}
+        columns = {column.name: _input(batch, column, self._types[column.name]) for column in self._signature.inputs}
         columns |= {ASKED_AT: batch["ts"].cast(_TIME), LABELLED_AT: known_at.cast(_TIME)}
         table = pa.table(columns)
         self._bytes += table.nbytes
@@ -147,15 +150,23 @@ class LogRows:
         self._tables.append(table)
 
 
-def _input(batch: pa.RecordBatch, column: Column) -> pa.Array:
-    features = batch["features"] if "features" in batch.schema.names else None
+def _input(batch: pa.RecordBatch, column: Column, wanted: pa.DataType) -> pa.Array:
+    features = batch[FEATURES] if FEATURES in batch.schema.names else None
     if features is None or features.type.get_field_index(column.name) < 0:
         raise DataRefusedError(
             f"the prediction log lacks the input {column.name}: serve.log.redact leaves it out, or a version that "
             "answered did not take it",
-            hint=f"Shorten retrain.window.days to when it was logged. {_ELSE}",
+            hint=f"{_LATER} {_ELSE}",
         )
     found = pc.struct_field(features, column.name)
+    if pa.types.is_floating(wanted) and pa.types.is_integer(found.type):
+        found = found.cast(wanted)
+    if found.type != wanted:
+        raise DataRefusedError(
+            f"the prediction log has the input {column.name} as {found.type} where version "
+            f"{batch['model_version'][0]} answered; the version that is live takes {wanted}",
+            hint=f"{_LATER} {_ELSE}",
+        )
     return found.cast(_TIME) if pa.types.is_timestamp(found.type) else found
 
 

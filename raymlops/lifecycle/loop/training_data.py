@@ -13,12 +13,12 @@ from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.data.windowed import TAKES, takes_window
 from raymlops.errors import RecipeError
+from raymlops.recipe import RecipeBase
 from raymlops.splits import Window
 
 if TYPE_CHECKING:
     from raymlops.lifecycle.loop.log_tables import LogTables
     from raymlops.project import Project
-    from raymlops.recipe import RecipeBase
     from raymlops.state.loop import Retraining
     from raymlops.state.store import Deployment, State
 
@@ -48,17 +48,23 @@ def windowed(one: Retraining) -> dict[str, Any]:
     return {"window": {"start": window.start.isoformat(), "stop": window.stop.isoformat()}}
 
 
-def check_recipe(recipe: type[RecipeBase]) -> None:
-    """Refuse a recipe that cannot be retrained on newer rows of its own.
+def check_recipe(recipe: type[RecipeBase], *, later_rows: bool | None) -> None:
+    """Refuse a recipe that cannot be retrained on newer rows of its own, or whose gate would reject each version.
 
     Raises:
-        RecipeError: its ``datasets`` takes no window.
+        RecipeError: its ``datasets`` takes no window, or it has no ``row_times``, which ``gate.later_rows`` needs.
     """
     if not takes_window(recipe):
         raise RecipeError(
             f"retrain.data is recipe, and {recipe.__name__}.datasets() takes no window: it would train on what it was "
             "trained on before",
             hint=f"{TAKES} Or train on the labelled prediction log: retrain.data: log.",
+        )
+    if later_rows is not False and recipe.row_times is RecipeBase.row_times:
+        raise RecipeError(
+            f"{recipe.__name__} has no row_times(): the gate would reject each version that is retrained, whose test "
+            "rows have to be later than its training rows",
+            hint="Define row_times(columns), or set gate.later_rows: false.",
         )
 
 
@@ -70,7 +76,7 @@ def unretrainable(project: Project) -> str | None:
     if section.data == "log":
         return _unlabelled(project.recipe_class)
     try:
-        check_recipe(project.recipe_class)
+        check_recipe(project.recipe_class, later_rows=project.spec.gate.later_rows)
     except RecipeError as error:
         return error.message
     return None

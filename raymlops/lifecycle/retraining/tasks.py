@@ -114,7 +114,7 @@ def _on_its_rows(project: Project, retraining_id: str) -> Project:
         RecipeError: the recipe takes no window, or has no label.
     """
     if project.spec.train.window.start is not None:
-        check_recipe(project.recipe_class)
+        check_recipe(project.recipe_class, later_rows=project.spec.gate.later_rows)
         return project
     with state_of(project.spec) as state:
         one = retraining_of(state, retraining_id)

@@ -9,13 +9,18 @@ import pytest
 from tiny import Tiny
 from tiny_log import DAY, TODAY, live, log_days, retraining
 
+from raymlops.arrays import Column
 from raymlops.config.load import load_data
 from raymlops.data.prepare import prepare
 from raymlops.errors import ConfigError, DataRefusedError, RecipeError
 from raymlops.lifecycle.loop.training_data import check_recipe, tables_of, training_window, unretrainable, windowed
 from raymlops.predictions.labels import Label, LabelLog
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.served import RequestRecord
+from raymlops.predictions.settings import LogSettings
 from raymlops.project import bind
 from raymlops.recipe import ASKED_AT, LABELLED_AT, known_times_of, times_of
+from raymlops.signature import Signature
 from raymlops.splits import Window
 from raymlops.state.watch.incidents import Filed, Incident, record_window
 from raymlops.state.watch.windows import JudgedWindow
@@ -54,6 +59,33 @@ def test_the_labelled_log_becomes_tables_that_a_run_reads(state, logged, tmp_pat
     assert train["label"].dtype == np.float64
     assert set(train) == {"length", "width", "colour", "label", ASKED_AT, LABELLED_AT}
     assert "all rows were answered by version 3: what was done with the answers may show in the labels" in found.notes
+
+
+def log_one(folder, length, values):
+    """Log a labelled request that version 2 answered a day ago, whose ``length`` was of another type."""
+    width, colour = Column("width", "float", nullable=True), Column("colour", "string", nullable=True)
+    signature = Signature((length, width, colour), (Column("probability", "float"),))
+    log = PredictionLog(LogSettings(enabled=True, uri=str(folder)), name="tiny", signature=signature, writer="old")
+    columns = {"length": values, "width": np.ones(1), "colour": np.array(["red"], dtype=object)}
+    asked = (TODAY - DAY).timestamp()
+    record = RequestRecord("old", asked, 2, "champion", "native", 200, "", 1, 100, 0.1, 0.1)
+    log.take([record._replace(columns=columns, outputs={"probability": np.ones(1)}, caller="a")])
+    log.close()
+    labels = LabelLog(str(folder), name="tiny", writer="old", now=lambda: asked + 60)
+    labels.add([Label("old", 0, "1.0")], caller="a").result(timeout=30)
+    labels.close()
+
+
+def test_an_input_of_another_type_is_refused_with_the_version_that_took_it(state, logged, tmp_path):
+    """Integers become floats, as they mean the same."""
+    shutil.copytree(logged, tmp_path / "texts")
+    log_one(tmp_path / "texts", Column("length", "string"), np.array(["7"], dtype=object))
+    with pytest.raises(DataRefusedError, match=r"length as string where version 2 answered; .* takes double"):
+        made(state, tmp_path / "texts")
+    shutil.copytree(logged, tmp_path / "integers")
+    log_one(tmp_path / "integers", Column("length", "int"), np.array([7]))
+    champion = live(state, tmp_path / "integers", window={"days": 40})
+    assert tables_of(state, retraining(champion), champion, Tiny).numbers["labelled"] == 1_561
 
 
 def test_rows_keep_their_inputs_and_labels(state, logged, tmp_path):
@@ -175,7 +207,15 @@ def test_the_window_ends_with_the_decision(state, tmp_path):
 def test_a_recipe_without_windows_or_labels_is_refused():
     """The message says how to have them."""
     with pytest.raises(RecipeError, match=r"Tiny.datasets\(\) takes no window"):
-        check_recipe(Tiny)
+        check_recipe(Tiny, later_rows=None)
+
+    class Untimed(Tiny):
+        def datasets(self, window=None):
+            raise NotImplementedError
+
+    with pytest.raises(RecipeError, match=r"Untimed has no row_times\(\): the gate would reject each version"):
+        check_recipe(Untimed, later_rows=None)
+    check_recipe(Untimed, later_rows=False)
 
     class Unlabelled(Tiny):
         label = None
