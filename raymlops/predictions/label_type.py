@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
 
 _LISTED = 12
+_WHOLE = 2**63
+_LARGEST = 3.4028234663852886e38
+"""Of floats with 32 bits, as which targets are trained on."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class LabelType:
             except InvalidRowsError as error:
                 return error.problems[0].message
             return None
-        if not self._is_compared:
-            return None
+        if (why := unheld(label)) is not None or not self._is_compared:
+            return why
         assert self.loss is not None
         assert self.answer is not None
         known = self._classes
@@ -128,6 +131,22 @@ class LabelType:
             return f"a class: its number from 0, or one of {_listed(loss.probabilities)}"
         kinds = {column.name: column.type for column in self.outputs}
         return "a class, as text" if kinds.get(loss.output or "") == "string" else "a class: its number from 0"
+
+
+def unheld(label: Any) -> str | None:
+    """Return why no column of a table can hold a label; None for one that some can."""
+    if isinstance(label, list):
+        return next((why for why in map(unheld, label) if why is not None), None)
+    if isinstance(label, str):
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            return "a text with half of a surrogate pair is no Unicode"
+    elif type(label) is int and not -_WHOLE <= label < _WHOLE:
+        return "an integer of more than 64 bits"
+    elif isinstance(label, float) and not abs(label) <= _LARGEST:
+        return f"a number beyond {_LARGEST:.3g}, the largest float with 32 bits"
+    return None
 
 
 def _listed(texts: tuple[str, ...]) -> str:

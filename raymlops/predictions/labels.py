@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from raymlops.errors import InvalidRowsError, RowProblem, StorageError
+from raymlops.predictions.label_type import LabelType
 from raymlops.predictions.owner import Place
 from raymlops.predictions.paths import label_folder
 from raymlops.predictions.spool import encode
@@ -28,7 +29,6 @@ from raymlops.storage.store import Namer, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.predictions.label_type import LabelType
 
 logger = logging.getLogger("ray.serve.raymlops")
 
@@ -85,9 +85,10 @@ def parse_feedback(data: Any, *, kind: LabelType | None = None) -> list[Label]:
         raise InvalidRowsError([RowProblem(None, "labels", f"got {len(entries)} labels; at most {MAX_LABELS} at once")])
     problems: list[RowProblem] = []
     labels = []
+    kind = kind or LabelType()
     for index, entry in enumerate(entries):
         found = _problem(entry)
-        if found is None and kind is not None and (why := kind.problem(entry["label"])) is not None:
+        if found is None and (why := kind.problem(entry["label"])) is not None:
             found = "label", why
         if found is not None:
             problems.append(RowProblem(index, *found))

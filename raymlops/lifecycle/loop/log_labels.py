@@ -7,7 +7,6 @@ count.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from raymlops.errors import DataRefusedError
 from raymlops.monitor.skill.admission import MOST_LEFT_OUT
-from raymlops.predictions.label_type import LabelType
+from raymlops.predictions.label_type import LabelType, unheld
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:
@@ -26,25 +25,28 @@ if TYPE_CHECKING:
 
 _TAKE_FLOATS = frozenset({"probability", "number"})
 """Kinds of rules whose losses take floats."""
+_EMPTY = (list,)
+"""The kind of an empty list, which any other list's column holds."""
 
 
 def of_one_kind(labels: Sequence[Any], rule: AnswerLoss) -> list[Any]:
     """Return labels of one kind: all numbers or truth values, all texts, or all lists; None for what does not count.
 
     They are numbers where the rule takes them for some, or else of the kind that most are of. Others become the label
-    of that kind that means the same by the rule; without one, or without a rule, they do not count.
+    of that kind that means the same by the rule; without one, or without a rule, they do not count. Neither does what
+    no column holds, which replicas of an earlier release took: a list of several kinds, a number of too many bits.
     """
     is_known = rule.kind not in {"recipe", "none"}
-    classes = [rule.class_of(label) for label in labels] if is_known else [None] * len(labels)
+    classes = [_held(rule.class_of(label)) for label in labels] if is_known else [None] * len(labels)
     found = [None if is_known and meant is None else label for label, meant in zip(labels, classes, strict=True)]
-    found = [None if isinstance(label, float) and not math.isfinite(label) else label for label in found]
+    found = [_held(label) for label in found]
     kinds = Counter(_kind(label) for label in found if label is not None)
     if not kinds:
         return found
-    wanted = float if _is_of_numbers(rule) else kinds.most_common(1)[0][0]
-    mine = [_kind(label) is wanted for label in found]
+    wanted = float if _is_of_numbers(rule) else max(kinds, key=lambda kind: (kinds[kind], kind != _EMPTY))
+    mine = [label is not None and _is_of(_kind(label), wanted) for label in found]
     same = {meant: label for label, meant, is_mine in zip(found, classes, mine, strict=True) if is_mine and is_known}
-    others = [same.get(meant, meant if _kind(meant) is wanted else None) for meant in classes]
+    others = [same.get(meant, meant if _kind(meant) == wanted else None) for meant in classes]
     return [label if is_mine else other for label, is_mine, other in zip(found, mine, others, strict=True)]
 
 
@@ -75,12 +77,12 @@ def label_array(labels: Sequence[Any], rule: AnswerLoss, label_type: Column | No
     if label_type is not None:
         declared = Signature((label_type,), (label_type,))
         return pa.array(declared.parse_rows([{label_type.name: label} for label in labels])[label_type.name])
-    kinds = {type(label) for label in labels}
+    kinds = _types(labels)
     if not kinds <= {bool, int, float}:
         return pa.array(labels)
     if float in kinds or rule.kind in _TAKE_FLOATS:
-        return pa.array([float(label) for label in labels])
-    return pa.array(labels if len(kinds) == 1 else [int(label) for label in labels])
+        return pa.array([_each(label, float) for label in labels])
+    return pa.array(labels if kinds == {bool} else [_each(label, int) for label in labels])
 
 
 def _is_of_numbers(rule: AnswerLoss) -> bool:
@@ -90,5 +92,33 @@ def _is_of_numbers(rule: AnswerLoss) -> bool:
     return rule.kind in _TAKE_FLOATS or rule.positive is not None
 
 
-def _kind(label: Any) -> type:
-    return float if isinstance(label, bool | int | float) else type(label)
+def _held(label: Any) -> Any:
+    """Return a label, None for one that no column holds."""
+    return label if unheld(label) is None and _kind(label) is not None else None
+
+
+def _kind(label: Any) -> Any:
+    """Return what kind a label is, of a list with that of its items; None for a list of several kinds."""
+    if isinstance(label, bool | int | float):
+        return float
+    if not isinstance(label, list):
+        return type(label)
+    kinds = {_kind(item) for item in label}
+    if len(kinds) > 1:
+        kinds.discard(_EMPTY)
+    return (list, *kinds) if len(kinds) < 2 and None not in kinds else None
+
+
+def _is_of(kind: Any, wanted: Any) -> bool:
+    return kind == wanted or (kind == _EMPTY and isinstance(wanted, tuple))
+
+
+def _types(labels: Sequence[Any]) -> set[type]:
+    """Return the types of labels, and of the items of lists."""
+    lists = [label for label in labels if isinstance(label, list)]
+    return {type(label) for label in labels if not isinstance(label, list)}.union(*map(_types, lists))
+
+
+def _each(label: Any, number: type[int | float]) -> Any:
+    """Return a label with all its numbers of one type."""
+    return [_each(item, number) for item in label] if isinstance(label, list) else number(label)

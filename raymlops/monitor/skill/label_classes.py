@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raymlops.column_types import real
 from raymlops.monitor.skill.expected import label_edges
 
 if TYPE_CHECKING:
@@ -103,6 +104,4 @@ def _number(value: Any) -> float | None:
             value = json.loads(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if np.isfinite(value) else None
+    return None if isinstance(value, str) else real(value)

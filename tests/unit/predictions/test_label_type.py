@@ -77,6 +77,21 @@ def test_a_recipe_declares_what_it_wants(column, good, bad, said):
     assert said in kind.problem(bad[0])
 
 
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (2**63, "an integer of more than 64 bits"),
+        ([1, [-(2**63) - 1]], "an integer of more than 64 bits"),
+        (1e39, "beyond 3.4e\\+38"),
+        (["a", "\ud800"], "half of a surrogate pair"),
+    ],
+)
+def test_what_no_column_holds_is_no_label(label, said):
+    """One such label would end each training on the log."""
+    with pytest.raises(InvalidRowsError, match=said):
+        parse_feedback({"labels": [{"request_id": "q", "label": label}]})
+
+
 def test_feedback_says_which_label_is_wrong():
     """With its place; nothing of the request is kept."""
     data = {"labels": [{"request_id": "a", "label": 1}, {"request_id": "b", "label": "late"}]}

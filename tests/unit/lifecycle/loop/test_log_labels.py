@@ -31,6 +31,11 @@ NO_RULE = AnswerLoss.none("no loss")
         ([[1, 2], [3], "a", None], OWN, [[1, 2], [3], None, None]),
         (["a", "b", "c", 1], NO_RULE, ["a", "b", "c", None]),
         ([1, 2.5, True, math.inf], NO_RULE, [1, 2.5, True, None]),
+        ([2, 3, 2**63, -(2**70)], CLASS, [2, 3, None, None]),
+        ([1.5, 10**30, 1e39, "1e39", 10**400], NUMBER, [1.5, 1e30, None, None, None]),
+        (["a", "b", "\ud800"], CLASS, ["a", "b", None]),
+        ([[1], [], [1, "a"], [[1]], [True], [2**64], ["\ud800"]], OWN, [[1], [], None, None, [True], None, None]),
+        ([[], [["a"], []], [["b", "c"]], []], OWN, [[], [["a"], []], [["b", "c"]], []]),
         ([], PROBABILITY, []),
     ],
 )
@@ -51,6 +56,10 @@ def test_labels_of_several_kinds_become_those_of_one(labels, rule, found):
         ([True, 0], CLASS, "int64", [1, 0]),
         ([True, 0.5], CLASS, "double", [1.0, 0.5]),
         (["a", "b"], NAMED, "string", ["a", "b"]),
+        ([[1], [], [True]], OWN, "list<item: int64>", [[1], [], [1]]),
+        ([[1], [0.5]], OWN, "list<item: double>", [[1.0], [0.5]]),
+        ([[True], []], OWN, "list<item: bool>", [[True], []]),
+        ([["a"], []], OWN, "list<item: string>", [["a"], []]),
     ],
 )
 def test_labels_become_a_column_of_one_type(labels, rule, kind, values):

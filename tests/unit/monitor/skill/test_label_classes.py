@@ -44,6 +44,12 @@ def test_labels_of_a_recipe_are_what_they_are_written_as():
     assert LabelClasses.of(own, [at / 10 for at in range(50)]).count == 10
 
 
+def test_whole_numbers_of_any_size_are_numbers():
+    """Those that are beyond every bin are none."""
+    classes = LabelClasses.of(AnswerLoss("recipe"), [each / 7 for each in range(100)])
+    assert classes.codes(AnswerLoss("recipe"), [2**64, 10**400]).tolist() == [classes.count - 1, -1]
+
+
 def test_they_are_kept_as_json():
     """And are the same again."""
     for classes in (LabelClasses.of(TEXTS, ["a", "b"]), LabelClasses.of(NUMBER, [1, 2, 3])):
