@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.bundle import verify as names
 from raymlops.config.paths import local_path
+from raymlops.errors import BundleError
 from raymlops.records import BundleRef
 from raymlops.storage import filesystem
 from raymlops.storage.filesystem import FOLDER
@@ -63,7 +64,13 @@ def copy_bundle(ref: BundleRef, root_uri: Location, *, private: bool = False) ->
     bundles = filesystem.join(root_uri, FOLDER)
     target = BundleRef(uri=filesystem.join(bundles, ref.digest), digest=ref.digest)
     if is_there(target.uri):
-        names.check_sizes(target.uri, names.read_manifest(target.uri, ref.digest))
+        try:
+            names.check_sizes(target.uri, names.read_manifest(target.uri, ref.digest))
+        except BundleError as error:
+            raise BundleError(
+                f"the copy that is there is damaged: {error.message}",
+                hint=f"Move {target.uri} away: it is written again from {ref.uri}.",
+            ) from error
         return target, False
     manifest = names.verify(ref.uri, ref.digest)
     parent = local_path(bundles)

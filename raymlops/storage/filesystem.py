@@ -373,7 +373,8 @@ def check_space(uri: Location, *, need_bytes: int) -> None:
     if (free := _free_bytes(folder)) < need_bytes:
         raise StorageError(
             f"{str(folder)!r} has {free / 1e6:.1f} MB free, {need_bytes / 1e6:.1f} MB are needed",
-            hint="Free some space, keep fewer checkpoints, or set storage.path to another disk.",
+            hint="Free some space, keep fewer checkpoints, or set storage.path to another disk; TMPDIR where it is the "
+            "folder for temporary files.",
         )
 
 

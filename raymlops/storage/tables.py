@@ -61,8 +61,16 @@ class TableSet:
         """
         with snapshot(url, what=self.what) as there:
             made = all(sa.inspect(there).has_table(name) for name in self.words)
-            counts = self._used(there) if made and not self._is_from(backup, there) else {}
+            counts = self._used(there) if made and self._origin(there) != backup else {}
             return self._in_words(counts) if counts else None
+
+    def restored_from(self, url: str) -> str | None:
+        """Return the backup whose rows a database got; None where they are its own.
+
+        Raises: as ``snapshot``.
+        """
+        with snapshot(url, what=self.what) as there:
+            return self._origin(there)
 
     def restore(self, file: Path, url: str, *, backup: str, change: Callable[[str, Any], Any]) -> None:
         """Write the rows of a copy into a database that has these tables and nothing in them, in one transaction.
@@ -75,7 +83,7 @@ class TableSet:
         """
         with snapshot(sqlite_url(file), what=self.what) as source, writing(url, what=self.what) as target:
             if counts := self._used(target):
-                if self._is_from(backup, target):
+                if self._origin(target) == backup:
                     return
                 raise RefusedError(f"{self.what} is not empty: {self._in_words(counts)}")
             for table in reversed(self.tables):
@@ -85,10 +93,11 @@ class TableSet:
             target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
             target.execute(sa.insert(_RESTORED).values(what=self.what, backup=backup))
 
-    def _is_from(self, backup: str, connection: Connection) -> bool:
+    def _origin(self, connection: Connection) -> str | None:
         if not sa.inspect(connection).has_table(_RESTORED.name):
-            return False
-        return connection.scalar(sa.select(_RESTORED.c.backup).where(_RESTORED.c.what == self.what)) == backup
+            return None
+        found: str | None = connection.scalar(sa.select(_RESTORED.c.backup).where(_RESTORED.c.what == self.what))
+        return found
 
     def _used(self, connection: Connection) -> dict[str, int]:
         """Return how many rows there are, but {} where they are those that the library makes by itself."""

@@ -19,7 +19,7 @@ from states import converge
 from stored import put
 
 from raymlops.bundle.verify import verify
-from raymlops.errors import BundleError, NotFoundError, OutdatedStateError, RefusedError, StorageError
+from raymlops.errors import BundleError, NotFoundError, OutdatedStateError, RefusedError, StorageError, UsageError
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.backup.place import publish
 from raymlops.lifecycle.backup.restore import restore_backup
@@ -275,6 +275,52 @@ def test_a_killed_restore_goes_on(saved, empty):
     assert killed_at(home, lambda: restore_backup(empty, uri=str(saved[0])), 24)
     restore_backup(empty, uri=str(saved[0]))
     assert seen(empty) == saved[2]
+
+
+def test_a_killed_restore_goes_on_with_the_backup_that_it_began(place, empty, monkeypatch):
+    """The original has made a newer one since, whose rows would not belong to those that are there."""
+    first = place_of_backups(place)
+    with monkeypatch.context() as patched:
+        patched.setattr("raymlops.state.copies.restore_state", unavailable)
+        with pytest.raises(StorageError, match="no state today"):
+            restore_backup(empty, uri=str(place))
+    contents = json.loads((first / "backup.json").read_text()) | {"made_by": "another"}
+    newer = Path(shutil.copytree(first, place / "draft"))
+    (newer / "backup.json").write_text(json.dumps(contents))
+    (newer / "manifest.json").unlink()
+    publish(newer, str(place), made_at=datetime(2036, 1, 1, tzinfo=UTC))
+    assert restore_backup(empty, uri=str(place)).id == first.name
+
+
+def unavailable(*_args, **_kwargs):
+    raise StorageError("no state today")
+
+
+def place_of_backups(place):
+    """Return the folder of the only backup in a place."""
+    (folder,) = (place / "backups").iterdir()
+    return folder
+
+
+def test_the_storage_itself_is_no_place_for_backups(machine):
+    """They would be lost with it."""
+    with pytest.raises(UsageError, match=r"is storage\.path itself: a backup in it is lost with it"):
+        backup(machine.spec, to=f"{machine.spec.storage.path}/")
+
+
+def test_a_disk_for_temporary_files_without_room_is_named(place, empty, monkeypatch):
+    """It is not the place, and not the storage, that has none."""
+    monkeypatch.setattr("raymlops.storage.filesystem._free_bytes", lambda _folder: 0)
+    with pytest.raises(StorageError, match=r"has 0.0 MB free, .* MB are needed\n.*TMPDIR"):
+        restore_backup(empty, uri=str(place))
+
+
+def test_a_damaged_copy_in_the_place_is_named_with_what_mends_it(machine, place):
+    """The bundle itself is whole."""
+    (copy,) = (place / "bundles").iterdir()
+    (copy / "state.json").write_text("")
+    with pytest.raises(BundleError, match=f"the copy that is there is damaged: .*\n.*Move {copy} away"):
+        backup(machine.spec, to=str(place))
 
 
 @NEEDS_POSTGRES

@@ -108,6 +108,15 @@ def newest(uri: str) -> tuple[str, list[str]]:
     return max(whole), [name for name in found if name not in whole]
 
 
+def has(uri: str, backup_id: str) -> bool:
+    """Return whether a place has a whole backup of this id.
+
+    Raises:
+        StorageError: the place cannot be read.
+    """
+    return MANIFEST in (_listing(uri).get(backup_id) or ())
+
+
 @contextmanager
 def opened(uri: str, backup_id: str) -> Iterator[tuple[Path, Contents]]:
     """Yield a private local copy of a backup, each file of it checked, and what it says of itself.
@@ -115,7 +124,8 @@ def opened(uri: str, backup_id: str) -> Iterator[tuple[Path, Contents]]:
     Raises:
         NotFoundError: there is no such backup, or it is unfinished; the hint lists those that there are.
         RefusedError: a file, or the manifest, is not what was written.
-        StorageError: the place cannot be read, or a newer raymlops wrote the backup.
+        StorageError: the place cannot be read, the disk of ``TMPDIR`` has no room for it, or a newer raymlops wrote
+            the backup.
     """
     where = filesystem.join(uri, FOLDER, backup_id)
     named = _ID.fullmatch(backup_id)
@@ -130,6 +140,7 @@ def opened(uri: str, backup_id: str) -> Iterator[tuple[Path, Contents]]:
         raise _changed(where, f"{MANIFEST} is damaged: expected a SHA-256 that begins with {named[1]}, got {got}")
     files = _files(where, data)
     with scratch() as folder:
+        filesystem.check_space(folder, need_bytes=sum(entry.size for entry in files.values()))
         for name, entry in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

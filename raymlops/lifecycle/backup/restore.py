@@ -61,8 +61,9 @@ def restore_backup(
     env: str | None = None,
     on_step: Callable[[str], None] = lambda _text: None,
 ) -> RestoreRecord:
-    """Restore a backup, by default the newest, into the empty databases and the storage of a configuration.
+    """Restore a backup into the empty databases and the storage of a configuration.
 
+    By default it is the newest, or that of which a restore that was killed has written a part.
     Bundles and artifacts go under ``storage.path``, and what names them is written so. With ``as_copy`` the state gets
     an id of its own, for use beside the original. ``dry_run`` reads and checks all of it, and writes nothing.
 
@@ -76,8 +77,10 @@ def restore_backup(
     began = time.monotonic()
     uri = place.checked(uri)
     databases = databases_of(stores_of(source, overrides=overrides, env=env))
-    chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
-    assert chosen is not None
+    chosen = backup_id or _begun(databases, uri)
+    unfinished: list[str] = []
+    if chosen is None:
+        chosen, unfinished = place.newest(uri)
     with place.opened(uri, chosen) as (folder, contents):
         _check_schemas(contents)
         count = len({bundle.digest for bundle in contents.bundles})
@@ -153,6 +156,21 @@ class _Writing:
         self._on_step("the state")
         file = self._folder / f"{STATE}.db"
         return restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
+
+
+def _begun(databases: Databases, uri: str) -> str | None:
+    """Return the backup that a restore has begun with and not ended: there may be newer ones since; else None."""
+    from raymlops.state.copies import state_there
+    from raymlops.tracking.copies import tracking_tables
+    from raymlops.tuning.copies import study_tables
+
+    if databases.may_exist(STATE) and state_there(databases.urls[STATE]) is not None:
+        return None
+    for name, tables in ((MLFLOW, tracking_tables), (OPTUNA, study_tables)):
+        found = tables().restored_from(databases.urls[name]) if databases.may_exist(name) else None
+        if found is not None and place.has(uri, found):
+            return found
+    return None
 
 
 def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:

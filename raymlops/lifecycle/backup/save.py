@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import BundleError, NotFoundError
+from raymlops.errors import BundleError, NotFoundError, UsageError
 from raymlops.lifecycle.backup import place
 from raymlops.lifecycle.backup.artifacts import save_artifacts
 from raymlops.lifecycle.backup.contents import FILE, MLFLOW, NOT_IN_IT, OPTUNA, STATE, Contents, Saved, to_copy
@@ -68,11 +68,17 @@ def backup(
         NotFoundError: there is nothing to back up.
         BundleError: a bundle of what is live is missing or damaged.
         StorageError: the place cannot be written; the message names what is refused.
+        UsageError: the place is ``storage.path`` itself.
         StorageError, UnreachableError, TrackingError, UsageError, ConfigError: a database cannot be read.
     """
     began, made_at = time.monotonic(), clock.now()
     to = place.checked(to)
     databases = databases_of(stores_of(source, overrides=overrides, env=env))
+    if to.rstrip("/") == databases.roots["storage"].rstrip("/"):
+        raise UsageError(
+            f"{to} is storage.path itself: a backup in it is lost with it",
+            hint="--to names a folder on another disk, or a bucket.",
+        )
     if not any(databases.may_exist(name) for name in (STATE, MLFLOW)):
         where = ", ".join(str(databases.file(name)) for name in (STATE, MLFLOW))
         raise NotFoundError(
