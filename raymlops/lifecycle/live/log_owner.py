@@ -98,8 +98,9 @@ def read_from(name: str, path: str, state_id: Callable[[], str]) -> str:
         return path
     me = state_id()
     mark, own = owner_of(Store(root), name), own_storage(root, me)
-    is_mine = mark is not None and mark.state == me
-    return own if not is_mine and versions_of(Store(own), name) else path
+    if mark is not None and mark.state == me:
+        return path
+    return own if owner_of(Store(own), name) is not None or versions_of(Store(own), name) else path
 
 
 def unclaimed(state: State, name: str, roots: Sequence[str]) -> list[str]:

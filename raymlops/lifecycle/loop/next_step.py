@@ -8,7 +8,7 @@ or found where it is there already. ``act`` carries the action out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.config.retrain import RetrainSection
@@ -17,8 +17,6 @@ from raymlops.monitor.baked import PARTS, Compared
 from raymlops.state.loop import COUNTED
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from raymlops.monitor.baked import Baked
     from raymlops.state.loop import Retraining, Stage
     from raymlops.state.rollouts import Rollout
@@ -32,6 +30,10 @@ COMPARING = "comparing"
 """Key of the newest comparison in ``Retraining.found``."""
 TRAINED_ON = "training"
 """Key of what a retraining is trained on there, where that is the prediction log."""
+PAUSES = (timedelta(minutes=2), timedelta(minutes=15), timedelta(hours=1))
+"""Before another attempt, after the first, the second and each further failure: whatever the job needs may be away."""
+_FAILED_AT = "failed_at"
+"""Key of when the newest attempt failed in ``Retraining.found``."""
 _DOING: dict[Task, str] = {
     "train": "training",
     "gate": "the gate",
@@ -140,7 +142,7 @@ def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
         return _counted(_baking(one, found, settings, now=now), found)
     if found.live != one.champion:
         return _stop(_gone(one, found))
-    return _after_task(one, found, settings) or _task(one, found, settings, TASKS[one.stage])
+    return _after_task(one, found, settings) or _task(one, found, settings, TASKS[one.stage], now=now)
 
 
 def submission_id(one: Retraining, task: Task, *, until: datetime | None = None) -> str:
@@ -177,12 +179,14 @@ def _after_task(one: Retraining, found: Found, settings: RetrainSection) -> Acti
     return _replayed(one, settings) if one.stage == "replaying" else None
 
 
-def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task) -> Action:
-    """Submit, wait for, or repeat a job."""
+def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *, now: datetime) -> Action:
+    """Submit, wait for, or repeat a job, with a pause before each repetition."""
     until = found.compare_until
     submitted = submission_id(one, task, until=until)
     if found.job is None:
-        return Wait(found.hold) if found.hold else Submit(task, submitted)
+        if found.hold:
+            return Wait(found.hold)
+        return Wait(one.note) if now < _again_at(one, now) else Submit(task, submitted)
     if found.job.status == "running":
         return Wait(f"job {submitted} runs")
     ended = found.job.reason or "it ended without a result"
@@ -191,8 +195,20 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task) -
         times = f"{failures} times" if failures > 1 else "once"
         why = f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}"
         return _stop(why) if until is None else uncompared(until, why)
-    again = f"attempt {failures} of {_DOING[task]} failed: {ended}"
-    return Advance(one.stage, again, changes={"failures": failures, "submission_id": submitted})
+    pause = PAUSES[min(failures, len(PAUSES)) - 1]
+    again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {now + pause:%H:%M:%S} UTC: {ended}"
+    changes = {"failures": failures, "submission_id": submitted}
+    return Advance(one.stage, again, changes=changes, adds={_FAILED_AT: now.isoformat()})
+
+
+def _again_at(one: Retraining, now: datetime) -> datetime:
+    """Return when the next attempt may begin; a clock that was set back does not put it off for longer."""
+    failed_at = one.found.get(_FAILED_AT)
+    if not one.failures or failed_at is None:
+        return now
+    pause = PAUSES[min(one.failures, len(PAUSES)) - 1]
+    begins = datetime.fromisoformat(failed_at) + pause
+    return begins if begins <= now + pause else now
 
 
 def _gated(found: Found) -> Action | None:
@@ -263,7 +279,7 @@ def _baking(one: Retraining, found: Found, settings: RetrainSection, *, now: dat
         parts = [*one.found.get("parts", ()), found.part]
         return Advance("baking", f"part {len(parts)} of {PARTS} of the bake is over", adds={"parts": parts})
     if found.compare_until is not None:
-        return _task(one, found, settings, "compare")
+        return _task(one, found, settings, "compare", now=now)
     if baked is not None and baked.outcome == "passed":
         return Advance("done", f"version {one.version} stays: {baked.reason}")
     until = one.stage_at + timedelta(hours=settings.bake_h)

@@ -112,9 +112,9 @@ def test_a_state_that_finds_rows_before_its_first_deploy_leaves_them(states, url
         claim_before_deploy(new, "m", bundle.uri)
         put(new, "m", [Deployment("m", 4, bundle, "run", "champion", {})])
         LogMaintenance(new, new.url).run(NOW)
-        assert read_from("m", str(tmp_path), lambda: new.owner().id) == str(tmp_path)
-        write(tmp_path, new, "b")
         own = f"{tmp_path}/states/{new.owner().id}"
+        assert read_from("m", str(tmp_path), lambda: new.owner().id) == own  # where nothing is yet
+        write(tmp_path, new, "b")
         assert (stored_log(new, "m").uris, hours(own), hours(tmp_path)) == ((own,), 1, 1)
         assert len(unclaimed(new, "m", [str(tmp_path)])) == 1
         assert read_from("m", str(tmp_path), lambda: new.owner().id) == own

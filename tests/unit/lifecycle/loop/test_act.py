@@ -249,6 +249,17 @@ def test_a_task_that_fails_is_tried_again(world):
     assert ids == ["train", "train-2", "train-3", "gate", "gate-2", "replay"]
 
 
+def test_what_is_away_for_minutes_costs_one_attempt(world):
+    """A store or MLflow that restarts: the next attempt begins after two minutes, the next after a quarter."""
+    world.jobs.fails = {"gate": 2}
+    world.begin()
+    one = world.run(until=lambda one: one.failures == 2)
+    failed = world.now
+    assert one.note.startswith(f"attempt 2 of the gate failed, the next one begins at {failed + 15 * MINUTE:%X} UTC: ")
+    world.run(until=lambda one: one.stage == "replaying")
+    assert world.now > failed + 15 * MINUTE
+
+
 def test_a_task_that_fails_three_times_stops_it_and_says_so(world):
     """As ``retrain.max_failures`` allows."""
     world.jobs.fails = {"train": 3}
