@@ -60,8 +60,7 @@ class TableSet:
         Raises: as ``snapshot``.
         """
         with snapshot(url, what=self.what) as there:
-            made = all(sa.inspect(there).has_table(name) for name in self.words)
-            counts = self._used(there) if made and self._origin(there) != backup else {}
+            counts = self._used(there) if self._origin(there) != backup else {}
             return self._in_words(counts) if counts else None
 
     def restored_from(self, url: str) -> str | None:
@@ -206,8 +205,9 @@ def copy_rows(
 
 
 def rows_in(connection: Connection, tables: Sequence[sa.Table]) -> dict[str, int]:
-    """Return how many rows each table has, of those that have any."""
-    counts = {table.name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in tables}
+    """Return how many rows each table has, of those that have any; a table that is not there has none."""
+    made = [table for table in tables if sa.inspect(connection).has_table(table.name)]
+    counts = {table.name: connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0 for table in made}
     return {name: count for name, count in counts.items() if count}
 
 

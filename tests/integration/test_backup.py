@@ -292,6 +292,18 @@ def test_a_killed_restore_goes_on_with_the_backup_that_it_began(place, empty, mo
     assert restore_backup(empty, uri=str(place)).id == first.name
 
 
+def test_a_restore_goes_on_where_it_was_killed_while_optuna_made_its_tables(saved, empty):
+    """Which it does one by one: some are there, and nothing in them."""
+    from optuna.storages._rdb.models import StudyModel, TrialModel
+
+    engine = sa.create_engine(databases_of(empty).urls["optuna"])
+    for table in (StudyModel.__table__, TrialModel.__table__):
+        table.create(engine)
+    engine.dispose()
+    restore_backup(empty, uri=str(saved[0]))
+    assert seen(empty) == saved[2]
+
+
 def unavailable(*_args, **_kwargs):
     raise StorageError("no state today")
 
