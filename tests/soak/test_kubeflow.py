@@ -9,7 +9,9 @@ import subprocess
 
 import pytest
 from own_environment import own_environment
+from ruamel.yaml import YAML
 from shell_user import ROOT
+from stub_commands import stub_commands
 from sweep_driver import wait_for
 
 pytestmark = pytest.mark.soak
@@ -35,6 +37,25 @@ def test_the_compiled_file_is_what_the_compiler_writes(kfp, tmp_path):
     (tmp_path / "pipeline.py").write_text((ROOT / "deploy/kubeflow/pipeline.py").read_text())
     subprocess.run([kfp / "python", "pipeline.py"], cwd=tmp_path, check=True)
     assert (tmp_path / "pipeline.yaml").read_text() == (ROOT / "deploy/kubeflow/pipeline.yaml").read_text()
+
+
+def test_a_pods_command_runs_with_what_the_image_has(tmp_path, tmp_path_factory):
+    """The compiled one, with kfp's executor and nothing that kfp depends on; jobs and verbs are stubs."""
+    requirements = ("--no-deps", "kfp==2.17.3")
+    image = own_environment("kubeflow-image", *requirements, folder=tmp_path_factory.mktemp("environment"))
+    (tmp_path / "ci").symlink_to(ROOT / "deploy/ci")
+    variables = stub_commands(tmp_path)
+    variables["PATH"] = f"{image}:{variables['PATH']}"
+    compiled = next(YAML(typ="safe").load_all(ROOT / "deploy/kubeflow/pipeline.yaml"))
+    container = compiled["deploymentSpec"]["executors"]["exec-train"]["container"]
+    given = {
+        "inputs": {"parameterValues": {"delivery": "abc", "config": "config.yaml", "overlay": ""}},
+        "outputs": {"outputFile": str(tmp_path / "outputs.json")},
+    }
+    command = [word.replace("{{$}}", json.dumps(given)) for word in (*container["command"], *container["args"])]
+    subprocess.run(command, cwd=tmp_path, env=variables, check=True)
+    outputs = json.loads((tmp_path / "outputs.json").read_text())["parameterValues"]
+    assert outputs == {"version": "3", "run_id": "r1", "digest": "d1"}
 
 
 @pytest.fixture
