@@ -16,7 +16,7 @@ from raymlops.errors import TrackingError
 _HOST = "DATABRICKS_HOST"
 _ELSEWHERE = ("DATABRICKS_AZURE_RESOURCE_ID", "DATABRICKS_RUNTIME_VERSION", "DATABRICKS_METADATA_SERVICE_URL")
 """Variables by which a workspace is known without its host: by Azure, or from inside."""
-_RESERVED = "__settings__"
+_SETTINGS = "__settings__"
 
 
 def workspace(uri: str) -> str | None:
@@ -30,16 +30,18 @@ def workspace(uri: str) -> str | None:
     if ":" in named:
         return None  # SCOPE:PREFIX, secrets that only a cluster of Databricks can read
     file = Path(os.environ.get("DATABRICKS_CONFIG_FILE") or "~/.databrickscfg").expanduser()
-    profiles, host = _profiles(file), os.environ.get(_HOST)
+    (profiles, default), host = _profiles(file), os.environ.get(_HOST)
+    known = f"has the profiles {', '.join(profiles)}" if profiles else "has none"
     if not named:
-        if host is None and not profiles and not any(map(os.environ.get, _ELSEWHERE)):
+        if host is None and default not in profiles and not any(map(os.environ.get, _ELSEWHERE)):
             raise TrackingError(
-                f"tracking.uri is {SCHEME}, and nothing names a workspace: {_HOST} is not set, {file} has no profile",
-                hint=f"export {_HOST}=https://... and DATABRICKS_TOKEN=..., or: databricks auth login",
+                f"tracking.uri is {SCHEME}, and nothing names a workspace: {_HOST} is not set, and there is no profile "
+                f"{default}: {file} {known}",
+                hint=f"export {_HOST}=https://... and DATABRICKS_TOKEN=..., or databricks auth login, or set "
+                f"tracking.uri to {SCHEME}://PROFILE",
             )
-        return host or profiles.get("DEFAULT") or None
+        return host or profiles.get(default) or None
     if named not in profiles:
-        known = f"has the profiles {', '.join(profiles)}" if profiles else "has none"
         raise TrackingError(
             f"there is no Databricks profile {named!r}: {file} {known}",
             hint=f"databricks auth login --profile {named}, or change tracking.uri",
@@ -52,8 +54,11 @@ def workspace(uri: str) -> str | None:
     return profiles[named] or None
 
 
-def _profiles(file: Path) -> dict[str, str]:
-    """Return the host of each profile, empty where it has none."""
+def _profiles(file: Path) -> tuple[dict[str, str], str]:
+    """Return the host of each profile, empty where it has none, and the name of the one that is meant without a name.
+
+    MLflow's client takes DEFAULT; the SDK's own setting counts where that is not there.
+    """
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(file, encoding="utf-8")
@@ -62,8 +67,10 @@ def _profiles(file: Path) -> dict[str, str]:
         raise TrackingError(
             f"{file} cannot be read as a file of Databricks profiles", hint="databricks auth profiles"
         ) from None
-    default = dict(parser.defaults())
-    found = {"DEFAULT": default.get("host", "")} if default else {}
     # A section does not inherit from DEFAULT, other than in Python's own files.
-    sections = ((name, parser._sections[name]) for name in parser.sections() if name != _RESERVED)  # type: ignore[attr-defined]  # noqa: SLF001
-    return found | {name: values.get("host", "") for name, values in sections}
+    sections = {name: parser._sections[name] for name in parser.sections()}  # type: ignore[attr-defined]  # noqa: SLF001
+    named = sections.pop(_SETTINGS, {}).get("default_profile", "").strip()
+    if parser.defaults():
+        sections = {"DEFAULT": parser.defaults(), **sections}
+    default = "DEFAULT" if parser.defaults() or not named else named
+    return {name: values.get("host", "") for name, values in sections.items()}, default

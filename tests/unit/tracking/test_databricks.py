@@ -64,6 +64,15 @@ def test_a_profile_that_a_variable_overrides_is_refused(monkeypatch):
     assert no.value.hint.startswith("unset DATABRICKS_HOST")
 
 
+def test_without_a_profile_of_that_name_the_setting_of_the_file_counts(profiles):
+    """As in the client; profiles of which none is meant are no workspace."""
+    profiles.write_text(PROFILES[PROFILES.index("[prod]") :])
+    assert workspace("databricks") == "https://prod.cloud.databricks.com/"
+    profiles.write_text("[work]\nhost = https://work.cloud.databricks.com")
+    with pytest.raises(TrackingError, match=r"there is no profile DEFAULT: .* has the profiles work"):
+        workspace("databricks")
+
+
 def test_no_workspace_at_all_is_told_with_both_ways_to_one(profiles):
     """Before the client looks for one in a cluster of Databricks."""
     profiles.write_text("")
