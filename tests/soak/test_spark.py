@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
-import sysconfig
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from own_environment import own_environment
 from shell_user import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.soak
 
@@ -43,18 +44,10 @@ cluster: {address: local, num_cpus: 2}
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory) -> Path:
     """Return a Python that has PySpark beside what this one has."""
-    folder = tmp_path_factory.mktemp("spark")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder / "bin" / "python"
-    site = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    Path(site, "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "pyspark>=4,<5"], check=True, timeout=900)
-    return python
+    if shutil.which("java") is None:
+        pytest.skip("java is not on the PATH")
+    folder = tmp_path_factory.mktemp("environment")
+    return own_environment("spark", "pyspark>=4,<5", folder=folder, beside=True) / "python"
 
 
 @pytest.fixture
