@@ -75,12 +75,10 @@ def _importable(module: str) -> bool:
 
 
 def _launcher(cloud: Cloud, file: Path) -> tuple[dict[str, Any] | None, Finding]:
-    from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     try:
-        config = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-        kind = config["provider"]["type"]
+        config, kind = _read(file)
     except OSError as error:
         fix = f"run it where {LAUNCHERS[cloud]} is, or name yours: --launcher FILE"
         return None, Finding("launcher", ok=False, message=f"{file}: {error.strerror}", fix=fix)
@@ -91,6 +89,23 @@ def _launcher(cloud: Cloud, file: Path) -> tuple[dict[str, Any] | None, Finding]
         fix = f"raymlops doctor --cloud {kind}" if kind in LAUNCHERS else "name one: --launcher FILE"
         return None, Finding("launcher", ok=False, message=f"{file} is for {kind}, not {cloud}", fix=fix)
     return config, Finding("launcher", ok=True, message=f"{file}, the cluster {config.get('cluster_name')}")
+
+
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """Return what a launcher's file says, and for which cloud it is.
+
+    Raises:
+        OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError: it is no such file.
+    """
+    from ruamel.yaml import YAML
+
+    config = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+    kind = config["provider"]["type"]
+    sections = {name: config.get(name) for name in ("auth", "file_mounts", "available_node_types")}
+    for name, section in {**sections, **(sections["available_node_types"] or {})}.items():
+        if not isinstance(section, dict | None):
+            raise TypeError(f"{name} is no mapping")
+    return config, kind
 
 
 def _of_launcher(cloud: Cloud, config: dict[str, Any], file: Path) -> Iterator[Finding]:
