@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_is_gone_on_with_and_none_doubles_anything(cluster,
     killed = runs(delivery="abc")
     wait_for(lambda: [one for one in cluster.jobs() if one["status"] == "RUNNING"] or None, timeout_s=600)
     os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
 
     for known in ("running", "succeeded"):
         version, said = ran(runs(delivery="abc"))
