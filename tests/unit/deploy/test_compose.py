@@ -135,8 +135,9 @@ def test_each_database_is_its_owners(rights, tmp_path):
     with postgres(tmp_path) as url:
         host, port = url.rpartition("/")[0].rpartition("@")[2].split(":")
         for user, change in (
-            ("raymlops", f"CREATE ROLE postgres {rights} LOGIN"),
-            ("postgres", "ALTER ROLE raymlops RENAME TO first"),
+            ("raymlops", "CREATE ROLE owner SUPERUSER LOGIN"),
+            ("owner", "ALTER ROLE raymlops RENAME TO first"),  # nobody renames the role that asks
+            ("owner", f"CREATE ROLE postgres {rights} LOGIN"),
         ):
             with psycopg.connect(host=host, port=port, user=user, dbname="postgres", autocommit=True) as server:
                 server.execute(change)
