@@ -17,7 +17,7 @@ import httpx
 from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 Cloud = Literal["aws", "gcp", "azure"]
 
@@ -109,7 +109,7 @@ def drain(*, reason: str, within_s: int, node_id: str | None = None) -> str:
     """Drain the node of this machine, or the one with the id; return its id.
 
     Raises:
-        ClusterError: no node runs here, several do, or Ray refuses.
+        ClusterError: no node runs here, several do, the id is of none, or Ray refuses.
     """
     from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_ip_address
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -121,14 +121,30 @@ def drain(*, reason: str, within_s: int, node_id: str | None = None) -> str:
     except (Exception, SystemExit) as error:
         message = f"Ray does not answer: {str(error).partition(chr(10))[0]}"
         raise ClusterError(message, hint="Run it beside Ray, as `raymlops env raymlops drain`.") from error
-    here = get_node_ip_address()
-    known = [key.hex() for key, row in rows if row.state == row.ALIVE and row.node_manager_address == here]
-    if node_id is None and len(known) != 1:
-        got = f"{len(known)} nodes run at {here}: {', '.join(known)}" if known else f"no node of Ray runs at {here}"
-        raise ClusterError(got, hint="Name one: --node ID, as `ray list nodes` prints it.")
-    chosen = node_id or known[0]
+    alive = {key.hex(): str(row.node_manager_address) for key, row in rows if row.state == row.ALIVE}
+    chosen = node_of(alive, here=get_node_ip_address(), node_id=node_id)
     deadline_ms = int((time.time() + within_s) * 1000)
     accepted, why = client.drain_node(chosen, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)
     if not accepted:
         raise ClusterError(f"Ray does not drain the node {chosen}: {why}", hint="ray list nodes")
     return chosen
+
+
+def node_of(alive: Mapping[str, str], *, here: str, node_id: str | None) -> str:
+    """Return the id of the node that is meant, of those that run and their addresses.
+
+    Ray takes any id, and answers that it is drained.
+
+    Raises:
+        ClusterError: it is not one of them; or without an id, none or several run here.
+    """
+    if node_id is not None:
+        if node_id in alive:
+            return node_id
+        got = f"no node {node_id!r} runs; these do: {', '.join(alive)}"
+        raise ClusterError(got, hint="Name one of them in full, or none for that of this machine.")
+    known = [key for key, address in alive.items() if address == here]
+    if len(known) != 1:
+        got = f"{len(known)} nodes run at {here}: {', '.join(known)}" if known else f"no node of Ray runs at {here}"
+        raise ClusterError(got, hint="Name one: --node ID, as `ray list nodes` prints it.")
+    return known[0]

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from raymlops.cluster.clouds.spot import Notice, notice, wait
+from raymlops.cluster.clouds.spot import Notice, node_of, notice, wait
 from raymlops.errors import ClusterError
 
 NOW = dt.datetime(2026, 11, 29, 12, 0, tzinfo=dt.UTC)
@@ -98,3 +98,16 @@ def test_a_notice_is_waited_for_over_an_outage_that_is_told_once():
     slept = []
     assert wait(ask, sleep=slept.append, note=told.append) == Notice(120, "AWS")
     assert (told, slept) == (["down", "down"], [5.0] * 4)
+
+
+def test_the_node_is_that_of_this_machine_or_the_one_that_is_named():
+    """An id that no node has would be drained in words alone."""
+    alive = {"a1": "10.0.0.1", "b2": "10.0.0.2", "c3": "10.0.0.2"}
+    assert node_of(alive, here="10.0.0.1", node_id=None) == "a1"
+    assert node_of(alive, here="10.0.0.1", node_id="b2") == "b2"
+    with pytest.raises(ClusterError, match="no node 'b' runs; these do: a1, b2, c3"):
+        node_of(alive, here="10.0.0.1", node_id="b")
+    with pytest.raises(ClusterError, match=r"2 nodes run at 10\.0\.0\.2: b2, c3"):
+        node_of(alive, here="10.0.0.2", node_id=None)
+    with pytest.raises(ClusterError, match="no node of Ray runs at"):
+        node_of(alive, here="10.0.0.3", node_id=None)
