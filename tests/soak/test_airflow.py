@@ -32,6 +32,12 @@ with DAG("retried", schedule=None):
     )
 with DAG("impatient", schedule=None):
     RayJobOperator(task_id="impatient", command="sleep 603", poll_s=0.5, patience_s=5.0)
+with DAG("limited", schedule=None):
+    for task_id, deferrable in {"limited-deferred": True, "limited-held": False}.items():
+        limit = timedelta(seconds=40)
+        RayJobOperator(
+            task_id=task_id, command="sleep 604", deferrable=deferrable, poll_s=0.5, execution_timeout=limit
+        )
 with DAG("others", schedule=None):
     RayJobSensor(task_id="waits", job="somebody-elses", poke_interval=0.5)
     RayJobSensor(task_id="pokes", job="somebody-elses", poke_interval=0.5, deferrable=False)
@@ -129,8 +135,17 @@ def test_a_task_that_is_cleared_stops_its_job(airflow, jobs, dag):
     assert jobs()[0]["end_time"] <= second["start_time"]
 
 
-def test_a_worker_that_is_killed_is_followed_by_one_that_attaches(airflow, jobs):
-    """The job goes on; there is one."""
+def test_a_job_that_runs_for_too_long_is_stopped(airflow, jobs):
+    """By the triggerer and in the worker: none goes on that no task waits for."""
+    run = airflow.begin("limited")
+    assert airflow.ended(run) == {"limited-deferred": "failed", "limited-held": "failed"}
+    assert "ran for longer than execution_timeout, and was stopped" in airflow.log(run, "limited-deferred")
+    until(lambda: {job["status"] for job in jobs()} == {"STOPPED"} or None)
+    assert len(jobs()) == 2
+
+
+def test_a_worker_that_is_killed_is_followed_by_one_that_attaches(airflow, cluster, jobs):
+    """The job goes on; there is one, until somebody stops it: an earlier attempt may have, so another one is begun."""
     run = airflow.begin("retried")
     job = running(jobs, 1)
     task = airflow.task(run, "retried")
@@ -138,6 +153,9 @@ def test_a_worker_that_is_killed_is_followed_by_one_that_attaches(airflow, jobs)
     until(lambda: "attached to the job" in airflow.log(run, "retried") or None)
     assert airflow.task(run, "retried")["try_number"] == 2
     assert [(one["submission_id"], one["status"]) for one in jobs()] == [(job["submission_id"], "RUNNING")]
+    cluster.stop(job["submission_id"])
+    cluster.stop(running(jobs, 2)["submission_id"])
+    assert airflow.ended(run) == {"retried": "failed"}
 
 
 def test_the_sensor_waits_for_somebody_elses_job(airflow, cluster_user, jobs):

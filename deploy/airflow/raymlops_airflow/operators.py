@@ -24,7 +24,8 @@ class RayJobOperator(BaseOperator):
 
     Its submission id is derived from the run of the DAG, the task and the command: a retry, or a task cleared after it
     succeeded, attaches to the job that there is, and Ray refuses a second one. A task that is cleared or marked while
-    its job runs stops it. A command that is refused, or wrong, is not tried again.
+    its job runs stops it, and one whose job runs for longer than ``execution_timeout`` too. A command that is refused,
+    or wrong, is not tried again.
 
     ``working_dir`` is where the project is, a URI that Ray takes, such as ``s3://bucket/project-4f2a.zip``; empty where
     the nodes have it in their image. ``answers`` are exit codes with which the command has answered: 6 of
@@ -60,7 +61,7 @@ class RayJobOperator(BaseOperator):
             job, attached = self._start(first)
             if self.deferrable:
                 trigger = _trigger(self, job, stops=True, told={"job": job, "attached": attached})
-                self.defer(trigger=trigger, method_name="resume", timeout=self.execution_timeout)
+                self.defer(trigger=trigger, method_name="resume")
             follower = Follower(_jobs(self), job, self.log.info)
             while (ended := _look(follower)) is None:
                 time.sleep(self.poll_s)
@@ -133,7 +134,9 @@ def _jobs(task: RayJobOperator | RayJobSensor) -> RayJobs:
 
 def _trigger(task: RayJobOperator | RayJobSensor, job: str, *, stops: bool, told: dict[str, Any]) -> RayJobTrigger:
     waits = {"poll_s": task.poll_s, "patience_s": task.patience_s}
-    return RayJobTrigger(conn_id=task.conn_id, job=job, stops=stops, told=told, **waits)
+    limit = task.execution_timeout
+    ends_at = time.time() + limit.total_seconds() if stops and limit else None
+    return RayJobTrigger(conn_id=task.conn_id, job=job, stops=stops, told=told, ends_at=ends_at, **waits)
 
 
 def _look(follower: Follower) -> dict[str, Any] | None:

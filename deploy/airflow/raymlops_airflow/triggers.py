@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Connection
@@ -18,19 +19,28 @@ if TYPE_CHECKING:
 class RayJobTrigger(BaseTrigger):
     """Fires once a job has ended, or once that cannot be known, and hands ``told`` on to the task.
 
-    ``stops`` the job when somebody clears or marks the task.
+    ``stops`` the job when somebody clears or marks the task, and at the time ``ends_at``: Airflow's own time-out of a
+    trigger says nothing to it.
     """
 
     def __init__(
-        self, *, conn_id: str, job: str, poll_s: float, patience_s: float, stops: bool, told: dict[str, Any]
+        self,
+        *,
+        conn_id: str,
+        job: str,
+        poll_s: float,
+        patience_s: float,
+        stops: bool,
+        told: dict[str, Any],
+        ends_at: float | None = None,
     ) -> None:
         super().__init__()
         self.conn_id, self.job, self.poll_s, self.patience_s = conn_id, job, poll_s, patience_s
-        self.stops, self.told = stops, told
+        self.stops, self.told, self.ends_at = stops, told, ends_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer makes it from; the token stays in the connection."""
-        names = ("conn_id", "job", "poll_s", "patience_s", "stops", "told")
+        names = ("conn_id", "job", "poll_s", "patience_s", "stops", "told", "ends_at")
         return "raymlops_airflow.triggers.RayJobTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -38,14 +48,17 @@ class RayJobTrigger(BaseTrigger):
         try:
             jobs = ray_jobs(await Connection.async_get(self.conn_id), patience_s=self.patience_s)
             follower = Follower(jobs, self.job, self.log.info)
-            job = await asyncio.to_thread(follower.look)
-            while job is None:
+            while (job := await asyncio.to_thread(follower.look)) is None:
+                if self.ends_at is not None and time.time() >= self.ends_at:
+                    await asyncio.to_thread(jobs.stop, self.job)
+                    break
                 await asyncio.sleep(self.poll_s)
-                job = await asyncio.to_thread(follower.look)
         except RayJobsError as error:
-            yield TriggerEvent({**self.told, "error": str(error)})
+            told = {"error": str(error)}
         else:
-            yield TriggerEvent({**self.told, "status": job["status"]})
+            late = f"the job {self.job} ran for longer than execution_timeout, and was stopped"
+            told = {"status": job["status"]} if job else {"error": late}
+        yield TriggerEvent({**self.told, **told})
 
     async def on_kill(self) -> None:
         """Stop the job: the task was cleared, or marked as failed or succeeded."""
