@@ -53,7 +53,7 @@ verb() {
 
 # Run a command as a job and show its log, which FILE keeps: job FILE WORD...
 job() {
-  local log=$1 first id attempt=1 state code
+  local log=$1 first id attempt=1 state code=0
   shift
   first="ci-$(date +%s)-$$-$RANDOM"
   if [ -n "${DELIVERY:-}" ]; then first="ci-$(printf '%s\0' "$DELIVERY" "$@" | sha256sum | cut -c 1-20)"; fi
@@ -61,17 +61,39 @@ job() {
   while [ -n "${DELIVERY:-}" ] && state=$(state_of "$id") && [ -n "$state" ]; do
     if [ "$state" = running ] || [ "$state" = succeeded ]; then
       echo "the job $id of this delivery is known: $state; its log follows" >&2
-      follow "$id" "$log" ray job logs --follow "$id" || true
-      state=$(state_of "$id")
-      if [ "$state" = succeeded ]; then return 0; fi
-      if [ "$state" != "was stopped" ]; then return 1; fi # who ran it before was ended and stopped it: it runs again
+      until_ended "$id" "$log"
+      # Who ran it before was ended and stopped it: it runs again.
+      if [ "$state" != "was stopped" ]; then
+        outcome "$id" "$state"
+        return
+      fi
     fi
     attempt=$((attempt + 1))
     id="$first-$attempt"
   done
-  code=0
   follow "$id" "$log" ray job submit --submission-id "$id" --working-dir . -- "$@" || code=$?
-  return "$code"
+  if [ "$code" -ne 0 ] || grep -q '^RAYMLOPS_RESULT ' "$log"; then return "$code"; fi
+  # Ray's command ends with 0 where its connection does, whatever becomes of the job.
+  until_ended "$id" "$log"
+  outcome "$id" "$state"
+}
+
+# Show the log of a job that is known, which FILE keeps; how it ended is its caller's state: until_ended ID FILE
+until_ended() {
+  state=running
+  while [ "$state" = running ]; do
+    follow "$1" "$2" ray job logs --follow "$1" || true
+    state=$(state_of "$1")
+    if [ "$state" = running ]; then sleep 1; fi
+  done
+}
+
+# Return what becomes of a stage by how a job ended: outcome ID STATE
+outcome() {
+  if [ "$2" = succeeded ]; then return 0; fi
+  if [ -n "$2" ]; then return 1; fi
+  echo "the cluster at $RAY_API_SERVER_ADDRESS does not answer any more, or does not know the job $1: how it ended is not known" >&2
+  return 5
 }
 
 # Show what a command prints of a job, which FILE keeps: follow ID FILE WORD... A run of the CI that is cancelled stops it.

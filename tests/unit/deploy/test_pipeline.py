@@ -93,3 +93,24 @@ def test_the_exit_code_is_that_of_the_verb_on_a_cluster_too(project):
     code, said = project.stage("deploy", MODEL_VERSION="3")
     assert (code, project.calls) == (4, ["deploy --config config.yaml --version 3 --yes"])
     assert "deploy ended with 4" in said
+
+
+@pytest.mark.parametrize("delivery", ["", "abc"])
+def test_a_job_whose_connection_is_lost_is_followed_to_its_end(project, delivery):
+    """Ray's own command ends with 0, whatever becomes of the job."""
+    (project.folder / "lost").write_text("SUCCEEDED")
+    assert project.stage("train", delivery=delivery)[0] == 0
+    assert verbs(project.calls) == TRAIN
+    assert (project.folder / "raymlops-ci/version").read_text() == "3\n"
+    (project.folder / "lost").write_text("FAILED")
+    assert project.stage("deploy", delivery=delivery, MODEL_VERSION="3")[0] == 1
+
+
+@pytest.mark.parametrize("delivery", ["", "abc"])
+def test_a_job_whose_cluster_is_gone_is_no_success(project, delivery):
+    """It is said, with the exit code of a cluster that is not reached."""
+    (project.folder / "lost").write_text("gone")
+    code, said = project.stage("deploy", delivery=delivery, MODEL_VERSION="3")
+    assert code == 5, said
+    assert "http://ray.example:8265 does not answer any more" in said
+    assert "Traceback" not in said
