@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+STARTED = "rollout.start"
+"""Action of the audit event by which one begins; its reason names the retraining that began it, if one did."""
+
 RolloutStatus = Literal["running", "promoted", "aborted", "stopped"]
 
 

@@ -17,11 +17,13 @@ from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.loop import Freeze, bake_epoch, baking_in, freeze_in, retrainings_in
-from raymlops.state.rollouts import Rollout, running, start_rollout, update_rollout
+from raymlops.state.loop import Freeze, Retraining, bake_epoch, baking_in, freeze_in, retrainings_in
+from raymlops.state.rollouts import STARTED, Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in
 from raymlops.state.versions import withdraw
+from raymlops.state.watch.incidents import Incident, incidents_in
+from raymlops.state.watch.windows import BROKEN
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
@@ -84,8 +86,12 @@ class Model:
     """The newest of each version, oldest first, those that ended included."""
     freeze: Freeze | None = None
     """Of the loop, that nobody ended; it may be over by its own time."""
-    retraining_id: str | None = None
-    """Of the retraining that has not ended. The rollout that the loop began has the same id."""
+    retraining: Retraining | None = None
+    """That has not ended."""
+    incidents: tuple[Incident, ...] = ()
+    """Open ones by which what is served is broken, newest first."""
+    rollout_why: str = ""
+    """Why the running rollout was begun, as its audit event says."""
 
     def item(self, version: int) -> Deployment | None:
         """Return the deployment of a version."""
@@ -94,12 +100,6 @@ class Model:
     def transition(self, transition_id: str) -> Transition | None:
         """Return a transition by its id."""
         return next((one for one in self.transitions if one.id == transition_id), None)
-
-    def frozen(self, rollout_id: str | None, now: datetime) -> str:
-        """Return which freeze holds a rollout; empty if none does, or it is a person's."""
-        if rollout_id is None or rollout_id != self.retraining_id or self.freeze is None:
-            return ""
-        return self.freeze.text() if self.freeze.holds(now) else ""
 
     @property
     def coming(self) -> tuple[Transition, ...]:
@@ -290,13 +290,17 @@ def without_traffic(name: str, version: int) -> Given:
 
 
 def _model_in(connection: Connection, name: str) -> Model:
+    begun = sa.select(audit.c.why).where(audit.c.subject == name, audit.c.action == STARTED)
+    rollout = next(iter(running(connection, name)), None)
     return Model(
         name,
         tuple(deployments_in(connection, name)),
-        next(iter(running(connection, name)), None),
+        rollout,
         tuple(transitions_in(connection, name)),
         freeze_in(connection, name),
-        next((one.id for one in retrainings_in(connection, name, open_only=True)), None),
+        next(iter(retrainings_in(connection, name, open_only=True)), None),
+        tuple(one for one in incidents_in(connection, name, open_only=True) if one.kind in BROKEN),
+        connection.scalar(begun.order_by(audit.c.id.desc()).limit(1)) or "" if rollout is not None else "",
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.serve import RolloutSection
 from raymlops.config.stored import read_stored
 from raymlops.errors import RaymlopsError, RefusedError
+from raymlops.lifecycle.live.held import held
 from raymlops.lifecycle.live.lineup import (
     BEGUN,
     BESIDE,
@@ -157,16 +158,16 @@ def refuse_beside(model: Model, version: int, *, request: Request) -> None:
 def reached(model: Model, transition_id: str, *, now: datetime) -> Change:
     """Return a model of which a version is up, and has what it came up for; unchanged if that was superseded.
 
-    What the loop brings up gets nothing during a freeze.
+    What the loop brings up gets nothing while something holds the loop.
     """
     transition = model.transition(transition_id)
     if transition is None or transition.status != "running":
         return Change(model, "", "")
-    promoted = model.rollout if transition.action == PROMOTED else None
-    rollout_id = transition.goal.get("rollout_id") if promoted is None else promoted.id
-    if why := model.frozen(rollout_id, now):  # it is up, and its rollout goes on, or begins, after that
-        return Change(with_transition(model, replace(transition, status="done", reason=why)), transition.action, why)
+    begun = model.rollout_why if transition.action == PROMOTED else transition.why
     try:
+        if why := held(model, begun, now=now):  # it is up, and its rollout goes on, or begins, after that
+            up = replace(transition, status="done", reason=why)
+            return Change(with_transition(model, up), transition.action, why)
         change = _reached(model, transition.version, transition.goal, transition.action, transition.why, now=now)
     except RaymlopsError as error:  # the line-up has changed meanwhile
         return failed(model, transition_id, error.message, now=now)
@@ -268,7 +269,7 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
                 )
             settings = read_stored(RolloutSection, goal["rollout"])
             rollout = begin(
-                rollout_id=goal.get("rollout_id") or uuid.uuid4().hex[:12],
+                rollout_id=uuid.uuid4().hex[:12],
                 name=name,
                 version=version,
                 champion=champion.version,

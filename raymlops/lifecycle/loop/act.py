@@ -25,11 +25,12 @@ from raymlops.errors import (
 )
 from raymlops.lifecycle.live import withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
+from raymlops.lifecycle.live.held import hold_of, why_begun
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.live.reconcile import is_up, seen_by
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request, bring
-from raymlops.lifecycle.loop.found import found_of, hold_of
+from raymlops.lifecycle.loop.found import found_of
 from raymlops.lifecycle.loop.messages import message_about
 from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step, uncompared
 from raymlops.lifecycle.registration.admission import check_verdict, check_withdrawn
@@ -38,6 +39,7 @@ from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 from raymlops.state.loop import advance, retrainings_of, still_at
+from raymlops.state.rollouts import STARTED
 from raymlops.state.store import Change, Deployment
 from raymlops.state.versions import recorded
 
@@ -52,13 +54,10 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.loop.stage_jobs import StageJobs
     from raymlops.serving.control.plan import Plan
     from raymlops.state.loop import Retraining
-    from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Model, State
 
 MOST_STEPS = 8
 """Of one call."""
-STARTED = "rollout.start"
-"""Action by which a rollout begins."""
 
 _RULED_OUT = (RefusedError, NotFoundError, InsufficientResourcesError, BundleError, ConfigError, UsageError)
 """What no repetition ends, in place of a cluster, a state or an MLflow that is away."""
@@ -91,11 +90,6 @@ class Loop:
     def open(self) -> list[Retraining]:
         """Return the retrainings that have not ended."""
         return retrainings_of(self._state, open_only=True)
-
-    def held(self, rollout: Rollout, now: datetime) -> str:
-        """Return why a rollout that the loop began gets no larger share now; empty if it may, or is a person's."""
-        mine = (one for one in self.open() if one.id == rollout.id)
-        return next((hold_of(self._state, one, now=now) for one in mine), "")
 
     def step(self, one: Retraining, now: datetime) -> Retraining:
         """Take the steps of a retraining that are due, and return it as it is then.
@@ -187,18 +181,13 @@ class Loop:
         standing = state.deployments(one.name)
         leaving = leaving_first(self._cluster, state.desired(), new)
         rollout = settings.rollout.model_dump(mode="json")
-        goal = {
-            "champion": champion.version,
-            "weight": settings.rollout.steps[0] / 100,
-            "rollout": rollout,
-            "rollout_id": one.id,
-        }
-        why = f"retraining {one.id}: {one.why}"
+        goal = {"champion": champion.version, "weight": settings.rollout.steps[0] / 100, "rollout": rollout}
+        why = why_begun(one)
         request = Request(STARTED, why, self._actor, now, settings.ready_timeout_s, replaces=new.replaces)
 
         def decide(model: Model) -> Change:
             is_coming = any(each.version == version for each in model.coming)
-            if model.rollout is not None or is_coming or model.frozen(one.id, now):
+            if model.rollout is not None or is_coming or hold_of(model, now=now):
                 return Change(model, STARTED, why)  # it is on its way, or another one is, or it waits
             return bring(model, new, goal=goal, request=request, up=False, leaving=leaving, standing=standing)
 

@@ -15,7 +15,7 @@ from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
 from raymlops.state.loop import freeze_of, retrainings_of
 from raymlops.state.watch.incidents import incidents_of
-from raymlops.state.watch.windows import BROKEN, judged_windows, windows_of_version
+from raymlops.state.watch.windows import judged_windows, windows_of_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,6 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
     since = promoted_at(state, champion)
     asked = triggers.skill or triggers.min_skill is not None or triggers.new_labels is not None
     found = quality(state, name, now=now) if asked else QualityFacts()
-    broken = [one for one in incidents_of(state, name, open_only=True) if one.kind in BROKEN]
     return Facts(
         name=name,
         champion=champion.version,
@@ -58,7 +57,7 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
         judged_until=found.until,
         labelled_rows=found.labelled_rows,
         alarms=() if triggers.drift_alarms is None else _alarms(state, name, since),
-        incidents=tuple(one.text() for one in broken),
+        incidents=tuple(one.text() for one in model.incidents),
         rollout="" if model.rollout is None else _rollout(model.rollout),
         freeze=frozen,
         retrainings=retrainings,

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.serve import RolloutSection
 from raymlops.config.stored import read_stored
-from raymlops.lifecycle.live.lineup import canaries_of, champion_of, retrained
+from raymlops.lifecycle.live.held import hold_of
+from raymlops.lifecycle.live.lineup import canaries_of, champion_of
 from raymlops.lifecycle.live.transitions import ROLLBACK
 from raymlops.lifecycle.loop.comparison import compared_of, due_until
 from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
 from raymlops.monitor.baked import PARTS, Baked, bake
 from raymlops.predictions.counts import Counts
 from raymlops.serving.control.render import settings_of
-from raymlops.state.loop import freeze_of
 from raymlops.state.rollouts import rollouts
 from raymlops.state.versions import decision_of, recorded, registered_of
-from raymlops.state.watch.incidents import incidents_of
-from raymlops.state.watch.windows import BROKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +52,7 @@ def found_of(
     if one.stage == "rolling_out":
         return Found(
             live,
-            hold=hold_of(state, one, now=now),
+            hold=hold_of(model, now=now),
             rollout=_newest_rollout(state, one),
             coming=any(each.version == one.version for each in model.coming),
             lost=_lost(state, model, one.version),
@@ -78,38 +76,13 @@ def found_of(
             compare_until=until,
         )
     job = jobs.find(submission_id(one, TASKS[one.stage]))
-    hold = hold_of(state, one, now=now) if job is None else ""
+    hold = hold_of(model, now=now) if job is None else ""
     run_id = None
     if one.stage == "training" and (job is None or job.status != "running"):
         run_id = jobs.finished_run(one)
     version = registered_of(state, one.name, one.run_id) if one.stage == "gating" and one.run_id is not None else None
     gate = {} if version is None else decision_of(state, one.name, version.version)
     return Found(live, hold=hold, job=job, run_id=run_id, version=version, gate=gate)
-
-
-def hold_of(state: State, one: Retraining, *, now: datetime) -> str:
-    """Return why nothing of a retraining is begun, nor promoted; else empty.
-
-    That is a freeze, an open incident, or an autonomy that was lowered since. A person who retrains a model during an
-    incident means it, and so does one who accepted a proposal whatever the autonomy is by now.
-    """
-    if (frozen := freeze_of(state, one.name, now=now)) is not None:
-        return frozen.text()
-    if one.trigger == "person":
-        return ""
-    for incident in incidents_of(state, one.name, open_only=True):
-        if incident.kind in BROKEN:
-            return f"nothing during an incident: {incident.text()}"
-    champion = champion_of(state.deployments(one.name))
-    if champion is None or any(entry["stage"] == "proposed" for entry in one.stages):
-        return ""
-    allowed, began = retrained(champion).autonomy, read_stored(RetrainSection, one.settings).autonomy
-    if began == "act" and allowed != "act":
-        return (
-            f"retrain.autonomy is {allowed} now, and it began by itself: it goes on once that is act again, "
-            f"raymlops proposals reject {one.id} ends it"
-        )
-    return ""
 
 
 def _newest_rollout(state: State, one: Retraining) -> Rollout | None:

@@ -14,6 +14,7 @@ from raymlops.config.serve import RolloutSection
 from raymlops.errors import UsageError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.records import DeploymentRecord
+from raymlops.state.rollouts import STARTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ class TrafficRequest:
     @property
     def action(self) -> str:
         """Return the action of its audit event."""
-        return "rollout.start" if self.rollout else "deploy.canary" if self.weight is not None else "deploy.shadow"
+        return STARTED if self.rollout else "deploy.canary" if self.weight is not None else "deploy.shadow"
 
     def goal(self, champion: int) -> dict[str, Any]:
         """Return what a version gets once it is up, beside the champion with whose signature its own was compared."""

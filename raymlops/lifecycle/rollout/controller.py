@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import OutdatedStateError, RaymlopsError, RefusedError, TakenError
 from raymlops.lifecycle.live.change import ALIAS_S, within
+from raymlops.lifecycle.live.held import held
 from raymlops.lifecycle.live.lineup import champion_of, cooled, idle_of, with_canary, without
 from raymlops.lifecycle.live.reconcile import is_up, seen_by
 from raymlops.lifecycle.live.reconciler import Reconciler
@@ -88,9 +89,6 @@ class Retrainings(Protocol):
 
     def step(self, one: Retraining, now: datetime) -> Retraining:
         """Take the steps of one that are due."""
-
-    def held(self, rollout: Rollout, now: datetime) -> str:
-        """Return why a rollout gets no larger share now; empty if it may."""
 
 
 class Controller:
@@ -193,13 +191,13 @@ class Controller:
             self._state.record(action="controller.saw", subject="serve", why=text, actor=self._actor)
 
     def _move(self, rollout: Rollout, now: datetime) -> None:
-        if any(one.action == PROMOTED for one in self._state.model(rollout.name).coming):
+        model = self._state.model(rollout.name)
+        if any(one.action == PROMOTED for one in model.coming):
             return  # decided already
         losses = self._known_losses(rollout, now)
         evidence = gathered(rollout, self._reports, losses=losses)
         decision = decide(rollout, evidence, now=now, losses=losses)
-        rises, loop = decision.action in {"advance", "promote"}, self._retrainings
-        if rises and loop is not None and (hold := loop.held(rollout, now)):
+        if decision.action in {"advance", "promote"} and (hold := held(model, model.rollout_why, now=now)):
             decision = replace(decision, action="wait", reason=f"held, although {decision.reason}: {hold}")
         done = with_sources(after(rollout, decision, evidence=evidence, now=now), rollout, self._reports)
         if decision.action == "wait":
@@ -220,7 +218,7 @@ class Controller:
         """Return a model whose rollout advances or is aborted; the share of one that has ended is 0."""
         _check_same(rollout, model)
         if action == "advance":
-            _check_thawed(rollout, model, now)
+            _check_free(model, now)
         weight = done.weight if done.status == "running" else 0.0
         deployments = tuple(with_canary(model.deployments, rollout.version, weight=weight))
         lost = {rollout.version: done.reason} if done.status == "aborted" else {}
@@ -230,7 +228,7 @@ class Controller:
     def _promoted(self, rollout: Rollout, done: Rollout, plan: Plan, now: datetime, model: Model) -> Change:
         """Return a model whose rollout makes its version champion, once it has the replicas that the traffic needs."""
         _check_same(rollout, model)
-        _check_thawed(rollout, model, now)
+        _check_free(model, now)
         new = model.item(rollout.version)
         assert new is not None
         timeout_s = settings_of(new).ready_timeout_s
@@ -341,7 +339,7 @@ def _check_same(rollout: Rollout, model: Model) -> None:
         raise RefusedError(f"the rollout {rollout.id} of {rollout.name} was moved by another process")
 
 
-def _check_thawed(rollout: Rollout, model: Model, now: datetime) -> None:
-    """Refuse to give a rollout of the loop a larger share if somebody froze that a moment ago."""
-    if frozen := model.frozen(rollout.id, now):
-        raise RefusedError(frozen)
+def _check_free(model: Model, now: datetime) -> None:
+    """Refuse to give a rollout of the loop a larger share if something holds that since a moment ago."""
+    if hold := held(model, model.rollout_why, now=now):
+        raise RefusedError(hold)

@@ -154,7 +154,7 @@ def change_incident(
         StorageError, UnreachableError: the database cannot be written; nothing was changed.
     """
     with database.writing() as connection:
-        found = _incidents_in(connection, name)
+        found = incidents_in(connection, name)
         before = next((one for one in found if one.id == incident_id), None)
         if before is None:
             open_ = [one.id for one in found if one.closed_at is None]
@@ -189,7 +189,7 @@ def add_baselines(
 def incidents_of(database: Database, name: str | None = None, *, open_only: bool = False) -> list[Incident]:
     """Return the incidents of a model or of all, newest first; only those that are open, if wanted."""
     with database.reading() as connection:
-        return _incidents_in(connection, name, open_only=open_only)
+        return incidents_in(connection, name, open_only=open_only)
 
 
 def baselines_of(database: Database, name: str) -> list[Baseline]:
@@ -211,7 +211,8 @@ def _same_cause(
     return [among.c[key] == getattr(cause, key) for key in ("name", "side", "kind", "version")]
 
 
-def _incidents_in(connection: Connection, name: str | None, *, open_only: bool = False) -> list[Incident]:
+def incidents_in(connection: Connection, name: str | None, *, open_only: bool = False) -> list[Incident]:
+    """Return the incidents of a model or of all, as ``incidents_of``."""
     query = sa.select(incidents).order_by(incidents.c.opened_at.desc(), incidents.c.id)
     if name is not None:
         query = query.where(incidents.c.name == name)
