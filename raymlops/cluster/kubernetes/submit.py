@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.kubernetes.place import LONGEST, checked
+from raymlops.cluster.kubernetes.checks import checked
+from raymlops.cluster.kubernetes.place import LONGEST
 from raymlops.cluster.kubernetes.ray import API, VERBS, cluster_of, ray_job
 from raymlops.cluster.kubernetes.render import ray_version
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError

@@ -6,9 +6,9 @@ import jsonschema
 import pytest
 from published_schemas import published
 
+from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import jobs, manifests
-from raymlops.cluster.kubernetes.place import checked
 from raymlops.config.load import dump, load
 
 ROOT = Path(__file__).parents[4]

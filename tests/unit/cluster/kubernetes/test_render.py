@@ -72,6 +72,17 @@ def test_an_edited_manifest_is_shown_and_kept(render, tmp_path):
     assert "replicas: 2" in file.read_text()
 
 
+def test_another_projects_folder_is_not_overwritten(render, tmp_path):
+    """With --force alone: each of its files would be as rendered, and gone."""
+    render()
+    before = texts(tmp_path / "out")
+    with pytest.raises(RefusedError, match=r"out has the manifests of the project flights, and these are of other"):
+        render("project.name=other")
+    assert texts(tmp_path / "out") == before
+    assert render("project.name=other", force=True).changed
+    assert render("project.name=other").changed == ()
+
+
 @at_most(3)
 def test_a_rendering_that_was_killed_edited_nothing(render, tmp_path, monkeypatch, most):
     """Whichever write it dies before: the next one completes it, also with another configuration."""

@@ -15,7 +15,7 @@ from fake_serve import FakeServe
 from states import converge, deploy
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
-from raymlops.cluster.kubernetes.place import checked
+from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.ray import ray_service
 from raymlops.config.load import load
 from raymlops.lifecycle.rollout.canary import TrafficRequest
