@@ -202,6 +202,10 @@ class ClusterError(UnreachableError):
     """Ray or Ray Serve is down, or rejects us."""
 
 
+class ApiServerAwayError(ClusterError):
+    """Kubernetes' API server, which does not answer, or is too busy to: the same request may succeed later."""
+
+
 class EndpointUnreachableError(ClusterError):
     """An endpoint that accepts no connection: nothing listens there, or its name does not resolve."""
 

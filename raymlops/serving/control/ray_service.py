@@ -16,19 +16,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
+from raymlops.cluster.kubernetes.installed import ray_service_of
 from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
 from raymlops.cluster.kubernetes.manifests import MANAGER
 from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
 from raymlops.cluster.kubernetes.ray import API, cluster_of
-from raymlops.errors import ClusterError, NotFoundError, RefusedError
+from raymlops.errors import RefusedError
 from raymlops.serving.control.rest_api import ServeApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
-
-KUBERAY = "KubeRay 1.7"
 
 
 class RayServiceApi(ServeApi):
@@ -91,14 +90,7 @@ class RayServiceApi(ServeApi):
         return self._dashboard_of(cluster_of(self._read(), name=self._name, namespace=self._server.namespace))
 
     def _read(self) -> dict[str, Any]:
-        try:
-            found = self._server.get(self._path)
-        except NotFoundError:
-            self._check_kuberay()
-            raise NotFoundError(
-                f"there is no RayService {self._name} in the namespace {self._server.namespace}",
-                hint="kubectl apply --server-side -k DIR/overlays/ENV, after `raymlops render kubernetes`.",
-            ) from None
+        found = ray_service_of(self._server, self._name)
         if ((found["spec"].get("upgradeStrategy") or {}).get("type")) == INCREMENTAL:
             raise RefusedError(
                 f"the RayService {self._name} is upgraded incrementally ({INCREMENTAL}): the cluster that answers "
@@ -106,21 +98,6 @@ class RayServiceApi(ServeApi):
                 hint="Set spec.upgradeStrategy.type to NewCluster.",
             )
         return found
-
-    def _check_kuberay(self) -> None:
-        """Say that KubeRay is missing or too old, where that is why nothing was found."""
-        group, _, version = API.partition("/")
-        try:
-            served = [one["version"] for one in self._server.get(f"/apis/{group}")["versions"]]
-        except NotFoundError:
-            raise ClusterError(
-                f"this cluster has no KubeRay; {KUBERAY} is needed", hint="helm install kuberay-operator"
-            ) from None
-        if version not in served:
-            raise ClusterError(
-                f"this cluster's KubeRay serves {', '.join(served)} of {group}; {version} is needed, of {KUBERAY}",
-                hint="Upgrade its CRDs and the operator.",
-            )
 
     def _service_of(self, cluster: str) -> str:
         """Return the URL of a cluster's head service (``utils.GenerateHeadServiceName``)."""
