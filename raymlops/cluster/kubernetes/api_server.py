@@ -142,9 +142,9 @@ def _checked(response: httpx.Response, url: str) -> None:
 
     Raises:
         NotFoundError: there is no such object, or no such kind of objects.
-        RefusedError: a conflict, or an object that is not valid.
+        RefusedError: an object that is there, a field of another manager, or an object that is not valid.
         ClusterError: the account may not do that.
-        ApiServerAwayError: the server fails, or has too much to do.
+        ApiServerAwayError: the server fails, has too much to do, or another write came in between.
     """
     if not response.is_error:
         return
@@ -153,6 +153,8 @@ def _checked(response: httpx.Response, url: str) -> None:
     except (ValueError, KeyError, TypeError):
         said = response.text.strip()[:300]
     code = response.status_code
+    if code == httpx.codes.CONFLICT and "the object has been modified" in said:  # another write came in between
+        code = httpx.codes.SERVICE_UNAVAILABLE
     if code == httpx.codes.NOT_FOUND:
         raise NotFoundError(f"Kubernetes at {url}: {said}")
     if code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.BAD_REQUEST}:
@@ -163,5 +165,6 @@ def _checked(response: httpx.Response, url: str) -> None:
             hint="Head and controller have the Role NAME-reconciler of `raymlops render kubernetes`; who submits needs "
             "NAME-submitter, by a RoleBinding of its own.",
         )
-    kind = ApiServerAwayError if code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error else ClusterError
+    passes = code == httpx.codes.TOO_MANY_REQUESTS or code >= httpx.codes.INTERNAL_SERVER_ERROR
+    kind = ApiServerAwayError if passes else ClusterError
     raise kind(f"Kubernetes at {url} answered {code}: {said}")

@@ -44,7 +44,9 @@ def test_a_namespace_is_a_label(place, env, namespace):
 
 def test_the_command_that_makes_the_secret_leaves_out_line_ends(place):
     """Of what goes into variables, which Ray, Redis and KubeRay take as it is; files may have lines."""
-    assert place("tracking.uri=http://mlflow:5000", "tracking.username=null", "tracking.password=null").create_secret("models") == (
+    assert place("tracking.uri=http://mlflow:5000", "tracking.username=null", "tracking.password=null").create_secret(
+        "models"
+    ) == (
         "kubectl -n models create secret generic raymlops "
         '--from-literal=RAYMLOPS_OPTUNA_URL="$(cat FILE)" --from-literal=auth_token="$(cat FILE)" '
         '--from-literal=redis_password="$(cat FILE)" --from-file=state_url=FILE'

@@ -128,6 +128,27 @@ def test_manifests_that_are_applied_again_in_the_middle_of_a_canary_change_nothi
     assert runs(kubernetes) == ("m--v1", {2: 0.1})
 
 
+@pytest.mark.parametrize("lets_go", [False, True], ids=["modified", "another manager"])
+def test_a_conflict_is_waited_for(state, kubernetes, monkeypatch, lets_go):
+    """What is desired stays so, and a refusal would say that nothing was changed."""
+    api = Api(kubernetes)
+    deploy(state, api)
+    real, conflicts = kubernetes.apply, []
+
+    def apply(body, manager, **options):
+        if conflicts:
+            return real(body, manager, **options)
+        said = 'conflict with "argocd-controller": .spec.serveConfigV2' if lets_go else "the object has been modified"
+        conflicts.append(said)
+        return 409, said
+
+    monkeypatch.setattr(kubernetes, "apply", apply)
+    share(state, api, 2, TENTH)
+    converge(state, api)
+    assert conflicts
+    assert runs(kubernetes) == ("m--v1", {2: 0.1})
+
+
 @pytest.mark.soak  # the walk over all requests takes a quarter of a minute
 def test_a_canary_that_is_killed_at_any_request_converges(state, kubernetes):
     """Before each one, and so after the one before it: one champion, no application without its version."""
