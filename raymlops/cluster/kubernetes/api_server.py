@@ -24,7 +24,6 @@ PROXY, NAMESPACE = "RAYMLOPS_KUBERNETES", "RAYMLOPS_NAMESPACE"
 APPLY = "application/apply-patch+yaml"
 TIMEOUT_S = 15.0
 QUIET_S = 60.0
-"""After which a stream counts as lost: a connection that something in between forgot ends with no word."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class ApiServer:
     namespace: str
     account: Path | None = None
     """Folder with the account's ``token``, which Kubernetes renews, and the server's ``ca.crt``."""
+    quiet_s: float = QUIET_S
+    """After which a stream counts as lost: a connection that something in between forgot ends with no word."""
 
     @classmethod
     def found(cls, namespace: str | None = None) -> Self:
@@ -90,7 +91,7 @@ class ApiServer:
         Only who asks knows whether there will be more of it.
         """
         with (
-            self._client(timeout=httpx.Timeout(TIMEOUT_S, read=QUIET_S)) as client,
+            self._client(timeout=httpx.Timeout(TIMEOUT_S, read=self.quiet_s)) as client,
             self._errors(),
             suppress(httpx.ReadTimeout),
             client.stream("GET", path, params=params) as response,

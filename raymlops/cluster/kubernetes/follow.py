@@ -152,6 +152,11 @@ class Follower:
                     f"{one.what}: {one.reason}: {one.message}",
                     hint=f"{one.mend}\n{self._continues()}",
                 )
+        if not found and now - self._begin > STUCK_S:
+            self._tell(
+                f"the job {self._name} has not started, and nothing says why\n"
+                f"  kubectl -n {self._server.namespace} describe rayjob,raycluster,pod"
+            )
         if not status.get("jobDeploymentStatus") and now - self._begin > IDLE_S:
             self._tell(
                 "no operator has taken the job up\n"

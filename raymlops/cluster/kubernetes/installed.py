@@ -34,6 +34,23 @@ def check_kuberay(server: ApiServer) -> None:
         )
 
 
+def check_cluster(server: ApiServer, name: str) -> None:
+    """Check that there is a RayCluster: KubeRay waits for ever for one that a job names.
+
+    Raises:
+        NotFoundError: there is none.
+        ClusterError: KubeRay is missing or too old, or the API server does not answer.
+    """
+    try:
+        server.get(f"/apis/{API}/namespaces/{server.namespace}/rayclusters/{name}")
+    except NotFoundError:
+        check_kuberay(server)
+        raise NotFoundError(
+            f"there is no RayCluster {name} in the namespace {server.namespace}",
+            hint=f"kubectl -n {server.namespace} get rayclusters",
+        ) from None
+
+
 def ray_service_of(server: ApiServer, name: str) -> dict[str, Any]:
     """Return the RayService of a project.
 

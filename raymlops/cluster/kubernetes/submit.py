@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.follow import Follower
-from raymlops.cluster.kubernetes.installed import KUBERAY, UPGRADE, check_kuberay, ray_service_of
+from raymlops.cluster.kubernetes.installed import KUBERAY, UPGRADE, check_cluster, check_kuberay, ray_service_of
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.place import label
 from raymlops.cluster.kubernetes.ray import API, VERBS, cluster_of, ray_job
@@ -71,7 +71,8 @@ def submit(
         UsageError: no verb, its own ``--config`` or ``--env``, which the job has from the cluster, or a name that
             KubeRay refuses.
         ClusterError: KubeRay is missing or too old, or the job does not start.
-        RefusedError, NotFoundError: of the API server.
+        NotFoundError: there is no such cluster, or no such namespace.
+        RefusedError: there is another job of that name.
     """
     place = checked(spec, env=env, release=__version__)
     if not words or words[0].startswith("-"):
@@ -80,6 +81,8 @@ def submit(
         raise UsageError("the job has the configuration of the cluster", hint="Give --config and --env before the --.")
     if cluster is None and words[0] not in VERBS:
         cluster = cluster_of(ray_service_of(server, place.name), name=place.name, namespace=server.namespace)
+    elif cluster is not None:
+        check_cluster(server, cluster)
     name = name or f"{place.name}-{label(words[0], VERB)}-{secrets.token_hex(2)}"
     job = ray_job(place, words, ray_version=ray_version(), cluster=cluster, name=name)
     if problems := refusals(job):

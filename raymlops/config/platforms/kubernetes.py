@@ -13,7 +13,10 @@ from raymlops.config.base import Spec
 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name that Kubernetes takes for an object of any kind (RFC 1123)."""
-Host = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+Host = Annotated[
+    str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)*[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
+]
+"""Labels with dots between them; no IP address, which an Ingress does not take."""
 
 
 class CpuNodes(Spec):

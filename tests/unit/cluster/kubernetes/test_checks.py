@@ -61,3 +61,11 @@ def test_a_name_begins_with_a_letter(place):
     """KubeRay's rule, by RFC 1035."""
     with pytest.raises(ConfigError, match=r"project\.name: got '9lives'"):
         place("project.name=9lives")
+
+
+@pytest.mark.parametrize("host", ["a..b", "10.0.0.1", "-a.example.com", "a" * 64 + ".com", "A.example.com"])
+def test_a_host_is_a_name(place, host):
+    """An Ingress takes no address."""
+    with pytest.raises(ConfigError, match=r"kubernetes\.host"):
+        place(f'kubernetes.host="{host}"')
+    assert place("kubernetes.host=a-1.example.com").section.host == "a-1.example.com"

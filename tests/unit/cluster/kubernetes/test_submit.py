@@ -7,7 +7,7 @@ from fake_serve import FakeServe
 from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.submit import submit
-from raymlops.errors import ClusterError, RefusedError, UsageError
+from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def run(kubernetes, place, written, clock):
     spec = place().spec
 
     def make(*words, **options):
-        server = ApiServer(kubernetes.url, "models")
+        server = ApiServer(kubernetes.url, "models", quiet_s=0.05)
         given = {"write": written.append, "sleep": clock.sleep, "clock": lambda: clock.now}
         return submit(spec, words, server=server, env="prod", **given, **options)
 
@@ -170,8 +170,32 @@ def test_a_cluster_without_pods_says_why(kubernetes, run, written, clock):
         run("train")
 
 
-def test_a_log_that_is_cut_is_taken_up_where_it_was(kubernetes, run, written):
+def test_a_job_that_does_not_start_without_a_word(kubernetes, run, written, clock):
+    """Is not waited for silently: after minutes it is said where to look; nor is one that no operator takes up."""
+    real = kubernetes.pods
+    kubernetes.pods = lambda selector: [] if clock.now < 1000 else real(selector)
+    assert run("train", name="mine").succeeded
+    assert written[1:] == [
+        "the job mine has not started, and nothing says why\n  kubectl -n models describe rayjob,raycluster,pod",
+        "one",
+    ]
+    kubernetes.jobs["mine"]["status"], kubernetes.looks, clock.now = {}, -3, 0.0
+    run("train", name="mine")
+    assert written[4].startswith("no operator has taken the job up\n  kubectl get pods --all-namespaces")
+
+
+def test_a_cluster_that_is_named_is_there(kubernetes, run):
+    """KubeRay would wait for ever for it."""
+    with pytest.raises(NotFoundError, match="there is no RayCluster its in the namespace models"):
+        run("train", cluster="its")
+    assert kubernetes.jobs == {}
+    assert run("train", cluster="its-cluster").succeeded
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["cut", "forgotten"])
+def test_a_log_that_is_cut_is_taken_up_where_it_was(kubernetes, run, written, forgotten):
     """Each line once: a kubelet gives all lines of the second again, and several may have one time."""
+    kubernetes.forgotten = forgotten
     kubernetes.log = [f"line {number}" for number in range(12)]
     kubernetes.cuts = [0, 1, 5, 3, 3, 4, 2]
     assert run("train").succeeded
