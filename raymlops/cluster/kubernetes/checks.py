@@ -85,14 +85,14 @@ def _problems(place: Place) -> Iterator[Problem]:
 
 def _free(folder: str) -> bool:
     """Return whether a volume may be mounted at a folder of a container: it hides nothing that the pod needs."""
-    if not _mountable(folder) or any(folder == one or one.startswith(f"{folder.rstrip('/')}/") for one in _HELD):
+    if not _mountable(folder) or any(f"{one}/".startswith(f"{folder.rstrip('/')}/") for one in _HELD):
         return False
     return not folder.startswith((f"{CONFIG_FOLDER}/", f"{PROGRAM}/"))
 
 
 def _mountable(path: str) -> bool:
     """Return whether Kubernetes mounts something at a path, which it does not where that has a colon."""
-    return path.startswith("/") and ":" not in path and path == posixpath.normpath(path)
+    return path.startswith("/") and ":" not in path and path.rstrip("/") == posixpath.normpath(path).rstrip("/")
 
 
 def _port(field: str, port: int) -> Iterator[Problem]:

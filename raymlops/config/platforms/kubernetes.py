@@ -50,7 +50,9 @@ class KubernetesSection(Spec):
 
     namespace: Label | None = Field(None, description="namespace; default: the project's name, then - and the --env")
     image: str | None = Field(
-        None, min_length=1, description="image with raymlops and the recipe; default: raymlops with this version as tag"
+        None,
+        pattern=r"^[^\s]+$",
+        description="image with raymlops and the recipe; default: raymlops with this version as tag",
     )
     secret: Label = Field("raymlops", description="Secret with the credentials that the configuration refers to")
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")

@@ -54,7 +54,7 @@ def test_a_folder_hides_nothing_that_a_pod_needs(place, path):
     """As a volume at its program or its configuration would."""
     with pytest.raises(ConfigError, match=r"storage\.path: got .*; a bucket's URI, or"):
         place(f'storage.path="{path}"')
-    assert place("storage.path=/srv/models").folder == "/srv/models"
+    assert place("storage.path=/srv/models/").folder == "/srv/models/"
 
 
 def test_a_name_begins_with_a_letter(place):
