@@ -29,6 +29,8 @@ STUCK_S = 300.0
 """How long the same thing may be missing before a job starts: somebody may be about to make it."""
 IDLE_S = 30.0
 """After which an operator would have taken a job up."""
+LAST_TRIES = 5
+"""At the log of a job that has ended."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """Values of ``status.jobDeploymentStatus`` that stay."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+")
@@ -88,12 +90,15 @@ class Follower:
             ClusterError: the job does not start for minutes, for one reason; the job stays.
             NotFoundError: somebody deleted the job.
         """
+        tries = 0
         while True:
             status, submitters = self.patiently(self._read, sleep)
-            if started := [one for one in submitters if _phase(one) not in {None, "Pending"}]:
-                self._copy_log(started[-1]["metadata"]["name"])
+            started = [one for one in submitters if _phase(one) not in {None, "Pending"}]
+            whole = not started or self._copy_log(started[-1]["metadata"]["name"])
             if status.get("jobDeploymentStatus") in ENDED:
-                return status
+                tries += 1
+                if whole or tries > LAST_TRIES:
+                    return status
             if not started:
                 self._wait(status, submitters)
             sleep(POLL_S)
@@ -124,13 +129,18 @@ class Follower:
         found: list[dict[str, Any]] = self._server.get(path, labelSelector=selector)["items"]
         return sorted(found, key=lambda one: str(one["metadata"].get("creationTimestamp")))
 
-    def _copy_log(self, pod: str) -> None:
-        """Write what is new of the submitter's log, which follows that of the driver (``BuildJobSubmitCommand``)."""
+    def _copy_log(self, pod: str) -> bool:
+        """Write what is new of the submitter's log, which follows that of the driver (``BuildJobSubmitCommand``).
+
+        Return whether it could be read.
+        """
         try:
             for line in self._log.lines(pod):
                 self._write(line)
         except (ApiServerAwayError, NotFoundError, RefusedError) as error:
             self._tell(f"no log for now: {error.message}")
+            return False
+        return True
 
     def _wait(self, status: Mapping[str, Any], submitters: list[dict[str, Any]]) -> None:
         """Say what is waited for.

@@ -84,7 +84,7 @@ class RayServiceApi(ServeApi):
                 raise
             # As one that does not answer: what is desired stays so, and is carried out once the field is given back.
             raise ClusterError(
-                f"{error.message}; somebody else manages what is live. What he wrote becomes raymlops' again by:\n"
+                f"{error.message}; somebody else manages what is live. This takes the field over as it is:\n"
                 f"{_take_over(self._name, self._server.namespace)}"
             ) from error
 

@@ -214,8 +214,25 @@ def test_an_api_server_that_is_away_is_asked_again(kubernetes, run, written, cod
         if request >= requests:
             break
     assert requests >= 7
-    assert written.count("one") == requests
+    assert written.count("one") == request
     assert f"answered {code}: etcdserver: request timed out" in "".join(written)
+
+
+@pytest.mark.parametrize(("failures", "found"), [(1, 2), (1000, 1)])
+def test_the_end_of_the_log_of_a_job_that_ended(kubernetes, run, written, failures, found):
+    """Is asked for again; one that never comes keeps no result back."""
+    run("train", name="mine")
+    left, handle = iter(range(failures)), kubernetes.handle
+
+    def handled(method, path, *rest):
+        if path.endswith("/log") and next(left, None) is not None:
+            return 500, "the kubelet is away"
+        return handle(method, path, *rest)
+
+    kubernetes.handle = handled
+    assert run("train", name="mine").succeeded
+    assert written.count("one") == found
+    assert "no log for now: " in "".join(written)
 
 
 def test_an_api_server_that_stays_away(kubernetes, run, clock):
