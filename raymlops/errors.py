@@ -23,6 +23,7 @@
     ├── UnreachableError                  5  a service that raymlops needs does not answer
     │   ├── TrackingError                    MLflow is down, or its database has an old schema
     │   └── ClusterError                     Ray or Serve is down, or rejects us
+    │       ├── ApiServerAwayError           a Kubernetes API server that does not answer for now
     │       ├── EndpointUnreachableError     an endpoint that accepts no connection
     │       ├── EndpointTimeoutError         an endpoint that did not answer in time
     │       ├── EndpointDisconnectedError    an endpoint that closed the connection without an answer
@@ -200,6 +201,10 @@ class TrackingError(UnreachableError):
 
 class ClusterError(UnreachableError):
     """Ray or Ray Serve is down, or rejects us."""
+
+
+class ApiServerAwayError(ClusterError):
+    """Kubernetes' API server, which does not answer, or is too busy to: the same request may succeed later."""
 
 
 class EndpointUnreachableError(ClusterError):

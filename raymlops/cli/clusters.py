@@ -167,7 +167,7 @@ def submit(
 ) -> Answer:
     """Submit a command to Kubernetes as a RayJob and follow its log until it ends."""
     from raymlops.cluster.kubernetes.api_server import ApiServer
-    from raymlops.cluster.kubernetes.place import checked
+    from raymlops.cluster.kubernetes.checks import checked
     from raymlops.cluster.kubernetes.submit import submit as submit_job
     from raymlops.config.load import load
 

@@ -130,7 +130,7 @@ class SecretRef(Spec):
             KeyError: the environment variable is not set.
             OSError: the file cannot be read.
         """
-        return self._text() if self.env is not None else self._text().splitlines()[0].strip()
+        return (self._text() if self.env is not None else self._text().splitlines()[0]).strip()
 
     def read_lines(self) -> tuple[str, ...]:
         """Return its lines as values of their own, without empty ones and comments.

@@ -7,14 +7,14 @@ front of it, which has the caller's own rights: RAYMLOPS_KUBERNETES names it.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
-from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
+from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -23,6 +23,7 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PROXY, NAMESPACE = "RAYMLOPS_KUBERNETES", "RAYMLOPS_NAMESPACE"
 APPLY = "application/apply-patch+yaml"
 TIMEOUT_S = 15.0
+QUIET_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class ApiServer:
     namespace: str
     account: Path | None = None
     """Folder with the account's ``token``, which Kubernetes renews, and the server's ``ca.crt``."""
+    quiet_s: float = QUIET_S
+    """After which a stream counts as lost: a connection that something in between forgot ends with no word."""
 
     @classmethod
     def found(cls, namespace: str | None = None) -> Self:
@@ -56,17 +59,20 @@ class ApiServer:
         at = f"[{host}]" if ":" in host else host
         return cls(f"https://{at}:{os.environ.get('KUBERNETES_SERVICE_PORT', '443')}", named, ACCOUNT)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str, **params: str) -> dict[str, Any]:
         """Return what is at a path.
 
         Raises:
             NotFoundError, RefusedError, ClusterError: as ``_checked``.
         """
-        return self._call("GET", path)
+        return self._call("GET", path, params=params)
 
     def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Create an object; raises as ``get``, and ``RefusedError`` where there is one of that name."""
-        return self._call("POST", path, json=body)
+        """Create an object; raises as ``get``, and ``RefusedError`` where there is one of that name.
+
+        A field that its kind has not is refused too, which the server would leave out.
+        """
+        return self._call("POST", path, json=body, params={"fieldValidation": "Strict"})
 
     def apply(self, path: str, body: Mapping[str, Any], *, manager: str) -> dict[str, Any]:
         """Apply fields as their manager, by server-side apply.
@@ -79,18 +85,22 @@ class ApiServer:
         """
         return self._call("PATCH", path, json=body, params={"fieldManager": manager}, content_type=APPLY)
 
-    @contextmanager
-    def lines(self, path: str, **params: str) -> Iterator[Iterator[str]]:
-        """Yield the lines of an answer as they come; raises as ``get``."""
+    def lines(self, path: str, **params: str) -> Iterator[str]:
+        """Yield the lines of an answer as they come, until it ends, is cut, or is quiet; raises as ``get``.
+
+        Only who asks knows whether there will be more of it.
+        """
         with (
-            self._client(timeout=httpx.Timeout(TIMEOUT_S, read=None)) as client,
+            self._client(timeout=httpx.Timeout(TIMEOUT_S, read=self.quiet_s)) as client,
             self._errors(),
+            suppress(httpx.ReadTimeout),
             client.stream("GET", path, params=params) as response,
         ):
             if response.is_error:
                 response.read()
             _checked(response, self.url)
-            yield response.iter_lines()
+            with suppress(httpx.TransportError):
+                yield from response.iter_lines()
 
     def _call(
         self, method: str, path: str, *, content_type: str = "application/json", **options: Any
@@ -123,7 +133,7 @@ class ApiServer:
         try:
             yield
         except httpx.HTTPError as error:
-            raise ClusterError(
+            raise ApiServerAwayError(
                 f"Kubernetes' API server at {self.url} does not answer: {type(error).__name__}"
             ) from error
 
@@ -133,8 +143,9 @@ def _checked(response: httpx.Response, url: str) -> None:
 
     Raises:
         NotFoundError: there is no such object, or no such kind of objects.
-        RefusedError: a conflict, or an object that is not valid.
-        ClusterError: the account may not do that, or the server fails.
+        RefusedError: an object that is there, a field of another manager, or an object that is not valid.
+        ClusterError: the account may not do that.
+        ApiServerAwayError: the server fails, has too much to do, or another write came in between.
     """
     if not response.is_error:
         return
@@ -143,6 +154,8 @@ def _checked(response: httpx.Response, url: str) -> None:
     except (ValueError, KeyError, TypeError):
         said = response.text.strip()[:300]
     code = response.status_code
+    if code == httpx.codes.CONFLICT and "the object has been modified" in said:  # another write came in between
+        code = httpx.codes.SERVICE_UNAVAILABLE
     if code == httpx.codes.NOT_FOUND:
         raise NotFoundError(f"Kubernetes at {url}: {said}")
     if code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.BAD_REQUEST}:
@@ -150,6 +163,9 @@ def _checked(response: httpx.Response, url: str) -> None:
     if code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         raise ClusterError(
             f"Kubernetes at {url} does not let this account do that: {said}",
-            hint="The Role and RoleBinding NAME-reconciler of `raymlops render kubernetes` must be applied.",
+            hint="Head and controller have the Role NAME-reconciler of `raymlops render kubernetes`; who submits needs "
+            "NAME-submitter, by a RoleBinding of its own.",
         )
-    raise ClusterError(f"Kubernetes at {url} answered {code}: {said}")
+    passes = code == httpx.codes.TOO_MANY_REQUESTS or code >= httpx.codes.INTERNAL_SERVER_ERROR
+    kind = ApiServerAwayError if passes else ClusterError
+    raise kind(f"Kubernetes at {url} answered {code}: {said}")

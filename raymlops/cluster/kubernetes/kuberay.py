@@ -215,7 +215,7 @@ def _service(spec: Found, annotations: Found) -> Iterator[str]:
 
 
 def _job(spec: Found, annotations: Found) -> Iterator[str]:
-    """ValidateRayJobSpec and validateDeletionConfiguration."""
+    """ValidateRayJobSpec."""
     selector, cluster, ends = (
         spec.get("clusterSelector"),
         spec.get("rayClusterSpec"),
@@ -239,10 +239,35 @@ def _job(spec: Found, annotations: Found) -> Iterator[str]:
     for field, least in (("activeDeadlineSeconds", 1), ("preRunningDeadlineSeconds", 1), ("backoffLimit", 0)):
         if (value := spec.get(field)) is not None and value < least:
             yield f"{field} is {value}, at least {least}"
+    yield from _deletion(spec)
     if cluster:
         if (cluster.get("authOptions") or {}).get("enableK8sTokenAuth"):
             yield "authOptions.enableK8sTokenAuth is not for a RayJob"
         yield from _cluster(cluster, annotations)
+
+
+def _deletion(spec: Found) -> Iterator[str]:
+    """Check as validateDeletionConfiguration and validateLegacyDeletionPolicies do; single rules are not looked at."""
+    strategy = spec.get("deletionStrategy")
+    if strategy is None:
+        return
+    rules, ends = strategy.get("deletionRules"), spec.get("shutdownAfterJobFinishes")
+    when = {name: strategy[name] for name in ("onSuccess", "onFailure") if strategy.get(name) is not None}
+    policies = {one.get("policy") for one in when.values()}
+    if rules and ends:
+        yield "shutdownAfterJobFinishes and deletionStrategy.deletionRules exclude each other"
+    if rules and when:
+        yield "deletionStrategy has deletionRules beside onSuccess or onFailure"
+    elif not rules and len(when) < 2:
+        yield "deletionStrategy needs deletionRules, or both onSuccess and onFailure"
+    if None in policies:
+        yield "deletionStrategy has no policy in onSuccess or onFailure"
+    if spec.get("clusterSelector") and policies & {"DeleteCluster", "DeleteWorkers"}:
+        yield "deletionStrategy deletes nothing of a cluster that clusterSelector names"
+    if "DeleteWorkers" in policies and (spec.get("rayClusterSpec") or {}).get("enableInTreeAutoscaling"):
+        yield "deletionStrategy DeleteWorkers is not for a cluster with an autoscaler"
+    if ends and "DeleteNone" in policies:
+        yield "deletionStrategy DeleteNone and shutdownAfterJobFinishes exclude each other"
 
 
 def _pod(group: Found) -> Found:

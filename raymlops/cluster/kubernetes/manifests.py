@@ -59,7 +59,10 @@ def _config_map(place: Place, config: str) -> dict[str, Any]:
 
 
 def _accounts(place: Place) -> list[dict[str, Any]]:
-    """Return who the pods are. The endpoint's head and the controller may write into their one RayService."""
+    """Return who the pods are. The endpoint's head and the controller may write into their one RayService.
+
+    The Role of who submits jobs is bound to nobody: a job on the endpoint's cluster can read the state's database.
+    """
     names = ("head", "job", "node", "controller")
     accounts = [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": place.meta(f"-{name}", "account")} for name in names
@@ -74,6 +77,17 @@ def _accounts(place: Place) -> list[dict[str, Any]]:
         }
     ]
     role = {"apiVersion": f"{RBAC}/v1", "kind": "Role", "metadata": meta, "rules": rules}
+    submitter = {
+        "apiVersion": f"{RBAC}/v1",
+        "kind": "Role",
+        "metadata": place.meta("-submitter", "account"),
+        "rules": [
+            {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]},
+            {"apiGroups": ["ray.io"], "resources": ["rayclusters", "rayservices"], "verbs": ["get"]},
+            {"apiGroups": [""], "resources": ["pods", "events"], "verbs": ["list"]},
+            {"apiGroups": [""], "resources": ["pods/log"], "verbs": ["get"]},
+        ],
+    }
     subjects = [
         {"kind": "ServiceAccount", "name": f"{place.name}-{name}", "namespace": place.namespace}
         for name in ("head", "controller")
@@ -86,7 +100,7 @@ def _accounts(place: Place) -> list[dict[str, Any]]:
         "roleRef": named,
         "subjects": subjects,
     }
-    return [*accounts, role, binding]
+    return [*accounts, role, binding, submitter]
 
 
 def _controller(place: Place, config: str) -> dict[str, Any]:

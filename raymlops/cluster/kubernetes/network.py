@@ -27,10 +27,8 @@ def node_rules(place: Place, role: str, *, head: bool) -> list[dict[str, Any]]:
     if head:
         callers = ["submitter", "controller"] if role == "serve" else ["submitter"]
         mine = {"podSelector": {"matchExpressions": [_in(callers)], "matchLabels": _instance(place)}}
-        operator = {
-            "namespaceSelector": {},
-            "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
-        }
+        # The one label that Helm's chart and KubeRay's kustomization both give it.
+        operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_COMPONENT: "kuberay-operator"}}}
         asked = [DASHBOARD_PORT, *([serve] if role == "serve" else [])]
         rules += [_rule([mine], [DASHBOARD_PORT]), _rule([operator], asked)]
     anyone: list[dict[str, Any]] = [{"namespaceSelector": {}}]

@@ -1,17 +1,16 @@
-"""Names, labels and paths on Kubernetes that a project's objects share, and what of a project cannot run there.
+"""Names, labels and paths on Kubernetes that a project's objects share.
 
 Pure: a specification in, words out. Knows no object.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.base import SecretRef
-from raymlops.config.serve import is_loopback
-from raymlops.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +26,12 @@ CONFIG_FILE = "project.yaml"
 TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a Secret's key, which KubeRay fixes
 REDIS_KEY = "redis_password"
 STATE_KEY = "state_url"
-LONGEST = 40
-"""KubeRay takes 47 characters of a RayService or RayJob; jobs add a verb."""
-_SHAPE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+PROGRAM = "/opt/raymlops"
+"""Where the image has raymlops."""
+LONGEST = 35
+"""KubeRay takes 47 characters of a RayService or RayJob: NAME-train- and the 5 that Kubernetes adds."""
+LONGEST_LABEL = 63
+_DIGEST = 6
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Place:
     @property
     def name(self) -> str:
         """Return the name of the RayService; of every other object it is the beginning."""
-        return self.spec.project.name.replace("_", "-")
+        return label(self.spec.project.name, LONGEST)
 
     @property
     def section(self) -> KubernetesSection:
@@ -53,7 +55,8 @@ class Place:
     @property
     def namespace(self) -> str:
         """Return the namespace of all of it."""
-        return self.section.namespace or (self.name if self.env is None else f"{self.name}-{self.env}")
+        named = self.name if self.env is None else f"{self.name}-{self.env}"
+        return self.section.namespace or label(named, LONGEST_LABEL)
 
     @property
     def folder(self) -> str | None:
@@ -107,13 +110,35 @@ class Place:
         """Return the file of the state's URL, in the head and the controller alone."""
         ref = self.spec.storage.state
         assert isinstance(ref, SecretRef)
-        assert ref.file is not None  # ``checked``
+        assert ref.file is not None  # ``checks``
         return in_home(ref.file)
 
     def secret_keys(self) -> list[str]:
         """Return what the Secret must have."""
         redis = [REDIS_KEY] if self.section.redis else []
         return sorted({TOKEN_KEY, *redis, *self.variables(), *self.files().values()})
+
+    def create_secret(self, namespace: str) -> str:
+        """Return the command that makes the Secret.
+
+        Ray, Redis and KubeRay take a value to its last character: the shell leaves out the line end of its file. What
+        the pods read as a file may have lines.
+        """
+        files = self.files().values()
+        values = (
+            f"--from-file={key}=FILE" if key in files else f'--from-literal={key}="$(cat FILE)"'
+            for key in self.secret_keys()
+        )
+        return f"kubectl -n {namespace} create secret generic {self.section.secret} {' '.join(values)}"
+
+
+def label(text: str, longest: int) -> str:
+    """Return a text as a DNS label: itself where it is one, else with a digest, so that no two texts share a label."""
+    plain = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
+    if plain == text and len(text) <= longest:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]
+    return f"{plain[: longest - _DIGEST - 1].rstrip('-')}-{digest}"
 
 
 def in_home(path: str) -> str:
@@ -133,49 +158,3 @@ def _found(value: Any, path: str) -> Iterator[tuple[str, SecretRef]]:
     elif hasattr(type(value), "model_fields"):
         for name in type(value).model_fields:
             yield from _found(getattr(value, name), f"{path}.{name}")
-
-
-def checked(spec: ProjectSpec, *, env: str | None, release: str) -> Place:
-    """Return where a project is on Kubernetes.
-
-    Raises:
-        ConfigError: with everything of it that cannot run there.
-    """
-    place = Place(spec, env, spec.kubernetes.image or f"raymlops:{release}")
-    problems = list(_problems(place))
-    if problems:
-        raise ConfigError(problems, hint="An overlay env/NAME.yaml for the cluster has these; --env NAME names it.")
-    return place
-
-
-def _problems(place: Place) -> Iterator[Problem]:
-    spec, serve, state = place.spec, place.spec.serve, place.spec.storage.state
-    if len(place.name) > LONGEST or not _SHAPE.fullmatch(place.name):
-        yield Problem(
-            "project.name",
-            f"got {spec.project.name!r}; on Kubernetes at most {LONGEST} of a-z, 0-9, _ and -, beginning with a letter",
-        )
-    if not (isinstance(state, SecretRef) and state.file):
-        yield Problem(
-            "storage.state",
-            "on Kubernetes a database outside of it, by a file of the head alone: {file: ~/state_url}. A variable "
-            "would give every trial, worker and replica the state's credentials, and SQLite cannot be shared by nodes",
-        )
-    if not isinstance(spec.storage.optuna, SecretRef):
-        yield Problem(
-            "storage.optuna", "on Kubernetes a database outside of it: {env: NAME}; NAME is a key of the Secret"
-        )
-    if spec.tracking.uri is None:
-        yield Problem("tracking.uri", "on Kubernetes the MLflow server's URI: nodes cannot share a SQLite file")
-    if place.folder is not None and not place.folder.startswith("/"):
-        yield Problem(
-            "storage.path", f"got {spec.storage.path!r}; a bucket's URI, or the whole path of a shared folder"
-        )
-    if is_loopback(serve.host):
-        yield Problem("serve.host", f"got {serve.host!r}, which the rest of the cluster cannot reach; 0.0.0.0")
-    if serve.port < 1024:
-        yield Problem("serve.port", f"got {serve.port}; a fixed port that needs no root: 1024 to 65535")
-    if serve.tls is not None:
-        yield Problem("serve.tls_cert", "on Kubernetes TLS ends at the Ingress or Gateway: leave it out")
-    if spec.cluster.address is not None or spec.cluster.dashboard is not None:
-        yield Problem("cluster", "address and dashboard are the cluster's own there: leave them out")

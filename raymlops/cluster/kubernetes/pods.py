@@ -18,7 +18,11 @@ RAY_SERVICE = "RAYMLOPS_RAYSERVICE"
 """Variable with the name of the RayService of this namespace whose ``serveConfigV2`` is ours to write."""
 OVERWRITE = "ray.io/overwrite-container-cmd"
 """KubeRay then leaves the command, and its own is in KUBERAY_GEN_RAY_START_CMD (``common/pod.go``, ``BuildPod``)."""
-AGENT_PORT, DASHBOARD_PORT, GCS_PORT, METRICS_PORT = 52365, 8265, 6379, 8080
+AGENT_PORT, DASHBOARD_PORT, GCS_PORT, METRICS_PORT, CLIENT_PORT = 52365, 8265, 6379, 8080, 10001
+PORTS = frozenset({AGENT_PORT, DASHBOARD_PORT, GCS_PORT, METRICS_PORT, 8404, 8500, 9101, 9500})
+"""Of Ray and, by the defaults of Ray Serve (``serve/_private/constants.py``), of HAProxy and its fallback."""
+WORKER_PORTS = range(CLIENT_PORT, 20000)
+"""Of Ray Client, and of workers by the defaults of ``ray start``."""
 HEALTH = "/api/healthz"
 """Of a node since Ray 2.53: its raylet, on a head the GCS too (``utils.RayNodeHealthPath``)."""
 HEARTBEAT = "/tmp/controller"  # noqa: S108 - a file in a container of its own
@@ -45,7 +49,7 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
     if serves:
         ports.append(("serve", place.spec.serve.port))
     if head:
-        ports += [("gcs-server", GCS_PORT), ("dashboard", DASHBOARD_PORT), ("client", 10001)]
+        ports += [("gcs-server", GCS_PORT), ("dashboard", DASHBOARD_PORT), ("client", CLIENT_PORT)]
     named = f"--proxy {place.spec.serve.proxy} " if place.spec.serve.proxy else ""
     container: dict[str, Any] = {
         "name": f"ray-{'head' if head else 'worker'}",

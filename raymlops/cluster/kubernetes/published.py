@@ -1,7 +1,7 @@
 """Files that are rendered again and again, and that somebody may have edited in between.
 
-Owns the record of what was written. A file that is not as it was written is somebody's work: it is shown, and
-replaced by ``--force`` alone. Knows nothing of what the files hold.
+Owns the record of what was written, and for which project. A file that is not as it was written is somebody's work: it
+is shown, and replaced by ``--force`` alone. Knows nothing of what the files hold.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ RECORD = ".rendered.json"
 MOST_LINES = 60
 
 
-def publish(folder: Path, files: Mapping[str, str], *, force: bool = False) -> list[str]:
-    """Write files into a folder, and return the paths of those that changed.
+def publish(folder: Path, files: Mapping[str, str], *, of: str, force: bool = False) -> list[str]:
+    """Write files into a folder, and return the paths of those that changed; ``of`` is the project that they are of.
 
     What was rendered before and is no more goes. The record names what a file was and what it becomes before anything
     is written, so that a process that is killed in between leaves no file that looks edited.
 
     Raises:
-        RefusedError: somebody edited files, with the difference; nothing was written.
+        RefusedError: somebody edited files, with the difference, or they are another project's; nothing was written.
         StorageError: the folder cannot be read or written.
     """
     try:
-        record = _read(folder)
+        owner, record = _read(folder)
+        if owner not in {None, of} and not force:
+            raise RefusedError(
+                f"{folder} has the manifests of the project {owner}, and these are of {of}; nothing was written",
+                hint="Choose another --to; --force replaces them.",
+            )
         present = {name: text for name in {*files, *record} if (text := _text(folder / name)) is not None}
         edited = [
             name
@@ -45,14 +50,14 @@ def publish(folder: Path, files: Mapping[str, str], *, force: bool = False) -> l
         changed = sorted(name for name in {*files, *present} if present.get(name) != files.get(name))
         if changed or not (folder / RECORD).exists():
             now = {name: [_digest(text)] for name, text in files.items()}
-            _write(folder, {name: [*record.get(name, []), *now.get(name, [])] for name in {*record, *now}})
+            _write(folder, of, {name: [*record.get(name, []), *now.get(name, [])] for name in {*record, *now}})
             for name in changed:
                 if name in files:
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     write_bytes(folder / name, files[name].encode())
                 else:
                     (folder / name).unlink(missing_ok=True)
-            _write(folder, now)
+            _write(folder, of, now)
     except OSError as error:
         raise StorageError(
             f"cannot write manifests to {folder}: {error.strerror or error}", hint="Choose another --to."
@@ -73,17 +78,18 @@ def _refused(folder: Path, edited: list[str], present: Mapping[str, str], files:
     )
 
 
-def _read(folder: Path) -> dict[str, list[str]]:
+def _read(folder: Path) -> tuple[str | None, dict[str, list[str]]]:
     text = _text(folder / RECORD)
     try:
-        return {} if text is None else dict(json.loads(text)["files"])
-    except (ValueError, KeyError, TypeError):
-        return {}  # then every file that differs counts as edited
+        record = {} if text is None else dict(json.loads(text))
+        return record.get("project"), dict(record.get("files", {}))
+    except (ValueError, TypeError):
+        return None, {}  # then every file that differs counts as edited
 
 
-def _write(folder: Path, files: Mapping[str, list[str]]) -> None:
+def _write(folder: Path, of: str, files: Mapping[str, list[str]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"schema_version": 1, "files": {name: files[name] for name in sorted(files)}}
+    data = {"schema_version": 1, "project": of, "files": {name: files[name] for name in sorted(files)}}
     write_bytes(folder / RECORD, f"{json.dumps(data, indent=1)}\n".encode())
 
 

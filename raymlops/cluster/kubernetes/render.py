@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.documents import yaml_text
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import MANAGER, jobs, manifests
 from raymlops.cluster.kubernetes.overlays import base_files, overlay_files
-from raymlops.cluster.kubernetes.place import Place, checked
 from raymlops.cluster.kubernetes.published import publish
 from raymlops.config.load import dump, load
 from raymlops.errors import ConfigError, UsageError
@@ -24,6 +24,7 @@ from raymlops.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from raymlops.cluster.kubernetes.place import Place
     from raymlops.config.schema import ProjectSpec
 
 ENVIRONMENTS = ("dev", "staging", "prod")
@@ -50,6 +51,8 @@ class Rendered(Record):
     namespace: str
     secret: str
     secret_keys: tuple[str, ...]
+    create_secret: str
+    """The command that makes it, with FILE for that of each value."""
     changed: tuple[str, ...]
     """Files that were written or removed."""
     notes: tuple[str, ...] = ()
@@ -57,11 +60,10 @@ class Rendered(Record):
 
     def text(self) -> str:
         """Return what to do next."""
-        keys = " ".join(f"--from-file={key}=FILE" for key in self.secret_keys)
         lines = [
             f"{self.folder}: {len(self.changed)} files changed" if self.changed else f"{self.folder}: nothing changed",
             f"kubectl create namespace {self.namespace}",
-            f"kubectl -n {self.namespace} create secret generic {self.secret} {keys}",
+            self.create_secret,
             f"kubectl apply --server-side -k {self.folder}/overlays/{self.overlay}",
         ]
         return "\n".join([*lines, *self.notes])
@@ -74,7 +76,8 @@ def render_kubernetes(
 
     Raises:
         ConfigError: the configuration, or what of it cannot run on Kubernetes.
-        RefusedError: somebody edited a file of an earlier rendering; ``force`` replaces it.
+        RefusedError: somebody edited a file of an earlier rendering, or the folder is another project's; ``force``
+            replaces it.
         StorageError: the folder cannot be written.
     """
     spec = load(file, overrides=overrides, env=env).spec
@@ -91,7 +94,7 @@ def render_kubernetes(
         except ConfigError as error:
             notes.append(f"no overlay {name}: {error.problems[0].path}: {error.problems[0].message}")
     files = files_of(chosen, own)
-    changed = publish(Path(to), files, force=force)
+    changed = publish(Path(to), files, of=spec.project.name, force=force)
     overlay = env or "base"
     return Rendered(
         str(to),
@@ -99,6 +102,7 @@ def render_kubernetes(
         chosen.namespace,
         chosen.section.secret,
         tuple(chosen.secret_keys()),
+        chosen.create_secret(chosen.namespace),
         tuple(changed),
         tuple(notes),
     )

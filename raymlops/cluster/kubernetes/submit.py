@@ -1,17 +1,22 @@
 """``submit``: a RayJob for a verb, and its log until it ends.
 
-Owns the job's name, its cluster and how it ended. What a RayJob is made of is ``ray``'s. A process that is interrupted
-leaves the job running; the same ``--name`` again follows it.
+Owns the job's name and its cluster. What a RayJob is made of is ``ray``'s. A process that is interrupted leaves the job
+running; the same ``--name`` again follows it.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.kubernetes.place import LONGEST, checked
+from raymlops.cluster.kubernetes.checks import checked
+from raymlops.cluster.kubernetes.follow import Follower
+from raymlops.cluster.kubernetes.installed import KUBERAY, UPGRADE, check_cluster, check_kuberay, ray_service_of
+from raymlops.cluster.kubernetes.kuberay import refusals
+from raymlops.cluster.kubernetes.place import label
 from raymlops.cluster.kubernetes.ray import API, VERBS, cluster_of, ray_job
 from raymlops.cluster.kubernetes.render import ray_version
 from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
@@ -22,12 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from raymlops.cluster.kubernetes.api_server import ApiServer
-    from raymlops.cluster.kubernetes.place import Place
     from raymlops.config.schema import ProjectSpec
 
-POLL_S = 2.0
-ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
-"""Values of ``status.jobDeploymentStatus`` that stay."""
+VERB = 8
+"""Characters of the verb in a job's name."""
 
 
 @dataclass(frozen=True)
@@ -56,74 +59,58 @@ def submit(
     cluster: str | None = None,
     write: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SubmittedJob:
     """Run ``raymlops WORDS`` as a RayJob, hand each line of its log to ``write``, and return how it ended.
 
     ``train`` and ``sweep`` bring a cluster of their own unless one is named. Every other verb is about the endpoint,
-    and runs on the RayService's cluster.
+    and runs on the RayService's cluster. What the job waits for is written too.
 
     Raises:
         ConfigError: what of the project cannot run on Kubernetes.
-        UsageError: no verb, or its own ``--config`` or ``--env``: the job has the cluster's.
-        RefusedError, NotFoundError, ClusterError: of the API server.
+        UsageError: no verb, its own ``--config`` or ``--env``, which the job has from the cluster, or a name that
+            KubeRay refuses.
+        ClusterError: KubeRay is missing or too old, or the job does not start.
+        NotFoundError: there is no such cluster, or no such namespace.
+        RefusedError: there is another job of that name.
     """
     place = checked(spec, env=env, release=__version__)
     if not words or words[0].startswith("-"):
         raise UsageError("no verb is given", hint="raymlops submit --config FILE -- train")
-    if {"--config", "-c", "--env"} & set(words):
+    if {"--config", "-c", "--env"} & {word.partition("=")[0] for word in words}:
         raise UsageError("the job has the configuration of the cluster", hint="Give --config and --env before the --.")
     if cluster is None and words[0] not in VERBS:
-        cluster = _live_cluster(place, server)
-    name = name or f"{place.name[: LONGEST - 2]}-{words[0][:3]}-{secrets.token_hex(2)}"
-    path = f"/apis/{API}/namespaces/{server.namespace}/rayjobs"
+        cluster = cluster_of(ray_service_of(server, place.name), name=place.name, namespace=server.namespace)
+    elif cluster is not None:
+        check_cluster(server, cluster)
+    name = name or f"{place.name}-{label(words[0], VERB)}-{secrets.token_hex(2)}"
     job = ray_job(place, words, ray_version=ray_version(), cluster=cluster, name=name)
+    if problems := refusals(job):
+        raise UsageError("KubeRay would refuse this job: " + "; ".join(problems), hint="Choose another --name.")
+    write(f"job {name} in the namespace {server.namespace}; Ctrl-C leaves it, and --name {name} follows it again")
+    follower = Follower(server, name, place=place, write=write, clock=clock)
+    follower.patiently(lambda: _create(server, job), sleep)
+    status = follower.follow(sleep)
+    said = status.get("jobStatus") or status["jobDeploymentStatus"]
+    return SubmittedJob(name, server.namespace, said, str(status.get("message") or ""))
+
+
+def _create(server: ApiServer, job: dict[str, Any]) -> None:
+    """Create a job, unless the same one is there: of an earlier call, or of one whose answer was lost."""
+    path, name = f"/apis/{API}/namespaces/{server.namespace}/rayjobs", job["metadata"]["name"]
     try:
         server.create(path, job)
-    except RefusedError:
+    except NotFoundError as error:
+        check_kuberay(server)
+        raise NotFoundError(error.message, hint=f"kubectl create namespace {server.namespace}") from error
+    except RefusedError as error:
+        if unknown := re.findall(r'unknown field "([^"]*)"', error.message):
+            raise ClusterError(
+                f"this cluster's KubeRay does not know {', '.join(unknown)}; {KUBERAY} is needed", hint=UPGRADE
+            ) from error
         before = _found(server, f"{path}/{name}")
         if before is None or before["spec"].get("entrypoint") != job["spec"]["entrypoint"]:
             raise
-    _follow(server, name, write=write, path=f"{path}/{name}", sleep=sleep)
-    while True:
-        status = server.get(f"{path}/{name}").get("status") or {}
-        if status.get("jobDeploymentStatus") in ENDED:
-            said = status.get("jobStatus") or status["jobDeploymentStatus"]
-            return SubmittedJob(name, server.namespace, said, str(status.get("message") or ""))
-        sleep(POLL_S)
-
-
-def _follow(
-    server: ApiServer, name: str, *, path: str, write: Callable[[str], None], sleep: Callable[[float], None]
-) -> None:
-    """Write the log of the job's submitter, which follows that of its driver (``BuildJobSubmitCommand``)."""
-    pods = f"/api/v1/namespaces/{server.namespace}/pods"
-    while True:
-        found = server.get(f"{pods}?labelSelector=batch.kubernetes.io/job-name%3D{name}")["items"]
-        started = [one for one in found if (one.get("status") or {}).get("phase") not in {None, "Pending"}]
-        if started:
-            break
-        if ((server.get(path).get("status") or {}).get("jobDeploymentStatus")) in ENDED:
-            return
-        for reason in {reason for one in found for reason in _waits(one)}:
-            if "secret" in reason.lower() and "not found" in reason.lower():
-                raise ClusterError(
-                    f"the job {name} waits: {reason}", hint="`raymlops render kubernetes` prints the Secret's keys."
-                )
-        sleep(POLL_S)
-    with server.lines(f"{pods}/{started[-1]['metadata']['name']}/log", follow="true") as lines:
-        for line in lines:
-            write(line)
-
-
-def _waits(pod: dict[str, Any]) -> list[str]:
-    """Return why the containers of a pod do not start."""
-    states = [one.get("state") or {} for one in (pod.get("status") or {}).get("containerStatuses") or ()]
-    return [state["waiting"]["message"] for state in states if (state.get("waiting") or {}).get("message")]
-
-
-def _live_cluster(place: Place, server: ApiServer) -> str:
-    path = f"/apis/{API}/namespaces/{server.namespace}/rayservices/{place.name}"
-    return cluster_of(server.get(path), name=place.name, namespace=server.namespace)
 
 
 def _found(server: ApiServer, path: str) -> dict[str, Any] | None:

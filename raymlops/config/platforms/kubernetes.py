@@ -13,7 +13,10 @@ from raymlops.config.base import Spec
 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name that Kubernetes takes for an object of any kind (RFC 1123)."""
-Host = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
+Host = Annotated[
+    str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)*[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
+]
+"""Labels with dots between them; no IP address, which an Ingress does not take."""
 
 
 class CpuNodes(Spec):
@@ -47,7 +50,9 @@ class KubernetesSection(Spec):
 
     namespace: Label | None = Field(None, description="namespace; default: the project's name, then - and the --env")
     image: str | None = Field(
-        None, min_length=1, description="image with raymlops and the recipe; default: raymlops with this version as tag"
+        None,
+        pattern=r"^[^\s]+$",
+        description="image with raymlops and the recipe; default: raymlops with this version as tag",
     )
     secret: Label = Field("raymlops", description="Secret with the credentials that the configuration refers to")
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")

@@ -16,19 +16,18 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
+from raymlops.cluster.kubernetes.installed import ray_service_of
 from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
 from raymlops.cluster.kubernetes.manifests import MANAGER
 from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
 from raymlops.cluster.kubernetes.ray import API, cluster_of
-from raymlops.errors import ClusterError, NotFoundError, RefusedError
+from raymlops.errors import ClusterError, RefusedError
 from raymlops.serving.control.rest_api import ServeApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
-
-KUBERAY = "KubeRay 1.7"
 
 
 class RayServiceApi(ServeApi):
@@ -67,9 +66,9 @@ class RayServiceApi(ServeApi):
         """Write a configuration into the RayService; KubeRay sends it.
 
         Raises:
-            RefusedError: somebody else manages the field, the RayService was replaced meanwhile, or it is upgraded
-                incrementally.
-            ClusterError, NotFoundError: as ``located``.
+            RefusedError: the RayService was replaced meanwhile, or it is upgraded incrementally.
+            ClusterError: somebody else manages the field; or as ``located``.
+            NotFoundError: as ``located``.
         """
         found = self._read()
         text = json.dumps(config, sort_keys=True, separators=(",", ":"))
@@ -78,7 +77,16 @@ class RayServiceApi(ServeApi):
         # With the id of the one that was read: a RayService that is gone is not made anew out of one field.
         metadata = {"name": self._name, "namespace": self._server.namespace, "uid": found["metadata"]["uid"]}
         body = {"apiVersion": API, "kind": "RayService", "metadata": metadata, "spec": {"serveConfigV2": text}}
-        self._server.apply(self._path, body, manager=MANAGER)
+        try:
+            self._server.apply(self._path, body, manager=MANAGER)
+        except RefusedError as error:
+            if "conflict with" not in error.message:
+                raise
+            # As one that does not answer: what is desired stays so, and is carried out once the field is given back.
+            raise ClusterError(
+                f"{error.message}; somebody else manages what is live. This takes the field over as it is:\n"
+                f"{_take_over(self._name, self._server.namespace)}"
+            ) from error
 
     def located(self) -> str:
         """Return the URL of the dashboard of the cluster that gets the configuration.
@@ -91,14 +99,7 @@ class RayServiceApi(ServeApi):
         return self._dashboard_of(cluster_of(self._read(), name=self._name, namespace=self._server.namespace))
 
     def _read(self) -> dict[str, Any]:
-        try:
-            found = self._server.get(self._path)
-        except NotFoundError:
-            self._check_kuberay()
-            raise NotFoundError(
-                f"there is no RayService {self._name} in the namespace {self._server.namespace}",
-                hint="kubectl apply --server-side -k DIR/overlays/ENV, after `raymlops render kubernetes`.",
-            ) from None
+        found = ray_service_of(self._server, self._name)
         if ((found["spec"].get("upgradeStrategy") or {}).get("type")) == INCREMENTAL:
             raise RefusedError(
                 f"the RayService {self._name} is upgraded incrementally ({INCREMENTAL}): the cluster that answers "
@@ -107,28 +108,35 @@ class RayServiceApi(ServeApi):
             )
         return found
 
-    def _check_kuberay(self) -> None:
-        """Say that KubeRay is missing or too old, where that is why nothing was found."""
-        group, _, version = API.partition("/")
-        try:
-            served = [one["version"] for one in self._server.get(f"/apis/{group}")["versions"]]
-        except NotFoundError:
-            raise ClusterError(
-                f"this cluster has no KubeRay; {KUBERAY} is needed", hint="helm install kuberay-operator"
-            ) from None
-        if version not in served:
-            raise ClusterError(
-                f"this cluster's KubeRay serves {', '.join(served)} of {group}; {version} is needed, of {KUBERAY}",
-                hint="Upgrade its CRDs and the operator.",
-            )
-
     def _service_of(self, cluster: str) -> str:
         """Return the URL of a cluster's head service (``utils.GenerateHeadServiceName``)."""
         return f"http://{cluster}-head-svc.{self._server.namespace}.svc:{DASHBOARD_PORT}"
 
     def _call(self, method: str, path: str, config: Mapping[str, Any] | None = None) -> httpx.Response:
-        self.dashboard_url = self.located().rstrip("/")
-        return super()._call(method, path, None if config is None else dict(config))
+        found = self._read()
+        cluster = cluster_of(found, name=self._name, namespace=self._server.namespace)
+        self.dashboard_url = self._dashboard_of(cluster).rstrip("/")
+        try:
+            return super()._call(method, path, None if config is None else dict(config))
+        except ClusterError as error:
+            answering = (found["status"].get("activeServiceStatus") or {}).get("rayClusterName")
+            if answering in {None, "", cluster}:
+                raise
+            raise type(error)(
+                f"{error.message}. The RayService {self._name} is being upgraded: its new cluster {cluster} gets every "
+                f"change, and {answering} answers as before until that one is up",
+                hint=f"kubectl -n {self._server.namespace} describe raycluster {cluster}. Manifests of before that are "
+                "applied again bring up another one.",
+            ) from error
+
+
+def _take_over(name: str, namespace: str) -> str:
+    """Return the command by which raymlops manages what is live again, as it is now; Serve gets nothing new by it."""
+    field = '{apiVersion, kind, metadata: {name: .metadata.name}, spec: {serveConfigV2: (.spec.serveConfigV2 // "")}}'
+    return (
+        f"  kubectl -n {namespace} get rayservice {name} -o json | jq '{field}' | "
+        f"kubectl -n {namespace} apply --server-side --field-manager={MANAGER} --force-conflicts -f -"
+    )
 
 
 def ray_service() -> str | None:

@@ -128,6 +128,20 @@ def test_a_reference_is_read_from_where_it_says(monkeypatch, tmp_path):
     assert resolve(SecretRef(file=str(tmp_path / "who")), "tracking.username") == "you"
 
 
+@pytest.mark.parametrize("text", ["postgresql://db/optuna\n", "postgresql://db/optuna\r\n", " postgresql://db/optuna"])
+def test_a_variable_has_no_line_end(monkeypatch, text):
+    """As the key of a Kubernetes Secret made from a file has one, and the first line of a file has none."""
+    monkeypatch.setenv("OPTUNA", text)
+    assert resolve(SecretRef(env="OPTUNA"), "storage.optuna") == "postgresql://db/optuna"
+
+
+def test_a_variable_of_blanks_is_empty(monkeypatch):
+    """Rather than a credential of blanks."""
+    monkeypatch.setenv("OPTUNA", "\n")
+    with pytest.raises(ConfigError, match="OPTUNA is empty"):
+        resolve(SecretRef(env="OPTUNA"), "storage.optuna")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -6,9 +6,9 @@ import jsonschema
 import pytest
 from published_schemas import published
 
+from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import jobs, manifests
-from raymlops.cluster.kubernetes.place import checked
 from raymlops.config.load import dump, load
 
 ROOT = Path(__file__).parents[4]
@@ -93,16 +93,30 @@ def dangling(found):
             if "configMap" in volume and ("ConfigMap", volume["configMap"]["name"]) not in named:
                 yield f"there is no ConfigMap {volume['configMap']['name']}"
         for container in spec["containers"]:
-            for mount in container.get("volumeMounts", ()):
-                if mount["name"] not in volumes:
-                    yield f"{labels}: {container['name']} mounts {mount['name']}, which is no volume"
+            yield from _mounted(container, volumes)
             security = spec.get("securityContext", {}), container.get("securityContext", {})
             if not security[0].get("runAsNonRoot") or security[1].get("allowPrivilegeEscalation", True):
                 yield f"{labels}: {container['name']} may run as root"
             for one in container.get("env", ()):
                 if any(word in one["name"] for word in ("PASSWORD", "TOKEN", "SECRET", "URL")) and "value" in one:
                     yield f"{one['name']} is a credential in a manifest"
+    for one in found:
+        if one["kind"] == "RoleBinding" and ("Role", one["roleRef"]["name"]) not in named:
+            yield f"there is no Role {one['roleRef']['name']}"
     yield from _empty_selectors(found, templates)
+
+
+def _mounted(container, volumes):
+    """Yield what an API server refuses of a container's lists, whose keys it wants once."""
+    for mount in container.get("volumeMounts", ()):
+        if mount["name"] not in volumes:
+            yield f"{container['name']} mounts {mount['name']}, which is no volume"
+        if not mount["mountPath"].startswith("/") or ":" in mount["mountPath"]:
+            yield f"{container['name']} mounts at {mount['mountPath']}"
+    for field, key in (("env", "name"), ("ports", "containerPort"), ("volumeMounts", "mountPath")):
+        keys = [one[key] for one in container.get(field, ())]
+        for one in {one for one in keys if keys.count(one) > 1}:
+            yield f"{container['name']} has {field} {one} twice"
 
 
 def _empty_selectors(found, templates):

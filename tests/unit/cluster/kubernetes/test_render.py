@@ -41,6 +41,7 @@ def test_rendered_twice_it_is_the_same(render, tmp_path):
     assert render().changed == ()
     assert render_kubernetes(FLIGHTS, to=tmp_path / "other", env="prod").changed
     assert texts(tmp_path / "out") == texts(tmp_path / "other") == before
+    assert json.loads(before[".rendered.json"])["project"] == "flights"
 
 
 def test_what_is_live_is_in_no_manifest(render, tmp_path):
@@ -121,6 +122,17 @@ def test_the_state_is_reached_from_the_head_and_the_controller_alone(place):
         if "state_url" in json.dumps(pod)
     }
     assert holders == {"serve-head", "controller"}
+
+
+def test_who_submits_jobs_has_a_role_and_no_pod_has_it(place):
+    """A job of the endpoint's cluster runs beside the state's credentials."""
+    accounts = manifests(place(), config="", ray_version="2.60.0")["accounts"]
+    (role,) = (one for one in accounts if one["metadata"]["name"] == "flights-submitter")
+    assert {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]} == {
+        ("rayjobs", "create"), ("rayjobs", "get"), ("rayservices", "get"), ("rayclusters", "get"),
+        ("pods", "list"), ("events", "list"), ("pods/log", "get"),
+    }  # fmt: skip
+    assert [one["roleRef"]["name"] for one in accounts if one["kind"] == "RoleBinding"] == ["flights-reconciler"]
 
 
 def test_gpu_nodes_are_there_where_something_reserves_gpus(place):

@@ -55,6 +55,52 @@ MISTAKES = {
         put(deletionStrategy={"onSuccess": {"policy": "DeleteSelf"}, "deletionRules": []}),
         "cannot be used together",
     ),
+    "an empty way to delete": ("RayJob", put(deletionStrategy={}), "BOTH onSuccess and onFailure"),
+    "half a way to delete": (
+        "RayJob",
+        put(deletionStrategy={"onSuccess": {"policy": "DeleteSelf"}}),
+        "BOTH onSuccess and onFailure",
+    ),
+    "rules to delete what ends": (
+        "RayJob",
+        put(deletionStrategy={"deletionRules": [{"policy": "DeleteSelf", "condition": {"jobStatus": "FAILED"}}]}),
+        "deletionStrategy.deletionRules exclude each other",
+    ),
+    "nothing deleted of what ends": (
+        "RayJob",
+        put(deletionStrategy={"onSuccess": {"policy": "DeleteNone"}, "onFailure": {"policy": "DeleteSelf"}}),
+        "DeleteNone and shutdownAfterJobFinishes",
+    ),
+    "workers deleted beside an autoscaler": (
+        "RayJob",
+        put(deletionStrategy={"onSuccess": {"policy": "DeleteWorkers"}, "onFailure": {"policy": "DeleteSelf"}}),
+        "not for a cluster with an autoscaler",
+    ),
+    "a cluster of another deleted": (
+        "RayJob",
+        put(
+            clusterSelector={"ray.io/cluster": "x"},
+            deletionStrategy={"onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteSelf"}},
+        ),
+        "deletes nothing of a cluster that clusterSelector names",
+    ),
+    "a port twice": (
+        "RayService",
+        lambda one: container(head(one))["ports"].append({"name": "x", "containerPort": 8265}),
+        "has ports 8265 twice",
+    ),
+    "a variable twice": (
+        "Deployment",
+        lambda one: container(one["spec"])["env"].append(container(one["spec"])["env"][0]),
+        "twice",
+    ),
+    "a relative path": (
+        "RayService",
+        lambda one: container(head(one))["volumeMounts"][0].update(mountPath="state_url"),
+        "mounts at state_url",
+    ),
+    "a role that is not there": ("RoleBinding", lambda one: one["roleRef"].update(name="x"), "no Role x"),
+    "more nodes than a number has": ("RayService", lambda one: first_group(one).update(maxReplicas=10**11), "maximum"),
     "a third autoscaler": ("RayService", cluster(autoscalerOptions={"version": "v3"}), "'v3' is not one of"),
     "more nodes at least than at most": (
         "RayService",

@@ -1,11 +1,13 @@
+import itertools
+
 import pytest
-from fake_kubernetes import FakeKubernetes
+from fake_kubernetes import FakeKubernetes, pod, warning
 from fake_serve import FakeServe
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.submit import submit
-from raymlops.errors import ClusterError, RefusedError, UsageError
+from raymlops.errors import ClusterError, NotFoundError, RefusedError, UsageError
 
 
 @pytest.fixture
@@ -15,25 +17,48 @@ def kubernetes():
     fake.close()
 
 
+class Clock:
+    """A clock that moves while somebody sleeps, and more than that."""
+
+    now = 0.0
+
+    def sleep(self, seconds):
+        self.now += 20 * seconds
+
+
 @pytest.fixture
-def run(kubernetes, place):
-    written = []
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def written():
+    return []
+
+
+@pytest.fixture
+def told(written, clock):
+    return written, clock
+
+
+@pytest.fixture
+def run(kubernetes, place, written, clock):
+    spec = place().spec
 
     def make(*words, **options):
-        server = ApiServer(kubernetes.url, "models")
-        job = submit(
-            place().spec, words, server=server, env="prod", write=written.append, sleep=lambda _: None, **options
-        )
-        return job, written
+        server = ApiServer(kubernetes.url, "models", quiet_s=0.05)
+        given = {"write": written.append, "sleep": clock.sleep, "clock": lambda: clock.now}
+        return submit(spec, words, server=server, env="prod", **given, **options)
 
     return make
 
 
-def test_a_job_is_followed_until_it_ends(kubernetes, run):
+def test_a_job_is_followed_until_it_ends(kubernetes, run, written):
     """Its log comes line by line, and then what became of it; a training has a cluster of its own."""
-    job, written = run("train", "train.lr=0.1")
+    job = run("train", "train.lr=0.1")
     (made,) = kubernetes.jobs.values()
-    assert (job.status, written) == ("SUCCEEDED", ['"one"'])
+    assert (job.status, written[1:]) == ("SUCCEEDED", ["one"])
+    assert f"Ctrl-C leaves it, and --name {job.name} follows it again" in written[0]
     assert made["spec"]["entrypoint"] == "exec raymlops train --config /etc/raymlops/project.yaml train.lr=0.1"
     assert "clusterSelector" not in made["spec"]
     assert refusals(made) == []
@@ -51,27 +76,213 @@ def test_what_is_about_the_endpoint_runs_on_its_cluster(kubernetes, run):
 def test_a_job_that_failed(kubernetes, run):
     """In Ray's words, with KubeRay's reason."""
     kubernetes.ends = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "exit code 1"}
-    job, _ = run("train")
+    job = run("train")
     assert (job.succeeded, job.status, job.message) == (False, "FAILED", "exit code 1")
 
 
 def test_the_same_name_again_follows_the_job(kubernetes, run):
     """As after a lost connection; another command of that name is refused."""
     run("train", name="mine")
-    assert run("train", name="mine")[0].succeeded
+    assert run("train", name="mine").succeeded
     assert len(kubernetes.jobs) == 1
     with pytest.raises(RefusedError, match="already exists"):
         run("sweep", name="mine")
 
 
-def test_a_secret_that_is_missing_is_said(kubernetes, run):
-    """Rather than waited for."""
-    kubernetes.waits = 'secret "raymlops" not found'
-    with pytest.raises(ClusterError, match='waits: secret "raymlops" not found'):
+SECRET = "kubectl -n models create secret generic raymlops --from-literal="
+MISSING = 'secret "raymlops" not found'
+NO_KEY = "couldn't find key auth_token in Secret models/raymlops"
+NO_NODE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "said"),
+    [
+        (
+            [pod("head", reason="CreateContainerConfigError", message=MISSING)],
+            f"pod/head waits: CreateContainerConfigError: {MISSING}\n  {SECRET}",
+        ),
+        (
+            [pod("head", reason="CreateContainerConfigError", message=NO_KEY)],
+            "--dry-run=client -o yaml | kubectl -n models apply -f -",
+        ),
+        (
+            [pod("head", reason="ImagePullBackOff", message='Back-off pulling image "flights:2"')],
+            'ImagePullBackOff: Back-off pulling image "flights:2"\n  docker push raymlops:',
+        ),
+        (
+            [pod("head", reason="CrashLoopBackOff", message="back-off 10s restarting failed container")],
+            "kubectl -n models logs pod/head --all-containers --previous",
+        ),
+        ([pod("head", reason="ContainerCreating")], f"pod/head waits: FailedMount: {MISSING}\n  {SECRET}"),
+        ([pod("head")], f"pod/head waits: FailedMount: {MISSING}"),
+    ],
+    ids=["secret", "key", "image", "crash", "volume", "nothing said"],
+)
+def test_what_a_job_waits_for_is_said_at_once_and_not_for_ever(kubernetes, run, told, waiting, said):
+    """With what mends it: KubeRay makes no submitter before the cluster of the job is ready."""
+    (written, clock), kubernetes.cluster_pods = told, waiting
+    kubernetes.events = [warning("Pod", "head", reason="FailedMount", message=MISSING)]
+    with pytest.raises(ClusterError, match="did not start within 5 minutes: pod/head:") as raised:
+        run("train", name="mine")
+    assert said in "\n".join(written)
+    assert len(written) == 2
+    assert clock.now < 350
+    assert "--name mine follows it again; kubectl -n models delete rayjob mine ends it" in raised.value.hint
+    assert list(kubernetes.jobs) == ["mine"]
+
+
+def test_a_job_starts_once_what_it_waits_for_is_there(kubernetes, run, written, clock):
+    """The Secret is made while it is followed."""
+    kubernetes.waits = MISSING
+    real, clock.sleep = clock.sleep, lambda s: (setattr(kubernetes, "waits", ""), real(s))
+    assert run("train").succeeded
+    assert [line.partition("\n")[0] for line in written[1:]] == [
+        f"pod/submitter waits: CreateContainerConfigError: {MISSING}",
+        "one",
+    ]
+
+
+def test_a_pod_without_a_node_waits_for_one(kubernetes, run, written, clock):
+    """Longer than for what somebody has to mend: an autoscaler adds nodes, and others become free."""
+    kubernetes.cluster_pods = [pod("head", condition=NO_NODE)]
+
+    def sleep(seconds, real=clock.sleep):
+        real(seconds)
+        if clock.now > 1000:
+            kubernetes.cluster_pods = []
+
+    clock.sleep = sleep
+    assert run("train").succeeded
+    assert written[1:] == [
+        "pod/head waits: Unschedulable: 0/3 nodes are available\n  kubectl -n models describe pod/head",
+        "one",
+    ]
+
+
+def test_a_cluster_without_pods_says_why(kubernetes, run, written, clock):
+    """In the events of what would make them; who may not read events waits without."""
+    kubernetes.pods = lambda _: []
+    kubernetes.events = [
+        warning("RayCluster", "its-cluster", reason="FailedToCreateHeadPod", message="exceeded quota: models")
+    ]
+    with pytest.raises(ClusterError, match="raycluster/its-cluster: FailedToCreateHeadPod: exceeded quota"):
         run("train")
 
 
-@pytest.mark.parametrize("words", [(), ("--yes",), ("train", "--config", "x.yaml")])
+def test_a_job_that_does_not_start_without_a_word(kubernetes, run, written, clock):
+    """Is not waited for silently: after minutes it is said where to look; nor is one that no operator takes up."""
+    real = kubernetes.pods
+    kubernetes.pods = lambda selector: [] if clock.now < 1000 else real(selector)
+    assert run("train", name="mine").succeeded
+    assert written[1:] == [
+        "the job mine has not started, and nothing says why\n  kubectl -n models describe rayjob,raycluster,pod",
+        "one",
+    ]
+    kubernetes.jobs["mine"]["status"], kubernetes.looks, clock.now = {}, -3, 0.0
+    run("train", name="mine")
+    assert written[4].startswith("no operator has taken the job up\n  kubectl get pods --all-namespaces")
+
+
+def test_a_cluster_that_is_named_is_there(kubernetes, run):
+    """KubeRay would wait for ever for it."""
+    with pytest.raises(NotFoundError, match="there is no RayCluster its in the namespace models"):
+        run("train", cluster="its")
+    assert kubernetes.jobs == {}
+    assert run("train", cluster="its-cluster").succeeded
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["cut", "forgotten"])
+def test_a_log_that_is_cut_is_taken_up_where_it_was(kubernetes, run, written, forgotten):
+    """Each line once: a kubelet gives all lines of the second again, and several may have one time."""
+    kubernetes.forgotten = forgotten
+    kubernetes.log = [f"line {number}" for number in range(12)]
+    kubernetes.cuts = [0, 1, 5, 3, 3, 4, 2]
+    assert run("train").succeeded
+    assert written[1:] == kubernetes.log
+
+
+@pytest.mark.parametrize("code", [429, 500, 503])
+def test_an_api_server_that_is_away_is_asked_again(kubernetes, run, written, code):
+    """Whichever request it does not answer: each is asked again, and said once."""
+    requests = 0
+    for request in itertools.count(1):
+        kubernetes.requests.clear()
+        kubernetes.looks, kubernetes.away = 0, {request: code}
+        assert run("train", name=f"mine-{request}").succeeded
+        requests = len(kubernetes.requests)
+        if request >= requests:
+            break
+    assert requests >= 7
+    assert written.count("one") == request
+    assert f"answered {code}: etcdserver: request timed out" in "".join(written)
+
+
+@pytest.mark.parametrize(("failures", "found"), [(1, 2), (1000, 1)])
+def test_the_end_of_the_log_of_a_job_that_ended(kubernetes, run, written, failures, found):
+    """Is asked for again; one that never comes keeps no result back."""
+    run("train", name="mine")
+    left, handle = iter(range(failures)), kubernetes.handle
+
+    def handled(method, path, *rest):
+        if path.endswith("/log") and next(left, None) is not None:
+            return 500, "the kubelet is away"
+        return handle(method, path, *rest)
+
+    kubernetes.handle = handled
+    assert run("train", name="mine").succeeded
+    assert written.count("one") == found
+    assert "no log for now: " in "".join(written)
+
+
+def test_an_api_server_that_stays_away(kubernetes, run, clock):
+    """Is waited for in vain for ten minutes; the job stays."""
+    kubernetes.away = dict.fromkeys(range(3, 10_000), 503)
+    with pytest.raises(ClusterError, match="answered 503") as raised:
+        run("train", name="mine")
+    assert 600 < clock.now < 650
+    assert "--name mine follows it again" in raised.value.hint
+
+
+@pytest.mark.parametrize("words", [("train",), ("deploy", "--yes")])
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({}, "this cluster has no KubeRay; KubeRay 1.7 is needed"),
+        ({"ray.io": ["v1alpha1"]}, "serves v1alpha1 of ray.io; v1 is needed, of KubeRay 1.7"),
+    ],
+    ids=["none", "old"],
+)
+def test_the_version_of_kuberay_that_is_needed_is_said(kubernetes, run, words, groups, said):
+    """Whatever is submitted."""
+    kubernetes.groups = groups
+    with pytest.raises(ClusterError, match=said):
+        run(*words)
+
+
+def test_a_kuberay_that_lacks_a_field_is_too_old(kubernetes, run):
+    """It would leave the field out without a word: a cluster without tokens."""
+    kubernetes.unknown = 'unknown field "spec.rayClusterSpec.authOptions"'
+    with pytest.raises(ClusterError, match=r"does not know spec.rayClusterSpec.authOptions; KubeRay 1.7 is needed"):
+        run("train")
+    assert kubernetes.jobs == {}
+
+
+@pytest.mark.parametrize("words", [("./x",), ("Train",), ("x" * 60,)])
+def test_a_generated_name_is_one_that_kuberay_takes(kubernetes, run, words):
+    """Whatever the verb is, which the job itself refuses."""
+    run(*words)
+    assert [said for one in kubernetes.jobs.values() for said in refusals(one)] == []
+
+
+def test_a_name_that_kuberay_refuses_is_refused(kubernetes, run):
+    """Before anything is made."""
+    with pytest.raises(UsageError, match="KubeRay would refuse this job: RayJob My_Job: its name is no DNS label"):
+        run("train", name="My_Job")
+    assert kubernetes.jobs == {}
+
+
+@pytest.mark.parametrize("words", [(), ("--yes",), ("train", "--config", "x.yaml"), ("train", "--env=dev")])
 def test_what_is_no_verb_is_refused(kubernetes, run, words):
     """Before anything is made."""
     with pytest.raises(UsageError):

@@ -15,7 +15,7 @@ from fake_serve import FakeServe
 from states import converge, deploy
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
-from raymlops.cluster.kubernetes.place import checked
+from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.ray import ray_service
 from raymlops.config.load import load
 from raymlops.lifecycle.rollout.canary import TrafficRequest
@@ -125,6 +125,27 @@ def test_manifests_that_are_applied_again_in_the_middle_of_a_canary_change_nothi
     assert not converge(state, api).acted
     assert (kubernetes.serve.live, len(kubernetes.serve.sent)) == (before, sent)
     assert kubernetes.object["metadata"]["resourceVersion"] == version
+    assert runs(kubernetes) == ("m--v1", {2: 0.1})
+
+
+@pytest.mark.parametrize("lets_go", [False, True], ids=["modified", "another manager"])
+def test_a_conflict_is_waited_for(state, kubernetes, monkeypatch, lets_go):
+    """What is desired stays so, and a refusal would say that nothing was changed."""
+    api = Api(kubernetes)
+    deploy(state, api)
+    real, conflicts = kubernetes.apply, []
+
+    def apply(body, manager, **options):
+        if conflicts:
+            return real(body, manager, **options)
+        said = 'conflict with "argocd-controller": .spec.serveConfigV2' if lets_go else "the object has been modified"
+        conflicts.append(said)
+        return 409, said
+
+    monkeypatch.setattr(kubernetes, "apply", apply)
+    share(state, api, 2, TENTH)
+    converge(state, api)
+    assert conflicts
     assert runs(kubernetes) == ("m--v1", {2: 0.1})
 
 

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 
 import pytest
 from fake_kubernetes import FakeKubernetes
 from fake_serve import FakeServe
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
-from raymlops.errors import ClusterError, NotFoundError, RefusedError
+from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError
 from raymlops.serving.control.ray_service import RayServiceApi, serve_api
 
 CONFIG = {"proxy_location": "HeadOnly", "http_options": {"host": "0.0.0.0", "port": 8000}, "applications": []}
@@ -61,12 +64,48 @@ def test_the_cluster_that_gets_the_configuration_is_asked():
 
 
 def test_somebody_elses_field_is_not_taken(kubernetes, api):
-    """The error names who has it."""
+    """The error names who has it, and the command that gives it back as it is."""
     kubernetes.owner = "kubectl-edit"
     kubernetes.object["spec"]["serveConfigV2"] = "applications: []"
-    with pytest.raises(RefusedError, match="kubectl-edit"):
+    with pytest.raises(ClusterError, match="kubectl-edit") as raised:
         api.put(CONFIG)
     assert kubernetes.object["spec"]["serveConfigV2"] == "applications: []"
+    assert "apply --server-side --field-manager=raymlops --force-conflicts" in raised.value.message
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq")
+def test_the_command_that_takes_the_field_over_changes_nothing_else(kubernetes, api):
+    """What it applies is the field as it is."""
+    kubernetes.owner, kubernetes.object["spec"]["serveConfigV2"] = "kubectl-edit", 'a "quoted"\ntext'
+    with pytest.raises(ClusterError) as raised:
+        api.put(CONFIG)
+    (program,) = re.findall(r"jq '(.*)'", raised.value.message)
+    found = json.dumps(kubernetes.object)
+    applied = subprocess.run(["jq", program], input=found, capture_output=True, check=True, text=True).stdout
+    assert json.loads(applied)["spec"] == {"serveConfigV2": 'a "quoted"\ntext'}
+
+
+def test_a_write_of_another_in_between_passes(kubernetes, api):
+    """It is as if the server had been busy: the same request succeeds later."""
+    kubernetes.away = {2: 409}
+    with pytest.raises(ApiServerAwayError, match="has been modified"):
+        api.put(CONFIG)
+    api.put(CONFIG)
+    assert [json.loads(text) for text in kubernetes.patched] == [CONFIG]
+
+
+def test_an_upgrade_whose_cluster_does_not_answer_is_said(kubernetes):
+    """It gets every change, and the one that answers gets none."""
+    api = RayServiceApi(
+        "flights",
+        server=ApiServer(kubernetes.url, "models"),
+        dashboard_of=lambda name: kubernetes.url if name == "flights-old" else "http://127.0.0.1:1",
+    )
+    kubernetes.object["status"]["activeServiceStatus"] = {"rayClusterName": "flights-old"}
+    with pytest.raises(ClusterError, match="its new cluster flights-a gets every change, and flights-old answers as"):
+        api.get()
+    kubernetes.object["status"]["pendingServiceStatus"] = {}
+    assert api.get()["applications"] == {}
 
 
 def test_a_ray_service_that_was_replaced_is_not_written(kubernetes, api, monkeypatch):
