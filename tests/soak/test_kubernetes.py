@@ -92,7 +92,7 @@ def test_deploy_canary_restart_and_rollback(ray_local, tmp_path, monkeypatch):
             take_back(state, api)
             converge(state, api)
             assert answers(20) == {9.0}
-            assert kubernetes.owner == "raymlops"
+            assert kubernetes.owners == {"raymlops"}
             assert [one for one in kubernetes.requests if one[0] not in {"GET", "PATCH"}] == []
     finally:
         kubernetes.close()

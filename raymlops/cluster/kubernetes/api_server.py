@@ -154,11 +154,11 @@ def _checked(response: httpx.Response, url: str) -> None:
     except (ValueError, KeyError, TypeError):
         said = response.text.strip()[:300]
     code = response.status_code
-    if code == httpx.codes.CONFLICT and "the object has been modified" in said:  # another write came in between
-        code = httpx.codes.SERVICE_UNAVAILABLE
+    between = code == httpx.codes.CONFLICT and "the object has been modified" in said
     if code == httpx.codes.NOT_FOUND:
         raise NotFoundError(f"Kubernetes at {url}: {said}")
-    if code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.BAD_REQUEST}:
+    refused = {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.BAD_REQUEST}
+    if code in refused and not between:
         raise RefusedError(f"Kubernetes at {url} refuses: {said}")
     if code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         raise ClusterError(
@@ -166,6 +166,6 @@ def _checked(response: httpx.Response, url: str) -> None:
             hint="Head and controller have the Role NAME-reconciler of `raymlops render kubernetes`; who submits needs "
             "NAME-submitter, by a RoleBinding of its own.",
         )
-    passes = code == httpx.codes.TOO_MANY_REQUESTS or code >= httpx.codes.INTERNAL_SERVER_ERROR
+    passes = between or code == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error
     kind = ApiServerAwayError if passes else ClusterError
     raise kind(f"Kubernetes at {url} answered {code}: {said}")

@@ -50,6 +50,12 @@ def cluster_of(service: Mapping[str, Any], *, name: str, namespace: str) -> str:
     )
 
 
+def replaced_by(cluster: str, service: Mapping[str, Any]) -> str | None:
+    """Return the active cluster of a RayService, which another one that gets the configuration is to replace."""
+    active = ((service.get("status") or {}).get("activeServiceStatus") or {}).get("rayClusterName")
+    return str(active) if active and active != cluster else None
+
+
 def cluster_spec(place: Place, *, serves: bool, ray_version: str) -> dict[str, Any]:
     """Return the specification of a Ray cluster: that of the endpoint, or that of a job.
 

@@ -235,9 +235,10 @@ def converged(
             lack = "the list of models is being started"
         if not sent and (failing := [item for item in wanted if broken(plan, item)]):
             which = f"version {failing[0].version} of {failing[0].name}"
-            raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=CONTINUES)
+            raise DeployError(f"{which} does not run: {lacking(plan, failing)}", hint=_hint(CONTINUES, plan.upgrade))
         if time.monotonic() > deadline and look.hold is None:
-            raise DeployError(f"Serve has not taken it in {wait_s:g} s: {lack}", hint=CONTINUES)
+            hint = _hint(CONTINUES, plan.upgrade)
+            raise DeployError(f"Serve has not taken it in {wait_s:g} s: {lack}", hint=hint)
     return plan, any_step
 
 
@@ -258,7 +259,7 @@ def _carried_out(
     for coming in mine:
         for look, model in _looks(reconciler, ask):
             came_up |= look.acted
-            if not look.acted and _ended(model, coming):
+            if not look.acted and _ended(model, coming, upgrade=look.plan.upgrade):
                 break
     versions = {subject, *(one.version for one in mine)}
 
@@ -290,7 +291,7 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Look,
                 away_since = time.monotonic()
                 _log.warning("waiting: %s", error.message)
             if time.monotonic() - away_since > SHORT_S:
-                raise type(error)(error.message, hint=CONTINUES) from error
+                raise type(error)(error.message, hint=_hint(CONTINUES, error.hint)) from error
             acted = False
         else:
             away_since, acted = None, look.acted
@@ -309,7 +310,7 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Look,
             time.sleep(next(pauses))
 
 
-def _ended(model: Model, coming: Transition) -> bool:
+def _ended(model: Model, coming: Transition, *, upgrade: str | None) -> bool:
     """Return whether a version has what it came up for.
 
     Raises:
@@ -323,8 +324,13 @@ def _ended(model: Model, coming: Transition) -> bool:
     if found.status == "failed":
         old = found.goal.get("replaces")
         live = "What was live still is." if old is None else f"Version {old} is brought back."
-        raise DeployError(found.reason, hint=f"{live} raymlops doctor shows whether there is room.")
+        hint = f"{live} raymlops doctor shows whether there is room."
+        raise DeployError(found.reason, hint=_hint(hint, upgrade))
     return found.status == "done"
+
+
+def _hint(*parts: str | None) -> str:
+    return "\n".join(filter(None, parts))
 
 
 def _leaving(plan: Plan, model: Model) -> bool:

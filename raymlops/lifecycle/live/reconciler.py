@@ -74,6 +74,7 @@ class Look:
 
     plan: Plan
     acted: bool = False
+    """A config that was sent before, and is not in force yet, is nothing new."""
     conditions: dict[str, Condition] = field(default_factory=dict)
     held_by: BusyError | None = None
     """Names a process that has held the lock over steps for ``HELD_S``, and may be stopped."""
@@ -94,6 +95,7 @@ class Reconciler:
         self._asked: datetime | None = None
         self._holder: tuple[BusyError, datetime] | None = None
         self._hold: Hold | None = None
+        self._sent: Send | None = None
         self._places: dict[str, Any] = {
             "host": serve.host,
             "port": serve.port,
@@ -153,11 +155,14 @@ class Reconciler:
         coming = (one for one in plan.desired.coming if app_name(one.name, one.version) not in waiting)
         start(self._state, coming, now=now)
         put_conditions(self._state, found.values())
+        sent, self._sent = self._sent, step if isinstance(step, Send) else None
         if step is None or self._hold is not None:
             return Look(plan, conditions=found, hold=self._hold)
-        _log.info("reconciling: %s", step)
-        self._take(step, plan, now)
-        return Look(plan, acted=True, conditions=found)
+        acted = self._sent is None or self._sent != sent
+        if acted:
+            _log.info("reconciling: %s", step)
+        self._take(step, plan, now)  # what was sent too: KubeRay passes it on later, and Serve may have lost it
+        return Look(plan, acted=acted, conditions=found)
 
     def _holders(self, now: datetime) -> str | None:
         """Return who holds the cluster's resources; None if that was asked just now, or the dashboard does not say."""

@@ -84,6 +84,11 @@ class Plan:
         """Return our live applications."""
         return self.division.ours
 
+    @property
+    def upgrade(self) -> str | None:
+        """Return that callers are answered by another cluster, which gets no change, while that is so."""
+        return self.details.get("upgrade")
+
     def refuse_blocked(self, names: Collection[str]) -> None:
         """Refuse to change models that stand still.
 
@@ -181,7 +186,7 @@ def plan_of(
         tls=tls,
     )
     wanted = {config["name"]: config for config in target["applications"]}
-    notes = _notes(desired, division, listens, blocked=blocked)
+    notes = (*_notes(desired, division, listens, blocked=blocked), *filter(None, (details.get("upgrade"),)))
     return Plan(details, local, listens, desired, target, wanted, division, notes, set(division.ours), blocked)
 
 

@@ -5,8 +5,8 @@ server-side apply as field manager ``raymlops``. KubeRay sends it whenever the t
 operator or Serve's state was lost (``checkIfNeedSubmitServeApplications`` of ``rayservice_controller.go``), so that the
 same configuration must always be the same text. What Serve runs is read where it runs.
 
-What is read is what was written: the cluster that is asked is the one that gets the configuration. The identity of a
-RayService's clusters is its own.
+What is read is what was written: the cluster that is asked is the one that gets the configuration. While another one
+answers callers, which gets none, that is said. The identity of a RayService's clusters is its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raymlops.cluster.kubernetes.installed import ray_service_of
 from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
 from raymlops.cluster.kubernetes.manifests import MANAGER
 from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
-from raymlops.cluster.kubernetes.ray import API, cluster_of
+from raymlops.cluster.kubernetes.ray import API, cluster_of, replaced_by
 from raymlops.errors import ClusterError, RefusedError
 from raymlops.serving.control.rest_api import ServeApi
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import httpx
+
+CONFLICT = "Apply failed with"
+"""How an API server begins to say who manages a field (``getConflictMessage`` of its field manager)."""
 
 
 class RayServiceApi(ServeApi):
@@ -47,6 +50,7 @@ class RayServiceApi(ServeApi):
         self._name = name
         self._server = server or ApiServer.found()
         self._dashboard_of = dashboard_of or self._service_of
+        self._upgrade: str | None = None
         self._path = f"/apis/{API}/namespaces/{self._server.namespace}/rayservices/{name}"
 
     @property
@@ -80,13 +84,23 @@ class RayServiceApi(ServeApi):
         try:
             self._server.apply(self._path, body, manager=MANAGER)
         except RefusedError as error:
-            if "conflict with" not in error.message:
+            if CONFLICT not in error.message:
                 raise
             # As one that does not answer: what is desired stays so, and is carried out once the field is given back.
             raise ClusterError(
-                f"{error.message}; somebody else manages what is live. This takes the field over as it is:\n"
+                f"{error.message}\nWhat is desired is done once raymlops manages that field again; a version on its way "
+                "is given up after its serve.ready_timeout_s. This takes the field over, with what is in it:\n"
                 f"{_take_over(self._name, self._server.namespace)}"
             ) from error
+
+    def get(self) -> dict[str, Any]:
+        """Return Serve's details, and as ``upgrade`` that another cluster answers callers, while that is so.
+
+        Raises:
+            ClusterError, NotFoundError, RefusedError: as ``located``.
+        """
+        details = super().get()
+        return {**details, "upgrade": self._upgrade} if self._upgrade else details
 
     def located(self) -> str:
         """Return the URL of the dashboard of the cluster that gets the configuration.
@@ -116,23 +130,38 @@ class RayServiceApi(ServeApi):
         found = self._read()
         cluster = cluster_of(found, name=self._name, namespace=self._server.namespace)
         self.dashboard_url = self._dashboard_of(cluster).rstrip("/")
+        old = replaced_by(cluster, found)
+        self._upgrade = None if old is None else self._said(old, cluster)
         try:
             return super()._call(method, path, None if config is None else dict(config))
         except ClusterError as error:
-            answering = (found["status"].get("activeServiceStatus") or {}).get("rayClusterName")
-            if answering in {None, "", cluster}:
+            if self._upgrade is None:
                 raise
-            raise type(error)(
-                f"{error.message}. The RayService {self._name} is being upgraded: its new cluster {cluster} gets every "
-                f"change, and {answering} answers as before until that one is up",
-                hint=f"kubectl -n {self._server.namespace} describe raycluster {cluster}. Manifests of before that are "
-                "applied again bring up another one.",
-            ) from error
+            hint = f"kubectl -n {self._server.namespace} describe raycluster {cluster}"
+            raise type(error)(f"{error.message}\n{self._upgrade}", hint=hint) from error
+
+    def _said(self, old: str, new: str) -> str:
+        """Return what an upgrade does to changes, and the way out of one that does not end.
+
+        ``Reconcile`` sends a pending cluster alone the configuration, and ``shouldPrepareNewCluster`` compares a spec
+        with that of the pending one alone: the spec of before makes another one, unless there is none pending.
+        """
+        empty = '{"status":{"pendingServiceStatus":null}}'
+        return (
+            f"the RayService {self._name} is being upgraded: its new cluster {new} gets every change, and {old} answers "
+            f"as before until that one is up. Should it not come up, apply the manifests of before, and then:\n"
+            f"  kubectl -n {self._server.namespace} patch rayservice {self._name} --subresource=status --type=merge "
+            f"-p '{empty}'"
+        )
 
 
 def _take_over(name: str, namespace: str) -> str:
-    """Return the command by which raymlops manages what is live again, as it is now; Serve gets nothing new by it."""
-    field = '{apiVersion, kind, metadata: {name: .metadata.name}, spec: {serveConfigV2: (.spec.serveConfigV2 // "")}}'
+    """Return the command by which raymlops alone manages what is live again; Serve gets nothing new by it.
+
+    A line end makes it another text: an equal one would be shared with who has the field, also by force, and the next
+    change would be the next conflict (``Updater.update`` of structured-merge-diff).
+    """
+    field = '{apiVersion, kind, metadata: {name: .metadata.name}, spec: {serveConfigV2: (.spec.serveConfigV2 + "\\n")}}'
     return (
         f"  kubectl -n {namespace} get rayservice {name} -o json | jq '{field}' | "
         f"kubectl -n {namespace} apply --server-side --field-manager={MANAGER} --force-conflicts -f -"

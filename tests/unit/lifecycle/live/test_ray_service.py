@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 from canaries import beside, share, take_back
-from fake_kubernetes import FakeKubernetes
+from fake_kubernetes import FakeKubernetes, conflicts
 from fake_serve import FakeServe
-from states import converge, deploy
+from states import SERVE, converge, deploy
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.ray import ray_service
 from raymlops.config.load import load
+from raymlops.errors import ClusterError, DeployError
+from raymlops.lifecycle.live.change import converged
+from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.transitions import unshared
 from raymlops.lifecycle.rollout.canary import TrafficRequest
+from raymlops.records import BundleRef
 from raymlops.serving.control.ray_service import RayServiceApi
+from raymlops.state.conditions import EVERYTHING, conditions
 
 ROOT = Path(__file__).parents[4]
 TENTH = TrafficRequest(weight=0.1)
@@ -72,12 +78,18 @@ def runs(kubernetes):
     return holder, {one["version"]: one["weight"] for one in traffic["canaries"]}
 
 
+def unshare(state, version):
+    """Desire that a version has no share any more, and do nothing for it."""
+    none = TrafficRequest(weight=0.0)
+    state.change("m", lambda model: unshared(model, version, none.goal(1), action=none.action, why="a test"), actor="me")
+
+
 def check(state, kubernetes):
     """Compare what should be live with what the RayService says and with what Serve runs."""
     assert set(kubernetes.serve.live) - {"raymlops"} == {f"m--v{item.version}" for item in state.deployments()}
     text = json.loads(kubernetes.object["spec"]["serveConfigV2"])
     assert {one["name"] for one in text["applications"]} == set(kubernetes.serve.live)
-    assert kubernetes.owner == "raymlops"
+    assert kubernetes.owners == {"raymlops"}
     assert not [path for method, path in kubernetes.requests if method not in {"GET", "PATCH"}]
 
 
@@ -128,25 +140,77 @@ def test_manifests_that_are_applied_again_in_the_middle_of_a_canary_change_nothi
     assert runs(kubernetes) == ("m--v1", {2: 0.1})
 
 
-@pytest.mark.parametrize("lets_go", [False, True], ids=["modified", "another manager"])
-def test_a_conflict_is_waited_for(state, kubernetes, monkeypatch, lets_go):
+@pytest.mark.parametrize("said", ["the object has been modified", conflicts({"argocd-controller"})])
+def test_a_conflict_is_waited_for(state, kubernetes, monkeypatch, said):
     """What is desired stays so, and a refusal would say that nothing was changed."""
     api = Api(kubernetes)
     deploy(state, api)
-    real, conflicts = kubernetes.apply, []
+    real, first = kubernetes.apply, []
 
     def apply(body, manager, **options):
-        if conflicts:
+        if first:
             return real(body, manager, **options)
-        said = 'conflict with "argocd-controller": .spec.serveConfigV2' if lets_go else "the object has been modified"
-        conflicts.append(said)
+        first.append(body)
         return 409, said
 
     monkeypatch.setattr(kubernetes, "apply", apply)
     share(state, api, 2, TENTH)
     converge(state, api)
-    assert conflicts
+    assert first
     assert runs(kubernetes) == ("m--v1", {2: 0.1})
+
+
+def test_a_field_that_stays_anothers_ends_a_verb_whose_change_stays_desired(state, kubernetes, monkeypatch):
+    """It says so, and until when; the change is done once raymlops has the field again."""
+    monkeypatch.setattr("raymlops.lifecycle.live.change.SHORT_S", 0.2)
+    api = Api(kubernetes)
+    deploy(state, api)
+    share(state, api, 2, TENTH)
+    text = kubernetes.object["spec"]["serveConfigV2"]
+    kubernetes.owners, kubernetes.object["spec"]["serveConfigV2"] = {"argocd-controller"}, text + " "
+    with pytest.raises(ClusterError, match="argocd-controller") as raised:
+        take_back(state, api)
+    assert "a version on its way is given up after its serve.ready_timeout_s" in raised.value.message
+    assert raised.value.hint.startswith("It stays desired")
+    assert conditions(state)[EVERYTHING].reason == raised.value.message
+    assert runs(kubernetes) == ("m--v1", {2: 0.1})
+    kubernetes.apply({"metadata": {}, "spec": {"serveConfigV2": text}}, "raymlops", force=True)
+    converge(state, api)
+    assert runs(kubernetes) == ("m--v1", {})
+
+
+def test_a_verb_ends_where_no_operator_sends_what_is_written(state, kubernetes):
+    """The field is written once, and the change stays desired for whoever runs when there is an operator again."""
+    api = Api(kubernetes)
+    deploy(state, api)
+    share(state, api, 2, TENTH)
+    kubernetes.operates, before = False, len(kubernetes.patched)
+    unshare(state, 2)
+    with pytest.raises(DeployError, match="Serve has not taken it") as raised:
+        converged(Reconciler(state, api, serve=SERVE), state.deployments, wait_s=0.0)
+    assert raised.value.hint.startswith("It stays desired")
+    assert len(kubernetes.patched) == before + 1
+    kubernetes.restart_operator()
+    assert runs(kubernetes) == ("m--v1", {})
+
+
+def test_during_an_upgrade_a_verb_says_what_gets_its_change(state, kubernetes):
+    """As a warning where the new cluster takes it, since the old one answers callers; else with the error."""
+    api = Api(kubernetes)
+    deploy(state, api)
+    kubernetes.object["status"]["pendingServiceStatus"] = {"rayClusterName": "flights-new"}
+    kubernetes.comes_up = False
+    said = "its new cluster flights-new gets every change, and flights-a answers as before"
+    assert said in " ".join(share(state, api, 2, TENTH).warnings)
+    kubernetes.operates = False
+    unshare(state, 2)
+    with pytest.raises(DeployError, match="Serve has not taken it") as raised:
+        converged(Reconciler(state, api, serve=SERVE), state.deployments, wait_s=0.0)
+    assert said in raised.value.hint
+    kubernetes.operates = True
+    with pytest.raises(DeployError, match="no such layer") as raised:
+        deploy(state, api, version=3, bundle=BundleRef("/broken", "b" * 64))
+    assert said in raised.value.hint
 
 
 @pytest.mark.soak  # the walk over all requests takes a quarter of a minute

@@ -34,7 +34,7 @@ def test_one_field_is_written_as_its_manager(kubernetes, api):
     """The rest of the RayService is whose it was, and the same configuration is not written twice."""
     api.put(CONFIG)
     api.put(dict(reversed(CONFIG.items())))
-    assert kubernetes.owner == "raymlops"
+    assert kubernetes.owners == {"raymlops"}
     assert [json.loads(text) for text in kubernetes.patched] == [CONFIG]
     assert kubernetes.object["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
     assert ("PUT", "/api/serve/applications/") not in kubernetes.requests
@@ -63,10 +63,10 @@ def test_the_cluster_that_gets_the_configuration_is_asked():
         fake.close()
 
 
-def test_somebody_elses_field_is_not_taken(kubernetes, api):
-    """The error names who has it, and the command that gives it back as it is."""
-    kubernetes.owner = "kubectl-edit"
-    kubernetes.object["spec"]["serveConfigV2"] = "applications: []"
+@pytest.mark.parametrize("owners", [{"kubectl-edit"}, {"kubectl-edit", "argocd-controller"}], ids=["one", "two"])
+def test_somebody_elses_field_is_not_taken(kubernetes, api, owners):
+    """The error names who has it; it is none of a refusal, after which nothing would be done."""
+    kubernetes.owners, kubernetes.object["spec"]["serveConfigV2"] = owners, "applications: []"
     with pytest.raises(ClusterError, match="kubectl-edit") as raised:
         api.put(CONFIG)
     assert kubernetes.object["spec"]["serveConfigV2"] == "applications: []"
@@ -74,15 +74,19 @@ def test_somebody_elses_field_is_not_taken(kubernetes, api):
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="there is no jq")
-def test_the_command_that_takes_the_field_over_changes_nothing_else(kubernetes, api):
-    """What it applies is the field as it is."""
-    kubernetes.owner, kubernetes.object["spec"]["serveConfigV2"] = "kubectl-edit", 'a "quoted"\ntext'
+def test_the_command_that_takes_the_field_over_gives_it_to_raymlops_alone(kubernetes, api):
+    """What is live stays as it is, but for a line end: an equal value would be shared, and each change a conflict."""
+    kubernetes.owners, kubernetes.object["spec"]["serveConfigV2"] = {"kubectl-edit"}, '{"applications": []}'
     with pytest.raises(ClusterError) as raised:
         api.put(CONFIG)
     (program,) = re.findall(r"jq '(.*)'", raised.value.message)
     found = json.dumps(kubernetes.object)
     applied = subprocess.run(["jq", program], input=found, capture_output=True, check=True, text=True).stdout
-    assert json.loads(applied)["spec"] == {"serveConfigV2": 'a "quoted"\ntext'}
+    kubernetes.apply(json.loads(applied), "raymlops", force=True)
+    assert kubernetes.object["spec"]["serveConfigV2"] == '{"applications": []}\n'
+    assert kubernetes.owners == {"raymlops"}
+    api.put(CONFIG)
+    assert json.loads(kubernetes.object["spec"]["serveConfigV2"]) == CONFIG
 
 
 def test_a_write_of_another_in_between_passes(kubernetes, api):
@@ -94,18 +98,23 @@ def test_a_write_of_another_in_between_passes(kubernetes, api):
     assert [json.loads(text) for text in kubernetes.patched] == [CONFIG]
 
 
-def test_an_upgrade_whose_cluster_does_not_answer_is_said(kubernetes):
-    """It gets every change, and the one that answers gets none."""
+def test_an_upgrade_is_said(kubernetes):
+    """Its new cluster gets every change, and the one that answers gets none, whether or not the new one answers."""
+    new = "http://127.0.0.1:1"
     api = RayServiceApi(
         "flights",
         server=ApiServer(kubernetes.url, "models"),
-        dashboard_of=lambda name: kubernetes.url if name == "flights-old" else "http://127.0.0.1:1",
+        dashboard_of=lambda name: kubernetes.url if name == "flights-old" else new,
     )
     kubernetes.object["status"]["activeServiceStatus"] = {"rayClusterName": "flights-old"}
-    with pytest.raises(ClusterError, match="its new cluster flights-a gets every change, and flights-old answers as"):
+    said = "its new cluster flights-a gets every change, and flights-old answers as before"
+    with pytest.raises(ClusterError, match=said) as raised:
         api.get()
+    assert "pendingServiceStatus" in raised.value.message
+    new = kubernetes.url
+    assert said in api.get()["upgrade"]
     kubernetes.object["status"]["pendingServiceStatus"] = {}
-    assert api.get()["applications"] == {}
+    assert "upgrade" not in api.get()
 
 
 def test_a_ray_service_that_was_replaced_is_not_written(kubernetes, api, monkeypatch):
