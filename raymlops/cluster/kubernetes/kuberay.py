@@ -215,7 +215,7 @@ def _service(spec: Found, annotations: Found) -> Iterator[str]:
 
 
 def _job(spec: Found, annotations: Found) -> Iterator[str]:
-    """ValidateRayJobSpec."""
+    """ValidateRayJobSpec, but for the syntax of runtimeEnvYAML."""
     selector, cluster, ends = (
         spec.get("clusterSelector"),
         spec.get("rayClusterSpec"),
@@ -236,6 +236,9 @@ def _job(spec: Found, annotations: Found) -> Iterator[str]:
         yield "backoffLimit is not for InteractiveMode"
     if mode == "SidecarMode" and (selector or spec.get("submitterPodTemplate") or spec.get("submitterConfig")):
         yield "SidecarMode has no clusterSelector, submitterPodTemplate or submitterConfig"
+    head = (cluster or {}).get("headGroupSpec") or {}
+    if mode == "SidecarMode" and _pod(head).get("restartPolicy") not in {None, "", "Never"}:
+        yield "SidecarMode needs a head whose restartPolicy is Never, or none"
     for field, least in (("activeDeadlineSeconds", 1), ("preRunningDeadlineSeconds", 1), ("backoffLimit", 0)):
         if (value := spec.get(field)) is not None and value < least:
             yield f"{field} is {value}, at least {least}"

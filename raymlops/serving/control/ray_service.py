@@ -88,8 +88,8 @@ class RayServiceApi(ServeApi):
                 raise
             # As one that does not answer: what is desired stays so, and is carried out once the field is given back.
             raise ClusterError(
-                f"{error.message}\nWhat is desired is done once raymlops manages that field again; a version on its way "
-                "is given up after its serve.ready_timeout_s. This takes the field over, with what is in it:\n"
+                f"{error.message}\nWhat is desired is done once raymlops manages that field again; a version on its "
+                "way is given up after its serve.ready_timeout_s. This takes the field over, with what is in it:\n"
                 f"{_take_over(self._name, self._server.namespace)}"
             ) from error
 
@@ -138,7 +138,7 @@ class RayServiceApi(ServeApi):
             if self._upgrade is None:
                 raise
             hint = f"kubectl -n {self._server.namespace} describe raycluster {cluster}"
-            raise type(error)(f"{error.message}\n{self._upgrade}", hint=hint) from error
+            raise type(error)(f"{error.message}; {self._upgrade}", hint=hint) from error
 
     def _said(self, old: str, new: str) -> str:
         """Return what an upgrade does to changes, and the way out of one that does not end.
@@ -148,8 +148,8 @@ class RayServiceApi(ServeApi):
         """
         empty = '{"status":{"pendingServiceStatus":null}}'
         return (
-            f"the RayService {self._name} is being upgraded: its new cluster {new} gets every change, and {old} answers "
-            f"as before until that one is up. Should it not come up, apply the manifests of before, and then:\n"
+            f"the RayService {self._name} is being upgraded: its new cluster {new} gets every change, and {old} "
+            "answers as before until that one is up. Should it not come up, apply the manifests of before, and then:\n"
             f"  kubectl -n {self._server.namespace} patch rayservice {self._name} --subresource=status --type=merge "
             f"-p '{empty}'"
         )

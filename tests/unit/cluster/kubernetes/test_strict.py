@@ -112,6 +112,14 @@ MISTAKES = {
         lambda one: head(one).update(resources={"CPU": "0"}),
         "has resources twice",
     ),
+    "a submitter beside a head that is restarted": (
+        "RayJob",
+        lambda one: (
+            one["spec"].update(submissionMode="SidecarMode"),
+            one["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"].update(restartPolicy="Always"),
+        ),
+        "SidecarMode needs a head",
+    ),
     "a restart policy": (
         "RayService",
         lambda one: first_group(one)["template"]["spec"].update(restartPolicy="Always"),

@@ -6,6 +6,7 @@ A real state database, an API server over HTTP whose operator does what KubeRay 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,8 @@ def runs(kubernetes):
 def unshare(state, version):
     """Desire that a version has no share any more, and do nothing for it."""
     none = TrafficRequest(weight=0.0)
-    state.change("m", lambda model: unshared(model, version, none.goal(1), action=none.action, why="a test"), actor="me")
+    change = partial(unshared, version=version, goal=none.goal(1), action=none.action, why="a test")
+    state.change("m", change, actor="me")
 
 
 def check(state, kubernetes):
