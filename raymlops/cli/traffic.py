@@ -80,6 +80,7 @@ def deploy(
         given({**flags, "--breaking": breaking, "--again": again, "--digest": digest, "--takeover": takeover}),
         follow=follow,
     )
+    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
     if restore:
         found = choose_if_named(words, config=config, env=env, version=version, deployed=True)
         return _restore(found, takeover=takeover, yes=yes)
@@ -89,7 +90,6 @@ def deploy(
     if remove:
         return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
-    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
     asks = shares and not yes and has_terminal()
     if asks:
         for line in live.rollout_outlook(chosen.spec, canary=canary, steps=percents, bake_s=seconds):

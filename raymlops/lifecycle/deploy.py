@@ -102,9 +102,10 @@ def deploy(
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
         RefusedError: the version has another digest, has not passed its gate here or does not fit the champion's
-            callers, MLflow says of it what this state did not record, a rollout runs, another change of what is live takes too long, or took the
-            version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
-            runs what a newer copy of this state's database desired (``OutdatedStateError``).
+            callers, MLflow says of it what this state did not record (``UnrecordedError``: nothing), a rollout runs,
+            another change of what is live takes too long, or took the version away or made another one live meanwhile;
+            the model is another state's (``TakenError``), or Serve runs what a newer copy of this state's database
+            desired (``OutdatedStateError``).
         UsageError: percentages that cannot be; ``serve.proxy`` names HAProxy where another proxy runs, or
             ``serve.tls_cert`` a certificate with which nothing shows that Serve answers; a folder or a SQLite file on a
             cluster that has several machines, or may get them; ``monitor.notify`` has a URL that apprise does not know.

@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import BundleError, RefusedError, StorageError
+from raymlops.errors import BundleError, RefusedError, StorageError, UnrecordedError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
@@ -124,12 +124,13 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
     """Return a version with the bundle and the run of its record. Pure.
 
     Raises:
-        RefusedError: there is no record of it, or MLflow's version (``said``) differs.
+        UnrecordedError: there is no record of it.
+        RefusedError: MLflow's version (``said``) differs.
     """
     adopt = f"raymlops models gate --config FILE --version {said.version} --adopt {said.bundle.digest}"
     which = f"{said.name} version {said.version}"
     if record is None:
-        raise RefusedError(
+        raise UnrecordedError(
             f"{which} was not registered from this state, so that only MLflow's tags, which others can change, say "
             f"what it is: digest {said.bundle.digest} at {said.bundle.uri}, of run {said.run_id}",
             hint="Compare the digest with that of its event register in the state that it was registered from "
@@ -174,8 +175,8 @@ def check_digest(said: ModelVersionRef, digest: str | None, *, to: str) -> None:
     """
     if digest is not None and digest != said.bundle.digest:
         raise RefusedError(
-            f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {digest} was to be {to}; "
-            "nothing was loaded or changed",
+            f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {digest} was to be "
+            f"{to}; nothing was loaded or changed",
             hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, this is "
             "another MLflow, which numbers models of its own (tracking.uri), or somebody changed the version's tags.",
         )
