@@ -165,6 +165,10 @@ class GateRefusedError(RefusedError):
     """The gate refused a version; the message carries its numbers."""
 
 
+class UnrecordedError(RefusedError):
+    """A version that was registered from another state, so that this one does not vouch for it."""
+
+
 class DataRefusedError(RefusedError):
     """The checks of a recipe's data refused it before a run; the message carries what they found."""
 

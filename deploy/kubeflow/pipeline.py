@@ -33,26 +33,24 @@ def train(delivery: str, config: str, overlay: str) -> NamedTuple(
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def deploy(delivery: str, config: str, overlay: str, version: str, options: str) -> None:
+def deploy(delivery: str, config: str, overlay: str, version: str, digest: str, options: str) -> None:
     """Deploy a version that passed the gate."""
     import os
     import subprocess
     import tempfile
 
-    variables = {"DELIVERY": delivery, "ENV_NAME": overlay, "MODEL_VERSION": version, "DEPLOY_OPTIONS": options}
+    model = f"{version}@{digest}"
+    variables = {"DELIVERY": delivery, "ENV_NAME": overlay, "MODEL_VERSION": model, "DEPLOY_OPTIONS": options}
     variables = {**os.environ, **variables, "OUT": tempfile.mkdtemp()}
     subprocess.run(["bash", "ci/pipeline.sh", "deploy", config], env=variables, check=True)
 
 
 @dsl.pipeline(name="raymlops-train-to-deploy")
-def train_to_deploy(
-    delivery: str, config: str = "config.yaml", overlay: str = "", deploy_options: str = "--canary 10 --wait"
-) -> str:
+def train_to_deploy(delivery: str, config: str = "config.yaml", overlay: str = "", deploy_options: str = "") -> str:
     """Deliver a version. ``delivery`` names it, such as by its commit: its jobs are submitted once."""
     trained = train(delivery=delivery, config=config, overlay=overlay)
-    live = deploy(
-        delivery=delivery, config=config, overlay=overlay, version=trained.outputs["version"], options=deploy_options
-    )
+    ids = {"version": trained.outputs["version"], "digest": trained.outputs["digest"]}
+    live = deploy(delivery=delivery, config=config, overlay=overlay, options=deploy_options, **ids)
     for stage in (trained, live):
         # What ran is found by the cluster itself, which also knows what failed or was stopped.
         stage.set_caching_options(enable_caching=False)

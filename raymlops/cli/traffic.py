@@ -31,6 +31,9 @@ def deploy(
     *,
     config: OptionalConfig = None,
     version: VersionOption = None,
+    digest: Annotated[
+        str | None, typer.Option("--digest", metavar="DIGEST", help="Refuse a version whose bundle has another one.")
+    ] = None,
     env: EnvOption = None,
     beside: Annotated[bool, typer.Option("--beside", help="Bring it up without giving it the route.")] = False,
     remove: Annotated[
@@ -73,8 +76,11 @@ def deploy(
     flags = {"--beside": beside, "--remove": remove, "--restore": restore, "--abort": abort, "--wait": wait}
     follow = wait and steps is None and bake is None
     _check_options(
-        shares, given({**flags, "--breaking": breaking, "--again": again, "--takeover": takeover}), follow=follow
+        shares,
+        given({**flags, "--breaking": breaking, "--again": again, "--digest": digest, "--takeover": takeover}),
+        follow=follow,
     )
+    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
     if restore:
         found = choose_if_named(words, config=config, env=env, version=version, deployed=True)
         return _restore(found, takeover=takeover, yes=yes)
@@ -84,7 +90,6 @@ def deploy(
     if remove:
         return _remove(chosen, yes=yes)
     version = chosen.version or CHALLENGER
-    percents, seconds = (None if steps is None else _percents(steps)), (None if bake is None else parse_duration(bake))
     asks = shares and not yes and has_terminal()
     if asks:
         for line in live.rollout_outlook(chosen.spec, canary=canary, steps=percents, bake_s=seconds):
@@ -97,6 +102,7 @@ def deploy(
         record = live.deploy(
             chosen.spec,
             version,
+            digest=digest,
             promote=not beside,
             canary=canary,
             steps=percents,
@@ -208,7 +214,7 @@ def _check_options(shares: Sequence[str], flags: Collection[str], *, follow: boo
     if follow and (shares or set(flags) - {"--wait"}):
         raise UsageError("--wait follows a rollout", hint="Begin one with --steps or --bake, or leave --wait out.")
     moving = [*shares, *sorted({"--abort", "--wait", "--breaking"} & set(flags))]
-    moving += ["--again"] if "--again" in flags and instead != ["--beside"] else []
+    moving += [flag for flag in ("--again", "--digest") if flag in flags and instead != ["--beside"]]
     if moving and instead:
         raise UsageError(f"--remove, --restore and --beside move no traffic; they go with no {', '.join(moving)}")
     if "--remove" in flags and len(instead) > 1:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from raymlops.serving.control.rest_api import ServeApi
     from raymlops.state.store import Model, Role, State
 
+ALONE = "no version is live to compare with, so that there is no rollout: this one answers all requests"
 OPENED = "serve.auth: open takes the API keys away, and the endpoint answers anybody from now on"
 
 
@@ -56,6 +57,7 @@ def deploy(
     source: Source,
     version: str = "@challenger",
     *,
+    digest: str | None = None,
     overrides: Sequence[str] = (),
     env: str | None = None,
     promote: bool = True,
@@ -71,13 +73,16 @@ def deploy(
 
     With ``promote=False`` it stays beside the champion, without a route. The version that held the route is kept warm
     for ``serve.keep_warm_s``. Deploying what is live already changes nothing. If the alias cannot be set, the version
-    is live nevertheless and the record has a warning, as it has if the last rollout of the version was aborted.
+    is live nevertheless and the record has a warning, as it has if the last rollout of the version was aborted. With
+    ``digest`` a version whose bundle has another one is refused: a number alone is of one MLflow.
 
     ``canary`` and ``shadow`` are percentages: it stays beside the champion and answers that share of the requests, or
     gets copies of them. ``canary`` alone is a fixed share, 0 removes it. With ``steps`` (percentages, rising) or
     ``bake_s`` a rollout begins, and this returns once the version has its first share: the controller moves it, and
     promotes the version or removes its share. The record's ``outlook`` says what it can show with the traffic of the
-    last hour. While it is running no other version is deployed, unless ``abort`` ends it first.
+    last hour. While it is running no other version is deployed, unless ``abort`` ends it first. Where no version is
+    live there is none to compare with: the version takes the route at once, with a warning. So it is left there where
+    it has it already.
 
     Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
@@ -96,10 +101,11 @@ def deploy(
     Raises:
         NotFoundError: there is no such version.
         BundleError: its files are no longer what its digest vouches for.
-        RefusedError: the version has not passed its gate here or does not fit the champion's callers, MLflow says of it
-            what this state did not record, a rollout runs, another change of what is live takes too long, or took the
-            version away or made another one live meanwhile; the model is another state's (``TakenError``), or Serve
-            runs what a newer copy of this state's database desired (``OutdatedStateError``).
+        RefusedError: the version has another digest, has not passed its gate here or does not fit the champion's
+            callers, MLflow says of it what this state did not record (``UnrecordedError``: nothing), a rollout runs,
+            another change of what is live takes too long, or took the version away or made another one live meanwhile;
+            the model is another state's (``TakenError``), or Serve runs what a newer copy of this state's database
+            desired (``OutdatedStateError``).
         UsageError: percentages that cannot be; ``serve.proxy`` names HAProxy where another proxy runs, or
             ``serve.tls_cert`` a certificate with which nothing shows that Serve answers; a folder or a SQLite file on a
             cluster that has several machines, or may get them; ``monitor.notify`` has a URL that apprise does not know.
@@ -113,7 +119,7 @@ def deploy(
     traffic = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
     if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
-    registry, ref = admitted(spec, version, again=again)
+    registry, ref = admitted(spec, version, digest=digest, again=again)
     with live(spec) as (state, api):
         doubts = doubts_of(state, ref)
         call = _Call(spec, ref, _why(version, ref), state, api, registry)
@@ -165,7 +171,7 @@ def rollout_outlook(
 ) -> tuple[str, ...]:
     """Return what ``deploy`` with these steps could show with the traffic of the last hour, in sentences.
 
-    There are none for a fixed share, and without a champion.
+    There are none for a fixed share.
 
     Raises:
         UsageError: percentages that cannot be.
@@ -176,8 +182,10 @@ def rollout_outlook(
     asked = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=None, settings=spec.serve.rollout)
     with state_of(spec) as state:
         champion = champion_of(state.deployments(spec.project.name))
-        if champion is None or asked.rollout is None:
+        if asked.rollout is None:
             return ()
+        if champion is None:
+            return (ALONE,)
         return outlook(champion, asked.rollout, now=state.now(), state_id=state.owner().id)
 
 
@@ -225,8 +233,8 @@ def _checked(call: _Call) -> tuple[Listening | None, tuple[str, ...]]:
     return listens, (*warnings, *check_notify(monitor.notify), *call.watched[1], *lacking)
 
 
-def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> DeploymentRecord:
-    """Bring a version up: beside the champion, or as the champion."""
+def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False, alone: bool = False) -> DeploymentRecord:
+    """Bring a version up: beside the champion, or as the champion; ``alone`` in no other one's place."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
 
     ref, state, api = call.ref, call.state, call.api
@@ -249,6 +257,10 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
             raise RefusedError(f"{ref.name} was taken off Serve just now", hint="Run the same command again.")
         if action == "deploy" and (champion is None or champion.version != ref.version):
             refuse_running(model)
+            if alone and champion is not None:
+                raise RefusedError(
+                    f"version {champion.version} of {ref.name} became live just now", hint="Run the same command again."
+                )
         wanted = transitions.wanted(before, new, goal)
         if is_opened := opens(before, wanted, listens.reach if listens else None):
             why = f"{why}: {OPENED}"
@@ -276,7 +288,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False) -> 
 
 
 def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRecord:
-    """Bring a version up beside the champion and give it a share of the traffic."""
+    """Bring a version up beside the champion and give it a share of the traffic; a rollout needs another champion."""
     from raymlops.lifecycle.rollout.actor import ensure_controller
     from raymlops.lifecycle.rollout.loss_rule import unasked
     from raymlops.lifecycle.rollout.recent_traffic import outlook
@@ -284,12 +296,15 @@ def _share(call: _Call, traffic: TrafficRequest, *, abort: bool) -> DeploymentRe
 
     ref, state, api = call.ref, call.state, call.api
     name, version = ref.name, ref.version
-    warnings: tuple[str, ...] = () if traffic.removes else _checked(call)[1]
     champion = champion_of(state.deployments(name))
+    if traffic.rollout is not None and (champion is None or champion.version == version):  # where it would end
+        record = _bring(call, action="deploy", breaking=False, abort=abort, alone=True)
+        return record if champion else replace(record, warnings=(ALONE, *record.warnings))
+    warnings: tuple[str, ...] = () if traffic.removes else _checked(call)[1]
     if champion is None:
         raise RefusedError(
             f"no version of {name} is live, so none can be a canary or a shadow",
-            hint="Deploy without them: all of the traffic.",
+            hint="Deploy without them, or with --steps or --bake: all of the traffic.",
         )
     if champion.version == version:
         raise RefusedError(

@@ -1,14 +1,12 @@
 """What the documents show works: commands parse, configurations validate, Python compiles, links lead somewhere."""
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-import typer
+from command_lines import commands_in, understood
 from ruamel.yaml import YAML
 
-from raymlops.cli.app import app
 from raymlops.config.load import load_data
 
 ROOT = Path(__file__).parents[2]
@@ -33,19 +31,11 @@ def named(language):
 
 
 @pytest.mark.parametrize("block", named("sh"))
-def test_every_command_line_is_understood(block):
+def test_every_command_line_is_understood(block, monkeypatch):
     """Each ``raymlops`` line of a shell block parses: its verb, its options and their values."""
     for line in block.replace("\\\n", " ").splitlines():
-        words = shlex.split(line.replace("$(", "").replace(')"', '"').strip('"'), comments=True)
-        while "raymlops" in words:
-            words = words[words.index("raymlops") + 1 :]
-            end = next((index for index, word in enumerate(words) if word in {"&&", "|", ";"}), len(words))
-            arguments = [word for word in words[:end] if word]
-            command, context = typer.main.get_command(app), None
-            while hasattr(command, "commands"):
-                command = command.commands[arguments.pop(0)]
-            context = command.make_context("raymlops", arguments)
-            assert context.params is not None
+        for words in commands_in(line):
+            assert understood(words, monkeypatch).params is not None
 
 
 @pytest.mark.parametrize("block", named("yaml"))

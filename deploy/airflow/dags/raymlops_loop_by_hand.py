@@ -1,7 +1,7 @@
 """The loop, for who wants Airflow to decide when: ask for drift and quality, and deliver again where one is an alarm.
 
 A model's own loop does that, and more, with ``retrain.autonomy: act``; beside this one it is left at ``observe``.
-airflow dags trigger raymlops_loop_by_hand --conf '{"source": "--config config.yaml", "deploy": "--canary 10 --wait"}'
+airflow dags trigger raymlops_loop_by_hand --conf '{"source": "--config config.yaml", "deploy": "--bake 10m --wait"}'
 """
 
 from airflow.sdk import DAG, task

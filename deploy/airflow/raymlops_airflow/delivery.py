@@ -11,7 +11,7 @@ PARAMS = {
     "working_dir": Param(
         "", type="string", description="The project, a URI that Ray takes; empty: in the nodes' image"
     ),
-    "deploy": Param("", type="string", description="Options of deploy, such as --canary 10 --wait"),
+    "deploy": Param("", type="string", description="Options of deploy, such as --steps 10,50,100 --bake 10m --wait"),
 }
 
 
@@ -27,8 +27,10 @@ def delivery() -> RayJobOperator:
     source = "{{ params.source }}"
     run_id = "{{ ti.xcom_pull(task_ids='train')['run_id'] }}"
     version = "{{ ti.xcom_pull(task_ids='register')['version'] }}"
+    digest = "{{ ti.xcom_pull(task_ids='register')['bundle']['digest'] }}"
     train = verb("train", f"train {source}")
     register = verb("register", f"models register {run_id} {source}")
     gate = verb("gate", f"models gate {source} --version {version}")
-    train >> register >> gate >> verb("deploy", f"deploy {source} --version {version} --yes {{{{ params.deploy }}}}")
+    model = f"--version {version} --digest {digest}"
+    train >> register >> gate >> verb("deploy", f"deploy {source} {model} --yes {{{{ params.deploy }}}}")
     return train

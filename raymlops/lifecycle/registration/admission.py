@@ -10,7 +10,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from raymlops.errors import BundleError, RefusedError, StorageError
+from raymlops.errors import BundleError, RefusedError, StorageError, UnrecordedError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
@@ -30,14 +30,16 @@ CHALLENGER = "challenger"
 _log = logging.getLogger(__name__)
 
 
-def admitted(spec: ProjectSpec, version: str, *, again: bool = False) -> tuple[Registry, ModelVersionRef]:
+def admitted(
+    spec: ProjectSpec, version: str, *, digest: str | None = None, again: bool = False
+) -> tuple[Registry, ModelVersionRef]:
     """Return a version that has passed its gate and whose files are intact.
 
-    One that was taken back from traffic is returned only ``again``, and by its number.
+    With ``digest`` it has that one. One that was taken back from traffic is returned only ``again``, and by its number.
 
     Raises:
         NotFoundError: there is no such version.
-        RefusedError: it has not passed its gate here, or MLflow contradicts this state.
+        RefusedError: it has not passed its gate here, has another digest, or MLflow contradicts this state.
         BundleError: its files are no longer what its digest vouches for.
     """
     from raymlops.bundle.slices import slices_of
@@ -52,6 +54,7 @@ def admitted(spec: ProjectSpec, version: str, *, again: bool = False) -> tuple[R
     found.check()  # an MLflow that is down is reported within seconds, not after its client's own retries
     registry = Registry(found)
     ref = registry.get(spec.project.name, version)
+    check_digest(ref, digest, to="deployed")
     with state_of(spec) as state:
         record = recorded(state, ref.name, ref.version)
     ref = as_recorded(ref, record)
@@ -121,12 +124,13 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
     """Return a version with the bundle and the run of its record. Pure.
 
     Raises:
-        RefusedError: there is no record of it, or MLflow's version (``said``) differs.
+        UnrecordedError: there is no record of it.
+        RefusedError: MLflow's version (``said``) differs.
     """
     adopt = f"raymlops models gate --config FILE --version {said.version} --adopt {said.bundle.digest}"
     which = f"{said.name} version {said.version}"
     if record is None:
-        raise RefusedError(
+        raise UnrecordedError(
             f"{which} was not registered from this state, so that only MLflow's tags, which others can change, say "
             f"what it is: digest {said.bundle.digest} at {said.bundle.uri}, of run {said.run_id}",
             hint="Compare the digest with that of its event register in the state that it was registered from "
@@ -159,14 +163,23 @@ def adoptable(said: ModelVersionRef, record: VersionRecord | None, *, adopt: str
     """
     if adopt is None:
         return as_recorded(said, record)
-    if adopt != said.bundle.digest:
-        raise RefusedError(
-            f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {adopt} was to be "
-            "adopted; nothing was loaded",
-            hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, somebody "
-            "changed its tags.",
-        )
+    check_digest(said, adopt, to="adopted")
     return said
+
+
+def check_digest(said: ModelVersionRef, digest: str | None, *, to: str) -> None:
+    """Refuse a version of another digest than the caller names, if any. Pure.
+
+    Raises:
+        RefusedError: naming both.
+    """
+    if digest is not None and digest != said.bundle.digest:
+        raise RefusedError(
+            f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {digest} was to be "
+            f"{to}; nothing was loaded or changed",
+            hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, this is "
+            "another MLflow, which numbers models of its own (tracking.uri), or somebody changed the version's tags.",
+        )
 
 
 def check_verdict(record: VersionRecord, said: str | None) -> None:

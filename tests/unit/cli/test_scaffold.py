@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 from ruamel.yaml import YAML
@@ -31,6 +33,23 @@ def test_scaffold_is_a_valid_project(tmp_path, monkeypatch):
         "pytest -q",
     ]
     assert load(folder / "config.yaml").spec.recipe.import_ == "late_parcels:LateParcels"
+
+
+def test_raymlops_is_installed_from_where_its_user_says(tmp_path, monkeypatch):
+    """No package index has it, so that none may be asked for that name: whoever takes it there is somebody else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAYMLOPS_SOURCE", raising=False)
+    file = scaffold("late-parcels")[0] / "requirements.txt"
+
+    def install():
+        words = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-deps", "--no-index", "-r", "one.txt"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False).stderr
+
+    (line,) = [line for line in file.read_text().splitlines() if line.startswith("raymlops")]
+    (tmp_path / "one.txt").write_text(f"{line}\n")
+    assert "${RAYMLOPS_SOURCE}" in install()
+    monkeypatch.setenv("RAYMLOPS_SOURCE", f"file://{tmp_path}/no.whl")
+    assert "no.whl" in install()
 
 
 def test_its_model_can_be_watched_and_retrained_by_the_lines_that_are_comments(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ TRAINED = [
     "models register r1 --config config.yaml",
     "models gate --config config.yaml --version 3",
 ]
-DEPLOYED = "deploy --config config.yaml --version 3 --yes --canary 10 --wait"
+DEPLOYED = "deploy --config config.yaml --version 3 --digest d1 --yes"
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from github_steps import project_runner
+from ruamel.yaml import YAML
+from stub_commands import stub_commands
 
+WORKFLOWS = Path(__file__).parents[3] / "deploy/github/workflows"
 SCRIPT = Path(__file__).parents[3] / "deploy/ci/pipeline.sh"
 
 
@@ -44,6 +48,43 @@ def test_a_problem_is_an_annotation_of_its_line(runner):
     lines = config.read_text().splitlines()
     epochs, lrr = (1 + next(i for i, line in enumerate(lines) if word in line) for word in ("epochs: -1", "lrr:"))
     assert told == {("config.yaml", str(epochs), "train.epochs"), ("config.yaml", str(lrr), "train.lrr")}
+
+
+def test_the_report_is_one_comment_however_often_it_is_renewed(runner, tmp_path):
+    """And no other workflow's, which comments as the same user: ours is found by what it begins with."""
+    stubs = tmp_path / "cluster"
+    stubs.mkdir()
+    runner.variables["PATH"] = stub_commands(stubs)["PATH"].replace(":", f":{tmp_path}/bin:", 1)
+    number = {"github.event.pull_request.number": "7", "github.repository": "me/late"}
+    runner.contexts |= {"secrets.RAY_API_SERVER_ADDRESS": "http://ray.example:8265", **number}
+    (tmp_path / "comments").write_text("")
+    assert runner.job("raymlops-train", "train") == 0, runner.log
+    (tmp_path / "comments").write_text("12\n13\n")
+    assert runner.job("raymlops-train", "train") == 0, runner.log
+    file = "raymlops-ci/comment.md"
+    renewed = f"api --silent --method PATCH repos/me/late/issues/comments/12 -F body=@{file}"
+    assert (tmp_path / "gh.log").read_text().splitlines() == [f"pr comment 7 --body-file {file}", renewed]
+    assert (runner.checkout / file).read_text().startswith("<!-- raymlops train config.yaml  -->\n### late version 3")
+
+
+def test_a_comment_of_another_workflow_is_not_ours():
+    """By the filter that ``gh`` is given."""
+    steps = YAML(typ="safe").load(WORKFLOWS / "raymlops-train.yml")["jobs"]["train"]["steps"]
+    (variables,) = [step["env"] for step in steps if "OURS" in step.get("env", {})]
+    mark, bot = "<!-- raymlops train config.yaml  -->", "github-actions[bot]"
+    said = [("coverage: 80%", bot), (f"{mark}\n### late", "somebody"), (f"{mark}\n### late", bot), (f"> {mark}", bot)]
+    comments = [{"id": number, "body": body, "user": {"login": user}} for number, (body, user) in enumerate(said)]
+    if (jq := shutil.which("jq")) is None:
+        pytest.skip("jq is not installed")
+    done = subprocess.run(
+        [jq, variables["OURS"]],
+        input=json.dumps(comments),
+        env={"MARK": mark},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "2\n"
 
 
 def test_nothing_is_deployed_without_a_version_of_this_run(runner):

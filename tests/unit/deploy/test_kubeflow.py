@@ -42,7 +42,8 @@ def test_the_pipeline_hands_ids_on(compiled):
     """The version from one to the other; what it is asked for is the name of the delivery, and where the project is."""
     root = compiled[0]["root"]
     given = root["dag"]["tasks"]["deploy"]["inputs"]["parameters"]
-    assert given["version"]["taskOutputParameter"] == {"outputParameterKey": "version", "producerTask": "train"}
+    for key in ("version", "digest"):
+        assert given[key]["taskOutputParameter"] == {"outputParameterKey": key, "producerTask": "train"}
     required = {name for name, one in root["inputDefinitions"]["parameters"].items() if not one.get("isOptional")}
     assert required == {"delivery"}
 

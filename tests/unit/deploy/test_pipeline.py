@@ -7,6 +7,7 @@ import pytest
 from stub_commands import stub_commands
 
 SCRIPT = Path(__file__).parents[3] / "deploy/ci/pipeline.sh"
+DEPLOY = "deploy --config config.yaml --version 3 --digest d1 --yes"
 TRAIN = ["train", "models register", "models gate"]
 
 
@@ -52,7 +53,7 @@ def test_the_same_delivery_again_trains_no_second_time(project):
     code, said = project.stage("train")
     assert (code, verbs(project.calls)) == (0, TRAIN), said
     assert said.count("of this delivery is known: succeeded") == 3
-    assert (project.folder / "raymlops-ci/version").read_text() == "3\n"
+    assert (project.folder / "raymlops-ci/version").read_text() == "3@d1\n"
     assert project.stage("train", delivery="def")[0] == 0
     assert verbs(project.calls) == TRAIN * 2
 
@@ -90,8 +91,8 @@ def test_without_a_name_every_run_is_a_delivery_of_its_own(project):
 def test_the_exit_code_is_that_of_the_verb_on_a_cluster_too(project):
     """Ray's own command ends with 1 whatever a job ended with."""
     (project.folder / "code-deploy").write_text("4")
-    code, said = project.stage("deploy", MODEL_VERSION="3")
-    assert (code, project.calls) == (4, ["deploy --config config.yaml --version 3 --yes"])
+    code, said = project.stage("deploy", MODEL_VERSION="3@d1")
+    assert (code, project.calls) == (4, [DEPLOY])
     assert "deploy ended with 4" in said
 
 
@@ -101,16 +102,52 @@ def test_a_job_whose_connection_is_lost_is_followed_to_its_end(project, delivery
     (project.folder / "lost").write_text("SUCCEEDED")
     assert project.stage("train", delivery=delivery)[0] == 0
     assert verbs(project.calls) == TRAIN
-    assert (project.folder / "raymlops-ci/version").read_text() == "3\n"
+    assert (project.folder / "raymlops-ci/version").read_text() == "3@d1\n"
     (project.folder / "lost").write_text("FAILED")
-    assert project.stage("deploy", delivery=delivery, MODEL_VERSION="3")[0] == 1
+    assert project.stage("deploy", delivery=delivery, MODEL_VERSION="3@d1")[0] == 1
 
 
 @pytest.mark.parametrize("delivery", ["", "abc"])
 def test_a_job_whose_cluster_is_gone_is_no_success(project, delivery):
     """It is said, with the exit code of a cluster that is not reached."""
     (project.folder / "lost").write_text("gone")
-    code, said = project.stage("deploy", delivery=delivery, MODEL_VERSION="3")
+    code, said = project.stage("deploy", delivery=delivery, MODEL_VERSION="3@d1")
     assert code == 5, said
     assert "http://ray.example:8265 does not answer any more" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+def test_what_was_trained_is_deployed_by_its_number_and_its_digest(project, end):
+    """A number alone is another model's on a cluster with an MLflow of its own, so it is refused."""
+    assert project.stage("train")[0] == 0
+    version = project.folder / "raymlops-ci/version"
+    version.write_text(version.read_text().rstrip() + end)
+    assert project.stage("deploy")[0] == 0
+    assert project.calls[3:] == [DEPLOY]
+    for bare in ("3", "3@"):
+        code, said = project.stage("deploy", MODEL_VERSION=bare)
+        assert (code, project.calls[3:]) == (2, [DEPLOY])
+        assert "name it as VERSION@DIGEST" in said
+
+
+def test_a_state_that_does_not_know_the_version_asks_its_gate_first(project):
+    """Once: the same delivery again takes what ran. What else is refused is asked of no gate."""
+    adopt = "models gate --config config.yaml --version 3 --adopt d1"
+    (project.folder / "code-deploy").write_text("4 UnrecordedError")
+    for _ in range(2):
+        code, said = project.stage("deploy", MODEL_VERSION="3@d1")
+        assert (code, project.calls) == (0, [DEPLOY, adopt, DEPLOY]), said
+    (project.folder / "code-deploy").write_text("4 UnrecordedError")
+    (project.folder / "code-models").write_text("4")
+    code, said = project.stage("deploy", MODEL_VERSION="3@d1", delivery="def")
+    assert (code, project.calls[3:]) == (4, [DEPLOY, adopt])
+
+
+def test_a_project_without_tests_is_valid(project):
+    """What pytest ends with then is an unreachable cluster in our own table. One that fails fails the stage."""
+    code, said = project.stage("validate")
+    assert (code, project.calls) == (0, ["validate config.yaml"])
+    assert "the project has no test that is 'not soak'" in said
+    (project.folder / "test_it.py").write_text("def test_it(): assert False\n")
+    assert project.stage("validate")[0] == 1

@@ -22,6 +22,7 @@ from raymlops.config.load import load_data
 from raymlops.config.serve import RolloutSection
 from raymlops.errors import ClusterError, ConfigError, NotFoundError, RefusedError, TakenError, UsageError
 from raymlops.lifecycle.deploy import (
+    ALONE,
     OPENED,
     _bring,
     _Call,
@@ -284,6 +285,25 @@ def test_a_rollout_begins_with_what_it_can_show(bring, called, configured, tmp_p
     assert record.outlook == said
     assert json.loads(json.dumps(record.to_dict()))["outlook"] == list(said)
     assert _share(called(2, bundle=bundle), TrafficRequest(shadow=0.5), abort=False).outlook == ()
+
+
+def test_a_rollout_of_the_first_version_ends_at_once(state, called, configured):
+    """There is no champion to compare with; asked for again, as by a delivery that was cut off, it changes nothing."""
+    assert rollout_outlook(configured(), steps=(10, 100)) == (ALONE,)
+    record = _share(called(1), ROLLOUT, abort=False)
+    assert (record.role, record.warnings[0], line_up(state)) == ("champion", ALONE, {1: "champion"})
+    again = _share(called(1), ROLLOUT, abort=False)
+    assert (again.role, again.changed, ALONE in again.warnings) == ("champion", False, False)
+    with pytest.raises(RefusedError, match="version 1 of m is champion already"):
+        _share(called(1), TrafficRequest(weight=0.1), abort=False)
+
+
+def test_a_first_version_takes_nobody_s_place(state, serve, called, monkeypatch):
+    """Another one that became live while it was looked at stays, since the rollout would have been beside it."""
+    monkeypatch.setattr("raymlops.lifecycle.deploy.stage", lambda *_, **__: (deploy(state, serve, version=7), ())[1])
+    with pytest.raises(RefusedError, match="version 7 of m became live just now"):
+        _share(called(1), ROLLOUT, abort=False)
+    assert line_up(state) == {7: "champion"}
 
 
 def test_the_champion_gets_no_share_beside_a_canary(called, rollout):

@@ -82,6 +82,18 @@ def test_a_version_that_has_passed_is_admitted(spec, passed):
     assert (found.bundle, found.run_id) == (passed.bundle, passed.run_id)
 
 
+def test_a_version_of_another_digest_is_not_the_one_that_was_meant(spec, passed):
+    """Its number is another model's in another MLflow; that is said before what this state knows of it."""
+    _, found = admitted(spec, "1", digest=passed.bundle.digest)
+    assert found.bundle == passed.bundle
+    for digest in ("e" * 64, passed.bundle.digest[:12], ""):
+        with pytest.raises(
+            RefusedError, match=f"has digest {passed.bundle.digest} by MLflow, and {digest} was"
+        ) as caught:
+            admitted(spec, "1", digest=digest)
+        assert "another MLflow" in caught.value.hint
+
+
 def test_a_slice_of_what_is_no_input_is_refused(spec, passed):
     """It would never be counted."""
     monitor = spec.monitor.model_copy(update={"slices": {"colour": ("red",)}})
