@@ -14,6 +14,7 @@
     ├── RefusedError                      4  a rule refused it; nothing was changed
     │   ├── LeaseLostError                   another process has taken over; this one writes nothing more
     │   ├── GateRefusedError                 the gate's decision, with its numbers
+    │   ├── UnrecordedError                  a version that was registered from another state
     │   ├── DataRefusedError                 what the checks of a recipe's data found, with its numbers
     │   ├── BundleError                      a bundle that is damaged, tampered with or too new
     │   ├── BusyError                        another process changes what is live just now

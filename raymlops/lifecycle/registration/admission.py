@@ -177,8 +177,8 @@ def check_digest(said: ModelVersionRef, digest: str | None, *, to: str) -> None:
         raise RefusedError(
             f"{said.name} version {said.version} has digest {said.bundle.digest} by MLflow, and {digest} was to be "
             f"{to}; nothing was loaded or changed",
-            hint="Name all 64 digits of the digest that it was registered with. If MLflow says another one, this is "
-            "another MLflow, which numbers models of its own (tracking.uri), or somebody changed the version's tags.",
+            hint="Either this is another MLflow (tracking.uri) than the version was registered in, with models of its "
+            "own; or somebody changed the version's tags; or the digest is not named with all of its 64 digits.",
         )
 
 
