@@ -144,7 +144,8 @@ def _exported(record: ExportRecord) -> Answer:
     if not record.days:
         parts.append("no day with rows has ended in that time: --since and --until choose another one")
     if record.left:
-        parts.append(f"before the log's retention, and left as they are: {', '.join(record.left)}")
+        left = ", ".join(record.left)
+        parts.append(f"left as they are, since the log has no or not all rows of them and none were erased: {left}")
     parts += [f"damaged, so that its day was left as it is: {path}" for path in record.damaged]
     note("\n".join(parts))
     text = record.table if record.table_version is None else f"{record.table}@v{record.table_version}"

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from raymlops.arrays import Column
 
 _LISTED = 12
-_WHOLE = 2**63
-_LARGEST = 3.4028234663852886e38
-"""Of floats with 32 bits, as which targets are trained on."""
+_LARGEST = 2**63
+"""Of integers with 64 bits; and the square of a larger number is beyond floats with 32 bits, by which losses count."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,8 @@ def unheld(label: Any) -> str | None:
             label.encode()
         except UnicodeEncodeError:
             return "a text with half of a surrogate pair is no Unicode"
-    elif type(label) is int and not -_WHOLE <= label < _WHOLE:
-        return "an integer of more than 64 bits"
-    elif isinstance(label, float) and not abs(label) <= _LARGEST:
-        return f"a number beyond {_LARGEST:.3g}, the largest float with 32 bits"
+    elif isinstance(label, int | float) and not -_LARGEST <= label < _LARGEST:
+        return "a number beyond 2^63 is too large to count"
     return None
 
 

@@ -225,8 +225,7 @@ def _rounding(theirs: _Resampler, old: float) -> float:
         return 0.0
     each = np.abs(theirs.values(np.eye(theirs.blocks)))
     each = each[np.isfinite(each)]
-    usual = float(np.median(each)) if len(each) else abs(old)
-    return _ROUNDING * max(1.0, min(abs(old), usual))
+    return _ROUNDING * (float(np.median(each)) if len(each) else abs(old))
 
 
 def _largest_share(theirs: _Resampler, old: float) -> float:

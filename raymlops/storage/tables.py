@@ -71,6 +71,14 @@ class TableSet:
         with snapshot(url, what=self.what) as there:
             return self._origin(there)
 
+    def settle(self, url: str) -> None:
+        """Forget whose rows a database got: the restore is over, and they are its own from now on.
+
+        Raises: as ``snapshot``.
+        """
+        with writing(url, what=self.what) as target:
+            target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
+
     def restore(self, file: Path, url: str, *, backup: str, change: Callable[[str, Any], Any]) -> None:
         """Write the rows of a copy into a database that has these tables and nothing in them, in one transaction.
 

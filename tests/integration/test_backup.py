@@ -304,6 +304,14 @@ def test_a_restore_goes_on_where_it_was_killed_while_optuna_made_its_tables(save
     assert seen(empty) == saved[2]
 
 
+def test_what_was_restored_is_no_part_of_a_restore_any_more(saved, empty):
+    """Its state is lost later: MLflow has gone on since, and is not taken for what the backup left."""
+    restore_backup(empty, uri=str(saved[0]))
+    databases_of(empty).file("state").unlink()
+    with pytest.raises(RefusedError, match="MLflow's database is not empty"):
+        restore_backup(empty, uri=str(saved[0]))
+
+
 def unavailable(*_args, **_kwargs):
     raise StorageError("no state today")
 

@@ -133,6 +133,11 @@ class ParquetFiles:
             uri = self.files[0].uri
             raise RecipeError(f"the files beside {uri} hold columns of different types: {error}") from error
 
+    @property
+    def is_read_whole(self) -> bool:
+        """Return whether ``digest`` reads all of the files."""
+        return sum(file.size for file in self.files) <= _BLOCKS * _BLOCK_BYTES
+
     def digest(self) -> str:
         """Return a SHA-256 of every file's size and footer, and of blocks of their content at fixed places.
 

@@ -136,8 +136,8 @@ class _Writing:
     def databases(self, *, came: dict[str, Any], why: str, as_copy: bool) -> str | None:
         """Write the databases, the state last; return the id of that."""
         from raymlops.state.copies import restore_state
-        from raymlops.tracking.copies import restore_tracking
-        from raymlops.tuning.copies import restore_studies
+        from raymlops.tracking.copies import restore_tracking, tracking_tables
+        from raymlops.tuning.copies import restore_studies, study_tables
 
         def change(_table: str, value: Any) -> Any:
             return moved_in(value, self._move)
@@ -151,11 +151,15 @@ class _Writing:
             artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
             file = self._folder / f"{MLFLOW}.db"
             restore_tracking(file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change)
-        if STATE not in saved:
-            return None
-        self._on_step("the state")
-        file = self._folder / f"{STATE}.db"
-        return restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
+        state_id = None
+        if STATE in saved:
+            self._on_step("the state")
+            file = self._folder / f"{STATE}.db"
+            state_id = restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
+        for name, tables in ((MLFLOW, tracking_tables), (OPTUNA, study_tables)):
+            if name in saved:
+                tables().settle(urls[name])
+        return state_id
 
 
 def _begun(databases: Databases, uri: str) -> str | None:

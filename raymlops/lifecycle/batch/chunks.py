@@ -90,8 +90,14 @@ def output_schema(signature: Signature, kept: Mapping[str, Any]) -> Any:
 
 
 def work_of(version: ModelVersionRef, files: ParquetFiles, kept: Mapping[str, Any]) -> str:
-    """Return what identifies the rows of the output: those of the input, the version, and the columns to keep."""
-    text = json.dumps([version.name, version.version, version.bundle.digest, files.digest(), sorted(kept)])
+    """Return what identifies the rows of the output: those of the input, the version, and the columns to keep.
+
+    Of files that are too large for their digest to read all of them, when they were written counts too: rows that were
+    corrected in place are other rows, and so are copies.
+    """
+    written = [] if files.is_read_whole else [file.mtime_ns for file in files.files]
+    known = [version.name, version.version, version.bundle.digest, files.digest(), sorted(kept), *written]
+    text = json.dumps(known)
     return f"raymlops.predict.{sha256(text.encode()).hexdigest()[:32]}"
 
 

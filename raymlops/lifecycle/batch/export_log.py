@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
 from raymlops.lifecycle.live.log_owner import read_from
-from raymlops.lifecycle.prediction_log import stored_log
+from raymlops.lifecycle.prediction_log import ERASURES, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
 from raymlops.records import Record
 
 if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.storage.delta.names import TableName
+
+
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class ExportRecord(Record):
     table_version: int | None
     """None where there was no day."""
     left: tuple[str, ...] = ()
-    """Days before the log's retention, of which the table may have more rows than the log; they stay as they are."""
+    """Days before the log's retention, and those of which the log has no rows and nobody erased any: of these the table
+    may have more rows than the log; they stay as they are."""
     damaged: tuple[str, ...] = ()
     """Files of the log that cannot be read; what the table has of their days is as it was."""
 
@@ -53,11 +57,16 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
     reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)
     with state_of(spec) as state:
         log = stored_log(state, name)
-    kept_since = None if log is None else log.kept_since(until)
-    days = days_between(since, until)
-    whole = [day for day in days if kept_since is None or datetime.combine(day, time(), UTC) >= kept_since]
-    every = [write_day(reading, day, table.uri, owner=owner) for day in whole]
+        kept_since = None if log is None else log.kept_since(state.now())
+        erased_at = max((event.ts for event in state.events(name) if event.action in ERASURES), default=_NEVER)
+    days = {day: datetime.combine(day, time(), UTC) for day in days_between(since, until)}
+    every = [
+        write_day(reading, day, table.uri, owner=owner, erased=erased_at >= start)
+        for day, start in days.items()
+        if kept_since is None or start >= kept_since
+    ]
     done = [each for each in every if each.table_version is not None]
+    looked = {each.day for each in every if not each.left}
     return ExportRecord(
         name=name,
         table=table.uri,
@@ -65,6 +74,6 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
         rows=sum(each.rows for each in done),
         labelled=sum(each.labelled for each in done),
         table_version=done[-1].table_version if done else None,
-        left=tuple(day.isoformat() for day in days if day not in whole),
+        left=tuple(day.isoformat() for day in days if day not in looked),
         damaged=tuple(path for each in every for path in each.damaged),
     )

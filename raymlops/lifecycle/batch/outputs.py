@@ -98,11 +98,23 @@ class Table:
     _committing: bool = False
 
     def type_of(self, kind: Any) -> Any:
-        """Return the nearest type that Delta has."""
+        """Return the nearest type that Delta has, also within lists and structs.
+
+        Raises:
+            UsageError: Delta has none.
+        """
         import pyarrow as pa
 
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
+        if pa.types.is_struct(kind):
+            return pa.struct([field.with_type(self.type_of(field.type)) for field in kind])
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            return pa.list_(kind.value_field.with_type(self.type_of(kind.value_type)))
+        if kind == pa.uint64() or pa.types.is_map(kind):
+            raise UsageError(
+                f"a Delta table has no column of {kind}", hint="Leave it out: --keep names the columns to keep."
+            )
         if pa.types.is_timestamp(kind):
             return pa.timestamp("us", kind.tz and "UTC")
         wider = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.float16(): pa.float32()}

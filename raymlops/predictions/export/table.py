@@ -40,6 +40,8 @@ class DayExport:
     labelled: int = 0
     table_version: int | None = None
     """None where nothing was written."""
+    left: bool = False
+    """Whether the table has rows of the day and the log has none, which nobody erased: they stay."""
     damaged: tuple[str, ...] = ()
     """Files of the log that cannot be read; what the table has of the day is as it was."""
 
@@ -50,10 +52,11 @@ def days_between(since: datetime, until: datetime) -> list[date]:
     return [first + timedelta(days=number) for number in range((end - first).days)]
 
 
-def write_day(reading: Reading, day: date, uri: str, *, owner: str) -> DayExport:
+def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool = False) -> DayExport:
     """Write the rows of a day, of the state ``owner``, into the table at ``uri``, which is created if there is none.
 
-    ``reading`` has the log; its window is not used.
+    ``reading`` has the log; its window is not used. A day that the table has and the log has not stays, unless rows of
+    it may have been ``erased``: a log that was moved, restored without its rows, or cut by its retention has none.
 
     Raises:
         RefusedError: the table is not an export of this log.
@@ -74,8 +77,10 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str) -> DayExport
     files = [NewFile(path, int(filesystem.info(place).size), rows.rows, partition)] if rows.rows else []
     if rows.damaged or not files:
         filesystem.delete(place)
-    if rows.damaged or not (files or _has(uri, partition)):
+    if rows.damaged:
         return DayExport(day, damaged=rows.damaged)
+    if not files and not (erased and _has(uri, partition)):
+        return DayExport(day, left=_has(uri, partition))
     about = {"raymlops.name": reading.name, "raymlops.day": day.isoformat(), "raymlops.rows": str(rows.rows)}
     version = writer.commit(files, work=work, about=about, partition=partition)
     return DayExport(day, rows.rows, rows.labelled, version)

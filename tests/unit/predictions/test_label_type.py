@@ -80,9 +80,9 @@ def test_a_recipe_declares_what_it_wants(column, good, bad, said):
 @pytest.mark.parametrize(
     ("label", "said"),
     [
-        (2**63, "an integer of more than 64 bits"),
-        ([1, [-(2**63) - 1]], "an integer of more than 64 bits"),
-        (1e39, "beyond 3.4e\\+38"),
+        (2**63, r"a number beyond 2\^63"),
+        ([1, [-(2**63) - 1]], r"a number beyond 2\^63"),
+        (1e20, r"a number beyond 2\^63"),
         (["a", "\ud800"], "half of a surrogate pair"),
     ],
 )

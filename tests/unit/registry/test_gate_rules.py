@@ -282,6 +282,13 @@ def test_a_label_that_is_far_off_does_not_let_a_worse_version_pass(far):
     assert "one block makes 100% of loss: look for a label that is far off" in decision.checks[-1].detail
 
 
+def test_losses_may_be_small():
+    """What is rounding goes by the size of the metric, whatever unit that has."""
+    losses = np.random.default_rng(1).uniform(0.5, 1.5, 200) * 1e-9
+    assert not ask(losses * 10, losses).passed
+    assert ask(losses * (1 + 1e-8), losses).passed
+
+
 def test_one_block_of_ordinary_rows_is_not_said():
     """Also where the metric is near 0, and blocks have both signs."""
     rng = np.random.default_rng(1)

@@ -1,7 +1,9 @@
 """A batch prediction becomes one commit of a Delta table, without a cluster."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -107,8 +109,14 @@ def test_kept_columns_become_types_that_delta_has(tmp_path):
         pa.large_string(): pa.string(),
         pa.uint32(): pa.int64(),
         pa.int8(): pa.int8(),
+        pa.list_(pa.uint8()): pa.list_(pa.int16()),
+        pa.large_list(pa.timestamp("ns")): pa.list_(pa.timestamp("us")),
+        pa.struct({"a": pa.list_(pa.uint16())}): pa.struct({"a": pa.list_(pa.int32())}),
     }
     output = output_at(f"delta+{tmp_path}/t")
+    for kind in (pa.uint64(), pa.list_(pa.uint64()), pa.map_(pa.string(), pa.uint8())):
+        with pytest.raises(UsageError, match="a Delta table has no column of"):
+            output.type_of(kind)
     assert [output.type_of(kind) for kind in types] == list(types.values())
     assert output_at(str(tmp_path / "f")).type_of(pa.uint32()) == pa.uint32()
 
@@ -125,6 +133,17 @@ def test_work_is_known_by_its_input_and_its_model(tmp_path):
     assert work_of(version, list_parquet(path), {}) != one
     write(path, {"a": [2.0], "id": [2]})
     assert work_of(version, list_parquet(path), {"id": 1}) != one
+
+
+def test_rows_of_large_files_that_were_corrected_in_place_are_other_work(tmp_path, monkeypatch):
+    """Their digest reads a part of them."""
+    monkeypatch.setattr("raymlops.data.parquet.files._BLOCK_BYTES", 1)
+    pq.write_table(pa.table({"a": np.arange(50_000.0), "id": np.arange(50_000)}), tmp_path / "a.parquet")
+    version = ModelVersionRef("m", 7, "run", BundleRef("/nowhere", "d"))
+    before = work_of(version, list_parquet(tmp_path / "a.parquet"), {})
+    assert work_of(version, list_parquet(tmp_path / "a.parquet"), {}) == before
+    os.utime(tmp_path / "a.parquet", ns=(1, 1))
+    assert work_of(version, list_parquet(tmp_path / "a.parquet"), {}) != before
 
 
 def test_a_table_without_an_input_of_the_model(tmp_path):

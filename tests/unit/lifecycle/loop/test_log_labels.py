@@ -32,7 +32,7 @@ NO_RULE = AnswerLoss.none("no loss")
         (["a", "b", "c", 1], NO_RULE, ["a", "b", "c", None]),
         ([1, 2.5, True, math.inf], NO_RULE, [1, 2.5, True, None]),
         ([2, 3, 2**63, -(2**70)], CLASS, [2, 3, None, None]),
-        ([1.5, 10**30, 1e39, "1e39", 10**400], NUMBER, [1.5, 1e30, None, None, None]),
+        ([1.5, 10**30, 1e39, "1e39", 10**400], NUMBER, [1.5, None, None, None, None]),
         (["a", "b", "\ud800"], CLASS, ["a", "b", None]),
         ([[1], [], [1, "a"], [[1]], [True], [2**64], ["\ud800"]], OWN, [[1], [], None, None, [True], None, None]),
         ([[], [["a"], []], [["b", "c"]], []], OWN, [[], [["a"], []], [["b", "c"]], []]),

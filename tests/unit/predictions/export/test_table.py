@@ -28,8 +28,8 @@ def uri(tmp_path):
 def export(tmp_path, uri):
     """Return a function that exports a day."""
 
-    def day(which=DAY, *, owner="me", to=tmp_path / "t"):
-        return write_day(Reading(uri, "flights"), which, str(to), owner=owner)
+    def day(which=DAY, *, owner="me", to=tmp_path / "t", erased=False):
+        return write_day(Reading(uri, "flights"), which, str(to), owner=owner, erased=erased)
 
     return day
 
@@ -109,7 +109,7 @@ def test_a_damaged_file_leaves_the_day_as_it_is(tmp_path, uri, write, export):
 
 
 def test_a_day_without_rows(tmp_path, uri, write, export):
-    """Makes no table and no commit; one whose rows were erased goes."""
+    """Makes no table and no commit; one whose rows were erased goes, and one that the log lost stays."""
     write([served("a", ts=at())], uri=uri)
     assert export(NEXT).table_version is None
     assert not (tmp_path / "t" / "_delta_log").exists()
@@ -117,7 +117,9 @@ def test_a_day_without_rows(tmp_path, uri, write, export):
     write([served("keeps the model's log", ts=at() + 5 * 86_400)], uri=uri)
     (file,) = (path for path in (tmp_path / "log").rglob("*.parquet") if "2026-11-25" in str(path))
     file.unlink()
-    assert export().rows == 0
+    found = export()
+    assert (found.table_version, found.left, len(rows(tmp_path))) == (None, True, 1)
+    assert export(erased=True).rows == 0
     assert rows(tmp_path) == []
 
 
