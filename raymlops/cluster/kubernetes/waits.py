@@ -31,7 +31,7 @@ class Wait:
     @property
     def may_pass(self) -> bool:
         """Return whether time alone may mend it: a node is added or becomes free, or a queue lets the pod go."""
-        return self.reason in {UNSCHEDULABLE, "SchedulingGated"}
+        return self.reason in {UNSCHEDULABLE, "SchedulingGated", "FailedScheduling"}
 
     def __str__(self) -> str:
         return f"{self.what} waits: {self.reason}: {self.message}\n  {self.mend}"

@@ -143,9 +143,15 @@ def test_a_job_starts_once_what_it_waits_for_is_there(kubernetes, run, written, 
     ]
 
 
-def test_a_pod_without_a_node_waits_for_one(kubernetes, run, written, clock):
+@pytest.mark.parametrize(
+    ("waiting", "reason"),
+    [(pod("head", condition=NO_NODE), "Unschedulable"), (pod("head", reason="ContainerCreating"), "FailedScheduling")],
+    ids=["none yet", "found, and its image is pulled"],
+)
+def test_a_pod_without_a_node_waits_for_one(kubernetes, run, told, waiting, reason):
     """Longer than for what somebody has to mend: an autoscaler adds nodes, and others become free."""
-    kubernetes.cluster_pods = [pod("head", condition=NO_NODE)]
+    (written, clock), kubernetes.cluster_pods = told, [waiting]
+    kubernetes.events = [warning("Pod", "head", reason="FailedScheduling", message="0/3 nodes are available")]
 
     def sleep(seconds, real=clock.sleep):
         real(seconds)
@@ -155,7 +161,7 @@ def test_a_pod_without_a_node_waits_for_one(kubernetes, run, written, clock):
     clock.sleep = sleep
     assert run("train").succeeded
     assert written[1:] == [
-        "pod/head waits: Unschedulable: 0/3 nodes are available\n  kubectl -n models describe pod/head",
+        f"pod/head waits: {reason}: 0/3 nodes are available\n  kubectl -n models describe pod/head",
         "one",
     ]
 
