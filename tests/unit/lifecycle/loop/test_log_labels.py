@@ -46,6 +46,14 @@ def test_labels_of_several_kinds_become_those_of_one(labels, rule, found):
     assert list(map(type, said)) == list(map(type, found))
 
 
+def test_a_list_of_another_length_does_not_count_where_all_others_are_of_one():
+    """A recipe that takes two numbers a row would end with it; lists of any length are labels too."""
+    pairs = [[1.0, 2.0]] * 200
+    assert of_one_kind([*pairs, [1.5], []], OWN) == [*pairs, None, None]
+    ragged = [*pairs, *([[1.5]] * 20)]
+    assert of_one_kind(ragged, OWN) == ragged
+
+
 @pytest.mark.parametrize(
     ("labels", "rule", "kind", "values"),
     [
