@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
+from raymlops.lifecycle.batch.outputs import refuse_other_files
 from raymlops.lifecycle.live.log_owner import read_from
 from raymlops.lifecycle.prediction_log import ERASURES, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from raymlops.storage.delta.names import TableName
 
 
+_OURS = re.compile(r"date=\d{4}-\d{2}-\d{2}|\..*")
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -44,15 +47,18 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
 
     Raises:
         NotFoundError: no such model has predictions.
-        UsageError: a version of the table is named, or a field has another type than in it.
+        UsageError: a version of the table is named, a folder has other files, or a field has another type than in it.
         RefusedError: the table is not an export of this log.
         StorageError: the log cannot be read, or the table not written; days before are there.
     """
     from raymlops.predictions.export.table import days_between, write_day
     from raymlops.predictions.read import Reading
+    from raymlops.storage.delta.tables import has_table
 
     if not table.whole:
         raise UsageError(f"{table} is a version or a part of a Delta table", hint="Name the table alone.")
+    if not has_table(table.uri):
+        refuse_other_files(table.uri, _OURS)
     owner = state_id(spec)
     reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)
     with state_of(spec) as state:

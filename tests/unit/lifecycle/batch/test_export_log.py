@@ -1,0 +1,79 @@
+"""Which days of a log become those of a Delta table."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from deltalake import DeltaTable
+from served_requests import SIGNATURE, served
+from stored import put
+
+from raymlops.config.schema import ProjectSpec
+from raymlops.errors import UsageError
+from raymlops.lifecycle.batch.export_log import export_log
+from raymlops.lifecycle.live.log_owner import claim
+from raymlops.lifecycle.sources import state_of
+from raymlops.predictions.log import PredictionLog
+from raymlops.predictions.settings import LogSettings
+from raymlops.records import BundleRef
+from raymlops.state.store import Deployment
+from raymlops.storage.delta.names import TableName
+
+DAY = timedelta(days=1)
+NOW = datetime.now(UTC)
+OLD = (NOW - 20 * DAY).replace(hour=12)
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Return a configuration whose model was asked once, 20 days ago, and keeps its log for 30."""
+    data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path / "home")}}
+    found = ProjectSpec.model_validate(data, context={"stored": True})
+    deploy(found, retention_days=30)
+    log = PredictionLog(LogSettings(enabled=True, uri=found.storage.path), name="m", signature=SIGNATURE, writer="w")
+    columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
+    log.take([served("a", ts=OLD.timestamp(), version=3, columns=columns)])
+    log.close()
+    return found
+
+
+def deploy(spec, *, retention_days):
+    bundle = BundleRef(f"{spec.storage.path}/bundles/{'d' * 64}", "d" * 64)
+    with state_of(spec) as state:
+        put(state, "m", [Deployment("m", 3, bundle, "run", "champion", {"log": {"retention_days": retention_days}})])
+        claim(state, "m", [spec.storage.path])
+
+
+def export(spec, table, *, until=NOW):
+    return export_log("m", spec, TableName(str(table)), since=OLD - DAY, until=until)
+
+
+def test_days_that_the_log_does_not_keep_stay_whatever_the_end(spec, tmp_path):
+    """The retention ends at the present, and not at the last day that is asked for."""
+    assert export(spec, tmp_path / "t").rows == 1
+    deploy(spec, retention_days=10)
+    for path in (tmp_path / "home" / "predictions").rglob("*.parquet"):
+        path.unlink()
+    found = export(spec, tmp_path / "t", until=OLD + 3 * DAY)
+    assert (found.days, f"{OLD:%Y-%m-%d}" in found.left) == ((), True)
+    assert DeltaTable(tmp_path / "t").to_pyarrow_table().num_rows == 1
+
+
+def test_a_day_that_was_erased_since_goes(spec, tmp_path):
+    """One that the log lost in another way stays."""
+    export(spec, tmp_path / "t")
+    for path in (tmp_path / "home" / "predictions").rglob("*.parquet"):
+        path.unlink()
+    assert f"{OLD:%Y-%m-%d}" in export(spec, tmp_path / "t").left
+    with state_of(spec) as state:
+        state.record(action="predictions.erased", subject="m", why="a test")
+    assert export(spec, tmp_path / "t").left == ()
+    assert DeltaTable(tmp_path / "t").to_pyarrow_table().num_rows == 0
+
+
+def test_a_folder_with_files_of_others_becomes_no_table(spec, tmp_path):
+    """A VACUUM would remove them."""
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "q3.xlsx").write_text("x")
+    with pytest.raises(UsageError, match=r"holds q3\.xlsx: a VACUUM of the new table would remove it"):
+        export(spec, tmp_path / "reports")
