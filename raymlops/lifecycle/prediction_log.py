@@ -39,7 +39,7 @@ _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
-ERASURES = ("predictions.erase", "predictions.erased")
+ERASURES = ERASE, ERASED = "predictions.erase", "predictions.erased"
 """Actions of the events of an erasure: when it began, and when it was done."""
 
 
@@ -290,7 +290,7 @@ def erase_predictions(
         found.check()
         agree(found)
         why = f"rows and labels where {', '.join(where.fields)} has a given value"
-        state.record(action=ERASURES[0], subject=name, before=_counts(found), why=why)
+        state.record(action=ERASE, subject=name, before=_counts(found), why=why)
         began = clock.now()
         done = EraseRecord.total([job.run(now=began), lost])
         if waits := [settings_of(item).log.flush_s + WRITE_S for item in state.deployments(name)]:
@@ -301,7 +301,7 @@ def erase_predictions(
         if done.open_labels:
             sleep(LABELS_OPEN.total_seconds() + 1)
             done = done.then(job.run(now=clock.now()))
-        state.record(action=ERASURES[1], subject=name, after=_counts(done), why=why)
+        state.record(action=ERASED, subject=name, after=_counts(done), why=why)
         return done
 
 

@@ -53,6 +53,11 @@ class Contents(Record):
     left_out: tuple[str, ...] = field(default=())
     """What belongs here and could not be had."""
 
+    @property
+    def by_digest(self) -> dict[str, BundleRef]:
+        """Return each bundle once, at one of its places."""
+        return {bundle.digest: bundle for bundle in self.bundles}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Contents:
         """Rebuild it; keys that a newer version wrote are ignored.

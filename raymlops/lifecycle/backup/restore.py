@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from raymlops.lifecycle.backup.databases import Databases
+    from raymlops.storage.tables import TableSet
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def restore_backup(
         chosen, unfinished = place.newest(uri)
     with place.opened(uri, chosen) as (folder, contents):
         _check_schemas(contents)
-        count = len({bundle.digest for bundle in contents.bundles})
-        on_step(f"backup {chosen}: checking {number_of(count, 'bundle')}, and that nothing is in the way")
+        count = number_of(len(contents.by_digest), "bundle")
+        on_step(f"backup {chosen}: checking {count}, and that nothing is in the way")
         bundles = _checked_bundles(contents, uri)
         _refuse_used(databases, contents, chosen)
         added, files, state_id = 0, 0, contents.state_id
@@ -136,8 +137,8 @@ class _Writing:
     def databases(self, *, came: dict[str, Any], why: str, as_copy: bool) -> str | None:
         """Write the databases, the state last; return the id of that."""
         from raymlops.state.copies import restore_state
-        from raymlops.tracking.copies import restore_tracking, tracking_tables
-        from raymlops.tuning.copies import restore_studies, study_tables
+        from raymlops.tracking.copies import restore_tracking
+        from raymlops.tuning.copies import restore_studies
 
         def change(_table: str, value: Any) -> Any:
             return moved_in(value, self._move)
@@ -156,25 +157,31 @@ class _Writing:
             self._on_step("the state")
             file = self._folder / f"{STATE}.db"
             state_id = restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
-        for name, tables in ((MLFLOW, tracking_tables), (OPTUNA, study_tables)):
+        for name, tables in _table_sets().items():
             if name in saved:
-                tables().settle(urls[name])
+                tables.settle(urls[name])
         return state_id
 
 
 def _begun(databases: Databases, uri: str) -> str | None:
     """Return the backup that a restore has begun with and not ended: there may be newer ones since; else None."""
     from raymlops.state.copies import state_there
-    from raymlops.tracking.copies import tracking_tables
-    from raymlops.tuning.copies import study_tables
 
     if databases.may_exist(STATE) and state_there(databases.urls[STATE]) is not None:
         return None
-    for name, tables in ((MLFLOW, tracking_tables), (OPTUNA, study_tables)):
-        found = tables().restored_from(databases.urls[name]) if databases.may_exist(name) else None
+    for name, tables in _table_sets().items():
+        found = tables.restored_from(databases.urls[name]) if databases.may_exist(name) else None
         if found is not None and place.has(uri, found):
             return found
     return None
+
+
+def _table_sets() -> dict[str, TableSet]:
+    """Return the tables of MLflow and Optuna, by the name of their database."""
+    from raymlops.tracking.copies import tracking_tables
+    from raymlops.tuning.copies import study_tables
+
+    return {MLFLOW: tracking_tables(), OPTUNA: study_tables()}
 
 
 def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
@@ -182,7 +189,7 @@ def _checked_bundles(contents: Contents, uri: str) -> list[BundleRef]:
     from raymlops.bundle.verify import verify
 
     found = []
-    for bundle in {bundle.digest: bundle for bundle in contents.bundles}.values():
+    for bundle in contents.by_digest.values():
         there = BundleRef(uri=filesystem.join(uri, filesystem.FOLDER, bundle.digest), digest=bundle.digest)
         try:
             verify(there.uri, there.digest)
@@ -210,20 +217,16 @@ def _check_schemas(contents: Contents) -> None:
 def _refuse_used(databases: Databases, contents: Contents, backup_id: str) -> None:
     """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
     from raymlops.state.copies import state_there
-    from raymlops.tracking.copies import tracking_tables
-    from raymlops.tuning.copies import study_tables
 
-    found = {}
+    found, tables = {}, _table_sets()
     for name in contents.databases:
         if not databases.may_exist(name):
             continue
         url = databases.urls[name]
         if name == STATE:
             found["the state database"] = state_there(url)
-        elif name == MLFLOW:
-            found["MLflow's database"] = tracking_tables().there(url, backup=backup_id)
         else:
-            found["Optuna's database"] = study_tables().there(url, backup=backup_id)
+            found[tables[name].what] = tables[name].there(url, backup=backup_id)
     used = [f"{what} is not empty ({there})" for what, there in found.items() if there is not None]
     if used:
         raise RefusedError(

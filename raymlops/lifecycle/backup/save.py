@@ -101,7 +101,7 @@ def backup(
         to=to,
         made_at=contents.made_at,
         databases=contents.databases,
-        bundles=len({bundle.digest for bundle in contents.bundles}),
+        bundles=len(contents.by_digest),
         new_bundles=new,
         size_bytes=size,
         seconds=time.monotonic() - began,

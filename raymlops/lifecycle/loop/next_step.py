@@ -195,8 +195,8 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *
         times = f"{failures} times" if failures > 1 else "once"
         why = f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}"
         return _stop(why) if until is None else uncompared(until, why)
-    pause = PAUSES[min(failures, len(PAUSES)) - 1]
-    again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {now + pause:%H:%M:%S} UTC: {ended}"
+    begins = now + _pause(failures)
+    again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {begins:%H:%M:%S} UTC: {ended}"
     changes = {"failures": failures, "submission_id": submitted}
     return Advance(one.stage, again, changes=changes, adds={_FAILED_AT: now.isoformat()})
 
@@ -206,9 +206,13 @@ def _again_at(one: Retraining, now: datetime) -> datetime:
     failed_at = one.found.get(_FAILED_AT)
     if not one.failures or failed_at is None:
         return now
-    pause = PAUSES[min(one.failures, len(PAUSES)) - 1]
+    pause = _pause(one.failures)
     begins = datetime.fromisoformat(failed_at) + pause
     return begins if begins <= now + pause else now
+
+
+def _pause(failures: int) -> timedelta:
+    return PAUSES[min(failures, len(PAUSES)) - 1]
 
 
 def _gated(found: Found) -> Action | None:
