@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from raymlops.config.retrain import RetrainSection
     from raymlops.monitor.skill.expected import Window
     from raymlops.monitor.skill.verdict import Verdict
-    from raymlops.state.loop import Freeze, Retraining, Trigger
+    from raymlops.state.freezes import Freeze
+    from raymlops.state.loop import Retraining, Trigger
 
 Kind = Literal["not live", "off", "open", "frozen", "incident", "rollout", "cool-down", "budget", "no trigger"]
 _COLUMNS = 5

@@ -1,6 +1,6 @@
-"""Retrainings of models, stage by stage, and freezes, during which nothing of a model is retrained or promoted.
+"""Retrainings of models, stage by stage.
 
-Owns the records and their tables. A retraining is there once, by its state and what triggered it: its id is derived
+Owns the records and their table. A retraining is there once, by its state and what triggered it: its id is derived
 from these, so that two controllers write the same, and two states never do. Each change of it is a compare-and-set of
 its revision, in one transaction with the audit event and the message that somebody is to get. Knows nothing of when a
 model is to be retrained, nor of what moves it on.
@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.records import Record
 from raymlops.state.audit import add_event
-from raymlops.state.schema import freezes, messages, retrainings
+from raymlops.state.freezes import freeze_in
+from raymlops.state.schema import messages, retrainings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,8 +48,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 """In the order in which a retraining passes them; the last four end it."""
 ENDS: frozenset[Stage] = frozenset({"done", "stopped", "rejected", "taken_back"})
 
-FREEZE, THAW = "loop.freeze", "loop.thaw"
-"""Actions of audit events, beside ``retrain.STAGE``."""
 COUNTED = "counted"
 """Key of each replica's counts since the promotion in ``Retraining.found``."""
 
@@ -121,30 +120,6 @@ class Retraining(Record):
         stage = "observed" if self.stage == "decided" and not self.is_open else self.stage.replace("_", " ")
         note = f": {self.note}" if self.note else ""
         return f"retraining {self.id} ({self.trigger}, {what}): {stage} {when}{note}"
-
-
-@dataclass(frozen=True)
-class Freeze(Record):
-    """A time in which the loop neither retrains nor promotes anything of a model; rollbacks stay possible."""
-
-    name: str
-    why: str
-    actor: str
-    made_at: datetime
-    until: datetime | None = None
-    """When it ends by itself; None for when a person ends it."""
-    ended_at: datetime | None = None
-    ended_by: str | None = None
-    ended_why: str | None = None
-
-    def holds(self, now: datetime) -> bool:
-        """Return whether it is in force."""
-        return self.ended_at is None and (self.until is None or now < self.until)
-
-    def text(self) -> str:
-        """Return it as a line."""
-        until = "until it is thawed" if self.until is None else f"until {self.until:%Y-%m-%d %H:%M} UTC"
-        return f"{self.name} is frozen since {self.made_at:%Y-%m-%d %H:%M} UTC by {self.actor}, {until}: {self.why}"
 
 
 def retraining_id(state_id: str, name: str, trigger: Trigger, evidence: str) -> str:
@@ -297,63 +272,6 @@ def kept_by_bakes(database: Database, name: str) -> set[int]:
 def bake_epoch(one: Retraining) -> str:
     """Return the name under which replicas count the requests of a version that bakes."""
     return f"{one.id}.bake"
-
-
-def freeze(database: Database, wanted: Freeze) -> None:
-    """Freeze a model, with its audit event, in one transaction; in place of an earlier freeze of it.
-
-    Raises:
-        StorageError, UnreachableError: the database cannot be written; nothing was changed.
-    """
-    with database.writing() as connection:
-        before = freeze_in(connection, wanted.name)
-        _end(connection, wanted.name, at=wanted.made_at, by=wanted.actor, why="another one takes its place")
-        connection.execute(sa.insert(freezes), asdict(wanted))
-        add_event(
-            connection,
-            actor=wanted.actor,
-            action=FREEZE,
-            subject=wanted.name,
-            before=None if before is None else before.to_dict(),
-            after=wanted.to_dict(),
-            why=wanted.why,
-        )
-
-
-def thaw(database: Database, name: str, *, now: datetime, actor: str, why: str) -> Freeze:
-    """End the freeze of a model, with its audit event, in one transaction; return it as it was.
-
-    Raises:
-        RefusedError: it is not frozen; nothing was changed.
-        StorageError, UnreachableError: the database cannot be written; nothing was changed.
-    """
-    with database.writing() as connection:
-        before = freeze_in(connection, name)
-        if before is None or not before.holds(now):
-            ended = "" if before is None or before.until is None else f" since {before.until:%Y-%m-%d %H:%M} UTC"
-            raise RefusedError(f"{name} is not frozen{ended}", hint=f"raymlops status {name} says what is.")
-        _end(connection, name, at=now, by=actor, why=why)
-        add_event(connection, actor=actor, action=THAW, subject=name, before=before.to_dict(), why=why)
-    return before
-
-
-def freeze_of(database: Database, name: str, *, now: datetime) -> Freeze | None:
-    """Return the freeze of a model that is in force; None where it is not frozen."""
-    with database.reading() as connection:
-        found = freeze_in(connection, name)
-    return found if found is not None and found.holds(now) else None
-
-
-def freeze_in(connection: Connection, name: str) -> Freeze | None:
-    """Return the freeze of a model that nobody ended; it may be over by its own time."""
-    query = sa.select(freezes).where(freezes.c.name == name, freezes.c.ended_at.is_(None))
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else Freeze(**{key: value for key, value in row.items() if key != "id"})
-
-
-def _end(connection: Connection, name: str, *, at: datetime, by: str, why: str) -> None:
-    mine = (freezes.c.name == name, freezes.c.ended_at.is_(None))
-    connection.execute(sa.update(freezes).where(*mine).values(ended_at=at, ended_by=by, ended_why=why))
 
 
 def _entry(one: Retraining, *, why: str, actor: str | None) -> dict[str, Any]:

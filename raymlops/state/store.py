@@ -15,9 +15,10 @@ from raymlops.errors import RefusedError, UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
+from raymlops.state.freezes import Freeze, freeze_in
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
 from raymlops.state.keys import KeyRecord, keys_in
-from raymlops.state.loop import Freeze, Retraining, bake_epoch, baking_in, freeze_in, retrainings_in
+from raymlops.state.loop import Retraining, bake_epoch, baking_in, retrainings_in
 from raymlops.state.rollouts import STARTED, Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
 from raymlops.state.transitions import Transition, put_transition, transitions_in

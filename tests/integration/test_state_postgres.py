@@ -21,8 +21,9 @@ from raymlops.errors import LeaseLostError, RefusedError, UnreachableError
 from raymlops.records import BundleRef
 from raymlops.state import locks
 from raymlops.state.engine import open_engine
+from raymlops.state.freezes import freeze, freeze_of
 from raymlops.state.lease import holder_of, lease
-from raymlops.state.loop import freeze, freeze_of, retrainings_of
+from raymlops.state.loop import retrainings_of
 from raymlops.state.store import Deployment, State, deployments_in
 
 pytestmark = [pytest.mark.integration, NEEDS_POSTGRES]

@@ -13,7 +13,8 @@ from raymlops.lifecycle.quality.facts import QualityFacts, quality_facts
 from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
-from raymlops.state.loop import freeze_of, retrainings_of
+from raymlops.state.freezes import freeze_of
+from raymlops.state.loop import retrainings_of
 from raymlops.state.watch.incidents import incidents_of
 from raymlops.state.watch.windows import judged_windows, windows_of_version
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     Quality = Callable[[State, str], QualityFacts]
     """Returns what is known now of the quality of a model's champion."""
-    Counted = Callable[[Retraining], dict[str, Counts]]
-    """Returns the requests of a version since its promotion, by replica."""
+    Counted = Callable[[Retraining], dict[str, dict[str, Any]]]
+    """Returns the counts of a version since its promotion as data, by replica."""
 
 
 def found_of(
@@ -63,7 +63,7 @@ def found_of(
         if live != one.version:
             return Found(live, lost=lost, others=others)
         known, totals = quality(state, one.name), counted(one)
-        since = sum(totals.values(), Counts())
+        since = sum(map(Counts.from_dict, totals.values()), Counts())
         until = due_until(one, known)
         return Found(
             live,
@@ -72,7 +72,7 @@ def found_of(
             job=None if until is None else jobs.find(submission_id(one, "compare", until=until)),
             baked=_baked(state, one, model, now=now, since=since, known=known, is_due=until is not None),
             part=_part(one, since, now=now),
-            counted={replica: counts.to_dict() for replica, counts in totals.items()},
+            counted=totals,
             compare_until=until,
         )
     job = jobs.find(submission_id(one, TASKS[one.stage]))

@@ -11,9 +11,9 @@ from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.records import Record
 from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
-from raymlops.state.loop import Freeze
-from raymlops.state.loop import freeze as put_freeze
-from raymlops.state.loop import thaw as end_freeze
+from raymlops.state.freezes import Freeze
+from raymlops.state.freezes import freeze as put_freeze
+from raymlops.state.freezes import thaw as end_freeze
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -44,9 +44,9 @@ _DOING: dict[Task, str] = {
 
 @dataclass(frozen=True)
 class JobFound:
-    """A Ray job as it was found; ``reason`` says why one failed."""
+    """A Ray job as it was found; ``reason`` says why one failed. Of one that was refused the next would be, too."""
 
-    status: Literal["running", "succeeded", "failed"]
+    status: Literal["running", "succeeded", "failed", "refused"]
     reason: str = ""
 
 
@@ -190,10 +190,13 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *
     if found.job.status == "running":
         return Wait(f"job {submitted} runs")
     ended = found.job.reason or "it ended without a result"
-    failures = one.failures + 1
-    if failures >= settings.max_failures:
+    failures, why = one.failures + 1, ""
+    if found.job.status == "refused":
+        why = f"{_DOING[task]} was refused: {ended}"
+    elif failures >= settings.max_failures:
         times = f"{failures} times" if failures > 1 else "once"
         why = f"{_DOING[task]} failed {times}, as retrain.max_failures allows; the last time: {ended}"
+    if why:
         return _stop(why) if until is None else uncompared(until, why)
     begins = now + _pause(failures)
     again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {begins:%H:%M:%S} UTC: {ended}"

@@ -15,7 +15,8 @@ from raymlops.lifecycle.named_model import chosen_state
 from raymlops.records import Record, aligned
 from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
-from raymlops.state.loop import advance, freeze_of, retraining_of, retrainings_of
+from raymlops.state.freezes import freeze_of
+from raymlops.state.loop import advance, retraining_of, retrainings_of
 from raymlops.state.store import without_traffic
 
 if TYPE_CHECKING:

@@ -34,7 +34,11 @@ MAX_EPOCHS = 32
 ENDED = ""
 """Key of the totals that no replica goes on with."""
 
+SEQUENCE = "sequence"
+"""Key of the number of the report that a replica's totals since a promotion are of."""
+
 Rows = dict[str, dict[str, Any]]
+"""Counts as data, by version or, since a promotion, by replica."""
 
 
 class Reports:
@@ -43,7 +47,7 @@ class Reports:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._newest: dict[tuple[str, str], int] = {}
-        self._rows: dict[str, dict[str, dict[str, Rows]]] = {}
+        self._rows: dict[str, dict[str, dict[str, tuple[int, Rows]]]] = {}
 
     def take(self, name: str, replica: str, sequence: int, report: Mapping[str, Rows]) -> None:
         """Store a report, unless a newer one of the replica has arrived."""
@@ -53,12 +57,16 @@ class Reports:
             self._newest[name, replica] = sequence
             epochs = self._rows.setdefault(name, {})
             for epoch, rows in report.items():
-                epochs.setdefault(epoch, {})[replica] = dict(rows)
+                epochs.setdefault(epoch, {})[replica] = sequence, dict(rows)
             while len(epochs) > MAX_EPOCHS:
                 del epochs[next(iter(epochs))]
 
     def of(self, name: str, epoch: str) -> dict[str, Rows]:
         """Return each replica's rows of an epoch."""
+        return {replica: rows for replica, (_, rows) in self.numbered(name, epoch).items()}
+
+    def numbered(self, name: str, epoch: str) -> dict[str, tuple[int, Rows]]:
+        """Return each replica's rows of an epoch, after the number of the report that they are of."""
         with self._lock:
             return dict(self._rows.get(name, {}).get(epoch, {}))
 
@@ -68,18 +76,21 @@ def epoch_of(rollout: Rollout) -> str:
     return f"{rollout.id}.{rollout.step}"
 
 
-def since_promotion(reports: Reports, one: Retraining) -> dict[str, Counts]:
+def since_promotion(reports: Reports, one: Retraining) -> Rows:
     """Return each replica's totals since a retrained version's promotion: as stored with it, or newer ones.
 
-    Totals never fall, so that parts of a bake can be told apart: one that begins to count anew, as when a person's
-    rollout in between has ended, leaves what it had to those that ended.
+    Totals never fall, so that parts of a bake can be told apart: a replica that begins to count anew, as when a
+    person's rollout in between has ended, leaves what it had to those that ended. That its report is a newer one is
+    seen by its number: a controller that was paused has older ones.
     """
-    totals = {replica: Counts.from_dict(counts) for replica, counts in one.found.get(COUNTED, {}).items()}
-    for replica, rows in reports.of(one.name, bake_epoch(one)).items():
-        newest, kept = Counts.from_dict(rows.get(CHAMPION, {})), totals.get(replica, Counts())
-        if newest.requests < kept.requests:
-            totals[ENDED] = totals.get(ENDED, Counts()) + kept
-        totals[replica] = newest
+    totals: Rows = dict(one.found.get(COUNTED, {}))
+    for replica, (sequence, rows) in reports.numbered(one.name, bake_epoch(one)).items():
+        newest, kept = Counts.from_dict(rows.get(CHAMPION, {})), totals.get(replica, {})
+        if sequence <= kept.get(SEQUENCE, 0):
+            continue
+        if newest.requests < kept.get("requests", 0):
+            totals[ENDED] = (Counts.from_dict(totals.get(ENDED, {})) + Counts.from_dict(kept)).to_dict()
+        totals[replica] = {**newest.to_dict(), SEQUENCE: sequence}
     return totals
 
 

@@ -6,7 +6,8 @@ import pytest
 from looped import live
 
 from raymlops.cli.main import main
-from raymlops.state.loop import freeze_of, retrainings_of
+from raymlops.state.freezes import freeze_of
+from raymlops.state.loop import retrainings_of
 
 WHY = ["--why", "a new fleet", "--yes"]
 

@@ -11,7 +11,8 @@ from raymlops.monitor.retraining import Alarm, Decision, Facts, Waiting, decide,
 from raymlops.monitor.skill.clusters import Moments
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict
-from raymlops.state.loop import Freeze, Retraining, retraining_id
+from raymlops.state.freezes import Freeze
+from raymlops.state.loop import Retraining, retraining_id
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 PROMOTED = datetime(2026, 1, 1, tzinfo=UTC)

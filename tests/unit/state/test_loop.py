@@ -8,7 +8,8 @@ from retrained import HOUR, NOW, begun_at_once, frozen, history, moved, retraini
 from spread import at_most, spread
 
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.state.loop import advance, begin, freeze, freeze_of, retraining_of, retrainings_of, thaw
+from raymlops.state.freezes import freeze, freeze_of, thaw
+from raymlops.state.loop import advance, begin, retraining_of, retrainings_of
 from raymlops.state.store import State
 from raymlops.state.watch.messages import messages_of, unsent_messages
 

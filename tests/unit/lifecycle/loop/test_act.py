@@ -273,6 +273,19 @@ def test_a_task_that_fails_three_times_stops_it_and_says_so(world):
     assert told(world)[0] == ["stopped"]
 
 
+def test_what_a_rule_refuses_is_not_tried_again(world):
+    """Checks of the data refuse a training; a comparison that is refused is none, and its own answers decide."""
+    world.jobs.refuses = {"train": "column 'length' has 3% nulls, allowed 1%"}
+    world.begin()
+    one = world.run()
+    assert (one.stage, one.note) == ("stopped", "training was refused: column 'length' has 3% nulls, allowed 1%")
+    assert len(world.jobs.found) == 1
+
+    world.jobs.refuses, world.quality = {"compare": "the bundle is damaged"}, "worse"
+    world.begin("day 10")
+    assert world.run().note.endswith("the comparison with the version before was refused: the bundle is damaged")
+
+
 def test_a_person_who_rolls_back_while_it_bakes_ends_it(world):
     """The version is not promoted again, and the reason is that of the rollback."""
     from canaries import take_back

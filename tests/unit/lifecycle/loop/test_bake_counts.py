@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from loop_world import GOOD, MINUTE, World
 
@@ -64,6 +66,30 @@ def test_a_replica_that_counts_anew_keeps_what_it_had(baking):
 
     one = baking.newest()
     assert (one.stage, one.found["parts"][1]["counts"]["requests"]) == ("baking", 1040)
+
+
+def test_a_controller_that_was_paused_counts_nothing_twice(baking):
+    """It has older reports of the replicas than the one that took over, and looks once more."""
+    hour_of(baking, b=counts(950))
+    paused = baking.reports
+    baking.reports = copy.copy(paused)
+    baking.reports._newest, baking.reports._rows = copy.deepcopy((paused._newest, paused._rows))
+    baking.restart()
+    baking.replicas = {"b": counts(1000)}
+    baking.now += MINUTE
+    baking.look()
+    newer, baking.reports = baking.reports, paused
+    baking.replicas = {}
+    baking.restart()
+    baking.look()
+    baking.reports = newer
+    baking.replicas = {"b": counts(1010)}
+    baking.restart()
+    baking.now += MINUTE
+    baking.look()
+
+    totals = baking.newest().found["counted"]
+    assert {replica: each["requests"] for replica, each in totals.items()} == {"b": 1010}
 
 
 def test_counts_are_written_without_an_event_each_time(baking):

@@ -14,7 +14,8 @@ from raymlops.monitor.retraining import Waiting
 from raymlops.monitor.skill.clusters import Moments
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Verdict
-from raymlops.state.loop import advance, freeze, retraining_of, retrainings_of
+from raymlops.state.freezes import freeze
+from raymlops.state.loop import advance, retraining_of, retrainings_of
 from raymlops.state.schema import deployments
 from raymlops.state.store import State
 from raymlops.state.watch.incidents import Filed, Incident, record_window

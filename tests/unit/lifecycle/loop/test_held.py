@@ -14,7 +14,7 @@ from loop_world import BAD, MINUTE, SERVE, START
 from stored import put
 
 from raymlops.lifecycle.rollout.canary import TrafficRequest
-from raymlops.state.loop import Freeze, freeze, thaw
+from raymlops.state.freezes import Freeze, freeze, thaw
 from raymlops.state.schema import rollouts
 from raymlops.state.store import State
 from raymlops.state.watch.incidents import Filed, Incident, change_incident, record_window

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loop_world import BAD, DECISION, GOOD, MINUTE, REFUSAL, KilledError, World
 
 from raymlops.errors import NotFoundError, RefusedError, TrackingError
-from raymlops.state.loop import Freeze, freeze, thaw
+from raymlops.state.freezes import Freeze, freeze, thaw
 
 AWAY = TrackingError("MLflow does not answer")
 

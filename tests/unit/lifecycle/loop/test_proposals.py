@@ -11,7 +11,8 @@ from raymlops.lifecycle.loop.decision import decide_due
 from raymlops.lifecycle.loop.freeze import freeze, thaw
 from raymlops.lifecycle.loop.proposals import accept, proposals, reject
 from raymlops.lifecycle.loop.status import loop_lines, loop_status
-from raymlops.state.loop import advance, freeze_of, retraining_of, still_at
+from raymlops.state.freezes import freeze_of
+from raymlops.state.loop import advance, retraining_of, still_at
 from raymlops.state.store import Change
 
 HOUR = timedelta(hours=1)

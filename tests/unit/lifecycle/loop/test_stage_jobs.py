@@ -110,13 +110,15 @@ def test_a_job_is_sent_once_with_its_code_and_tags(spec, champion, one, tmp_path
 
 
 def test_a_job_that_failed_says_why(spec, champion, one, tmp_path):
-    """By the error that its command printed last."""
+    """By the error that its command printed last; a recipe may fail as its store is away, and who is busy ends."""
+    kinds = {"TrainingError": "failed", "RecipeError": "failed", "BusyError": "failed", "DataRefusedError": "refused"}
     with fake_jobs(tmp_path) as ray:
         jobs = RayJobs(spec, jobs=lambda _spec: Jobs(ray.place), tracker=None)
         jobs.submit("gate", "raymlops-retrain-x-gate", one, champion)
         ray.states = ["FAILED"]
-        ray.log = json.dumps({"error": {"type": "TrainingError", "message": "the loss is nan"}})
-        assert jobs.find("raymlops-retrain-x-gate") == JobFound("failed", "the loss is nan")
+        for kind, status in kinds.items():
+            ray.log = json.dumps({"error": {"type": kind, "message": "the loss is nan"}})
+            assert jobs.find("raymlops-retrain-x-gate") == JobFound(status, "the loss is nan")
 
 
 def test_the_finished_run_is_found_where_the_champions_run_is(mlflow, one):
