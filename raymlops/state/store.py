@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import sqlalchemy as sa
 
-from raymlops.errors import RefusedError, UsageError
+from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
 from raymlops.state.audit import AuditEvent, add_event, events_in, now
 from raymlops.state.database import Database
@@ -174,7 +174,7 @@ class State(Database):
     def model(self, name: str) -> Model:
         """Return what is desired of one model, read in one transaction."""
         with self.reading() as connection:
-            return _model_in(connection, name)
+            return model_in(connection, name)
 
     def change(
         self,
@@ -199,7 +199,7 @@ class State(Database):
         with self.writing() as connection:
             if given is not None:
                 given(connection)
-            before = _model_in(connection, name)
+            before = model_in(connection, name)
             change = decide(before)
             after = _dated(change.model, before)
             if after == before:
@@ -265,32 +265,8 @@ def deployments_in(connection: Connection, name: str | None = None) -> list[Depl
     return [Deployment(**from_row(row)) for row in connection.execute(query).mappings()]
 
 
-def without_traffic(name: str, version: int) -> Given:
-    """Return what raises RefusedError where a version has traffic or is on its way to it: a rollback takes that back.
-
-    A version that is merely up beside what is live has none, and a rollback would take back what is live.
-    """
-
-    def check(connection: Connection) -> None:
-        model = _model_in(connection, name)
-        up = model.item(version)
-        goals = [one.goal for one in model.coming if one.version == version]
-        if up is not None and up.role == "champion":
-            where = "has the route"
-        elif up is not None and up.weight:
-            where = "has a share of the traffic"
-        elif any(goal.get("weight") or goal.get("role") == "champion" for goal in goals):
-            where = "comes up for its share"
-        elif model.rollout is not None and model.rollout.version == version:
-            where = "is rolled out"
-        else:
-            return
-        raise RefusedError(f"version {version} of {name} {where}", hint=f"raymlops rollback {name} takes it back.")
-
-    return check
-
-
-def _model_in(connection: Connection, name: str) -> Model:
+def model_in(connection: Connection, name: str) -> Model:
+    """Return what is desired and in progress of a model, as ``State.model``."""
     begun = sa.select(audit.c.why).where(audit.c.subject == name, audit.c.action == STARTED)
     rollout = next(iter(running(connection, name)), None)
     return Model(

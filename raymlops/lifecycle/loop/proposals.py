@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from raymlops.display import utc_time
 from raymlops.errors import RefusedError
+from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.loop.messages import message_about
 from raymlops.lifecycle.named_model import chosen_state
 from raymlops.records import Record, aligned
@@ -17,10 +19,13 @@ from raymlops.state.audit import require_why
 from raymlops.state.engine import this_user
 from raymlops.state.freezes import freeze_of
 from raymlops.state.loop import advance, retraining_of, retrainings_of
-from raymlops.state.store import without_traffic
+from raymlops.state.store import model_in
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from raymlops.lifecycle.sources import Source
+    from raymlops.state.database import Given
     from raymlops.state.loop import Retraining, Stage
 
 
@@ -106,12 +111,30 @@ def _answered(proposal_id: str, stage: Stage, *, why: str, config: Source | None
         if stage != "rejected" and frozen is not None:
             raise RefusedError(frozen.text(), hint=f"To end that: raymlops freeze {before.name} --thaw --why TEXT.")
         after, who = before.at(stage, now=now, note=why), this_user()
-        none = without_traffic(before.name, before.version) if before.version is not None else None
         message = message_about(after, now=now)
-        done = advance(state, before, after, why=why, message=message, actor=who, given=none)
+        done = advance(state, before, after, why=why, message=message, actor=who, given=_without_traffic(before))
         if done is None:
             raise RefusedError(f"somebody answered {proposal_id} just now", hint="raymlops proposals list shows it.")
     return done
+
+
+def _without_traffic(one: Retraining) -> Given:
+    """Return what raises RefusedError where its version has traffic, or is on its way to it: a rollback is what helps.
+
+    Of a version that is merely up beside what is live, a rollback would take back what is live.
+    """
+
+    def check(connection: Connection) -> None:
+        model = model_in(connection, one.name)
+        champion = champion_of(model.deployments)
+        live = [] if champion is None else [champion.version]
+        if one.version in {*live, *in_question(model)}:
+            raise RefusedError(
+                f"version {one.version} of {one.name} has traffic, or is on its way to it",
+                hint=f"raymlops rollback {one.name} takes it back.",
+            )
+
+    return check
 
 
 def _number(value: object) -> str:

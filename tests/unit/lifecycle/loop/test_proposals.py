@@ -60,7 +60,7 @@ def test_one_that_went_on_is_rejected_until_its_version_has_traffic(state, propo
     one = advance(state, one, one.at("rolling_out", now=state.now(), version=4), why="on")
     up = replace(state.deployments("flights")[0], version=4, role="warm", weight=0.1)
     put(state, "flights", [*state.deployments("flights"), up])
-    with pytest.raises(RefusedError, match="version 4 of flights has a share of the traffic"):
+    with pytest.raises(RefusedError, match="version 4 of flights has traffic, or is on its way to it"):
         reject(proposal.id, why="too late")
     put(state, "flights", [state.deployments("flights")[0], replace(up, weight=0.0)])
     outdated = one
