@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
+from raymlops.config.retrain import RetrainSection
+from raymlops.config.stored import read_stored
 from raymlops.errors import (
     BundleError,
     ClusterError,
@@ -32,7 +34,16 @@ from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request, bring
 from raymlops.lifecycle.loop.found import found_of
 from raymlops.lifecycle.loop.messages import message_about
-from raymlops.lifecycle.loop.next_step import Advance, StartRollout, Submit, TakeBack, Wait, next_step, uncompared
+from raymlops.lifecycle.loop.next_step import (
+    Advance,
+    StartRollout,
+    Submit,
+    TakeBack,
+    Wait,
+    failed,
+    next_step,
+    uncompared,
+)
 from raymlops.lifecycle.registration.admission import check_verdict, check_withdrawn
 from raymlops.lifecycle.registration.compatibility import check_compatible, signature_of
 from raymlops.serving.control.render import settings_of
@@ -117,7 +128,7 @@ class Loop:
                 after = self._act(one, action, now)
             except _RULED_OUT as error:
                 # What rules an effect out is written: a person removes it, or the retraining ends.
-                after = self._advance(one, _ruled_out(action, error, found), now)
+                after = self._advance(one, _ruled_out(one, action, error, found, now=now), now)
             one = after or one
             if after is None or isinstance(action, Wait):
                 break
@@ -216,14 +227,18 @@ def _runs(plan: Plan | None, item: Deployment) -> bool:
     return is_up(plan, item, goal=ROUTE, hurry=True)
 
 
-def _ruled_out(action: Action, error: Exception, found: Found) -> Advance:
+def _ruled_out(one: Retraining, action: Action, error: Exception, found: Found, *, now: datetime) -> Advance:
     """Return what becomes of a retraining whose effect is ruled out.
 
-    Taking back is tried again; one that bakes is judged without a comparison; all else stops it.
+    A job is tried again where the bundle cannot be read: its storage may be away, and a folder that is not mounted is
+    empty. So is taking back; one that bakes is judged without a comparison; all else stops it.
     """
-    why = getattr(error, "message", str(error))
-    if isinstance(action, Submit) and found.compare_until is not None:
-        return uncompared(found.compare_until, why)
+    why, until = getattr(error, "message", str(error)), found.compare_until
+    if isinstance(action, Submit) and isinstance(error, BundleError):
+        settings = read_stored(RetrainSection, one.settings)
+        return failed(one, action.task, why, settings=settings, until=until, now=now)
+    if isinstance(action, Submit) and until is not None:
+        return uncompared(until, why)
     if isinstance(action, TakeBack):
         return Advance("baking", f"version {action.version} is to be taken back, and cannot be: {why}")
     return Advance("stopped", why)

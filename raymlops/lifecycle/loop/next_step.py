@@ -190,8 +190,26 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *
     if found.job.status == "running":
         return Wait(f"job {submitted} runs")
     ended = found.job.reason or "it ended without a result"
+    refused = found.job.status == "refused"
+    return failed(one, task, ended, settings=settings, until=until, refused=refused, now=now)
+
+
+def failed(
+    one: Retraining,
+    task: Task,
+    ended: str,
+    *,
+    settings: RetrainSection,
+    until: datetime | None,
+    now: datetime,
+    refused: bool = False,
+) -> Advance:
+    """Return what follows an attempt that failed: another one, after a pause, or none where it would be refused too.
+
+    ``until`` is that of a comparison.
+    """
     failures, why = one.failures + 1, ""
-    if found.job.status == "refused":
+    if refused:
         why = f"{_DOING[task]} was refused: {ended}"
     elif failures >= settings.max_failures:
         times = f"{failures} times" if failures > 1 else "once"
@@ -200,7 +218,7 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *
         return _stop(why) if until is None else uncompared(until, why)
     begins = now + _pause(failures)
     again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {begins:%H:%M:%S} UTC: {ended}"
-    changes = {"failures": failures, "submission_id": submitted}
+    changes = {"failures": failures, "submission_id": submission_id(one, task, until=until)}
     return Advance(one.stage, again, changes=changes, adds={_FAILED_AT: now.isoformat()})
 
 
@@ -226,7 +244,7 @@ def _gated(found: Found) -> Action | None:
     changes, adds = {"version": version.version}, {"gating": found.gate}
     if version.verdict == "passed":
         return Advance("replaying", f"version {version.version} passed the gate", changes=changes, adds=adds)
-    why = f"the gate refused version {version.version}: {_failed(found.gate)}"
+    why = f"the gate refused version {version.version}: {_failed_checks(found.gate)}"
     return Advance("stopped", why, changes=changes, adds=adds)
 
 
@@ -238,7 +256,7 @@ def _replayed(one: Retraining, settings: RetrainSection) -> Action | None:
         return None
     if decision["passed"]:
         return Advance("rolling_out", f"version {one.version} passed the replay of {settings.replay_h:g} h")
-    return Advance("stopped", f"the replay refused version {one.version}: {_failed(decision)}")
+    return Advance("stopped", f"the replay refused version {one.version}: {_failed_checks(decision)}")
 
 
 def _rolling_out(one: Retraining, found: Found) -> Action:
@@ -305,7 +323,7 @@ def _stop(why: str) -> Advance:
     return Advance("stopped", why)
 
 
-def _failed(decision: dict[str, Any]) -> str:
+def _failed_checks(decision: dict[str, Any]) -> str:
     """Return which checks of a decision failed, in a line."""
     failed = [check for check in decision.get("checks", ()) if not check["passed"]]
     said = [f"{check['name']}: got {check['got']}, allowed {check['allowed']} ({check['detail']})" for check in failed]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
-from raymlops.errors import BusyError, ClusterError, LeaseLostError, NotFoundError, RefusedError
+from raymlops.errors import ClusterError, DataRefusedError, NotFoundError
 from raymlops.lifecycle.loop.next_step import JobFound
 from raymlops.lifecycle.loop.training_data import windowed
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 RETRAINING, RETRAIN_OF = "raymlops.retraining", "raymlops.retrain_of"
 """Tags of the run of a retraining: its id, and the run of the champion that it is to replace."""
 MAX_REASON = 2000
-_PASSING = (BusyError, LeaseLostError)
-"""Refusals that a later attempt need not meet."""
 
 
 class StageJobs(Protocol):
@@ -72,8 +70,9 @@ class RayJobs:
         if state.status == "SUCCEEDED":
             return JobFound("succeeded")
         error = jobs.failure(state, what="failed")
-        refused = isinstance(error, RefusedError) and not isinstance(error, _PASSING)
-        return JobFound("refused" if refused else "failed", error.message[:MAX_REASON])
+        # Of the refusals this one is of what does not change; a run that the attempt before still holds is free again.
+        status: Literal["failed", "refused"] = "refused" if isinstance(error, DataRefusedError) else "failed"
+        return JobFound(status, error.message[:MAX_REASON])
 
     def submit(self, task: Task, submission_id: str, one: Retraining, champion: Deployment) -> None:
         """Begin a job; do nothing where the cluster has one with this id.

@@ -289,6 +289,40 @@ def test_losses_may_be_small():
     assert ask(losses * (1 + 1e-8), losses).passed
 
 
+def test_what_is_rounding_of_a_ratio_goes_by_the_whole():
+    """Labels that are nearly alike within each block make 1 - SSE / variance of a block as far below 0 as one likes."""
+    rng = np.random.default_rng(1)
+    truth = np.repeat(rng.normal(0, 100, 40), 250) + rng.normal(0, 1e-3, 10_000)
+
+    def blocks(answers):
+        parts = zip(np.array_split(truth, 200), np.array_split(answers, 200), strict=True)
+        return [
+            {"count": len(y), "sse": float(((y - p) ** 2).sum()), "y": float(y.sum()), "yy": float((y * y).sum())}
+            for y, p in parts
+        ]
+
+    def r2(sums):
+        return {"r2": 1 - sums["sse"] / (sums["yy"] - sums["y"] ** 2 / sums["count"])}
+
+    decision = decide(
+        GateSection(),
+        metrics={"test/r2": 0.0},
+        metric="test/r2",
+        mode="max",
+        candidate_blocks=blocks(np.full(len(truth), truth.mean())),
+        candidate_finalize=r2,
+        champion=ChampionEvaluation(1, blocks(truth + rng.normal(0, 5, len(truth))), r2),
+    )
+    assert not decision.passed
+
+
+def test_what_is_rounding_is_no_difference_where_most_blocks_lose_nothing():
+    """As of a hinge loss: the same version passes beside itself."""
+    rng = np.random.default_rng(1)
+    losses = rng.uniform(0.5, 1.5, 200) * (rng.random(200) < 0.1)
+    assert ask(losses * (1 + rng.normal(0, 1e-8, 200)), losses).passed
+
+
 def test_one_block_of_ordinary_rows_is_not_said():
     """Also where the metric is near 0, and blocks have both signs."""
     rng = np.random.default_rng(1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from loop_world import BAD, FEW, MINUTE, REFUSAL, SERVE, WORSE, World
 from stored import put
 
-from raymlops.errors import BundleError, NotFoundError, TrackingError
+from raymlops.errors import BundleError, NotFoundError, TrackingError, UsageError
 from raymlops.state.loop import retrainings_of
 from raymlops.state.store import State
 from raymlops.state.watch.messages import messages_of
@@ -198,8 +199,8 @@ def test_where_they_are_not_compared_skill_that_is_lost_gives_the_route_back(wor
 
 
 def test_a_comparison_that_cannot_be_begun_is_none(world):
-    """The bundle of what is live does not say its configuration, for one."""
-    world.quality, world.jobs.ruled_out = "worse", {"compare": BundleError("this release cannot read it")}
+    """The bundle of what is live has a configuration of another release, for one."""
+    world.quality, world.jobs.ruled_out = "worse", {"compare": UsageError("this release cannot read it")}
     world.begin()
 
     assert world.run().note.endswith("0.050 of skill lost; by its own answers alone: this release cannot read it")
@@ -360,16 +361,25 @@ def test_a_second_controller_with_an_outdated_reading_changes_nothing(world):
     assert world.newest() == before
 
 
-def test_a_champion_whose_bundle_is_lost_stops_it_and_says_so(world, bundle):
+def test_a_champion_whose_bundle_is_lost_stops_it_and_says_so(world):
     """No job can be sent without the recipe's code in it."""
-
-    def lost(*_arguments):
-        raise BundleError("expected the manifest of a bundle, got nothing")
-
-    world.jobs.submit = lost
+    world.jobs.ruled_out = {"train": BundleError("expected the manifest of a bundle, got nothing")}
     world.begin()
 
-    assert world.run().note == "expected the manifest of a bundle, got nothing"
+    one = world.run()
+    assert one.stage == "stopped"
+    assert one.note.endswith("the last time: expected the manifest of a bundle, got nothing")
+
+
+@pytest.mark.parametrize("task", ["train", "compare"])
+def test_a_bundle_that_cannot_be_read_for_minutes_costs_one_attempt(world, task):
+    """Its storage is not mounted just then, so that its folder is empty: neither is it stopped nor taken back."""
+    world.quality, world.jobs.ruled_out = "worse", {task: BundleError("expected the manifest of a bundle, got nothing")}
+    world.begin()
+    world.run(until=lambda one: one.failures == 1)
+    world.jobs.ruled_out = {}
+
+    assert world.run().stage == "done"
 
 
 def test_a_cluster_that_is_away_is_waited_for(world):

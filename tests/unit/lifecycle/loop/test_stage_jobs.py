@@ -110,8 +110,9 @@ def test_a_job_is_sent_once_with_its_code_and_tags(spec, champion, one, tmp_path
 
 
 def test_a_job_that_failed_says_why(spec, champion, one, tmp_path):
-    """By the error that its command printed last; a recipe may fail as its store is away, and who is busy ends."""
-    kinds = {"TrainingError": "failed", "RecipeError": "failed", "BusyError": "failed", "DataRefusedError": "refused"}
+    """By the error that its command printed last. A store that is away comes back, and a run in use is free again."""
+    failed = dict.fromkeys(("TrainingError", "RecipeError", "RefusedError", "BundleError"), "failed")
+    kinds = {**failed, "DataRefusedError": "refused"}
     with fake_jobs(tmp_path) as ray:
         jobs = RayJobs(spec, jobs=lambda _spec: Jobs(ray.place), tracker=None)
         jobs.submit("gate", "raymlops-retrain-x-gate", one, champion)
