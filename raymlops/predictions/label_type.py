@@ -70,7 +70,7 @@ class LabelType:
                 self._declared.parse_rows([{self.column.name: label}])
             except InvalidRowsError as error:
                 return error.problems[0].message
-            return None
+            return unheld(label)
         if (why := unheld(label)) is not None or not self._is_compared:
             return why
         assert self.loss is not None

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _TAKE_FLOATS = frozenset({"probability", "number"})
 """Kinds of rules whose losses take floats."""
-FEW_LENGTHS = 0.01
-"""Share of lists of other lengths than the usual one up to which they are slips, and not labels of any length."""
 _EMPTY = (list,)
 """The kind of an empty list, which any other list's column holds."""
 
@@ -37,7 +35,8 @@ def of_one_kind(labels: Sequence[Any], rule: AnswerLoss) -> list[Any]:
     They are numbers where the rule takes them for some, or else of the kind that most are of. Others become the label
     of that kind that means the same by the rule; without one, or without a rule, they do not count. Neither does what
     no column holds, which replicas of an earlier release took: a list of several kinds, a number of too many bits. Nor
-    does a list of another length where nearly all are of one.
+    do lists of another shape than the usual one, where they are no more than may be left out: where more are, labels
+    are of any shape.
     """
     is_known = rule.kind not in {"recipe", "none"}
     classes = [_held(rule.class_of(label)) for label in labels] if is_known else [None] * len(labels)
@@ -50,18 +49,27 @@ def of_one_kind(labels: Sequence[Any], rule: AnswerLoss) -> list[Any]:
     mine = [label is not None and _is_of(_kind(label), wanted) for label in found]
     same = {meant: label for label, meant, is_mine in zip(found, classes, mine, strict=True) if is_mine and is_known}
     others = [same.get(meant, meant if _kind(meant) == wanted else None) for meant in classes]
-    return _of_one_length(
+    return _of_one_shape(
         [label if is_mine else other for label, is_mine, other in zip(found, mine, others, strict=True)]
     )
 
 
-def _of_one_length(labels: list[Any]) -> list[Any]:
-    """Return labels with None for the few lists of another length, where nearly all are of one."""
-    lengths = Counter(len(label) for label in labels if isinstance(label, list))
-    usual, count = lengths.most_common(1)[0] if lengths else (0, 0)
-    if lengths.total() - count > FEW_LENGTHS * lengths.total():
+def _of_one_shape(labels: list[Any]) -> list[Any]:
+    """Return labels with None for the few lists of another shape, where nearly all are of one."""
+    shapes = [_shape(label) for label in labels]
+    counts = Counter(shape for shape in shapes if shape)
+    usual, count = counts.most_common(1)[0] if counts else ((), 0)
+    if counts.total() - count > MOST_LEFT_OUT * counts.total():
         return labels
-    return [None if isinstance(label, list) and len(label) != usual else label for label in labels]
+    return [None if shape not in {(), usual} else label for label, shape in zip(labels, shapes, strict=True)]
+
+
+def _shape(label: Any) -> tuple[int | None, ...]:
+    """Return the shape of a list, with None for items of several shapes; () of what is no list."""
+    if not isinstance(label, list):
+        return ()
+    inner = {_shape(item) for item in label}
+    return (len(label), *(inner.pop() if len(inner) == 1 else [None] * bool(inner)))
 
 
 def of_type(labels: Sequence[Any], label_type: Column) -> list[Any]:

@@ -64,7 +64,7 @@ def test_without_a_rule_every_label_is_accepted(loss):
 @pytest.mark.parametrize(
     ("column", "good", "bad", "said"),
     [
-        (Column("m", "float"), [1, 2.5], ["2.5", True, [1]], "expected a finite number"),
+        (Column("m", "float"), [1, 2.5], ["2.5", True, [1], 1e30], "expected a finite number"),
         (Column("c", "string", categories=("x", "y"), unknown="reject"), ["x"], ["z", 1], "known: x, y"),
         (Column("t", "float", shape=(2,)), [[1, 2]], [[1], 1, ["a", "b"]], "shape (2)"),
     ],

@@ -46,11 +46,16 @@ def test_labels_of_several_kinds_become_those_of_one(labels, rule, found):
     assert list(map(type, said)) == list(map(type, found))
 
 
-def test_a_list_of_another_length_does_not_count_where_all_others_are_of_one():
-    """A recipe that takes two numbers a row would end with it; lists of any length are labels too."""
-    pairs = [[1.0, 2.0]] * 200
-    assert of_one_kind([*pairs, [1.5], []], OWN) == [*pairs, None, None]
-    ragged = [*pairs, *([[1.5]] * 20)]
+@pytest.mark.parametrize("odd", [[1.5], [], [[1.0], [2.0]], [[1.0, 2.0], [3.0]]])
+def test_lists_of_another_shape_do_not_count_where_nearly_all_are_of_one(odd):
+    """A recipe that takes two pairs a row would end with it, also one of few rows; labels of any length are labels."""
+    pairs = [[[1.0, 2.0], [3.0, 4.0]]] * 19
+    assert of_one_kind([*pairs, odd], OWN) == [*pairs, None]
+
+
+def test_lists_may_be_of_any_length():
+    """As tags are: more than a few have another one."""
+    ragged = [*([["a", "b"]] * 18), ["a"], []]
     assert of_one_kind(ragged, OWN) == ragged
 
 
