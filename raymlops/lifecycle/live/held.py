@@ -49,7 +49,7 @@ def hold_of(model: Model, *, now: datetime) -> str:
     if began == "act" and allowed != "act":
         return (
             f"retrain.autonomy is {allowed} now, and it began by itself: it goes on once that is act again, "
-            f"raymlops proposals reject {one.id} ends it"
+            f"raymlops proposals reject {one.id} ends it, and raymlops rollback {model.name} once it has a share"
         )
     return ""
 

@@ -32,8 +32,8 @@ TRAINED_ON = "training"
 """Key of what a retraining is trained on there, where that is the prediction log."""
 PAUSES = (timedelta(minutes=2), timedelta(minutes=15), timedelta(hours=1))
 """Before another attempt, after the first, the second and each further failure: whatever the job needs may be away."""
-_FAILED_AT = "failed_at"
-"""Key of when the newest attempt failed in ``Retraining.found``."""
+_FAILED = "failed"
+"""Key of the newest attempt that failed in ``Retraining.found``: when it did (``at``), and the ``note`` on it."""
 _DOING: dict[Task, str] = {
     "train": "training",
     "gate": "the gate",
@@ -186,7 +186,7 @@ def _task(one: Retraining, found: Found, settings: RetrainSection, task: Task, *
     if found.job is None:
         if found.hold:
             return Wait(found.hold)
-        return Wait(one.note) if now < _again_at(one, now) else Submit(task, submitted)
+        return Wait(one.found[_FAILED]["note"]) if now < _again_at(one, now) else Submit(task, submitted)
     if found.job.status == "running":
         return Wait(f"job {submitted} runs")
     ended = found.job.reason or "it ended without a result"
@@ -219,16 +219,16 @@ def failed(
     begins = now + _pause(failures)
     again = f"attempt {failures} of {_DOING[task]} failed, the next one begins at {begins:%H:%M:%S} UTC: {ended}"
     changes = {"failures": failures, "submission_id": submission_id(one, task, until=until)}
-    return Advance(one.stage, again, changes=changes, adds={_FAILED_AT: now.isoformat()})
+    return Advance(one.stage, again, changes=changes, adds={_FAILED: {"at": now.isoformat(), "note": again}})
 
 
 def _again_at(one: Retraining, now: datetime) -> datetime:
     """Return when the next attempt may begin; a clock that was set back does not put it off for longer."""
-    failed_at = one.found.get(_FAILED_AT)
-    if not one.failures or failed_at is None:
+    last = one.found.get(_FAILED)
+    if not one.failures or last is None:
         return now
     pause = _pause(one.failures)
-    begins = datetime.fromisoformat(failed_at) + pause
+    begins = datetime.fromisoformat(last["at"]) + pause
     return begins if begins <= now + pause else now
 
 

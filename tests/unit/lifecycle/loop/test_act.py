@@ -257,6 +257,11 @@ def test_what_is_away_for_minutes_costs_one_attempt(world):
     one = world.run(until=lambda one: one.failures == 2)
     failed = world.now
     assert one.note.startswith(f"attempt 2 of the gate failed, the next one begins at {failed + 15 * MINUTE:%X} UTC: ")
+    world.jobs.away = TrackingError("MLflow does not answer")
+    world.look()
+    world.jobs.away = None
+    world.look()
+    assert world.newest().note == one.note
     world.run(until=lambda one: one.stage == "replaying")
     assert world.now > failed + 15 * MINUTE
 
