@@ -64,7 +64,7 @@ def dashboard(spec: ProjectSpec) -> Iterator[Dashboard]:
         return
     address, _ = find(spec)
     if address is None:
-        raise ClusterError("there is no running cluster to deploy to", hint="raymlops up starts one on this machine")
+        raise ClusterError("there is no running cluster", hint="raymlops up starts one on this machine")
     if record is not None and record.ray_address == address:
         yield Dashboard(record.dashboard_url, Path(record.token_path))
         return

@@ -11,7 +11,7 @@ from raymlops.bundle.loss import own_losses
 from raymlops.bundle.quality import quality_of
 from raymlops.config.data import SkillSection
 from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
-from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, taken_by
+from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, retrained, taken_by
 from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.quality.answers import rule_of
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef
     from raymlops.state.store import Deployment, State
+
+
+_NOTHING = "labelled answers are not judged, which monitor.skill and the triggers skill and min_skill of retrain need"
 
 
 def ask_here(bundle: BundleRef, pairs: Sequence[Pair]) -> OwnLosses:
@@ -86,22 +89,22 @@ class QualityModel:
 
 
 def unjudged(item: Deployment) -> tuple[str, ...]:
-    """Return why labelled answers of a version cannot be judged as ``monitor.skill`` says, where it says anything.
+    """Return why labelled answers of a version cannot be judged, where ``monitor.skill`` or a trigger asks for that.
 
     A bundle that cannot be read changes nothing: whatever else needs it says so.
     """
-    section = monitored(item).skill
-    if section == SkillSection():
+    section, triggers = monitored(item).skill, retrained(item).triggers
+    if section == SkillSection() and not triggers.skill and triggers.min_skill is None:
         return ()
     try:
         rule = rule_of(item)
         if rule.kind == "none":
-            return (f"monitor.skill judges nothing: {rule.reason}",)
+            return (f"{_NOTHING}: {rule.reason}",)
         if section.metric not in (there := metrics_of(rule)):
             return (f"monitor.skill.metric is {section.metric}, and its answers have {', '.join(there)}",)
         quality_of(item.bundle.uri, item.bundle.digest)
     except NotFoundError as error:
-        return (f"monitor.skill judges nothing: {error.message}. {error.hint}",)
+        return (f"{_NOTHING}: {error.message}. {error.hint}",)
     except (BundleError, StorageError):
         return ()
     return ()

@@ -83,7 +83,7 @@ def quality_reference(
         members = {each: each.rows(rows) for each in chosen}
         return of_answers(rule, outputs, labels, own=_own(recipe) if rule.kind == "recipe" else None, members=members)
     except (InvalidRowsError, NonFiniteError, RecipeError) as error:  # the gate rejects a version that does not answer
-        _warn(error.message)
+        _warn(str(error))
         return None
 
 

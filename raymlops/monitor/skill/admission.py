@@ -66,7 +66,7 @@ def admit(
     reasons = {
         "contradict each other": np.asarray(contradicted, dtype=np.bool_),
         "came before their answer": np.asarray(received) < np.asarray(asked) - SKEW_S,
-        "are of a class that the reference has no row of": ~seen[number],
+        "are of another kind, or of a class that the reference has no row of": ~seen[number],
     }
     kept, left_out = np.ones(len(number), dtype=np.bool_), {}
     for reason, found in reasons.items():

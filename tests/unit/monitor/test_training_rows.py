@@ -146,8 +146,8 @@ def test_labels_that_do_not_count_are_left_out():
     assert (found.numbers["do_not_count"], found.numbers["kept"]) == (20, 970)
     assert min(map(min, found.parts.values())) == 20
     assert (
-        "left out: 10 labels contradict each other, 5 labels came before their answer, 5 labels are of a class that "
-        "the reference has no row of"
+        "left out: 10 labels contradict each other, 5 labels came before their answer, 5 labels are of "
+        "another kind, or of a class that the reference has no row of"
     ) in found.notes
 
 

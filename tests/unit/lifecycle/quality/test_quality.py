@@ -74,6 +74,7 @@ def test_a_bundle_of_an_earlier_release_says_what_to_do(state, tmp_path):
     (version,) = state.deployments("flights")
     assert unjudged(version) == ()  # nobody asked for it
     assert "keeps no test rows" in unjudged(replace(version, monitor={"skill": {"min": 0.1}}))[0]
+    assert "keeps no test rows" in unjudged(replace(version, retrain={"triggers": {"skill": True}}))[0]
 
 
 def test_a_metric_that_answers_do_not_have_is_refused(state, tmp_path):

@@ -28,7 +28,7 @@ def test_labels_of_a_class_never_seen_are_left_out():
     given["codes"][:2] = -1, 2
     found = admit(**given)
     assert found.rows.sum() == 38
-    assert found.note == "left out: 2 labels are of a class that the reference has no row of"
+    assert found.note == "left out: 2 labels are of another kind, or of a class that the reference has no row of"
     assert not found.refused
 
 
