@@ -18,7 +18,7 @@ from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path
 from raymlops.errors import StorageError, UsageError
 from raymlops.storage import filesystem
-from raymlops.storage.delta.names import PREFIX, TableName, parse
+from raymlops.storage.delta.names import PREFIX, TableName, readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +35,10 @@ def find_table(text: str) -> TableName | None:
         UsageError: it names a time that is none.
         StorageError: the storage does not answer.
     """
-    name = parse(text)
-    if name.explicit or has_table(name.uri):
-        return replace(name, uri=filesystem.absolute(name.uri))
-    return None
+    for name in readings(text):
+        if there := has_table(name.uri):
+            break
+    return replace(name, uri=filesystem.absolute(name.uri)) if there or name.explicit else None
 
 
 def name_of(source: Any) -> Any:
@@ -91,6 +91,26 @@ def has_table(uri: str) -> bool:
         StorageError: the storage does not answer.
     """
     return bool(filesystem.info(filesystem.join(uri, LOG)).type.name == "Directory")
+
+
+def table_above(uri: str) -> str | None:
+    """Return the table that a folder is, or is below; None where it is in none, or what is above may not be looked at.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    base, mark, query = (str(path), "", "") if (path := local_path(uri)) is not None else uri.partition("?")
+    parts = base.split("/")
+    for end in range(len(parts), 1 if path is not None else 2, -1):
+        table = "/".join(parts[:end]) + mark + query
+        try:
+            if has_table(table):
+                return table
+        except StorageError:
+            if end == len(parts):
+                raise
+            return None  # who may read one folder of a bucket may not ask for others
+    return None
 
 
 def library() -> Any:

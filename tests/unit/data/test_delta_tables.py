@@ -17,7 +17,7 @@ from tiny import make_table
 from raymlops.data.cache import DataCache
 from raymlops.data.parquet.files import ParquetFiles, list_parquet
 from raymlops.data.prepare import Memory, fixed, prepare, versions_of
-from raymlops.errors import NotFoundError, RecipeError, StorageError
+from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -163,6 +163,32 @@ def test_rows_that_were_deleted_are_not_read(table: Path) -> None:
     assert files.rows == int((TABLE["label"] == 0).sum())
     assert isinstance(files.columns()["label"], np.ndarray)
     assert not files.columns()["label"].any()
+
+
+@pytest.mark.parametrize("name", ["t@v2", "a@2026-11-27", "a@2026-13-45", "dataset=x", "dataset=x@v1", "x.parquet"])
+def test_a_table_whose_folder_is_named_like_a_version_or_a_file(tmp_path: Path, name: str) -> None:
+    """Is that table, also at a version, and by a partition; its deleted rows are not read."""
+    path = tmp_path / "lake" / name
+    path.parent.mkdir()
+    write(path, {"x": [1, 2, 3], "k": ["a", "a", "b"]}, partition_by=["k"])
+    DeltaTable(path).delete("x >= 2")
+    for text, expected in ((path, [1]), (f"{path}@v0", [1, 2, 3]), (f"{path}/k=a", [1]), (f"{path}@v0/k=b", [3])):
+        files = list_parquet(text)
+        assert sorted(files.columns()["x"].tolist()) == expected
+        assert files.table is not None
+        assert list_parquet(files.table.name) == files
+
+
+@pytest.mark.parametrize("name", ["lake", "lake/*/*/*.parquet", "lake/t/**", "lake/t/k=a/*", "lake/t/k=a/{file}"])
+def test_files_of_a_table_are_refused(tmp_path: Path, name: str) -> None:
+    """As plain Parquet they have rows that were deleted; the table is named."""
+    path = tmp_path / "lake" / "t"
+    path.parent.mkdir()
+    write(path, {"x": [1, 2], "k": ["a", "b"]}, partition_by=["k"])
+    DeltaTable(path).delete("x = 2")
+    (file,) = (path / "k=a").iterdir()
+    with pytest.raises(UsageError, match=rf"a file of the Delta table {path}, .*\n.*TABLE@v3"):
+        list_parquet(str(tmp_path / name).format(file=file.name))
 
 
 def test_a_table_in_a_list_is_refused(table: Path) -> None:
