@@ -52,7 +52,7 @@ class DataFile:
     mtime_ns: int | None
     group_rows: tuple[int, ...]
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Columns that the file does not hold, each with the value of all its rows as text: by the log of its Delta table, or
+    """Columns that the file does not hold, each with the value of all its rows as text: by the log of a Delta table, or
     by the names of folders."""
 
 
@@ -243,8 +243,8 @@ def list_parquet(source: str | Path | Sequence[str | Path], *, versions: dict[st
     of the newest, which is put there: who passes it for several sources reads all of them at one version.
 
     Files of a folder or glob are sorted by path, those of a list keep its order. Names that start with ``_`` or ``.``
-    are skipped. Folders ``column=value`` below the one that is named, or below the first wildcard, are a column where the
-    file holds none of that name.
+    are skipped. Folders ``column=value`` below the one that is named, or below the first wildcard, are a column where
+    the file holds none of that name.
 
     Raises:
         RecipeError: no file matches, a URI holds a secret, or a list holds a Delta table.
@@ -368,10 +368,8 @@ class GroupReader:
         return opened
 
 
-def _with_footer(
-    uri: str, info: Any, folders: Sequence[tuple[str, str | None]] = ()
-) -> tuple[DataFile, int]:
-    """Return the file, with what it does not hold of the columns of its folders, and the decoded size of its columns."""
+def _with_footer(uri: str, info: Any, folders: Sequence[tuple[str, str | None]] = ()) -> tuple[DataFile, int]:
+    """Return the file, with those of its folders' columns that it does not hold, and the decoded size of its own."""
     import pyarrow as pa
 
     try:
