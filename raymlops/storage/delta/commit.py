@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.credentials import redact
 from raymlops.errors import RefusedError, StorageError, UsageError
 from raymlops.storage.delta.names import TableName
-from raymlops.storage.delta.tables import address, errors, has_table, library, load_if_there, storage_options
+from raymlops.storage.delta.tables import address, errors, library, load_if_there, storage_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -264,11 +264,11 @@ def _alike(fields: Any, place: str = "") -> str:
     import pyarrow as pa
 
     known: dict[str, str] = {}
-    for field in fields:
-        name = f"{place}{field.name}"
+    for column in fields:
+        name = f"{place}{column.name}"
         if (other := known.setdefault(name.lower(), name)) != name:
             return f"{other} and {name}"
-        if pa.types.is_struct(field.type) and (found := _alike(field.type, f"{name}.")):
+        if pa.types.is_struct(column.type) and (found := _alike(column.type, f"{name}.")):
             return found
     return ""
 

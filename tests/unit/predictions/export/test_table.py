@@ -87,8 +87,8 @@ def test_a_column_of_another_type_is_refused(tmp_path, uri, write, export):
 
 def test_an_export_that_is_refused_leaves_no_file(tmp_path, uri, write, export):
     """With all rows of the day, one more each night: of fields that differ by case only, which no table holds."""
-    alike = Signature(inputs=(Column("Distance", "float"), Column("distance", "float")), outputs=(Column("y", "float"),))
     columns = {"Distance": np.ones(1), "distance": np.ones(1)}
+    alike = Signature(inputs=tuple(Column(name, "float") for name in columns), outputs=(Column("y", "float"),))
     write([served("a", ts=at(), columns=columns)], uri=uri, signature=alike)
     with pytest.raises(UsageError, match=r"features\.Distance and features\.distance differ by case only"):
         export()
