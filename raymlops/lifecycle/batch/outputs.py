@@ -15,7 +15,7 @@ from raymlops.errors import RaymlopsError, UsageError
 from raymlops.lifecycle.batch.files import delete_files, published, refuse_existing, write_manifest
 from raymlops.storage import filesystem
 from raymlops.storage.delta.commit import NewFile, TableWriter
-from raymlops.storage.delta.tables import find_table, has_table
+from raymlops.storage.delta.tables import find_table, has_table, table_above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +36,11 @@ def output_at(text: str) -> Folder | Table:
     name = find_table(text)
     if name is None:
         refuse_existing(text)
+        if (table := table_above(text)) is not None:
+            raise UsageError(
+                f"the output {text} is a folder of the Delta table {table}, whose VACUUM would remove its files",
+                hint="Name another folder, or the table alone to add the rows to it.",
+            )
         return Folder(text)
     if not name.whole:
         raise UsageError(

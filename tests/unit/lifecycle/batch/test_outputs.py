@@ -88,6 +88,8 @@ def test_where_rows_cannot_be_added_is_refused_first(tmp_path):
     for name in ("t@v0", "t/x=1"):
         with pytest.raises(UsageError, match="is a version or a part"):
             output_at(str(tmp_path / name))
+    with pytest.raises(UsageError, match=rf"out is a folder of the Delta table {tmp_path}/t, whose VACUUM"):
+        output_at(str(tmp_path / "t" / "out"))
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "part-000000-0123456789ab.parquet").touch()
