@@ -22,6 +22,8 @@ from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fake_s3 import FakeS3
+
 TABLE = {name: values[:300] for name, values in make_table(701, seed=7).items()}
 
 
@@ -189,6 +191,25 @@ def test_files_of_a_table_are_refused(tmp_path: Path, name: str) -> None:
     (file,) = (path / "k=a").iterdir()
     with pytest.raises(UsageError, match=rf"a file of the Delta table {path}, .*\n.*TABLE@v3"):
         list_parquet(str(tmp_path / name).format(file=file.name))
+
+
+def test_a_table_and_its_files_in_an_object_store(tmp_path: Path, s3: FakeS3) -> None:
+    """As on a disk; credentials that are good for one prefix alone read files there."""
+    write(tmp_path / "t", {"x": [1, 2], "k": ["a", "b"]}, partition_by=["k"])
+    for path in (path for path in (tmp_path / "t").rglob("*") if path.is_file()):
+        s3.objects[f"bucket/lake/dataset=x/{path.relative_to(tmp_path / 't')}"] = path.read_bytes()
+    assert list_parquet(s3.uri("bucket/lake/dataset=x")).rows == 2
+    one = list_parquet(s3.uri("bucket/lake/dataset=x@v0/k=a"))
+    assert one.table is not None
+    assert list_parquet(one.table.name) == one
+    for name in ("lake", "lake/dataset=x/k=*/*", one.files[0].uri.partition("?")[0].removeprefix("s3://bucket/")):
+        with pytest.raises(UsageError, match=r"a file of the Delta table s3://bucket/lake/dataset=x\?"):
+            list_parquet(s3.uri(f"bucket/{name}"))
+    s3.objects["bucket/mine/k=a/a.parquet"] = next((tmp_path / "t" / "k=a").iterdir()).read_bytes()
+    s3.refuse = lambda method, path: method == "HEAD" and not path.startswith("bucket/mine")
+    for name in ("mine", "mine/k=a/a.parquet"):
+        assert list_parquet(s3.uri(f"bucket/{name}")).rows == 1
+    assert "HEAD bucket/_delta_log" in s3.requests
 
 
 def test_a_table_in_a_list_is_refused(table: Path) -> None:
