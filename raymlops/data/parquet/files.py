@@ -379,9 +379,10 @@ def _with_footer(uri: str, info: Any, folders: Sequence[tuple[str, str | None]] 
         schema = opened.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
+    partition = tuple((name, value) for name, value in folders if name not in schema.names)
     # Dictionary-encoded values grow when they are decoded, to at least this.
     row_bytes = sum(_NUMBER_BYTES if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in schema)
+    row_bytes += _TEXT_BYTES * len(partition)
     rows = tuple(group.num_rows for group in groups)
     memory = sum(group.total_byte_size for group in groups) + sum(rows) * row_bytes
-    partition = tuple((name, value) for name, value in folders if name not in schema.names)
     return DataFile(uri, info.size, info.mtime_ns, rows, partition), memory
