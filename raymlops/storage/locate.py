@@ -55,7 +55,7 @@ def find_files(text: str) -> list[Found]:
             _refuse_table(text, base + suffix, table_above((base.rpartition("/")[0] or "/") + suffix))
             return [Found(base + suffix, info)]
         inside = filesystem.entries(base + suffix, recursive=True)
-        table = table_above(base.rstrip("/") + suffix) if inside else None
+        table = table_above(base + suffix) if inside else None
     except StorageError as error:
         raise unreadable(text, error.__cause__ or error) from error
 
