@@ -145,7 +145,10 @@ def _exported(record: ExportRecord) -> Answer:
         parts.append("no day with rows has ended in that time: --since and --until choose another one")
     if record.left:
         left = ", ".join(record.left)
-        parts.append(f"left as they are, since the log has no or not all rows of them and none were erased: {left}")
+        parts.append(
+            "left as they are, since the log has no or not all rows of them, and none were erased, or since it has "
+            f"some in another storage: {left}"
+        )
     parts += [f"damaged, so that its day was left as it is: {path}" for path in record.damaged]
     note("\n".join(parts))
     text = record.table if record.table_version is None else f"{record.table}@v{record.table_version}"

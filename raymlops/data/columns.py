@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -143,8 +142,8 @@ def _described(column: Column) -> str:
 
 
 def is_table(source: Any) -> bool:
-    """Return whether a split is a table: a mapping of columns, Arrow, pandas, or the path of a Parquet file."""
-    return isinstance(source, Mapping | str | Path) or _is_frame(source) or _is_arrow(source)
+    """Return whether a split is a table: a mapping of columns, Arrow or pandas."""
+    return isinstance(source, Mapping) or _is_frame(source) or _is_arrow(source)
 
 
 def table_columns(table: Any, *, as_stored: Collection[str] = ()) -> dict[str, Array]:
@@ -158,10 +157,8 @@ def table_columns(table: Any, *, as_stored: Collection[str] = ()) -> dict[str, A
     ``as_requested`` converts them, a few rows at a time.
 
     Raises:
-        RecipeError: the file cannot be read, columns differ in length, or none has a type that a request can have.
+        RecipeError: columns differ in length, or none has a type that a request can have.
     """
-    if isinstance(table, str | Path):
-        table = _read_parquet(str(table))
     if _is_frame(table) and not table.columns.is_unique:
         raise RecipeError("a DataFrame of the recipe has two columns of one name")
     read: Callable[[str, Any], Array]
@@ -189,16 +186,3 @@ def _is_frame(source: Any) -> bool:
 def _is_arrow(source: Any) -> bool:
     arrow = sys.modules.get("pyarrow")
     return arrow is not None and isinstance(source, arrow.Table)
-
-
-def _read_parquet(path: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise RecipeError(
-            f"datasets() names the Parquet file {path!r}, which cannot be read: {error}",
-            hint="A relative path is resolved in the working directory.",
-        ) from error

@@ -290,8 +290,8 @@ class ParquetSplit(SplitData):
             raise RecipeError(
                 f"{type(self.recipe).__name__}.datasets(): {place}, of the {self.name} split, lacks "
                 f"{', '.join(map(repr, missing))}; it has {', '.join(there)}",
-                hint="Every file holds the signature's inputs, the label and what target() reads; folder names are not "
-                "columns.",
+                hint="Every file holds the signature's inputs, the label and what target() reads; so do folders "
+                "column=value, below the one that is named.",
             )
         columns = conform(table_columns(table, as_stored=self._stackable), self.recipe, place=place)
         self.on_progress()

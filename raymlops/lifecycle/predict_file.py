@@ -119,9 +119,9 @@ def _csv_rows(file: Path, signature: Signature) -> list[dict[str, Any]]:
 
 
 def _parquet_rows(file: Path, signature: Signature) -> list[dict[str, Any]]:
-    from pyarrow.parquet import ParquetFile
+    from raymlops.data.parquet.reading import open_parquet
 
-    table = ParquetFile(file).read()
+    table = open_parquet(str(file)).read()
     types = _types(signature, table.column_names)
     rows: list[dict[str, Any]] = table.select(list(types)).to_pylist()
     return [{name: _plain(value, types[name]) for name, value in row.items()} for row in rows]

@@ -1,28 +1,46 @@
-"""Find the files that a path, folder, glob or URI names. Knows nothing of what is in a file."""
+"""Find the Parquet files that a path, folder, glob or URI names. Knows nothing of what is in a file.
+
+Files of a Delta table are none of these: they hold rows that were deleted, and those of all versions.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
-from raymlops.errors import RecipeError, StorageError
+from raymlops.errors import RecipeError, StorageError, UsageError
 from raymlops.storage import filesystem
+from raymlops.storage.delta.names import NO_VALUE
+from raymlops.storage.delta.tables import LOG, table_above
 
 SUFFIXES = (".parquet", ".pq")
 RESUME = "Then resume a run that this stopped from its last checkpoint: raymlops train --resume RUN_ID."
 _HIDDEN = re.compile(r"(?:.*/)?[_.].*")
+_TABLE = re.compile(rf"(?:(.+)/)?{LOG}(?:/.*)?")
 
 
-def find_files(text: str) -> list[tuple[str, Any]]:
-    """Return the URI and file info of each file that a path, folder, glob or URI names.
+@dataclass(frozen=True)
+class Found:
+    """A file, with pyarrow's ``FileInfo``, and what the folders between it and the one that was named say."""
+
+    uri: str
+    info: Any
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Of folders ``column=value``, as Spark names those of a partition."""
+
+
+def find_files(text: str) -> list[Found]:
+    """Return the files that a path, folder, glob or URI names.
 
     Those of a folder or glob come in the order of their paths. Names that start with ``_`` or ``.`` are skipped.
 
     Raises:
         RecipeError: no file matches, or the URI holds a secret.
+        UsageError: one is of a Delta table.
         StorageError: the storage does not answer.
     """
     refuse_secret(text)
@@ -34,23 +52,46 @@ def find_files(text: str) -> list[tuple[str, Any]]:
     try:
         info = filesystem.info(base + suffix)
         if info.is_file and not pattern:
-            return [(base + suffix, info)]
+            _refuse_table(text, base + suffix, table_above((base.rpartition("/")[0] or "/") + suffix))
+            return [Found(base + suffix, info)]
         inside = filesystem.entries(base + suffix, recursive=True)
+        table = table_above(base + suffix) if inside else None
     except StorageError as error:
         raise unreadable(text, error.__cause__ or error) from error
+
+    def at(name: str) -> str:
+        return f"{base.rstrip('/')}/{name if local is not None else quote(name, safe='/=')}{suffix}"
+
     matches = re.compile(_regex(pattern) if pattern else r".*").fullmatch
-    files = [
-        (f"{base.rstrip('/')}/{name if local is not None else quote(name, safe='/=')}{suffix}", entry)
+    files = {
+        name: Found(at(name), entry, _partition(name))
         for name, entry in inside.items()
         if entry.is_file and not _HIDDEN.fullmatch(name) and matches(name) and (pattern or name.endswith(SUFFIXES))
-    ]
+    }
+    tables = {match[1] for match in map(_TABLE.fullmatch, inside) if match and match[1]}
+    for name, file in files.items():
+        own = next((each for each in tables if name.startswith(f"{each}/")), None)
+        _refuse_table(text, file.uri, at(own) if own else table)
     if not files:
         there = "does not exist" if info.type.name == "NotFound" else f"holds no file ending in {SUFFIXES[0]}"
         raise RecipeError(
             f"datasets() names {text!r}, which {'matches no file' if pattern else there}",
             hint="A relative path is resolved in the working directory, of each worker too.",
         )
-    return files
+    return list(files.values())
+
+
+def _refuse_table(text: str, file: str, table: str | None) -> None:
+    if table is not None:
+        raise UsageError(
+            f"{text!r} names {file}, a file of the Delta table {table}, which may hold rows that were deleted",
+            hint="Name the table alone, or as TABLE@v3 for a version, and TABLE/column=value for a partition.",
+        )
+
+
+def _partition(name: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if folder.find("=") > 0]
+    return tuple((unquote(column), None if value == NO_VALUE else unquote(value)) for column, value in pairs)
 
 
 def unreadable(place: str, error: BaseException) -> StorageError:

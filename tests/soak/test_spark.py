@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 from own_environment import own_environment
 from shell_user import ROOT
@@ -96,6 +99,13 @@ def test_from_a_table_to_predictions_that_spark_reads(lake):
     read = job("read", parquet, delta)
     assert len(read["parquet"]) == 1500
     assert read["delta"] == read["parquet"]
+    divided = user.cwd / "divided"
+    of(user, *batch, "--keep", "part", "--keep", "until", "--batch", data / "divided", "--out", divided)
+    kept = pq.read_table(divided).to_pylist()
+    answered = {str(row["id"]): row["setosa"].hex() for row in kept}
+    assert answered == {row: value for row, (value, _) in read["parquet"].items()}
+    assert Counter(row["part"] for row in kept) == {"train": 1000, "validation": 250, "test": 250}
+    assert {row["until"].replace(tzinfo=None) for row in kept} == {datetime(9999, 12, 31, 23, 59, 59)}  # noqa: DTZ001
     answers = job("udf", data / "parquet", f"models:/lake/{number}")
     assert answers == {row: value for row, (value, _) in read["parquet"].items()}
     print(f"{len(answers)} rows: Spark's own workers and both batch predictions answer equally, to the last bit")

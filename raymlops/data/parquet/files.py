@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.data.columns import table_columns
-from raymlops.data.parquet.table_rows import as_dataset, completed
+from raymlops.data.parquet.reading import open_parquet, parquet_format
+from raymlops.data.parquet.table_rows import as_dataset, completed, folder_columns
 from raymlops.errors import NotFoundError, RecipeError, StorageError
 from raymlops.storage.delta.snapshot import Snapshot, read_snapshot
 from raymlops.storage.delta.tables import find_table
 from raymlops.storage.filesystem import info, open_filesystem
-from raymlops.storage.locate import RESUME, SUFFIXES, find_files, refuse_secret, unreadable
+from raymlops.storage.locate import RESUME, find_files, refuse_secret, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +52,8 @@ class DataFile:
     mtime_ns: int | None
     group_rows: tuple[int, ...]
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Columns that a file of a Delta table does not hold, each with the value of all its rows as text."""
+    """Columns that the file does not hold, each with the value of all its rows as text: by the log of a Delta table, or
+    by the names of folders."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,11 @@ class ParquetFiles:
         """Return each row group's file and number in it, in the same order."""
         return [(file, number) for file in self.files for number in range(len(file.group_rows))]
 
+    @cached_property
+    def folder_columns(self) -> Any:
+        """Return the columns that names of folders hold, beside those of the files, as a ``pyarrow.Schema``."""
+        return folder_columns([] if self.table is not None else [dict(file.partition) for file in self.files])
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         files = [
@@ -108,13 +115,18 @@ class ParquetFiles:
 
     def dataset(self) -> Any:
         """Return the files as a ``pyarrow.dataset.Dataset``."""
+        import pyarrow as pa
         import pyarrow.dataset as ds
 
         files = [file for file in self.files if file.group_rows]
         places = [open_filesystem(file.uri) for file in files]
+        partitions = [dict(file.partition) for file in files]
         if self.table is not None:
-            return as_dataset(places, [dict(file.partition) for file in files], self.table.columns)
-        return ds.dataset([path for _, path in places], filesystem=places[0][0], format="parquet")
+            return as_dataset(places, partitions, self.table.columns)
+        found = ds.dataset([path for _, path in places], filesystem=places[0][0], format=parquet_format())
+        if not self.folder_columns:
+            return found
+        return as_dataset(places, partitions, pa.unify_schemas([found.schema, self.folder_columns]))
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Return all rows as a table's columns. The files may be copies of the listed ones, of the same size.
@@ -142,8 +154,8 @@ class ParquetFiles:
         """Return a SHA-256 of every file's size and footer, and of blocks of their content at fixed places.
 
         1,024 blocks of 64 KiB are evenly spread over all files; smaller data is read whole. Footers hold the sizes of
-        all column chunks and mostly their extremes. Copies have one digest, whatever their names. Of a Delta table its
-        columns and the values of its partitions count too.
+        all column chunks and mostly their extremes. Copies have one digest, whatever their names. The values of
+        partitions count too, and of a Delta table its columns.
 
         Raises:
             StorageError: a file is gone, damaged, or no longer what was listed.
@@ -151,8 +163,11 @@ class ParquetFiles:
         offsets = [places.tolist() for places in block_offsets([file.size for file in self.files])]
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
             found = sha256(b"".join(pool.map(self._content_digest, self.files, offsets)))
+        partitions = [file.partition for file in self.files]
         if self.table is not None:
-            found.update(json.dumps([self.table.schema, *(file.partition for file in self.files)]).encode())
+            found.update(json.dumps([self.table.schema, *partitions]).encode())
+        elif any(partitions):
+            found.update(json.dumps(partitions).encode())
         return found.hexdigest()
 
     def verify(self) -> None:
@@ -228,16 +243,18 @@ def list_parquet(source: str | Path | Sequence[str | Path], *, versions: dict[st
     of the newest, which is put there: who passes it for several sources reads all of them at one version.
 
     Files of a folder or glob are sorted by path, those of a list keep its order. Names that start with ``_`` or ``.``
-    are skipped.
+    are skipped. Folders ``column=value`` below the one that is named, or below the first wildcard, are a column where
+    the file holds none of that name.
 
     Raises:
         RecipeError: no file matches, a URI holds a secret, or a list holds a Delta table.
-        UsageError: there is no such version of a Delta table, or it cannot be read.
+        UsageError: there is no such version of a Delta table, it cannot be read, or a file of one is named.
         NotFoundError: files of that version were removed.
         StorageError: a file is damaged or not a Parquet file, or the storage is unavailable.
     """
     items = [str(item) for item in ([source] if isinstance(source, str | Path) else source)]
-    tables = [name for item in items if (name := _table_of(item)) is not None]
+    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
+        tables = [name for name in pool.map(_table_of, items) if name is not None]
     if tables and len(items) == 1:
         return _list_table(tables[0], {} if versions is None else versions)
     if tables:
@@ -245,16 +262,16 @@ def list_parquet(source: str | Path | Sequence[str | Path], *, versions: dict[st
             f"datasets() names the Delta table {tables[0]} in a list of {len(items)}",
             hint="Name it alone; several tables become one where they are written.",
         )
-    found = [entry for item in items for entry in find_files(item)]
     with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
-        read = list(pool.map(lambda entry: _with_footer(*entry), found))
+        found = [file for files in pool.map(find_files, items) for file in files]
+        read = list(pool.map(lambda file: _with_footer(file.uri, file.info, file.partition), found))
     return ParquetFiles(tuple(file for file, _ in read), sum(size for _, size in read))
 
 
 def _table_of(text: str) -> TableName | None:
     refuse_secret(text)
     try:
-        return None if text.endswith(SUFFIXES) else find_table(text)
+        return find_table(text)
     except StorageError as error:
         raise unreadable(text, error.__cause__ or error) from error
 
@@ -333,41 +350,39 @@ class GroupReader:
             raise self._files.changed(
                 file, f"row group {number} has {table.num_rows} rows, not {file.group_rows[number]}"
             )
+        partition = dict(file.partition)
         if (snapshot := self._files.table) is None:
-            return table, names
+            folders = [self._files.folder_columns.field(name) for name in partition]
+            rows = completed(table, pa.schema([*table.schema, *folders]), partition, columns) if folders else table
+            return rows, [*names, *partition]
         try:
-            return completed(table, snapshot.columns, dict(file.partition), columns), snapshot.columns.names
+            return completed(table, snapshot.columns, partition, columns), snapshot.columns.names
         except pa.ArrowException as error:
             raise StorageError(f"{self.place(group)} does not have the columns of {snapshot}: {error}") from error
 
     def _opened_as_listed(self, file: DataFile) -> Any:
-        opened = _opened(file.uri)
+        opened = open_parquet(file.uri)
         rows = tuple(opened.metadata.row_group(index).num_rows for index in range(opened.metadata.num_row_groups))
         if rows != file.group_rows:
             raise self._files.changed(file, f"it has row groups of {list(rows)} rows, not {list(file.group_rows)}")
         return opened
 
 
-def _with_footer(uri: str, info: Any) -> tuple[DataFile, int]:
-    """Return the file and the decoded size of its columns."""
+def _with_footer(uri: str, info: Any, folders: Sequence[tuple[str, str | None]] = ()) -> tuple[DataFile, int]:
+    """Return the file, with those of its folders' columns that it does not hold, and the decoded size of its own."""
     import pyarrow as pa
 
     try:
-        opened = _opened(uri)
+        opened = open_parquet(uri)
         metadata = opened.metadata
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-        plain = [pa.types.is_primitive(field.type) for field in opened.schema_arrow]
+        schema = opened.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
+    partition = tuple((name, value) for name, value in folders if name not in schema.names)
     # Dictionary-encoded values grow when they are decoded, to at least this.
-    row_bytes = sum(_NUMBER_BYTES if simple else _TEXT_BYTES for simple in plain)
+    row_bytes = sum(_NUMBER_BYTES if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in schema)
+    row_bytes += _TEXT_BYTES * len(partition)
     rows = tuple(group.num_rows for group in groups)
     memory = sum(group.total_byte_size for group in groups) + sum(rows) * row_bytes
-    return DataFile(uri, info.size, info.mtime_ns, rows), memory
-
-
-def _opened(uri: str) -> Any:
-    import pyarrow.parquet as pq
-
-    filesystem, path = open_filesystem(uri)
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=True, page_checksum_verification=True)
+    return DataFile(uri, info.size, info.mtime_ns, rows, partition), memory

@@ -1,12 +1,18 @@
-"""Rows of a Delta table's files: with the table's columns, in its types. Pure: knows nothing of where files are."""
+"""Rows of files that do not hold all columns: of a Delta table, in its types, or of folders that are named by values.
+
+Pure: knows nothing of where files are.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import reduce
 from operator import and_
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+
+from raymlops.data.parquet.reading import parquet_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +46,7 @@ def as_dataset(
     """Return files, each by its filesystem and path, as a ``pyarrow.dataset.Dataset`` with the table's columns."""
     import pyarrow.dataset as ds
 
-    form = ds.ParquetFileFormat()
+    form = parquet_format()
 
     def where(partition: Mapping[str, str | None]) -> Any:
         fields = {name: _value(text, schema.field(name).type) for name, text in partition.items()}
@@ -54,6 +60,25 @@ def as_dataset(
         for (filesystem, path), partition in zip(places, partitions, strict=True)
     ]
     return ds.FileSystemDataset(fragments, schema, form, filesystem=places[0][0])
+
+
+def folder_columns(partitions: Sequence[Mapping[str, str | None]]) -> pa.Schema:
+    """Return the columns that names of folders hold, a mapping for each file: int64 where all values are, or texts.
+
+    A number is one that is written as numbers are: ``007`` is a text.
+    """
+    texts: dict[str, set[str | None]] = {}
+    for partition in partitions:
+        for name, value in partition.items():
+            texts.setdefault(name, set()).add(value)
+    kinds = {name: pa.int64() if all(map(_is_int64, found)) else pa.string() for name, found in texts.items()}
+    return pa.schema(list(kinds.items()))
+
+
+def _is_int64(text: str | None) -> bool:
+    if text is None:
+        return True
+    return re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def _value(text: str | None, kind: pa.DataType) -> pa.Scalar:

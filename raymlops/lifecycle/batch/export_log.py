@@ -8,15 +8,19 @@ from datetime import UTC, datetime, time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import UsageError
+from raymlops.errors import StorageError, UsageError
 from raymlops.lifecycle.batch.outputs import refuse_other_files
 from raymlops.lifecycle.live.log_owner import read_from
 from raymlops.lifecycle.prediction_log import ERASURES, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
 from raymlops.records import Record
+from raymlops.storage.filesystem import absolute
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from raymlops.config.schema import ProjectSpec
+    from raymlops.lifecycle.prediction_log import StoredLog
     from raymlops.storage.delta.names import TableName
 
 
@@ -36,8 +40,8 @@ class ExportRecord(Record):
     table_version: int | None
     """None where there was no day."""
     left: tuple[str, ...] = ()
-    """Days before the log's retention, and those of which the log has no rows and nobody erased any: of these the table
-    may have more rows than the log; they stay as they are."""
+    """Days before the log's retention, those of which the log has no rows and nobody erased any, and those of which
+    another storage has rows too: of these the table may have more rows than the log; they stay as they are."""
     damaged: tuple[str, ...] = ()
     """Files of the log that cannot be read; what the table has of their days is as it was."""
 
@@ -64,12 +68,13 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
     with state_of(spec) as state:
         log = stored_log(state, name)
         kept_since = None if log is None else log.kept_since(state.now())
+        elsewhere = set() if log is None else _days_elsewhere(log, reading.uri, since=since, until=until)
         erased_at = max((event.ts for event in state.events(name) if event.action in ERASURES), default=_NEVER)
     days = {day: datetime.combine(day, time(), UTC) for day in days_between(since, until)}
     every = [
         write_day(reading, day, table.uri, owner=owner, erased=erased_at >= start)
         for day, start in days.items()
-        if kept_since is None or start >= kept_since
+        if day not in elsewhere and (kept_since is None or start >= kept_since)
     ]
     done = [each for each in every if each.table_version is not None]
     looked = {each.day for each in every if not each.left}
@@ -83,3 +88,28 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
         left=tuple(day.isoformat() for day in days if day not in looked),
         damaged=tuple(path for each in every for path in each.damaged),
     )
+
+
+def _days_elsewhere(log: StoredLog, here: str, *, since: datetime, until: datetime) -> set[date]:
+    """Return the days by UTC of which another storage has rows of this state: those on which the log was moved.
+
+    Where one cannot be asked, the first day of the log that is read is taken for one of these.
+
+    Raises:
+        StorageError: the log that is read cannot be used.
+    """
+    from raymlops.predictions.owner import owner_of
+    from raymlops.predictions.paths import first_hour, prediction_hours
+    from raymlops.storage.store import Store
+
+    own, first = owner_of(Store(here), log.name), first_hour(Store(here), log.name)
+    days: set[date] = set()
+    is_known = not log.unreachable
+    for uri in log.distinct:
+        try:
+            if absolute(uri) == absolute(here) or (own is not None and own == owner_of(Store(uri), log.name)):
+                continue
+            days |= {hour.start.date() for hour in prediction_hours(Store(uri), log.name, since=since, until=until)}
+        except StorageError:
+            is_known = False
+    return days if is_known or first is None else {*days, first.date()}

@@ -87,16 +87,14 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
         UsageError: a column does not exist or would be in the output twice, or the files have different types.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from raymlops.storage.filesystem import open_filesystem
+    from raymlops.data.parquet.reading import open_parquet
 
-    places = [open_filesystem(file.uri) for file in files.files]
     try:
         schemas = (
             [files.table.columns]
             if files.table is not None
-            else [pq.read_schema(path, filesystem=filesystem) for filesystem, path in places]
+            else [*(open_parquet(file.uri).schema_arrow for file in files.files), files.folder_columns]
         )
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:

@@ -15,10 +15,10 @@ from raymlops.errors import RaymlopsError, UsageError
 from raymlops.lifecycle.batch.files import delete_files, published, refuse_existing, write_manifest
 from raymlops.storage import filesystem
 from raymlops.storage.delta.commit import NewFile, TableWriter
-from raymlops.storage.delta.tables import find_table, has_table
+from raymlops.storage.delta.tables import find_table, has_table, table_above
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from raymlops.lifecycle.batch.record import BatchRecord
@@ -36,6 +36,11 @@ def output_at(text: str) -> Folder | Table:
     name = find_table(text)
     if name is None:
         refuse_existing(text)
+        if (table := table_above(text)) is not None:
+            raise UsageError(
+                f"the output {text} is a folder of the Delta table {table}, whose VACUUM would remove its files",
+                hint="Name another folder, or the table alone to add the rows to it.",
+            )
         return Folder(text)
     if not name.whole:
         raise UsageError(
@@ -67,9 +72,9 @@ class Folder:
     mark: str = ""
     """Ends the names of its files."""
 
-    def type_of(self, kind: Any) -> Any:
-        """Return the Arrow type that a column of the input is written in: its own."""
-        return kind
+    def kept(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of the input that are written, with their Arrow types: as they are."""
+        return dict(columns)
 
     def version_with(self, work: Callable[[], str], schema: Any) -> int | None:
         """Return None: what exists was refused."""
@@ -97,28 +102,17 @@ class Table:
     _work: str = ""
     _committing: bool = False
 
-    def type_of(self, kind: Any) -> Any:
-        """Return the nearest type that Delta has, also within lists and structs.
+    def kept(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of the input that are written, in the nearest types that Delta has.
+
+        A column that is null in all rows has no type yet, and is left out: as the table's it could never hold a value.
 
         Raises:
             UsageError: Delta has none.
         """
         import pyarrow as pa
 
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pa.types.is_struct(kind):
-            return pa.struct([field.with_type(self.type_of(field.type)) for field in kind])
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            return pa.list_(kind.value_field.with_type(self.type_of(kind.value_type)))
-        if kind == pa.uint64() or pa.types.is_map(kind):
-            raise UsageError(
-                f"a Delta table has no column of {kind}", hint="Leave it out: --keep names the columns to keep."
-            )
-        if pa.types.is_timestamp(kind):
-            return pa.timestamp("us", kind.tz and "UTC")
-        wider = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.float16(): pa.float32()}
-        return {**wider, pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)
+        return {name: _delta_type(kind, name) for name, kind in columns.items() if not pa.types.is_null(kind)}
 
     def version_with(self, work: Callable[[], str], schema: Any) -> int | None:
         """Return the version of the table that has this work already; None where it is to be done.
@@ -148,3 +142,28 @@ class Table:
         self._committing = True
         about = {f"raymlops.{name}": str(getattr(record, name)) for name in ("name", "version", "digest", "input")}
         return replace(record, table_version=self._writer.commit(files, work=self._work, about=about))
+
+
+def _delta_type(kind: Any, column: str) -> Any:
+    """Return the nearest type that Delta has, also within lists and structs.
+
+    Raises:
+        UsageError: Delta has none.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_delta_type(field.type, column)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_delta_type(kind.value_type, column)))
+    if kind == pa.uint64() or pa.types.is_map(kind) or pa.types.is_null(kind):
+        raise UsageError(
+            f"a Delta table has no column of {kind}, which {column!r} of the input holds",
+            hint="Leave it out: --keep names the columns to keep.",
+        )
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", kind.tz and "UTC")
+    wider = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.float16(): pa.float32()}
+    return {**wider, pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}.get(kind, kind)

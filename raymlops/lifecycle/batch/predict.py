@@ -83,7 +83,7 @@ def batch_predict(
         ref = loadable(Registry(tracker(spec)), state, spec.project.name, version)
     # A bundle that does not load here would not load in a worker either.
     signature = load(ref.bundle.uri, ref.bundle.digest).signature
-    kept = {name: output.type_of(kind) for name, kind in kept_columns(files, signature, keep).items()}
+    kept = output.kept(kept_columns(files, signature, keep))
     record = BatchRecord(
         name=ref.name,
         version=ref.version,

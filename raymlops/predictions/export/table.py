@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from raymlops.errors import RefusedError, UsageError
 from raymlops.predictions.export.files import conform, union
 from raymlops.storage import filesystem
-from raymlops.storage.delta.commit import NewFile, TableWriter
+from raymlops.storage.delta.commit import NewFile, TableWriter, load_own
 from raymlops.storage.delta.names import TableName
 from raymlops.storage.delta.tables import load_if_there
 
@@ -60,7 +60,7 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool
 
     Raises:
         RefusedError: the table is not an export of this log.
-        UsageError: a field has another type than in the table.
+        UsageError: a field has another type than in the table, or this asks what cannot be done.
         StorageError: the log cannot be read, or the table not written; it is as it was.
     """
     start = datetime(day.year, day.month, day.day, tzinfo=UTC)
@@ -82,7 +82,11 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool
     if not files and not (erased and _has(uri, partition)):
         return DayExport(day, left=_has(uri, partition))
     about = {"raymlops.name": reading.name, "raymlops.day": day.isoformat(), "raymlops.rows": str(rows.rows)}
-    version = writer.commit(files, work=work, about=about, partition=partition)
+    try:
+        version = writer.commit(files, work=work, about=about, partition=partition)
+    except (UsageError, RefusedError):  # after any other error the commit may have been made
+        filesystem.delete(place)
+        raise
     return DayExport(day, rows.rows, rows.labelled, version)
 
 
@@ -97,14 +101,9 @@ def _columns_of(uri: str, work: str) -> pa.Schema:
     Raises:
         RefusedError: something else wrote it.
     """
-    table = load_if_there(TableName(uri))
+    table = load_own(uri, work)
     if table is None:
         return pa.schema([])
-    if table.transaction_version(work) is None:
-        raise RefusedError(
-            f"the Delta table {uri!r} is not an export of this log, or of this state's",
-            hint="A day's rows take the place of others, so each log has a table of its own: name another one.",
-        )
     found = pa.schema(table.schema().to_arrow())
     return pa.schema([field for field in found if field.name != DATE])
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from raymlops.config.credentials import redact
-from raymlops.errors import StorageError, UsageError
+from raymlops.errors import RefusedError, StorageError, UsageError
 from raymlops.storage.delta.names import TableName
-from raymlops.storage.delta.tables import address, errors, has_table, library, load_if_there, storage_options
+from raymlops.storage.delta.tables import address, errors, library, load_if_there, storage_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +35,8 @@ _KEPT = {
     "vacuumProtocolCheck",
 }
 """What a table may ask of its writers; some of it only where no column uses it."""
+_FORGETS = "delta.setTransactionRetentionDuration"
+"""After which time a table forgets what work it has, and would take it again."""
 _BY_WRITER = ("delta.invariants", "delta.generationExpression", "delta.identity")
 """What a column may ask of its writers, which no file shows to be kept."""
 
@@ -58,7 +60,8 @@ class TableWriter:
     """A ``pyarrow.Schema``."""
     partitioned_by: tuple[str, ...] = ()
     replaces: bool = False
-    """Whether new files take the place of those of their partitions, and new columns are added to the table."""
+    """Whether new files take the place of those of their partitions, and new columns are added to the table, which is
+    that of one piece of work."""
 
     def version_with(self, work: str) -> int | None:
         """Return the version of a table that this piece of work made; None for one that has not.
@@ -83,25 +86,36 @@ class TableWriter:
 
         Raises:
             UsageError: the table does not take them any more; nothing was changed.
+            RefusedError: it is that of other work; nothing was changed.
             StorageError: the storage does not answer, or other writers were always faster.
         """
         module = library().exceptions
         for _ in range(_TRIES):
             table = self._checked()
-            if (found := self._version_in(table, work)) is not None and not self.replaces:
+            if self.replaces and table is not None:
+                _refuse_other_work(table, self.uri, work)
+            if (found := self._version_in(table, work)) is not None and self._is_done(table, files):
                 return found
             with errors(self.uri):
                 try:
                     return self._commit(table, files, work=work, about=about, partition=partition or {})
-                except module.CommitFailedError:
-                    continue  # the table was written meanwhile
                 except module.DeltaError:
-                    if table is not None or not has_table(self.uri):
-                        raise  # else it was made meanwhile
+                    newest = load_if_there(TableName(self.uri))
+                    if newest is None or (table is not None and newest.version() == table.version()):
+                        raise
+                    # else the table was written meanwhile
         raise StorageError(
             f"the Delta table {redact(self.uri)!r} could not be written: other writers were faster {_TRIES} times",
             hint="Run it again when fewer of them write.",
         )
+
+    def _is_done(self, table: Any, files: Sequence[NewFile]) -> bool:
+        """Return whether a table that has this piece of work has these rows: a commit may be made and reported lost."""
+        if not self.replaces:
+            return True
+        with errors(self.uri):
+            there = set(table.get_add_actions().column("path").to_pylist())
+        return bool(files) and all(file.path in there for file in files)
 
     def _version_in(self, table: Any, work: str) -> int | None:
         if table is None:
@@ -156,12 +170,18 @@ class TableWriter:
         import pyarrow as pa
 
         schema_of = library().Schema.from_arrow
+        if twins := _alike(self.schema):
+            raise UsageError(
+                f"the columns {twins} differ by case only, which no Delta table can hold",
+                hint="Name them otherwise, leave one out, or write Parquet.",
+            )
         for column in self.schema:
             try:
                 schema_of(pa.schema([column]))
             except Exception as error:
+                why = str(error).partition("\n")[0]
                 raise UsageError(
-                    f"the column {column.name!r} is {column.type}, which no Delta table can hold",
+                    f"the column {column.name!r} is {column.type}, which no Delta table can hold: {why}",
                     hint="Leave it out, or write Parquet.",
                 ) from error
         return schema_of(self.schema)
@@ -177,12 +197,8 @@ class TableWriter:
         where = f"the Delta table {redact(self.uri)!r}"
         with errors(self.uri):
             there = pa.schema(table.schema().to_arrow())
-            by, asks = tuple(table.metadata().partition_columns), _asks(table)
-        if asks:
-            raise UsageError(
-                f"{where} asks of its writers what raymlops does not do: {', '.join(asks)}",
-                hint="Write to another table, and from there into this one.",
-            )
+            by = tuple(table.metadata().partition_columns)
+        _refuse_asking(table, self.uri, replaces=self.replaces)
         if by != self.partitioned_by:
             wanted = f"by {', '.join(self.partitioned_by)}" if self.partitioned_by else "not partitioned"
             raise UsageError(
@@ -209,11 +225,61 @@ class TableWriter:
         return problems
 
 
-def _asks(table: Any) -> list[str]:
-    """Return what a table asks of its writers that files alone cannot show."""
+def load_own(uri: str, work: str) -> Any | None:
+    """Return a table whose partitions this piece of work replaces; None where there is none yet.
+
+    Raises:
+        UsageError: it asks of its writers what cannot be done.
+        RefusedError: other work wrote it.
+        StorageError: the storage does not answer.
+    """
+    table = load_if_there(TableName(uri))
+    if table is not None:
+        _refuse_asking(table, uri, replaces=True)
+        _refuse_other_work(table, uri, work)
+    return table
+
+
+def _refuse_other_work(table: Any, uri: str, work: str) -> None:
+    with errors(uri):
+        if table.transaction_version(work) is None:
+            raise RefusedError(
+                f"the Delta table {redact(uri)!r} is not an export of this log, or of this state's",
+                hint="A day's rows take the place of others, so each log has a table of its own: name another one.",
+            )
+
+
+def _refuse_asking(table: Any, uri: str, *, replaces: bool) -> None:
+    with errors(uri):
+        asks = _asks(table, replaces=replaces)
+    if asks:
+        raise UsageError(
+            f"the Delta table {redact(uri)!r} asks of its writers what raymlops does not do: {', '.join(asks)}",
+            hint="Write to another table, and from there into this one.",
+        )
+
+
+def _alike(fields: Any, place: str = "") -> str:
+    """Return two columns, or fields of a struct, whose names are equal but for their case; "" where there are none."""
+    import pyarrow as pa
+
+    known: dict[str, str] = {}
+    for column in fields:
+        name = f"{place}{column.name}"
+        if (other := known.setdefault(name.lower(), name)) != name:
+            return f"{other} and {name}"
+        if pa.types.is_struct(column.type) and (found := _alike(column.type, f"{name}.")):
+            return found
+    return ""
+
+
+def _asks(table: Any, *, replaces: bool) -> list[str]:
+    """Return what a table asks of its writers that files alone cannot show, or that keeps it from being written."""
     metadata = table.metadata()
     asks = sorted(set(table.protocol().writer_features or ()) - _KEPT)
-    asks += [key for key in metadata.configuration if key.startswith("delta.constraints.")]
+    asks += [key for key in metadata.configuration if key.startswith("delta.constraints.") or key == _FORGETS]
+    if replaces and metadata.configuration.get("delta.appendOnly", "false").lower() == "true":
+        asks.append("delta.appendOnly")
     if metadata.configuration.get("delta.columnMapping.mode", "none") != "none":
         asks.append("delta.columnMapping.mode")
     for column in table.schema().fields:

@@ -2,7 +2,7 @@
 
 ``@v3`` and ``@2026-11-27T12:00`` are Delta's own notation for a version and for what was current at a time. Folders
 such as ``split=train`` after it choose partitions. ``delta+`` in front says that it is a table where nothing else does
-yet.
+yet. A table's own folder may be named so too: where ``table@v3`` is a table itself, that is meant.
 """
 
 from __future__ import annotations
@@ -10,16 +10,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from raymlops.config.durations import read_moment
 from raymlops.config.paths import local_path
 from raymlops.errors import UsageError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PREFIX = "delta+"
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 """How a folder says that its partition's value is missing."""
-_PARTS = re.compile(r"(.+?)(?:@(v\d+|\d{4}-?\d\d-?\d\d[^/]*))?((?:/[^/=]+=[^/]*)*)/*")
+_AS_OF = re.compile(r"(.+)@(v\d+|\d{4}-?\d\d-?\d\d[^/@]*)")
+_FOLDER = re.compile(r"(.+)/([^/=]+)=([^/]*)")
 
 
 @dataclass(frozen=True)
@@ -56,26 +61,36 @@ class TableName:
 
 
 def parse(text: str) -> TableName:
-    """Read a name; whether it is one of a table is not known.
+    """Read a name whose table is in a folder without a version or a partition; whether it is one is not known.
 
     Raises:
         UsageError: it names a time that is none.
     """
-    explicit = text.startswith(PREFIX)
-    text = text.removeprefix(PREFIX)
+    *_, found = readings(text)
+    return found
+
+
+def readings(text: str) -> Iterator[TableName]:
+    """Yield what a text may name, the longest folder first: a table may be in one that is named ``t@v2`` or ``k=v``.
+
+    Raises:
+        UsageError: it names a time that is none.
+    """
+    explicit, text = text.startswith(PREFIX), text.removeprefix(PREFIX)
     address, mark, query = _cut(text)
-    match = _PARTS.fullmatch(address)
-    if match is None:
+    table, partitions = address.rstrip("/") or address[:1], tuple[tuple[str, str | None], ...]()
+    if not table:
         raise UsageError("a Delta table needs a path or a URI", hint="Such as delta+s3://bucket/table.")
-    table, as_of, folders = match.groups()
-    pairs = [folder.split("=", 1) for folder in folders.split("/")[1:]]
-    partitions = tuple((unquote(name), None if value == NO_VALUE else unquote(value)) for name, value in pairs)
-    found = TableName(f"{table}{mark}{query}", partitions=partitions, explicit=explicit)
-    if as_of is None:
-        return found
-    if as_of.startswith("v"):
-        return replace(found, version=int(as_of[1:]))
-    return replace(found, at=_moment(as_of, text))
+    while True:
+        yield TableName(f"{table}{mark}{query}", partitions=partitions, explicit=explicit)
+        if (match := _AS_OF.fullmatch(table)) is not None:
+            found = TableName(f"{match[1]}{mark}{query}", partitions=partitions, explicit=explicit)
+            is_version = match[2].startswith("v")
+            yield found.with_version(int(match[2][1:])) if is_version else replace(found, at=_moment(match[2], text))
+        if (match := _FOLDER.fullmatch(table)) is None:
+            return
+        value = None if match[3] == NO_VALUE else unquote(match[3])
+        table, partitions = match[1].rstrip("/"), ((unquote(match[2]), value), *partitions)
 
 
 def _cut(text: str) -> tuple[str, str, str]:

@@ -6,9 +6,12 @@ Owns what becomes of deltalake's errors. Knows nothing of files or rows.
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import re
 import sys
+from bisect import bisect_right
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ from raymlops.config.credentials import redact
 from raymlops.config.paths import local_path
 from raymlops.errors import StorageError, UsageError
 from raymlops.storage import filesystem
-from raymlops.storage.delta.names import PREFIX, TableName, parse
+from raymlops.storage.delta.names import PREFIX, TableName, readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +38,10 @@ def find_table(text: str) -> TableName | None:
         UsageError: it names a time that is none.
         StorageError: the storage does not answer.
     """
-    name = parse(text)
-    if name.explicit or has_table(name.uri):
-        return replace(name, uri=filesystem.absolute(name.uri))
-    return None
+    for name in readings(text):
+        if there := has_table(name.uri):
+            break
+    return replace(name, uri=filesystem.absolute(name.uri)) if there or name.explicit else None
 
 
 def name_of(source: Any) -> Any:
@@ -91,6 +94,26 @@ def has_table(uri: str) -> bool:
         StorageError: the storage does not answer.
     """
     return bool(filesystem.info(filesystem.join(uri, LOG)).type.name == "Directory")
+
+
+def table_above(uri: str) -> str | None:
+    """Return the table that a folder is, or is below; None where it is in none, or what is above may not be looked at.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    base, mark, query = (str(path), "", "") if (path := local_path(uri)) is not None else uri.partition("?")
+    parts = base.split("/")
+    for end in range(len(parts), 1 if path is not None else 2, -1):
+        table = "/".join(parts[:end]) + mark + query
+        try:
+            if has_table(table):
+                return table
+        except StorageError:
+            if end == len(parts):
+                raise
+            return None  # who may read one folder of a bucket may not ask for others
+    return None
 
 
 def library() -> Any:
@@ -146,23 +169,52 @@ def storage_options(uri: str) -> dict[str, str]:
 
 
 def _version_as_of(name: TableName) -> int:
-    """Return the version that was current at a time: by when commits were written, as in Spark.
+    """Return the version that was current at a time, as in Spark.
+
+    A table may have times in its commits, which stay when it is copied; of others it is when the files were written.
 
     Raises:
         UsageError: the log is younger, or the time has not come.
+        StorageError: a commit cannot be read.
     """
     log = filesystem.entries(filesystem.join(name.uri, LOG))
-    commits = {int(match[1]): info.mtime for file, info in log.items() if (match := _COMMIT.fullmatch(file))}
+    written = {int(match[1]): info.mtime for file, info in log.items() if (match := _COMMIT.fullmatch(file))}
+    since, now = _own_times_since(name), datetime.now(UTC)
+    own = sorted(version for version in written if version >= since)
+
+    def committed(version: int) -> datetime:
+        return _own_time(name, version) if version >= since else written[version]
+
     assert name.at is not None
-    before = [version for version, written in commits.items() if written <= name.at]
-    if not before or name.at > datetime.now(UTC):
-        first = min(commits.values(), default=datetime.now(UTC))
+    before = own[: bisect_right(own, name.at, key=committed)]
+    before = before or [version for version, at in written.items() if version < since and at <= name.at]
+    if not before or name.at > now:
+        first = committed(min(written)) if written else now
         raise UsageError(
             f"the Delta table {redact(name.uri)!r} has no version of {name.at:%Y-%m-%d %H:%M:%S} UTC: its log begins "
             f"at {first:%Y-%m-%d %H:%M:%S} UTC, and a time to come could change what is read",
             hint="Name a time between, or a version: @v3.",
         )
     return max(before)
+
+
+def _own_times_since(name: TableName) -> float:
+    """Return the first version whose commit says its time itself."""
+    with errors(name.uri):
+        known = load(TableName(name.uri)).metadata().configuration
+    enabled = known.get("delta.enableInCommitTimestamps", "false").lower() == "true"
+    return int(known.get("delta.inCommitTimestampEnablementVersion", 0)) if enabled else math.inf
+
+
+def _own_time(name: TableName, version: int) -> datetime:
+    commit = filesystem.join(name.uri, LOG, f"{version:020d}.json")
+    try:
+        first = json.loads(filesystem.read_bytes(commit).partition(b"\n")[0])  # where the protocol has it
+        return datetime.fromtimestamp(first["commitInfo"]["inCommitTimestamp"] / 1000, UTC)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{redact(commit)} does not begin with the time of its commit", hint="Name a version: @v3."
+        ) from error
 
 
 def _no_version(name: TableName, *, newest: int, error: Exception) -> UsageError:

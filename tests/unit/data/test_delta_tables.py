@@ -17,10 +17,12 @@ from tiny import make_table
 from raymlops.data.cache import DataCache
 from raymlops.data.parquet.files import ParquetFiles, list_parquet
 from raymlops.data.prepare import Memory, fixed, prepare, versions_of
-from raymlops.errors import NotFoundError, RecipeError, StorageError
+from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from fake_s3 import FakeS3
 
 TABLE = {name: values[:300] for name, values in make_table(701, seed=7).items()}
 
@@ -163,6 +165,51 @@ def test_rows_that_were_deleted_are_not_read(table: Path) -> None:
     assert files.rows == int((TABLE["label"] == 0).sum())
     assert isinstance(files.columns()["label"], np.ndarray)
     assert not files.columns()["label"].any()
+
+
+@pytest.mark.parametrize("name", ["t@v2", "a@2026-11-27", "a@2026-13-45", "dataset=x", "dataset=x@v1", "x.parquet"])
+def test_a_table_whose_folder_is_named_like_a_version_or_a_file(tmp_path: Path, name: str) -> None:
+    """Is that table, also at a version, and by a partition; its deleted rows are not read."""
+    path = tmp_path / "lake" / name
+    path.parent.mkdir()
+    write(path, {"x": [1, 2, 3], "k": ["a", "a", "b"]}, partition_by=["k"])
+    DeltaTable(path).delete("x >= 2")
+    for text, expected in ((path, [1]), (f"{path}@v0", [1, 2, 3]), (f"{path}/k=a", [1]), (f"{path}@v0/k=b", [3])):
+        files = list_parquet(text)
+        assert sorted(files.columns()["x"].tolist()) == expected
+        assert files.table is not None
+        assert list_parquet(files.table.name) == files
+
+
+@pytest.mark.parametrize("name", ["lake", "lake/*/*/*.parquet", "lake/t/**", "lake/t/k=a/*", "lake/t/k=a/{file}"])
+def test_files_of_a_table_are_refused(tmp_path: Path, name: str) -> None:
+    """As plain Parquet they have rows that were deleted; the table is named."""
+    path = tmp_path / "lake" / "t"
+    path.parent.mkdir()
+    write(path, {"x": [1, 2], "k": ["a", "b"]}, partition_by=["k"])
+    DeltaTable(path).delete("x = 2")
+    (file,) = (path / "k=a").iterdir()
+    with pytest.raises(UsageError, match=rf"a file of the Delta table {path}, .*\n.*TABLE@v3"):
+        list_parquet(str(tmp_path / name).format(file=file.name))
+
+
+def test_a_table_and_its_files_in_an_object_store(tmp_path: Path, s3: FakeS3) -> None:
+    """As on a disk; credentials that are good for one prefix alone read files there."""
+    write(tmp_path / "t", {"x": [1, 2], "k": ["a", "b"]}, partition_by=["k"])
+    for path in (path for path in (tmp_path / "t").rglob("*") if path.is_file()):
+        s3.objects[f"bucket/lake/dataset=x/{path.relative_to(tmp_path / 't')}"] = path.read_bytes()
+    assert list_parquet(s3.uri("bucket/lake/dataset=x")).rows == 2
+    one = list_parquet(s3.uri("bucket/lake/dataset=x@v0/k=a"))
+    assert one.table is not None
+    assert list_parquet(one.table.name) == one
+    for name in ("lake", "lake/dataset=x/k=*/*", one.files[0].uri.partition("?")[0].removeprefix("s3://bucket/")):
+        with pytest.raises(UsageError, match=r"a file of the Delta table s3://bucket/lake/dataset=x\?"):
+            list_parquet(s3.uri(f"bucket/{name}"))
+    s3.objects["bucket/mine/k=a/a.parquet"] = next((tmp_path / "t" / "k=a").iterdir()).read_bytes()
+    s3.refuse = lambda method, path: method == "HEAD" and not path.startswith("bucket/mine")
+    for name in ("mine", "mine/k=a/a.parquet"):
+        assert list_parquet(s3.uri(f"bucket/{name}")).rows == 1
+    assert "HEAD bucket/_delta_log" in s3.requests
 
 
 def test_a_table_in_a_list_is_refused(table: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -52,7 +53,7 @@ def test_a_name_leads_to_its_files(folder: Path, name: str, expected: list[str],
     """A folder, a glob and a file are found as a path and as a URI; files come by their paths, hidden ones never."""
     text = f"{folder}{name}"
     found = find_files(text if not scheme else scheme + text.replace(" ", "%20"))
-    assert [uri for uri, _ in found] == [f"{folder}/{file}" for file in expected]
+    assert [file.uri for file in found] == [f"{folder}/{file}" for file in expected]
 
 
 def test_a_list_keeps_its_order(folder: Path) -> None:
@@ -63,6 +64,54 @@ def test_a_list_keeps_its_order(folder: Path) -> None:
     assert again == files
     assert again.columns()["x"].tolist() == [5, 6, 7, 8, 9, 0, 1, 2, 3, 4]
     assert again.rows == again.dataset().count_rows() == 10
+
+
+@pytest.mark.parametrize("name", ["", "/*/*.parquet", "/*/*/*.parquet", "/carrier=A*/day=1/*"])
+def test_folders_of_a_partition_are_columns(tmp_path: Path, name: str) -> None:
+    """As Spark writes them, below the folder that is named or the first wildcard: whole numbers, or texts, or null."""
+    days = {"carrier=A%2FA/day=1": 1, "carrier=007/day=2": 2, "carrier=__HIVE_DEFAULT_PARTITION__/day=10": 3}
+    for folder, x in days.items():
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"x": [x]}), tmp_path / folder / "a.parquet")
+    if name == "/*/*.parquet":
+        with pytest.raises(RecipeError, match="matches no file"):
+            list_parquet(f"{tmp_path}{name}")
+        return
+    files = ParquetFiles.from_dict(json.loads(json.dumps(list_parquet(f"{tmp_path}{name}").to_dict())))
+    expected = [
+        {"x": 2, "carrier": "007", "day": 2},
+        {"x": 1, "carrier": "A/A", "day": 1},
+        {"x": 3, "carrier": None, "day": 10},
+    ]
+    expected = expected[1:2] if name.endswith("/day=1/*") else expected
+    reader = GroupReader(files)
+    read = [reader.read(group) for group in range(len(files.places))]
+    assert [table.to_pylist()[0] for table, _ in read] == expected
+    assert {tuple(names) for _, names in read} == {("x", "carrier", "day")}
+    assert reader.read(0, ["day"])[0].to_pylist() == [{"day": expected[0]["day"]}]
+    assert files.columns()["carrier"].tolist() == [row["carrier"] for row in expected]
+    assert files.dataset().to_table().to_pylist() == expected
+    one = list_parquet(tmp_path / "carrier=007")
+    assert one.columns().keys() == {"x", "day"}
+    assert one.digest() != list_parquet(tmp_path / "carrier=007" / "day=2").digest()
+
+
+def test_a_file_that_holds_the_column_of_its_folder_has_its_own(tmp_path: Path) -> None:
+    """Nothing that is written in a file is replaced."""
+    (tmp_path / "x=1").mkdir()
+    pq.write_table(pa.table({"x": [2]}), tmp_path / "x=1" / "a.parquet")
+    assert GroupReader(list_parquet(tmp_path)).read(0)[0].to_pylist() == [{"x": 2}]
+
+
+def test_times_that_nanoseconds_cannot_hold(tmp_path: Path) -> None:
+    """Spark writes them in INT96: an open end, and a time before 1677."""
+    times = [datetime(9999, 12, 31, 23, 59, 59), datetime(1, 1, 1), datetime(2026, 1, 1, microsecond=7)]  # noqa: DTZ001
+    table = pa.table({"t": pa.array(times, pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
+    files = list_parquet(tmp_path)
+    assert GroupReader(files).read(0)[0]["t"].to_pylist() == times
+    assert files.dataset().to_table()["t"].to_pylist() == times
+    assert files.columns()["t"].tolist() == times
 
 
 def test_the_digest_of_files_knows_their_content_and_not_their_names(folder: Path, tmp_path: Path) -> None:

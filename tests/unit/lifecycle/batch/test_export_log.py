@@ -1,5 +1,6 @@
 """Which days of a log become those of a Delta table."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,8 +16,10 @@ from raymlops.lifecycle.live.log_owner import claim
 from raymlops.lifecycle.sources import state_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
-from raymlops.records import BundleRef
+from raymlops.records import BundleRef, ModelVersionRef
+from raymlops.state.database import state_url
 from raymlops.state.store import Deployment
+from raymlops.state.versions import record_version
 from raymlops.storage.delta.names import TableName
 
 DAY = timedelta(days=1)
@@ -69,6 +72,33 @@ def test_a_day_that_was_erased_since_goes(spec, tmp_path):
         state.record(action="predictions.erased", subject="m", why="a test")
     assert export(spec, tmp_path / "t").left == ()
     assert DeltaTable(tmp_path / "t").to_pyarrow_table().num_rows == 0
+
+
+def test_the_day_on_which_the_log_was_moved_stays(spec, tmp_path):
+    """Each storage has a part of it; the days after it are those of the new one. One storage by two names is one."""
+    assert export(spec, tmp_path / "t").rows == 1
+    home = tmp_path / "home"
+    (tmp_path / "link").symlink_to(home)
+    linked, moved = (
+        spec.model_copy(update={"storage": spec.storage.model_copy(update={"path": str(path), "state": state})})
+        for path, state in ((tmp_path / "link", state_url(spec)), (tmp_path / "new", state_url(spec)))
+    )
+    assert export(linked, tmp_path / "t").rows == 1
+    with state_of(spec) as state:
+        ref = ModelVersionRef("m", 4, "run", BundleRef(f"{tmp_path}/new/bundles/{'e' * 64}", "e" * 64), ())
+        record_version(state, ref, why="", now=NOW)
+        ref = replace(ref, version=3, bundle=BundleRef(f"{home}/bundles/{'d' * 64}", "d" * 64))
+        record_version(state, ref, why="", now=NOW)
+        claim(state, "m", [moved.storage.path])
+    log = PredictionLog(LogSettings(enabled=True, uri=moved.storage.path), name="m", signature=SIGNATURE, writer="w")
+    columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
+    for number, at in enumerate((OLD + timedelta(hours=1), OLD + DAY)):
+        log.take([served(f"new-{number}", ts=at.timestamp(), version=4, columns=columns)])
+    log.close()
+    found = export(moved, tmp_path / "t")
+    assert (found.days, f"{OLD:%Y-%m-%d}" in found.left) == ((f"{OLD + DAY:%Y-%m-%d}",), True)
+    rows = DeltaTable(tmp_path / "t").to_pyarrow_table()["request_id"].to_pylist()
+    assert sorted(rows) == ["a", "new-1"]
 
 
 def test_a_folder_with_files_of_others_becomes_no_table(spec, tmp_path):

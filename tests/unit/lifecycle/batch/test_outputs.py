@@ -88,6 +88,8 @@ def test_where_rows_cannot_be_added_is_refused_first(tmp_path):
     for name in ("t@v0", "t/x=1"):
         with pytest.raises(UsageError, match="is a version or a part"):
             output_at(str(tmp_path / name))
+    with pytest.raises(UsageError, match=rf"out is a folder of the Delta table {tmp_path}/t, whose VACUUM"):
+        output_at(str(tmp_path / "t" / "out"))
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "part-000000-0123456789ab.parquet").touch()
@@ -114,11 +116,18 @@ def test_kept_columns_become_types_that_delta_has(tmp_path):
         pa.struct({"a": pa.list_(pa.uint16())}): pa.struct({"a": pa.list_(pa.int32())}),
     }
     output = output_at(f"delta+{tmp_path}/t")
-    for kind in (pa.uint64(), pa.list_(pa.uint64()), pa.map_(pa.string(), pa.uint8())):
+    for kind in (pa.uint64(), pa.list_(pa.uint64()), pa.map_(pa.string(), pa.uint8()), pa.list_(pa.null())):
         with pytest.raises(UsageError, match="a Delta table has no column of"):
-            output.type_of(kind)
-    assert [output.type_of(kind) for kind in types] == list(types.values())
-    assert output_at(str(tmp_path / "f")).type_of(pa.uint32()) == pa.uint32()
+            output.kept({"a": kind})
+    assert list(output.kept({str(kind): kind for kind in types}).values()) == list(types.values())
+    folder = output_at(str(tmp_path / "f"))
+    assert folder.kept({"a": pa.uint32(), "b": pa.null()}) == {"a": pa.uint32(), "b": pa.null()}
+
+
+def test_a_column_without_a_value_is_no_column_of_a_table(tmp_path):
+    """It has no type: what it would become could not hold the values of another day."""
+    output = output_at(f"delta+{tmp_path}/t")
+    assert output.kept({"id": pa.int64(), "note": pa.null()}) == {"id": pa.int64()}
 
 
 def test_work_is_known_by_its_input_and_its_model(tmp_path):

@@ -85,6 +85,16 @@ def test_a_column_of_another_type_is_refused(tmp_path, uri, write, export):
     assert rows(tmp_path) == [("2026-11-25", "a")]
 
 
+def test_an_export_that_is_refused_leaves_no_file(tmp_path, uri, write, export):
+    """With all rows of the day, one more each night: of fields that differ by case only, which no table holds."""
+    columns = {"Distance": np.ones(1), "distance": np.ones(1)}
+    alike = Signature(inputs=tuple(Column(name, "float") for name in columns), outputs=(Column("y", "float"),))
+    write([served("a", ts=at(), columns=columns)], uri=uri, signature=alike)
+    with pytest.raises(UsageError, match=r"features\.Distance and features\.distance differ by case only"):
+        export()
+    assert not list((tmp_path / "t").rglob("*.parquet"))
+
+
 def test_another_log_is_not_replaced(tmp_path, uri, write, export):
     """Another state's, and a table that somebody else wrote."""
     write([served("a", ts=at())], uri=uri)

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from delta_tables import write
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from killed_at import forked
 
-from raymlops.errors import UsageError
+from raymlops.errors import RefusedError, StorageError, UsageError
 from raymlops.storage.delta import commit
 from raymlops.storage.delta.commit import NewFile, TableWriter
 
@@ -140,6 +141,109 @@ def test_a_table_that_checks_its_rows_is_not_written_past_its_checks(tmp_path):
     write(tmp_path / "t", {"x": [1], "note": ["n"]}).alter.add_constraint({"small": "x < 10"})
     with pytest.raises(UsageError, match=r"what raymlops does not do: delta\.constraints\.small"):
         TableWriter(str(tmp_path / "t"), SCHEMA).version_with("one")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "replaces"),
+    [
+        ("delta.setTransactionRetentionDuration", "interval 2 seconds", False),
+        ("delta.setTransactionRetentionDuration", "interval 2 seconds", True),
+        ("delta.appendOnly", "true", True),
+        ("delta.appendOnly", "true", False),
+    ],
+)
+def test_a_table_that_forgets_its_work_or_keeps_all_rows(tmp_path, key, value, replaces):
+    """Is not written; one that only takes new rows takes those that replace none."""
+    path = tmp_path / "t"
+    by = {"partitioned_by": ("k",), "replaces": True} if replaces else {}
+    schema = SCHEMA.append(pa.field("k", pa.string())) if replaces else SCHEMA
+    writer = TableWriter(str(path), schema, **by)
+    partition = {"k": "a"} if replaces else None
+    writer.commit([put(path, "a.parquet", 1, partition=partition)], work="w", about={}, partition=partition)
+    DeltaTable(path).alter.set_table_properties({key: value})
+    if key == "delta.appendOnly" and not replaces:
+        assert writer.commit([put(path, "b.parquet", 2)], work="x", about={}) == 2
+        return
+    with pytest.raises(UsageError, match=f"what raymlops does not do: {key}"):
+        writer.commit([put(path, "b.parquet", 2, partition=partition)], work="x", about={}, partition=partition)
+    assert rows(path) == [1]
+
+
+def test_an_error_of_a_commit_that_nobody_was_faster_than_is_told(tmp_path, monkeypatch):
+    """At once, as it is."""
+    path, tried = tmp_path / "t", []
+    write(path, {"x": [1], "note": ["n"]})
+
+    def refused(self, *_, **__):
+        tried.append(self)
+        raise CommitFailedError("no space left")
+
+    monkeypatch.setattr(TableWriter, "_commit", refused)
+    with pytest.raises(StorageError, match="no space left"):
+        TableWriter(str(path), SCHEMA).commit([put(path, "a.parquet", 2)], work="w", about={})
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_commit_that_was_made_and_is_reported_lost(tmp_path, monkeypatch, replaces):
+    """Its rows are there once: the answer of an object store may not arrive."""
+    path, real = tmp_path / "t", TableWriter._commit
+    schema = SCHEMA.append(pa.field("k", pa.string())) if replaces else SCHEMA
+    partition = {"k": "a"} if replaces else None
+    writer = TableWriter(str(path), schema, ("k",) if replaces else (), replaces=replaces)
+    writer.commit([put(path, "a.parquet", 1, partition=partition)], work="w", about={}, partition=partition)
+
+    def lost(self, *given, **options):
+        real(self, *given, **options)
+        raise CommitFailedError("the version is there")
+
+    monkeypatch.setattr(TableWriter, "_commit", lost)
+    file = put(path, "b.parquet", 2, partition=partition)
+    work = "w" if replaces else "x"
+    assert writer.commit([file], work=work, about={}, partition=partition) == 1
+    assert (DeltaTable(path).version(), rows(path)) == (1, [2] if replaces else [1, 2])
+
+
+def test_other_work_does_not_replace_rows(tmp_path, monkeypatch):
+    """Also where both saw no table: the second finds it in its commit."""
+    path, looked, waiting = tmp_path / "t", TableWriter._checked, threading.Barrier(2)
+    writer = TableWriter(str(path), SCHEMA.append(pa.field("k", pa.string())), ("k",), replaces=True)
+    seen = threading.local()
+
+    def look(self):
+        found = looked(self)
+        if not hasattr(seen, "once"):
+            seen.once = True
+            waiting.wait(timeout=60)
+        return found
+
+    monkeypatch.setattr(TableWriter, "_checked", look)
+    files = {work: put(path, f"{work}.parquet", 1, partition={"k": "a"}) for work in ("one", "two")}
+
+    def commit_one(work):
+        try:
+            return writer.commit([files[work]], work=work, about={}, partition={"k": "a"})
+        except RefusedError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        done = sorted(pool.map(commit_one, files), key=str)
+    assert done[0] == 0
+    assert "is not an export of this log" in done[1]
+    assert rows(path) == [1]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        pa.schema([("A", pa.int64()), ("a", pa.int64())]),
+        pa.schema([("s", pa.struct([("A", pa.int64()), ("a", pa.int64())]))]),
+    ],
+)
+def test_names_that_differ_by_case_only_are_told(tmp_path, schema):
+    """No Delta table has both."""
+    with pytest.raises(UsageError, match=r"the columns (s\.)?A and (s\.)?a differ by case only"):
+        TableWriter(str(tmp_path / "t"), schema).version_with("one")
 
 
 def test_a_table_that_changes_meanwhile_is_looked_at_again(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A version of a Delta table is a list of files, or an error that says what can be read instead."""
 
+import json
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,8 @@ from raymlops.errors import StorageError, UsageError
 from raymlops.storage.delta.names import parse
 from raymlops.storage.delta.snapshot import read_snapshot
 from raymlops.storage.delta.tables import find_table, name_of, storage_options
+
+FEATURE = "inCommitTimestamp"
 
 
 @pytest.fixture
@@ -49,6 +52,34 @@ def test_a_time_names_what_was_current_then(table):
     for time in ("1970-01-01T00:30Z", f"{soon:%Y-%m-%d}"):
         with pytest.raises(UsageError, match="its log begins at 1970-01-01 01:00:00 UTC"):
             files(f"{table}@{time}")
+
+
+@pytest.mark.parametrize("since", [None, 1])
+def test_a_copied_table_has_its_versions_of_the_time_before(table, since):
+    """Where its commits say their times; those from before they did have the times of their files."""
+    for version, day in enumerate((1, 10, 20)):
+        path = table / "_delta_log" / f"{version:020d}.json"
+        actions = [json.loads(line) for line in path.read_text().splitlines()]
+        actions.sort(key=lambda action: "commitInfo" not in action)
+        if version >= (since or 0):
+            actions[0]["commitInfo"]["inCommitTimestamp"] = int(datetime(2025, 11, day, tzinfo=UTC).timestamp() * 1000)
+        for action in actions:
+            if "protocol" in action:
+                action["protocol"] = {"minReaderVersion": 1, "minWriterVersion": 7} | {"writerFeatures": [FEATURE]}
+            if "metaData" in action:
+                action["metaData"]["configuration"] = {"delta.enableInCommitTimestamps": "true"} | (
+                    {} if since is None else {"delta.inCommitTimestampEnablementVersion": str(since)}
+                )
+        path.write_text("\n".join(map(json.dumps, actions)))
+    assert files(f"{table}@2025-11-15")[0].version == 1
+    assert files(f"{table}@2025-11-10")[0].version == 1
+    assert files(f"{table}@2025-11-20")[0].version == 2
+    if since is None:
+        with pytest.raises(UsageError, match="its log begins at 2025-11-01 00:00:00 UTC"):
+            files(f"{table}@2025-10-31")
+        return
+    os.utime(table / "_delta_log" / f"{0:020d}.json", (3600, 3600))
+    assert files(f"{table}@2025-10-31")[0].version == 0
 
 
 def test_what_is_no_table_is_left_to_others(tmp_path):
