@@ -151,7 +151,10 @@ class _Writing:
             self._on_step("MLflow's database")
             artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
             file = self._folder / f"{MLFLOW}.db"
-            restore_tracking(file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change)
+            disowned = self._contents.state_id if as_copy else None
+            restore_tracking(
+                file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change, disowned=disowned
+            )
         state_id = None
         if STATE in saved:
             self._on_step("the state")
