@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from raymlops.storage.tables import TableSet, copy_rows, new_file, snapshot
 from raymlops.tracking.client import Tracker
-from raymlops.tracking.database import check_schema
+from raymlops.tracking.database import check_schema, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 WHAT = "MLflow's database"
 _SECRET = frozenset({"secrets", "endpoints", "webhooks"})
 _NOW = frozenset({"jobs", "job_locks", "scheduler_leases"})
-_RUNS = "runs"
 _OWNERS = "registered_model_tags"
 _PARAMS = "params"
 """What a run was given: a record of then, which no restore changes."""
@@ -66,7 +65,7 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
     check_schema(url)
     tables = tracking_tables().tables
     with snapshot(url, what=WHAT) as source:
-        if not sa.inspect(source).has_table(_RUNS):
+        if unmade(source):
             return None
         with new_file(file, tables, what=WHAT) as target:
             counts = copy_rows(source, target, tables)
