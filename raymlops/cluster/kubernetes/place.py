@@ -54,7 +54,7 @@ class Place:
 
     @property
     def namespace(self) -> str:
-        """Return the namespace of all of it; an environment with a dash gets a digest, since project names have some."""
+        """Return the namespace of all of it; of an environment with a dash it has a digest: project names have some."""
         if self.section.namespace or self.env is None:
             return self.section.namespace or self.name
         parts = f"{self.name}/{self.env}" if "-" in self.env else None

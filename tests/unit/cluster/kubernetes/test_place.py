@@ -35,7 +35,7 @@ def test_every_name_has_jobs_that_kuberay_takes(place, objects, name):
 
 def test_no_two_projects_are_in_one_namespace(place):
     """Wherever their names and those of the environments are divided."""
-    words = "a-b-c-prod".split("-")
+    words = ["a", "b", "c", "prod"]
     divided = [("-".join(words[:n]), "-".join(words[n:])) for n in (1, 2, 3)]
     found = [Place(place(f"project.name={name}").spec, env, "") for name, env in divided]
     assert len({one.namespace for one in found}) == 3
