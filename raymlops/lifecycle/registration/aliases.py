@@ -7,7 +7,6 @@ person hands them over: ``own``.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from raymlops.errors import TakenError
@@ -37,13 +36,14 @@ class MlflowAliases:
 
         Of two that find none at once the later one does: both look again later.
         """
-        if not self._registry.owner(name):
-            self.own(name)
-        return other_owner(self._registry, self._owner, name)
+        registry = self._registry()
+        if not registry.owner(name):
+            registry.set_owner(name, self._owner.named)
+        return other_owner(registry, self._owner, name)
 
     def own(self, name: str) -> None:
         """Make this state the owner, whoever was."""
-        self._registry.set_owner(name, self._owner.named)
+        self._registry().set_owner(name, self._owner.named)
 
     def check(self, name: str) -> None:
         """Refuse to set the aliases of a model that another state owns.
@@ -56,7 +56,7 @@ class MlflowAliases:
 
     def champion(self, name: str) -> int | None:
         """Return the version that the alias of a model names, None without one."""
-        found = self._registry.by_alias(name, CHAMPION)
+        found = self._registry().by_alias(name, CHAMPION)
         return None if found is None else found.version
 
     def set_champion(self, name: str, version: int) -> None:
@@ -66,15 +66,15 @@ class MlflowAliases:
             TakenError: as ``check``.
         """
         self.check(name)
-        self._registry.set_alias(name, CHAMPION, version)
+        self._registry().set_alias(name, CHAMPION, version)
 
     def withdraw(self, name: str, versions: Collection[int]) -> None:
         """Remove the alias ``challenger`` if it names one of these versions."""
-        found = self._registry.by_alias(name, CHALLENGER)
+        registry = self._registry()
+        found = registry.by_alias(name, CHALLENGER)
         if found is not None and found.version in versions:
-            self._registry.delete_alias(name, CHALLENGER)
+            registry.delete_alias(name, CHALLENGER)
 
-    @cached_property
     def _registry(self) -> Registry:
         from raymlops.registry.versions import Registry
         from raymlops.tracking.client import tracker
