@@ -18,14 +18,12 @@ def left_to(state: State, name: str) -> str | None:
     return newest.after if newest is not None and newest.action == LEFT else None
 
 
-def note_owner(state: State, name: str, other: str | None, *, why: str = "", actor: str | None = None) -> None:
+def note_owner(state: State, name: str, other: str | None, *, actor: str) -> None:
     """Record that another state owns a model's aliases, or with None that this one does, if that is news."""
     before = left_to(state, name)
     if other != before:
         action = OWNED if other is None else LEFT
-        state.record(
-            action=action, subject=name, before=before, after=other, why=why or words(name, other), actor=actor
-        )
+        state.record(action=action, subject=name, before=before, after=other, why=words(name, other), actor=actor)
 
 
 def words(name: str, other: str | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.errors import TakenError
-from raymlops.lifecycle.live.alias_owner import note_owner, words
+from raymlops.lifecycle.live.alias_owner import OWNED, words
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.registration.admission import CHAMPION
 from raymlops.lifecycle.sources import Source, spec_of, state_of
@@ -40,6 +40,10 @@ class MlflowAliases:
         if not registry.owner(name):
             registry.set_owner(name, self._owner.named)
         return other_owner(registry, self._owner, name)
+
+    def owner(self, name: str) -> str:
+        """Return the owner as MLflow has it; empty without one."""
+        return self._registry().owner(name)
 
     def own(self, name: str) -> None:
         """Make this state the owner, whoever was."""
@@ -101,8 +105,8 @@ def own_aliases(source: Source, *, overrides: Sequence[str] = (), env: str | Non
     name = spec.project.name
     with state_of(spec) as state:
         aliases = MlflowAliases(spec, state.owner())
+        state.record(action=OWNED, subject=name, before=aliases.owner(name) or None, why="requested")
         aliases.own(name)
-        note_owner(state, name, None, why="requested")
         if (live := champion_of(state.deployments(name))) is not None:
             aliases.set_champion(name, live.version)
         return aliases.champion(name)

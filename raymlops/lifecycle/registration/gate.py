@@ -138,7 +138,7 @@ def gate(
         rows_until, labels_until = until or (None, None)
         decision = replace(
             decision,
-            notes=(*decision.notes, *notes, *([note] if note else [])),
+            notes=(*decision.notes, *notes, *([note] if note else []), *_alone(other, live)),
             rows_until=rows_until,
             labels_until=labels_until,
         )
@@ -316,6 +316,13 @@ def _record(
         registry.set_alias(ref.name, CHALLENGER, ref.version)
     elif (challenger := registry.by_alias(ref.name, CHALLENGER)) and challenger.version == ref.version:
         registry.delete_alias(ref.name, CHALLENGER)
+
+
+def _alone(other: str | None, live: ModelVersionRef | None) -> list[str]:
+    """Return a note where there is a champion, and not one of this state."""
+    return (
+        [] if other is None or live else [f"No version is live here to compare with: MLflow's champion is of {other}"]
+    )
 
 
 def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, served: Sequence[GateCheck]) -> str | None:
