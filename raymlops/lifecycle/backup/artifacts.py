@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from raymlops.records import BundleRef
 
 FOLDER = "artifacts"
-_SCHEMES = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "hdfs://")
+_SCHEMES = ("file:", "s3://", "gs://", "gcs://", "abfs://", "abfss://", "hdfs://")
+
+
+def is_reachable(uri: str) -> bool:
+    """Return whether files at a URI can be read here: not those that MLflow's server keeps, ``mlflow-artifacts:/``."""
+    return uri.startswith(_SCHEMES) or re.match(r"[a-zA-Z][\w+.-]*:", uri) is None
 
 
 def save_artifacts(artifacts: Mapping[str, str], models: Collection[str], folder: Path) -> list[str]:
@@ -35,7 +41,7 @@ def save_artifacts(artifacts: Mapping[str, str], models: Collection[str], folder
     """
     lacks = []
     for run_id, uri in sorted(artifacts.items()):
-        if local_path(uri) is None and not uri.startswith(_SCHEMES):
+        if not is_reachable(uri):
             lacks.append(f"the artifacts of run {run_id}, which MLflow's server alone can read: {uri}")
             continue
         copies = [f"{model.removeprefix(f'{uri}/')}/{DATA}/" for model in models if model.startswith(f"{uri}/")]
@@ -97,7 +103,7 @@ def restore_models(models: Mapping[str, str], bundles: Mapping[str, BundleRef]) 
 
     written = 0
     for uri, digest in sorted(models.items()):
-        if digest not in bundles or (local_path(uri) is None and not uri.startswith(_SCHEMES)):
+        if digest not in bundles or not is_reachable(uri):
             continue
         base = fetch(bundles[digest].uri, digest)
         for path in sorted(base.rglob("*")):

@@ -16,7 +16,7 @@ from raymlops.config.paths import local_path
 from raymlops.display import number_of
 from raymlops.errors import BundleError, RefusedError, StorageError
 from raymlops.lifecycle.backup import place
-from raymlops.lifecycle.backup.artifacts import restore_artifacts, restore_models
+from raymlops.lifecycle.backup.artifacts import is_reachable, restore_artifacts, restore_models
 from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.sources import Source, stores_of
@@ -138,7 +138,8 @@ class _Writing:
             if is_there(copy.uri):
                 check_copy(copy, source.uri, every_byte=True)
         for uri in (*self._databases.roots.values(), *map(self._move, self._contents.artifacts.values())):
-            _check_makeable(uri)
+            if is_reachable(uri):
+                _check_makeable(uri)
 
     def files(self, bundles: Sequence[BundleRef]) -> tuple[int, int]:
         """Write bundles and artifacts; return how many of each were not there before."""
