@@ -106,6 +106,7 @@ def test_another_state_adopts_what_it_deploys(config, tmp_path):
         rm.gate(there, "2")
     with pytest.raises(RefusedError, match="nothing was loaded"):
         rm.gate(there, "2", adopt=first.bundle.digest)
+    registry(config).delete_alias("tiny", "challenger")
     version, decision = rm.gate(there, "2", adopt=second.bundle.digest)
     assert ("challenger" in version.aliases, decision.champion_version) == (False, None)
     assert "No version is live here to compare with: MLflow's champion is of the state" in decision.notes[-1]
