@@ -51,6 +51,25 @@ def is_there(uri: str) -> bool:
     return bool(filesystem.info(mark).type.name != "NotFound")
 
 
+def check_copy(there: BundleRef, source_uri: str, *, every_byte: bool = False) -> None:
+    """Make sure that a copy of a bundle is whole: by its manifest and its sizes, or by ``every_byte``.
+
+    Raises:
+        BundleError: it is not; the hint says how it is written again.
+        StorageError: it cannot be read.
+    """
+    try:
+        if every_byte:
+            names.verify(there.uri, there.digest)
+        else:
+            names.check_sizes(there.uri, names.read_manifest(there.uri, there.digest))
+    except BundleError as error:
+        raise BundleError(
+            f"the copy that is there is damaged: {error.message}",
+            hint=f"Move {there.uri} away: it is written again from {source_uri}.",
+        ) from error
+
+
 def copy_bundle(ref: BundleRef, root_uri: Location, *, private: bool = False) -> tuple[BundleRef, bool]:
     """Copy a bundle to ``<root>/bundles/<digest>/``; return where it is, and whether it was not there before.
 
@@ -64,13 +83,7 @@ def copy_bundle(ref: BundleRef, root_uri: Location, *, private: bool = False) ->
     bundles = filesystem.join(root_uri, FOLDER)
     target = BundleRef(uri=filesystem.join(bundles, ref.digest), digest=ref.digest)
     if is_there(target.uri):
-        try:
-            names.check_sizes(target.uri, names.read_manifest(target.uri, ref.digest))
-        except BundleError as error:
-            raise BundleError(
-                f"the copy that is there is damaged: {error.message}",
-                hint=f"Move {target.uri} away: it is written again from {ref.uri}.",
-            ) from error
+        check_copy(target, ref.uri)
         return target, False
     manifest = names.verify(ref.uri, ref.digest)
     parent = local_path(bundles)

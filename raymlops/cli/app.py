@@ -66,7 +66,7 @@ GROUPS: dict[str, tuple[str, dict[str, Verb]]] = {
     "render": ("Generate files for other tools.", {"kubernetes": projects.kubernetes}),
     "models": (
         "Registered model versions.",
-        {"register": models.register, "gate": models.gate, "list": models.list_versions},
+        {"register": models.register, "gate": models.gate, "own": models.own, "list": models.list_versions},
     ),
     "proposals": (
         "Retrainings that wait for a person.",

@@ -58,9 +58,28 @@ def gate(
     chosen = choose(words, config=config, env=env, version=version)
     ref, decision = ask_gate(chosen.spec, chosen.version or "@candidate", adopt=adopt, own_rules=chosen.named)
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
+    which = () if "challenger" in ref.aliases else ("--version", ref.version)  # another state owns the aliases
     by_name = chosen.named and not was_deployed(chosen.name)  # whose serve settings are in its configuration alone
-    following = "raymlops deploy --config FILE" if by_name else chosen.command("deploy")
+    following = "raymlops deploy --config FILE" if by_name else chosen.command("deploy", *which)
     return Answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}")
+
+
+def own(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+) -> Answer:
+    """Let MLflow's aliases of a model follow this state, where several share an MLflow; the first to deploy has them.
+
+    They name what is live here from then on. The state that had them leaves them alone, and its status says so.
+    """
+    from raymlops.lifecycle.registration.aliases import own_aliases
+
+    chosen = choose(words, config=config, env=env)
+    version = own_aliases(chosen.spec)
+    named = "no version yet" if version is None else f"version {version}"
+    return Answer({"name": chosen.name, "champion": version}, f"{chosen.name}: champion names {named}")
 
 
 def list_versions(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:

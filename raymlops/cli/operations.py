@@ -81,11 +81,12 @@ def backup(
     ],
     config: OptionalConfig = None,
     env: EnvOption = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Also read the bundles that earlier backups wrote.")] = False,
 ) -> Answer:
     """Back up the state, the databases of MLflow and Optuna, and the bundles, while everything runs."""
     from raymlops.lifecycle.backup.save import backup as save
 
-    record = save(config, to=to, overrides=overrides or (), env=env, on_step=note)
+    record = save(config, to=to, overrides=overrides or (), env=env, verify=verify, on_step=note)
     head = (
         f"backup {record.id} in {record.to}: {_rows(record.databases)}, {file_size(record.size_bytes)}, "
         f"{number_of(record.bundles, 'bundle')} ({record.new_bundles} new), {record.seconds:.1f} s"

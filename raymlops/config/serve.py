@@ -162,6 +162,13 @@ class ServeSection(Spec):
         return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
 
     @model_validator(mode="after")
+    def _ports(self) -> ServeSection:
+        if self.port == self.grpc_port:
+            msg = f"port and grpc_port are both {self.port}: each needs one of its own"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _tls(self) -> ServeSection:
         if (self.tls_cert is None) != (self.tls_key is None):
             msg = "tls_cert and tls_key are given both or not at all"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from raymlops.config.base import absolute_references
@@ -26,6 +26,7 @@ from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.overview import doubts_of
 from raymlops.lifecycle.quality.model import unjudged
 from raymlops.lifecycle.registration.admission import admitted, check_callers, endless
+from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
 from raymlops.lifecycle.running_serve import check_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from raymlops.config.schema import MonitorSection, ProjectSpec
     from raymlops.lifecycle.rollout.canary import TrafficRequest
     from raymlops.records import ModelVersionRef
-    from raymlops.registry.versions import Registry
     from raymlops.serving.control.address import Listening
     from raymlops.serving.control.plan import Plan
     from raymlops.serving.control.rest_api import ServeApi
@@ -119,10 +119,10 @@ def deploy(
     traffic = requested_traffic(canary=canary, steps=steps, bake_s=bake_s, shadow=shadow, settings=settings)
     if traffic.changes and breaking:
         raise UsageError("a canary and a shadow answer the champion's callers, so they cannot break what it takes")
-    registry, ref = admitted(spec, version, digest=digest, again=again)
+    ref = admitted(spec, version, digest=digest, again=again)
     with live(spec) as (state, api):
         doubts = doubts_of(state, ref)
-        call = _Call(spec, ref, _why(version, ref), state, api, registry)
+        call = _Call(spec, ref, _why(version, ref), state, api, MlflowAliases(spec, state.owner()))
         if traffic.changes:
             record = _share(call, traffic, abort=abort)
         else:
@@ -153,12 +153,12 @@ def promote(
         UsageError, InsufficientResourcesError, DeployError, ClusterError: as ``deploy``.
     """
     spec = spec_of(source, overrides=overrides, env=env)
-    registry, ref = admitted(spec, version, again=again)
+    ref = admitted(spec, version, again=again)
     with state_of(spec) as state:
         if not state.deployments(ref.name):
-            return _name_champion(ref, state=state, registry=registry, why=_why(version, ref))
+            return _name_champion(ref, state, MlflowAliases(spec, state.owner()), why=_why(version, ref))
     with live(spec) as (state, api):
-        call = _Call(spec, ref, _why(version, ref), state, api, registry)
+        call = _Call(spec, ref, _why(version, ref), state, api, MlflowAliases(spec, state.owner()))
         return _bring(call, action="promote", breaking=breaking)
 
 
@@ -198,7 +198,7 @@ class _Call:
     why: str
     state: State
     api: ServeApi
-    registry: Registry
+    aliases: MlflowAliases
     fetch: Fetch = fetch_on_nodes
 
     def new(self, role: Role) -> Deployment:
@@ -282,7 +282,7 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False, alo
     )
     warnings += (OPENED,) if is_opened else ()
     if action != BESIDE:
-        warnings += followed(lambda version: call.registry.set_alias(ref.name, "champion", version), ref.version)
+        warnings += followed(partial(call.aliases.set_champion, ref.name), ref.version)
     record = record_of(done, ref.version)
     return replace(record, warnings=(*record.warnings, *warnings))
 
@@ -368,25 +368,23 @@ def _aborting(call: _Call, decide: Decide) -> Decide:
     return decided
 
 
-def _name_champion(ref: ModelVersionRef, *, state: State, registry: Registry, why: str) -> DeploymentRecord:
+def _name_champion(ref: ModelVersionRef, state: State, aliases: MlflowAliases, *, why: str) -> DeploymentRecord:
     """Set the alias of a model that is not served."""
-    old = registry.by_alias(ref.name, "champion")
+    old = aliases.champion(ref.name)
+    aliases.check(ref.name)
+    subject = f"{ref.name}/{ref.version}"
     state.record(
-        action="promote",
-        subject=f"{ref.name}/{ref.version}",
-        before=old.to_dict() if old else None,
-        after=ref.to_dict(),
-        why=why,
+        action="promote", subject=subject, before={"version": old} if old else None, after=ref.to_dict(), why=why
     )
-    registry.set_alias(ref.name, "champion", ref.version)
+    aliases.set_champion(ref.name, ref.version)
     return DeploymentRecord(
         name=ref.name,
         version=ref.version,
         digest=ref.bundle.digest,
         role="champion",
         url=None,
-        previous_version=old.version if old and old.version != ref.version else None,
-        changed=old is None or old.version != ref.version,
+        previous_version=old if old != ref.version else None,
+        changed=old != ref.version,
     )
 
 

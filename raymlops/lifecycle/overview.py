@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.display import utc_time
 from raymlops.errors import NotFoundError, RaymlopsError, StorageError
+from raymlops.lifecycle.live.alias_owner import left_to, words
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champion_of, cools, monitored, taken_by
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
@@ -94,6 +95,8 @@ class ModelOverview(Record):
     messages: dict[str, Any] | None = None
     """How many messages about incidents some messenger lacks after an attempt, since when, why, and when it is tried
     again; None if every messenger has them."""
+    aliases_of: str | None = None
+    """The other state that owns its aliases in MLflow; None if this one does, or MLflow was not asked yet."""
     moved_by: str | None = None
     """The controller that moves rollouts, by user, machine and process; None if none is running."""
 
@@ -114,6 +117,7 @@ class ModelOverview(Record):
             "messages": undelivered_text(self.messages),
             "rollout": "\n".join(self._rollout()),
             "aborted": self._aborted(),
+            "aliases": None if self.aliases_of is None else words(self.name, self.aliases_of),
             "watched": self.watched,
             "drift": drift_lines(self.drift),
             "loop": "\n".join(self._loop()),
@@ -340,6 +344,7 @@ def _of(
         loop=_loop(state, name),
         quality=None if champion is None else quality_status(state, name, champion.version),
         messages=undelivered(unsent),
+        aliases_of=left_to(state, name),
     )
 
 

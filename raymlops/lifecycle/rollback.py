@@ -15,7 +15,7 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, previous_
 from raymlops.lifecycle.live.reconcile import is_up
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.opening import live
-from raymlops.lifecycle.registration.admission import MlflowAliases
+from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.lifecycle.rollout.actor import ensure_controller
 from raymlops.lifecycle.rollout.canary import traffic_record
 from raymlops.lifecycle.sources import Source, spec_of, state_of
@@ -63,7 +63,7 @@ def rollback(
                 on_live(record.version)
             import mlflow  # noqa: F401 - takes seconds, in which MLflow's server has nothing to answer
 
-            warnings += followed(partial(MlflowAliases(spec).set_champion, name), record.version)
+            warnings += followed(partial(MlflowAliases(spec, state.owner()).set_champion, name), record.version)
     return replace(record, warnings=(*record.warnings, *warnings))
 
 

@@ -25,6 +25,8 @@ CODE_THEN = "raymlops.trained_code_sha"
 """Of such a version: the digest of the code of its training; ``unknown`` where the run does not say."""
 CODE_CHANGE = "raymlops.code_change"
 """Of such a version: the change in words."""
+ALIASES_OF = "raymlops.aliases_of"
+"""Of a model: the state that its aliases ``champion`` and ``challenger`` belong to, by its id and who made it."""
 COMPLETE = "raymlops.complete"
 """Set last; a version without it is one whose registration was cut off."""
 

@@ -24,7 +24,7 @@ from raymlops.config.base import Name
 from raymlops.config.credentials import redact
 from raymlops.errors import InvalidNameError, NotFoundError, TrackingError
 from raymlops.records import BundleRef, ModelVersionRef
-from raymlops.registry.lineage import BUNDLE_URI, CODE_NOW, COMPLETE, DIGEST, RUN_ID, bundle_tags
+from raymlops.registry.lineage import ALIASES_OF, BUNDLE_URI, CODE_NOW, COMPLETE, DIGEST, RUN_ID, bundle_tags
 from raymlops.registry.names import Names
 
 if TYPE_CHECKING:
@@ -150,6 +150,16 @@ class Registry:
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias, if it exists."""
         self._call(lambda client: client.delete_registered_model_alias(self._names.model(name), alias))
+
+    def owner(self, name: str) -> str:
+        """Return whose a model's aliases are, as ``set_owner`` wrote it; empty where nobody's."""
+        model = self._call(lambda client: client.get_registered_model(self._names.model(name)))
+        return self._names.read(model.tags).get(ALIASES_OF, "")
+
+    def set_owner(self, name: str, owner: str) -> None:
+        """Write on a model whose its aliases are."""
+        for key, value in self._names.write({ALIASES_OF: owner}).items():
+            self._call(methodcaller("set_registered_model_tag", self._names.model(name), key, value))
 
     def tags(self, name: str, version: int) -> dict[str, str]:
         """Return the tags of a version."""

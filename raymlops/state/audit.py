@@ -89,6 +89,13 @@ def subjects_of(database: Database, actions: Collection[str]) -> list[str]:
         return list(connection.scalars(query))
 
 
+def newest_of(database: Database, subject: str, actions: Collection[str]) -> AuditEvent | None:
+    """Return the newest event of one subject by one of these actions; None without one."""
+    query = sa.select(audit).where(audit.c.subject == subject, audit.c.action.in_(actions))
+    with database.reading() as connection:
+        return next(iter(events_in(connection, query.limit(1))), None)
+
+
 def changes_of(database: Database, name: str, actions: Collection[str] = ()) -> Iterator[AuditEvent]:
     """Yield the changes of a model's deployments, newest first, a page of events at a time.
 

@@ -77,6 +77,11 @@ class Owner:
         """Return the start of the id, as messages show it."""
         return self.id[:SHORT]
 
+    @property
+    def named(self) -> str:
+        """Return the id and who made it, as other systems keep it for people."""
+        return f"{self.id} (made by {self.made_by})"
+
 
 class AuditedHistory(History):
     """The past by the audit record, read lazily."""

@@ -353,7 +353,7 @@ def check_writable(uri: Location) -> None:
     Raises:
         StorageError: it cannot be written, or its disk has less than 32 MB free.
     """
-    probe = join(uri, f".probe-{uuid.uuid4().hex}")
+    probe = join(uri, ".probe")  # of one name: a bucket that may not be deleted from keeps one
     write_bytes(probe, b"raymlops" * 512)
     delete(probe)
     if (folder := local_path(uri)) is not None and (free := _free_bytes(folder)) < _FREE_BYTES:

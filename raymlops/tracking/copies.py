@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from raymlops.storage.tables import TableSet, copy_rows, new_file, snapshot
 from raymlops.tracking.client import Tracker
-from raymlops.tracking.database import check_schema
+from raymlops.tracking.database import check_schema, unmade
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WHAT = "MLflow's database"
 _SECRET = frozenset({"secrets", "endpoints", "webhooks"})
 _NOW = frozenset({"jobs", "job_locks", "scheduler_leases"})
-_RUNS = "runs"
+_OWNERS = "registered_model_tags"
 _PARAMS = "params"
 """What a run was given: a record of then, which no restore changes."""
 
@@ -65,7 +65,7 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
     check_schema(url)
     tables = tracking_tables().tables
     with snapshot(url, what=WHAT) as source:
-        if not sa.inspect(source).has_table(_RUNS):
+        if unmade(source):
             return None
         with new_file(file, tables, what=WHAT) as target:
             counts = copy_rows(source, target, tables)
@@ -73,18 +73,32 @@ def save_tracking(url: str, file: Path) -> SavedTracking | None:
 
 
 def restore_tracking(
-    file: Path, url: str, *, artifacts: str | None, backup: str, change: Callable[[str, Any], Any]
+    file: Path,
+    url: str,
+    *,
+    artifacts: str | None,
+    backup: str,
+    change: Callable[[str, Any], Any],
+    disowned: str | None = None,
 ) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none: ``TableSet.restore``.
+
+    Models whose aliases belong to the state ``disowned`` are nobody's then.
 
     Raises:
         TrackingError: it has the schema of another MLflow.
         RefusedError, StorageError, UnreachableError, UsageError: as there.
     """
+
+    def changed(table: str, value: Any) -> Any:
+        if table == _PARAMS:
+            return value
+        if disowned and table == _OWNERS and isinstance(value, str) and value.startswith(disowned):
+            return ""
+        return change(table, value)
+
     Tracker(url, artifacts=artifacts).check()
-    tracking_tables().restore(
-        file, url, backup=backup, change=lambda table, value: value if table == _PARAMS else change(table, value)
-    )
+    tracking_tables().restore(file, url, backup=backup, change=changed)
 
 
 @cache

@@ -19,6 +19,10 @@ from raymlops.errors import TrackingError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import sqlalchemy as sa
+
+_REVISION = "alembic_version"
+
 
 def database_file(uri: str) -> Path | None:
     """Return the file of a SQLite URL, absolute; None for any other database and for one in memory."""
@@ -61,6 +65,22 @@ def _sweep(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def unmade(connection: sa.Connection) -> bool:
+    """Return whether MLflow has made no tables yet, or was killed after those that it begins with: they are empty then.
+
+    Its client makes the rest. PostgreSQL has either those alone or all of them, since a migration is one transaction.
+    """
+    import sqlalchemy as sa
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    there, first = set(sa.inspect(connection).get_table_names()), Base.metadata.tables
+    if there - first.keys() - {_REVISION}:
+        return False
+    rows = [sa.table(_REVISION)] if _REVISION in there else []
+    rows += [table for name, table in first.items() if name in there]
+    return not any(connection.scalar(sa.select(sa.exists().select_from(table))) for table in rows)
+
+
 def check_schema(uri: str) -> None:
     """Refuse a database of another MLflow version before its client opens it, which could upgrade it unasked.
 
@@ -73,7 +93,7 @@ def check_schema(uri: str) -> None:
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     with sa.create_engine(uri, poolclass=sa.NullPool).connect() as connection:
-        if not sa.inspect(connection).get_table_names():
+        if unmade(connection):
             return
         found = MigrationContext.configure(connection).get_current_revision()
     expected = _get_latest_schema_revision()

@@ -24,6 +24,7 @@ from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.backup.place import publish
 from raymlops.lifecycle.backup.restore import restore_backup
 from raymlops.lifecycle.backup.save import backup
+from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment, State
 from raymlops.tracking.client import tracker
@@ -136,6 +137,7 @@ def test_an_older_backup_beside_what_runs_removes_nothing(machine, saved, empty,
         restore_backup(another, uri=str(saved[0]), as_copy=True)
         with State.open(databases_of(another).urls["state"]) as copy:
             assert copy.owner().id != state.owner().id
+            assert MlflowAliases(another, copy.owner()).owned_by(MODEL) is None
             assert [str(error) for error in converge(copy, serve).plan.blocked.values()] != []
     assert serve.live == live
 
@@ -322,10 +324,14 @@ def place_of_backups(place):
     return folder
 
 
-def test_the_storage_itself_is_no_place_for_backups(machine):
+def test_the_storage_itself_is_no_place_for_backups(machine, tmp_path):
     """They would be lost with it."""
     with pytest.raises(UsageError, match=r"is storage\.path itself: a backup in it is lost with it"):
         backup(machine.spec, to=f"{machine.spec.storage.path}/")
+    link = tmp_path / "link"
+    link.symlink_to(machine.spec.storage.path)
+    with pytest.raises(UsageError, match=r"is storage\.path itself"):
+        backup(machine.spec, to=str(link))
 
 
 def test_a_disk_for_temporary_files_without_room_is_named(place, empty, monkeypatch):
@@ -341,6 +347,59 @@ def test_a_damaged_copy_in_the_place_is_named_with_what_mends_it(machine, place)
     (copy / "state.json").write_text("")
     with pytest.raises(BundleError, match=f"the copy that is there is damaged: .*\n.*Move {copy} away"):
         backup(machine.spec, to=str(place))
+
+
+def flip(path):
+    """Change a byte of a file, and not its size."""
+    data = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+def test_a_copy_with_a_changed_byte_is_found_by_reading_it(machine, place):
+    """And written again once it is moved away."""
+    (copy,) = (place / "bundles").iterdir()
+    flip(copy / "state.json")
+    assert backup(machine.spec, to=str(place)).new_bundles == 0
+    with pytest.raises(BundleError, match=f"the copy that is there is damaged: .*\n.*Move {copy} away"):
+        backup(machine.spec, to=str(place), verify=True)
+    copy.rename(place / "away")
+    assert backup(machine.spec, to=str(place), verify=True).new_bundles == 1
+
+
+def test_what_is_in_the_way_of_files_is_found_before_anything_is_written(machine, saved, empty):
+    """A bundle that is there and damaged, and a file where a folder belongs; by a dry run too."""
+    home = Path(empty.storage.path)
+    there = Path(shutil.copytree(machine.version.bundle.uri, bundle_uri(empty, machine)))
+    flip(there / "state.json")
+    for dry_run in (True, False):
+        with pytest.raises(BundleError, match=f"the copy that is there is damaged: {there}/state.json"):
+            restore_backup(empty, uri=str(saved[0]), dry_run=dry_run)
+    shutil.rmtree(home / "bundles")
+    (home / "mlartifacts").write_text("")
+    for dry_run in (True, False):
+        with pytest.raises(StorageError, match=f"cannot be made: '{home}/mlartifacts' is a file"):
+            restore_backup(empty, uri=str(saved[0]), dry_run=dry_run)
+    assert sorted(path.name for path in home.iterdir()) == ["mlartifacts", "mlflow.db"]
+
+
+def test_links_among_artifacts_are_left_out_and_said(machine, tmp_path):
+    """They may lead to any file of the machine, or to themselves."""
+    artifacts = Path(tracker(machine.spec).run(machine.version.run_id).info.artifact_uri)
+    links = {"config/again": artifacts, "passwd": Path("/etc/passwd")}
+    for name, target in links.items():
+        (artifacts / name).symlink_to(target)
+    try:
+        record = backup(machine.spec, to=str(tmp_path / "place"))
+    finally:
+        for name in links:
+            (artifacts / name).unlink()
+    said = f"artifacts of run {machine.version.run_id}"
+    assert record.left_out == tuple(f"{said}: {name} is a link, which is not followed" for name in sorted(links)[::-1])
+    (folder,) = (tmp_path / "place" / "backups").iterdir()
+    kept = [path.name for path in (folder / "artifacts").rglob("*")]
+    assert "again" not in kept
+    assert "passwd" not in kept
 
 
 @NEEDS_POSTGRES

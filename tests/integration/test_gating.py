@@ -9,8 +9,9 @@ import pytest
 
 import raymlops as rm
 from raymlops.bundle.load import load
-from raymlops.errors import BundleError, GateRefusedError, NotFoundError, RefusedError, StorageError
+from raymlops.errors import BundleError, GateRefusedError, NotFoundError, RefusedError, StorageError, TakenError
 from raymlops.lifecycle.overview import events
+from raymlops.lifecycle.registration.aliases import own_aliases
 from raymlops.lifecycle.registration.gate import _project_of
 from raymlops.lifecycle.sources import spec_of
 from raymlops.registry.versions import Registry
@@ -98,19 +99,33 @@ def test_an_alias_alone_admits_nothing(config):
 
 
 def test_another_state_adopts_what_it_deploys(config, tmp_path):
-    """By the digest that its caller names, the champion first, whose code the gate runs as well; nothing by a tag."""
+    """By the digest that its caller names, nothing by a tag; and no alias that is another state's."""
     there = elsewhere(config, tmp_path)
     first, second = (registry(config).get("tiny", which) for which in ("1", "2"))
     with pytest.raises(RefusedError, match=f"--version 2 --adopt {second.bundle.digest}"):
         rm.gate(there, "2")
     with pytest.raises(RefusedError, match="nothing was loaded"):
         rm.gate(there, "2", adopt=first.bundle.digest)
+    registry(config).delete_alias("tiny", "challenger")
+    version, decision = rm.gate(there, "2", adopt=second.bundle.digest)
+    assert ("challenger" in version.aliases, decision.champion_version) == (False, None)
+    assert "No version is live here to compare with: MLflow's champion is of the state" in decision.notes[-1]
+    with pytest.raises(TakenError, match="raymlops models own tiny"):
+        rm.promote(there, "2")
+
+
+def test_who_takes_the_aliases_is_compared_with_their_champion(config, tmp_path):
+    """It is adopted first, since the gate runs its code as well."""
+    there = elsewhere(config, tmp_path)
+    first, second = (registry(config).get("tiny", which) for which in ("1", "2"))
+    assert own_aliases(there) == 1
     with pytest.raises(GateRefusedError, match=r"version 1 could not be evaluated(.|\n)*--version 1 --adopt"):
         rm.gate(there, "2", adopt=second.bundle.digest)
     rm.gate(there, "1", adopt=first.bundle.digest)
     assert rm.gate(there, "2")[0].bundle == second.bundle
     assert rm.promote(there, "2").version == 2
     assert [(event.action, event.subject) for event in events(there)] == [
+        ("alias.own", "tiny"),
         ("adopt", "tiny/2"),
         ("gate.refuse", "tiny/2"),
         ("adopt", "tiny/1"),
@@ -118,6 +133,7 @@ def test_another_state_adopts_what_it_deploys(config, tmp_path):
         ("gate.pass", "tiny/2"),
         ("promote", "tiny/2"),
     ]
+    own_aliases(config)
     registry(config).set_alias("tiny", "champion", 1)
 
 

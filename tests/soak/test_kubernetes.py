@@ -17,6 +17,8 @@ from states import converge, deploy, opened
 from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.ports import free_port
 from raymlops.config.serve import ServeSection
+from raymlops.lifecycle.live.change import converged
+from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.serving.control.ray_service import RayServiceApi
 from raymlops.serving.control.rest_api import ServeApi
@@ -51,6 +53,11 @@ def replicas(api):
     }
 
 
+def settled(state, api):
+    """Wait as a verb does, until Serve runs what is desired: it takes a change some time after it was sent."""
+    converged(Reconciler(state, api, serve=ServeSection()), lambda: state.deployments("m"), wait_s=60)
+
+
 def test_deploy_canary_restart_and_rollback(ray_local, tmp_path, monkeypatch):
     """Every change reaches Serve through the RayService alone; a restarted operator restarts no replica."""
     monkeypatch.setattr("states.SERVE", ServeSection(ready_timeout_s=120, port=(port := free_port()), max_replicas=1))
@@ -70,7 +77,7 @@ def test_deploy_canary_restart_and_rollback(ray_local, tmp_path, monkeypatch):
             for version, factor in ((1, 2.0), (2, 3.0)):
                 bundle = scale_bundle(tmp_path / f"bundle{version}", factor=factor)
                 deploy(state, api, version=version, bundle=bundle, section=section)
-                converge(state, api)
+                settled(state, api)
             url = f"http://127.0.0.1:{port}/models/m/predict"
 
             def answers(number):
@@ -81,7 +88,7 @@ def test_deploy_canary_restart_and_rollback(ray_local, tmp_path, monkeypatch):
 
             assert answers(5) == {9.0}
             share(state, api, 1, TrafficRequest(weight=0.5), champion=2)
-            converge(state, api)
+            settled(state, api)
             assert answers(60) == {6.0, 9.0}
             before, sent, text = replicas(real.api), real.sent, kubernetes.object["spec"]["serveConfigV2"]
             kubernetes.restart_operator()
@@ -90,7 +97,7 @@ def test_deploy_canary_restart_and_rollback(ray_local, tmp_path, monkeypatch):
             assert (replicas(real.api), kubernetes.object["spec"]["serveConfigV2"]) == (before, text)
             assert answers(60) == {6.0, 9.0}
             take_back(state, api)
-            converge(state, api)
+            settled(state, api)
             assert answers(20) == {9.0}
             assert kubernetes.owners == {"raymlops"}
             assert [one for one in kubernetes.requests if one[0] not in {"GET", "PATCH"}] == []

@@ -20,12 +20,13 @@ from own_versions import EXAMPLE, config_in, controller_pid, edited_in, make_ver
 from steady_load import steady_load, table
 
 import raymlops as rm
-from raymlops.lifecycle.registration.admission import MlflowAliases
+from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.lifecycle.sources import spec_of
 from raymlops.serving.control.details import routes, status_of
 from raymlops.serving.control.rest_api import ServeApi
 from raymlops.serving.names import INDEX_APP, app_name, route_of
 from raymlops.state.database import state_url
+from raymlops.state.identity import Owner
 from raymlops.state.store import State
 
 pytestmark = pytest.mark.soak
@@ -86,7 +87,7 @@ def disorder(config):
         return f"Serve has {statuses}, desired are {sorted(desired)}"
     if (holder := routes(details).get(route_of("flower"))) != app_name("flower", champion):
         return f"{holder} holds the route, champion is {champion}"
-    alias = MlflowAliases(spec).champion("flower")
+    alias = MlflowAliases(spec, Owner()).champion("flower")
     return "" if alias == champion else f"the alias names {alias}, champion is {champion}"
 
 

@@ -88,8 +88,9 @@ class ApiServer:
     def lines(self, path: str, **params: str) -> Iterator[str]:
         """Yield the lines of an answer as they come, until it ends, is cut, or is quiet; raises as ``get``.
 
-        Only who asks knows whether there will be more of it.
+        Each with its line end, which the last one may lack. Only who asks knows whether there will be more of it.
         """
+        rest = ""
         with (
             self._client(timeout=httpx.Timeout(TIMEOUT_S, read=self.quiet_s)) as client,
             self._errors(),
@@ -100,7 +101,11 @@ class ApiServer:
                 response.read()
             _checked(response, self.url)
             with suppress(httpx.TransportError):
-                yield from response.iter_lines()
+                for text in response.iter_text():
+                    *lines, rest = (rest + text).split("\n")
+                    yield from (f"{line}\n" for line in lines)
+        if rest:
+            yield rest
 
     def _call(
         self, method: str, path: str, *, content_type: str = "application/json", **options: Any

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raymlops.cluster.kubernetes.ray import API
-from raymlops.cluster.kubernetes.waits import Wait, event_wait, pod_waits, silent
+from raymlops.cluster.kubernetes.waits import Wait, event_wait, kind_and_stamp, pod_waits, silent, still_said
 from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ AWAY_S = 600.0
 """A control plane of one zone is upgraded in minutes."""
 STUCK_S = 300.0
 """How long the same thing may be missing before a job starts: somebody may be about to make it."""
+PASSED_S = 180.0
+"""A kubelet repeats what it waits for at least every 122 seconds."""
 IDLE_S = 30.0
 """After which an operator would have taken a job up."""
 LAST_TRIES = 5
@@ -48,25 +50,30 @@ class PodLog:
     time: str = ""
     """Of the last line, and how many lines had that time."""
     count: int = 0
+    rest: str | None = None
+    """The last line as far as it came, where a stream ended within one: the next stream has all of it."""
 
     def lines(self, pod: str) -> Iterator[str]:
         """Yield the lines that are new, until the stream ends; of another pod, all."""
         if pod != self.pod:
             self.pod, self.time, self.count = pod, "", 0
-        before, known = self.time, self.count
+        before, known, self.rest = self.time, self.count, None
         since = {"sinceTime": before} if before else {}
         path = f"/api/v1/namespaces/{self.server.namespace}/pods/{pod}/log"
         for line in self.server.lines(path, follow="true", timestamps="true", **since):
             time, _, text = line.partition(" ")
+            if not line.endswith("\n"):
+                self.rest = text
+                return
             if not _TIME.fullmatch(time):  # the kubelet's own words
-                yield line
+                yield line[:-1]
                 continue
             if time == before and known:
                 known -= 1
             elif time >= before:
                 self.count = self.count + 1 if time == self.time else 1
                 self.time = time
-                yield text
+                yield text[:-1]
 
 
 class Follower:
@@ -80,6 +87,7 @@ class Follower:
         self._log = PodLog(server)
         self._told: set[str] = set()
         self._stuck: dict[tuple[str, str], float] = {}
+        self._moved: dict[str, tuple[str, float]] = {}
         self._begin = clock()
 
     def follow(self, sleep: Callable[[float], None]) -> Mapping[str, Any]:
@@ -97,7 +105,9 @@ class Follower:
             whole = not started or self._copy_log(started[-1]["metadata"]["name"])
             if status.get("jobDeploymentStatus") in ENDED:
                 tries += 1
-                if whole or tries > LAST_TRIES:
+                if (whole and self._log.rest is None) or tries > LAST_TRIES:
+                    if self._log.rest:
+                        self._write(self._log.rest)
                     return status
             if not started:
                 self._wait(status, submitters)
@@ -176,20 +186,32 @@ class Follower:
     def _waits(self, status: Mapping[str, Any], submitters: list[dict[str, Any]]) -> Iterator[Wait]:
         """Yield what the submitter waits for, or the cluster: there is no submitter before that is ready.
 
-        A pod that says nothing waits for a volume, and what makes no pod says so in events.
+        A pod that says nothing waits for a volume, and what makes no pod says so in events. A kubelet repeats what it
+        still waits for, so that an event of a pod that is the same for minutes is over.
         """
         place, namespace = self._place, self._server.namespace
         cluster = status.get("rayClusterName")
         pods = submitters or ([] if cluster is None else self._pods(f"ray.io/cluster={cluster}"))
         yield from pod_waits(pods, place=place, namespace=namespace)
-        for what in silent(pods) if pods else [self._name, *([cluster] if cluster else [])]:
+        quiet = silent(pods)
+        for what in quiet if pods else [self._name, *([cluster] if cluster else [])]:
             with suppress(ClusterError):  # an account may read pods, and no events
                 warnings = self._server.get(
                     f"/api/v1/namespaces/{namespace}/events",
                     fieldSelector=f"type=Warning,involvedObject.name={what}",
                 )["items"]
+                if what in quiet:
+                    warnings = [one for one in still_said(warnings, quiet[what]) if self._moves(one)]
                 if (found := event_wait(warnings, place=place, namespace=namespace)) is not None:
                     yield found
+
+    def _moves(self, event: Mapping[str, Any]) -> bool:
+        """Return whether an event was repeated within the last minutes, by this clock alone."""
+        key, stamp = kind_and_stamp(event)
+        before, since = self._moved.get(key, ("", 0.0))
+        if stamp != before:
+            self._moved[key] = stamp, (since := self._clock())
+        return self._clock() - since <= PASSED_S
 
     def _tell(self, text: str, *, key: str = "") -> None:
         """Say something once."""

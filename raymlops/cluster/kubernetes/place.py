@@ -54,9 +54,11 @@ class Place:
 
     @property
     def namespace(self) -> str:
-        """Return the namespace of all of it."""
-        named = self.name if self.env is None else f"{self.name}-{self.env}"
-        return self.section.namespace or label(named, LONGEST_LABEL)
+        """Return the namespace of all of it; of an environment with a dash it has a digest: project names have some."""
+        if self.section.namespace or self.env is None:
+            return self.section.namespace or self.name
+        parts = f"{self.name}/{self.env}" if "-" in self.env else None
+        return label(f"{self.name}-{self.env}", LONGEST_LABEL, of=parts)
 
     @property
     def folder(self) -> str | None:
@@ -132,13 +134,16 @@ class Place:
         return f"kubectl -n {namespace} create secret generic {self.section.secret} {' '.join(values)}"
 
 
-def label(text: str, longest: int) -> str:
-    """Return a text as a DNS label: itself where it is one, else with a digest, so that no two texts share a label."""
+def label(text: str, longest: int, *, of: str | None = None) -> str:
+    """Return a text as a DNS label: itself where it is one, else with a digest, so that no two texts share a label.
+
+    Where several may come to one text, ``of`` is what tells them apart: the digest is of that.
+    """
     plain = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
-    if plain == text and len(text) <= longest:
+    if plain == text and len(text) <= longest and of is None:
         return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST]
-    return f"{plain[: longest - _DIGEST - 1].rstrip('-')}-{digest}"
+    end = hashlib.sha256((of or text).encode()).hexdigest()[:_DIGEST]
+    return f"{plain[: longest - _DIGEST - 1].rstrip('-')}-{end}"
 
 
 def in_home(path: str) -> str:

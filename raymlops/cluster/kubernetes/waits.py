@@ -16,7 +16,7 @@ Found = Mapping[str, Any]
 _COMING = frozenset({"ContainerCreating", "PodInitializing"})
 """Of a container that starts as soon as its image and its volumes are there."""
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
-UNSCHEDULABLE = "Unschedulable"
+UNSCHEDULABLE, NO_NODE = "Unschedulable", "FailedScheduling"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Wait:
     @property
     def may_pass(self) -> bool:
         """Return whether time alone may mend it: a node is added or becomes free, or a queue lets the pod go."""
-        return self.reason in {UNSCHEDULABLE, "SchedulingGated", "FailedScheduling"}
+        return self.reason in {UNSCHEDULABLE, NO_NODE, "SchedulingGated"}
 
     def __str__(self) -> str:
         return f"{self.what} waits: {self.reason}: {self.message}\n  {self.mend}"
@@ -46,9 +46,23 @@ def pod_waits(pods: Iterable[Found], *, place: Place, namespace: str) -> list[Wa
     ]
 
 
-def silent(pods: Iterable[Found]) -> list[str]:
-    """Return the names of pods that are pending and say not why: events may."""
-    return [one["metadata"]["name"] for one in pods if _status(one).get("phase") == "Pending" and not [*_said(one)]]
+def silent(pods: Iterable[Found]) -> dict[str, Found]:
+    """Return the pods that are pending and say not why, by name: events may."""
+    pending = (one for one in pods if _status(one).get("phase") == "Pending")
+    return {one["metadata"]["name"]: one for one in pending if not [*_said(one)]}
+
+
+def still_said(events: Iterable[Found], pod: Found) -> list[Found]:
+    """Return the warnings of a pod without those of the scheduler, once it has a node."""
+    conditions = _status(pod).get("conditions") or ()
+    has_node = any(one.get("type") == "PodScheduled" and one.get("status") == "True" for one in conditions)
+    return [one for one in events if not (has_node and one.get("reason") == NO_NODE)]
+
+
+def kind_and_stamp(event: Found) -> tuple[str, str]:
+    """Return what an event says of what, and what of it changes when it is repeated."""
+    kind = [event["involvedObject"]["name"], event.get("reason"), event.get("message")]
+    return str(kind), str([event.get(name) for name in ("lastTimestamp", "count", "series")])
 
 
 def event_wait(events: Iterable[Found], *, place: Place, namespace: str) -> Wait | None:

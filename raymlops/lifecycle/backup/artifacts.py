@@ -7,7 +7,10 @@ bundle.
 from __future__ import annotations
 
 import glob
+import os
+import re
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.bundle.pyfunc import DATA
@@ -18,12 +21,16 @@ from raymlops.storage.manifest import entry_of, mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from pathlib import Path
 
     from raymlops.records import BundleRef
 
 FOLDER = "artifacts"
-_SCHEMES = ("s3://", "gs://", "gcs://", "abfs://", "abfss://", "hdfs://")
+_SCHEMES = ("file:", "s3://", "gs://", "gcs://", "abfs://", "abfss://", "hdfs://")
+
+
+def is_reachable(uri: str) -> bool:
+    """Return whether files at a URI can be read here: not those that MLflow's server keeps, ``mlflow-artifacts:/``."""
+    return uri.startswith(_SCHEMES) or re.match(r"[a-zA-Z][\w+.-]*:", uri) is None
 
 
 def save_artifacts(artifacts: Mapping[str, str], models: Collection[str], folder: Path) -> list[str]:
@@ -34,17 +41,40 @@ def save_artifacts(artifacts: Mapping[str, str], models: Collection[str], folder
     """
     lacks = []
     for run_id, uri in sorted(artifacts.items()):
-        if local_path(uri) is None and not uri.startswith(_SCHEMES):
+        if not is_reachable(uri):
             lacks.append(f"the artifacts of run {run_id}, which MLflow's server alone can read: {uri}")
             continue
         copies = [f"{model.removeprefix(f'{uri}/')}/{DATA}/" for model in models if model.startswith(f"{uri}/")]
         try:
-            for name, info in filesystem.entries(uri, recursive=True).items():
-                if info.is_file and not name.startswith(tuple(copies)):
+            names, links = _files(uri)
+            lacks += [f"artifacts of run {run_id}: {name} is a link, which is not followed" for name in links]
+            for name in names:
+                if not name.startswith(tuple(copies)):
                     filesystem.download(filesystem.join(uri, name), folder / FOLDER / run_id / name)
         except StorageError as error:
             lacks.append(f"artifacts of run {run_id}: {error.message}")
     return lacks
+
+
+def _files(uri: str) -> tuple[list[str], list[str]]:
+    """Return the files below a place by their path there, and the links: they may lead out of it, or to itself."""
+    if (local := local_path(uri)) is None:
+        return [name for name, info in filesystem.entries(uri, recursive=True).items() if info.is_file], []
+    files: list[str] = []
+    links: list[str] = []
+    with filesystem.errors(uri):
+        for inner, folders, names in os.walk(local, onerror=_raise):
+            for path in (Path(inner, name) for name in sorted((*folders, *names))):
+                if path.is_symlink():
+                    links.append(path.relative_to(local).as_posix())
+                elif path.is_file():
+                    files.append(path.relative_to(local).as_posix())
+    return files, links
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # no folder has no files
+        raise error
 
 
 def restore_artifacts(folder: Path, artifacts: Mapping[str, str]) -> int:
@@ -73,7 +103,7 @@ def restore_models(models: Mapping[str, str], bundles: Mapping[str, BundleRef]) 
 
     written = 0
     for uri, digest in sorted(models.items()):
-        if digest not in bundles or (local_path(uri) is None and not uri.startswith(_SCHEMES)):
+        if digest not in bundles or not is_reachable(uri):
             continue
         base = fetch(bundles[digest].uri, digest)
         for path in sorted(base.rglob("*")):

@@ -1,7 +1,8 @@
 """The place that backups are in: ``backups/ID/``, one folder each, beside the ``bundles/`` that all of them share.
 
-A backup is there once its manifest is, which is written last, and its id ends with the digest of that: a changed file
-does not match the manifest, a changed manifest not its id. On a disk a folder gets its name when it is whole.
+A backup is there once its manifest is, which is written last. Its id begins with a time, by which the newest is found,
+and ends with the digest of the manifest: a changed file does not match that, a changed manifest not its id. On a disk a
+folder gets its name when it is whole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import re
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +25,11 @@ from raymlops.storage.scratch import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
 FOLDER = "backups"
 _ID = re.compile(r"\d{8}T\d{6}Z-([0-9a-f]{16})")
 _NAMED = 16
+_TIME = "%Y%m%dT%H%M%SZ"
 
 
 def checked(uri: str) -> str:
@@ -82,7 +84,7 @@ def publish(folder: Path, to: str, *, made_at: datetime) -> str:
     (folder / MANIFEST).write_bytes(manifest)
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
-    backup_id = f"{made_at:%Y%m%dT%H%M%SZ}-{hashlib.sha256(manifest).hexdigest()[:_NAMED]}"
+    backup_id = f"{_after_others(to, made_at):{_TIME}}-{hashlib.sha256(manifest).hexdigest()[:_NAMED]}"
     uri = filesystem.join(to, FOLDER, backup_id)
     if local_path(uri) is None:
         for name in (*files, MANIFEST):
@@ -91,6 +93,16 @@ def publish(folder: Path, to: str, *, made_at: datetime) -> str:
         with filesystem.errors(uri):
             filesystem.publish_folder(folder, Path(uri))
     return backup_id
+
+
+def _after_others(to: str, made_at: datetime) -> datetime:
+    """Return the time in the name of a new backup: a later one than in those that are there, whatever the clock says.
+
+    The newest is found by its name. A clock may be set back, and two backups be made in one second.
+    """
+    named = filter(_ID.fullmatch, filesystem.entries(filesystem.join(to, FOLDER)))
+    times = (datetime.strptime(name.partition("-")[0], _TIME).replace(tzinfo=UTC) for name in named)
+    return max([made_at, *(time + timedelta(seconds=1) for time in times)])
 
 
 def newest(uri: str) -> tuple[str, list[str]]:

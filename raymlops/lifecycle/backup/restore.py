@@ -7,14 +7,16 @@ on.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from raymlops.config.paths import local_path
 from raymlops.display import number_of
-from raymlops.errors import BundleError, RefusedError
+from raymlops.errors import BundleError, RefusedError, StorageError
 from raymlops.lifecycle.backup import place
-from raymlops.lifecycle.backup.artifacts import restore_artifacts, restore_models
+from raymlops.lifecycle.backup.artifacts import is_reachable, restore_artifacts, restore_models
 from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.sources import Source, stores_of
@@ -88,11 +90,12 @@ def restore_backup(
         on_step(f"backup {chosen}: checking {count}, and that nothing is in the way")
         bundles = _checked_bundles(contents, uri)
         _refuse_used(databases, contents, chosen)
+        write = _Writing(databases, contents, folder, on_step)
+        write.check(bundles)
         added, files, state_id = 0, 0, contents.state_id
         if not dry_run:
             came = {"backup": chosen, "made_at": contents.made_at, "roots": contents.roots}
             why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
-            write = _Writing(databases, contents, folder, on_step)
             added, files = write.files(bundles)
             state_id = write.databases(came=came, why=why, as_copy=as_copy)
         return RestoreRecord(
@@ -120,6 +123,23 @@ class _Writing:
             bundle.uri: filesystem.join(self._storage, filesystem.FOLDER, bundle.digest) for bundle in contents.bundles
         }
         self._move = Move(moved, [(old, databases.roots[name]) for name, old in contents.roots.items()])
+
+    def check(self, bundles: Sequence[BundleRef]) -> None:
+        """Make sure that nothing is in the way of files: each byte of the bundles that are there already.
+
+        Raises:
+            BundleError: one is damaged.
+            StorageError: a folder cannot be made.
+        """
+        from raymlops.bundle.publish import check_copy, is_there
+
+        for source in bundles:
+            copy = BundleRef(uri=filesystem.join(self._storage, filesystem.FOLDER, source.digest), digest=source.digest)
+            if is_there(copy.uri):
+                check_copy(copy, source.uri, every_byte=True)
+        for uri in (*self._databases.roots.values(), *map(self._move, self._contents.artifacts.values())):
+            if is_reachable(uri):
+                _check_makeable(uri)
 
     def files(self, bundles: Sequence[BundleRef]) -> tuple[int, int]:
         """Write bundles and artifacts; return how many of each were not there before."""
@@ -151,7 +171,10 @@ class _Writing:
             self._on_step("MLflow's database")
             artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
             file = self._folder / f"{MLFLOW}.db"
-            restore_tracking(file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change)
+            disowned = self._contents.state_id if as_copy else None
+            restore_tracking(
+                file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change, disowned=disowned
+            )
         state_id = None
         if STATE in saved:
             self._on_step("the state")
@@ -161,6 +184,21 @@ class _Writing:
             if name in saved:
                 tables.settle(urls[name])
         return state_id
+
+
+def _check_makeable(uri: str) -> None:
+    """Make sure, writing nothing, that a local folder is there or can be made; another filesystem is not asked.
+
+    Raises:
+        StorageError: a file is in its place, or this user may not write where it would be.
+    """
+    if (folder := local_path(uri)) is None:
+        return
+    with filesystem.errors(uri):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        why = "is a file" if not there.is_dir() else "is not this user's to write"
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"the folder {str(folder)!r} cannot be made: {str(there)!r} {why}")
 
 
 def _begun(databases: Databases, uri: str) -> str | None:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from raymlops.config.paths import local_path
 from raymlops.errors import BundleError, NotFoundError, UsageError
 from raymlops.lifecycle.backup import place
 from raymlops.lifecycle.backup.artifacts import save_artifacts
@@ -20,7 +21,7 @@ from raymlops.lifecycle.backup.contents import FILE, MLFLOW, NOT_IN_IT, OPTUNA, 
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.sources import Source, stores_of
 from raymlops.records import BundleRef, Record
-from raymlops.storage import clock
+from raymlops.storage import clock, filesystem
 from raymlops.version import __version__
 
 if TYPE_CHECKING:
@@ -57,16 +58,18 @@ def backup(
     to: str,
     overrides: Sequence[str] = (),
     env: str | None = None,
+    verify: bool = False,
     on_step: Callable[[str], None] = lambda _text: None,
 ) -> BackupRecord:
     """Write a backup of the state, MLflow's and Optuna's databases, bundles, and artifacts of versions and sweeps.
 
     Everything may go on meanwhile. Killed at any point it leaves no backup, or a whole one; bundles that are there are
-    kept, and several at once to one place do not disturb each other.
+    kept, and several at once to one place do not disturb each other. Of those their sizes are compared, or with
+    ``verify`` every byte.
 
     Raises:
         NotFoundError: there is nothing to back up.
-        BundleError: a bundle of what is live is missing or damaged.
+        BundleError: a bundle of what is live is missing or damaged, or with ``verify`` one that the place had already.
         StorageError: the place cannot be written; the message names what is refused.
         UsageError: the place is ``storage.path`` itself.
         StorageError, UnreachableError, TrackingError, UsageError, ConfigError: a database cannot be read.
@@ -74,7 +77,7 @@ def backup(
     began, made_at = time.monotonic(), clock.now()
     to = place.checked(to)
     databases = databases_of(stores_of(source, overrides=overrides, env=env))
-    if to.rstrip("/") == databases.roots["storage"].rstrip("/"):
+    if _real(to) == _real(databases.roots["storage"]):
         raise UsageError(
             f"{to} is storage.path itself: a backup in it is lost with it",
             hint="--to names a folder on another disk, or a bucket.",
@@ -88,6 +91,9 @@ def backup(
     place.check_place(to)
     with place.draft(to) as folder:
         contents, needed, live = _copied(databases, folder, made_at=made_at.isoformat(), on_step=on_step)
+        if verify:
+            on_step("bundles that the place has")
+            _verify_copies(needed, to)
         on_step(f"bundles: {len(needed)}")
         contents, new = _with_bundles(contents, needed, live, to)
         on_step("artifacts of versions and sweeps")
@@ -174,6 +180,26 @@ def _with_bundles(
         else:
             copied += places
     return replace(contents, bundles=tuple(copied), left_out=(*contents.left_out, *lacks)), new
+
+
+def _verify_copies(needed: Mapping[str, Sequence[BundleRef]], to: str) -> None:
+    """Read the bundles that an earlier backup wrote, on which this one relies.
+
+    Raises:
+        BundleError: one is damaged.
+    """
+    from raymlops.bundle.publish import check_copy, is_there
+
+    for digest, places in needed.items():
+        copy = BundleRef(uri=filesystem.join(to, filesystem.FOLDER, digest), digest=digest)
+        if is_there(copy.uri):
+            check_copy(copy, places[0].uri, every_byte=True)
+
+
+def _real(uri: str) -> str:
+    """Return a place without links and without a slash at its end."""
+    path = local_path(uri)
+    return uri.rstrip("/") if path is None else str(path.resolve())
 
 
 def _copied_once(places: Sequence[BundleRef], to: str) -> bool:

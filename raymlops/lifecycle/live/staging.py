@@ -97,5 +97,8 @@ def fetch_on_nodes(spec: ProjectSpec, bundle: BundleRef, settings: ServeSection)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
             raise ClusterError(f"a node does not fetch it: {type(error).__name__}") from error
         finally:
-            for one in fetching:
+            # Not one that has answered: Ray ends this process where it gets the answer just before (2.60,
+            # ``TaskManager::CompletePendingTask``: "Check failed: it != submissible_tasks_.end()").
+            left = ray.wait(fetching, num_returns=len(fetching), timeout=0)[1] if fetching else []
+            for one in left:
                 ray.cancel(one)

@@ -16,8 +16,6 @@ from raymlops.records import ModelVersionRef
 from raymlops.registry.lineage import GATE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import BundleRef
     from raymlops.registry.versions import Registry
@@ -25,21 +23,18 @@ if TYPE_CHECKING:
     from raymlops.state.versions import VersionRecord
 
 CHAMPION = "champion"
-CHALLENGER = "challenger"
 
 _log = logging.getLogger(__name__)
 
 
-def admitted(
-    spec: ProjectSpec, version: str, *, digest: str | None = None, again: bool = False
-) -> tuple[Registry, ModelVersionRef]:
+def admitted(spec: ProjectSpec, version: str, *, digest: str | None = None, again: bool = False) -> ModelVersionRef:
     """Return a version that has passed its gate and whose files are intact.
 
     With ``digest`` it has that one. One that was taken back from traffic is returned only ``again``, and by its number.
 
     Raises:
         NotFoundError: there is no such version.
-        RefusedError: it has not passed its gate here, has another digest, or MLflow contradicts this state.
+        RefusedError: it has not passed its gate here, has another digest, or MLflow names another bundle.
         BundleError: its files are no longer what its digest vouches for.
     """
     from raymlops.bundle.slices import slices_of
@@ -65,7 +60,7 @@ def admitted(
     signature = signature_of(ref.bundle)
     check_redacted(spec.serve.log.redact, signature, name=ref.name)
     slices_of(spec.monitor.slices, signature)
-    return registry, ref
+    return ref
 
 
 def loadable(registry: Registry, state: State, name: str, version: str) -> ModelVersionRef:
@@ -83,35 +78,6 @@ def loadable(registry: Registry, state: State, name: str, version: str) -> Model
         return live
     ref = registry.get(name, version)
     return as_recorded(ref, recorded(state, ref.name, ref.version))
-
-
-class MlflowAliases:
-    """The alias ``champion`` of models; connects to MLflow when asked."""
-
-    def __init__(self, spec: ProjectSpec) -> None:
-        self._spec = spec
-
-    def champion(self, name: str) -> int | None:
-        """Return the version that the alias of a model names, None without one."""
-        found = self._registry().by_alias(name, CHAMPION)
-        return None if found is None else found.version
-
-    def set_champion(self, name: str, version: int) -> None:
-        """Point the alias of a model to a version."""
-        self._registry().set_alias(name, CHAMPION, version)
-
-    def withdraw(self, name: str, versions: Collection[int]) -> None:
-        """Remove the alias ``challenger`` if it names one of these versions."""
-        registry = self._registry()
-        found = registry.by_alias(name, CHALLENGER)
-        if found is not None and found.version in versions:
-            registry.delete_alias(name, CHALLENGER)
-
-    def _registry(self) -> Registry:
-        from raymlops.registry.versions import Registry
-        from raymlops.tracking.client import tracker
-
-        return Registry(tracker(self._spec))
 
 
 def live_champion(state: State, name: str) -> ModelVersionRef | None:
@@ -183,23 +149,21 @@ def check_digest(said: ModelVersionRef, digest: str | None, *, to: str) -> None:
 
 
 def check_verdict(record: VersionRecord, said: str | None) -> None:
-    """Refuse a version that has not passed its gate here, or whose tag in MLflow contradicts that. Pure.
+    """Refuse a version that has not passed its gate here, whatever MLflow's tag says. Pure.
+
+    States may share an MLflow: its tag is the newest verdict, of a gate that may have had another champion.
 
     Raises:
         RefusedError: naming the case.
     """
-    hint = f"raymlops models gate --config FILE --version {record.version}"
-    which = f"{record.name} version {record.version}"
-    if record.verdict != "passed":
-        asked = "was refused by its gate" if record.verdict == "refused" else "has not passed its gate"
-        but = "; MLflow says passed, which does not count" if said == "passed" else ""
-        raise RefusedError(f"{which} {asked}{but}", hint=hint)
-    if said != "passed":
-        raise RefusedError(
-            f"{which}: MLflow says {said or 'nothing'} of its gate, this state recorded passed at "
-            f"{record.decided_at:%Y-%m-%d %H:%M} UTC",
-            hint=f"The gate was interrupted, asked from another state, or its tag was changed. Ask it again:\n  {hint}",
-        )
+    if record.verdict == "passed":
+        return
+    asked = "was refused by its gate" if record.verdict == "refused" else "has not passed its gate"
+    but = "; MLflow says passed, which does not count" if said == "passed" else ""
+    raise RefusedError(
+        f"{record.name} version {record.version} {asked}{but}",
+        hint=f"raymlops models gate --config FILE --version {record.version}",
+    )
 
 
 def check_withdrawn(record: VersionRecord, *, again: bool) -> None:

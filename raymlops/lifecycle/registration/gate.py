@@ -23,7 +23,8 @@ from raymlops.errors import (
     RefusedError,
     UnreachableError,
 )
-from raymlops.lifecycle.registration.admission import CHALLENGER, CHAMPION, adoptable, as_recorded, live_champion
+from raymlops.lifecycle.registration.admission import CHAMPION, adoptable, as_recorded, live_champion
+from raymlops.lifecycle.registration.aliases import CHALLENGER, other_owner
 from raymlops.lifecycle.registration.both_classes import both_classes
 from raymlops.lifecycle.registration.later_rows import later_rows
 from raymlops.lifecycle.registration.register import fixed_sources
@@ -65,7 +66,8 @@ def gate(
     if any, predicts the same test rows with its own code; if it cannot, nothing shows that the version is not worse,
     and the gate rejects it. With ``gate.later_rows`` the test rows must be later than the training rows. The decision
     is recorded in the state first, with its audit event, then as a tag of the version. After a kill in between, the
-    same call completes it. A rejected version loses the alias ``challenger``.
+    same call completes it. A rejected version loses the alias ``challenger``. Where another state owns the model's
+    aliases, they stay as they are, and the champion is the one that is live here, if any.
 
     The version's code runs here. So its digest must be the one that this state recorded at its registration. For a
     version that was registered from another state, ``adopt`` names the full digest: it is recorded here together with
@@ -100,7 +102,8 @@ def gate(
         rules = project.spec.gate if own_rules else here.gate
         metric = rules.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
         live = live_champion(state, ref.name)
-        current = live or registry.by_alias(ref.name, CHAMPION)
+        other = other_owner(registry, state.owner(), ref.name)
+        current = live or (None if other else registry.by_alias(ref.name, CHAMPION))
         if current is not None and current.version == ref.version:
             current = None
         needed = current is not None or bool(rules.later_rows)
@@ -135,11 +138,11 @@ def gate(
         rows_until, labels_until = until or (None, None)
         decision = replace(
             decision,
-            notes=(*decision.notes, *notes, *([note] if note else [])),
+            notes=(*decision.notes, *notes, *([note] if note else []), *_alone(other, live)),
             rows_until=rows_until,
             labels_until=labels_until,
         )
-        _record(decision, ref, seen=record, registry=registry, state=state)
+        _record(decision, ref, seen=record, registry=registry, state=state, named=other is None)
     if not decision.passed:
         raise GateRefusedError(
             f"{ref.name} version {ref.version} is no challenger: {decision.reason}",
@@ -279,8 +282,15 @@ def _check_finalize(champion: LoadedModel, blocks: list[dict[str, Any]], metric:
 
 
 def _record(
-    decision: GateDecision, ref: ModelVersionRef, *, seen: VersionRecord | None, registry: Registry, state: State
+    decision: GateDecision,
+    ref: ModelVersionRef,
+    *,
+    seen: VersionRecord | None,
+    registry: Registry,
+    state: State,
+    named: bool,
 ) -> None:
+    """Record a decision in the state, as a tag, and where the aliases may be ``named`` here by ``challenger``."""
     from raymlops.state.versions import record_verdict
 
     record_verdict(
@@ -300,10 +310,19 @@ def _record(
             "raymlops.gate_decision": json.dumps(decision.to_dict(), default=str)[:4900],
         },
     )
+    if not named:
+        return
     if decision.passed:
         registry.set_alias(ref.name, CHALLENGER, ref.version)
     elif (challenger := registry.by_alias(ref.name, CHALLENGER)) and challenger.version == ref.version:
         registry.delete_alias(ref.name, CHALLENGER)
+
+
+def _alone(other: str | None, live: ModelVersionRef | None) -> list[str]:
+    """Return a note where there is a champion, and not one of this state."""
+    return (
+        [] if other is None or live else [f"No version is live here to compare with: MLflow's champion is of {other}"]
+    )
 
 
 def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, served: Sequence[GateCheck]) -> str | None:

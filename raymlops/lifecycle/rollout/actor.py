@@ -23,7 +23,7 @@ from raymlops.config.base import absolute_references
 from raymlops.config.credentials import holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import ClusterError, RaymlopsError
-from raymlops.lifecycle.registration.admission import MlflowAliases
+from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.lifecycle.rollout.controller import Controller
 from raymlops.lifecycle.sources import spec_of, state_of
 from raymlops.records import Record
@@ -238,7 +238,7 @@ class ControllerActor:
             api,
             serve=spec.serve,
             reports=self._reports,
-            aliases=MlflowAliases(spec),
+            aliases=MlflowAliases(spec, state.owner()),
             losses=LabelLosses(state, ask_recipe=ask_in_task),
             retrainings=loop,
             maintain=LogMaintenance(state, state.url, then=watch),

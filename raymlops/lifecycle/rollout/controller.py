@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raymlops.errors import OutdatedStateError, RaymlopsError, RefusedError, TakenError
+from raymlops.lifecycle.live.alias_owner import note_owner
 from raymlops.lifecycle.live.change import ALIAS_S, within
 from raymlops.lifecycle.live.held import held
 from raymlops.lifecycle.live.lineup import champion_of, cooled, idle_of, with_canary, without
@@ -70,6 +71,9 @@ _log = logging.getLogger(__name__)
 
 class Aliases(Protocol):
     """The aliases of models in MLflow."""
+
+    def owned_by(self, name: str) -> str | None:
+        """Return which other state owns the aliases of a model; where none does, this one does from now on."""
 
     def champion(self, name: str) -> int | None:
         """Return the version that the alias ``champion`` of a model names."""
@@ -279,16 +283,22 @@ class Controller:
         self._state.change(name, ended, actor=self._actor)
 
     def _follow(self, name: str, aliases: Aliases) -> None:
-        """Compare the aliases of a model with what is live and what was taken back, and set them right."""
+        """Compare the aliases of a model with what is live and what was taken back, and set them right.
 
-        def look() -> int | None:
+        Those of another state are left alone, which is recorded once.
+        """
+
+        def look() -> tuple[str | None, int | None]:
+            if (other := aliases.owned_by(name)) is not None:
+                return other, None
             if lost := withdrawn(self._state, name):
                 aliases.withdraw(name, lost)
-            return aliases.champion(name)
+            return None, aliases.champion(name)
 
-        found = within(ALIAS_S, look)
+        other, found = within(ALIAS_S, look)
+        note_owner(self._state, name, other, actor=self._actor)
         champion = champion_of(self._state.deployments(name))
-        if champion is None or found == champion.version:
+        if other is not None or champion is None or found == champion.version:
             return
         within(ALIAS_S, partial(aliases.set_champion, name, champion.version))
         why = f"MLflow named version {found}" if found is not None else "MLflow named none"

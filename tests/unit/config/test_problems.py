@@ -42,6 +42,7 @@ WORKERS = "a whole number from 0 to 4096, or [min, max] with 1 <= min <= max <= 
         ("train: 5", "a.yaml:3:8: train: got 5; a mapping"),
         ("storage: {path: ''}", "a.yaml:3:17: storage.path: got ''; at least 1 character(s)"),
         ("serve: {tls_cert: /c}", "a.yaml:3:8: serve: tls_cert and tls_key are given both or not at all"),
+        ("serve: {grpc_port: 8000}", "a.yaml:3:8: serve: port and grpc_port are both 8000: each needs one of its own"),
         ("serve: {min_replicas: 3}", "a.yaml:3:8: serve: max_replicas 2 is below min_replicas 3"),
         (
             "serve: {gpus_per_replica: 1.5}",

@@ -51,7 +51,7 @@ NO_CONTROLLER = "the controller could not be started"
 class Aliases:
     """The registry, as far as a change asks it."""
 
-    def set_alias(self, name, alias, version):
+    def set_champion(self, name, version):
         """Take it."""
 
 

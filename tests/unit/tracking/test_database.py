@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from raymlops.errors import TrackingError
 from raymlops.tracking.client import Tracker
+from raymlops.tracking.copies import save_tracking
 from raymlops.tracking.database import database_file, ensure_database
 
 KILLED = """
@@ -66,3 +69,30 @@ def test_a_database_that_is_there_is_left_alone(tmp_path):
     before = path.stat().st_mtime_ns
     ensure_database(path, artifacts=str(tmp_path))
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Return the URL of a database with the tables that MLflow begins with: a server's, where it was killed then."""
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    url = f"sqlite:///{tmp_path}/mlflow.db"
+    Base.metadata.create_all(engine := sa.create_engine(url))
+    engine.dispose()
+    return url
+
+
+def test_tables_that_mlflow_has_only_begun_are_none_yet(begun, tmp_path):
+    """The next client makes the rest, and no backup has any."""
+    assert save_tracking(begun, tmp_path / "copy.db") is None
+    Tracker(begun, artifacts=str(tmp_path / "artifacts")).check()
+    assert save_tracking(begun, tmp_path / "copy.db") is not None
+
+
+def test_those_that_are_used_are_another_mlflows(begun, tmp_path):
+    """One row, by an MLflow of before its migrations, and nothing is changed."""
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("INSERT INTO experiments (name, artifact_location) VALUES ('mine', '/x')")
+    connection.close()
+    with pytest.raises(TrackingError, match="has the schema unknown"):
+        Tracker(begun).check()

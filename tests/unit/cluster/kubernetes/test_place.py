@@ -1,7 +1,7 @@
 import pytest
 
 from raymlops.cluster.kubernetes.kuberay import refusals
-from raymlops.cluster.kubernetes.place import label
+from raymlops.cluster.kubernetes.place import Place, label
 
 
 def test_a_label_is_itself():
@@ -31,6 +31,15 @@ def test_projects_that_differ_in_a_character_are_not_the_same_objects(place, obj
 def test_every_name_has_jobs_that_kuberay_takes(place, objects, name):
     """A RayJob's name has a verb more than the RayService's, and five characters of Kubernetes."""
     assert [said for one in objects(place(f"project.name={name}")) for said in refusals(one)] == []
+
+
+def test_no_two_projects_are_in_one_namespace(place):
+    """Wherever their names and those of the environments are divided."""
+    words = ["a", "b", "c", "prod"]
+    divided = [("-".join(words[:n]), "-".join(words[n:])) for n in (1, 2, 3)]
+    found = [Place(place(f"project.name={name}").spec, env, "") for name, env in divided]
+    assert len({one.namespace for one in found}) == 3
+    assert found[2].namespace == "a-b-c-prod"
 
 
 @pytest.mark.parametrize(("env", "namespace"), [("prod", "flights-prod"), ("prod_eu", "flights-prod-eu-")])

@@ -166,6 +166,29 @@ def test_a_pod_without_a_node_waits_for_one(kubernetes, run, told, waiting, reas
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [("FailedMount", MISSING), ("FailedScheduling", "0/3 nodes are available")],
+    ids=["made as the hint says", "found"],
+)
+def test_what_has_passed_is_waited_for_no_longer(kubernetes, run, told, reason, message):
+    """The event stays for an hour, and an image may be pulled for minutes: only what is repeated is still so."""
+    written, clock = told
+    on_node = {"type": "PodScheduled", "status": "True"}
+    kubernetes.cluster_pods = [pod("head", reason="ContainerCreating", condition=on_node)]
+    kubernetes.events = [warning("Pod", "head", reason=reason, message=message) | {"count": 7}]
+
+    def sleep(seconds, real=clock.sleep):
+        real(seconds)
+        if clock.now > 1000:
+            kubernetes.cluster_pods = []
+
+    clock.sleep = sleep
+    assert run("train").succeeded
+    waits = [line.partition("\n")[0] for line in written if " waits: " in line]
+    assert waits == ([f"pod/head waits: {reason}: {message}"] if reason == "FailedMount" else [])
+
+
 def test_a_cluster_without_pods_says_why(kubernetes, run, written, clock):
     """In the events of what would make them; who may not read events waits without."""
     kubernetes.pods = lambda _: []
@@ -205,6 +228,19 @@ def test_a_log_that_is_cut_is_taken_up_where_it_was(kubernetes, run, written, fo
     kubernetes.log = [f"line {number}" for number in range(12)]
     kubernetes.cuts = [0, 1, 5, 3, 3, 4, 2]
     assert run("train").succeeded
+    assert written[1:] == kubernetes.log
+
+
+@pytest.mark.parametrize("until", [20, 31, 38, 51])
+def test_a_log_that_is_cut_within_a_line_has_that_line_once_and_whole(kubernetes, run, written, until):
+    """In its time, and in its text, on which a pipeline may depend; the last one may never have a line end."""
+    kubernetes.log = ["RAYMLOPS_RESULT {}", "two"]
+    kubernetes.cuts, kubernetes.bytes = [2, 2], [until, until + 10]
+    assert run("train", name="mine").succeeded
+    assert written[1:] == kubernetes.log
+    kubernetes.bytes = [-1] * 10
+    del written[:]
+    run("train", name="mine")
     assert written[1:] == kubernetes.log
 
 
