@@ -119,13 +119,12 @@ def test_a_file_that_is_none_of_that_cloud_is_told(home, text, message, fix):
     [
         ("file_mounts: [a]", "file_mounts is no mapping"),
         ("file_mounts: {/a: [b], /c: ~/there}", "file_mounts./a is no text"),
-        ("max_workers: many", "max_workers is no whole number"),
+        ("max_workers: many\nhead_node_type: [a]", "max_workers is no whole number, head_node_type is no text"),
         ("available_node_types: [cpu]", "available_node_types is no mapping"),
         ("available_node_types: {cpu: c5}", "available_node_types.cpu is no mapping"),
         (
-            "available_node_types: {cpu: {node_config: {IamInstanceProfile: x, InstanceType: [a, b]}}}",
-            "available_node_types.cpu.node_config.IamInstanceProfile is no mapping, "
-            "available_node_types.cpu.node_config.InstanceType is no text",
+            "available_node_types: {cpu: {node_config: {IamInstanceProfile: x}}}",
+            "available_node_types.cpu.node_config.IamInstanceProfile is no mapping",
         ),
     ],
 )
