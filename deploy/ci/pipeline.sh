@@ -57,12 +57,27 @@ verb() {
 
 # Run a command as a job and show its log, which FILE keeps: job FILE WORD...
 job() {
-  local log=$1 first id attempt=1 state code=0
+  local log=$1 first id attempt=1 state code
   shift
   first="ci-$(date +%s)-$$-$RANDOM"
   if [ -n "${DELIVERY:-}" ]; then first="ci-$(printf '%s\0' "$DELIVERY" "$@" | sha256sum | cut -c 1-20)"; fi
   id=$first
-  while [ -n "${DELIVERY:-}" ] && state=$(state_of "$id") && [ -n "$state" ]; do
+  while :; do
+    state=$(known "$id")
+    if [ -z "$state" ]; then
+      code=0
+      follow "$id" "$log" ray job submit --submission-id "$id" --working-dir . -- "$@" || code=$?
+      if grep -q '^RAYMLOPS_RESULT ' "$log"; then return "$code"; fi
+      # Ray's command ends with 0 where its connection does, whatever becomes of the job.
+      if [ "$code" -eq 0 ]; then
+        until_ended "$id" "$log"
+        outcome "$id" "$state"
+        return
+      fi
+      # It is refused where another run of the delivery submitted the job in between.
+      state=$(known "$id")
+      if [ "$state" != running ] && [ "$state" != succeeded ]; then return "$code"; fi
+    fi
     if [ "$state" = running ] || [ "$state" = succeeded ]; then
       echo "the job $id of this delivery is known: $state; its log follows" >&2
       until_ended "$id" "$log"
@@ -75,11 +90,11 @@ job() {
     attempt=$((attempt + 1))
     id="$first-$attempt"
   done
-  follow "$id" "$log" ray job submit --submission-id "$id" --working-dir . -- "$@" || code=$?
-  if [ "$code" -ne 0 ] || grep -q '^RAYMLOPS_RESULT ' "$log"; then return "$code"; fi
-  # Ray's command ends with 0 where its connection does, whatever becomes of the job.
-  until_ended "$id" "$log"
-  outcome "$id" "$state"
+}
+
+# Print how a job of a delivery is; nothing where it is not known, or no delivery is named: known ID
+known() {
+  if [ -n "${DELIVERY:-}" ]; then state_of "$1"; fi
 }
 
 # Show the log of a job that is known, which FILE keeps; how it ended is its caller's state: until_ended ID FILE
@@ -183,9 +198,11 @@ deploy)
     echo "version $version is another model in another MLflow: name it as VERSION@DIGEST, as the stage train does" >&2
     exit 2
   fi
-  # DEPLOY_OPTIONS is a list of words.
+  # DEPLOY_OPTIONS is a list of words, none of which names files.
+  set -f
   # shellcheck disable=SC2206
   words=(deploy "${from[@]}" --version "$version" --digest "$digest" --yes ${DEPLOY_OPTIONS:-})
+  set +f
   code=0
   verb deploy "${words[@]}" || code=$?
   if [ "$code" -eq 4 ] && [ "$(value "$out/deploy.json" error type 2>/dev/null)" = UnrecordedError ]; then

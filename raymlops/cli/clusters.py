@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from raymlops.cli.operations import run_answer
-from raymlops.cli.output import Answer, ConfigOption, EnvOption, OptionalConfig, Overrides, error_data, note
+from raymlops.cli.output import (
+    Answer,
+    ConfigOption,
+    EnvOption,
+    OptionalConfig,
+    Overrides,
+    YesFlag,
+    confirm,
+    error_data,
+    note,
+)
 from raymlops.cli.source import split_words
 from raymlops.display import table
 from raymlops.errors import RaymlopsError, UsageError
@@ -124,6 +134,7 @@ def drain(
     node: Annotated[
         str | None, typer.Option("--node", metavar="ID", help="Of `ray list nodes`.  [default: that of this machine]")
     ] = None,
+    yes: YesFlag = False,
 ) -> Answer:
     """Drain the Ray node of this machine before it ends: it gets no new work, and what runs on it goes elsewhere."""
     import datetime as dt
@@ -136,9 +147,13 @@ def drain(
         found = spot.wait(lambda: spot.notice(on_notice, now=dt.datetime.now(dt.UTC)), sleep=time.sleep, note=note)
         within_s, reason = found.within_s, found.by
         note(reason)
-    drained = spot.drain(reason=reason, within_s=within_s, node_id=node)
-    data = {"node_id": drained, "reason": reason, "within_s": within_s}
-    return Answer(data, f"node {drained} is drained; it ends in {within_s} s ({reason})")
+    chosen = spot.find(node)
+    alone = "" if chosen.others else " No other node runs: all work waits until one joins."
+    if on_notice is None:
+        confirm(f"Drain node {chosen.node_id}? It gets no work again until Ray is started anew on it.{alone}", yes=yes)
+    spot.drain(chosen, reason=reason, within_s=within_s)
+    data = {"node_id": chosen.node_id, "reason": reason, "within_s": within_s, "other_nodes": chosen.others}
+    return Answer(data, f"node {chosen.node_id} is drained; it ends in {within_s} s ({reason}).{alone}")
 
 
 def submit(

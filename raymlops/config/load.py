@@ -17,6 +17,7 @@ from raymlops.config import shape
 from raymlops.config.bounds import check_space
 from raymlops.config.layers import Kind, Stack, put_file, put_overlay, put_overrides
 from raymlops.config.messages import Finding, check
+from raymlops.config.platforms.databricks import alike, tag_key
 from raymlops.config.schema import ProjectSpec
 from raymlops.config.space import Distribution, parse_distribution
 from raymlops.config.train import TrainSection
@@ -144,7 +145,7 @@ def _checked(stack: Stack, start: Place) -> LoadedSpec:
     spec = None
     if stack.data or stack.complete:
         spec, findings = check(ProjectSpec, stack.data)
-        findings += _space_findings(stack.data)
+        findings += [*_space_findings(stack.data), *_tag_findings(stack.data)]
         # A missing key may be in the layer that could not be read.
         stack.problems += [_placed(found, stack, start) for found in findings if stack.complete or not found.missing]
     if stack.problems or spec is None:
@@ -166,6 +167,17 @@ def _space_findings(data: dict[str, Any]) -> list[Finding]:
                 space[key] = parse_distribution(value)
     unread = [key for key in raw if key not in space] if isinstance(raw, dict) else []
     return check_space(space, train=train if isinstance(train, dict) else {}, unread=unread)
+
+
+def _tag_findings(data: dict[str, Any]) -> Iterator[Finding]:
+    """Yield tags of the project that would be one in Unity Catalog, where the models go there."""
+    project, tracking = data.get("project"), data.get("tracking")
+    tags = project.get("tags") if isinstance(project, dict) else None
+    if not isinstance(tags, dict) or not isinstance(tracking, dict) or tracking.get("uc_schema") is None:
+        return
+    for keys in alike(map(str, tags)):
+        message = f"{' and '.join(keys)} are one tag in Unity Catalog, {tag_key(keys[0])}: rename all but one"
+        yield Finding(("project", "tags", keys[-1]), message, at_key=True)
 
 
 def _placed(finding: Finding, stack: Stack, start: Place) -> tuple[Place, Problem]:

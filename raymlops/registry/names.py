@@ -1,7 +1,7 @@
 """What models, tags and their values are called in a registry: as here, or by the rules of Unity Catalog. Pure.
 
-There a model has three levels, CATALOG.SCHEMA.NAME. A tag's key holds none of ``. , - = / :``, its value at most 1,000
-characters with none blank at an end. Our own keys, which begin with ``raymlops.``, are read back as they were written.
+There a model has three levels, CATALOG.SCHEMA.NAME. A tag's key has fewer characters, its value at most 1,000 with none
+blank at an end. Our own keys, which begin with ``raymlops.``, are read back as they were written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from raymlops.config.platforms.databricks import tag_key
 from raymlops.registry.lineage import PREFIX
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TAG = 5000
 MAX_UC_TAG = 1000
-_RESERVED = re.compile(r"[.,\-=/:\s]")
-_UC_PREFIX = _RESERVED.sub("_", PREFIX)
+_UC_PREFIX = tag_key(PREFIX)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Names:
         """Return tags as they are written there."""
         if self.uc_schema is None:
             return {key: str(value)[:MAX_TAG] for key, value in tags.items()}
-        return {_RESERVED.sub("_", key): str(value).strip()[:MAX_UC_TAG].rstrip() for key, value in tags.items()}
+        return {tag_key(key): str(value).strip()[:MAX_UC_TAG].rstrip() for key, value in tags.items()}
 
     def read(self, tags: Mapping[str, str]) -> dict[str, str]:
         """Return tags as they are called here."""

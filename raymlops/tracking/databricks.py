@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import os
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from raymlops.config.platforms.databricks import SCHEME
 from raymlops.errors import TrackingError
@@ -46,12 +47,20 @@ def workspace(uri: str) -> str | None:
             f"there is no Databricks profile {named!r}: {file} {known}",
             hint=f"databricks auth login --profile {named}, or change tracking.uri",
         )
-    if host and profiles[named] and host.rstrip("/") != profiles[named].rstrip("/"):
+    if host and profiles[named] and not _same(host, profiles[named]):
         raise TrackingError(
             f"the Databricks profile {named!r} is of {profiles[named]}, and the client prefers {_HOST}, {host}",
             hint=f"unset {_HOST} and DATABRICKS_TOKEN, or set tracking.uri to {SCHEME}",
         )
     return profiles[named] or None
+
+
+def _same(host: str, other: str) -> bool:
+    """Return whether two hosts are one workspace as the SDK reads them; ids in ``?o=`` tell two apart."""
+    parts = [urlsplit((text if "://" in text else f"https://{text}").strip()) for text in (host, other)]
+    ids = [parse_qs(part.query).get("o") for part in parts]
+    names = {part.netloc.lower().removesuffix(":443") for part in parts}
+    return len(names) == 1 and (None in ids or ids[0] == ids[1])
 
 
 def _profiles(file: Path) -> tuple[dict[str, str], str]:
@@ -61,7 +70,11 @@ def _profiles(file: Path) -> tuple[dict[str, str], str]:
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read(file, encoding="utf-8")
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if text.startswith("\ufeff"):
+            fix = "Save it as UTF-8 without one."
+            raise TrackingError(f"{file} begins with a byte order mark, which Databricks' SDK cannot read", hint=fix)
+        parser.read_string(text)
     except (configparser.Error, UnicodeDecodeError, OSError):
         # Without its cause, which would show a line of a file with tokens.
         raise TrackingError(

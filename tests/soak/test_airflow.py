@@ -20,7 +20,8 @@ pytestmark = pytest.mark.soak
 DELIVERED = ["train", "models", "models", "deploy"]
 DAGS = """
 from datetime import timedelta
-from airflow.sdk import DAG
+from airflow.sdk import DAG, TaskGroup
+from raymlops_airflow.delivery import PARAMS, delivery
 from raymlops_airflow.operators import RayJobOperator, RayJobSensor
 with DAG("held", schedule=None):
     RayJobOperator(task_id="held", command="sleep 600", deferrable=False, poll_s=0.5)
@@ -38,6 +39,10 @@ with DAG("limited", schedule=None):
         RayJobOperator(
             task_id=task_id, command="sleep 604", deferrable=deferrable, poll_s=0.5, execution_timeout=limit
         )
+with DAG("apostrophe", schedule=None):
+    RayJobOperator(task_id="apostrophe", command="raymlops train note=it's", retries=3)
+with DAG("grouped", schedule=None, params=PARAMS), TaskGroup("parcels"):
+    delivery()
 with DAG("others", schedule=None):
     RayJobSensor(task_id="waits", job="somebody-elses", poke_interval=0.5)
     RayJobSensor(task_id="pokes", job="somebody-elses", poke_interval=0.5, deferrable=False)
@@ -104,6 +109,25 @@ def test_from_training_to_the_live_model_and_again(airflow, project, jobs):
     assert set(airflow.ended(run).values()) == {"success"}
     assert "attached to the job" in airflow.log(run, "deploy")
     assert verbs(jobs()) == DELIVERED
+
+
+def test_a_delivery_stands_in_a_task_group(airflow, project, jobs):
+    """Each task finds what the one before it answered, whatever its id begins with."""
+    _, given = project
+    run = airflow.begin("grouped", **given)
+    assert airflow.ended(run) == dict.fromkeys(
+        map("parcels.{}".format, ("train", "register", "gate", "deploy")), "success"
+    )
+    assert verbs(jobs()) == DELIVERED
+
+
+def test_a_command_without_words_fails_at_once(airflow, jobs):
+    """It is not tried again, and nothing is submitted."""
+    run = airflow.begin("apostrophe")
+    assert airflow.ended(run) == {"apostrophe": "failed"}
+    assert airflow.task(run, "apostrophe")["try_number"] == 1
+    assert "note=it's - quote an apostrophe" in airflow.log(run, "apostrophe")
+    assert jobs() == []
 
 
 def test_the_loop_by_hand_trains_where_something_moved(airflow, project, jobs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from argo_steps import Workflow
@@ -31,3 +32,17 @@ def test_one_that_is_killed_between_two_steps_goes_on(cluster, delivered, tmp_pa
     night = workflow("nightly", "uid-3")
     night.run()
     assert [job["entrypoint"].split()[1] for job in cluster.jobs()[4:]] == ["drift", "quality"]
+
+
+def test_two_of_one_delivery_at_once_share_its_jobs(cluster, delivered, tmp_path):
+    """Whichever submits a job first, the other follows it to the same version."""
+    user = delivered("argo-workflows")
+    known = len(cluster.jobs())
+    file = user.cwd / "argo-workflows/train-to-deploy.yaml"
+    both = [Workflow(file, user.cwd, tmp_path / "pods", user.env, uid, {"delivery": "def"}) for uid in ("a", "b")]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(one.run, until="train") for one in both]:
+            done.result()
+    print(both[1].log)
+    assert [job["entrypoint"].split()[1] for job in cluster.jobs()[known:]] == ["train", "models", "models"]
+    assert both[0].outputs == both[1].outputs

@@ -23,14 +23,17 @@ def verb(task_id: str, command: str, **kwargs: object) -> RayJobOperator:
 
 
 def delivery() -> RayJobOperator:
-    """Train, register, ask the gate, deploy; return the first of these tasks."""
+    """Train, register, ask the gate, deploy, also in a task group; return the first of these tasks."""
     source = "{{ params.source }}"
-    run_id = "{{ ti.xcom_pull(task_ids='train')['run_id'] }}"
-    version = "{{ ti.xcom_pull(task_ids='register')['version'] }}"
-    digest = "{{ ti.xcom_pull(task_ids='register')['bundle']['digest'] }}"
     train = verb("train", f"train {source}")
-    register = verb("register", f"models register {run_id} {source}")
+    register = verb("register", f"models register {_answer(train, 'run_id')} {source}")
+    version, digest = _answer(register, "version"), _answer(register, "bundle", "digest")
     gate = verb("gate", f"models gate {source} --version {version}")
     model = f"--version {version} --digest {digest}"
     train >> register >> gate >> verb("deploy", f"deploy {source} {model} --yes {{{{ params.deploy }}}}")
     return train
+
+
+def _answer(task: RayJobOperator, *keys: str) -> str:
+    """Return the template of a part of what a task answered."""
+    return f"{{{{ ti.xcom_pull(task_ids='{task.task_id}'){''.join(f'[{key!r}]' for key in keys)} }}}}"

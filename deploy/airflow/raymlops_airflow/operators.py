@@ -10,7 +10,7 @@ from airflow.sdk import BaseOperator, BaseSensorOperator, Connection, PokeReturn
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from raymlops_airflow.connection import ray_jobs
-from raymlops_airflow.ray_jobs import Follower, JobFailedError, RayJobs, RayJobsError, check, submission_id
+from raymlops_airflow.ray_jobs import Follower, RayJobs, RayJobsError, check, submission_id
 from raymlops_airflow.triggers import RayJobTrigger
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class RayJobOperator(BaseOperator):
         try:
             job, attached = jobs.start(first, self.command, working_dir=self.working_dir)
         except RayJobsError as error:
-            raise AirflowException(str(error)) from error
+            raise _failure(error) from error
         self._running = jobs, job
         if self._killed:  # while it was submitted
             self.on_kill()
@@ -143,7 +143,11 @@ def _look(follower: Follower) -> dict[str, Any] | None:
     try:
         return follower.look()
     except RayJobsError as error:
-        raise AirflowException(str(error)) from error
+        raise _failure(error) from error
+
+
+def _failure(error: RayJobsError) -> AirflowException:
+    return (AirflowFailException if error.final else AirflowException)(str(error))
 
 
 def _result(
@@ -159,7 +163,5 @@ def _result(
     jobs = _jobs(task)
     try:
         return check(jobs.find(job) or {"submission_id": job, "status": "gone"}, jobs.log(job), answers=answers)
-    except JobFailedError as error:
-        raise (AirflowFailException if error.final else AirflowException)(str(error)) from error
     except RayJobsError as error:
-        raise AirflowException(str(error)) from error
+        raise _failure(error) from error

@@ -30,15 +30,15 @@ STOP_WAIT_S = 30
 
 
 class RayJobsError(RuntimeError):
-    """The cluster does not answer, refuses, or does not know a job."""
-
-
-class JobFailedError(RayJobsError):
-    """A job did not succeed; ``final`` where trying again is of no use."""
+    """The cluster does not answer, refuses, or does not know a job; ``final`` where trying again is of no use."""
 
     def __init__(self, message: str, *, final: bool = False) -> None:
         super().__init__(message)
         self.final = final
+
+
+class JobFailedError(RayJobsError):
+    """A job did not succeed."""
 
 
 def submission_id(name: str, *parts: object) -> str:
@@ -49,7 +49,8 @@ def submission_id(name: str, *parts: object) -> str:
 
 def result_of(log: str) -> dict[str, Any] | None:
     """Return what a verb answered, from the log of its job; None where it did not say."""
-    lines = [line.removeprefix(RESULT) for line in log.splitlines() if line.startswith(RESULT)]
+    # Not splitlines, which also ends a line where a text in the result holds U+2028 or its like.
+    lines = [line.removeprefix(RESULT) for line in re.split(r"[\r\n]+", log) if line.startswith(RESULT)]
     try:
         return json.loads(lines[-1]) if lines else None
     except ValueError:
@@ -92,13 +93,14 @@ class RayJobs:
         A job that failed or was stopped is followed by another one, with a number behind its id.
 
         Raises:
-            RayJobsError: the cluster does not answer, or refuses the job.
+            RayJobsError: the command has no words, or the cluster does not answer, or refuses the job.
         """
+        entrypoint = _entrypoint(command)
         for number in count(1):
             name = first if number == 1 else f"{first}-{number}"
             job = self.find(name)
             if job is None:
-                return name, not self._submit(name, command, working_dir)
+                return name, not self._submit(name, entrypoint, working_dir)
             if job["status"] not in {"FAILED", "STOPPED"}:
                 return name, True
         raise AssertionError
@@ -131,13 +133,11 @@ class RayJobs:
         """
         self._ask("POST", f"/api/jobs/{name}/stop")
 
-    def _submit(self, name: str, command: str, working_dir: str) -> bool:
+    def _submit(self, name: str, entrypoint: str, working_dir: str) -> bool:
         """Return False where somebody else submitted it in between."""
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}}
         if working_dir:
             environment["working_dir"] = working_dir
-        # Without exec the shell between Ray and the driver would be stopped too, and end before it.
-        entrypoint = f"exec {shlex.join(shlex.split(command))}"
         body = {"entrypoint": entrypoint, "submission_id": name, "runtime_env": environment}
         answer = self._ask("POST", "/api/jobs/", json=body)
         if answer.status_code == httpx.codes.OK:
@@ -193,6 +193,23 @@ class Follower:
         for line in lines.splitlines():
             self._say(line)
         return job if job["status"] in ENDED else None
+
+
+def _entrypoint(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        said = str(error)
+    else:
+        # Without exec the shell between Ray and the driver would be stopped too, and end before it.
+        if words:
+            return f"exec {shlex.join(words)}"
+        said = "it is empty"
+    raise RayJobsError(
+        f"nothing was submitted, since the command has no words as a shell reads them ({said}): {command} - quote an "
+        'apostrophe or a space in a parameter: "key=it\'s"',
+        final=True,
+    )
 
 
 def _last_line(answer: httpx.Response) -> str:

@@ -37,6 +37,12 @@ variable "databases" {
   }
 }
 
+variable "state_file" {
+  description = "Where a head finds the file that state_url becomes: cluster.yaml copies it to ~/state_url."
+  type        = string
+  default     = "~/state_url"
+}
+
 variable "image" {
   description = "Repository of the image with raymlops and the recipe, without its tag; null where nodes install it."
   type        = string
@@ -61,7 +67,7 @@ locals {
       {
         path   = var.storage_path
         optuna = { env = "RAYMLOPS_OPTUNA_URL" }
-        state  = { file = "~/state_url" }
+        state  = { file = var.state_file }
       },
       startswith(var.storage_path, "/") ? { shared = true } : {},
     )

@@ -10,8 +10,8 @@ variable "folder" {
   type        = string
 
   validation {
-    condition     = startswith(var.folder, "/")
-    error_message = "An absolute path."
+    condition     = can(regex("^/[^?#%\\s]*$", var.folder))
+    error_message = "An absolute path without white space, ?, # and %, since it becomes a part of URLs."
   }
 }
 
@@ -44,6 +44,7 @@ module "contract" {
   tracking_uri = var.tracking_uri
   databases    = { for name, database in terraform_data.database : name => database.output }
   identities   = { head = "", worker = "" }
+  state_file   = "~/.raymlops/state_url" # no launcher copies it elsewhere
   cluster      = { cloud = "local", name = "raymlops", region = "" }
 }
 

@@ -45,7 +45,7 @@ def clients(region: str) -> Clients:
 
 
 def account(client: Clients, *, region: str, launcher: dict[str, Any] | None, bucket: str | None) -> Iterator[Finding]:
-    """Ask AWS; where it does not answer, say so and ask nothing else."""
+    """Ask AWS; where it does not answer, say so and ask nothing else. The launcher is one that ``read`` returned."""
     try:
         who = client("sts").get_caller_identity()
     except Exception as error:
@@ -65,9 +65,8 @@ def account(client: Clients, *, region: str, launcher: dict[str, Any] | None, bu
     yield from _quotas(client, launcher, region=region)
 
 
-def _profiles(client: Clients, configs: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    names = {config["IamInstanceProfile"]["Name"] for config in configs.values() if "IamInstanceProfile" in config}
-    for name in sorted(names):
+def _profiles(client: Clients, configs: list[dict[str, Any]]) -> Iterator[Finding]:
+    for name in sorted({name for config in configs if (name := _profile(config))}):
         finding = f"instance profile {name}"
         try:
             found = client("iam").get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
@@ -82,8 +81,8 @@ def _profiles(client: Clients, configs: dict[str, dict[str, Any]]) -> Iterator[F
             yield Finding(finding, ok, message, "" if ok else _APPLY)
 
 
-def _key_pairs(client: Clients, configs: dict[str, dict[str, Any]], *, region: str) -> Iterator[Finding]:
-    for name in sorted({config["KeyName"] for config in configs.values() if "KeyName" in config}):
+def _key_pairs(client: Clients, configs: list[dict[str, Any]], *, region: str) -> Iterator[Finding]:
+    for name in sorted({config["KeyName"] for config in configs if "KeyName" in config}):
         try:
             client("ec2").describe_key_pairs(KeyNames=[name])
         except Exception as error:
@@ -156,14 +155,14 @@ def _quota(client: Clients, family: str, *, spot: bool, needed: int, region: str
 def _machines(launcher: dict[str, Any] | None) -> dict[tuple[str, bool], int]:
     """Return how many machines of an instance type may run at once, on demand and as spot."""
     found: dict[tuple[str, bool], int] = defaultdict(int)
-    types = (launcher or {}).get("available_node_types") or {}
-    most = (launcher or {}).get("max_workers", math.inf)
-    for name, node in types.items():
-        config = node.get("node_config") or {}
-        number = 1 if name == (launcher or {}).get("head_node_type") else min(node.get("max_workers", most), most)
+    given = launcher or {}
+    most = given.get("max_workers", math.inf)
+    for name, node in given.get("available_node_types", {}).items():
+        config = node.get("node_config", {})
+        number = 1 if name == given.get("head_node_type") else min(node.get("max_workers", most), most)
         if "InstanceType" in config and number:
-            spot = (config.get("InstanceMarketOptions") or {}).get("MarketType") == "spot"
-            found[str(config["InstanceType"]), spot] += int(number) if math.isfinite(number) else 1
+            spot = config.get("InstanceMarketOptions", {}).get("MarketType") == "spot"
+            found[config["InstanceType"], spot] += int(number) if math.isfinite(number) else 1
     return dict(found)
 
 
@@ -173,9 +172,14 @@ def _family(instance_type: str) -> str:
     return _FAMILIES.get(found[0] if found else "", instance_type)
 
 
-def _node_configs(launcher: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    types = (launcher or {}).get("available_node_types") or {}
-    return {name: node.get("node_config") or {} for name, node in types.items()}
+def _node_configs(launcher: dict[str, Any] | None) -> list[dict[str, Any]]:
+    return [node.get("node_config", {}) for node in (launcher or {}).get("available_node_types", {}).values()]
+
+
+def _profile(config: dict[str, Any]) -> str | None:
+    """Return the name of a node's instance profile, which its ARN ends with: arn:...:instance-profile/PATH/NAME."""
+    profile = config.get("IamInstanceProfile", {})
+    return profile.get("Name") or profile.get("Arn", "").rpartition("/")[2] or None
 
 
 def _unknown(name: str, error: Exception, *, right: str) -> Finding:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.clouds import aws
+from raymlops.cluster.clouds import launcher as launchers
 from raymlops.cluster.doctor import Finding
 
 if TYPE_CHECKING:
@@ -53,9 +54,7 @@ def diagnose(cloud: Cloud, *, launcher: str | None = None, bucket_uri: str | Non
     login = credentials(cloud)
     findings = [*packages, found, login, *([] if config is None else _of_launcher(cloud, config, file))]
     if cloud == "aws" and login.ok and all(package.ok for package in packages):
-        region = str(
-            ((config or {}).get("provider") or {}).get("region") or os.environ.get("AWS_REGION") or "us-east-1"
-        )
+        region = str((config or {}).get("provider", {}).get("region") or os.environ.get("AWS_REGION") or "us-east-1")
         findings += aws.account(aws.clients(region), region=region, launcher=config, bucket=_bucket(bucket_uri))
     return findings
 
@@ -78,48 +77,35 @@ def _launcher(cloud: Cloud, file: Path) -> tuple[dict[str, Any] | None, Finding]
     from ruamel.yaml.error import YAMLError
 
     try:
-        config, kind = _read(file)
+        config, problems = launchers.read(file)
     except OSError as error:
         fix = f"run it where {LAUNCHERS[cloud]} is, or name yours: --launcher FILE"
         return None, Finding("launcher", ok=False, message=f"{file}: {error.strerror}", fix=fix)
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         message = f"{file} is no file of `ray up`: {str(error).partition(chr(10))[0]}"
         return None, Finding("launcher", ok=False, message=message, fix="name one: --launcher FILE")
+    kind = config["provider"]["type"]
     if kind != cloud:
         fix = f"raymlops doctor --cloud {kind}" if kind in LAUNCHERS else "name one: --launcher FILE"
         return None, Finding("launcher", ok=False, message=f"{file} is for {kind}, not {cloud}", fix=fix)
+    if problems:
+        message = f"{file}: {', '.join(problems)}; the rest was read"
+        return config, Finding("launcher", ok=False, message=message, fix=f"write it anew in {file}")
     return config, Finding("launcher", ok=True, message=f"{file}, the cluster {config.get('cluster_name')}")
-
-
-def _read(file: Path) -> tuple[dict[str, Any], str]:
-    """Return what a launcher's file says, and for which cloud it is.
-
-    Raises:
-        OSError, YAMLError, UnicodeDecodeError, KeyError, TypeError: it is no such file.
-    """
-    from ruamel.yaml import YAML
-
-    config = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
-    kind = config["provider"]["type"]
-    sections = {name: config.get(name) for name in ("auth", "file_mounts", "available_node_types")}
-    for name, section in {**sections, **(sections["available_node_types"] or {})}.items():
-        if not isinstance(section, dict | None):
-            raise TypeError(f"{name} is no mapping")
-    return config, kind
 
 
 def _of_launcher(cloud: Cloud, config: dict[str, Any], file: Path) -> Iterator[Finding]:
     key, place = _PLACES[cloud], config["provider"].get(_PLACES[cloud])
     fix = f"write provider.{key} into {file}"
     yield Finding(key, place is not None, f"{place or 'none'}, by provider.{key}", "" if place else fix)
-    for source in (config.get("file_mounts") or {}).values():
-        if not Path(str(source)).expanduser().exists():
+    for source in config.get("file_mounts", {}).values():
+        if not Path(source).expanduser().exists():
             mend = _MENDS.get(source, f"write it, or take it out of file_mounts in {file}")
             yield Finding("sent files", ok=False, message=f"{source} is not there, and goes to each node", fix=mend)
-    private = (config.get("auth") or {}).get("ssh_private_key")
+    private = config.get("auth", {}).get("ssh_private_key")
     if private is None or cloud == "azure":  # Ray makes the pair
         return
-    ok = Path(str(private)).expanduser().exists()
+    ok = Path(private).expanduser().exists()
     fix = f"ssh-keygen -t ed25519 -N '' -f {private}"
     yield Finding("key pair", ok, f"{private} is {'' if ok else 'not '}there", "" if ok else fix)
 

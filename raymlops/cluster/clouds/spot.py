@@ -10,7 +10,7 @@ import datetime as dt
 import email.utils
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 
@@ -72,12 +72,20 @@ def _gcp(client: httpx.Client, _now: dt.datetime) -> Notice | None:
 
 
 def _azure(client: httpx.Client, now: dt.datetime) -> Notice | None:
-    answer = client.get("/metadata/scheduledevents", params={"api-version": "2020-07-01"}, headers={"Metadata": "true"})
+    """Look for this machine's own name: all machines of an availability set or a scale set hear of each event."""
+    asks = {"api-version": "2020-07-01"}
+    answer = client.get("/metadata/scheduledevents", params=asks, headers={"Metadata": "true"})
     events = [event for event in answer.raise_for_status().json()["Events"] if event["EventType"] == "Preempt"]
     if not events:
         return None
+    asks = {"api-version": "2021-02-01", "format": "text"}
+    answer = client.get("/metadata/instance/compute/name", params=asks, headers={"Metadata": "true"})
+    name = answer.raise_for_status().text.strip().lower()  # SET_3 in a scale set, as in the event
+    ours = next((event for event in events if name in [other.lower() for other in event["Resources"]]), None)
+    if ours is None:
+        return None
     # Empty once it has begun.
-    at = email.utils.parsedate_to_datetime(events[0]["NotBefore"]) if events[0].get("NotBefore") else None
+    at = email.utils.parsedate_to_datetime(ours["NotBefore"]) if ours.get("NotBefore") else None
     return Notice(_SHORT_S if at is None else _seconds(at, now), "Azure: Preempt")
 
 
@@ -105,29 +113,50 @@ def wait(
         sleep(EVERY_S)
 
 
-def drain(*, reason: str, within_s: int, node_id: str | None = None) -> str:
-    """Drain the node of this machine, or the one with the id; return its id.
+@dataclass(frozen=True)
+class Node:
+    """A node that runs, and how many others do."""
+
+    node_id: str
+    others: int
+
+
+def find(node_id: str | None = None) -> Node:
+    """Return the node of this machine, or the one with the id.
 
     Raises:
-        ClusterError: no node runs here, several do, the id is of none, or Ray refuses.
+        ClusterError: Ray does not answer, no node runs here, several do, or the id is of none.
     """
-    from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_ip_address
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+    from ray._private.services import get_node_ip_address
 
     try:
-        client = GcsClient(address=canonicalize_bootstrap_address_or_die(None))
-        rows = client.get_all_node_info(timeout=10).items()
+        rows = _gcs().get_all_node_info(timeout=10).items()
     except (Exception, SystemExit) as error:
         message = f"Ray does not answer: {str(error).partition(chr(10))[0]}"
         raise ClusterError(message, hint="Run it beside Ray, as `raymlops env raymlops drain`.") from error
     alive = {key.hex(): str(row.node_manager_address) for key, row in rows if row.state == row.ALIVE}
-    chosen = node_of(alive, here=get_node_ip_address(), node_id=node_id)
+    return Node(node_of(alive, here=get_node_ip_address(), node_id=node_id), len(alive) - 1)
+
+
+def drain(node: Node, *, reason: str, within_s: int) -> None:
+    """Drain a node.
+
+    Raises:
+        ClusterError: Ray refuses.
+    """
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
     deadline_ms = int((time.time() + within_s) * 1000)
-    accepted, why = client.drain_node(chosen, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)
+    accepted, why = _gcs().drain_node(node.node_id, DRAIN_NODE_REASON_PREEMPTION, reason, deadline_ms)
     if not accepted:
-        raise ClusterError(f"Ray does not drain the node {chosen}: {why}", hint="ray list nodes")
-    return chosen
+        raise ClusterError(f"Ray does not drain the node {node.node_id}: {why}", hint="ray list nodes")
+
+
+def _gcs() -> Any:
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    return GcsClient(address=canonicalize_bootstrap_address_or_die(None))
 
 
 def node_of(alive: Mapping[str, str], *, here: str, node_id: str | None) -> str:

@@ -10,9 +10,10 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SCHEME = "databricks"
+_RESERVED = re.compile(r"[.,\-=/:\s]")
 _LEVEL = r"[^\s./'`A-Z]+"  # Unity Catalog stores names in lower case
 
 
@@ -24,6 +25,19 @@ def is_databricks(uri: str) -> bool:
 def registry_uri(uri: str) -> str:
     """Return the URI of the registry beside a tracking URI: of Databricks it is Unity Catalog, else the same MLflow."""
     return f"{SCHEME}-uc{uri.removeprefix(SCHEME)}" if is_databricks(uri) else uri
+
+
+def tag_key(key: str) -> str:
+    """Return a tag's key in Unity Catalog, which holds none of ``. , - = / :`` and no white space."""
+    return _RESERVED.sub("_", key)
+
+
+def alike(keys: Iterable[str]) -> list[list[str]]:
+    """Return the keys of tags that Unity Catalog would take for one."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(tag_key(key), []).append(key)
+    return [several for several in found.values() if len(several) > 1]
 
 
 def unfit(uri: str, *, uc_schema: str | None, experiment: str | None) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlflow.tracking._model_registry.utils import _get_default_registry_uri_for_tracking_uri
 
-from raymlops.config.load import load_data
+from raymlops.config.load import load, load_data
 from raymlops.config.platforms.databricks import is_databricks, registry_uri
 from raymlops.errors import ConfigError
 
@@ -47,3 +47,18 @@ def test_what_databricks_would_reject_is_told_by_the_file(change, says):
     with pytest.raises(ConfigError, match="tracking") as raised:
         loaded({**WELL, **change})
     assert says in str(raised.value)
+
+
+def test_tags_that_would_be_one_there_are_told_by_the_file(tmp_path):
+    """At the second; elsewhere they are two."""
+    file = tmp_path / "config.yaml"
+    tags = "    cost-center: a\n    team: t\n    cost_center: b\n"
+    text = f"project:\n  name: flights\n  tags:\n{tags}recipe: {{import: 'm:R'}}\n"
+    file.write_text(text)
+    assert len(load(file).spec.project.tags) == 3
+    file.write_text(f"{text}tracking: {{uri: databricks, uc_schema: main.ml, experiment: /Shared/flights}}\n")
+    with pytest.raises(
+        ConfigError, match=r"cost-center and cost_center are one tag in Unity Catalog, cost_center"
+    ) as no:
+        load(file)
+    assert [problem.place for problem in no.value.problems] == [f"{file}:6:5"]

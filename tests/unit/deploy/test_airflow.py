@@ -60,6 +60,16 @@ def test_a_job_is_submitted_once(server, jobs):
     assert sent["runtime_env"] == {"env_vars": wait, "working_dir": "s3://b/p.zip"}
 
 
+@pytest.mark.parametrize(("command", "says"), [("raymlops train note=it's", "No closing quotation"), (" ", "is empty")])
+def test_a_command_without_words_is_refused_before_it_is_submitted(server, jobs, command, says):
+    """It ends alike each time, and is named."""
+    with pytest.raises(RayJobsError, match=says) as caught:
+        jobs.start("id", command)
+    assert caught.value.final
+    assert command in str(caught.value)
+    assert server.submitted == []
+
+
 def test_one_that_somebody_submits_in_the_same_moment_is_not_submitted_twice(server, jobs, monkeypatch):
     """Ray refuses the second."""
     assert jobs.start("id", "x") == ("id", False)
@@ -101,6 +111,7 @@ def test_what_a_verb_answered_is_the_result():
     """Also where its exit code is an answer, and None where the command is no verb."""
     assert check(ended("SUCCEEDED"), log(run_id="r")) == {"run_id": "r"}
     assert check(ended("SUCCEEDED"), "no verb") is None
+    assert check(ended("SUCCEEDED"), 'RAYMLOPS_RESULT {"why": "a\u2028b"}\r\n') == {"why": "a\u2028b"}
     drifted = {"windows": [], "exit_code": 6}
     assert check(ended("FAILED"), log(**drifted), answers=(0, 6)) == drifted
 

@@ -81,6 +81,26 @@ def test_a_job_that_still_runs_is_followed_to_its_end(project, ends, code, train
     assert "is known: running" in said
 
 
+@pytest.mark.parametrize("status", ["RUNNING", "SUCCEEDED"])
+def test_a_job_that_another_run_submits_in_the_same_moment_is_followed(project, status):
+    """Ray refuses the second, which takes the result of the first."""
+    assert project.stage("train")[0] == 0
+    first = project.job("raymlops train")
+    (first / "status").write_text(f"{status}\n")
+    (first / "ends").write_text("SUCCEEDED\n")
+    (project.folder / "unseen").touch()
+    code, said = project.stage("train")
+    assert (code, verbs(project.calls)) == (0, TRAIN), said
+    assert "already exists" in said
+    assert (project.folder / "raymlops-ci/version").read_text() == "3@d1\n"
+
+
+def test_options_of_a_deployment_are_words_and_name_no_files(project):
+    """A star is none of the files beside it."""
+    assert project.stage("deploy", MODEL_VERSION="3@d1", DEPLOY_OPTIONS="--why  * --wait")[0] == 0
+    assert project.calls == [f"{DEPLOY} --why * --wait"]
+
+
 def test_without_a_name_every_run_is_a_delivery_of_its_own(project):
     """As a CI that is started again."""
     for _ in range(2):

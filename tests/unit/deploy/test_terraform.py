@@ -40,9 +40,9 @@ def test_each_module_has_the_outputs_of_the_contract(module):
 
 @pytest.mark.parametrize("module", ["local", "aws"])
 def test_each_module_gives_the_contract_what_it_asks_for(module):
-    """But for the image, which a machine of one's own may lack."""
+    """But for the image, which a machine of one's own may lack, and the place of the state's file on a head."""
     given = re.findall(r"^  (\w+)\s+=", blocks("module", module)["contract"], flags=re.MULTILINE)
-    assert {*given, "source", "image"} == {*blocks("variable", "contract"), "source"}
+    assert {*given, "source", "image", "state_file"} == {*blocks("variable", "contract"), "source"}
 
 
 def test_the_module_makes_what_the_launcher_names():

@@ -64,6 +64,30 @@ def test_a_profile_that_a_variable_overrides_is_refused(monkeypatch):
     assert no.value.hint.startswith("unset DATABRICKS_HOST")
 
 
+@pytest.mark.parametrize(
+    "host",
+    ["prod.cloud.databricks.com", "https://PROD.cloud.databricks.com:443", "https://prod.cloud.databricks.com/?o=123"],
+)
+def test_a_host_in_other_words_is_the_same_workspace(profiles, monkeypatch, host):
+    """As Databricks' SDK reads it; another id behind it is another workspace."""
+    monkeypatch.setenv("DATABRICKS_HOST", host)
+    assert workspace("databricks://prod") == "https://prod.cloud.databricks.com/"
+    profiles.write_text(f"[prod]\nhost = {host.partition('?')[0]}?o=45")
+    if "?" in host:
+        with pytest.raises(TrackingError, match="the client prefers"):
+            workspace("databricks://prod")
+    else:
+        assert workspace("databricks://prod").endswith("o=45")
+
+
+def test_a_byte_order_mark_is_named(profiles):
+    """The client ends at it, and shows a line."""
+    profiles.write_text(f"\ufeff{PROFILES}")
+    with pytest.raises(TrackingError, match="byte order mark") as no:
+        workspace("databricks://prod")
+    assert "without one" in no.value.hint
+
+
 def test_without_a_profile_of_that_name_the_setting_of_the_file_counts(profiles):
     """As in the client; profiles of which none is meant are no workspace."""
     profiles.write_text(PROFILES[PROFILES.index("[prod]") :])

@@ -8,6 +8,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from raymlops.cluster.clouds import aws
+from raymlops.cluster.clouds.launcher import read
 
 LAUNCHER = YAML(typ="safe", pure=True).load((Path(__file__).parents[4] / "cluster.yaml").read_text())
 VCPUS = {"m6i.xlarge": 4, "m6i.2xlarge": 8, "g5.xlarge": 4}
@@ -120,6 +121,27 @@ def test_a_key_pair_that_a_launcher_names_is_asked_for():
     assert account(launcher)[0]["key pair mine"].ok
     finding = account(launcher, describe_key_pairs=ClientError("InvalidKeyPair.NotFound"))[0]["key pair mine"]
     assert "aws ec2 import-key-pair --region us-east-1 --key-name mine" in finding.fix
+
+
+def test_a_launcher_may_name_profiles_by_arn_and_leave_fields_empty(tmp_path):
+    """As Ray takes it: an empty field is one that is not there."""
+    file = tmp_path / "launcher.yaml"
+    file.write_text("""
+provider: {type: aws}
+head_node_type: head
+max_workers:
+available_node_types:
+  head:
+    max_workers:
+    node_config: {InstanceType: m6i.xlarge, IamInstanceProfile: {Arn: "arn:aws:iam::1:instance-profile/ours/head"}}
+  worker: {node_config: {InstanceType: m6i.2xlarge, IamInstanceProfile: , InstanceMarketOptions: }}
+  more:
+""")
+    launcher, problems = read(file)
+    assert problems == []
+    findings, _ = account(launcher)
+    assert findings["instance profile head"].ok
+    assert findings["quota standard"].message.endswith("12 when all nodes run")
 
 
 def test_without_a_network_only_one_question_is_asked():

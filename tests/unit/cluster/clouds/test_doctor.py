@@ -97,9 +97,8 @@ def test_a_profile_that_is_not_there_is_named_with_those_that_are(home, monkeypa
         (None, "No such file", "--launcher FILE"),
         ("provider: [", "is no file of `ray up`", "--launcher FILE"),
         ("just text", "is no file of `ray up`", "--launcher FILE"),
-        ("provider: {type: aws}\nfile_mounts: [a]", "file_mounts is no mapping", "--launcher FILE"),
-        ("provider: {type: aws}\navailable_node_types: {cpu: c5}", "cpu is no mapping", "--launcher FILE"),
-        ("provider: {type: aws}\navailable_node_types: [cpu]", "is no file of `ray up`", "--launcher FILE"),
+        ("provider: [aws]", "is no file of `ray up`", "--launcher FILE"),
+        ("provider:", "is no file of `ray up`", "--launcher FILE"),
         ("provider: {type: gcp}", "is for gcp, not aws", "raymlops doctor --cloud gcp"),
         ("provider: {type: local}", "is for local, not aws", "--launcher FILE"),
     ],
@@ -113,6 +112,32 @@ def test_a_file_that_is_none_of_that_cloud_is_told(home, text, message, fix):
     assert message in findings["launcher"].message
     assert fix in findings["launcher"].fix
     assert "credentials" in findings
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("file_mounts: [a]", "file_mounts is no mapping"),
+        ("file_mounts: {/a: [b], /c: ~/there}", "file_mounts./a is no text"),
+        ("max_workers: many\nhead_node_type: [a]", "max_workers is no whole number, head_node_type is no text"),
+        ("available_node_types: [cpu]", "available_node_types is no mapping"),
+        ("available_node_types: {cpu: c5}", "available_node_types.cpu is no mapping"),
+        (
+            "available_node_types: {cpu: {node_config: {IamInstanceProfile: x}}}",
+            "available_node_types.cpu.node_config.IamInstanceProfile is no mapping",
+        ),
+    ],
+)
+def test_a_field_of_another_form_hides_none_of_the_others(home, field, message):
+    """It is told where it is, and the rest of the file is looked at all the same."""
+    (home / "there").touch()
+    file = home / "launcher.yaml"
+    file.write_text(f"provider: {{type: aws, region: r}}\nauth: {{ssh_private_key: ~/.ssh/mine}}\n{field}\n")
+    findings = {finding.name: finding for finding in doctor.diagnose("aws", launcher=str(file))}
+    assert findings["launcher"].message == f"{file}: {message}; the rest was read"
+    assert "region" in findings
+    assert "ssh-keygen" in findings["key pair"].fix
+    assert "sent files" not in findings
 
 
 def test_a_key_that_a_launcher_names_is_looked_for(home):

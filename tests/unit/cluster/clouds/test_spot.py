@@ -17,6 +17,7 @@ AWS = "/latest/meta-data/spot/instance-action"
 GCP = "/computeMetadata/v1/instance/preempted"
 AT = "2026-11-29T12:02:00Z"
 AZURE = "/metadata/scheduledevents?api-version=2020-07-01"
+AZURE_NAME = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 PREEMPT = {"EventType": "Preempt", "NotBefore": "Sun, 29 Nov 2026 12:00:30 GMT", "Resources": ["vm"]}
 
 
@@ -30,8 +31,8 @@ def metadata():
             self.answer("token" if self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else None)
 
         def do_GET(self):
-            known = {AWS: "X-aws-ec2-metadata-token", GCP: "Metadata-Flavor", AZURE: "Metadata"}
-            wanted = {AWS: "token", GCP: "Google", AZURE: "true"}
+            known = {AWS: "X-aws-ec2-metadata-token", GCP: "Metadata-Flavor", AZURE: "Metadata", AZURE_NAME: "Metadata"}
+            wanted = {AWS: "token", GCP: "Google", AZURE: "true", AZURE_NAME: "true"}
             allowed = self.headers.get(known.get(self.path, "")) == wanted.get(self.path)
             self.answer(answers.get(self.path) if allowed else None)
 
@@ -47,6 +48,7 @@ def metadata():
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        answers[AZURE_NAME] = "vm"
         answers["base"] = f"http://127.0.0.1:{server.server_port}"
         yield answers
         server.shutdown()
@@ -72,6 +74,15 @@ def test_a_notice_is_told_from_none(metadata, path, before, then, found):
     assert notice(cloud, now=NOW, base=metadata["base"]) is None
     metadata[path] = then
     assert notice(cloud, now=NOW, base=metadata["base"]) == found
+
+
+def test_on_azure_the_eviction_of_another_machine_is_none(metadata):
+    """All of a scale set hear of each; of several events the one counts that has this machine's name."""
+    others = {**PREEMPT, "NotBefore": "", "Resources": ["set_1", "set_30"]}
+    metadata |= {AZURE_NAME: "Set_3", AZURE: events(others)}
+    assert notice("azure", now=NOW, base=metadata["base"]) is None
+    metadata[AZURE] = events(others, {**PREEMPT, "NotBefore": "Sun, 29 Nov 2026 12:01:00 GMT", "Resources": ["set_3"]})
+    assert notice("azure", now=NOW, base=metadata["base"]) == Notice(60, "Azure: Preempt")
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp", "azure"])
