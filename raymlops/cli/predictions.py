@@ -111,6 +111,8 @@ def predictions(
     if table is not None:
         _refuse("A Delta table as --out", {"--version": version, "--limit": limit, "--where": where})
         assert first is not None
+        for text in other_storages(name, spec):
+            note(text)
         return _exported(export_log(name, spec, table, since=first, until=min(last or now, now)))
     for text in other_storages(name, spec) if where else ():
         note(text)
@@ -146,8 +148,8 @@ def _exported(record: ExportRecord) -> Answer:
     if record.left:
         left = ", ".join(record.left)
         parts.append(
-            "left as they are, since the log has no or not all rows of them, and none were erased, or since it has "
-            f"some in another storage: {left}"
+            "left as they are, older than serve.log.retention_days, or with rows in the table that the log lacks and "
+            f"nobody erased: {left}"
         )
     parts += [f"damaged, so that its day was left as it is: {path}" for path in record.damaged]
     note("\n".join(parts))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raymlops.config.durations import parse_duration, read_moment
 from raymlops.errors import BundleError, LeaseLostError, NotFoundError, StorageError, UsageError
@@ -39,7 +39,7 @@ _FIRST = datetime(1970, 1, 1, tzinfo=UTC)
 WRITE_S = 2.0
 """Beyond the log's own ``flush_s``: how long a row may take from its answer to the storage."""
 
-ERASURES = ERASE, ERASED = "predictions.erase", "predictions.erased"
+ERASE, ERASED = "predictions.erase", "predictions.erased"
 """Actions of the events of an erasure: when it began, and when it was done."""
 
 
@@ -384,9 +384,10 @@ def parse_moment(text: str, *, now: datetime, ahead: bool = False) -> datetime:
             ) from error
 
 
-def _counts(record: EraseRecord) -> dict[str, int]:
+def _counts(record: EraseRecord) -> dict[str, Any]:
     return {
         "rows": record.rows,
+        "days": dict(record.days),
         "labels": record.labels,
         "open_labels": record.open_labels,
         "unsearched_rows": record.unsearched,

@@ -8,6 +8,7 @@ the next call.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from raymlops.records import Record
 from raymlops.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from raymlops.predictions.hourly import CountedOn
     from raymlops.predictions.paths import Folder
@@ -73,6 +74,8 @@ class EraseRecord(Record):
 
     problem: str = ""
     """Why a row could not be compared; empty where all were."""
+    days: Mapping[str, int] = field(default_factory=dict)
+    """Rows by their day, by UTC."""
 
     @classmethod
     def total(cls, records: Iterable[EraseRecord]) -> EraseRecord:
@@ -82,7 +85,8 @@ class EraseRecord(Record):
         sums = {count: sum(getattr(record, count) for record in every) for count in counts}
         damaged = tuple(sorted({path for record in every for path in record.damaged}))
         problem = next((record.problem for record in every if record.problem), "")
-        return replace(every[0], **sums, damaged=damaged, problem=problem)
+        days = sum((Counter(record.days) for record in every), Counter[str]())
+        return replace(every[0], **sums, damaged=damaged, problem=problem, days=dict(sorted(days.items())))
 
     def then(self, later: EraseRecord) -> EraseRecord:
         """Return the sum with a later call, which saw what was written meanwhile."""
@@ -231,10 +235,15 @@ class _Pass:
 
     def record(self) -> EraseRecord:
         """Return what was found or erased."""
+        starts = {hour.path: hour.start for hour in self._hours}
+        days = Counter[str]()
+        for found in self._found:
+            days[f"{starts[found.folder]:%Y-%m-%d}"] += self._free(found)
         return EraseRecord(
             self._job.name,
             tuple(self._job.where.fields),
-            rows=sum(map(self._free, self._found)),
+            rows=days.total(),
+            days=days,
             labels=sum(len(found.keys) for found in self._labels),
             searched=self._searched.searched,
             unsearched=self._searched.unsearched,

@@ -8,24 +8,24 @@ from datetime import UTC, datetime, time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from raymlops.errors import StorageError, UsageError
+from raymlops.errors import UsageError
 from raymlops.lifecycle.batch.outputs import refuse_other_files
 from raymlops.lifecycle.live.log_owner import read_from
-from raymlops.lifecycle.prediction_log import ERASURES, stored_log
+from raymlops.lifecycle.prediction_log import ERASE, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
 from raymlops.records import Record
-from raymlops.storage.filesystem import absolute
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
     from datetime import date
 
     from raymlops.config.schema import ProjectSpec
-    from raymlops.lifecycle.prediction_log import StoredLog
+    from raymlops.state.audit import AuditEvent
     from raymlops.storage.delta.names import TableName
 
-
+EXPORT = "predictions.export"
+"""Action of the event of an export: the table and its days, and the newest event when it began (``seen``)."""
 _OURS = re.compile(r"date=\d{4}-\d{2}-\d{2}|\..*")
-_NEVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class ExportRecord(Record):
     table_version: int | None
     """None where there was no day."""
     left: tuple[str, ...] = ()
-    """Days before the log's retention, those of which the log has no rows and nobody erased any, and those of which
-    another storage has rows too: of these the table may have more rows than the log; they stay as they are."""
+    """Days before the log's retention, and those of which the table has rows that the log lacks, more than were erased
+    since they were exported last: they stay as they are."""
     damaged: tuple[str, ...] = ()
     """Files of the log that cannot be read; what the table has of their days is as it was."""
 
@@ -65,20 +65,20 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
         refuse_other_files(table.uri, _OURS)
     owner = state_id(spec)
     reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)
+    days = {day: datetime.combine(day, time(), UTC) for day in days_between(since, until)}
     with state_of(spec) as state:
         log = stored_log(state, name)
         kept_since = None if log is None else log.kept_since(state.now())
-        elsewhere = set() if log is None else _days_elsewhere(log, reading.uri, since=since, until=until)
-        erased_at = max((event.ts for event in state.events(name) if event.action in ERASURES), default=_NEVER)
-    days = {day: datetime.combine(day, time(), UTC) for day in days_between(since, until)}
+        events = state.events(name)
+    erased = _erased(events, table.uri, days)
     every = [
-        write_day(reading, day, table.uri, owner=owner, erased=erased_at >= start)
+        write_day(reading, day, table.uri, owner=owner, erased=erased[day])
         for day, start in days.items()
-        if day not in elsewhere and (kept_since is None or start >= kept_since)
+        if kept_since is None or start >= kept_since
     ]
     done = [each for each in every if each.table_version is not None]
     looked = {each.day for each in every if not each.left}
-    return ExportRecord(
+    record = ExportRecord(
         name=name,
         table=table.uri,
         days=tuple(each.day.isoformat() for each in done),
@@ -88,28 +88,24 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
         left=tuple(day.isoformat() for day in days if day not in looked),
         damaged=tuple(path for each in every for path in each.damaged),
     )
+    if done:
+        with state_of(spec) as state:
+            seen = events[0].id if events else 0
+            after = {"table": table.uri, "days": record.days, "rows": record.rows, "seen": seen}
+            state.record(action=EXPORT, subject=name, after=after, why="requested")
+    return record
 
 
-def _days_elsewhere(log: StoredLog, here: str, *, since: datetime, until: datetime) -> set[date]:
-    """Return the days by UTC of which another storage has rows of this state: those on which the log was moved.
+def _erased(events: Sequence[AuditEvent], uri: str, days: Collection[date]) -> dict[date, int]:
+    """Return how many rows of each day were erased since an export into the table began that had it.
 
-    Where one cannot be asked, the first day of the log that is read is taken for one of these.
-
-    Raises:
-        StorageError: the log that is read cannot be used.
+    ``events`` are the newest first.
     """
-    from raymlops.predictions.owner import owner_of
-    from raymlops.predictions.paths import first_hour, prediction_hours
-    from raymlops.storage.store import Store
-
-    own, first = owner_of(Store(here), log.name), first_hour(Store(here), log.name)
-    days: set[date] = set()
-    is_known = not log.unreachable
-    for uri in log.distinct:
-        try:
-            if absolute(uri) == absolute(here) or (own is not None and own == owner_of(Store(uri), log.name)):
-                continue
-            days |= {hour.start.date() for hour in prediction_hours(Store(uri), log.name, since=since, until=until)}
-        except StorageError:
-            is_known = False
-    return days if is_known or first is None else {*days, first.date()}
+    found = {}
+    for day in days:
+        text = day.isoformat()
+        exports = (event.after for event in events if event.action == EXPORT and event.after["table"] == uri)
+        seen = next((each["seen"] for each in exports if text in each["days"]), 0)
+        erasures = (event.before.get("days", {}) for event in events if event.action == ERASE and event.id > seen)
+        found[day] = sum(each.get(text, 0) for each in erasures)
+    return found

@@ -11,19 +11,25 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raymlops.errors import RefusedError, UsageError
 from raymlops.predictions.export.files import conform, union
+from raymlops.predictions.labelled import key_hashes
 from raymlops.storage import filesystem
 from raymlops.storage.delta.commit import NewFile, TableWriter, load_own
 from raymlops.storage.delta.names import TableName
+from raymlops.storage.delta.snapshot import read_snapshot
 from raymlops.storage.delta.tables import load_if_there
+from raymlops.storage.locate import unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import date
+
+    import numpy.typing as npt
 
     from raymlops.predictions.read import Reading
 
@@ -41,7 +47,7 @@ class DayExport:
     table_version: int | None = None
     """None where nothing was written."""
     left: bool = False
-    """Whether the table has rows of the day and the log has none, which nobody erased: they stay."""
+    """Whether the table has rows of the day that the log lacks, more than were erased since: they stay."""
     damaged: tuple[str, ...] = ()
     """Files of the log that cannot be read; what the table has of the day is as it was."""
 
@@ -52,11 +58,11 @@ def days_between(since: datetime, until: datetime) -> list[date]:
     return [first + timedelta(days=number) for number in range((end - first).days)]
 
 
-def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool = False) -> DayExport:
+def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: int = 0) -> DayExport:
     """Write the rows of a day, of the state ``owner``, into the table at ``uri``, which is created if there is none.
 
-    ``reading`` has the log; its window is not used. A day that the table has and the log has not stays, unless rows of
-    it may have been ``erased``: a log that was moved, restored without its rows, or cut by its retention has none.
+    ``reading`` has the log; its window is not used. A day of which the table has rows that the log lacks stays,
+    unless so many were ``erased``: a log that was moved, restored without its rows, or cut by its retention lacks some.
 
     Raises:
         RefusedError: the table is not an export of this log.
@@ -71,16 +77,20 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool
     writer = TableWriter(uri, schema.append(pa.field(DATE, pa.date32())), partitioned_by=(DATE,), replaces=True)
     path = f"{DATE}={day}/part-{uuid.uuid4().hex}.parquet"
     place = filesystem.join(uri, *path.split("/"))
+    known = _Known(uri, day)
     with filesystem.create(place) as file, pq.ParquetWriter(file, schema, compression="zstd") as parquet:
         for batch in rows:
+            known.take(batch)
             parquet.write_batch(conform(batch, schema))
     files = [NewFile(path, int(filesystem.info(place).size), rows.rows, partition)] if rows.rows else []
     if rows.damaged or not files:
         filesystem.delete(place)
     if rows.damaged:
         return DayExport(day, damaged=rows.damaged)
-    if not files and not (erased and _has(uri, partition)):
-        return DayExport(day, left=_has(uri, partition))
+    if known.missing > erased or not (known or files):
+        if files:
+            filesystem.delete(place)
+        return DayExport(day, left=len(known) > 0)
     about = {"raymlops.name": reading.name, "raymlops.day": day.isoformat(), "raymlops.rows": str(rows.rows)}
     try:
         version = writer.commit(files, work=work, about=about, partition=partition)
@@ -90,9 +100,44 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: bool
     return DayExport(day, rows.rows, rows.labelled, version)
 
 
-def _has(uri: str, partition: dict[str, str]) -> bool:
-    table = load_if_there(TableName(uri))
-    return table is not None and partition in table.partitions()
+class _Known:
+    """The rows that the table has of a day, by their request ids and numbers, and which of them the log has."""
+
+    def __init__(self, uri: str, day: date) -> None:
+        """Read them; eight bytes are kept of each.
+
+        Raises:
+            UsageError: the table has deletion vectors.
+            StorageError: a file cannot be read.
+        """
+        name = TableName(uri, partitions=((DATE, day.isoformat()),))
+        files = read_snapshot(name)[1] if load_if_there(TableName(uri)) is not None else []
+        self._hashes = np.unique(np.concatenate([np.empty(0, np.int64), *(_hashes_in(file.uri) for file in files)]))
+        self._found = np.zeros(len(self._hashes), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def take(self, batch: pa.RecordBatch) -> None:
+        """Note that the log has these rows."""
+        if len(self):
+            asked = key_hashes(batch["request_id"], batch["row"])
+            places = np.minimum(np.searchsorted(self._hashes, asked), len(self) - 1)
+            self._found[places[self._hashes[places] == asked]] = True
+
+    @property
+    def missing(self) -> int:
+        """Return how many the log does not have."""
+        return int((~self._found).sum())
+
+
+def _hashes_in(uri: str) -> npt.NDArray[np.int64]:
+    store, path = filesystem.open_filesystem(uri)
+    try:
+        keys = pq.read_table(path, filesystem=store, columns=["request_id", "row"], partitioning=None)
+    except (OSError, pa.ArrowException) as error:
+        raise unreadable(uri, error) from error
+    return key_hashes(keys["request_id"], keys["row"])
 
 
 def _columns_of(uri: str, work: str) -> pa.Schema:

@@ -164,7 +164,9 @@ def test_rows_are_erased_by_the_value_of_a_field(log, capsys):
     before, after = json.loads(capsys.readouterr().out)["events"]
     assert (before["action"], before["before"]["rows"]) == ("predictions.erase", 1)
     left = {"open_labels": 0, "unsearched_rows": 0, "damaged_files": 0}
-    assert (after["action"], after["after"]) == ("predictions.erased", {"rows": 1, "labels": 1, **left})
+    counts = {"rows": 1, "days": before["before"]["days"], "labels": 1, **left}
+    assert (after["action"], after["after"]) == ("predictions.erased", counts)
+    assert list(counts["days"].values()) == [1]
     assert before["why"] == after["why"] == "rows and labels where request_id has a given value"
 
 
@@ -241,7 +243,7 @@ def test_days_that_have_ended_go_to_a_table(log, capsys, monkeypatch, tmp_path):
         put(state, "flights", [Deployment("flights", 3, bundle, "run", "champion", {"log": {"retention_days": 0.5}})])
     assert main(["predictions", "flights", "--since", "2d", "--out", table]) == 0
     printed = capsys.readouterr()
-    assert f"or since it has some in another storage: {before:%Y-%m-%d}" in printed.err
+    assert f"that the log lacks and nobody erased: {before:%Y-%m-%d}" in printed.err
     assert DeltaTable(table).count() == 4
     assert main(["predictions", "flights", "--version", "3", "--out", table]) == 2
     assert "A Delta table as --out cannot be used with --version" in capsys.readouterr().err

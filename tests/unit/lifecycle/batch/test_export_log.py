@@ -1,9 +1,12 @@
 """Which days of a log become those of a Delta table."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from served_requests import SIGNATURE, served
@@ -13,9 +16,11 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.errors import UsageError
 from raymlops.lifecycle.batch.export_log import export_log
 from raymlops.lifecycle.live.log_owner import claim
+from raymlops.lifecycle.prediction_log import erase_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
+from raymlops.predictions.where import Where
 from raymlops.records import BundleRef, ModelVersionRef
 from raymlops.state.database import state_url
 from raymlops.state.store import Deployment
@@ -33,11 +38,30 @@ def spec(tmp_path):
     data = {"project": {"name": "m"}, "recipe": {"import": "tiny:Tiny"}, "storage": {"path": str(tmp_path / "home")}}
     found = ProjectSpec.model_validate(data, context={"stored": True})
     deploy(found, retention_days=30)
-    log = PredictionLog(LogSettings(enabled=True, uri=found.storage.path), name="m", signature=SIGNATURE, writer="w")
-    columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
-    log.take([served("a", ts=OLD.timestamp(), version=3, columns=columns)])
-    log.close()
+    ask(found, "a", OLD)
     return found
+
+
+def ask(spec, request_id, at):
+    log = PredictionLog(LogSettings(enabled=True, uri=spec.storage.path), name="m", signature=SIGNATURE, writer="w")
+    columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
+    log.take([served(request_id, ts=at.timestamp(), version=3, columns=columns)])
+    log.close()
+
+
+def erase(spec, request_id):
+    assert erase_predictions("m", spec, Where.parse([f"request_id={request_id}"]), sleep=lambda _s: None).rows == 1
+
+
+def lose(spec, request_id):
+    """Remove the file that has a request."""
+    found = (Path(spec.storage.path) / "predictions").rglob("[!.]*.parquet")
+    (path,) = (each for each in found if request_id in pq.read_table(each, partitioning=None)["request_id"].to_pylist())
+    path.unlink()
+
+
+def rows(table):
+    return sorted(DeltaTable(table).to_pyarrow_table()["request_id"].to_pylist())
 
 
 def deploy(spec, *, retention_days):
@@ -62,43 +86,49 @@ def test_days_that_the_log_does_not_keep_stay_whatever_the_end(spec, tmp_path):
     assert DeltaTable(tmp_path / "t").to_pyarrow_table().num_rows == 1
 
 
-def test_a_day_that_was_erased_since_goes(spec, tmp_path):
-    """One that the log lost in another way stays."""
-    export(spec, tmp_path / "t")
-    for path in (tmp_path / "home" / "predictions").rglob("*.parquet"):
-        path.unlink()
+def test_a_day_goes_as_far_as_it_was_erased(spec, tmp_path):
+    """Rows that the log lost in another way stay, whoever was erased on other days."""
+    ask(spec, "b", OLD)
+    ask(spec, "c", OLD)
+    ask(spec, "other day", OLD + DAY)
+    assert export(spec, tmp_path / "t").rows == 4
+    erase(spec, "other day")
+    erase(spec, "a")
+    assert export(spec, tmp_path / "t").rows == 2
+    lose(spec, "c")
     assert f"{OLD:%Y-%m-%d}" in export(spec, tmp_path / "t").left
-    with state_of(spec) as state:
-        state.record(action="predictions.erased", subject="m", why="a test")
+    assert rows(tmp_path / "t") == ["b", "c"]
+
+
+def test_a_day_of_which_all_was_erased_goes(spec, tmp_path):
+    """The export before it knew of it."""
+    export(spec, tmp_path / "t")
+    erase(spec, "a")
     assert export(spec, tmp_path / "t").left == ()
-    assert DeltaTable(tmp_path / "t").to_pyarrow_table().num_rows == 0
+    assert rows(tmp_path / "t") == []
 
 
-def test_the_day_on_which_the_log_was_moved_stays(spec, tmp_path):
-    """Each storage has a part of it; the days after it are those of the new one. One storage by two names is one."""
+@pytest.mark.parametrize("old", ["there", "gone"])
+def test_the_day_on_which_the_log_was_moved_stays(spec, tmp_path, old):
+    """Each storage has a part of it; the days after it are those of the new one."""
     assert export(spec, tmp_path / "t").rows == 1
     home = tmp_path / "home"
-    (tmp_path / "link").symlink_to(home)
-    linked, moved = (
-        spec.model_copy(update={"storage": spec.storage.model_copy(update={"path": str(path), "state": state})})
-        for path, state in ((tmp_path / "link", state_url(spec)), (tmp_path / "new", state_url(spec)))
+    moved = spec.model_copy(
+        update={"storage": spec.storage.model_copy(update={"path": str(tmp_path / "new"), "state": state_url(spec)})}
     )
-    assert export(linked, tmp_path / "t").rows == 1
     with state_of(spec) as state:
         ref = ModelVersionRef("m", 4, "run", BundleRef(f"{tmp_path}/new/bundles/{'e' * 64}", "e" * 64), ())
         record_version(state, ref, why="", now=NOW)
         ref = replace(ref, version=3, bundle=BundleRef(f"{home}/bundles/{'d' * 64}", "d" * 64))
         record_version(state, ref, why="", now=NOW)
         claim(state, "m", [moved.storage.path])
-    log = PredictionLog(LogSettings(enabled=True, uri=moved.storage.path), name="m", signature=SIGNATURE, writer="w")
-    columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
-    for number, at in enumerate((OLD + timedelta(hours=1), OLD + DAY)):
-        log.take([served(f"new-{number}", ts=at.timestamp(), version=4, columns=columns)])
-    log.close()
+    ask(moved, "new-0", OLD + timedelta(hours=1))
+    ask(moved, "new-1", OLD + DAY)
+    if old == "gone":
+        shutil.rmtree(home / "predictions")
     found = export(moved, tmp_path / "t")
     assert (found.days, f"{OLD:%Y-%m-%d}" in found.left) == ((f"{OLD + DAY:%Y-%m-%d}",), True)
-    rows = DeltaTable(tmp_path / "t").to_pyarrow_table()["request_id"].to_pylist()
-    assert sorted(rows) == ["a", "new-1"]
+    assert rows(tmp_path / "t") == ["a", "new-1"]
 
 
 def test_a_folder_with_files_of_others_becomes_no_table(spec, tmp_path):

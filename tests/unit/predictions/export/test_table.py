@@ -28,7 +28,7 @@ def uri(tmp_path):
 def export(tmp_path, uri):
     """Return a function that exports a day."""
 
-    def day(which=DAY, *, owner="me", to=tmp_path / "t", erased=False):
+    def day(which=DAY, *, owner="me", to=tmp_path / "t", erased=0):
         return write_day(Reading(uri, "flights"), which, str(to), owner=owner, erased=erased)
 
     return day
@@ -129,7 +129,7 @@ def test_a_day_without_rows(tmp_path, uri, write, export):
     file.unlink()
     found = export()
     assert (found.table_version, found.left, len(rows(tmp_path))) == (None, True, 1)
-    assert export(erased=True).rows == 0
+    assert export(erased=1).rows == 0
     assert rows(tmp_path) == []
 
 
