@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -19,18 +21,19 @@ from raymlops.storage.delta.tables import LOG, table_above
 
 SUFFIXES = (".parquet", ".pq")
 RESUME = "Then resume a run that this stopped from its last checkpoint: raymlops train --resume RUN_ID."
-_HIDDEN = re.compile(r"(?:.*/)?[_.].*")
+_HIDDEN = re.compile(r"(?:.*/)?(?:\.|_(?![^/=]+=)).*")
+"""As in Spark: files and folders that begin with ``_`` or ``.``, but for partitions by a column of such a name."""
 _TABLE = re.compile(rf"(?:(.+)/)?{LOG}(?:/.*)?")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A file, with pyarrow's ``FileInfo``, and what the folders between it and the one that was named say."""
+    """A file, with pyarrow's ``FileInfo``, and what the folders directly above it say."""
 
     uri: str
     info: Any
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Of folders ``column=value``, as Spark names those of a partition."""
+    """Of folders ``column=value``, as Spark names those of a partition, outermost first."""
 
 
 def find_files(text: str) -> list[Found]:
@@ -53,7 +56,7 @@ def find_files(text: str) -> list[Found]:
         info = filesystem.info(base + suffix)
         if info.is_file and not pattern:
             _refuse_table(text, base + suffix, table_above((base.rpartition("/")[0] or "/") + suffix))
-            return [Found(base + suffix, info)]
+            return [Found(base + suffix, info, _partition(base, local=local is not None))]
         inside = filesystem.entries(base + suffix, recursive=True)
         table = table_above(base + suffix) if inside else None
     except StorageError as error:
@@ -64,7 +67,7 @@ def find_files(text: str) -> list[Found]:
 
     matches = re.compile(_regex(pattern) if pattern else r".*").fullmatch
     files = {
-        name: Found(at(name), entry, _partition(name))
+        name: Found(at(name), entry, _partition(f"{base}/{name}", local=local is not None))
         for name, entry in inside.items()
         if entry.is_file and not _HIDDEN.fullmatch(name) and matches(name) and (pattern or name.endswith(SUFFIXES))
     }
@@ -89,9 +92,11 @@ def _refuse_table(text: str, file: str, table: str | None) -> None:
         )
 
 
-def _partition(name: str) -> tuple[tuple[str, str | None], ...]:
-    pairs = [folder.split("=", 1) for folder in name.split("/")[:-1] if folder.find("=") > 0]
-    return tuple((unquote(column), None if value == NO_VALUE else unquote(value)) for column, value in pairs)
+def _partition(path: str, *, local: bool) -> tuple[tuple[str, str | None], ...]:
+    """Return what the folders ``column=value`` directly above a file say, whichever of them was named."""
+    folders = (str(Path(path).absolute()) if local else path).split("/")[-2::-1]
+    pairs = [folder.split("=", 1) for folder in takewhile(lambda folder: folder.find("=") > 0, folders)]
+    return tuple((unquote(column), None if value == NO_VALUE else unquote(value)) for column, value in reversed(pairs))
 
 
 def unreadable(place: str, error: BaseException) -> StorageError:

@@ -63,9 +63,9 @@ def as_dataset(
 
 
 def folder_columns(partitions: Sequence[Mapping[str, str | None]]) -> pa.Schema:
-    """Return the columns that names of folders hold, a mapping for each file: int64 where all values are, or texts.
+    """Return the columns that names of folders hold, a mapping for each file: int64 where all are whole, or texts.
 
-    A number is one that is written as numbers are: ``007`` is a text.
+    ``08`` is 8, as in Spark, so that the hours and months of a day or year are of one type, whichever of them are read.
     """
     texts: dict[str, set[str | None]] = {}
     for partition in partitions:
@@ -78,7 +78,7 @@ def folder_columns(partitions: Sequence[Mapping[str, str | None]]) -> pa.Schema:
 def _is_int64(text: str | None) -> bool:
     if text is None:
         return True
-    return re.fullmatch(r"0|-?[1-9][0-9]{0,18}", text) is not None and -(2**63) <= int(text) < 2**63
+    return re.fullmatch(r"-?[0-9]{1,19}", text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def _value(text: str | None, kind: pa.DataType) -> pa.Scalar:

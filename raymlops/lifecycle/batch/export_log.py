@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raymlops.errors import UsageError
-from raymlops.lifecycle.batch.outputs import refuse_other_files
+from raymlops.lifecycle.batch.outputs import check_new_table
 from raymlops.lifecycle.live.log_owner import read_from
 from raymlops.lifecycle.prediction_log import ERASE, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
@@ -62,7 +62,7 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
     if not table.whole:
         raise UsageError(f"{table} is a version or a part of a Delta table", hint="Name the table alone.")
     if not has_table(table.uri):
-        refuse_other_files(table.uri, _OURS)
+        check_new_table(table.uri, _OURS)
     owner = state_id(spec)
     reading = Reading(read_from(name, spec.storage.path, partial(state_id, spec)), name)
     days = {day: datetime.combine(day, time(), UTC) for day in days_between(since, until)}

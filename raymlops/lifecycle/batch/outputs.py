@@ -36,31 +36,38 @@ def output_at(text: str) -> Folder | Table:
     name = find_table(text)
     if name is None:
         refuse_existing(text)
-        if (table := table_above(text)) is not None:
-            raise UsageError(
-                f"the output {text} is a folder of the Delta table {table}, whose VACUUM would remove its files",
-                hint="Name another folder, or the table alone to add the rows to it.",
-            )
+        _refuse_inside(text)
         return Folder(text)
+    is_there = has_table(name.uri)
     if not name.whole:
+        there = "" if is_there else ", which is not there"
         raise UsageError(
-            f"{name} is a version or a part of a Delta table", hint="Rows are added to a table: name it alone."
+            f"{name} is a version or a part of a Delta table{there}", hint="Rows are added to a table: name it alone."
         )
-    if not has_table(name.uri):
-        refuse_other_files(name.uri, _OURS)
+    if not is_there:
+        check_new_table(name.uri, _OURS)
     return Table(name.uri)
 
 
-def refuse_other_files(uri: str, ours: re.Pattern[str]) -> None:
-    """Reject a folder that is to become a table and holds other files, which a VACUUM would remove.
+def check_new_table(uri: str, ours: re.Pattern[str]) -> None:
+    """Reject a folder that is to become a table where a VACUUM, of it or of a table above, would remove others' files.
 
     Raises:
-        UsageError: naming one of them.
+        UsageError: naming what is there.
     """
+    _refuse_inside(uri)
     if others := [name for name in filesystem.entries(uri) if not ours.fullmatch(name)]:
         raise UsageError(
             f"{uri} is no Delta table, and holds {others[0]}: a VACUUM of the new table would remove it",
             hint="Name an empty folder, a new one, or a table.",
+        )
+
+
+def _refuse_inside(uri: str) -> None:
+    if (table := table_above(uri)) is not None:
+        raise UsageError(
+            f"the output {uri} is in a folder of the Delta table {table}, whose VACUUM would remove its files",
+            hint="Name another folder, or the table alone to add the rows to it.",
         )
 
 

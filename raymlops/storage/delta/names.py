@@ -67,26 +67,39 @@ def parse(text: str) -> TableName:
         UsageError: it names a time that is none.
     """
     *_, found = readings(text)
-    return found
+    return found.read()
 
 
-def readings(text: str) -> Iterator[TableName]:
-    """Yield what a text may name, the longest folder first: a table may be in one that is named ``t@v2`` or ``k=v``.
+@dataclass(frozen=True)
+class Reading:
+    """What a text may name: a table, at the time that ``at`` says, whose form is not checked yet."""
 
-    Raises:
-        UsageError: it names a time that is none.
-    """
+    name: TableName
+    text: str
+    at: str = ""
+
+    def read(self) -> TableName:
+        """Return the name.
+
+        Raises:
+            UsageError: the time is none.
+        """
+        return replace(self.name, at=_moment(self.at, self.text)) if self.at else self.name
+
+
+def readings(text: str) -> Iterator[Reading]:
+    """Yield what a text may name, the longest folder first: a table may be in one that is named ``t@v2`` or ``k=v``."""
     explicit, text = text.startswith(PREFIX), text.removeprefix(PREFIX)
     address, mark, query = _cut(text)
     table, partitions = address.rstrip("/") or address[:1], tuple[tuple[str, str | None], ...]()
     if not table:
         raise UsageError("a Delta table needs a path or a URI", hint="Such as delta+s3://bucket/table.")
     while True:
-        yield TableName(f"{table}{mark}{query}", partitions=partitions, explicit=explicit)
+        yield Reading(TableName(f"{table}{mark}{query}", partitions=partitions, explicit=explicit), text)
         if (match := _AS_OF.fullmatch(table)) is not None:
             found = TableName(f"{match[1]}{mark}{query}", partitions=partitions, explicit=explicit)
             is_version = match[2].startswith("v")
-            yield found.with_version(int(match[2][1:])) if is_version else replace(found, at=_moment(match[2], text))
+            yield Reading(found.with_version(int(match[2][1:])), text) if is_version else Reading(found, text, match[2])
         if (match := _FOLDER.fullmatch(table)) is None:
             return
         value = None if match[3] == NO_VALUE else unquote(match[3])

@@ -38,10 +38,20 @@ def find_table(text: str) -> TableName | None:
         UsageError: it names a time that is none.
         StorageError: the storage does not answer.
     """
-    for name in readings(text):
-        if there := has_table(name.uri):
+    there = False
+    for number, found in enumerate(readings(text)):
+        try:
+            there = has_table(found.name.uri)
+        except StorageError:
+            if found.name.explicit or not number:
+                raise
+            break  # who may read one folder of a bucket may not ask for others
+        if there:
             break
-    return replace(name, uri=filesystem.absolute(name.uri)) if there or name.explicit else None
+    if not (there or found.name.explicit):
+        return None
+    name = found.read()
+    return replace(name, uri=filesystem.absolute(name.uri))
 
 
 def name_of(source: Any) -> Any:
@@ -102,7 +112,7 @@ def table_above(uri: str) -> str | None:
     Raises:
         StorageError: the storage does not answer.
     """
-    base, mark, query = (str(path), "", "") if (path := local_path(uri)) is not None else uri.partition("?")
+    base, mark, query = (str(path.resolve()), "", "") if (path := local_path(uri)) is not None else uri.partition("?")
     parts = base.split("/")
     for end in range(len(parts), 1 if path is not None else 2, -1):
         table = "/".join(parts[:end]) + mark + query

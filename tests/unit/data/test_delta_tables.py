@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sourced
 import torch
@@ -181,7 +182,9 @@ def test_a_table_whose_folder_is_named_like_a_version_or_a_file(tmp_path: Path, 
         assert list_parquet(files.table.name) == files
 
 
-@pytest.mark.parametrize("name", ["lake", "lake/*/*/*.parquet", "lake/t/**", "lake/t/k=a/*", "lake/t/k=a/{file}"])
+@pytest.mark.parametrize(
+    "name", ["lake", "lake/*/*/*.parquet", "lake/t/**", "lake/t/k=a/*", "lake/t/k=a/{file}", "link", "link/*.parquet"]
+)
 def test_files_of_a_table_are_refused(tmp_path: Path, name: str) -> None:
     """As plain Parquet they have rows that were deleted; the table is named."""
     path = tmp_path / "lake" / "t"
@@ -189,6 +192,7 @@ def test_files_of_a_table_are_refused(tmp_path: Path, name: str) -> None:
     write(path, {"x": [1, 2], "k": ["a", "b"]}, partition_by=["k"])
     DeltaTable(path).delete("x = 2")
     (file,) = (path / "k=a").iterdir()
+    (tmp_path / "link").symlink_to(path / "k=a")
     with pytest.raises(UsageError, match=rf"a file of the Delta table {path}, .*\n.*TABLE@v3"):
         list_parquet(str(tmp_path / name).format(file=file.name))
 
@@ -206,10 +210,18 @@ def test_a_table_and_its_files_in_an_object_store(tmp_path: Path, s3: FakeS3) ->
         with pytest.raises(UsageError, match=r"a file of the Delta table s3://bucket/lake/dataset=x\?"):
             list_parquet(s3.uri(f"bucket/{name}"))
     s3.objects["bucket/mine/k=a/a.parquet"] = next((tmp_path / "t" / "k=a").iterdir()).read_bytes()
-    s3.refuse = lambda method, path: method == "HEAD" and not path.startswith("bucket/mine")
-    for name in ("mine", "mine/k=a/a.parquet"):
-        assert list_parquet(s3.uri(f"bucket/{name}")).rows == 1
-    assert "HEAD bucket/_delta_log" in s3.requests
+    s3.refuse = lambda method, path: method == "HEAD" and not path.startswith("bucket/mine/k=a")
+    for name in ("mine/k=a", "mine/k=a/a.parquet"):
+        assert list_parquet(s3.uri(f"bucket/{name}")).columns()["k"].tolist() == ["a"]
+    assert "HEAD bucket/mine/_delta_log" in s3.requests
+
+
+@pytest.mark.parametrize("name", ["dump@2026-11-27_full", "dump@20261399"])
+def test_a_folder_whose_name_has_no_time_in_it_is_a_folder(tmp_path: Path, name: str) -> None:
+    """Where no table is near."""
+    (tmp_path / name).mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / name / "a.parquet")
+    assert list_parquet(tmp_path / name).rows == 1
 
 
 def test_a_table_in_a_list_is_refused(table: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_list_keeps_its_order(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "/*/*.parquet", "/*/*/*.parquet", "/carrier=A*/day=1/*"])
 def test_folders_of_a_partition_are_columns(tmp_path: Path, name: str) -> None:
-    """As Spark writes them, below the folder that is named or the first wildcard: whole numbers, or texts, or null."""
+    """As Spark writes them and reads them: whole numbers, or texts, or null."""
     days = {"carrier=A%2FA/day=1": 1, "carrier=007/day=2": 2, "carrier=__HIVE_DEFAULT_PARTITION__/day=10": 3}
     for folder, x in days.items():
         (tmp_path / folder).mkdir(parents=True)
@@ -91,9 +91,16 @@ def test_folders_of_a_partition_are_columns(tmp_path: Path, name: str) -> None:
     assert reader.read(0, ["day"])[0].to_pylist() == [{"day": expected[0]["day"]}]
     assert files.columns()["carrier"].tolist() == [row["carrier"] for row in expected]
     assert files.dataset().to_table().to_pylist() == expected
-    one = list_parquet(tmp_path / "carrier=007")
-    assert one.columns().keys() == {"x", "day"}
-    assert one.digest() != list_parquet(tmp_path / "carrier=007" / "day=2").digest()
+
+
+@pytest.mark.parametrize("name", ["day=2", "day=2/_hour=08", "day=2/*/*.parquet", "day=2/_hour=08/a.parquet"])
+def test_folders_of_a_partition_are_columns_whichever_is_named(tmp_path: Path, name: str, monkeypatch) -> None:
+    """A job of each night names that of its day or hour: a model that knows the column is asked with it."""
+    (tmp_path / "k=v/between/day=2/_hour=08").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "k=v/between")
+    pq.write_table(pa.table({"x": [1]}), "day=2/_hour=08/a.parquet")
+    (row,) = GroupReader(list_parquet(name)).read(0)[0].to_pylist()
+    assert row == {"x": 1, "day": 2, "_hour": 8}
 
 
 def test_a_file_that_holds_the_column_of_its_folder_has_its_own(tmp_path: Path) -> None:

@@ -88,8 +88,11 @@ def test_where_rows_cannot_be_added_is_refused_first(tmp_path):
     for name in ("t@v0", "t/x=1"):
         with pytest.raises(UsageError, match="is a version or a part"):
             output_at(str(tmp_path / name))
-    with pytest.raises(UsageError, match=rf"out is a folder of the Delta table {tmp_path}/t, whose VACUUM"):
-        output_at(str(tmp_path / "t" / "out"))
+    for name in ("t/out", "delta+{}/t/out"):
+        with pytest.raises(UsageError, match=rf"out is in a folder of the Delta table {tmp_path}/t, whose VACUUM"):
+            output_at(name.format(tmp_path) if "{" in name else str(tmp_path / name))
+    with pytest.raises(UsageError, match="is a version or a part of a Delta table, which is not there"):
+        output_at(f"delta+{tmp_path}/new@v2")
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "part-000000-0123456789ab.parquet").touch()
