@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXPORT = "predictions.export"
 """Action of the event of an export: the table and its days, and the newest event when it began (``seen``)."""
-_OURS = re.compile(r"date=\d{4}-\d{2}-\d{2}|\..*")
+_OURS = re.compile(r"date=\d{4}-\d{2}-\d{2}(?:/part-[0-9a-f]{32}\.parquet)?|\..*")
 
 
 @dataclass(frozen=True)

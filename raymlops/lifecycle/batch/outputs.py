@@ -56,7 +56,7 @@ def check_new_table(uri: str, ours: re.Pattern[str]) -> None:
         UsageError: naming what is there.
     """
     _refuse_inside(uri)
-    if others := [name for name in filesystem.entries(uri) if not ours.fullmatch(name)]:
+    if others := [name for name in filesystem.entries(uri, recursive=True) if not ours.fullmatch(name)]:
         raise UsageError(
             f"{uri} is no Delta table, and holds {others[0]}: a VACUUM of the new table would remove it",
             hint="Name an empty folder, a new one, or a table.",

@@ -131,9 +131,10 @@ def test_the_day_on_which_the_log_was_moved_stays(spec, tmp_path, old):
     assert rows(tmp_path / "t") == ["a", "new-1"]
 
 
-def test_a_folder_with_files_of_others_becomes_no_table(spec, tmp_path):
+@pytest.mark.parametrize("name", ["q3.xlsx", "date=2026-01-01/mine.parquet"])
+def test_a_folder_with_files_of_others_becomes_no_table(spec, tmp_path, name):
     """A VACUUM would remove them."""
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "q3.xlsx").write_text("x")
-    with pytest.raises(UsageError, match=r"holds q3\.xlsx: a VACUUM of the new table would remove it"):
+    (tmp_path / "reports" / name).parent.mkdir(parents=True)
+    (tmp_path / "reports" / name).write_text("x")
+    with pytest.raises(UsageError, match=rf"holds {name}: a VACUUM of the new table would remove it"):
         export(spec, tmp_path / "reports")
