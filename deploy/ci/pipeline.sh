@@ -215,11 +215,9 @@ deploy)
   ;;
 nightly)
   tests soak
-  raymlops config show "$config" "${env_option[@]}" "${overrides[@]}" --json >"$out/config.json"
-  name=$(value "$out/config.json" config project name)
   code=0
-  verb drift drift "$name" --fail-on-drift || code=$?
-  verb quality quality "$name" --fail-on-worse || code=$?
+  verb drift drift "${from[@]}" --fail-on-drift || code=$?
+  verb quality quality "${from[@]}" --fail-on-worse || code=$?
   exit "$code"
   ;;
 *)

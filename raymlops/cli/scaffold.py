@@ -13,7 +13,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,6 +21,9 @@ from raymlops.config.base import Name
 from raymlops.errors import InvalidNameError, StorageError, UsageError
 from raymlops.storage.shipped import shipped
 from raymlops.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROWS = 2000
 _TAKEN = sys.stdlib_module_names | {"raymlops", "ray", "torch", "mlflow", "optuna", "pandas", "numpy"}
@@ -53,13 +56,11 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
 
     Raises:
         InvalidNameError: the name cannot be a registered model, or its module would hide another one.
-        UsageError: the folder exists.
+        UsageError: the folder exists, and is no Git repository, or one that has these files already.
         StorageError: it cannot be written.
     """
     module = _module_of(name)
     folder = Path(name)
-    if folder.exists():
-        raise UsageError(f"{folder} exists", hint="Choose another name, or remove it first.")
     copied = {} if ci is None else _pipeline(ci)
     words = {
         "name": name,
@@ -77,9 +78,11 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
         f"{module}.py": "recipe.py.txt",
         f"test_{module}.py": "test.py.txt",
     }
+    written = sorted([*targets, *copied, "data.csv"])
+    _check_free(folder, written)
     templates = files("raymlops.cli") / "templates"
     try:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for target, template in targets.items():
             text = Template((templates / template).read_text(encoding="utf-8")).substitute(words)
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,17 @@ def scaffold(name: str, *, ci: System | None = None) -> tuple[Path, list[str]]:
         _write_parcels(folder / "data.csv")
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror}") from error
-    return folder, sorted([*targets, *copied, "data.csv"])
+    return folder, written
+
+
+def _check_free(folder: Path, written: Sequence[str]) -> None:
+    """Refuse a folder that exists, but for a new Git repository."""
+    if not folder.exists():
+        return
+    if not (folder / ".git").exists():
+        raise UsageError(f"{folder} exists, and is no Git repository", hint="Choose another name, or remove it first.")
+    if there := [name for name in written if (folder / name).exists()]:
+        raise UsageError(f"{folder} has {', '.join(there)} already", hint="Choose another name, or move them first.")
 
 
 def _pipeline(ci: System) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.auth import environment, headers
 from raymlops.cluster.endpoint.haproxy import ENABLED, wrapper_environment
+from raymlops.cluster.endpoint.inherited import inherited
 from raymlops.cluster.ports import HOST, free_port, free_port_like
 from raymlops.config.paths import sqlite_url
 from raymlops.config.serve import grpc_options, tls_options
@@ -347,14 +348,8 @@ def tail(log: Path, *, lines: int = 12) -> str:
 
 
 def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    inherited = {
-        key: value
-        for key, value in os.environ.items()
-        # Another cluster's address, or a job's own settings, must not leak into this one.
-        if not key.startswith(("RAY_", "MLFLOW_", "RAYMLOPS_"))
-    }
     # Job entry points say `python`: let it be the one that has raymlops, also where no venv is active.
-    search = os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)])
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter with arguments of our own
@@ -362,7 +357,7 @@ def _start(command: list[str], *, log: Path, variables: Mapping[str, str]) -> su
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**inherited, **_QUIET, **variables, "PATH": search},
+            env={**inherited(), **_QUIET, **variables, "PATH": search},
             cwd=log.parent,
             start_new_session=True,  # a Ctrl-C in the terminal is for us to handle, and the services outlive it
         )

@@ -84,6 +84,17 @@ def test_existing_folder_is_left_alone(tmp_path, monkeypatch):
     assert list((tmp_path / "mine").iterdir()) == []
 
 
+def test_a_new_repository_becomes_a_project(tmp_path, monkeypatch):
+    """Its workflows count at the repository's root alone; no file of somebody else's is replaced."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / ".git").mkdir(parents=True)
+    (tmp_path / "mine" / "LICENSE").touch()
+    scaffold("mine", ci="github")
+    assert (tmp_path / "mine" / ".github" / "workflows" / "raymlops.yml").exists()
+    with pytest.raises(UsageError, match=r"has .*README\.md, .* already"):
+        scaffold("mine", ci="github")
+
+
 @pytest.mark.parametrize("ci", [None, *_PIPELINES])
 def test_the_readme_names_files_that_were_written(tmp_path, monkeypatch, ci):
     """Whatever checks and delivers the project."""

@@ -105,18 +105,21 @@ def test_a_wrong_stage_is_named():
 
 
 def test_drift_does_not_keep_the_nightly_run_from_asking_for_quality(tmp_path):
-    """Both are asked; the exit code says that one of them found something."""
+    """Both are asked, by the file and the overlay; the exit code says that one of them found something."""
     (tmp_path / "bin").mkdir()
     stub = tmp_path / "bin/raymlops"
-    stub.write_text(
-        '#!/bin/sh\necho "$1" >> calls\n'
-        'case $1 in drift) exit 6;; config) echo \'{"config": {"project": {"name": "late"}}}\';; esac\n'
-    )
+    stub.write_text('#!/bin/sh\necho "$@" >> calls\n[ "$1" != drift ] || exit 6\n')
     stub.chmod(0o755)
     path = os.pathsep.join([str(stub.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
     left = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
     done = subprocess.run(
-        ["bash", SCRIPT, "nightly", "config.yaml"], cwd=tmp_path, env={**left, "PATH": path}, check=False
+        ["bash", SCRIPT, "nightly", "config.yaml"],
+        cwd=tmp_path,
+        env={**left, "PATH": path, "ENV_NAME": "prod"},
+        check=False,
     )
-    assert (tmp_path / "calls").read_text().split() == ["config", "drift", "quality"]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[:5] for call in calls] == [
+        [verb, "--config", "config.yaml", "--env", "prod"] for verb in ("drift", "quality")
+    ]
     assert done.returncode == 6

@@ -54,7 +54,7 @@ STAGES = {
     "validate": {"validate"},
     "train": {"train", "models"},
     "deploy": {"deploy", "models"},
-    "nightly": {"config", "drift", "quality"},
+    "nightly": {"drift", "quality"},
 }
 
 
