@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.column_types import ACCEPTS, INT64, TIME, TYPES, TypeInfo, kind_of, quick_scalars
+from raymlops.column_types import ACCEPTS, INT64, TIME, TIMES, TYPES, TypeInfo, kind_of, quick_scalars
 from raymlops.errors import RowProblem
 from raymlops.images import MAX_BYTES, MODES, decoded_bytes, open_image, pixels
 
@@ -213,7 +213,7 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
         values = array.tolist()
         texts = quick_array(column, values, known_texts(column))
         return careful_array(column, values, problems) if texts is None else texts
-    bad = _misfits(column, array)
+    bad = misfits(column, array)
     if bad is not None and bad.any():
         for place in np.argwhere(bad)[:MAX_PROBLEMS].tolist():
             message = f"expected {expected(column)}, got {kind_of(array[tuple(place)].item())}"
@@ -305,10 +305,13 @@ def _pieces(parts: Sequence[Array]) -> Array:
     return pieces
 
 
-def _misfits(column: Column, array: Array) -> Array | None:
-    """Return which values a column does not accept; None where their type says that it accepts all."""
+def misfits(column: Column, array: Array) -> Array | None:
+    """Return which numbers or times a column does not accept; None where their type says that it accepts all."""
     bad: Array | None = None
-    if array.dtype.kind != "f":
+    if array.dtype.kind == "M":
+        first, last = (np.datetime64(time, "us") for time in TIMES)
+        bad = (array < first) | (array > last)
+    elif array.dtype.kind != "f":
         if column.type == "int" and array.dtype == np.uint64:
             bad = array > np.uint64(INT64[1])
     elif column.type == "float":

@@ -28,7 +28,7 @@ FLOAT64 = float(np.finfo(np.float64).max)
 TIME = np.dtype("datetime64[us]")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_EARLIEST, _LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
+TIMES = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 """The first and the last microsecond of a ``datetime``."""
 _LARGEST = int(FLOAT64)
 _SAFE = float(2**62)
@@ -120,7 +120,7 @@ def read_time(value: Any) -> np.datetime64:
         raise ValueError
     aware = value.replace(tzinfo=UTC) if value.tzinfo is None else value
     since = (aware - _EPOCH) // _MICROSECOND
-    if not _EARLIEST <= since <= _LATEST:
+    if not TIMES[0] <= since <= TIMES[1]:
         raise ValueError
     return np.datetime64(since, "us")
 

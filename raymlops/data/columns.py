@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from raymlops.arrays import misfits, missing_array
 from raymlops.data.tables.arrow import from_arrow, from_frame, from_lists, is_list
 from raymlops.data.tables.values import from_array, kinds_of, objects
 from raymlops.errors import RecipeError
@@ -66,7 +67,7 @@ def conform(columns: Mapping[str, Array], recipe: RecipeBase, *, place: str) -> 
         )
     conformed = Table(columns, refused=refused)
     for column in signature_of(recipe).inputs:
-        array, message = _as_column(column, columns[column.name])
+        array, message = as_column(column, columns[column.name])
         if message:
             raise RecipeError(
                 f"{name}: column {column.name!r} of the signature is {_described(column)}, but in {place} it {message}",
@@ -92,7 +93,8 @@ def as_requested(columns: Mapping[str, Array], recipe: RecipeBase) -> dict[str, 
     return found
 
 
-def _as_column(column: Column, array: Array) -> tuple[Array, str]:
+def as_column(column: Column, array: Array) -> tuple[Array, str]:
+    """Return a column of a table as a request would have it, and what its type or its gaps are where none could."""
     if column.type == "image":
         return _pixels(column, array)
     if None in column.shape:
@@ -101,16 +103,21 @@ def _as_column(column: Column, array: Array) -> tuple[Array, str]:
         ragged = np.empty(len(array), dtype=object)
         ragged[:] = list(array)
         return ragged, ""
-    kinds = column.info.kinds + ("f" if column.type == "int" and column.nullable else "")
+    kinds = column.info.kinds + ("f" if column.type == "int" else "")
     if array.dtype.kind not in kinds or (array.dtype == object and not _holds(array, column)):
-        return array, f"holds {kinds_of(array) if array.dtype == object else array.dtype}"
+        if not (column.info.nullable and _has_no_value(array)):
+            return array, f"holds {kinds_of(array) if array.dtype == object else array.dtype}"
+        array = missing_array(column, len(array))  # a type says nothing where a file has no value of it
     if array.shape[1:] != column.shape:
         return array, f"has values of shape {array.shape[1:]}"
-    if array.dtype.kind != _dtype(column).kind:
-        array = array.astype(_dtype(column))
     absent = [value is None for value in array] if array.dtype == object else _is_missing(array)
     missing = int(np.count_nonzero(absent))
-    return array, f"is missing {missing} times" if missing and not column.nullable else ""
+    if missing and not column.nullable:
+        return array, f"is missing {missing} times"
+    bad = misfits(column, array) if column.type in {"int", "datetime"} else None
+    if bad is not None and bad.any():
+        return array, f"holds {array[bad][0]}, which is not {column.info.noun}"
+    return (array if array.dtype.kind == _dtype(column).kind else array.astype(_dtype(column))), ""
 
 
 def _dtype(column: Column) -> np.dtype[Any]:
@@ -119,6 +126,12 @@ def _dtype(column: Column) -> np.dtype[Any]:
 
 def _is_missing(array: Array) -> Array:
     return np.isnat(array) if array.dtype.kind == "M" else np.isnan(array)
+
+
+def _has_no_value(array: Array) -> bool:
+    if array.ndim > 1 or not len(array):
+        return False
+    return all(value is None for value in array) if array.dtype == object else bool(_is_missing(array).all())
 
 
 def _holds(array: Array, column: Column) -> bool:

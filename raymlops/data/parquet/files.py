@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raymlops.data.columns import table_columns
-from raymlops.data.parquet.reading import open_parquet, parquet_format
+from raymlops.data.parquet.reading import columns_of, open_parquet, parquet_format, rows_of
 from raymlops.data.parquet.table_rows import as_dataset, completed, folder_columns
 from raymlops.errors import NotFoundError, RecipeError, StorageError
 from raymlops.storage.delta.snapshot import Snapshot, read_snapshot
@@ -123,10 +123,11 @@ class ParquetFiles:
         partitions = [dict(file.partition) for file in files]
         if self.table is not None:
             return as_dataset(places, partitions, self.table.columns)
-        found = ds.dataset([path for _, path in places], filesystem=places[0][0], format=parquet_format())
-        if not self.folder_columns:
-            return found
-        return as_dataset(places, partitions, pa.unify_schemas([found.schema, self.folder_columns]))
+        schema = columns_of(open_parquet(files[0].uri))
+        if self.folder_columns:
+            return as_dataset(places, partitions, pa.unify_schemas([schema, self.folder_columns]))
+        paths = [path for _, path in places]
+        return ds.dataset(paths, schema=schema, filesystem=places[0][0], format=parquet_format())
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
         """Return all rows as a table's columns. The files may be copies of the listed ones, of the same size.
@@ -342,7 +343,7 @@ class GroupReader:
             opened = self._file(file)
             names = opened.schema_arrow.names
             chosen = None if columns is None else [name for name in columns if name in names]
-            table = opened.read_row_group(number, columns=chosen)
+            table = rows_of(opened, number, chosen)
         except (OSError, pa.ArrowException) as error:
             self._file.cache_clear()
             raise unreadable(self.place(group), error) from error

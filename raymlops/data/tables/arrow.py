@@ -47,9 +47,8 @@ def from_arrow(name: str, column: Any) -> Array:
     if pa.types.is_dictionary(column.type):
         column = pc.cast(column, column.type.value_type)
     kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
-        return objects(column.to_pylist())
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    texts = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view())
+    if kind in texts or pa.types.is_fixed_size_binary(kind) or pa.types.is_null(kind):
         return objects(column.to_pylist())
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return np.array(pc.cast(column, pa.timestamp("us"), safe=False).to_numpy(), dtype=TIME)
@@ -90,6 +89,8 @@ def from_lists(name: str, column: Any, *, depth: int = 1, as_stored: bool = Fals
     import pyarrow as pa
 
     item = column.type.value_type
+    if pa.types.is_temporal(item):
+        raise type_error(name, str(column.type))
     if not (is_list(item) or pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_boolean(item)):
         return stacked(name, column.to_pylist())
     if column.null_count:

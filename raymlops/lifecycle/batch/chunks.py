@@ -16,7 +16,8 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from raymlops.errors import InvalidRowsError, RaymlopsError
+from raymlops.errors import InvalidRowsError, RaymlopsError, UsageError
+from raymlops.lifecycle.batch.inputs import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,6 +137,7 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
         InvalidRowsError: rows do not match the signature; each problem names its row and file.
         NonFiniteError, RecipeError: the model fails; a note names the file and the rows.
         StorageError: the input cannot be read or the output not written.
+        UsageError: a column that is kept cannot become what the output has.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -147,13 +149,11 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
     inputs = [column.name for column in model.signature.inputs]
     table, _ = reader.read(chunk.group, list(dict.fromkeys([*inputs, *job.keep])))
     table = table.slice(chunk.start, chunk.rows)
-    rows_by_name = {name: table.column(name).to_pylist() for name in inputs if name in table.column_names}
-    parts = []
-    for start in range(0, chunk.rows, job.batch_rows):
-        rows = min(job.batch_rows, chunk.rows - start)
-        part = {name: values[start : start + rows] for name, values in rows_by_name.items()}
-        parts.append(_predict(model, part, uri=uri, first=chunk.first + start, rows=rows))
-    arrays = {name: _kept(table, name, kind) for name, kind in job.keep.items()}
+    parts = [
+        _predict(model, table.slice(start, job.batch_rows), uri=uri, first=chunk.first + start)
+        for start in range(0, chunk.rows, job.batch_rows)
+    ]
+    arrays = {name: _kept(table, name, kind, uri=uri) for name, kind in job.keep.items()}
     arrays |= {column.name: column_array(column, parts, rows=chunk.rows) for column in model.signature.outputs}
     arrays[VERSION_COLUMN] = pa.array([job.version.version] * chunk.rows, pa.int64())
     sink = pa.BufferOutputStream()
@@ -163,16 +163,15 @@ def write_chunk(chunk: Chunk, job: Job, *, model: LoadedModel, reader: GroupRead
     return len(data)
 
 
-def _predict(model: LoadedModel, inputs: Mapping[str, list[Any]], *, uri: str, first: int, rows: int) -> Columns:
+def _predict(model: LoadedModel, rows: Any, *, uri: str, first: int) -> Columns:
     try:
-        # Without any column the number of rows is not in the columns; each row lacks every field.
-        columns = model.signature.parse_columns(inputs) if inputs else model.signature.parse_rows([{}] * rows)
+        columns = parsed(rows, model.signature)
     except InvalidRowsError as error:
         raise InvalidRowsError([_in_file(problem, uri=uri, first=first) for problem in error.problems]) from error
     try:
         return model.predict(columns)
     except RaymlopsError as error:
-        error.hint = f"It failed on rows {first} to {first + rows - 1} of {uri}." + (
+        error.hint = f"It failed on rows {first} to {first + rows.num_rows - 1} of {uri}." + (
             f" {error.hint}" if error.hint else ""
         )
         raise
@@ -183,10 +182,28 @@ def _in_file(problem: RowProblem, *, uri: str, first: int) -> RowProblem:
     return replace(problem, row=row, message=f"{problem.message}; in {uri}")
 
 
-def _kept(table: Any, name: str, kind: Any) -> Any:
+def _kept(table: Any, name: str, kind: Any, *, uri: str) -> Any:
+    """Return a column of the input as the output has it; nanoseconds, which no Delta table has, are cut off.
+
+    Raises:
+        UsageError: it cannot become that.
+    """
     import pyarrow as pa
 
     if name not in table.column_names:
         return pa.nulls(table.num_rows, kind)
-    # Nanoseconds, which no Delta table has, are cut off.
-    return table.column(name).cast(kind, safe=not pa.types.is_timestamp(kind)).combine_chunks()
+    column = table.column(name)
+    try:
+        return column.cast(kind, safe=not _has_times(kind)).combine_chunks()
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"column {name!r} of {uri} is {column.type}, and cannot be written as {kind}: {error}",
+            hint="Leave it out: --keep names the columns to keep.",
+        ) from error
+
+
+def _has_times(kind: Any) -> bool:
+    """Return whether a type is of times, or has them within."""
+    import pyarrow as pa
+
+    return pa.types.is_timestamp(kind) or any(_has_times(kind.field(at).type) for at in range(kind.num_fields))

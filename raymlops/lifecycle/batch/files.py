@@ -88,13 +88,13 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
     """
     import pyarrow as pa
 
-    from raymlops.data.parquet.reading import open_parquet
+    from raymlops.data.parquet.reading import columns_of, open_parquet
 
     try:
         schemas = (
             [files.table.columns]
             if files.table is not None
-            else [*(open_parquet(file.uri).schema_arrow for file in files.files), files.folder_columns]
+            else [*(columns_of(open_parquet(file.uri)) for file in files.files), files.folder_columns]
         )
         schema = pa.unify_schemas(schemas, promote_options="permissive")
     except pa.ArrowException as error:
@@ -116,8 +116,11 @@ def kept_columns(files: ParquetFiles, signature: Signature, keep: Sequence[str] 
         )
     made = {VERSION_COLUMN, *(column.name for column in signature.outputs)}
     if twice := sorted(made.intersection(names)):
+        folders = [f"{name}=..." for name in twice if name in files.folder_columns.names]
+        where = f", by the names of its folders {', '.join(folders)}" if folders else ""
         raise UsageError(
-            f"{', '.join(twice)} would be in the output twice: the input has it too", hint="List the columns to keep."
+            f"{', '.join(twice)} would be in the output twice: the input has it too{where}",
+            hint="--keep names the columns to keep.",
         )
     return {name: schema.field(name).type for name in names}
 

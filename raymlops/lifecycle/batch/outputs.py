@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from raymlops.data.tables.arrow import is_list
 from raymlops.errors import RaymlopsError, UsageError
 from raymlops.lifecycle.batch.files import delete_files, published, refuse_existing, write_manifest
 from raymlops.storage import filesystem
-from raymlops.storage.delta.commit import NewFile, TableWriter
+from raymlops.storage.delta.commit import NewFile, TableWriter, columns_of_table
 from raymlops.storage.delta.tables import find_table, has_table, table_above
 
 if TYPE_CHECKING:
@@ -112,14 +113,24 @@ class Table:
     def kept(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return the columns of the input that are written, in the nearest types that Delta has.
 
-        A column that is null in all rows has no type yet, and is left out: as the table's it could never hold a value.
+        What is null in all rows, or empty in all lists, has the table's type. A new table has it as texts, which is
+        what pandas leaves without a type; a table that lacks it loses nothing without it.
 
         Raises:
             UsageError: Delta has none.
+            StorageError: the storage does not answer.
         """
         import pyarrow as pa
 
-        return {name: _delta_type(kind, name) for name, kind in columns.items() if not pa.types.is_null(kind)}
+        there = columns_of_table(self.uri)
+        found = {}
+        for name, kind in columns.items():
+            known = pa.string() if there is None else there.field(name).type if name in there.names else kind
+            if not pa.types.is_null(kind):
+                found[name] = _delta_type(_typed(kind, known), name)
+            elif known != kind:
+                found[name] = known
+        return found
 
     def version_with(self, work: Callable[[], str], schema: Any) -> int | None:
         """Return the version of the table that has this work already; None where it is to be done.
@@ -151,6 +162,20 @@ class Table:
         return replace(record, table_version=self._writer.commit(files, work=self._work, about=about))
 
 
+def _typed(kind: Any, there: Any) -> Any:
+    """Return a type with a table's where it has none, also within lists and structs."""
+    import pyarrow as pa
+
+    if pa.types.is_null(kind):
+        return there
+    if pa.types.is_struct(kind) and pa.types.is_struct(there):
+        known = {field.name: field.type for field in there}
+        return pa.struct([field.with_type(_typed(field.type, known.get(field.name, field.type))) for field in kind])
+    if is_list(kind) and is_list(there):
+        return pa.list_(kind.value_field.with_type(_typed(kind.value_type, there.value_type)))
+    return kind
+
+
 def _delta_type(kind: Any, column: str) -> Any:
     """Return the nearest type that Delta has, also within lists and structs.
 
@@ -163,9 +188,9 @@ def _delta_type(kind: Any, column: str) -> Any:
         kind = kind.value_type
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_delta_type(field.type, column)) for field in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return pa.list_(kind.value_field.with_type(_delta_type(kind.value_type, column)))
-    if kind == pa.uint64() or pa.types.is_map(kind) or pa.types.is_null(kind):
+    if kind == pa.uint64() or pa.types.is_nested(kind) or pa.types.is_null(kind):
         raise UsageError(
             f"a Delta table has no column of {kind}, which {column!r} of the input holds",
             hint="Leave it out: --keep names the columns to keep.",

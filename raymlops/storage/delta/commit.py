@@ -195,8 +195,8 @@ class TableWriter:
         if table is None:
             return None
         where = f"the Delta table {redact(self.uri)!r}"
+        there = _columns(table, self.uri)
         with errors(self.uri):
-            there = pa.schema(table.schema().to_arrow())
             by = tuple(table.metadata().partition_columns)
         _refuse_asking(table, self.uri, replaces=self.replaces)
         if by != self.partitioned_by:
@@ -223,6 +223,23 @@ class TableWriter:
             if column.name not in ours.names and (self.replaces or not column.nullable):
                 problems.append(f"{column.name} is there, and no row here has it")
         return problems
+
+
+def columns_of_table(uri: str) -> Any | None:
+    """Return a table's columns as a ``pyarrow.Schema``; None where there is no table yet.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    table = load_if_there(TableName(uri))
+    return None if table is None else _columns(table, uri)
+
+
+def _columns(table: Any, uri: str) -> Any:
+    import pyarrow as pa
+
+    with errors(uri):
+        return pa.schema(table.schema().to_arrow())
 
 
 def load_own(uri: str, work: str) -> Any | None:

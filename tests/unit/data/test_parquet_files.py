@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -110,15 +110,21 @@ def test_a_file_that_holds_the_column_of_its_folder_has_its_own(tmp_path: Path) 
     assert GroupReader(list_parquet(tmp_path)).read(0)[0].to_pylist() == [{"x": 2}]
 
 
-def test_times_that_nanoseconds_cannot_hold(tmp_path: Path) -> None:
-    """Spark writes them in INT96: an open end, and a time before 1677."""
+def test_times_in_int96_are_instants_that_nanoseconds_cannot_hold(tmp_path: Path) -> None:
+    """Spark writes them for an open end, and a time before 1677; within lists too. Times of no place stay so."""
     times = [datetime(9999, 12, 31, 23, 59, 59), datetime(1, 1, 1), datetime(2026, 1, 1, microsecond=7)]  # noqa: DTZ001
-    table = pa.table({"t": pa.array(times, pa.timestamp("us"))})
+    instants = [time.replace(tzinfo=UTC) for time in times]
+    nested = [{"n": 1, "all": [{"t": time}]} for time in times]
+    table = pa.table({"i": [1, 2, 3], "s": nested, "t": pa.array(times, pa.timestamp("us"))})
     pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True, store_schema=False)
     files = list_parquet(tmp_path)
-    assert GroupReader(files).read(0)[0]["t"].to_pylist() == times
-    assert files.dataset().to_table()["t"].to_pylist() == times
+    found = GroupReader(files).read(0)[0]
+    assert GroupReader(files).read(0, ["t"])[0].to_pydict() == {"t": instants}
+    assert [row["all"][0]["t"] for row in found["s"].to_pylist()] == instants
+    assert files.dataset().to_table().equals(found)
     assert files.columns()["t"].tolist() == times
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert GroupReader(list_parquet(tmp_path)).read(0)[0]["t"].to_pylist() == times
 
 
 def test_the_digest_of_files_knows_their_content_and_not_their_names(folder: Path, tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def test_kept_columns_become_types_that_delta_has(tmp_path):
         pa.struct({"a": pa.list_(pa.uint16())}): pa.struct({"a": pa.list_(pa.int32())}),
     }
     output = output_at(f"delta+{tmp_path}/t")
-    for kind in (pa.uint64(), pa.list_(pa.uint64()), pa.map_(pa.string(), pa.uint8()), pa.list_(pa.null())):
+    others = [pa.list_(pa.uint64()), pa.map_(pa.string(), pa.uint8()), pa.list_(pa.null()), pa.list_view(pa.int8())]
+    for kind in (pa.uint64(), *others):
         with pytest.raises(UsageError, match="a Delta table has no column of"):
             output.kept({"a": kind})
     assert list(output.kept({str(kind): kind for kind in types}).values()) == list(types.values())
@@ -127,10 +128,20 @@ def test_kept_columns_become_types_that_delta_has(tmp_path):
     assert folder.kept({"a": pa.uint32(), "b": pa.null()}) == {"a": pa.uint32(), "b": pa.null()}
 
 
-def test_a_column_without_a_value_is_no_column_of_a_table(tmp_path):
-    """It has no type: what it would become could not hold the values of another day."""
-    output = output_at(f"delta+{tmp_path}/t")
-    assert output.kept({"id": pa.int64(), "note": pa.null()}) == {"id": pa.int64()}
+def test_a_column_without_a_value_has_the_type_of_the_table(tmp_path):
+    """Text in a new one, which pandas leaves without a type; one that a table lacks is left out."""
+    path = tmp_path / "t"
+    day = {"id": pa.int64(), "note": pa.null()}
+    assert output_at(f"delta+{path}").kept(day) == {"id": pa.int64(), "note": pa.string()}
+    nested = {"b": pa.array([{"c": [1], "d": 1}], pa.struct({"c": pa.list_(pa.int32()), "d": pa.int8()}))}
+    write(path, {"id": [1], "note": pa.array([1.5]), "all": pa.array([["x"]]), **nested})
+    output = output_at(str(path))
+    assert output.kept({**day, "other": pa.null()}) == {"id": pa.int64(), "note": pa.float64()}
+    empty = {"all": pa.list_(pa.null()), "b": pa.struct({"c": pa.list_(pa.null()), "d": pa.int16()})}
+    kept = output.kept(empty)
+    assert kept == {"all": pa.list_(pa.string()), "b": pa.struct({"c": pa.list_(pa.int32()), "d": pa.int16()})}
+    with pytest.raises(UsageError, match="a Delta table has no column of null, which 'other'"):
+        output.kept({"other": pa.list_(pa.null())})
 
 
 def test_work_is_known_by_its_input_and_its_model(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +128,29 @@ def test_a_row_that_does_not_fit_is_named_by_its_file_and_number(job):
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+def test_decimals_and_days_are_read_as_training_reads_them(job):
+    """Money and whole numbers of Spark's tables; a row without one is still named."""
+    money = pa.array([Decimal("1.25"), Decimal(2)], pa.decimal128(11, 2))
+    whole = pa.table({"a": money, "k": pa.array([Decimal(7), None], pa.decimal128(20, 0))})
+    wanted = job(whole, whole.set_column(0, "a", pa.array([Decimal(3), None], pa.decimal128(11, 2))))
+    chunks = plan(wanted.files, chunk_rows=2)
+    write_chunk(chunks[0], wanted, model=Doubler(), reader=GroupReader(wanted.files))
+    assert pq.read_table(wanted.folder)["y"].to_pylist() == [2.5, 4.0]
+    with pytest.raises(InvalidRowsError, match=r"row 1, field 'a': must not be null; .*/in/1\.parquet"):
+        write_chunk(chunks[1], wanted, model=Doubler(), reader=GroupReader(wanted.files))
+
+
+def test_a_kept_column_becomes_what_the_output_has(job):
+    """Nanoseconds are cut off, within lists too; what cannot be written is named with its file."""
+    times = pa.array([[{"t": 1_500}]], pa.list_(pa.struct({"t": pa.timestamp("ns", "UTC")})))
+    wanted = job(pa.table({"a": [1.0], "id": ["x"], "times": times}))
+    kept = {"times": pa.list_(pa.struct({"t": pa.timestamp("us", "UTC")}))}
+    (found,) = run(replace(wanted, keep=kept))["times"].to_pylist()
+    assert found[0]["t"].microsecond == 1
+    with pytest.raises(UsageError, match=r"column 'id' of .*/in/0\.parquet is string, and cannot be written as int64"):
+        run(replace(wanted, keep={"id": pa.int64()}))
+
+
 def test_a_column_that_a_file_lacks_is_a_row_that_does_not_fit(job, tmp_path):
     """One that no file has is refused before any work, with both sides."""
     with pytest.raises(InvalidRowsError, match=r"field 'a': is missing"):
@@ -184,6 +209,14 @@ def test_columns_that_cannot_be_kept_are_named(tmp_path, table, keep, message):
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=message):
         kept_columns(list_parquet(str(tmp_path)), Doubler.signature, keep)
+
+
+def test_folders_that_are_named_as_an_output_are_said(tmp_path):
+    """No file shows where the column is from."""
+    (tmp_path / "model_version=3").mkdir()
+    pq.write_table(pa.table({"a": [1.0]}), tmp_path / "model_version=3" / "a.parquet")
+    with pytest.raises(UsageError, match=r"by the names of its folders model_version=\.\.\.\n.*--keep names"):
+        kept_columns(list_parquet(str(tmp_path)), Doubler.signature, None)
 
 
 def test_inputs_are_kept_where_they_are_named(tmp_path):
