@@ -14,6 +14,7 @@ from raymlops.cli.output import (
     Overrides,
     YesFlag,
     confirm,
+    has_terminal,
     note,
     write,
 )
@@ -108,10 +109,18 @@ def restore(
         typer.Option("--from", metavar="URI", help="Folder or URI that `backup --to` wrote to.", show_default=False),
     ],
     backup_id: Annotated[
-        str | None, typer.Option("--backup", metavar="ID", help="ID of the backup to restore.  [default: the newest]")
+        str | None,
+        typer.Option(
+            "--backup",
+            metavar="ID",
+            help="ID of the backup to restore.  [default: the newest of one state's]",
+        ),
     ] = None,
     as_copy: Annotated[
         bool, typer.Option("--as-copy", help="Give the restored state its own ID, because the original still runs.")
+    ] = False,
+    state_only: Annotated[
+        bool, typer.Option("--state-only", help="Restore a lost state beside an MLflow that goes on.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup without writing anything.")] = False,
     config: OptionalConfig = None,
@@ -121,16 +130,19 @@ def restore(
     """Restore a backup into empty databases; `up` then brings back what was live."""
     from raymlops.lifecycle.backup.restore import restore_backup
 
-    if not dry_run:
-        confirm(f"Restore from {from_} into empty databases?", yes=yes)
+    where = "beside MLflow as it is" if state_only else "into empty databases"
+    if not (dry_run or has_terminal()):
+        confirm(f"Restore from {from_} {where}?", yes=yes)  # before a backup is read for nothing
     record = restore_backup(
         config,
         uri=from_,
         backup_id=backup_id,
         as_copy=as_copy,
+        state_only=state_only,
         dry_run=dry_run,
         overrides=overrides or (),
         env=env,
+        agree=lambda which: confirm(f"Restore {which}, {where}?", yes=yes),
         on_step=note,
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
