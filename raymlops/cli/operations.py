@@ -113,7 +113,7 @@ def restore(
         typer.Option(
             "--backup",
             metavar="ID",
-            help="ID of the backup to restore.  [default: the newest of one state's]",
+            help="ID of the backup to restore.  [default: the newest, if all are of one state]",
         ),
     ] = None,
     as_copy: Annotated[
@@ -128,6 +128,7 @@ def restore(
     yes: YesFlag = False,
 ) -> Answer:
     """Restore a backup into empty databases; `up` then brings back what was live."""
+    from raymlops.lifecycle.backup.contents import origin
     from raymlops.lifecycle.backup.restore import restore_backup
 
     where = "beside MLflow as it is" if state_only else "into empty databases"
@@ -147,8 +148,9 @@ def restore(
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
     held = f"{_rows(record.databases)}, {number_of(record.bundles, 'bundle')}"
+    which = f"backup {record.id} of {origin(record.original_id, record.made_by, record.made_at)}"
     lines = [
-        f"backup {record.id} {done}: {held}, {record.seconds:.1f} s",
+        f"{which}, {done}: {held}, {record.seconds:.1f} s",
         *(f"the backup lacks  {text}" for text in record.left_out),
         *(f"unfinished, and not used  {name}" for name in record.unfinished),
     ]

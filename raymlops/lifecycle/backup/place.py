@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING
 from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, RefusedError, StorageError, UsageError
-from raymlops.lifecycle.backup.contents import FILE, Contents
-from raymlops.state.identity import SHORT
+from raymlops.lifecycle.backup.contents import FILE, Contents, origin
 from raymlops.storage import filesystem
 from raymlops.storage.manifest import BACKUP, MANIFEST, Digests, damaged, entry_of, mismatch
 from raymlops.storage.scratch import scratch
@@ -146,18 +145,13 @@ def newest(uri: str) -> tuple[str, list[str]]:
         listed = sorted(pool.map(lambda name: _listed(uri, name), whole), key=lambda one: one.order)
     last = {one.state_id: one for one in listed if one.made_at}
     if listed[-1].made_at and last.keys() - {None, listed[-1].state_id}:
-        lines = [f"--backup {one.id}  {origin(one)}" for one in sorted(last.values(), key=lambda one: one.order)]
+        each = sorted(last.values(), key=lambda one: one.order)
+        lines = [f"--backup {one.id}  {origin(one.state_id, one.made_by, one.made_at)}" for one in each]
         raise RefusedError(
             f"{uri} has backups of several states: the newest may be of another one than is to be restored",
             hint="Name one; the newest of each:\n  " + "\n  ".join(lines),
         )
     return listed[-1].id, unfinished
-
-
-def origin(one: Listed | Contents) -> str:
-    """Return whose a backup is and when it was made, in words."""
-    whose = "no state" if one.state_id is None else f"state {one.state_id[:SHORT]}"
-    return f"{whose}, made by {one.made_by} at {one.made_at[:19].replace('T', ' ')} UTC"
 
 
 def _listed(uri: str, backup_id: str) -> Listed:

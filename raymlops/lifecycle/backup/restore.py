@@ -15,7 +15,7 @@ from raymlops.display import number_of
 from raymlops.errors import BundleError, RefusedError, UsageError
 from raymlops.lifecycle.backup import place
 from raymlops.lifecycle.backup.artifacts import check_free, check_makeable, restore_artifacts, restore_models
-from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema
+from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema, origin
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.sources import Source, stores_of
 from raymlops.records import BundleRef, Record
@@ -37,6 +37,8 @@ class RestoreRecord(Record):
     id: str
     made_at: str
     made_by: str
+    original_id: str | None
+    """Of the state that the backup is of."""
     state_id: str | None
     """Of the restored state; another one than the backup's for a copy."""
     databases: dict[str, Saved]
@@ -91,7 +93,7 @@ def restore_backup(
     databases = databases_of(stores_of(source, overrides=overrides, env=env))
     chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
     with place.opened(uri, chosen) as (folder, found):
-        which = f"backup {chosen} of {place.origin(found)}"
+        which = f"backup {chosen} of {origin(found.state_id, found.made_by, found.made_at)}"
         contents = _state_alone(found, which) if state_only else found
         _check_schemas(contents)
         count = number_of(len(contents.by_digest), "bundle")
@@ -120,6 +122,7 @@ def restore_backup(
             id=chosen,
             made_at=contents.made_at,
             made_by=contents.made_by,
+            original_id=contents.state_id,
             state_id=state_id,
             databases=contents.databases,
             bundles=len(bundles),
