@@ -60,7 +60,8 @@ def gate(
     data = {"version": ref.to_dict(), "decision": decision.to_dict()}
     which = () if "challenger" in ref.aliases else ("--version", ref.version)  # another state owns the aliases
     by_name = chosen.named and not was_deployed(chosen.name)  # whose serve settings are in its configuration alone
-    following = "raymlops deploy --config FILE" if by_name else chosen.command("deploy", *which)
+    of_file = " ".join(map(str, ("raymlops deploy --config FILE", *which)))
+    following = of_file if by_name else chosen.command("deploy", *which)
     return Answer(data, f"{_line(ref)}\n{checks(decision)}\nnext  {following}")
 
 

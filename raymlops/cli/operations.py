@@ -14,6 +14,7 @@ from raymlops.cli.output import (
     Overrides,
     YesFlag,
     confirm,
+    has_terminal,
     note,
     write,
 )
@@ -108,10 +109,18 @@ def restore(
         typer.Option("--from", metavar="URI", help="Folder or URI that `backup --to` wrote to.", show_default=False),
     ],
     backup_id: Annotated[
-        str | None, typer.Option("--backup", metavar="ID", help="ID of the backup to restore.  [default: the newest]")
+        str | None,
+        typer.Option(
+            "--backup",
+            metavar="ID",
+            help="ID of the backup to restore.  [default: the newest, if all are of one state]",
+        ),
     ] = None,
     as_copy: Annotated[
         bool, typer.Option("--as-copy", help="Give the restored state its own ID, because the original still runs.")
+    ] = False,
+    state_only: Annotated[
+        bool, typer.Option("--state-only", help="Restore a lost state beside an MLflow that goes on.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify the backup without writing anything.")] = False,
     config: OptionalConfig = None,
@@ -119,24 +128,29 @@ def restore(
     yes: YesFlag = False,
 ) -> Answer:
     """Restore a backup into empty databases; `up` then brings back what was live."""
+    from raymlops.lifecycle.backup.contents import origin
     from raymlops.lifecycle.backup.restore import restore_backup
 
-    if not dry_run:
-        confirm(f"Restore from {from_} into empty databases?", yes=yes)
+    where = "beside MLflow as it is" if state_only else "into empty databases"
+    if not (dry_run or has_terminal()):
+        confirm(f"Restore from {from_} {where}?", yes=yes)  # before a backup is read for nothing
     record = restore_backup(
         config,
         uri=from_,
         backup_id=backup_id,
         as_copy=as_copy,
+        state_only=state_only,
         dry_run=dry_run,
         overrides=overrides or (),
         env=env,
+        agree=lambda which: confirm(f"Restore {which}, {where}?", yes=yes),
         on_step=note,
     )
     done = "is whole, and nothing is in the way" if dry_run else "is restored"
     held = f"{_rows(record.databases)}, {number_of(record.bundles, 'bundle')}"
+    which = f"backup {record.id} of {origin(record.original_id, record.made_by, record.made_at)}"
     lines = [
-        f"backup {record.id} {done}: {held}, {record.seconds:.1f} s",
+        f"{which}, {done}: {held}, {record.seconds:.1f} s",
         *(f"the backup lacks  {text}" for text in record.left_out),
         *(f"unfinished, and not used  {name}" for name in record.unfinished),
     ]

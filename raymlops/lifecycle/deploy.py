@@ -371,7 +371,7 @@ def _aborting(call: _Call, decide: Decide) -> Decide:
 def _name_champion(ref: ModelVersionRef, state: State, aliases: MlflowAliases, *, why: str) -> DeploymentRecord:
     """Set the alias of a model that is not served."""
     old = aliases.champion(ref.name)
-    aliases.check(ref.name)
+    aliases.check(ref.name, ref.version)
     subject = f"{ref.name}/{ref.version}"
     state.record(
         action="promote", subject=subject, before={"version": old} if old else None, after=ref.to_dict(), why=why

@@ -154,7 +154,7 @@ class Registry:
     def owner(self, name: str) -> str:
         """Return whose a model's aliases are, as ``set_owner`` wrote it; empty where nobody's."""
         model = self._call(lambda client: client.get_registered_model(self._names.model(name)))
-        return self._names.read(model.tags).get(ALIASES_OF, "")
+        return self._names.read(model.tags).get(ALIASES_OF, "").strip()
 
     def set_owner(self, name: str, owner: str) -> None:
         """Write on a model whose its aliases are."""

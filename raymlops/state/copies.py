@@ -7,8 +7,9 @@ hashes that they are stored as. An older state is migrated by opening it, like a
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -24,7 +25,7 @@ from raymlops.state.schema import HEAD, audit, deployments, identity, metadata, 
 from raymlops.storage.tables import copy_rows, rows_in, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -32,6 +33,14 @@ SCHEMA = HEAD
 RESTORE = "restore"
 """Action of the event by which a state says that it came from a backup."""
 _TABLES = tuple(metadata.sorted_tables)
+
+
+class ModelVersion(NamedTuple):
+    """A model version as a state knows it."""
+
+    name: str
+    version: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -72,17 +81,50 @@ def save_state(url: str, file: Path) -> SavedState:
     return SavedState(mine, sum(counts.values()), frozenset(live), frozenset(recorded))
 
 
+def versions_in(file: Path) -> tuple[frozenset[ModelVersion], frozenset[ModelVersion]]:
+    """Return the versions that should be live by a copy of a state, and all that it recorded.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    with Database.open(sqlite_url(file)) as copy, copy.reading() as rows:
+        live, recorded = (
+            frozenset(
+                ModelVersion(row.name, row.version, row.digest)
+                for row in rows.execute(sa.select(table.c.name, table.c.version, table.c.digest))
+            )
+            for table in (deployments, versions)
+        )
+    return live, live | recorded
+
+
 def state_there(url: str) -> str | None:
     """Return what a state holds, in words; None for one that is empty, or not there yet.
 
     Raises:
         StorageError, UnreachableError: it cannot be read.
     """
-    with snapshot(url, what="the state database") as connection:
-        if not sa.inspect(connection).has_table(audit.name):
-            return None  # opening it would make its tables
-    with Database.open(url) as there, there.reading() as connection:
-        return _there(connection)
+    with _reading(url) as connection:
+        return None if connection is None else _there(connection)
+
+
+def came_last(url: str, *, backup: str, as_copy: bool, alone: bool) -> str | None:
+    """Return the id of a state whose newest change is that it came from this backup in this way; else None.
+
+    The state is written last, so that a restore which did so and was killed is over.
+
+    Raises:
+        StorageError, UnreachableError: it cannot be read.
+    """
+    with _reading(url) as connection:
+        if connection is None:
+            return None
+        newest = connection.execute(sa.select(audit).order_by(audit.c.id.desc()).limit(1)).one_or_none()
+        if newest is None or (newest.action, newest.subject) != (RESTORE, SELF):
+            return None
+        after = newest.after
+        way = (after["backup"], newest.before["id"] != after["id"], after.get("alone", False))
+        return str(after["id"]) if way == (backup, as_copy, alone) else None
 
 
 def restore_state(
@@ -122,6 +164,18 @@ def restored_at(database: Database) -> datetime | None:
     with database.reading() as connection:
         found: datetime | None = connection.scalar(query.order_by(audit.c.id.desc()).limit(1))
         return found
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[sa.Connection | None]:
+    """Yield a connection to a state that is there; None where there is none, since opening it would make its tables."""
+    with snapshot(url, what="the state database") as connection:
+        made = sa.inspect(connection).has_table(audit.name)
+    if not made:
+        yield None
+        return
+    with Database.open(url) as there, there.reading() as connection:
+        yield connection
 
 
 def _there(connection: sa.Connection) -> str | None:

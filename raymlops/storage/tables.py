@@ -38,7 +38,9 @@ _RESTORED = sa.Table(
     sa.Column("what", sa.String(64), primary_key=True),
     sa.Column("backup", sa.String(64), nullable=False),
 )
-"""By which a database says whose rows it got, so that those of the original are never taken for restored ones."""
+"""By which a database says whose rows it got, so that those of the original are never taken for restored ones.
+
+A restore that nobody ended leaves it. It counts while there are as many rows as in the backup: none is newer."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +56,13 @@ class TableSet:
     by_itself: frozenset[str] = frozenset()
     """Tables in which the library writes one row when it makes them."""
 
-    def there(self, url: str, *, backup: str) -> str | None:
-        """Return what is in a database, in words; None where that is nothing, or what was restored from this backup.
+    def there(self, url: str, *, file: Path, backup: str) -> str | None:
+        """Return what is in a database, in words; None where that is nothing, or what this backup has in ``file``.
 
         Raises: as ``snapshot``.
         """
-        with snapshot(url, what=self.what) as there:
-            counts = self._used(there) if self._origin(there) != backup else {}
-            return self._in_words(counts) if counts else None
-
-    def restored_from(self, url: str) -> str | None:
-        """Return the backup whose rows a database got; None where they are its own.
-
-        Raises: as ``snapshot``.
-        """
-        with snapshot(url, what=self.what) as there:
-            return self._origin(there)
+        with snapshot(url, what=self.what) as there, snapshot(sqlite_url(file), what=self.what) as source:
+            return self._in_the_way(there, source, backup=backup)
 
     def settle(self, url: str) -> None:
         """Forget whose rows a database got: the restore is over, and they are its own from now on.
@@ -77,7 +70,17 @@ class TableSet:
         Raises: as ``snapshot``.
         """
         with writing(url, what=self.what) as target:
-            target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
+            if self._origin(target) is not None:
+                target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
+
+    def has_as_much(self, url: str, *, file: Path) -> bool:
+        """Return whether each table that has rows in a copy has as many of them at least.
+
+        Raises: as ``snapshot``.
+        """
+        with snapshot(url, what=self.what) as there, snapshot(sqlite_url(file), what=self.what) as source:
+            counts = rows_in(there, self.tables)
+            return all(counts.get(name, 0) >= count for name, count in rows_in(source, self.tables).items())
 
     def restore(self, file: Path, url: str, *, backup: str, change: Callable[[str, Any], Any]) -> None:
         """Write the rows of a copy into a database that has these tables and nothing in them, in one transaction.
@@ -89,16 +92,23 @@ class TableSet:
             StorageError, UnreachableError, UsageError: it cannot be written; nothing was changed.
         """
         with snapshot(sqlite_url(file), what=self.what) as source, writing(url, what=self.what) as target:
-            if counts := self._used(target):
-                if self._origin(target) == backup:
+            if self._used(target):
+                if (found := self._in_the_way(target, source, backup=backup)) is None:
                     return
-                raise RefusedError(f"{self.what} is not empty: {self._in_words(counts)}")
+                raise RefusedError(f"{self.what} is not empty: {found}")
             for table in reversed(self.tables):
                 target.execute(sa.delete(table))
             copy_rows(source, target, self.tables, change=change)
             _RESTORED.create(target, checkfirst=True)
             target.execute(sa.delete(_RESTORED).where(_RESTORED.c.what == self.what))
             target.execute(sa.insert(_RESTORED).values(what=self.what, backup=backup))
+
+    def _in_the_way(self, there: Connection, source: Connection, *, backup: str) -> str | None:
+        counts, origin = self._used(there), self._origin(there)
+        if not counts or (origin == backup and counts == rows_in(source, self.tables)):
+            return None
+        begun = f"; the restore of backup {origin} was not ended" if origin is not None else ""
+        return f"{self._in_words(counts)}{begun}{', and its rows are others now' if origin == backup else ''}"
 
     def _origin(self, connection: Connection) -> str | None:
         if not sa.inspect(connection).has_table(_RESTORED.name):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from raymlops.storage.tables import TableSet, copy_rows, new_file, snapshot
+from raymlops.storage.tables import TableSet, copy_rows, new_file, snapshot, writing
 from raymlops.tracking.client import Tracker
 from raymlops.tracking.database import check_schema, unmade
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 WHAT = "MLflow's database"
 _SECRET = frozenset({"secrets", "endpoints", "webhooks"})
 _NOW = frozenset({"jobs", "job_locks", "scheduler_leases"})
-_OWNERS = "registered_model_tags"
 _PARAMS = "params"
 """What a run was given: a record of then, which no restore changes."""
 
@@ -32,6 +31,8 @@ _PARAMS = "params"
 class SavedVersion:
     """A model version in a copy, with what of it is kept elsewhere."""
 
+    name: str
+    version: int
     source: str
     """URI of its files among the run's artifacts."""
     tags: Mapping[str, str]
@@ -79,11 +80,11 @@ def restore_tracking(
     artifacts: str | None,
     backup: str,
     change: Callable[[str, Any], Any],
-    disowned: str | None = None,
+    without_tag: str | None = None,
 ) -> None:
     """Write the tables of a copy into an empty database, which is made where there is none: ``TableSet.restore``.
 
-    Models whose aliases belong to the state ``disowned`` are nobody's then.
+    The tag ``without_tag`` of all models is empty then.
 
     Raises:
         TrackingError: it has the schema of another MLflow.
@@ -91,14 +92,24 @@ def restore_tracking(
     """
 
     def changed(table: str, value: Any) -> Any:
-        if table == _PARAMS:
-            return value
-        if disowned and table == _OWNERS and isinstance(value, str) and value.startswith(disowned):
-            return ""
-        return change(table, value)
+        return value if table == _PARAMS else change(table, value)
 
     Tracker(url, artifacts=artifacts).check()
     tracking_tables().restore(file, url, backup=backup, change=changed)
+    if without_tag is not None:  # also of rows that a restore which was killed wrote with it
+        tags = _named()["registered_model_tags"]
+        with writing(url, what=WHAT) as target:
+            target.execute(sa.update(tags).where(tags.c.key == without_tag).values(value=""))
+
+
+def versions_there(url: str) -> tuple[SavedVersion, ...]:
+    """Return the model versions in MLflow's database, without those that were deleted; none where it has no tables.
+
+    Raises:
+        StorageError, UnreachableError, UsageError: it cannot be read.
+    """
+    with snapshot(url, what=WHAT) as source:
+        return () if unmade(source) else _versions(source)
 
 
 @cache
@@ -120,19 +131,31 @@ def tracking_tables() -> TableSet:
 
 
 def _saved(connection: sa.Connection, rows: int) -> SavedTracking:
-    named = {table.name: table.c for table in tracking_tables().tables}
-    versions, tags, runs = named["model_versions"], named["model_version_tags"], named["runs"]
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for row in connection.execute(sa.select(tags.name, tags.version, tags.key, tags.value)):
-        found.setdefault((row.name, row.version), {})[row.key] = row.value
-    saved = tuple(
-        SavedVersion(row.source or "", found.get((row.name, row.version), {}))
-        for row in connection.execute(sa.select(versions.name, versions.version, versions.source))
-    )
-    kinds = named["tags"]
+    named = _named()
+    versions, runs, kinds = named["model_versions"].c, named["runs"].c, named["tags"].c
     kept = sa.union(
         sa.select(versions.run_id).where(versions.run_id.is_not(None)),
         sa.select(kinds.run_uuid).where(kinds.key == "raymlops.kind", kinds.value == "sweep"),
     )
     places = connection.execute(sa.select(runs.run_uuid, runs.artifact_uri).where(runs.run_uuid.in_(kept)))
-    return SavedTracking(rows, saved, {row.run_uuid: row.artifact_uri for row in places})
+    return SavedTracking(rows, _versions(connection), {row.run_uuid: row.artifact_uri for row in places})
+
+
+def _versions(connection: sa.Connection) -> tuple[SavedVersion, ...]:
+    from mlflow.entities.model_registry.model_version_stages import STAGE_DELETED_INTERNAL
+
+    versions, tags = (_named()[name].c for name in ("model_versions", "model_version_tags"))
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for row in connection.execute(sa.select(tags.name, tags.version, tags.key, tags.value)):
+        found.setdefault((row.name, row.version), {})[row.key] = row.value
+    kept = sa.select(versions.name, versions.version, versions.source).where(
+        versions.current_stage.is_distinct_from(STAGE_DELETED_INTERNAL)
+    )
+    return tuple(
+        SavedVersion(row.name, row.version, row.source or "", found.get((row.name, row.version), {}))
+        for row in connection.execute(kept)
+    )
+
+
+def _named() -> dict[str, sa.Table]:
+    return {table.name: table for table in tracking_tables().tables}

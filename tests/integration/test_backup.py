@@ -26,6 +26,7 @@ from raymlops.lifecycle.backup.restore import restore_backup
 from raymlops.lifecycle.backup.save import backup
 from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.records import BundleRef
+from raymlops.registry.versions import Registry
 from raymlops.state.store import Deployment, State
 from raymlops.tracking.client import tracker
 
@@ -137,7 +138,7 @@ def test_an_older_backup_beside_what_runs_removes_nothing(machine, saved, empty,
         restore_backup(another, uri=str(saved[0]), as_copy=True)
         with State.open(databases_of(another).urls["state"]) as copy:
             assert copy.owner().id != state.owner().id
-            assert MlflowAliases(another, copy.owner()).owned_by(MODEL) is None
+            assert MlflowAliases(another, copy.owner()).owned_by(MODEL, 1) is None
             assert [str(error) for error in converge(copy, serve).plan.blocked.values()] != []
     assert serve.live == live
 
@@ -186,7 +187,7 @@ def test_tables_of_another_release_are_refused_by_name(place, empty, name, made_
     contents["databases"][name] |= {"schema": "0", "made_by": made_by}
     (folder / "backup.json").write_text(json.dumps(contents))
     (folder / "manifest.json").unlink()
-    changed = publish(folder, str(place), made_at=datetime(2026, 1, 1, tzinfo=UTC))
+    changed = publish(folder, str(place), at=datetime(2026, 1, 1, tzinfo=UTC))
     with pytest.raises((RefusedError, StorageError), match=says):
         restore_backup(empty, uri=str(place), backup_id=changed, dry_run=True)
     with pytest.raises((RefusedError, StorageError), match=says):
@@ -279,19 +280,138 @@ def test_a_killed_restore_goes_on(saved, empty):
     assert seen(empty) == saved[2]
 
 
-def test_a_killed_restore_goes_on_with_the_backup_that_it_began(place, empty, monkeypatch):
-    """The original has made a newer one since, whose rows would not belong to those that are there."""
-    first = place_of_backups(place)
+def cut(monkeypatch, spec, place, *, at="raymlops.state.copies.restore_state", **how):
+    """Restore, and end before a step."""
     with monkeypatch.context() as patched:
-        patched.setattr("raymlops.state.copies.restore_state", unavailable)
-        with pytest.raises(StorageError, match="no state today"):
-            restore_backup(empty, uri=str(place))
-    contents = json.loads((first / "backup.json").read_text()) | {"made_by": "another"}
-    newer = Path(shutil.copytree(first, place / "draft"))
-    (newer / "backup.json").write_text(json.dumps(contents))
-    (newer / "manifest.json").unlink()
-    publish(newer, str(place), made_at=datetime(2036, 1, 1, tzinfo=UTC))
-    assert restore_backup(empty, uri=str(place)).id == first.name
+        patched.setattr(at, unavailable)
+        with pytest.raises(StorageError, match="not today"):
+            restore_backup(spec, uri=str(place), **how)
+
+
+def test_a_killed_restore_goes_on_by_name_where_there_is_a_newer_backup(machine, saved, place, empty, monkeypatch):
+    """Whose rows would not belong to those that are there; no older one is taken that nobody named."""
+    first = place_of_backups(place)
+    cut(monkeypatch, empty, place)
+    backup(machine.spec, to=str(place))
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match=f"the restore of backup {first.name} was not ended(.|\n)*--backup ID"):
+            restore_backup(empty, uri=str(place), dry_run=dry_run)
+    assert restore_backup(empty, uri=str(place), backup_id=first.name).id == first.name
+    assert seen(empty) == saved[2]
+
+
+def test_what_came_after_a_restore_that_was_given_up_is_not_of_its_backup(place, empty, monkeypatch):
+    """Work went on with another state, which is lost later: MLflow has rows that the backup's state does not know."""
+    first = place_of_backups(place)
+    cut(monkeypatch, empty, place)
+    tracker(empty).client.create_experiment("later")
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match=r"3 experiments.*was not ended, and its rows are others now"):
+            restore_backup(empty, uri=str(place), backup_id=first.name, dry_run=dry_run)
+    with pytest.raises(RefusedError, match="not empty"):
+        restore_backup(empty, uri=str(place))
+
+
+def test_a_restore_that_was_cut_after_the_state_is_over(place, empty, monkeypatch):
+    """The same command says so, and what it wrote counts as its own from then on; any change of the state ends that."""
+    cut(monkeypatch, empty, place, at="raymlops.storage.tables.TableSet.settle")
+    steps = []
+    for _ in range(2):
+        record = restore_backup(empty, uri=str(place), on_step=steps.append)
+    assert record.state_id == seen(empty)["id"]
+    assert steps[1:] == [steps[1], steps[0], steps[1]]
+    assert "nothing is left to do" in steps[1]
+    with pytest.raises(RefusedError, match="the state database is not empty"):
+        restore_backup(empty, uri=str(place), as_copy=True)
+    databases_of(empty).file("mlflow").unlink()
+    with pytest.raises(RefusedError, match="the state database is not empty"):
+        restore_backup(empty, uri=str(place))
+
+
+def test_the_newest_backup_is_the_one_that_copied_the_databases_last(machine, tmp_path):
+    """A long one that began before a short one and ends after it has the older content."""
+    place, short = str(tmp_path / "place"), []
+
+    def meanwhile(step):
+        if step.startswith("artifacts") and not short:
+            short.append(None)
+            short[0] = backup(machine.spec, to=place).id
+
+    long = backup(machine.spec, to=place, on_step=meanwhile).id
+    assert restore_backup(spec_at(tmp_path / "new"), uri=place, dry_run=True).id == short[0] != long
+
+
+def second_state(spec, folder):
+    """Return the configuration of another state with the same MLflow and Optuna, which has one version live."""
+    urls = databases_of(spec).urls
+    other = spec_at(folder, mlflow=urls["mlflow"], optuna=urls["optuna"])
+    folder.mkdir()
+    with State.open(databases_of(spec).urls["state"]) as state:
+        live = state.deployments()
+    with State.open(databases_of(other).urls["state"]) as state:
+        put(state, MODEL, live)
+    return other
+
+
+def test_of_backups_of_several_states_one_is_named(machine, place, empty, tmp_path):
+    """The newest may be the other one's: what is said names the state of each, who made it and when."""
+    other = second_state(machine.spec, tmp_path / "production")
+    newest = backup(other, to=str(place))
+    ids = [seen(machine.spec)["id"], *(one.owner().id for one in [State.open(databases_of(other).urls["state"])])]
+    with pytest.raises(RefusedError, match="has backups of several states") as caught:
+        restore_backup(empty, uri=str(place), dry_run=True)
+    for backup_id, state_id in zip(sorted(path.name for path in (place / "backups").iterdir()), ids, strict=True):
+        assert f"--backup {backup_id}  state {state_id[:8]}, made by" in str(caught.value)
+    asked, steps = [], []
+    restore_backup(empty, uri=str(place), backup_id=newest.id, agree=asked.append, on_step=steps.append)
+    (which,) = asked
+    assert which.startswith(f"backup {newest.id} of state {ids[1][:8]}, made by ")
+    assert steps[0].startswith(which)
+
+
+def test_a_lost_state_comes_back_beside_an_mlflow_that_goes_on(machine, tmp_path):
+    """With its id and so its aliases; neither MLflow nor Optuna is changed, and one without what is live is refused."""
+    place, other = str(tmp_path / "place"), second_state(machine.spec, tmp_path / "production")
+    saved = backup(other, to=place)
+    url = databases_of(other).urls["state"]
+    with State.open(url) as state:
+        before, live = state.owner().id, state.deployments()
+        state.record(action="later", subject="state", why="lost")
+    databases_of(other).file("state").unlink()
+    mlflow = tracker(machine.spec).client
+    mlflow.set_registered_model_tag(MODEL, "later", "x")
+    with pytest.raises(RefusedError, match=r"MLflow's database is not empty(.|\n)*--state-only"):
+        restore_backup(other, uri=place)
+    mine = seen(machine.spec)
+    for dry_run in (True, False):
+        assert restore_backup(other, uri=place, state_only=True, dry_run=dry_run).databases.keys() == {"state"}
+    with State.open(url) as state:
+        assert (state.owner().id, [item.bundle.digest for item in state.deployments()]) == (
+            before,
+            [item.bundle.digest for item in live],
+        )
+    assert seen(machine.spec) == mine
+    assert mlflow.get_registered_model(MODEL).tags["later"] == "x"
+    for dry_run in (True, False):
+        with pytest.raises(RefusedError, match=r"MLflow has no such version, and it is live(.|\n)*tracking\.uri"):
+            restore_backup(spec_at(tmp_path / "new"), uri=place, backup_id=saved.id, state_only=True, dry_run=dry_run)
+    with pytest.raises(UsageError, match="exclude each other"):
+        restore_backup(other, uri=place, state_only=True, as_copy=True)
+
+
+@pytest.mark.parametrize("as_copy", [False, True])
+def test_the_aliases_of_a_copy_are_nobody_s(machine, place, empty, monkeypatch, as_copy):
+    """Whoever had them, and although a restore that was cut was to be none: no other state looks at its MLflow."""
+    registry = Registry(tracker(machine.spec))
+    mine = registry.owner(MODEL)
+    registry.set_owner(MODEL, "another (made by somebody)")
+    try:
+        saved = backup(machine.spec, to=str(place)).id
+    finally:
+        registry.set_owner(MODEL, mine)
+    cut(monkeypatch, empty, place, as_copy=as_copy)
+    restore_backup(empty, uri=str(place), backup_id=saved, as_copy=True)
+    assert Registry(tracker(empty)).owner(MODEL) == ""
 
 
 def test_a_restore_goes_on_where_it_was_killed_while_optuna_made_its_tables(saved, empty):
@@ -315,7 +435,7 @@ def test_what_was_restored_is_no_part_of_a_restore_any_more(saved, empty):
 
 
 def unavailable(*_args, **_kwargs):
-    raise StorageError("no state today")
+    raise StorageError("not today")
 
 
 def place_of_backups(place):
@@ -381,6 +501,33 @@ def test_what_is_in_the_way_of_files_is_found_before_anything_is_written(machine
         with pytest.raises(StorageError, match=f"cannot be made: '{home}/mlartifacts' is a file"):
             restore_backup(empty, uri=str(saved[0]), dry_run=dry_run)
     assert sorted(path.name for path in home.iterdir()) == ["mlartifacts", "mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda _home, path: path.write_text("other"), "is there and is another file: expected"),
+        (lambda _home, path: path.mkdir(), "is there and is a folder, and a file belongs there"),
+        (lambda _home, path: (path.parent.rmdir(), path.parent.write_text("")), "is a file"),
+        (lambda home, _path: (home / "bundles").write_text(""), "bundles' is a file"),
+    ],
+)
+def test_what_is_in_the_way_of_a_file_is_found_before_anything_is_written(machine, saved, empty, spoil, says):
+    """Of a run, and of the bundle that a version's MLflow model has."""
+    home, old = Path(empty.storage.path), Path(machine.spec.storage.path)
+    artifacts = Path(tracker(machine.spec).run(machine.version.run_id).info.artifact_uri)
+    for name in ("config/resolved.yaml", "**/manifest.json"):
+        (path,) = artifacts.glob(name)
+        target = home / path.relative_to(old)
+        target.parent.mkdir(parents=True)
+        spoil(home, target)
+        before = sorted(home.rglob("*"))
+        for dry_run in (True, False):
+            with pytest.raises((RefusedError, StorageError), match=says):
+                restore_backup(empty, uri=str(saved[0]), dry_run=dry_run)
+        assert sorted(home.rglob("*")) == before
+        shutil.rmtree(home / "mlartifacts")
+        (home / "bundles").unlink(missing_ok=True)
 
 
 def test_links_among_artifacts_are_left_out_and_said(machine, tmp_path):

@@ -84,13 +84,11 @@ def restore_artifacts(folder: Path, artifacts: Mapping[str, str]) -> int:
         RefusedError: another file is where one belongs; it is left as it is.
         StorageError: they cannot be written.
     """
-    written = 0
-    for run_id, uri in sorted(artifacts.items()):
-        base = folder / FOLDER / run_id
-        for path in sorted(base.rglob("*")):
-            if path.is_file():
-                written += _put(path, filesystem.join(uri, path.relative_to(base).as_posix()))
-    return written
+    return sum(
+        _put(path, uri)
+        for run_id, base in sorted(artifacts.items())
+        for path, uri in _targets(folder / FOLDER / run_id, base)
+    )
 
 
 def restore_models(models: Mapping[str, str], bundles: Mapping[str, BundleRef]) -> int:
@@ -101,26 +99,86 @@ def restore_models(models: Mapping[str, str], bundles: Mapping[str, BundleRef]) 
     """
     from raymlops.bundle.verify import fetch
 
-    written = 0
-    for uri, digest in sorted(models.items()):
-        if digest not in bundles or not is_reachable(uri):
-            continue
-        base = fetch(bundles[digest].uri, digest)
-        for path in sorted(base.rglob("*")):
-            if path.is_file():
-                written += _put(path, filesystem.join(uri, DATA, path.relative_to(base).as_posix()))
-    return written
+    return sum(
+        _put(path, uri)
+        for model, digest in sorted(models.items())
+        if digest in bundles and is_reachable(model)
+        for path, uri in _targets(fetch(bundles[digest].uri, digest), filesystem.join(model, DATA))
+    )
+
+
+def check_free(
+    folder: Path, artifacts: Mapping[str, str], models: Mapping[str, str], bundles: Mapping[str, BundleRef]
+) -> None:
+    """Make sure, writing nothing, that nothing is in the way of what the two others write.
+
+    Raises:
+        RefusedError: another file, or a folder, is where a file belongs.
+        StorageError: a folder cannot be made.
+    """
+    from raymlops.bundle.verify import fetch
+
+    for run_id, base in sorted(artifacts.items()):
+        if is_reachable(base):
+            _check_free(folder / FOLDER / run_id, base)
+    for model, digest in sorted(models.items()):
+        data = filesystem.join(model, DATA)
+        if digest in bundles and is_reachable(model):
+            check_makeable(data)
+            if filesystem.entries(data):
+                _check_free(fetch(bundles[digest].uri, digest), data)
+
+
+def check_makeable(uri: str) -> None:
+    """Make sure, writing nothing, that a local folder is there or can be made; another filesystem is not asked.
+
+    Raises:
+        StorageError: a file is in its place, or this user may not write where it would be.
+    """
+    if (folder := local_path(uri)) is None:
+        return
+    with filesystem.errors(uri):
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        why = "is a file" if not there.is_dir() else "is not this user's to write"
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise StorageError(f"the folder {str(folder)!r} cannot be made: {str(there)!r} {why}")
+
+
+def _check_free(folder: Path, base: str) -> None:
+    check_makeable(base)
+    if not filesystem.entries(base):
+        return
+    for path, uri in _targets(folder, base):
+        if (local := local_path(uri)) is not None:
+            check_makeable(str(local.parent))
+        _is_there(path, uri)
+
+
+def _targets(folder: Path, base: str) -> list[tuple[Path, str]]:
+    """Return each file below a folder, and where it belongs below a URI."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path, filesystem.join(base, path.relative_to(folder).as_posix())) for path in files]
+
+
+def _is_there(path: Path, uri: str) -> bool:
+    """Return whether a file is where it belongs; refuse anything else that is there."""
+    there = filesystem.info(uri)
+    if there.is_file:
+        problem = mismatch(filesystem.reader(uri), entry_of(path))
+        what = None if problem is None else f"another file: expected {problem[0]}, got {problem[1]}"
+    else:
+        what = "a folder, and a file belongs there" if local_path(uri) and there.type.name == "Directory" else None
+    if what is not None:
+        raise RefusedError(
+            f"{uri} is there and is {what}",
+            hint="It is left as it is. Restore into another storage.path, or move it away.",
+        )
+    return bool(there.is_file)
 
 
 def _put(path: Path, uri: str) -> bool:
     """Write a file unless it is there already; return whether it was written."""
-    if filesystem.info(uri).is_file:
-        problem = mismatch(filesystem.reader(uri), entry_of(path))
-        if problem is not None:
-            raise RefusedError(
-                f"{uri} is there and is another file: expected {problem[0]}, got {problem[1]}",
-                hint="It is left as it is. Restore into another storage.path, or move it away.",
-            )
+    if _is_there(path, uri):
         return False
     if (local := local_path(uri)) is not None:
         for left in local.parent.glob(f".{glob.escape(local.name)}-{'[0-9a-f]' * 32}"):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FILE = "backup.json"
+_SHORT = 8
 STATE, MLFLOW, OPTUNA = "state", "mlflow", "optuna"
 NOT_IN_IT = (
     "checkpoints and logs of runs and trials: what had not ended starts again, and cannot be resumed",
@@ -75,6 +76,12 @@ class Contents(Record):
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise StorageError(f"{FILE} of the backup is damaged: {type(error).__name__}: {error}") from error
+
+
+def origin(state_id: str | None, made_by: str, made_at: str) -> str:
+    """Return whose a backup is and when it was made, in words."""
+    whose = "no state" if state_id is None else f"state {state_id[:_SHORT]}"
+    return f"{whose}, made by {made_by} at {made_at[:19].replace('T', ' ')} UTC"
 
 
 def to_copy(

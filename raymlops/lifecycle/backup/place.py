@@ -1,8 +1,9 @@
 """The place that backups are in: ``backups/ID/``, one folder each, beside the ``bundles/`` that all of them share.
 
-A backup is there once its manifest is, which is written last. Its id begins with a time, by which the newest is found,
-and ends with the digest of the manifest: a changed file does not match that, a changed manifest not its id. On a disk a
-folder gets its name when it is whole.
+A backup is there once its manifest is, which is written last. Its id begins with the time at which the databases were
+copied, by which the newest is found, and ends with the digest of the manifest: a changed file does not match that, a
+changed manifest not its id. On a disk a folder gets its name when it is whole. Nothing keeps several machines from one
+place, so that the newest backup may be another one's: which, each says itself.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import MAXYEAR, UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raymlops.config.credentials import ADVICE, holds_credential
 from raymlops.config.paths import local_path
 from raymlops.errors import NotFoundError, RefusedError, StorageError, UsageError
-from raymlops.lifecycle.backup.contents import FILE, Contents
+from raymlops.lifecycle.backup.contents import FILE, Contents, origin
 from raymlops.storage import filesystem
 from raymlops.storage.manifest import BACKUP, MANIFEST, Digests, damaged, entry_of, mismatch
 from raymlops.storage.scratch import scratch
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 FOLDER = "backups"
 _ID = re.compile(r"\d{8}T\d{6}Z-([0-9a-f]{16})")
 _NAMED = 16
+_READ_AT_A_TIME = 16
 _TIME = "%Y%m%dT%H%M%SZ"
 
 
@@ -73,8 +77,8 @@ def draft(to: str) -> Iterator[Path]:
         yield folder
 
 
-def publish(folder: Path, to: str, *, made_at: datetime) -> str:
-    """Give a prepared backup its manifest and its name, and return that.
+def publish(folder: Path, to: str, *, at: datetime) -> str:
+    """Give a prepared backup its manifest and its name, which begins with a time (``next_time``), and return that.
 
     Raises:
         StorageError: it cannot be written; there is no backup then.
@@ -84,7 +88,7 @@ def publish(folder: Path, to: str, *, made_at: datetime) -> str:
     (folder / MANIFEST).write_bytes(manifest)
     for path in folder.rglob("*"):
         path.chmod(0o700 if path.is_dir() else 0o600)
-    backup_id = f"{_after_others(to, made_at):{_TIME}}-{hashlib.sha256(manifest).hexdigest()[:_NAMED]}"
+    backup_id = f"{at:{_TIME}}-{hashlib.sha256(manifest).hexdigest()[:_NAMED]}"
     uri = filesystem.join(to, FOLDER, backup_id)
     if local_path(uri) is None:
         for name in (*files, MANIFEST):
@@ -95,14 +99,32 @@ def publish(folder: Path, to: str, *, made_at: datetime) -> str:
     return backup_id
 
 
-def _after_others(to: str, made_at: datetime) -> datetime:
-    """Return the time in the name of a new backup: a later one than in those that are there, whatever the clock says.
+def next_time(to: str, made_at: datetime) -> datetime:
+    """Return the time in the name of a backup that begins now: later than those that are there.
 
-    The newest is found by its name. A clock may be set back, and two backups be made in one second.
+    Whatever the clock says. It is asked before the databases are copied: what ends last may be what began first, with
+    the older content.
+
+    Raises:
+        StorageError: the place cannot be read.
     """
-    named = filter(_ID.fullmatch, filesystem.entries(filesystem.join(to, FOLDER)))
-    times = (datetime.strptime(name.partition("-")[0], _TIME).replace(tzinfo=UTC) for name in named)
-    return max([made_at, *(time + timedelta(seconds=1) for time in times)])
+    times = map(_time_in, filesystem.entries(filesystem.join(to, FOLDER)))
+    return max([made_at, *(time + timedelta(seconds=1) for time in times if time is not None)])
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A whole backup in a place, as its ``backup.json`` says it, which nothing has checked yet."""
+
+    id: str
+    made_at: str = ""
+    made_by: str = ""
+    state_id: str | None = None
+
+    @property
+    def order(self) -> tuple[str, str, str]:
+        """Return what the newest has most of: several may begin in one second."""
+        return self.id.partition("-")[0], self.made_at, self.id
 
 
 def newest(uri: str) -> tuple[str, list[str]]:
@@ -110,23 +132,46 @@ def newest(uri: str) -> tuple[str, list[str]]:
 
     Raises:
         NotFoundError: there is none.
+        RefusedError: there are others of another state; the hint lists the newest of each.
         StorageError: the place cannot be read.
     """
-    found = {name: files for name, files in _listing(uri).items() if files is not None and _ID.fullmatch(name)}
+    found = {name: files for name, files in _listing(uri).items() if files is not None and _time_in(name)}
     whole = [name for name, files in found.items() if MANIFEST in files]
+    unfinished = [name for name in found if name not in whole]
     if not whole:
         cut = f": {len(found)} unfinished" if found else ""
         raise NotFoundError(f"there is no backup in {uri}{cut}", hint="raymlops backup --to URI writes one.")
-    return max(whole), [name for name in found if name not in whole]
+    with ThreadPoolExecutor(_READ_AT_A_TIME) as pool:
+        listed = sorted(pool.map(lambda name: _listed(uri, name), whole), key=lambda one: one.order)
+    last = {one.state_id: one for one in listed if one.made_at}
+    if listed[-1].made_at and last.keys() - {None, listed[-1].state_id}:
+        each = sorted(last.values(), key=lambda one: one.order)
+        lines = [f"--backup {one.id}  {origin(one.state_id, one.made_by, one.made_at)}" for one in each]
+        raise RefusedError(
+            f"{uri} has backups of several states: the newest may be of another one than is to be restored",
+            hint="Name one; the newest of each:\n  " + "\n  ".join(lines),
+        )
+    return listed[-1].id, unfinished
 
 
-def has(uri: str, backup_id: str) -> bool:
-    """Return whether a place has a whole backup of this id.
+def _listed(uri: str, backup_id: str) -> Listed:
+    """Return a backup with what it says of itself; one that says nothing is found to be damaged by who opens it."""
+    try:
+        data = json.loads(filesystem.read_bytes(filesystem.join(uri, FOLDER, backup_id, FILE)))
+        return Listed(backup_id, str(data["made_at"]), str(data["made_by"]), data["state_id"])
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return Listed(backup_id)
 
-    Raises:
-        StorageError: the place cannot be read.
-    """
-    return MANIFEST in (_listing(uri).get(backup_id) or ())
+
+def _time_in(name: str) -> datetime | None:
+    """Return the time in the name of a backup; None for other names."""
+    if _ID.fullmatch(name) is None:
+        return None
+    try:
+        time = datetime.strptime(name.partition("-")[0], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return time if time.year < MAXYEAR else None
 
 
 @contextmanager

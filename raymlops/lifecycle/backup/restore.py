@@ -7,17 +7,15 @@ on.
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from raymlops.config.paths import local_path
 from raymlops.display import number_of
-from raymlops.errors import BundleError, RefusedError, StorageError
+from raymlops.errors import BundleError, RefusedError, UsageError
 from raymlops.lifecycle.backup import place
-from raymlops.lifecycle.backup.artifacts import is_reachable, restore_artifacts, restore_models
-from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema
+from raymlops.lifecycle.backup.artifacts import check_free, check_makeable, restore_artifacts, restore_models
+from raymlops.lifecycle.backup.contents import MLFLOW, OPTUNA, STATE, Contents, Move, Saved, check_schema, origin
 from raymlops.lifecycle.backup.databases import databases_of
 from raymlops.lifecycle.sources import Source, stores_of
 from raymlops.records import BundleRef, Record
@@ -38,6 +36,9 @@ class RestoreRecord(Record):
 
     id: str
     made_at: str
+    made_by: str
+    original_id: str | None
+    """Of the state that the backup is of."""
     state_id: str | None
     """Of the restored state; another one than the backup's for a copy."""
     databases: dict[str, Saved]
@@ -59,48 +60,69 @@ def restore_backup(
     uri: str,
     backup_id: str | None = None,
     as_copy: bool = False,
+    state_only: bool = False,
     dry_run: bool = False,
     overrides: Sequence[str] = (),
     env: str | None = None,
+    agree: Callable[[str], None] = lambda _text: None,
     on_step: Callable[[str], None] = lambda _text: None,
 ) -> RestoreRecord:
     """Restore a backup into the empty databases and the storage of a configuration.
 
-    By default it is the newest, or that of which a restore that was killed has written a part.
+    By default it is the newest in a place of one state; none older is ever taken that is not named.
     Bundles and artifacts go under ``storage.path``, and what names them is written so. With ``as_copy`` the state gets
-    an id of its own, for use beside the original. ``dry_run`` reads and checks all of it, and writes nothing.
+    an id of its own, for use beside the original. ``state_only`` restores the state and its bundles beside an MLflow
+    that goes on. ``dry_run`` reads and checks all of it, and writes nothing. ``agree`` is told which backup it is, and
+    whose, before anything is written, and raises if it is not to be.
 
     Raises:
         NotFoundError: there is no such backup, or it is unfinished.
-        RefusedError: something is not empty, the message says what is there; a file of the backup is not what was
-            written; its tables are of another MLflow or Optuna. Nothing was changed.
+        RefusedError: the place has backups of several states, and none is named; something is not empty, the message
+            says what is there; a file of the backup is not what was written; its tables are of another MLflow or
+            Optuna, or with ``state_only`` MLflow has not what is live. Nothing was changed.
         BundleError: a bundle is missing from the backup, or damaged; nothing was changed.
         StorageError, UnreachableError, UsageError, ConfigError: something cannot be read or written.
     """
     began = time.monotonic()
+    if as_copy and state_only:
+        raise UsageError(
+            "a copy of the state has an MLflow of its own: as_copy and state_only exclude each other",
+            hint="Restore all of it as a copy, into databases of its own.",
+        )
     uri = place.checked(uri)
     databases = databases_of(stores_of(source, overrides=overrides, env=env))
-    chosen = backup_id or _begun(databases, uri)
-    unfinished: list[str] = []
-    if chosen is None:
-        chosen, unfinished = place.newest(uri)
-    with place.opened(uri, chosen) as (folder, contents):
+    chosen, unfinished = (backup_id, []) if backup_id is not None else place.newest(uri)
+    with place.opened(uri, chosen) as (folder, found):
+        which = f"backup {chosen} of {origin(found.state_id, found.made_by, found.made_at)}"
+        contents = _state_alone(found, which) if state_only else found
         _check_schemas(contents)
         count = number_of(len(contents.by_digest), "bundle")
-        on_step(f"backup {chosen}: checking {count}, and that nothing is in the way")
+        on_step(f"{which}: checking {count}, and that nothing is in the way")
         bundles = _checked_bundles(contents, uri)
-        _refuse_used(databases, contents, chosen)
         write = _Writing(databases, contents, folder, on_step)
-        write.check(bundles)
-        added, files, state_id = 0, 0, contents.state_id
-        if not dry_run:
-            came = {"backup": chosen, "made_at": contents.made_at, "roots": contents.roots}
+        came = {"backup": chosen, "made_at": contents.made_at, "roots": contents.roots, "alone": state_only}
+        added, files, state_id = 0, 0, _over(databases, contents, folder, came=came, as_copy=as_copy)
+        over = state_id is not None
+        if over:
+            on_step("the state came from it, as its last change: nothing is left to do")
+        else:
+            _refuse_used(databases, contents, folder, backup_id=chosen)
+            if state_only:
+                _check_versions(databases, folder)
+            write.check(bundles)
+            state_id = contents.state_id
+        if not (dry_run or over):
+            agree(which)
             why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
             added, files = write.files(bundles)
             state_id = write.databases(came=came, why=why, as_copy=as_copy)
+        if not dry_run:
+            write.settle()
         return RestoreRecord(
             id=chosen,
             made_at=contents.made_at,
+            made_by=contents.made_by,
+            original_id=contents.state_id,
             state_id=state_id,
             databases=contents.databases,
             bundles=len(bundles),
@@ -123,12 +145,15 @@ class _Writing:
             bundle.uri: filesystem.join(self._storage, filesystem.FOLDER, bundle.digest) for bundle in contents.bundles
         }
         self._move = Move(moved, [(old, databases.roots[name]) for name, old in contents.roots.items()])
+        self._artifacts = {run_id: self._move(uri) for run_id, uri in contents.artifacts.items()}
+        self._models = {self._move(uri): digest for uri, digest in contents.models.items()}
 
     def check(self, bundles: Sequence[BundleRef]) -> None:
-        """Make sure that nothing is in the way of files: each byte of the bundles that are there already.
+        """Make sure that nothing is in the way of files: each byte of those that are there already.
 
         Raises:
-            BundleError: one is damaged.
+            BundleError: a bundle is damaged.
+            RefusedError: another file is where one belongs.
             StorageError: a folder cannot be made.
         """
         from raymlops.bundle.publish import check_copy, is_there
@@ -137,9 +162,9 @@ class _Writing:
             copy = BundleRef(uri=filesystem.join(self._storage, filesystem.FOLDER, source.digest), digest=source.digest)
             if is_there(copy.uri):
                 check_copy(copy, source.uri, every_byte=True)
-        for uri in (*self._databases.roots.values(), *map(self._move, self._contents.artifacts.values())):
-            if is_reachable(uri):
-                _check_makeable(uri)
+        for uri in (*self._databases.roots.values(), filesystem.join(self._storage, filesystem.FOLDER)):
+            check_makeable(uri)
+        check_free(self._folder, self._artifacts, self._models, {bundle.digest: bundle for bundle in bundles})
 
     def files(self, bundles: Sequence[BundleRef]) -> tuple[int, int]:
         """Write bundles and artifacts; return how many of each were not there before."""
@@ -148,14 +173,13 @@ class _Writing:
         self._on_step(f"bundles: {len(bundles)}")
         copied = [copy_bundle(bundle, self._storage) for bundle in bundles]
         self._on_step("artifacts of versions and sweeps")
-        artifacts = {run_id: self._move(uri) for run_id, uri in self._contents.artifacts.items()}
-        models = {self._move(uri): digest for uri, digest in self._contents.models.items()}
-        files = restore_artifacts(self._folder, artifacts)
-        files += restore_models(models, {bundle.digest: bundle for bundle, _ in copied})
+        files = restore_artifacts(self._folder, self._artifacts)
+        files += restore_models(self._models, {bundle.digest: bundle for bundle, _ in copied})
         return sum(new for _, new in copied), files
 
     def databases(self, *, came: dict[str, Any], why: str, as_copy: bool) -> str | None:
         """Write the databases, the state last; return the id of that."""
+        from raymlops.registry.lineage import ALIASES_OF
         from raymlops.state.copies import restore_state
         from raymlops.tracking.copies import restore_tracking
         from raymlops.tuning.copies import restore_studies
@@ -171,47 +195,22 @@ class _Writing:
             self._on_step("MLflow's database")
             artifacts = filesystem.join(self._databases.roots["mlflow"], "mlartifacts")
             file = self._folder / f"{MLFLOW}.db"
-            disowned = self._contents.state_id if as_copy else None
+            owners = ALIASES_OF if as_copy else None  # of whatever state: none of them looks at this MLflow
             restore_tracking(
-                file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change, disowned=disowned
+                file, urls[MLFLOW], artifacts=artifacts, backup=came["backup"], change=change, without_tag=owners
             )
         state_id = None
         if STATE in saved:
             self._on_step("the state")
             file = self._folder / f"{STATE}.db"
             state_id = restore_state(file, urls[STATE], change=change, came=came, why=why, as_copy=as_copy)
-        for name, tables in _table_sets().items():
-            if name in saved:
-                tables.settle(urls[name])
         return state_id
 
-
-def _check_makeable(uri: str) -> None:
-    """Make sure, writing nothing, that a local folder is there or can be made; another filesystem is not asked.
-
-    Raises:
-        StorageError: a file is in its place, or this user may not write where it would be.
-    """
-    if (folder := local_path(uri)) is None:
-        return
-    with filesystem.errors(uri):
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        why = "is a file" if not there.is_dir() else "is not this user's to write"
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            raise StorageError(f"the folder {str(folder)!r} cannot be made: {str(there)!r} {why}")
-
-
-def _begun(databases: Databases, uri: str) -> str | None:
-    """Return the backup that a restore has begun with and not ended: there may be newer ones since; else None."""
-    from raymlops.state.copies import state_there
-
-    if databases.may_exist(STATE) and state_there(databases.urls[STATE]) is not None:
-        return None
-    for name, tables in _table_sets().items():
-        found = tables.restored_from(databases.urls[name]) if databases.may_exist(name) else None
-        if found is not None and place.has(uri, found):
-            return found
-    return None
+    def settle(self) -> None:
+        """Let MLflow's and Optuna's databases forget whose rows they got."""
+        for name, tables in _table_sets().items():
+            if name in self._contents.databases and self._databases.may_exist(name):
+                tables.settle(self._databases.urls[name])
 
 
 def _table_sets() -> dict[str, TableSet]:
@@ -252,7 +251,66 @@ def _check_schemas(contents: Contents) -> None:
             check_schema(contents.databases[name], schema(), what=what)
 
 
-def _refuse_used(databases: Databases, contents: Contents, backup_id: str) -> None:
+def _state_alone(contents: Contents, which: str) -> Contents:
+    """Return a backup as one of nothing but the state and the bundles.
+
+    Raises:
+        RefusedError: it has no state.
+    """
+    if STATE not in contents.databases:
+        raise RefusedError(f"{which} holds no state", hint="Restore another one: --backup ID.")
+    return replace(contents, databases={STATE: contents.databases[STATE]}, artifacts={}, models={})
+
+
+def _check_versions(databases: Databases, folder: Path) -> None:
+    """Make sure that MLflow is the one that a state had: it has what is live, and nothing else under its numbers.
+
+    A version that is not live may have been deleted there since.
+
+    Raises:
+        RefusedError: naming the versions.
+    """
+    from raymlops.registry.lineage import DIGEST
+    from raymlops.state.copies import versions_in
+    from raymlops.tracking.copies import versions_there
+
+    url = databases.urls[MLFLOW]
+    there = versions_there(url) if databases.may_exist(MLFLOW) else ()
+    digests = {(one.name, one.version): one.tags.get(DIGEST) for one in there}
+    live, all_of_them = versions_in(folder / f"{STATE}.db")
+    problems = []
+    for one in sorted(all_of_them):
+        got = digests.get((one.name, one.version), "" if one in live else one.digest)
+        if got != one.digest:
+            has = f"MLflow has it with digest {got}" if got else "MLflow has no such version, and it is live"
+            problems.append(f"{one.name} version {one.version} with digest {one.digest}: {has}")
+    if problems:
+        raise RefusedError(
+            f"MLflow's database is not the one that the state had; nothing was changed: {'; '.join(problems)}",
+            hint="--state-only is for an MLflow that goes on. Restore all of it into empty databases, or name that "
+            "MLflow: tracking.uri, tracking.database.",
+        )
+
+
+def _over(databases: Databases, contents: Contents, folder: Path, *, came: dict[str, Any], as_copy: bool) -> str | None:
+    """Return the id of the state where this very restore wrote it, which it does last, and nothing came after."""
+    from raymlops.state.copies import came_last
+
+    names = contents.databases
+    if STATE not in names or not all(map(databases.may_exist, names)):
+        return None
+    state_id = came_last(databases.urls[STATE], backup=came["backup"], as_copy=as_copy, alone=came["alone"])
+    if state_id is None:
+        return None
+    there = (
+        tables.has_as_much(databases.urls[name], file=folder / f"{name}.db")
+        for name, tables in _table_sets().items()
+        if name in names
+    )
+    return state_id if all(there) else None
+
+
+def _refuse_used(databases: Databases, contents: Contents, folder: Path, *, backup_id: str) -> None:
     """Refuse to write where something is, other than what a restore of the same backup left when it was killed."""
     from raymlops.state.copies import state_there
 
@@ -264,11 +322,14 @@ def _refuse_used(databases: Databases, contents: Contents, backup_id: str) -> No
         if name == STATE:
             found["the state database"] = state_there(url)
         else:
-            found[tables[name].what] = tables[name].there(url, backup=backup_id)
+            file = folder / f"{name}.db"
+            found[tables[name].what] = tables[name].there(url, file=file, backup=backup_id)
     used = [f"{what} is not empty ({there})" for what, there in found.items() if there is not None]
     if used:
+        lost = STATE in contents.databases and found.get("the state database") is None
         raise RefusedError(
             f"cannot restore: {'; '.join(used)}; nothing was changed",
             hint="Restore into another storage.path (RAYMLOPS_HOME) and other databases. What is there can be backed "
-            "up and moved away first.",
+            "up and moved away first. A restore that was not ended goes on by the ID of its backup: --backup ID."
+            + (" Where the state alone is lost, --state-only restores it beside MLflow as it is." if lost else ""),
         )

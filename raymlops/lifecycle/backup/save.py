@@ -89,6 +89,7 @@ def backup(
             hint="What is elsewhere is found by --config FILE, RAYMLOPS_HOME or RAYMLOPS_STATE_FILE.",
         )
     place.check_place(to)
+    at = place.next_time(to, made_at)
     with place.draft(to) as folder:
         contents, needed, live = _copied(databases, folder, made_at=made_at.isoformat(), on_step=on_step)
         if verify:
@@ -101,7 +102,7 @@ def backup(
         contents = replace(contents, left_out=(*contents.left_out, *lacks))
         (folder / FILE).write_text(json.dumps(contents.to_dict(), indent=1), encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        backup_id = place.publish(folder, to, made_at=made_at)
+        backup_id = place.publish(folder, to, at=at)
     return BackupRecord(
         id=backup_id,
         to=to,

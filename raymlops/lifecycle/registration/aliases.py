@@ -31,13 +31,15 @@ class MlflowAliases:
     def __init__(self, spec: ProjectSpec, owner: Owner) -> None:
         self._spec, self._owner = spec, owner
 
-    def owned_by(self, name: str) -> str | None:
+    def owned_by(self, name: str, version: int) -> str | None:
         """Return which other state owns the aliases of a model, in words; where none does, this one does from now on.
 
-        Of two that find none at once the later one does: both look again later.
+        Unless MLflow lacks the ``version`` that they are to name, as of a model that was deleted and made again: then
+        they are for a state that has one of it. Of two that find none at once the later one does: both look again
+        later.
         """
         registry = self._registry()
-        if not registry.owner(name):
+        if not registry.owner(name) and any(ref.version == version for ref in registry.list(name)):
             registry.set_owner(name, self._owner.named)
         return other_owner(registry, self._owner, name)
 
@@ -49,13 +51,13 @@ class MlflowAliases:
         """Make this state the owner, whoever was."""
         self._registry().set_owner(name, self._owner.named)
 
-    def check(self, name: str) -> None:
-        """Refuse to set the aliases of a model that another state owns.
+    def check(self, name: str, version: int) -> None:
+        """Refuse to let the aliases of a model name a version where another state owns them.
 
         Raises:
             TakenError: naming it.
         """
-        if (other := self.owned_by(name)) is not None:
+        if (other := self.owned_by(name, version)) is not None:
             raise TakenError(words(name, other))
 
     def champion(self, name: str) -> int | None:
@@ -69,7 +71,7 @@ class MlflowAliases:
         Raises:
             TakenError: as ``check``.
         """
-        self.check(name)
+        self.check(name, version)
         self._registry().set_alias(name, CHAMPION, version)
 
     def withdraw(self, name: str, versions: Collection[int]) -> None:

@@ -103,9 +103,7 @@ def gate(
         metric = rules.metric or f"test/{project.spec.train.metric.removeprefix('validation/')}"
         live = live_champion(state, ref.name)
         other = other_owner(registry, state.owner(), ref.name)
-        current = live or (None if other else registry.by_alias(ref.name, CHAMPION))
-        if current is not None and current.version == ref.version:
-            current = None
+        current, alone = _rival(ref, live, other, registry=registry, state=state)
         needed = current is not None or bool(rules.later_rows)
         prepared, note = _prepared(candidate, project, ref, tracker=tracker, needed=needed)
         rows = rows_of(candidate, None if prepared is None else prepared.splits["validation"])
@@ -138,7 +136,7 @@ def gate(
         rows_until, labels_until = until or (None, None)
         decision = replace(
             decision,
-            notes=(*decision.notes, *notes, *([note] if note else []), *_alone(other, live)),
+            notes=(*decision.notes, *notes, *([note] if note else []), *alone),
             rows_until=rows_until,
             labels_until=labels_until,
         )
@@ -149,6 +147,24 @@ def gate(
             hint=_way_on(ref, champion, served=served),
         )
     return replace(ref, aliases=registry.get(ref.name, str(ref.version)).aliases), decision
+
+
+def _rival(
+    ref: ModelVersionRef, live: ModelVersionRef | None, other: str | None, *, registry: Registry, state: State
+) -> tuple[ModelVersionRef | None, list[str]]:
+    """Return the champion to compare with, and a note where MLflow names one that is none of this state's.
+
+    That is the one that is live here; where none is, MLflow's if this state recorded it and no other has the aliases.
+    """
+    from raymlops.state.versions import recorded
+
+    said = live or registry.by_alias(ref.name, CHAMPION)
+    if said is None or said.version == ref.version:
+        return None, []
+    if live is not None or (other is None and recorded(state, said.name, said.version) is not None):
+        return said, []
+    whose = f"is of {other}" if other else f"version {said.version} was not registered from this state"
+    return None, [f"No version is live here to compare with: MLflow's champion {whose}"]
 
 
 def _project_of(candidate: LoadedModel, here: ProjectSpec) -> Project:
@@ -316,13 +332,6 @@ def _record(
         registry.set_alias(ref.name, CHALLENGER, ref.version)
     elif (challenger := registry.by_alias(ref.name, CHALLENGER)) and challenger.version == ref.version:
         registry.delete_alias(ref.name, CHALLENGER)
-
-
-def _alone(other: str | None, live: ModelVersionRef | None) -> list[str]:
-    """Return a note where there is a champion, and not one of this state."""
-    return (
-        [] if other is None or live else [f"No version is live here to compare with: MLflow's champion is of {other}"]
-    )
 
 
 def _way_on(ref: ModelVersionRef, champion: ChampionEvaluation | None, *, served: Sequence[GateCheck]) -> str | None:

@@ -72,8 +72,8 @@ _log = logging.getLogger(__name__)
 class Aliases(Protocol):
     """The aliases of models in MLflow."""
 
-    def owned_by(self, name: str) -> str | None:
-        """Return which other state owns the aliases of a model; where none does, this one does from now on."""
+    def owned_by(self, name: str, version: int) -> str | None:
+        """Return which other state owns the aliases of a model; where none does, who has the version in MLflow."""
 
     def champion(self, name: str) -> int | None:
         """Return the version that the alias ``champion`` of a model names."""
@@ -287,9 +287,12 @@ class Controller:
 
         Those of another state are left alone, which is recorded once.
         """
+        before = champion_of(self._state.deployments(name))
+        if before is None:
+            return
 
         def look() -> tuple[str | None, int | None]:
-            if (other := aliases.owned_by(name)) is not None:
+            if (other := aliases.owned_by(name, before.version)) is not None:
                 return other, None
             if lost := withdrawn(self._state, name):
                 aliases.withdraw(name, lost)
@@ -297,7 +300,7 @@ class Controller:
 
         other, found = within(ALIAS_S, look)
         note_owner(self._state, name, other, actor=self._actor)
-        champion = champion_of(self._state.deployments(name))
+        champion = champion_of(self._state.deployments(name))  # a verb may have changed it meanwhile
         if other is not None or champion is None or found == champion.version:
             return
         within(ALIAS_S, partial(aliases.set_champion, name, champion.version))

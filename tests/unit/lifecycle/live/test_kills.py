@@ -50,7 +50,7 @@ class Mlflow:
 
     named = None
 
-    def owned_by(self, _name):
+    def owned_by(self, _name, _version):
         """Nobody else."""
 
     def champion(self, _name):

@@ -135,3 +135,30 @@ def test_a_version_that_was_taken_back_elsewhere_stays_challenger(clusters, regi
         withdraw(connection, "scale", 2, "a test")
     production.round()
     assert registry.by_alias("scale", "challenger").version == 2
+
+
+@pytest.mark.parametrize("tag", [" ", "\n"])
+def test_a_tag_of_spaces_names_no_owner(clusters, registry, tag):
+    """Somebody emptied it by hand."""
+    registry.set_owner("scale", tag)
+    staging, _ = clusters
+    staging.round()
+    assert staging.events() == [("alias.follow", "scale/2")]
+    assert registry.owner("scale").startswith(staging.state.owner().id)
+
+
+def test_a_model_that_was_made_again_is_of_who_has_a_version_of_it(clusters, registry):
+    """Staging, which looks first, has version 2 live, and there is none any more."""
+    staging, production = clusters
+    mlflow = tracker(staging.spec)
+    bundle = registry.get("scale", "1").bundle
+    mlflow.client.delete_registered_model("scale")
+    run_id = mlflow.start_run("scale", name="trained", tags={})
+    registry.register("scale", run_id=run_id, bundle=bundle)
+    for _ in range(2):
+        for one in (staging, production):
+            one.round()
+    assert registry.owner("scale").startswith(production.state.owner().id)
+    assert registry.by_alias("scale", "champion").version == 1
+    assert production.events() == [("alias.follow", "scale/1")]
+    assert staging.events() == [("alias.left", "scale")]

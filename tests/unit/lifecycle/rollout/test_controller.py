@@ -387,7 +387,7 @@ class Mlflow:
     def __init__(self, champion=None):
         self.named, self.away, self.calls, self.withdrawn = champion, False, 0, set()
 
-    def owned_by(self, _name):
+    def owned_by(self, _name, _version):
         """Nobody else."""
 
     def champion(self, _name):
