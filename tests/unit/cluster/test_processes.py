@@ -40,8 +40,10 @@ _STUBBORN = (
 )
 _ORPHANS = """
 import subprocess, sys, os
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-print("ready", flush=True); print(child.pid, flush=True); os._exit(0)
+print("ready", flush=True)  # the child says its pid itself: while the kernel starts a program it shows no environment
+program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+os._exit(0)
 """
 _PARENT = """
 import os, subprocess, sys
