@@ -6,11 +6,10 @@ again. Owns how long either may last. What ends, the job survives.
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raymlops.cluster.kubernetes.pod_log import PodLog
 from raymlops.cluster.kubernetes.ray import API
 from raymlops.cluster.kubernetes.waits import Wait, event_wait, kind_and_stamp, pod_waits, silent, still_said
 from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError
@@ -35,45 +34,6 @@ LAST_TRIES = 5
 """At the log of a job that has ended."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """Values of ``status.jobDeploymentStatus`` that stay."""
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+")
-
-
-@dataclass
-class PodLog:
-    """The log of a pod, each line once, however often its stream ends.
-
-    A kubelet writes times of one width (``RFC3339NanoFixed``), and takes whole seconds of ``sinceTime``.
-    """
-
-    server: ApiServer
-    pod: str = ""
-    time: str = ""
-    """Of the last line, and how many lines had that time."""
-    count: int = 0
-    rest: str | None = None
-    """The last line as far as it came, where a stream ended within one: the next stream has all of it."""
-
-    def lines(self, pod: str) -> Iterator[str]:
-        """Yield the lines that are new, until the stream ends; of another pod, all."""
-        if pod != self.pod:
-            self.pod, self.time, self.count = pod, "", 0
-        before, known, self.rest = self.time, self.count, None
-        since = {"sinceTime": before} if before else {}
-        path = f"/api/v1/namespaces/{self.server.namespace}/pods/{pod}/log"
-        for line in self.server.lines(path, follow="true", timestamps="true", **since):
-            time, _, text = line.partition(" ")
-            if not line.endswith("\n"):
-                self.rest = text
-                return
-            if not _TIME.fullmatch(time):  # the kubelet's own words
-                yield line[:-1]
-                continue
-            if time == before and known:
-                known -= 1
-            elif time >= before:
-                self.count = self.count + 1 if time == self.time else 1
-                self.time = time
-                yield text[:-1]
 
 
 class Follower:
