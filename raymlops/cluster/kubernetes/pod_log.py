@@ -21,7 +21,7 @@ class _Part(NamedTuple):
     """What came of a line up to a carriage return, to its end, or to the end of the stream."""
 
     time: str
-    """Of its line; empty where the kubelet speaks itself."""
+    """Of its line, as far as it came; empty where the kubelet speaks itself."""
     number: int
     text: str
     end: str
@@ -48,30 +48,32 @@ class PodLog:
     def lines(self, pod: str) -> Iterator[str]:
         """Yield the lines that are new, until the stream ends; of another pod, all."""
         if pod != self.pod:
-            self.pod, self.time, self.count, self.parts = pod, "", 0, 0
-        before, known, given, self.rest = self.time, self.count, self.parts, None
+            self.pod, self.time, self.count, self.parts, self.rest = pod, "", 0, 0, None
+        before, known, given = self.time, self.count, self.parts
         since = {"sinceTime": before} if before else {}
         path = f"/api/v1/namespaces/{self.server.namespace}/pods/{pod}/log"
         old = False
         for part in _parts(self.server.lines(path, follow="true", timestamps="true", **since)):
-            if part.number == 0 and part.time:
+            if not part.time:
+                if _says(part):
+                    yield part.text
+                continue
+            if part.number == 0:
                 # Lines come in their order, which a clock that is set back is not: behind the last one all are new.
                 old = known > 0 and part.time <= before
                 known = 0 if not old else known - (part.time == before)
-            new = not (old and part.time)
             if not part.end:
-                self.rest = part.text if new else ""
+                self.rest = self.rest or "" if old else part.text
                 return
-            self.rest = None if part.end == "\n" else ""
-            if part.time and new:
-                if part.number >= given and _says(part):
-                    yield part.text
-                self.parts = max(given, part.number + 1)
-                if part.end == "\n":
-                    self.count = self.count + 1 if part.time == self.time else 1
-                    self.time, self.parts, given = part.time, 0, 0
-            elif new and _says(part):
+            if old:
+                continue
+            if part.number >= given and _says(part):
                 yield part.text
+            if part.end == "\r":
+                self.parts, self.rest = max(given, part.number + 1), ""
+            else:
+                self.count = self.count + 1 if part.time == self.time else 1
+                self.time, self.parts, self.rest, given = part.time, 0, None, 0
 
 
 def _parts(pieces: Iterable[str]) -> Iterator[_Part]:
@@ -83,7 +85,7 @@ def _parts(pieces: Iterable[str]) -> Iterator[_Part]:
             if _TIME.fullmatch(time) or not end:
                 text = words
             else:
-                time = ""
+                time = ""  # the kubelet's own words
         yield _Part(time, number, text, end)
         number = 0 if end == "\n" else number + 1
 

@@ -189,6 +189,68 @@ def test_what_has_passed_is_waited_for_no_longer(kubernetes, run, told, reason, 
     assert waits == ([f"pod/head waits: {reason}: {message}"] if reason == "FailedMount" else [])
 
 
+def back_off(clock):
+    """A kubelet pulls an image in vain, and waits until it tries again."""
+    reason = "ErrImagePull" if clock.now % 80 else "ImagePullBackOff"
+    return pod("head", reason=reason, message="no such manifest")
+
+
+def crash(clock):
+    """A container runs, and crashes."""
+    return pod("head", phase="Running", reason=None if clock.now % 80 else "CrashLoopBackOff", message="back-off")
+
+
+@pytest.mark.parametrize("waits", [back_off, crash])
+def test_reasons_that_come_by_turns_are_one(kubernetes, run, told, waits):
+    """What is the same after five minutes ends the command, also where it was away in between."""
+    written, clock = told
+    kubernetes.pods = lambda selector: [waits(clock)] if selector.startswith("ray.io/") else []
+    with pytest.raises(ClusterError, match="did not start within 5 minutes: pod/head:"):
+        run("train")
+    assert len(written) == 2
+    assert clock.now < 420
+
+
+@pytest.mark.parametrize(("every", "ends"), [(122, True), (366, True), (1e9, False)])
+def test_an_event_counts_each_time_that_it_is_repeated(kubernetes, run, told, every, ends):
+    """Those of a day ago are thinned out; one that is not repeated has passed, and a volume is attached late."""
+    (written, clock), handle = told, kubernetes.handle
+    kubernetes.cluster_pods = [pod("head", reason="ContainerCreating")]
+
+    def handled(*request):
+        kubernetes.events = [
+            warning("Pod", "head", reason="FailedMount", message=MISSING) | {"count": clock.now // every}
+        ]
+        kubernetes.cluster_pods = kubernetes.cluster_pods if clock.now < 1000 else []
+        return handle(*request)
+
+    kubernetes.handle = handled
+    if not ends:
+        assert run("train").succeeded
+        return
+    with pytest.raises(ClusterError, match="did not start within 5 minutes: pod/head: FailedMount"):
+        run("train")
+    assert clock.now < 800
+
+
+@pytest.mark.parametrize(("uid", "ends"), [("of this one", True), ("of an earlier one", False)])
+def test_an_event_of_an_earlier_job_of_that_name_says_nothing(kubernetes, run, told, uid, ends):
+    """It stays for an hour, and a job may wait in a queue."""
+    _, clock = told
+    real = kubernetes.pods
+    kubernetes.pods = lambda selector: real(selector) if clock.now > 1000 else []
+    event = warning("RayJob", "mine", reason="InvalidRayJobSpec", message="no entrypoint")
+    kubernetes.uid, kubernetes.events = (
+        "of this one",
+        [event | {"involvedObject": {**event["involvedObject"], "uid": uid}}],
+    )
+    if not ends:
+        assert run("train", name="mine").succeeded
+        return
+    with pytest.raises(ClusterError, match="rayjob/mine: InvalidRayJobSpec"):
+        run("train", name="mine")
+
+
 def test_a_cluster_without_pods_says_why(kubernetes, run, written, clock):
     """In the events of what would make them; who may not read events waits without."""
     kubernetes.pods = lambda _: []
