@@ -201,8 +201,7 @@ def _check_verb(verb: Any, words: list[str]) -> None:
     while isinstance(verbs := getattr(verb, "commands", None), dict):
         named = words[: len(named) + 1]
         if len(named) > len(words) or (verb := verbs.get(named[-1])) is None:
-            hint = f"One of: {', '.join(sorted(verbs))}."
-            raise UsageError(f"there is no command {' '.join(named)!r}", hint=hint)
+            raise UsageError(f"there is no command {' '.join(named)!r}", hint=f"One of: {', '.join(sorted(verbs))}.")
     if named == ["submit"] or not any("--config" in option.opts for option in verb.params):
         raise UsageError(f"a job runs what reads a configuration; {' '.join(named)} does not", hint="Run it here.")
 

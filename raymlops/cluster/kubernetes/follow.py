@@ -28,7 +28,7 @@ STUCK_S = 300.0
 """How long the same thing may be missing before a job starts: somebody may be about to make it."""
 PASSED_S = 420.0
 """After which what was not said again has passed. A kubelet tries what it waits for every 122 seconds, and its events
-of one object are thinned out to one in 300 (``EventCorrelator`` of client-go); a container that crashes waits for 300."""
+of one object are thinned out to one in 300 (client-go, ``EventCorrelator``); one that crashes is started after 300."""
 IDLE_S = 30.0
 """After which an operator would have taken a job up."""
 LAST_TRIES = 5

@@ -112,12 +112,12 @@ class Place:
         return {"name": f"{self.name}{suffix}", "labels": self.labels(component)}
 
     def variables(self, *, own: bool = True) -> list[str]:
-        """Return the variables that the configuration refers to, which are keys of the Secret: the state's is none.
+        """Return the variables that the configuration refers to or names, which are keys of the Secret.
 
         Without ``own`` those alone that workers, trials and replicas need too.
         """
         found = {ref.env for field, ref in references(self.spec) if ref.env and (own or field not in OWN)}
-        return sorted(found)
+        return sorted(found | {*self.section.variables})
 
     def files(self, *, own: bool = True) -> dict[str, str]:
         """Return the files that the configuration refers to: path in a container to key of the Secret."""

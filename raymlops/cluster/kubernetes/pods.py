@@ -82,9 +82,8 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
         "volumes": _volumes(place, own=head and serves),
         "topologySpreadConstraints": spread(place, role),
         "terminationGracePeriodSeconds": 120,
+        **_admitted(place, gpus=gpus),
     }
-    if gpus:
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {"metadata": {"labels": place.labels(role), "annotations": {OVERWRITE: "true"}}, "spec": pod}
 
 
@@ -123,6 +122,7 @@ def controller_pod(place: Place, *, digest: str) -> Any:
             "containers": [container],
             "volumes": _volumes(place, own=True),
             "topologySpreadConstraints": spread(place, "controller"),
+            **_admitted(place),
         },
     }
 
@@ -136,6 +136,7 @@ def submitter_pod(place: Place) -> Any:
             "automountServiceAccountToken": False,
             "restartPolicy": "Never",
             "securityContext": not_root(),
+            **_admitted(place),
             "containers": [
                 {
                     "name": "ray-job-submitter",
@@ -145,6 +146,17 @@ def submitter_pod(place: Place) -> Any:
                 }
             ],
         },
+    }
+
+
+def _admitted(place: Place, *, gpus: int = 0) -> dict[str, Any]:
+    """Return on which nodes a pod may run, and by what its image is pulled."""
+    tolerations = [one.model_dump(exclude_none=True) for one in place.section.tolerations]
+    tolerations += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
+    secrets = [{"name": name} for name in place.section.pull_secrets]
+    return {
+        **({"tolerations": tolerations} if tolerations else {}),
+        **({"imagePullSecrets": secrets} if secrets else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """``submit``: a RayJob for a verb, and its log until it ends.
 
 Owns the job's name and its cluster. What a RayJob is made of is ``ray``'s. A process that is interrupted leaves the job
-running; the same ``--name`` again follows it.
+running; the same ``--name`` again follows it until it has ended.
 """
 
 from __future__ import annotations

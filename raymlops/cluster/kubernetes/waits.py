@@ -72,7 +72,7 @@ def still_said(events: Iterable[Found], pod: Found) -> list[Found]:
 
 def is_of(event: Found, found: Found) -> bool:
     """Return whether an event is of this object, and not of an earlier one of its name."""
-    return event["involvedObject"].get("uid") == found["metadata"].get("uid")
+    return bool(event["involvedObject"].get("uid") == found["metadata"].get("uid"))
 
 
 def kind_and_stamp(event: Found) -> tuple[str, str]:

@@ -149,6 +149,24 @@ def test_a_variable_that_others_need_too_is_in_every_pod(place, objects):
     assert {"RAYMLOPS_OPTUNA_URL" in json.dumps(pod) for pod in pods(found) if "serve-cpu" in json.dumps(pod)} == {True}
 
 
+def test_what_a_company_asks_of_pods_is_in_each(place, objects):
+    """Those of jobs, too, which no overlay reaches: the bucket's keys, the registry's, the nodes' taints."""
+    found = objects(
+        place(
+            "kubernetes.variables=[AWS_ACCESS_KEY_ID]",
+            "kubernetes.pull_secrets=[registry]",
+            "kubernetes.tolerations=[{key: team, operator: Equal, value: ml}]",
+            "train.gpus_per_worker=1.0",
+        )
+    )
+    for pod in pods(found):
+        spec = pod["spec"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert spec["tolerations"][0] == {"key": "team", "operator": "Equal", "value": "ml"}
+        submits = spec["containers"][0]["name"] == "ray-job-submitter"
+        assert submits or "AWS_ACCESS_KEY_ID" in [one["name"] for one in spec["containers"][0]["env"]]
+
+
 def test_who_submits_jobs_has_a_role_and_no_pod_has_it(place):
     """A job of the endpoint's cluster runs beside the state's credentials."""
     accounts = manifests(place(), config="", ray_version="2.60.0")["accounts"]
