@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Spec, frozen
 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name that Kubernetes takes for an object of any kind (RFC 1123)."""
@@ -73,12 +73,16 @@ class KubernetesSection(Spec):
         description="image with raymlops and the recipe; default: raymlops with this version as tag",
     )
     secret: Label = Field("raymlops", description="Secret with the credentials that the configuration refers to")
-    variables: tuple[str, ...] = Field(
+    variables: Annotated[tuple[str, ...], BeforeValidator(frozen)] = Field(
         (),
         description="more variables of every pod, keys of that Secret: AWS_ACCESS_KEY_ID of a bucket, where no role is",
     )
-    pull_secrets: tuple[Label, ...] = Field((), description="Secrets by which nodes pull the image")
-    tolerations: tuple[Toleration, ...] = Field((), description="taints of nodes that every pod may run on")
+    pull_secrets: Annotated[tuple[Label, ...], BeforeValidator(frozen)] = Field(
+        (), description="Secrets by which nodes pull the image"
+    )
+    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(frozen)] = Field(
+        (), description="taints of nodes that every pod may run on"
+    )
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")
     gpu: GpuNodes = Field(
         default_factory=GpuNodes, description="worker nodes with GPUs, where workers or replicas reserve some"
