@@ -161,6 +161,7 @@ def submit(
         list[str], typer.Argument(metavar="VERB...", help="The command to run, for example: train, or deploy --yes.")
     ],
     *,
+    context: typer.Context,
     config: ConfigOption,
     env: EnvOption = None,
     name: Annotated[
@@ -168,7 +169,7 @@ def submit(
         typer.Option(
             "--name",
             metavar="NAME",
-            help="Name of the RayJob. If it already exists, its log is followed.  [default: generated]",
+            help="Name of the RayJob. If the same one already runs, its log is followed.  [default: generated]",
         ),
     ] = None,
     cluster: Annotated[
@@ -186,11 +187,23 @@ def submit(
     from raymlops.cluster.kubernetes.submit import submit as submit_job
     from raymlops.config.load import load
 
+    _check_verb(context.find_root().command, command)
     spec = load(config, env=env).spec
     server = ApiServer.found(checked(spec, env=env, release="").namespace)
     job = submit_job(spec, command, server=server, env=env, name=name, cluster=cluster, write=note)
     said = f": {job.message}" if job.message else ""
     return Answer(job.to_dict(), f"{job.name}  {job.status}{said}", exit_code=0 if job.succeeded else 1)
+
+
+def _check_verb(verb: Any, words: list[str]) -> None:
+    """Raise UsageError unless words begin with a verb that reads a configuration: nodes come up before it is parsed."""
+    named: list[str] = []
+    while isinstance(verbs := getattr(verb, "commands", None), dict):
+        named = words[: len(named) + 1]
+        if len(named) > len(words) or (verb := verbs.get(named[-1])) is None:
+            raise UsageError(f"there is no command {' '.join(named)!r}", hint=f"One of: {', '.join(sorted(verbs))}.")
+    if named == ["submit"] or not any("--config" in option.opts for option in verb.params):
+        raise UsageError(f"a job runs what reads a configuration; {' '.join(named)} does not", hint="Run it here.")
 
 
 def down(*, root: RootOption = None) -> Answer:

@@ -16,15 +16,25 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from raymlops.config.paths import CONFIG_DIGEST
 from raymlops.errors import ConfigError, InvalidRowsError, RaymlopsError, RefusedError, StorageError, UsageError
 from raymlops.records import to_json
 
-ConfigOption = Annotated[
-    str, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
-]
-OptionalConfig = Annotated[
-    str | None, typer.Option("--config", "-c", metavar="FILE", help="Configuration file.", show_default=False)
-]
+
+def _applied(config: str | None) -> str | None:
+    """Return the file of ``--config``, once it is that of the job on Kubernetes that this process is."""
+    if config is not None and CONFIG_DIGEST in os.environ:
+        from raymlops.cluster.kubernetes.applied import check_applied
+
+        check_applied(config, write=note)
+    return config
+
+
+_CONFIG = typer.Option(
+    "--config", "-c", metavar="FILE", help="Configuration file.", show_default=False, callback=_applied
+)
+ConfigOption = Annotated[str, _CONFIG]
+OptionalConfig = Annotated[str | None, _CONFIG]
 EnvOption = Annotated[str | None, typer.Option("--env", metavar="NAME", help="Overlay: env/NAME.yaml beside the file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Values that replace the file's.")

@@ -146,6 +146,11 @@ class SecretRef(Spec):
         return Path(str(self.file)).expanduser().read_text(encoding="utf-8")
 
 
+def frozen(value: Any) -> Any:
+    """Return a list as a tuple: files and stored data have lists, and a section is hashed."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def absolute_references(data: Any) -> Any:
     """Return a section's plain data with absolute paths of referenced files: another process has another folder.
 

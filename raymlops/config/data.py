@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Spec, frozen
 
 Severity = Literal["off", "warn", "refuse"]
 Check = Literal[
@@ -30,17 +30,13 @@ REFUSING: frozenset[Check] = frozenset({"same_rows", "label_values", "columns"})
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 class ColumnBounds(Spec):
     """What an input may hold in every split."""
 
     min: float | None = Field(None, description="smallest number")
     max: float | None = Field(None, description="largest number")
     max_nulls: Share | None = Field(None, description="largest share of rows without a value")
-    values: Annotated[tuple[str | int | float | bool, ...] | None, BeforeValidator(_frozen)] = Field(
+    values: Annotated[tuple[str | int | float | bool, ...] | None, BeforeValidator(frozen)] = Field(
         None, description="the only values that it may have"
     )
 

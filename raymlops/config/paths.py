@@ -13,6 +13,8 @@ from raymlops.errors import ConfigError, Problem
 
 STATE_URL, STATE_FILE = "RAYMLOPS_STATE_URL", "RAYMLOPS_STATE_FILE"
 """Variables, where no configuration names the state: its SQL URL, or a file whose first line that is."""
+CONFIG_DIGEST = "RAYMLOPS_CONFIG_DIGEST"
+"""Variable of a job on Kubernetes: the digest of the configuration that it was made of."""
 _SQLITE = "sqlite:///"
 
 

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef
+from raymlops.config.base import Fixed, Free, Name, SecretRef, Spec, Uri, UriOrRef, frozen
 from raymlops.config.data import DataSection, QualitySection, SkillSection
 from raymlops.config.platforms.databricks import SCHEME, unfit
 from raymlops.config.platforms.kubernetes import KubernetesSection
@@ -29,13 +29,8 @@ from raymlops.config.sweep import Mode, SweepSection, Threshold
 from raymlops.config.train import TrainSection
 from raymlops.records import Objective
 
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 MAX_SLICES = 16
-Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(_frozen)]
+Values = Annotated[tuple[str | int | float | bool, ...], BeforeValidator(frozen)]
 _LATER = {"window": {"start": None, "stop": None}, "tables": None}
 """Fields of ``train`` that are no part of the digest where they are unset, and how that is written."""
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", SCHEME)

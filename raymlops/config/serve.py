@@ -11,18 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from raymlops.config.base import Spec, Uri
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
+from raymlops.config.base import Spec, Uri, frozen
 
 GRPC_SERVICER = "raymlops.serving.protocols.grpc_messages:add_servicer"
 MOST_S = 1e9
 """31 years: what is counted from now on must have a date."""
-Texts = Annotated[tuple[str, ...], BeforeValidator(_frozen)]
-Percents = Annotated[tuple[float, ...], BeforeValidator(_frozen)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(frozen)]
+Percents = Annotated[tuple[float, ...], BeforeValidator(frozen)]
 
 
 class LogSection(Spec):

@@ -7,6 +7,7 @@ front of it, which has the caller's own rights: RAYMLOPS_KUBERNETES names it.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ import httpx
 from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PROXY, NAMESPACE = "RAYMLOPS_KUBERNETES", "RAYMLOPS_NAMESPACE"
 APPLY = "application/apply-patch+yaml"
 TIMEOUT_S = 15.0
 QUIET_S = 60.0
+_LINE_END = re.compile(r"(?<=\n)|(?<=\r)(?!\n)")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,6 @@ class ApiServer:
 
         Each with its line end, which the last one may lack. Only who asks knows whether there will be more of it.
         """
-        rest = ""
         with (
             self._client(timeout=httpx.Timeout(TIMEOUT_S, read=self.quiet_s)) as client,
             self._errors(),
@@ -100,12 +101,7 @@ class ApiServer:
             if response.is_error:
                 response.read()
             _checked(response, self.url)
-            with suppress(httpx.TransportError):
-                for text in response.iter_text():
-                    *lines, rest = (rest + text).split("\n")
-                    yield from (f"{line}\n" for line in lines)
-        if rest:
-            yield rest
+            yield from lines_of(_until_cut(response))
 
     def _call(
         self, method: str, path: str, *, content_type: str = "application/json", **options: Any
@@ -141,6 +137,30 @@ class ApiServer:
             raise ApiServerAwayError(
                 f"Kubernetes' API server at {self.url} does not answer: {type(error).__name__}"
             ) from error
+
+
+def lines_of(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in pieces, each with its end; a carriage return ends one, too.
+
+    So that a progress bar is seen. A line feed behind it belongs to it, also where that is in the next piece.
+    """
+    rest: list[str] = []
+    held = ""
+    for chunk in chunks:
+        text = held + chunk
+        held = "\r" if text.endswith("\r") else ""
+        *lines, last = _LINE_END.split(text[: len(text) - len(held)])
+        for line in lines:
+            yield "".join([*rest, line])
+            rest.clear()
+        rest.append(last)
+    if last := "".join([*rest, held]):
+        yield last
+
+
+def _until_cut(response: httpx.Response) -> Iterator[str]:
+    with suppress(httpx.TransportError):
+        yield from response.iter_text()
 
 
 def _checked(response: httpx.Response, url: str) -> None:

@@ -113,10 +113,17 @@ def _references(place: Place) -> Iterator[Problem]:
                 yield Problem(field, f"got {{file: {ref.file}}}; a whole path in the pods without a colon: ~/NAME")
             elif field != "storage.state" and isinstance(state, SecretRef) and path == in_home(state.file or ""):
                 yield Problem(field, f"got {{file: {ref.file}}}, the state's, which only the head has; another file")
-        elif ref.env is not None and (not _VARIABLE.fullmatch(ref.env) or ref.env.startswith("RAY_")):
-            yield Problem(field, f"got {{env: {ref.env}}}; a variable of a-z, A-Z, 0-9 and _, none of Ray's own RAY_*")
-        elif ref.env in _OURS:
-            yield Problem(field, f"got {{env: {ref.env}}}, which the pods have for something else; another name")
+        elif ref.env is not None:
+            yield from _variable(field, ref.env, f"{{env: {ref.env}}}")
+    for name in place.section.variables:
+        yield from _variable("kubernetes.variables", name, name)
+
+
+def _variable(field: str, name: str, got: str) -> Iterator[Problem]:
+    if not _VARIABLE.fullmatch(name) or name.startswith("RAY_"):
+        yield Problem(field, f"got {got}; a variable of a-z, A-Z, 0-9 and _, none of Ray's own RAY_*")
+    elif name in _OURS:
+        yield Problem(field, f"got {got}, which the pods have for something else; another name")
 
 
 def _nodes(place: Place) -> Iterator[Problem]:

@@ -6,13 +6,12 @@ again. Owns how long either may last. What ends, the job survives.
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from raymlops.cluster.kubernetes.pod_log import PodLog
 from raymlops.cluster.kubernetes.ray import API
-from raymlops.cluster.kubernetes.waits import Wait, event_wait, kind_and_stamp, pod_waits, silent, still_said
+from raymlops.cluster.kubernetes.waits import Wait, event_wait, is_of, kind_and_stamp, pod_waits, silent, still_said
 from raymlops.errors import ApiServerAwayError, ClusterError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
@@ -27,53 +26,15 @@ AWAY_S = 600.0
 """A control plane of one zone is upgraded in minutes."""
 STUCK_S = 300.0
 """How long the same thing may be missing before a job starts: somebody may be about to make it."""
-PASSED_S = 180.0
-"""A kubelet repeats what it waits for at least every 122 seconds."""
+PASSED_S = 420.0
+"""After which what was not said again has passed. A kubelet tries what it waits for every 122 seconds, and its events
+of one object are thinned out to one in 300 (client-go, ``EventCorrelator``); one that crashes is started after 300."""
 IDLE_S = 30.0
 """After which an operator would have taken a job up."""
 LAST_TRIES = 5
 """At the log of a job that has ended."""
 ENDED = frozenset({"Complete", "Failed", "ValidationFailed"})
 """Values of ``status.jobDeploymentStatus`` that stay."""
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\S+")
-
-
-@dataclass
-class PodLog:
-    """The log of a pod, each line once, however often its stream ends.
-
-    A kubelet writes times of one width (``RFC3339NanoFixed``), and takes whole seconds of ``sinceTime``.
-    """
-
-    server: ApiServer
-    pod: str = ""
-    time: str = ""
-    """Of the last line, and how many lines had that time."""
-    count: int = 0
-    rest: str | None = None
-    """The last line as far as it came, where a stream ended within one: the next stream has all of it."""
-
-    def lines(self, pod: str) -> Iterator[str]:
-        """Yield the lines that are new, until the stream ends; of another pod, all."""
-        if pod != self.pod:
-            self.pod, self.time, self.count = pod, "", 0
-        before, known, self.rest = self.time, self.count, None
-        since = {"sinceTime": before} if before else {}
-        path = f"/api/v1/namespaces/{self.server.namespace}/pods/{pod}/log"
-        for line in self.server.lines(path, follow="true", timestamps="true", **since):
-            time, _, text = line.partition(" ")
-            if not line.endswith("\n"):
-                self.rest = text
-                return
-            if not _TIME.fullmatch(time):  # the kubelet's own words
-                yield line[:-1]
-                continue
-            if time == before and known:
-                known -= 1
-            elif time >= before:
-                self.count = self.count + 1 if time == self.time else 1
-                self.time = time
-                yield text[:-1]
 
 
 class Follower:
@@ -86,8 +47,9 @@ class Follower:
         self._server, self._name, self._place, self._write, self._clock = server, name, place, write, clock
         self._log = PodLog(server)
         self._told: set[str] = set()
-        self._stuck: dict[tuple[str, str], float] = {}
-        self._moved: dict[str, tuple[str, float]] = {}
+        self._said: dict[tuple[str, str], tuple[float, float]] = {}
+        """When something was said first and last, by of what, and its kind."""
+        self._stamps: dict[str, str] = {}
         self._begin = clock()
 
     def follow(self, sleep: Callable[[float], None]) -> Mapping[str, Any]:
@@ -100,7 +62,8 @@ class Follower:
         """
         tries = 0
         while True:
-            status, submitters = self.patiently(self._read, sleep)
+            job, submitters = self.patiently(self._read, sleep)
+            status: Mapping[str, Any] = job.get("status") or {}
             started = [one for one in submitters if _phase(one) not in {None, "Pending"}]
             whole = not started or self._copy_log(started[-1]["metadata"]["name"])
             if status.get("jobDeploymentStatus") in ENDED:
@@ -110,7 +73,7 @@ class Follower:
                         self._write(self._log.rest)
                     return status
             if not started:
-                self._wait(status, submitters)
+                self._wait(job, submitters)
             sleep(POLL_S)
 
     def patiently(self, ask: Callable[[], T], sleep: Callable[[float], None]) -> T:
@@ -131,8 +94,7 @@ class Follower:
 
     def _read(self) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
         path = f"/apis/{API}/namespaces/{self._server.namespace}/rayjobs/{self._name}"
-        status: Mapping[str, Any] = self._server.get(path).get("status") or {}
-        return status, self._pods(f"batch.kubernetes.io/job-name={self._name}")
+        return self._server.get(path), self._pods(f"batch.kubernetes.io/job-name={self._name}")
 
     def _pods(self, selector: str) -> list[dict[str, Any]]:
         path = f"/api/v1/namespaces/{self._server.namespace}/pods"
@@ -152,45 +114,45 @@ class Follower:
             return False
         return True
 
-    def _wait(self, status: Mapping[str, Any], submitters: list[dict[str, Any]]) -> None:
+    def _wait(self, job: Mapping[str, Any], submitters: list[dict[str, Any]]) -> None:
         """Say what is waited for.
 
         Raises:
-            ClusterError: it is the same for long, and does not pass by itself.
+            ClusterError: it is the same again after long, and does not pass by itself.
         """
         now, found = self._clock(), {}
         with suppress(ApiServerAwayError):
-            found = {(one.what, one.reason): one for one in self._waits(status, submitters)}
-        for one in found.values():
-            self._tell(str(one), key=f"{one.what} {one.reason}")
-        self._stuck = {key: self._stuck.get(key, now) for key, one in found.items() if not one.may_pass}
-        for key, since in self._stuck.items():
-            if now - since > STUCK_S:
-                one = found[key]
+            found = {(one.what, one.kind): one for one in self._waits(job, submitters)}
+        self._said = {key: said for key, said in self._said.items() if now - said[1] <= PASSED_S}
+        for key, one in found.items():
+            self._tell(str(one), key=" ".join(key))
+            first, _ = self._said.get(key, (now, now))
+            self._said[key] = first, now
+            if now - first > STUCK_S and not one.may_pass:
                 raise ClusterError(
                     f"the job {self._name} did not start within {STUCK_S / 60:g} minutes: "
                     f"{one.what}: {one.reason}: {one.message}",
                     hint=f"{one.mend}\n{self._continues()}",
                 )
-        if not found and now - self._begin > STUCK_S:
+        if not self._said and now - self._begin > STUCK_S:
             self._tell(
                 f"the job {self._name} has not started, and nothing says why\n"
                 f"  kubectl -n {self._server.namespace} describe rayjob,raycluster,pod"
             )
-        if not status.get("jobDeploymentStatus") and now - self._begin > IDLE_S:
+        if not (job.get("status") or {}).get("jobDeploymentStatus") and now - self._begin > IDLE_S:
             self._tell(
                 "no operator has taken the job up\n"
                 "  kubectl get pods --all-namespaces -l app.kubernetes.io/component=kuberay-operator"
             )
 
-    def _waits(self, status: Mapping[str, Any], submitters: list[dict[str, Any]]) -> Iterator[Wait]:
+    def _waits(self, job: Mapping[str, Any], submitters: list[dict[str, Any]]) -> Iterator[Wait]:
         """Yield what the submitter waits for, or the cluster: there is no submitter before that is ready.
 
-        A pod that says nothing waits for a volume, and what makes no pod says so in events. A kubelet repeats what it
-        still waits for, so that an event of a pod that is the same for minutes is over.
+        A pod that says nothing waits for a volume, of which there are events, and what makes no pod says so in events
+        of its own. Those stay for an hour: a pod's counts each time that it is repeated, and once.
         """
         place, namespace = self._place, self._server.namespace
-        cluster = status.get("rayClusterName")
+        cluster = (job.get("status") or {}).get("rayClusterName")
         pods = submitters or ([] if cluster is None else self._pods(f"ray.io/cluster={cluster}"))
         yield from pod_waits(pods, place=place, namespace=namespace)
         quiet = silent(pods)
@@ -201,17 +163,17 @@ class Follower:
                     fieldSelector=f"type=Warning,involvedObject.name={what}",
                 )["items"]
                 if what in quiet:
-                    warnings = [one for one in still_said(warnings, quiet[what]) if self._moves(one)]
+                    warnings = [one for one in still_said(warnings, quiet[what]) if self._repeated(one)]
+                elif what == self._name:
+                    warnings = [one for one in warnings if is_of(one, job)]
                 if (found := event_wait(warnings, place=place, namespace=namespace)) is not None:
                     yield found
 
-    def _moves(self, event: Mapping[str, Any]) -> bool:
-        """Return whether an event was repeated within the last minutes, by this clock alone."""
+    def _repeated(self, event: Mapping[str, Any]) -> bool:
+        """Return whether an event is another one than at the last look."""
         key, stamp = kind_and_stamp(event)
-        before, since = self._moved.get(key, ("", 0.0))
-        if stamp != before:
-            self._moved[key] = stamp, (since := self._clock())
-        return self._clock() - since <= PASSED_S
+        before, self._stamps[key] = self._stamps.get(key), stamp
+        return stamp != before
 
     def _tell(self, text: str, *, key: str = "") -> None:
         """Say something once."""

@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.network import COMPONENTS, entry, policies
-from raymlops.cluster.kubernetes.place import CONFIG_FILE
+from raymlops.cluster.kubernetes.place import CONFIG_FILE, DIGEST_FILE
 from raymlops.cluster.kubernetes.pods import METRICS_PORT, controller_pod
 from raymlops.cluster.kubernetes.ray import VERBS, ray_cluster, ray_job, ray_service
 
@@ -54,7 +54,7 @@ def _config_map(place: Place, config: str) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": place.meta("-config", "config"),
-        "data": {CONFIG_FILE: config},
+        "data": {CONFIG_FILE: config, DIGEST_FILE: place.digest},
     }
 
 

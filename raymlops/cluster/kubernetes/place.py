@@ -6,6 +6,7 @@ Pure: a specification in, words out. Knows no object.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,13 @@ HOME = "/home/ray"
 USER = 1000
 CONFIG_FOLDER = "/etc/raymlops"
 CONFIG_FILE = "project.yaml"
+DIGEST_FILE = "digest"
+"""Beside it, what tells it from another one."""
 TOKEN_KEY = "auth_token"  # noqa: S105 - the name of a Secret's key, which KubeRay fixes
 REDIS_KEY = "redis_password"
 STATE_KEY = "state_url"
+OWN = frozenset({"storage.state", "tracking.database"})
+"""Fields whose credentials the endpoint's head and the controller alone have: the state, and what `backup` copies."""
 PROGRAM = "/opt/raymlops"
 """Where the image has raymlops."""
 LONGEST = 35
@@ -54,11 +59,22 @@ class Place:
 
     @property
     def namespace(self) -> str:
-        """Return the namespace of all of it; of an environment with a dash it has a digest: project names have some."""
-        if self.section.namespace or self.env is None:
-            return self.section.namespace or self.name
-        parts = f"{self.name}/{self.env}" if "-" in self.env else None
-        return label(f"{self.name}-{self.env}", LONGEST_LABEL, of=parts)
+        """Return the namespace of all of it: the project's name, and the environment's, which is behind the last dash.
+
+        Where that is not so it has a digest: an environment with a dash, or none and a dash in the project's name.
+        """
+        if self.section.namespace:
+            return self.section.namespace
+        env = self.env or ""
+        plain = "-" not in (env or self.name)
+        text = f"{self.name}-{env}" if env else self.name
+        return label(text, LONGEST_LABEL, of=None if plain else f"{self.name}/{env}")
+
+    @property
+    def digest(self) -> str:
+        """Return what tells the configuration from another one, but for where it runs: jobs may have another image."""
+        plain = {name: section for name, section in self.spec.to_dict().items() if name != "kubernetes"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def folder(self) -> str | None:
@@ -95,13 +111,18 @@ class Place:
         """Return an object's metadata. The namespace is the overlay's."""
         return {"name": f"{self.name}{suffix}", "labels": self.labels(component)}
 
-    def variables(self) -> list[str]:
-        """Return the variables that the configuration refers to, which are keys of the Secret: the state's is none."""
-        return sorted({ref.env for field, ref in references(self.spec) if ref.env and field != "storage.state"})
+    def variables(self, *, own: bool = True) -> list[str]:
+        """Return the variables that the configuration refers to or names, which are keys of the Secret.
 
-    def files(self) -> dict[str, str]:
+        Without ``own`` those alone that workers, trials and replicas need too.
+        """
+        found = {ref.env for field, ref in references(self.spec) if ref.env and (own or field not in OWN)}
+        return sorted(found | {*self.section.variables})
+
+    def files(self, *, own: bool = True) -> dict[str, str]:
         """Return the files that the configuration refers to: path in a container to key of the Secret."""
-        named = {in_home(ref.file): field for field, ref in references(self.spec) if ref.file}
+        found = sorted((field, in_home(ref.file)) for field, ref in references(self.spec) if ref.file)
+        named = {path: field for field, path in found if own or field not in OWN}
         return {
             path: STATE_KEY if field == "storage.state" else field.replace(".", "_")
             for path, field in sorted(named.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.kubernetes.place import CONFIG_FILE, CONFIG_FOLDER, STATE_KEY, TOKEN_KEY, USER
+from raymlops.cluster.kubernetes.place import CONFIG_FILE, CONFIG_FOLDER, TOKEN_KEY, USER
 from raymlops.config.paths import STATE_FILE
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
     limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
     if gpus:
         limits["nvidia.com/gpu"] = str(gpus)
-    env = [*_secrets(place), {"name": "RAY_START_ULIMIT_OPEN_FILES", "value": "65536"}]
+    env = [*_secrets(place, own=head and serves), {"name": "RAY_START_ULIMIT_OPEN_FILES", "value": "65536"}]
     if head and serves:
         env += [{"name": RAY_SERVICE, "value": place.name}, {"name": STATE_FILE, "value": place.state_file}]
     agent = {"httpGet": {"path": HEALTH, "port": AGENT_PORT}}
@@ -69,7 +69,7 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
             "timeoutSeconds": 5,
         },
         "securityContext": locked_down(),
-        "volumeMounts": _mounts(place, state=head and serves),
+        "volumeMounts": _mounts(place, own=head and serves),
     }
     role = f"{'serve' if serves else 'job'}-{component}"
     account = "node" if not head else "head" if serves else "job"
@@ -79,12 +79,11 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
         **({} if head else {"automountServiceAccountToken": False}),
         "securityContext": not_root(),
         "containers": [container],
-        "volumes": _volumes(place, state=head and serves),
+        "volumes": _volumes(place, own=head and serves),
         "topologySpreadConstraints": spread(place, role),
         "terminationGracePeriodSeconds": 120,
+        **_admitted(place, gpus=gpus),
     }
-    if gpus:
-        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {"metadata": {"labels": place.labels(role), "annotations": {OVERWRITE: "true"}}, "spec": pod}
 
 
@@ -95,7 +94,7 @@ def controller_pod(place: Place, *, digest: str) -> Any:
         "image": place.image,
         "command": ["raymlops", "controller", "--keep", "--heartbeat", HEARTBEAT],
         "args": ["--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
-        "env": [*_secrets(place), *_token(place), {"name": RAY_SERVICE, "value": place.name}],
+        "env": [*_secrets(place, own=True), *_token(place), {"name": RAY_SERVICE, "value": place.name}],
         "resources": {"limits": {"memory": "1Gi"}, "requests": {"cpu": "100m", "memory": "512Mi"}},
         "livenessProbe": {
             "exec": {
@@ -110,7 +109,7 @@ def controller_pod(place: Place, *, digest: str) -> Any:
             "timeoutSeconds": 5,
         },
         "securityContext": locked_down(),
-        "volumeMounts": _mounts(place, state=True),
+        "volumeMounts": _mounts(place, own=True),
     }
     return {
         "metadata": {
@@ -121,8 +120,9 @@ def controller_pod(place: Place, *, digest: str) -> Any:
             "serviceAccountName": f"{place.name}-controller",
             "securityContext": not_root(),
             "containers": [container],
-            "volumes": _volumes(place, state=True),
+            "volumes": _volumes(place, own=True),
             "topologySpreadConstraints": spread(place, "controller"),
+            **_admitted(place),
         },
     }
 
@@ -136,6 +136,7 @@ def submitter_pod(place: Place) -> Any:
             "automountServiceAccountToken": False,
             "restartPolicy": "Never",
             "securityContext": not_root(),
+            **_admitted(place),
             "containers": [
                 {
                     "name": "ray-job-submitter",
@@ -145,6 +146,17 @@ def submitter_pod(place: Place) -> Any:
                 }
             ],
         },
+    }
+
+
+def _admitted(place: Place, *, gpus: int = 0) -> dict[str, Any]:
+    """Return on which nodes a pod may run, and by what its image is pulled."""
+    tolerations = [one.model_dump(exclude_none=True) for one in place.section.tolerations]
+    tolerations += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
+    secrets = [{"name": name} for name in place.section.pull_secrets]
+    return {
+        **({"tolerations": tolerations} if tolerations else {}),
+        **({"imagePullSecrets": secrets} if secrets else {}),
     }
 
 
@@ -182,31 +194,29 @@ def secret_key(place: Place, key: str) -> dict[str, Any]:
     return {"valueFrom": {"secretKeyRef": {"name": place.section.secret, "key": key}}}
 
 
-def _secrets(place: Place) -> list[dict[str, Any]]:
-    return [{"name": name, **secret_key(place, name)} for name in place.variables()]
+def _secrets(place: Place, *, own: bool) -> list[dict[str, Any]]:
+    return [{"name": name, **secret_key(place, name)} for name in place.variables(own=own)]
 
 
 def _token(place: Place) -> list[dict[str, Any]]:
     return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", **secret_key(place, TOKEN_KEY)}]
 
 
-def _mounts(place: Place, *, state: bool) -> list[dict[str, Any]]:
+def _mounts(place: Place, *, own: bool) -> list[dict[str, Any]]:
     mounts: list[dict[str, Any]] = [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}]
     mounts += [
         {"name": "secret", "mountPath": path, "subPath": key, "readOnly": True}
-        for path, key in place.files().items()
-        if state or key != STATE_KEY
+        for path, key in place.files(own=own).items()
     ]
     if place.folder is not None:
         mounts.append({"name": "storage", "mountPath": place.folder})
     return mounts
 
 
-def _volumes(place: Place, *, state: bool) -> list[dict[str, Any]]:
+def _volumes(place: Place, *, own: bool) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [{"name": "config", "configMap": {"name": f"{place.name}-config"}}]
-    keys = [key for key in place.files().values() if state or key != STATE_KEY]
-    if keys:
-        items = [{"key": key, "path": key} for key in sorted(keys)]
+    if keys := sorted(place.files(own=own).values()):
+        items = [{"key": key, "path": key} for key in keys]
         volumes.append(
             {"name": "secret", "secret": {"secretName": place.section.secret, "defaultMode": 0o440, "items": items}}
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raymlops.cluster.kubernetes.network import node_rules
 from raymlops.cluster.kubernetes.place import CONFIG_FILE, CONFIG_FOLDER, REDIS_KEY
 from raymlops.cluster.kubernetes.pods import locked_down, node_pod, secret_key, submitter_pod
+from raymlops.config.paths import CONFIG_DIGEST
 from raymlops.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -133,9 +134,12 @@ def ray_job(
     head has the state's credentials.
     """
     verb = words[0]
-    command = ["raymlops", verb, "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *words[1:]]
+    # A verb may have two words, and options may be ended by --.
+    first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    named = [*words[:first], "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *words[first:]]
+    command = ["env", f"{CONFIG_DIGEST}={place.digest}", "raymlops", *named]
     meta = place.meta("", "job")
-    named = {"name": name} if name is not None else {"generateName": f"{place.name}-{verb}-"}
+    called = {"name": name} if name is not None else {"generateName": f"{place.name}-{verb}-"}
     found: dict[str, Any] = {
         "entrypoint": f"exec {shlex.join(command)}",
         "submissionMode": "K8sJobMode",
@@ -152,7 +156,7 @@ def ray_job(
             "backoffLimit": 0,
             "rayClusterSpec": cluster_spec(place, serves=False, ray_version=ray_version),
         }
-    return {"apiVersion": API, "kind": "RayJob", "metadata": {**named, "labels": meta["labels"]}, "spec": found}
+    return {"apiVersion": API, "kind": "RayJob", "metadata": {**called, "labels": meta["labels"]}, "spec": found}
 
 
 def _group(place: Place, name: str, nodes: CpuNodes, *, serves: bool, gpus: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """``submit``: a RayJob for a verb, and its log until it ends.
 
 Owns the job's name and its cluster. What a RayJob is made of is ``ray``'s. A process that is interrupted leaves the job
-running; the same ``--name`` again follows it.
+running; the same ``--name`` again follows it until it has ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.checks import checked
-from raymlops.cluster.kubernetes.follow import Follower
+from raymlops.cluster.kubernetes.follow import ENDED, Follower
 from raymlops.cluster.kubernetes.installed import KUBERAY, UPGRADE, check_cluster, check_kuberay, ray_service_of
 from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.place import label
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from raymlops.cluster.kubernetes.api_server import ApiServer
     from raymlops.config.schema import ProjectSpec
 
+CALL = "raymlops.io/call"
+"""Annotation of a job: which call made it."""
 VERB = 8
 """Characters of the verb in a job's name."""
 
@@ -72,7 +74,7 @@ def submit(
             KubeRay refuses.
         ClusterError: KubeRay is missing or too old, or the job does not start.
         NotFoundError: there is no such cluster, or no such namespace.
-        RefusedError: there is another job of that name.
+        RefusedError: there is another job of that name, or one that has ended.
     """
     place = checked(spec, env=env, release=__version__)
     if not words or words[0].startswith("-"):
@@ -85,6 +87,7 @@ def submit(
         check_cluster(server, cluster)
     name = name or f"{place.name}-{label(words[0], VERB)}-{secrets.token_hex(2)}"
     job = ray_job(place, words, ray_version=ray_version(), cluster=cluster, name=name)
+    job["metadata"]["annotations"] = {CALL: secrets.token_hex(8)}
     if problems := refusals(job):
         raise UsageError("KubeRay would refuse this job: " + "; ".join(problems), hint="Choose another --name.")
     write(f"job {name} in the namespace {server.namespace}; Ctrl-C leaves it, and --name {name} follows it again")
@@ -96,7 +99,7 @@ def submit(
 
 
 def _create(server: ApiServer, job: dict[str, Any]) -> None:
-    """Create a job, unless the same one is there: of an earlier call, or of one whose answer was lost."""
+    """Create a job, unless this call did, whose answer was lost, or the same one runs, of an earlier call."""
     path, name = f"/apis/{API}/namespaces/{server.namespace}/rayjobs", job["metadata"]["name"]
     try:
         server.create(path, job)
@@ -109,8 +112,27 @@ def _create(server: ApiServer, job: dict[str, Any]) -> None:
                 f"this cluster's KubeRay does not know {', '.join(unknown)}; {KUBERAY} is needed", hint=UPGRADE
             ) from error
         before = _found(server, f"{path}/{name}")
-        if before is None or before["spec"].get("entrypoint") != job["spec"]["entrypoint"]:
+        if before is None:
             raise
+        if (before["metadata"].get("annotations") or {}).get(CALL) == job["metadata"]["annotations"][CALL]:
+            return
+        _check_same(before, job, namespace=server.namespace)
+
+
+def _check_same(before: dict[str, Any], job: dict[str, Any], *, namespace: str) -> None:
+    name, status, runs = job["metadata"]["name"], before.get("status") or {}, before["spec"].get("entrypoint")
+    if runs != job["spec"]["entrypoint"]:
+        raise RefusedError(
+            f"the job {name} already exists, with another command or configuration: {runs}", hint="Give another --name."
+        )
+    if status.get("jobDeploymentStatus") in ENDED:
+        said, at = status.get("jobStatus") or status["jobDeploymentStatus"], status.get("endTime")
+        raise RefusedError(
+            f"the job {name} already exists, and ended{f' at {at}' if at else ''}: {said}; nothing was run",
+            hint="Give another --name, or none, to run it again.\n"
+            f"kubectl -n {namespace} logs -l batch.kubernetes.io/job-name={name} --tail=-1 shows its log, "
+            f"kubectl -n {namespace} delete rayjob {name} makes the name free.",
+        )
 
 
 def _found(server: ApiServer, path: str) -> dict[str, Any] | None:

@@ -16,6 +16,12 @@ Found = Mapping[str, Any]
 _COMING = frozenset({"ContainerCreating", "PodInitializing"})
 """Of a container that starts as soon as its image and its volumes are there."""
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"})
+_KINDS = {
+    **dict.fromkeys(_IMAGE, "image"),
+    **dict.fromkeys(("CrashLoopBackOff", "RunContainerError", "CreateContainerError", "PostStartHookError"), "crash"),
+    **dict.fromkeys(("FailedMount", "FailedAttachVolume"), "volume"),
+}
+"""Reasons that come by turns: a kubelet says why something failed, and then that it waits until it tries again."""
 UNSCHEDULABLE, NO_NODE = "Unschedulable", "FailedScheduling"
 
 
@@ -27,6 +33,11 @@ class Wait:
     reason: str
     message: str
     mend: str
+
+    @property
+    def kind(self) -> str:
+        """Return what the reason is one of: a pull that fails, or the back-off after it, are the same."""
+        return _KINDS.get(self.reason, self.reason)
 
     @property
     def may_pass(self) -> bool:
@@ -57,6 +68,11 @@ def still_said(events: Iterable[Found], pod: Found) -> list[Found]:
     conditions = _status(pod).get("conditions") or ()
     has_node = any(one.get("type") == "PodScheduled" and one.get("status") == "True" for one in conditions)
     return [one for one in events if not (has_node and one.get("reason") == NO_NODE)]
+
+
+def is_of(event: Found, found: Found) -> bool:
+    """Return whether an event is of this object, and not of an earlier one of its name."""
+    return bool(event["involvedObject"].get("uid") == found["metadata"].get("uid"))
 
 
 def kind_and_stamp(event: Found) -> tuple[str, str]:

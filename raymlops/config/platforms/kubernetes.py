@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from raymlops.config.base import Spec
+from raymlops.config.base import Spec, frozen
 
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name that Kubernetes takes for an object of any kind (RFC 1123)."""
@@ -45,6 +45,24 @@ class GpuNodes(CpuNodes):
     gpus: int = Field(1, ge=1, description="GPUs of a node, nvidia.com/gpu")
 
 
+class Toleration(Spec):
+    """A taint of nodes that pods may run on all the same."""
+
+    key: str | None = Field(None, description="key of the taint; null with Exists: every taint")
+    operator: Literal["Exists", "Equal"] = Field("Exists", description="whether the value counts")
+    value: str | None = Field(None, description="value of the taint, with Equal")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        None, description="effect of the taint; null: every one"
+    )
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if (self.operator == "Equal") != (self.value is not None) or (self.key is None and self.operator == "Equal"):
+            msg = "Equal is written with a key and a value, Exists without a value"
+            raise ValueError(msg)
+        return self
+
+
 class KubernetesSection(Spec):
     """What ``raymlops render kubernetes`` writes."""
 
@@ -55,6 +73,16 @@ class KubernetesSection(Spec):
         description="image with raymlops and the recipe; default: raymlops with this version as tag",
     )
     secret: Label = Field("raymlops", description="Secret with the credentials that the configuration refers to")
+    variables: Annotated[tuple[str, ...], BeforeValidator(frozen)] = Field(
+        (),
+        description="more variables of every pod, keys of that Secret: AWS_ACCESS_KEY_ID of a bucket, where no role is",
+    )
+    pull_secrets: Annotated[tuple[Label, ...], BeforeValidator(frozen)] = Field(
+        (), description="Secrets by which nodes pull the image"
+    )
+    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(frozen)] = Field(
+        (), description="taints of nodes that every pod may run on"
+    )
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")
     gpu: GpuNodes = Field(
         default_factory=GpuNodes, description="worker nodes with GPUs, where workers or replicas reserve some"

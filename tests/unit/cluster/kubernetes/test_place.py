@@ -37,9 +37,10 @@ def test_no_two_projects_are_in_one_namespace(place):
     """Wherever their names and those of the environments are divided."""
     words = ["a", "b", "c", "prod"]
     divided = [("-".join(words[:n]), "-".join(words[n:])) for n in (1, 2, 3)]
+    divided += [("a", None), ("a-b-c-prod", None), ("a-b-c", None)]
     found = [Place(place(f"project.name={name}").spec, env, "") for name, env in divided]
-    assert len({one.namespace for one in found}) == 3
-    assert found[2].namespace == "a-b-c-prod"
+    assert len({one.namespace for one in found}) == 6
+    assert [one.namespace for one in found[2:4]] == ["a-b-c-prod", "a"]
 
 
 @pytest.mark.parametrize(("env", "namespace"), [("prod", "flights-prod"), ("prod_eu", "flights-prod-eu-")])

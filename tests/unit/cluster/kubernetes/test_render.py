@@ -64,12 +64,13 @@ def test_an_edited_manifest_is_shown_and_kept(render, tmp_path):
     assert "-  replicas: 5\n+  replicas: 2" in raised.value.message
     assert "replicas: 5" in file.read_text()
     assert "timeout_s: 30.0" in (tmp_path / "out" / "base" / "config.yaml").read_text()
-    assert render("serve.timeout_s=20.0", force=True).changed == (
+    changed = render("serve.timeout_s=20.0", force=True).changed
+    assert [name for name in changed if not name.startswith("jobs/")] == [
         "base/config.yaml",
         "base/controller.yaml",
         "overlays/dev/kustomization.yaml",
         "overlays/staging/kustomization.yaml",
-    )
+    ]
     assert "replicas: 2" in file.read_text()
 
 
@@ -122,6 +123,48 @@ def test_the_state_is_reached_from_the_head_and_the_controller_alone(place):
         if "state_url" in json.dumps(pod)
     }
     assert holders == {"serve-head", "controller"}
+
+
+@pytest.mark.parametrize(
+    ("override", "given"),
+    [
+        ("tracking.database={env: MLFLOW_DATABASE}", "MLFLOW_DATABASE"),
+        ("tracking.database={file: ~/mlflow_database}", "tracking_database"),
+    ],
+)
+def test_the_tracking_servers_database_is_reached_where_a_backup_runs_alone(place, objects, override, given):
+    """Whoever writes into it writes any model's record."""
+    holders = {
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for pod in pods(objects(place(override)))
+        if given in json.dumps(pod)
+    }
+    assert holders == {"serve-head", "controller"}
+    assert given in place(override).secret_keys()
+
+
+def test_a_variable_that_others_need_too_is_in_every_pod(place, objects):
+    """Where it is MLflow's database and Optuna's."""
+    found = objects(place("tracking.database={env: RAYMLOPS_OPTUNA_URL}"))
+    assert {"RAYMLOPS_OPTUNA_URL" in json.dumps(pod) for pod in pods(found) if "serve-cpu" in json.dumps(pod)} == {True}
+
+
+def test_what_a_company_asks_of_pods_is_in_each(place, objects):
+    """Those of jobs, too, which no overlay reaches: the bucket's keys, the registry's, the nodes' taints."""
+    found = objects(
+        place(
+            "kubernetes.variables=[AWS_ACCESS_KEY_ID]",
+            "kubernetes.pull_secrets=[registry]",
+            "kubernetes.tolerations=[{key: team, operator: Equal, value: ml}]",
+            "train.gpus_per_worker=1.0",
+        )
+    )
+    for pod in pods(found):
+        spec = pod["spec"]
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        assert spec["tolerations"][0] == {"key": "team", "operator": "Equal", "value": "ml"}
+        submits = spec["containers"][0]["name"] == "ray-job-submitter"
+        assert submits or "AWS_ACCESS_KEY_ID" in [one["name"] for one in spec["containers"][0]["env"]]
 
 
 def test_who_submits_jobs_has_a_role_and_no_pod_has_it(place):

@@ -13,8 +13,9 @@ WHOLE = ("kubernetes.host=models.example.com", "serve.gpus_per_replica=1.0")
         WHOLE,
         (*WHOLE, "kubernetes.gateway_class=cilium", "kubernetes.network_policy=kuberay"),
         ("kubernetes.redis=null", "kubernetes.network_policy=none", "storage.path=/srv/models"),
+        ("kubernetes.variables=[A]", "kubernetes.pull_secrets=[a]", "kubernetes.tolerations=[{key: a}]"),
     ],
-    ids=["default", "whole", "gateway", "folder"],
+    ids=["default", "whole", "gateway", "folder", "admitted"],
 )
 def test_what_is_rendered_is_accepted(place, objects, strict, env, overrides):
     """By the schemas of the stored version, the rules in them, KubeRay's own checks, and the names in it."""

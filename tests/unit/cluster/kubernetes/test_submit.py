@@ -17,6 +17,9 @@ def kubernetes():
     fake.close()
 
 
+RUNS = {"jobDeploymentStatus": "Running", "rayClusterName": "its-cluster"}
+
+
 class Clock:
     """A clock that moves while somebody sleeps, and more than that."""
 
@@ -43,9 +46,8 @@ def told(written, clock):
 
 @pytest.fixture
 def run(kubernetes, place, written, clock):
-    spec = place().spec
-
-    def make(*words, **options):
+    def make(*words, overrides=(), **options):
+        spec = place(*overrides).spec
         server = ApiServer(kubernetes.url, "models", quiet_s=0.05)
         given = {"write": written.append, "sleep": clock.sleep, "clock": lambda: clock.now}
         return submit(spec, words, server=server, env="prod", **given, **options)
@@ -53,13 +55,16 @@ def run(kubernetes, place, written, clock):
     return make
 
 
-def test_a_job_is_followed_until_it_ends(kubernetes, run, written):
+def test_a_job_is_followed_until_it_ends(kubernetes, run, written, place):
     """Its log comes line by line, and then what became of it; a training has a cluster of its own."""
     job = run("train", "train.lr=0.1")
     (made,) = kubernetes.jobs.values()
     assert (job.status, written[1:]) == ("SUCCEEDED", ["one"])
     assert f"Ctrl-C leaves it, and --name {job.name} follows it again" in written[0]
-    assert made["spec"]["entrypoint"] == "exec raymlops train --config /etc/raymlops/project.yaml train.lr=0.1"
+    assert made["spec"]["entrypoint"] == (
+        f"exec env RAYMLOPS_CONFIG_DIGEST={place().digest} "
+        "raymlops train train.lr=0.1 --config /etc/raymlops/project.yaml"
+    )
     assert "clusterSelector" not in made["spec"]
     assert refusals(made) == []
 
@@ -81,12 +86,41 @@ def test_a_job_that_failed(kubernetes, run):
 
 
 def test_the_same_name_again_follows_the_job(kubernetes, run):
-    """As after a lost connection; another command of that name is refused."""
+    """As after a lost connection, while it runs; another command or configuration of that name is refused."""
     run("train", name="mine")
+    kubernetes.jobs["mine"]["status"] = RUNS
     assert run("train", name="mine").succeeded
     assert len(kubernetes.jobs) == 1
-    with pytest.raises(RefusedError, match="already exists"):
-        run("sweep", name="mine")
+    for words, overrides in ((("sweep",), ()), (("train",), ("train.lr=9.0",))):
+        with pytest.raises(RefusedError, match="mine already exists, with another command or configuration: exec env"):
+            run(*words, name="mine", overrides=overrides)
+
+
+def test_a_job_that_ended_is_not_the_one_of_this_call(kubernetes, run, written):
+    """A second night trains anew, or says that it does not."""
+    kubernetes.ends = {"jobStatus": "SUCCEEDED", "endTime": "2026-11-28T10:00:09Z"}
+    run("train", name="nightly")
+    del written[:]
+    with pytest.raises(RefusedError, match="ended at 2026-11-28T10:00:09Z: SUCCEEDED; nothing was run") as raised:
+        run("train", name="nightly")
+    assert "kubectl -n models delete rayjob nightly" in raised.value.hint
+    assert len(written) == 1
+
+
+def test_a_job_whose_answer_was_lost_is_the_one_of_this_call(kubernetes, run, written):
+    """Also where it ended before anybody asked again."""
+    handle, kubernetes.looks = kubernetes.handle, 5
+
+    def handled(method, path, *rest):
+        found = handle(method, path, *rest)
+        if method == "POST" and found[0] == 201:
+            kubernetes.jobs["mine"]["status"] = {"jobDeploymentStatus": "Complete", **kubernetes.ends}
+            return 503, "the answer is lost"
+        return found
+
+    kubernetes.handle = handled
+    assert run("train", name="mine").succeeded
+    assert (len(kubernetes.jobs), written.count("one")) == (1, 1)
 
 
 SECRET = "kubectl -n models create secret generic raymlops --from-literal="
@@ -189,6 +223,68 @@ def test_what_has_passed_is_waited_for_no_longer(kubernetes, run, told, reason, 
     assert waits == ([f"pod/head waits: {reason}: {message}"] if reason == "FailedMount" else [])
 
 
+def back_off(clock):
+    """A kubelet pulls an image in vain, and waits until it tries again."""
+    reason = "ErrImagePull" if clock.now % 80 else "ImagePullBackOff"
+    return pod("head", reason=reason, message="no such manifest")
+
+
+def crash(clock):
+    """A container runs, and crashes."""
+    return pod("head", phase="Running", reason=None if clock.now % 80 else "CrashLoopBackOff", message="back-off")
+
+
+@pytest.mark.parametrize("waits", [back_off, crash])
+def test_reasons_that_come_by_turns_are_one(kubernetes, run, told, waits):
+    """What is the same after five minutes ends the command, also where it was away in between."""
+    written, clock = told
+    kubernetes.pods = lambda selector: [waits(clock)] if selector.startswith("ray.io/") else []
+    with pytest.raises(ClusterError, match="did not start within 5 minutes: pod/head:"):
+        run("train")
+    assert len(written) == 2
+    assert clock.now < 420
+
+
+@pytest.mark.parametrize(("every", "ends"), [(122, True), (366, True), (1e9, False)])
+def test_an_event_counts_each_time_that_it_is_repeated(kubernetes, run, told, every, ends):
+    """Those of a day ago are thinned out; one that is not repeated has passed, and a volume is attached late."""
+    (_, clock), handle = told, kubernetes.handle
+    kubernetes.cluster_pods = [pod("head", reason="ContainerCreating")]
+
+    def handled(*request):
+        kubernetes.events = [
+            warning("Pod", "head", reason="FailedMount", message=MISSING) | {"count": clock.now // every}
+        ]
+        kubernetes.cluster_pods = kubernetes.cluster_pods if clock.now < 1000 else []
+        return handle(*request)
+
+    kubernetes.handle = handled
+    if not ends:
+        assert run("train").succeeded
+        return
+    with pytest.raises(ClusterError, match="did not start within 5 minutes: pod/head: FailedMount"):
+        run("train")
+    assert clock.now < 800
+
+
+@pytest.mark.parametrize(("uid", "ends"), [("of this one", True), ("of an earlier one", False)])
+def test_an_event_of_an_earlier_job_of_that_name_says_nothing(kubernetes, run, told, uid, ends):
+    """It stays for an hour, and a job may wait in a queue."""
+    _, clock = told
+    real = kubernetes.pods
+    kubernetes.pods = lambda selector: real(selector) if clock.now > 1000 else []
+    event = warning("RayJob", "mine", reason="InvalidRayJobSpec", message="no entrypoint")
+    kubernetes.uid, kubernetes.events = (
+        "of this one",
+        [event | {"involvedObject": {**event["involvedObject"], "uid": uid}}],
+    )
+    if not ends:
+        assert run("train", name="mine").succeeded
+        return
+    with pytest.raises(ClusterError, match="rayjob/mine: InvalidRayJobSpec"):
+        run("train", name="mine")
+
+
 def test_a_cluster_without_pods_says_why(kubernetes, run, written, clock):
     """In the events of what would make them; who may not read events waits without."""
     kubernetes.pods = lambda _: []
@@ -238,7 +334,7 @@ def test_a_log_that_is_cut_within_a_line_has_that_line_once_and_whole(kubernetes
     kubernetes.cuts, kubernetes.bytes = [2, 2], [until, until + 10]
     assert run("train", name="mine").succeeded
     assert written[1:] == kubernetes.log
-    kubernetes.bytes = [-1] * 10
+    kubernetes.bytes, kubernetes.jobs["mine"]["status"] = [-1] * 10, RUNS
     del written[:]
     run("train", name="mine")
     assert written[1:] == kubernetes.log
@@ -260,14 +356,15 @@ def test_an_api_server_that_is_away_is_asked_again(kubernetes, run, written, cod
     assert f"answered {code}: etcdserver: request timed out" in "".join(written)
 
 
-@pytest.mark.parametrize(("failures", "found"), [(1, 2), (1000, 1)])
+@pytest.mark.parametrize(("failures", "found"), [(1, 1), (1000, 0)])
 def test_the_end_of_the_log_of_a_job_that_ended(kubernetes, run, written, failures, found):
     """Is asked for again; one that never comes keeps no result back."""
-    run("train", name="mine")
-    left, handle = iter(range(failures)), kubernetes.handle
+    left, handle, kubernetes.looks = iter(range(failures)), kubernetes.handle, 5
 
     def handled(method, path, *rest):
         if path.endswith("/log") and next(left, None) is not None:
+            for job in kubernetes.jobs.values():
+                job["status"] = {"jobDeploymentStatus": "Complete", **kubernetes.ends}
             return 500, "the kubelet is away"
         return handle(method, path, *rest)
 
