@@ -243,7 +243,7 @@ class _Pass:
             self._job.name,
             tuple(self._job.where.fields),
             rows=days.total(),
-            days=days,
+            days={day: number for day, number in days.items() if number},
             labels=sum(len(found.keys) for found in self._labels),
             searched=self._searched.searched,
             unsearched=self._searched.unsearched,

@@ -316,11 +316,12 @@ def test_a_restore_that_was_cut_after_the_state_is_over(place, empty, monkeypatc
     """The same command says so, and what it wrote counts as its own from then on; any change of the state ends that."""
     cut(monkeypatch, empty, place, at="raymlops.storage.tables.TableSet.settle")
     steps = []
-    for _ in range(2):
-        record = restore_backup(empty, uri=str(place), on_step=steps.append)
-    assert record.state_id == seen(empty)["id"]
-    assert steps[1:] == [steps[1], steps[0], steps[1]]
-    assert "nothing is left to do" in steps[1]
+    record = restore_backup(empty, uri=str(place), on_step=steps.append)
+    assert (record.state_id, record.new_bundles) == (seen(empty)["id"], 0)
+    assert "no more than files that are gone since is left to write" in steps[1]
+    shutil.rmtree(Path(empty.storage.path) / "bundles")
+    assert restore_backup(empty, uri=str(place), dry_run=True).new_bundles == 0
+    assert restore_backup(empty, uri=str(place)).new_bundles == record.bundles
     with pytest.raises(RefusedError, match="the state database is not empty"):
         restore_backup(empty, uri=str(place), as_copy=True)
     databases_of(empty).file("mlflow").unlink()
@@ -383,6 +384,11 @@ def test_a_lost_state_comes_back_beside_an_mlflow_that_goes_on(machine, tmp_path
     with pytest.raises(RefusedError, match=r"MLflow's database is not empty(.|\n)*--state-only"):
         restore_backup(other, uri=place)
     mine = seen(machine.spec)
+    elsewhere = other.model_copy(
+        update={"storage": other.storage.model_copy(update={"path": str(tmp_path / "x"), "state": url})}
+    )
+    with pytest.raises(RefusedError, match=r"storage\.path is .*/x: no version could be gated"):
+        restore_backup(elsewhere, uri=place, state_only=True)
     for dry_run in (True, False):
         assert restore_backup(other, uri=place, state_only=True, dry_run=dry_run).databases.keys() == {"state"}
     with State.open(url) as state:

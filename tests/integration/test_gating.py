@@ -138,6 +138,16 @@ def test_who_takes_the_aliases_is_compared_with_their_champion_once_it_knows_it(
     registry(config).set_alias("tiny", "champion", 1)
 
 
+def test_a_champion_of_nobody_is_not_passed_over(config, tmp_path):
+    """As one of an earlier release, which may be live somewhere: whoever it does not concern owns the aliases first."""
+    there = elsewhere(config, tmp_path)
+    second = registry(config).get("tiny", "2")
+    registry(config).set_owner("tiny", "")
+    with pytest.raises(GateRefusedError, match=r"not worse than champion version 1.*: got None"):
+        rm.gate(there, "2", adopt=second.bundle.digest)
+    own_aliases(config)
+
+
 def test_a_registration_that_was_cut_off_is_recorded_by_the_next_try(config, tmp_path):
     """MLflow has the version and the state has not: its digest is that of the bundle which is made again here."""
     there = elsewhere(config, tmp_path)

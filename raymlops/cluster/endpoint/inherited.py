@@ -10,6 +10,7 @@ OWN = frozenset(
         "API_KEY",
         "CA_FILE",
         "CLUSTER_ID",
+        "CONFIG_DIGEST",
         "DEBUG",
         "GCS_STORAGE",
         "HAPROXY_BINARY",

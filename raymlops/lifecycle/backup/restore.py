@@ -104,14 +104,19 @@ def restore_backup(
         added, files, state_id = 0, 0, _over(databases, contents, folder, came=came, as_copy=as_copy)
         over = state_id is not None
         if over:
-            on_step("the state came from it, as its last change: nothing is left to do")
+            on_step(
+                "the state came from it, as its last change: no more than files that are gone since is left to write"
+            )
+            write.check(bundles)
         else:
             _refuse_used(databases, contents, folder, backup_id=chosen)
             if state_only:
-                _check_versions(databases, folder)
+                _check_versions(databases, folder, storage=contents.roots["storage"])
             write.check(bundles)
             state_id = contents.state_id
-        if not (dry_run or over):
+        if over and not dry_run:
+            added, files = write.files(bundles)
+        elif not dry_run:
             agree(which)
             why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
             added, files = write.files(bundles)
@@ -262,13 +267,13 @@ def _state_alone(contents: Contents, which: str) -> Contents:
     return replace(contents, databases={STATE: contents.databases[STATE]}, artifacts={}, models={})
 
 
-def _check_versions(databases: Databases, folder: Path) -> None:
+def _check_versions(databases: Databases, folder: Path, *, storage: str) -> None:
     """Make sure that MLflow is the one that a state had: it has what is live, and nothing else under its numbers.
 
-    A version that is not live may have been deleted there since.
+    A version that is not live may have been deleted there since. Its versions name bundles in ``storage``.
 
     Raises:
-        RefusedError: naming the versions.
+        RefusedError: naming the versions, or another storage.
     """
     from raymlops.registry.lineage import DIGEST
     from raymlops.state.copies import versions_in
@@ -289,6 +294,12 @@ def _check_versions(databases: Databases, folder: Path) -> None:
             f"MLflow's database is not the one that the state had; nothing was changed: {'; '.join(problems)}",
             hint="--state-only is for an MLflow that goes on. Restore all of it into empty databases, or name that "
             "MLflow: tracking.uri, tracking.database.",
+        )
+    if databases.roots["storage"] != storage:
+        raise RefusedError(
+            f"MLflow's versions name bundles in {storage}, and storage.path is {databases.roots['storage']}: no "
+            "version could be gated or deployed; nothing was changed",
+            hint=f"Set storage.path to {storage}, where what is lost of the bundles is written again.",
         )
 
 

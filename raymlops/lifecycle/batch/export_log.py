@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from raymlops.errors import UsageError
 from raymlops.lifecycle.batch.outputs import check_new_table
 from raymlops.lifecycle.live.log_owner import read_from
-from raymlops.lifecycle.prediction_log import ERASE, stored_log
+from raymlops.lifecycle.prediction_log import ERASE, ERASED, stored_log
 from raymlops.lifecycle.sources import state_id, state_of
 from raymlops.records import Record
 
@@ -99,13 +99,18 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
 def _erased(events: Sequence[AuditEvent], uri: str, days: Collection[date]) -> dict[date, int]:
     """Return how many rows of each day were erased since an export into the table began that had it.
 
-    ``events`` are the newest first.
+    ``events`` are the newest first. An erasure that had not ended when the export began counts: its rows may have been
+    read.
     """
+    exports = [event.after for event in events if event.action == EXPORT and event.after["table"] == uri]
+    erasures = [
+        (event.before.get("days", {}), next((each.id for each in reversed(events[:at]) if each.action == ERASED), None))
+        for at, event in enumerate(events)
+        if event.action == ERASE
+    ]
     found = {}
     for day in days:
         text = day.isoformat()
-        exports = (event.after for event in events if event.action == EXPORT and event.after["table"] == uri)
         seen = next((each["seen"] for each in exports if text in each["days"]), 0)
-        erasures = (event.before.get("days", {}) for event in events if event.action == ERASE and event.id > seen)
-        found[day] = sum(each.get(text, 0) for each in erasures)
+        found[day] = sum(each.get(text, 0) for each, ended in erasures if ended is None or ended > seen)
     return found

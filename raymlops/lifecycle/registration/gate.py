@@ -154,7 +154,8 @@ def _rival(
 ) -> tuple[ModelVersionRef | None, list[str]]:
     """Return the champion to compare with, and a note where MLflow names one that is none of this state's.
 
-    That is the one that is live here; where none is, MLflow's if this state recorded it and no other has the aliases.
+    That is the one that is live here; where none is, MLflow's if this state recorded it and no other has the aliases,
+    or if nobody has them: then it may be live somewhere, and ``models own`` says that it does not concern this state.
     """
     from raymlops.state.versions import recorded
 
@@ -162,6 +163,8 @@ def _rival(
     if said is None or said.version == ref.version:
         return None, []
     if live is not None or (other is None and recorded(state, said.name, said.version) is not None):
+        return said, []
+    if other is None and not registry.owner(ref.name):
         return said, []
     whose = f"is of {other}" if other else f"version {said.version} was not registered from this state"
     return None, [f"No version is live here to compare with: MLflow's champion {whose}"]

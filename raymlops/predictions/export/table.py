@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 DATE = "date"
 """The column of the day, by UTC, which partitions the table."""
+_KEY = ["request_id", "row", "model_version"]
+"""What tells rows apart: several versions may answer a request."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: int 
 
 
 class _Known:
-    """The rows that the table has of a day, by their request ids and numbers, and which of them the log has."""
+    """The rows that the table has of a day, by request id, number and version, and how many of each the log has."""
 
     def __init__(self, uri: str, day: date) -> None:
         """Read them; eight bytes are kept of each.
@@ -112,8 +114,8 @@ class _Known:
         """
         name = TableName(uri, partitions=((DATE, day.isoformat()),))
         files = read_snapshot(name)[1] if load_if_there(TableName(uri)) is not None else []
-        self._hashes = np.unique(np.concatenate([np.empty(0, np.int64), *(_hashes_in(file.uri) for file in files)]))
-        self._found = np.zeros(len(self._hashes), dtype=np.bool_)
+        hashes = [each for file in files for each in _hashes_in(file.uri)]
+        self._hashes, self._left = np.unique(np.concatenate([np.empty(0, np.int64), *hashes]), return_counts=True)
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -121,23 +123,28 @@ class _Known:
     def take(self, batch: pa.RecordBatch) -> None:
         """Note that the log has these rows."""
         if len(self):
-            asked = key_hashes(batch["request_id"], batch["row"])
+            asked = _hashes(batch)
             places = np.minimum(np.searchsorted(self._hashes, asked), len(self) - 1)
-            self._found[places[self._hashes[places] == asked]] = True
+            np.subtract.at(self._left, places[self._hashes[places] == asked], 1)
 
     @property
     def missing(self) -> int:
         """Return how many the log does not have."""
-        return int((~self._found).sum())
+        return int(np.maximum(self._left, 0).sum())
 
 
-def _hashes_in(uri: str) -> npt.NDArray[np.int64]:
+def _hashes_in(uri: str) -> Iterator[npt.NDArray[np.int64]]:
     store, path = filesystem.open_filesystem(uri)
     try:
-        keys = pq.read_table(path, filesystem=store, columns=["request_id", "row"], partitioning=None)
+        with pq.ParquetFile(path, filesystem=store) as file:
+            yield from map(_hashes, file.iter_batches(columns=_KEY))
     except (OSError, pa.ArrowException) as error:
         raise unreadable(uri, error) from error
-    return key_hashes(keys["request_id"], keys["row"])
+
+
+def _hashes(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    version = np.asarray(batch["model_version"].fill_null(0), dtype=np.int64)
+    return key_hashes(batch["request_id"], batch["row"]) ^ (version << 32)
 
 
 def _columns_of(uri: str, work: str) -> pa.Schema:

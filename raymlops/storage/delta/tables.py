@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOG = "_delta_log"
+_log = logging.getLogger(__name__)
+
 _COMMIT = re.compile(r"(\d{20})\.json")
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -42,10 +45,11 @@ def find_table(text: str) -> TableName | None:
     for number, found in enumerate(readings(text)):
         try:
             there = has_table(found.name.uri)
-        except StorageError:
-            if found.name.explicit or not number:
+        except StorageError as error:
+            if found.name.explicit or not number or not _is_denied(error):
                 raise
-            break  # who may read one folder of a bucket may not ask for others
+            _log.warning("whether %s is a part of a Delta table cannot be told: %s", redact(text), error.message)
+            break
         if there:
             break
     if not (there or found.name.explicit):
@@ -119,11 +123,19 @@ def table_above(uri: str) -> str | None:
         try:
             if has_table(table):
                 return table
-        except StorageError:
-            if end == len(parts):
+        except StorageError as error:
+            if end == len(parts) or not _is_denied(error):
                 raise
-            return None  # who may read one folder of a bucket may not ask for others
+            return None
     return None
+
+
+def _is_denied(error: StorageError) -> bool:
+    """Return whether a storage answers that this may not be looked at: who may read one folder may not see others."""
+    cause = error.__cause__
+    return (
+        isinstance(cause, PermissionError) or re.search(r"(?i)access_?denied|forbidden|\b403\b", str(cause)) is not None
+    )
 
 
 def library() -> Any:

@@ -19,6 +19,7 @@ from raymlops.data.cache import DataCache
 from raymlops.data.parquet.files import ParquetFiles, list_parquet
 from raymlops.data.prepare import Memory, fixed, prepare, versions_of
 from raymlops.errors import NotFoundError, RecipeError, StorageError, UsageError
+from raymlops.storage.delta import tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,6 +215,20 @@ def test_a_table_and_its_files_in_an_object_store(tmp_path: Path, s3: FakeS3) ->
     for name in ("mine/k=a", "mine/k=a/a.parquet"):
         assert list_parquet(s3.uri(f"bucket/{name}")).columns()["k"].tolist() == ["a"]
     assert "HEAD bucket/mine/_delta_log" in s3.requests
+
+
+def test_a_storage_that_does_not_answer_hides_no_table(monkeypatch: Any) -> None:
+    """Without its log a partition's files would be read with what was deleted."""
+
+    def away(uri: str) -> bool:
+        if uri.endswith("k=a"):
+            return False
+        raise StorageError(f"{uri} cannot be read") from OSError("AWS Error: HTTP status 503: SLOW_DOWN")
+
+    monkeypatch.setattr(tables, "has_table", away)
+    for look in (tables.find_table, tables.table_above):
+        with pytest.raises(StorageError, match="s3://lake/t cannot be read"):
+            look("s3://lake/t/k=a")
 
 
 @pytest.mark.parametrize("name", ["dump@2026-11-27_full", "dump@20261399"])

@@ -16,7 +16,7 @@ from raymlops.config.schema import ProjectSpec
 from raymlops.errors import UsageError
 from raymlops.lifecycle.batch.export_log import export_log
 from raymlops.lifecycle.live.log_owner import claim
-from raymlops.lifecycle.prediction_log import erase_predictions
+from raymlops.lifecycle.prediction_log import ERASE, ERASED, erase_predictions
 from raymlops.lifecycle.sources import state_of
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
@@ -42,10 +42,10 @@ def spec(tmp_path):
     return found
 
 
-def ask(spec, request_id, at):
+def ask(spec, request_id, at, version=3):
     log = PredictionLog(LogSettings(enabled=True, uri=spec.storage.path), name="m", signature=SIGNATURE, writer="w")
     columns = {"distance": np.ones(1), "carrier": np.array(["AA"], dtype=object)}
-    log.take([served(request_id, ts=at.timestamp(), version=3, columns=columns)])
+    log.take([served(request_id, ts=at.timestamp(), version=version, columns=columns)])
     log.close()
 
 
@@ -106,6 +106,31 @@ def test_a_day_of_which_all_was_erased_goes(spec, tmp_path):
     erase(spec, "a")
     assert export(spec, tmp_path / "t").left == ()
     assert rows(tmp_path / "t") == []
+
+
+def test_an_erasure_that_had_not_ended_when_an_export_began_counts(spec, tmp_path):
+    """The export read the row that the erasure had found before, and was to remove."""
+    ask(spec, "b", OLD)
+    with state_of(spec) as state:
+        state.record(action=ERASE, subject="m", before={"days": {f"{OLD:%Y-%m-%d}": 1}})
+    assert export(spec, tmp_path / "t").rows == 2
+    lose(spec, "a")
+    with state_of(spec) as state:
+        state.record(action=ERASED, subject="m")
+    assert export(spec, tmp_path / "t").left == ()
+    assert rows(tmp_path / "t") == ["b"]
+
+
+def test_answers_of_several_versions_to_a_request_are_several_rows(spec, tmp_path):
+    """Those of a shadow, which the log lost, stay in the table."""
+    ask(spec, "a", OLD, version=4)
+    assert export(spec, tmp_path / "t").rows == 2
+    (shadow,) = (
+        path for path in (Path(spec.storage.path) / "predictions").rglob("[!.]*.parquet") if "version=4" in str(path)
+    )
+    shadow.unlink()
+    assert f"{OLD:%Y-%m-%d}" in export(spec, tmp_path / "t").left
+    assert rows(tmp_path / "t") == ["a", "a"]
 
 
 @pytest.mark.parametrize("old", ["there", "gone"])
