@@ -161,7 +161,7 @@ else:
 PY
 }
 
-# Run the project's tests that a marker names; that there is none is no failure.
+# Run the project's tests that a marker names. It is no failure if none has it.
 tests() {
   local code=0
   python3 -m pytest -q -m "$1" || code=$?

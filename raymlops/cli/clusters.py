@@ -150,7 +150,7 @@ def drain(
     chosen = spot.find(node)
     alone = "" if chosen.others else " No other node runs: all work waits until one joins."
     if on_notice is None:
-        confirm(f"Drain node {chosen.node_id}? It gets no work again until Ray is started anew on it.{alone}", yes=yes)
+        confirm(f"Drain node {chosen.node_id}? It gets no work again until Ray is restarted on it.{alone}", yes=yes)
     spot.drain(chosen, reason=reason, within_s=within_s)
     data = {"node_id": chosen.node_id, "reason": reason, "within_s": within_s, "other_nodes": chosen.others}
     return Answer(data, f"node {chosen.node_id} is drained; it ends in {within_s} s ({reason}).{alone}")

@@ -107,21 +107,19 @@ def restore_backup(
             on_step(
                 "the state came from it, as its last change: no more than files that are gone since is left to write"
             )
-            write.check(bundles)
         else:
             _refuse_used(databases, contents, folder, backup_id=chosen)
             if state_only:
                 _check_versions(databases, folder, storage=contents.roots["storage"])
-            write.check(bundles)
             state_id = contents.state_id
-        if over and not dry_run:
-            added, files = write.files(bundles)
-        elif not dry_run:
-            agree(which)
-            why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
-            added, files = write.files(bundles)
-            state_id = write.databases(came=came, why=why, as_copy=as_copy)
+        write.check(bundles)
         if not dry_run:
+            if not over:
+                agree(which)
+            added, files = write.files(bundles)
+            if not over:
+                why = f"{chosen} of {contents.made_at[:19].replace('T', ' ')} UTC"
+                state_id = write.databases(came=came, why=why, as_copy=as_copy)
             write.settle()
         return RestoreRecord(
             id=chosen,

@@ -162,9 +162,9 @@ def _rival(
     said = live or registry.by_alias(ref.name, CHAMPION)
     if said is None or said.version == ref.version:
         return None, []
-    if live is not None or (other is None and recorded(state, said.name, said.version) is not None):
-        return said, []
-    if other is None and not registry.owner(ref.name):
+    if live is not None:
+        return live, []
+    if other is None and (recorded(state, said.name, said.version) is not None or not registry.owner(ref.name)):
         return said, []
     whose = f"is of {other}" if other else f"version {said.version} was not registered from this state"
     return None, [f"No version is live here to compare with: MLflow's champion {whose}"]

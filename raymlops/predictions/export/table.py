@@ -19,19 +19,19 @@ from raymlops.errors import RefusedError, UsageError
 from raymlops.predictions.export.files import conform, union
 from raymlops.predictions.labelled import key_hashes
 from raymlops.storage import filesystem
-from raymlops.storage.delta.commit import NewFile, TableWriter, load_own
+from raymlops.storage.delta.commit import NewFile, TableWriter, columns_in, load_own
 from raymlops.storage.delta.names import TableName
 from raymlops.storage.delta.snapshot import read_snapshot
-from raymlops.storage.delta.tables import load_if_there
 from raymlops.storage.locate import unreadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import date
 
     import numpy.typing as npt
 
     from raymlops.predictions.read import Reading
+    from raymlops.storage.delta.snapshot import TableFile
 
 DATE = "date"
 """The column of the day, by UTC, which partitions the table."""
@@ -79,7 +79,7 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: int 
     writer = TableWriter(uri, schema.append(pa.field(DATE, pa.date32())), partitioned_by=(DATE,), replaces=True)
     path = f"{DATE}={day}/part-{uuid.uuid4().hex}.parquet"
     place = filesystem.join(uri, *path.split("/"))
-    known = _Known(uri, day)
+    known = _Known(_files_of(uri, day) if there else ())
     with filesystem.create(place) as file, pq.ParquetWriter(file, schema, compression="zstd") as parquet:
         for batch in rows:
             known.take(batch)
@@ -105,15 +105,12 @@ def write_day(reading: Reading, day: date, uri: str, *, owner: str, erased: int 
 class _Known:
     """The rows that the table has of a day, by request id, number and version, and how many of each the log has."""
 
-    def __init__(self, uri: str, day: date) -> None:
+    def __init__(self, files: Sequence[TableFile]) -> None:
         """Read them; eight bytes are kept of each.
 
         Raises:
-            UsageError: the table has deletion vectors.
             StorageError: a file cannot be read.
         """
-        name = TableName(uri, partitions=((DATE, day.isoformat()),))
-        files = read_snapshot(name)[1] if load_if_there(TableName(uri)) is not None else []
         hashes = [each for file in files for each in _hashes_in(file.uri)]
         self._hashes, self._left = np.unique(np.concatenate([np.empty(0, np.int64), *hashes]), return_counts=True)
 
@@ -131,6 +128,16 @@ class _Known:
     def missing(self) -> int:
         """Return how many the log does not have."""
         return int(np.maximum(self._left, 0).sum())
+
+
+def _files_of(uri: str, day: date) -> list[TableFile]:
+    """Return the table's files of a day.
+
+    Raises:
+        UsageError: the table has deletion vectors.
+        StorageError: the storage does not answer.
+    """
+    return read_snapshot(TableName(uri, partitions=((DATE, day.isoformat()),)))[1]
 
 
 def _hashes_in(uri: str) -> Iterator[npt.NDArray[np.int64]]:
@@ -156,8 +163,7 @@ def _columns_of(uri: str, work: str) -> pa.Schema:
     table = load_own(uri, work)
     if table is None:
         return pa.schema([])
-    found = pa.schema(table.schema().to_arrow())
-    return pa.schema([field for field in found if field.name != DATE])
+    return pa.schema([field for field in columns_in(table, uri) if field.name != DATE])
 
 
 def _together(there: pa.Schema, schemas: Iterator[pa.Schema], uri: str) -> pa.Schema:

@@ -195,7 +195,7 @@ class TableWriter:
         if table is None:
             return None
         where = f"the Delta table {redact(self.uri)!r}"
-        there = _columns(table, self.uri)
+        there = columns_in(table, self.uri)
         with errors(self.uri):
             by = tuple(table.metadata().partition_columns)
         _refuse_asking(table, self.uri, replaces=self.replaces)
@@ -232,10 +232,15 @@ def columns_of_table(uri: str) -> Any | None:
         StorageError: the storage does not answer.
     """
     table = load_if_there(TableName(uri))
-    return None if table is None else _columns(table, uri)
+    return None if table is None else columns_in(table, uri)
 
 
-def _columns(table: Any, uri: str) -> Any:
+def columns_in(table: Any, uri: str) -> Any:
+    """Return the columns of a loaded table as a ``pyarrow.Schema``.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
     import pyarrow as pa
 
     with errors(uri):
