@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # KubeRay's CRDs, by which manifests are checked where they are at hand.
 export RAYMLOPS_CRDS ?= $(abspath $(wildcard ../shared/crds))
 
-.PHONY: demo test lint unit clusters integration e2e soak bench lock clean
+.PHONY: demo test lint unit clusters integration e2e soak bench lock newest clean
 
 demo: .venv/.recipes
 	$(BIN)/raymlops demo
@@ -59,18 +59,28 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/canary_simulation.py --rollouts 200
 	$(BIN)/python tests/benchmarks/quality_simulation.py --runs 200
 
-# The image's lock files, anew from pyproject.toml; TORCH=2.14.0 is another release of PyTorch.
+# Every lock file, from pyproject.toml; TORCH=2.14.0 is another release of PyTorch.
 lock:
 	uv run --no-project --python 3.11 deploy/image/lock.py $(TORCH)
 
-.venv/.recipes: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -e '.[recipes]'
+# The unit tests with the newest releases that install together: what breaks is printed.
+newest:
+	$(ONE_THREAD) $(PYTHON) tests/newest.py
+
+LOCKS := $(addprefix deploy/image/,requirements.txt torch-cuda.txt dev.txt tools.txt)
+# The versions of the lock without their digests, which pip cannot ask of a checkout. Packages are built by locked ones too.
+INSTALL = PIP_CONSTRAINT=$(abspath .venv/lock.txt) PIP_BUILD_CONSTRAINT=$(abspath .venv/lock.txt) $(BIN)/pip install -q
+
+.venv/lock.txt: $(LOCKS)
+	test -d .venv || $(PYTHON) -m venv .venv
+	sed -n 's/ \\$$//; /^[a-z0-9].*==/p' $(LOCKS) > $@
+
+.venv/.recipes: pyproject.toml .venv/lock.txt
+	$(INSTALL) -e '.[recipes]'
 	@touch $@
 
-.venv/.dev: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-compile -e '.[dev]'
+.venv/.dev: pyproject.toml .venv/lock.txt
+	$(INSTALL) --no-compile -e '.[dev]'
 	@touch $@ .venv/.recipes
 
 # Where PYTHONDONTWRITEBYTECODE is set, each process of a test would compile anew what is not compiled. Passed over are
@@ -82,4 +92,4 @@ lock:
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-newest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Write the lock files of the image from pyproject.toml: every package at one version, by the digests of its files.
+"""Lock every dependency of pyproject.toml, for Python 3.11 to 3.13 at once: one version a package, with digests.
 
     uv run --no-project deploy/image/lock.py [TORCH_VERSION]
 
-requirements.txt has all that raymlops needs but PyTorch, torch-cuda.txt PyTorch with CUDA, torch-cpu.txt PyTorch
-without, tools.txt what builds the image, which has the extras that a node may need. Needs uv and a network.
+requirements.txt is what the image has without PyTorch, torch-cuda.txt PyTorch with CUDA, torch-cpu.txt PyTorch
+without, dev.txt what tests need beyond these, tools.txt what builds packages and the image. `make` installs the same
+versions (.venv/lock.txt). Needs uv and a network.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = ("recipes", "dashboard", "notify", "otel", "postgres")
-PYTHON, PLATFORM = "3.11", "x86_64-manylinux_2_28"
+PYTHON = "3.11"
+"""The oldest Python, and the image's."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 WITH_CUDA = re.compile(r"(torch|triton|nvidia-|cuda-)")
 """Names of packages, as they begin, that the CPU build lacks."""
@@ -26,7 +28,7 @@ WITH_CUDA = re.compile(r"(torch|triton|nvidia-|cuda-)")
 def compiled(source: str, *words: str) -> dict[str, str]:
     """Return each package's entry, with its digests, of what ``source`` resolves to."""
     command = ["uv", "pip", "compile", source, "--generate-hashes", "--no-header", "--upgrade", "--quiet"]
-    command += ["--python-version", PYTHON, "--python-platform", PLATFORM, *words]
+    command += ["--universal", "--python-version", PYTHON, *words]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -34,9 +36,13 @@ def compiled(source: str, *words: str) -> dict[str, str]:
 
 
 def entries(lock: str) -> dict[str, str]:
-    """Return the entries of a lock file by the names of their packages."""
-    found = re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)
-    return {entry.partition("==")[0]: entry for entry in found if "==" in entry}
+    """Return the entries of a lock file by the names of their packages: one a package, or one for some Pythons each."""
+    found: dict[str, str] = {}
+    for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE):
+        if "==" in entry:
+            name = entry.partition("==")[0]
+            found[name] = found.get(name, "") + entry
+    return found
 
 
 def cpu_digest(version: str) -> str:
@@ -65,16 +71,23 @@ def main() -> None:
     pinned.write_text(f"torch=={version}\n")
     try:
         extras = [word for extra in EXTRAS for word in ("--extra", extra)]
-        every = compiled("../../pyproject.toml", *extras, "--constraints", pinned.name)
+        every = compiled("../../pyproject.toml", "--all-extras", "--constraints", pinned.name)
+        image = compiled("../../pyproject.toml", *extras, "--constraints", pinned.name).keys()
     finally:
         pinned.unlink()
-    common = {name: entry for name, entry in every.items() if not WITH_CUDA.match(name)}
+    torch = {name for name in image if WITH_CUDA.match(name)}
     for name, what, chosen in (
-        ("requirements.txt", "All that raymlops needs but PyTorch", common),
-        ("torch-cuda.txt", "PyTorch with CUDA", {name: every[name] for name in every if name not in common}),
-        ("tools.txt", "What builds the image and is not in it", compiled("tools.in")),
+        ("requirements.txt", "All that the image has but PyTorch", image - torch),
+        ("torch-cuda.txt", "PyTorch with CUDA", torch),
+        ("dev.txt", "What tests need beyond the image", every.keys() - image),
     ):
-        (HERE / name).write_text(f"# {what}. Made by lock.py.\n{''.join(chosen.values())}")
+        write(name, what, {package: every[package] for package in sorted(chosen)})
+    write("tools.txt", "What builds packages and the image", compiled("tools.in", "--constraints", "requirements.txt"))
+
+
+def write(name: str, what: str, chosen: dict[str, str]) -> None:
+    """Write a lock file."""
+    (HERE / name).write_text(f"# {what}. Made by lock.py.\n{''.join(chosen.values())}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import pytest
 from fake_s3 import fake_s3
 from images import NEEDS_BUILDAH, ROOT, Images
 from machines import NEEDS_MACHINES, OUTSIDE, SUBNET, machines
+from packaging.requirements import Requirement
 from postgres import NEEDS_POSTGRES, postgres
 from ruamel.yaml import YAML
 
@@ -113,14 +114,19 @@ def test_it_is_small_and_holds_no_tools(images, nodes):
     assert "HAProxy version 2.8" in text
 
 
-def test_the_inventory_lists_what_is_installed(images):
-    """Every package of the lock file, by the command of the documents."""
+def test_the_inventory_lists_what_is_installed(images, nodes):
+    """Every package of the lock and no other, by the command of the documents, as pip inside lists them."""
     out = images.folder / "inventory"
     images.build("--target", "sbom", "--output", str(out))
     listed = json.loads((out / "raymlops.cdx.json").read_text())
     found = {(re.sub(r"[-_.]+", "-", one["name"]).lower(), one["version"]) for one in listed["components"]}
-    lock = (ROOT / "deploy/image/requirements.txt").read_text()
-    locked = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, flags=re.MULTILINE))
+    lock = "".join((ROOT / "deploy/image" / name).read_text() for name in ("requirements.txt", "torch-cpu.txt"))
+    lines = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if re.match(r"[a-z0-9].*==", line)]
+    here = {"python_full_version": "3.11.0", "python_version": "3.11"}
+    locked = {(one.name, str(one.specifier)[2:]) for one in lines if one.marker is None or one.marker.evaluate(here)}
+    listing = ["pip", "list", "--format", "freeze", "--exclude", "pip", "--exclude", "raymlops"]
+    frozen = {tuple(line.split("==")) for line in said(start(images, nodes[0], listing)).splitlines()}
+    assert {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in frozen} == locked
     print(f"\n{listed['bomFormat']} {listed['specVersion']}: {len(found)} packages")
     assert locked <= found
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIXED = "fixed_params"
 """The system attribute by which Optuna (5.0) knows parameters that are given."""
-_DERIVED = ("get_best_trial", "get_n_trials", "get_trial_param", "get_trial_params", "get_trial_user_attrs")
+_DERIVED = ("get_best_trial", "get_trial_param", "get_trial_params", "get_trial_user_attrs")
 _DRAFT = -1
 """Optuna's id of a trial that is not in the database yet."""
 
@@ -52,7 +52,7 @@ class StudyView:
         self._later.clear()
         found = self._storage.get_all_trials(self._study_id, deepcopy=False)
         self._trials: dict[int, Any] = {trial._trial_id: trial for trial in found}  # noqa: SLF001
-        self.repeats = {trial.number for trial in found if repeat_of(trial) is not None}
+        self.repeats = {trial.number: _blank(trial) for trial in found if repeat_of(trial) is not None}
         searched = (trial for trial in found if trial.number not in self.repeats)
         self.history = History(self._storage.get_study_directions(self._study_id), searched)
 
@@ -129,10 +129,16 @@ class StudyView:
         return attributes
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True, states: Container[Any] | None = None) -> list[Any]:  # noqa: ARG002 - Optuna's signature
-        """Return the trials of the search, which samplers learn from, in the order of their numbers."""
-        searched = (trial for trial in self._trials.values() if trial.number not in self.repeats)
-        found = [trial for trial in searched if states is None or trial.state in states]
+        """Return the trials in the order of their numbers, by which samplers index; a repeat teaches them nothing."""
+        seen = (self.repeats.get(trial.number, trial) for trial in self._trials.values())
+        found = [trial for trial in seen if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
+
+    def get_n_trials(self, study_id: int, state: Any = None) -> int:
+        """Return the number of trials of the search, in a state or a tuple of states where one is given."""
+        states = state if state is None or isinstance(state, tuple) else (state,)
+        found = self.get_all_trials(study_id, deepcopy=False, states=states)
+        return sum(trial.number not in self.repeats for trial in found)
 
     def set_trial_param(self, trial_id: int, param_name: str, param_value_internal: float, distribution: Any) -> None:
         """Set a parameter."""
@@ -170,3 +176,13 @@ class StudyView:
     def _changed(self, trial_id: int) -> Any:
         trial = self._trials[trial_id] = copy.copy(self._trials[trial_id])
         return trial
+
+
+def _blank(repeat: Any) -> Any:
+    """Return a failed trial without parameters that has a repeat's place among the trials that samplers see."""
+    from optuna.trial import TrialState
+    from optuna.trial import create_trial as frozen_trial
+
+    blank = frozen_trial(state=TrialState.FAIL)
+    blank.number, blank._trial_id = repeat.number, repeat._trial_id  # noqa: SLF001
+    return blank

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from raymlops.cli.app import app
@@ -44,20 +45,25 @@ def said(stage, word):
     return [rest for instruction, rest in stage if instruction == word]
 
 
-def locked(*names):
-    """Return the version and the digests of each package of lock files."""
+def locked(*names, python=LOCK["PYTHON"]):
+    """Return the version and the digests of each package of lock files for a Python on Linux."""
     found = {}
+    environment = {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": "linux"}
     for name in names:
-        for package, entry in LOCK["entries"]((FOLDER / name).read_text()).items():
-            version = re.match(r"==(\S+)", entry[len(package) :])[1]
-            found[package] = (version, re.findall(r"--hash=sha256:([0-9a-f]{64})\b", entry))
+        lock = "".join(LOCK["entries"]((FOLDER / name).read_text()).values())
+        for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]:
+            line = Requirement(entry.partition("\\")[0])
+            if line.marker is None or line.marker.evaluate(environment):
+                (version,) = (each.version for each in line.specifier)
+                assert line.name not in found
+                found[line.name] = (version, re.findall(r"--hash=sha256:([0-9a-f]{64})\b", entry))
     return found
 
 
-def wanted():
-    """Return what the image is made for: requirements, and the extras that it has."""
-    extras = [line for extra in LOCK["EXTRAS"] for line in PROJECT["optional-dependencies"][extra]]
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+def wanted(*more):
+    """Return what the image is made for, requirements and the extras that it has, and ``more`` extras."""
+    extras = [line for extra in (*LOCK["EXTRAS"], *more) for line in PROJECT["optional-dependencies"][extra]]
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras) if not line.startswith("raymlops")]
 
 
 def missing(requirements, lock):
@@ -77,6 +83,21 @@ def test_the_lock_holds_what_the_project_requires(torch):
     assert missing(wanted(), lock) == []
     assert [name for name, (_, digests) in lock.items() if not digests] == []
     assert set(locked("requirements.txt")) & set(locked(torch)) == set()
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_tests_have_one_lock_for_every_python(python):
+    """The image's versions, and what the tests need beyond them."""
+    lock = locked("requirements.txt", "torch-cuda.txt", "dev.txt", python=python)
+    assert missing(wanted("dev", "delta"), lock) == []
+    assert [name for name, (_, digests) in lock.items() if not digests] == []
+    assert python in SpecifierSet(PROJECT["requires-python"])
+
+
+@pytest.mark.parametrize("line", PROJECT["dependencies"])
+def test_every_requirement_is_bounded_by_what_was_tested(line):
+    """A release that nobody ran the tests with is not installed by itself."""
+    assert {each.operator for each in Requirement(line).specifier} >= {">=", "<"}
 
 
 def test_both_builds_of_torch_are_of_one_release():
