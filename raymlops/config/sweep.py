@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def _space_key(key: str) -> str:
     """Check the name of a searched field; the recipe's own fields are known to ``project`` alone."""
-    section, _, field = key.partition(".")
+    section, field = (*key.split(".", 2), "")[:2]
     if section == "train":
         if field not in TrainSection.model_fields:
             near = get_close_matches(field, TrainSection.model_fields, n=1)

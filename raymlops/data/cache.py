@@ -120,8 +120,8 @@ def _key(project: Project, fields: Iterable[str]) -> dict[str, Any]:
     values = project.recipe_config.model_dump(mode="json")
     config = {name: values.get(name) for name in sorted(fields)}
     train = project.spec.train
-    found = {"recipe": project.reference, "seed": train.seed, "shuffle_window_mb": train.shuffle_window_mb}
-    return {**found, "config": config}
+    read = train.model_dump(mode="json", include={"seed", "shuffle_window_mb", "tables", "window"})
+    return {"recipe": project.reference, **read, "config": config}
 
 
 def _same(project: Project, key: Mapping[str, Any]) -> bool:

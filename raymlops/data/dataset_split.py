@@ -48,6 +48,7 @@ class DatasetSplit(SplitData):
     def __init__(self, dataset: Any, *, name: str, recipe: RecipeBase) -> None:
         super().__init__(name=name, rows=len(dataset), recipe=recipe)
         self.dataset = dataset
+        self._draws = False
 
     @property
     def indexed(self) -> Any:
@@ -72,9 +73,9 @@ class DatasetSplit(SplitData):
         if self._in_memory:
             return list(self.dataset[indices])
         with self.drawn_by(indices):
-            if self._draws:
-                return self._collated(self._seeded(indices, seeds=self.seeds, together=1))
-            return self._collated(self._items((indices % self.rows).tolist()))
+            items = self._drawn(indices)
+        with self.drawn_by(indices):  # whatever the items drew
+            return self._collated(items)
 
     def numbered(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the rows, each raised by the number of rows as often as it came before: repeats draw again.
@@ -157,17 +158,6 @@ class DatasetSplit(SplitData):
         return self.mark("sample") != self.mark("sample")
 
     @cached_property
-    def _draws(self) -> bool:
-        """Whether the first item, or the last, draws from a generator that is seeded."""
-        if type(self.dataset) is TensorDataset:
-            return False
-        with Stream(0).drawn_from():
-            before = drawn_state()
-            for row in {0, self.rows - 1}:
-                call_recipe(f"{self._where}: item {row}", lambda row=row: self.dataset[row])  # type: ignore[misc]
-            return drawn_state() != before
-
-    @cached_property
     def _own_fingerprint(self) -> str | None:
         ask = getattr(self.dataset, "fingerprint", None)
         if not callable(ask):
@@ -217,6 +207,16 @@ class DatasetSplit(SplitData):
         together = len(indices) if hasattr(self.dataset, "__getitems__") else 1
         with Stream(0).drawn_from():
             return self._seeded(indices, together=together)
+
+    def _drawn(self, indices: torch.Tensor) -> list[Any]:
+        """Return items, each seeded by itself from the first batch on in which one of them draws."""
+        if not self._draws:
+            before = drawn_state()
+            items = self._items((indices % self.rows).tolist())
+            if drawn_state() == before:
+                return items
+            self._draws = True
+        return self._seeded(indices, seeds=self.seeds, together=1)
 
     def _seeded(self, indices: torch.Tensor, *, seeds: tuple[int, ...] = (), together: int) -> list[Any]:
         """Return items, so many of which are drawn together: seeded by ``seeds`` and the first one's index."""

@@ -204,7 +204,9 @@ class FolderSaver(Publisher):
         online = {} if snapshot.ema is None else snapshot.ema.named()
         trainer: dict[str, Any] = {
             "scaler": None if snapshot.scaler is None else self._copies.copy(snapshot.scaler.state_dict(), of="scaler"),
-            "keep": {key: self._copies.copy(each.state_dict(), of=key) for key, each in snapshot.keep.items()},
+            "keep": {
+                key: self._copies.copy(each.state_dict(), of=f"keep {key}") for key, each in snapshot.keep.items()
+            },
         }
         if self._sharded:
             from raymlops.training.checkpoints.sharded import in_host_memory, local_bytes, start_save

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
+from tiny import Tiny
 
 from raymlops.config.load import dump, load, load_data
 from raymlops.config.schema import ProjectSpec
+from raymlops.errors import ConfigError
+from raymlops.project import bind
 from raymlops.records import Objective
 
+TINY = {"project": {"name": "a"}, "recipe": {"import": Tiny}}
 SPACE = """\
 space:
     train.lr: {float: [0.0001, 0.1], log: true}
@@ -245,3 +249,12 @@ def test_objectives_are_the_one_metric_or_as_written():
 )
 def test_a_whole_trial_takes_what_the_longest_may(sweep, overrides, expected):
     assert spec(*overrides, **sweep).trial_length == expected
+
+
+def test_an_argument_of_the_optimizer_can_be_searched():
+    """By its name below the field that holds arguments; a field that holds none has nothing below it."""
+    space = {"train.optimizer_args.eps": {"float": [1e-9, 1e-6], "log": True}}
+    trial = bind(load_data({**TINY, "sweep": {"space": space}})).with_params({"train.optimizer_args.eps": 1e-7})
+    assert trial.spec.train.optimizer_args == {"eps": 1e-7}
+    with pytest.raises(ConfigError, match="eps"):
+        bind(load_data({**TINY, "sweep": {"space": {"train.lr.eps": {"float": [0, 1]}}}}))

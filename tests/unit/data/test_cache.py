@@ -6,6 +6,8 @@ import copy
 import json
 
 import drawn
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import sourced
 from tiny import Tiny, TinyConfig, make_table
@@ -36,6 +38,21 @@ def test_only_what_the_data_depends_on_prepares_it_again(project, params, times)
     cache.get(project)
     cache.get(project.with_params(params))
     assert cache.prepared == times
+
+
+def test_a_trial_trains_on_the_tables_that_it_draws(project, tmp_path):
+    """A sweep may search train.tables: each choice has rows of its own."""
+    cache, spreads = DataCache(), []
+    for value in (1.0, 100.0):
+        folder = tmp_path / f"by {value:g}"
+        folder.mkdir()
+        for split in ("train", "validation", "test"):
+            columns = make_table(30, seed=1)
+            columns["length"] *= value
+            pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+        splits = cache.get(project.with_params({"train.tables": str(folder)})).splits
+        spreads.append(float(splits["train"].columns["length"].std()))
+    assert spreads[1] == pytest.approx(100 * spreads[0])
 
 
 def test_the_next_trial_gets_the_same_rows_and_a_recipe_of_its_own(project):

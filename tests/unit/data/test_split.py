@@ -224,6 +224,28 @@ def test_a_row_that_a_sampler_draws_again_is_augmented_anew() -> None:
     assert batch["y"].tolist() == [split.dataset[row]["y"] for row in Oversampling.rows]
 
 
+class Sometimes(drawn.Seedable):
+    """Draws for the items in the middle alone, as an augmentation of one class does."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return super().__getitem__(index) if 10 <= index < 20 else {"x": self.x[index], "y": 3 * self.x[index] + 1}
+
+
+def test_an_item_that_alone_draws_is_the_same_in_any_batch() -> None:
+    """However the rows are cut into batches, and whatever was read before, such as by another worker."""
+
+    def read(*batches: list[int]) -> list[float]:
+        split = DatasetSplit(Sometimes(40), name="train", recipe=Oversampling())
+        split.start_epoch(seed=5, epoch=2)
+        found: list[Any] = [split.batch(torch.tensor(rows)) for rows in batches]
+        return torch.cat([batch["x"] for batch in found]).tolist()
+
+    whole = read([0, 12, 15, 39])
+    assert read([0, 12], [15, 39]) == whole
+    assert read([0], [12], [15], [39]) == whole
+    assert read([15, 39])[0] == whole[2]
+
+
 def test_what_a_dataset_says_of_itself_always_counts() -> None:
     """Beside items that do not differ: those that are not read may have changed."""
     items = Said(1000)

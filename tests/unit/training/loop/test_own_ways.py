@@ -549,6 +549,34 @@ def test_a_report_that_names_the_model_keeps_the_rest(tiny_project: Any, tmp_pat
     ]
 
 
+@pytest.mark.parametrize("name", ["model", "scaler", "teacher"])
+def test_what_a_loop_keeps_is_kept_under_any_name(tiny_project: Any, tmp_path: Path, name: str) -> None:
+    """An average named as the model, with tensors of the same names, comes back from a checkpoint as it was."""
+
+    def train_loop(_self: Any, ctx: Any) -> None:
+        model, average = ctx.model(), ctx.model()
+        with torch.no_grad():
+            for value in average.parameters():
+                value.fill_(7.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        ctx.restore(model=model, optimizer=optimizer, keep={name: average})
+        while not ctx.finished:
+            for _ in ctx.batches():
+                with torch.no_grad():
+                    for value in model.parameters():
+                        value.fill_(1.0)
+            held = max(value.detach().max().item() for value in average.parameters())
+            ctx.report({"validation/loss": held}, model=model, optimizer=optimizer)
+            with torch.no_grad():
+                for value in average.parameters():
+                    value.add_(1.0)
+
+    recipe = type("Tiny", (Tiny,), {"train_loop": train_loop})
+    project = dataclasses.replace(tiny_project(), recipe_class=recipe)
+    assert Attempt(project, tmp_path, token="a", after=8).outcome.steps == 7
+    assert Attempt(project, tmp_path, token="b").outcome.history[-1] == {"validation/loss": 8.0}
+
+
 def test_a_loop_of_its_own_takes_as_many_steps_as_it_wants(tiny_project: Any) -> None:
     """Two optimizer steps a batch, counted by the loop itself: ten epochs are ten epochs."""
 
