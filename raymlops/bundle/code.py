@@ -99,7 +99,7 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
             f"module {module_name} has no source file that can be found",
             hint="Put it into a .py file in the working directory or in an installed package.",
         )
-    distribution, version = _distribution(root) if _is_installed(start.path) else (None, None)
+    distribution, version = _distribution(root) if _is_installed(start) else (None, None)
     files: dict[str, bytes] = {}
     left_out: list[str] = []
     queue, seen = [start], {start}
@@ -109,7 +109,7 @@ def collect(recipe_class: type[RecipeBase]) -> Code:
         for path, source in read.items():
             for imported in imports_of(path, source):
                 unit = _unit(imported)
-                if unit is not None and unit not in seen and not _is_installed(unit.path):
+                if unit is not None and unit not in seen and not _is_installed(unit):
                     seen.add(unit)
                     queue.append(unit)
     files |= _named(recipe_class)
@@ -282,11 +282,18 @@ def _spec(name: str, search: list[str] | None) -> ModuleSpec | None:
         return None
 
 
-def _is_installed(path: Path) -> bool:
+def _is_installed(unit: _Unit) -> bool:
+    """Return whether a module is the standard library's or a distribution's, wherever pip put that one."""
+    path = unit.path
     if {"site-packages", "dist-packages"} & set(path.parts):
         return True
     standard = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(path.is_relative_to(folder) for folder in standard if folder)
+    if any(path.is_relative_to(folder) for folder in standard if folder):
+        return True
+    names = owners().get(unit.name.partition(".")[0], ())
+    # An editable install has its RECORD elsewhere, and an egg-info in a source tree has none: both are the user's code.
+    found = [each for each in map(importlib.metadata.distribution, names) if each.read_text("RECORD") is not None]
+    return any(path.is_relative_to(Path(str(each.locate_file("")))) for each in found)
 
 
 def _distribution(root: str) -> tuple[str | None, str | None]:

@@ -37,7 +37,7 @@ SOURCES = "data/sources.json"
 """Artifact of a run: the result of ``Prepared.sources()``, to find its rows again."""
 FIT = "data/fit.json"
 """Artifact of a run: the result of ``fit``, for a resume before the first checkpoint."""
-SEED_IT = "If datasets() draws rows at random, seed it and train again, such as by np.random.default_rng(self.seed)."
+SEED_IT = "If datasets() draws rows at random, seed it and train again, such as by np.random.default_rng(0)."
 """Hint where rows differ from those that were trained on."""
 
 

@@ -198,7 +198,7 @@ def _other_rows(part: str, recipe: RecipeBase, here: str, there: str) -> RecipeE
         f"{type(recipe).__name__}.datasets() returned a {part} split of {here} in this process, "
         f"but of {there} on the driver",
         hint="It must return the same rows in every process, or one rank trains on what another validates with: seed "
-        "what datasets() draws, such as by np.random.default_rng(self.seed), and read what all nodes can read.",
+        "what datasets() draws, such as by np.random.default_rng(0), and read what all nodes can read.",
     )
 
 

@@ -78,10 +78,11 @@ class ByteLM(RecipeBase):
         """Return the transformer."""
         return Transformer(self.config)
 
-    def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
-        """Return the mean cross-entropy of the bytes, in nats."""
+    def loss(self, model: nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed cross-entropy of the bytes in nats, and their number: windows may be padded."""
         logits, targets = _shifted(model, batch["tokens"])
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD)
+        nats = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PAD, reduction="sum")
+        return nats, (targets != PAD).sum()
 
     def shard_layers(self, model: nn.Module) -> list[nn.Module]:
         """Return the blocks; the embedding is the output layer as well, so it stays with the whole."""

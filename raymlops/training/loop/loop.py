@@ -31,6 +31,7 @@ from raymlops.training.loop.step_errors import in_step
 from raymlops.training.model.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.model.parallel import local_only
 from raymlops.training.model.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
+from raymlops.worker_rows import training_step
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,7 +201,8 @@ def _forward_backward(ctx: TrainContext, trained: _Trained, indices: torch.Tenso
         counts = share > 0 and not (paired and len(piece) == 1 < train.rows)
         # Gradients are all-reduced once a step, with the last micro-batch.
         with local_only(trained.loss_of, last=number == len(pieces)), _normalization(trained, counts=counts):
-            loss: LossValue = call_recipe(where, partial(trained.loss_of, batch))
+            with training_step(counts=share > 0):
+                loss: LossValue = call_recipe(where, partial(trained.loss_of, batch))
             times = share if loss.weight is None else ctx.world_size / rows * (share > 0)
             in_step(ctx, "the backward pass", partial(backward, loss.value, trained.scaler, times=times), batch=batch)
         part = StepLoss.of(loss, rows=share * rows / ctx.world_size, all_rows=rows)

@@ -95,6 +95,21 @@ def test_a_folder_without_init_gives_only_the_modules_that_are_imported(imported
     ]
 
 
+def test_a_library_installed_into_a_folder_is_no_code_of_the_recipe(tmp_path, monkeypatch, request):
+    """As by ``pip install --target`` on PYTHONPATH; a package beside it that no distribution owns travels."""
+    folder = tmp_path / "libraries"
+    (folder / "a_library-1.5.dist-info").mkdir(parents=True)
+    (folder / "a_library-1.5.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: a-library\nVersion: 1.5\n")
+    (folder / "a_library-1.5.dist-info/top_level.txt").write_text("a_library\n")
+    (folder / "a_library-1.5.dist-info/RECORD").write_text("a_library.py,,\n")
+    (folder / "a_library.py").touch()
+    (folder / "a_module.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    imported = request.getfixturevalue("imported")
+    shop = imported("shop:Shop", {"shop.py": RECIPE + "import a_library\nimport a_module\n"})
+    assert sorted(collect(shop).files) == ["a_module.py", "shop.py"]
+
+
 def test_two_modules_that_import_each_other_travel_once(imported):
     """The walk ends."""
     shop = imported(
