@@ -29,7 +29,7 @@ def training_step(*, counts: bool) -> Iterator[None]:
 
 
 def gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of all workers, ``(all rows, ...)``, and where this worker's begin; gradients flow to each worker.
+    """Return the rows of all workers, ``(all rows, ...)``, and where this worker's begin; gradients flow back.
 
     For ``loss`` in the default loop, called equally often on every worker: a row's loss against all returned rows,
     averaged over this worker's rows, is the loss of one worker with the whole batch. Workers may hold different numbers

@@ -186,7 +186,6 @@ def test_a_changed_limit_is_in_force_without_a_restart(api, bundles, url):
     apply([deployment(bundles, 1, "champion")], api=api, wait_s=300)
 
 
-@pytest.mark.soak
 def test_a_sweep_beside_the_endpoint_ends_and_the_endpoint_answers(url, storage_path):
     """Of two CPUs the endpoint has a part, so that one trial fits at a time; exactly six end."""
     swept = bind(

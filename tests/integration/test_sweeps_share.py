@@ -54,7 +54,6 @@ def until(what: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.soak
 def test_a_second_sweep_gets_the_next_slot_and_its_half_and_both_end(tmp_path: Path, storage_path: Path, ray_local):
     """The first one has all four slots. Once it has seen that another waits, the first of its trials to end makes room.
 

@@ -116,7 +116,7 @@ def test_operations_of_a_row(recipe, model):
     batch = {"tokens": torch.zeros(1, SMALL["block"] + 1, dtype=torch.int64)}
     # As matrix products: torch's counter does not know the CPU's fused attention.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        recipe.loss(model.train(), batch).backward()
+        recipe.loss(model.train(), batch)[0].backward()
     assert counter.get_total_flops() == recipe.flops_per_row()
     assert recipe.tokens_per_row() == SMALL["block"]
 
