@@ -49,6 +49,7 @@ _TONES: Mapping[Told, Tone] = {
     "decided": "info",
     "proposed": "warning",
     "promoted": "success",
+    "worse": "failure",
     "done": "success",
     "stopped": "failure",
     "taken_back": "failure",
@@ -127,9 +128,11 @@ class Outbox:
     def _send(self, name: str, queue: Sequence[Message], late: Callable[[], bool]) -> None:
         """Send a model's messages, oldest first; a messenger that lacks one is not asked to take the next ones.
 
+        A message that cannot be sent to any messenger holds up no other.
+
         Once it is ``late`` no other one is begun; where every messenger took all so far, the rest is due as before.
         """
-        left, away, why = {one.id: one for one in queue}, dict[str, str](), ""
+        left, away, failed, why = {one.id: one for one in queue}, dict[str, str](), dict[str, str](), ""
         try:
             urls = self._urls(name)
             for number, message in enumerate(queue):
@@ -137,18 +140,21 @@ class Outbox:
                     left = left if away else {one.id: left[one.id] for one in queue[:number]}
                     break
                 if len(away) < max(len(urls), 1):
-                    for changed in self._delivered(message, urls, away):
-                        left[changed.id] = changed
-                        put_message(self._state, changed)
+                    try:
+                        for changed in self._delivered(message, urls, away):
+                            left[changed.id] = changed
+                            put_message(self._state, changed)
+                    except RaymlopsError:
+                        raise
+                    except Exception as error:  # of this message alone
+                        failed[message.id] = f"{type(error).__name__} while sending"
+                        _log.warning("message %s about %s", message.id, name, exc_info=error)
         except RaymlopsError as error:
             why = error.message + (f" ({error.hint})" if error.hint else "")
-        except Exception as error:
-            why = f"{type(error).__name__} while sending"
-            _log.warning("messages about %s", name, exc_info=error)
-        errors = "; ".join([*away.values(), *([why] if why else [])]) or "the process that sends was ended"
         for message in left.values():
             if message.sent_at is None:
-                put_message(self._state, self._later(message, errors[:MAX_ERROR]))
+                errors = "; ".join(filter(None, [*away.values(), failed.get(message.id), why]))
+                put_message(self._state, self._later(message, errors[:MAX_ERROR] or "the process that sends was ended"))
 
     def _urls(self, name: str) -> tuple[str, ...]:
         """Return the URLs of a model's messengers, also of one that was removed; none where nobody is to be told."""

@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import get_args
 
 import pytest
 from killed_at import forked
@@ -22,7 +23,7 @@ from raymlops.records import BundleRef
 from raymlops.state.lease import lease
 from raymlops.state.store import Deployment, State
 from raymlops.state.watch.incidents import Filed, Incident, record_window
-from raymlops.state.watch.messages import Message, messages_of, unsent_messages
+from raymlops.state.watch.messages import Message, Told, messages_of, unsent_messages
 from raymlops.state.watch.windows import JudgedWindow
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,6 +74,28 @@ def test_every_messenger_gets_a_message_once(state, url, watch, messenger):
     (message,) = messages_of(state, "m")
     assert (message.attempts, message.retry_at, message.last_error, len(message.reached)) == (1, None, None, 2)
     assert message.sent_at is not None
+
+
+@pytest.mark.parametrize("what", get_args(Told))
+def test_every_kind_of_message_is_sent(state, url, watch, fake, what):
+    """Whatever an incident or a retraining writes, a messenger gets."""
+    watch("m", "json://127.0.0.1")
+    tell(state, "m", what)
+    Outbox(state, url).run(LATER)
+    assert [one.last_error for one in messages_of(state, "m")] == [None]
+    assert unsent_messages(state) == {}
+
+
+def test_a_message_that_cannot_be_sent_holds_up_no_other(state, url, watch, fake):
+    """Its error is kept with it alone, and it is tried again."""
+    watch("m", "json://127.0.0.1")
+    fake["m opened"] = lambda: 1 / 0
+    tell(state, "m", "opened", "escalated", "closed")
+    Outbox(state, url).run(LATER)
+    ((name, (message,)),) = unsent_messages(state).items()
+    assert (name, message.what, message.attempts) == ("m", "opened", 1)
+    assert "ZeroDivisionError" in message.last_error
+    assert [one.last_error for one in messages_of(state, "m") if one.what != "opened"] == [None, None]
 
 
 def test_one_that_fails_is_tried_again_and_the_others_are_not(state, url, watch, messenger):
