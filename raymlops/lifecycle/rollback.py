@@ -7,12 +7,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raymlops.bundle.verify import read_manifest
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.lifecycle.live import withdrawals
 from raymlops.lifecycle.live.capacity import leaving_first
 from raymlops.lifecycle.live.change import change, followed, record_of
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, previous_champion
 from raymlops.lifecycle.live.reconcile import is_up
+from raymlops.lifecycle.live.staging import gone
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request
 from raymlops.lifecycle.opening import live
 from raymlops.lifecycle.registration.aliases import MlflowAliases
@@ -23,7 +25,7 @@ from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.records import DeploymentRecord
@@ -43,7 +45,8 @@ def rollback(
 
     If a version is being rolled out or has a share, its share is removed, its rollout ends, and the champion stays.
     Otherwise, or if it has just become champion, the route goes back to the previous champion. That takes about a
-    second while it is warm, and does not depend on the version that loses the route, which may hang.
+    second while it is warm, and does not depend on the version that loses the route, which may hang. An earlier champion
+    that is not up and whose bundle is gone is passed over, with a warning.
 
     Needs the state database and Serve, but not MLflow: if its alias cannot be set, the record has a warning, and the
     controller sets it later. ``on_live`` is called with the version once it answers, before the alias is set, which
@@ -67,17 +70,21 @@ def rollback(
     return replace(record, warnings=(*record.warnings, *warnings))
 
 
-def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecord:
-    """Take back a version on its way or a canary's share, or give the route back."""
+def roll_back(
+    spec: ProjectSpec, state: State, api: ServeApi, *, check: Callable[[str, str], object] = read_manifest
+) -> DeploymentRecord:
+    """Take back a version on its way or a canary's share, or give the route back; ``check`` as of ``gone``."""
     name, serve = spec.project.name, spec.serve
     standing = state.model(name)
     request = Request(ROLLBACK, "requested", this_user(), state.now(), serve.ready_timeout_s, hurry=True)
     seen, live_now = withdrawals.in_question(standing), champion_of(standing.deployments)
     champion = None if live_now is None else live_now.version
     leaving: tuple[int, ...] = ()
+    read = partial(changes_of, state, name, ROUTE_ACTIONS)
+    passed = {} if seen else gone(standing, read, check=check)
     if not seen:
         with suppress(NotFoundError):  # which the change raises, if it is so by then
-            target = previous_champion(standing.deployments, changes_of(state, name, ROUTE_ACTIONS))
+            target = previous_champion(standing.deployments, read(), passed)
             replaces = live_now is not None and live_now.replaces
             leaving = leaving_first(api, state.desired(), target, replaces=replaces)
 
@@ -85,9 +92,8 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
         def up(item: Deployment) -> bool:
             return is_up(plan, item, goal=ROUTE, hurry=True)
 
-        changes = changes_of(state, name, ROUTE_ACTIONS)
         return withdrawals.roll_back(
-            model, changes, request=request, up=up, seen=seen, champion=champion, leaving=leaving
+            model, read(), request=request, up=up, seen=seen, champion=champion, leaving=leaving, gone=passed
         )
 
     done = change(state, api, name, decide=decide, serve=serve, action=request.action, hurry=True, blind=True)
@@ -97,7 +103,8 @@ def roll_back(spec: ProjectSpec, state: State, api: ServeApi) -> DeploymentRecor
         return traffic_record(done, lost[0])
     if new is None:
         raise RefusedError(f"{name} was taken off Serve just now", hint="Run the same command again.")
-    return record_of(done, new.version)
+    record = record_of(done, new.version)
+    return replace(record, warnings=(*record.warnings, *_passed_over(passed)))
 
 
 def rollback_target(source: Source) -> str:
@@ -114,7 +121,13 @@ def rollback_target(source: Source) -> str:
             return f"takes back version {coming[0].version} of {name}, which is on its way to the route"
         if lost := {*withdrawals.in_question(model)}:
             return f"takes the share of the traffic away from version {', '.join(map(str, sorted(lost)))} of {name}"
-        target = previous_champion(model.deployments, changes_of(state, name, ROUTE_ACTIONS))
+        read = partial(changes_of, state, name, ROUTE_ACTIONS)
+        passed = gone(model, read)
+        target = previous_champion(model.deployments, read(), passed)
         champion = champion_of(model.deployments)
         left = f" back from version {champion.version}" if champion else ""
-        return f"gives the route of {name}{left} to version {target.version}"
+        return "; ".join([f"gives the route of {name}{left} to version {target.version}", *_passed_over(passed)])
+
+
+def _passed_over(passed: Mapping[int, str]) -> list[str]:
+    return [f"version {version} is passed over: {why}" for version, why in passed.items()]

@@ -189,8 +189,10 @@ def cooled(
     return [version for version, end in cools(deployments, changes, stay).items() if end is not None and end <= now]
 
 
-def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent]) -> Deployment:
-    """Return the version that was champion before the one that is.
+def previous_champion(
+    before: Sequence[Deployment], changes: Iterable[AuditEvent], gone: Collection[int] = ()
+) -> Deployment:
+    """Return the version that was champion before the one that is; versions that are ``gone`` are passed over.
 
     ``changes`` are those of the route in the audit record, newest first, read only as far as needed. Changes that were
     undone and versions that did not come up do not count, nor does a champion that was rolled back from, however often
@@ -223,11 +225,12 @@ def previous_champion(before: Sequence[Deployment], changes: Iterable[AuditEvent
         left.setdefault(was, back)
         if became != above or back:  # a rollback returns to a champion, whose previous one stays the same
             continue
-        if was not in {None, current.version} and not left.get(was):
+        if was is not None and was not in {current.version, *gone} and not left.get(was):
             found = known[was]
             return found if isinstance(found, Deployment) else Deployment.from_dict(found)
         above = was
-    raise _nowhere_back(current, before, [version for version, lost in left.items() if lost and version is not None])
+    lost = [version for version, lost in left.items() if lost and version is not None]
+    raise _nowhere_back(current, before, lost, gone)
 
 
 def with_settings(item: Deployment, new: Deployment) -> Deployment:
@@ -278,8 +281,11 @@ def champions_in(event: AuditEvent) -> Iterator[int | None]:
         yield next((item["version"] for item in side if item["role"] == "champion"), None)
 
 
-def _nowhere_back(current: Deployment, before: Sequence[Deployment], left: Collection[int]) -> NotFoundError:
+def _nowhere_back(
+    current: Deployment, before: Sequence[Deployment], left: Collection[int], gone: Collection[int]
+) -> NotFoundError:
     but = f", but for what was rolled back from: {', '.join(map(str, sorted(left)))}" if left else ""
+    but += f", but for what lost its bundle: {', '.join(map(str, sorted(gone)))}" if gone else ""
     warm = ", ".join(str(item.version) for item in before if item.role == "warm")
     hint = f"raymlops deploy --version N makes one live all the same; warm are: {warm}" if warm else None
     return NotFoundError(f"no version was champion before version {current.version}{but}", hint=hint)

@@ -1,6 +1,7 @@
 """A version's bundle on the disks of the nodes before the version is wanted, so that its replicas only have to load it.
 
-Owns which nodes fetch it. A bundle in a folder is read where it is, by every node.
+Owns which nodes fetch it, and which versions have no bundle any more. A bundle in a folder is read where it is, by
+every node.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from raymlops.bundle.verify import read_manifest
 from raymlops.config.paths import local_path
-from raymlops.errors import ClusterError, RaymlopsError
+from raymlops.errors import BundleError, ClusterError, NotFoundError, RaymlopsError, StorageError
+from raymlops.lifecycle.live.lineup import previous_champion
 from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
@@ -18,8 +21,8 @@ if TYPE_CHECKING:
     from raymlops.config.schema import ProjectSpec
     from raymlops.config.serve import ServeSection
     from raymlops.records import BundleRef
-    from raymlops.state.store import Deployment
-
+    from raymlops.state.audit import AuditEvent
+    from raymlops.state.store import Deployment, Model
 
 Fetch = Callable[["ProjectSpec", "BundleRef", "ServeSection"], None]
 """Fetches a bundle where replicas with these settings may start."""
@@ -47,6 +50,34 @@ def stage(
     except ClusterError as error:
         return (f"the bundle was not fetched beforehand, so that the version comes up later: {error.message}",)
     return ()
+
+
+def gone(
+    model: Model,
+    changes: Callable[[], Iterable[AuditEvent]],
+    *,
+    check: Callable[[str, str], object] = read_manifest,
+) -> dict[int, str]:
+    """Return the earlier champions that a rollback passes over, each with what is wrong with its bundle.
+
+    ``changes`` reads those of the route, newest first. A version that is up is not passed over, and a storage that does
+    not answer is no reason.
+    """
+    found: dict[int, str] = {}
+    while True:
+        try:
+            target = previous_champion(model.deployments, changes(), found)
+        except NotFoundError:  # which the change raises, if it is so by then
+            return found
+        try:
+            if model.item(target.version) is None:
+                check(target.bundle.uri, target.bundle.digest)
+        except BundleError as error:
+            found[target.version] = error.message
+        except StorageError:
+            return found
+        else:
+            return found
 
 
 def holding(nodes: Iterable[Mapping[str, Any]], settings: ServeSection) -> list[str]:

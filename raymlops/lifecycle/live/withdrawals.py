@@ -47,11 +47,13 @@ def roll_back(
     seen: Collection[int] = (),
     champion: int | None = None,
     leaving: Collection[int] = (),
+    gone: Collection[int] = (),
 ) -> Change:
     """Return a model whose last change is reverted: a version on its way, a share of the traffic, or the route.
 
     ``seen`` are the versions that were in question when it was requested, and ``champion`` was live then: where another
-    process took them back since, the champion stays, unless it is one of them.
+    process took them back since, the champion stays, unless it is one of them. Versions that are ``gone`` are passed
+    over.
 
     Raises:
         NotFoundError: the model is not served, or no version was champion before.
@@ -70,8 +72,9 @@ def roll_back(
         return change
     if left is not None and left.version not in seen and (seen or champion not in {None, left.version}):
         return Change(model, request.action, request.why)
-    target = previous_champion(model.deployments, changes)
+    target = previous_champion(model.deployments, changes, gone)
     why = f"from version {left.version if left else None} to version {target.version}"
+    why += f", past {', '.join(map(str, sorted(gone)))} without a bundle" if gone else ""
     request = replace(request, why=why, hurry=True, replaces=left is not None and left.replaces)
     return bring(model, target, goal=ROUTE, request=request, up=up(target), leaving=leaving)
 

@@ -31,6 +31,7 @@ from raymlops.lifecycle.live.held import hold_of, why_begun
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of
 from raymlops.lifecycle.live.reconcile import is_up, seen_by
 from raymlops.lifecycle.live.reconciler import Reconciler
+from raymlops.lifecycle.live.staging import gone
 from raymlops.lifecycle.live.transitions import ROLLBACK, ROUTE, Request, bring
 from raymlops.lifecycle.loop.found import found_of
 from raymlops.lifecycle.loop.messages import message_about
@@ -210,14 +211,17 @@ class Loop:
         plan = self._reconciler.look()
         timeout_s = settings_of(self._champion(one)).ready_timeout_s
         request = Request(ROLLBACK, action.why, self._actor, now, timeout_s, hurry=True)
+        read = partial(changes_of, state, name, ROUTE_ACTIONS)
+        passed = gone(state.model(name), read)
 
         def decide(model: Model) -> Change:
             champion = champion_of(model.deployments)
             if champion is None or champion.version != action.version:
                 return Change(model, ROLLBACK, action.why)  # it was taken back already
             up = partial(_runs, seen_by(plan, model))
-            changes = changes_of(state, name, ROUTE_ACTIONS)
-            change = withdrawals.roll_back(model, changes, request=request, up=up, champion=action.version)
+            change = withdrawals.roll_back(
+                model, read(), request=request, up=up, champion=action.version, gone=passed
+            )
             return replace(change, why=f"{change.why}: {action.why}")
 
         state.change(name, decide, actor=self._actor)

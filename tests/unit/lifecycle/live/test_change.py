@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from canaries import check_bundle
 from fake_serve import FakeServe
 from states import converge
+from stored import put
 
 from raymlops.config.load import load_data
 from raymlops.config.serve import ServeSection
@@ -64,7 +66,7 @@ def rollback(state, serve, *, name="flights"):
     spec = load_data(
         {"project": {"name": name}, "recipe": {"import": "any:Recipe"}, "serve": {"ready_timeout_s": 30}}
     ).spec
-    return roll_back(spec, state, serve)
+    return roll_back(spec, state, serve, check=check_bundle)
 
 
 def remove(state, serve, *, name="flights"):
@@ -260,6 +262,34 @@ def test_a_rollback_finds_what_was_live_behind_any_number_of_gates(state, serve)
         rollback(state, serve)
     deploy(state, serve, 2)
     assert rollback(state, serve).version == 1
+
+
+def test_a_rollback_passes_over_a_version_whose_bundle_is_gone(state, serve):
+    """Version 2 is not up and has no bundle: version 1 takes the route, and the record and the event name version 2."""
+    serve.cpus = 8.0
+    for version, uri in ((1, "/bundles"), (2, "/gone"), (3, "/bundles")):
+        deploy(state, serve, version, uri=uri)
+    put(state, "flights", [one for one in state.deployments() if one.role == "champion"])
+    record = rollback(state, serve)
+    assert (record.version, roles(state)) == (1, {"flights--v1": "champion", "flights--v3": "warm"})
+    assert [warning for warning in record.warnings if "version 2" in warning and "/gone/manifest.json" in warning]
+    assert next(one for one in state.events() if one.action == "rollback").why == (
+        "from version 3 to version 1, past 2 without a bundle"
+    )
+    with pytest.raises(NotFoundError, match="rolled back from: 3"):
+        rollback(state, serve)
+
+
+def test_a_rollback_to_a_version_that_is_up_needs_no_bundle(state, serve):
+    """It takes the route as it runs; where nothing else is left, the refusal names the version without a bundle."""
+    deploy(state, serve, 1, uri="/gone")
+    deploy(state, serve, 2)
+    assert rollback(state, serve).version == 1
+    deploy(state, serve, 2)
+    put(state, "flights", [one for one in state.deployments() if one.role == "champion"])
+    with pytest.raises(NotFoundError, match="lost its bundle: 1"):
+        rollback(state, serve)
+    assert state.events()[0].action == "deploy"
 
 
 def test_a_rollback_gives_the_route_back_although_a_shadow_comes_up(state, serve):
