@@ -95,6 +95,9 @@ class RetrainSection(Spec):
     )
     bake_h: float = Field(24.0, ge=0, description="hours after a promotion in which a worse version is taken back")
     max_failures: int = Field(3, ge=1, description="failed attempts of one step after which a retraining stops")
+    max_stage_h: float = Field(
+        336.0, gt=0, description="hours that a proposal, a job or a rollout may wait or run; a message says so at half"
+    )
 
     @model_validator(mode="after")
     def _anchored(self) -> RetrainSection:

@@ -45,8 +45,8 @@ def rollback(
 
     If a version is being rolled out or has a share, its share is removed, its rollout ends, and the champion stays.
     Otherwise, or if it has just become champion, the route goes back to the previous champion. That takes about a
-    second while it is warm, and does not depend on the version that loses the route, which may hang. An earlier champion
-    that is not up and whose bundle is gone is passed over, with a warning.
+    second while it is warm, and does not depend on the version that loses the route, which may hang. An earlier
+    champion that is not up and whose bundle is gone is passed over, with a warning.
 
     Needs the state database and Serve, but not MLflow: if its alias cannot be set, the record has a warning, and the
     controller sets it later. ``on_live`` is called with the version once it answers, before the alias is set, which

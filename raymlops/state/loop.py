@@ -50,6 +50,8 @@ ENDS: frozenset[Stage] = frozenset({"done", "stopped", "rejected", "taken_back"}
 
 COUNTED = "counted"
 """Key of each replica's counts since the promotion in ``Retraining.found``."""
+WAITING = "waiting"
+"""Key of the newest stage there whose deadline a message announced."""
 
 
 @dataclass(frozen=True)

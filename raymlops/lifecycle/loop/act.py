@@ -43,6 +43,7 @@ from raymlops.lifecycle.loop.next_step import (
     Wait,
     failed,
     next_step,
+    timed,
     uncompared,
 )
 from raymlops.lifecycle.registration.admission import check_verdict, check_withdrawn
@@ -50,7 +51,7 @@ from raymlops.lifecycle.registration.compatibility import check_compatible, sign
 from raymlops.serving.control.render import settings_of
 from raymlops.state.audit import changes_of
 from raymlops.state.engine import this_user
-from raymlops.state.loop import advance, retrainings_of, still_at
+from raymlops.state.loop import WAITING, advance, retrainings_of, still_at
 from raymlops.state.rollouts import STARTED
 from raymlops.state.store import Change, Deployment
 from raymlops.state.versions import recorded
@@ -119,7 +120,7 @@ class Loop:
             try:
                 found = self._found(one, now)
             except (*_RULED_OUT, ClusterError, TrackingError) as error:
-                self._act(one, _unfound(one, error), now)
+                self._act(one, _unfound(one, error, now=now), now)
                 raise
             action = next_step(one, found, now=now)
             if action == last:
@@ -160,7 +161,7 @@ class Loop:
         adds = {**one.found, **action.adds}
         after = one.at(action.stage, now=now, note=action.why, found=adds, **action.changes)
         message = None
-        if after.stage != one.stage or "baking" in action.adds:
+        if after.stage != one.stage or not action.adds.keys().isdisjoint({"baking", WAITING}):
             message = message_about(after, now=now)
             _log.info("retraining %s of %s is %s: %s", one.id, one.name, after.stage, action.why)
         return advance(self._state, one, after, why=action.why, message=message, actor=self._actor)
@@ -206,7 +207,7 @@ class Loop:
         state.change(one.name, decide, actor=self._actor, given=still_at(one))  # nobody rejected it meanwhile
 
     def _take_back(self, one: Retraining, action: TakeBack, now: datetime) -> None:
-        """Desire the version before again, if this one has the route."""
+        """Desire the version before again, if this one has the route; or this one without its share."""
         state, name = self._state, one.name
         plan = self._reconciler.look()
         timeout_s = settings_of(self._champion(one)).ready_timeout_s
@@ -217,11 +218,13 @@ class Loop:
         def decide(model: Model) -> Change:
             champion = champion_of(model.deployments)
             if champion is None or champion.version != action.version:
-                return Change(model, ROLLBACK, action.why)  # it was taken back already
+                mine = action.version in withdrawals.in_question(model)
+                ended = (
+                    withdrawals.aborted(model, why=action.why, now=now, action=f"{ROLLBACK}.canary") if mine else None
+                )
+                return ended or Change(model, ROLLBACK, action.why)  # it was taken back already
             up = partial(_runs, seen_by(plan, model))
-            change = withdrawals.roll_back(
-                model, read(), request=request, up=up, champion=action.version, gone=passed
-            )
+            change = withdrawals.roll_back(model, read(), request=request, up=up, champion=action.version, gone=passed)
             return replace(change, why=f"{change.why}: {action.why}")
 
         state.change(name, decide, actor=self._actor)
@@ -248,11 +251,11 @@ def _ruled_out(one: Retraining, action: Action, error: Exception, found: Found, 
     return Advance("stopped", why)
 
 
-def _unfound(one: Retraining, error: RaymlopsError) -> Action:
+def _unfound(one: Retraining, error: RaymlopsError, *, now: datetime) -> Action:
     """Return what becomes of a retraining of which nothing can be found out: it waits and says why, or is stopped.
 
     What no repetition ends stops it, such as a run that was removed from MLflow; one that bakes is watched on.
     """
     if isinstance(error, _RULED_OUT) and one.stage != "baking":
         return Advance("stopped", error.message)
-    return Wait(f"cannot determine the next step: {error.message}")
+    return timed(one, Wait(f"cannot determine the next step: {error.message}"), now=now)

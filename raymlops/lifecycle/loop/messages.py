@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.watch.messaging.messages import MAX_BODY, shown
+from raymlops.state.loop import WAITING
 from raymlops.state.watch.messages import Message
 
 if TYPE_CHECKING:
@@ -29,12 +30,14 @@ _MAX_WHY = 300
 
 
 def message_about(retraining: Retraining, *, now: datetime) -> Message | None:
-    """Return the message that a retraining is at its stage; None where that is not told.
+    """Return the message that a retraining is at its stage, or waits there; None where that is not told.
 
     All messages about one retraining have one title, by which mail programs join them, and one id a stage, so that each
     is sent once.
     """
     what: Told | None = WHAT.get(retraining.stage)
+    if retraining.found.get(WAITING) == retraining.stage:
+        what = "waiting"
     if what is None:
         return None
     if what == "promoted" and "baking" in retraining.found:
@@ -42,7 +45,7 @@ def message_about(retraining: Retraining, *, now: datetime) -> Message | None:
     name, id_ = retraining.name, retraining.id
     body = "\n".join([_head(retraining, what), "Next:", *_commands(retraining, what)])
     title = f"{name}: retraining of version {retraining.champion} (retraining {id_})"
-    told = what if what == "worse" else retraining.stage
+    told = what if what == "worse" else retraining.stage + ("-waiting" if what == "waiting" else "")
     return Message(f"{id_}-{told}", id_, what, title, body[:MAX_BODY], now)
 
 
@@ -55,6 +58,7 @@ def _head(one: Retraining, what: Told) -> str:
     return {
         "decided": f"Retraining begins: {why}.",
         "proposed": f"A retraining is proposed, and waits for a person: {why}.",
+        "waiting": f"Waiting since {one.stage_at:%Y-%m-%d %H:%M} UTC ({one.stage.replace('_', ' ')}): {note}.",
         "promoted": f"Promoted: {version} answers now, and is taken back if it is worse. It began with: {why}.",
         "worse": f"Worse: {note}.",
         "done": f"Done: {note}",
@@ -65,12 +69,15 @@ def _head(one: Retraining, what: Told) -> str:
 
 def _commands(one: Retraining, what: Told) -> list[str]:
     name = one.name
-    if what == "proposed":
+    if one.stage == "proposed":
         return [
             f"raymlops proposals list {name}",
             f"raymlops proposals accept {one.id} --why TEXT",
             f"raymlops proposals reject {one.id} --why TEXT",
         ]
+    if what == "waiting":
+        end = f"rollback {name}" if one.stage == "rolling_out" else f"proposals reject {one.id} --why TEXT"
+        return [f"raymlops status {name}", f"to end it: raymlops {end}"]
     if what == "promoted":
         return [f"raymlops status {name}", f"if the version before was better: raymlops rollback {name}"]
     if what == "worse":

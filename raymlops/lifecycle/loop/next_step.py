@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raymlops.config.retrain import RetrainSection
 from raymlops.config.stored import read_stored
 from raymlops.monitor.baked import PARTS, Compared
-from raymlops.state.loop import COUNTED
+from raymlops.state.loop import COUNTED, WAITING
 
 if TYPE_CHECKING:
     from raymlops.monitor.baked import Baked
@@ -112,7 +112,7 @@ class StartRollout:
 
 @dataclass(frozen=True)
 class TakeBack:
-    """Give the route back to the version before."""
+    """Give the route back to the version before, or end the version's share of the traffic."""
 
     version: int
     why: str
@@ -132,6 +132,32 @@ Action = Submit | Advance | StartRollout | TakeBack | Wait
 def next_step(one: Retraining, found: Found, *, now: datetime) -> Action:
     """Return what a retraining that has not ended does next."""
     settings = read_stored(RetrainSection, one.settings)
+    action = _next(one, found, settings, now=now)
+    return timed(one, action, shares=_shares(found), now=now) if isinstance(action, Wait) else action
+
+
+def timed(one: Retraining, wait: Wait, *, now: datetime, shares: bool = False) -> Action:
+    """Return what follows from a wait: a message once at half of ``retrain.max_stage_h``, and the end after all of it.
+
+    A version that ``shares`` the traffic loses its share. A bake ends by itself.
+    """
+    hours = read_stored(RetrainSection, one.settings).max_stage_h
+    limit, waited = timedelta(hours=hours), now - one.stage_at
+    if one.stage == "baking" or waited < limit / 2:
+        return wait
+    if waited < limit:
+        if one.found.get(WAITING) == one.stage:
+            return wait
+        until = f"{wait.why}; retrain.max_stage_h ends it at {one.stage_at + limit:%Y-%m-%d %H:%M} UTC"
+        return Advance(one.stage, until, adds={**wait.adds, WAITING: one.stage})
+    why = f"{one.stage.replace('_', ' ')} for {hours:g} h, the most that retrain.max_stage_h allows: {wait.why}"
+    if shares:
+        assert one.version is not None
+        return TakeBack(one.version, why)
+    return _stop(why)
+
+
+def _next(one: Retraining, found: Found, settings: RetrainSection, *, now: datetime) -> Action:
     if one.stage == "decided":  # by itself, or by a person: what is observed has ended, what is proposed waits
         return Advance("checking", f"version {one.champion} is to be replaced")
     if one.stage == "proposed":
@@ -159,6 +185,10 @@ def uncompared(until: datetime, why: str) -> Advance:
     """Return that a version that bakes was not compared with the one before, so that its own answers are judged."""
     found = Compared("not compared", why, until.isoformat())
     return Advance("baking", why, changes={"failures": 0}, adds={COMPARING: found.to_dict()})
+
+
+def _shares(found: Found) -> bool:
+    return found.coming or (found.rollout is not None and found.rollout.status == "running")
 
 
 def _gone(one: Retraining, found: Found) -> str:

@@ -26,6 +26,7 @@ Told = Literal[
     "closed",
     "decided",
     "proposed",
+    "waiting",
     "promoted",
     "worse",
     "done",

@@ -48,6 +48,7 @@ _TONES: Mapping[Told, Tone] = {
     "closed": "success",
     "decided": "info",
     "proposed": "warning",
+    "waiting": "warning",
     "promoted": "success",
     "worse": "failure",
     "done": "success",

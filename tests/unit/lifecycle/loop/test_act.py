@@ -279,6 +279,51 @@ def test_a_task_that_fails_three_times_stops_it_and_says_so(world):
     assert told(world)[0] == ["stopped"]
 
 
+@pytest.mark.parametrize("begun", [{"stage": "proposed"}, {}])
+def test_a_stage_that_waits_is_announced_at_half_of_its_hours_and_then_stopped(world, begun):
+    """A proposal nobody answers, and a job that gets no room: a message after 7 days of 14, the end after 14."""
+    world.begin(**begun)
+    world.look()
+    begin = world.newest().stage_at
+    for hours in (167.9, 168, 200, 335.9):
+        world.now = begin + timedelta(hours=hours)
+        world.look()
+        assert world.newest().is_open
+        assert told(world)[0] == ([] if hours < 168 else ["waiting"])
+    world.now = begin + timedelta(hours=336)
+    world.look()
+    assert world.newest().stage == "stopped"
+    assert "retrain.max_stage_h" in world.newest().note
+    assert told(world)[0] == ["stopped", "waiting"]
+
+
+def test_a_rollout_that_is_held_loses_its_share_at_the_end_of_its_hours(tmp_path, bundle):
+    """No verdict comes, and ``retrain.max_stage_h`` ends the rollout and the retraining; what was live still is."""
+    world = World(tmp_path, bundle, max_stage_h=1.0)
+    world.canary = world.champion = {**world.champion, "requests": 0, "seconds_sum": 0.0}
+    world.begin()
+    world.run(until=lambda one: one.stage == "rolling_out" and 2 in world.line_up())
+    one = world.run(most=90)
+    assert (one.stage, world.line_up()[1]) == ("taken_back", ("champion", 0))
+    assert world.line_up()[2] == ("warm", 0)
+    assert "retrain.max_stage_h" in one.note
+    assert told(world)[0] == ["taken_back", "waiting"]
+
+
+def test_what_cannot_be_found_out_is_not_waited_for_for_ever(world):
+    """MLflow does not answer for two weeks while it is looked for the run."""
+    world.begin()
+    world.run(until=lambda one: one.stage == "training")
+    world.work()
+    world.jobs.away = TrackingError("MLflow does not answer")
+    for days in (7, 7):
+        world.now += timedelta(days=days)
+        world.look()
+    assert world.newest().stage == "stopped"
+    assert "MLflow does not answer" in world.newest().note
+    assert told(world)[0] == ["stopped", "waiting"]
+
+
 def test_what_a_rule_refuses_is_not_tried_again(world):
     """Checks of the data refuse a training; a comparison that is refused is none, and its own answers decide."""
     world.jobs.refuses = {"train": "column 'length' has 3% nulls, allowed 1%"}

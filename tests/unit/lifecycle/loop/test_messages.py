@@ -32,6 +32,24 @@ def test_each_end_says_why_and_what_to_do_next(stage, begins, command):
     assert (message.id, message.incident, message.created_at) == (f"{one.id}-{stage}", one.id, NOW)
 
 
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        ("proposed", "raymlops proposals accept"),
+        ("training", "raymlops proposals reject"),
+        ("rolling_out", "raymlops rollback flights"),
+    ],
+)
+def test_a_deadline_is_announced_with_what_ends_it(stage, command):
+    """Once a stage, beside the message that the stage itself has."""
+    one = retraining(stage=stage, note="job 7 runs", found={"waiting": stage})
+    message = message_about(one, now=NOW)
+    assert (message.id, message.what) == (f"{one.id}-{stage}-waiting", "waiting")
+    assert "job 7 runs" in message.body
+    assert command in message.body
+    assert message_about(replace(one, stage="stopped"), now=NOW).what == "stopped"
+
+
 def test_anybodys_text_is_shown_as_text_and_cut():
     """What a person or a column is called pings nobody, and the whole is short enough for every messenger."""
     one = replace(retraining(stage="stopped", why="<b>@here</b> " * 200), note="[x](http://y) " * 200)
