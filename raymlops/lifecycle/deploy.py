@@ -84,7 +84,9 @@ def deploy(
     live there is none to compare with: the version takes the route at once, with a warning. So it is left there where
     it has it already.
 
-    Whether callers need an API key belongs to the model: without ``serve.auth`` it stays as with the champion.
+    The sections ``monitor`` and ``retrain``, ``serve.log``, ``serve.rollout``, ``serve.allowed_hosts`` and whether
+    callers need an API key belong to the model: the newest deploy sets them for all versions once it is carried out,
+    also one of a canary or a shadow, and a rollback keeps them. Without ``serve.auth`` that stays as with the champion.
     ``auth: open`` opens it, which is recorded in the audit record and in ``warnings``.
 
     With ``serve.update: replace`` the version that held the route ends before the new one starts, and comes back by

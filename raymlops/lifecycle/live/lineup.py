@@ -1,7 +1,8 @@
 """Which version holds the route, gets a share of the requests, or is warm. Pure: deployments in, deployments out.
 
-Whether callers need an API key belongs to the model, not to a version: every version that is up has the champion's
-setting. Without a setting it depends on the address at which Serve listens, and stays open here.
+What is logged and kept, who may call, how rollouts go, ``monitor`` and ``retrain`` are settings of the model: every
+version that is up has those of the newest deploy, also after a rollback. Where nothing says whether callers need an API
+key, it depends on the address at which Serve listens, and stays open here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ ROUTE_ACTIONS = tuple(
     action + end for action in ("deploy", "promote", "rollback", "rollout.promote", "remove") for end in ("", ".undone")
 )
 """Actions of the audit events that may change which version holds the route; until 0.1 also by being undone."""
+OF_MODEL = ("allowed_hosts", "log", "rollout")
+"""Fields of ``serve`` that belong to the model, apart from ``auth``."""
 UNFINISHED_S = 120.0
 """How much longer than its own time to come up such a version is kept at least: its verb may still be waiting."""
 
@@ -41,19 +44,30 @@ def with_champion(before: Sequence[Deployment], new: Deployment, *, configured: 
     The previous champion is kept warm. Canaries lose their shares, since they were compared with that champion. Shadows
     continue, except ``new`` itself. If ``new`` is champion already, with the same settings, the line-up is unchanged.
 
-    Whether keys are required stays as with the previous champion. The ``auth`` of ``new`` counts only if it was
-    ``configured`` now; without one, nothing is opened.
+    All get the settings of the model that ``new`` has. Whether keys are required stays as with the previous champion:
+    the ``auth`` of ``new`` counts only if it was ``configured`` now; without one, nothing is opened.
     """
     old = champion_of(before)
     auth = _auth(old, new, configured=configured)
     if old is not None and old.version == new.version:
         items = [with_settings(item, new) if item.version == new.version else item for item in before]
-        return [_asking(item, auth) for item in items]
+        return [of_model(item, new, auth=auth) for item in items]
     champion = next((with_settings(item, new) for item in before if item.version == new.version), new)
     others = [replace(item, role="warm", weight=0.0) for item in before if item.version != new.version]
     champion = replace(champion, role="champion", weight=0.0, shadow=0.0)
     items = sorted([champion, *others], key=lambda item: item.version)
-    return [_asking(item, auth) for item in items]
+    return [of_model(item, new, auth=auth) for item in items]
+
+
+def of_model(item: Deployment, like: Deployment, *, auth: str | None) -> Deployment:
+    """Return ``item`` with the settings of the model as ``like`` has them, and this ``auth``.
+
+    Its slices stay, since those are what its bundle was registered with.
+    """
+    serve = item.serve | {field: like.serve[field] for field in OF_MODEL if field in like.serve}
+    slices = {"slices": item.monitor["slices"]} if "slices" in item.monitor else {}
+    monitor, retrain = {**(like.monitor or item.monitor), **slices}, like.retrain or item.retrain
+    return _asking(replace(item, serve=serve, monitor=monitor, retrain=retrain), auth)
 
 
 def beside(before: Sequence[Deployment], new: Deployment) -> list[Deployment]:

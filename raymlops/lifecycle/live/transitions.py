@@ -23,6 +23,7 @@ from raymlops.lifecycle.live.lineup import (
     canaries_of,
     champion_of,
     idle_of,
+    of_model,
     with_canary,
     with_champion,
     with_settings,
@@ -279,6 +280,9 @@ def _shared(model: Model, version: int, goal: dict[str, Any], *, now: datetime |
         wanted = with_canary(wanted, version, weight=weight)
     if (shadow := goal.get("shadow")) is not None:
         wanted = with_shadow(wanted, version, share=shadow)
+    item = model.item(version)
+    if item is not None and now is not None:
+        wanted = [of_model(one, item, auth=champion.serve.get("auth")) for one in wanted]
     return replace(model, deployments=tuple(wanted), rollout=rollout or model.rollout)
 
 
@@ -300,8 +304,10 @@ def taken_back(model: Model, transition: Transition, status: Any, reason: str) -
         items = [with_settings(one, was) if one is item else one for one in items]
     elif item is not None and item.role != "champion" and not item.weight and not item.shadow:
         items.remove(item)
-    standing = {one.version for one in items} | {transition.version}
-    items += [one for one in restored if one.version not in standing]
+    standing, champion = {one.version for one in items} | {transition.version}, champion_of(items)
+    for one in restored:
+        if one.version not in standing:
+            items.append(of_model(one, champion, auth=champion.serve.get("auth")) if champion is not None else one)
     return replace(model, deployments=tuple(sorted(items, key=lambda one: one.version)))
 
 

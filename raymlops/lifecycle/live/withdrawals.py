@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.lifecycle.live.lineup import canaries_of, champion_of, previous_champion, without, without_traffic
+from raymlops.lifecycle.live.lineup import (
+    canaries_of,
+    champion_of,
+    of_model,
+    previous_champion,
+    without,
+    without_traffic,
+)
 from raymlops.lifecycle.live.rollouts import refuse_running
 from raymlops.lifecycle.live.transitions import (
     PROMOTED,
@@ -73,6 +80,8 @@ def roll_back(
     if left is not None and left.version not in seen and (seen or champion not in {None, left.version}):
         return Change(model, request.action, request.why)
     target = previous_champion(model.deployments, changes, gone)
+    if left is not None:
+        target = of_model(target, left, auth=left.serve.get("auth"))
     why = f"from version {left.version if left else None} to version {target.version}"
     why += f", past {', '.join(map(str, sorted(gone)))} without a bundle" if gone else ""
     request = replace(request, why=why, hurry=True, replaces=left is not None and left.replaces)

@@ -16,11 +16,13 @@ from raymlops.lifecycle.live.transitions import (
     Request,
     bring,
     failed,
+    reached,
     unshared,
 )
 from raymlops.lifecycle.live.withdrawals import roll_back, route_takers, version_removed
 from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.records import BundleRef
+from raymlops.state.audit import AuditEvent
 from raymlops.state.store import Deployment, Model
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -98,6 +100,67 @@ def test_a_share_that_a_version_comes_up_for_is_taken_away(asked, off, left):
     model = unshared(model, 2, off.goal(3), action=off.action, why="off").model
     assert [one.goal for one in model.coming] == ([left.goal(3)] if left else [])
     assert versions(model) == ({2: "warm", 3: "champion"} if left else {1: "warm", 3: "champion"})
+
+
+OLD = {"log": {"redact": []}, "allowed_hosts": ["old"], "max_rows": 1}
+NEW = {"log": {"redact": ["email"]}, "allowed_hosts": [], "max_rows": 2}
+
+
+def settings(model):
+    """Return the settings of each version that is up: serve without an undecided auth, autonomy, monitor."""
+    return {
+        one.version: (
+            {key: value for key, value in one.serve.items() if key != "auth"},
+            one.retrain["autonomy"],
+            one.monitor["window_h"],
+        )
+        for one in model.deployments
+    }
+
+
+def configured(version, role="warm", serve=NEW, autonomy="observe", window_h=1, **fields):
+    """Return a version with these settings."""
+    monitor, retrain = {"window_h": window_h}, {"autonomy": autonomy}
+    return replace(item(version, role, **fields), serve=serve, monitor=monitor, retrain=retrain)
+
+
+@pytest.mark.parametrize("up", [True, False])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_rollback_keeps_the_settings_of_the_model(stands, up):
+    """Version 1 comes back with its own size, and with what was last asked of the model; warm or from the record."""
+    first, second = configured(1, serve=OLD, autonomy="act", window_h=24), configured(2, "champion")
+    events = [
+        AuditEvent(1, NOW, "me", "deploy", "m", [replace(first, role="champion").to_dict()], [second.to_dict()], "")
+    ]
+    model = Model("m", (first, second) if stands else (second,))
+    model = roll_back(model, events, request=request(ROLLBACK), up=lambda _item: up).model
+    for coming in model.coming:
+        model = reached(model, coming.id, now=NOW).model
+    assert versions(model) == {1: "champion", 2: "warm"}
+    assert settings(model) == {1: ({**NEW, "max_rows": 1}, "observe", 1), 2: (NEW, "observe", 1)}
+
+
+def test_the_newest_deploy_sets_the_model_whatever_it_asks_for():
+    """A canary's, once it is up: the champion redacts what it does; taking its share away brings nothing back."""
+    model = Model("m", (configured(1, "champion", serve=OLD, autonomy="act", window_h=24),))
+    goal = TrafficRequest(weight=0.1).goal(1)
+    model = bring(model, configured(2), goal=goal, request=request("deploy.canary"), up=False).model
+    assert settings(model)[1] == (OLD, "act", 24)
+    (coming,) = model.coming
+    model = reached(model, coming.id, now=NOW).model
+    both = {1: ({**NEW, "max_rows": 1}, "observe", 1), 2: (NEW, "observe", 1)}
+    assert settings(model) == both
+    off = TrafficRequest(weight=0.0)
+    assert settings(unshared(model, 2, off.goal(1), action=off.action, why="off").model) == both
+
+
+def test_what_made_room_comes_back_with_the_settings_of_the_model():
+    """Version 1 left for version 3 with its old ones, and comes back where version 3 fails."""
+    model = Model("m", (configured(1, serve=OLD, autonomy="act"), configured(2, "champion")))
+    model = bring(model, configured(3), goal=ROUTE, request=request("deploy"), up=False, leaving=(1,)).model
+    (coming,) = model.coming
+    model = failed(model, coming.id, "boom", now=NOW).model
+    assert settings(model)[1] == ({**NEW, "max_rows": 1}, "observe", 1)
 
 
 def test_of_two_rollbacks_at_once_the_second_changes_nothing():
