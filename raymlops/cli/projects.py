@@ -115,7 +115,7 @@ def kubernetes(
     ] = "deploy/kubernetes",
     force: Annotated[bool, typer.Option("--force", help="Overwrite files that were edited by hand.")] = False,
 ) -> Answer:
-    """Generate the KubeRay manifests of a project: a kustomize base, an overlay for each environment, and jobs."""
+    """Generate the KubeRay manifests of a project: a folder for each environment, and jobs."""
     from raymlops.cluster.kubernetes.render import render_kubernetes
 
     file, overrides = _split(words or [], config=config)

@@ -28,7 +28,7 @@ from raymlops.lifecycle.quality.model import unjudged
 from raymlops.lifecycle.registration.admission import admitted, check_callers, endless
 from raymlops.lifecycle.registration.aliases import MlflowAliases
 from raymlops.lifecycle.rollout.canary import requested_traffic, traffic_record
-from raymlops.lifecycle.running_serve import check_serve
+from raymlops.lifecycle.running_serve import check_serve, running_serve
 from raymlops.lifecycle.shared_storage import check_sharing_of_deployments
 from raymlops.lifecycle.sources import Source, spec_of, state_of
 from raymlops.lifecycle.watch.messaging.messengers import check_notify
@@ -282,6 +282,8 @@ def _bring(call: _Call, *, action: str, breaking: bool, abort: bool = False, alo
         subject=ref.version,
         champion=action != BESIDE,
     )
+    if listens is None and (found := running_serve(api, call.spec)) is not None:  # this version started Serve
+        warnings += found.lacks
     warnings += (OPENED,) if is_opened else ()
     if action != BESIDE:
         warnings += followed(partial(call.aliases.set_champion, ref.name), ref.version)

@@ -45,7 +45,8 @@ class Transition(Record):
     timeout_s: float
     """How long it may take to come up, from when it is started."""
     started_at: datetime | None = None
-    """When the reconciler first had it before it, Serve answered, and no build held it back."""
+    """When the reconciler first had it before it, Serve answered, and no build held it back; while a node is added for
+    its first replica, lately."""
     hurry: bool = False
     """Whether one replica is enough to take the route."""
     restores: list[dict[str, Any]] = field(default_factory=list)
@@ -68,8 +69,8 @@ def put_transition(connection: Connection, transition: Transition) -> None:
 
 
 def start(database: Database, transitions: Iterable[Transition], *, now: datetime) -> None:
-    """Record that the reconciler starts these transitions, unless it did before."""
-    if ids := [one.id for one in transitions if one.started_at is None]:
+    """Record that the time of these transitions begins now."""
+    if ids := [one.id for one in transitions]:
         with database.writing() as connection:
             connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(started_at=now))
 

@@ -41,7 +41,7 @@ def check_applied(
             raise RefusedError(
                 f"this job was made of another configuration (digest {wanted}) than was applied ({config}, digest "
                 f"{found or 'none'}); nothing was run",
-                hint="raymlops render kubernetes, and kubectl apply --server-side -k DIR/overlays/ENV; then submit it "
+                hint="raymlops render kubernetes, and kubectl apply --server-side -k DIR/ENV; then submit it "
                 "anew. Values for one run alone follow its verb: train train.lr=0.1",
             )
         if not told:

@@ -1,6 +1,6 @@
 """What of a project cannot run on Kubernetes, so that it is said at once and before anything is written.
 
-Owns the problems of a specification there. What KubeRay refuses of an object is ``kuberay``'s. Pure.
+Owns the problems of a specification there. Pure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from raymlops.config.schema import ProjectSpec
 
-_SHAPE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+SHAPE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OURS = frozenset({"HOME", "PATH", RAY_SERVICE, STATE_FILE, STATE_URL, TOKEN_KEY, REDIS_KEY, STATE_KEY})
 """Variables that a container has for other things, and keys that the Secret has."""
@@ -53,7 +53,7 @@ def checked(spec: ProjectSpec, *, env: str | None, release: str) -> Place:
 
 def _problems(place: Place) -> Iterator[Problem]:
     spec, serve, state = place.spec, place.spec.serve, place.spec.storage.state
-    if not _SHAPE.fullmatch(place.name):
+    if not SHAPE.fullmatch(place.name):
         yield Problem("project.name", f"got {spec.project.name!r}; on Kubernetes a name that begins with a letter")
     if not (isinstance(state, SecretRef) and state.file):
         yield Problem(
@@ -74,6 +74,11 @@ def _problems(place: Place) -> Iterator[Problem]:
         )
     if is_loopback(serve.host):
         yield Problem("serve.host", f"got {serve.host!r}, which the rest of the cluster cannot reach; 0.0.0.0")
+    if serve.proxy_location != "every_node":
+        yield Problem(
+            "serve.proxy_location",
+            f"got {serve.proxy_location!r}; every_node: KubeRay sends callers to every worker, so each needs a proxy",
+        )
     for field, port in (("serve.port", serve.port), ("serve.grpc_port", serve.grpc_port)):
         if port is not None:
             yield from _port(field, port)
@@ -122,7 +127,7 @@ def _references(place: Place) -> Iterator[Problem]:
 def _variable(field: str, name: str, got: str) -> Iterator[Problem]:
     if not _VARIABLE.fullmatch(name) or name.startswith("RAY_"):
         yield Problem(field, f"got {got}; a variable of a-z, A-Z, 0-9 and _, none of Ray's own RAY_*")
-    elif name in _OURS:
+    elif name in _OURS or name.startswith("REDIS_"):
         yield Problem(field, f"got {got}, which the pods have for something else; another name")
 
 

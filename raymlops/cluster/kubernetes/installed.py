@@ -64,5 +64,5 @@ def ray_service_of(server: ApiServer, name: str) -> dict[str, Any]:
         check_kuberay(server)
         raise NotFoundError(
             f"there is no RayService {name} in the namespace {server.namespace}",
-            hint="kubectl apply --server-side -k DIR/overlays/ENV, after `raymlops render kubernetes`.",
+            hint="kubectl apply --server-side -k DIR/ENV, after `raymlops render kubernetes`.",
         ) from None

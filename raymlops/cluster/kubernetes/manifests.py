@@ -31,7 +31,7 @@ def manifests(place: Place, *, config: str, ray_version: str) -> dict[str, list[
         "accounts": _accounts(place),
         "rayservice": [ray_service(place, ray_version=ray_version)],
         "controller": [_controller(place, config)],
-        "disruption": _budgets(place),
+        "disruption": [_budget(place)],
         "metrics": _metrics(place),
         "network": policies(place) if place.section.network_policy == "objects" else _controller_policy(place),
         "entry": entry(place),
@@ -117,19 +117,18 @@ def _controller(place: Place, config: str) -> dict[str, Any]:
     }
 
 
-def _budgets(place: Place) -> list[dict[str, Any]]:
-    """Return how many pods may be away at once; a head of which Ray's state would be lost with it is never evicted."""
-    most = {"serve-head": 1 if place.section.redis else 0, "controller": 1, "serve-cpu": 1}
-    most |= {"serve-gpu": 1} if place.uses_gpus else {}
-    return [
-        {
-            "apiVersion": "policy/v1",
-            "kind": "PodDisruptionBudget",
-            "metadata": place.meta(f"-{component}", "disruption"),
-            "spec": {"maxUnavailable": number, "selector": {"matchLabels": place.labels(component)}},
-        }
-        for component, number in most.items()
-    ]
+def _budget(place: Place) -> dict[str, Any]:
+    """Return how many controllers may be away at once.
+
+    Ray's pods have no budget: a RayCluster has no scale subresource, so that ``maxUnavailable`` would block every
+    eviction (``getExpectedScale`` of ``disruption.go``), and a number would block that of the last node.
+    """
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": place.meta("-controller", "disruption"),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": place.labels("controller")}},
+    }
 
 
 def _metrics(place: Place) -> list[dict[str, Any]]:

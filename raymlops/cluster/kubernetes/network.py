@@ -22,18 +22,22 @@ def node_rules(place: Place, role: str, *, head: bool) -> list[dict[str, Any]]:
     The operator asks a head's dashboard, and its proxy (``updateHeadPodServeLabel`` of ``rayservice_controller.go``).
     KubeRay's own policies leave the operator out (``networkpolicy_controller.go``, ``buildHeadIngressRules``).
     """
-    serve = place.spec.serve.port
+    serve = [port for port in (place.spec.serve.port, place.spec.serve.grpc_port) if port and role == "serve"]
     rules = [_rule([{"podSelector": _parts(place, role)}])]
     if head:
         callers = ["submitter", "controller"] if role == "serve" else ["submitter"]
         mine = {"podSelector": {"matchExpressions": [_in(callers)], "matchLabels": _instance(place)}}
         # The one label that Helm's chart and KubeRay's kustomization both give it.
         operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {_COMPONENT: "kuberay-operator"}}}
-        asked = [DASHBOARD_PORT, *([serve] if role == "serve" else [])]
-        rules += [_rule([mine], [DASHBOARD_PORT]), _rule([operator], asked)]
-    anyone: list[dict[str, Any]] = [{"namespaceSelector": {}}]
-    # Prometheus, and what stands in front of the endpoint: their namespaces are not known here.
-    return [*rules, _rule(anyone, [METRICS_PORT, *([serve] if role == "serve" else [])])]
+        others = [
+            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+            for name in place.section.dashboard_namespaces
+        ]
+        rules += [_rule([mine, *others], [DASHBOARD_PORT]), _rule([operator], [DASHBOARD_PORT, *serve])]
+    # Prometheus, and what stands in front of the endpoint: the namespaces of pods are not known here, and a load
+    # balancer, a pod of the host's network or a node's port has an address alone.
+    blocks = [{"ipBlock": {"cidr": cidr}} for cidr in place.section.serve_cidrs]
+    return [*rules, _rule([{"namespaceSelector": {}}, *blocks], [METRICS_PORT, *serve])]
 
 
 def policies(place: Place) -> list[dict[str, Any]]:

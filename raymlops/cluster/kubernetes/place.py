@@ -90,11 +90,6 @@ class Place:
         return self.section.claim or f"{self.name}-storage"
 
     @property
-    def every_node(self) -> bool:
-        """Return whether a node with a replica has a proxy."""
-        return self.spec.serve.proxy_location == "every_node"
-
-    @property
     def uses_gpus(self) -> bool:
         """Return whether workers or replicas reserve GPUs."""
         return self.spec.train.gpus_per_worker > 0 or self.spec.serve.gpus_per_replica > 0
@@ -108,7 +103,7 @@ class Place:
         }
 
     def meta(self, suffix: str = "", component: str = "service") -> dict[str, Any]:
-        """Return an object's metadata. The namespace is the overlay's."""
+        """Return an object's metadata. The namespace is the kustomization's."""
         return {"name": f"{self.name}{suffix}", "labels": self.labels(component)}
 
     def variables(self, *, own: bool = True) -> list[str]:

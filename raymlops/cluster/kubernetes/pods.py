@@ -13,6 +13,7 @@ from raymlops.config.paths import STATE_FILE
 
 if TYPE_CHECKING:
     from raymlops.cluster.kubernetes.place import Place
+    from raymlops.config.platforms.kubernetes import Node
 
 RAY_SERVICE = "RAYMLOPS_RAYSERVICE"
 """Variable with the name of the RayService of this namespace whose ``serveConfigV2`` is ours to write."""
@@ -30,14 +31,15 @@ STALE_S = 300
 """Starting a controller takes a job, and a minute or two."""
 
 
-def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int = 0, size: tuple[int, int]) -> Any:
-    """Return the template of a node: the ``head``, or a worker; ``size`` is its CPUs and GiB.
+def node_pod(place: Place, node: Node, *, component: str, serves: bool, gpus: int = 0) -> Any:
+    """Return the template of a node: the head, or a worker.
 
-    KubeRay would add probes of its own that run ``wget`` in the image; a node's agent and its proxy are asked here.
+    KubeRay would add probes of its own that run ``wget`` in the image; a node's agent and its proxy are asked here. It
+    makes each worker of a RayService that is ready an endpoint (``BuildPod`` of ``common/pod.go``), so that a worker is
+    ready once it has a proxy, which Serve starts with the node's first replica. A head gets that label by its proxy.
     """
-    head = kind == "head"
-    cpus, memory = size
-    limits: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory}Gi"}
+    head = component == "head"
+    limits: dict[str, Any] = {"cpu": str(node.cpus), "memory": f"{node.memory_gib}Gi"}
     if gpus:
         limits["nvidia.com/gpu"] = str(gpus)
     env = [*_secrets(place, own=head and serves), {"name": "RAY_START_ULIMIT_OPEN_FILES", "value": "65536"}]
@@ -47,7 +49,9 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
     answers = {"httpGet": {"path": "/-/healthz", "port": place.spec.serve.port}}
     ports = [("metrics", METRICS_PORT)]
     if serves:
-        ports.append(("serve", place.spec.serve.port))
+        # KubeRay's service has each port whose name begins so (``isServingPort`` of ``common/service.go``).
+        grpc = place.spec.serve.grpc_port
+        ports += [("serve", place.spec.serve.port), *([("serve-grpc", grpc)] if grpc else [])]
     if head:
         ports += [("gcs-server", GCS_PORT), ("dashboard", DASHBOARD_PORT), ("client", CLIENT_PORT)]
     named = f"--proxy {place.spec.serve.proxy} " if place.spec.serve.proxy else ""
@@ -61,9 +65,8 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
         "resources": {"limits": limits, "requests": limits},
         "startupProbe": {**agent, "periodSeconds": 5, "failureThreshold": 60, "timeoutSeconds": 5},
         "livenessProbe": {**agent, "periodSeconds": 10, "failureThreshold": 12, "timeoutSeconds": 5},
-        # A proxy is on each node with a replica; others get no requests.
         "readinessProbe": {
-            **(answers if serves and place.every_node and not head else agent),
+            **(answers if serves and not head else agent),
             "periodSeconds": 5,
             "failureThreshold": 2,
             "timeoutSeconds": 5,
@@ -82,9 +85,11 @@ def node_pod(place: Place, *, kind: str, component: str, serves: bool, gpus: int
         "volumes": _volumes(place, own=head and serves),
         "topologySpreadConstraints": spread(place, role),
         "terminationGracePeriodSeconds": 120,
-        **_admitted(place, gpus=gpus),
     }
-    return {"metadata": {"labels": place.labels(role), "annotations": {OVERWRITE: "true"}}, "spec": pod}
+    if gpus:
+        pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    template = {"metadata": {"labels": place.labels(role), "annotations": {OVERWRITE: "true"}}, "spec": pod}
+    return merged(merged(template, place.section.pod), node.pod)
 
 
 def controller_pod(place: Place, *, digest: str) -> Any:
@@ -111,7 +116,7 @@ def controller_pod(place: Place, *, digest: str) -> Any:
         "securityContext": locked_down(),
         "volumeMounts": _mounts(place, own=True),
     }
-    return {
+    template = {
         "metadata": {
             "labels": place.labels("controller"),
             "annotations": {"raymlops.io/config": digest},
@@ -122,21 +127,20 @@ def controller_pod(place: Place, *, digest: str) -> Any:
             "containers": [container],
             "volumes": _volumes(place, own=True),
             "topologySpreadConstraints": spread(place, "controller"),
-            **_admitted(place),
         },
     }
+    return merged(template, place.section.pod)
 
 
 def submitter_pod(place: Place) -> Any:
     """Return the template of a job's submitter, which hands it to Ray and prints its log."""
-    return {
+    template = {
         "metadata": {"labels": place.labels("submitter")},
         "spec": {
             "serviceAccountName": f"{place.name}-node",
             "automountServiceAccountToken": False,
             "restartPolicy": "Never",
             "securityContext": not_root(),
-            **_admitted(place),
             "containers": [
                 {
                     "name": "ray-job-submitter",
@@ -147,17 +151,20 @@ def submitter_pod(place: Place) -> Any:
             ],
         },
     }
+    return merged(template, place.section.pod)
 
 
-def _admitted(place: Place, *, gpus: int = 0) -> dict[str, Any]:
-    """Return on which nodes a pod may run, and by what its image is pulled."""
-    tolerations = [one.model_dump(exclude_none=True) for one in place.section.tolerations]
-    tolerations += [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if gpus else []
-    secrets = [{"name": name} for name in place.section.pull_secrets]
-    return {
-        **({"tolerations": tolerations} if tolerations else {}),
-        **({"imagePullSecrets": secrets} if secrets else {}),
-    }
+def merged(ours: Any, theirs: Any, key: str = "") -> Any:
+    """Return ``ours`` with ``theirs`` in it: mappings by key, containers by position, other lists appended."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        both = {name: merged(ours[name], theirs[name], name) for name in ours if name in theirs}
+        return {**ours, **theirs, **both}
+    if not (isinstance(ours, list) and isinstance(theirs, list)):
+        return theirs
+    if key != "containers":
+        return [*ours, *theirs]
+    paired = [merged(one, other) for one, other in zip(ours, theirs, strict=False)]
+    return [*paired, *ours[len(paired) :], *theirs[len(paired) :]]
 
 
 def not_root() -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _refused(folder: Path, edited: list[str], present: Mapping[str, str], files:
     return RefusedError(
         f"{', '.join(edited)} in {folder} {'is' if len(edited) == 1 else 'are'} not as rendered; nothing was written:\n"
         + "\n".join([*shown[:MOST_LINES], *rest]),
-        hint="Put changes of your own into an overlay beside these, or into the configuration; --force replaces them.",
+        hint="Put changes of your own into a kustomization of yours, or into the configuration; --force replaces them.",
     )
 
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from raymlops.config.platforms.kubernetes import CpuNodes
 
 API = "ray.io/v1"
-HEAD = (2, 8)
-"""CPUs and GiB of a head; Ray uses none of its CPUs."""
+INCREMENTAL = "NewClusterWithIncrementalUpgrade"
 IDLE_S = 300
 KEEP_S = 3600
 """How long an ended job's object is kept; its cluster ends with it."""
@@ -80,7 +79,7 @@ def cluster_spec(place: Place, *, serves: bool, ray_version: str) -> dict[str, A
         "headGroupSpec": {
             # 0 CPUs: no trial, worker or replica lands here, so that none of them can take the cluster down with it.
             "rayStartParams": {"num-cpus": "0", "disable-usage-stats": "true"},
-            "template": node_pod(place, kind="head", component="head", serves=serves, size=HEAD),
+            "template": node_pod(place, section.head, component="head", serves=serves),
         },
         "workerGroupSpecs": groups,
     }
@@ -109,7 +108,8 @@ def ray_service(place: Place, *, ray_version: str) -> dict[str, Any]:
         "spec": {
             "upgradeStrategy": {"type": "NewCluster"},
             "rayClusterDeletionDelaySeconds": 120,
-            "excludeHeadPodFromServeSvc": place.every_node,
+            # The head has a proxy on every cluster, and the only one while all models are scaled to zero.
+            "excludeHeadPodFromServeSvc": place.spec.serve.min_replicas > 0,
             "rayClusterConfig": cluster_spec(place, serves=True, ray_version=ray_version),
         },
     }
@@ -130,15 +130,15 @@ def ray_job(
 ) -> dict[str, Any]:
     """Return a RayJob that runs ``raymlops WORDS``, on a cluster of its own unless one is named.
 
-    Its driver is on a worker, where it outlives the head, unless the job is about the endpoint: only that cluster's
-    head has the state's credentials.
+    Its driver is on a worker, unless the job is about the endpoint: only that cluster's head has the state's
+    credentials. A job ends with its head; ``train --resume`` continues at the last checkpoint.
     """
     verb = words[0]
     # A verb may have two words, and options may be ended by --.
     first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     named = [*words[:first], "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *words[first:]]
     command = ["env", f"{CONFIG_DIGEST}={place.digest}", "raymlops", *named]
-    meta = place.meta("", "job")
+    labels = {**_labels(place), **place.labels("job")}
     called = {"name": name} if name is not None else {"generateName": f"{place.name}-{verb}-"}
     found: dict[str, Any] = {
         "entrypoint": f"exec {shlex.join(command)}",
@@ -156,16 +156,21 @@ def ray_job(
             "backoffLimit": 0,
             "rayClusterSpec": cluster_spec(place, serves=False, ray_version=ray_version),
         }
-    return {"apiVersion": API, "kind": "RayJob", "metadata": {**called, "labels": meta["labels"]}, "spec": found}
+    return {"apiVersion": API, "kind": "RayJob", "metadata": {**called, "labels": labels}, "spec": found}
+
+
+def _labels(place: Place) -> dict[str, str]:
+    """Return the labels that pods get, which a queue reads on the job: ``kueue.x-k8s.io/queue-name``."""
+    return dict(place.section.pod.get("metadata", {}).get("labels", {}))
 
 
 def _group(place: Place, name: str, nodes: CpuNodes, *, serves: bool, gpus: int = 0) -> dict[str, Any]:
+    # No worker before work needs it: a worker without a proxy is not ready, and KubeRay submits a job only once every
+    # pod of a new cluster was ready (``calculateStatus`` of ``raycluster_controller.go``).
     return {
         "groupName": name,
-        "minReplicas": nodes.min_nodes if serves else 0,
+        "minReplicas": 0,
         "maxReplicas": nodes.max_nodes,
         "rayStartParams": {"disable-usage-stats": "true"},
-        "template": node_pod(
-            place, kind="worker", component=name, serves=serves, gpus=gpus, size=(nodes.cpus, nodes.memory_gib)
-        ),
+        "template": node_pod(place, nodes, component=name, serves=serves, gpus=gpus),
     }

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from raymlops.cluster.kubernetes.checks import checked
 from raymlops.cluster.kubernetes.documents import yaml_text
-from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import MANAGER, jobs, manifests
-from raymlops.cluster.kubernetes.overlays import base_files, overlay_files
 from raymlops.cluster.kubernetes.published import publish
 from raymlops.config.load import dump, load
-from raymlops.errors import ConfigError, UsageError
+from raymlops.errors import ConfigError
 from raymlops.records import Record
 from raymlops.version import __version__
 
@@ -47,7 +45,8 @@ class Rendered(Record):
     """What was rendered."""
 
     folder: str
-    overlay: str
+    env: str
+    """Folder of the environment in it."""
     namespace: str
     secret: str
     secret_keys: tuple[str, ...]
@@ -56,7 +55,7 @@ class Rendered(Record):
     changed: tuple[str, ...]
     """Files that were written or removed."""
     notes: tuple[str, ...] = ()
-    """Which overlays are not there, and why."""
+    """Which environments are not there, and why."""
 
     def text(self) -> str:
         """Return what to do next."""
@@ -64,7 +63,7 @@ class Rendered(Record):
             f"{self.folder}: {len(self.changed)} files changed" if self.changed else f"{self.folder}: nothing changed",
             f"kubectl create namespace {self.namespace}",
             self.create_secret,
-            f"kubectl apply --server-side -k {self.folder}/overlays/{self.overlay}",
+            f"kubectl apply --server-side -k {self.folder}/{self.env}",
         ]
         return "\n".join([*lines, *self.notes])
 
@@ -72,7 +71,7 @@ class Rendered(Record):
 def render_kubernetes(
     file: str | Path, *, to: str | Path, env: str | None = None, overrides: Sequence[str] = (), force: bool = False
 ) -> Rendered:
-    """Write a project's manifests into a folder: a base of this environment, and an overlay for each that there is.
+    """Write a project's manifests into a folder, for this environment and for each other that has a configuration.
 
     Raises:
         ConfigError: the configuration, or what of it cannot run on Kubernetes.
@@ -87,18 +86,17 @@ def render_kubernetes(
         if name == env:
             continue
         if not (Path(file).parent / "env" / f"{name}.yaml").exists():
-            notes.append(f"no overlay {name}: there is no env/{name}.yaml beside {file}")
+            notes.append(f"no folder {name}: there is no env/{name}.yaml beside {file}")
             continue
         try:
             own[name] = checked(load(file, overrides=overrides, env=name).spec, env=name, release=__version__)
         except ConfigError as error:
-            notes.append(f"no overlay {name}: {error.problems[0].path}: {error.problems[0].message}")
-    files = files_of(chosen, own)
+            notes.append(f"no folder {name}: {error.problems[0].path}: {error.problems[0].message}")
+    files = files_of(own)
     changed = publish(Path(to), files, of=spec.project.name, force=force)
-    overlay = env or "base"
     return Rendered(
         str(to),
-        overlay,
+        env or "base",
         chosen.namespace,
         chosen.section.secret,
         tuple(chosen.secret_keys()),
@@ -108,25 +106,20 @@ def render_kubernetes(
     )
 
 
-def files_of(chosen: Place, environments: Mapping[str, Place]) -> dict[str, str]:
-    """Return every file by its path in the folder: the base of ``chosen``, and an overlay for each environment.
-
-    Raises:
-        UsageError: KubeRay would refuse an object.
-    """
-    ray = ray_version()
-    base = manifests(chosen, config=configuration(chosen.spec), ray_version=ray)
-    found = {f"base/{name}": text for name, text in base_files(base).items()}
-    flat = [one for name in sorted(base) for one in base[name]]
-    _refuse(flat)
+def files_of(environments: Mapping[str, Place]) -> dict[str, str]:
+    """Return every file by its path in the folder: a folder that ``kubectl apply -k`` takes for each environment."""
+    found, ray = {}, ray_version()
     for env, place in environments.items():
-        own = manifests(place, config=configuration(place.spec), ray_version=ray)
-        objects = [one for name in sorted(own) for one in own[name]]
-        _refuse(objects)
-        files = overlay_files(flat, objects, namespace=place.namespace)
-        found |= {f"overlays/{env}/{name}": text for name, text in files.items()}
+        applied = manifests(place, config=configuration(place.spec), ray_version=ray)
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "namespace": place.namespace,
+            "resources": [f"{name}.yaml" for name in sorted(applied)],
+        }
+        texts = {**applied, "kustomization": [kustomization]}
+        found |= {f"{env}/{name}.yaml": yaml_text(objects) for name, objects in texts.items()}
         for name, created in jobs(place, ray_version=ray).items():
-            _refuse(created)
             placed = [{**one, "metadata": {**one["metadata"], "namespace": place.namespace}} for one in created]
             found[f"jobs/{env}/{name}.yaml"] = yaml_text(placed)
     found["argocd.yaml"] = "# Into spec of the Application.\n" + yaml_text([ARGO_CD])
@@ -143,8 +136,3 @@ def configuration(spec: ProjectSpec) -> str:
 def ray_version() -> str:
     """Return the version of Ray that the image has, which is this one's."""
     return version("ray")
-
-
-def _refuse(objects: Sequence[dict[str, object]]) -> None:
-    if problems := [problem for found in objects for problem in refusals(found)]:
-        raise UsageError("KubeRay would refuse what this configuration comes to:\n" + "\n".join(problems))

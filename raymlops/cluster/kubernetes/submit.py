@@ -12,10 +12,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raymlops.cluster.kubernetes.checks import checked
+from raymlops.cluster.kubernetes.checks import SHAPE, checked
 from raymlops.cluster.kubernetes.follow import ENDED, Follower
 from raymlops.cluster.kubernetes.installed import KUBERAY, UPGRADE, check_cluster, check_kuberay, ray_service_of
-from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.place import label
 from raymlops.cluster.kubernetes.ray import API, VERBS, cluster_of, ray_job
 from raymlops.cluster.kubernetes.render import ray_version
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 CALL = "raymlops.io/call"
 """Annotation of a job: which call made it."""
+LONGEST_JOB = 47
 VERB = 8
 """Characters of the verb in a job's name."""
 
@@ -88,8 +88,10 @@ def submit(
     name = name or f"{place.name}-{label(words[0], VERB)}-{secrets.token_hex(2)}"
     job = ray_job(place, words, ray_version=ray_version(), cluster=cluster, name=name)
     job["metadata"]["annotations"] = {CALL: secrets.token_hex(8)}
-    if problems := refusals(job):
-        raise UsageError("KubeRay would refuse this job: " + "; ".join(problems), hint="Choose another --name.")
+    if len(name) > LONGEST_JOB or not SHAPE.fullmatch(name):
+        raise UsageError(
+            f"KubeRay would refuse the name {name}: a-z, 0-9 and -, from a letter, at most {LONGEST_JOB} characters"
+        )
     write(f"job {name} in the namespace {server.namespace}; Ctrl-C leaves it, and --name {name} follows it again")
     follower = Follower(server, name, place=place, write=write, clock=clock)
     follower.patiently(lambda: _create(server, job), sleep)

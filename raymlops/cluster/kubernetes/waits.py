@@ -98,7 +98,7 @@ def mend(what: str, reason: str, message: str, *, place: Place, namespace: str) 
     if re.search(r"couldn't find key|non-existent secret key", message):
         return f"{place.create_secret(namespace)} --dry-run=client -o yaml | kubectl -n {namespace} apply -f -"
     if re.search(r'(configmap|serviceaccount|persistentvolumeclaim) "[^"]*" not found', message, re.IGNORECASE):
-        return "kubectl apply --server-side -k DIR/overlays/ENV, after `raymlops render kubernetes`"
+        return "kubectl apply --server-side -k DIR/ENV, after `raymlops render kubernetes`"
     if reason in _IMAGE:
         return f"docker push {place.image}; with another kubernetes.image, submit it anew"
     if reason == "CrashLoopBackOff":

@@ -5,9 +5,9 @@ Owns every field with its range, default and one-line description. Knows no mani
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from raymlops.config.base import Spec, frozen
 
@@ -17,50 +17,32 @@ Host = Annotated[
     str, Field(max_length=253, pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)*[a-z]([-a-z0-9]{0,61}[a-z0-9])?$")
 ]
 """Labels with dots between them; no IP address, which an Ingress does not take."""
+Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/\d{1,3}$")]
 
 
-class CpuNodes(Spec):
-    """Worker nodes without GPUs."""
+class Node(Spec):
+    """The head. A pod requests all of its size: kubelet and daemon sets need the rest of the machine."""
 
-    cpus: int = Field(8, ge=1, description="CPUs of a node")
-    memory_gib: int = Field(32, ge=1, description="memory of a node, in 2^30 bytes")
-    min_nodes: int = Field(1, ge=0, description="nodes kept while they are idle")
+    cpus: int = Field(2, ge=1, description="CPUs that a pod requests")
+    memory_gib: int = Field(8, ge=1, description="memory that a pod requests, in 2^30 bytes")
+    pod: dict[str, Any] = Field(default_factory=dict, description="merged into these pods, after kubernetes.pod")
+
+
+class CpuNodes(Node):
+    """Worker nodes without GPUs; the default fits a machine of 8 CPUs and 32 GiB."""
+
+    cpus: int = Field(7, ge=1, description="CPUs that a pod requests")
+    memory_gib: int = Field(28, ge=1, description="memory that a pod requests, in 2^30 bytes")
     max_nodes: int = Field(4, ge=1, description="nodes at most; the autoscaler adds them when work waits")
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if self.max_nodes < self.min_nodes:
-            msg = f"max_nodes {self.max_nodes} is below min_nodes {self.min_nodes}"
-            raise ValueError(msg)
-        return self
 
 
 class GpuNodes(CpuNodes):
-    """Worker nodes with GPUs."""
+    """Worker nodes with GPUs; the default fits a machine of 4 CPUs and 16 GiB."""
 
-    cpus: int = Field(4, ge=1, description="CPUs of a node")
-    memory_gib: int = Field(16, ge=1, description="memory of a node, in 2^30 bytes")
-    min_nodes: int = Field(0, ge=0, description="nodes kept while they are idle")
+    cpus: int = Field(3, ge=1, description="CPUs that a pod requests")
+    memory_gib: int = Field(13, ge=1, description="memory that a pod requests, in 2^30 bytes")
     max_nodes: int = Field(2, ge=1, description="nodes at most; the autoscaler adds them when work waits")
-    gpus: int = Field(1, ge=1, description="GPUs of a node, nvidia.com/gpu")
-
-
-class Toleration(Spec):
-    """A taint of nodes that pods may run on all the same."""
-
-    key: str | None = Field(None, description="key of the taint; null with Exists: every taint")
-    operator: Literal["Exists", "Equal"] = Field("Exists", description="whether the value counts")
-    value: str | None = Field(None, description="value of the taint, with Equal")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        None, description="effect of the taint; null: every one"
-    )
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        if (self.operator == "Equal") != (self.value is not None) or (self.key is None and self.operator == "Equal"):
-            msg = "Equal is written with a key and a value, Exists without a value"
-            raise ValueError(msg)
-        return self
+    gpus: int = Field(1, ge=1, description="GPUs that a pod requests, nvidia.com/gpu")
 
 
 class KubernetesSection(Spec):
@@ -77,12 +59,12 @@ class KubernetesSection(Spec):
         (),
         description="more variables of every pod, keys of that Secret: AWS_ACCESS_KEY_ID of a bucket, where no role is",
     )
-    pull_secrets: Annotated[tuple[Label, ...], BeforeValidator(frozen)] = Field(
-        (), description="Secrets by which nodes pull the image"
+    pod: dict[str, Any] = Field(
+        default_factory=dict,
+        description="pod template merged into every pod, of jobs too: mappings by key, containers by position, other "
+        "lists appended. imagePullSecrets, tolerations, nodeSelector, volumes, labels, annotations",
     )
-    tolerations: Annotated[tuple[Toleration, ...], BeforeValidator(frozen)] = Field(
-        (), description="taints of nodes that every pod may run on"
-    )
+    head: Node = Field(default_factory=Node, description="head nodes")
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")
     gpu: GpuNodes = Field(
         default_factory=GpuNodes, description="worker nodes with GPUs, where workers or replicas reserve some"
@@ -98,6 +80,12 @@ class KubernetesSection(Spec):
     host: Host | None = Field(None, description="host name of the endpoint, by TLS; null: inside the cluster alone")
     ingress_class: Label | None = Field(None, description="class of the Ingress; default: the cluster's own")
     gateway_class: Label | None = Field(None, description="class of a Gateway, which then replaces the Ingress")
+    serve_cidrs: Annotated[tuple[Cidr, ...], BeforeValidator(frozen)] = Field(
+        (), description="addresses beyond pods that reach the endpoint and its metrics: load balancers, node ports"
+    )
+    dashboard_namespaces: Annotated[tuple[Label, ...], BeforeValidator(frozen)] = Field(
+        (), description="namespaces whose pods submit jobs to Ray's dashboard: Argo, Airflow, Jenkins"
+    )
     network_policy: Literal["objects", "kuberay", "none"] = Field(
         "objects", description="kuberay has the operator make the same policies: a feature gate of KubeRay 1.7, alpha"
     )

@@ -28,6 +28,7 @@ from raymlops.serving.control.details import (
     settled,
     status_of,
     unscheduled,
+    without_place,
 )
 from raymlops.serving.control.ownership import mark_of, model_of
 from raymlops.serving.names import app_name
@@ -49,6 +50,8 @@ RETRY_S = (5.0, 300.0)
 
 PENDING_S = 5.0
 """How long a replica may be on no node before it is asked who holds the resources."""
+NODE_S = 900.0
+"""How long an autoscaler may take to add the node of a version's first replica, from when the version began."""
 NO_ROOM = "\na replica waits for room, which is held by:"
 
 
@@ -156,6 +159,27 @@ def next_step(
     for model, lack, pending in _lacks(plan, applications, waited):
         _say(conditions, before, model, lack, now=now, holders=holders if pending else None)
     return hold, conditions
+
+
+def starting(
+    plan: Plan, waiting: Collection[str], *, now: datetime, grows: Callable[[], bool | None]
+) -> list[Transition]:
+    """Return the versions whose time to come up begins now, but for applications that wait for a build.
+
+    It begins again while a cluster that grows adds a node, until a replica has a place.
+    """
+    named = {app_name(one.name, one.version): one for one in plan.desired.coming}
+    coming = {name: one for name, one in named.items() if name not in waiting}
+    found = [one for one in coming.values() if one.started_at is None]
+    placeless = [
+        one
+        for name, one in coming.items()
+        if one.started_at is not None
+        and without_place(plan.details, name)
+        and _passed(one.started_at, PENDING_S, now)
+        and not _passed(one.began_at, NODE_S, now)
+    ]
+    return [*found, *placeless] if placeless and grows() else found
 
 
 def seen_by(plan: Plan | None, model: Model) -> Plan | None:

@@ -25,7 +25,7 @@ from raymlops.errors import (
     UnreachableError,
     UsageError,
 )
-from raymlops.lifecycle.live.reconcile import Drop, Fail, Hold, Reach, Send, next_step
+from raymlops.lifecycle.live.reconcile import Drop, Fail, Hold, Reach, Send, next_step, starting
 from raymlops.lifecycle.live.transitions import failed, reached
 from raymlops.serving.control.details import covers
 from raymlops.serving.control.plan import Api, Plan, plan_of
@@ -152,8 +152,7 @@ class Reconciler:
         step, found = next_step(plan, before, now=now, holders=partial(self._holders, now))
         self._hold = step if isinstance(step, Hold) else None
         waiting = self._hold.applications if self._hold is not None else ()
-        coming = (one for one in plan.desired.coming if app_name(one.name, one.version) not in waiting)
-        start(self._state, coming, now=now)
+        start(self._state, starting(plan, waiting, now=now, grows=lambda: self._cluster.room().grows), now=now)
         put_conditions(self._state, found.values())
         sent, self._sent = self._sent, step if isinstance(step, Send) else None
         if step is None or self._hold is not None:

@@ -88,6 +88,12 @@ def unscheduled(details: Details, name: str) -> bool:
     return any(one["state"] == "STARTING" and not one.get("node_id") for one in _replicas(details, name))
 
 
+def without_place(details: Details, name: str) -> bool:
+    """Return whether all replicas of one of our applications are on no node yet."""
+    found = _replicas(details, name)
+    return bool(found) and all(one["state"] == "STARTING" and not one.get("node_id") for one in found)
+
+
 def message_of(details: Details, name: str) -> str:
     """Return the application's own message and its deployment's, shortened to fit a screen."""
     application = details["applications"].get(name, {})

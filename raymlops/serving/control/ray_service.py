@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.cluster.kubernetes.api_server import ApiServer
 from raymlops.cluster.kubernetes.installed import ray_service_of
-from raymlops.cluster.kubernetes.kuberay import INCREMENTAL
 from raymlops.cluster.kubernetes.manifests import MANAGER
 from raymlops.cluster.kubernetes.pods import DASHBOARD_PORT, RAY_SERVICE
-from raymlops.cluster.kubernetes.ray import API, cluster_of, replaced_by
+from raymlops.cluster.kubernetes.ray import API, INCREMENTAL, cluster_of, replaced_by
 from raymlops.errors import ClusterError, RefusedError
 from raymlops.serving.control.rest_api import ServeApi
 
