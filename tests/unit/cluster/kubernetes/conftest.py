@@ -4,14 +4,21 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from kuberay import refusals
 from published_schemas import published
 
 from raymlops.cluster.kubernetes.checks import checked
-from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.manifests import jobs, manifests
 from raymlops.config.load import dump, load
 
 ROOT = Path(__file__).parents[4]
+POD = (
+    "{metadata: {labels: {team: ml}, annotations: {karpenter.sh/do-not-disrupt: 'true'}}, "
+    "spec: {imagePullSecrets: [{name: registry}], tolerations: [{key: team, operator: Equal, value: ml}], "
+    "nodeSelector: {disk: ssd}, volumes: [{name: ca, configMap: {name: flights-config}}], "
+    "containers: [{volumeMounts: [{name: ca, mountPath: /ca}]}]}}"
+)
+"""What a company asks of every pod."""
 FOREIGN = {"gateway.networking.k8s.io/v1", "monitoring.coreos.com/v1"}
 """Kinds whose schemas are not at hand."""
 

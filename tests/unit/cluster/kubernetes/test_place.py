@@ -1,6 +1,6 @@
 import pytest
+from kuberay import refusals
 
-from raymlops.cluster.kubernetes.kuberay import refusals
 from raymlops.cluster.kubernetes.place import Place, label
 
 

@@ -13,12 +13,11 @@ from spread import at_most, spread
 
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.kubernetes.manifests import manifests
-from raymlops.cluster.kubernetes.overlays import difference
 from raymlops.cluster.kubernetes.render import configuration, ray_version, render_kubernetes
 from raymlops.config.load import load
 from raymlops.errors import ConfigError, RefusedError
 
-from .conftest import ROOT, pods
+from .conftest import POD, ROOT, pods
 
 FLIGHTS = ROOT / "configs" / "flights.yaml"
 
@@ -57,19 +56,21 @@ def test_what_is_live_is_in_no_manifest(render, tmp_path):
 def test_an_edited_manifest_is_shown_and_kept(render, tmp_path):
     """With --force alone it is replaced."""
     render()
-    file = tmp_path / "out" / "base" / "controller.yaml"
+    file = tmp_path / "out" / "prod" / "controller.yaml"
     file.write_text(file.read_text().replace("replicas: 2", "replicas: 5"))
-    with pytest.raises(RefusedError, match=r"base/controller.yaml in .* is not as rendered") as raised:
+    with pytest.raises(RefusedError, match=r"prod/controller.yaml in .* is not as rendered") as raised:
         render("serve.timeout_s=20.0")
     assert "-  replicas: 5\n+  replicas: 2" in raised.value.message
     assert "replicas: 5" in file.read_text()
-    assert "timeout_s: 30.0" in (tmp_path / "out" / "base" / "config.yaml").read_text()
+    assert "timeout_s: 30.0" in (tmp_path / "out" / "prod" / "config.yaml").read_text()
     changed = render("serve.timeout_s=20.0", force=True).changed
     assert [name for name in changed if not name.startswith("jobs/")] == [
-        "base/config.yaml",
-        "base/controller.yaml",
-        "overlays/dev/kustomization.yaml",
-        "overlays/staging/kustomization.yaml",
+        "dev/config.yaml",
+        "dev/controller.yaml",
+        "prod/config.yaml",
+        "prod/controller.yaml",
+        "staging/config.yaml",
+        "staging/controller.yaml",
     ]
     assert "replicas: 2" in file.read_text()
 
@@ -96,7 +97,7 @@ def test_a_rendering_that_was_killed_edited_nothing(render, tmp_path, monkeypatc
             render(f"serve.max_replicas={30 + last}", "kubernetes.host=a.example.com")
         monkeypatch.setattr(published, "write_bytes", real)
         render(f"serve.max_replicas={50 + last}")
-        assert not (tmp_path / "out" / "base" / "entry.yaml").exists()
+        assert not (tmp_path / "out" / "prod" / "entry.yaml").exists()
 
 
 def test_everything_that_cannot_run_there_is_said_at_once(tmp_path):
@@ -108,6 +109,7 @@ def test_everything_that_cannot_run_there_is_said_at_once(tmp_path):
         "storage.optuna",
         "tracking.uri",
         "serve.host",
+        "serve.proxy_location",
         "serve.port",
         "cluster",
     ]
@@ -150,21 +152,26 @@ def test_a_variable_that_others_need_too_is_in_every_pod(place, objects):
 
 
 def test_what_a_company_asks_of_pods_is_in_each(place, objects):
-    """Those of jobs, too, which no overlay reaches: the bucket's keys, the registry's, the nodes' taints."""
+    """Those of jobs, too, which no kustomization reaches; a queue reads the labels of the job itself."""
     found = objects(
         place(
             "kubernetes.variables=[AWS_ACCESS_KEY_ID]",
-            "kubernetes.pull_secrets=[registry]",
-            "kubernetes.tolerations=[{key: team, operator: Equal, value: ml}]",
+            f"kubernetes.pod={POD}",
+            "kubernetes.gpu.pod={spec: {nodeSelector: {spot: 'true'}}}",
             "train.gpus_per_worker=1.0",
         )
     )
     for pod in pods(found):
         spec = pod["spec"]
         assert spec["imagePullSecrets"] == [{"name": "registry"}]
-        assert spec["tolerations"][0] == {"key": "team", "operator": "Equal", "value": "ml"}
+        assert spec["tolerations"][-1] == {"key": "team", "operator": "Equal", "value": "ml"}
+        gpu = pod["metadata"]["labels"]["app.kubernetes.io/component"].endswith("-gpu")
+        assert spec["nodeSelector"] == ({"disk": "ssd", "spot": "true"} if gpu else {"disk": "ssd"})
+        assert (pod["metadata"]["labels"]["team"], spec["volumes"][-1]["name"]) == ("ml", "ca")
+        assert [one["volumeMounts"][-1]["name"] for one in spec["containers"]] == ["ca"]
         submits = spec["containers"][0]["name"] == "ray-job-submitter"
         assert submits or "AWS_ACCESS_KEY_ID" in [one["name"] for one in spec["containers"][0]["env"]]
+    assert {one["metadata"]["labels"]["team"] for one in found if one["kind"] == "RayJob"} == {"ml"}
 
 
 def test_who_submits_jobs_has_a_role_and_no_pod_has_it(place):
@@ -194,19 +201,6 @@ def test_no_group_has_a_number_of_nodes(place):
     assert all("replicas" not in group for group in service["spec"]["rayClusterConfig"]["workerGroupSpecs"])
 
 
-def test_difference():
-    """By RFC 6902: lists of one length by their items, others whole."""
-    old = {"a/b": 1, "c": [{"d": 1}, 2], "e": [1], "f": 0}
-    new = {"a/b": 2, "c": [{"d": 3}, 2], "e": [1, 2], "g": 4}
-    assert list(difference(old, new)) == [
-        {"op": "replace", "path": "/a~1b", "value": 2},
-        {"op": "replace", "path": "/c/0/d", "value": 3},
-        {"op": "replace", "path": "/e", "value": [1, 2]},
-        {"op": "remove", "path": "/f"},
-        {"op": "add", "path": "/g", "value": 4},
-    ]
-
-
 @pytest.mark.soak
 @pytest.mark.parametrize("overrides", [(), ("kubernetes.host=models.example.com",)], ids=["default", "host"])
 def test_kustomize_gives_each_environment_what_it_asks_for(render, tmp_path, place, overrides):
@@ -216,7 +210,7 @@ def test_kustomize_gives_each_environment_what_it_asks_for(render, tmp_path, pla
         pytest.skip("there is no kubectl")
     render(*overrides)
     for env in ("dev", "staging", "prod"):
-        command = [kubectl, "kustomize", str(tmp_path / "out" / "overlays" / env)]
+        command = [kubectl, "kustomize", str(tmp_path / "out" / env)]
         text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
         found = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
         there = place(*overrides, env=env)

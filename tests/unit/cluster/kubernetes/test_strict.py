@@ -2,6 +2,8 @@
 
 import pytest
 
+from .conftest import POD
+
 WHOLE = ("kubernetes.host=models.example.com", "serve.gpus_per_replica=1.0")
 
 
@@ -13,9 +15,10 @@ WHOLE = ("kubernetes.host=models.example.com", "serve.gpus_per_replica=1.0")
         WHOLE,
         (*WHOLE, "kubernetes.gateway_class=cilium", "kubernetes.network_policy=kuberay"),
         ("kubernetes.redis=null", "kubernetes.network_policy=none", "storage.path=/srv/models"),
-        ("kubernetes.variables=[A]", "kubernetes.pull_secrets=[a]", "kubernetes.tolerations=[{key: a}]"),
+        ("kubernetes.variables=[A]", f"kubernetes.pod={POD}"),
+        ("serve.grpc_port=9000", "kubernetes.serve_cidrs=[10.0.0.0/8]", "kubernetes.dashboard_namespaces=[argo]"),
     ],
-    ids=["default", "whole", "gateway", "folder", "admitted"],
+    ids=["default", "whole", "gateway", "folder", "pod", "callers"],
 )
 def test_what_is_rendered_is_accepted(place, objects, strict, env, overrides):
     """By the schemas of the stored version, the rules in them, KubeRay's own checks, and the names in it."""
