@@ -6,11 +6,13 @@ import itertools
 import json
 from dataclasses import replace
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from canaries import beside, share, version_of
 from fake_dashboard import fake_dashboard
 from fake_serve import FakeServe
+from http_server import serving
 from served_days import bundle_of, references
 from states import deploy, marks, opened
 from stored import put
@@ -46,6 +48,18 @@ from raymlops.state.versions import record_version, withdrawn
 
 ROLLOUT = TrafficRequest(weight=0.1, rollout=RolloutSection())
 NO_CONTROLLER = "the controller could not be started"
+
+
+class Unguarded(BaseHTTPRequestHandler):
+    """A proxy of Serve's own, which has the route of version 1 and no guard."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/models/m" else 404)
+        self.send_header("x-model-version", "1")
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Say nothing."""
 
 
 class Aliases:
@@ -365,6 +379,15 @@ def test_a_first_deploy_asks_for_a_controller(bring):
     """It completes the deploy if its verb is killed, and keeps the log to its days; that none could start is said."""
     (warning,) = bring(1).warnings
     assert NO_CONTROLLER in warning
+
+
+def test_a_first_deploy_on_nodes_without_the_guard_says_so(serve, bring):
+    """As after a plain `ray start`: Serve starts with this version, so that its proxy is asked afterwards."""
+    plain = ThreadingHTTPServer(("127.0.0.1", 0), Unguarded)
+    with serving(plain):
+        serve.dashboard_url, serve.started_up, serve.port = "http://127.0.0.1:8265", False, plain.server_port
+        serve.proxies = {"n1": {"node_ip": "127.0.0.1", "actor_id": "p"}}
+        assert "runs without the guard" in "".join(bring(1).warnings)
 
 
 def test_a_rollback_asks_for_a_controller(state, configured, rollout):

@@ -40,9 +40,7 @@ def test_a_file_of_the_state_alone_is_the_states(place):
         place('storage.optuna={"file": "/home/ray/state_url"}')
 
 
-@pytest.mark.parametrize(
-    "name", ["A B", "RAY_AUTH_TOKEN", "REDIS_PASSWORD", "HOME", "RAYMLOPS_STATE_URL"]
-)
+@pytest.mark.parametrize("name", ["A B", "RAY_AUTH_TOKEN", "REDIS_PASSWORD", "HOME", "RAYMLOPS_STATE_URL"])
 def test_a_variable_of_the_secret_is_the_configurations(place, name):
     """A container has it for something else, or no shell can set it."""
     with pytest.raises(ConfigError, match=rf"storage\.optuna: got {{env: {name}}}"):

@@ -325,6 +325,36 @@ def test_a_version_without_room_says_who_has_it(state):
     assert serve.asked == 3
 
 
+def failed_at(state, serve, seconds):
+    """Step at these seconds after a version began, and return when it failed; None if it did not."""
+    deploy(state, serve)
+    begun = state.now()
+    began(state, 2)
+    reconciler = Reconciler(state, serve, serve=SERVE)
+    for second, placed in seconds:
+        serve.placed = {"node_id": "n1"} if placed else {}
+        reconciler.step(begun + timedelta(seconds=second))
+        if state.model("m").transitions[-1].status == "failed":
+            return second
+    return None
+
+
+@pytest.mark.parametrize(
+    ("grows", "placed", "failed"),
+    [
+        (True, 300, 355),  # 60 s from when it was last seen without a place, at 295 s
+        (True, 10_000, 955),  # no node for 900 s: 60 s from the last look in them, at 895 s
+        (False, 300, 65),
+        (None, 300, 65),
+    ],
+    ids=["a node in 300 s", "no node", "no autoscaler", "not said"],
+)
+def test_the_time_to_come_up_begins_when_a_replica_has_a_place(state, grows, placed, failed):
+    """An autoscaler boots a machine meanwhile; where none adds nodes the time is counted from the first step."""
+    serve = Full(dashboard_url="http://dashboard:8265", grows=grows)
+    assert failed_at(state, serve, [(second, second >= placed) for second in range(5, 1200, 10)]) == failed
+
+
 def test_a_new_champion_whose_replicas_die_before_it_has_the_route_says_so(state):
     """With its own last error, and not what another one lacks."""
     serve = Dying(dashboard_url="http://dashboard:8265")
