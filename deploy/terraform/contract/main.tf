@@ -97,7 +97,7 @@ output "state_url" {
 }
 
 output "image" {
-  description = "Repository of images, for docker.image of cluster.yaml or kubernetes.image."
+  description = "Repository of images, for kubernetes.image."
   value       = var.image
 }
 
