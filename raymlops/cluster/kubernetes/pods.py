@@ -89,7 +89,7 @@ def node_pod(place: Place, node: Node, *, component: str, serves: bool, gpus: in
     if gpus:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     template = {"metadata": {"labels": place.labels(role), "annotations": {OVERWRITE: "true"}}, "spec": pod}
-    return merged(merged(template, place.section.pod), node.pod)
+    return merged(merged(template, place.section.pod.model_dump()), node.pod.model_dump())
 
 
 def controller_pod(place: Place, *, digest: str) -> Any:
@@ -129,7 +129,7 @@ def controller_pod(place: Place, *, digest: str) -> Any:
             "topologySpreadConstraints": spread(place, "controller"),
         },
     }
-    return merged(template, place.section.pod)
+    return merged(template, place.section.pod.model_dump())
 
 
 def submitter_pod(place: Place) -> Any:
@@ -151,7 +151,7 @@ def submitter_pod(place: Place) -> Any:
             ],
         },
     }
-    return merged(template, place.section.pod)
+    return merged(template, place.section.pod.model_dump())
 
 
 def merged(ours: Any, theirs: Any, key: str = "") -> Any:

@@ -138,7 +138,8 @@ def ray_job(
     first = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     named = [*words[:first], "--config", f"{CONFIG_FOLDER}/{CONFIG_FILE}", *words[first:]]
     command = ["env", f"{CONFIG_DIGEST}={place.digest}", "raymlops", *named]
-    labels = {**_labels(place), **place.labels("job")}
+    # Also those of pods, which a queue reads here: kueue.x-k8s.io/queue-name.
+    labels = {**(place.section.pod.metadata.get("labels") or {}), **place.labels("job")}
     called = {"name": name} if name is not None else {"generateName": f"{place.name}-{verb}-"}
     found: dict[str, Any] = {
         "entrypoint": f"exec {shlex.join(command)}",
@@ -157,11 +158,6 @@ def ray_job(
             "rayClusterSpec": cluster_spec(place, serves=False, ray_version=ray_version),
         }
     return {"apiVersion": API, "kind": "RayJob", "metadata": {**called, "labels": labels}, "spec": found}
-
-
-def _labels(place: Place) -> dict[str, str]:
-    """Return the labels that pods get, which a queue reads on the job: ``kueue.x-k8s.io/queue-name``."""
-    return dict(place.section.pod.get("metadata", {}).get("labels", {}))
 
 
 def _group(place: Place, name: str, nodes: CpuNodes, *, serves: bool, gpus: int = 0) -> dict[str, Any]:

@@ -20,12 +20,21 @@ Host = Annotated[
 Cidr = Annotated[str, Field(pattern=r"^[0-9a-fA-F.:]+/\d{1,3}$")]
 
 
+class Pod(Spec):
+    """A template that is merged into pods: mappings by key, containers by position, other lists appended."""
+
+    metadata: dict[str, Any] = Field(default_factory=dict, description="labels and annotations")
+    spec: dict[str, Any] = Field(
+        default_factory=dict, description="imagePullSecrets, tolerations, nodeSelector, volumes, containers"
+    )
+
+
 class Node(Spec):
     """The head. A pod requests all of its size: kubelet and daemon sets need the rest of the machine."""
 
     cpus: int = Field(2, ge=1, description="CPUs that a pod requests")
     memory_gib: int = Field(8, ge=1, description="memory that a pod requests, in 2^30 bytes")
-    pod: dict[str, Any] = Field(default_factory=dict, description="merged into these pods, after kubernetes.pod")
+    pod: Pod = Field(default_factory=Pod, description="merged into these pods, after kubernetes.pod")
 
 
 class CpuNodes(Node):
@@ -59,11 +68,7 @@ class KubernetesSection(Spec):
         (),
         description="more variables of every pod, keys of that Secret: AWS_ACCESS_KEY_ID of a bucket, where no role is",
     )
-    pod: dict[str, Any] = Field(
-        default_factory=dict,
-        description="pod template merged into every pod, of jobs too: mappings by key, containers by position, other "
-        "lists appended. imagePullSecrets, tolerations, nodeSelector, volumes, labels, annotations",
-    )
+    pod: Pod = Field(default_factory=Pod, description="merged into every pod, of jobs too")
     head: Node = Field(default_factory=Node, description="head nodes")
     cpu: CpuNodes = Field(default_factory=CpuNodes, description="worker nodes without GPUs")
     gpu: GpuNodes = Field(
