@@ -108,7 +108,8 @@ def render_kubernetes(
 
 def files_of(environments: Mapping[str, Place]) -> dict[str, str]:
     """Return every file by its path in the folder: a folder that ``kubectl apply -k`` takes for each environment."""
-    found, ray = {}, ray_version()
+    found: dict[str, str] = {}
+    ray = ray_version()
     for env, place in environments.items():
         applied = manifests(place, config=configuration(place.spec), ray_version=ray)
         kustomization = {
