@@ -60,7 +60,10 @@ class RolloutSection(Spec):
     slow_margin: float = Field(0.10, gt=0, lt=1, description="share of slow answers it may have above the champion")
     slow_s: float = Field(0.25, gt=0, description="seconds in the model from which on an answer is slow")
     quality_margin: float | None = Field(
-        0.05, gt=0, lt=1, description="loss in [0, 1] that it may have above the champion; null: labels are not read"
+        0.5,
+        gt=0,
+        lt=1,
+        description="part of the champion's gain over a blind predictor that it may lose; null: labels are not read",
     )
 
     @model_validator(mode="after")

@@ -24,9 +24,8 @@ what is not counted at all: requests that were turned away, and those that ended
 What ends a process from outside is as much a version's doing, to these tests, as what ends it from within.
 
 **Bounds.** A confidence sequence holds for all times at once with probability at least 1 - alpha: Robbins'
-Beta-binomial mixture ("Statistical methods related to the law of the iterated logarithm", Ann. Math. Stat. 41, 1970)
-for shares, and the mixture of bets of Waudby-Smith and Ramdas for means of losses. They take each version by itself,
-and rates that stay while the numbers are gathered.
+Beta-binomial mixture ("Statistical methods related to the law of the iterated logarithm", Ann. Math. Stat. 41, 1970).
+It takes each version by itself, and rates that stay while the numbers are gathered.
 """
 
 from __future__ import annotations
@@ -39,14 +38,12 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     Floats = npt.NDArray[np.float64]
 
 RATE_CENTRES = ((0.0, 0.9), (0.5, 0.05), (1.0, 0.05))
 """c and its part of the average. Errors are rare, for which 0 is best; 1 sees it at once where all requests fail."""
-LOSS_CENTRES = ((0.0, 0.2), (0.25, 0.2), (0.5, 0.2), (0.75, 0.2), (1.0, 0.2))
-"""Losses can have their mean anywhere, and the nearer c is to it, the less Z varies."""
 
 _BETS = 0.95 * 2.0 ** -np.arange(10.0)
 """f as parts of the largest one allowed: from differences that a few requests show to those that take a million."""
@@ -64,16 +61,13 @@ def rate_harm(canary: Any, champion: Any, *, weight: float) -> Any:
     ``canary`` and ``champion`` are ``(events, requests)``, numbers or arrays of one shape; ``weight`` is the
     probability with which one of these requests falls to the canary. Without chance in it (0 or 1) the evidence is 0.
     """
-    counts = [np.stack([np.subtract(total, events), events], axis=-1) for events, total in (canary, champion)]
-    return _harm(*counts, weight=weight, levels=(0.0, 1.0), centres=RATE_CENTRES)
-
-
-def loss_harm(canary: Any, champion: Any, *, levels: Sequence[float], weight: float) -> Any:
-    """Return the natural logarithm of the evidence that the canary has the higher mean loss.
-
-    ``canary`` and ``champion`` are how many answers had each of the ``levels`` of loss, of shape (..., levels).
-    """
-    return _harm(np.asarray(canary), np.asarray(champion), weight=weight, levels=tuple(levels), centres=LOSS_CENTRES)
+    sides = [np.stack([np.subtract(total, events), events], axis=-1) for events, total in (canary, champion)]
+    if not 0 < weight < 1:
+        return np.zeros(sides[0].shape[:-1])[()]
+    ours, theirs, parts = _factors(weight)
+    grown = sides[0] @ ours + sides[1] @ theirs + parts
+    top = grown.max(axis=-1)
+    return top + np.log(np.exp(grown - top[..., None]).sum(axis=-1))
 
 
 def rate_bounds(events: int, total: int, *, alpha: float) -> tuple[float, float]:
@@ -90,50 +84,12 @@ def rate_bounds(events: int, total: int, *, alpha: float) -> tuple[float, float]
     return _edge(rejected, 0.0, share), _edge(rejected, 1.0, share)
 
 
-def mean_bounds(counts: Sequence[int], *, levels: Sequence[float], alpha: float) -> tuple[float, float]:
-    """Return the lower and the upper bound of a mean, each of which ever fails with probability at most ``alpha``.
-
-    ``counts`` are how many values there are of each of the ``levels``, which lie in [0, 1].
-    """
-    numbers, values = np.asarray(counts, dtype=np.float64), np.asarray(levels, dtype=np.float64)
-    total = numbers.sum()
-    if total <= 0:
-        return 0.0, 1.0
-    limit = math.log(len(_BETS) / alpha)
-    mean = float(numbers @ values / total)
-
-    def rejected(mean: float, sign: float) -> bool:
-        # All bets are below 1, so that no factor is negative wherever value and mean lie.
-        grown = np.log1p(np.outer(sign * _BETS, values - mean)) @ numbers
-        return bool(np.logaddexp.reduce(grown) >= limit)
-
-    return _edge(lambda m: rejected(m, 1.0), 0.0, mean), _edge(lambda m: rejected(m, -1.0), 1.0, mean)
-
-
-def _harm(
-    canary: npt.NDArray[Any],
-    champion: npt.NDArray[Any],
-    *,
-    weight: float,
-    levels: tuple[float, ...],
-    centres: tuple[tuple[float, float], ...],
-) -> Any:
-    if not 0 < weight < 1:
-        return np.zeros(canary.shape[:-1])[()]
-    ours, theirs, parts = _factors(weight, levels, centres)
-    grown = canary @ ours + champion @ theirs + parts
-    top = grown.max(axis=-1)
-    return top + np.log(np.exp(grown - top[..., None]).sum(axis=-1))
-
-
 @lru_cache(maxsize=64)
-def _factors(
-    weight: float, levels: tuple[float, ...], centres: tuple[tuple[float, float], ...]
-) -> tuple[Floats, Floats, Floats]:
-    """Return the logarithms of ``1 + f Z``, of shape (levels, bets), for both versions, and of each bet's part."""
-    values = np.array(levels)[:, None]
+def _factors(weight: float) -> tuple[Floats, Floats, Floats]:
+    """Return the logarithms of ``1 + f Z``, of shape (2, bets), for both versions, and of each bet's part."""
+    values = np.array([[0.0], [1.0]])
     ours, theirs, parts = [], [], []
-    for centre, part in centres:
+    for centre, part in RATE_CENTRES:
         bets = _HARM_BETS / max(centre / weight, (1 - centre) / (1 - weight))
         ours.append(np.log1p(bets * (values - centre) / weight))
         theirs.append(np.log1p(-bets * (values - centre) / (1 - weight)))

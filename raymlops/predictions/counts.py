@@ -6,15 +6,16 @@ Owns both values and how they add up over replicas.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+import numpy as np
 
-LEVELS = 101
-"""Losses are kept in hundredths: 0.00, 0.01, ..., 1.00."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+POWERS = 5
+"""Of gains that are summed: the powers 0 to 4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,38 +59,32 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """A histogram of the losses of labelled requests, 0 (right) to 1, in hundredths; one loss a request.
+    """The losses of labelled requests, 0 (right) to 1, and what their answers gain over a blind predictor, in sums.
 
-    Requests are assigned to versions by chance, rows are not: a request is one draw however many rows it has. Sums over
-    replicas or days are exact and of constant size. Who counts losses that are smaller than a hundredth rounds them so
-    that their mean stays.
+    A gain is the loss of a predictor that knows nothing of the row, less the loss of the answer. Requests are assigned
+    to versions by chance, rows are not: a request is one draw however many rows it has. Sums over replicas or days are
+    of constant size.
     """
 
-    levels: tuple[tuple[int, int], ...] = ()
-    """Hundredths and their counts, ascending, without zeros."""
+    gains: tuple[float, ...] = (0.0,) * POWERS
+    """Sums of the powers 0 to 4 of each request's gain; the first is the number of requests."""
+    largest: float = 0.0
+    """The largest gain or shortfall of a request."""
+    total: float = 0.0
+    """The sum of the losses."""
     clipped: int = 0
     """Requests whose loss is not meaningful: most of their errors exceed the scale or are not numbers."""
     note: str = ""
     """Why none was counted, or which failed; empty otherwise."""
-    weighted: tuple[float, float] | None = None
-    """Sum of the weights, and of the losses by weight, where a request stands for others too; None where none does.
-
-    The evidence is in the counts: chance gave each of them to a version, in a sample of the requests too.
-    """
 
     @classmethod
-    def of(
-        cls, values: Iterable[float], *, weights: Iterable[float] | None = None, clipped: int = 0, note: str = ""
-    ) -> Losses:
-        """Count losses. Those outside [0, 1] are clamped, NaN counts as 1, the worst.
-
-        ``weights`` says for how many requests each one stands; without them it is one.
-        """
-        levels = [_hundredth(value) for value in values]
-        numbers = [1.0] * len(levels) if weights is None else [*weights]
-        sums = math.fsum(numbers), math.fsum(n * level / 100 for n, level in zip(numbers, levels, strict=True))
-        is_sample = any(number != 1 for number in numbers)
-        return cls(cls._levels(Counter(levels)), clipped, note, sums if is_sample else None)
+    def of(cls, losses: Any, blind: Any, *, clipped: int = 0, note: str = "") -> Losses:
+        """Sum up the losses of requests, and of a blind predictor for the same ones."""
+        values = np.asarray(losses, dtype=np.float64)
+        gains = np.asarray(blind, dtype=np.float64) - values
+        powers = (gains[:, None] ** np.arange(POWERS)).sum(axis=0)
+        largest = float(np.abs(gains).max(initial=0.0))
+        return cls(tuple(powers.tolist()), largest, float(values.sum()), clipped, note)
 
     @property
     def mostly_clipped(self) -> bool:
@@ -98,48 +93,42 @@ class Losses:
 
     @property
     def count(self) -> int:
-        """Return the number of losses."""
-        return sum(number for _, number in self.levels)
+        """Return the number of requests."""
+        return round(self.gains[0])
 
     @property
     def mean(self) -> float:
-        """Return their mean; NaN without any."""
-        weights, losses = self._sums
-        return losses / weights if weights else math.nan
+        """Return their mean loss; NaN without any."""
+        return self.total / self.gains[0] if self.gains[0] else math.nan
 
     @property
-    def _sums(self) -> tuple[float, float]:
-        """Return the sum of the weights, and of the losses by weight."""
-        return self.weighted or (float(self.count), sum(level * number for level, number in self.levels) / 100)
+    def gain(self) -> float:
+        """Return their mean gain; NaN without any."""
+        return self.gains[1] / self.gains[0] if self.gains[0] else math.nan
 
     def __add__(self, other: Losses) -> Losses:
         """Return the losses of both."""
-        both = Counter(dict(self.levels)) + Counter(dict(other.levels))
-        (ours, our_losses), (theirs, their_losses) = self._sums, other._sums
-        sums = (ours + theirs, our_losses + their_losses) if self.weighted or other.weighted else None
-        return Losses(self._levels(both), self.clipped + other.clipped, self.note or other.note, sums)
+        return Losses(
+            tuple(ours + theirs for ours, theirs in zip(self.gains, other.gains, strict=True)),
+            max(self.largest, other.largest),
+            self.total + other.total,
+            self.clipped + other.clipped,
+            self.note or other.note,
+        )
+
+    def times(self, factor: float) -> Losses:
+        """Return the losses of so many times as many requests that are alike."""
+        gains = tuple(factor * each for each in self.gains)
+        return Losses(gains, self.largest, factor * self.total, round(factor * self.clipped), self.note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        extra = {"clipped": self.clipped, "note": self.note, "weighted": self.weighted and [*self.weighted]}
-        levels: dict[str, Any] = {str(level): number for level, number in self.levels}
-        return levels | {name: value for name, value in extra.items() if value}
+        return {name: value for name, value in asdict(self).items() if value} | {"gains": list(self.gains)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Losses:
-        """Rebuild losses; keys that are not hundredths and counts that are not positive are ignored."""
-        known = {str(level): level for level in range(LEVELS)}
-        counts = Counter(
-            {known[key]: int(number) for key, number in data.items() if key in known and (number or 0) > 0}
-        )
-        weighted = tuple(map(float, data.get("weighted") or ()))
-        sums = (weighted[0], weighted[1]) if len(weighted) == 2 else None
-        return cls(cls._levels(counts), data.get("clipped") or 0, data.get("note") or "", sums)
-
-    @staticmethod
-    def _levels(counter: Counter[int]) -> tuple[tuple[int, int], ...]:
-        return tuple(sorted(counter.items()))
-
-
-def _hundredth(value: float) -> int:
-    return LEVELS - 1 if math.isnan(value) else round(min(1.0, max(0.0, value)) * (LEVELS - 1))
+        """Rebuild losses; there are none in data without gains."""
+        if "gains" not in data:
+            return cls(note=data.get("note") or "")
+        known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+        return cls(**{**known, "gains": tuple(map(float, data["gains"]))})

@@ -12,8 +12,11 @@ import numpy as np
 
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import read_loss
+from raymlops.bundle.quality import quality_of
 from raymlops.column_types import TIME, write_time
+from raymlops.errors import BundleError
 from raymlops.lifecycle.registration.compatibility import signature_of
+from raymlops.monitor.skill.reference import QualityReference
 from raymlops.serving.control.render import settings_of
 
 if TYPE_CHECKING:
@@ -49,6 +52,20 @@ def rule_of(champion: Deployment) -> AnswerLoss:
         if hidden := sorted({*log.redact} & {*needed}):
             return AnswerLoss.none(f"serve.log.redact leaves {', '.join(hidden)} out of the log")
     return rule
+
+
+def test_rows(champion: Deployment) -> QualityReference:
+    """Return what a champion's bundle keeps of its test rows.
+
+    Raises:
+        NotFoundError: it keeps nothing.
+        BundleError: the bundle does not match its digest, or a newer raymlops wrote it.
+        StorageError: the storage cannot be read.
+    """
+    try:
+        return QualityReference.from_dict(quality_of(champion.bundle.uri, champion.bundle.digest))
+    except ValueError as error:
+        raise BundleError(f"{champion.bundle.uri}: {error}", hint="Upgrade raymlops here.") from error
 
 
 def as_json(output: Mapping[str, Any]) -> dict[str, Any]:

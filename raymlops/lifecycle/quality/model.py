@@ -14,10 +14,9 @@ from raymlops.errors import BundleError, NotFoundError, StorageError, UsageError
 from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, champion_of, monitored, retrained, taken_by
 from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.prediction_log import stored_log
-from raymlops.lifecycle.quality.answers import rule_of
+from raymlops.lifecycle.quality.answers import rule_of, test_rows
 from raymlops.lifecycle.quality.measure import Measured, measure
 from raymlops.lifecycle.quality.read import Reader
-from raymlops.monitor.skill.reference import QualityReference
 from raymlops.monitor.skill.scored import metrics_of
 from raymlops.state.audit import changes_of
 
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from raymlops.answer_loss import AnswerLoss
     from raymlops.bundle.loss import OwnLosses, Pair
     from raymlops.lifecycle.quality.answers import AskRecipe
+    from raymlops.monitor.skill.reference import QualityReference
     from raymlops.predictions.labelled import Labels
     from raymlops.records import BundleRef
     from raymlops.state.store import Deployment, State
@@ -143,10 +143,7 @@ def quality_model(
             f"monitor.skill.metric is {chosen.metric}, which answers of {name} version {champion.version} do not have",
             hint=f"They have {', '.join(there)}.",
         )
-    try:
-        known = QualityReference.from_dict(quality_of(champion.bundle.uri, champion.bundle.digest))
-    except ValueError as error:
-        raise BundleError(f"{champion.bundle.uri}: {error}", hint="Upgrade raymlops here.") from error
+    known = test_rows(champion)
     log = stored_log(state, name)
     kept = None if log is None else log.kept_since(now)
     since, root = promoted_at(state, champion), log_of(champion, state.owner().id)

@@ -16,7 +16,7 @@ from raymlops.bundle.loss import own_losses
 from raymlops.errors import BundleError, NotFoundError, RecipeError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.live.log_owner import log_of
-from raymlops.lifecycle.quality.answers import rule_of
+from raymlops.lifecycle.quality.answers import rule_of, test_rows
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
 from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted
 from raymlops.predictions.counts import Losses
@@ -101,6 +101,10 @@ class LabelLosses:
             rule = AnswerLoss.none(f"the bundle of version {champion.version} cannot be read: {error.message}")
         if rule.kind == "none":
             return LogLosses({window: {None: Losses(note=rule.reason)} for window in windows})
+        known = None
+        if rule.kind == "recipe":
+            with suppress(NotFoundError):
+                known = test_rows(champion)
         # Its replicas write what every version beside it answers.
         root = log_of(champion, self._state.owner().id)
         store, since = Store(root), min(window.since for window in windows)
@@ -110,7 +114,7 @@ class LabelLosses:
         labels = load_labels(store, name, faults, since=since, max_bytes=self.max_label_bytes)
         found: dict[Window, Mapping[int | None, Losses]] = {}
         for window in windows:
-            counted = Counted(rule, partial(self._ask_recipe, champion.bundle))
+            counted = Counted(rule, partial(self._ask_recipe, champion.bundle), known)
             if window.until is None or window.until > window.since:
                 with suppress(NotFoundError):  # nothing was logged yet
                     chosen = {**window._asdict(), "columns": COLUMNS, "labels": labels, "only_labelled": True}

@@ -5,13 +5,11 @@ it. Both have the same outputs, since other versions cannot be canaries (``compa
 ``answer_loss``, or the champion's own ``loss_of``: the recipe's code, which runs apart from the process that holds the
 state's credentials.
 
-A request's loss is the mean over its labelled rows, and its weight that of the log's sample. If a client repeated a
-request id in the same step, the first answer alone counts, whichever version gave it: later ones may be about other
-rows, and only those of the same version could be added. Copies, pinned requests and those that the champion answered
-for a canary do not count: they were not assigned at random.
-
-Losses are kept in hundredths (``Losses``). Each one is rounded up or down at random, by a hash of its request's id: the
-mean of many is that of the losses, however small they are, and both versions' would be rounded alike.
+A request's loss is the mean over its labelled rows, and so is what it gains over a blind predictor, whose losses are
+those at the labels of both versions together. If a client repeated a request id in the same step, the first answer
+alone counts, whichever version gave it: later ones may be about other rows, and only those of the same version could be
+added. Copies, pinned requests and those that the champion answered for a canary do not count: they were not assigned at
+random.
 
 Owns both. ``label_losses`` reads the labelled rows.
 """
@@ -20,13 +18,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
+
+import numpy as np
 
 from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.quality.answers import as_json, rule_of
+from raymlops.monitor.skill.reference import blind_losses
 from raymlops.predictions.counts import Losses
 
 if TYPE_CHECKING:
@@ -34,10 +33,16 @@ if TYPE_CHECKING:
 
     from raymlops.answer_loss import AnswerLoss
     from raymlops.bundle.loss import OwnLosses, Pair
+    from raymlops.monitor.skill.reference import QualityReference
     from raymlops.state.store import Deployment
 
-COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "weight", "output")
+COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "output")
 """Columns of the log that ``Counted`` needs, beside the label."""
+
+_NO_BLIND = (
+    "the loss is the recipe's own, and the bundle keeps no test rows that say what a blind predictor loses: "
+    "register a version whose test split has labels"
+)
 
 
 def unasked(champion: Deployment) -> str | None:
@@ -53,17 +58,24 @@ def unasked(champion: Deployment) -> str | None:
 class _Request:
     version: int
     arrived: Any
-    weight: float
-    total: float = 0.0
-    rows: int = 0
+    losses: list[float] = field(default_factory=list)
+    """Of its rows."""
+    labels: list[Any] = field(default_factory=list)
     clipped: int = 0
 
 
 class Counted:
     """The losses of labelled rows, by request."""
 
-    def __init__(self, rule: AnswerLoss, ask_recipe: Callable[[Sequence[Pair]], OwnLosses]) -> None:
+    def __init__(
+        self,
+        rule: AnswerLoss,
+        ask_recipe: Callable[[Sequence[Pair]], OwnLosses],
+        known: QualityReference | None = None,
+    ) -> None:
+        """Take the rule; ``known`` are the champion's test rows, which a recipe's own loss needs."""
         self._rule = rule
+        self._known = known
         self._ask_recipe = ask_recipe
         self._requests: dict[tuple[str | None, str], _Request] = {}
         """By caller and id: another caller may use the same ids."""
@@ -83,34 +95,42 @@ class Counted:
             key, version, arrived = (row.get("caller"), row["request_id"]), row["model_version"], row["ts"]
             known = self._requests.get(key)
             if known is None or arrived < known.arrived:
-                known = self._requests[key] = _Request(version, arrived, row.get("weight") or 1.0)
+                known = self._requests[key] = _Request(version, arrived)
             if (known.version, known.arrived) == (version, arrived):
-                known.total += 1.0 if math.isnan(loss) else loss
-                known.rows += 1
+                known.losses.append(1.0 if math.isnan(loss) else loss)
+                known.labels.append(label)
                 known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
+
+    @property
+    def requests(self) -> int:
+        """Return how many requests have a loss."""
+        return len(self._requests)
 
     def losses(self) -> dict[int | None, Losses]:
         """Return the losses of each version, one per request; if none has any, the reason under None."""
-        of_version: dict[int | None, list[tuple[str, _Request]]] = defaultdict(list)
-        for (_, request_id), request in self._requests.items():
-            of_version[request.version].append((request_id, request))
+        requests = [*self._requests.values()]
         count, label = self._unlike
-        if not of_version:
+        if not requests:
             unlike = (
                 f"none of {count:,} labels, such as {_short(label)}, can be compared with its answer: send others, "
             )
             unlike += "or define loss_of(output, label) in the recipe"
             note = self._note or (unlike if count else "")
             return {None: Losses(note=note)} if note else {}
-        return {
-            version: Losses.of(
-                (_rounded(one.total / one.rows, request_id) for request_id, one in requests),
-                weights=(one.weight for _, one in requests),
-                clipped=sum(2 * one.clipped > one.rows for _, one in requests),
-                note=self._note,
-            )
-            for version, requests in of_version.items()
-        }
+        blind = blind_losses(self._rule, [label for one in requests for label in one.labels], self._known)
+        if blind is None:
+            return {None: Losses(note=_NO_BLIND)}
+        sizes = np.array([len(one.labels) for one in requests])
+        starts = np.cumsum(sizes) - sizes
+        rows = np.array([loss for one in requests for loss in one.losses])
+        losses, others = (np.add.reduceat(values, starts) / sizes for values in (rows, blind))
+        clipped = np.array([2 * one.clipped > len(one.labels) for one in requests])
+        versions = np.array([one.version for one in requests])
+        found: dict[int | None, Losses] = {}
+        for version in dict.fromkeys(versions.tolist()):
+            mine = (versions == version) & np.isfinite(others)  # no test row has another label
+            found[version] = Losses.of(losses[mine], others[mine], clipped=int(clipped[mine].sum()), note=self._note)
+        return found
 
     def _values(self, pairs: Sequence[Pair]) -> Sequence[float | None]:
         if self._rule.kind != "recipe":
@@ -120,10 +140,6 @@ class Counted:
         found = self._ask_recipe(pairs)
         self._note = self._note or found.failure
         return found.values
-
-
-def _rounded(loss: float, request_id: str) -> float:
-    return math.floor(100 * loss + crc32(request_id.encode()) / 2**32) / 100
 
 
 def _short(label: Any) -> str:

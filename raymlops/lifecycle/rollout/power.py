@@ -1,14 +1,14 @@
 """What a rollout can show with a given traffic: which difference, and after how long there is a verdict. Pure.
 
 Owns the forecast and its words. It asks ``significance`` about the counts to be expected where both versions are
-equally good, so that it says what the rollout itself will decide. Where requests fail or labels differ it takes longer;
-a version that is worse may be found much sooner.
+equally good, so that it says what the rollout itself will decide. Where requests fail it takes longer; a version that
+is worse may be found much sooner.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from raymlops.lifecycle.rollout.significance import StepEvidence, find
@@ -39,6 +39,8 @@ class RecentTraffic(Record):
     """Share of slow answers."""
     labelled: float | None = None
     """Requests whose first label arrived in the last hour; None where labels do not arrive, or are not compared."""
+    answers: Losses = field(default_factory=Losses)
+    """The losses of the champion's newest labelled answers, some thousand at most."""
     late: LateLabels | None = None
     """Said where most labels arrive after their rows are removed."""
 
@@ -49,8 +51,8 @@ class StepPower(Record):
 
     weight: float
     bake_s: float
-    shows: dict[str, float]
-    """By question: the smallest difference that can be excluded after the bake."""
+    shows: dict[str, float | None]
+    """By question: the smallest difference that can be excluded after the bake, in the unit of its margin; or None."""
     verdict_s: float | None
     """When it passes, at ``bake_s`` or later; None: not within 30 days."""
 
@@ -71,8 +73,8 @@ def expected(
 ) -> list[Finding]:
     """Return the findings after so many seconds of a step, of counts as they are to be expected.
 
-    Half of the labelled answers are taken to be wrong, of which bounds are the widest. The canary's shares and its mean
-    loss are higher by ``worse``.
+    Labelled answers are taken to be as the champion's newest; without these nothing is said of quality. The canary's
+    shares are higher by ``worse``.
     """
     sides = [(round(traffic.requests * seconds / _HOUR_S * part), more) for part, more in _parts(weight, worse)]
     counts = [
@@ -80,9 +82,11 @@ def expected(
         for total, more in sides
     ]
     labelled = (traffic.labelled or 0.0) * seconds / _HOUR_S
-    losses = [_losses(round(labelled * part), 0.5 + more) for part, more in _parts(weight, worse)]
+    losses = [traffic.answers.times(labelled * part / max(1, traffic.answers.count)) for part in (weight, 1 - weight)]
     step = StepEvidence(weight, counts[0], counts[1], losses[0], losses[1])
-    return find([step], settings, labelled=traffic.labelled is not None)
+    found = find([step], settings, labelled=traffic.labelled is not None)
+    unknown = traffic.labelled and not traffic.answers.count
+    return [one for one in found if one.question != "quality" or not unknown]
 
 
 def in_words(traffic: RecentTraffic, settings: RolloutSection) -> tuple[str, ...]:
@@ -100,6 +104,12 @@ def in_words(traffic: RecentTraffic, settings: RolloutSection) -> tuple[str, ...
     ]
     if steps and traffic.labelled == 0:
         said.append("labels arrived in the last seven days, and none in the last hour: each step waits for them")
+    elif steps and traffic.labelled and traffic.answers.note:
+        said.append(f"quality cannot be judged yet: {traffic.answers.note}")
+    elif steps and traffic.labelled and not traffic.answers.gain > 0:
+        count, none = traffic.answers.count, "nothing over a blind predictor, so that a canary passes that is better"
+        gains = none if count else "an unknown part: none of their rows was found in the log"
+        said.append(f"by the champion's newest {count:,} labelled answers it gains {gains}")
     if steps and traffic.late is not None:
         said.append(traffic.late.sentence())
     return tuple(said)
@@ -110,7 +120,7 @@ def _step(traffic: RecentTraffic, weight: float, settings: RolloutSection) -> St
         return all(found.passed for found in expected(seconds, traffic, weight=weight, settings=settings))
 
     found = expected(settings.bake_s, traffic, weight=weight, settings=settings)
-    shows = {one.question: one.canary.upper - one.champion.lower for one in found}
+    shows = {one.question: one.most for one in found}
     return StepPower(weight, settings.bake_s, shows, _first(passes, max(1.0, settings.bake_s)))
 
 
@@ -134,19 +144,17 @@ def _parts(weight: float, worse: float) -> Sequence[tuple[float, float]]:
     return (weight, worse), (1 - weight, 0.0)
 
 
-def _losses(number: int, wrong: float) -> Losses:
-    bad = round(number * min(1.0, wrong))
-    return Losses(tuple((level, count) for level, count in ((0, number - bad), (100, bad)) if count))
-
-
 def _shown(step: StepPower, settings: RolloutSection) -> str:
     margins = {"errors": settings.error_margin, "slow": settings.slow_margin, "quality": settings.quality_margin}
     words = {
         "errors": "{:.1%} in errors (margin {:.1%})",
         "slow": "{:.1%} in slow answers (margin {:.1%})",
-        "quality": "at most {:.3f} in mean loss (margin {:.3f})",
+        "quality": "{:.0%} of what the champion gains over a blind predictor (margin {:.0%})",
     }
-    return ", ".join(words[question].format(value, margins[question]) for question, value in step.shows.items())
+    return ", ".join(
+        words[question].format(value, margins[question]) if value is not None else f"no difference in {question}"
+        for question, value in step.shows.items()
+    )
 
 
 def _verdict(step: StepPower, settings: RolloutSection) -> str:

@@ -14,12 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raymlops.bundle.loss import OwnLosses
 from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.lifecycle.live.log_owner import log_of
+from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.rollout.label_lag import late_labels
 from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
-from raymlops.lifecycle.rollout.loss_rule import unasked
+from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted, unasked
 from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
+from raymlops.predictions.counts import Losses
 from raymlops.serving.control.render import settings_of, slow_from
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 SPAN = timedelta(hours=1)
 READ_S = 10.0
 """Of reading the log; what was read by then is extrapolated."""
+ENOUGH = 2000
+"""Labelled answers by which those of a rollout are forecast."""
 _COLUMNS = ("row", "ts", "route", "model_seconds", "weight")
 
 
@@ -87,12 +92,12 @@ def recent_traffic(
                 break
     except NotFoundError:  # nothing was logged yet
         return RecentTraffic(0.0)
-    labelled, late = None, None
+    labelled, late, answers = None, None, Losses()
     if settings.quality_margin is not None and unasked(champion) is None:
-        labelled, late = _labelled(
+        labelled, late, answers = _labelled(
             Store(root), champion, since=since, now=now, salt=state_id, is_over=lambda: clock() - began > READ_S
         )
-    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled, late)
+    return RecentTraffic(requests * SPAN.total_seconds() / span_s, slow / max(1.0, requests), labelled, answers, late)
 
 
 def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
@@ -103,10 +108,10 @@ def _weights(batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
 
 def _labelled(
     store: Store, champion: Deployment, *, since: datetime, now: datetime, salt: str, is_over: Callable[[], bool]
-) -> tuple[float | None, LateLabels | None]:
-    """Return of how many logged requests the first label arrived since then, and whether half came too late.
+) -> tuple[float | None, LateLabels | None, Losses]:
+    """Return of how many logged requests the first label arrived since then, whether half came too late, and losses.
 
-    Both are None where labels do not arrive.
+    The first two are None where labels do not arrive.
     """
     from raymlops.predictions.labelled import load_labels
     from raymlops.predictions.partition import Faults
@@ -115,10 +120,10 @@ def _labelled(
 
     name, log = champion.name, settings_of(champion).log
     if not label_days(store, name, since=since - EXPECTED_FOR):
-        return None, None
+        return None, None, Losses()
     labels: Labels = load_labels(store, name, Faults(), since=since, max_bytes=MAX_LABEL_BYTES)
     if not len(labels.hashes):
-        return 0.0, None
+        return 0.0, None, Losses()
     fresh = labels.first_within(since, None)
     ids = labels.table["request_id"].filter(pa.array(fresh)).to_pylist()
     kept = [in_sample(request_id, log.sample, salt=salt) for request_id in ids]
@@ -128,4 +133,24 @@ def _labelled(
     if log.retention_days is not None and logged:
         days = log.retention_days
         late = late_labels(store, name, labels, fresh=fresh, retention_days=days, now=now, is_over=is_over)
-    return float(logged * labels.every), late
+    return float(logged * labels.every), late, _newest(store, champion, labels, is_over=is_over)
+
+
+def _newest(store: Store, champion: Deployment, labels: Labels, *, is_over: Callable[[], bool]) -> Losses:
+    """Return the losses of the newest labelled answers, as they are judged; none by a recipe's own loss."""
+    from raymlops.predictions.paths import prediction_hours
+    from raymlops.predictions.read import Reading
+
+    rule = rule_of(champion)
+    if rule.kind == "recipe":
+        return Losses(note="what the loss_of of the recipe says is asked in the rollout alone")
+    counted = Counted(rule, lambda _pairs: OwnLosses([]))
+    for hour in reversed(prediction_hours(store, champion.name, version=champion.version)):
+        if is_over():
+            break
+        span = {"since": hour.start, "until": hour.end, "version": champion.version}
+        for batch in Reading(store.uri, champion.name, **span, columns=COLUMNS, labels=labels, only_labelled=True):
+            counted.add(batch.to_pylist())
+        if counted.requests >= ENOUGH:
+            break
+    return sum(counted.losses().values(), Losses())

@@ -5,8 +5,12 @@ times of steps.
 
 The rollout's ``alpha`` is split: half for errors, a quarter each for slowness and quality. A canary as good as the
 champion is found harmful by any of them, in any step, at any look, with probability at most ``alpha`` (see
-``monitor.sequential``, which also says what that presumes). Harm below a tenth of the margin is no reason to
-stop, however certain it is.
+``monitor.sequential``, which also says what that presumes, and ``monitor.skill.gain`` for quality). Harm below a tenth
+of the margin is no reason to stop, however certain it is.
+
+The margin of quality is a part of what the champion gains over a blind predictor, one that knows the labels' shares (or
+the median of numbers) and nothing of a row. Whatever the losses are worth, a constant loses all of that, and exchanged
+ranks more than all. Beside a champion that gains nothing, a canary passes that is better.
 
 That promise is for ``sticky: request``. If callers keep to a version and differ (in simulations a fifth of them
 erred, the others never, a few sent most), an equally good version was aborted in 28% of rollouts with ten callers, in
@@ -28,15 +32,16 @@ smaller sample, as fair as the whole: evidence and bounds fall back to what it s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from raymlops.monitor.sequential import loss_harm, mean_bounds, rate_bounds, rate_harm
-from raymlops.predictions.counts import LEVELS, Counts, Losses
+from raymlops.monitor.sequential import rate_bounds, rate_harm
+from raymlops.monitor.skill.gain import log_harm, part_lost_at_most
+from raymlops.predictions.counts import Counts, Losses
 from raymlops.records import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from raymlops.config.serve import RolloutSection
 
@@ -44,9 +49,9 @@ RELEVANT = 0.1
 """Share of a margin below which harm is no reason to stop."""
 _PARTS = {"errors": 0.5, "slow": 0.25, "quality": 0.25}
 _WORDS = {"errors": "errors and rejected requests", "slow": "slow answers", "quality": "mean loss"}
+_GAIN = "what the champion gains over a blind predictor"
 _LARGEST = math.log(1e12)
 """Evidence is capped at this: JSON has no infinity."""
-_LEVELS = tuple(level / (LEVELS - 1) for level in range(LEVELS))
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,6 @@ class Side(Record):
     """Requests, or labelled ones."""
     value: float | None
     """Share of its requests, or mean loss; None without any."""
-    lower: float
-    upper: float
-    """Bounds of ``value``, that hold at all times."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,11 @@ class Finding(Record):
     """An equally good version ever reaches this in at most one of this many rollouts (an e-value)."""
     limit: float
     excess: float
-    """The canary's value less the champion's: at this step or over all, whichever is more."""
+    """By how much the canary is worse, in the unit of the margin: at this step or over all, whichever is more."""
+    most: float | None
+    """By how much it is worse at most, surely, at this step; None where nothing bounds it."""
     margin: float
+    """A share of the requests, or of quality the part of the champion's gain over a blind predictor."""
     clipped: tuple[bool, bool] = (False, False)
     """Whether most losses of the canary, and of the champion, do not measure their errors."""
 
@@ -117,22 +122,25 @@ class Finding(Record):
     @property
     def passed(self) -> bool:
         """Return whether it is worse by no more than the margin, surely; never where most losses are clipped."""
-        return self.canary.upper - self.champion.lower <= self.margin and not any(self.clipped)
+        return self.most is not None and self.most <= self.margin and not any(self.clipped)
 
     @property
     def harm(self) -> str:
         """Return by how much it is worse, and how sure that is."""
         sides = (f"{self._number(side.value)} of {side.count:,}" for side in (self.canary, self.champion))
+        lost = f", {self.excess:.0%} of {_GAIN} is lost" if self.question == "quality" else ""
         return (
-            f"{self._words} {' against '.join(sides)} {self._unit} at this step; an equally good version ever shows "
-            f"as much in at most 1 of {self.evidence:,.0f} rollouts, and 1 of {self.limit:,.0f} is the limit"
+            f"{self._words} {' against '.join(sides)} {self._unit} at this step{lost}; an equally good version ever "
+            f"shows as much in at most 1 of {self.evidence:,.0f} rollouts, and 1 of {self.limit:,.0f} is the limit"
         )
 
     @property
     def bounds(self) -> str:
         """Return what is known of both."""
-        upper, lower = self._number(self.canary.upper), self._number(self.champion.lower)
-        return f"{self._words} at most {upper} against at least {lower}"
+        if self.question == "quality":
+            return f"{'an unknown part' if self.most is None else f'at most {self.most:.0%}'} of {_GAIN} is lost"
+        most = "by an unknown share" if self.most is None else f"at most {self.most:.2%} above the champion's"
+        return f"{self._words} {most}"
 
     @property
     def lack(self) -> str:
@@ -143,11 +151,10 @@ class Finding(Record):
                 f"no verdict on quality: most losses of the {whose} are clipped at 1, which says that errors are large "
                 f"and not how large; {self.bounds}"
             )
-        difference = (self.canary.value or 0.0) - (self.champion.value or 0.0)
-        few = "too few " if difference <= self.margin / 2 else ""
+        few = "too few " if self.excess <= self.margin / 2 else ""
         return (
             f"{few}{self._unit}, {self.canary.count:,} of the canary and {self.champion.count:,} of the champion: "
-            f"{self.bounds}, and {self._number(self.margin)} more is allowed"
+            f"{self.bounds}, and {self.margin:.2%} is allowed"
         )
 
     @property
@@ -161,7 +168,7 @@ class Finding(Record):
     def _number(self, value: float | None) -> str:
         if value is None:
             return "nothing"
-        return f"{value:.3f}" if self.question == "quality" else f"{value:.2%}"
+        return f"{value:.4g}" if self.question == "quality" else f"{value:.2%}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -177,19 +184,15 @@ def find(steps: Sequence[StepEvidence], settings: RolloutSection, *, labelled: b
     answer was: if most are, there is no verdict, unless they are the canary's alone, which can only be harm. A late
     answer of the canary is a slow one: the champion's that take as long are slow too.
     """
-    errors = [_shares(step, "errors", "refused") for step in steps]
-    slow = [_shares(step, "slow", "late") for step in steps]
+    errors = [_Shares.of(step, "errors", "refused") for step in steps]
+    slow = [_Shares.of(step, "slow", "late") for step in steps]
     findings = [
-        _finding("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
-        _finding("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
+        _of_shares("errors", errors, alpha=settings.alpha, margin=settings.error_margin),
+        _of_shares("slow", slow, alpha=settings.alpha, margin=settings.slow_margin),
     ]
     counted = any(step.canary_losses.count and step.champion_losses.count for step in steps)
     if settings.quality_margin is not None and (counted or labelled):
-        means = [_means(step) for step in steps]
-        quality = _finding("quality", means, alpha=settings.alpha, margin=settings.quality_margin)
-        champion = sum((step.champion_losses for step in steps), Losses())
-        clipped = (steps[-1].canary_losses.mostly_clipped, champion.mostly_clipped)
-        findings.append(replace(quality, clipped=clipped))
+        findings.append(_of_gains(steps, alpha=settings.alpha, margin=settings.quality_margin))
     return findings
 
 
@@ -200,78 +203,50 @@ def note_on_quality(steps: Sequence[StepEvidence]) -> str:
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """Requests of one version at one step, as a question sees them."""
-
-    count: int
-    mean: float
-    """Share of events, or mean loss; 0 without requests."""
-    bounds: Callable[[float], tuple[float, float]]
-    """Of the mean, by alpha."""
-
-    def side(self, alpha: float) -> Side:
-        return Side(self.count, self.mean if self.count else None, *self.bounds(alpha))
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Both versions at one step."""
+class _Shares:
+    """The shares of requests with an event, of both versions at one step: events and requests of each."""
 
     weight: float
-    canary: _Sample
-    champion: _Sample
-    harm: Callable[[float], float]
-    """The log of the evidence that the canary is worse, by the probability with which a request falls to it."""
+    canary: tuple[int, int]
+    champion: tuple[int, int]
+
+    @classmethod
+    def of(cls, step: StepEvidence, *events: str) -> _Shares:
+        """Count requests with any of these events; impossible counts are clamped."""
+
+        def pair(counts: Counts) -> tuple[int, int]:
+            total = max(0, counts.requests)
+            return min(total, max(0, sum(getattr(counts, event) for event in events))), total
+
+        return cls(step.weight, pair(step.canary), pair(step.champion))
 
     @property
     def sizes(self) -> tuple[int, int]:
-        return self.canary.count, self.champion.count
+        return self.canary[1], self.champion[1]
+
+    @property
+    def difference(self) -> float:
+        return self.canary[0] / max(1, self.canary[1]) - self.champion[0] / max(1, self.champion[1])
+
+    def harm(self, weight: float) -> float:
+        """Return the log of the evidence that the canary is worse, if a request falls to it with this probability."""
+        return float(rate_harm(self.canary, self.champion, weight=weight))
+
+    @property
+    def observed(self) -> float:
+        """Return the canary's share of the requests."""
+        return self.canary[1] / max(1, sum(self.sizes))
 
 
-def _shares(step: StepEvidence, *events: str) -> _Comparison:
-    """Compare the share of requests with any of these events; impossible counts are clamped."""
-
-    def pair(counts: Counts) -> tuple[int, int]:
-        total = max(0, counts.requests)
-        return min(total, max(0, sum(getattr(counts, event) for event in events))), total
-
-    def sample(number: int, total: int) -> _Sample:
-        return _Sample(total, number / max(1, total), lambda alpha: rate_bounds(number, total, alpha=alpha))
-
-    canary, champion = pair(step.canary), pair(step.champion)
-    return _Comparison(
-        step.weight,
-        sample(*canary),
-        sample(*champion),
-        harm=lambda weight: float(rate_harm(canary, champion, weight=weight)),
-    )
-
-
-def _means(step: StepEvidence) -> _Comparison:
-    """Compare the mean losses of labelled requests."""
-
-    def sample(losses: Losses) -> _Sample:
-        levels, numbers = [_LEVELS[level] for level, _ in losses.levels], [number for _, number in losses.levels]
-        mean = losses.mean if losses.count else 0.0
-        return _Sample(losses.count, mean, lambda alpha: mean_bounds(numbers, levels=levels, alpha=alpha))
-
-    canary, champion = _row(step.canary_losses), _row(step.champion_losses)
-    return _Comparison(
-        step.weight,
-        sample(step.canary_losses),
-        sample(step.champion_losses),
-        harm=lambda weight: float(loss_harm(canary, champion, levels=_LEVELS, weight=weight)),
-    )
-
-
-def _finding(question: str, steps: Sequence[_Comparison], *, alpha: float, margin: float) -> Finding:
+def _of_shares(question: str, steps: Sequence[_Shares], *, alpha: float, margin: float) -> Finding:
     alpha *= _PARTS[question]
     evidence = sum(step.harm(step.weight) for step in steps)
     if evidence >= -math.log(alpha):
         # Callers that keep to a version may send another share of the requests than theirs of the callers: only
         # evidence with both shares counts. If requests are assigned at random, both are about the same.
-        evidence = sum(min(step.harm(step.weight), step.harm(_observed(step))) for step in steps)
-    canary, champion = (sample.side(alpha / 2) for sample in (steps[-1].canary, steps[-1].champion))
+        evidence = sum(min(step.harm(step.weight), step.harm(step.observed)) for step in steps)
+    canary, champion = (Side(total, events / total if total else None) for events, total in _sides(steps[-1]))
+    upper, lower = (rate_bounds(*side, alpha=alpha / 2) for side in _sides(steps[-1]))
     return Finding(
         question=question,
         canary=canary,
@@ -279,28 +254,60 @@ def _finding(question: str, steps: Sequence[_Comparison], *, alpha: float, margi
         evidence=math.exp(min(evidence, _LARGEST)),
         limit=1 / alpha,
         excess=max(_excess(steps), _excess(steps[-1:])),
+        most=upper[1] - lower[0],
         margin=margin,
     )
 
 
-def _observed(step: _Comparison) -> float:
-    canary, champion = step.sizes
-    return canary / max(1, canary + champion)
+def _sides(step: _Shares) -> tuple[tuple[int, int], tuple[int, int]]:
+    return step.canary, step.champion
 
 
-def _excess(steps: Sequence[_Comparison]) -> float:
-    """Return the difference, averaged over steps by their requests.
+def _of_gains(steps: Sequence[StepEvidence], *, alpha: float, margin: float) -> Finding:
+    alpha *= _PARTS["quality"]
+    now = steps[-1].canary_losses, steps[-1].champion_losses
+    canary, champion = (
+        sum((one.canary_losses for one in steps), Losses()),
+        sum((one.champion_losses for one in steps), Losses()),
+    )
+    evidence = log_harm(
+        [(one.canary_losses.gains, one.champion_losses.gains) for one in steps],
+        level=alpha,
+        largest=max(canary.largest, champion.largest),
+    )
+    return Finding(
+        question="quality",
+        canary=Side(now[0].count, now[0].mean if now[0].count else None),
+        champion=Side(now[1].count, now[1].mean if now[1].count else None),
+        evidence=math.exp(min(float(evidence), _LARGEST)),
+        limit=1 / alpha,
+        excess=max(_part_lost(steps), _part_lost(steps[-1:])),
+        most=part_lost_at_most(now[0].gains, now[1].gains, level=alpha),
+        margin=margin,
+        clipped=(now[0].mostly_clipped, champion.mostly_clipped),
+    )
 
-    Not that of the sums over all steps: a bad hour at a step with many canary requests would count against it.
+
+def _part_lost(steps: Sequence[StepEvidence]) -> float:
+    """Return the part of the champion's gain that is lost; 1 of a champion that gains nothing, where any is lost."""
+    both = [
+        (one.canary_losses, one.champion_losses)
+        for one in steps
+        if one.canary_losses.count and one.champion_losses.count
+    ]
+    lost = _mean([(ours.count + theirs.count, theirs.gain - ours.gain) for ours, theirs in both])
+    gain = _mean([(ours.count + theirs.count, theirs.gain) for ours, theirs in both])
+    return lost / gain if gain > 0 else float(lost > 0)
+
+
+def _excess(steps: Sequence[_Shares]) -> float:
+    return _mean([(sum(step.sizes) if all(step.sizes) else 0, step.difference) for step in steps])
+
+
+def _mean(parts: Sequence[tuple[int, float]]) -> float:
+    """Return the mean over steps by their requests.
+
+    Not the difference of the sums over all steps: a bad hour at a step with many canary requests would count against
+    the canary.
     """
-    sizes = [sum(step.sizes) if all(step.sizes) else 0 for step in steps]
-    differences = (step.canary.mean - step.champion.mean for step in steps)
-    return sum(size * difference for size, difference in zip(sizes, differences, strict=True)) / max(1, sum(sizes))
-
-
-def _row(losses: Losses) -> list[int]:
-    """Return the number of losses at each level."""
-    row = [0] * LEVELS
-    for level, number in losses.levels:
-        row[level] = number
-    return row
+    return sum(size * value for size, value in parts) / max(1, sum(size for size, _ in parts))

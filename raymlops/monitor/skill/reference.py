@@ -19,7 +19,7 @@ from raymlops.monitor.skill.scored import SCORES, Metric, base_by_class, base_ru
 from raymlops.profiles.slices import Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -197,6 +197,22 @@ def calibrated(
         clusters=blocks,
     )
     return Calibrated(known, float(estimated.mean()), error)
+
+
+def blind_losses(rule: AnswerLoss, labels: Sequence[Any], known: QualityReference | None = None) -> Floats | None:
+    """Return the loss at each of these labels of a predictor that knows nothing but their shares, or their median.
+
+    By a recipe's own loss it is that of the test rows, where they are ``known``; else None.
+    """
+    if rule.kind == "recipe":
+        return None if known is None else known.metrics["loss"].base[known.classes.codes(rule, labels)]
+    truths = [rule.class_of(label) for label in labels]
+    if rule.kind == "number" and rule.scale:
+        return median_losses(truths, scale=rule.scale)
+    places = {truth: at for at, truth in enumerate(dict.fromkeys(truths))}
+    codes = np.array([places[truth] for truth in truths], dtype=np.int64)
+    base = base_by_class(rule, "loss", label_shares(codes, classes=len(places)))
+    return None if base is None else base[codes]
 
 
 def base_loss(

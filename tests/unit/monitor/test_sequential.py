@@ -6,10 +6,7 @@ import pytest
 from scipy import special, stats
 
 from raymlops.monitor.sequential import (
-    LOSS_CENTRES,
     RATE_CENTRES,
-    loss_harm,
-    mean_bounds,
     rate_bounds,
     rate_harm,
 )
@@ -35,10 +32,6 @@ def test_evidence_is_the_product_of_bets_over_requests():
     requests = [(True, 1), (False, 0), (False, 1), (True, 0), (True, 1), (False, 0)]
     assert math.exp(rate_harm((2, 3), (1, 3), weight=0.3)) == pytest.approx(
         by_hand(requests, weight=0.3, centres=RATE_CENTRES)
-    )
-    losses = [(True, 0.5), (True, 1.0), (False, 0.0), (False, 0.5)]
-    assert math.exp(loss_harm([0, 1, 1], [1, 1, 0], levels=(0.0, 0.5, 1.0), weight=0.3)) == pytest.approx(
-        by_hand(losses, weight=0.3, centres=LOSS_CENTRES)
     )
 
 
@@ -125,22 +118,6 @@ def test_bounds_hold_at_all_looks():
     assert (bounds[..., 1] < 0.05).any(1).mean() <= 0.05
 
 
-def test_bounds_of_a_mean_hold_and_close_in():
-    """The mean 0.25 of 0, 0.25 and 0.5 lies between them, and the width falls about as the root of the number."""
-    widths = []
-    for number in (100, 10_000):
-        lower, upper = mean_bounds([number, 2 * number, number], levels=(0.0, 0.25, 0.5), alpha=0.01)
-        assert 0 <= lower < 0.25 < upper <= 1
-        widths.append(upper - lower)
-    assert 7 < widths[0] / widths[1] < 13
-
-
-def test_losses_of_0_and_1_have_bounds_like_shares():
-    """Two ways to the same: within a fifth of each other's width."""
-    shares, means = rate_bounds(200, 1000, alpha=0.01), mean_bounds([800, 200], levels=(0.0, 1.0), alpha=0.01)
-    assert means[1] - means[0] == pytest.approx(shares[1] - shares[0], rel=0.2)
-
-
 def test_nothing_counted_bounds_nothing():
     """No request may have any share of errors."""
-    assert rate_bounds(0, 0, alpha=0.01) == mean_bounds([], levels=[], alpha=0.01) == (0.0, 1.0)
+    assert rate_bounds(0, 0, alpha=0.01) == (0.0, 1.0)

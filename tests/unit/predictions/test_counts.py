@@ -1,8 +1,6 @@
 import json
 import math
 
-import pytest
-
 from raymlops.predictions.counts import Counts, Losses
 
 
@@ -24,38 +22,29 @@ def test_counts_of_another_version_of_raymlops_are_read():
     assert Counts.from_dict(json.loads(json.dumps(Counts(1, 2, 3, 4, 0.5).to_dict()))) == Counts(1, 2, 3, 4, 0.5)
 
 
-def test_losses_are_kept_in_hundredths():
-    """0.254 and 0.25 are one level; outside is the nearer end, NaN the worst: (0.25 + 0.25 + 0 + 1 + 1) / 5 = 0.5."""
-    losses = Losses.of([0.254, 0.25, -1.0, 7.0, math.nan])
-    assert losses.levels == ((0, 1), (25, 2), (100, 2))
-    assert (losses.count, losses.mean) == (5, 0.5)
+def test_losses_are_kept_as_sums_of_powers_of_gains():
+    """Gains .25 and -.5 by blind losses of .5: 2, -.25, .0625 + .25, .015625 - .125, .00390625 + .0625."""
+    losses = Losses.of([0.25, 1.0], [0.5, 0.5])
+    assert losses.gains == (2.0, -0.25, 0.3125, -0.109375, 0.06640625)
+    assert (losses.count, losses.mean, losses.gain, losses.largest) == (2, 0.625, -0.125, 0.5)
     assert math.isnan(Losses().mean)
+    assert math.isnan(Losses().gain)
 
 
 def test_losses_add_up_and_come_back():
-    """What two replicas saw is what one would have seen; damaged levels are left out."""
-    assert Losses.of([0.1, 0.2]) + Losses.of([0.2]) == Losses.of([0.1, 0.2, 0.2])
-    losses = Losses.of([0.1, 0.2, 0.2])
+    """What two replicas saw is what one would have seen; what an older raymlops wrote has none."""
+    losses = Losses.of([0.25, 0.5, 0.5], [0.5] * 3)
+    assert Losses.of([0.25, 0.5], [0.5] * 2) + Losses.of([0.5], [0.5]) == losses
     assert Losses.from_dict(json.loads(json.dumps(losses.to_dict()))) == losses
-    assert Losses.from_dict({"7": 2, "101": 1, "x": 1, "8": -3, "9": None}) == Losses(((7, 2),))
+    assert Losses.from_dict({"7": 2, "note": "why"}) == Losses(note="why")
+    assert losses.times(2) == losses + losses
 
 
 def test_why_there_are_none_comes_back_too():
-    """With how many are no measure; what an older raymlops wrote has neither."""
-    losses = Losses.of([1.0, 1.0, 0.2], clipped=2, note="why")
+    """With how many are no measure."""
+    losses = Losses.of([1.0, 1.0, 0.25], [0.5] * 3, clipped=2, note="why")
     assert Losses.from_dict(json.loads(json.dumps(losses.to_dict()))) == losses
     assert losses.mostly_clipped
-    assert losses + Losses.of([0.0] * 2, note="other") == Losses.of([1.0, 1.0, 0.2, 0.0, 0.0], clipped=2, note="why")
-    assert not (losses + Losses.of([0.0] * 2)).mostly_clipped
+    assert (losses + Losses.of([0.0] * 2, [0.5] * 2, note="other")).note == "why"
+    assert not (losses + Losses.of([0.0] * 2, [0.5] * 2)).mostly_clipped
     assert not Losses().mostly_clipped
-
-
-def test_a_mean_of_a_sample_is_by_weight():
-    """(1 x 0.2 + 10 x 0.4) / 11 = 0.3818; with two of weight 1 and loss 1 it is (4.2 + 2) / 13; counts stay counts."""
-    sample = Losses.of([0.2, 0.4], weights=[1.0, 10.0])
-    assert sample.mean == pytest.approx(4.2 / 11)
-    both = sample + Losses.of([1.0, 1.0])
-    assert (both.count, both.mean) == (4, pytest.approx(6.2 / 13))
-    assert Losses.from_dict(json.loads(json.dumps(both.to_dict()))) == both
-    assert Losses.of([0.2, 0.4], weights=[1.0, 1.0]) == Losses.of([0.2, 0.4])
-    assert "weighted" not in Losses.of([0.2]).to_dict()

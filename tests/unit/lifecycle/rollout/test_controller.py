@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from canaries import beside, share, take_back, version_of
+from canary_worlds import judged
 from fake_serve import FakeServe
 from states import converge, copied, deploy, marks, opened, unmark
 from stored import put
@@ -19,7 +20,6 @@ from raymlops.lifecycle.rollout.canary import TrafficRequest
 from raymlops.lifecycle.rollout.controller import ALIAS_EVERY_S, IDLE_S, ROUND_S, Controller
 from raymlops.lifecycle.rollout.evidence import Reports, epoch_of
 from raymlops.lifecycle.rollout.loss_reader import LogLosses, Window
-from raymlops.predictions.counts import Losses
 from raymlops.records import ModelVersionRef
 from raymlops.state.audit import changes_of
 from raymlops.state.keys import create_key, revoke_key
@@ -509,8 +509,8 @@ class Readings(list):
         self.pop(0)[1]()
 
 
-EQUAL = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 500)}
-WORSE = {1: Losses.of([0.0] * 500), 2: Losses.of([1.0] * 500)}
+EQUAL = {1: judged(500), 2: judged(500)}
+WORSE = {1: judged(500), 2: judged(0, 500)}
 
 
 def found(losses, asked=None):
@@ -544,7 +544,7 @@ def test_labels_are_read_for_each_step(state, serve, rollout):
     steering.step(at(70))
     assert asked[-1] == ("m", [Window(START, began), Window(began, None)])
     assert newest(state).status == "aborted"
-    assert "mean loss 1.000 of 500 against 0.000" in newest(state).reason
+    assert "mean loss 1 of 500 against 0 of 500" in newest(state).reason
 
 
 def test_labels_are_not_read_without_a_margin_for_quality(state, serve):
@@ -650,7 +650,7 @@ def test_losses_that_a_controller_read_are_known_to_the_next_one(state, serve, r
     """The log is away as it starts: evidence of worse answers stands."""
     reports = Reports()
     told(reports, rollout, canary=GOOD)
-    few = {1: Losses.of([0.0] * 500), 2: Losses.of([0.0] * 3)}
+    few = {1: judged(500), 2: judged(3)}
     controller(state, serve, reports, losses=found(few), start=at_once).step(at(30))
     controller(state, serve, reports, losses=away, start=at_once).step(at(70))
     assert (newest(state).status, line_up(state)[2]) == ("running", ("warm", 0.1))

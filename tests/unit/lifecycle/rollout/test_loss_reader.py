@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from canary_worlds import judged
 
 from raymlops.errors import StorageError
 from raymlops.lifecycle.rollout.loss_reader import LogLosses, LossReader, LossReport, Window, in_thread
@@ -13,7 +14,7 @@ from raymlops.predictions.counts import Losses
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WINDOW = Window(START, None)
-SOME = {1: Losses.of([0.0]), 2: Losses.of([1.0])}
+SOME = {1: judged(1), 2: judged(0, 1)}
 
 
 def at(seconds):
@@ -76,7 +77,7 @@ def test_whoever_asks_gets_what_the_last_reading_found(log):
 
 def test_losses_of_a_window_that_was_not_read_are_those_from_before(log):
     """A step that has ended since; but a version without any label in one that was read has none."""
-    before = Losses.of([0.5])
+    before = judged(3, 4)
     report = LossReport({WINDOW: {1: SOME[1]}})
     assert report.of(1, Window(START, at(9)), before=before) == before
     assert report.of(2, WINDOW, before=before) == Losses()

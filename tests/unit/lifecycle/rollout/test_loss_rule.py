@@ -16,15 +16,16 @@ from raymlops.bundle.loss import OwnLosses
 from raymlops.bundle.write import write_bundle
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.quality.answers import rule_of
+from raymlops.lifecycle.registration.quality import of_answers
 from raymlops.lifecycle.rollout.loss_rule import Counted, unasked
 from raymlops.lifecycle.rollout.significance import StepEvidence, find
-from raymlops.predictions.counts import Losses
 from raymlops.signature import Signature
 from raymlops.state.store import Deployment
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATE = AnswerLoss("probability", "late", ("probability",), positive=True, negative=False)
 PRICE = AnswerLoss("number", "price", scale=10.0)
+RECIPE = AnswerLoss("recipe")
 
 
 def row(request, output, label, *, version=1, route="champion", fallback_from=None, second=0, caller=None):
@@ -44,51 +45,63 @@ def late(request, probability, label, **of):
     return row(request, {"probability": probability, "late": probability >= 0.5}, label, **of)
 
 
-def counted(rows, rule=LATE, ask=None):
-    found = Counted(rule, ask or (lambda pairs: OwnLosses([])))
+def counted(rows, rule=LATE, ask=None, known=None):
+    found = Counted(rule, ask or (lambda pairs: OwnLosses([])), known)
     found.add(rows)
     return found.losses()
+
+
+def means(rows, rule=LATE):
+    """Return how many requests of each version have a loss, and its mean."""
+    return {version: (losses.count, pytest.approx(losses.mean)) for version, losses in counted(rows, rule).items()}
 
 
 def test_a_request_has_one_loss_however_many_rows_it_has():
     """0.16, 0.04 and 0.01 are 0.07 in the mean; the other request counts as much, with its single row."""
     rows = [late("a", 0.6, 1), late("a", 0.2, 0), late("a", 0.1, 0), late("b", 0.5, 1)]
-    assert counted(rows) == {1: Losses.of([0.07, 0.25])}
+    assert means(rows) == {1: (2, 0.16)}
 
 
-def test_requests_of_a_sample_have_their_weight():
-    """The share that is logged was raised from a tenth to all: (10 x 0.04 + 0.25) / 11; an older row has no weight."""
-    rows = [late("a", 0.8, 1) | {"weight": 10.0}, late("b", 0.5, 1)]
-    found = counted(rows)[1]
-    assert found == Losses.of([0.04, 0.25], weights=[10.0, 1.0])
-    assert found.mean == pytest.approx(0.65 / 11)
+def test_a_request_gains_what_a_blind_predictor_loses_more():
+    """Labels 1, 1, 0 and 0: blind is one half, and loses .25 of each row; of the rows of "a" .25 - (.16 + .04) / 2."""
+    rows = [late("a", 0.6, 1), late("a", 0.2, 0), late("b", 1.0, 1), late("c", 1.0, 0, version=2, route="canary")]
+    found = counted(rows)
+    assert {version: losses.gain for version, losses in found.items()} == pytest.approx({1: 0.2, 2: -0.75})
+    assert found[2].largest == pytest.approx(0.75)
+
+
+def test_a_blind_number_is_the_median():
+    """Of 0, 10 and 40 it is 10: 1, 0 and, clipped at the scale of 10, 1."""
+    rows = [row(name, {"price": 10.0}, label) for name, label in (("a", 0.0), ("b", 10.0), ("c", 40.0))]
+    assert counted(rows, PRICE)[1].gains[1] == pytest.approx(0.0)
+    assert counted([*rows, row("d", {"price": 40.0}, 40.0)], PRICE)[1].gains[1] == pytest.approx(1.0)
 
 
 def test_each_version_has_its_own_requests():
     rows = [late("a", 1.0, 1), late("b", 0.0, 1, version=2, route="canary")]
-    assert counted(rows) == {1: Losses.of([0.0]), 2: Losses.of([1.0])}
+    assert means(rows) == {1: (1, 0), 2: (1, 1)}
 
 
 def test_a_retry_under_the_same_id_counts_once():
     """The same answer twice, and of two versions' the one that came first, in whatever order they are read."""
-    assert counted([late("a", 0.9, 1), late("a", 0.9, 1, second=2)]) == {1: Losses.of([0.01])}
+    assert means([late("a", 0.9, 1), late("a", 0.9, 1, second=2)]) == {1: (1, 0.01)}
     rows = [late("a", 1.0, 1, second=2), late("a", 0.0, 1, version=2, route="canary"), late("a", 1.0, 1, second=3)]
-    assert counted(rows) == {2: Losses.of([1.0])}
+    assert means(rows) == {2: (1, 1)}
 
 
 @pytest.mark.parametrize("ours", [{}, {"version": 2, "route": "canary"}], ids=["champion", "canary"])
 def test_of_an_id_that_is_used_again_the_first_answer_alone_counts(ours):
     """An order's number, asked again for other rows: else the version that answers more of them had more to add."""
     rows = [late("a", 1.0, 1, **ours), late("a", 1.0, 1, **ours), late("a", 0.0, 1, second=9, **ours)]
-    (found,) = counted(rows).values()
-    assert found == Losses.of([0.0])
+    (found,) = means(rows).values()
+    assert found == (1, 0.0)
     assert counted(rows[::-1]) == counted(rows)
 
 
 def test_an_id_of_another_caller_is_another_request():
     """Two shops that number their orders from 1; nobody takes away what another one's answers show."""
     rows = [late("1", 1.0, 1, caller="shop"), late("1", 0.0, 1, second=1, caller="store")]
-    assert counted(rows) == {1: Losses.of([0.0, 1.0])}
+    assert means(rows) == {1: (2, 0.5)}
 
 
 def test_equally_good_versions_have_equal_losses_where_ids_are_used_again():
@@ -104,22 +117,15 @@ def test_equally_good_versions_have_equal_losses_where_ids_are_used_again():
     assert {version: losses.mean for version, losses in counted(rows).items()} == {1: 1.0, 2: 1.0}
 
 
-def test_means_of_small_losses_are_kept():
-    """0.0049 in the mean, of an event in no row: rounded to the nearest hundredth it was 0, as that of 0.0001."""
-    means = [counted([late(f"r{i}", p, 0) for i in range(20_000)])[1].mean for p in (0.07, 0.01)]
-    assert means == pytest.approx([0.0049, 0.0001], abs=0.0015)
-    same = [late("a", 0.53, 1), late("b", 0.53, 1, version=2, route="canary")]
-    assert all(losses.mean == pytest.approx(0.22, abs=0.01) for losses in counted(same).values())
-
-
 @pytest.mark.parametrize("of", [{"route": "shadow"}, {"route": "pinned"}, {"fallback_from": 2}])
 def test_what_chance_did_not_give_to_a_version_counts_for_none(of):
-    assert counted([late("a", 0.9, 1, **of), late("b", 0.9, 1)]) == {1: Losses.of([0.01])}
+    assert means([late("a", 0.9, 1, **of), late("b", 0.9, 1)]) == {1: (1, 0.01)}
 
 
 def test_a_request_is_clipped_where_most_of_its_errors_are_beyond_the_scale():
     rows = [row("a", {"price": value}, 0.0) for value in (50.0, 80.0, 1.0)] + [row("b", {"price": 2.0}, 0.0)]
-    assert counted(rows, PRICE) == {1: Losses.of([0.7, 0.2], clipped=1)}
+    assert means(rows, PRICE) == {1: (2, 0.45)}
+    assert counted(rows, PRICE)[1].clipped == 1
 
 
 def test_labels_that_fit_nothing_are_said():
@@ -127,8 +133,8 @@ def test_labels_that_fit_nothing_are_said():
     unlike = [late("a", 0.9, "maybe"), late("b", 0.9, None)]
     note = counted(unlike)[None].note
     assert note.startswith('none of 2 labels, such as "maybe", can be compared with its answer')
-    assert counted([*unlike, late("c", 0.9, True)]) == {1: Losses.of([0.01])}
-    assert counted([]) == {}
+    assert means([*unlike, late("c", 0.9, True)]) == {1: (1, 0.01)}
+    assert means([]) == {}
 
 
 def test_a_recipe_is_asked_itself_and_its_failures_count_and_are_told():
@@ -140,10 +146,18 @@ def test_a_recipe_is_asked_itself_and_its_failures_count_and_are_told():
         return OwnLosses([0.25, None, math.nan, math.nan], "Mine.loss_of() raised KeyError: 'x'")
 
     rows = [row(name, {"y": 1.0}, 1) for name in "abcd"]
-    losses = counted(rows, AnswerLoss("recipe"), ask)[1]
+    known = of_answers(RECIPE, [{"y": 1.0}] * 80, [0, 1] * 40, own=lambda output, label: abs(output["y"] - label) / 2)
+    losses = counted(rows, RECIPE, ask, known)[1]
     assert asked == [({"y": 1.0}, 1)] * 4
-    assert losses == Losses.of([0.25, 1.0, 1.0], clipped=2, note="Mine.loss_of() raised KeyError: 'x'")
+    assert (losses.count, losses.mean, losses.clipped) == (3, 0.75, 2)
+    assert losses.note == "Mine.loss_of() raised KeyError: 'x'"
     assert losses.mostly_clipped
+    assert losses.gain == pytest.approx(known.metrics["loss"].base[1] - 0.75)
+
+
+def test_without_test_rows_a_recipes_own_loss_has_no_blind_predictor():
+    found = counted([row("a", {"y": 1.0}, 1)], RECIPE, lambda pairs: OwnLosses([0.25]))
+    assert "keeps no test rows" in found[None].note
 
 
 def deployed(tmp_path, serve=None, **changes):

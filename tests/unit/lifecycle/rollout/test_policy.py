@@ -3,7 +3,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from canary_worlds import World, even, run, sticky
+from canary_worlds import World, even, judged, run, sticky
 
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.live.rollouts import begin
@@ -123,26 +123,26 @@ def test_a_bake_longer_than_the_wait_is_waited_for():
 
 def test_a_higher_loss_is_found_where_there_are_labels():
     """0.4 against 0.1 of 200 and 1,800 labelled requests."""
-    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    worse = replace(GOOD, canary_losses=judged(120, 80), champion_losses=judged(1620, 180))
     decision = asked(worse, 60)
     assert decision.action == "abort"
-    assert "mean loss 0.400 of 200 against 0.100 of 1,800 labelled requests" in decision.reason
+    assert "mean loss 0.4 of 200 against 0.1 of 1,800 labelled requests" in decision.reason
 
 
 def test_evidence_of_worse_answers_outlives_the_step_that_showed_it():
     """The next step has no label yet, and is aborted by those of the first; with good ones it waits for its own."""
-    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    worse = replace(GOOD, canary_losses=judged(120, 80), champion_losses=judged(1620, 180))
     half = StepEvidence(0.5, Counts(15_000, 15, 150), Counts(15_000, 15, 150))
     assert asked([worse, half], 1, which=rollout(1)).action == "abort"
-    good = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
+    good = replace(GOOD, canary_losses=judged(200), champion_losses=judged(1800))
     assert [asked([good, half], seconds, which=rollout(1)).action for seconds in (600, 3600)] == ["wait", "wait"]
-    labelled = replace(half, canary_losses=Losses(((0, 900),)), champion_losses=Losses(((0, 900),)))
-    assert asked([good, labelled], 3600, which=rollout(1)).action == "promote"
+    more = replace(half, canary_losses=judged(900), champion_losses=judged(900))
+    assert asked([good, more], 3600, which=rollout(1)).action == "promote"
 
 
 def test_labels_too_few_for_a_verdict_hold_a_step():
     """As too few requests do: a version that is worse by its answers would pass on them."""
-    few = replace(GOOD, canary_losses=Losses.of([0.0, 1.0]), champion_losses=Losses.of([0.0] * 9 + [1.0] * 9))
+    few = replace(GOOD, canary_losses=judged(1, 1), champion_losses=judged(9, 9))
     assert [asked(few, seconds).action for seconds in (600, 3599, 3600)] == ["wait", "wait", "wait"]
     assert "held: no verdict after 3,600 s: too few labelled requests, 2 of the canary" in asked(few, 3600).reason
     ends = rollout(on_no_verdict="abort")
@@ -160,9 +160,9 @@ def test_labels_that_come_hours_later_are_waited_for():
 
     assert [decided(GOOD, seconds).action for seconds in (600, 3600, 4 * 3600)] == ["wait", "wait", "wait"]
     assert "too few labelled requests, 0 of the canary and 0 of the champion" in decided(GOOD, 600).reason
-    labelled = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
-    assert decided(labelled, 5 * 3600).action == "advance"
-    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    known = replace(GOOD, canary_losses=judged(200), champion_losses=judged(1800))
+    assert decided(known, 5 * 3600).action == "advance"
+    worse = replace(GOOD, canary_losses=judged(120, 80), champion_losses=judged(1620, 180))
     assert decided(worse, 5 * 3600).action == "abort"
     none = Losses(note="labels such as 'x' cannot be compared")
     incomparable = replace(GOOD, canary_losses=none, champion_losses=none)
@@ -172,16 +172,16 @@ def test_labels_that_come_hours_later_are_waited_for():
 
 def test_garbage_beside_a_good_champion_is_harm():
     """Every one of its errors is beyond the scale, of the champion's one in twenty: 1.0 against 0.43."""
-    usual = Losses(((40, 1710), (100, 90)), clipped=90)
-    decision = asked(replace(GOOD, canary_losses=Losses(((100, 200),), clipped=200), champion_losses=usual), 60)
+    usual = Losses.of([0.4] * 1710 + [1.0] * 90, [0.5] * 1800, clipped=90)
+    decision = asked(replace(GOOD, canary_losses=judged(0, 200, clipped=200), champion_losses=usual), 60)
     assert decision.action == "abort"
-    assert "mean loss 1.000 of 200 against 0.430 of 1,800" in decision.reason
+    assert "mean loss 1 of 200 against 0.43 of 1,800" in decision.reason
 
 
-@pytest.mark.parametrize("canary", [Losses(((100, 2000),), clipped=2000), Losses(((10, 2000),))])
+@pytest.mark.parametrize("canary", [judged(0, 2000, clipped=2000), judged(1800, 200)])
 def test_where_most_losses_are_clipped_there_is_no_verdict(canary):
     """Errors beyond the champion's own scale are all alike: nothing passes, and nothing is harm, by them."""
-    clipped = Losses(((30, 800), (100, 1200)), clipped=1200)
+    clipped = Losses.of([0.3] * 800 + [1.0] * 1200, [0.5] * 2000, clipped=1200)
     step = replace(GOOD, canary_losses=canary, champion_losses=clipped)
     assert asked(step, 600).action == "wait"
     quality = asked(step, 600).numbers["questions"]["quality"]
@@ -194,12 +194,12 @@ def test_a_canary_whose_losses_are_mostly_clipped_does_not_pass():
     """It is worse by no more than the margin, as far as clipped losses can say, which is not far."""
     both = replace(
         GOOD,
-        canary_losses=Losses(((90, 4500), (100, 5500)), clipped=5500),
-        champion_losses=Losses(((92, 5500), (100, 4500)), clipped=4500),
+        canary_losses=Losses.of([0.9] * 4500 + [1.0] * 5500, [1.0] * 10_000, clipped=5500),
+        champion_losses=Losses.of([0.92] * 5500 + [1.0] * 4500, [1.0] * 10_000, clipped=4500),
     )
     assert asked(both, 600).action == "wait"
     assert "most losses of the canary are clipped" in asked(both, 600).reason
-    unclipped = replace(both, canary_losses=Losses(((90, 4500), (100, 5500))))
+    unclipped = replace(both, canary_losses=replace(both.canary_losses, clipped=0))
     assert asked(unclipped, 600).action == "advance"
 
 
@@ -220,13 +220,13 @@ def test_quality_that_cannot_be_asked_is_said_at_every_decision():
 
 
 def test_what_failed_in_asking_is_said_beside_the_verdict():
-    failed = Losses(((0, 1800),), note="Mine.loss_of() raised KeyError: 'y'")
-    good = replace(GOOD, canary_losses=Losses(((0, 2000),)), champion_losses=failed)
+    failed = judged(1800, note="Mine.loss_of() raised KeyError: 'y'")
+    good = replace(GOOD, canary_losses=judged(2000), champion_losses=failed)
     assert asked(good, 600).reason.endswith("; quality: Mine.loss_of() raised KeyError: 'y'")
 
 
 BAKED = NOW + timedelta(seconds=BAKE_S)
-LABELLED = replace(GOOD, canary_losses=Losses(((0, 200),)), champion_losses=Losses(((0, 1800),)))
+LABELLED = replace(GOOD, canary_losses=judged(200), champion_losses=judged(1800))
 AWAY = "losses unknown since 12:00: the storage is away"
 
 
@@ -247,7 +247,7 @@ AWAY = "losses unknown since 12:00: the storage is away"
         (LossReport(tried=NOW, unknown=AWAY), GOOD, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
         (LossReport(tried=BAKED, unknown=AWAY, labelled=True), GOOD, "wait wait wait", f"is allowed; {AWAY}"),
         (LossReport(tried=BAKED, unknown=AWAY), LABELLED, "wait wait wait", f"held: no verdict after 3,600 s: {AWAY}"),
-        (LossReport(covers=BAKED, tried=BAKED, unknown=AWAY), LABELLED, "advance", "; mean loss at most"),
+        (LossReport(covers=BAKED, tried=BAKED, unknown=AWAY), LABELLED, "advance", "; at most "),
     ],
     ids=[
         *("read, no label", "read too early", "being read", "read too early, labelled", "off", "away"),
@@ -285,7 +285,7 @@ def test_what_was_left_out_of_the_labels_is_said():
 
 def test_harm_is_judged_by_the_losses_that_are_known():
     """However old they are."""
-    worse = replace(GOOD, canary_losses=Losses(((0, 120), (100, 80))), champion_losses=Losses(((0, 1620), (100, 180))))
+    worse = replace(GOOD, canary_losses=judged(120, 80), champion_losses=judged(1620, 180))
     old = LossReport(covers=NOW, tried=BAKED, unknown=AWAY)
     assert decide(rollout(), [worse], now=NOW + timedelta(seconds=599), losses=old).action == "abort"
 
@@ -313,7 +313,7 @@ def test_evidence_of_a_step_that_is_not_there_yet_is_none():
 
 def test_the_record_follows_the_decisions():
     """Step and clock move with an advance, an end has its time and status, and the evidence comes back from JSON."""
-    evidence = [replace(GOOD, canary_losses=Losses.of([0.0] * 999), champion_losses=Losses.of([0.0] * 999))]
+    evidence = [replace(GOOD, canary_losses=judged(999), champion_losses=judged(999))]
     later = NOW + timedelta(seconds=600)
     moved = after(rollout(), decide(rollout(), evidence, now=later), evidence=evidence, now=later)
     assert (moved.step, moved.step_started_at, moved.status) == (1, later, "running")

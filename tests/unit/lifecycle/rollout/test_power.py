@@ -4,13 +4,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from canary_worlds import judged
 
 from raymlops.config.serve import RolloutSection
 from raymlops.lifecycle.live.rollouts import begin
 from raymlops.lifecycle.rollout.policy import decide
 from raymlops.lifecycle.rollout.power import RecentTraffic, expected, forecast, in_words
 from raymlops.lifecycle.rollout.significance import StepEvidence
-from raymlops.predictions.counts import Counts, Losses
+from raymlops.predictions.counts import Counts
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = RolloutSection()
@@ -34,7 +35,8 @@ def test_a_step_shows_what_its_bounds_leave_open():
 @pytest.mark.parametrize("labelled", [None, 0.5])
 def test_a_verdict_comes_when_it_is_forecast(requests, labelled):
     """The rollout passes on the expected counts at that time, and did not an eighth earlier."""
-    traffic = RecentTraffic(requests, slow=0.02, labelled=None if labelled is None else labelled * requests)
+    traffic = RecentTraffic(requests, slow=0.02, answers=judged(80, 20))
+    traffic = replace(traffic, labelled=None if labelled is None else labelled * requests)
     (step, _) = forecast(traffic, SETTINGS)
     rollout = begin(rollout_id="r", name="m", version=2, champion=1, settings=SETTINGS, now=NOW)
 
@@ -42,7 +44,7 @@ def test_a_verdict_comes_when_it_is_forecast(requests, labelled):
         canary, champion = (
             (
                 Counts(round(n), 0, round(n * 0.02)),
-                Losses(tuple((at, round(n * (labelled or 0) / 2)) for at in (0, 100))),
+                judged(round(0.8 * n * (labelled or 0)), round(0.2 * n * (labelled or 0))),
             )
             for n in (requests * seconds / 3600 * part for part in (0.1, 0.9))
         )
@@ -92,6 +94,23 @@ def test_the_outlook_says_where_a_step_will_be_held():
     )
     assert in_words(RecentTraffic(0.0), RolloutSection(steps=(100.0,))) == ()
     labels = in_words(RecentTraffic(3600.0, labelled=0.0), SETTINGS)
-    assert "at most 1.000 in mean loss (margin 0.050); a verdict takes more than 30 days" in labels[0]
+    assert "no difference in quality; a verdict takes more than 30 days" in labels[0]
     assert labels[-1].startswith("labels arrived in the last seven days, and none in the last hour")
     assert len(in_words(RecentTraffic(3600.0, labelled=None), SETTINGS)) == 2
+
+
+def test_what_labels_cannot_decide_is_said_beforehand():
+    """A weak signal takes longer than a strong one; of one that gains nothing only a better version passes."""
+    times = []
+    for answers in (judged(90, 10), judged(60, 40)):
+        traffic = RecentTraffic(3600.0, labelled=3600.0, answers=answers)
+        step, _ = forecast(traffic, SETTINGS)
+        times.append(step.verdict_s)
+    assert times[0] < times[1]
+    assert "% of what the champion gains over a blind predictor (margin 50%)" in in_words(traffic, SETTINGS)[0]
+    nothing = in_words(RecentTraffic(3600.0, labelled=3600.0, answers=judged(50, 50)), SETTINGS)
+    assert "a verdict takes more than 30 days" in nothing[0]
+    assert "50 labelled answers" in in_words(RecentTraffic(3600.0, labelled=9.0, answers=judged(20, 30)), SETTINGS)[-1]
+    unknown = in_words(RecentTraffic(3600.0, labelled=3600.0), SETTINGS)
+    assert "none of their rows was found" in unknown[-1]
+    assert "quality" not in unknown[0]

@@ -70,7 +70,9 @@ def test_a_request_of_a_sample_stands_for_others(champion, tmp_path):
     log(tmp_path, answer(logged[0])._replace(weight=2.0), answer(logged[1], model_seconds=0.3)._replace(weight=2.0))
     left_out = [name for name in names if not in_sample(name, 0.5, salt="s")][:3]
     label(tmp_path, *(Label(name, 0, "1") for name in (*logged, *left_out)), minute=-1)
-    assert recent_traffic(half, SETTINGS, now=NOW, state_id="s") == RecentTraffic(4.0, 0.5, 2.0)
+    found = recent_traffic(half, SETTINGS, now=NOW, state_id="s")
+    assert found == RecentTraffic(4.0, 0.5, 2.0, answers=found.answers)
+    assert found.answers.count == 2
 
 
 def test_labels_that_will_come_after_their_rows_are_removed_are_in_the_outlook(champion, tmp_path):
