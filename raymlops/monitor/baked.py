@@ -5,6 +5,8 @@ compared with what the one before it did during the rollout, by bounds that hold
 differ by more than versions do; so what is bounded has to be further apart than the margin, for certain, where a
 rollout only has to be sure of a difference. A bake has ``PARTS``, and what was counted since the end of each is bounded
 too, so that hours that went well hide no failure that begins late: the j-th start has 1 / (j (j + 1)) of the level.
+Requests that the recipe rejects do not count: a caller may begin to send bad rows, which every version rejects. Of two
+versions at one time they are compared in the rollout.
 
 Where skill is lost since the promotion, by its own test for all looks (``skill``), both are compared on the same
 labelled requests: the one before is asked again. A world that changes, in which every version gets worse, takes no
@@ -32,8 +34,8 @@ ALPHA = 0.01
 """Of a version that is as the one before, ever taken back for its counts: half for errors, half for slow answers."""
 PARTS = 4
 """Of a bake. They end it, and not the time alone: a clock that is set forward a day ends one of them."""
-_EVENTS: dict[str, tuple[str, ...]] = {"errors": ("errors", "refused"), "slow": ("slow", "late")}
-_WORDS = {"errors": "errors and rejected requests", "slow": "slow answers"}
+_EVENTS: dict[str, tuple[str, ...]] = {"errors": ("errors",), "slow": ("slow", "late")}
+_WORDS = {"errors": "errors", "slow": "slow answers"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _apart(
     name: str, margin: float, before: Counts, since: Counts, parts: Sequence[Counts], *, alpha: float
 ) -> _Apart | None:
     """Return how far apart a share is for certain, at most, by what was counted since the start of any part."""
-    events = _EVENTS[name] if before.requests else ("errors",)  # who is rejected is the clients' doing too
+    events = _EVENTS[name]
     old = _share(before, events)
     upper = rate_bounds(*old, alpha=alpha / 2)[1] if old[1] else 0.0
     found: list[_Apart] = []
@@ -154,11 +156,10 @@ def _apart(
         if not new[1]:
             continue
         lower = rate_bounds(*new, alpha=alpha / 2 / (number * (number + 1)))[0]
-        what = _WORDS[name] if before.requests else "errors"
         lately = "" if start is None else f" since part {number - 1} of {PARTS} of the bake"
         shown = f"{old[0] / old[1]:.2%} of {old[1]:,} requests before" if old[1] else "none, as before nobody counted"
         reason = (
-            f"{what} {new[0] / new[1]:.2%} of {new[1]:,}{lately} against {shown}: at least "
+            f"{_WORDS[name]} {new[0] / new[1]:.2%} of {new[1]:,}{lately} against {shown}: at least "
             f"{lower:.2%} against at most {upper:.2%}, and {margin:g} more is allowed"
         )
         found.append(_Apart(upper, lower, lower > upper + margin, reason))

@@ -4,7 +4,7 @@ Three steps, 10, 50 and 100 percent, of the default settings, looked at every se
 of the package; the requests are drawn (see `tests/fixtures/canary_worlds.py`, and for what is recorded of them
 `recorded_traffic.py`). `power` is a table of what a step can show, computed and not drawn.
 
-    python tests/benchmarks/canary_simulation.py [--rollouts N] [--part aa|worse|sticky|recorded|power|all]
+    python tests/benchmarks/canary_simulation.py [--rollouts N] [--part aa|worse|events|sticky|recorded|power|all]
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+from scipy import special
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
-from canary_worlds import World, even, false_alarms, run, sticky
+from canary_worlds import World, even, false_alarms, of_events, run, sticky
 from recorded_traffic import KINDS, WORSE, rolled_out
 
 from raymlops.config.serve import RolloutSection
@@ -102,6 +105,32 @@ def worse(count: int) -> None:
         )
 
 
+def events(count: int) -> None:
+    """Print what labels alone show of rare events and weak signals, at a 10% canary."""
+    print(f"\nCanary at 10 percent by labels alone: {count} rollouts of an equal version, {count // 100} of others")
+    print(f"{'':44} aborted  upper 95%  promoted   labels until the verdict: median")
+    for offset, slope, per_look in (
+        (-6.3, 2, 6000),
+        (-5.2, 2, 2400),
+        (-4.3, 2, 1200),
+        (-2.6, 2, 300),
+        (0, 0.2, 3000),
+        (0, 0.6, 600),
+    ):
+        for canary in ("same", "constant", "reversed", "better"):
+            runs = count if canary == "same" else max(1, count // 100)
+            share, came_to, labels = of_events(
+                canary, offset=offset, slope=slope, settings=SETTINGS, count=runs, seed=7, per_look=per_look
+            )
+            aborted, ended = int((came_to == "abort").sum()), labels[came_to != "wait"]
+            upper = float(special.betaincinv(aborted + 1, runs - aborted, 0.95)) if aborted < runs else 1.0
+            print(
+                f"{f'events {share:.1%}, slope {slope:g}, {canary}':44} {aborted / runs:7.2%} {upper:10.2%} "
+                f"{(came_to == 'promote').mean():9.2%} {np.median(ended) if len(ended) else math.inf:>12,.0f}",
+                flush=True,
+            )
+
+
 def kept(count: int) -> None:
     """Print how equally good versions fare where callers keep to a version."""
     print(f"\nEqually good versions, callers that keep to a version, sending by Zipf's law, {count} rollouts each")
@@ -163,10 +192,12 @@ def shown(seconds: float) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=2000)
-    parser.add_argument("--part", choices=("aa", "worse", "sticky", "recorded", "power", "all"), default="all")
+    parser.add_argument(
+        "--part", choices=("aa", "worse", "events", "sticky", "recorded", "power", "all"), default="all"
+    )
     given = parser.parse_args()
     started = time.perf_counter()
-    for part, show in (("aa", equal), ("worse", worse), ("sticky", kept), ("recorded", recorded)):
+    for part, show in (("aa", equal), ("worse", worse), ("events", events), ("sticky", kept), ("recorded", recorded)):
         if given.part in (part, "all"):
             show(given.rollouts if part != "sticky" else max(1, given.rollouts // 10))
     if given.part in ("power", "all"):

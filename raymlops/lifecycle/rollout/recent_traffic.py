@@ -148,8 +148,17 @@ def _newest(store: Store, champion: Deployment, labels: Labels, *, is_over: Call
     for hour in reversed(prediction_hours(store, champion.name, version=champion.version)):
         if is_over():
             break
-        span = {"since": hour.start, "until": hour.end, "version": champion.version}
-        for batch in Reading(store.uri, champion.name, **span, columns=COLUMNS, labels=labels, only_labelled=True):
+        reading = Reading(
+            store.uri,
+            champion.name,
+            since=hour.start,
+            until=hour.end,
+            version=champion.version,
+            columns=COLUMNS,
+            labels=labels,
+            only_labelled=True,
+        )
+        for batch in reading:
             counted.add(batch.to_pylist())
         if counted.requests >= ENOUGH:
             break

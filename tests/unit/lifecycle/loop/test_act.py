@@ -98,11 +98,11 @@ def test_a_promoted_version_that_errs_gives_the_route_back(world):
 
     assert one.stage == "taken_back"
     assert world.line_up() == {1: ("champion", 0), 2: ("warm", 0)}
-    assert one.note.startswith("version 2 was taken back: errors and rejected requests 50.00% of 4,000")
+    assert one.note.startswith("version 2 was taken back: errors 50.00% of 4,000")
     assert one.found["baking"]["outcome"] == "worse"
     with State.open(world.url) as state:
         rollback = next(event for event in state.events("m") if event.action == "rollback")
-        assert "errors and rejected requests" in rollback.why
+        assert "errors 50.00%" in rollback.why
     assert told(world)[0] == ["promoted", "taken_back", "worse"]
 
 
@@ -118,7 +118,7 @@ def test_a_version_shown_to_be_worse_says_so_while_another_ones_share_holds_it(w
     world.run(until=lambda one: one.note.startswith("version 3 of m, which a person rolls out"))
     for _ in range(3):
         world.look()
-    assert "version 2 is to be taken back: errors and rejected requests 50.00%" in world.newest().note
+    assert "version 2 is to be taken back: errors 50.00%" in world.newest().note
     assert told(world)[0] == ["promoted", "worse"]
     with State.open(world.url) as state:
         put(state, "m", [replace(item, weight=0.0) for item in state.deployments("m")])

@@ -44,7 +44,7 @@ def test_a_verdict_comes_when_it_is_forecast(requests, labelled):
         canary, champion = (
             (
                 Counts(round(n), 0, round(n * 0.02)),
-                judged(round(0.8 * n * (labelled or 0)), round(0.2 * n * (labelled or 0))),
+                judged(80, 20).times(n * (labelled or 0) / 100),
             )
             for n in (requests * seconds / 3600 * part for part in (0.1, 0.9))
         )
@@ -107,7 +107,9 @@ def test_what_labels_cannot_decide_is_said_beforehand():
         step, _ = forecast(traffic, SETTINGS)
         times.append(step.verdict_s)
     assert times[0] < times[1]
-    assert "% of what the champion gains over a blind predictor (margin 50%)" in in_words(traffic, SETTINGS)[0]
+    assert "no difference in quality; a verdict takes about" in in_words(traffic, SETTINGS)[0]
+    much = replace(traffic, labelled=360_000.0, requests=360_000.0)
+    assert "% of what the champion gains over a blind predictor (margin 50%)" in in_words(much, SETTINGS)[0]
     nothing = in_words(RecentTraffic(3600.0, labelled=3600.0, answers=judged(50, 50)), SETTINGS)
     assert "a verdict takes more than 30 days" in nothing[0]
     assert "50 labelled answers" in in_words(RecentTraffic(3600.0, labelled=9.0, answers=judged(20, 30)), SETTINGS)[-1]
