@@ -52,8 +52,8 @@ def test_one_that_errs_far_more_is_taken_back_at_once():
 
 
 def test_late_requests_count_as_slow_and_rejected_ones_do_not_count():
-    """As errors, and as slow answers."""
-    assert baked(Counts(requests=1000, refused=300)).outcome == "worse"
+    """A caller that begins to send rows that every version rejects takes no version back."""
+    assert baked(Counts(requests=1000, refused=300)).outcome == "baking"
     assert baked(Counts(requests=1000, slow=200, late=200)).reason.startswith("slow answers 40.00%")
 
 
