@@ -68,8 +68,8 @@ class Losses:
 
     gains: tuple[float, ...] = (0.0,) * POWERS
     """Sums of the powers 0 to 4 of each request's gain; the first is the number of requests."""
-    largest: float = 0.0
-    """The largest gain or shortfall of a request."""
+    extremes: tuple[float, float] = (0.0, 0.0)
+    """The least gain of a request and the largest, or 0."""
     total: float = 0.0
     """The sum of the losses."""
     clipped: int = 0
@@ -83,8 +83,8 @@ class Losses:
         values = np.asarray(losses, dtype=np.float64)
         gains = np.asarray(blind, dtype=np.float64) - values
         powers = (gains[:, None] ** np.arange(POWERS)).sum(axis=0)
-        largest = float(np.abs(gains).max(initial=0.0))
-        return cls(tuple(powers.tolist()), largest, float(values.sum()), clipped, note)
+        extremes = float(gains.min(initial=0.0)), float(gains.max(initial=0.0))
+        return cls(tuple(powers.tolist()), extremes, float(values.sum()), clipped, note)
 
     @property
     def mostly_clipped(self) -> bool:
@@ -110,7 +110,7 @@ class Losses:
         """Return the losses of both."""
         return Losses(
             tuple(ours + theirs for ours, theirs in zip(self.gains, other.gains, strict=True)),
-            max(self.largest, other.largest),
+            (min(self.extremes[0], other.extremes[0]), max(self.extremes[1], other.extremes[1])),
             self.total + other.total,
             self.clipped + other.clipped,
             self.note or other.note,
@@ -119,11 +119,12 @@ class Losses:
     def times(self, factor: float) -> Losses:
         """Return the losses of so many times as many requests that are alike."""
         gains = tuple(factor * each for each in self.gains)
-        return Losses(gains, self.largest, factor * self.total, round(factor * self.clipped), self.note)
+        return Losses(gains, self.extremes, factor * self.total, round(factor * self.clipped), self.note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
-        return {name: value for name, value in asdict(self).items() if value} | {"gains": list(self.gains)}
+        lists = {"gains": [*self.gains], "extremes": [*self.extremes]}
+        return {name: value for name, value in asdict(self).items() if value} | lists
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Losses:
@@ -131,4 +132,4 @@ class Losses:
         if "gains" not in data:
             return cls(note=data.get("note") or "")
         known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        return cls(**{**known, "gains": tuple(map(float, data["gains"]))})
+        return cls(**{**known, "gains": tuple(data["gains"]), "extremes": tuple(data["extremes"])})

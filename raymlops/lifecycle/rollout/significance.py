@@ -273,7 +273,7 @@ def _of_gains(steps: Sequence[StepEvidence], *, alpha: float, margin: float) -> 
     evidence = log_harm(
         [(one.canary_losses.gains, one.champion_losses.gains) for one in steps],
         level=alpha,
-        largest=max(canary.largest, champion.largest),
+        extremes=(canary + champion).extremes,
     )
     return Finding(
         question="quality",

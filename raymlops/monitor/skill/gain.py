@@ -17,7 +17,7 @@ lost; for k = 1 - m it is at most 0 where no more than the part m of the champio
 They may be looked at as often as one likes (``sequence``), with the two provisos of ``verdict.Paired``, since what
 decides may be rare: at least 40 requests carry the difference, and there may be requests of a kind that none of the
 smaller side's were, up to the share that so many would have missed as rarely as the level says. Of harm these are taken
-to differ by the largest gain that was seen of either version, of a canary that is to pass by the largest possible one.
+to be as the best and the worst gain that were seen of either version, of a canary that is to pass as any can be.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class Lost:
     most: Any
 
     @classmethod
-    def of(cls, canary: Any, champion: Any, *, keep: float = 1.0, largest: Any = 1.0) -> Lost:
+    def of(cls, canary: Any, champion: Any, *, keep: float = 1.0, unseen: tuple[Any, Any] = (-1.0, 1.0)) -> Lost:
         """Compare sums of the powers 0 to 4 of both versions' gains at a step, (..., 5); nothing where one has none.
 
-        ``largest`` is the largest gain, or shortfall, that a request of an unseen kind is taken to have.
+        ``unseen`` are the gains that requests of an unseen kind are taken to have, of the canary and of the champion.
         """
         ours, theirs = np.asarray(canary, dtype=np.float64), np.asarray(champion, dtype=np.float64)
         m, n = ours[..., 0], theirs[..., 0]
@@ -65,7 +65,7 @@ class Lost:
             centre = (ours[..., 1] / m * n + keep * theirs[..., 1] / n * m) / (m + n)
             up, down = (m + n) / m, (m + n) / n
             sums = _moved(ours, -up, centre * up) + _moved(theirs, keep * down, -centre * down)
-            most = (largest + np.abs(centre)) * np.maximum(up, down)
+            most = np.maximum(up * np.abs(unseen[0] - centre), down * np.abs(keep * unseen[1] - centre))
         return cls(np.where(both[..., None], sums, 0.0), np.where(both, most, 0.0))
 
     def __add__(self, other: Lost) -> Lost:
@@ -105,13 +105,14 @@ class Lost:
         return np.where(self.few, 0.0, grown)[()]
 
 
-def log_harm(steps: Sequence[tuple[Any, Any]], *, level: float, largest: Any = 1.0) -> Any:
+def log_harm(steps: Sequence[tuple[Any, Any]], *, level: float, extremes: tuple[Any, Any] = (-1.0, 1.0)) -> Any:
     """Return the logarithm of the evidence that a canary gains less than the champion.
 
-    ``steps`` are both versions' sums at each step. It is an average over the steps since which it might be so, as in
-    ``sequence.log_evidence_since``: what an earlier step showed is neither lost nor in the way of a later one.
+    ``steps`` are both versions' sums at each step, ``extremes`` the least and the largest gain of both. It is an
+    average over the steps since which it might be so, as in ``sequence.log_evidence_since``: what an earlier step
+    showed is neither lost nor in the way of a later one.
     """
-    found = [Lost.of(*step, largest=largest) for step in steps]
+    found = [Lost.of(*step, unseen=extremes[::-1]) for step in steps]
     since, parts = None, []
     for number, lost in zip(range(len(found), 0, -1), reversed(found), strict=True):
         since = lost if since is None else since + lost

@@ -67,7 +67,7 @@ def test_a_request_gains_what_a_blind_predictor_loses_more():
     rows = [late("a", 0.6, 1), late("a", 0.2, 0), late("b", 1.0, 1), late("c", 1.0, 0, version=2, route="canary")]
     found = counted(rows)
     assert {version: losses.gain for version, losses in found.items()} == pytest.approx({1: 0.2, 2: -0.75})
-    assert found[2].largest == pytest.approx(0.75)
+    assert found[2].extremes == pytest.approx((-0.75, 0.0))
 
 
 def test_a_blind_number_is_the_median():

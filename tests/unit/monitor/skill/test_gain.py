@@ -41,8 +41,8 @@ def test_what_an_earlier_step_showed_is_not_lost():
     gains = rng.normal(0.1, 0.2, 4000)
     first, alike = (sums([0.0] * 400), sums(gains)), (sums(gains[:2000]), sums(gains[2000:]))
     for later in ((sums([]), sums([])), (first[0] * 0, alike[1])):
-        assert log_harm([first, later], level=LEVEL, largest=0.5) >= -math.log(LEVEL)
-    assert log_harm([alike, alike], level=LEVEL, largest=0.5) < -math.log(LEVEL)
+        assert log_harm([first, later], level=LEVEL, extremes=(-0.5, 0.5)) >= -math.log(LEVEL)
+    assert log_harm([alike, alike], level=LEVEL, extremes=(-0.5, 0.5)) < -math.log(LEVEL)
 
 
 def test_a_part_of_the_gain_is_kept_surely():
@@ -69,8 +69,8 @@ def test_what_few_of_the_canarys_requests_may_have_missed_is_no_harm():
     """The champion gains .9 of one request in a hundred, the canary of none of its 200: that is chance in 13%."""
     champion = np.zeros(20_000)
     champion[::100] = 0.9
-    assert log_harm([(sums([0.0] * 200), sums(champion))], level=LEVEL, largest=0.9) < -math.log(LEVEL)
-    assert log_harm([(sums([0.0] * 3000), sums(champion))], level=LEVEL, largest=0.9) >= -math.log(LEVEL)
+    assert log_harm([(sums([0.0] * 200), sums(champion))], level=LEVEL, extremes=(0.0, 0.9)) < -math.log(LEVEL)
+    assert log_harm([(sums([0.0] * 3000), sums(champion))], level=LEVEL, extremes=(0.0, 0.9)) >= -math.log(LEVEL)
 
 
 def test_many_rollouts_are_judged_at_once():
