@@ -50,5 +50,6 @@ def gathered(rows: Tensor) -> tuple[Tensor, int]:
     held, counted = (torch.stack(sizes).T).tolist()
     padded = torch.cat([rows, rows.new_zeros(max(held) - len(rows), *rows.shape[1:])])
     kept = [held[each] if each == rank else counted[each] for each in range(world)]
-    parts = [part[:size] for part, size in zip(all_gather(padded), kept, strict=True)]
-    return torch.cat(parts), sum(kept[:rank])
+    parts: tuple[Tensor, ...] = all_gather(padded)  # type: ignore[no-untyped-call]
+    found = [part[:size] for part, size in zip(parts, kept, strict=True)]
+    return torch.cat(found), sum(kept[:rank])
