@@ -12,6 +12,7 @@ from raymlops.errors import UsageError
 
 DRIFTED = 6
 """Exit code of ``--fail-on-drift``."""
+_DECISIONS = "--acknowledge ID, --known ID, --revoke ID or --rebaseline"
 
 
 def drift(
@@ -29,15 +30,22 @@ def drift(
         typer.Option(metavar="FILE", help="Write the report, one HTML file: the newest 120 windows over time."),
     ] = None,
     fail_on_drift: Annotated[
-        bool, typer.Option("--fail-on-drift", help="End with exit code 6 where a window is an alarm.")
+        bool, typer.Option("--fail-on-drift", help="End with exit code 6 on an alarm that nobody acknowledged.")
     ] = False,
     acknowledge: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="ID",
-            help="Acknowledge an incident. What drifted is normal from its first window on; a bound stays as it is, "
-            "and its incident open.",
+            help="Acknowledge an incident, and again for another one: its column is normal from its first window on.",
         ),
+    ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Mute an incident until it is over; what is normal stays as it is."),
+    ] = None,
+    revoke: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Take --acknowledge or --known back: the incident is open, told and counted."),
     ] = None,
     rebaseline: Annotated[
         bool, typer.Option("--rebaseline", help="Say that the newest windows are normal, up to four weeks of them.")
@@ -51,8 +59,7 @@ def drift(
     yes: YesFlag = False,
 ) -> Answer:
     """Compare a live model's newest traffic, inputs and outputs, with what is normal for it."""
-    from raymlops.lifecycle.watch.acknowledge import acknowledge as accept
-    from raymlops.lifecycle.watch.acknowledge import rebaseline as accept_newest
+    from raymlops.lifecycle.watch import acknowledge as decide
     from raymlops.lifecycle.watch.drift import drift as found
 
     chosen = choose(words, config=config, env=env, deployed=True)
@@ -67,27 +74,30 @@ def drift(
 
         sent = send_test(chosen.spec)
         return Answer(sent.to_dict(), sent.text(), exit_code=sent.exit_code)
-    if acknowledge is None and not rebaseline:
+    decided = {"acknowledge": acknowledge, "known": known, "revoke": revoke, "rebaseline": rebaseline}
+    decided = {option: value for option, value in decided.items() if value}
+    if not decided:
         if why is not None:
-            raise UsageError("--why is of --acknowledge ID or --rebaseline")
+            raise UsageError(f"--why is of {_DECISIONS}")
         record = found(name, since=since, between_columns=between_columns, report=report, config=chosen.spec)
         text = record.text() if report is None else f"{record.text()}\nreport     {report}"
         return Answer(record.to_dict(), text, exit_code=DRIFTED if fail_on_drift and record.drifted else 0)
-    asked = since is not None or report is not None or fail_on_drift or between_columns
-    if (acknowledge is not None and rebaseline) or asked:
-        raise UsageError("--acknowledge ID and --rebaseline stand alone, each with --why TEXT")
+    if len(decided) > 1 or since is not None or report is not None or fail_on_drift or between_columns:
+        raise UsageError(f"{_DECISIONS} stand alone, each with --why TEXT")
     if why is None:
         raise UsageError("--why is missing", hint="The audit record keeps why: --why TEXT.")
-    if acknowledge is None:
+    if rebaseline:
         confirm(
             f"Say that the newest windows of {name} are normal? What is unlike them is drift from then on.", yes=yes
         )
-        done = accept_newest(name, why=why, config=chosen.spec)
-    else:
-        confirm(
-            f"Acknowledge incident {acknowledge} of {name}? What drifted is normal from its first window on; a bound "
-            "of monitor.quality stays as it is, and its incident open.",
-            yes=yes,
-        )
-        done = accept(name, acknowledge, why=why, config=chosen.spec)
+        done = decide.rebaseline(name, why=why, config=chosen.spec)
+        return Answer(done.to_dict(), done.text())
+    ((option, ids),) = ((option, [*(acknowledge or known or revoke or ())]) for option in decided)
+    question, do = {
+        "acknowledge": ("Acknowledge {}? Its column is normal from its first window on.", decide.acknowledge),
+        "known": ("Mute {} until it is over?", decide.mute),
+        "revoke": ("Take back what was said of {}?", decide.revoke),
+    }[option]
+    confirm(question.format(f"{', '.join(ids)} of {name}"), yes=yes)
+    done = do(name, *ids, why=why, config=chosen.spec)
     return Answer(done.to_dict(), done.text())

@@ -19,7 +19,7 @@ from raymlops.storage import clock
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
-HEAD = "0010"
+HEAD = "0011"
 """Revision of the newest migration; a test holds it equal to the newest file."""
 
 VERSION_TABLE = "raymlops_version"
@@ -203,10 +203,8 @@ drift_windows = sa.Table(
     sa.Column("p_one", sa.Float, nullable=True),
     sa.Column("p_two", sa.Float, nullable=True),
     sa.Column("details", sa.JSON, nullable=False),
-    sa.Column("incident", sa.String(32), nullable=True),
     sa.Column("judged_at", Time, nullable=False),
     sa.Index("drift_windows_newest", "name", "start"),
-    sa.Index("drift_windows_incident", "incident", "start"),
 )
 
 drift_baselines = sa.Table(
@@ -235,11 +233,15 @@ incidents = sa.Table(
     sa.Column("opened_at", Time, nullable=False),
     sa.Column("last_at", Time, nullable=False),
     sa.Column("windows", sa.Integer, nullable=False),
-    sa.Column("columns", _Tuple, nullable=False),
+    sa.Column("column", sa.Text, nullable=False),
+    sa.Column("quiet_s", sa.Float, nullable=False),
     sa.Column("closed_at", Time, nullable=True),
+    sa.Column("closed_why", sa.Text, nullable=False),
     sa.Column("acknowledged_at", Time, nullable=True),
     sa.Column("acknowledged_by", sa.Text, nullable=True),
     sa.Column("acknowledged_why", sa.Text, nullable=True),
+    sa.Column("thread", sa.String(32), nullable=True),
+    sa.Column("told", sa.String(16), nullable=False),
 )
 sa.Index(
     "incidents_one_open",
@@ -247,6 +249,7 @@ sa.Index(
     incidents.c.side,
     incidents.c.kind,
     incidents.c.version,
+    incidents.c.column,
     unique=True,
     sqlite_where=incidents.c.closed_at.is_(None),
     postgresql_where=incidents.c.closed_at.is_(None),

@@ -15,16 +15,17 @@ from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
 from raymlops.state.freezes import freeze_of
 from raymlops.state.loop import retrainings_of
-from raymlops.state.watch.incidents import incidents_of
+from raymlops.state.watch.incidents import incidents_of, unacknowledged
 from raymlops.state.watch.windows import judged_windows, windows_of_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from raymlops.monitor.skill.expected import Window
     from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Deployment, State
+    from raymlops.state.watch.incidents import Incident
     from raymlops.state.watch.windows import JudgedWindow
 
     Quality = Callable[..., QualityFacts]
@@ -72,20 +73,21 @@ def _skill(state: State, champion: Deployment, since: datetime, now: datetime) -
 
 
 def _alarms(state: State, name: str, since: datetime) -> tuple[Alarm, ...]:
-    """Return the windows of inputs that are an alarm, oldest first, but those that a person said are normal."""
-    normal = {one.id for one in incidents_of(state, name) if one.acknowledged_at is not None}
+    """Return the windows of inputs that are an alarm, oldest first, but for what a person said is normal, or known."""
+    said = [one for one in incidents_of(state, name) if (one.side, one.kind) == ("inputs", "drift")]
     found = [
-        Alarm(one.stop, _moved(one))
+        Alarm(one.stop, moved)
         for one in judged_windows(state, name, since=since - _LONGEST, kind="drift")
         if (one.side, one.outcome) == ("inputs", "alarm")
-        if one.stop > since and one.incident not in normal
+        if one.stop > since and (moved := _moved(one, said))
     ]
     return tuple(reversed(found))
 
 
-def _moved(window: JudgedWindow) -> dict[str, float | None]:
-    columns = window.details.get("columns", ())
-    return {one["column"]: one.get("influence") for one in columns if one.get("flagged")}
+def _moved(window: JudgedWindow, said: Sequence[Incident]) -> dict[str, float | None]:
+    """Return the influence of the columns that moved, None where nobody knows it."""
+    influence = {one["column"]: one.get("influence") for one in window.details.get("columns", ()) if one.get("flagged")}
+    return {one: influence.get(one) for one in unacknowledged(influence, said, start=window.start)}
 
 
 def _rollout(rollout: Rollout) -> str:

@@ -1,7 +1,6 @@
 """Judge the labelled windows of every live model once, whoever dies, and file what follows.
 
-As drift is judged (``watch.judge``): a window, its incident, the message about that and the audit event are written
-together. Incidents of versions that are live no more are closed there.
+As drift is judged (``watch.judge``). Incidents of versions that are live no more are closed there.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from raymlops.lifecycle.live.each_model import EachModel
 from raymlops.lifecycle.quality.due import Seen, due
 from raymlops.lifecycle.quality.model import ask_here, quality_model
 from raymlops.lifecycle.watch.incidents import file_verdict
+from raymlops.lifecycle.watch.messaging.tell import tell_incidents
 from raymlops.state.engine import this_user
 from raymlops.state.watch.incidents import baselines_of, record_window
 
@@ -47,6 +47,7 @@ class QualityJudge:
 
         # A bundle of an earlier release has nothing to judge by, and some answers have no loss.
         self._each({item.name for item in self._state.deployments() if item.role == "champion"}, judge)
+        tell_incidents(self._state, now=now)
 
 
 def judge_due(
@@ -62,6 +63,6 @@ def judge_due(
 
     Raises: as ``due``.
     """
-    said = len(baselines_of(state, model.name))
+    said = baselines_of(state, model.name)
     for window, alarms in due(state, model, now=now, seen=seen, hurry=hurry):
-        record_window(state, window, partial(file_verdict, window, alarms), baselines=said, actor=actor)
+        record_window(state, window, partial(file_verdict, window, alarms), normal=said, actor=actor)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from raymlops.display import some_of
 from raymlops.lifecycle.loop.comparison import due_until
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.state.loop import ENDS, retrainings_of
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 REAL_TIME: frozenset[Stage] = frozenset({"decided", "checking", "training", "gating", "replaying"})
 """Stages of a retraining that take real time; the later ones take that of the replay."""
-_ID, _COLUMNS = 6, 3
+_ID = 6
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -65,8 +64,7 @@ class EventLog:
 
     def _incidents(self) -> Iterator[str]:
         for incident in reversed(incidents_of(self._state, self._name)):
-            columns = f": {some_of(incident.columns, _COLUMNS)}" if incident.columns else ""
-            yield f"incident {incident.id[:_ID]} ({incident.kind} of {incident.side}{columns})"
+            yield f"incident {incident.id[:_ID]} ({incident.kind} of {incident.side}: {incident.column})"
             if incident.closed_at is not None:
                 yield f"incident {incident.id[:_ID]} is over"
 

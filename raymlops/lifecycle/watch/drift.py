@@ -6,7 +6,7 @@ judged. Changes nothing: the hours are counted when the log is compacted, verdic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import WindowDrift, from_stored, refused_in_all, refused_lines
 from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.records import Record
-from raymlops.state.watch.incidents import Incident, incidents_of
+from raymlops.state.watch.incidents import Incident, incidents_of, unacknowledged
 from raymlops.state.watch.windows import about, judged_windows, newest_window
 from raymlops.storage import clock
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raymlops.state.store import State
     from raymlops.state.watch.windows import Side
 
+_SHOWN = 20
 _WHERE = "Name with --report, in Python report=, a file in a folder that is there and that this user may write."
 
 
@@ -58,13 +59,12 @@ class DriftRecord(Record):
     def drifted(self) -> bool:
         """Return whether a window of drift is an ``alarm``, or beyond ``monitor.quality``, that nobody acknowledged.
 
-        Skew was there from the beginning. An incident of a bound that gets worse is acknowledged no longer.
+        Skew was there from the beginning.
         """
         alarms = (window for window in self.windows if window.outcome == "alarm" and window.kind == "drift")
-        known = {one.kind for one in self.incidents if one.closed_at is None and one.acknowledged_at is not None}
-        found = () if self.quality is None else self.quality.findings
-        beyond = any(("silence" if one.check == "silence" else "quality") not in known for one in found)
-        return beyond or any(not window.acknowledged for window in alarms)
+        known = {one.column for one in self.incidents if one.closed_at is None and one.acknowledged_at is not None}
+        beyond = () if self.quality is None else self.quality.beyond
+        return any(one not in known for one in beyond) or any(not one.acknowledged for one in alarms)
 
     def text(self) -> str:
         """Return a line for each window and for each open incident."""
@@ -75,9 +75,13 @@ class DriftRecord(Record):
             lines += [f"  {line}" for line in refused_lines(refused, f"{side}, in no window judged")]
         lines += [] if self.quality is None else [f"  {line}" for line in self.quality.lines()]
         open_ = [incident for incident in self.incidents if incident.closed_at is None]
-        lines += [f"  {incident.text()}" for incident in open_]
+        lines += [f"  {incident.text()}" for incident in open_[:_SHOWN]]
+        if len(open_) > _SHOWN:
+            lines.append(f"  and {len(open_) - _SHOWN} more incidents, which --json lists")
         if open_:
-            lines.append(f"  to acknowledge one: raymlops drift {self.name} --acknowledge ID --why TEXT")
+            lines.append(
+                f"  if it is normal: raymlops drift {self.name} --acknowledge ID --why TEXT; to mute it: --known"
+            )
         return "\n".join([*lines, *self.notes])
 
     def _repr_html_(self) -> str:
@@ -162,11 +166,10 @@ def judged(
 
 def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | None) -> DriftRecord:
     said = incidents_of(state, model.name)
-    acknowledged = [one.id for one in said if one.acknowledged_at is not None]
     found = [
-        one
+        replace(one, acknowledged=_is_acknowledged(one, said, model.version))
         for side in model.sides
-        for one in _verdicts(state, model, side, now=now, since=since, acknowledged=acknowledged)
+        for one in _verdicts(state, model, side, now=now, since=since)
     ]
     notes = []
     if not model.sides:
@@ -184,6 +187,14 @@ def _judged(state: State, model: LiveModel, *, now: datetime, since: datetime | 
     quality = traffic_quality(state, model, found, now=now)
     window_h = model.window_s / 3600
     return DriftRecord(model.name, model.version, window_h, tuple(found), tuple(notes), incidents, quality)
+
+
+def _is_acknowledged(found: WindowDrift, said: Sequence[Incident], champion: int) -> bool:
+    if found.verdict is None or found.start is None or found.outcome != "alarm":
+        return False
+    cause = (found.side, found.kind, champion if found.kind == "skew" else about(found.side, champion))
+    ours = [one for one in said if (one.side, one.kind, one.version) == cause]
+    return not unacknowledged(found.verdict.flagged, ours, start=found.start)
 
 
 def _shown(record: DriftRecord, hours: Sequence[HourlyColumn] = ()) -> page.Shown:
@@ -208,22 +219,22 @@ def _by_hour(model: LiveModel, side: Normal, windows: Sequence[WindowDrift]) -> 
 
 
 def _verdicts(
-    state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None, acknowledged: Sequence[str]
+    state: State, model: LiveModel, side: Normal, *, now: datetime, since: datetime | None
 ) -> Iterator[WindowDrift]:
     """Yield the verdicts on one side: as they were stored, else as they are found now."""
     last = last_ended(now, model.window_s)
-    skew, skewed, _ = skew_of(state, model.name, side, last, acknowledged=acknowledged)
+    skew, skewed, _ = skew_of(state, model.name, side, last)
     if skew is not None:
         yield skew
     if since is not None:
-        yield from _since(state, model, side, since, last, skewed=skewed, acknowledged=acknowledged)
+        yield from _since(state, model, side, since, last, skewed=skewed)
         return
     newest = partial(newest_window, state, model.name, side=side.side, version=about(side.side, model.version))
     before = newest(length_s=model.window_s) if model.as_deployed else None
     at = side.newest(last, after=None if before is None else place_of(before.start, model.window_s))
     found = [] if at is None else list(side.drifts(at, at, skewed=skewed))
     if before is not None and all(side.uncounted(one) for one in found):
-        yield from_stored(before, acknowledged=acknowledged)
+        yield from_stored(before)
     elif not found:
         yield _none(side.side, _no_window(model, last, side.most))
     yield from found
@@ -237,7 +248,6 @@ def _since(
     last: int,
     *,
     skewed: Collection[str],
-    acknowledged: Sequence[str],
 ) -> Iterator[WindowDrift]:
     version, first = about(side.side, model.version), model.traffic.first_hour()
     stored = {
@@ -251,9 +261,7 @@ def _since(
     model.traffic.read(begin, last, without=stored)
     none = True
     for at in range(begin, last + 1):
-        found = (
-            [from_stored(stored[at], acknowledged=acknowledged)] if at in stored else side.drifts(at, at, skewed=skewed)
-        )
+        found = [from_stored(stored[at])] if at in stored else side.drifts(at, at, skewed=skewed)
         for one in found:
             none = False
             yield one

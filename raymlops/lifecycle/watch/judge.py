@@ -1,9 +1,9 @@
 """Judge each window of every live model once, whoever dies, and file what follows.
 
 Owns which windows are due, and how long one waits for hours that nobody counted. What is normal is ``normal``'s, what
-becomes of an incident ``incidents``'. A window, its incident, the message about that and the audit event are written
-together: a judge that is killed leaves all of them or none, and the next one, or another at the same time, finds what
-is there.
+becomes of an incident ``incidents``'. A window, its incidents and their audit events are written together: a judge that
+is killed leaves all of them or none, and the next one, or another at the same time, finds what is there. Messages are
+written once the look at all models is over, so that one tells of all that share a fault.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.watch.bounds.due import bounds_due
 from raymlops.lifecycle.watch.incidents import file_verdict, retire
 from raymlops.lifecycle.watch.live_model import live_model
+from raymlops.lifecycle.watch.messaging.tell import tell_incidents
 from raymlops.lifecycle.watch.skew import skew_of
 from raymlops.lifecycle.watch.traffic import last_ended
 from raymlops.lifecycle.watch.window_drift import to_stored
@@ -25,19 +26,21 @@ from raymlops.lifecycle.watch.windows import place_from, place_of
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.predictions.compact import GRACE
 from raymlops.state.engine import this_user
-from raymlops.state.watch.incidents import Filed, change_incident, incidents_of, record_window
+from raymlops.state.watch.incidents import change_incident, incidents_of, record_window
 from raymlops.state.watch.windows import ANY_VERSION, about, newest_window, remove_windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import datetime
 
     from raymlops.lifecycle.watch.live_model import LiveModel
     from raymlops.lifecycle.watch.normal import Normal
     from raymlops.lifecycle.watch.window_drift import WindowDrift
     from raymlops.state.store import State
-    from raymlops.state.watch.incidents import Known
     from raymlops.state.watch.windows import JudgedWindow
+
+    Due = tuple[JudgedWindow, tuple[str, ...], Mapping[str, bool] | None]
+    """What is kept, all columns that led to it, and whether each that was judged was as usual, as ``file_verdict``."""
 
 LOOK_BACK = timedelta(days=7)
 """Windows that ended before are judged when somebody asks, by ``raymlops drift --since``; two windows are looked at."""
@@ -63,6 +66,7 @@ class Judge:
         names |= {one.name for one in incidents_of(self._state, open_only=True)}
         # A bundle of an earlier release has nothing to judge by.
         self._each(names, lambda name, hurry: judge_due(self._state, name, now=now, actor=self._actor, hurry=hurry))
+        tell_incidents(self._state, now=now)
 
 
 def judge_due(
@@ -86,40 +90,37 @@ def judge_due(
     if champion is None:
         return True
     model = live_model(state, name)
-    for window, columns in _all_due(state, model, now=now):
-        file = partial(file_verdict, window, columns)
-        record_window(state, window, file, baselines=len(model.baselines), actor=actor)
+    _retire_columns(state, model, now=now, actor=actor)
+    for window, columns, calm in _all_due(state, model, now=now):
+        file = partial(file_verdict, window, columns, calm=calm)
+        record_window(state, window, file, normal=model.baselines, actor=actor)
         if hurry():
             return False
     return True
 
 
-def _all_due(state: State, model: LiveModel, *, now: datetime) -> Iterator[tuple[JudgedWindow, tuple[str, ...]]]:
+def _all_due(state: State, model: LiveModel, *, now: datetime) -> Iterator[Due]:
     for side in model.sides:
-        for found, columns in _due(state, model, side, now=now):
-            yield to_stored(found, name=model.name, version=model.version, now=now), columns
-    yield from bounds_due(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s))
+        for found in _due(state, model, side, now=now):
+            flagged = () if found.verdict is None else found.verdict.flagged
+            yield to_stored(found, name=model.name, version=model.version, now=now), flagged, found.calm
+    for window, columns in bounds_due(state, model, now=now, look_back=LOOK_BACK, wait=_wait(model.window_s)):
+        yield window, columns, None
 
 
-def _due(
-    state: State, model: LiveModel, side: Normal, *, now: datetime
-) -> Iterator[tuple[WindowDrift, tuple[str, ...]]]:
-    """Yield the verdicts that are due on one side, in order, and all columns that led to each."""
+def _due(state: State, model: LiveModel, side: Normal, *, now: datetime) -> Iterator[WindowDrift]:
+    """Yield the verdicts that are due on one side, in order."""
     last = last_ended(now - GRACE, model.window_s)
     skew, skewed, kept = skew_of(state, model.name, side, last)
     if skew is not None and not kept:
-        yield skew, _columns(skew)
+        yield skew
     before = newest_window(state, model.name, side=side.side, version=about(side.side, model.version))
     first = max(place_of(now - LOOK_BACK, model.window_s), 0)
     first = min(first, last - 1) if before is None else max(first, place_from(before.stop, model.window_s))
     for found in side.drifts(first, last, skewed=skewed):
         if side.uncounted(found) and found.stop is not None and now < found.stop + _wait(model.window_s):
             return
-        yield found, _columns(found)
-
-
-def _columns(found: WindowDrift) -> tuple[str, ...]:
-    return () if found.verdict is None else found.verdict.flagged
+        yield found
 
 
 def _wait(window_s: float) -> timedelta:
@@ -131,9 +132,13 @@ def _retire(state: State, name: str, champion: int | None, *, now: datetime, act
     for incident in incidents_of(state, name, open_only=True):
         if champion is None or incident.version not in {ANY_VERSION, champion}:
             why = f"{name} was taken down" if champion is None else f"version {champion} is live now"
-            change_incident(state, incident.id, partial(_retired, now=now, why=why), name=name, actor=actor)
+            change_incident(state, incident.id, partial(retire, now=now, why=why), name=name, actor=actor)
 
 
-def _retired(known: Known, *, now: datetime, why: str) -> Filed:
-    gone = known.incident is None or known.incident.closed_at is not None  # by another judge
-    return Filed(known.incident) if gone else retire(known, now=now, why=why)
+def _retire_columns(state: State, model: LiveModel, *, now: datetime, actor: str | None) -> None:
+    """Close the incidents of columns that the champion does not have, or is not watched for: none is judged again."""
+    columns = {side.side: side.columns.every for side in model.sides}
+    for one in incidents_of(state, model.name, open_only=True):
+        if one.kind == "drift" and one.column not in columns.get(one.side, {one.column}):
+            why = f"version {model.version} is not judged by {one.column}"
+            change_incident(state, one.id, partial(retire, now=now, why=why), name=model.name, actor=actor)

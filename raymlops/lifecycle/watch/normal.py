@@ -8,13 +8,14 @@ normal. Reads no more traffic than that takes. Changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.display import some_of
-from raymlops.lifecycle.watch.parts import SERVING, TRAINING, ColumnNames, Part, parts
+from raymlops.lifecycle.watch.parts import ColumnNames, Part, parts
 from raymlops.lifecycle.watch.window_drift import FEW_ROWS, WindowDrift, of_parts
 from raymlops.lifecycle.watch.windows import place_of, span_of
 from raymlops.monitor.baseline import baseline_windows, running, served_pairs, serving_baseline, wanted_windows
@@ -27,7 +28,6 @@ from raymlops.profiles.profile import Blocks
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from datetime import datetime
 
     from raymlops.lifecycle.watch.traffic import Traffic
     from raymlops.lifecycle.watch.windows import Windows
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     Judged = tuple[DriftVerdict | None, Mapping[str, str]]
     """None where no column can be judged; and those that cannot, with the reason."""
 
+TRAINING = "training"
 _FEW = "training has too few rows of it: register a run that has more, or name another value"
 _OLDER = {"slices": "registered before slices were kept by block: register its run again"}
 
@@ -174,49 +175,41 @@ class Normal:
         self.traffic.read(at - self._lag, at - self._lag)
         pair = running((*self.windows.counted(at - self._lag, at - 1), window))
         served = (skewed, self._served_since) if skewed and self._served_since is not None else None
-        own = partial(self._since, pair=pair)
-        split = tuple(parts(self._columns, self.baselines, served, own=own, window_s=self.window_s))
-        share = 1 / max(1, sum(part.first is None or len(part.own) >= FEWEST_OWN for part in split))
-        found = [self._part(window, pair, replace(part, share=share)) for part in split]
+        split = parts(self.columns, self.baselines, served, window_s=self.window_s)
+        known = sum(part.first is None or len(self._since(part.first, pair)) >= FEWEST_OWN for part in split)
+        found = [self._part(window, pair, part, share=1 / max(1, known)) for part in split]
         return of_parts([one for one, _ in found], spared=[spared for _, spared in found])
 
-    def _part(self, window: Window, pair: Sequence[Window], part: Part) -> tuple[WindowDrift, bool]:
-        """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one."""
-        if part.first is None:
-            return self._by_default(window, pair, part)
-        at = round(window.start_s / self.window_s)
-        few = self._few(part, part.first, at)
-        if len(part.own) >= FEWEST_OWN:
-            judged = self._against_serving(pair, part)
-            if (verdict := judged[0]) is None or verdict.outcome != "insufficient":
-                return self._described(window, judged, part.against), verdict is None
-            few = few if len(part.own) < wanted_windows(self.window_s) else f"{part.lacking} has {verdict.reason}"
-        if part.told is None:
-            return self._waiting(window, few), False
-        over = at > part.first + self.most
-        found = self._waiting(window, f"{some_of(part.told, 3)}: {few}" if over else few)
-        return replace(found, refused=dict.fromkeys(part.told, few)), not over
+    def _part(self, window: Window, pair: Sequence[Window], part: Part, *, share: float) -> tuple[WindowDrift, bool]:
+        """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one.
 
-    def _by_default(self, window: Window, pair: Sequence[Window], part: Part) -> tuple[WindowDrift, bool]:
-        training = self._against_training(self.windows, pair, part)
-        if isinstance(training, tuple) and training[0] is not None and training[0].outcome != "insufficient":
-            return self._described(window, training, TRAINING), False
-        at = round(window.start_s / self.window_s)
-        since = at if self._served_since is None else self._served_since
-        served = replace(part, own=self._since(since, pair))
-        if len(served.own) >= FEWEST_OWN:
-            judged = self._against_serving(pair, served)
-            few = judged[0] is not None and judged[0].outcome == "insufficient"
-            if not few or len(served.own) >= wanted_windows(self.window_s):
-                return self._described(window, judged, SERVING), judged[0] is None
-        have = self._few(served, since, at)
+        Where training has too few own windows, what was served first takes over.
+        """
+        at, first, training = round(window.start_s / self.window_s), part.first, None
+        if first is None:
+            training = self._against_training(self.windows, pair, part, share=share)
+            if isinstance(training, tuple) and training[0] is not None and training[0].outcome != "insufficient":
+                return self._described(window, training, TRAINING), False
+            first = at if self._served_since is None else self._served_since
+        own, wanted, over = self._since(first, pair), wanted_windows(self.window_s), at > first + self.most
+        names = "" if part.told is None else f"of {some_of(part.told, 3)} "
+        since = f"the windows served since {datetime.fromtimestamp(first * self.window_s, UTC):%Y-%m-%d %H:%M}"
+        few = f"its baseline has {len(own)} of {wanted} windows"
+        if len(own) >= FEWEST_OWN:
+            judged = self._against_serving(pair, part, own, share=share)
+            if judged[0] is None or judged[0].outcome != "insufficient":
+                return self._described(window, judged, names + since), judged[0] is None
+            few = few if len(own) < wanted else f"its baseline has {judged[0].reason}"
+        few += ", and gets no more: --rebaseline takes the newest ones" if over else ""
+        if training is None:
+            told = f"{some_of(part.told, 3)}: {few}" if part.told is not None and over else few
+            found = self._waiting(window, told)
+            return replace(found, refused=dict.fromkeys(part.told or (), few)), part.told is not None and not over
         if isinstance(training, str) or training[0] is None:
             found = self._described(window, training, TRAINING)
-            return replace(found, waiting=f"{found.waiting}; {have}"), not isinstance(training, str)
-        verdict, refused = training
-        assert verdict is not None
-        reason = f"{verdict.reason}; the first windows served take over by themselves: {have}"
-        return self._described(window, (replace(verdict, reason=reason), refused), TRAINING), False
+            return replace(found, waiting=f"{found.waiting}; {few}"), not isinstance(training, str)
+        reason = f"{training[0].reason}; {since} take over by themselves: {few}"
+        return self._described(window, (replace(training[0], reason=reason), training[1]), TRAINING), False
 
     def _since(self, first: int, pair: Sequence[Window]) -> tuple[Window, ...]:
         """Return the serving baseline that begins at a place, for the windows that are judged."""
@@ -225,12 +218,6 @@ class Normal:
             return ()
         self.traffic.read(first, last)
         return serving_baseline((*self.windows.counted(first, last), *pair), since_s=first * self.window_s)
-
-    def _few(self, part: Part, first: int, at: int) -> str:
-        """Return how many windows a baseline that begins at a place has; those of a time that is over get no more."""
-        few = f"{part.lacking} has {len(part.own)} of {wanted_windows(self.window_s)} windows"
-        over = at > first + self.most
-        return f"{few}, and gets no more: --rebaseline takes the newest ones" if over else few
 
     @cached_property
     def _first_answer(self) -> datetime | None:
@@ -263,7 +250,8 @@ class Normal:
         return None
 
     @cached_property
-    def _columns(self) -> ColumnNames:
+    def columns(self) -> ColumnNames:
+        """Return the names of what is judged."""
         return ColumnNames(self.reference.layout, self.reference.slices, between=self.between)
 
     @cached_property
@@ -300,7 +288,9 @@ class Normal:
             self.traffic.read(start, upto)
             yield upto
 
-    def _against_training(self, windows: Windows, pair: Sequence[Window], part: Part | None = None) -> Judged | str:
+    def _against_training(
+        self, windows: Windows, pair: Sequence[Window], part: Part | None = None, *, share: float = 1.0
+    ) -> Judged | str:
         reference, blocks, last = self.reference, self.reference.blocks, pair[-1]
         if blocks is None:
             return reference.note
@@ -308,30 +298,31 @@ class Normal:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
             own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
-        part = part or Part(self._columns.every)
+        part = part or Part(None, self.columns.every)
         by_chance, sliced = chosen_by_chance(blocks, own), reference.slice_blocks
-        verdict, refused = self._judge(windows, pair, own, part, whole=blocks, sliced=sliced, by_chance=by_chance)
+        verdict, refused = self._judge(
+            windows, pair, own, part, share=share, whole=blocks, sliced=sliced, by_chance=by_chance
+        )
         if self.side == "outputs" and verdict is not None and verdict.outcome == "insufficient":
             reason = f"{verdict.reason}; the reference of outputs is the validation split"
             return replace(verdict, reason=reason), refused
         return verdict, refused
 
-    def _against_serving(self, pair: Sequence[Window], part: Part) -> Judged:
-        starts = np.array([one.start_s for one in part.own])
-        stops = np.array([one.stop_s for one in part.own])
+    def _against_serving(self, pair: Sequence[Window], part: Part, served: Sequence[Window], *, share: float) -> Judged:
+        starts, stops = (np.array([getattr(one, key) for one in served]) for key in ("start_s", "stop_s"))
 
         def blocks(chosen: Slice | None) -> Blocks:
-            profiles = self.windows.profiles(part.own, chosen)
+            profiles = self.windows.profiles(served, chosen)
             drawn = min((one.drawn for one in profiles if one.read), default=0.0)
             return Blocks(self.reference.layout, np.stack([read_counts(one) for one in profiles]), drawn=drawn)
 
         whole = blocks(None)
         own = by_time(whole.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
         sliced = {each: blocks(each) for each in self.reference.slices if self._is_in(each, part)}
-        return self._judge(self.windows, pair, own, part, whole=whole, sliced=sliced)
+        return self._judge(self.windows, pair, own, part, share=share, whole=whole, sliced=sliced)
 
     def _is_in(self, each: Slice, part: Part) -> bool:
-        return not part.only.isdisjoint(self._columns.of(each))
+        return not part.only.isdisjoint(self.columns.of(each))
 
     def _judge(
         self,
@@ -340,6 +331,7 @@ class Normal:
         own: OwnWindows,
         part: Part,
         *,
+        share: float,
         whole: Blocks,
         sliced: Mapping[Slice, Blocks],
         by_chance: Collection[str] = (),
@@ -363,7 +355,7 @@ class Normal:
         if self.between:
             without = part.without | {*lacking}
             judged += pair_counts(whole, profiles, without=without, only=part.only, influence=influence)
-        return judge(judged, own, share=part.share) if judged else None, refused
+        return judge(judged, own, share=share) if judged else None, refused
 
     def _described(self, window: Window, judged: Judged | str, against: str, *, kind: Kind = "drift") -> WindowDrift:
         if isinstance(judged, str):

@@ -1,4 +1,4 @@
-"""Which columns of a side are judged by the same own windows: parts, each with its baseline. Pure.
+"""Which columns of a side are judged by the same own windows: a list of columns and where their baseline begins. Pure.
 
 Training is the baseline of all columns but of those that a person said to be normal since some time, and of those that
 were served otherwise than trained from the beginning: these have windows that were served.
@@ -10,22 +10,15 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from raymlops.display import some_of
 from raymlops.lifecycle.watch.windows import place_of
 from raymlops.monitor.profiled import shown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
-    from raymlops.monitor.baseline import Window
     from raymlops.profiles.layout import Layout
     from raymlops.profiles.slices import Slice
     from raymlops.state.watch.incidents import Baseline
-
-    OwnSince = Callable[[int], tuple[Window, ...]]
-    """Returns the windows of a serving baseline that begins at a place."""
-
-TRAINING, SERVING = "training", "the first windows served"
 
 
 @dataclass(frozen=True)
@@ -33,24 +26,16 @@ class Part:
     """Columns, and pairs of them, that are judged by the same own windows.
 
     Attributes:
+        first: The place of the first window of their baseline; None where that is training.
         only: Their names; a pair is one of them if any of its two columns is.
-        without: Those of other parts, and so are pairs with them.
-        first: The place of the first window of their baseline; None where that is training, or what was served first.
-        own: The windows of the baseline, up to those that are judged.
-        against: What they are judged against, for people.
-        lacking: What has too few windows, for people.
-        told: The columns among them that are named where they are not judged; None where nothing else is judged.
-        share: Of the levels of a verdict.
+        without: Those of parts before it, and so are pairs with them.
+        told: The columns among them that are named; None of all others.
     """
 
+    first: int | None
     only: frozenset[str]
     without: frozenset[str] = frozenset()
-    first: int | None = None
-    own: tuple[Window, ...] = ()
-    against: str = TRAINING
-    lacking: str = "the serving baseline"
     told: tuple[str, ...] | None = None
-    share: float = 1.0
 
 
 class ColumnNames:
@@ -82,33 +67,26 @@ class ColumnNames:
 
 
 def parts(
-    columns: ColumnNames,
-    baselines: Sequence[Baseline],
-    skewed: tuple[Collection[str], int] | None,
-    *,
-    own: OwnSince,
-    window_s: float,
-) -> Iterator[Part]:
-    """Yield the columns of each baseline, the newest first, then those that are ``skewed``, and then the others.
+    columns: ColumnNames, baselines: Sequence[Baseline], skewed: tuple[Collection[str], int] | None, *, window_s: float
+) -> list[Part]:
+    """Return the columns by the place at which their baseline begins, those of training last.
 
-    A column is judged by the newest baseline that names it, with its slices, and a pair by that of any of the two.
-    ``skewed`` has the place of the first window served, too.
+    A column is judged by the newest baseline that names it, with its slices, then by what was served first where it is
+    ``skewed``, which has that place too, and else by training.
     """
+    named: list[tuple[Collection[str] | None, int | None]] = [
+        (one.columns, place_of(one.start, window_s)) for one in baselines
+    ]
+    named += [] if skewed is None else [skewed]
+    found: dict[tuple[int | None, bool], frozenset[str]] = {}
     claimed: frozenset[str] = frozenset()
-    for baseline in baselines:
-        first, since = place_of(baseline.start, window_s), f"the windows served since {baseline.start:%Y-%m-%d %H:%M}"
-        lacking = "the new baseline"
-        if baseline.columns is None:
-            yield Part(columns.every - claimed, claimed, first, own(first), since, lacking)
-            return
-        if only := columns.named(baseline.columns) - claimed:
-            told = columns.told(only)
-            yield Part(only, claimed, first, own(first), f"of {some_of(told, 3)} {since}", lacking, told)
-            claimed |= only
-    if skewed is not None and (only := columns.named(skewed[0]) - claimed):
-        told, first = columns.told(only), skewed[1]
-        lacking = "training differs from what is served, and the serving baseline"
-        yield Part(only, claimed, first, own(first), f"of {some_of(told, 3)} {SERVING}", lacking, told)
+    for names, first in [*named, (None, None)]:
+        only = (columns.every if names is None else columns.named(names)) - claimed
+        if only and (names is not None or only & columns.whole or not claimed):
+            found[first, names is None] = found.get((first, names is None), frozenset()) | only
         claimed |= only
-    if columns.whole - claimed or not claimed:
-        yield Part(columns.every - claimed, claimed)
+    split, before = [], frozenset[str]()
+    for (first, others), only in found.items():
+        split.append(Part(first, only, before, None if others else columns.told(only)))
+        before |= only
+    return split

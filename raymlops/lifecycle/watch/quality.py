@@ -47,6 +47,8 @@ class TrafficQuality(Record):
     """Hours since the end of the last hour that has rows; None where that is longer ago than 49 hours."""
     findings: tuple[Finding, ...] = ()
     """What is beyond a bound of ``monitor.quality``."""
+    beyond: tuple[str, ...] = ()
+    """What incidents of these are of, as ``carrier (max_nulls)``."""
 
     def lines(self) -> Iterator[str]:
         """Yield a line for each window, then what is beyond a bound."""
@@ -79,10 +81,13 @@ def traffic_quality(
     silent_h = None if newest is None else max(0.0, (now - newest).total_seconds() / 3600)
     is_open = any(one.kind == "silence" for one in incidents_of(state, model.name, open_only=True))
     _, silence = silent(model, now=now, is_open=is_open)
-    findings = [] if silence is None else [silence.finding("now")]
-    findings += [each for window, whole in told if whole for each in _findings(window, model.bounds)]
+    found_beyond = [] if silence is None else [("now", silence)]
+    for window, whole in told:
+        beyond = islice(breaches(window, model.bounds), KEPT_COLUMNS if whole else 0)
+        found_beyond += [(f"{window.start:%Y-%m-%d %H:%M}", each) for each in beyond]
+    findings = tuple(each.finding(where) for where, each in found_beyond)
     shown = tuple(replace(window, columns=window.columns[:KEPT_COLUMNS]) for window, _ in told)
-    return TrafficQuality(shown, silent_h, tuple(findings))
+    return TrafficQuality(shown, silent_h, findings, tuple(each.subject for _, each in found_beyond))
 
 
 def _facts(
@@ -110,8 +115,3 @@ def _volumes(state: State, model: LiveModel, places: Sequence[int]) -> dict[int,
         if one.side == "inputs" and one.kind == "drift" and one.stop - one.start == length
     }
     return dict(sorted(found.items()))
-
-
-def _findings(window: WindowQuality, bounds: QualitySection) -> list[Finding]:
-    found = islice(breaches(window, bounds), KEPT_COLUMNS)
-    return [each.finding(f"{window.start:%Y-%m-%d %H:%M}") for each in found]

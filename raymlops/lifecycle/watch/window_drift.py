@@ -47,10 +47,8 @@ class WindowDrift(Record):
     waiting: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Columns that cannot be judged, and why."""
-    incident: str | None = None
-    """The incident that the controller opened or extended by it."""
     acknowledged: bool = False
-    """Whether a person said that what this incident is about is normal."""
+    """Whether a person said of all that it is an alarm for that it is normal, or known."""
     stand_for: int | None = None
     """How many rows were served; of a sampled log ``rows`` are as many as what was drawn says as much as."""
 
@@ -58,6 +56,14 @@ class WindowDrift(Record):
     def outcome(self) -> str:
         """Return ``ok``, ``warn``, ``alarm`` or ``insufficient``; ``waiting`` without a verdict."""
         return "waiting" if self.verdict is None else self.verdict.outcome
+
+    @property
+    def calm(self) -> dict[str, bool]:
+        """Return of each column that was judged whether it was as near as all but one own window in twenty."""
+        if self.verdict is None:
+            return {}
+        band = math.inf if self.verdict.band is None else self.verdict.band
+        return {one.column: not one.flagged and abs(one.distance) <= band for one in self.verdict.columns}
 
     def text(self, *, without: Collection[str] = ()) -> str:
         """Return a line, and the columns that moved most where they lead to it.
@@ -170,8 +176,8 @@ def to_stored(found: WindowDrift, *, name: str, version: int, now: datetime) -> 
     )
 
 
-def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> WindowDrift:
-    """Return a window as it was judged, with the columns that were kept; ``acknowledged`` are ids of incidents."""
+def from_stored(window: JudgedWindow) -> WindowDrift:
+    """Return a window as it was judged, with the columns that were kept."""
     verdict, details = None, window.details
     if window.outcome != "waiting":
         columns = tuple(_column(column) for column in details.get("columns", ()))
@@ -190,8 +196,6 @@ def from_stored(window: JudgedWindow, *, acknowledged: Iterable[str] = ()) -> Wi
         verdict,
         window.reason if verdict is None else "",
         details.get("refused", {}),
-        window.incident,
-        acknowledged=window.incident in set(acknowledged),
         stand_for=details.get("stand_for"),
     )
 

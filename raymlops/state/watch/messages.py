@@ -1,7 +1,7 @@
 """Messages about incidents and retrainings: what somebody is to be told, and which messengers have it.
 
-Owns the records of the outbox. A message is written with the verdict that it is about (``state.watch.incidents``), or
-with the stage of the retraining (``state.loop``). Knows nothing of how one is sent.
+Owns the records of the outbox. A message is written with what is marked as told (``state.watch.incidents``), or with
+the stage of the retraining (``state.loop``). Knows nothing of how one is sent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Told = Literal[
     "opened",
-    "escalated",
+    "minor",
     "acknowledged",
     "closed",
     "decided",
@@ -33,7 +33,8 @@ Told = Literal[
     "stopped",
     "taken_back",
 ]
-"""``acknowledged`` of an incident that stays open; from ``decided`` on of a retraining."""
+"""``minor`` of incidents that open, of inputs on which the output hardly depends; ``acknowledged`` of those that stay
+open; from ``decided`` on of a retraining."""
 
 _SUBJECTS = sa.union_all(
     sa.select(incidents.c.id, incidents.c.name), sa.select(retrainings.c.id, retrainings.c.name)
@@ -47,7 +48,7 @@ class Message(Record):
 
     id: str
     incident: str
-    """The id of the incident, or of the retraining."""
+    """The id of the retraining, or of the first of the incidents."""
     what: Told
     title: str
     body: str

@@ -23,7 +23,7 @@ Kind = Literal["drift", "skew", "quality", "silence", "skill"]
 """What a window is judged for: ``quality`` and ``silence`` by the bounds of ``monitor.quality``, not by a reference;
 ``skill`` by labels, of the outputs of one version."""
 BOUNDED: frozenset[Kind] = frozenset({"quality", "silence", "skill"})
-"""Acknowledging these makes nothing normal."""
+"""A person can say of these that they are known, and not that they are normal."""
 BROKEN: frozenset[Kind] = frozenset({"quality", "silence"})
 """Of what is served, that something is wrong with it: a reason not to train on it. Worse answers are none."""
 
@@ -61,8 +61,6 @@ class JudgedWindow(Record):
     """The verdict's numbers and first ``columns``, and the columns that were ``refused``, both bounded; how many rows
     the window's ``stand_for``, which are more where the log is a sample. Of a window that is beyond a bound, the first
     that it is ``beyond``. Of skill, the sums of the ``window``, the ``verdict`` and what is known of its labels."""
-    incident: str | None = None
-    """The incident that it opened or belongs to."""
 
 
 def judged_windows(
@@ -137,8 +135,8 @@ def first_start(
 def remove_windows(database: Database, *, before: datetime, rows: int) -> int:
     """Remove the verdicts on windows that began before a time; return how many these were.
 
-    What later verdicts depend on stays: skew, windows of open incidents, and the first window with so many ``rows``
-    that each version was judged by.
+    What later verdicts and messages depend on stays: skew, the last windows of open incidents, and the first window
+    with so many ``rows`` that each version was judged by.
 
     Raises:
         StorageError, UnreachableError: the database cannot be written; nothing was removed.
@@ -149,8 +147,8 @@ def remove_windows(database: Database, *, before: datetime, rows: int) -> int:
     for name in names:
         first = sa.select(sa.func.min(each.start)).where(each.name == name, each.kind == "drift", each.rows >= rows)
         first = first.group_by(each.side, each.version, each.judged_by)
-        open_ = sa.select(incidents.c.id).where(incidents.c.name == name, incidents.c.closed_at.is_(None))
-        kept = sa.or_(table.start.in_(first), sa.and_(table.incident.is_not(None), table.incident.in_(open_)))
+        open_ = sa.select(incidents.c.last_at).where(incidents.c.name == name, incidents.c.closed_at.is_(None))
+        kept = sa.or_(table.start.in_(first), table.start.in_(open_))
         with database.writing() as connection:
             ours = (table.name == name, table.kind != "skew", table.start < before)
             old = sa.delete(drift_windows).where(*ours, sa.not_(kept))

@@ -49,11 +49,11 @@ def bounds_due(
     side = model.inputs
     if side is None:
         return
-    open_ = {one.kind: one for one in incidents_of(state, model.name, open_only=True)}
-    if bounds_windows(model.bounds) or "quality" in open_:
-        known = open_["quality"].columns if "quality" in open_ else ()
+    open_ = incidents_of(state, model.name, open_only=True)
+    known = [one.column for one in open_ if one.kind == "quality"]
+    if bounds_windows(model.bounds) or known:
         yield from _windows(state, model, side, now=now, look_back=look_back, wait=wait, known=known)
-    if model.bounds.max_silence_h is not None or "silence" in open_:
+    if model.bounds.max_silence_h is not None or any(one.kind == "silence" for one in open_):
         yield from _silence(state, model, now=now)
 
 

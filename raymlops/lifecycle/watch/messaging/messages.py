@@ -1,65 +1,116 @@
-"""What a message about an incident says: what moved, by how much, since when, and which commands to run next. Pure.
+"""Which messages about incidents are due, and what they say: what moved, by how much, since when, what to run. Pure.
 
-Owns its length and that names of columns and categories, which are anybody's text, cannot be read as anything else by
-whatever shows it. Messengers show text as text, HTML or Markdown, link addresses and ping who is named with an ``@``.
-Knows nothing of who gets it (see ``outbox``).
+Owns which incidents are told together, a message's length, and that names of columns and categories, which are
+anybody's text, cannot be read as anything else by whatever shows it. Messengers show text as text, HTML or Markdown,
+link addresses and ping who is named with an ``@``. Knows nothing of who gets it (see ``outbox``).
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.display import some_of
 from raymlops.monitor import contrasts
 from raymlops.monitor.effects import in_words
-from raymlops.monitor.outcome import ALARM_LEVEL
 from raymlops.state.watch.messages import Message
 from raymlops.state.watch.windows import BOUNDED
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from raymlops.state.watch.incidents import Incident
-    from raymlops.state.watch.messages import Told
     from raymlops.state.watch.windows import JudgedWindow
 
-MAX_BODY = 900
-"""With the title less than PagerDuty's 1,024 characters, and Teams' 1,000; others take more."""
+MAX_BODY = 880
+"""With the title less than PagerDuty's 1,024 characters; others take more."""
+MINOR = 0.01
+"""Influence below which an input hardly matters to the output."""
 _COLUMNS, _NAMES = 4, 3
-_MAX_NAME, _MAX_WHY = 40, 300
+_MAX_NAME, _MAX_TITLE, _MAX_WHY = 40, 24, 300
+_QUARTILES_SD = 1.349
+"""How far apart the quartiles of a normal distribution are, in its standard deviations."""
 _PLAIN = frozenset(" _-.:,;%+='?!")
 """Beside letters, marks and digits of any alphabet: no messenger reads these as anything."""
 
 
-def message_about(
-    incident: Incident, window: JudgedWindow, what: Told, *, new: Collection[str] = (), why: str = ""
-) -> Message:
-    """Return the message that an incident opened, got worse, was acknowledged or closed with this window.
+def due_messages(
+    incidents: Sequence[Incident],
+    last_window: Callable[[Incident], JudgedWindow | None],
+    *,
+    notify_of: Callable[[str], Hashable],
+    now: datetime,
+) -> Iterator[tuple[Message | None, Sequence[Incident]]]:
+    """Yield the messages that are due, each with the incidents that it tells of as they are from now on.
 
-    It lists what is ``new`` first, and says ``why`` it is over where that is not that windows are as usual.
+    Columns that began to move at one time are one message, for all models of which the same ones did that notify the
+    same messengers. It is told to be over, or acknowledged, once that is so of all of its incidents. What a person
+    acknowledged before it was told is told no more.
 
-    All messages about one incident have one title, by which mail programs and PagerDuty (``?action=map``) join them.
+    Args:
+        incidents: All that were not told to be closed.
+        last_window: Returns the last window of an incident that was an alarm.
+        notify_of: Returns what a model notifies.
+        now: When they are written.
     """
-    moved = [one for one in window.details.get("columns", ()) if one.get("flagged")]
-    moved = window.details.get("beyond", []) if incident.kind in BOUNDED else moved
-    moved = sorted(moved, key=lambda one: _told_as(one) not in new)
-    head, todo = _head(incident, window, what, moved, why), ["Next:", *_commands(incident, what)]
-    number = max(len(incident.columns), len(moved))  # a window keeps the first ones alone
-    if what in {"acknowledged", "closed"}:
-        moved, number = [], 0
-    lines = _bounds if incident.kind in BOUNDED else _columns
-    bodies = ("\n".join([head, *lines(moved[:count], number), *todo]) for count in range(_COLUMNS, -1, -1))
+    threads: dict[str, list[Incident]] = {}
+    found: dict[Hashable, dict[str, list[Incident]]] = {}
+    for one in incidents:
+        if one.thread is not None:
+            threads.setdefault(one.thread, []).append(one)
+        elif one.acknowledged_at is None:
+            cause = (one.side, one.kind, one.opened_at, one.closed_at is None)
+            found.setdefault((notify_of(one.name), *cause), {}).setdefault(one.name, []).append(one)
+        elif one.closed_at is not None:
+            yield None, [replace(one, told="closed")]
+    for by_model in found.values():
+        alike: dict[frozenset[str], list[Incident]] = {}
+        for ours in by_model.values():
+            alike.setdefault(frozenset(one.column for one in ours), []).extend(ours)
+        threads |= {ours[0].id: ours for ours in alike.values()}
+    for thread, ours in threads.items():
+        states = {_state(one) for one in ours}
+        state = next(each for each in ("opened", "acknowledged", "closed") if each in states)
+        if (state == "opened" and any(one.told == "" for one in ours)) or state not in {"opened", ours[0].told}:
+            windows = {one.id: last_window(one) for one in ours}
+            told = [replace(one, thread=thread, told=state) for one in ours]
+            yield message_about(told, windows, now=now), told
+
+
+def _state(incident: Incident) -> Literal["opened", "acknowledged", "closed"]:
+    if incident.closed_at is not None:
+        return "closed"
+    return "opened" if incident.acknowledged_at is None else "acknowledged"
+
+
+def message_about(
+    incidents: Sequence[Incident], windows: Mapping[str, JudgedWindow | None], *, now: datetime
+) -> Message:
+    """Return the message that incidents of one thread opened, are all acknowledged, or are all over.
+
+    All messages of a thread have one title, by which mail programs and PagerDuty (``?action=map``) join them.
+    """
+    first = incidents[0]
+    window, what, thread = windows[first.id], str(first.told), str(first.thread)
+    by_column = {one["column"]: one for one in (window.details.get("columns", ()) if window else ())}
+    by_column |= {_bound(one): one for one in (window.details.get("beyond", ()) if window else ())}
+    ours = [one for one in incidents if one.name == first.name]
+    ours.sort(key=lambda one: -(by_column.get(one.column, {}).get("influence") or 0.0))
+    moved = [] if what != "opened" else [(one, by_column.get(one.column)) for one in ours]
+    head = _head(next((one for one in ours if _state(one) == what), ours[0]), window, what)
+    if len(names := list(dict.fromkeys(one.name for one in incidents))) > 1:
+        head += f"\nSo it is of {len(names)} models: {some_of(names, _NAMES)}."
+    todo = ["Next:", *_commands(ours, what)]
+    bodies = ("\n".join([head, *_columns(moved, count), *todo]) for count in range(_COLUMNS, -1, -1))
     body = next(text for text in bodies if len(text) <= MAX_BODY)
-    title = f"{incident.name}: {_subject(incident)} (incident {incident.id})"
-    # It gets worse, and is acknowledged, once with each number of windows at most.
-    return Message(f"{incident.id}-{incident.windows}-{what}", incident.id, what, title, body, window.judged_at)
-
-
-def by_two(window: JudgedWindow) -> bool:
-    """Return whether a window that is an alarm is one by the one before it as well: both moved, and the same way."""
-    return window.kind not in BOUNDED and window.p_two is not None and window.p_two <= ALARM_LEVEL
+    title = f"{_subject(first, names, [one.column for one in ours])} (incident {thread})"
+    influences = [column.get("influence") for _, column in moved if column is not None]
+    minor = first.side == "inputs" and len(influences) == len(moved) > 0
+    if minor and all(each is not None and each < MINOR for each in influences):
+        what = "minor"
+    return Message(f"{thread}-{what}-{now:%Y%m%dT%H%M%S}", first.id, what, title, body, now)
 
 
 def shown(text: Any, limit: int = _MAX_NAME) -> str:
@@ -78,97 +129,109 @@ def _plain(character: str) -> str:
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
-def _subject(incident: Incident) -> str:
-    if incident.kind == "skew":
-        return f"{incident.side} of version {incident.version} differ from its training"
-    if incident.kind == "skill":
-        return f"answers of version {incident.version} are worse by their labels"
-    if incident.kind in BOUNDED:
-        return f"{incident.side} beyond a bound" if incident.kind == "quality" else f"no {incident.side}"
-    return f"drift of {incident.side}" + (f" of version {incident.version}" if incident.version else "")
-
-
-def _told_as(moved: Mapping[str, Any]) -> str:
-    """Return what an incident has among its columns for it."""
-    bound, column = moved.get("bound"), moved.get("column")
-    return str(bound if column is None else column if bound is None else f"{column} ({bound})")
-
-
-def _head(incident: Incident, window: JudgedWindow, what: Told, moved: Sequence[Mapping[str, Any]], why: str) -> str:
-    since = f"since {_time(incident.opened_at)}"
-    is_normal = what == "closed" and incident.kind not in BOUNDED and incident.acknowledged_by is not None
-    if what == "acknowledged" or is_normal:
-        who, said = incident.acknowledged_by, incident.acknowledged_why
-        was = "It is" if what == "acknowledged" else "It was"
-        return f"Acknowledged by {shown(who)}: {shown(said, _MAX_WHY)}. {was} an alarm {since}."
-    over = f"Over: {shown(why, _MAX_WHY)}; " if why else "Over: "
+def _subject(incident: Incident, names: Sequence[str], columns: Sequence[str]) -> str:
+    model = names[0] if len(names) == 1 else f"{len(names)} models"
     if incident.kind == "silence":
-        return f"{over}there was no row {since}." if what == "closed" else f"Alarm: no row {since}."
+        return f"{model}: no {incident.side}"
+    if incident.kind == "skill":
+        return f"{model}: answers of version {incident.version} are worse by their labels"
+    column = _name(columns[0], _MAX_TITLE) + (f" and {len(columns) - 1} more" if len(columns) > 1 else "")
+    if incident.kind == "skew":
+        return f"{model}: {column} unlike training"
+    return f"{model}: {column} beyond a bound" if incident.kind == "quality" else f"{model}: drift of {column}"
+
+
+def _bound(beyond: Mapping[str, Any]) -> str:
+    """Return what an incident has for its column where it is of a bound."""
+    bound, column = str(beyond["bound"]), beyond.get("column")
+    return bound if column is None else f"{column} ({bound})"
+
+
+def _head(incident: Incident, window: JudgedWindow | None, what: str) -> str:
+    since = f"since {_time(incident.opened_at)}"
+    if what == "acknowledged" or incident.is_normal:
+        who, said = incident.acknowledged_by, incident.acknowledged_why
+        is_so = "It is normal from now on" if incident.is_normal else "It is muted"
+        return f"Acknowledged by {shown(who)}: {shown(said, _MAX_WHY)}. {is_so}; it was an alarm {since}."
     if what == "closed":
+        over = f"Over: {shown(incident.closed_why, _MAX_WHY)}; "
+        if incident.kind == "silence":
+            return f"{over}there was no row {since}."
         return f"{over}{since} it was an alarm, last in the window of {_time(incident.last_at)}."
+    if window is None or incident.kind == "silence":
+        return f"Alarm: no row {since}." if incident.kind == "silence" else f"Alarm {since}."
     hours = f"{(window.stop - window.start).total_seconds() / 3600:g} h"
     rows = "labelled rows" if incident.kind == "skill" else "rows"
     last = f"the last of {window.rows:,} {rows} until {_time(window.stop)}."
-    if what == "escalated":
-        worse = "beyond further bounds" if incident.kind in BOUNDED else "further columns moved"
-        return f"Worse: {worse}; {incident.windows} windows of {hours} are an alarm {since}, {last}"
     if incident.kind == "skill":
-        return f"Alarm {since}: answers are worse than their labels allow, by windows of {hours}, {last}"
+        return f"Alarm {since}: answers lose more than their labels explain by chance, by windows of {hours}, {last}"
     if incident.kind == "quality":
         return f"Alarm {since}: a window of {hours} is beyond its bounds, {last}"
-    running = by_two(window)
-    # One window is an alarm by Student's t of a column, not by its rank.
-    p = window.p_two if running else min((one["p"] for one in moved if one.get("p") is not None), default=window.p_one)
-    how = f"two windows of {hours} running are unlike" if running else f"a window of {hours} is far from"
-    return f"Alarm {since}: {how} {window.against or 'what is normal'}{'' if p is None else f' (p {p:.2g})'}, {last}"
+    two = incident.opened_at < incident.last_at
+    how = f"windows of {hours} are unlike" if two else f"a window of {hours} is far from"
+    return f"Alarm {since}: {how} {window.against or 'what is normal'}, {last}"
 
 
-def _columns(moved: Sequence[Mapping[str, Any]], number: int) -> list[str]:
-    """Return a line for each of these columns that led to the verdict, and one for the others of that number."""
-    lines = [_column(one) for one in moved]
-    if lines and all(one.get("influence") is None for one in moved):
-        lines.append("How much the output depends on them is not known.")
-    if number > len(moved):
-        more, s = "more " if moved else "", "s" if number - len(moved) > 1 else ""
-        lines.append(f"- {number - len(moved)} {more}column{s}")
+def _columns(moved: Sequence[tuple[Incident, Mapping[str, Any] | None]], count: int) -> list[str]:
+    """Return a line for each of the first columns, and one for the others."""
+    several = len(moved) > 1
+    lines = []
+    for incident, found in moved[:count]:
+        line = _beyond(found) if found and "bound" in found else _column(incident.column, found or {})
+        lines.append(f"{line} (incident {incident.id})" if several else line)
+    if left := len(moved) - len(lines):
+        lines.append(f"- {left} {'more ' if lines else ''}column{'s' if left > 1 else ''}")
     return lines
 
 
-def _bounds(beyond: Sequence[Mapping[str, Any]], number: int) -> list[str]:
-    """Return a line for each of these that are beyond a bound, and one for the others of that number."""
-    lines = [_beyond(one) for one in beyond]
-    return (
-        lines
-        if number <= len(beyond)
-        else [*lines, f"- {number - len(beyond)} {'more' if beyond else 'beyond a bound'}"]
-    )
-
-
-def _column(column: Mapping[str, Any]) -> str:
-    distance = column.get("distance")
-    parts = [
-        f"{shown(contrasts.in_words(column.get('moved', '')))} "
-        + ("far off" if distance is None else f"{distance:+.1f} sd")
-    ]
-    outside = column.get("outside") or ((), ())
-    sides = zip(column.get("quantiles") or (), outside, strict=False)
-    medians = [in_words(side, column.get("span") or (), beyond)[2] for side, beyond in sides]
-    if medians and "none" not in medians:  # nothing is left of a column that is null
-        parts.append("median {} to {}".format(*medians))
-    before, after = column.get("nulls") or (0, 0)
-    if f"{before:.1%}" != f"{after:.1%}":
-        parts.append(f"missing {before:.1%} to {after:.1%}")
+def _column(name: str, column: Mapping[str, Any]) -> str:
+    """Return what moved of a column, in the units of its values."""
+    parts = [text for text in (_size(column), _missing(column)) if text] or ["far off"]
     changed = [(word, [*map(shown, column.get(word) or ())]) for word in ("new", "vanished")]
     parts += [f"{word} {some_of(names, _NAMES)}" for word, names in changed if names]
     if column.get("influence") is not None:
         parts.append(f"the output depends on it by {column['influence']:.2f} of 1")
-    return f"- {_name(column['column'])}: {', '.join(parts)}"
+    elif column:
+        parts.append("how much the output depends on it is not known")
+    if column.get("onset") is not None:
+        parts.append(f"first seen in the hour of {column['onset']} UTC")
+    return f"- {_name(name)}: {', '.join(parts)}"
 
 
-def _name(name: str) -> str:
+def _size(column: Mapping[str, Any]) -> str:
+    moved, up = str(column.get("moved", "")), (column.get("distance") or 0.0) > 0
+    before, after = [*(column.get("quantiles") or ()), (), ()][:2]
+    outside, span = column.get("outside") or ((), ()), column.get("span") or ()
+    words = [in_words(side, span, beyond) for side, beyond in zip((before, after), outside, strict=False) if side]
+    if len(words) == 2 and words[1][2] != "none":
+        if moved == "scale":
+            spread = "values spread more" if up else "values spread less"
+            return f"{spread}, half of them in {words[0][1]} to {words[0][3]}, now in {words[1][1]} to {words[1][3]}"
+        medians = f"median {words[0][2]} to {words[1][2]}"
+        if moved != contrasts.LOCATION:
+            return "" if moved == contrasts.NULLS else f"{shown(contrasts.in_words(moved))}, {medians}"
+        sd = (before[3] - before[1]) / _QUARTILES_SD
+        known = after[2] is not None and sd > 0
+        by = f" ({(after[2] - before[2]) / sd:+.2g} standard deviations of its values)" if known else ""
+        return f"values went {'up' if up else 'down'}, {medians}{by}"
+    labels, sides = (column.get("histogram") or {}).get("labels") or (), column.get("histogram") or {}
+    label = moved.removeprefix("share of ")
+    if label in labels:
+        shares = [sides[side][list(labels).index(label)] for side in ("before", "after")]
+        return f"share of {shown(label)} {shares[0]:.1%} to {shares[1]:.1%}"
+    return "" if moved in {contrasts.NULLS, ""} else shown(contrasts.in_words(moved))
+
+
+def _missing(column: Mapping[str, Any]) -> str:
+    before, after = column.get("nulls") or (0, 0)
+    return f"missing {before:.1%} to {after:.1%}" if f"{before:.1%}" != f"{after:.1%}" else ""
+
+
+def _name(name: str, most: int = _MAX_NAME) -> str:
     """Return the name of a column, or of one in a slice, ``COLUMN[SLICE]``: brackets behind a name are no link."""
     column, _, of = name.removesuffix("]").partition("[")
-    return f"{shown(column)}[{shown(of)}]" if column and "=" in of and name.endswith("]") else shown(name)
+    sliced = column and "=" in of and name.endswith("]")
+    return f"{shown(column, most)}[{shown(of, most)}]" if sliced else shown(name, most)
 
 
 def _beyond(found: Mapping[str, Any]) -> str:
@@ -177,23 +240,21 @@ def _beyond(found: Mapping[str, Any]) -> str:
     return f"- {column}{found['text']}"
 
 
-def _commands(incident: Incident, what: Told) -> list[str]:
-    name = incident.name
-    look = f"raymlops {'quality' if incident.kind == 'skill' else 'drift'} {name}"
-    look += f" --since {incident.opened_at:%Y-%m-%dT%H:%MZ}"
+def _commands(incidents: Sequence[Incident], what: str) -> list[str]:
+    first = incidents[0]
+    one_id = first.id if len(incidents) == 1 else "ID"
+    verb = "quality" if first.kind == "skill" else "drift"
+    look = f"raymlops {verb} {first.name} --since {first.opened_at:%Y-%m-%dT%H:%MZ} --report {verb}.html"
     if what in {"acknowledged", "closed"}:
         return [look]
-    known = f"if it is known: raymlops drift {name} --acknowledge {incident.id} --why TEXT"
-    if incident.kind == "skill":
-        return [look, f"if the version before was better: raymlops rollback {name}", known, "else train on newer data"]
-    if incident.kind in BOUNDED:
-        return [look, known, "else mend what sends it; raymlops deploy changes monitor.quality"]
-    lines = [look, f"if it is normal from now on: raymlops drift {name} --acknowledge {incident.id} --why TEXT"]
-    if incident.side == "inputs":
-        lines.append("else mend what sends it, or train on newer data")
-    else:
-        lines.append(f"if the version before was better: raymlops rollback {name}")
-    return lines
+    known = f"if somebody mends it: raymlops drift {first.name} --known {one_id} --why TEXT"
+    back = f"if the version before was better: raymlops rollback {first.name}"
+    if first.kind == "skill":
+        return [look, back, known, "else train on newer data"]
+    if first.kind in BOUNDED:
+        return [look, known, "raymlops deploy changes monitor.quality"]
+    normal = f"if it is normal from now on: raymlops drift {first.name} --acknowledge {one_id} --why TEXT"
+    return [look, known, normal, "else train on newer data" if first.side == "inputs" else back]
 
 
 def _time(moment: datetime) -> str:

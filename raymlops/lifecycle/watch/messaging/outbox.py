@@ -43,7 +43,7 @@ LOOK_S = 1.0
 MAX_ERROR = 500
 _TONES: Mapping[Told, Tone] = {
     "opened": "warning",
-    "escalated": "failure",
+    "minor": "info",
     "acknowledged": "success",
     "closed": "success",
     "decided": "info",

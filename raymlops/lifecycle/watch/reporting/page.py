@@ -132,14 +132,15 @@ def _incident(incident: Incident) -> list[str]:
     state = "open" if incident.closed_at is None else f"closed {incident.closed_at:%Y-%m-%d %H:%M}"
     if incident.acknowledged_at is not None:
         by, why = cut(incident.acknowledged_by or "", _CELL), cut(incident.acknowledged_why or "", CUT)
-        state += f", acknowledged {incident.acknowledged_at:%Y-%m-%d %H:%M} by {by}: {why}"
+        what = "known" if incident.closed_at is None else "acknowledged"
+        state += f", {what} {incident.acknowledged_at:%Y-%m-%d %H:%M} by {by}: {why}"
     return [
         incident.id,
         _TITLES[incident.side, incident.kind],
         f"{incident.opened_at:%Y-%m-%d %H:%M}",
         f"{incident.last_at:%Y-%m-%d %H:%M}",
         f"{incident.windows:,}",
-        cut(", ".join(cut(name, _CELL) for name in incident.columns[:MOST_COLUMNS]), CUT),
+        cut(incident.column, _CELL),
         state,
     ]
 
