@@ -78,8 +78,8 @@ def acknowledge(incident: Incident, *, now: datetime, actor: str, why: str) -> F
             hint="--known mutes it until it is within its bound; raymlops deploy changes monitor.quality and "
             "monitor.skill.",
         )
-    by = {"acknowledged_at": now, "acknowledged_by": actor, "acknowledged_why": why}
-    after = replace(incident, closed_at=now, closed_why=why, **by)
+    after = known(incident, now=now, actor=actor, why=why).incident
+    after = replace(after, closed_at=now, closed_why=why)
     if incident.kind != "drift":  # which alone says what is normal among what is served
         return Filed(after, ACKNOWLEDGE, why)
     about = (incident.name, incident.side, incident.version)
@@ -111,9 +111,8 @@ def revoke(incident: Incident, *, why: str) -> Filed:
     if incident.acknowledged_at is None or (incident.closed_at is not None and not incident.is_normal):
         state = "is open" if incident.closed_at is None else "is over"
         raise RefusedError(f"incident {incident.id} of {incident.name} {state}, and was not acknowledged")
-    nobody = {"acknowledged_at": None, "acknowledged_by": None, "acknowledged_why": None}
-    again = replace(incident, closed_at=None, closed_why="", quiet_s=0.0, thread=None, told="", **nobody)
-    return Filed(again, REVOKE, why)
+    again = replace(incident, acknowledged_at=None, acknowledged_by=None, acknowledged_why=None)
+    return Filed(replace(again, closed_at=None, closed_why="", quiet_s=0.0, thread=None, told=""), REVOKE, why)
 
 
 def _refuse_closed(incident: Incident) -> None:
@@ -140,19 +139,20 @@ def _after(incident: Incident, window: JudgedWindow, calm: bool | None) -> Filed
     return Filed(replace(after, closed_at=window.judged_at, closed_why=why), CLOSE, why)
 
 
-def by_two(window: JudgedWindow, column: str) -> bool:
+def _by_two(window: JudgedWindow, column: str) -> bool:
     """Return whether a window is an alarm for a column by the one before it as well: both moved, and the same way."""
     if window.kind in BOUNDED or window.p_two is None or window.p_two > ALARM_LEVEL:
         return False
-    found = next((one for one in window.details.get("columns", ()) if one["column"] == column), {})
-    running, least = found.get("distance_running"), window.details.get("band_running")
+    columns = (one for one in window.details.get("columns", ()) if one["column"] == column)
+    running = next((one.get("distance_running") for one in columns), None)
+    least = window.details.get("band_running")
     return running is None or least is None or abs(running) >= least
 
 
 def _began(window: JudgedWindow, column: str) -> datetime:
     """Return when what a window is an alarm by began: with the first of two running, where it is by two."""
     length = window.stop - window.start
-    return window.start - lag_of(length.total_seconds()) * length if by_two(window, column) else window.start
+    return window.start - lag_of(length.total_seconds()) * length if _by_two(window, column) else window.start
 
 
 def _id(window: JudgedWindow, column: str) -> str:

@@ -88,7 +88,7 @@ class WindowDrift(Record):
                 "column": column.column,
                 "moved": in_words(column.moved),
                 "influence": "" if column.influence is None else f"{column.influence:.2f}",
-                "sd": f"{column.distance:+.1f}",
+                "distance": f"{column.distance:+.1f}",
                 "js": f"{column.jensen_shannon:.3f}" if column.quantiles or column.jensen_shannon else "",
                 "median": " -> ".join(side[2] for side in column.quantile_texts),
                 "missing": " -> ".join(f"{share:.1%}" for share in column.nulls if any(column.nulls)),

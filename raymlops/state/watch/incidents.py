@@ -154,9 +154,9 @@ def change_incident(
             )
         filed = change(before)
         if before.is_normal and not filed.incident.is_normal:
-            again = [one for one in found if one.closed_at is None and _cause(one) == _cause(before)]
-            if again := [one.id for one in again if one.column == before.column]:
-                raise RefusedError(f"{before.column} of {name} drifted again since then: incident {again[0]} is open")
+            open_ = [one.id for one in found if one.closed_at is None and _cause(one) == _cause(before)]
+            if open_:
+                raise RefusedError(f"{before.column} of {name} drifted again since then: incident {open_[0]} is open")
             _remove_baseline(connection, before)
         _put(connection, [before], [filed], actor=actor)
     return filed.incident
@@ -305,8 +305,8 @@ def _put(connection: Connection, before: Sequence[Incident], after: Sequence[Fil
         )
 
 
-def _cause(of: JudgedWindow | Incident) -> tuple[str, str, str, int]:
-    return of.name, of.side, of.kind, of.version
+def _cause(of: Incident) -> tuple[str, str, int, str]:
+    return of.side, of.kind, of.version, of.column
 
 
 def _is_drift_of(incident: Incident, baseline: Baseline) -> bool:

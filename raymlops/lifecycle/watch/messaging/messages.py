@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.state.watch.incidents import Incident
+    from raymlops.state.watch.messages import Told
     from raymlops.state.watch.windows import JudgedWindow
 
 MAX_BODY = 880
@@ -93,7 +94,8 @@ def message_about(
     All messages of a thread have one title, by which mail programs and PagerDuty (``?action=map``) join them.
     """
     first = incidents[0]
-    window, what, thread = windows[first.id], str(first.told), str(first.thread)
+    window, thread = windows[first.id], str(first.thread)
+    what: Told = first.told or "opened"
     by_column = {one["column"]: one for one in (window.details.get("columns", ()) if window else ())}
     by_column |= {_bound(one): one for one in (window.details.get("beyond", ()) if window else ())}
     ours = [one for one in incidents if one.name == first.name]
@@ -110,7 +112,7 @@ def message_about(
     minor = first.side == "inputs" and len(influences) == len(moved) > 0
     if minor and all(each is not None and each < MINOR for each in influences):
         what = "minor"
-    return Message(f"{thread}-{what}-{now:%Y%m%dT%H%M%S}", first.id, what, title, body, now)
+    return Message(f"{thread}-{what}-{now.timestamp():.6f}", first.id, what, title, body, now)
 
 
 def shown(text: Any, limit: int = _MAX_NAME) -> str:
@@ -135,10 +137,12 @@ def _subject(incident: Incident, names: Sequence[str], columns: Sequence[str]) -
         return f"{model}: no {incident.side}"
     if incident.kind == "skill":
         return f"{model}: answers of version {incident.version} are worse by their labels"
-    column = _name(columns[0], _MAX_TITLE) + (f" and {len(columns) - 1} more" if len(columns) > 1 else "")
-    if incident.kind == "skew":
-        return f"{model}: {column} unlike training"
-    return f"{model}: {column} beyond a bound" if incident.kind == "quality" else f"{model}: drift of {column}"
+    more = f" and {len(columns) - 1} more" if len(columns) > 1 else ""
+    if incident.kind == "quality":
+        column, _, bound = columns[0].removesuffix(")").rpartition(" (")
+        return f"{model}: {shown(column, _MAX_TITLE) or 'window'} beyond {bound}{more}"
+    name = _name(columns[0], _MAX_TITLE)
+    return f"{model}: {name}{more} unlike training" if incident.kind == "skew" else f"{model}: drift of {name}{more}"
 
 
 def _bound(beyond: Mapping[str, Any]) -> str:
@@ -210,9 +214,9 @@ def _size(column: Mapping[str, Any]) -> str:
         medians = f"median {words[0][2]} to {words[1][2]}"
         if moved != contrasts.LOCATION:
             return "" if moved == contrasts.NULLS else f"{shown(contrasts.in_words(moved))}, {medians}"
-        sd = (before[3] - before[1]) / _QUARTILES_SD
-        known = after[2] is not None and sd > 0
-        by = f" ({(after[2] - before[2]) / sd:+.2g} standard deviations of its values)" if known else ""
+        known = None not in (*before[1:4], after[2]) and before[3] > before[1]
+        by = _QUARTILES_SD * (after[2] - before[2]) / (before[3] - before[1]) if known else None
+        by = "" if by is None else f" ({by:+.2g} standard deviations of its values)"
         return f"values went {'up' if up else 'down'}, {medians}{by}"
     labels, sides = (column.get("histogram") or {}).get("labels") or (), column.get("histogram") or {}
     label = moved.removeprefix("share of ")

@@ -99,15 +99,15 @@ def window(state, day, *, outcome="alarm", influence=0.4, kind="drift"):
 
 
 def opening(id_, **fields):
-    incident = Incident(id_, "flights", "inputs", "drift", 0, NOW, NOW, 1, ("hour",))
-    return lambda _known: Filed(replace(incident, **fields))
+    incident = Incident(id_, "flights", "inputs", "drift", 0, NOW, NOW, 1, "hour")
+    return lambda _known: [Filed(replace(incident, **fields))]
 
 
 def test_alarms_of_drift_count_by_the_columns_that_led_to_them(state):
     """Two windows are alarms for a column that matters: decided; one for a column that does not: not."""
     live(state, triggers={"drift_alarms": 2})
     for day, influence in ((0, 0.4), (1, 0.01), (2, 0.4)):
-        assert record_window(state, window(state, day, influence=influence), lambda _known: Filed())
+        assert record_window(state, window(state, day, influence=influence), lambda _known: [])
     found = decided(state, later=4 * DAY)
     assert (found.trigger, found.reasons["alarms"], found.reasons["columns"]) == ("drift", 2, ["hour"])
 
@@ -216,7 +216,7 @@ def test_the_windows_that_were_judged_by_their_labels_decide(state, trigger, bou
     live(state, triggers={trigger: bound})
     now = state.now() + 6 * DAY
     for day in range(5):
-        assert record_window(state, labelled(state, day), lambda _known: Filed())
+        assert record_window(state, labelled(state, day), lambda _known: [])
     found = decide_due(state, "flights", now=now, actor="me")
     assert (found.trigger, found.reasons["labelled_rows"]) == (trigger, 2_000)
     assert found.evidence_at == state.deployments("flights")[0].created_at.replace(microsecond=0) + 5 * DAY

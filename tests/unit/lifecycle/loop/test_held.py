@@ -40,11 +40,11 @@ class Broken:
 
     def on(self, state):
         window = JudgedWindow("m", "inputs", "quality", 1, START, START + MINUTE, 1, "alarm", "40% nulls", 60, START)
-        opened = Incident("i1", "m", "inputs", "quality", 1, START, START, 1, ("x (max_nulls)",))
-        assert record_window(state, window, lambda _known: Filed(opened))
+        opened = Incident("i1", "m", "inputs", "quality", 1, START, START, 1, "x (max_nulls)")
+        assert record_window(state, window, lambda _known: [Filed(opened)])
 
     def off(self, state):
-        change_incident(state, "i1", lambda known: Filed(replace(known.incident, closed_at=START)), name="m")
+        change_incident(state, "i1", lambda known: Filed(replace(known, closed_at=START)), name="m")
 
 
 class Lowered:

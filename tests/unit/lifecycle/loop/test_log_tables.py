@@ -178,8 +178,10 @@ def test_days_of_a_known_fault_are_left_out(state, logged, tmp_path):
     shutil.copytree(logged, tmp_path, dirs_exist_ok=True)
     start = TODAY - 30 * DAY
     window = JudgedWindow("tiny", "inputs", "quality", 0, start, start + DAY, 3, "alarm", "nulls", 400, start)
-    incident = Incident("i1", "tiny", "inputs", "quality", 0, start, start, 1, ("width (max_nulls)",), start + 10 * DAY)
-    assert record_window(state, window, lambda _known: Filed(incident))
+    incident = Incident(
+        "i1", "tiny", "inputs", "quality", 0, start, start, 1, "width (max_nulls)", closed_at=start + 10 * DAY
+    )
+    assert record_window(state, window, lambda _known: [Filed(incident)])
     found = made(state, tmp_path)
     assert found.numbers["of_faults"] == 400
     assert "400 rows of 240 h are left out: what was served was broken (incident i1)" in found.notes

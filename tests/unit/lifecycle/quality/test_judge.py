@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from raymlops.lifecycle.quality.facts import quality_facts
 from raymlops.lifecycle.quality.judge import QualityJudge, judge_due
 from raymlops.lifecycle.quality.model import quality_model
+from raymlops.lifecycle.watch.messaging.tell import tell_incidents
 from raymlops.state.store import State
 from raymlops.state.watch.incidents import incidents_of
 from raymlops.state.watch.messages import messages_of
@@ -66,7 +67,7 @@ def test_one_that_got_worse_is_an_incident_that_is_told_once(state, tmp_path, da
     assert found[-1].outcome == "alarm"
     assert "of skill lost since window" in found[-1].reason
     (incident,) = incidents_of(state)
-    assert (incident.kind, incident.side, incident.version, incident.columns) == ("skill", "outputs", 3, ("skill",))
+    assert (incident.kind, incident.side, incident.version, incident.column) == ("skill", "outputs", 3, "skill")
     assert incident.windows >= 2
     (message,) = messages_of(state, "flights")
     assert message.what == "opened"
@@ -165,7 +166,7 @@ def test_a_bound_of_skill_is_an_incident_of_its_own(state, tmp_path, days):
     live(state, tmp_path, min=0.6)
     found = days(0, 3)
     assert found[-1].outcome == "alarm"
-    assert [one.columns for one in incidents_of(state)] == [("min",)]
+    assert [one.column for one in incidents_of(state)] == ["min"]
 
 
 def test_other_metrics(state, tmp_path, days):
@@ -210,8 +211,10 @@ def test_a_judge_that_dies_at_any_statement_leaves_what_one_that_lives_does(tmp_
             count = dying_at(other, number, die)
             with suppress(DiedError):
                 judge_due(other, quality_model(other, "flights", now=now), now=now, actor="me")
+                tell_incidents(other, now=now)
         with State.open(copy) as other:
             judge_due(other, quality_model(other, "flights", now=now), now=now, actor="me")
+            tell_incidents(other, now=now)
         return count[0], rows(copy)
 
     state.close()

@@ -16,7 +16,7 @@ from raymlops.lifecycle.retraining.compare import compared
 from raymlops.records import ModelVersionRef
 from raymlops.state.store import Deployment
 from raymlops.state.versions import record_version
-from raymlops.state.watch.incidents import Filed, record_window
+from raymlops.state.watch.incidents import record_window
 from raymlops.state.watch.windows import JudgedWindow
 
 HOUR = timedelta(hours=1)
@@ -32,7 +32,7 @@ def judged(state, tmp_path):
     def found(*, unbelieved="", **log_settings):
         start, details = NOW - 2 * HOUR, {"unbelieved": unbelieved}
         window = JudgedWindow("m", "outputs", "skill", 1, start, NOW, 1, "ok", "", 60, NOW, details=details)
-        record_window(state, window, lambda _known: Filed())
+        record_window(state, window, lambda _known: [])
         settings = {"log": {"enabled": True, **log_settings}}
         champion = Deployment("m", 1, bundle(tmp_path), "run-1", "champion", settings)
         return compared(state, champion, 2, since=NOW - 2 * HOUR, until=NOW, answer=here)

@@ -35,7 +35,7 @@ from raymlops.records import ModelVersionRef
 from raymlops.state.loop import begin, retraining_of
 from raymlops.state.store import Deployment
 from raymlops.state.versions import record_version
-from raymlops.state.watch.incidents import Filed, record_window
+from raymlops.state.watch.incidents import record_window
 from raymlops.state.watch.windows import JudgedWindow
 from raymlops.storage.store import Store
 
@@ -96,7 +96,7 @@ def test_versions_are_compared_on_the_own_log(state, tmp_path, own):
         label(folder, truths * 30)
     record_version(state, ModelVersionRef("m", 2, "run-2", bundle(tmp_path, Inverted)), why="a test", now=NOW)
     window = JudgedWindow("m", "outputs", "skill", 1, NOW - 2 * HOUR, NOW, 1, "ok", "", 60, NOW, details={})
-    record_window(state, window, lambda _known: Filed())
+    record_window(state, window, lambda _known: [])
     champion = Deployment("m", 1, bundle(tmp_path), "run-1", "champion", {"log": {"enabled": True}})
     found = compared(state, champion, 2, since=NOW - 2 * HOUR, until=NOW, answer=replay.here)
     assert (found.outcome, found.rows) == ("not worse", 60)

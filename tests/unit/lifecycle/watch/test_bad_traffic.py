@@ -55,7 +55,7 @@ def test_skew_is_looked_for_where_traffic_begins(live, tmp_path):
     (skew,) = [one for one in judged_windows(live, "flights") if (one.side, one.kind) == ("inputs", "skew")]
     assert (skew.outcome, skew.start) == ("alarm", TODAY - 2 * DAY)
     (incident,) = incidents_of(live)
-    assert (incident.kind, incident.columns) == ("skew", ("distance",))
+    assert (incident.kind, incident.column) == ("skew", "distance")
 
 
 def test_a_column_gone_null_is_an_alarm_in_one_window(live, tmp_path):
@@ -66,7 +66,7 @@ def test_a_column_gone_null_is_an_alarm_in_one_window(live, tmp_path):
     assert found.outcome == "alarm"
     moved = found.details["columns"][0]
     assert (moved["column"], moved["moved"], moved["nulls"]) == ("carrier", "nulls", [0.0, 1.0])
-    assert incidents_of(live)[0].columns == ("carrier",)
+    assert incidents_of(live)[0].column == "carrier"
 
 
 def test_a_column_that_is_redacted_is_not_judged_and_the_others_are(live, tmp_path):

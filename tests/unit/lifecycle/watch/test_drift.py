@@ -16,7 +16,6 @@ from raymlops.lifecycle.sources import state_of
 from raymlops.lifecycle.watch.drift import DriftRecord, drift
 from raymlops.lifecycle.watch.judge import Judge
 from raymlops.lifecycle.watch.quality import TrafficQuality
-from raymlops.monitor.data_quality import Finding
 from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.state.watch.incidents import Incident
 from raymlops.state.watch.windows import judged_windows
@@ -204,16 +203,17 @@ def test_a_model_that_the_state_here_does_not_know_is_told_with_where_states_are
     assert "in Python config=; or set RAYMLOPS_HOME" in str(raised.value.hint)
 
 
-def test_a_bound_that_somebody_acknowledged_is_no_drift_until_it_gets_worse():
-    """Each kind by itself: silence counts beside acknowledged missing values."""
-    missing, silent = (Finding(check, "now", 1.0, 0.5, "why") for check in ("nulls", "silence"))
-    known = Incident("i", "flights", "inputs", "quality", 0, TODAY, TODAY, 1, ("carrier (max_nulls)",))
+def test_a_bound_that_somebody_knows_of_is_no_drift_and_every_other_one_is():
+    """Missing values of one column are muted; those of another, and silence, count."""
+    missing, other, silent = "carrier (max_nulls)", "distance (max_nulls)", "max_silence_h"
+    known = Incident("i", "flights", "inputs", "quality", 0, TODAY, TODAY, 1, missing)
     said = replace(known, acknowledged_at=TODAY)
-    for findings, incidents, drifted in (
+    for beyond, incidents, drifted in (
         ((missing,), (known,), True),
+        ((missing, other), (said,), True),
         ((missing,), (said,), False),
         ((missing, silent), (said,), True),
         ((missing,), (replace(said, closed_at=TODAY),), True),
     ):
-        quality = TrafficQuality((), 0.0, findings)
+        quality = TrafficQuality((), 0.0, beyond=beyond)
         assert DriftRecord("flights", 3, 24.0, (), incidents=incidents, quality=quality).drifted == drifted

@@ -10,11 +10,11 @@ import pytest
 from stored import put
 
 from raymlops.lifecycle.watch.gauges import WatchGauges
-from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict
+from raymlops.lifecycle.watch.incidents import file_verdict, known
 from raymlops.lifecycle.watch.status import drift_status
 from raymlops.records import BundleRef
 from raymlops.state.store import Deployment
-from raymlops.state.watch.incidents import Filed, Incident, change_incident, incidents_of, record_window
+from raymlops.state.watch.incidents import Filed, Incident, change_incident, incidents_of, record_window, tell
 from raymlops.state.watch.messages import Message, put_message
 from raymlops.state.watch.windows import JudgedWindow
 
@@ -48,10 +48,10 @@ def published(state):
 def judged(state, day, outcome, *, told=False, **fields):
     start = FIRST + day * DAY
     window = JudgedWindow("m", "inputs", "drift", 0, start, start + DAY, 7, outcome, "why", 1_000, start + DAY)
-    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, ("x",))
-    message = Message("i-opened", "i", "opened", "title", "body", start)
-    filed = Filed(incident, message, "drift.opened", "moved") if told else Filed()
-    record_window(state, replace(window, **fields), lambda *_: filed, baselines=0)
+    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, "x")
+    record_window(state, replace(window, **fields), lambda _known: [Filed(incident)] if told else [])
+    if told:
+        tell(state, lambda *_: [(Message("i-opened", "i", "opened", "title", "body", start), [])])
 
 
 def test_the_newest_window_of_each_side_is_shown(state, published):
@@ -119,16 +119,15 @@ def test_a_model_that_was_removed_has_none(state, published):
     assert not any(published().values())
 
 
-def test_an_incident_that_somebody_acknowledged_is_not_counted(state, published):
-    """One of a bound stays open then; whoever is called by the gauge knows of it, until it is beyond another one."""
+def test_an_incident_that_somebody_knows_of_is_not_counted(state, published):
+    """It stays open; whoever is called by the gauge knows of it. Another column counts."""
     put(state, "m", [Deployment("m", 7, BundleRef("file:///b", "d" * 64), "run", "champion")])
     judged(state, 0, "alarm", told=True)
-    known = partial(acknowledge, now=FIRST, actor="ada", why="known")
     window = JudgedWindow("m", "inputs", "quality", 0, FIRST, FIRST + DAY, 7, "alarm", "why", 9, FIRST + DAY)
     record_window(state, window, partial(file_verdict, window, ("min_rows",)))
     assert published()["raymlops_incidents_open"] == {(("model", "m"),): 2}
     (beyond,) = (one for one in incidents_of(state) if one.kind == "quality")
-    change_incident(state, beyond.id, known, name="m")
+    change_incident(state, beyond.id, partial(known, now=FIRST, actor="ada", why="known"), name="m")
     assert published()["raymlops_incidents_open"] == {(("model", "m"),): 1}
     assert [one.id for one in incidents_of(state, open_only=True) if one.acknowledged_by] == [beyond.id]
     further = replace(window, start=FIRST + DAY, stop=FIRST + 2 * DAY)

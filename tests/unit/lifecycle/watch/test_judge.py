@@ -20,9 +20,10 @@ from raymlops.config.schema import MonitorSection
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
 from raymlops.lifecycle.watch.drift import judged
 from raymlops.lifecycle.watch.judge import Judge, judge_due
+from raymlops.lifecycle.watch.messaging.tell import tell_incidents
 from raymlops.state.schema import audit
 from raymlops.state.store import State
-from raymlops.state.watch.incidents import Filed, incidents_of, record_window
+from raymlops.state.watch.incidents import incidents_of, record_window
 from raymlops.state.watch.messages import messages_of
 from raymlops.state.watch.windows import JudgedWindow, judged_windows
 
@@ -51,11 +52,10 @@ def test_windows_are_judged_once_as_they_end(live, url, tmp_path):
     assert outcomes(live, side="outputs") == ["waiting", *["ok"] * 7]
     assert (outcomes(live, kind="skew"), outcomes(live, side="outputs", kind="skew")) == (["ok"], ["ok"])
     (incident,) = incidents_of(live)
-    assert (incident.columns, incident.windows, incident.version) == (("distance",), 2, 0)
+    assert (incident.column, incident.windows, incident.version) == ("distance", 2, 0)
     assert incident.opened_at == TODAY + 5 * DAY
     assert incident.closed_at == TODAY + 10 * DAY + HOUR
     assert [one.what for one in messages_of(live, "flights")] == ["closed", "opened"]
-    assert [one.incident for one in judged_windows(live, "flights") if one.incident] == [incident.id] * 2
     events = [event.action for event in live.events("flights") if event.action.startswith("incident")]
     assert events == ["incident.close", "incident.open"]
 
@@ -77,7 +77,7 @@ def test_two_judges_at_once_write_each_verdict_once(live, url, tmp_path):
 
     def judge():
         ready.wait()
-        judge_due(live, "flights", now=TODAY + HOUR)
+        Judge(live)(TODAY + HOUR)
 
     threads = [threading.Thread(target=judge) for _ in range(2)]
     for thread in threads:
@@ -87,6 +87,11 @@ def test_two_judges_at_once_write_each_verdict_once(live, url, tmp_path):
     assert outcomes(live) == ["waiting", "ok", "ok", "ok", "warn", "alarm", "alarm"]
     assert [one.windows for one in incidents_of(live)] == [2]
     assert [one.what for one in messages_of(live, "flights")] == ["opened"]
+
+
+def judged_and_told(state):
+    judge_due(state, "flights", now=TODAY + HOUR)
+    tell_incidents(state, now=TODAY + HOUR)
 
 
 @at_most()
@@ -100,7 +105,7 @@ def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_
     ):
         source.backup(due)
     places = dying_at(live, -1, raised)
-    judge_due(live, "flights", now=TODAY + HOUR)
+    judged_and_told(live)
     expected = rows(url)
     assert len(expected["messages"]) == 1
     for number in spread(range(places[0]), most):
@@ -108,9 +113,9 @@ def test_a_judgement_that_ends_anywhere_is_completed_by_the_next(live, url, tmp_
         with State.open(ended) as state:
             dying_at(state, number, raised)
             with pytest.raises(DiedError):
-                judge_due(state, "flights", now=TODAY + HOUR)
+                judged_and_told(state)
         with State.open(ended) as state:
-            judge_due(state, "flights", now=TODAY + HOUR)
+            judged_and_told(state)
         assert rows(ended) == expected, number
     assert places[0] > 80
 
@@ -250,7 +255,7 @@ def test_verdicts_are_kept_for_two_years(live):
     for days in (800, 799, 700):
         start = TODAY - days * DAY
         old = JudgedWindow("gone", "inputs", "drift", 0, start, start + DAY, 3, "ok", "why", 500, start)
-        assert record_window(live, old, lambda _known: Filed())
+        assert record_window(live, old, lambda _known: [])
     Judge(live)(TODAY)
     assert [(TODAY - one.start).days for one in judged_windows(live, "gone")] == [700, 800]
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from raymlops.lifecycle.watch.parts import SERVING, ColumnNames, parts
+from raymlops.lifecycle.watch.parts import ColumnNames, parts
 from raymlops.profiles.layout import Layout, Series
 from raymlops.profiles.scores import Score
 from raymlops.profiles.slices import Slice
@@ -35,7 +35,7 @@ def baseline(columns, *, days=0):
 
 def split(names, baselines=(), skewed=None):
     """Return the names and the first place of each part."""
-    found = parts(names, baselines, skewed, own=lambda first: (), window_s=DAY_S)
+    found = parts(names, baselines, skewed, window_s=DAY_S)
     return [({*part.only}, part.first) for part in found]
 
 
@@ -54,7 +54,7 @@ def test_a_column_is_judged_by_the_newest_baseline_that_names_it(names):
 
 def test_a_pair_is_judged_by_the_baseline_of_either_column(names):
     """Pairs with ``a`` are of its part: the next one is without it, and so without them."""
-    (first, second) = parts(names, [baseline(("a",))], None, own=lambda first: (), window_s=DAY_S)
+    (first, second) = parts(names, [baseline(("a",))], None, window_s=DAY_S)
     assert not second.only & first.only
     assert (first.without, second.without) == (frozenset(), first.only)
 
@@ -70,9 +70,15 @@ def test_a_slice_goes_with_its_column_and_can_be_named_alone(names):
 
 def test_skewed_columns_come_after_baselines(names):
     """What a person said of a column holds, whatever was served first."""
-    found = list(parts(names, [baseline(("a",))], (["a", "b"], 3), own=lambda first: (), window_s=DAY_S))
+    found = list(parts(names, [baseline(("a",))], (["a", "b"], 3), window_s=DAY_S))
     assert [(part.told, part.first) for part in found] == [(("a",), 10), (("b",), 3), (None, None)]
-    assert found[1].against == f"of b {SERVING}"
+
+
+def test_columns_with_one_baseline_are_one_part(names):
+    """Each part costs a share of the level: what was acknowledged with one start, and skew since then, is one."""
+    found = split(names, [baseline(("a",)), baseline(("b",), days=5), baseline(("c",))], (["b"], 10))
+    singles = [({name for name in only if " and " not in name and "[" not in name}, first) for only, first in found]
+    assert singles == [({"a", "c"}, 10), ({"b"}, 15)]
 
 
 def test_after_a_baseline_of_all_columns_there_is_no_other_part(names):

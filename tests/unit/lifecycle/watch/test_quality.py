@@ -170,7 +170,7 @@ def test_a_bound_is_of_all_columns_however_many_rose_more(live, url, tmp_path):
     now = served_days.TODAY + timedelta(hours=1)
     LogMaintenance(live, url, then=Judge(live)).run(now)
     (incident,) = (one for one in incidents_of(live) if one.kind == "quality")
-    assert incident.columns == ("age (max_nulls)",)
+    assert incident.column == "age (max_nulls)"
     found = judged(live, "flights", now=now, monitor=MonitorSection(quality=QualitySection(max_nulls=0.1)))
     assert [one.message for one in found.quality.findings] == [
         "2026-02-28 00:00: age, missing: 11.5%, more than 10.0% (max_nulls)"

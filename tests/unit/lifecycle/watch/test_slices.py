@@ -47,7 +47,7 @@ def test_what_moved_in_a_slice_is_an_alarm_that_names_it(state, watch, tmp_path)
     assert stored.outcome == "alarm"
     assert [one["column"] for one in stored.details["columns"] if one["flagged"]] == [MOVED]
     (incident,) = incidents_of(state)
-    assert incident.columns == (MOVED,)
+    assert incident.column == MOVED
     assert MOVED in inputs(drift("flights").windows).text()
 
 
@@ -85,7 +85,7 @@ def test_an_acknowledged_column_is_so_in_its_slices(state, watch):
     watch([0] * 5, number=A_DAY)
     watch([0.4] * 2, until=TODAY + 2 * served_days.DAY, number=A_DAY)
     (incident,) = incidents_of(state)
-    assert "distance" in incident.columns
+    assert incident.column == "distance"
     acknowledge("flights", incident.id, why="new sensors")
     found = inputs(watch([0.4], until=TODAY + 3 * served_days.DAY, number=A_DAY))
     assert (found.outcome, list(found.details["refused"])) == ("ok", ["distance"])

@@ -1,16 +1,21 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
+from raymlops.errors import RefusedError
+from raymlops.lifecycle.watch.incidents import acknowledge, file_verdict, revoke
 from raymlops.state.watch.incidents import (
     Baseline,
     Filed,
     Incident,
     add_baselines,
     baselines_of,
+    change_incident,
     incidents_of,
     record_window,
+    tell,
 )
 from raymlops.state.watch.messages import Message, messages_of, put_message, unsent_messages
 from raymlops.state.watch.windows import JudgedWindow, judged_windows, newest_window, remove_windows
@@ -26,32 +31,30 @@ def judged(day=0, outcome="alarm", **fields):
 
 
 def opening(known):
-    """Open an incident with its message, or leave the open one as it is."""
-    if known.incident is not None:
-        return Filed(known.incident)
-    new = Incident("i", "m", "inputs", "drift", 0, FIRST, FIRST, 1, ("hour",))
-    return Filed(new, Message("i-opened", "i", "opened", "title", "body", FIRST), "drift.opened", "moved")
+    """Open an incident, or leave the open one as it is."""
+    return (
+        [] if known else [Filed(Incident("i", "m", "inputs", "drift", 0, FIRST, FIRST, 1, "hour"), "opened", "moved")]
+    )
 
 
 def nothing(_known):
     """Open no incident."""
-    return Filed()
+    return []
 
 
-def record(state, window, file=opening, baselines=0):
-    return record_window(state, window, file, baselines=baselines)
+def record(state, window, file=opening, normal=()):
+    return record_window(state, window, file, normal=normal)
 
 
 def test_a_verdict_and_what_follows_it_are_read_as_they_were_written(state):
-    """The window names its incident; incident, message and event are there once."""
+    """Window, incident and event are there once."""
     assert record(state, judged(details={"columns": [{"column": "hour"}]}))
     (window,) = judged_windows(state, "m")
     (incident,) = incidents_of(state)
-    assert window == judged(details={"columns": [{"column": "hour"}]}, incident="i")
-    assert (incident.columns, incident.opened_at, incident.closed_at) == (("hour",), FIRST, None)
-    assert [one.id for one in messages_of(state, "m")] == ["i-opened"]
+    assert window == judged(details={"columns": [{"column": "hour"}]})
+    assert (incident.column, incident.opened_at, incident.closed_at) == ("hour", FIRST, None)
     (event,) = state.events("m")
-    assert (event.action, event.before, event.after["id"]) == ("drift.opened", None, "i")
+    assert (event.action, event.before, event.after["i"]["column"]) == ("opened", {}, "hour")
     assert baselines_of(state, "m") == []
 
 
@@ -71,42 +74,67 @@ def test_a_window_that_begins_before_another_one_ended_is_not_written(state):
     assert not record(state, judged(1, stop=FIRST + DAY + half))
     assert not record(state, judged(1, start=FIRST + DAY + half))
     assert record(state, judged(2, stop=FIRST + 2 * DAY + half))
-    assert record(state, judged(0, side="outputs", version=3), lambda _known: Filed())
+    assert record(state, judged(0, side="outputs", version=3), nothing)
     found = newest_window(state, "m", side="inputs", version=0)
     assert found.start == FIRST + 2 * DAY
     assert newest_window(state, "m", side="inputs", version=0, length_s=86400.0).start == FIRST + DAY
     assert newest_window(state, "m", side="inputs", version=0, length_s=3600.0) is None
 
 
-def test_a_verdict_is_told_what_came_since_the_last_alarm(state):
-    """The outcomes of the windows of its cause since then, in order, which messages there were, and that window."""
+def test_a_verdict_gets_the_open_incidents_of_what_it_is_about(state):
+    """Of all columns; those of another side, kind or version are none of it."""
     seen = []
 
     def file(known):
-        seen.append((tuple(one.outcome for one in known.since), known.told, known.window and known.window.start))
-        return opening(known)
+        seen.append([one.column for one in known])
+        return []
 
-    for day, outcome in enumerate(["alarm", "ok", "warn", "ok"]):
-        record(state, judged(day, outcome), file)
-    record(state, judged(1, "ok", side="outputs", version=3), lambda _known: Filed())
-    told = frozenset({"opened"})
-    assert seen == [((), frozenset(), None), ((), told, FIRST), (("ok",), told, FIRST), (("ok", "warn"), told, FIRST)]
+    record(state, judged())
+    for fields in ({}, {"side": "outputs", "version": 3}, {"kind": "quality"}):
+        record(state, judged(1, **fields), file)
+    assert seen == [["hour"], [], []]
+
+
+def test_what_is_taken_back_leaves_the_baseline_of_others(state):
+    """Two columns were acknowledged by one row, as before columns had incidents: one of them is judged again."""
+    record(state, judged())
+    said = Baseline("m", "inputs", 0, FIRST, ("hour", "day"), "why", "me", FIRST)
+    closing = partial(acknowledge, now=FIRST, actor="me", why="why")
+    add_baselines(state, [said], lambda one: replace(closing(one), baseline=None))
+    assert incidents_of(state)[0].is_normal
+    again = partial(revoke, why="wrong")
+    assert change_incident(state, "i", again, name="m").closed_at is None
+    assert [one.columns for one in baselines_of(state, "m")] == [("day",)]
+    change_incident(state, "i", closing, name="m")
+    assert [one.columns for one in baselines_of(state, "m")] == [("hour",), ("day",)]
+    change_incident(state, "i", again, name="m")
+    assert [one.columns for one in baselines_of(state, "m")] == [("day",)]
+
+
+def test_nothing_is_taken_back_of_a_column_that_drifted_again(state):
+    """It has an open incident, which is another one."""
+    record(state, judged())
+    change_incident(state, "i", partial(acknowledge, now=FIRST, actor="me", why="why"), name="m")
+    again = Incident("j", "m", "inputs", "drift", 0, FIRST + DAY, FIRST + DAY, 1, "hour")
+    record(state, judged(1), lambda _known: [Filed(again)], normal=baselines_of(state, "m"))
+    with pytest.raises(RefusedError, match="incident j is open"):
+        change_incident(state, "i", partial(revoke, why="wrong"), name="m")
 
 
 def test_skew_is_judged_once_a_version(state):
     """Whichever window another judge takes for the first one."""
     assert record(state, judged(kind="skew", version=3))
     assert not record(state, judged(1, kind="skew", version=3))
-    assert record(state, judged(1, kind="skew", version=4), lambda _known: Filed())
+    assert record(state, judged(1, kind="skew", version=4), nothing)
 
 
 def test_a_verdict_by_what_is_no_longer_normal_is_not_written(state):
     """A person said so while it was found."""
     baseline = Baseline("m", "inputs", 0, FIRST, None, "new sensors", "me", FIRST)
-    assert add_baselines(state, [baseline], lambda _known: Filed()) == ()
+    assert add_baselines(state, [baseline], Filed) == ()
     assert baselines_of(state, "m") == [baseline]
     assert not record(state, judged())
-    assert record(state, judged(), baselines=1)
+    assert record(state, judged(), normal=[baseline])
     (_, event) = state.events("m")
     assert (event.action, event.why, event.after["start"]) == ("drift.rebaseline", "new sensors", FIRST.isoformat())
 
@@ -124,10 +152,10 @@ def test_nothing_is_written_where_what_follows_cannot_be(state):
 
 def test_old_verdicts_are_removed_but_for_those_that_others_depend_on(state):
     """Skew, the first window with enough rows, and those of an incident that is open."""
-    record(state, judged(0, kind="skew", version=3), lambda _known: Filed())
+    record(state, judged(0, kind="skew", version=3), nothing)
     for day in range(6):
-        follows = opening if day == 4 else lambda known: Filed(known.incident)
-        record(state, judged(day, "alarm" if day == 4 else "ok", rows=50 if day == 0 else 500), follows)
+        follows = partial(file_verdict, window := judged(day, "alarm" if day == 4 else "warn", rows=500 if day else 50))
+        record(state, window, lambda known, follows=follows: follows(("hour",), known, calm={}))
     assert remove_windows(state, before=FIRST + 5 * DAY, rows=100) == 3
     assert [((one.start - FIRST).days, one.kind) for one in judged_windows(state, "m")] == [
         *((5, "drift"), (4, "drift"), (1, "drift"), (0, "skew"))
@@ -135,18 +163,10 @@ def test_old_verdicts_are_removed_but_for_those_that_others_depend_on(state):
     assert remove_windows(state, before=FIRST + 5 * DAY, rows=100) == 0
 
 
-def test_the_windows_of_an_incident_are_found_by_an_index(state):
-    """Within the transaction that writes, the last one is looked for among years of verdicts."""
-    query = "EXPLAIN QUERY PLAN SELECT * FROM drift_windows WHERE incident = 'i' ORDER BY start DESC LIMIT 1"
-    with state.reading() as connection:
-        plan = " ".join(row[-1] for row in connection.exec_driver_sql(query))
-    assert "drift_windows_incident" in plan
-    assert "TEMP B-TREE" not in plan
-
-
 def test_a_message_is_unsent_until_every_messenger_has_it(state):
     """What became of it is kept, by model; once sent it stays sent."""
     record(state, judged())
+    tell(state, lambda *_: [(Message("i-opened", "i", "opened", "title", "body", FIRST), [])])
     ((name, (message,)),) = unsent_messages(state).items()
     assert (name, message.id) == ("m", "i-opened")
     tried = replace(message, attempts=1, last_error="no route", reached=("a",))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows, snapshots
+from killed_judge import AT_ONCE, STEPS, DiedError, dying_at, errors_of_three, raised, rows, snapshots
 from spread import EACH, at_most, spread
 
 from raymlops.state.store import State
@@ -23,14 +23,14 @@ def before(tmp_path_factory):
 
 
 def test_one_judge_writes_what_is_expected(before):
-    """Ten verdicts, six incidents, three baselines, and a message and an event for each change."""
+    """Ten verdicts, eight incidents, three baselines; an event for each change, a message for what is told then."""
     found = rows(f"sqlite:///{before[-1][0]}")
     assert {name: len(there) for name, there in found.items()} == {
         "drift_windows": 10,
-        "incidents": 6,
-        "messages": 13,
+        "incidents": 8,
+        "messages": 11,
         "drift_baselines": 3,
-        "audit": 15,
+        "audit": 17,
     }
 
 
@@ -63,6 +63,9 @@ def test_a_kill_at_any_statement_leaves_all_or_nothing(tmp_path, last):
 
 def test_judges_at_once_write_each_row_once(before, tmp_path):
     """Three of them, each with a connection of its own; what is normal is said anew by no judge."""
-    url = f"sqlite:///{shutil.copy(before[0][0], tmp_path / 'state.db')}"
+    url, alone = (f"sqlite:///{shutil.copy(before[0][0], tmp_path / name)}" for name in ("three.db", "one.db"))
     assert errors_of_three(url) == []
-    assert rows(url) == rows(f"sqlite:///{before[-2][0]}")
+    with State.open(alone) as state:
+        for step in AT_ONCE:
+            step(state)
+    assert rows(url) == rows(alone)

@@ -13,7 +13,7 @@ from served_requests import SIGNATURE, served
 from stored import put
 
 from raymlops.lifecycle.rollout.log_maintenance import LogMaintenance
-from raymlops.lifecycle.watch.judge import Judge, judge_due
+from raymlops.lifecycle.watch.judge import Judge
 from raymlops.predictions.log import PredictionLog
 from raymlops.predictions.settings import LogSettings
 from raymlops.state.schema import audit, deployments
@@ -79,7 +79,7 @@ def test_an_incident_from_the_first_window_beyond_a_bound_to_two_within(live, ur
     assert of(live, "quality") == ["ok", "alarm", "alarm", "alarm", "ok", "ok"]
     (incident,) = incidents_of(live)
     assert (incident.kind, incident.side, incident.version) == ("quality", "inputs", 0)
-    assert (incident.columns, incident.windows) == (("min_rows",), 3)
+    assert (incident.column, incident.windows) == ("min_rows", 3)
     assert (incident.opened_at, incident.closed_at) == (TODAY + 2 * DAY, TODAY + 7 * DAY + HOUR)
     assert told(live) == ["opened", "closed"]
     assert [event.action for event in live.events("flights") if event.action.startswith("incident")] == [
@@ -94,7 +94,7 @@ def test_a_column_beyond_its_bound_is_named_with_what_is_allowed(live, url, tmp_
     day(live, url, tmp_path, 1)
     day(live, url, tmp_path, 2, carrier=np.array(["XX"] * 24 + ["AA"] * 96, dtype=object))
     (incident,) = (one for one in incidents_of(live) if one.kind == "quality")
-    assert incident.columns == ("carrier (max_new_categories)",)
+    assert incident.column == "carrier (max_new_categories)"
     body = next(one.body for one in messages_of(live, "flights") if one.incident == incident.id)
     assert "- carrier: texts that training has not, or hardly: 20.0%, more than 10.0%\n" in body
 
@@ -117,7 +117,7 @@ def test_bounds_are_of_windows_that_ended_since_they_are_there(live, url, tmp_pa
     for number in range(1, 5):
         day(live, url, tmp_path, number, 40)
     redeployed(live, TODAY + 4 * DAY + 15 * HOUR, min_rows=100)
-    judge_due(live, "flights", now=TODAY + 4 * DAY + 16 * HOUR)
+    Judge(live)(TODAY + 4 * DAY + 16 * HOUR)
     assert of(live, "quality") == []
     day(live, url, tmp_path, 5, 40)
     assert of(live, "quality") == ["alarm"]
@@ -167,15 +167,15 @@ def test_silence_is_an_incident_until_the_first_row(live, tmp_path):
     bounded(live, max_silence_h=6)
     serve(tmp_path, [0.0])  # at noon of the day before: its hour ends at 13:00
     for hours in (18, 20, 21, 30):
-        judge_due(live, "flights", now=TODAY - DAY + hours * HOUR)
+        Judge(live)(TODAY - DAY + hours * HOUR)
     assert of(live, "silence") == ["alarm"]
     (incident,) = incidents_of(live, open_only=True)
     assert (incident.kind, incident.opened_at) == ("silence", TODAY - DAY + 13 * HOUR)
     serve(tmp_path, [0.0], until=TODAY + DAY, seed=3)
-    judge_due(live, "flights", now=TODAY + 12.5 * HOUR)
+    Judge(live)(TODAY + 12.5 * HOUR)
     assert of(live, "silence") == ["alarm", "ok"]
     assert told(live) == ["opened", "closed"]
-    judge_due(live, "flights", now=TODAY + 20 * HOUR)
+    Judge(live)(TODAY + 20 * HOUR)
     assert of(live, "silence") == ["alarm", "ok", "alarm"]
     assert len(incidents_of(live)) == 2
 
@@ -185,9 +185,9 @@ def test_the_longest_silence_that_a_bound_allows_is_an_alarm_once_it_is_exceeded
     bounded(live, max_silence_h=48)
     serve(tmp_path, [0.0])
     end = TODAY - DAY + 13 * HOUR
-    judge_due(live, "flights", now=end + 48 * HOUR)
+    Judge(live)(end + 48 * HOUR)
     assert of(live, "silence") == []
-    judge_due(live, "flights", now=end + 48.5 * HOUR)
+    Judge(live)(end + 48.5 * HOUR)
     assert of(live, "silence") == ["alarm"]
 
 
@@ -197,9 +197,9 @@ def test_a_model_that_has_just_been_deployed_is_not_silent(live, tmp_path):
     (item,) = live.deployments("flights")
     put(live, "flights", [], action="remove")
     put(live, "flights", [replace(item, created_at=TODAY + 5 * HOUR, monitor={"quality": {"max_silence_h": 6}})])
-    judge_due(live, "flights", now=TODAY + 10 * HOUR)
+    Judge(live)(TODAY + 10 * HOUR)
     assert of(live, "silence") == []
-    judge_due(live, "flights", now=TODAY + 12 * HOUR)
+    Judge(live)(TODAY + 12 * HOUR)
     assert of(live, "silence") == ["alarm"]
 
 
@@ -207,14 +207,14 @@ def test_another_version_ends_no_silence(live, tmp_path, trained):
     """It is deployed to mend it, and no row comes."""
     bounded(live, max_silence_h=6)
     serve(tmp_path, [0.0])
-    judge_due(live, "flights", now=TODAY - DAY + 20 * HOUR)
+    Judge(live)(TODAY - DAY + 20 * HOUR)
     (item,) = live.deployments("flights")
     deploy(live, bundle_of(tmp_path / "next", trained), version=4)
     (after,) = live.deployments("flights")
     put(live, "flights", [], action="remove")
     put(live, "flights", [replace(after, created_at=TODAY - DAY + 20.5 * HOUR, monitor=item.monitor)])
     for hours in (21, 24, 30):
-        judge_due(live, "flights", now=TODAY - DAY + hours * HOUR)
+        Judge(live)(TODAY - DAY + hours * HOUR)
     assert (of(live, "silence"), told(live)) == (["alarm"], ["opened"])
 
 
@@ -222,15 +222,15 @@ def test_how_silence_ends_is_said(live, tmp_path):
     """With rows; by a bound that allows it; or because the model was taken down."""
     bounded(live, max_silence_h=6)
     serve(tmp_path, [0.0])
-    judge_due(live, "flights", now=TODAY - DAY + 20 * HOUR)
+    Judge(live)(TODAY - DAY + 20 * HOUR)
     redeployed(live, TODAY - DAY + 21 * HOUR, max_silence_h=12)
-    judge_due(live, "flights", now=TODAY - DAY + 22 * HOUR)
-    judge_due(live, "flights", now=TODAY + 2 * HOUR)
+    Judge(live)(TODAY - DAY + 22 * HOUR)
+    Judge(live)(TODAY + 2 * HOUR)
     row_at(tmp_path, TODAY + 2.5 * HOUR)
-    judge_due(live, "flights", now=TODAY + 2.7 * HOUR)
-    judge_due(live, "flights", now=TODAY + 20 * HOUR)
+    Judge(live)(TODAY + 2.7 * HOUR)
+    Judge(live)(TODAY + 20 * HOUR)
     put(live, "flights", [], action="remove")
-    judge_due(live, "flights", now=TODAY + 21 * HOUR)
+    Judge(live)(TODAY + 21 * HOUR)
     assert said(live) == [
         "Alarm: no row since 2026-02-28 13:00 UTC.",
         "Over: monitor.quality allows it; there was no row since 2026-02-28 13:00 UTC.",
@@ -246,13 +246,13 @@ def test_silence_is_told_after_a_clock_was_ahead(live, tmp_path):
     bounded(live, max_silence_h=6)
     serve(tmp_path, [0.0])
     began = TODAY - DAY
-    judge_due(live, "flights", now=began + 20.1 * HOUR)
+    Judge(live)(began + 20.1 * HOUR)
     row_at(tmp_path, began + 19.1 * HOUR)
-    judge_due(live, "flights", now=began + 19.2 * HOUR)
+    Judge(live)(began + 19.2 * HOUR)
     assert of(live, "silence") == ["alarm", "ok"]
-    judge_due(live, "flights", now=began + 26.2 * HOUR)
+    Judge(live)(began + 26.2 * HOUR)
     assert of(live, "silence") == ["alarm", "ok", "alarm"]
     row_at(tmp_path, began + 27 * HOUR)
-    judge_due(live, "flights", now=began + 27.2 * HOUR)
+    Judge(live)(began + 27.2 * HOUR)
     assert of(live, "silence") == ["alarm", "ok", "alarm", "ok"]
     assert sorted(told(live)) == ["closed", "closed", "opened", "opened"]

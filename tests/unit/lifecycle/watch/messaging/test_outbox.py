@@ -23,6 +23,7 @@ from raymlops.records import BundleRef
 from raymlops.state.lease import lease
 from raymlops.state.store import Deployment, State
 from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.incidents import tell as write_messages
 from raymlops.state.watch.messages import Message, Told, messages_of, unsent_messages
 from raymlops.state.watch.windows import JudgedWindow
 
@@ -56,11 +57,11 @@ def tell(state, name, *whats):
     """File an incident of a model with its messages, as a judgement does."""
     for day, what in enumerate(whats):
         start = FIRST + day * DAY
-        incident = Incident(f"i-{name}", name, "inputs", "drift", 0, FIRST, start, 1, ("hour",))
+        incident = Incident(f"i-{name}", name, "inputs", "drift", 0, FIRST, start, 1, "hour")
         message = Message(f"{name}-{what}", incident.id, what, f"{name} {what}", "what moved", start)
         window = JudgedWindow(name, "inputs", "drift", 0, start, start + DAY, 7, "alarm", "why", 1_000, start + DAY)
-        filed = Filed(incident, message, "drift.opened", "moved")
-        record_window(state, window, lambda *_, filed=filed: filed, baselines=0)
+        record_window(state, window, lambda known, incident=incident: [] if known else [Filed(incident)])
+        write_messages(state, lambda *_, message=message: [(message, [])])
 
 
 def test_every_messenger_gets_a_message_once(state, url, watch, messenger):

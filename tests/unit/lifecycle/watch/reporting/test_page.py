@@ -66,7 +66,9 @@ def text():
     waiting = window(4, side="outputs", verdict=None, waiting=f"2 of its hours are not counted {EVIL}")
     hours = tuple(START + 3 * WEEK + timedelta(hours=at) for at in (0, 1, 5))
     by_hour = HourlyColumn("inputs", bad[0].column, f"share of {EVIL}", hours, (30, 40, 50), ((0.1,), (0.2,), (0.9,)))
-    opened = Incident("i1", "flights", "inputs", "drift", 0, START, START + WEEK, 2, (EVIL,), None, START, EVIL, EVIL)
+    opened = Incident(
+        "i1", "flights", "inputs", "drift", 0, START, START + WEEK, 2, EVIL, 0.0, None, "", START, EVIL, EVIL
+    )
     return page_of(
         skew, *windows, waiting, hours=(by_hour,), incidents=(opened,), quality=(f"data, {EVIL}",), notes=(EVIL,)
     )
@@ -149,11 +151,11 @@ def test_nothing_served_yet_is_a_report_too():
 def test_incidents_of_bounds_are_listed_too():
     """By their kind; no window of theirs is drawn."""
     by = ("flights", "inputs")
-    beyond = Incident("q", *by, "quality", 0, START, START, 1, ("x (max_nulls)",), None, START, "ada", "known")
-    silent = Incident("s", *by, "silence", 0, START, START, 1, ("max_silence_h",))
+    beyond = Incident("q", *by, "quality", 0, START, START, 1, "x (max_nulls)", 0.0, None, "", START, "ada", "mended")
+    silent = Incident("s", *by, "silence", 0, START, START, 1, "max_silence_h")
     found = Page(page_of(window(0, column("distance")), incidents=(beyond, silent)))
     assert "Inputs, beyond a bound" in found.words
-    assert "open, acknowledged 2026-01-05 00:00 by ada: known" in found.words
+    assert "open, known 2026-01-05 00:00 by ada: mended" in found.words
     assert "Inputs, silence" in found.words
 
 
