@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -14,6 +16,7 @@ from raymlops.state.engine import open_engine
 from raymlops.state.migrate import SCRIPTS
 from raymlops.state.schema import HEAD, metadata
 from raymlops.state.store import State
+from raymlops.state.watch.incidents import incidents_of
 
 pytestmark = pytest.mark.usefixtures("real_migration")
 
@@ -61,6 +64,32 @@ def test_what_is_on_its_way_keeps_the_time_that_it_may_take(url):
     with State.open(url) as state:
         (one,) = state.model("m").transitions
     assert (one.version, one.timeout_s, one.started_at) == (2, 900.0, None)
+
+
+def test_incidents_of_several_columns_become_one_a_column(url):
+    """What an open one may have hidden is untold; what was closed, or is of skew, was told."""
+    write_older(url, schema="0010")
+    sql = "INSERT INTO incidents VALUES (:id, 'm', 'inputs', :kind, :version, :at, :at, 2, :columns, {}, NULL, NULL, NULL)"
+    at = "2026-01-01 00:00:00.000000"
+    with open_engine(url).begin() as connection:
+        for id_, kind, version, closed in (
+            ("a", "drift", 0, "NULL"),
+            ("b", "skew", 3, "NULL"),
+            ("c", "drift", 0, ":at"),
+        ):
+            row = {"id": id_, "kind": kind, "version": version, "at": at, "columns": '["hour", "day"]'}
+            connection.execute(sa.text(sql.format(closed)), row)
+    with State.open(url) as state:
+        found = {(one.id, one.column): (one.thread, one.told) for one in incidents_of(state)}
+        assert {one.opened_at for one in incidents_of(state)} == {datetime(2026, 1, 1, tzinfo=UTC)}
+    assert found == {
+        ("a", "hour"): ("a", "opened"),
+        ("a-1", "day"): (None, ""),
+        ("b", "hour"): ("b", "opened"),
+        ("b-1", "day"): ("b", "opened"),
+        ("c", "hour"): ("c", "closed"),
+        ("c-1", "day"): ("c", "closed"),
+    }
 
 
 def test_opening_again_changes_nothing(url):

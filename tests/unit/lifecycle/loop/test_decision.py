@@ -115,8 +115,9 @@ def test_alarms_of_drift_count_by_the_columns_that_led_to_them(state):
 def test_what_a_person_said_is_normal_is_no_alarm(state):
     """The incident that the window belongs to was acknowledged."""
     live(state, triggers={"drift_alarms": 1})
-    known = {"acknowledged_at": state.now(), "closed_at": state.now()}
-    assert record_window(state, window(state, 0), opening("i", **known))
+    alarm = window(state, 0)
+    at = {"opened_at": alarm.start, "last_at": alarm.start, "acknowledged_at": alarm.stop, "closed_at": alarm.stop}
+    assert record_window(state, alarm, opening("i", **at))
     assert decided(state, later=4 * DAY).why.startswith("drift_alarms: 0 of 1")
 
 

@@ -70,7 +70,7 @@ def test_an_acknowledged_slice_has_a_baseline_of_its_own(state, watch):
     (incident,) = incidents_of(state)
     acknowledge("flights", incident.id, why="the timetable of AA")
     found = inputs(watch([0], until=TODAY + 3 * served_days.DAY, number=A_DAY, **moved))
-    assert (found.outcome, found.details["refused"]) == ("ok", {MOVED: "the new baseline has 1 of 26 windows"})
+    assert (found.outcome, found.details["refused"]) == ("ok", {MOVED: "its baseline has 1 of 26 windows"})
     assert "distance" in {one["column"] for one in found.details["columns"]}
     shifted = {"carrier": CARRIERS, "distance": one_way_and_the_other() + 0.6}
     found = inputs(watch([0] * 2, until=TODAY + 5 * served_days.DAY, number=A_DAY, **shifted))

@@ -268,7 +268,7 @@ def test_what_is_beyond_a_bound_is_told_with_what_is_allowed():
         incident(kind="quality", column="min_rows"),
         incident(id="b", kind="quality", column="<b> (max_nulls)"),
     )
-    ((message, after),) = due([first, second], found)
+    ((message, _),) = due([first, second], found)
     assert message.title == "flights: window beyond min_rows and 1 more (incident a1b2c3)"
     _, *rest = message.body.splitlines()
     assert rest == [
