@@ -69,7 +69,7 @@ def test_what_is_on_its_way_keeps_the_time_that_it_may_take(url):
 def test_incidents_of_several_columns_become_one_a_column(url):
     """What an open one may have hidden is untold; what was closed, or is of skew, was told."""
     write_older(url, schema="0010")
-    sql = "INSERT INTO incidents VALUES (:id, 'm', 'inputs', :kind, :version, :at, :at, 2, :columns, {}, NULL, NULL, NULL)"
+    values = ":id, 'm', 'inputs', :kind, :version, :at, :at, 2, :columns, {}, NULL, NULL, NULL"
     at = "2026-01-01 00:00:00.000000"
     with open_engine(url).begin() as connection:
         for id_, kind, version, closed in (
@@ -78,7 +78,7 @@ def test_incidents_of_several_columns_become_one_a_column(url):
             ("c", "drift", 0, ":at"),
         ):
             row = {"id": id_, "kind": kind, "version": version, "at": at, "columns": '["hour", "day"]'}
-            connection.execute(sa.text(sql.format(closed)), row)
+            connection.execute(sa.text(f"INSERT INTO incidents VALUES ({values.format(closed)})"), row)
     with State.open(url) as state:
         found = {(one.id, one.column): (one.thread, one.told) for one in incidents_of(state)}
         assert {one.opened_at for one in incidents_of(state)} == {datetime(2026, 1, 1, tzinfo=UTC)}

@@ -220,11 +220,11 @@ def test_a_turn_is_bounded_and_the_next_one_goes_on(state, url, watch, fake):
         seconds[0] += TURN_S
 
     watch("m", "json://127.0.0.1")
-    tell(state, "m", "opened", "escalated", "closed")
-    for what in ("opened", "escalated", "closed"):
+    tell(state, "m", "opened", "acknowledged", "closed")
+    for what in ("opened", "acknowledged", "closed"):
         fake[f"m {what}"] = slow
     outbox = Outbox(state, url, clock=lambda: seconds[0])
-    for left in (["escalated", "closed"], ["closed"]):
+    for left in (["acknowledged", "closed"], ["closed"]):
         outbox.run(LATER)
         (queue,) = unsent_messages(state).values()
         assert [(one.what, one.attempts, one.retry_at) for one in queue] == [(what, 0, None) for what in left]
