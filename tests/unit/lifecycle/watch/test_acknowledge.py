@@ -60,7 +60,7 @@ def test_an_acknowledged_drift_is_normal_once_there_are_windows_enough(state, wa
     assert baseline.start == incident.opened_at
     assert [one.what for one in messages_of(state, "flights")] == ["closed", "opened"]
     event = next(one for one in state.events("flights") if one.action == "incident.acknowledge")
-    assert (event.why, event.before["closed_at"]) == ("new sensors", None)
+    assert (event.why, event.before[incident.id]["closed_at"]) == ("new sensors", None)
     found = inputs(watch([0.6], until=YESTERDAY + DAY))
     assert (found.outcome, found.against) == ("ok", "training")
     assert found.details["refused"] == {"distance": "its baseline has 2 of 26 windows"}

@@ -136,7 +136,8 @@ def test_a_reference_that_is_too_short_says_what_takes_over(spec, tmp_path):
     waits = "take over by themselves: its baseline has 2 of 26 windows"
     assert ": take a longer reference; the windows served since " in inputs
     assert inputs.endswith(waits)
-    assert outputs.endswith(f"a longer reference; the reference of outputs is the validation split; {waits}")
+    assert "a longer reference; the reference of outputs is the validation split; the windows served" in outputs
+    assert outputs.endswith(waits)
 
 
 def test_windows_that_get_no_serving_baseline_are_said(spec, tmp_path):
