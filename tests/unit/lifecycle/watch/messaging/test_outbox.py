@@ -91,7 +91,7 @@ def test_a_message_that_cannot_be_sent_holds_up_no_other(state, url, watch, fake
     """Its error is kept with it alone, and it is tried again."""
     watch("m", "json://127.0.0.1")
     fake["m opened"] = lambda: 1 / 0
-    tell(state, "m", "opened", "escalated", "closed")
+    tell(state, "m", "opened", "acknowledged", "closed")
     Outbox(state, url).run(LATER)
     ((name, (message,)),) = unsent_messages(state).items()
     assert (name, message.what, message.attempts) == ("m", "opened", 1)
