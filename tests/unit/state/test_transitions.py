@@ -28,12 +28,12 @@ def test_the_newest_of_each_version_is_kept(state):
     assert state.desired().coming == state.model("flights").coming == (again,)
 
 
-def test_a_transition_is_started_once(state):
-    """Its time to come up is counted from then, whoever takes the later steps."""
+def test_the_time_of_a_transition_begins_with_its_last_start(state):
+    """Whoever takes the later steps counts from then; what is not started has no deadline."""
     one = Transition("t1", "flights", 7, {}, "deploy", "deploy", "a test", "ada", NOW, 60.0)
     with state.writing() as connection:
         put_transition(connection, one)
     assert one.deadline_at is None
-    start(state, [one], now=NOW + timedelta(hours=1))
-    start(state, state.desired().coming, now=NOW + timedelta(hours=2))
-    assert [found.started_at for found in state.desired().coming] == [NOW + timedelta(hours=1)]
+    for hours in (1, 2):
+        start(state, [one], now=NOW + timedelta(hours=hours))
+    assert [found.started_at for found in state.desired().coming] == [NOW + timedelta(hours=2)]
