@@ -1,11 +1,12 @@
-"""Ray's token authentication: the token's file, and the environment that makes Ray use it.
+"""Ray's token and MLflow's password: their files, and the environment that makes Ray use its own.
 
-Owns where a token lies and who may read it. The token itself never leaves its file: what is printed,
-recorded and put into an environment is its path.
+Owns where they lie and who may read them. Neither leaves its file: what is printed, recorded and put into an
+environment is a path.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import stat
@@ -21,19 +22,21 @@ if TYPE_CHECKING:
 
 MODE = "RAY_AUTH_MODE"
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"  # noqa: S105 - the name of a variable
+MLFLOW_AUTH = "raymlops"
+"""The user of MLflow of ``raymlops up``, and the value of ``MLFLOW_TRACKING_AUTH`` that names our plugin of MLflow."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """``0`` makes Ray bind to 127.0.0.1; otherwise 2.60 rewrites a loopback address to the outside one."""
 
 
-def ensure_token(folder: Path) -> Path:
-    """Return the token file in ``folder``, created if missing, readable by its owner only.
+def ensure_token(folder: Path, name: str = "token") -> Path:
+    """Return the file of a random token in ``folder``, created if missing, readable by its owner only.
 
     A file that others could read is replaced: its token may be known.
 
     Raises:
         StorageError: the folder cannot be written.
     """
-    path = folder / "token"
+    path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
@@ -53,6 +56,16 @@ def ensure_token(folder: Path) -> Path:
 def environment(token: Path | str) -> dict[str, str]:
     """Return the variables with which a process takes part in a token-guarded cluster on true loopback."""
     return {MODE: "token", TOKEN_PATH: str(token), LOOPBACK: "0"}
+
+
+def mlflow_header(root: Path) -> str:
+    """Return the HTTP authorization that MLflow of ``raymlops up`` in ``root`` requires.
+
+    Raises:
+        StorageError: the password's file cannot be written where it is missing.
+    """
+    password = ensure_token(root / "auth", "mlflow").read_text(encoding="utf-8")
+    return "Basic " + base64.b64encode(f"{MLFLOW_AUTH}:{password}".encode()).decode()
 
 
 def headers(token: Path | str | None) -> dict[str, str]:

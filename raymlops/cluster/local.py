@@ -320,7 +320,7 @@ def _start(
     if (certificate := _certificate(record)) is not None:
         say(f"certificate {certificate}")
     wait("MLflow", lambda: services.mlflow_ready(record.mlflow_url), mlflow, mlflow_log)
-    say(f"MLflow answers at {record.mlflow_url}")
+    say(f"MLflow answers at {record.mlflow_url}, in a browser to raymlops with the password in {root}/auth/mlflow")
     record = replace(record, state="up")
     upfile.write(record)
     return record

@@ -180,7 +180,7 @@ def adapt_head(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls
 
 
 def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start the MLflow server on SQLite under ``root``.
+    """Start the MLflow server on SQLite under ``root``, behind the password of ``mlflow_server``.
 
     Artifacts are not served but written by path: runs made through the server and runs made on the
     database directly then have the same artifact locations.
@@ -189,6 +189,7 @@ def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Pa
         *(sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={port}", "--workers=1"),
         *(f"--backend-store-uri={sqlite_url(root / 'mlflow.db')}", "--no-serve-artifacts"),
         f"--default-artifact-root={(root / 'mlartifacts').as_uri()}",
+        "--gunicorn-opts=--config=python:raymlops.cluster.mlflow_server",
     ]
     jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return _start(command, log=log, variables={**variables, **jobs})
@@ -266,8 +267,19 @@ def ray_ready(dashboard_url: str, *, token: Path) -> bool:
 
 
 def mlflow_ready(url: str) -> bool:
-    """Return whether the MLflow server answers."""
-    return _status(f"{url}/health", token=None) == 200
+    """Return whether the MLflow server answers.
+
+    Raises:
+        ClusterError: it answers without a password.
+    """
+    if _status(f"{url}/health", token=None) != 200:
+        return False
+    if (status := _status(f"{url}/api/2.0/mlflow/experiments/search", token=None)) in {401, None}:
+        return status == 401
+    raise ClusterError(
+        f"MLflow at {url} answered {status} without a password: any user of this machine could use it",
+        hint="raymlops down, then raymlops up starts it with one",
+    )
 
 
 def node_alive(dashboard_url: str, *, token: Path) -> bool:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from raymlops.cluster.auth import environment
+from raymlops.cluster.auth import MLFLOW_AUTH, environment, mlflow_header
 from raymlops.cluster.processes import MARK, ProcessRecord
 from raymlops.errors import ClusterError
 from raymlops.records import SCHEMA_VERSION, Record
 from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from requests import PreparedRequest
 
     from raymlops.cluster.endpoint.haproxy import Proxy
     from raymlops.cluster.endpoint.tls import TlsFiles
@@ -74,7 +76,7 @@ class UpRecord(Record):
             "RAY_ADDRESS": self.ray_address,  # what `ray.init()` and `ray status` read
             "RAY_DASHBOARD_ADDRESS": self.dashboard_url,  # what `serve status` reads
             **environment(self.token_path),
-            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            **self._mlflow,
             HOME: self.root,
         }
 
@@ -84,10 +86,14 @@ class UpRecord(Record):
         return {
             MARK: self.cluster_id,
             HOME: self.root,
-            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            **self._mlflow,
             # For Ray's state API in workers, which gives up without it as soon as another Ray runs on the machine.
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
         }
+
+    @property
+    def _mlflow(self) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_URI": self.mlflow_url, "MLFLOW_TRACKING_AUTH": MLFLOW_AUTH}
 
     @property
     def drivers(self) -> Path:
@@ -150,6 +156,25 @@ class UpRecord(Record):
         """Rebuild a record; keys that a newer version wrote are ignored."""
         processes = tuple(map(ProcessRecord.from_dict, data.get("processes", ())))
         return super().from_dict({**data, "processes": processes, "opens": tuple(data.get("opens", ()))})
+
+
+class MlflowAuth:
+    """MLflow's plugin by which each client of this machine sends the password, and to the server of ``up`` alone."""
+
+    def get_name(self) -> str:
+        """Return the value of ``MLFLOW_TRACKING_AUTH`` that names it."""
+        return MLFLOW_AUTH
+
+    def get_auth(self) -> Callable[[PreparedRequest], PreparedRequest]:
+        """Return what ``requests`` calls with each request."""
+        return _authorized
+
+
+def _authorized(request: PreparedRequest) -> PreparedRequest:
+    record = read()
+    if record is not None and str(request.url).startswith(f"{record.mlflow_url}/"):
+        request.headers["Authorization"] = mlflow_header(Path(record.root))
+    return request
 
 
 def exports(record: UpRecord) -> str:

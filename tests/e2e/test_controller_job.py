@@ -35,7 +35,7 @@ def test_a_controller_is_started_where_only_the_dashboard_can_be_reached(cluster
     with postgres(tmp_path_factory.mktemp("postgres")) as url:
         (user.cwd / "url").write_text(url)
         here = {name: variables[name] for name in variables if name.startswith("RAY_AUTH")}
-        user.env |= {**here, "RAYMLOPS_HOME": str(user.cwd / "elsewhere")}
+        user.env |= {**here, **cluster.mlflow, "RAYMLOPS_HOME": str(user.cwd / "elsewhere")}
         first = json.loads(user.raymlops("controller", "--config", "config.yaml", "--json").stdout)
         assert first["holder"] == holder_of(url, "controller")
         again = json.loads(user.raymlops("controller", "--config", "config.yaml", "--json").stdout)

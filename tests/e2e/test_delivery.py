@@ -21,7 +21,7 @@ def test_a_pull_request_is_trained_and_what_is_merged_is_deployed(cluster, clust
         "github.repository": "me/late",
     }
     runner = project_runner(folder, {**secrets, **pull_request})
-    runner.variables["MLFLOW_TRACKING_URI"] = cluster.env["MLFLOW_TRACKING_URI"]
+    runner.variables |= cluster.mlflow
     assert runner.job("raymlops-train", "train") == 0, runner.log
     assert "late-parcels version 1 passes the gate" in runner.summary
     assert "| pass | test/accuracy |" in runner.summary

@@ -15,12 +15,14 @@ LONG = ["train.epochs=400", "train.num_workers=2", "train.cpus_per_worker=0.4", 
 FREE_WITHIN_S = 30
 
 
-def test_a_stopped_job_goes_on_as_another_one(cluster_user):
+def test_a_stopped_job_goes_on_as_another_one(cluster, cluster_user, monkeypatch):
     """``ray job stop`` in mid-run: KILLED with a checkpoint of that moment, no worker left; resumed by its id alone."""
     user = cluster_user
     user.copy_project()
     before = runs(user)
-    store = Tracker(user.env["MLFLOW_TRACKING_URI"])
+    for name, value in cluster.mlflow.items():
+        monkeypatch.setenv(name, value)
+    store = Tracker(cluster.mlflow["MLFLOW_TRACKING_URI"])
 
     job = ["--", "python", "jobs/train.py"]
     user.run("ray", "job", "submit", "--no-wait", "--submission-id", "long", "--working-dir", ".", *job,

@@ -12,13 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from raymlops.cluster import local, services, upfile
+from raymlops.cluster import auth, local, services, upfile
 from raymlops.cluster.ports import free_port, listeners
 from raymlops.cluster.processes import belonging
-from raymlops.errors import ClusterError, PortTakenError, StorageError, UsageError
+from raymlops.errors import ClusterError, PortTakenError, StorageError, TrackingError, UsageError
+from raymlops.tracking.client import Tracker
 
 pytestmark = pytest.mark.integration
 
@@ -66,12 +68,25 @@ def test_the_dashboard_refuses_without_the_token(cluster):
     assert services.ask(url, token=Path(cluster.token_path))[0] == 200
 
 
+def test_mlflow_answers_its_owner_alone(cluster, monkeypatch):
+    """It would read any file of its owner, and its assistant would run commands, which is not there at all."""
+    for path in ("", "/api/2.0/mlflow/experiments/search", "/ajax-api/3.0/mlflow/assistant/config", "/get-artifact"):
+        assert services.ask(cluster.mlflow_url + path, token=None)[0] == 401
+    user = auth.mlflow_header(Path(cluster.root))
+    assistant = f"{cluster.mlflow_url}/ajax-api/3.0/mlflow/assistant/config"
+    assert httpx.get(assistant, headers={"Authorization": user}).status_code == 404
+    monkeypatch.setattr(os, "environ", _shell(cluster))
+    with pytest.raises(TrackingError, match="401"):
+        Tracker(cluster.mlflow_url.replace("127.0.0.1", "localhost")).check()
+    Tracker(cluster.mlflow_url).check()
+
+
 def test_what_is_written_holds_no_token(cluster):
     """Neither the record, nor what is printed, nor the logs."""
-    token = Path(cluster.token_path).read_text()
+    token, password = (Path(cluster.token_path).with_name(name).read_text() for name in ("token", "mlflow"))
     files = [upfile.path(Path(cluster.root)), *Path(cluster.root, "logs").iterdir()]
-    assert all(token not in file.read_text(errors="replace") for file in files)
-    assert token not in upfile.exports(cluster)
+    written = [file.read_text(errors="replace") for file in files] + [upfile.exports(cluster)]
+    assert not any(secret in text for secret in (token, password) for text in written)
 
 
 def test_nobody_else_can_reach_into_its_folders(cluster):
