@@ -44,6 +44,7 @@ _TOKENS = re.compile(
       | AIza[\w-]{35}                                   # Google
       | xox[abeprs]-[\w-]{20,}                          # Slack
       | dapi[0-9a-f]{32}                                # Databricks
+      | rk_[0-9a-f]{12}_[\w-]{43}                       # our endpoints
       | eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}        # a JSON web token
     )(?![A-Za-z0-9_-])
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*

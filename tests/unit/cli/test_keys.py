@@ -7,6 +7,7 @@ import json
 import pytest
 
 from raymlops.cli.main import main
+from raymlops.cluster.grace_period import JOB
 
 
 @pytest.fixture
@@ -47,6 +48,38 @@ def test_json_is_one_object(run):
     assert "hash" not in data["key"]
     (listed,) = json.loads(run("list", "--json")[1])["keys"]
     assert listed == {**data["key"], "status": "good"}
+
+
+def test_a_secret_is_written_to_a_new_file_of_its_owner_alone(run, tmp_path):
+    """Nothing that is printed has it; a file that is there stays, and then there is no key."""
+    file = tmp_path / "shop.key"
+    code, out, err = run("create", "shop", "--to", str(file), "--json")
+    secret = file.read_text()
+    assert (code, len(secret), file.stat().st_mode & 0o777) == (0, 59, 0o600)
+    assert json.loads(out)["file"] == str(file)
+    assert secret not in out + err
+    assert run("create", "other", "--to", str(file))[0] == 2
+    assert file.read_text() == secret
+    assert "other" not in run("list")[1]
+
+
+def test_a_job_prints_no_secret(run, tmp_path, monkeypatch):
+    """Its log is kept, for all who may read it; nothing is created or replaced without a file."""
+    run("create", "shop")
+    monkeypatch.setenv(JOB, "{}")
+    assert run("create", "till")[0] == run("rotate", "shop")[0] == run("rotate", "shop", "--to", "relative")[0] == 2
+    keys = json.loads(run("list", "--json")[1])["keys"]
+    assert [(key["name"], key["status"]) for key in keys] == [("shop", "good")]
+    code, out, err = run("rotate", "shop", "--to", str(tmp_path / "key"))
+    assert code == 0
+    assert (tmp_path / "key").read_text() not in out + err
+
+
+def test_no_file_is_left_of_a_key_that_was_not_created(run, tmp_path):
+    """Or the next try could not write it."""
+    file = tmp_path / "key"
+    assert run("rotate", "nobody", "--to", str(file))[0] == 3
+    assert not file.exists()
 
 
 def test_a_key_is_rotated_and_revoked(run):

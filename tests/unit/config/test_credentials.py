@@ -48,6 +48,7 @@ HEX = "0f" * 16
         (f"ghp_{LONG}", "***"),
         (f"github_pat_{LONG}", "***"),
         (f"glpat-{LONG}", "***"),
+        (f"key rk_0123456789ab_{LONG[:21]}-_{LONG[:20]} is ours", "key *** is ours"),
         (f"sk-proj-{LONG}", "***"),
         ("AKIAIOSFODNN7EXAMPLE", "***"),
         (f"dapi{HEX}", "***"),
