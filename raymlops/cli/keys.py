@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,19 +15,17 @@ from raymlops.cluster.grace_period import JOB
 from raymlops.config.durations import parse_duration
 from raymlops.display import table
 from raymlops.errors import UsageError
+from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from raymlops.config.schema import ProjectSpec
     from raymlops.lifecycle.keys import KeyChange
     from raymlops.state.keys import KeyRecord
 
 KeyArgument = Annotated[str, typer.Argument(metavar="ID_OR_NAME", help="A key, by its id or by its holder's name.")]
-ToOption = Annotated[
-    Path | None,
-    typer.Option("--to", metavar="FILE", help="Write the secret to this new file, mode 0600; a Ray job requires it."),
-]
+ToOption = Annotated[Path | None, typer.Option("--to", metavar="FILE", help="New file for the secret, mode 0600.")]
 
 
 def create(
@@ -62,18 +59,18 @@ def create(
 
     if config is None and not model:
         raise UsageError("neither a model nor its configuration is named", hint="Give --model NAME, or --config FILE.")
-    with _file(to) as file:
-        change = keys.create(
-            _source(overrides, config=config, env=env, models=model or ()),
-            holder,
-            models=model or (),
-            scopes=scope or ("predict", "feedback"),
-            rate_per_s=rate,
-            expires_in_s=None if expires is None else parse_duration(expires),
-        )
+    _check(to)
+    change = keys.create(
+        _source(overrides, config=config, env=env, models=model or ()),
+        holder,
+        models=model or (),
+        scopes=scope or ("predict", "feedback"),
+        rate_per_s=rate,
+        expires_in_s=None if expires is None else parse_duration(expires),
+    )
     if change.open_models:
         note(f"{', '.join(change.open_models)}: open, answers without a key too; serve.auth: keys requires keys")
-    return _new_key(change, file)
+    return _new_key(change, to)
 
 
 def list_keys(overrides: Overrides = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
@@ -124,11 +121,11 @@ def rotate(
     """Replace a key by a new one; its secret is printed this once."""
     from raymlops.lifecycle import keys
 
-    with _file(to) as file:
-        change = keys.rotate(_source(overrides, config=config, env=env), key, grace_s=parse_duration(grace))
+    _check(to)
+    change = keys.rotate(_source(overrides, config=config, env=env), key, grace_s=parse_duration(grace))
     if change.old is not None and change.old.expires_at is not None:
         note(f"{_line(change.old)} is valid until {change.old.expires_at:%Y-%m-%d %H:%M:%S} UTC")
-    return _new_key(change, file)
+    return _new_key(change, to)
 
 
 def _source(
@@ -143,36 +140,22 @@ def _source(
     return nameless() if first is None else named(first)
 
 
-@contextmanager
-def _file(to: Path | None) -> Iterator[Path | None]:
-    """Create the file for a secret before there is one; none is left where the block raises."""
-    to = None if to is None else to.expanduser()
+def _check(to: Path | None) -> None:
+    """Raise UsageError where a new secret would be known to others, or could not be written."""
     if JOB in os.environ and (to is None or not to.is_absolute()):
         raise UsageError(
             "a job's log is kept, and its working directory is not: neither is a place for a secret",
             hint="Name a new file by its whole path: --to ~/HOLDER.key. It is on the node where the job's driver runs.",
         )
+    if to is not None and (to.exists() or not os.access(to.parent, os.W_OK)):
+        raise UsageError(f"{to} exists, or cannot be created", hint="--to takes a new file.")
+
+
+def _new_key(change: KeyChange, to: Path | None) -> Answer:
     if to is not None:
-        try:
-            to.touch(0o600, exist_ok=False)
-        except OSError as error:
-            raise UsageError(
-                f"cannot create {to}: {error.strerror}", hint="--to takes a file that does not exist."
-            ) from error
-    try:
-        yield to
-    except BaseException:
-        if to is not None:
-            to.unlink()
-        raise
-
-
-def _new_key(change: KeyChange, file: Path | None) -> Answer:
-    if file is not None:
-        file.write_text(change.secret or "", encoding="utf-8")
+        write_bytes(to, (change.secret or "").encode(), mode=0o600, new=True)
         note(f"{_line(change.key)}: its secret is in this file alone:")
-        found = _changed(replace(change, secret=None), str(file))
-        return replace(found, data={**found.data, "file": str(file)})
+        return _changed(replace(change, secret=None), str(to))
     found = _changed(change, change.secret or "")
     note(f"{_line(change.key)}: its secret follows; it is not stored and cannot be shown again:")
     return found

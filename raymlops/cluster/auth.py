@@ -59,11 +59,7 @@ def environment(token: Path | str) -> dict[str, str]:
 
 
 def mlflow_header(root: Path) -> str:
-    """Return the HTTP authorization that MLflow of ``raymlops up`` in ``root`` requires.
-
-    Raises:
-        StorageError: the password's file cannot be written where it is missing.
-    """
+    """Return the HTTP authorization that MLflow of ``raymlops up`` in ``root`` requires."""
     password = ensure_token(root / "auth", "mlflow").read_text(encoding="utf-8")
     return "Basic " + base64.b64encode(f"{MLFLOW_AUTH}:{password}".encode()).decode()
 

@@ -20,7 +20,7 @@ from raymlops.records import SCHEMA_VERSION, Record
 from raymlops.storage.filesystem import write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from requests import PreparedRequest
 
@@ -76,7 +76,8 @@ class UpRecord(Record):
             "RAY_ADDRESS": self.ray_address,  # what `ray.init()` and `ray status` read
             "RAY_DASHBOARD_ADDRESS": self.dashboard_url,  # what `serve status` reads
             **environment(self.token_path),
-            **self._mlflow,
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "MLFLOW_TRACKING_AUTH": MLFLOW_AUTH,
             HOME: self.root,
         }
 
@@ -86,14 +87,11 @@ class UpRecord(Record):
         return {
             MARK: self.cluster_id,
             HOME: self.root,
-            **self._mlflow,
+            "MLFLOW_TRACKING_URI": self.mlflow_url,
+            "MLFLOW_TRACKING_AUTH": MLFLOW_AUTH,
             # For Ray's state API in workers, which gives up without it as soon as another Ray runs on the machine.
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
         }
-
-    @property
-    def _mlflow(self) -> dict[str, str]:
-        return {"MLFLOW_TRACKING_URI": self.mlflow_url, "MLFLOW_TRACKING_AUTH": MLFLOW_AUTH}
 
     @property
     def drivers(self) -> Path:
@@ -165,16 +163,15 @@ class MlflowAuth:
         """Return the value of ``MLFLOW_TRACKING_AUTH`` that names it."""
         return MLFLOW_AUTH
 
-    def get_auth(self) -> Callable[[PreparedRequest], PreparedRequest]:
+    def get_auth(self) -> Self:
         """Return what ``requests`` calls with each request."""
-        return _authorized
+        return self
 
-
-def _authorized(request: PreparedRequest) -> PreparedRequest:
-    record = read()
-    if record is not None and str(request.url).startswith(f"{record.mlflow_url}/"):
-        request.headers["Authorization"] = mlflow_header(Path(record.root))
-    return request
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
+        """Add the password to a request to that server."""
+        if (record := read()) is not None and str(request.url).startswith(f"{record.mlflow_url}/"):
+            request.headers["Authorization"] = mlflow_header(Path(record.root))
+        return request
 
 
 def exports(record: UpRecord) -> str:

@@ -16,6 +16,7 @@ from head_restart import NAME, SERVE
 from machines import NEEDS_MACHINES, OUTSIDE, line_of, machines, sized
 from postgres import NEEDS_POSTGRES, postgres
 from redis_server import NEEDS_REDIS, redis_server
+from redis_server import PASSWORD as REDIS_PASSWORD
 from serving_bundles import MIXED_ROWS
 
 from raymlops.lifecycle.live.transitions import ROUTE, Request, bring
@@ -79,7 +80,7 @@ def wants(url, version):
 def start_head(head, url):
     """Start it as a launcher does, with the state's credentials in a file."""
     head.start(f"umask 077; echo '{url}' > {STATE_FILE}", {})
-    head.start(sized(line_of("head"), cpus=0), {})
+    head.start(f"{sized(line_of('head'), cpus=0)} --redis-password={REDIS_PASSWORD}", {})
 
 
 def knows_the_password(machine):

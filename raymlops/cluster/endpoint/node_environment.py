@@ -9,13 +9,17 @@ for itself, take it from here.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import secrets
 import shutil
+import socket
+import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from raymlops.cluster.auth import MODE, token_file
 from raymlops.cluster.endpoint.env_file import read_env_file
@@ -24,6 +28,7 @@ from raymlops.cluster.endpoint.haproxy_wrapper import TLS_CERT, TLS_KEY
 from raymlops.cluster.endpoint.tls import checked_files
 from raymlops.cluster.grace_period import STOP_WAIT_S, VARIABLE
 from raymlops.cluster.services import GUARD, SPEED, serve_environment
+from raymlops.config.credentials import redact
 from raymlops.config.paths import STATE_FILE, STATE_URL
 from raymlops.errors import UsageError
 from raymlops.storage import clock
@@ -44,7 +49,7 @@ Trainings make themselves nicer (``training.priority``); Ray's own processes are
 RECONNECT_S = 600
 """How long a node waits for its head to come back; by default it ends after 60 s, and everything on it."""
 SCRATCH = Path("/tmp")  # noqa: S108
-"""Short, since HAProxy's sockets lie in a folder of it."""
+"""Short, since sockets of HAProxy and of Ray lie in folders of it."""
 
 
 def node_environment(
@@ -109,17 +114,23 @@ def run_on_node(
             hint="Write it into a file of the head, which the controller and jobs there read (storage.state: "
             f"{{file: PATH}}, or {STATE_FILE}=PATH), and leave the variable out.",
         )
-    if (Path(program).name, *command[1:2]) == ("ray", "start"):
+    starts, head = (Path(program).name, *command[1:2]) == ("ray", "start"), "--head" in command
+    if starts:
         _check_token()
+    storage = gcs_storage or os.environ.get(GCS_STORAGE) or None
     scratch = SCRATCH / f"rml-{secrets.token_hex(4)}"  # made below, readable by us only, where none is
     variables = node_environment(
         proxy=named,
         scratch=str(scratch),
         tls=tls,
-        gcs_storage=gcs_storage or os.environ.get(GCS_STORAGE) or None,
-        head="--head" in command,
+        gcs_storage=storage,
+        head=head,
     )
+    if starts and head and storage is not None and storage.startswith("redis"):
+        _check_redis(urlsplit(storage))
     fixed = {name: variables[name] for name in (MODE, *GUARD, LABELS)} | {ENABLED: "0"}
+    if "KUBERNETES_SERVICE_HOST" not in os.environ:  # a pod has one user, and KubeRay's autoscaler shares its /tmp/ray
+        variables["RAY_TMPDIR"] = os.environ.get("RAY_TMPDIR") or _sessions()
     if named == "haproxy":
         # Serve would start a binary that the node names by itself, without TLS and with its own ports open.
         fixed |= wrapper_environment(tls) | {ENABLED: "1"}
@@ -136,6 +147,31 @@ def _check_token() -> None:
             hint="`ray get-auth-token --generate` makes ~/.ray/auth_token, once for the cluster: copy it to every node "
             "and to where jobs are submitted from (chmod 600). RAY_AUTH_TOKEN_PATH names another file.",
         )
+
+
+def _check_redis(url: SplitResult) -> None:
+    """Refuse a Redis that answers without a password, other than on loopback; one that is away Ray reports."""
+    with suppress(OSError), socket.create_connection((url.hostname or "", url.port or 0), 5) as connection:
+        if url.scheme == "rediss":  # Ray checks the certificate
+            connection = ssl._create_unverified_context().wrap_socket(connection)  # noqa: PLW2901, S323, SLF001
+        connection.sendall(b"PING\r\n")
+        if connection.recv(5) == b"+PONG" and not ipaddress.ip_address(connection.getpeername()[0]).is_loopback:
+            raise UsageError(
+                f"{url.geturl()} answers without a password: whoever reaches it runs code on every node",
+                hint="Set requirepass there and start the head with --redis-password, or require client certificates.",
+            )
+
+
+def _sessions() -> str:
+    """Return a folder that no one else can enter: Ray opens its sessions, with their logs and sockets, to everyone."""
+    folder = SCRATCH / f"raymlops-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()  # a link's own mode is open
+    if not folder.is_dir() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        why = f"{folder} is not a folder that its owner alone, this user, can enter"
+        raise UsageError(why, hint="Remove it, or name another folder for Ray's sessions: RAY_TMPDIR.")
+    return str(folder)
 
 
 def _labels(proxy: Proxy, *, tls: bool) -> str:
@@ -176,14 +212,8 @@ def _fault_tolerance(gcs_storage: str, *, head: bool) -> Mapping[str, str]:
 
 def _not_a_storage(gcs_storage: str) -> UsageError:
     return UsageError(
-        f"got {_shown(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT/NAME, "
+        f"got {redact(gcs_storage)!r} as storage of Ray's state; allowed: redis://HOST:PORT/NAME, "
         "rediss://HOST:PORT/NAME, rocksdb:///FOLDER",
         hint="NAME is the cluster's own; Ray's, for one that was started without, is default. "
         "A password goes to `ray start --head --redis-password`, from a variable.",
     )
-
-
-def _shown(url: str) -> str:
-    """Return a URL without a password that it may have."""
-    scheme, at, place = url.rpartition("@")
-    return f"{scheme.partition('://')[0]}://***@{place}" if at else url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,73 @@ def test_a_folder_is_made_for_haproxy_alone(started, tmp_path):
     assert (len(started), [*tmp_path.glob("rml-*")]) == (2, [])
     run_on_node(["ray", "start"], proxy="haproxy")
     assert len([*tmp_path.glob("rml-*")]) == 1
+
+
+def test_sessions_of_ray_are_in_a_folder_of_ours_alone(started, monkeypatch, tmp_path):
+    """Ray opens its own to everyone. One that is named stays, and a pod shares Ray's own with its autoscaler."""
+    for _ in range(2):
+        run_on_node(["ray", "start"], proxy="python")
+    folder = tmp_path / f"raymlops-{os.getuid()}"
+    assert [environment["RAY_TMPDIR"] for *_, environment in started] == [str(folder)] * 2
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with monkeypatch.context() as pod:
+        pod.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        run_on_node(["ray", "start"], proxy="python")
+    monkeypatch.setenv("RAY_TMPDIR", "/data/ray")
+    run_on_node(["ray", "start"], proxy="python")
+    assert [environment.get("RAY_TMPDIR") for *_, environment in started[2:]] == [None, "/data/ray"]
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_others_made_or_can_enter_is_refused(started, tmp_path, kind):
+    """In /tmp anybody may have it first."""
+    folder = tmp_path / f"raymlops-{os.getuid()}"
+    if kind == "open":
+        folder.mkdir(0o755)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.touch(0o700)
+    with pytest.raises(UsageError) as refused:
+        run_on_node(["ray", "start"], proxy="python")
+    assert str(folder) in str(refused.value)
+    assert started == []
+
+
+class Redis:
+    """A connection to one, which answers PING."""
+
+    def __init__(self, address, answer):
+        self.getpeername, self.recv = lambda: (address, 6379), lambda size: answer[:size]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def sendall(self, data):
+        assert data == b"PING\r\n"
+
+
+@pytest.mark.parametrize(
+    ("address", "answer", "refused"),
+    [
+        ("10.0.0.9", b"+PONG\r\n", True),
+        ("fd00::9", b"+PONG\r\n", True),
+        ("10.0.0.9", b"-NOAUTH Authentication required.\r\n", False),
+        ("127.0.0.1", b"+PONG\r\n", False),
+        ("::1", b"+PONG\r\n", False),
+    ],
+)
+def test_a_redis_that_anybody_may_write_to_is_refused(started, monkeypatch, address, answer, refused):
+    """Who writes there runs code on each node; the head alone uses it."""
+    monkeypatch.setattr("socket.create_connection", lambda place, timeout: Redis(address, answer))
+    with pytest.raises(UsageError) if refused else nullcontext():
+        run_on_node(["ray", "start", "--head"], proxy="python", gcs_storage="redis://cache:6379/a")
+    run_on_node(["ray", "start"], proxy="python", gcs_storage="redis://cache:6379/a")
+    assert len(started) == (1 if refused else 2)
 
 
 def test_files_of_tls_are_checked_before_anything_starts(started, monkeypatch, tmp_path):
