@@ -30,7 +30,7 @@ def post_fork(_arbiter: Any, _worker: Any) -> None:
     """Put the check in front of MLflow's app: gunicorn calls it in each worker before it loads the app."""
     from mlflow.server import app
 
-    app.wsgi_app = owner_only(app.wsgi_app, mlflow_header(home()))  # type: ignore[method-assign]
+    app.wsgi_app = owner_only(app.wsgi_app, mlflow_header(home()))
 
 
 def owner_only(app: WSGIApplication, header: str) -> WSGIApplication:

@@ -50,7 +50,7 @@ def check_form(path: str) -> str:
 
 
 def write_file(reading: Reading, path: str) -> None:
-    """Write all rows to a file, which appears once it is complete.
+    """Write all rows to a file of its owner alone, which appears once it is complete.
 
     CSV and Parquet have one set of columns for all versions: fields that a version lacks are empty.
 
@@ -61,7 +61,7 @@ def write_file(reading: Reading, path: str) -> None:
     ending = check_form(path)
     if not Path(path).absolute().parent.is_dir():
         raise StorageError(f"{path!r} cannot be written: its folder does not exist", hint="Create the folder first.")
-    with create(Path(path)) as file:
+    with create(Path(path), mode=0o600) as file:
         if ending == ".jsonl":
             file.writelines(row + b"\n" for batch in reading for row in json_rows(batch))
         elif ending == ".csv":

@@ -46,6 +46,7 @@ def test_json_lines_nest_fields_and_labels(tmp_path, two_versions):
 def test_csv_has_a_column_for_each_field(tmp_path, two_versions):
     """Of any version; empty for one that has it not."""
     write_file(Reading(two_versions, "flights"), str(tmp_path / "rows.csv"))
+    assert (tmp_path / "rows.csv").stat().st_mode & 0o777 == 0o600
     with (tmp_path / "rows.csv").open(newline="") as file:
         first, second = csv.DictReader(file)
     assert (first["ts"], first["features.carrier"], first["features.bins"], first["label"]) == (
