@@ -103,7 +103,7 @@ def node(*, root: Path | str | None = None, agent_url: str = f"http://{HOST}:{AG
     if record is None:
         status, _ = services.ask(f"{agent_url}{HEALTH}", token=None)
         got = "does not answer" if status is None else f"answered {status}"
-        fix = "raymlops env ray start, or raymlops up, starts one; a node's log is in /tmp/raymlops-UID/ray/session_latest/logs"
+        fix = "raymlops env ray start, or raymlops up, starts one; its log: /tmp/raymlops-UID/ray/session_latest/logs"
         return [_finding("node", status == 200, f"the agent of a Ray node at {agent_url} {got}", fix=fix)]
     fix, services_of = "raymlops doctor says more", answering(record).items()
     return [up, *(_finding(name, ok, "answers" if ok else "does not answer", fix=fix) for name, ok in services_of)]
