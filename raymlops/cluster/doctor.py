@@ -24,8 +24,8 @@ from raymlops.cluster.endpoint.haproxy import refusal
 from raymlops.cluster.endpoint.tls import valid_until
 from raymlops.cluster.kubernetes.pods import AGENT_PORT, HEALTH
 from raymlops.cluster.local import PORTS, answering
+from raymlops.cluster.mlflow.restart import only_mlflow_ended
 from raymlops.cluster.ports import HOST, listeners
-from raymlops.cluster.restart_mlflow import only_mlflow_ended
 from raymlops.config.paths import sqlite_path, sqlite_url
 from raymlops.config.platforms.databricks import is_databricks
 from raymlops.errors import ClusterError, RaymlopsError, TrackingError

@@ -26,9 +26,9 @@ from raymlops.cluster.driver_node import end_drivers
 from raymlops.cluster.endpoint.haproxy import DIRECT_PORTS, chosen, raise_refusal, refusal
 from raymlops.cluster.endpoint.node_environment import node_environment
 from raymlops.cluster.endpoint.tls import TlsFiles, checked_files, valid_until
+from raymlops.cluster.mlflow.restart import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.ports import HOST, check_free, free_port, free_port_like, listeners
 from raymlops.cluster.processes import ProcessRecord, belonging, end
-from raymlops.cluster.restart_mlflow import only_mlflow_ended, restart_mlflow
 from raymlops.cluster.upfile import UpRecord
 from raymlops.errors import ClusterError, RaymlopsError, StorageError, UsageError
 from raymlops.records import Record

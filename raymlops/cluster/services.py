@@ -180,7 +180,7 @@ def adapt_head(parameters: Any, head: bool) -> None:  # noqa: ARG001 - Ray calls
 
 
 def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start the MLflow server on SQLite under ``root``, behind the password of ``mlflow_server``.
+    """Start the MLflow server on SQLite under ``root``, behind the password of ``mlflow.server``.
 
     Artifacts are not served but written by path: runs made through the server and runs made on the
     database directly then have the same artifact locations.
@@ -189,7 +189,7 @@ def start_mlflow(*, root: Path, port: int, variables: Mapping[str, str], log: Pa
         *(sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={port}", "--workers=1"),
         *(f"--backend-store-uri={sqlite_url(root / 'mlflow.db')}", "--no-serve-artifacts"),
         f"--default-artifact-root={(root / 'mlartifacts').as_uri()}",
-        "--gunicorn-opts=--config=python:raymlops.cluster.mlflow_server",
+        "--gunicorn-opts=--config=python:raymlops.cluster.mlflow.server",
     ]
     jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     return _start(command, log=log, variables={**variables, **jobs})

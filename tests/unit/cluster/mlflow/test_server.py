@@ -13,7 +13,7 @@ from flask import Flask, send_file
 from werkzeug.test import Client
 
 from raymlops.cluster.auth import mlflow_header
-from raymlops.cluster.mlflow_server import owner_only
+from raymlops.cluster.mlflow.server import owner_only
 from raymlops.cluster.services import mlflow_ready
 from raymlops.cluster.upfile import HOME, MlflowAuth
 

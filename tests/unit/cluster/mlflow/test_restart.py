@@ -12,9 +12,9 @@ import pytest
 from answering_cluster import answering_cluster
 
 from raymlops.cluster import local, upfile
+from raymlops.cluster.mlflow.restart import only_mlflow_ended
 from raymlops.cluster.ports import free_port
 from raymlops.cluster.processes import ProcessRecord
-from raymlops.cluster.restart_mlflow import only_mlflow_ended
 from raymlops.errors import PortTakenError
 
 
