@@ -38,6 +38,8 @@ class RequestRecord(NamedTuple):
     key_id: str | None = None
     caller: str | None = None
     """Who asked, by the name of the key, which stays when the key is rotated."""
+    client: str | None = None
+    """The addresses of ``x-forwarded-for``: the last is the caller's as the proxy saw it."""
     fallback_from: int | None = None
     """The canary that failed or timed out, where the champion answered instead."""
     columns: Columns | None = None

@@ -114,6 +114,7 @@ class ModelReplica(_Callable):
         self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
         self._handler.record = self._recording.add
         KNOWN.guard_of = {identity.name: self._handler.guard}.get
+        KNOWN.guards = lambda: (self._handler.guard,)
         self._front = Front(self._handler)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -132,6 +133,7 @@ class ModelReplica(_Callable):
         self._bounds = Bounds.of(settings.limits, values_per_row=per_row, key_required=required)
         self._announced = announcement(self._handler.identity.name, self._bounds)
         KNOWN.record(self._handler.identity.name, self._bounds)
+        KNOWN.most_message_bytes = settings.limits.max_body_bytes
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
@@ -189,7 +191,7 @@ class IndexReplica(_Callable):
     def __init__(self) -> None:
         self._gateway = Gateway()
         self._announced = announcement(INDEX, self._gateway.bounds)
-        KNOWN.guard_of = self._gateway.guard
+        KNOWN.guard_of, KNOWN.guards = self._gateway.guard, self._gateway.guards
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply a new list of models."""

@@ -210,6 +210,10 @@ class Guard:
         return caller
 
 
+NOBODYS = Guard(Access(required=True))
+"""Of a model that has no keys: what it refuses with is the same as for a model that has."""
+
+
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
     """Return the key in a request's headers or a call's metadata (names in lower case), None without one.
 

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from raymlops.predictions.served import Route
 
 PIN_HEADER = b"x-raymlops-version"
+FORWARDED_FOR = b"x-forwarded-for"
+"""Addresses, of which the last is the client's as the endpoint's own proxy saw it; those before it are claims."""
 HEADERS = frozenset(
     {
         *(b"accept", b"authorization", b"x-api-key", b"x-request-id", PIN_HEADER, b"traceparent"),
         *(b"content-length", b"content-encoding", b"content-type", b"inference-header-content-length"),
-        *(b"host", b"origin", b"sec-fetch-site"),
+        *(b"host", b"origin", b"sec-fetch-site", FORWARDED_FOR),
     }
 )
+
+
+_CLIENT_BYTES = 200
 
 
 @dataclass(slots=True)
@@ -88,6 +93,7 @@ class Exchange:
             fallback_from=self.fallback_from,
             columns=self.columns,
             outputs=self.outputs,
+            client=self.headers.get(FORWARDED_FOR, b"")[-_CLIENT_BYTES:].decode("latin-1") or None,
             traceparent=None if trace is None else trace.decode("latin-1"),
             fallback_code=self.fallback_code,
             epoch=self.epoch,
@@ -101,7 +107,7 @@ def _nothing() -> None:
 def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:
     """Return the first value of each header that an answer depends on, those named ``more`` included.
 
-    Repeated pins are joined into one, as a proxy may do too, so that none is ignored.
+    Repeated pins are joined into one, as a proxy may do too, so that none is ignored; so are addresses.
     """
     wanted = HEADERS.union(more) if more else HEADERS
     found: dict[bytes, bytes] = {}
@@ -110,9 +116,14 @@ def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes
             continue
         if name not in found:
             found[name] = value
-        elif name == PIN_HEADER:
+        elif name in {PIN_HEADER, FORWARDED_FOR}:
             found[name] += b", " + value
     return found
+
+
+def peer_of(headers: Mapping[bytes, bytes]) -> str | None:
+    """Return the address of the client as the endpoint's proxy saw it; None where no proxy says it."""
+    return headers.get(FORWARDED_FOR, b"").rpartition(b",")[2].strip().decode("latin-1") or None
 
 
 def usable_id(text: str) -> str | None:

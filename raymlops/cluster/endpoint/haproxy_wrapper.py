@@ -42,6 +42,14 @@ _NOT_READY = (
 _GRPC_NOT_READY = (
     f'    http-request return status 200 content-type application/grpc hdr grpc-status 14 hdr grpc-message "{_WAIT}"'
 )
+FORWARD = "    option forwardfor"
+"""The client's address, after what the client says itself: replicas log it."""
+LENGTH = (
+    "    http-request return status 400 content-type application/json lf-string "
+    f"'{_ERROR % ('bad_request', 'the content-length is not a number of bytes')}' "
+    "if { req.hdr(content-length) -m len gt 18 }"
+)
+"""HAProxy takes the length modulo 2^64, and passes it on as it was sent."""
 _PART = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 # Mozilla's intermediate recommendation, without the ciphers that need a file of Diffie-Hellman parameters.
 _CIPHERS = ":".join(
@@ -92,7 +100,7 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     text = _replace(
         text,
         r"^(frontend http_frontend\n    bind \S+:\d+)$",
-        r"\1\n    no log\n    option disable-h2-upgrade",
+        rf"\1\n    no log\n    option disable-h2-upgrade\n{FORWARD}\n{LENGTH}",
     )
     # HAProxy ends no idle connection for a new one: a single address could keep all others out.
     if (most := re.search(r"^    maxconn (\d+)$", text, flags=re.MULTILINE)) is None:
@@ -103,7 +111,8 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     text = _replace(text, r"^(frontend http_frontend)$", f"\\1\n{table}\n{track}\n{reject}")
     has_grpc = "\nfrontend grpc_frontend\n" in text
     if has_grpc:
-        text = _replace(text, r"^(    bind \S+:\d+ proto h2\n    mode http\n)    log global$", r"\1    no log")
+        quiet = rf"\1    no log\n{FORWARD}"
+        text = _replace(text, r"^(    bind \S+:\d+ proto h2\n    mode http\n)    log global$", quiet)
         text = _replace(text, r"^(frontend grpc_frontend)$", f"\\1\n{track}\n{reject}")
         status = 'hdr grpc-status 7 hdr grpc-message "applications are not listed"'
         denied = f"    http-request return status 200 content-type application/grpc {status} if is_list_applications"

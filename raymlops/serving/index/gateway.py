@@ -16,7 +16,7 @@ import numpy as np
 from raymlops.serving.arrival import ARRIVED, Ages, refuse_late, stamp, with_stamp
 from raymlops.serving.asgi import BODY, COUNTED, BodyReader, refusal_reply, too_large_body
 from raymlops.serving.auth import secret_of
-from raymlops.serving.index.pages import Index, is_readiness, model_away, model_of, path_of, unknown_model
+from raymlops.serving.index.pages import Index, model_away, model_of, path_of
 from raymlops.serving.json_scan import PIECE_BYTES, UNCOUNTED_BYTES
 from raymlops.serving.names import route_of
 from raymlops.serving.places import Places
@@ -68,7 +68,7 @@ class Gateway:
     ) -> None:
         self._later = later
         self._index = Index()
-        self.guard = self._index.guard
+        self.guard, self.guards = self._index.guard, self._index.guards
         self._known = known
         self._make_peers = peers
         self._champions: dict[str, _Champion] = {}
@@ -125,8 +125,6 @@ class Gateway:
             _require_fitting(body, self.limits)  # before its model is known, which takes to read it
             name, _ = form.model_of(body)
             champion = self._champion(name, headers)
-            if method != "ModelReady":
-                self._admit(name, headers)
             _require_fitting(body, champion.limits)
             with self._places.hold(name):
                 async with asyncio.timeout(champion.limits.timeout_s):
@@ -138,11 +136,9 @@ class Gateway:
 
     async def _forward(self, name: str, scope: Scope, receive: Receive) -> Reply:
         headers = headers_of(scope["headers"])
-        champion = self._champion(name, headers)
+        champion = self._champion(name, headers)  # before the body is read from the process that accepted it
         path, route = path_of(scope), route_of(name)
-        posts, reads = scope["method"] == "POST", scope["method"] in {"GET", "HEAD"}
-        if not (reads and is_readiness(path)):
-            self._admit(name, headers)  # before the body is read from the process that accepted it
+        posts = scope["method"] == "POST"
         given = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         call = {"type": "http", "method": scope["method"], "path": route + path, "root_path": route, "headers": given}
         arrived = scope.get(ARRIVED) or stamp()
@@ -194,18 +190,15 @@ class Gateway:
             (self._later or asyncio.get_running_loop().call_later)(LEARNED_S, self._known.forget, name)
 
     def _champion(self, name: str, headers: Mapping[bytes, bytes]) -> _Champion:
+        """Return a model's champion, if the caller has a key for it. Its own front checks scope and rate."""
         champion = self._champions.get(name)
         if champion is None:
-            raise unknown_model(name, self._index.visible(headers))
+            raise self._index.unknown_model(name, headers)
+        if (guard := self._index.guard(name)) is not None:
+            guard.identify(secret_of(headers))
         if champion.away:
             raise model_away(name)
         return champion
-
-    def _admit(self, name: str, headers: Mapping[bytes, bytes]) -> None:
-        """Refuse a caller without a key for this model. Its own front checks scope and rate."""
-        guard = self._index.guard(name)
-        if guard is not None:
-            guard.identify(secret_of(headers))
 
 
 def _require_fitting(body: bytes, limits: Limits) -> None:

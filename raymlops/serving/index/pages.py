@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from raymlops.serving.asgi import HTML, PRIVATE, make_reply
-from raymlops.serving.auth import Access, Guard, secret_of
+from raymlops.serving.auth import NOBODYS, Access, Guard, secret_of
 from raymlops.serving.docs.page import models_page, page_headers
 from raymlops.serving.protocols import oip
 from raymlops.serving.refusal import Refusal
@@ -27,11 +27,12 @@ from raymlops.serving.request import headers_of, request_id_of
 from raymlops.serving.same_origin import has_other_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.serving.asgi import Reply, Scope
 
 _MODELS = "/v2/models/"
+_ROUTES = "/models/"
 _SHOWN = ("name", "version", "digest", "path")
 
 
@@ -56,6 +57,10 @@ class Index:
         """Return the guard of a model, None if there is no such model."""
         return next((guard for model, guard, _ in self._models if model["name"] == name), None)
 
+    def guards(self) -> Iterator[Guard]:
+        """Return the guards of all models."""
+        return (guard for _, guard, _ in self._models)
+
     @property
     def requires_key(self) -> bool:
         """Return whether all models require a key."""
@@ -69,6 +74,16 @@ class Index:
             for model, guard, access in self._models
             if _knows(guard, secret) and (access.hosts is None or not has_other_host(headers, hosts=access.hosts))
         ]
+
+    def unknown_model(self, name: str, headers: Mapping[bytes, bytes]) -> Refusal:
+        """Return the refusal of an unknown model: the same as of one that is hidden from the caller, where one is."""
+        secret = secret_of(headers)
+        if not all(_knows(guard, secret) for guard in self.guards()):
+            try:
+                NOBODYS.identify(secret)
+            except Refusal as hidden:
+                return hidden
+        return Refusal(404, "not_found", f"no model {name[:80]!r}; models: {_known(self.visible(headers))}")
 
     def reply(self, scope: Scope) -> Reply:
         """Return the response to one host-level HTTP request.
@@ -91,8 +106,13 @@ class Index:
         }
         page = pages.get(path)
         if page is None:
-            if away := [model for model, *_ in self._models if f"{path}/".startswith(f"{model['path']}/")]:
-                raise model_away(away[0]["name"])
+            below = path.removeprefix(_ROUTES).partition("/")[0] if path.startswith(_ROUTES) else None
+            if below is not None:
+                if self.guard(below) is None:
+                    raise self.unknown_model(below, headers)
+                # Serve's proxies compare bytes: an equal path in other bytes never reaches a model.
+                if (scope.get("raw_path", b"") + b"/").startswith(f"{_ROUTES}{below}/".encode()):
+                    raise model_away(below)
             raise Refusal(404, "not_found", f"no route {scope['path'][:200]!r}; models: {_known(models)}")
         if scope["method"] not in {"GET", "HEAD"}:
             message = f"got {scope['method'][:20]}; expected GET"
@@ -106,17 +126,6 @@ class Index:
 def model_of(path: str) -> str | None:
     """Return the model that a request at this path is for, None for a page of the host."""
     return path.removeprefix(_MODELS).partition("/")[0] if path.startswith(_MODELS) else None
-
-
-def is_readiness(path: str) -> bool:
-    """Return whether a path is a readiness check of a model or of a version, which needs no key."""
-    _, *parts = path.removeprefix(_MODELS).split("/")
-    return parts == ["ready"] or (len(parts) == 3 and parts[0] == "versions" and parts[2] == "ready")
-
-
-def unknown_model(name: str, visible: Sequence[Mapping[str, Any]]) -> Refusal:
-    """Return the refusal of an unknown model, with those that the caller may see."""
-    return Refusal(404, "not_found", f"no model {name[:80]!r}; models: {_known(visible)}")
 
 
 def model_away(name: str) -> Refusal:

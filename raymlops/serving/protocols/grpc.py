@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +18,7 @@ from raymlops.serving.protocols.base import Encoded, Parsed
 from raymlops.serving.protocols.binary import bad_data, raw_elements, read_tensor, write_tensor
 from raymlops.serving.protocols.grpc_messages import Wire, request_class, response_class
 from raymlops.serving.protocols.json_body import wrong
+from raymlops.serving.protocols.protobuf_scan import NOT_PROTOBUF, fields_of, refuse_too_many
 from raymlops.serving.protocols.tensors import (
     Tensor,
     columns_of,
@@ -75,9 +77,13 @@ class Grpc:
 
         Raises:
             Refusal: 400 for an invalid message or raw contents of a wrong size, 404 for another model, 413 for
-                too many rows, 422 for tensors that do not fit the signature.
+                too many rows or fields, 422 for tensors that do not fit the signature.
         """
-        request = _read("ModelInfer", body)
+        refuse_too_many(body, signature, max_rows=max_rows)
+        try:
+            request = request_class("ModelInfer").FromString(body)
+        except DecodeError as error:
+            raise NOT_PROTOBUF from error
         if self._model is not None and request.model_name not in {"", self._model}:
             raise Refusal(404, "not_found", f"no model {request.model_name[:80]!r} here; this is {self._model}")
         outputs = requested([output.name for output in request.outputs], signature)
@@ -129,14 +135,17 @@ PROTOCOL = Grpc()
 def model_of(body: bytes) -> tuple[str, str]:
     """Return the model name and version in a request of any method, each empty if it has none.
 
-    They are the first two fields of every message that has them. The rest, which may be millions of tensors, is kept as
-    bytes.
+    They are the first two fields of every message that has them; what comes after a few, which may be millions of
+    tensors, is not read.
 
     Raises:
         Refusal: 400 for an invalid message.
     """
-    request = _read("ModelReady", body)
-    return request.name, request.version
+    found = {number: body[start:stop] for number, start, stop in islice(fields_of(body, 0, len(body)), 8)}
+    try:
+        return found.get(1, b"").decode(), found.get(2, b"").decode()
+    except UnicodeDecodeError as error:
+        raise NOT_PROTOBUF from error
 
 
 def ready(method: str, *, ready: bool) -> Wire:
@@ -170,13 +179,6 @@ def details(refusal: Refusal, request_id: str) -> str:
         else:
             message = message[: len(message) // 2]
             problems = tuple(replace(problem, message=problem.message[: len(message)]) for problem in problems)
-
-
-def _read(method: str, body: bytes) -> Any:
-    try:
-        return request_class(method).FromString(body)
-    except DecodeError as error:
-        raise Refusal(400, "not_protobuf", "the message is not a request of the Open Inference Protocol") from error
 
 
 def _typed(item: Any, count: int) -> Any:

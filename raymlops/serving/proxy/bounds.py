@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from raymlops.serving.auth import secret_of
+from raymlops.serving.auth import NOBODYS, secret_of
 from raymlops.serving.csv_scan import CsvScan
 from raymlops.serving.json_scan import MAX_LABEL_VALUES, JsonScan, most_values
 from raymlops.serving.protocols.binary import HEADER
 from raymlops.serving.refusal import Limits, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping
     from typing import Any
 
     from raymlops.serving.auth import Guard
@@ -82,6 +82,10 @@ class KnownBounds:
         self._bounds: dict[str, Bounds] = {}
         self.guard_of: Callable[[str], Guard | None] = lambda _name: None
         """Replaced in a process that knows keys; it returns None for a name without a model."""
+        self.guards: Callable[[], Iterable[Guard]] = tuple
+        """Replaced there too: of all its models. A gRPC call names its model in its message."""
+        self.most_message_bytes: int | None = None
+        """The largest gRPC message, in a process whose model is known before its server starts."""
 
     def record(self, name: str, bounds: Bounds) -> None:
         """Record the bounds of a model, or of the index."""
@@ -119,6 +123,23 @@ class KnownBounds:
         except Refusal:
             return False
         return True
+
+    def key_of(self, name: str, secret: str | None) -> str | None:
+        """Return the id of the key of a gRPC call, None without one, or where no keys are known.
+
+        Raises:
+            Refusal: 401, no model of this process admits its caller; the model of that name did not, by its answers.
+        """
+        guards = list(self.guards())
+        if not guards and secret is None and self._bounds.get(name, UNKNOWN).key_required:
+            guards = [NOBODYS]
+        for index, guard in enumerate(guards, 1):
+            try:
+                return guard.identify(secret).key_id
+            except Refusal:
+                if index == len(guards):
+                    raise
+        return None
 
     def of_model(self, name: str) -> Bounds | None:
         """Return the bounds of a model that are known."""

@@ -23,6 +23,7 @@ from raymlops.serving.arrival import ARRIVED, stamp
 from raymlops.serving.proxy.disconnect import CLIENT, Client, has_ended
 from raymlops.serving.proxy.open_connections import OpenConnections
 from raymlops.serving.refusal import Refusal, error_body, refusal_headers
+from raymlops.serving.telemetry.metrics import count_refusal
 
 if TYPE_CHECKING:
     import asyncio
@@ -320,6 +321,7 @@ class Connection(HttpToolsProtocol):
             running.disconnected = True  # its own body is at fault, so that this is its response
             running.message_event.set()
             self._client.leave()
+        count_refusal(refusal)
         request_id = str(uuid.uuid4())
         body = error_body(refusal, request_id)
         lines = (

@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -44,7 +45,8 @@ from raymlops.serving.proxy.connections import MAX_HEADER_BYTES, max_header_byte
 from raymlops.serving.proxy.disconnect import CLIENT, Client
 from raymlops.serving.proxy.serve_patches import patch_serve
 from raymlops.serving.refusal import INTERNAL, Refusal
-from raymlops.serving.request import PIN_HEADER, headers_of, request_id_of
+from raymlops.serving.request import FORWARDED_FOR, PIN_HEADER, headers_of, request_id_of
+from raymlops.serving.telemetry.metrics import count_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -110,6 +112,7 @@ class ProxyMiddleware:
         self._body_s = body_s
         self._known = known
         self._account = account or Account()
+        self._behind_haproxy = os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request as an ASGI application."""
@@ -133,6 +136,8 @@ class ProxyMiddleware:
             await self._app(scope, receive, _learning(send, self._known))
         else:
             scope[ARRIVED] = arrived
+            if scope.get("client") and not self._behind_haproxy:  # which adds it itself
+                scope["headers"].append((FORWARDED_FOR, scope["client"][0].encode()))
             await self._to_model(scope, receive, send, client=client or Client(), bounds=bounds)
 
     async def _to_model(self, scope: Scope, receive: Receive, send: Send, *, client: Client, bounds: Bounds) -> None:
@@ -346,6 +351,7 @@ class _Answer:
             await self.refuse(self._refusal)
 
     async def refuse(self, refusal: Refusal) -> None:
+        count_refusal(refusal)
         await send_reply(refusal_reply(refusal, self._scope), self._send)
 
 
@@ -382,4 +388,5 @@ def _request_id(scope: Scope) -> str:
 
 async def _refuse(refusal: Refusal, scope: Scope, send: Send) -> None:
     """Answer with a refusal and close the connection, without reading the rest of the body."""
+    count_refusal(refusal)
     await send_reply(refusal_reply(refusal, scope, extra=_CLOSE), send)

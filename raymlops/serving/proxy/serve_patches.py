@@ -14,9 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from raymlops.serving.proxy.bodies import WAITING_BYTES
-from raymlops.serving.refusal import Refusal, grpc_code
-from raymlops.serving.request import request_id_of
+from raymlops.serving.proxy.grpc_guard import guard_grpc_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,10 +24,6 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; those of TLS 1.3 are fixed."""
 AHEAD_BYTES = 1024 * 1024
 """How much of a body the proxy buffers for the replica that reads it; then the client has to wait."""
-QUICK_S = 0.25
-SLOW_MESSAGES = 4
-"""As many of the largest messages as all may hold together."""
-SLOW_S = 30.0
 MESSAGE_BYTES = 512
 """Overhead of an ASGI message, so that many small ones are bounded too."""
 
@@ -139,108 +133,6 @@ def address_of(requested: str, named: str | None) -> str:
     if named in {None, "", "0.0.0.0", "::"}:  # noqa: S104 - explicitly requested
         return requested
     return f"{f'[{named}]' if ':' in str(named) else named}:{requested.removeprefix(ALL_INTERFACES)}"
-
-
-def guard_grpc_calls(most: int = WAITING_BYTES, *, quick_s: float = QUICK_S, slow_s: float = SLOW_S) -> None:
-    """Limit the messages of all gRPC calls that a process handles to ``most`` bytes, and list no applications.
-
-    A message is at most as large as Serve's own bound (64 MB), far above that of most models, and kept while its call
-    waits for a replica: enough calls would fill any memory. So would messages that are never complete, which gRPC keeps
-    for as long as their clients like: after ``quick_s`` only a few may still be arriving, for ``slow_s`` at most. Serve
-    lists all applications without a key, also those that require one.
-    """
-    from ray.serve._private.grpc_util import gRPCGenericServer
-
-    original = gRPCGenericServer.__init__
-    if getattr(original, "guards_calls", False):
-        return
-
-    def init(server: Any, factory: Callable[..., Any], **options: Any) -> None:
-        original(server, guarded_calls(factory, most), **options)
-
-    init.guards_calls = True  # type: ignore[attr-defined]
-    gRPCGenericServer.__init__ = init
-    override = gRPCGenericServer._override_method_handler  # noqa: SLF001 - Serve's own, for each method
-    slow = asyncio.Semaphore(SLOW_MESSAGES)
-
-    def override_method_handler(server: Any, service_method: str, method_handler: Any) -> Any:
-        handler = override(server, service_method, method_handler)
-        if handler.request_streaming or handler.response_streaming:
-            return handler
-
-        # On the wire a stream of one message is the same, but it is read by us.
-        async def call(messages: Any, context: Any) -> Any:
-            try:
-                request = await _arrived(messages, slow, quick_s=quick_s, slow_s=slow_s)
-            except Refusal as refusal:
-                return _refused(refusal, context)
-            return await handler.unary_unary(request, context)
-
-        return handler._replace(request_streaming=True, stream_unary=call)
-
-    gRPCGenericServer._override_method_handler = override_method_handler  # noqa: SLF001
-
-
-async def _arrived(messages: Any, slow: asyncio.Semaphore, *, quick_s: float, slow_s: float) -> Any:
-    """Return the message of a call; one that is ``slow`` needs one of these places.
-
-    Raises:
-        Refusal: 503, there is none left; 408, it did not arrive in time; 400, there is none.
-    """
-    reading = asyncio.ensure_future(anext(messages, None))
-    try:
-        await asyncio.wait({reading}, timeout=quick_s)
-        if not reading.done():
-            if slow.locked():
-                raise Refusal(503, "overloaded", "too many messages are arriving slowly; try again", retry_after_s=1.0)
-            async with slow:
-                await asyncio.wait({reading}, timeout=slow_s)
-        if not reading.done():
-            raise Refusal(408, "slow_body", f"the message was not complete within {slow_s:g} s")
-        if reading.result() is None:
-            raise Refusal(400, "empty_body", "the call has no message")
-        return reading.result()
-    finally:
-        reading.cancel()
-
-
-def guarded_calls(factory: Callable[..., Any], most: int) -> Callable[..., Any]:
-    """Return a factory of a server's handlers, whose unary calls are guarded (see ``guard_grpc_calls``)."""
-    held = 0
-
-    def make(*, service_method: str, streaming_type: Any) -> Any:
-        handler = factory(service_method=service_method, streaming_type=streaming_type)
-        if streaming_type.value != "unary_unary":
-            return handler
-
-        async def call(request: Any, context: Any) -> Any:
-            nonlocal held
-            if service_method.endswith("/ListApplications"):
-                return _refused(Refusal(403, "forbidden", "applications are not listed"), context)
-            size = len(request) if isinstance(request, bytes) else 0
-            if held + size > most:
-                waiting = f"{held} bytes of messages are held already; try again"
-                return _refused(Refusal(503, "overloaded", waiting), context)
-            held += size
-            try:
-                return await handler(request, context)
-            finally:
-                held -= size
-
-        return call
-
-    return make
-
-
-def _refused(refusal: Refusal, context: Any) -> bytes:
-    from grpc import StatusCode
-
-    from raymlops.serving.protocols.grpc import details
-
-    code = grpc_code(refusal.status)
-    context.set_code(next(status for status in StatusCode if status.value[0] == code))
-    context.set_details(details(refusal, request_id_of(None)))
-    return b""
 
 
 def controller(method: str) -> Any:

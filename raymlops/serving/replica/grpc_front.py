@@ -57,7 +57,8 @@ async def _call(
     work = _dispatch(front, method, body, exchange, late=left_s <= 0)
     handled = await handler.handle(exchange, work, left_s=left_s)
     if isinstance(handled, Refusal):
-        return refused(handled, exchange.request_id, metadata=_metadata(exchange))
+        metadata = _metadata(exchange)[: 1 if handled.status == 401 else None]  # no version without a key
+        return refused(handled, exchange.request_id, metadata=metadata)
     return GrpcReply(handled[1], metadata=_metadata(exchange))
 
 

@@ -176,7 +176,9 @@ class Front:
             status, encoded, extra = handled.status, self._refused(handled, scope, exchange), refusal_headers(handled)
         else:
             status, encoded = handled
-        extra = (*extra, *encoded.headers, (b"x-model-version", str(exchange.version).encode()))
+        if status != 401:  # whoever has no key learns nothing of the model
+            extra = (*extra, (b"x-model-version", str(exchange.version).encode()))
+        extra = (*extra, *encoded.headers)
         return make_reply(status, encoded.body, exchange.request_id, kind=encoded.kind, extra=extra)
 
     def _path(self, scope: Scope) -> str:
@@ -262,9 +264,9 @@ class Front:
             exchange.end_turn()
             await self.storing.wait(stored, most=self._most_storing)
         except StorageError as error:
-            raise Refusal(
-                503, "storage_unavailable", f"the labels were not stored: {error.message}", retry_after_s=5
-            ) from error
+            logger.warning("request %s: the labels were not stored: %s", exchange.request_id, error.message)
+            message = "the labels were not stored; send them again, the replica's log has the reason"
+            raise Refusal(503, "storage_unavailable", message, retry_after_s=5) from error
         return {"accepted": exchange.rows, "unmatched": unmatched, "request_id": exchange.request_id}
 
     @property

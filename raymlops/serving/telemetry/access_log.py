@@ -134,6 +134,7 @@ def line(served: RequestRecord, name: str) -> bytes:
         "ms": round(served.seconds * 1e3, 3),
         "model_ms": round(served.model_seconds * 1e3, 3),
         "key_id": None if served.key_id is None else _ascii(served.key_id),
+        "client": None if served.client is None else _ascii(served.client),
         "fallback_from": served.fallback_from,
         "trace_id": None if served.traceparent is None else trace_id_of(served.traceparent),
     }

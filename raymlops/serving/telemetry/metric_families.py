@@ -61,6 +61,9 @@ FAMILIES = {
 }
 """Every metric of a replica, by name. ``model_version``: Ray's own label ``Version`` is Ray's."""
 
+REFUSALS = Family("raymlops_guard_refusals", "counter", ("protocol", "status", "code"), "refused before any model")
+"""Of each process that accepts requests. What a model's front refuses, as by 401 over HTTP, is in its requests."""
+
 _WINDOW = ("model", "side")
 WATCH_FAMILIES = {
     family.name: family

@@ -6,6 +6,7 @@ Knows nothing of the replica; a function returns the figures that no request car
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from bisect import bisect_left
@@ -13,12 +14,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from raymlops.serving.telemetry.metric_families import FAMILIES, ROWS, SECONDS
+from raymlops.serving.telemetry.metric_families import FAMILIES, REFUSALS, ROWS, SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from raymlops.predictions.served import RequestRecord, Route
+    from raymlops.serving.refusal import Refusal
     from raymlops.serving.telemetry.metric_families import Family
 
 PUBLISH_S = 1.0
@@ -173,6 +175,16 @@ def ray_instrument(family: Family) -> Instrument:
     kind = Counter if family.kind == "counter" else Gauge
     instrument: Instrument = kind(family.name, family.help, family.labels)
     return instrument
+
+
+@functools.cache
+def _refusals() -> Instrument:
+    return ray_instrument(REFUSALS)
+
+
+def count_refusal(refusal: Refusal, *, protocol: str = "http") -> None:
+    """Count a request that the guard of this process refuses."""
+    _refusals().inc(1, {"protocol": protocol, "status": str(refusal.status), "code": refusal.code})
 
 
 class _Distribution:
