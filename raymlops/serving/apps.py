@@ -20,7 +20,8 @@ from raymlops.serving.arrival import from_client
 from raymlops.serving.index.gateway import Gateway
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.serving.protocols.grpc_messages import METHODS, Wire
-from raymlops.serving.proxy.bounds import INDEX, KNOWN, MAX_VALUES, Bounds, announcement
+from raymlops.serving.proxy import bounds as known_bounds
+from raymlops.serving.proxy.bounds import INDEX, MAX_VALUES, Bounds, announcement
 from raymlops.serving.proxy.serve_patches import look_up_proxies_late
 from raymlops.serving.replica import memory
 from raymlops.serving.replica.grpc_front import GrpcReply, call
@@ -113,8 +114,9 @@ class ModelReplica(_Callable):
         self._handler = RequestHandler(model, identity, peers=self._peers, parsing=ParsePool(threads=threads))
         self._recording = Recording(self._handler, replica=serve.get_replica_context().replica_tag)
         self._handler.record = self._recording.add
-        KNOWN.guard_of = {identity.name: self._handler.guard}.get
-        KNOWN.guards = lambda: (self._handler.guard,)
+        # By its module: Serve sends this class by value, and a copy of each object that it names.
+        known_bounds.KNOWN.guard_of = {identity.name: self._handler.guard}.get
+        known_bounds.KNOWN.guards = lambda: (self._handler.guard,)
         self._front = Front(self._handler)
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -132,8 +134,8 @@ class ModelReplica(_Callable):
         per_row, required = self._model.signature.values_per_row, settings.access.required
         self._bounds = Bounds.of(settings.limits, values_per_row=per_row, key_required=required)
         self._announced = announcement(self._handler.identity.name, self._bounds)
-        KNOWN.record(self._handler.identity.name, self._bounds)
-        KNOWN.most_message_bytes = settings.limits.max_body_bytes
+        known_bounds.KNOWN.record(self._handler.identity.name, self._bounds)
+        known_bounds.KNOWN.most_message_bytes = settings.limits.max_body_bytes
         self._handler.batcher.in_worker(functools.partial(_use_threads, settings.threads))
         self._peers.keep(settings.traffic.standing)
         self._front.labels = self._recording.labels
@@ -191,14 +193,15 @@ class IndexReplica(_Callable):
     def __init__(self) -> None:
         self._gateway = Gateway()
         self._announced = announcement(INDEX, self._gateway.bounds)
-        KNOWN.guard_of, KNOWN.guards = self._gateway.guard, self._gateway.guards
+        known_bounds.KNOWN.guard_of, known_bounds.KNOWN.guards = self._gateway.guard, self._gateway.guards
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Apply a new list of models."""
         self._gateway.configure(user_config.get("models", []))
         bounds = self._gateway.bounds
         self._announced = announcement(INDEX, bounds)
-        KNOWN.record(INDEX, bounds)
+        known_bounds.KNOWN.record(INDEX, bounds)
+        known_bounds.KNOWN.most_message_bytes = bounds.max_body_bytes
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""

@@ -7,7 +7,9 @@ in a replica.
 from __future__ import annotations
 
 import json
+import warnings
 from base64 import b64encode
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +23,21 @@ from raymlops.recipe import RecipeBase, call_recipe
 if TYPE_CHECKING:
     from torch import nn
 
-    from raymlops.arrays import Columns
+    from raymlops.arrays import Array, Column, Columns
     from raymlops.data.prepare import Prepared, SplitData
     from raymlops.signature import Signature
 
 EXAMPLE_ROWS = 2
+COMMON_ROWS = 20
+"""A text that fewer rows have may be one person's."""
+_SHARES = (0.5, 0.25)
 _LOOKED_AT = 100
 _EXACT = 2**24
 """Up to here float32 has every integer (IEEE 754: 24 bits of significand)."""
 
 
 def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
-    """Return valid request rows as JSON: the recipe's own, or the first validation rows of a table.
+    """Return valid request rows as JSON: the recipe's own, or typical ones, made from validation rows of a table.
 
     Raises:
         RecipeError: no rows were found, or they do not match the recipe's signature.
@@ -41,7 +46,7 @@ def example_rows(prepared: Prepared) -> list[dict[str, Any]]:
     name = type(recipe).__name__
     rows: list[dict[str, Any]] | None = call_recipe(f"{name}.example()", recipe.example)
     if rows is None:
-        return _first_that_fit(prepared.splits["validation"], signature, name=name)
+        return _typical_rows(prepared.splits["validation"], signature, name=name)
     problem = _problem(signature, rows)
     if problem is not None:
         raise RecipeError(
@@ -102,8 +107,8 @@ def check_answer(prepared: Prepared, model: nn.Module, *, device: str) -> None:
         signature.rows(answer(prepared.recipe, model, _columns(prepared), signature=signature, device=device))
 
 
-def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> list[dict[str, Any]]:
-    """Return the first rows of a table that are valid requests: a row may hold infinity, or an unknown category."""
+def _typical_rows(split: SplitData, signature: Signature, *, name: str) -> list[dict[str, Any]]:
+    """Return rows like those of a table that are valid requests: one may hold infinity, or an unknown category."""
     columns = split.take(torch.arange(min(_LOOKED_AT, split.rows)))
     if columns is None:
         fields = ", ".join(f'"{column.name}": ...' for column in signature.inputs[:3])
@@ -112,7 +117,7 @@ def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> lis
             hint=f"Return a list with one valid request row, such as [{{{fields}}}].",
         )
     rows = signature.rows({column.name: columns[column.name] for column in signature.inputs})
-    fitting = [row for row in rows if _problem(signature, [row]) is None][:EXAMPLE_ROWS]
+    fitting = [row for row in rows if _problem(signature, [row]) is None]
     if not fitting:
         problem = _problem(signature, rows)
         raise RecipeError(
@@ -120,7 +125,48 @@ def _first_that_fit(split: SplitData, signature: Signature, *, name: str) -> lis
             f"{problem.message if problem else 'the split is empty'}",
             hint="Correct the signature, or return a matching row from example().",
         )
-    return fitting
+    columns = signature.parse_rows(fitting)
+    return signature.rows({column.name: _typical(column, columns[column.name]) for column in signature.inputs})
+
+
+def _typical(column: Column, values: Array) -> Array:
+    """Return ``EXAMPLE_ROWS`` values that are no row's: every caller may read them.
+
+    They are quantiles, of each element of a tensor where ``COMMON_ROWS`` rows have its shape, and else of all elements;
+    texts that so many rows have, or a category; the day of a time.
+    """
+    if values.dtype.kind == "M":
+        known = np.sort(values[~np.isnat(values)]).astype("datetime64[D]")
+        chosen = [known[int(share * (len(known) - 1))] if len(known) else None for share in _SHARES]
+        return np.array(chosen, dtype=values.dtype)
+    if column.type in {"string", "bytes"}:
+        shared = Counter(value for value in values if value is not None).most_common()
+        text = "text"[: column.max_length]
+        other = column.categories or (text if column.type == "string" else text.encode(),)
+        common = [value for value, count in shared if count >= COMMON_ROWS] or other
+        return _objects([common[index % len(common)] for index in range(EXAMPLE_ROWS)])
+    ragged = values.dtype == object
+    if ragged or (column.shape and len(values) < COMMON_ROWS):
+        each = [np.asarray(value) for value in values]
+        shape = np.median([one.shape for one in each], axis=0).astype(int)
+        found = [np.full(shape, value) for value in _quantiles(np.concatenate([one.ravel() for one in each]))]
+        return _objects([one.astype(each[0].dtype) for one in found]) if ragged else np.array(found, values.dtype)
+    return _quantiles(values).astype(values.dtype)
+
+
+def _quantiles(values: Array) -> Array:
+    numbers = values.astype(np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what is missing in all rows
+        found: Array = np.nanquantile(numbers, _SHARES, axis=0)
+    return found if values.dtype.kind == "f" else np.rint(found)
+
+
+def _objects(values: list[Any]) -> Array:
+    array = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        array[index] = value
+    return array
 
 
 def _as_json(value: Any, *, read: Any) -> Any:

@@ -23,7 +23,7 @@ from raymlops.config.credentials import holds_credential
 from raymlops.errors import UsageError
 from raymlops.serving.client import calls
 from raymlops.serving.client.calls import Accepted, Answer
-from raymlops.serving.client.retry import Budget, Failure, Reply
+from raymlops.serving.client.retry import Budget, Failure, Reply, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +81,7 @@ class BaseClient(Generic[Transport, Pause]):
             None if attempt_timeout_s is None else checked_seconds("attempt_timeout_s", attempt_timeout_s)
         )
         self._clock, self._sleep, self._rng = clock, sleep, rng or random.Random()  # noqa: S311 - spreads load
+        self._tokens = Tokens()
         self._headers = {"user-agent": "raymlops", "accept": "application/json"}
         key = os.environ.get(KEY, "").strip() if api_key is None else api_key
         if key:
@@ -114,6 +115,7 @@ class BaseClient(Generic[Transport, Pause]):
             attempt_timeout_s=self._attempt_timeout_s,
             clock=self._clock,
             rng=self._rng,
+            tokens=self._tokens,
         )
 
     def _request(self, http: httpx.Client | httpx.AsyncClient, call: Call[Any], *, timeout_s: float) -> httpx.Request:

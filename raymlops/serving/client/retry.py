@@ -24,6 +24,9 @@ LEAST_ATTEMPT_S = 1.0
 ATTEMPTS = 3
 """By default an attempt gets this part of the deadline, so that a request leaves a replica that hangs."""
 
+RETRIES, PER_ANSWER = 100, 0.1
+"""Tokens of a new client, each for a retry, and what an answer adds: one call alone never uses up its client's."""
+
 _TRANSIENT = frozenset({408, 429, 502, 503, 504})
 _UNSIGNED = frozenset({404, 500})
 """What HAProxy answers in a text of its own for a replica that died with the request in it, and Serve (2.60) while a
@@ -70,6 +73,28 @@ class Failure:
     reason: str
 
 
+class Tokens:
+    """The retries that one client may send: each takes a token, and ten answers bring one back.
+
+    An endpoint that is overloaded for all of a client's calls gets a tenth more requests, and not ten times as many
+    (retry throttling, gRPC proposal A6). For any number of threads: an update that is lost is a token.
+    """
+
+    def __init__(self, most: int = RETRIES) -> None:
+        self._most = self._left = float(most)
+
+    def take(self) -> bool:
+        """Return whether there is a token, which is taken."""
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
+
+    def give(self) -> None:
+        """Add the part of a token that an answer brings."""
+        self._left = min(self._most, self._left + PER_ANSWER)
+
+
 class Budget:
     """The attempts and the time that one call may use: ``retries`` None allows as many as fit into the deadline.
 
@@ -89,12 +114,14 @@ class Budget:
         attempt_timeout_s: float | None = None,
         clock: Callable[[], float],
         rng: Random,
+        tokens: Tokens | None = None,
     ) -> None:
         self.timeout_s = timeout_s
         self._retries = retries
         self._attempt_s = attempt_timeout_s or max(LEAST_ATTEMPT_S, timeout_s / ATTEMPTS)
         self._clock = clock
         self._rng = rng
+        self._tokens = tokens or Tokens()
         self._until = clock() + timeout_s
 
     def attempt_s(self) -> float:
@@ -104,11 +131,17 @@ class Budget:
     def options(self) -> dict[str, Any]:
         """Return the options of tenacity's ``Retrying`` and ``AsyncRetrying``, which then return the last outcome."""
         return {
-            "retry": retry_if_result(is_transient),
+            "retry": retry_if_result(self._has_failed),
             "wait": self._pause_s,
             "stop": self._is_spent,
             "retry_error_callback": _outcome,
         }
+
+    def _has_failed(self, outcome: Reply | Failure) -> bool:
+        failed = is_transient(outcome)
+        if not failed:
+            self._tokens.give()
+        return failed
 
     def _pause_s(self, state: RetryCallState) -> float:
         outcome = _outcome(state)
@@ -118,7 +151,7 @@ class Budget:
     def _is_spent(self, state: RetryCallState) -> bool:
         if self._retries is not None and state.attempt_number > self._retries:
             return True
-        return self._clock() + state.upcoming_sleep >= self._until
+        return self._clock() + state.upcoming_sleep >= self._until or not self._tokens.take()
 
 
 def is_transient(outcome: Reply | Failure) -> bool:

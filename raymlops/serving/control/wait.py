@@ -38,7 +38,7 @@ def await_answer(base_url: str, champion: Deployment) -> None:
             # A new connection each time: the previous one may be to a version that hangs. No key is sent over it, and a
             # certificate has the names that callers know, not this machine's.
             with httpx.Client(timeout=timeout_s, trust_env=False, verify=False) as client:  # noqa: S501
-                response = client.get(url)
+                response = client.get(f"{url}/healthz")  # which needs no key
             if response.headers.get("x-model-version") == version:
                 return
             last = f"status {response.status_code} of version {response.headers.get('x-model-version', 'none')}"

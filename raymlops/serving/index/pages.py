@@ -108,8 +108,9 @@ class Index:
         if page is None:
             below = path.removeprefix(_ROUTES).partition("/")[0] if path.startswith(_ROUTES) else None
             if below is not None:
-                if self.guard(below) is None:
+                if (guard := self.guard(below)) is None:
                     raise self.unknown_model(below, headers)
+                guard.identify(secret_of(headers))
                 # Serve's proxies compare bytes: an equal path in other bytes never reaches a model.
                 if (scope.get("raw_path", b"") + b"/").startswith(f"{_ROUTES}{below}/".encode()):
                     raise model_away(below)

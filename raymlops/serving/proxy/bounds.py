@@ -85,7 +85,7 @@ class KnownBounds:
         self.guards: Callable[[], Iterable[Guard]] = tuple
         """Replaced there too: of all its models. A gRPC call names its model in its message."""
         self.most_message_bytes: int | None = None
-        """The largest gRPC message, in a process whose model is known before its server starts."""
+        """The largest body of a model of this process; None where they are not known."""
 
     def record(self, name: str, bounds: Bounds) -> None:
         """Record the bounds of a model, or of the index."""

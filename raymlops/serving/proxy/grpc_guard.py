@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raymlops.serving.asgi import too_large_body
 from raymlops.serving.auth import secret_of
 from raymlops.serving.proxy.bodies import WAITING_BYTES
 from raymlops.serving.proxy.bounds import KNOWN, KnownBounds
@@ -19,20 +20,15 @@ from raymlops.serving.replica.grpc_front import headers_in
 from raymlops.serving.request import headers_of, peer_of, request_id_of
 from raymlops.serving.telemetry.metrics import count_refusal
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 QUICK_S = 0.25
 SLOW_MESSAGES = 4
-"""Places of one key, or of one address without a key, for messages that arrive slowly; all together have as many as
-``WAITING_BYTES`` holds of the largest messages."""
+"""Places for messages that arrive slowly: ``WAITING_BYTES`` holds as many of the largest that gRPC accepts here."""
 SLOW_S = 30.0
 KEYED = frozenset({"ModelInfer", "ModelMetadata"})
 """Methods that need a key where the model does; the others are health checks."""
 _BUSY = Refusal(503, "overloaded", "too many messages are arriving slowly; try again", retry_after_s=1.0)
-_ALGORITHMS = "grpc.compression_enabled_algorithms_bitset"
-"""1 stands for identity alone: gRPC refuses a compressed message by UNIMPLEMENTED, unread."""
-_LARGEST = "grpc.max_receive_message_length"
+_UNCOMPRESSED = ("grpc.compression_enabled_algorithms_bitset", 1)
+"""gRPC refuses a compressed message by UNIMPLEMENTED, unread."""
 
 Owner = tuple[bool, str]
 """Whether a caller has no verified key, and its address or the id of its key."""
@@ -41,8 +37,7 @@ Owner = tuple[bool, str]
 class SlowPlaces:
     """The places of messages that arrive slowly. For one event loop."""
 
-    def __init__(self, most: int = SLOW_MESSAGES) -> None:
-        self.most = most
+    def __init__(self) -> None:
         self._held: defaultdict[Owner, list[asyncio.Future[None]]] = defaultdict(list)
 
     def take(self, owner: Owner) -> asyncio.Future[None]:
@@ -51,15 +46,13 @@ class SlowPlaces:
         Where all are taken, the caller with most of them loses its oldest; callers without a key lose theirs first.
 
         Raises:
-            Refusal: 503, this caller has all that are its own, or would be the one to lose one.
+            Refusal: 503, this caller would have most.
         """
         place = asyncio.get_running_loop().create_future()
-        if len(self._held[owner]) >= SLOW_MESSAGES:
-            raise _BUSY
         self._held[owner].append(place)
-        if sum(map(len, self._held.values())) > self.most:
+        if sum(map(len, self._held.values())) > SLOW_MESSAGES:
             loser = max(self._held, key=lambda one: (one[0], len(self._held[one])))
-            lost = self._held[loser][0]
+            lost = place if loser == owner else self._held[loser][0]
             self.free(loser, lost)
             if lost is place:
                 raise _BUSY
@@ -93,13 +86,6 @@ class GrpcGuard:
         self._slow = SlowPlaces()
         self._held = 0
 
-    def expect(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of a server with the bounds of its messages, and set how many may arrive slowly."""
-        own = self._known.most_message_bytes
-        added = {**options, _ALGORITHMS: 1} | ({} if own is None else {_LARGEST: own})
-        self._slow.most = max(SLOW_MESSAGES, self._most // added[_LARGEST])
-        return added
-
     async def call(self, handler: Any, service_method: str, messages: Any, context: Any) -> Any:
         """Answer a call by a handler of its one message, or refuse it."""
         size = 0
@@ -114,6 +100,9 @@ class GrpcGuard:
 
     def _hold(self, request: Any) -> int:
         size = len(request) if isinstance(request, bytes) else 0
+        most = self._known.most_message_bytes
+        if most is not None and size > most:
+            raise too_large_body(most)
         if self._held + size > self._most:
             raise Refusal(503, "overloaded", f"{self._held} bytes of messages are held already; try again")
         self._held += size
@@ -170,17 +159,13 @@ def guard_grpc_calls(guard: GrpcGuard | None = None) -> None:
     gRPC keeps a message for as long as its client likes to send it, and decompresses it before any handler sees it.
     On the wire a stream of one message is the same as one message, but it is read by us.
     """
-    from ray.serve._private.constants import DEFAULT_GRPC_SERVER_OPTIONS
-    from ray.serve._private.grpc_util import gRPCGenericServer
+    from ray.serve._private import grpc_util
 
-    original, override = gRPCGenericServer.__init__, gRPCGenericServer._override_method_handler  # noqa: SLF001
-    if getattr(original, "guards_calls", False):
+    server_class, defaults = grpc_util.gRPCGenericServer, grpc_util.DEFAULT_GRPC_SERVER_OPTIONS
+    override = server_class._override_method_handler  # noqa: SLF001 - Serve's, for each method
+    if _UNCOMPRESSED in defaults:
         return
     guarded = guard or GrpcGuard()
-
-    def init(server: Any, factory: Any, *, extra_options: Any = None) -> None:
-        options = guarded.expect(dict([*DEFAULT_GRPC_SERVER_OPTIONS, *(extra_options or [])]))
-        original(server, factory, extra_options=list(options.items()))
 
     def override_method_handler(server: Any, service_method: str, method_handler: Any) -> Any:
         handler = override(server, service_method, method_handler)
@@ -192,9 +177,8 @@ def guard_grpc_calls(guard: GrpcGuard | None = None) -> None:
 
         return handler._replace(request_streaming=True, stream_unary=call)
 
-    init.guards_calls = True  # type: ignore[attr-defined]
-    gRPCGenericServer.__init__ = init
-    gRPCGenericServer._override_method_handler = override_method_handler  # noqa: SLF001 - Serve's, for each method
+    grpc_util.DEFAULT_GRPC_SERVER_OPTIONS = [*defaults, _UNCOMPRESSED]
+    server_class._override_method_handler = override_method_handler  # noqa: SLF001
 
 
 def _address(peer: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-from raymlops.serving.apps import _AsgiResponse, _Callable
+import cloudpickle
+
+from raymlops.serving.apps import IndexReplica, _AsgiResponse, _Callable
 from raymlops.serving.arrival import METADATA
 from raymlops.serving.asgi import make_reply
+from raymlops.serving.proxy import bounds as known_bounds
 from raymlops.serving.proxy.bounds import Bounds, KnownBounds, announcement
 from raymlops.serving.replica.grpc_front import GrpcReply
 
@@ -43,3 +46,16 @@ def test_bounds_are_announced_so_that_a_proxy_of_an_earlier_release_knows_its_tw
     known.take(sent[0])
     assert known.of_model("flights") == bounds
     assert sent[0].keys() == {"type", "status", "headers"}
+
+
+def test_the_guard_of_a_process_knows_the_keys_of_its_replica(monkeypatch):
+    """Serve sends the replica's class by value, to a process whose guard was imported."""
+    monkeypatch.setattr(known_bounds, "KNOWN", KnownBounds())
+    sent = cloudpickle.dumps(IndexReplica.func_or_class)
+    replica = cloudpickle.loads(sent)()
+    limits = {"timeout_s": 1.0, "max_body_bytes": 9_000_000}
+    model = {"name": "m", "version": 1, "digest": "d", "path": "/models/m", "access": {"required": True}, **limits}
+    asyncio.run(replica.reconfigure({"models": [model]}))
+    assert len(list(known_bounds.KNOWN.guards())) == 1
+    assert known_bounds.KNOWN.guard_of("m") is not None
+    assert known_bounds.KNOWN.most_message_bytes == 9_000_000

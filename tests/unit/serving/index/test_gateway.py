@@ -223,22 +223,13 @@ def test_nothing_of_a_body_is_read_for_a_caller_without_a_key():
         assert asyncio.run(grpc_infer(one, "flights", x_api_key=SECRET)).code == 0
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "open_"),
-    [
-        ("GET", "/v2/models/flights/ready", True),
-        ("HEAD", "/v2/models/flights/versions/7/ready", True),
-        ("POST", "/v2/models/flights/ready", False),
-        ("POST", "/v2/models/flights/x/ready", False),
-        ("GET", "/v2/models/flights/x/ready", False),
-        ("GET", "/v2/models/flights/versions/7/infer/ready", False),
-        ("GET", "/v2/models/flights", False),
-    ],
-)
-def test_readiness_alone_is_told_without_a_key(method, path, open_):
-    """By exactly its own paths, to those who read; nobody's body is read for it."""
+@pytest.mark.parametrize("path", ["ready", "versions/7/ready", "infer", ""])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_nothing_of_a_model_is_told_without_a_key(method, path):
+    """Its readiness neither; nobody's body is read for it."""
     one = make(model("flights", access=Access(required=True, keys=(KEY,)).to_dict()))
-    assert asyncio.run(ask(one, method, path, receive=unread)).status == (200 if open_ else 401)
+    assert asyncio.run(ask(one, method, f"/v2/models/flights/{path}", receive=unread)).status == 401
+    assert asyncio.run(ask(one, "GET", "/v2/models/flights/ready", x_api_key=SECRET)).status == 200
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "GET", "HEAD"])
@@ -379,12 +370,19 @@ def test_a_message_that_no_model_takes_is_not_read():
     assert [reply.code for reply in replies] == [EXHAUSTED, INVALID]
 
 
-def test_an_unknown_model_is_not_named_to_strangers():
-    """Over gRPC as over HTTP: a refusal lists what the caller may know of."""
+def test_an_unknown_model_is_refused_as_one_that_is_hidden():
+    """Over gRPC as over HTTP, and for readiness too: nobody finds a name by asking for it."""
     one = make(model("flights"), model("secret", access=Access(required=True).to_dict()))
-    details = asyncio.run(grpc_infer(one, "fligths")).details
-    assert "/models/flights" in details
-    assert "secret" not in details
+    replies = [asyncio.run(grpc_infer(one, name)) for name in ("secret", "fligths")]
+    errors = [json.loads(reply.details)["error"] for reply in replies]
+    assert errors[0] == errors[1]
+    assert errors[0]["code"] == "unauthenticated"
+    for end in ("ready", "infer"):
+        replies = [asyncio.run(ask(one, "GET", f"/v2/models/{name}/{end}")) for name in ("secret", "fligths")]
+        assert [reply.status for reply in replies] == [401, 401]
+        assert replies[0].headers == replies[1].headers
+    known = make(model("flights"))
+    assert "/models/flights" in asyncio.run(grpc_infer(known, "fligths")).details
 
 
 def test_handles_of_versions_that_are_gone_are_let_go():

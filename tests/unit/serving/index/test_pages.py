@@ -108,6 +108,25 @@ def test_a_model_that_asks_for_a_key_is_named_to_callers_with_one_alone(path):
         assert KEY.hash not in known.text
 
 
+@pytest.mark.parametrize("path", ["/models/{}/predict", "/models/{}", "/v2/models/{}/ready"])
+def test_a_hidden_model_and_an_unknown_one_are_refused_alike(path):
+    """Without a key by 401, whether its version is away or not; with its key an unknown one is not found."""
+    for away in (True, False):
+        models = (MODEL, {**GUARDED, "away": away})
+        hidden, unknown = (ask("GET", path.format(name), models=models) for name in ("digits", "nope"))
+        assert [hidden.status_code, unknown.status_code] == [401, 401]
+        assert hidden.json()["error"] == unknown.json()["error"]
+        known = ask("GET", path.format("nope"), models=models, authorization=f"Bearer {SECRET}")
+        assert known.status_code == 404
+
+
+def test_an_equal_path_in_other_bytes_is_not_found():
+    """Serve's proxies compare bytes, so that it would be no use to send it again."""
+    for path in ("/models/flight%73/docs", "/models/flights%2fdocs"):
+        assert ask("GET", path).status_code == 404
+    assert ask("GET", "/models/flights/docs").status_code == 503
+
+
 @pytest.mark.parametrize("path", ["/models/flights/predict", "/models/flights", "/v2/models/flights/infer"])
 def test_a_model_whose_version_is_being_replaced_is_away_for_a_while(path):
     """Its route is nobody's, so that requests arrive here; they are to be sent again, and wait for nothing."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from types import SimpleNamespace
 
-import grpc
 import pytest
 from certificates import certificate
 from ray.serve._private import default_impl, grpc_util, http_util
@@ -21,12 +19,10 @@ from raymlops.serving.proxy import serve_patches
 from raymlops.serving.proxy.connections import Connection
 from raymlops.serving.proxy.middleware import middlewares
 from raymlops.serving.proxy.serve_patches import (
-    SLOW_MESSAGES,
     address_of,
     bind_grpc_as,
     bound_reading_ahead,
     drop_slow_headers,
-    guard_grpc_calls,
     restrict_ciphers,
 )
 
@@ -37,8 +33,9 @@ def restored(monkeypatch):
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
     for name in ("__call__", "get_messages_nowait"):
         monkeypatch.setattr(http_util.MessageQueue, name, getattr(http_util.MessageQueue, name))
-    for name in ("__init__", "_override_method_handler"):
-        monkeypatch.setattr(grpc_util.gRPCGenericServer, name, getattr(grpc_util.gRPCGenericServer, name))
+    monkeypatch.setattr(grpc_util, "DEFAULT_GRPC_SERVER_OPTIONS", grpc_util.DEFAULT_GRPC_SERVER_OPTIONS)
+    name = "_override_method_handler"
+    monkeypatch.setattr(grpc_util.gRPCGenericServer, name, getattr(grpc_util.gRPCGenericServer, name))
     monkeypatch.setattr(config, "create_ssl_context", config.create_ssl_context)
     monkeypatch.setattr("uvicorn.config.HTTP_PROTOCOLS", {"auto": "uvicorn.protocols.http.auto:AutoHTTPProtocol"})
 
@@ -130,90 +127,6 @@ def test_behind_haproxy_with_tls_the_fallback_proxy_is_on_loopback(monkeypatch, 
         return found
 
     assert asyncio.run(serve()) == [expected, expected]
-
-
-async def started(port, handler):
-    """Return Serve's own server, with this handler of all calls."""
-    servicer = "raymlops.serving.protocols.grpc_messages:add_servicer"
-    options = gRPCOptions(port=port, enable_reflection=False, grpc_servicer_functions=[servicer])
-    _, server = await grpc_util.start_grpc_server(lambda **_: handler, options, event_loop=asyncio.get_running_loop())
-    return server
-
-
-@pytest.mark.parametrize(
-    ("slow_s", "code"), [(60.0, grpc.StatusCode.UNAVAILABLE), (0.01, grpc.StatusCode.DEADLINE_EXCEEDED)]
-)
-def test_messages_that_are_never_complete_have_a_few_places_for_a_while(slow_s, code):
-    """One more than there are places is refused at once, each of them in the end; a whole one is answered beside."""
-    guard_grpc_calls(quick_s=0.01, slow_s=slow_s)
-    port = free_port()
-
-    async def handler(request, context):
-        return bytes(request)
-
-    async def never():
-        await asyncio.Event().wait()
-        yield b""
-
-    async def serve():
-        server = await started(port, handler)
-        method = "/inference.GRPCInferenceService/ModelInfer"
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            count = SLOW_MESSAGES + 1 if slow_s > 1 else 1
-            tasks = [asyncio.ensure_future(_code(channel.stream_unary(method)(never()))) for _ in range(count)]
-            done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            whole = await channel.unary_unary(method)(b"whole")
-            for task in waiting:
-                task.cancel()
-        await server.stop(0)
-        return {task.result() for task in done}, whole
-
-    assert asyncio.run(serve()) == ({code}, b"whole")
-
-
-async def _code(call):
-    return await call.code()
-
-
-def test_calls_hold_a_bounded_number_of_bytes_and_list_no_applications():
-    """Serve's own server, with a handler that waits: a message that does not fit is refused, until others are done."""
-    guard_grpc_calls(most=100)
-    guard_grpc_calls(most=1)
-    port = free_port()
-
-    async def serve():
-        held, released = asyncio.Semaphore(0), asyncio.Event()
-
-        async def handler(request, context):
-            held.release()
-            await released.wait()
-            return bytes(request)
-
-        server = await started(port, handler)
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-
-            def call(size, method="inference.GRPCInferenceService/ModelInfer"):
-                return channel.unary_unary(f"/{method}")(bytes(size))
-
-            waiting = [call(40), call(40)]
-            for _ in waiting:
-                await held.acquire()
-            with pytest.raises(grpc.aio.AioRpcError) as full:
-                await call(21)
-            small = call(20)
-            await held.acquire()
-            with pytest.raises(grpc.aio.AioRpcError) as listed:
-                await call(0, "ray.serve.RayServeAPIService/ListApplications")
-            released.set()
-            sizes = [len(await one) for one in (*waiting, small, call(100))]
-        await server.stop(0)
-        return sizes, full.value, listed.value
-
-    sizes, full, listed = asyncio.run(serve())
-    assert sizes == [40, 40, 20, 100]
-    assert full.code() == grpc.StatusCode.UNAVAILABLE
-    assert json.loads(full.details())["error"]["code"] == "overloaded"
-    assert listed.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_the_python_proxy_offers_no_cipher_of_old(tmp_path):
