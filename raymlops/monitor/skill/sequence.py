@@ -32,6 +32,7 @@ import numpy as np
 from scipy import special
 
 from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments
+from raymlops.monitor.skill.days import Days, days_of
 
 TAU = 100.0
 """Clusters. Bounds are narrowest, beside those at one look, at about 12 times as many, where alpha is 1%."""
@@ -61,7 +62,7 @@ def interval(estimate: Estimate, *, alpha: float = 0.05) -> tuple[Any, Any]:
     return np.where(few, -np.inf, low)[()], np.where(few, np.inf, high)[()]
 
 
-def log_evidence_since(windows: Moments, *, least: Any = -np.inf) -> tuple[Any, Any]:
+def log_evidence_since(windows: Moments, *, least: Any = -np.inf, known: Days | None = None) -> tuple[Any, Any]:
     """Return the logarithm of the evidence, at the last window, that the mean is above 0 since some window, and which.
 
     ``windows`` are at least one, in their order, of shape (..., windows, 11); which one is its number from 0. ``least``
@@ -75,6 +76,13 @@ def log_evidence_since(windows: Moments, *, least: Any = -np.inf) -> tuple[Any, 
         lowest = _from_each(np.where(weight > 0, weight * least, 0.0), axis=-1) / _from_each(weight, axis=-1)
     found = replace(since.estimate(), least=np.nan_to_num(lowest, nan=-np.inf))
     few = ~(found.effective >= FEWEST)
+    if known is not None:
+        days = days_of(windows) + known
+        with np.errstate(divide="ignore", invalid="ignore"):
+            number = np.nan_to_num(_from_each(weight, axis=-1) ** 2 / _from_each(weight**2, axis=-1))
+        degrees = np.minimum(found.degrees, days.degrees)
+        found = replace(found, variance=found.variance + days.of_mean(number), degrees=degrees)
+        few |= days.degrees < 1
     with np.errstate(invalid="ignore"):
         grown = np.where(few, 0.0, log_evidence(found.z(), np.where(few, 1.0, found.effective)))
     starts = np.arange(1.0, count + 1)

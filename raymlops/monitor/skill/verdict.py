@@ -16,6 +16,7 @@ from scipy import special
 
 from raymlops.monitor.skill import sequence
 from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments, by_cluster
+from raymlops.monitor.skill.days import Days
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ def judge(
     margin: float = MARGIN,
     shows: float = SHOWS,
     refused: str = "",
+    known: Days | None = None,
 ) -> Verdict:
     """Judge a model by all windows since its promotion, in their order.
 
@@ -94,7 +96,7 @@ def judge(
     blur = reach * float(errors @ sums.sums[:, 1] / max(whole.sums[1], 1e-300))
     lower, upper = (float(end) if math.isfinite(end) else None for end in (low - blur, high + blur))
     allowed = margin + reach * errors
-    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed)
+    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed, known=known or Days())
     evidence, limit = math.exp(min(float(log_evidence), _LARGEST)), 1 / chance
 
     def say(outcome: Outcome, reason: str) -> Verdict:
