@@ -60,7 +60,12 @@ class GateSection(Spec):
     margin: float = Field(0.0, ge=0, description="how much worse than the champion is still accepted")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the one-sided paired bootstrap bound")
     resamples: int = Field(1000, ge=100, description="bootstrap resamples")
-    blocks: int = Field(200, ge=20, description="contiguous blocks of test rows that are resampled")
+    blocks: int | None = Field(
+        None,
+        ge=20,
+        description="contiguous blocks of test rows that are resampled; default: whole days by row_times, weeks where "
+        "there are at least 8, and 200 blocks of rows without times",
+    )
     compare_answers: bool = Field(
         default=True, description="reject a version whose answers do not follow the labels that its metrics follow"
     )

@@ -4,9 +4,12 @@ Three kinds of checks. *Served*: what callers would get, and what it was tested 
 computed elsewhere.
 *Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
 are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
-replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together, such
-as those of one day, together. The differences of the resamples show how much of the difference is chance. Their
-quantile at ``1 - confidence``, the lower end of a one-sided percentile interval, must be at least ``-margin``.
+replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together
+together. Where rows have times they are whole days, or weeks: parts of a day are no draws of chance, since a day decides
+which model is better on it. The differences of the resamples show how much of the difference is chance. Their quantile
+at ``1 - confidence``, the lower end of a one-sided percentile interval, must be at least ``-margin``; it is as much
+further from the difference as Student's quantile for so many blocks is from the normal one, and by the n / (n - 1)
+that resamples lack of the variance.
 
 Few blocks. Resamples of blocks of which few differ show none of those that the test rows happen to lack: of two models
 for an event of one row in ten thousand, the one that never expects it is better wherever the event is missing. How many
@@ -31,6 +34,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri, stdtrit
 
 from raymlops.errors import UsageError
 from raymlops.records import GateCheck, GateDecision
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     Totals = Mapping[str, npt.NDArray[np.float64]]
     Finalize = Callable[[Totals], Mapping[str, float]]
 
+BlocksAre = Literal["blocks", "days", "weeks"]
+
 SEED = 20_130_101
 """Of the resamples: the same evaluation gets the same decision."""
 
@@ -53,6 +59,9 @@ FEWEST_SHARE = 1 / 20
 """Of all blocks, below which they are few; one alone always is."""
 MOST_OF_ONE = 0.5
 """Share of a metric that one block makes, above which that is said."""
+
+FEWEST_DAYS = 5
+"""Below which resamples of days do not show chance."""
 
 _PREFIX = "test/"
 _CHUNK = 128
@@ -84,11 +93,13 @@ def decide(
     candidate_finalize: Finalize,
     champion: ChampionEvaluation | None,
     served: Sequence[GateCheck] = (),
+    blocks_are: BlocksAre = "blocks",
     rng: np.random.Generator | None = None,
 ) -> GateDecision:
     """Run every check of the gate and return the decision with all its numbers.
 
-    ``served`` are the checks of what callers get and of its test rows, which no metric shows.
+    ``served`` are the checks of what callers get and of its test rows, which no metric shows. ``blocks_are`` whole days
+    or weeks where rows have times.
 
     ``metrics`` are the candidate's on the test split, named ``test/...``; NaN or None fails every threshold.
     ``metric``, better towards ``mode``, is compared with the champion's on the same blocks of rows.
@@ -122,6 +133,7 @@ def decide(
             mode=mode,
             candidate=(candidate_blocks, candidate_finalize),
             champion=champion,
+            blocks_are=blocks_are,
             rng=rng or np.random.default_rng(SEED),
         )
         notes = [_overlap_note(champion)]
@@ -170,6 +182,7 @@ def _compare(
     mode: Literal["min", "max"],
     candidate: tuple[Sequence[Totals], Finalize],
     champion: ChampionEvaluation,
+    blocks_are: BlocksAre,
     rng: np.random.Generator,
 ) -> GateCheck:
     blocks, finalize = candidate
@@ -178,18 +191,14 @@ def _compare(
     key = metric.removeprefix(_PREFIX)
     _same_rows(blocks, champion.blocks)
     allowed = f">= {-gate.margin:g}" if gate.margin else ">= 0"
-    if len(blocks) < 2:
-        return GateCheck(
-            name=_name(metric, champion),
-            passed=False,
-            got=None,
-            allowed=allowed,
-            detail=f"{len(blocks)} block of test rows: chance cannot be told with fewer than 2",
-        )
     sign = 1.0 if mode == "max" else -1.0
     ours, theirs = _Resampler(blocks, finalize, key), _Resampler(champion.blocks, champion.finalize, key)
     whole = np.ones((1, len(blocks)))
     new, old = float(ours.values(whole)[0]), float(theirs.values(whole)[0])
+    needed = 2 if blocks_are == "blocks" else FEWEST_DAYS
+    if len(blocks) < needed:
+        few = f"test rows of {len(blocks)} {blocks_are}: chance cannot be told with fewer than {needed}"
+        return GateCheck(_name(metric, champion), passed=False, got=None, allowed=allowed, detail=few)
     # How often each block is drawn, for each resample: the sums of a resample are these counts times the blocks' sums.
     shares = np.full(len(blocks), 1 / len(blocks))
     counts = rng.multinomial(len(blocks), shares, size=gate.resamples).astype(np.float64)
@@ -197,7 +206,10 @@ def _compare(
     undefined = float(np.isnan(differences).mean())
     # A resample without a value speaks for the worst; "lower" takes a value that was seen, not one between two.
     differences[np.isnan(differences)] = -np.inf
-    bound = float(np.quantile(differences, 1 - gate.confidence, method="lower"))
+    better = sign * (new - old)
+    bound = better + _few_blocks(len(blocks), gate.confidence) * (
+        float(np.quantile(differences, 1 - gate.confidence, method="lower")) - better
+    )
     rounding = _rounding(theirs, old)
     carried, largest = _carried(ours, theirs, new - old, rounding=rounding)
     fewest = min(FEWEST_BLOCKS, max(FEWEST_SHARE * len(blocks), 1.5))
@@ -205,16 +217,22 @@ def _compare(
     bound -= missing
     passed = math.isfinite(new) and math.isfinite(old) and bound >= -gate.margin - rounding
     detail = (
-        f"{key} {new:.5g} against {old:.5g}, better by {sign * (new - old):+.3g}; bound at {gate.confidence:.0%} "
-        f"confidence over {gate.resamples} resamples of {len(blocks)} blocks"
+        f"{key} {new:.5g} against {old:.5g}, better by {better:+.3g}; bound at {gate.confidence:.0%} "
+        f"confidence over {gate.resamples} resamples of {len(blocks)} {blocks_are}"
     )
     if missing:
-        detail += f"; as few as {carried:.1f} blocks carry the difference, so that it is lowered by {missing:.3g}"
+        detail += f"; as few as {carried:.1f} {blocks_are} carry the difference, so that it is lowered by {missing:.3g}"
     if undefined:
         detail += f"; {undefined:.1%} of the resamples have no value"
     if (share := _largest_share(theirs, old)) > MOST_OF_ONE:
         detail += f"; one block makes {share:.0%} of {key}: look for a label that is far off"
     return GateCheck(name=_name(metric, champion), passed=passed, got=_number(bound), allowed=allowed, detail=detail)
+
+
+def _few_blocks(number: int, confidence: float) -> float:
+    """Return by how much a bound is further away by Student's quantile than by resamples of so many blocks."""
+    student, normal = stdtrit(number - 1, confidence), ndtri(confidence)
+    return float(student / normal) * math.sqrt(number / (number - 1))
 
 
 def _rounding(theirs: _Resampler, old: float) -> float:

@@ -9,7 +9,7 @@ Whatever times say, rows that are the same as training rows show that times are 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ _DAY = "datetime64[D]"
 _MICROSECOND = "datetime64[us]"
 _END = 2.0**63
 """Of times in microseconds."""
+_FEWEST_WEEKS = 8
 _WAY_ON = "define row_times() in the recipe, and label_times() where labels come later"
 
 Array = npt.NDArray[Any]
@@ -112,6 +113,18 @@ def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Ord
         if (known := times.known[~np.isnat(times.known)]).size:
             oldest = np.fmin(oldest, known.min())
     return Order(rows, early, shared, _shown(newest), _shown(oldest), "" if rows else "its test rows are no table")
+
+
+def whole_days(times: Array) -> tuple[npt.NDArray[np.int64], Literal["days", "weeks"]]:
+    """Return the number, from 0, of the UTC day on which each row arose, of the week where there are at least eight.
+
+    Rows of a day share its fate, and a day often resembles the day before. Rows without a time are of one day.
+    """
+    micros = _micros(times)
+    days = _days(np.where(np.isnat(micros), np.datetime64(0, "us"), micros))
+    weeks = (days - days.min()) // 7
+    is_long = len(np.unique(weeks)) >= _FEWEST_WEEKS
+    return np.unique(weeks if is_long else days, return_inverse=True)[1], "weeks" if is_long else "days"
 
 
 def later(order: Order) -> GateCheck:

@@ -26,7 +26,7 @@ from raymlops.errors import (
 from raymlops.lifecycle.registration.admission import CHAMPION, adoptable, as_recorded, live_champion
 from raymlops.lifecycle.registration.aliases import CHALLENGER, other_owner
 from raymlops.lifecycle.registration.both_classes import both_classes
-from raymlops.lifecycle.registration.later_rows import later_rows
+from raymlops.lifecycle.registration.later_rows import blocks_of, later_rows
 from raymlops.lifecycle.registration.register import fixed_sources
 from raymlops.lifecycle.registration.request_path import answers_requests, rows_of
 from raymlops.lifecycle.registration.served_answers import compare_served
@@ -115,10 +115,11 @@ def gate(
         if prepared is not None and rules.later_rows:
             tested, until = later_rows(candidate, prepared, most=rules.max_same_rows)
         blocks: list[dict[str, Any]] = []
-        champion = None
+        champion, blocks_are = None, "blocks"
         if current is not None and prepared is not None:
             test = _tested_split(candidate, prepared, ref)
-            sums = partial(_block_sums, test=test, section=project.spec.train, blocks=rules.blocks)
+            parts, blocks_are = blocks_of(test, prepared.recipe, number=rules.blocks)
+            sums = partial(_block_sums, test=test, section=project.spec.train, blocks=parts)
             tested += both_classes(candidate, test)
             blocks = sums(candidate)
             del candidate  # one model in memory at a time
@@ -132,6 +133,7 @@ def gate(
             candidate_finalize=recipe.finalize,
             champion=champion,
             served=[*served, *tested],
+            blocks_are=blocks_are,
         )
         rows_until, labels_until = until or (None, None)
         decision = replace(
@@ -246,8 +248,10 @@ def _served(
     return [*checks, found], []
 
 
-def _block_sums(model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: int) -> list[dict[str, Any]]:
-    """Return a model's metric sums over contiguous blocks of the test rows."""
+def _block_sums(
+    model: LoadedModel, *, test: SplitData, section: TrainSection, blocks: Sequence[npt.NDArray[np.int64]]
+) -> list[dict[str, Any]]:
+    """Return a model's metric sums over blocks of the test rows."""
     from raymlops.training.inprocess import local_device, on_device
     from raymlops.training.loop.evaluation import block_totals
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raymlops.bundle.trained_rows import overlap
 from raymlops.recipe import known_times_of, times_of
-from raymlops.registry.later_rows import Newest, Times, later, order_of, others
+from raymlops.registry.later_rows import Newest, Times, later, order_of, others, whole_days
+
+BLOCKS = 200
+"""Of test rows without times."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy.typing as npt
 
     from raymlops.bundle.load import LoadedModel
     from raymlops.data.prepare import Prepared
     from raymlops.data.split import SplitData
     from raymlops.recipe import RecipeBase
     from raymlops.records import GateCheck
+    from raymlops.registry.gate_rules import BlocksAre
 
 
 def later_rows(
@@ -35,6 +43,25 @@ def later_rows(
         pass
     same = overlap(candidate.row_hashes, test.hashes(), hashed_share=candidate.hashed_share)
     return [later(order), others(same, most=most)], newest.times
+
+
+def blocks_of(
+    test: SplitData, recipe: RecipeBase, *, number: int | None
+) -> tuple[list[npt.NDArray[np.int64]], BlocksAre]:
+    """Return the rows of each block of a test split, and what blocks are: as many as ``number``, or whole days or weeks.
+
+    Where rows have no times blocks are ``BLOCKS`` contiguous ones.
+
+    Raises:
+        RecipeError: ``row_times`` raises, or gives no time a row.
+        StorageError: the data cannot be read.
+    """
+    times = [] if number else [times_of(recipe, columns) for columns in test.chunks()]
+    known = [one for one in times if one is not None]
+    if not known or len(known) < len(times):
+        return np.array_split(np.arange(test.rows), min(number or BLOCKS, test.rows)), "blocks"
+    codes, are = whole_days(np.concatenate(known))
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]), are
 
 
 def _times(split: SplitData, recipe: RecipeBase) -> Iterator[Times | None]:

@@ -47,6 +47,10 @@ class Days:
         covariance = ours * self.covariance + theirs * other.covariance
         return Days(variance, covariance, whole)
 
+    def at(self, start: int) -> Days:
+        """Return those of one start."""
+        return Days(*(float(one[..., start]) for one in (self.variance, self.covariance, self.degrees)))
+
     def of_mean(self, number: Any) -> Any:
         """Return the variance that this adds to the mean of so many windows of one weight."""
         n = np.maximum(number, 1.0)
@@ -68,8 +72,9 @@ def days_of(windows: Moments) -> Days:
     pairs = np.stack([pair, pair * (y + after), pair * y * after], axis=-1)
     whole = np.concatenate([terms, pairs], axis=-1)
     since = np.flip(np.cumsum(np.flip(whole, axis=-2), axis=-2), axis=-2)
-    before = whole.sum(axis=-2, keepdims=True) - since
-    before[..., 1:, 7:] = before[..., :-1, 7:]  # the pair of the last window before and the first since is of neither
+    before = np.zeros_like(whole)
+    before[..., 1:, :] = np.cumsum(whole, axis=-2)[..., :-1, :]
+    before[..., 1:, 7:] = before[..., :-1, 7:].copy()  # no pair of the last window before and the first since
     spread = _spread(np.moveaxis(before, -1, 0)) + _spread(np.moveaxis(since, -1, 0))
     degrees, beyond, weight, products, weights = spread
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -91,7 +91,7 @@ class Expectation:
             unseen = 1 - MISSED ** (1 / here.sum(axis=0))
             error = np.where(numbers > 0, unseen * np.maximum(most - means, 0.0) / -special.ndtri(MISSED), 0.0)
         count = len(totals)
-        covariance = parts.T @ parts * (count / max(count - 1, 1)) + np.diag(error**2)
+        covariance = parts.T @ parts * (count / max(count - 1, 1)) * few_blocks(count) ** 2 + np.diag(error**2)
         return cls(means, numbers / numbers.sum(), covariance)
 
     def to_dict(self) -> dict[str, Any]:
@@ -249,7 +249,12 @@ def metric_lost(
 
     ours = pseudo_values(window, lambda sums: lost(sums, measured))
     theirs = pseudo_values(reference, lambda known: lost(np.broadcast_to(whole, (len(known), *whole.shape[1:])), known))
-    return Moments.of(ours), float(Moments.of(theirs).estimate().error)
+    return Moments.of(ours), float(Moments.of(theirs).estimate().error) * few_blocks(len(theirs))
+
+
+def few_blocks(count: int) -> float:
+    """Return by how much an error that so many blocks show is to be larger: Student's quantile by the normal one."""
+    return float(special.stdtrit(max(count - 1, 1), MISSED) / special.ndtri(MISSED))
 
 
 def recipe_metric(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raymlops.monitor.skill.clusters import FEWEST, Estimate
+from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments
+from raymlops.monitor.skill.days import Days, days_of
 from raymlops.monitor.skill.estimated import Calibration, error_on_labelled, expected_losses
 from raymlops.monitor.skill.expected import Expectation, base_rate_loss, label_shares, median_losses
 from raymlops.monitor.skill.label_classes import LabelClasses
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from raymlops.monitor.skill.expected import Codes
 
 FORMAT = 1
-BLOCKS = 200
-"""Of consecutive rows, as one cluster each: neighbours may share their fate."""
+BLOCKS = 20
+"""Of consecutive rows, as one cluster each, where rows have no times: neighbours may share their fate."""
+CALIBRATION_BLOCKS = 200
 SCORE_BLOCKS = 50
 LEAST_BASE = 0.2
 """Of the reference's own base loss, which a window is measured by at least: one of a single class would have none, and
@@ -44,11 +46,13 @@ class MetricReference:
         expectation: The mean loss by class.
         base: The loss by class of the frozen reference predictor, (classes,).
         base_loss: That of the base rate on the reference rows, or of the frozen predictor where there is none.
+        days: How much the days of the rows differ, in skill; nothing is known where rows have no times.
     """
 
     expectation: Expectation
     base: Floats
     base_loss: float
+    days: Days = field(default_factory=Days)
 
     @property
     def loss(self) -> float:
@@ -58,13 +62,20 @@ class MetricReference:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; a class without rows has null."""
         base = [None if np.isnan(one) else one for one in self.base.tolist()]
-        return {"expectation": self.expectation.to_dict(), "base": base, "base_loss": self.base_loss}
+        days = [float(one) for one in (self.days.variance, self.days.covariance, self.days.degrees)]
+        return {
+            "expectation": self.expectation.to_dict(),
+            "base": base,
+            "base_loss": self.base_loss,
+            "days": days,
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MetricReference:
         """Rebuild it from the data."""
         base = np.array(data["base"], dtype=np.float64)
-        return cls(Expectation.from_dict(data["expectation"]), base, float(data["base_loss"]))
+        expectation = Expectation.from_dict(data["expectation"])
+        return cls(expectation, base, float(data["base_loss"]), Days(*data.get("days", ())))
 
 
 @dataclass(frozen=True)
@@ -148,12 +159,13 @@ def metric_reference(
     *,
     classes: int,
     blocks: Codes,
+    days: Codes | None = None,
     numbers: Floats | None = None,
     others: Floats | None = None,
 ) -> MetricReference:
     """Measure one metric on reference rows, each with a class and a loss.
 
-    ``numbers`` are labels that are numbers, (rows,). ``others`` are the losses of the answers to other rows, for a
+    ``days`` are those of the rows, where these have times. ``numbers`` are labels that are numbers, (rows,). ``others`` are the losses of the answers to other rows, for a
     recipe's own loss: there the frozen reference predictor is one who knows nothing of the row.
     """
     # Log losses have no bound that is worth the name: none is larger than the largest of these rows.
@@ -164,15 +176,19 @@ def metric_reference(
     if base is not None:
         rate = base_rule(rule, metric)
         assert rate is not None
-        return MetricReference(expectation, base, base_rate_loss(shares, rate))
-    if numbers is not None and rule.scale:
-        others = median_losses(numbers, scale=rule.scale)
-    others = np.asarray(losses if others is None else others)
-    counts = np.bincount(codes, minlength=classes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return MetricReference(
-            expectation, np.bincount(codes, others, minlength=classes) / counts, float(others.mean())
-        )
+        base_loss = base_rate_loss(shares, rate)
+    else:
+        if numbers is not None and rule.scale:
+            others = median_losses(numbers, scale=rule.scale)
+        others = np.asarray(losses if others is None else others)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            base = np.bincount(codes, others, minlength=classes) / np.bincount(codes, minlength=classes)
+        base_loss = float(others.mean())
+    known = Days()
+    if days is not None and base_loss > 0:
+        lost = expectation.excess(codes, losses) / base_loss
+        known = days_of(Moments(np.stack([Moments.of(lost[days == day]).sums for day in np.unique(days)]))).at(0)
+    return MetricReference(expectation, base, base_loss, known)
 
 
 def scores_of(scores: Any, codes: Codes, blocks: Codes) -> npt.NDArray[np.int64]:

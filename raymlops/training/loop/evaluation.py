@@ -216,15 +216,14 @@ def block_totals(
     model: nn.Module,
     split: SplitData,
     *,
-    blocks: int,
+    blocks: Sequence[npt.NDArray[np.int64]],
     batch_size: int,
     device: torch.device | str = "cpu",
 ) -> list[Totals]:
-    """Return the sums over each of ``blocks`` contiguous blocks of rows (at most one a row), for resampling."""
-    parts = np.array_split(np.arange(split.rows), min(blocks, split.rows))
+    """Return the sums over each of ``blocks``, numbers of rows, for resampling."""
     return [
-        totals(recipe, model, split, batch_size=batch_size, device=device, indices=torch.from_numpy(part))
-        for part in parts
+        totals(recipe, model, split, batch_size=batch_size, device=device, indices=torch.from_numpy(rows))
+        for rows in blocks
     ]
 
 
