@@ -2,14 +2,13 @@
 
 Three kinds of checks. *Served*: what callers would get, and what it was tested on, which no metric shows; they are
 computed elsewhere.
-*Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows
-are cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
+*Thresholds* are bounds on test metrics. *Not worse than the champion* compares both on the same test rows: the rows are
+cut into contiguous blocks, each block's metric sums are known for both models, and whole blocks are drawn with
 replacement, the same ones for both (a paired block bootstrap; Künsch, 1989): blocks keep rows that hang together
-together. Where rows have times they are whole days, or weeks: parts of a day are no draws of chance, since a day decides
-which model is better on it. The differences of the resamples show how much of the difference is chance. Their quantile
-at ``1 - confidence``, the lower end of a one-sided percentile interval, must be at least ``-margin``; it is as much
-further from the difference as Student's quantile for so many blocks is from the normal one, and by the n / (n - 1)
-that resamples lack of the variance.
+together. Where rows have times they are whole days or weeks: chance draws days, not parts of them. The differences of
+the resamples show how much of the difference is chance. Their quantile at ``1 - confidence``, the lower end of a
+one-sided percentile interval, must be at least ``-margin``; of few blocks it is further away, by Student's quantile and
+the variance that resamples lack.
 
 Few blocks. Resamples of blocks of which few differ show none of those that the test rows happen to lack: of two models
 for an event of one row in ten thousand, the one that never expects it is better wherever the event is missing. How many

@@ -115,16 +115,16 @@ def order_of(train: Iterable[Times | None], test: Iterable[Times | None]) -> Ord
     return Order(rows, early, shared, _shown(newest), _shown(oldest), "" if rows else "its test rows are no table")
 
 
-def whole_days(times: Array) -> tuple[npt.NDArray[np.int64], Literal["days", "weeks"]]:
+def whole_days(times: Array, *, weeks: bool = True) -> tuple[npt.NDArray[np.int64], Literal["days", "weeks"]]:
     """Return the number, from 0, of the UTC day on which each row arose, of the week where there are at least eight.
 
     Rows of a day share its fate, and a day often resembles the day before. Rows without a time are of one day.
     """
     micros = _micros(times)
     days = _days(np.where(np.isnat(micros), np.datetime64(0, "us"), micros))
-    weeks = (days - days.min()) // 7
-    is_long = len(np.unique(weeks)) >= _FEWEST_WEEKS
-    return np.unique(weeks if is_long else days, return_inverse=True)[1], "weeks" if is_long else "days"
+    sevens = (days - days.min()) // 7
+    is_long = weeks and len(np.unique(sevens)) >= _FEWEST_WEEKS
+    return np.unique(sevens if is_long else days, return_inverse=True)[1], "weeks" if is_long else "days"
 
 
 def later(order: Order) -> GateCheck:

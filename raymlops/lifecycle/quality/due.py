@@ -111,7 +111,8 @@ def due(
             continue
         for one, measured in (*passed, (span, look.found)):
             times = {"start": one.start, "stop": one.stop, "now": now}
-            kept = judged(measured, history, model.section, name=model.name, version=model.version, **times)
+            whose = {"name": model.name, "version": model.version, "known": model.known}
+            kept = judged(measured, history, model.section, **whose, **times)
             history.append(kept[0])
             seen.pop((model.name, model.version, one.start, one.stop), None)
             yield kept

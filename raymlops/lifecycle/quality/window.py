@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from raymlops.config.data import SkillSection
     from raymlops.lifecycle.quality.measure import Measured
+    from raymlops.monitor.skill.reference import QualityReference
 
 AGAINST = "its test rows"
 OUTCOMES = {"worse": "alarm", "as before": "ok", "not enough labels": "insufficient", "no verdict": "waiting"}
 """Of a verdict, as those of drift are called."""
+_DAY_H = 24
 _KEPT_SLICES, _KEPT_NOTES = 20, 5
 
 
@@ -38,14 +40,19 @@ def judged(
     start: datetime,
     stop: datetime,
     now: datetime,
+    known: QualityReference | None = None,
 ) -> tuple[JudgedWindow, tuple[str, ...]]:
     """Return the verdict of a version by a window and those ``before`` it, oldest first, and what is an alarm.
+
+    By its test rows it is ``known`` how much days differ; weeks show that by themselves.
 
     Windows whose labels are not to be believed, or that were measured by another metric, are no part of it.
     """
     window = None if found.refused else found.window
     windows = [*believed(before, section), *([] if window is None else [window])]
-    verdict = judge(windows, margin=section.margin, refused=printable(found.refused))
+    metric = known.metrics.get(section.metric) if known is not None and section.window_h == _DAY_H else None
+    days = None if metric is None else metric.days
+    verdict = judge(windows, margin=section.margin, refused=printable(found.refused), known=days)
     beyond = [] if window is None else list(_beyond(verdict, windows, section))
     if found.refused:
         outcome, reason = "waiting", found.refused

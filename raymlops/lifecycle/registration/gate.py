@@ -38,11 +38,14 @@ from raymlops.storage import clock
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
     from raymlops.bundle.load import LoadedModel
     from raymlops.config.train import TrainSection
     from raymlops.data.prepare import Prepared, SplitData
     from raymlops.records import GateCheck, GateDecision, ModelVersionRef
-    from raymlops.registry.gate_rules import ChampionEvaluation
+    from raymlops.registry.gate_rules import BlocksAre, ChampionEvaluation
     from raymlops.registry.versions import Registry
     from raymlops.state.store import State
     from raymlops.state.versions import VersionRecord
@@ -115,7 +118,8 @@ def gate(
         if prepared is not None and rules.later_rows:
             tested, until = later_rows(candidate, prepared, most=rules.max_same_rows)
         blocks: list[dict[str, Any]] = []
-        champion, blocks_are = None, "blocks"
+        champion = None
+        blocks_are: BlocksAre = "blocks"
         if current is not None and prepared is not None:
             test = _tested_split(candidate, prepared, ref)
             parts, blocks_are = blocks_of(test, prepared.recipe, number=rules.blocks)

@@ -48,9 +48,9 @@ def later_rows(
 def blocks_of(
     test: SplitData, recipe: RecipeBase, *, number: int | None
 ) -> tuple[list[npt.NDArray[np.int64]], BlocksAre]:
-    """Return the rows of each block of a test split, and what blocks are: as many as ``number``, or whole days or weeks.
+    """Return the rows of each block of a test split, and what blocks are: whole days or weeks where rows have times.
 
-    Where rows have no times blocks are ``BLOCKS`` contiguous ones.
+    Else, or where ``number`` says how many, they are contiguous rows.
 
     Raises:
         RecipeError: ``row_times`` raises, or gives no time a row.

@@ -17,6 +17,7 @@ from raymlops.errors import InvalidRowsError, NonFiniteError, RecipeError
 from raymlops.monitor.skill.clusters import FEWEST
 from raymlops.monitor.skill.label_classes import LabelClasses
 from raymlops.monitor.skill.reference import (
+    CALIBRATION_BLOCKS,
     SCORE_BLOCKS,
     QualityReference,
     blocks_of,
@@ -25,6 +26,8 @@ from raymlops.monitor.skill.reference import (
     scores_of,
 )
 from raymlops.monitor.skill.scored import believed, came_true, log_loss, metrics_of, score
+from raymlops.recipe import times_of
+from raymlops.registry.later_rows import whole_days
 from raymlops.training.split_predictions import answered
 
 if TYPE_CHECKING:
@@ -81,7 +84,8 @@ def quality_reference(
         outputs = prepared.signature.rows(answers)
         labels = [row[recipe.label] for row in prepared.signature.rows({recipe.label: rows[recipe.label]})]
         members = {each: each.rows(rows) for each in chosen}
-        return of_answers(rule, outputs, labels, own=_own(recipe) if rule.kind == "recipe" else None, members=members)
+        own, times = _own(recipe) if rule.kind == "recipe" else None, times_of(recipe, rows)
+        return of_answers(rule, outputs, labels, own=own, members=members, times=times)
     except (InvalidRowsError, NonFiniteError, RecipeError) as error:  # the gate rejects a version that does not answer
         _warn(str(error))
         return None
@@ -94,10 +98,11 @@ def of_answers(
     *,
     own: Loss | None = None,
     members: Mapping[Slice, npt.NDArray[np.bool_] | None] | None = None,
+    times: npt.NDArray[Any] | None = None,
 ) -> QualityReference | None:
     """Return the reference of answers and their labels, as JSON values, in the order of the rows.
 
-    ``own`` is the recipe's own loss, ``members`` the rows of each slice.
+    ``own`` is the recipe's own loss, ``members`` the rows of each slice, ``times`` when the rows arose.
     """
     loss: Loss = rule.of if own is None else own
     classes = LabelClasses.of(rule, labels)
@@ -107,7 +112,9 @@ def of_answers(
     if len(kept) < FEWEST:
         _warn(f"{len(kept)} test rows can be compared with their label, and {FEWEST} are needed")
         return None
-    codes, blocks = codes[kept], blocks_of(len(kept))
+    codes, blocks = codes[kept], blocks_of(len(kept)) if times is None else whole_days(times[kept])[0]
+    days = None if times is None else whole_days(times[kept], weeks=False)[0]
+    scored = blocks_of(len(kept), most=SCORE_BLOCKS) if times is None or blocks.max() >= SCORE_BLOCKS else blocks
     pairs = [(outputs[at], labels[at]) for at in kept.tolist()]
     truths = [rule.class_of(label) for _, label in pairs]
     numbers = np.array(truths, dtype=np.float64) if rule.kind == "number" else None
@@ -122,6 +129,7 @@ def of_answers(
             values[rows],
             classes=classes.count,
             blocks=blocks[rows],
+            days=None if days is None else days[rows],
             numbers=None if numbers is None else numbers[rows],
             others=None if others is None else others[rows],
         )
@@ -137,9 +145,9 @@ def of_answers(
         len(kept),
         classes,
         metrics,
-        None if scores is None else scores_of(scores, codes, blocks_of(len(kept), most=SCORE_BLOCKS)),
+        None if scores is None else scores_of(scores, codes, scored),
         {name: measure("loss", losses, rows) for name, rows in parts.items() if rows.sum() >= FEWEST},
-        _calibrated(rule, pairs, losses, blocks),
+        _calibrated(rule, pairs, losses, blocks_of(len(kept), most=CALIBRATION_BLOCKS)),
     )
 
 

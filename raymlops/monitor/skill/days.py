@@ -42,7 +42,7 @@ class Days:
         """Return the mean of both, by degrees of freedom."""
         whole = self.degrees + other.degrees
         with np.errstate(invalid="ignore", divide="ignore"):
-            ours, theirs = np.nan_to_num(self.degrees / whole), np.nan_to_num(other.degrees / whole)
+            ours, theirs = (np.nan_to_num(np.divide(one.degrees, whole)) for one in (self, other))
         variance = ours * self.variance + theirs * other.variance
         covariance = ours * self.covariance + theirs * other.covariance
         return Days(variance, covariance, whole)
@@ -55,7 +55,7 @@ class Days:
         """Return the variance that this adds to the mean of so many windows of one weight."""
         n = np.maximum(number, 1.0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            r = np.clip(np.nan_to_num(self.covariance / self.variance), 0.0, MOST_ALIKE)
+            r = np.clip(np.nan_to_num(np.divide(self.covariance, self.variance)), 0.0, MOST_ALIKE)
         alike = (1 + r) / (1 - r) - 2 * r * (1 - r**n) / (n * (1 - r) ** 2)
         return np.maximum(self.variance, 0.0) * alike / n
 

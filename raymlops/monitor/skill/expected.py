@@ -176,11 +176,11 @@ def window_skill(
     ``reference`` is the mean loss of the reference predictor on the same rows: ``base_rate_loss`` of their shares, or
     the mean of a frozen model's losses. It must be above 0: labels of one class alone have no skill.
     """
-    values = np.stack([expectation.excess(codes, losses) / reference, np.asarray(losses, dtype=np.float64)], axis=1)
+    values = np.stack([expectation.excess(codes, losses), np.asarray(losses, dtype=np.float64)], axis=1)
     totals, m = by_cluster(clusters, values, weights)
     shares = label_shares(codes, classes=len(expectation.means), weights=weights)
     expected, error = expectation.at(shares)
-    lost, whole = Moments.of(totals[:, 0], m), Moments.of(totals[:, 1], m)
+    lost, whole = Moments.of(totals[:, 0], m * reference), Moments.of(totals[:, 1], m)
     return Window(float(totals[:, 1].sum() / m.sum()), reference, expected, lost, error / reference, whole)
 
 

@@ -165,8 +165,9 @@ def metric_reference(
 ) -> MetricReference:
     """Measure one metric on reference rows, each with a class and a loss.
 
-    ``days`` are those of the rows, where these have times. ``numbers`` are labels that are numbers, (rows,). ``others`` are the losses of the answers to other rows, for a
-    recipe's own loss: there the frozen reference predictor is one who knows nothing of the row.
+    ``days`` are those of the rows, where these have times. ``numbers`` are labels that are numbers, (rows,). ``others``
+    are the losses of the answers to other rows, for a recipe's own loss: there the frozen reference predictor is one
+    who knows nothing of the row.
     """
     # Log losses have no bound that is worth the name: none is larger than the largest of these rows.
     most = max(1.0, float(losses.max(initial=0.0)))

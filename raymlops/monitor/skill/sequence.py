@@ -37,6 +37,9 @@ from raymlops.monitor.skill.days import Days, days_of
 TAU = 100.0
 """Clusters. Bounds are narrowest, beside those at one look, at about 12 times as many, where alpha is 1%."""
 
+_DAY_DEGREES = 4.0
+"""Of freedom of a day's part: one in some hundred is far off, as in a storm."""
+
 
 def log_evidence(z: Any, clusters: Any) -> Any:
     """Return the logarithm of M by a score ``z`` of the mean of so many clusters."""
@@ -80,8 +83,12 @@ def log_evidence_since(windows: Moments, *, least: Any = -np.inf, known: Days | 
         days = days_of(windows) + known
         with np.errstate(divide="ignore", invalid="ignore"):
             number = np.nan_to_num(_from_each(weight, axis=-1) ** 2 / _from_each(weight**2, axis=-1))
-        degrees = np.minimum(found.degrees, days.degrees)
-        found = replace(found, variance=found.variance + days.of_mean(number), degrees=degrees)
+        differ = days.of_mean(number)
+        variance = found.variance + differ
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tails = _DAY_DEGREES * np.maximum(number, 1.0) * (variance / differ) ** 2
+        degrees = np.fmin(np.minimum(found.degrees, days.degrees), tails)
+        found = replace(found, variance=variance, degrees=degrees)
         few |= days.degrees < 1
     with np.errstate(invalid="ignore"):
         grown = np.where(few, 0.0, log_evidence(found.z(), np.where(few, 1.0, found.effective)))

@@ -16,7 +16,7 @@ from scipy import special
 
 from raymlops.monitor.skill import sequence
 from raymlops.monitor.skill.clusters import FEWEST, Estimate, Moments, by_cluster
-from raymlops.monitor.skill.days import Days
+from raymlops.monitor.skill.days import Days, days_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,8 +79,11 @@ def judge(
 ) -> Verdict:
     """Judge a model by all windows since its promotion, in their order.
 
-    ``refused`` says why the labels are not to be believed, and then there is no verdict.
+    Days whose requests share their fate differ as these windows do, and as is ``known`` of the test rows. Without both,
+    as at the first window, nobody is worse. ``refused`` says why the labels are not to be believed, and then there is
+    no verdict.
     """
+    known = known or Days()
     reach = float(-special.ndtri(level * _REFERENCE_PART)) if any(window.error for window in windows) else 0.0
     chance = level * (1 - _REFERENCE_PART) if reach else level
     if not windows:
@@ -92,11 +95,13 @@ def judge(
     least = np.array([-window.expected / window.reference for window in windows])
     found = replace(whole.estimate(), least=float(least @ sums.sums[:, 1] / max(whole.sums[1], 1e-300)))
     clusters = float(np.nan_to_num(found.effective))
+    worth = whole.sums[1] ** 2 / max((sums.sums[:, 1] ** 2).sum(), 1e-300)
+    found = replace(found, variance=found.variance + (days_of(sums).at(0) + known).of_mean(worth))
     low, high = sequence.interval(found, alpha=2 * chance)
     blur = reach * float(errors @ sums.sums[:, 1] / max(whole.sums[1], 1e-300))
     lower, upper = (float(end) if math.isfinite(end) else None for end in (low - blur, high + blur))
     allowed = margin + reach * errors
-    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed, known=known or Days())
+    log_evidence, since = sequence.log_evidence_since(sums.less(allowed), least=least - allowed, known=known)
     evidence, limit = math.exp(min(float(log_evidence), _LARGEST)), 1 / chance
 
     def say(outcome: Outcome, reason: str) -> Verdict:

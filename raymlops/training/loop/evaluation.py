@@ -22,7 +22,7 @@ from raymlops.recipe import Batch, RecipeBase, call_recipe, to_device
 from raymlops.training.model.precision import autocast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 

@@ -41,22 +41,22 @@ def days(state, tmp_path):
 
 
 def test_a_model_that_is_as_it_was_is_called_so(state, tmp_path, days):
-    """Eight days: too few labels at first, then as before; skill is about that at registration, and nothing opens."""
+    """Twelve days: too few labels at first, then as before; skill is about that at registration, and nothing opens."""
     live(state, tmp_path)
-    found = days(0, 8)
-    assert [one.start for one in found] == [FIRST + day * DAY for day in range(8)]
+    found = days(0, 12)
+    assert [one.start for one in found] == [FIRST + day * DAY for day in range(12)]
     assert {one.outcome for one in found} <= {"insufficient", "ok"}
     assert found[-1].outcome == "ok", found[-1].reason
     assert found[-1].rows == 300
     assert found[-1].details["coverage"]["labelled"] == 1.0
-    assert sum(one.details["low"] < 0 < one.details["high"] for one in found) >= 7
+    assert sum(one.details["low"] < 0 < one.details["high"] for one in found) >= 10
     assert found[-1].details["verdict"]["lost"] == pytest.approx(0.0, abs=0.06)
     assert incidents_of(state) == []
     facts = quality_facts(state, "flights", now=FIRST + 30 * DAY)
-    assert (facts.version, facts.windows, facts.labelled_rows) == (3, 8, 2400)
+    assert (facts.version, facts.windows, facts.labelled_rows) == (3, 12, 3600)
     assert facts.verdict.outcome == "as before"
     assert facts.labels_half_lag_s == pytest.approx(14 * 3600, rel=0.1)
-    assert facts.until == FIRST + 8 * DAY
+    assert facts.until == FIRST + 12 * DAY
 
 
 def test_one_that_got_worse_is_an_incident_that_is_told_once(state, tmp_path, days):

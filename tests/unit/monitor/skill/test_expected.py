@@ -28,15 +28,17 @@ def test_an_expectation_is_of_the_shares_of_labels():
 
 
 def test_an_expectation_has_the_error_of_its_reference():
-    """Of a mean (.01 + .01) / 4 by 4 / 3, and both means at a quarter each."""
-    assert KNOWN.at([0.5, 0.5])[1] == pytest.approx(np.sqrt(2 * 0.25 * 0.005 * 4 / 3))
-    assert KNOWN.at([1, 0])[1] == pytest.approx(np.sqrt(0.005 * 4 / 3))
+    """Of a mean (.01 + .01) / 4 by 4 / 3, and both means at a quarter each; four blocks have Student's quantile."""
+    few = 7.45332 / 2.80703  # of .0025, with three degrees of freedom
+    assert KNOWN.at([0.5, 0.5])[1] == pytest.approx(few * np.sqrt(2 * 0.25 * 0.005 * 4 / 3), rel=1e-5)
+    assert KNOWN.at([1, 0])[1] == pytest.approx(few * np.sqrt(0.005 * 4 / 3), rel=1e-5)
 
 
 def test_rows_of_one_request_are_one_draw_of_the_reference():
     """Both classes' means rise together where requests hold one row of each that go wrong together."""
     together = Expectation.of([0, 1, 0, 1], [0.1, 0.5, 0.3, 0.7], clusters=[0, 0, 1, 1], classes=2, most=0.0)
-    assert together.covariance == pytest.approx(np.full((2, 2), 0.005 * 2))
+    few = 127.3213 / 2.80703  # Student's quantile of .0025 with one degree of freedom, by the normal one
+    assert together.covariance == pytest.approx(np.full((2, 2), 0.005 * 2 * few**2), rel=1e-5)
 
 
 def test_few_rows_of_a_class_leave_open_what_they_did_not_show():
@@ -105,7 +107,7 @@ def test_the_interval_of_a_window_has_the_error_of_the_reference():
     """Rows that do not vary leave that alone: .0577 by .25 at shares of a half, 3.182 times at 3 degrees."""
     found = window_skill([0, 0, 1, 1], [0.2, 0.2, 0.6, 0.6], clusters=[0, 1, 2, 3], expectation=KNOWN, reference=0.25)
     low, high = found.interval(0.05)
-    assert high == pytest.approx(3.18245 * np.sqrt(0.005 * 4 / 6) / 0.25, rel=1e-4)
+    assert high == pytest.approx(3.18245 * 7.45332 / 2.80703 * np.sqrt(0.005 * 4 / 6) / 0.25, rel=1e-4)
     assert low == pytest.approx(-high)
 
 
@@ -162,8 +164,9 @@ def test_any_metric_of_sums_is_compared_at_the_labels_of_the_window():
     reference, window = sums([rows_of(9, 10), rows_of(5, 10)]), sums([rows_of(27, 30), rows_of(5, 10)])
     lost, error = metric_lost(window, reference, metric=accuracy, base=largest, perfect=1.0)
     assert lost.estimate().value == pytest.approx(0.0, abs=0.01)  # the jackknife takes out a bias of 1 / n
-    # In accuracy sqrt(.75^2 .09 / 10 + .25^2 .25 / 10), nearly, by 1 - .75.
-    assert error == pytest.approx(np.sqrt(0.75**2 * 0.009 + 0.25**2 * 0.025) / 0.25, rel=0.1)
+    # In accuracy sqrt(.75^2 .09 / 10 + .25^2 .25 / 10), nearly, by 1 - .75; 20 rows have Student's quantile.
+    few = 3.17372 / 2.80703
+    assert error == pytest.approx(few * np.sqrt(0.75**2 * 0.009 + 0.25**2 * 0.025) / 0.25, rel=0.1)
     worse = sums([rows_of(24, 30), rows_of(4, 10)])
     lost, _ = metric_lost(worse, reference, metric=accuracy, base=largest, perfect=1.0)
     assert lost.estimate().value == pytest.approx((0.8 - 0.7) / 0.25, abs=0.02)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from raymlops.monitor.skill.clusters import Moments
+from raymlops.monitor.skill.days import Days
 from raymlops.monitor.skill.expected import Window
 from raymlops.monitor.skill.verdict import Paired, above, judge
 
@@ -37,14 +38,14 @@ def test_few_labels_are_told_from_a_model_that_is_as_before():
 
 
 def test_a_model_that_lost_skill_is_worse():
-    """.3 in each of five windows of 100, 13 standard errors, since the first."""
-    found = judge([window(0.3)] * 5)
+    """.3 in each of ten windows of 100, 19 standard errors by nine degrees of freedom, since the first."""
+    found = judge([window(0.3)] * 10)
     assert found.outcome == "worse"
     assert found.since == 0
     assert found.lost == pytest.approx(0.3)
     assert found.evidence > found.limit == 100
     assert found.reason == (
-        "0.300 of skill lost since window 1 of 5, more than 0.01 (a model as it was shows as much in less than 1 of "
+        "0.300 of skill lost since window 1 of 10, more than 0.01 (a model as it was shows as much in less than 1 of "
         "10,000 lives; 1 of 100 is the limit)"
     )
 
@@ -54,6 +55,23 @@ def test_a_change_after_a_long_calm_is_found():
     found = judge([window(0.0)] * 50 + [window(0.3)] * 3)
     assert found.outcome == "worse"
     assert found.since == 50
+
+
+DAYS = Days(0.0, 0.0, 60.0)
+"""Sixty days that do not differ, as test rows may have shown."""
+
+
+def test_one_bad_day_is_worse_only_where_the_test_rows_show_how_days_differ():
+    """.3 of skill, six standard errors: without other days it may be a storm; and it is one where days vary by .3."""
+    assert judge([window(0.3)]).outcome == "not enough labels"
+    assert judge([window(0.3)], known=DAYS).outcome == "worse"
+    assert judge([window(0.3)], known=Days(0.09, 0.0, 60.0)).outcome == "not enough labels"
+
+
+def test_days_that_differ_by_themselves_are_not_worse():
+    """Twenty windows of 10,000 requests lose .3 and gain .2 in turns: .05 on average, by .25 / sqrt(20) = .056."""
+    assert judge([window(mean, requests=10_000) for mean in (0.3, -0.2)] * 10).outcome != "worse"
+    assert judge([window(0.05, requests=10_000)] * 20).outcome == "worse"
 
 
 def test_less_than_the_margin_is_never_worse():
@@ -178,7 +196,7 @@ def test_losses_that_are_all_1_are_above_a_bound():
 
 def test_a_loss_of_skill_without_spread_is_worse():
     """All answers are wrong where none was: 2 of skill on each; the evidence is told up to 10,000."""
-    found = judge([Window(loss=1.0, reference=0.5, expected=0.0, lost=Moments.of(np.full(500, 2.0)))])
+    found = judge([Window(loss=1.0, reference=0.5, expected=0.0, lost=Moments.of(np.full(500, 2.0)))], known=DAYS)
     assert found.outcome == "worse"
     assert found.reason.endswith(
         "(a model as it was shows as much in less than 1 of 10,000 lives; 1 of 100 is the limit)"

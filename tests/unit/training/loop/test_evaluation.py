@@ -45,7 +45,7 @@ def test_blocks_are_contiguous_and_complete(tiny_project: Any) -> None:
     prepared = prepare(tiny_project())
     split = prepared.splits["validation"]
     model = prepared.recipe.model()
-    blocks = block_totals(prepared.recipe, model, split, blocks=20, batch_size=4096)
+    blocks = block_totals(prepared.recipe, model, split, blocks=np.array_split(np.arange(101), 20), batch_size=4096)
     assert [int(block["count"]) for block in blocks] == [6] + [5] * 19
     whole = totals(prepared.recipe, model, split, batch_size=4096)
     assert sum(float(block["loss"]) for block in blocks) == pytest.approx(float(whole["loss"]), rel=1e-6)
