@@ -3,12 +3,13 @@
 The package's own intervals, bounds and evidence; labelled requests are drawn (`tests/fixtures/quality_worlds.py`), with
 fixed seeds. Bounds of counted shares are those of Clopper and Pearson, one-sided, at 95%.
 
-    python tests/benchmarks/quality_simulation.py [--runs N] [--part intervals|looks|lives|found|labels|all]
+    python tests/benchmarks/quality_simulation.py [--runs N] [--part intervals|looks|lives|found|labels|days|all]
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
 import numpy as np
+import quality_days as days_differ
 import quality_rates as rates
 from quality_worlds import COUNTED, LATE, MODELS, WORLDS, log, squared
 
@@ -77,6 +79,21 @@ def found(runs: int) -> None:
         print(f"{name:48} {skill:6.3f} of skill lost: {share:7.1%} {when:>5}   before it: {early}", flush=True)
 
 
+def days(runs: int) -> None:
+    """Print how often models that are as they were are called worse where days differ, and when others are found."""
+    runs = max(1, runs // 5)
+    print(f"\nDays differ; 90 windows, {runs} lives: ever called worse (allowed: 1%)")
+    for life in days_differ.UNCHANGED:
+        told(life.name, sum(life.first_worse(seed) is not None for seed in range(runs)), runs)
+    runs = max(1, runs // 4)
+    print(f"\nWorse from some window on, {runs} lives: found, after how many windows (median), and called so before it")
+    for life in days_differ.CHANGED:
+        first = np.array([math.inf if (at := life.first_worse(seed)) is None else at for seed in range(runs)])
+        late = first[(first >= life.change) & (first < math.inf)] - life.change + 1
+        when = f"{np.median(late):.0f}" if len(late) else "-"
+        print(f"{life.name:60} {len(late) / runs:7.1%} {when:>5} {int((first < life.change).sum()):5}", flush=True)
+
+
 def labels(runs: int) -> None:
     """Print how often labelled requests count as unlike unlabelled ones."""
     print("\nLabelled against unlabelled requests of the same age, 150 each of 1 to 9 rows: no verdict in")
@@ -93,7 +110,9 @@ def told(name: str, events: int, runs: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=2000)
-    parser.add_argument("--part", choices=("intervals", "looks", "lives", "found", "labels", "all"), default="all")
+    parser.add_argument(
+        "--part", choices=("intervals", "looks", "lives", "found", "labels", "days", "all"), default="all"
+    )
     given = parser.parse_args()
     started = time.perf_counter()
     for part, show in (
@@ -102,6 +121,7 @@ if __name__ == "__main__":
         ("lives", lives),
         ("found", found),
         ("labels", labels),
+        ("days", days),
     ):
         if given.part in (part, "all"):
             show(given.runs if part != "found" else max(1, given.runs // 10))

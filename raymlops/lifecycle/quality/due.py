@@ -110,9 +110,17 @@ def due(
             passed.append((span, look.found))
             continue
         for one, measured in (*passed, (span, look.found)):
-            times = {"start": one.start, "stop": one.stop, "now": now}
-            whose = {"name": model.name, "version": model.version, "known": model.known}
-            kept = judged(measured, history, model.section, **whose, **times)
+            kept = judged(
+                measured,
+                history,
+                model.section,
+                name=model.name,
+                version=model.version,
+                start=one.start,
+                stop=one.stop,
+                now=now,
+                known=model.known,
+            )
             history.append(kept[0])
             seen.pop((model.name, model.version, one.start, one.stop), None)
             yield kept

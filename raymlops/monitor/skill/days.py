@@ -32,24 +32,28 @@ class Days:
         variance: Of what windows have in common, as estimated; below 0 where requests spread more than windows.
         covariance: Of neighbours.
         degrees: Of freedom of both.
+        chance: The variance of a window by its requests.
     """
 
     variance: Any = 0.0
     covariance: Any = 0.0
     degrees: Any = 0.0
+    chance: Any = 0.0
 
     def __add__(self, other: Days) -> Days:
-        """Return the mean of both, by degrees of freedom."""
-        whole = self.degrees + other.degrees
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ours, theirs = (np.nan_to_num(np.divide(one.degrees, whole)) for one in (self, other))
+        """Return the mean of both; ``other`` counts less where its windows are smaller, and say less of days."""
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            spread, others = (one.chance + np.maximum(one.variance, 0.0) for one in (self, other))
+            degrees = other.degrees * np.minimum(np.nan_to_num(np.divide(spread, others), nan=1.0), 1.0) ** 2
+            whole = self.degrees + degrees
+            ours, theirs = (np.nan_to_num(np.divide(one, whole)) for one in (self.degrees, degrees))
         variance = ours * self.variance + theirs * other.variance
         covariance = ours * self.covariance + theirs * other.covariance
-        return Days(variance, covariance, whole)
+        return Days(variance, covariance, whole, self.chance)
 
     def at(self, start: int) -> Days:
         """Return those of one start."""
-        return Days(*(float(one[..., start]) for one in (self.variance, self.covariance, self.degrees)))
+        return Days(*(float(one[..., start]) for one in vars(self).values()))
 
     def of_mean(self, number: Any) -> Any:
         """Return the variance that this adds to the mean of so many windows of one weight."""
@@ -78,7 +82,8 @@ def days_of(windows: Moments) -> Days:
     spread = _spread(np.moveaxis(before, -1, 0)) + _spread(np.moveaxis(since, -1, 0))
     degrees, beyond, weight, products, weights = spread
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Days(np.nan_to_num(beyond / weight), np.nan_to_num(products / weights), degrees)
+        chance = np.broadcast_to((m * v).sum(axis=-1, keepdims=True) / m.sum(axis=-1, keepdims=True), degrees.shape)
+        return Days(*map(np.nan_to_num, (beyond / weight, products / weights, degrees, chance)))
 
 
 def _spread(sums: Any) -> Any:

@@ -62,7 +62,7 @@ class MetricReference:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data; a class without rows has null."""
         base = [None if np.isnan(one) else one for one in self.base.tolist()]
-        days = [float(one) for one in (self.days.variance, self.days.covariance, self.days.degrees)]
+        days = list(vars(self.days).values())
         return {
             "expectation": self.expectation.to_dict(),
             "base": base,

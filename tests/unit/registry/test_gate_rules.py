@@ -21,7 +21,7 @@ def blocks_of(losses, *, rows: float = 10.0):
     return [{"loss": np.array(loss * rows), "count": np.array(rows)} for loss in losses]
 
 
-def ask(ours, theirs, *, metric="test/loss", mode="min", metrics=None, finalize=mean, **gate):
+def ask(ours, theirs, *, metric="test/loss", mode="min", metrics=None, finalize=mean, blocks_are="blocks", **gate):
     """Ask the gate about two models with these losses by block."""
     champion = None
     if theirs is not None:
@@ -34,7 +34,30 @@ def ask(ours, theirs, *, metric="test/loss", mode="min", metrics=None, finalize=
         candidate_blocks=blocks_of(ours),
         candidate_finalize=finalize,
         champion=champion,
+        blocks_are=blocks_are,
     )
+
+
+def test_few_days_are_refused_however_good_the_candidate():
+    """Four days of .4 against .5 show nothing for certain, five do."""
+    few = ask([0.4] * 4, [0.5] * 4, blocks_are="days").checks[-1]
+    assert (few.passed, few.got) == (False, None)
+    assert "4 days" in few.detail
+    assert ask([0.4] * 5, [0.5] * 5, blocks_are="days").passed
+
+
+def test_of_models_that_are_alike_one_in_twenty_passes_by_few_days():
+    """Ten days whose differences are normal, 300 times: 5% and twice its standard error of 1.3%."""
+    rng = np.random.default_rng(0)
+    found = [ask(0.5 + 0.1 * rng.normal(size=10), [0.5] * 10, blocks_are="days", resamples=400) for _ in range(300)]
+    assert np.mean([decision.passed for decision in found]) <= 0.076
+
+
+def test_the_bound_of_few_blocks_has_students_quantile():
+    """Ten days of .08 and .12 in turns: t is 1.833 for 1.645, and resamples lack a tenth of the variance."""
+    losses = 0.5 - 0.1 - 0.02 * np.tile([-1.0, 1.0], 5)
+    got = ask(losses, [0.5] * 10, blocks_are="days", resamples=20_000).checks[-1].got
+    assert got == pytest.approx(0.1 - 1.833 * 0.02 / 3, rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raymlops.bundle.trained_rows import Overlap
-from raymlops.registry.later_rows import Times, later, order_of, others
+from raymlops.registry.later_rows import Times, later, order_of, others, whole_days
 
 
 def times(*texts: str, lag_d: int = 0) -> Times:
@@ -132,3 +132,14 @@ def test_an_estimate_that_may_be_chance_is_not_refused():
 
     assert (check.passed, check.got) == (True, pytest.approx(1 / 6))
     assert "with an error of 15.21%, for certain more than 0.17%" in check.detail
+
+
+def test_rows_lie_in_whole_days_and_in_weeks_where_these_are_enough():
+    """Hours of three days are three blocks whatever their order; of 56 days there are eight weeks."""
+    hours = np.datetime64("2026-01-01T20", "h") + np.array([0, 30, 3, 5])
+    codes, are = whole_days(hours)
+    assert (codes.tolist(), are) == ([0, 2, 0, 1], "days")
+    codes, are = whole_days(np.arange(56) * 86400.0)
+    assert (np.bincount(codes).tolist(), are) == ([7] * 8, "weeks")
+    assert whole_days(np.arange(55) * 86400, weeks=False)[0].tolist() == list(range(55))
+    assert whole_days(np.array(["2026-01-01", "NaT"], "datetime64[s]"))[0].tolist() == [1, 0]

@@ -37,6 +37,9 @@ def test_days_that_resemble_each_other_are_worth_fewer():
 
 
 def test_what_is_known_counts_by_its_degrees_of_freedom():
-    """Three of .1 and one of .5 are .2; of nothing there is nothing."""
-    assert (Days(0.1, 0.0, 3.0) + Days(0.5, 0.0, 1.0)).variance == pytest.approx(0.2)
+    """Three of .1 and one of .3 are .15; where single days spread twice as much, that one is worth a quarter."""
+    assert (Days(0.1, 0.0, 3.0, 0.4) + Days(0.3, 0.0, 1.0, 0.2)).variance == pytest.approx(0.15)
+    both = Days(0.1, 0.0, 3.0, 0.4) + Days(0.3, 0.0, 1.0, 0.7)
+    assert both.degrees == pytest.approx(3.25)
+    assert both.variance == pytest.approx((0.3 + 0.3 / 4) / 3.25)
     assert (Days() + Days()).of_mean(3) == 0
