@@ -78,7 +78,7 @@ class Index:
     def unknown_model(self, name: str, headers: Mapping[bytes, bytes]) -> Refusal:
         """Return the refusal of an unknown model: the same as of one that is hidden from the caller, where one is."""
         secret = secret_of(headers)
-        if not all(_knows(guard, secret) for guard in self.guards()):
+        if any(access.required and not _knows(guard, secret) for _, guard, access in self._models):
             try:
                 NOBODYS.identify(secret)
             except Refusal as hidden:

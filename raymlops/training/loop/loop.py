@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raymlops.data.order import leaves_single_rows, micro_batches
+from raymlops.loss_value import training_step
 from raymlops.recipe import call_recipe, to_device
 from raymlops.training.ema import Ema
 from raymlops.training.loop.gradients import backward, clip_gradient, scale_gradient
@@ -31,7 +32,6 @@ from raymlops.training.loop.step_errors import in_step
 from raymlops.training.model.batch_norm import normalizes_batches, one_row_is_too_few, running_statistics
 from raymlops.training.model.parallel import local_only
 from raymlops.training.model.precision import autocast, optimizer_step, overflow_expected, scaler_of, skip_step
-from raymlops.worker_rows import training_step
 
 if TYPE_CHECKING:
     from torch import nn

@@ -31,7 +31,7 @@ def test_answers_that_are_worse_end_with_6_where_that_is_asked(capsys):
     text = capsys.readouterr().out
     assert text.startswith("flights, version 3 since ")
     assert "\n  worse: " in text
-    assert "outputs, worse by their labels, since " in text
+    assert "outputs, worse by their labels, " in text
     assert main(["quality", "flights", "--fail-on-worse", "--since", "2020-01-01", "--json"]) == 6
     found = json.loads(capsys.readouterr().out)
     assert (found["verdict"]["outcome"], len(found["windows"])) == ("worse", 3)

@@ -21,7 +21,7 @@ from raymlops.lifecycle.rollout.follow import follow_rollout
 from raymlops.records import BundleRef
 from raymlops.state.rollouts import start_rollout, update_rollout
 from raymlops.state.store import Deployment, State
-from raymlops.state.watch.incidents import Filed, Incident, record_window
+from raymlops.state.watch.incidents import Filed, Incident, record_window, tell
 from raymlops.state.watch.messages import Message, put_message
 from raymlops.state.watch.windows import JudgedWindow
 
@@ -161,10 +161,11 @@ def test_messages_that_a_messenger_lacks_are_told(root):
     """How many, since when and why, once they were tried; no condition of the model itself."""
     start = NOW
     window = JudgedWindow("m", "inputs", "drift", 0, start, start, 2, "alarm", "why", 1_000, start)
-    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, ("x",))
+    incident = Incident("i", "m", "inputs", "drift", 0, start, start, 1, "x")
     message = Message("i-opened", "i", "opened", "title", "body", start)
     with State.open(f"sqlite:///{root}/state.db") as state:
-        record_window(state, window, lambda *_: Filed(incident, message, "drift.opened", "moved"), baselines=0)
+        record_window(state, window, lambda _: [Filed(incident, "drift.opened", "moved")])
+        tell(state, lambda incidents, _: [(message, incidents)])
         assert overview(root=str(root))[0].messages is None
         put_message(state, replace(message, attempts=1, retry_at=NOW, last_error="URL 1 (Slack): answered 404"))
         (model,) = overview(root=str(root))

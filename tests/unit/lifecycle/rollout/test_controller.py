@@ -637,7 +637,7 @@ def test_a_log_that_is_switched_off_is_not_read(state, serve):
     """The step passes as soon as it has baked, and says so."""
     off = SERVE.model_copy(update={"log": SERVE.log.model_copy(update={"enabled": False})})
     deploy(state, serve, section=off)
-    beside(state, serve, 2)
+    beside(state, serve, 2, section=off)
     share(state, serve, 2, TrafficRequest(weight=0.1, rollout=SETTINGS), now=START)
     reports = Reports()
     told(reports, now_running(state), canary=GOOD)
