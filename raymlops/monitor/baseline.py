@@ -86,7 +86,8 @@ def baseline_days(length_s: float) -> int:
 
 
 def _before(window: Window, windows: Iterable[Window]) -> Window | None:
-    """Return the window that makes two running with this one: the one that ends where it starts, or a day before."""
+    """Return the window that makes two running with this one: the newest a whole number of days or lengths before."""
     length = window.stop_s - window.start_s
-    start = window.start_s - lag_of(length) * length
-    return next((one for one in windows if abs(one.start_s - start) + abs(one.stop_s - start - length) < 1), None)
+    lags = ((window.start_s - one.start_s) / (lag_of(length) * length) for one in windows)
+    near = ((lag, one) for lag, one in zip(lags, windows, strict=True) if lag > 0.5 and abs(lag - round(lag)) < 1e-3)
+    return min(near, key=lambda found: found[0], default=(0, None))[1]

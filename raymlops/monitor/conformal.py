@@ -29,12 +29,14 @@ among the own ones, and a day with a level of its own would hide in the variance
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri, owens_t, stdtr
+from scipy.special import ndtr, ndtri, owens_t, stdtr, stdtrit
 
+from raymlops.monitor.contrasts import KINDS, NULLS
 from raymlops.monitor.shrinkage import moderate
 
 Floats = npt.NDArray[np.float64]
@@ -74,27 +76,35 @@ class Own:
     def variances(self) -> Floats:
         """Return those of contrasts within their phases, of shape (contrasts,)."""
         degrees = max(len(self.values) - len(np.unique(self.phases)), 1)
-        return np.asarray((_within(self.values, self.phases) ** 2).sum(axis=0) / degrees)
+        return np.asarray((within(self.values, self.phases) ** 2).sum(axis=0) / degrees)
 
     def correlation(self, lag: int = 1) -> Floats:
-        """Return that of windows ``lag`` apart, from 0 to .99, of shape (contrasts,).
+        """Return that of windows ``lag`` apart in the column of each contrast, from 0 to .99, of shape (contrasts,).
 
-        B windows tell it to about 1 / sqrt(B): contrasts of one kind are drawn towards their mean, the more the less
-        they differ by more than that. James and Stein, "Estimation with quadratic loss" (1961). That it comes out too
-        low by (1 + 3 r) / B is corrected first. Marriott and Pope, "Bias in the estimation of autocorrelations",
-        Biometrika 41 (1954).
+        Where a column's location moves from day to day, so do its shapes, by a function of it: all contrasts of a
+        column but its nulls have one correlation, that of their sums of squares. That it comes out too low by
+        (1 + 3 r) / B is corrected: Marriott and Pope, "Bias in the estimation of autocorrelations", Biometrika 41
+        (1954). B windows tell it to about 1 / sqrt(B): where columns differ by hardly more than that, they are drawn
+        towards their mean, but down by a standard error at most, since one column that moves among many that do not is
+        no chance. Efron and Morris, "Limiting the risk of Bayes and empirical Bayes estimators", J. Am. Stat. Assoc. 67
+        (1972).
         """
-        residual, noise = _within(self.values, self.phases), 1 / len(self.values)
+        residual, noise = within(self.values, self.phases), 1 / len(self.values)
         squares, lagged = (residual**2).sum(axis=0), (residual[lag:] * residual[:-lag]).sum(axis=0)
         varies = squares > 1e-6 * len(residual) * self.floors  # Less is what is left of arithmetic.
-        found = lagged / np.where(varies, squares, 1.0)
-        each = np.where(varies, (found + noise) / (1 - 3 * noise), 0.0)
-        for kind in np.unique(self.kinds):
-            ours = (self.kinds == kind) & varies
-            if ours.sum() > 1:
-                mean, spread = each[ours].mean(), max(float(each[ours].var(ddof=1)) - noise, 0.0)
-                each[ours] = mean + (each[ours] - mean) * spread / (spread + noise)
-        return np.clip(each, 0.0, 0.99)
+        columns = np.arange(len(self.kinds)) if self.columns is None else self.columns
+        nulls = self.kinds % len(KINDS) == KINDS.index(NULLS)
+        _, owner = np.unique(columns * 2 + nulls, return_inverse=True)
+        total = np.bincount(owner, squares * varies)
+        found = np.bincount(owner, lagged * varies) / np.where(total > 0, total, 1.0)
+        each = np.where(total > 0, (found + noise) / (1 - 3 * noise), 0.0)
+        known = each[(total > 0) & (np.bincount(owner, nulls) == 0)]
+        if len(known) > 1:
+            mean, spread = known.mean(), max(float(known.var(ddof=1)) - noise, 0.0)
+            drawn = mean + (each - mean) * spread / (spread + noise)
+            least = each - (1 - np.square(each)) * math.sqrt(noise)
+            each = np.where(total > 0, np.maximum(least, drawn), 0.0)
+        return np.clip(each, 0.0, 0.99)[owner]
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,14 @@ class Ranked:
         others: The scores of the others, descending.
         distances: Of each contrast, signed, in standard deviations of own windows; of two, what both reach.
         degrees: The degrees of freedom of each distance.
+        furthest: How far the furthest other window is in each contrast; of two running, nothing.
     """
 
     p: float
     others: Floats
     distances: Floats
     degrees: Floats
+    furthest: Floats = field(default_factory=lambda: np.zeros(0))
 
     def critical(self, level: float) -> float:
         """Return the distance that has to be exceeded for a p-value of at most ``level``; infinite where none can."""
@@ -126,7 +138,7 @@ class Ranked:
 def rank_one(own: Own, window: Floats, *, phase: int = 0, shrink: float | Floats = 1.0) -> Ranked:
     """Rank one window, of shape (contrasts,), among the own ones; its distances are multiplied by ``shrink`` first."""
     values, phases = np.vstack([own.values, window]), np.append(own.phases, phase)
-    residual = _within(values, phases)
+    residual = within(values, phases)
     # The other part of a hat matrix's diagonal; 0 for the only window of its phase, which nothing can be said of.
     free = np.maximum(1 - 1 / np.bincount(phases)[phases], 1e-12)[:, None]
     degrees, squares, beside = len(values) - 1 - len(np.unique(phases)), residual**2 / free, _beside(own, [0])
@@ -136,7 +148,8 @@ def rank_one(own: Own, window: Floats, *, phase: int = 0, shrink: float | Floats
     distances = residual / np.sqrt(variances * free)
     distances[-1] *= shrink
     scores = np.abs(distances).max(axis=1)
-    return _ranked(scores[-1], scores[:-1], distances=distances[-1], degrees=freedom[-1])
+    found = _ranked(scores[-1], scores[:-1], distances=distances[-1], degrees=freedom[-1])
+    return replace(found, furthest=np.abs(distances[:-1]).max(axis=0))
 
 
 def rank_two(
@@ -152,7 +165,7 @@ def rank_two(
     ``correlation`` is that of windows that follow each other; the two windows' distances are multiplied by ``shrink``.
     """
     values, phase = np.vstack([own.values, windows]), np.append(own.phases, phases)
-    residual, sizes = _within(values, phase), np.bincount(phase)[phase]
+    residual, sizes = within(values, phase), np.bincount(phase)[phase]
     total, squares = (residual**2).sum(axis=0), residual**2 / np.maximum(1 - 1 / sizes, 1e-12)[:, None]
     degrees, near = len(values) - 2 - len(np.unique(phase)), _beside(own, [-own.lag, 0])
 
@@ -183,12 +196,22 @@ def rank_two(
     one, two, freedom = (found[0] for found in distances(first[-1:], second[-1:]))
     one, two = one * shrink, two * shrink
     both = np.maximum(np.minimum(one, two), 0.0) + np.minimum(np.maximum(one, two), 0.0)
-    judged = np.sign(both) * as_unrelated(np.abs(both), correlation)
+    judged = np.sign(both) * as_unrelated(np.abs(both), correlation, windows=len(own.values))
     return _ranked(float(np.abs(judged).max()), np.concatenate(others), distances=judged, degrees=freedom)
 
 
-def as_unrelated(distances: Floats, correlation: Floats | float) -> Floats:
-    """Return what two unrelated windows both reach as seldom as two with ``correlation`` reach ``distances``."""
+def as_unrelated(distances: Floats, correlation: Floats | float, *, windows: float = math.inf) -> Floats:
+    """Return what two unrelated windows both reach as seldom as two with ``correlation`` reach ``distances``.
+
+    Of so many own ``windows``, related ones tell a variance no better than the unrelated ones that they are worth: by
+    Student's t with as few degrees of freedom a distance counts for less. A correlation that they tell is taken to be a
+    standard error higher, or twice as high: what it is too low by makes alarms, what it is too high by later ones.
+    """
+    if math.isfinite(windows):
+        correlation = correlation + np.minimum(correlation, windows**-0.5) * (1 - np.square(correlation))
+        worth = np.maximum(windows * (1 - correlation) / (1 + correlation), 2.0)
+        tail = np.maximum(stdtr(worth - 1, -distances), 1e-250)
+        distances = np.minimum(distances, -stdtrit(windows - 1, tail))
     near = np.minimum(distances, _FAR)
     both = ndtr(-near) - 2 * owens_t(near, np.sqrt((1 - correlation) / (1 + correlation)))
     unrelated = -ndtri(np.sqrt(np.clip(both, 1e-300, 1.0)))
@@ -206,7 +229,7 @@ def _moderated(variances: Floats, own: Own, degrees: int) -> tuple[Floats, Float
     return np.maximum(found, own.floors), freedom
 
 
-def _within(values: Floats, phases: Ints) -> Floats:
+def within(values: Floats, phases: Ints) -> Floats:
     """Return the distance of each window from the mean of its phase."""
     member = (phases == np.arange(phases.max() + 1)[:, None]).astype(np.float64)
     means = member @ values / np.maximum(member.sum(axis=1), 1)[:, None]

@@ -114,7 +114,8 @@ def _of_values(
             angles = np.where(present > 0, angles, 2 * np.arcsin(np.sqrt(pooled[list(contrast.bins)].sum())))
             values, found = np.column_stack([values, angles]), (*found, contrast)
         return values, found
-    order = filled[np.argsort(-pooled[filled], kind="stable")].tolist()
+    # Windows of few rows have commonest categories of their own by chance: rows choose, not windows.
+    order = filled[np.argsort(-windows.sum(axis=0)[filled], kind="stable")].tolist()
     if without is not None:
         order = [at for at in order if at != without]
     # Of two shares that add up to 1 one says it all.

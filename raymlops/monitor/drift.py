@@ -62,6 +62,8 @@ class ColumnCounts:
         slice: Of which rows they are counts; empty for all.
         without: The category whose share is not compared on its own (see ``chosen_categories``); None for none.
         drawn: The variance that drawing a sample adds to what a window of traffic shows; own windows are none.
+        alike: By how much more than that of the reference's the variance of each window of traffic is, in those of
+            independent rows, since rows of one request are alike; empty for none.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ColumnCounts:
     slice: str = ""
     without: int | None = None
     drawn: float = 0.0
+    alike: tuple[float, ...] = ()
 
     def rows(self, own: OwnWindows) -> Counts:
         """Return the rows of own windows and then of those of traffic."""
@@ -210,6 +213,7 @@ def judge(columns: Sequence[ColumnCounts | PairCounts], own: OwnWindows, *, shar
         rows=rows_of,
         slices=[column.slice for column in columns],
         drawn=[column.drawn for column in columns],
+        alike=[column.alike for column in columns],
         share=share,
     )
     return _verdict(columns, meanings, compared_with, rows=rows, own=count)

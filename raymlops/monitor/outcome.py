@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.monitor.conformal import Own, Ranked, rank_one, rank_two
-from raymlops.monitor.contrasts import ENDS, KINDS, LOCATION, NULLS, SHARE, share_of
+from raymlops.monitor.contrasts import ENDS, KINDS, LOCATION, SHARE, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,13 +41,13 @@ SINGLE_SHIFT, SINGLE_SHARE = 0.5, 0.1
 """The change that such an alarm needs as well: half a standard deviation of ranks or of Fisher's z (no correlation
 becomes .46), or ten points of a share; ..."""
 SINGLE_FACTOR = 2.0
-"""... and to be so much further off than any own window is in anything: few rows that depend on each other are far from
-normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of windows, and one in 1,000 is 1.5 times as far)."""
+"""... and to be so much further off than any own window is in the same column, and than all but those of one day are in
+any: few rows that depend on each other are far from normal (AR(.99), 500 rows: Student's t alone says .001 in .017 of
+windows, and one in 1,000 is 1.5 times as far). A column that was odd on one day disables no other."""
 FEWEST_ROWS = 100
 """Of a window, or of a slice in it: fewer rows show nothing that own windows have not."""
 FEWEST_OWN = 20
 """Own windows of one phase below which nothing is said: with 18 the rank of one window cannot be below .05."""
-FEWEST_FOR_SINGLE = 30
 FEWEST_EFFECTIVE = 10.0
 """Unrelated windows that own windows have to be worth for a contrast to be judged. Those of correlation r are worth
 (1 - r) / (1 + r) of their number: Bartlett, "Some aspects of the time-correlation problem", J. R. Stat. Soc. 98 (1935).
@@ -119,7 +119,7 @@ def compare(
     ``phases`` are those of the window before it and of itself; ``share`` is that of every level.
     """
     own = _of_clumps(own)
-    count, related = len(own.values), _of_columns(own, own.correlation())
+    count, related = len(own.values), own.correlation()
     effective = count * (1 - related) / (1 + related)
     judged = effective >= FEWEST_EFFECTIVE
     none = np.zeros(windows.shape[1])
@@ -133,8 +133,8 @@ def compare(
     every = rank_one(own, windows[-1], phase=phases[1], shrink=less)
     p = holm(every.p_values())
     usual = own.values[own.phases == phases[1]].mean(axis=0)
-    single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL) & (count >= FEWEST_FOR_SINGLE)
-    single &= np.abs(every.distances) > SINGLE_FACTOR * every.others[0]
+    single = is_large(own.kinds, usual, windows[-1]) & (p <= share * SINGLE_LEVEL)
+    single &= np.abs(every.distances) > SINGLE_FACTOR * _furthest(own, every)
     kept = replace(own, values=own.values[:, judged], kinds=own.kinds[judged], floors=own.floors[judged])
     seen, less = windows[:, judged], less[judged]
     one = rank_one(kept, seen[-1], phase=phases[1], shrink=less)
@@ -146,21 +146,12 @@ def compare(
     return replace(found, outcome="alarm") if found.running or single.any() else found
 
 
-def _of_columns(own: Own, related: Floats) -> Floats:
-    """Return correlations of which a column's location, or each of its categories, leads the others but for its nulls.
-
-    Where location moves within the reference, ranks move apart and to one side as well, by less: at the end of a steady
-    trend each window is a little further than any own one, in shapes whose own windows hardly follow each other.
-    """
-    if own.columns is None:
-        return related
-    kinds, most = own.kinds % len(KINDS), np.zeros(int(own.columns.max(initial=0)) + 1)
-    leads = kinds == KINDS.index(LOCATION)
-    leads |= (kinds == KINDS.index(SHARE)) & ~np.isin(own.columns, own.columns[leads])
-    # Of 28 unrelated windows one contrast in 50 seems worth less than 10 by chance, and hardly any less than half.
-    leads &= len(own.values) * (1 - related) / (1 + related) < FEWEST_EFFECTIVE / 2
-    np.maximum.at(most, own.columns[leads], related[leads])
-    return np.where(kinds == KINDS.index(NULLS), related, np.maximum(related, most[own.columns]))
+def _furthest(own: Own, every: Ranked) -> Floats:
+    """Return how far own windows are at most in the column of each contrast, or but for one day in any column."""
+    columns = np.arange(len(every.furthest)) if own.columns is None else own.columns
+    most = np.full(int(columns.max(initial=0)) + 1, every.others[min(own.lag, len(every.others) - 1)])
+    np.maximum.at(most, columns, every.furthest)
+    return np.asarray(most[columns])
 
 
 def _of_clumps(own: Own) -> Own:

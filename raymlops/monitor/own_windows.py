@@ -75,14 +75,15 @@ def by_time(
     stops_s: npt.NDArray[np.float64],
     *,
     window_s: tuple[float, float],
+    before_s: float | None = None,
 ) -> OwnWindows:
     """Return windows as long as that of traffic from ``window_s[0]`` to ``window_s[1]``, in seconds since 1970.
 
     ``starts_s`` and ``stops_s`` are the times of blocks, ascending. Local time is the caller's to subtract: a week has
     168 hours here. A block belongs to the window that its middle is in; those that begin and end where windows do are
     exactly such windows. A block without rows is a time without traffic, and no window is made of such blocks alone.
-    The window before that of traffic is the one that ends where it starts, or of those shorter than a day the one that
-    starts a day before.
+    The window before that of traffic starts at ``before_s``; by default it ends where that of traffic starts, or of those
+    shorter than a day starts a day before.
     """
     start, stop = window_s
     length = stop - start
@@ -105,6 +106,7 @@ def by_time(
     if abs(cycle - round(cycle)) > 1e-3:
         return _refused(length)
     slots_of_week, lag = round(cycle), lag_of(length)
+    gap = lag if before_s is None else round((start - before_s) / length)
     phases = [int(slot) % slots_of_week for slot in found]
     numbers = np.bincount(phases, minlength=slots_of_week) if phases else np.zeros(slots_of_week)
     if numbers[0] < FEWEST_IN_PHASE:
@@ -120,7 +122,7 @@ def by_time(
         tuple(ranges[at] for at in kept),
         rows,
         tuple(dense[phases[at]] for at in kept),
-        (dense.get(-lag % slots_of_week, len(dense)), 0),  # alone in its phase it says nothing
+        (dense.get(-gap % slots_of_week, len(dense)), 0),  # alone in its phase it says nothing
         lag,
         why_few=f"the reference has {weeks:.1f} weeks: take shorter windows",
         slots=tuple(int(found[at]) for at in kept),

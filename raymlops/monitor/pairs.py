@@ -46,6 +46,7 @@ class PairCounts:
     influence: float | None = None
     drawn: float = 0.0
     slice: ClassVar[str] = ""
+    alike: ClassVar[tuple[float, ...]] = ()
 
     def rows(self, own: OwnWindows) -> Counts:
         """Return the rows of own windows and then of those of traffic."""

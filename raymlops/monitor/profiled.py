@@ -16,6 +16,7 @@ from raymlops.monitor.drift import OTHER, UNKNOWN, ColumnCounts
 from raymlops.monitor.outcome import FEWEST_ROWS
 from raymlops.monitor.pairs import PairCounts
 from raymlops.profiles.layout import ROWS
+from raymlops.profiles.profile import Profile
 from raymlops.profiles.scores import sums_of_pair
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from raymlops.monitor.own_windows import OwnWindows
     from raymlops.profiles.layout import Cells, Layout, Series
-    from raymlops.profiles.profile import Blocks, Profile
+    from raymlops.profiles.profile import Blocks
     from raymlops.profiles.slices import Slice
 
 ROUNDED = 0.01
@@ -56,7 +57,8 @@ def column_counts(
     traffic = np.stack([read_counts(window) for window in windows])
     whole = blocks.counts.sum(axis=0, keepdims=True)
     found, refused, drawn = [], dict[str, str](), drawn_beyond(blocks, windows)
-    for series, cells in layout.placed():
+    usual = Profile(layout, whole[0])
+    for at, (series, cells) in enumerate(layout.placed()):
         if series.missing is None:
             continue
         name = shown_name(series)
@@ -83,6 +85,7 @@ def column_counts(
                 influence=None if influence is None else influence.get(series.column),
                 without=len(series.categories) if series.column in by_chance else None,
                 drawn=drawn,
+                alike=tuple(max(0.0, each.design_effect(at) - usual.design_effect(at)) for each in windows),
             )
         )
     return found, refused

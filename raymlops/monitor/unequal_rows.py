@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from raymlops.monitor.conformal import Own
+from raymlops.monitor.conformal import Own, within
 from raymlops.monitor.outcome import Comparison, compare, floors, kind_numbers
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def compare_columns(
     rows: Sequence[Counts],
     slices: Sequence[str],
     drawn: Sequence[float],
+    alike: Sequence[Sequence[float]] = (),
     share: float = 1.0,
 ) -> Comparison:
     """Compare the windows of traffic with own ones, in all contrasts of all columns.
@@ -48,15 +49,21 @@ def compare_columns(
         rows: Of these windows in each column.
         slices: The slice of each column, empty for all rows.
         drawn: What a sample adds to the variances of each column's last window.
+        alike: What requests of several rows add to those of its windows of traffic, in variances of independent rows.
         share: Of the levels.
     """
     count, groups = len(own.ranges), {name: at for at, name in enumerate(dict.fromkeys(slices))}
     values, kinds, least, rng = [], [], [], np.random.default_rng(0)
-    for (found, meanings), each, name, more in zip(columns, rows, slices, drawn, strict=True):
+    requests = alike or [()] * len(columns)
+    for (found, meanings), each, name, more, extra in zip(columns, rows, slices, drawn, requests, strict=True):
         if more:
             found, each = sampled(found, each, count, more, rng)  # noqa: PLW2901
         usual = max(float(np.median(each[:count])), 1.0)
         phases = np.array([*own.phases, *own.phase[count - len(each) :]])
+        if any(extra):
+            varies = within(found[:count], phases[:count]).var(axis=0).mean() if found.size else 0.0
+            worth = max(1.0, float(varies) * usual)
+            each = np.append(each[:count], each[count:] * worth / (worth + np.array(extra)))  # noqa: PLW2901
         values.append(steadied(found, each, phases, usual=usual))
         kinds.append(kind_numbers([meaning.kind for meaning in meanings], group=groups[name]))
         least.append(floors(kinds[-1], usual))

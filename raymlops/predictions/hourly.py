@@ -112,10 +112,10 @@ def _counted(store: Store, folder: str, counted: Counted, faults: Faults) -> lis
                     # Where all fields of a side are redacted, its rows are counted nevertheless.
                     columns = columns_on(rows[SIDES[side]], layout) if SIDES[side] in rows.schema.names else {}
                     found = counters[side, layout].setdefault(weight, Counter(layout))
-                    found.add(columns, rows=rows.num_rows, squares=_squares(requests))
+                    found.add(columns, rows=rows.num_rows, requests=requests)
                     for each, some, numbers in parts_of(counted.slices, columns, chosen_by):
                         found = counters[each.qualify(side), layout].setdefault(weight, Counter(layout))
-                        found.add(some, rows=len(numbers), squares=_squares(requests[numbers]))
+                        found.add(some, rows=len(numbers), requests=requests[numbers])
     return [
         (side, Profile.weighted({weight: counter.profile() for weight, counter in by_weight.items()}, layout))
         for (side, layout), by_weight in counters.items()
@@ -126,10 +126,6 @@ def _requests(batch: pa.RecordBatch) -> Cells:
     """Return the number of each row's request; rows of one are written one after the other."""
     numbers = batch["row"].to_numpy(zero_copy_only=False)
     return np.cumsum(np.diff(numbers, prepend=numbers[:1]) <= 0)
-
-
-def _squares(requests: Cells) -> int:
-    return int((np.bincount(requests) ** 2).sum())
 
 
 def remove_profile(store: Store, folder: str) -> None:

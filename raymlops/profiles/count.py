@@ -35,15 +35,19 @@ class Counter:
         self.counts = np.zeros((windows, layout.size), np.int64)
 
     def add(
-        self, columns: Mapping[str, Any], *, rows: int, window: Cells | int = 0, squares: int | None = None
+        self, columns: Mapping[str, Any], *, rows: int, window: Cells | int = 0, requests: Cells | None = None
     ) -> None:
         """Count ``rows`` rows, each in the part that ``window`` gives it.
 
         A column of the layout that is not there is not counted: the sum of its cells is then less than ``rows``.
-        ``squares`` is the sum of the squared rows of each request, of rows of one part that are drawn by request.
+        ``requests`` are the numbers of the requests of rows of one part.
         """
-        if squares is not None:
-            self.counts[window, SQUARES] += squares - rows
+        several = False
+        if requests is not None:
+            pairs = int((np.bincount(requests) ** 2).sum()) - rows
+            several = pairs > 0
+            self.counts[window, SQUARES] += pairs
+            self.counts[window, self.layout.alike.start] += pairs
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(rows, start + CHUNK_ROWS))
             where = window[part] if isinstance(window, np.ndarray) else np.full(part.stop - start, window)
@@ -51,6 +55,8 @@ class Counter:
             rows_of = np.bincount(where, minlength=len(self.counts))
             self.counts[:, ROWS] += rows_of
             self.counts[:, SQUARES] += rows_of
+            asked = requests[part] - requests[start] if several and requests is not None else None
+            alike = dict(zip(self.layout.series, range(self.layout.alike.start + 1, self.layout.size, 2), strict=True))
             scored = np.zeros((1 + len(self.layout.scores), part.stop - start), np.float32)
             for name, placed in self.layout.by_column.items():
                 if name not in columns:
@@ -66,6 +72,8 @@ class Counter:
                         self.counts[:, cells] += _table(series, values, where, windows=len(self.counts))
                     for index, run in runs or ():
                         self.counts[index, cells] += series.counts_of(values[run])
+                    if asked is not None:
+                        self.counts[window, alike[series] : alike[series] + 2] += series.alike(values, asked)
                     for at, score in enumerate(self.layout.scores, 1):
                         if score.column == name and score.measure == series.measure:
                             scored[at] = score.of(values, series.categories)

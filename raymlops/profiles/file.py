@@ -131,6 +131,7 @@ def read_references(data: bytes) -> dict[str, Reference]:
         parts += [np.asarray(row[-1].values).reshape(len(parts[0]), -1) for row in mine]
         times = None if known["times"] is None else np.array(known["times"])
         slices = [Slice(column, value) for column, value in known["slices"]]
+        parts.append(np.zeros((len(parts[0]), layout.size - sum(part.shape[1] for part in parts)), np.int64))
         counts = np.concatenate(parts, axis=1)
         whole, *others = (Profile(layout, each) for each in counts[: 1 + len(slices)])
         blocks = counts[1 + len(slices) :]

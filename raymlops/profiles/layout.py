@@ -132,6 +132,29 @@ class Series:
         below = np.searchsorted(ascending, np.append(self._bounds, np.nan))
         return np.diff(below, prepend=0, append=len(ascending))
 
+    def alike(self, values: Any, requests: Cells) -> tuple[int, int]:
+        """Return over the pairs of rows of a request, (i, j) and (j, i), how many have one category, and how many none.
+
+        Of ordered values the first is the sum of products of their ``places``. Of a category its values' cells are given.
+        """
+        if self.missing is None:
+            return 0, 0
+        cells = values if self.measure == "category" else self.cells_of(values)
+        absent = cells == self.missing
+        if self.is_ordered:
+            places = self.places[cells]
+            both = (np.bincount(requests, places) ** 2).sum() - (places**2).sum()
+        else:
+            _, of_one = np.unique((requests * self.size + cells)[~absent], return_counts=True)
+            both = (of_one * (of_one - 1)).sum()
+        nulls = np.bincount(requests, absent)
+        return int(both), int((nulls * (nulls - 1)).sum())
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.float64]:
+        """Return the place of each cell of ordered values around the middle one; 0 of a missing value."""
+        return np.append(2.0 * np.arange(self.size - 1) - (self.size - 2), 0.0)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
         return {
@@ -154,7 +177,7 @@ class Series:
 class Layout:
     """The cells of a table's columns, one series after the other in one array, after ``ROWS`` and ``SQUARES``.
 
-    Behind them are the sums of ``scores``, which count no rows.
+    Behind them are the sums of ``scores``, and then of pairs of rows of one request; both count no rows.
     """
 
     series: tuple[Series, ...]
@@ -168,12 +191,22 @@ class Layout:
     @cached_property
     def size(self) -> int:
         """Return the number of cells."""
-        return HEAD + sum(series.size for series in self.series) + number_of_sums(len(self.scores))
+        return HEAD + sum(series.size for series in self.series) + number_of_sums(len(self.scores)) + self._alike
 
     @cached_property
     def sums(self) -> slice:
         """Return the cells of the sums of scores."""
-        return slice(self.size - number_of_sums(len(self.scores)), self.size)
+        stop = self.size - self._alike
+        return slice(stop - number_of_sums(len(self.scores)), stop)
+
+    @cached_property
+    def alike(self) -> slice:
+        """Return the cells of pairs of rows of one request: their number, and of each series what ``alike`` returns."""
+        return slice(self.size - self._alike, self.size)
+
+    @property
+    def _alike(self) -> int:
+        return 1 + 2 * len(self.series)
 
     @cached_property
     def digest(self) -> str:
@@ -195,6 +228,10 @@ class Layout:
         for series, cells in self.placed():
             found.setdefault(series.column, []).append((series, cells))
         return found
+
+    def placed_at(self, at: int) -> tuple[Series, slice]:
+        """Return the series at a place and the cells that it has."""
+        return [*self.placed()][at]
 
     def placed(self) -> Iterator[tuple[Series, slice]]:
         """Yield each series and the cells that it has."""

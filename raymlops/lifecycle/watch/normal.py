@@ -172,13 +172,20 @@ class Normal:
         if self.windows.interrupted(window):
             what = "no version was live" if self.side == "inputs" else _unlike(self.version)
             return self._waiting(window, f"{what} for a part of it")
-        self.traffic.read(at - self._lag, at - self._lag)
-        pair = running((*self.windows.counted(at - self._lag, at - 1), window))
+        pair = self._pair(window, at)
         served = (skewed, self._served_since) if skewed and self._served_since is not None else None
         split = parts(self.columns, self.baselines, served, window_s=self.window_s)
         known = sum(part.first is None or len(self._since(part.first, pair)) >= FEWEST_OWN for part in split)
         found = [self._part(window, pair, part, share=1 / max(1, known)) for part in split]
         return of_parts([one for one, _ in found], spared=[spared for _, spared in found])
+
+    def _pair(self, window: Window, at: int) -> tuple[Window, ...]:
+        """Return the newest window before this one with enough rows, at the same hours of an earlier day, and this."""
+        for before in range(at - self._lag, at - self.most - 1, -self._lag):
+            self.traffic.read(before, before)
+            if len(pair := running((*self.windows.counted(before, before), window))) == 2:
+                return pair
+        return (window,)
 
     def _part(self, window: Window, pair: Sequence[Window], part: Part, *, share: float) -> tuple[WindowDrift, bool]:
         """Return the verdict on a part of the columns, and whether the window can be ``ok`` without one.
@@ -297,7 +304,8 @@ class Normal:
         if blocks.times is None or reference.independent:
             own = by_rows(blocks.rows, rows=last.rows)
         else:
-            own = by_time(blocks.rows, blocks.times[:-1], blocks.times[1:], window_s=(last.start_s, last.stop_s))
+            span, times = (last.start_s, last.stop_s), blocks.times
+            own = by_time(blocks.rows, times[:-1], times[1:], window_s=span, before_s=pair[0].start_s)
         part = part or Part(None, self.columns.every)
         by_chance, sliced = chosen_by_chance(blocks, own), reference.slice_blocks
         verdict, refused = self._judge(
@@ -316,8 +324,9 @@ class Normal:
             drawn = min((one.drawn for one in profiles if one.read), default=0.0)
             return Blocks(self.reference.layout, np.stack([read_counts(one) for one in profiles]), drawn=drawn)
 
-        whole = blocks(None)
-        own = by_time(whole.rows, starts, stops, window_s=(pair[-1].start_s, pair[-1].stop_s))
+        whole, last = blocks(None), pair[-1]
+        span = last.start_s, last.stop_s
+        own = by_time(whole.rows, starts, stops, window_s=span, before_s=pair[0].start_s)
         sliced = {each: blocks(each) for each in self.reference.slices if self._is_in(each, part)}
         return self._judge(self.windows, pair, own, part, share=share, whole=whole, sliced=sliced)
 

@@ -11,8 +11,8 @@ def days(number, *, start=0, rows=500):
 def test_skew_compares_two_windows_running_with_enough_rows():
     """The first of these, or where they cannot be judged the next."""
     windows = (*days(1, rows=3), *days(1, start=1), *days(3, start=3))
-    assert served_pairs(windows) == [windows[2:4], windows[3:5]]
-    assert served_pairs(windows[:3]) == []
+    assert served_pairs(windows) == [windows[1:3], windows[2:4], windows[3:5]]
+    assert served_pairs(windows[:2]) == []
 
 
 def test_what_is_judged_is_no_part_of_the_baseline():
@@ -42,11 +42,14 @@ def test_hours_are_kept_long_enough_for_a_baseline_and_what_is_judged_by_it():
     assert [baseline_days(days * DAY_S) for days in (7, 1, 0.25)] == [155, 29, 24]
 
 
-def test_a_missing_window_is_not_the_one_before():
-    """A day without traffic, or with too little: there are no two running."""
+def test_the_window_before_is_the_newest_one_with_rows():
+    """A day without traffic, or with too little, is passed over; of six hours it begins whole days before."""
     last = days(1, start=23)
-    assert running((*days(22), *last)) == last
-    assert running((*days(22), *days(1, start=22, rows=9), *last)) == last
+    assert running((*days(22), *last)) == (*days(1, start=21), *last)
+    assert running((*days(22), *days(1, start=22, rows=9), *last)) == (*days(1, start=21), *last)
+    assert running(last) == last
+    parts = [Window(at * DAY_S / 4, (at + 1) * DAY_S / 4, 500) for at in (0, 1, 2, 3, 5, 10)]
+    assert running(parts) == (parts[2], parts[-1])
 
 
 def test_the_one_before_six_hours_are_those_of_the_day_before():

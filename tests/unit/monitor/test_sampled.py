@@ -46,8 +46,7 @@ def sampled(reference, times, columns, request, *, seed):
     for day in range(first, first + JUDGED):
         rows = np.flatnonzero(kept[request] & (times // DAY == day))
         counter = Counter(reference.layout)
-        squares = int((np.bincount(request[rows]) ** 2).sum())
-        counter.add({name: each[rows] for name, each in columns.items()}, rows=len(rows), squares=squares)
+        counter.add({name: each[rows] for name, each in columns.items()}, rows=len(rows), requests=request[rows])
         found.append(Profile.weighted({1 / SHARE: counter.profile()}, reference.layout))
     return found
 
