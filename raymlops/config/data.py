@@ -25,7 +25,7 @@ Check = Literal[
     "columns",
 ]
 CHECKS: tuple[Check, ...] = get_args(Check)
-REFUSING: frozenset[Check] = frozenset({"same_rows", "label_values", "columns"})
+REFUSING: frozenset[Check] = frozenset({"same_rows", "label_values", "label_as_input", "columns"})
 """Refuse by default: what they find is wrong for certain, or was ruled out by the configuration. Others warn."""
 Share = Annotated[float, Field(ge=0, le=1)]
 

@@ -82,8 +82,7 @@ def by_time(
     ``starts_s`` and ``stops_s`` are the times of blocks, ascending. Local time is the caller's to subtract: a week has
     168 hours here. A block belongs to the window that its middle is in; those that begin and end where windows do are
     exactly such windows. A block without rows is a time without traffic, and no window is made of such blocks alone.
-    The window before that of traffic starts at ``before_s``; by default it ends where that of traffic starts, or of those
-    shorter than a day starts a day before.
+    The window before that of traffic starts at ``before_s``, by default a day before, or where it ends as that starts.
     """
     start, stop = window_s
     length = stop - start

@@ -42,12 +42,8 @@ class Counter:
         A column of the layout that is not there is not counted: the sum of its cells is then less than ``rows``.
         ``requests`` are the numbers of the requests of rows of one part.
         """
-        several = False
-        if requests is not None:
-            pairs = int((np.bincount(requests) ** 2).sum()) - rows
-            several = pairs > 0
-            self.counts[window, SQUARES] += pairs
-            self.counts[window, self.layout.alike.start] += pairs
+        pairs = 0 if requests is None else int((np.bincount(requests) ** 2).sum()) - rows
+        self.counts[window, [SQUARES, self.layout.alike.start]] += pairs
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(rows, start + CHUNK_ROWS))
             where = window[part] if isinstance(window, np.ndarray) else np.full(part.stop - start, window)
@@ -55,8 +51,6 @@ class Counter:
             rows_of = np.bincount(where, minlength=len(self.counts))
             self.counts[:, ROWS] += rows_of
             self.counts[:, SQUARES] += rows_of
-            asked = requests[part] - requests[start] if several and requests is not None else None
-            alike = dict(zip(self.layout.series, range(self.layout.alike.start + 1, self.layout.size, 2), strict=True))
             scored = np.zeros((1 + len(self.layout.scores), part.stop - start), np.float32)
             for name, placed in self.layout.by_column.items():
                 if name not in columns:
@@ -72,8 +66,9 @@ class Counter:
                         self.counts[:, cells] += _table(series, values, where, windows=len(self.counts))
                     for index, run in runs or ():
                         self.counts[index, cells] += series.counts_of(values[run])
-                    if asked is not None:
-                        self.counts[window, alike[series] : alike[series] + 2] += series.alike(values, asked)
+                    if pairs and requests is not None:
+                        at = self.layout.alike.start + 1 + 2 * self.layout.series.index(series)
+                        self.counts[window, at : at + 2] += series.alike(values, requests[part] - requests[start])
                     for at, score in enumerate(self.layout.scores, 1):
                         if score.column == name and score.measure == series.measure:
                             scored[at] = score.of(values, series.categories)

@@ -135,7 +135,7 @@ class Series:
     def alike(self, values: Any, requests: Cells) -> tuple[int, int]:
         """Return over the pairs of rows of a request, (i, j) and (j, i), how many have one category, and how many none.
 
-        Of ordered values the first is the sum of products of their ``places``. Of a category its values' cells are given.
+        Of ordered values the first is the sum of products of their ``places``. Of a category its cells are given.
         """
         if self.missing is None:
             return 0, 0
@@ -201,7 +201,7 @@ class Layout:
 
     @cached_property
     def alike(self) -> slice:
-        """Return the cells of pairs of rows of one request: their number, and of each series what ``alike`` returns."""
+        """Return the cells of pairs of rows of one request: their number, then ``Series.alike`` of each series."""
         return slice(self.size - self._alike, self.size)
 
     @property
@@ -228,10 +228,6 @@ class Layout:
         for series, cells in self.placed():
             found.setdefault(series.column, []).append((series, cells))
         return found
-
-    def placed_at(self, at: int) -> tuple[Series, slice]:
-        """Return the series at a place and the cells that it has."""
-        return [*self.placed()][at]
 
     def placed(self) -> Iterator[tuple[Series, slice]]:
         """Yield each series and the cells that it has."""

@@ -77,11 +77,12 @@ class Profile:
         """Return how many times the variance of independent rows that of the series ``at`` a place is, at least 1.
 
         That is 1 + r P / n of n rows that have P pairs in one request, (i, j) and (j, i), and r the correlation of
-        these: Kish, "Survey Sampling" (1965), section 5.4. Few requests tell r badly: it is a standard error higher. One
-        single request tells none, and rows of a sample are counted by request anyway.
+        these: Kish, "Survey Sampling" (1965), section 5.4. Few requests tell r badly: it is a standard error higher.
+        One single request tells none, and rows of a sample are counted by request anyway.
         """
-        series, cells = self.layout.placed_at(at)
-        pairs, (both, absent) = int(self.counts[self.layout.alike][0]), self.counts[self.layout.alike][1 + 2 * at :][:2]
+        series, cells = [*self.layout.placed()][at]
+        pairs, *others = self.counts[self.layout.alike].tolist()
+        both, absent = others[2 * at : 2 * at + 2]
         if not pairs or series.missing is None or self.read != self.rows:
             return 1.0
         shares = self.counts[cells] / self.rows
@@ -90,8 +91,9 @@ class Profile:
             usual, square = float(shares @ series.places) ** 2, float(shares @ series.places**2)
         else:
             usual, square = float(present @ present), float(present.sum())
-        found = [(both / pairs - usual) / max(square - usual, 1e-9), (absent / pairs - null**2) / max(null - null**2, 1e-9)]
-        return 1 + max(0.0, *found) * (1 + math.sqrt(2 * (pairs + self.rows)) / self.rows) * pairs / self.rows
+        related = (both / pairs - usual) / max(square - usual, 1e-9)
+        nulls = (absent / pairs - null**2) / max(null - null**2, 1e-9)
+        return 1 + max(0.0, related, nulls) * (1 + math.sqrt(2 * (pairs + self.rows)) / self.rows) * pairs / self.rows
 
     def series(self, column: str, measure: Measure | None = None) -> tuple[Series, Cells]:
         """Return a series of a column, by default its first one, and its counts.

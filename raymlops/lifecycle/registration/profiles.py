@@ -15,9 +15,13 @@ import numpy as np
 from raymlops.bundle.slices import slices_of
 from raymlops.display import some_of
 from raymlops.lifecycle.registration.influence import influence
+from raymlops.monitor.contrasts import NULLS
+from raymlops.monitor.drift import judge
 from raymlops.monitor.outcome import FEWEST_ROWS, fewest_own
 from raymlops.monitor.own_windows import most_own
+from raymlops.monitor.profiled import column_counts
 from raymlops.profiles.learn import PRIVATE_ROWS
+from raymlops.profiles.profile import Profile
 from raymlops.profiles.reference import Chunk, Reference, reference_of
 from raymlops.recipe import times_of
 from raymlops.training.split_predictions import answered
@@ -98,7 +102,7 @@ def references(
         found[FEATURES] = replace(features, influence=matters)
         if features.blocks is None:
             _log.warning("drift of what this model is asked cannot be judged: %s", features.note)
-        for doubt in doubts(features, answers=found.get(PREDICTIONS), window_h=window_h):
+        for doubt in doubts(found[FEATURES], answers=found.get(PREDICTIONS), window_h=window_h):
             _log.warning("%s", doubt)
     return found
 
@@ -118,6 +122,7 @@ def doubts(features: Reference, *, answers: Reference | None = None, window_h: f
             if (usual := float(np.median(own.sums(blocks.rows)))) < FEWEST_ROWS:
                 few = f"{usual:.0f} rows in the median window of {window_h:g} h, {FEWEST_ROWS} are needed"
                 found.append(f"the slice {each.name} is not judged against training: {few}")
+        found += _slips(features, own)
     own = None if answers is None else _own(answers, window_h)
     if own is not None and (few := _few(own, "validation", window_h)):
         found.append(f"{few}; as it is, drift of outputs is not judged against it")
@@ -136,6 +141,25 @@ def _own(reference: Reference, window_h: float | None) -> OwnWindows | None:
     if window_h is None or blocks is None or blocks.times is None or reference.independent:
         return None
     return most_own(blocks.rows, blocks.times[:-1], blocks.times[1:], length_s=window_h * 3600)
+
+
+def _slips(features: Reference, own: OwnWindows) -> Iterator[str]:
+    """Yield which columns move so steadily within training that nothing but a slip is seen in them."""
+    assert features.blocks is not None
+    newest = Profile(features.layout, own.sums(features.blocks.counts)[-1])
+    verdict = judge(column_counts(features.blocks, [newest], influence=features.influence)[0], own)
+    if verdict.outcome == "insufficient" and newest.rows >= FEWEST_ROWS:
+        yield f"drift is judged once enough windows have been served: training has {verdict.reason}"
+    names = [
+        column.column if column.influence is None else f"{column.column} (influence {column.influence:.2f})"
+        for column in sorted(verdict.columns, key=lambda column: -(column.influence or 0.0))
+        if {*column.unjudged} - {NULLS}
+    ]
+    if names:
+        yield (
+            f"judged for slips alone, since they move from window to window of training: {some_of(names, 10)}; a unit "
+            "whose values stay within their range is not seen: set monitor.quality bounds, or take longer windows"
+        )
 
 
 def _few(own: OwnWindows, split: str, window_h: float | None) -> str:

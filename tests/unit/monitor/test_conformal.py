@@ -1,10 +1,11 @@
 """Ranks of windows among own windows, by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import multivariate_normal, norm, t
 
 from raymlops.monitor.conformal import Own, as_unrelated, rank_one, rank_two
 

@@ -118,3 +118,10 @@ def test_a_column_that_is_empty_has_no_contrasts():
     values, meanings = contrasts(counts([0, 0]), np.array([0]), ordered=False)
     assert values.shape == (1, 0)
     assert meanings == ()
+
+
+def test_rows_choose_the_commonest_categories():
+    """Of 13 categories the last has 1% of 10,000 rows, and half of the 20 rows of a window: it is the rarest."""
+    windows = counts([*[825] * 12, 100], [*[1] * 10, 0, 0, 10])
+    _, meanings = contrasts(windows, counts(0, 0)[0], ordered=False)
+    assert [meaning.bins for meaning in meanings][-1] == (12,)

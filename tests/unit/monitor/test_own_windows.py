@@ -95,6 +95,7 @@ def test_days_without_traffic_are_no_part_of_what_is_normal():
     assert own.phases[-5] == own.phase[1] + 3
     assert own.phase == (4, 0)
     assert by_time(*blocks, window_s=(5 * WEEK_S, 5 * WEEK_S + DAY_S)).phase == (5, 0)
+    assert by_time(*blocks, window_s=(5 * WEEK_S, 5 * WEEK_S + DAY_S), before_s=5 * WEEK_S - 3 * DAY_S).phase == (4, 0)
     assert by_time(*blocks, window_s=(5 * WEEK_S - DAY_S, 5 * WEEK_S)).ranges == ()
 
 

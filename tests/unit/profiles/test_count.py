@@ -173,7 +173,7 @@ def test_profiles_on_different_layouts_do_not_add_up():
 
 
 def test_no_column_and_no_row():
-    assert profile_of({}, Layout(())).counts.tolist() == [0, 0]
+    assert profile_of({}, Layout(())).counts.tolist() == [0, 0, 0]
     assert profile_of({"x": np.zeros(0), "s": np.zeros(0, object)}, LAYOUT).counts.sum() == 0
 
 
@@ -206,3 +206,17 @@ def test_a_short_vector_is_counted_by_its_largest_element():
         assert profile_of({"p": values}, layout, rows=5).series("p", "category")[1].tolist() == [2, 1, 1, 1]
     for values in (np.array([[each] for each in shares]), pa.array([[1.0], [2.0, 3.0]]), np.zeros((5, 33))):
         assert "category" not in measured(values)
+
+
+def test_rows_of_a_request_that_are_alike_say_less():
+    """Two requests of two rows: all alike, r = 1 and 1 + 1 x 4 / 4 = 2; a standard error of sqrt(2 / 2) higher, 3."""
+    layout = Layout((Series("n", "number", np.array([0.0])), Series("c", "category", categories=("a", "b"))))
+    columns = {"n": np.array([-1.0, -1, 1, 1]), "c": np.array(["a", "a", "b", "b"], object)}
+    counter = Counter(layout)
+    counter.add(columns, rows=4, requests=np.array([0, 0, 1, 1]))
+    alike = Profile.weighted({1.0: counter.profile()}, layout)
+    assert alike.read == 4
+    assert [alike.design_effect(at) for at in (0, 1)] == pytest.approx([3, 3])
+    single = Counter(layout)
+    single.add(columns, rows=4, requests=np.arange(4))
+    assert [single.profile().design_effect(at) for at in (0, 1)] == [1, 1]

@@ -254,7 +254,7 @@ def test_references_of_an_earlier_release_have_slices_without_blocks():
 
 def test_a_reference_without_columns_is_a_file_too():
     found = read_references(write_references({"features": reference_of(lambda: iter(()), rows=0)}))
-    assert found["features"].profile.counts.tolist() == [0, 0]
+    assert found["features"].profile.counts.tolist() == [0, 0, 0]
 
 
 def test_profiles_of_an_hour_are_read_on_the_layout_that_they_were_counted_on():

@@ -161,6 +161,23 @@ def test_a_slice_with_too_few_rows_a_window_is_said():
     assert told.startswith("the slice colour=red is not judged against training: 24 rows in the median window of 24 h")
 
 
+def test_registering_names_columns_that_are_judged_for_slips_alone():
+    """A temperature is .9 of the day before, and what is drawn anew is judged. Without that training judges nothing."""
+    rng, days, rows = np.random.default_rng(0), 84, 200
+    level = np.zeros(days)
+    for day in range(1, days):
+        level[day] = 0.9 * level[day - 1] + rng.normal()
+    times = np.arange(days * rows) * 86_400.0 / rows + 86_400.0 * 20_000
+    columns = {"temp": np.repeat(level, rows) + rng.normal(size=days * rows), "x": rng.normal(size=days * rows)}
+    reference = reference_of(lambda: [Chunk(columns, days * rows, times)], rows=days * rows)
+    (told,) = doubts(replace(reference, influence={"temp": 0.62}), window_h=24)
+    assert "judged for slips alone" in told
+    assert "temp (influence 0.62)" in told
+    alone = reference_of(lambda: [Chunk({"temp": columns["temp"]}, days * rows, times)], rows=days * rows)
+    (told,) = doubts(alone, window_h=24)
+    assert "so alike one after the other" in told
+
+
 def test_registering_tells_of_a_text_that_is_a_date():
     """A month and a release move on with time; a weekday comes again, and what changed in part has both."""
     number, rng = 8_000, np.random.default_rng(0)
