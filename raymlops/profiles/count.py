@@ -43,7 +43,8 @@ class Counter:
         ``requests`` are the numbers of the requests of rows of one part.
         """
         pairs = 0 if requests is None else int((np.bincount(requests) ** 2).sum()) - rows
-        self.counts[window, [SQUARES, self.layout.alike.start]] += pairs
+        if pairs:
+            self.counts[window, [SQUARES, self.layout.alike.start]] += pairs
         for start in range(0, rows, CHUNK_ROWS):
             part = slice(start, min(rows, start + CHUNK_ROWS))
             where = window[part] if isinstance(window, np.ndarray) else np.full(part.stop - start, window)
@@ -72,11 +73,12 @@ class Counter:
                     for at, score in enumerate(self.layout.scores, 1):
                         if score.column == name and score.measure == series.measure:
                             scored[at] = score.of(values, series.categories)
-            if self.layout.scores:
-                self._relate(scored, where, runs)
+            self._relate(scored, where, runs)
 
     def _relate(self, scored: npt.NDArray[np.float32], where: Cells, runs: list[tuple[int, slice]] | None) -> None:
         """Add up the products of scores in each part."""
+        if not self.layout.scores:
+            return
         scored[0] = 1
         if runs is None:
             order = np.argsort(where, kind="stable")

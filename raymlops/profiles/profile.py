@@ -93,7 +93,8 @@ class Profile:
             usual, square = float(present @ present), float(present.sum())
         related = (both / pairs - usual) / max(square - usual, 1e-9)
         nulls = (absent / pairs - null**2) / max(null - null**2, 1e-9)
-        return 1 + max(0.0, related, nulls) * (1 + math.sqrt(2 * (pairs + self.rows)) / self.rows) * pairs / self.rows
+        error = math.sqrt(2 * (pairs + self.rows)) / self.rows
+        return float(1 + max(0.0, related, nulls) * (1 + error) * pairs / self.rows)
 
     def series(self, column: str, measure: Measure | None = None) -> tuple[Series, Cells]:
         """Return a series of a column, by default its first one, and its counts.

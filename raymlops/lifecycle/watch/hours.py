@@ -66,13 +66,16 @@ class Hours:
         placed = [found for found in layout.placed() if self._named(shown_name(found[0])) in self._moved]
         self._layout = Layout(tuple(series for series, _ in placed))
         self._cells = np.concatenate([np.arange(HEAD), *(np.arange(at.start, at.stop) for _, at in placed)])
+        self._unrelated = np.zeros(self._layout.size - len(self._cells), np.int64)
         self._counts: dict[datetime, Cells] = {}
 
     def add(self, hour: HourProfile) -> None:
         """Add an hour of one version."""
         profile = hour.profiles.get(self._named(SIDES[self._side]))
         if profile is not None and self._version in {None, hour.version}:
-            self._counts[hour.start] = self._counts.get(hour.start, 0) + profile.counts[self._cells]
+            self._counts[hour.start] = self._counts.get(hour.start, 0) + np.append(
+                profile.counts[self._cells], self._unrelated
+            )
 
     def columns(self) -> tuple[HourlyColumn, ...]:
         """Return the first columns that led to the verdict, 8 at most, in its order."""
