@@ -48,7 +48,7 @@ FEWEST_ROWS = 100
 """Of a window, or of a slice in it: fewer rows show nothing that own windows have not."""
 FEWEST_OWN = 20
 """Own windows of one phase below which nothing is said: with 18 the rank of one window cannot be below .05."""
-FEWEST_EFFECTIVE = 10.0
+FEWEST_EFFECTIVE = 12.0
 """Unrelated windows that own windows have to be worth for a contrast to be judged. Those of correlation r are worth
 (1 - r) / (1 + r) of their number: Bartlett, "Some aspects of the time-correlation problem", J. R. Stat. Soc. 98 (1935).
 """

@@ -69,7 +69,7 @@ class Counter:
                         self.counts[index, cells] += series.counts_of(values[run])
                     if pairs and requests is not None:
                         at = self.layout.alike.start + 1 + 2 * self.layout.series.index(series)
-                        self.counts[window, at : at + 2] += series.alike(values, requests[part] - requests[start])
+                        self.counts[window, at : at + 2] += series.alike(values, requests[part] - requests[part].min())
                     for at, score in enumerate(self.layout.scores, 1):
                         if score.column == name and score.measure == series.measure:
                             scored[at] = score.of(values, series.categories)

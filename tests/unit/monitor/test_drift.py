@@ -210,7 +210,7 @@ def test_own_windows_that_are_alike_one_after_the_other_are_worth_few():
     verdict = judge([replace(slow, blocks=moving)], by_rows(np.full(26, ROWS), rows=ROWS))
     assert verdict.outcome == "insufficient"
     assert verdict.reason == (
-        "26 own windows, so alike one after the other that they are worth 0.1, and 10 are needed: "
+        "26 own windows, so alike one after the other that they are worth 0.1, and 12 are needed: "
         "take longer windows, or a longer reference"
     )
 
