@@ -249,6 +249,9 @@ def test_sixty_four_hostile_connections(served, capsys):
         ({"trailers": 8}, {"431 headers_too_large"}),
         ({"websocket": 8}, {"400 no_websocket"}),
         ({"grpc_partial": 4}, set()),
+        ({"grpc_bomb": 4}, set()),
+        ({"grpc_slow": 4}, set()),
+        ({"grpc_fields": 8}, set()),
         ({"unread": 8}, set()),
     ],
 )

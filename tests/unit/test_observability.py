@@ -12,13 +12,13 @@ import pytest
 from exported_metrics import exported
 from ruamel.yaml import YAML
 
-from raymlops.serving.telemetry.metric_families import FAMILIES, WATCH_FAMILIES
+from raymlops.serving.telemetry.metric_families import FAMILIES, REFUSALS, WATCH_FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "configs" / "observability"
 RULES = [str(Path(__file__).parent / name) for name in ("alert_rules_test.yaml", "alert_rules_of_days_test.yaml")]
 
-OURS = (*FAMILIES.values(), *WATCH_FAMILIES.values())
+OURS = (*FAMILIES.values(), *WATCH_FAMILIES.values(), REFUSALS)
 LABELS = {exported(family): set(family.labels) for family in OURS}
 LABELS["ray_serve_deployment_replica_healthy"] = {"application", "deployment", "replica"}  # Ray Serve's own
 LABELS["haproxy_backend_http_responses_total"] = {"proxy", "code"}  # HAProxy's own
@@ -101,12 +101,12 @@ def test_the_dashboard_has_the_variables_that_its_queries_use():
 
 
 def test_alerts_say_what_happened_and_what_to_do():
-    """Each has a severity, a summary with the model, and a description; settings that it names exist."""
+    """Each has a severity, a summary of whom it concerns, and a description; settings that it names exist."""
     from raymlops.config.serve import ServeSection
 
     for rule in rules():
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
-        assert "{{ $labels.model }}" in rule["annotations"]["summary"]
+        assert "{{ $labels." in rule["annotations"]["summary"]
         for path in re.findall(r"serve\.([a-z_.]*[a-z])", rule["annotations"]["description"]):
             section = ServeSection
             for key in path.split("."):

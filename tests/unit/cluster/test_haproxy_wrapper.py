@@ -151,6 +151,16 @@ def test_one_address_has_a_half_of_all_connections(serve):
             one.close()
 
 
+def test_a_length_beyond_what_haproxy_counts_is_refused(serve):
+    """It takes 2^64 + 1 for 1, and would pass on what was sent."""
+    head = b"POST /models/m HTTP/1.1\r\nhost: x\r\ncontent-length: 18446744073709551617\r\n\r\n{"
+    with serve.running(), socket.create_connection((HOST, serve.ports["http"]), timeout=20) as one:
+        one.sendall(head)
+        assert one.recv(12) == b"HTTP/1.1 400"
+    assert serve.config().count("option forwardfor") == 0
+    assert completed(serve.config()).count("option forwardfor") == 2
+
+
 def test_a_connection_carries_one_request_at_a_time(serve):
     """HTTP/2 by its preface, without TLS: a hundred requests would count as one connection. gRPC's port speaks it."""
 

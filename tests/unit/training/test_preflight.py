@@ -29,7 +29,7 @@ from raymlops.errors import RecipeError, UsageError
 from raymlops.project import bind
 from raymlops.recipe import RecipeBase, Splits
 from raymlops.signature import Signature
-from raymlops.training.example import example_rows
+from raymlops.training.example import _typical, example_rows
 from raymlops.training.preflight import has_unused_parameters, preflight, preflight_sweep
 
 
@@ -467,6 +467,42 @@ def test_ids_that_the_default_encode_rounds_are_told_of(tiny_project: Any) -> No
         preflight(project, prepare(project), notice=told.append)
     (text,) = told
     assert text.startswith("user has integers up to 16777217, and the default encode() makes float32 of them")
+
+
+TABLE = {
+    "number": (Column("c", "float"), np.arange(40.0), [19.5, 9.75]),
+    "count": (Column("c", "int"), np.arange(40), [20, 10]),
+    "flag": (Column("c", "bool"), np.arange(40) % 4 > 0, [True, True]),
+    "missing": (Column("c", "float", nullable=True), np.array([np.nan, 1.0, 3.0] * 20), [2.0, 1.0]),
+    "group": (Column("c", "string"), np.array(["a"] * 20 + ["b"] * 19 + ["c"], dtype=object), ["a", "a"]),
+    "name": (
+        Column("c", "string", max_length=3),
+        np.array([f"n{row:02}" for row in range(40)], dtype=object),
+        ["tex"] * 2,
+    ),
+    "known": (Column("c", "string", categories=("r", "s")), np.array(["r", "s"] * 9, dtype=object), ["r", "s"]),
+    "time": (
+        Column("c", "datetime"),
+        np.array(["2026-12-03T10:11:12"] * 40, dtype="datetime64[us]"),
+        ["2026-12-03T00:00:00.000000Z"] * 2,
+    ),
+    "tensor": (
+        Column("c", "float", shape=(2,)),
+        np.stack([np.arange(40.0), np.ones(40)], 1),
+        [[19.5, 1.0], [9.75, 1.0]],
+    ),
+    "few": (Column("c", "float", shape=(2,)), np.array([[0.0, 8.0], [4.0, 8.0]]), [[6.0, 6.0], [3.0, 3.0]]),
+}
+
+
+@pytest.mark.parametrize("kind", TABLE)
+def test_an_example_shows_no_row(kind: str) -> None:
+    """Quantiles of what many rows have, texts of 20 rows, days: by hand, of 40 rows."""
+    column, values, expected = TABLE[kind]
+    signature = Signature((column,), (Column("y", "float"),))
+    rows = signature.rows({"c": _typical(column, values)})
+    assert [row["c"] for row in rows] == expected
+    signature.parse_rows(rows)
 
 
 class WrittenInPython(Pictures):

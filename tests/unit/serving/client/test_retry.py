@@ -7,7 +7,7 @@ import random
 import pytest
 from tenacity import Retrying
 
-from raymlops.serving.client.retry import Budget, Failure, Reply, is_transient
+from raymlops.serving.client.retry import RETRIES, Budget, Failure, Reply, Tokens, is_transient
 
 OURS = b'{"error": {"code": "model_error", "message": "it raised"}}'
 BUSY = Reply(503, b"busy")
@@ -153,3 +153,14 @@ def test_below_v2_the_facts_are_beside_the_text():
     """As clients of the Open Inference Protocol expect it."""
     body = b'{"error": "it raised", "code": "model_error", "message": "it raised"}'
     assert Reply(500, body).error["code"] == "model_error"
+
+
+def test_the_calls_of_a_client_share_a_bound_of_retries():
+    """A hundred at first, of which one call uses 18; then one for ten answers."""
+    tokens = Tokens()
+    calls = [Call([BUSY] * 100, tokens=tokens) for _ in range(10)]
+    assert [len(call.pauses) for call in calls] == [18] * 5 + [10] + [0] * 4
+    assert sum(len(call.pauses) for call in calls) == RETRIES
+    for _ in range(11):
+        Call([DONE], tokens=tokens)
+    assert len(Call([BUSY] * 100, tokens=tokens).pauses) == 1

@@ -4,7 +4,9 @@ import asyncio
 import json
 import selectors
 import tracemalloc
+from collections import Counter
 from hashlib import sha256
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ from raymlops.serving.proxy.bounds import ANNOUNCED, INDEX, SILENT, UNKNOWN, Bou
 from raymlops.serving.proxy.disconnect import CLIENT, Client
 from raymlops.serving.proxy.middleware import MAX_HEADERS, ProxyMiddleware, clean_headers
 from raymlops.serving.refusal import Refusal
+from raymlops.serving.telemetry.metrics import _refusals
 
 COMPLETE = {"type": "http.request", "body": b"", "more_body": False}
 LARGE = {"type": "http.request", "body": bytes(64_001), "more_body": False}
@@ -1041,3 +1044,41 @@ def test_a_large_body_alone_is_never_paced():
         return await read_pieces(account)
 
     assert asyncio.run(beside_small()) == bytes(3000)
+
+
+@pytest.mark.parametrize(("haproxy", "seen"), [("0", [b"192.0.2.1", b"10.0.0.1"]), ("1", [b"192.0.2.1"])])
+def test_the_address_of_a_client_goes_along_after_what_it_says_itself(monkeypatch, haproxy, seen):
+    """Behind HAProxy, which adds it, the peer is HAProxy."""
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", haproxy)
+    found = []
+
+    async def app(scope, receive, send):
+        found.append([value for name, value in scope["headers"] if name == b"x-forwarded-for"])
+
+    async def send(message):
+        pass
+
+    headers = [(b"x-forwarded-for", b"192.0.2.1")]
+    scope = {"type": "http", "method": "GET", "path": "/models/m", "headers": headers, "client": ("10.0.0.1", 4711)}
+    asyncio.run(ProxyMiddleware(app)(scope, nothing, send))
+    assert found == [seen]
+
+
+async def nothing():
+    await asyncio.Event().wait()
+
+
+def test_refusals_are_counted_by_code(monkeypatch):
+    """Of the guard itself; what a model refuses, the model counts."""
+    counted = Counter()
+    counter = SimpleNamespace(inc=lambda value, tags: counted.update({tuple(tags.values()): value}))
+    monkeypatch.setattr("raymlops.serving.telemetry.metrics.ray_instrument", lambda family: counter)
+    _refusals.cache_clear()
+    try:
+        large = [(b"content-length", b"1001")]
+        for _ in range(2):
+            converse(unasked, [], headers=large)
+        converse(unasked, [], path="/-/routes", method="GET")
+    finally:
+        _refusals.cache_clear()
+    assert counted == {("http", "413", "body_too_large"): 2, ("http", "404", "not_found"): 1}

@@ -530,3 +530,10 @@ def test_a_version_that_gives_no_answer_is_no_failure_of_this_one():
     front = make_front(settings=Settings(traffic=Traffic(standing=(8,))))
     response = ask(front, "GET", "/v2/models/flights/versions/8")
     assert (response.status_code, response.json()["code"]) == (503, "version_unavailable")
+
+
+def test_a_refusal_for_want_of_a_key_tells_nothing_of_the_model():
+    """Neither its version; a caller with another error is told."""
+    front = make_front(access=Access(required=True))
+    assert "x-model-version" not in predict(front, [ROW]).headers
+    assert "x-model-version" in ask(front, "GET", "/healthz").headers

@@ -43,7 +43,13 @@ def test_a_line_says_who_asked_what_answered_and_how_long_it_took(tmp_path):
     """Every field, and nothing of the rows themselves."""
     log = access_log(tmp_path)
     request = served(
-        key_id="k3", fallback_from=8, traceparent=TRACE, columns={"secret": [1]}, outputs={"secret": [2]}, code="x"
+        key_id="k3",
+        client="192.0.2.1, 10.0.0.1",
+        fallback_from=8,
+        traceparent=TRACE,
+        columns={"secret": [1]},
+        outputs={"secret": [2]},
+        code="x",
     )
     log.take([request])
     log.close()
@@ -63,6 +69,7 @@ def test_a_line_says_who_asked_what_answered_and_how_long_it_took(tmp_path):
             "ms": 4.123,
             "model_ms": 2.0,
             "key_id": "k3",
+            "client": "192.0.2.1, 10.0.0.1",
             "fallback_from": 8,
             "trace_id": "0af7651916cd43dd8448eb211c80319c",
         }
@@ -79,7 +86,7 @@ def test_no_text_breaks_a_line(text):
 
 
 def test_the_files_are_bounded(tmp_path):
-    """Forty lines at about 240 bytes into files of 1,000: three files, the newest lines, all of them whole."""
+    """Forty lines at about 260 bytes into files of 1,000: three files, the newest lines, all of them whole."""
     log = access_log(tmp_path, max_bytes=1000)
     for number in range(40):
         log.take([served(request_id=f"r{number:02}")])
@@ -89,7 +96,7 @@ def test_the_files_are_bounded(tmp_path):
     assert all(path.stat().st_size <= 1000 for path in files)
     kept = [item["request_id"] for path in files for item in lines(path)]
     assert kept == [f"r{number:02}" for number in range(40)][-len(kept) :]
-    assert len(kept) >= 8
+    assert len(kept) >= 7
 
 
 def test_a_restarted_replica_goes_on_in_its_file(tmp_path):
