@@ -534,6 +534,6 @@ def test_a_version_that_gives_no_answer_is_no_failure_of_this_one():
 
 def test_a_refusal_for_want_of_a_key_tells_nothing_of_the_model():
     """Neither its version; a caller with another error is told."""
-    front = make_front(access=Access(required=True))
+    front = make_front(settings=Settings(access=Access(required=True)))
     assert "x-model-version" not in predict(front, [ROW]).headers
     assert "x-model-version" in ask(front, "GET", "/healthz").headers
