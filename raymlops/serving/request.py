@@ -15,7 +15,7 @@ from raymlops.predictions.served import RequestRecord
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from raymlops.arrays import Columns
     from raymlops.predictions.served import Route
@@ -102,6 +102,18 @@ class Exchange:
 
 def _nothing() -> None:
     pass
+
+
+def headers_in(metadata: Sequence[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return a call's metadata as headers; ``request_id`` counts as ``x-request-id``, which takes precedence."""
+    given = [
+        (
+            name.lower().encode("latin-1", "replace"),
+            value if isinstance(value, bytes) else value.encode("latin-1", "replace"),
+        )
+        for name, value in metadata
+    ]
+    return given + [(b"x-request-id", value) for name, value in given if name == b"request_id"]
 
 
 def headers_of(given: Iterable[tuple[bytes, bytes]], *more: bytes) -> dict[bytes, bytes]:

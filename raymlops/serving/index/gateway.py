@@ -23,9 +23,9 @@ from raymlops.serving.places import Places
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.proxy.bounds import KNOWN, MAX_VALUES, Bounds, scan_of
 from raymlops.serving.refusal import INTERNAL, Limits, Refusal
-from raymlops.serving.replica.grpc_front import GrpcReply, headers_in, refused
+from raymlops.serving.replica.grpc_front import GrpcReply, refused
 from raymlops.serving.replica.peers import LARGE_BYTES, ServePeers
-from raymlops.serving.request import headers_of, request_id_of
+from raymlops.serving.request import headers_in, headers_of, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

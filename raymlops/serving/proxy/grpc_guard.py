@@ -16,8 +16,7 @@ from raymlops.serving.auth import secret_of
 from raymlops.serving.proxy.bodies import WAITING_BYTES
 from raymlops.serving.proxy.bounds import KNOWN, KnownBounds
 from raymlops.serving.refusal import Refusal, grpc_code
-from raymlops.serving.replica.grpc_front import headers_in
-from raymlops.serving.request import headers_of, peer_of, request_id_of
+from raymlops.serving.request import headers_in, headers_of, peer_of, request_id_of
 from raymlops.serving.telemetry.metrics import count_refusal
 
 QUICK_S = 0.25

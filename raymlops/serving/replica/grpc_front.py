@@ -14,7 +14,7 @@ from raymlops.serving.arrival import refuse_late, stamp_in
 from raymlops.serving.asgi import too_large_body
 from raymlops.serving.protocols import grpc as form
 from raymlops.serving.refusal import INTERNAL, Refusal, grpc_code
-from raymlops.serving.request import request_id_of
+from raymlops.serving.request import headers_in, request_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,18 +67,6 @@ def refused(refusal: Refusal, request_id: str, *, metadata: tuple[tuple[str, str
     if refusal.retry_after_s is not None:
         metadata = (*metadata, ("retry-after", f"{refusal.retry_after_s:.3g}"))
     return GrpcReply(b"", grpc_code(refusal.status), form.details(refusal, request_id), metadata)
-
-
-def headers_in(metadata: Sequence[tuple[str, str | bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return a call's metadata as headers; ``request_id`` counts as ``x-request-id``, which takes precedence."""
-    given = [
-        (
-            name.lower().encode("latin-1", "replace"),
-            value if isinstance(value, bytes) else value.encode("latin-1", "replace"),
-        )
-        for name, value in metadata
-    ]
-    return given + [(b"x-request-id", value) for name, value in given if name == b"request_id"]
 
 
 def _metadata(exchange: Exchange) -> tuple[tuple[str, str], ...]:
