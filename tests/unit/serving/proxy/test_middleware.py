@@ -1075,10 +1075,9 @@ def test_refusals_are_counted_by_code(monkeypatch):
     monkeypatch.setattr("raymlops.serving.telemetry.metrics.ray_instrument", lambda family: counter)
     _refusals.cache_clear()
     try:
-        large = [(b"content-length", b"1001")]
         for _ in range(2):
-            converse(unasked, [], headers=large)
+            converse(unasked, [], headers=[(b"a", b"")] * (MAX_HEADERS + 1))
         converse(unasked, [], path="/-/routes", method="GET")
     finally:
         _refusals.cache_clear()
-    assert counted == {("http", "413", "body_too_large"): 2, ("http", "404", "not_found"): 1}
+    assert counted == {("http", "431", "headers_too_large"): 2, ("http", "404", "not_found"): 1}
