@@ -38,6 +38,7 @@ def test_a_severity_by_name_is_before_that_of_all():
     assert [check for check in CHECKS if ChecksSection().severity_of(check) == "refuse"] == [
         "same_rows",
         "label_values",
+        "label_as_input",
         "columns",
     ]
     assert load(rows="all").sha() == load(rows=100).sha()

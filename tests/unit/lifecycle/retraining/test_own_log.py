@@ -54,11 +54,11 @@ def test_a_version_is_judged_by_the_own_log(state, tmp_path, own):
     """As before here, and worthless in the other state."""
     live_flights(state, tmp_path)
     for folder, slope in ((own, 1.5), (tmp_path, -1.5)):
-        for day in range(8):
+        for day in range(12):
             label_day(folder, day, answer_day(folder, day, slope=slope), after=2 * HOUR)
-    QualityJudge(state)(FIRST + 10 * DAY)
-    facts = quality_facts(state, "flights", now=FIRST + 10 * DAY)
-    assert (facts.verdict.outcome, facts.labelled_rows) == ("as before", 2_400)
+    QualityJudge(state)(FIRST + 14 * DAY)
+    facts = quality_facts(state, "flights", now=FIRST + 14 * DAY)
+    assert (facts.verdict.outcome, facts.labelled_rows) == ("as before", 3_600)
 
 
 def test_a_retraining_has_the_rows_of_the_own_log(state, tmp_path, own):
