@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
-from killed_judge import STEPS, DiedError, dying_at, errors_of_three, raised, rows
+from killed_judge import AT_ONCE, STEPS, DiedError, dying_at, errors_of_three, raised, rows
 from older_state import OLD_DEPLOYMENTS, OLD_EVENTS, TAKEN_OVER, digests_in, write_older
 from postgres import NEEDS_POSTGRES, postgres
 from retrained import HOUR, NOW, begun_at_once, frozen, history
@@ -124,7 +124,7 @@ def test_judges_at_once_write_each_verdict_once(url, tmp_path):
         connection.execution_options(isolation_level="AUTOCOMMIT").execute(sa.text("CREATE DATABASE judged"))
     judged, single = url.removesuffix("postgres") + "judged", f"sqlite:///{tmp_path}/state.db"
     with State.open(single) as state:
-        for step in STEPS[:-1]:
+        for step in AT_ONCE:
             step(state)
     State.open(judged).close()
     for number in range(6):
