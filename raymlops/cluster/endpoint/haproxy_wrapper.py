@@ -50,6 +50,12 @@ LENGTH = (
     "if { req.hdr(content-length) -m len gt 18 }"
 )
 """HAProxy takes the length modulo 2^64, and passes it on as it was sent."""
+COMPRESSED = (
+    "    http-request return status 200 content-type application/grpc hdr grpc-status 12 "
+    'hdr grpc-message "send messages uncompressed" '
+    "if { req.hdr(grpc-encoding) -m found } !{ req.hdr(grpc-encoding) identity }"
+)
+"""A replica refuses them too, but many refusals end the connection, which HAProxy shares between clients."""
 _PART = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----", re.DOTALL)
 # Mozilla's intermediate recommendation, without the ciphers that need a file of Diffie-Hellman parameters.
 _CIPHERS = ":".join(
@@ -111,7 +117,7 @@ def completed(config: str, *, certificate: str | None = None) -> str:
     text = _replace(text, r"^(frontend http_frontend)$", f"\\1\n{table}\n{track}\n{reject}")
     has_grpc = "\nfrontend grpc_frontend\n" in text
     if has_grpc:
-        quiet = rf"\1    no log\n{FORWARD}"
+        quiet = rf"\1    no log\n{FORWARD}\n{COMPRESSED}"
         text = _replace(text, r"^(    bind \S+:\d+ proto h2\n    mode http\n)    log global$", quiet)
         text = _replace(text, r"^(frontend grpc_frontend)$", f"\\1\n{track}\n{reject}")
         status = 'hdr grpc-status 7 hdr grpc-message "applications are not listed"'

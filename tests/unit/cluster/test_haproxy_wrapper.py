@@ -151,6 +151,18 @@ def test_one_address_has_a_half_of_all_connections(serve):
             one.close()
 
 
+def test_a_compressed_grpc_call_ends_at_haproxy(serve):
+    """Replicas are asked over connections that clients share, which many refusals would end."""
+    with (
+        serve.running(),
+        grpc.insecure_channel(f"{HOST}:{serve.ports['grpc']}", compression=grpc.Compression.Gzip) as channel,
+        pytest.raises(grpc.RpcError) as refused,
+    ):
+        channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(bytes(1_000), timeout=20)
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "uncompressed" in refused.value.details()
+
+
 def test_a_length_beyond_what_haproxy_counts_is_refused(serve):
     """It takes 2^64 + 1 for 1, and would pass on what was sent."""
     head = b"POST /models/m HTTP/1.1\r\nhost: x\r\ncontent-length: 18446744073709551617\r\n\r\n{"
