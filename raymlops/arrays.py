@@ -85,6 +85,16 @@ class Column:
         return TYPES[self.type]
 
     @property
+    def nan_missing(self) -> bool:
+        """Return whether NaN stands for a missing integer or truth value, so that its arrays are float64."""
+        return self.nullable and self.type in {"int", "bool"}
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type of its arrays."""
+        return np.dtype(np.float64) if self.nan_missing else self.info.dtype
+
+    @property
     def has_length(self) -> bool:
         """Return whether its values may differ in length."""
         return None in self.shape or self.type in {"string", "bytes"}
@@ -205,8 +215,8 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
     if column.max_length is not None and longest > column.max_length:
         problems.append(RowProblem(None, column.name, _too_long(column, longest)))
         return array
-    fractions = column.nullable and column.type == "int"  # where NaN stands for a missing one
-    if array.dtype.kind not in ("OU" if column.info.is_text else column.info.kinds) + ("f" if fractions else ""):
+    kinds = "OU" if column.info.is_text else column.info.kinds
+    if array.dtype.kind not in kinds + ("f" if column.nan_missing else ""):
         problems.append(RowProblem(None, column.name, f"expected {column.type} values, got {array.dtype}"))
         return array
     if column.info.is_text:
@@ -219,7 +229,7 @@ def whole_array(column: Column, array: Array, problems: list[RowProblem]) -> Arr
             message = f"expected {expected(column)}, got {kind_of(array[tuple(place)].item())}"
             problems.append(RowProblem(place[0], column.name, message))
         return array
-    array = array.astype(np.float64 if column.nullable else column.info.dtype, copy=False)
+    array = array.astype(column.dtype, copy=False)
     if not (array.flags.writeable and array.flags.aligned and array.flags.c_contiguous):
         array = array.copy()
     return _pieces(list(array)) if None in column.shape else array
@@ -230,6 +240,15 @@ def missing_array(column: Column, rows: int) -> Array:
     if column.info.dtype == object:
         return np.full(rows, None, dtype=object)
     return np.full(rows, np.datetime64("NaT"), dtype=TIME) if column.info.dtype == TIME else np.full(rows, math.nan)
+
+
+def whole_values(column: Column, array: Array) -> list[Any]:
+    """Return an array's values: integers or truth values and None, also where NaN stands for a missing one."""
+    values: list[Any] = array.tolist()
+    if not column.nan_missing or array.dtype.kind != "f":
+        return values
+    (make,) = column.info.json_types
+    return [make(value) if value == value else None for value in values]  # noqa: PLR0124 - NaN alone differs
 
 
 def expected(column: Column) -> str:
@@ -316,6 +335,8 @@ def misfits(column: Column, array: Array) -> Array | None:
             bad = array > np.uint64(INT64[1])
     elif column.type == "float":
         bad = np.isinf(array) if column.nullable else ~np.isfinite(array)
+    elif column.type == "bool":
+        bad = ~((array == 0) | (array == 1) | np.isnan(array))
     else:
         bad = ~((np.floor(array) == array) & (np.abs(array) < 2.0**63) | np.isnan(array))
     return bad

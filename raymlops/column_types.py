@@ -34,8 +34,7 @@ _LARGEST = int(FLOAT64)
 _SAFE = float(2**62)
 """Whole numbers below it are within int64, also where float64 has rounded them."""
 _NONE = type(None)
-_NUMBERS = {float, int}
-_NUMERIC = {"float", "int"}
+_NUMBERS: dict[str, set[type]] = {"float": {float, int}, "int": {int}, "bool": {bool}}
 _YES, _NO = frozenset({"1", "true"}), frozenset({"0", "false"})
 
 
@@ -164,7 +163,6 @@ TYPES: dict[str, TypeInfo] = {
         mlflow="boolean",
         tensor="BOOL",
         shaped=True,
-        nullable=False,
     ),
     "string": TypeInfo(
         dtype=np.dtype(object),
@@ -265,7 +263,7 @@ def quick_scalars(
     if kind == "string":
         fits = types <= {str} and (known is None or known.issuperset(values))
         return np.array(values, dtype=object) if fits else None
-    if kind == "bool":
+    if kind == "bool" and not nullable:
         return np.array(values, dtype=np.bool_) if types == {bool} else None
     if kind == "float" and types == {float} and not missing:
         # A sum is finite only where all its terms are; where it is not, they may still be.
@@ -273,7 +271,7 @@ def quick_scalars(
     try:
         if kind == "int" and not nullable:
             return np.array(values, dtype=np.int64) if types == {int} else None
-        if kind not in _NUMERIC or not types <= (_NUMBERS if kind == "float" else {int}):
+        if kind not in _NUMBERS or not types <= _NUMBERS[kind]:
             return None
         array = np.array(values, dtype=np.float64)
     except OverflowError:

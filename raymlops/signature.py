@@ -11,7 +11,7 @@ type          array                  missing (only where ``nullable``)
 ============ ====================== =====================================
 ``float``     float64 (n, *shape)    NaN
 ``int``       int64 (n, *shape)      a nullable int column is float64, NaN
-``bool``      bool (n, *shape)       not allowed
+``bool``      bool (n, *shape)       a nullable bool column is float64, NaN
 ``string``    object (n,)            None
 ``bytes``     object (n,) of bytes   None
 ``datetime``  datetime64[us], UTC    NaT
@@ -132,7 +132,8 @@ class Signature(_Reading):
 
         A column's array has the shape ``(rows, *shape)``; a free dimension has any length, the same for all rows. Float
         columns take floats and integers, int columns integers, nullable int columns also floats that are whole
-        numbers. NaN is missing, as None is in an object array of strings. A nullable column may be left out.
+        numbers, nullable bool columns 0 and 1. NaN is missing, as None is in an object array of strings. A nullable
+        column may be left out.
 
         Raises:
             InvalidRowsError: as ``parse_rows``.
@@ -154,7 +155,7 @@ class Signature(_Reading):
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
         """Turn input or output columns into JSON rows, missing values as null.
 
-        A nullable integer column, whose array is float64, gives integers.
+        A nullable integer or bool column, whose array is float64, gives integers, or true and false.
         """
         both = (*self.inputs, *self.outputs)
         lists = {
@@ -256,7 +257,10 @@ def _json_values(named: Sequence[Column], array: npt.NDArray[Any]) -> list[Any]:
     if array.dtype.kind == "M":  # of no column, such as a label
         return write_time(array)
     values = [_plain(value) for value in array.tolist()]
-    if all(column.type != "int" for column in named):
+    types = {column.type for column in named}
+    if types == {"bool"}:
+        return [bool(value) if isinstance(value, float) else value for value in values]
+    if "int" not in types:
         return values
     return [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
 

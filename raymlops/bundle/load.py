@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.answer_loss import AnswerLoss, declared
+from raymlops.arrays import misfits
 from raymlops.bundle import verify as names
 from raymlops.bundle.code import own_version
 from raymlops.bundle.imports import import_module
@@ -302,7 +303,7 @@ def _output(column: Column, values: Any, *, rows: int, where: str) -> Array:
         # Numbers with gaps may come as objects.
         array = np.array([np.nan if value is None else value for value in array.tolist()])
     _check(column, array, shape=array.shape[1:], where=where)
-    return array.astype(np.float64 if column.type == "int" and column.nullable else column.info.dtype)
+    return array.astype(column.dtype)
 
 
 def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) -> None:
@@ -314,6 +315,8 @@ def _check(column: Column, array: Array, *, shape: tuple[int, ...], where: str) 
     kinds = column.info.kinds + ("f" if column.nullable else "")
     if array.dtype.kind not in kinds or (column.type == "image" and array.dtype != np.uint8):
         raise RecipeError(f"{where}: an array of {array.dtype}; the signature says {column.type}")
+    if column.type == "bool" and (bad := misfits(column, array)) is not None and bad.any():
+        raise RecipeError(f"{where}: {array[bad][0]}; the signature says {column.type}, 0, 1 or NaN where nullable")
 
 
 def _check_finite(column: Column, array: Array, *, where: str, first_row: int = 0) -> None:

@@ -17,6 +17,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from raymlops.arrays import whole_values
 from raymlops.bundle.code import OWN_PACKAGE, own_version
 from raymlops.bundle.load import LoadedModel, load
 from raymlops.bundle.requirements import public
@@ -98,6 +101,8 @@ class PyfuncModel:
 def _cells(column: Column, array: Any) -> Any:
     if column.info.raw is not None:
         return column.info.raw(array)
+    if column.type == "bool" and column.nullable:
+        return np.array(whole_values(column, array), dtype=object)
     return list(array) if array.ndim > 1 else array
 
 
@@ -173,7 +178,7 @@ def _spec(column: Column, *, is_input: bool) -> Any:
 
     # MLflow refuses a whole number (int64) where it expects a double, and a missing one where it expects a long, while
     # JSON and pandas write both that way. Such inputs are left to our own check, which is the endpoint's.
-    free = is_input and (column.type == "float" or (column.type == "int" and column.nullable))
+    free = is_input and (column.type == "float" or column.nan_missing)
     kind: Any = AnyType() if free else column.info.mlflow
     for _ in column.sent_shape:
         kind = Array(kind)

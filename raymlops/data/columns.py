@@ -88,7 +88,7 @@ def as_requested(columns: Mapping[str, Array], recipe: RecipeBase) -> dict[str, 
     found = dict(columns)
     for column in signature_of(recipe).inputs:
         if (array := columns[column.name]).dtype.kind in "fi":
-            array = array.astype(_dtype(column), copy=False)
+            array = array.astype(column.dtype, copy=False)
             found[column.name] = array if array.flags.writeable else array.copy()
     return found
 
@@ -103,7 +103,8 @@ def as_column(column: Column, array: Array) -> tuple[Array, str]:
         ragged = np.empty(len(array), dtype=object)
         ragged[:] = list(array)
         return ragged, ""
-    kinds = column.info.kinds + ("f" if column.type == "int" else "")
+    kinds = column.info.kinds + ("f" if column.type == "int" or column.nan_missing else "")
+    kinds += "O" if column.type == "bool" else ""  # of which some are missing
     if array.dtype.kind not in kinds or (array.dtype == object and not _holds(array, column)):
         if not (column.info.nullable and _has_no_value(array)):
             return array, f"holds {kinds_of(array) if array.dtype == object else array.dtype}"
@@ -114,14 +115,10 @@ def as_column(column: Column, array: Array) -> tuple[Array, str]:
     missing = int(np.count_nonzero(absent))
     if missing and not column.nullable:
         return array, f"is missing {missing} times"
-    bad = misfits(column, array) if column.type in {"int", "datetime"} else None
+    bad = misfits(column, array) if column.type in {"int", "bool", "datetime"} else None
     if bad is not None and bad.any():
         return array, f"holds {array[bad][0]}, which is not {column.info.noun}"
-    return (array if array.dtype.kind == _dtype(column).kind else array.astype(_dtype(column))), ""
-
-
-def _dtype(column: Column) -> np.dtype[Any]:
-    return np.dtype(np.float64) if column.type == "int" and column.nullable else column.info.dtype
+    return (array if array.dtype.kind == column.dtype.kind else array.astype(column.dtype)), ""
 
 
 def _is_missing(array: Array) -> Array:
@@ -135,7 +132,7 @@ def _has_no_value(array: Array) -> bool:
 
 
 def _holds(array: Array, column: Column) -> bool:
-    kind = str if column.type == "string" else bytes
+    kind = {"string": str, "bool": bool}.get(column.type, bytes)
     return all(value is None or isinstance(value, kind) for value in array)
 
 
@@ -162,9 +159,9 @@ def is_table(source: Any) -> bool:
 def table_columns(table: Any, *, as_stored: Collection[str] = ()) -> dict[str, Array]:
     """Return a table as columns: float64, int64, bool, datetime64, or objects: text and bytes, None where missing.
 
-    An integer column with missing values is float64 with NaN, as in a signature. Images as uint8 arrays stay so. Times
-    without a time zone are UTC, dates their midnight. A column of a type that a request cannot have, or of integers
-    beyond int64, raises where it is read: training may not need it.
+    An integer column with missing values is float64 with NaN, as in a signature, one of truth values objects. Images as
+    uint8 arrays stay so. Times without a time zone are UTC, dates their midnight. A column of a type that a request
+    cannot have, or of integers beyond int64, raises where it is read: training may not need it.
 
     Of an Arrow table, lists of numbers ``as_stored`` keep their type and their memory, which may be read-only:
     ``as_requested`` converts them, a few rows at a time.

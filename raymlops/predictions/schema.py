@@ -178,7 +178,7 @@ def column_array(column: Column, parts: Sequence[Columns], *, rows: int) -> pa.A
         return pa.array(joined).cast(_type(column))
     if column.nullable:
         array = pa.array(joined.astype(np.float64, copy=False), from_pandas=True)
-        return array if column.type == "float" else array.cast(pa.int64(), safe=False)
+        return array.cast(_type(column), safe=False)
     joined = joined.astype(column.info.dtype, copy=False)
     return _nested(joined.ravel(), np.broadcast_to(np.array(column.shape, np.int64), (rows, len(column.shape))))
 

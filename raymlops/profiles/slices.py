@@ -43,7 +43,9 @@ class Slice(NamedTuple):
             found = pc.fill_null(pc.equal(values, value), False)
             return np.asarray(found.to_numpy(zero_copy_only=False), np.bool_)
         array = np.asarray(values)
-        if array.ndim != 1 or (array.dtype != object and not _is_of_type(pa.from_numpy_dtype(array.dtype), self.value)):
+        gaps = isinstance(self.value, bool) and array.dtype == np.float64  # truth values, of which some are missing
+        typed = gaps or array.dtype == object or _is_of_type(pa.from_numpy_dtype(array.dtype), self.value)
+        if array.ndim != 1 or not typed:
             return np.zeros(len(array), np.bool_)
         found = array == self.value
         if array.dtype == object:  # True is 1

@@ -304,7 +304,7 @@ def _assert_type(column: Column, values: Any) -> None:
     ragged = None in column.shape
     for value in values if ragged else [values]:
         array = np.asarray(value)
-        allowed = kinds + ("f" if column.type == "int" and column.nullable else "") + ("" if ragged else "OS")
+        allowed = kinds + ("f" if column.nan_missing else "") + ("" if ragged else "OS")
         what = f"decode() returns {column.name!r} as {array.dtype}, the signature says {column.type}"
         assert not array.size or array.dtype.kind in allowed, what
 

@@ -149,17 +149,17 @@ def _typical(column: Column, values: Array) -> Array:
     if ragged or (column.shape and len(values) < COMMON_ROWS):
         each = [np.asarray(value) for value in values]
         shape = np.median([one.shape for one in each], axis=0).astype(int)
-        found = [np.full(shape, value) for value in _quantiles(np.concatenate([one.ravel() for one in each]))]
+        found = [np.full(shape, value) for value in _quantiles(column, np.concatenate([one.ravel() for one in each]))]
         return _objects([one.astype(each[0].dtype) for one in found]) if ragged else np.array(found, values.dtype)
-    return _quantiles(values).astype(values.dtype)
+    return _quantiles(column, values).astype(values.dtype)
 
 
-def _quantiles(values: Array) -> Array:
+def _quantiles(column: Column, values: Array) -> Array:
     numbers = values.astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is missing in all rows
         found: Array = np.nanquantile(numbers, _SHARES, axis=0)
-    return found if values.dtype.kind == "f" else np.rint(found)
+    return found if column.type == "float" else np.rint(found)
 
 
 def _objects(values: list[Any]) -> Array:

@@ -5,6 +5,7 @@ import random
 
 import jsonschema
 import numpy as np
+import pandas as pd
 import pytest
 
 from raymlops.arrays import Column, careful_array, known_texts, quick_array
@@ -19,6 +20,7 @@ SIGNATURE = Signature(
         Column("seats", "int", nullable=True),
         Column("carrier", "string", nullable=True, categories=("AA", "UA"), unknown="reject"),
         Column("weekend", "bool"),
+        Column("delayed", "bool", nullable=True),
         Column("image", "float", shape=(2, 2)),
         Column("tokens", "int", shape=(None,)),
     ),
@@ -31,6 +33,7 @@ ROW = {
     "seats": 100,
     "carrier": "AA",
     "weekend": True,
+    "delayed": True,
     "image": [[1, 2], [3, 4]],
     "tokens": [1, 2, 3],
 }
@@ -44,7 +47,8 @@ def problems(call):
 
 def test_rows_become_typed_arrays():
     """Each type has its dtype; what is missing is NaN, or None in text."""
-    columns = SIGNATURE.parse_rows([ROW, {**ROW, "wind": None, "seats": None, "carrier": None, "tokens": []}])
+    missing = dict.fromkeys(("wind", "seats", "carrier", "delayed"))
+    columns = SIGNATURE.parse_rows([ROW, {**ROW, **missing, "tokens": []}])
     dtypes = {name: str(array.dtype) for name, array in columns.items()}
     assert dtypes == {
         "distance": "float64",
@@ -53,6 +57,7 @@ def test_rows_become_typed_arrays():
         "seats": "float64",
         "carrier": "object",
         "weekend": "bool",
+        "delayed": "float64",
         "image": "float64",
         "tokens": "object",
     }
@@ -60,6 +65,7 @@ def test_rows_become_typed_arrays():
     assert [tokens.tolist() for tokens in columns["tokens"]] == [[1, 2, 3], []]
     assert math.isnan(columns["wind"][1])
     assert math.isnan(columns["seats"][1])
+    assert str(columns["delayed"].tolist()) == "[1.0, nan]"
     assert columns["carrier"].tolist() == ["AA", None]
 
 
@@ -78,13 +84,15 @@ def test_rows_become_typed_arrays():
         ({"tokens": [1, 2.5]}, "tokens", "expected an array of shape (any) of int, got an element 2.5"),
         ({"hour": 2**63}, "hour", "expected an integer, got 9223372036854775808"),
         ({"weekend": 1}, "weekend", "expected true or false, got 1"),
+        ({"weekend": None}, "weekend", "must not be null; expected true or false"),
+        ({"delayed": 1.0}, "delayed", "expected true or false or null, got 1.0"),
         ({"carrier": 3}, "carrier", "expected a string or null, got 3"),
         ({"carrier": "ZZ"}, "carrier", "unknown category 'ZZ'; known: AA, UA"),
         ({"image": [[1, 2]]}, "image", "expected an array of shape (2, 2) of float, got a dimension of length 1"),
         ({"image": 3}, "image", "expected an array of shape (2, 2) of float, got 3"),
         ({"image": [[1, 2], [3, None]]}, "image", "expected an array of shape (2, 2) of float, got an element null"),
         ({"tokens": [1, [2]]}, "tokens", "expected an array of shape (any) of int, got an element an array"),
-        ({"extra": 1}, "extra", "unknown field; known: carrier, distance"),
+        ({"extra": 1}, "extra", "unknown field; known: carrier, delayed, distance"),
     ],
 )
 def test_a_value_must_have_its_json_type(change, field, message):
@@ -253,14 +261,14 @@ def test_json_schema_agrees_with_the_parser(change, good):
         {"name": "", "type": "float"},
         {"name": "x", "type": "double"},
         {"name": "x", "type": "string", "shape": (2,)},
-        {"name": "x", "type": "bool", "nullable": True},
+        {"name": "x", "type": "bool", "shape": (2,), "nullable": True},
         {"name": "x", "type": "float", "shape": (2,), "nullable": True},
         {"name": "x", "type": "float", "shape": (2,), "max_length": 3},
         {"name": "x", "type": "string", "max_length": 0},
     ],
 )
 def test_an_impossible_column_is_refused(options):
-    """No name, no such type, text with a shape, a missing bool or tensor."""
+    """No name, no such type, text with a shape, a missing tensor."""
     with pytest.raises(ValueError):
         Column(**options)
 
@@ -289,12 +297,22 @@ def test_names_are_unique_and_both_sides_have_columns():
         Signature((Column("x", "float"),), ())
 
 
-def test_rows_of_a_nullable_int_column_are_taken_back():
-    """Its array is float64; its JSON rows hold integers and null, which ``parse_rows`` takes."""
-    signature = Signature((Column("n", "int", nullable=True),), (Column("y", "float"),))
-    rows = signature.rows({"n": np.array([3.0, np.nan])})
-    assert rows == [{"n": 3}, {"n": None}]
-    assert signature.parse_rows(rows)["n"].tolist()[0] == 3.0
+def test_rows_of_a_nullable_int_or_bool_column_are_taken_back():
+    """Its array is float64; its JSON rows hold integers, or truth values, and null, which ``parse_rows`` takes."""
+    signature = Signature((Column("n", "int", nullable=True), Column("b", "bool", nullable=True)), SIGNATURE.outputs)
+    arrays = {"n": np.array([3.0, np.nan, 4.0]), "b": np.array([1.0, 0.0, np.nan])}
+    rows = signature.rows(arrays)
+    assert json.dumps(rows) == '[{"n": 3, "b": true}, {"n": null, "b": false}, {"n": 4, "b": null}]'
+    for taken in (signature.parse_rows(rows), signature.parse_columns(arrays | {"b": [True, False, None]})):
+        assert all(_same(taken[name], array) for name, array in arrays.items())
+
+
+def test_flags_of_a_frame_may_be_missing():
+    """As pandas has them, ``boolean`` with NA or objects with None or NaN; the numbers 1 and 0 are none."""
+    signature = Signature((Column("b", "bool", nullable=True),), SIGNATURE.outputs)
+    for flags in (pd.array([True, None], "boolean"), np.array([True, None], object), [True, math.nan]):
+        assert _same(signature.parse_columns({"b": pd.Series(flags)})["b"], np.array([1.0, np.nan]))
+    assert problems(lambda: signature.parse_columns({"b": pd.Series([1.0, 0.0])}))[0][:2] == (0, "b")
 
 
 def _value(rng, column):
@@ -396,6 +414,7 @@ ARRAYS = {
     "seats": np.array([3.0, np.nan]),
     "carrier": np.array(["AA", None], dtype=object),
     "weekend": np.array([True, False]),
+    "delayed": np.array([1.0, np.nan]),
     "image": np.zeros((2, 2, 2)),
     "tokens": np.array([[1, 2], [3, 4]]),
 }
@@ -410,7 +429,7 @@ def test_whole_arrays_become_the_columns_of_rows():
     rows = [
         {**ROW, "distance": 1, "hour": 7, "wind": 1.0, "seats": 3, "image": [[0, 0], [0, 0]], "tokens": [1, 2]},
         {**ROW, "distance": 2, "hour": 8, "wind": None, "seats": None, "carrier": None, "weekend": False}
-        | {"image": [[0, 0], [0, 0]], "tokens": [3, 4]},
+        | {"delayed": None, "image": [[0, 0], [0, 0]], "tokens": [3, 4]},
     ]
     for name, array in SIGNATURE.parse_rows(rows).items():
         assert _same(columns[name], array), name
@@ -442,6 +461,8 @@ def test_nullable_arrays_may_be_left_out():
         ),
         ({"seats": np.array([1.5, np.nan])}, 0, "seats", "expected an integer or null, got 1.5"),
         ({"seats": np.array([1.0, 2.0**63])}, 1, "seats", "expected an integer or null, got 9.22"),
+        ({"delayed": np.array([1.0, 0.5])}, 1, "delayed", "expected true or false or null, got 0.5"),
+        ({"weekend": np.array([1.0, 0.0])}, None, "weekend", "expected bool values, got float64"),
         ({"carrier": np.array(["AA", 1], dtype=object)}, 1, "carrier", "expected a string or null, got 1"),
         ({"carrier": np.array(["AA", "ZZ"])}, 1, "carrier", "unknown category 'ZZ'"),
         ({"image": np.zeros((2, 2))}, None, "image", "expected the shape (rows, 2, 2), got (2, 2)"),

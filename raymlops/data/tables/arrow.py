@@ -54,8 +54,8 @@ def from_arrow(name: str, column: Any) -> Array:
         return np.array(pc.cast(column, pa.timestamp("us"), safe=False).to_numpy(), dtype=TIME)
     if is_list(kind):
         return from_lists(name, column)
-    if pa.types.is_boolean(kind) and not column.null_count:
-        return np.asarray(column.to_numpy(), dtype=np.bool_)
+    if pa.types.is_boolean(kind):
+        return objects(column.to_pylist()) if column.null_count else np.asarray(column.to_numpy(), dtype=np.bool_)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         whole = pa.types.is_integer(kind) and not column.null_count
         array = np.empty(len(column), dtype=np.int64 if whole else np.float64)
@@ -67,7 +67,7 @@ def from_arrow(name: str, column: Any) -> Array:
         except pa.ArrowInvalid as error:  # of integers with gaps, those beyond 2**53
             raise range_error(name, str(kind)) from error
         return array
-    raise type_error(name, str(kind) + (" with missing values" if pa.types.is_boolean(kind) else ""))
+    raise type_error(name, str(kind))
 
 
 def is_list(kind: Any) -> bool:

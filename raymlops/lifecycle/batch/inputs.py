@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from raymlops.arrays import whole_values
 from raymlops.data.columns import as_column
 from raymlops.data.tables.arrow import from_arrow
 from raymlops.errors import InvalidRowsError, RecipeError, RowProblem
@@ -56,7 +57,7 @@ def _values(column: Column, stored: pa.ChunkedArray) -> tuple[Sequence[Any] | No
     array, why = as_column(column, array)
     if column.type == "image" and not why:
         return png_files(array), ""
-    values = array.tolist()
+    values = array.tolist() if why else whole_values(column, array)
     if stored.null_count:
         values = [None if absent else value for absent, value in zip(stored.is_null().to_pylist(), values, strict=True)]
     return values, f"it {why}" if why else ""

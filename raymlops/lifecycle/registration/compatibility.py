@@ -75,8 +75,8 @@ def _input(mine: Column, theirs: Column) -> Iterator[str]:
         yield f"{name} is {theirs.type}, not {mine.type}"
     elif mine.nullable and not theirs.nullable:
         yield f"{name} may no longer be null"
-    elif mine.type == "int" and mine.nullable != theirs.nullable:
-        yield f"{name} may be null now, which makes other arrays of its integers"
+    elif mine.dtype != theirs.dtype:
+        yield f"{name} may be null now, which makes other arrays of its values"
     if mine.shape != theirs.shape:
         yield f"{name} has shape {_shape(theirs)}, not {_shape(mine)}"
     if theirs.max_length is not None and (mine.max_length is None or theirs.max_length < mine.max_length):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from raymlops.arrays import whole_values
 from raymlops.errors import InvalidRowsError, RowProblem
 from raymlops.serving.protocols.base import Encoded, Parsed, Responder
 from raymlops.serving.protocols.json_body import invalid, read_json, value_limit
@@ -69,16 +70,14 @@ def too_many_rows(rows: int, max_rows: int) -> Refusal:
 
 
 def output_rows(outputs: Columns, signature: Signature) -> list[dict[str, Any]]:
-    """Return rows for orjson: NaN becomes null, arrays become lists, the floats of a nullable int column ints.
+    """Return rows for orjson: NaN becomes null, arrays become lists, floats that stand for ints or truth values these.
 
     Bytes and images become base64, times ISO 8601.
     """
     names, lists = [], []
     for column in signature.outputs:
         array = outputs[column.name]
-        values = array.tolist() if column.info.write is None else column.info.write(array)
-        if column.type == "int" and array.dtype.kind == "f":  # a nullable one, whose array is float64
-            values = [int(value) if value == value else None for value in values]  # noqa: PLR0124 - NaN alone differs
+        values = whole_values(column, array) if column.info.write is None else column.info.write(array)
         names.append(column.name)
         lists.append(values)
     if len(names) == 1:

@@ -16,8 +16,8 @@ datetime    BYTES of ISO 8601 with its offset              BYTES
 image       BYTES of a PNG or JPEG, in JSON data in base64 BYTES of a PNG
 =========== ============================================== ==============
 
-An image is one element, whatever its shape. A nullable int column also accepts and returns FP64. Missing values are NaN
-in floats and null in JSON data; a missing element of BYTES is returned as an empty one where there is no null.
+An image is one element, whatever its shape. A nullable int or bool column also accepts and returns FP64. Missing values
+are NaN in floats and null in JSON data; a missing element of BYTES is returned as an empty one where there is no null.
 """
 
 from __future__ import annotations
@@ -78,14 +78,12 @@ class Tensor:
 
 def datatype_of(column: Column) -> str:
     """Return the datatype of a column in metadata and answers."""
-    return "FP64" if column.nullable and column.type == "int" else column.info.tensor
+    return "FP64" if column.nan_missing else column.info.tensor
 
 
 def accepted_types(column: Column) -> tuple[str, ...]:
     """Return the datatypes that a column accepts."""
-    return _TAKES.get(column.type, (column.info.tensor,)) + (
-        ("FP64",) if column.nullable and column.type == "int" else ()
-    )
+    return _TAKES.get(column.type, (column.info.tensor,)) + (("FP64",) if column.nan_missing else ())
 
 
 def described(columns: Sequence[Column]) -> list[dict[str, Any]]:

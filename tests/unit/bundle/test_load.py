@@ -409,6 +409,16 @@ def test_bytes_times_and_images_are_outputs_too(column, values, expected):
     assert array.tolist() == (wanted.tolist() if column.type != "bytes" else wanted)
 
 
+def test_truth_values_that_may_be_missing_are_floats():
+    """1, 0 and NaN, of objects, tensors and such floats; a probability is none."""
+    column = Column("y", "bool", nullable=True)
+    for values in ([True, None], np.array([1.0, np.nan]), torch.tensor([1.0, np.nan])):
+        np.testing.assert_array_equal(typed(column, values), [1.0, np.nan])
+    assert typed(column, torch.tensor([True, False])).dtype == np.float64
+    with pytest.raises(RecipeError, match=r"0\.5; the signature says bool"):
+        typed(column, np.array([1.0, 0.5]))
+
+
 def test_images_of_several_sizes_are_outputs_too():
     """An array for each."""
     column = Column("y", "image", shape=(None, None, 1))

@@ -29,6 +29,7 @@ FRAME = pd.DataFrame(
         "whole": pd.array([1, None], dtype="Int64"),
         "count": np.array([1, 2], dtype=np.int16),
         "flag": [True, False],
+        "maybe": pd.array([True, None], dtype="boolean"),
         "text": ["x", None],
         "kind": pd.Categorical(["u", "v"]),
         "vector": [[1.0, 2.0], [3.0, 4.0]],
@@ -45,12 +46,14 @@ def test_a_frame_has_the_types_of_a_signature() -> None:
         "whole": "float64",
         "count": "int64",
         "flag": "bool",
+        "maybe": "object",
         "text": "object",
         "kind": "object",
         "vector": "float64",
         "ragged": "object",
     }
     assert columns["text"].tolist() == ["x", None]
+    assert columns["maybe"].tolist() == [True, None]
     assert np.isnan(columns["whole"][1])
     assert columns["vector"].shape == (2, 2)
     assert [array.tolist() for array in columns["ragged"]] == [[1, 2], [3]]
@@ -113,7 +116,6 @@ UNNEEDED = {
     "zoned": pd.to_datetime(["2024-01-01", "2024-01-02"]).tz_localize("Europe/Berlin"),
     "raw": [b"x\0", None],
     "mixed": [1, "x"],
-    "maybe": pd.array([True, None], dtype="boolean"),
     "took": pd.to_timedelta([1, 2], unit="s"),
     "nested": [{"a": 1}, None],
     "hashed": np.array([2**64 - 1, 1], dtype=np.uint64),
@@ -181,6 +183,27 @@ def test_what_training_does_not_read_is_not_refused() -> None:
             conform(columns, Reads(Column("hashed", "int")), place="the table")
         with pytest.raises(KeyError):
             columns["none"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pd.DataFrame({"a": pd.array([True, None, False], dtype="boolean")}),
+        pa.table({"a": [True, None, False]}),
+        {"a": [True, None, False]},
+        {"a": np.ma.masked_array([True, True, False], [0, 1, 0])},
+    ],
+    ids=["frame", "arrow", "lists", "masked"],
+)
+def test_flags_that_are_missing_are_nan_where_the_signature_says_nullable(flags: Any) -> None:
+    """Beside 1 and 0, as a request's are; where it does not say so, the table is refused, by what is missing."""
+    columns = table_columns(flags)
+    array = conform(columns, Reads(Column("a", "bool", nullable=True)), place="t")["a"]
+    np.testing.assert_array_equal(array, [1.0, np.nan, 0.0])
+    with pytest.raises(RecipeError, match=r"is a bool, but in t it (is missing 1 time|holds float64)"):
+        conform(columns, Reads(Column("a", "bool")), place="t")
+    full = table_columns({"a": [True, False]})
+    assert conform(full, Reads(Column("a", "bool", nullable=True)), place="t")["a"].dtype == np.float64
 
 
 @pytest.mark.parametrize(

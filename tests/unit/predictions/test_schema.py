@@ -66,6 +66,8 @@ def test_a_request_becomes_one_row_for_each_of_its_rows():
         (Column("x", "int"), np.array([2**62, -1]), [2**62, -1]),
         (Column("x", "int", nullable=True), np.array([7.0, math.nan]), [7, None]),
         (Column("x", "bool"), np.array([True, False]), [True, False]),
+        (Column("x", "bool", nullable=True), np.array([1.0, math.nan]), [True, None]),
+        (Column("x", "bool", nullable=True), np.array([1.0, 0.0]), [True, False]),
         (Column("x", "string", nullable=True), np.array(["ä", None], dtype=object), ["ä", None]),
         (Column("x", "string"), np.array(["a", "\ud800"], dtype=object), ["a", "?"]),
         (

@@ -51,3 +51,8 @@ def test_arrays_of_training_are_compared_by_type_as_well():
                 assert rows is not None
                 assert rows.tolist() == [name == other, False], (value, other, dtype)
     assert not Slice("x", 1).rows({"x": np.ones((2, 2))}).any()
+    gaps = np.array([1.0, np.nan, 0.0])  # truth values, of which one is missing
+    assert [Slice("x", value).rows({"x": gaps}).tolist() for value in (True, False)] == [
+        [True, False, False],
+        [False, False, True],
+    ]

@@ -71,6 +71,37 @@ class TestGood(RecipeContract):
     recipe = Good
 
 
+class Flagged(Good):
+    """Reads and answers a flag that may be missing, beside two colours; one row in seven has none."""
+
+    def datasets(self):
+        splits = super().datasets()
+        for part in (splits.train, splits.validation, splits.test):
+            part["size"] = [None if np.isnan(size) else bool(size > 0) for size in part["size"]]
+        return splits
+
+    def signature(self):
+        flag = Column("size", "bool", nullable=True)
+        return Signature((super().signature().inputs[0], flag), outputs=(*super().signature().outputs, flag))
+
+    def encode(self, columns):
+        return {**super().encode(columns), "size": torch.as_tensor(columns["size"])}
+
+    def predict(self, model, batch):
+        return torch.cat([super().predict(model, batch), batch["size"][:, None]], 1)
+
+    def loss(self, model, batch):
+        return functional.mse_loss(model(batch["features"]).squeeze(1), batch["label"])
+
+    def decode(self, output):
+        price, size = output.numpy().T
+        return {"price": price.astype(np.float64), "size": size}
+
+
+class TestFlagged(RecipeContract):
+    recipe = Flagged
+
+
 class WeightedRows(Good):
     """A loss with weights of its own: the default metrics count these, not rows."""
 

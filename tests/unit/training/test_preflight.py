@@ -474,6 +474,8 @@ TABLE = {
     "count": (Column("c", "int"), np.arange(40), [20, 10]),
     "flag": (Column("c", "bool"), np.arange(40) % 4 > 0, [True, True]),
     "missing": (Column("c", "float", nullable=True), np.array([np.nan, 1.0, 3.0] * 20), [2.0, 1.0]),
+    "missing count": (Column("c", "int", nullable=True), np.array([np.nan, *range(40)]), [20, 10]),
+    "missing flag": (Column("c", "bool", nullable=True), np.array([np.nan, 0.0, 1.0, 1.0] * 10), [True, False]),
     "group": (Column("c", "string"), np.array(["a"] * 20 + ["b"] * 19 + ["c"], dtype=object), ["a", "a"]),
     "name": (
         Column("c", "string", max_length=3),

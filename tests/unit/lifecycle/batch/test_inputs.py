@@ -50,6 +50,8 @@ TAKEN = [
 ]
 SHAPED = [
     (Column("c", "bool"), pa.bool_(), [True, False]),
+    *((Column("c", "bool", nullable=True), pa.bool_(), flags) for flags in ([True, False, None], [True], [None])),
+    (Column("c", "bool", nullable=True), pa.float64(), [1.0, 0.0, None]),
     (Column("c", "float", shape=(2,)), pa.list_(pa.float32()), [[1.5, 2.0], [3.0, 4.0]]),
     (Column("c", "float", shape=(2,)), pa.list_(pa.int16(), 2), [[1, 2]]),
     (Column("c", "int", shape=(2,)), pa.large_list(pa.float64()), [[1.0, 2.0]]),
@@ -64,6 +66,7 @@ REFUSED = [
     ("int", pa.uint64(), [2**63]),
     ("int", pa.bool_(), [True]),
     ("float", pa.bool_(), [True]),
+    ("bool", pa.float64(), [1.0, 0.5]),
     ("float", pa.string(), ["1.5"]),
     ("datetime", pa.string(), ["2026-07-02T12:00:00Z"]),
     ("datetime", pa.timestamp("s"), [-70_000_000_000]),

@@ -14,6 +14,7 @@ LIVE = Signature(
     inputs=(
         Column("age", "float", nullable=True),
         Column("count", "int"),
+        Column("paid", "bool"),
         Column("place", "string", categories=("a", "b"), unknown="reject"),
         Column("image", "float", shape=(8, 8)),
     ),
@@ -46,6 +47,7 @@ def test_the_same_signature_and_wider_ones_can_stand_in():
         (changed("age", nullable=False), "input 'age' may no longer be null"),
         (changed("count", type="float"), "input 'count' is float, not int"),
         (changed("count", nullable=True), "input 'count' may be null now"),
+        (changed("paid", nullable=True), "input 'paid' may be null now"),
         (changed("image", shape=(None, 8)), "input 'image' has shape (any, 8), not (8, 8)"),
         (changed("place", categories=("b", "c")), "input 'place' rejects 'a'"),
         (changed("place", max_length=5), "input 'place' may have a length of at most 5, not any"),

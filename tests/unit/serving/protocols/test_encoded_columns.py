@@ -233,6 +233,12 @@ def test_mlflow_knows_their_types_and_pyfunc_takes_them():
     assert answer["photo"].tolist() == PNG
 
 
+def test_mlflow_leaves_flags_that_may_be_missing_to_the_signature():
+    """Its ``boolean`` has no missing value; as an answer they are objects."""
+    signature = Signature((Column("flag", "bool", nullable=True), Column("sure", "bool")), SIGNATURE.outputs)
+    assert [spec.to_dict()["type"] for spec in _mlflow_signature(signature).inputs.inputs] == ["any", "boolean"]
+
+
 def test_the_client_sends_bytes_and_times():
     """As Python has them, and as the columns of a frame or a table; a time without an offset is UTC."""
     at = datetime(2026, 11, 27, 8, 30)  # noqa: DTZ001

@@ -79,9 +79,9 @@ def _change(which, /, **values):
             True,
             lambda request: request.raw_input_contents.pop(),
             400,
-            "expected raw_input_contents for each of 8 inputs, got 7",
+            "expected raw_input_contents for each of 9 inputs, got 8",
         ),
-        (True, lambda request: request.raw_input_contents.append(b""), 400, "got 9"),
+        (True, lambda request: request.raw_input_contents.append(b""), 400, "got 10"),
         (True, _change("x", fp64_contents=[1.0]), 400, "has contents and raw_input_contents"),
         (True, _change("x", shape=[3]), 400, "3 elements of FP64 need 24 bytes, got 32"),
         (True, _change("x", shape=[-1]), 422, "expected the shape [rows], got [-1]"),
@@ -91,7 +91,7 @@ def _change(which, /, **values):
         (True, _change("x", name="n"), 422, "expected the datatype INT8"),
         (True, _change("x", name="z"), 422, "unknown tensor"),
         (True, lambda request: request.outputs.add(name="z"), 422, "unknown output; known: y, count"),
-        (True, lambda request: request.ClearField("inputs"), 400, "each of 0 inputs, got 8"),
+        (True, lambda request: request.ClearField("inputs"), 400, "each of 0 inputs, got 9"),
         (False, lambda request: request.ClearField("inputs"), 422, "expected at least one row"),
         (False, _change("x", shape=[3]), 422, "the shape has 3 elements, fp64_contents 4"),
         (False, _change("x", datatype="FP16"), 422, "FP16 has no typed contents"),
@@ -152,7 +152,7 @@ def test_helpers_answer_the_other_methods():
     assert response_class("ServerMetadata").FromString(form.server_metadata()).name == "raymlops"
     described = response_class("ModelMetadata").FromString(form.model_metadata(oip.metadata(SIGNATURE, "wide", ["7"])))
     assert {tensor.name: tensor.datatype for tensor in described.inputs} == TYPES
-    assert list(described.inputs[6].shape) == [-1, 2, 2]
+    assert list(described.inputs[7].shape) == [-1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_scalars_by_name_are_one_row():
         ({"dataframe_split": {**SPLIT, "columns": ["x", "x"]}}, "columns", "a name is given twice"),
         ({"dataframe_split": {**SPLIT, "data": {}}}, "data", "expected a list of rows"),
         ({"dataframe_split": {**SPLIT, "data": [1]}}, "data", "expected a list of rows"),
-        ({"dataframe_split": {**SPLIT, "data": [[1]]}}, None, "expected 8 values, one per column, got 1"),
+        ({"dataframe_split": {**SPLIT, "data": [[1]]}}, None, "expected 9 values, one per column, got 1"),
         ({"dataframe_split": {**SPLIT, "data": []}}, None, "expected at least one row, got none"),
         ({"dataframe_split": {"columns": ["x"], "data": [[1]]}}, "n", "is missing; expected an integer"),
         ({"dataframe_split": {"columns": [*NAMES, "z"], "data": [[*SPLIT["data"][0], 1]]}}, "z", "unknown field"),

@@ -21,9 +21,12 @@ def test_rows_become_columns_and_outputs_rows():
         "text": "JFK: \u00e9",
         "both": pytest.approx([data["outputs"][1]["y"], data["outputs"][1]["y"] / 7]),
         "sure": True,
+        "open": True,
     }
     assert '"maybe":2,' in encoded.body.decode()
     assert data["outputs"][2]["maybe"] is None
+    assert [row["open"] for row in data["outputs"]] == [False, True, True, None]
+    assert b'"open":false' in encoded.body
 
 
 @pytest.mark.parametrize(

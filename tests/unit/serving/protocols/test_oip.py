@@ -38,6 +38,7 @@ def test_tensors_become_the_columns_of_the_rows():
         {"x": {"datatype": "INT8", "data": [1, 2, 3, -4]}},
         {"n": {"datatype": "UINT64"}},
         {"k": {"datatype": "INT16"}},
+        {"o": {"datatype": "BOOL", "data": [True, None, False, None]}},
         {"image": {"data": [0.5] * 16}},
         {"tokens": {"shape": [4, 0], "data": []}},
         {"tokens": {"shape": [4, 0], "data": [[], [], [], []]}},
@@ -101,7 +102,7 @@ def test_a_nullable_tensor_may_be_left_out():
         ({"x": {"data": None}}, None, "x", 'neither "data" nor the parameter "binary_data_size" is given'),
         ({"x": {"parameters": []}}, None, "x", "expected the parameters to be an object"),
         ({"x": {"extra": 1}}, None, "extra", "inputs[0]: unknown key"),
-        ({"x": {"name": "z"}}, None, "z", "unknown tensor; known: b, image, k, n, s, tokens, w, x"),
+        ({"x": {"name": "z"}}, None, "z", "unknown tensor; known: b, image, k, n, o, s, tokens, w, x"),
         ({"x": {"name": "n", "datatype": "INT64", "data": [1, 2, 3, 4]}}, None, "n", "the tensor is given twice"),
         ({"image": {"shape": [4, 2, 3]}}, None, "image", "expected the shape [rows, 2, 2], got [4, 2, 3]"),
         ({"image": {"shape": [4, 2, 2, 1]}}, None, "image", "expected the shape [rows, 2, 2]"),
@@ -174,6 +175,7 @@ def test_the_answer_has_the_outputs_that_were_asked_for():
         "text": ("BYTES", [4]),
         "both": ("FP64", [4, 2]),
         "sure": ("BOOL", [4]),
+        "open": ("FP64", [4]),
     }
     assert everything["outputs"][2]["data"] == [0.0, 2.0, None, 6.0]
     assert len(everything["outputs"][4]["data"]) == 8
@@ -215,11 +217,11 @@ def test_rows_whose_outputs_differ_in_shape_have_no_tensor():
 
 
 def test_metadata_names_types_and_free_dimensions():
-    """Rows are -1, as is a free dimension; a nullable int is FP64, which has NaN."""
+    """Rows are -1, as is a free dimension; a nullable int or bool is FP64, which has NaN."""
     described = metadata(SIGNATURE, "wide", ["7"])
     assert described["versions"] == ["7"]
     shapes = {tensor["name"]: (tensor["datatype"], tensor["shape"]) for tensor in described["inputs"]}
     assert shapes["image"] == ("FP64", [-1, 2, 2])
     assert shapes["tokens"] == ("INT64", [-1, -1])
-    assert shapes["k"] == ("FP64", [-1])
+    assert shapes["k"] == shapes["o"] == ("FP64", [-1])
     assert server_metadata()["extensions"] == ["binary_tensor_data"]

@@ -96,6 +96,7 @@ def test_they_are_the_numbers_of_mlflow_pyfunc():
     assert frame["y"].tolist() == [row["y"] for row in native]
     assert frame["count"].tolist() == [row["count"] for row in native]
     assert [list(both) for both in frame["both"]] == [row["both"] for row in native]
+    assert str(frame["open"].tolist()) == str([row["open"] for row in native]) == "[False, True, True, None]"
 
 
 @pytest.mark.parametrize("kind", list(REQUESTS))
