@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from raymlops.serving.docs.schemas import ref, schemas_of
 from raymlops.serving.protocols.binary import HEADER
-from raymlops.serving.protocols.tensors import datatype_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -223,7 +222,7 @@ def _infer_example(signature: Signature, example: Sequence[Mapping[str, Any]]) -
     for column in signature.inputs:
         values = [row.get(column.name) for row in rows]
         shape = [len(rows), *_lengths(values, column)]
-        inputs.append({"name": column.name, "datatype": datatype_of(column), "shape": shape, "data": values})
+        inputs.append({"name": column.name, "datatype": column.info.tensor, "shape": shape, "data": values})
     return {"inputs": inputs}
 
 

@@ -35,6 +35,7 @@ class Wide(Computes):
             "text": columns["s"],
             "both": np.stack([y, -y / 7], axis=1),
             "sure": ~columns["b"],
+            "open": columns["o"],
         }
 
 
@@ -78,6 +79,7 @@ ROW = st.fixed_dictionaries(
         "w": st.none() | FLOATS,
         "k": st.none() | st.integers(-(2**53), 2**53),
         "b": st.booleans(),
+        "o": st.none() | st.booleans(),
         "s": st.sampled_from(["EWR", "JFK"]),
         "image": st.lists(st.lists(FLOATS, min_size=2, max_size=2), min_size=2, max_size=2),
         "tokens": st.lists(INTS, min_size=2, max_size=2),
