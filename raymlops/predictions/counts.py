@@ -14,8 +14,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POWERS = 5
-"""Of gains that are summed: the powers 0 to 4."""
+POWERS = 3
+"""Of gains that are summed: the powers 0 to 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Losses:
     """
 
     gains: tuple[float, ...] = (0.0,) * POWERS
-    """Sums of the powers 0 to 4 of each request's gain; the first is the number of requests."""
+    """Sums of the powers 0 to 2 of each request's gain; the first is the number of requests."""
     extremes: tuple[float, float] = (0.0, 0.0)
     """The least gain of a request and the largest, or 0."""
     total: float = 0.0
@@ -132,4 +132,4 @@ class Losses:
         if "gains" not in data:
             return cls(note=data.get("note") or "")
         known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
-        return cls(**{**known, "gains": tuple(data["gains"]), "extremes": tuple(data["extremes"])})
+        return cls(**{**known, "gains": tuple(data["gains"][:POWERS]), "extremes": tuple(data["extremes"])})

@@ -106,27 +106,20 @@ def worse(count: int) -> None:
 
 
 def events(count: int) -> None:
-    """Print what labels alone show of rare events and weak signals, at a 10% canary."""
-    print(f"\nCanary at 10 percent by labels alone: {count} rollouts of an equal version, {count // 100} of others")
-    print(f"{'':44} aborted  upper 95%  promoted   labels until the verdict: median")
-    for offset, slope, per_look in (
-        (-6.3, 2, 6000),
-        (-5.2, 2, 2400),
-        (-4.3, 2, 1200),
-        (-2.6, 2, 300),
-        (0, 0.2, 3000),
-        (0, 0.6, 600),
-    ):
-        for canary in ("same", "constant", "reversed", "better"):
-            runs = count if canary == "same" else max(1, count // 100)
-            share, came_to, labels = of_events(
-                canary, offset=offset, slope=slope, settings=SETTINGS, count=runs, seed=7, per_look=per_look
-            )
-            aborted, ended = int((came_to == "abort").sum()), labels[came_to != "wait"]
+    """Print what labels alone show of rare events and weak signals, beside a test that looks once."""
+    print(f"\nBy labels alone: {count} rollouts of an equal version, {max(20, count // 100)} of others. Labels at the")
+    print("first step: those that a fixed-sample test needs, and the median until the verdict as a ratio to it")
+    print(f"{'':36} {'aborted':>8} {'upper 95%':>10} {'promoted':>9} {'fixed':>10} {'ratio':>6} {'within 3 x':>11}")
+    for offset, slope in ((-6.3, 2), (-5.2, 2), (-4.3, 2), (-2.6, 2), (0, 0.2), (0, 0.6), (0, 2)):
+        for canary in ("same", "better", "constant", "zero", "reversed"):
+            runs = count if canary == "same" else max(20, count // 100)
+            found = of_events(canary, offset=offset, slope=slope, settings=SETTINGS, count=runs, seed=7)
+            aborted = int((found.actions == "abort").sum())
             upper = float(special.betaincinv(aborted + 1, runs - aborted, 0.95)) if aborted < runs else 1.0
             print(
-                f"{f'events {share:.1%}, slope {slope:g}, {canary}':44} {aborted / runs:7.2%} {upper:10.2%} "
-                f"{(came_to == 'promote').mean():9.2%} {np.median(ended) if len(ended) else math.inf:>12,.0f}",
+                f"{f'events {found.share:.1%}, slope {slope:g}, {canary}':36} {aborted / runs:8.2%} {upper:10.2%} "
+                f"{(found.actions == 'promote').mean():9.2%} {found.fixed:10,.0f} "
+                f"{np.median(found.labels) / found.fixed:6.2f} {np.mean(found.labels <= 3.05 * found.fixed):11.1%}",
                 flush=True,
             )
 

@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from raymlops.monitor.sequential import rate_bounds, rate_harm
+from raymlops.monitor.skill.clusters import FEWEST
 from raymlops.monitor.skill.gain import log_harm, part_lost_at_most
 from raymlops.predictions.counts import Counts, Losses
 from raymlops.records import Record
@@ -266,23 +267,18 @@ def _sides(step: _Shares) -> tuple[tuple[int, int], tuple[int, int]]:
 def _of_gains(steps: Sequence[StepEvidence], *, alpha: float, margin: float) -> Finding:
     alpha *= _PARTS["quality"]
     now = steps[-1].canary_losses, steps[-1].champion_losses
-    canary, champion = (
-        sum((one.canary_losses for one in steps), Losses()),
-        sum((one.champion_losses for one in steps), Losses()),
-    )
-    evidence = log_harm(
-        [(one.canary_losses.gains, one.champion_losses.gains) for one in steps],
-        level=alpha,
-        extremes=(canary + champion).extremes,
-    )
+    gains = [(one.canary_losses.gains, one.champion_losses.gains) for one in steps]
+    champion = sum((one.champion_losses for one in steps), Losses())
+    extremes = sum((one.canary_losses for one in steps), champion).extremes
+    enough = min(now[0].count, now[1].count) >= FEWEST
     return Finding(
         question="quality",
         canary=Side(now[0].count, now[0].mean if now[0].count else None),
         champion=Side(now[1].count, now[1].mean if now[1].count else None),
-        evidence=math.exp(min(float(evidence), _LARGEST)),
+        evidence=math.exp(min(float(log_harm(gains, extremes=extremes)), _LARGEST)),
         limit=1 / alpha,
         excess=max(_part_lost(steps), _part_lost(steps[-1:])),
-        most=part_lost_at_most(now[0].gains, now[1].gains, level=alpha),
+        most=part_lost_at_most(gains, extremes=extremes, log_limit=-math.log(alpha)) if enough else None,
         margin=margin,
         clipped=(now[0].mostly_clipped, champion.mostly_clipped),
     )
