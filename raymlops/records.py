@@ -154,6 +154,8 @@ class TrialRecord(Record):
     """The trial whose configuration it trains with another seed (``sweep.repeats``)."""
     seed: int | None = None
     """That seed; None for ``train.seed``."""
+    fingerprint: str = ""
+    """Of its data, in a sweep with repeats; empty in others."""
 
     @property
     def imported(self) -> bool:
@@ -195,6 +197,8 @@ class RepeatRecord(Record):
     """Mean and standard deviation of each metric that all runs reported."""
     probability: float | None = None
     """That the first configuration is better than this one; None for the first, and where it is not known."""
+    same_data: bool = True
+    """Whether all runs had the same rows, as far as that is known."""
 
     def words(self) -> str:
         """Return the mean with its error: ``0.912 ± 0.003 (4 seeds, 0.909 without the search's)``."""

@@ -97,7 +97,9 @@ class DataCache:
         """Return, as JSON data, the sources of the data that was prepared last, for another process."""
         entry = self._entry
         assert entry is not None, "nothing was prepared"
-        return {"key": entry.key, "sources": entry.prepared.sources()}
+        repeats = entry.project.spec.sweep.repeats.seeds > 1
+        known = {"fingerprint": entry.prepared.data.fingerprint} if repeats else {}
+        return {"key": entry.key, "sources": entry.prepared.sources(), **known}
 
     def shared_data(self) -> SharedData | None:
         """Return the data that was prepared last for another process's cache; None where it cannot be shared.
@@ -113,6 +115,13 @@ class DataCache:
         if parts is None:
             return None
         return SharedData(entry.key, sources, entry.prepared.state, parts, host=platform.node())
+
+
+def fingerprint_of(project: Project, prepared: Prepared, *, shared: Mapping[str, Any] | None) -> str:
+    """Return the fingerprint of a trial's data, that of ``share`` where it is the same; empty without repeats."""
+    if shared is None or "fingerprint" not in shared:
+        return ""
+    return str(shared["fingerprint"]) if _same(project, shared["key"]) else prepared.data.fingerprint
 
 
 def _key(project: Project, fields: Iterable[str]) -> dict[str, Any]:

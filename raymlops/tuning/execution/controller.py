@@ -230,6 +230,7 @@ class SweepController:
             self._saved.add(number)
         # Tune asks no scheduler about a result that ends a trial.
         self._restore(number, json.loads(result["restored"]), judged=result.get("outcome") is None)
+        self._trials.open[number].fingerprint = result["fingerprint"]
         if result["metrics"] is None:
             return
         epoch, value = result["epochs"], result["value"]

@@ -36,6 +36,8 @@ class OpenTrial:
     """The trial whose configuration it trains with another seed."""
     seed: int | None = None
     """That seed; None for ``train.seed``."""
+    fingerprint: str = ""
+    """Of its data, in a sweep with repeats."""
 
     @property
     def settings(self) -> dict[str, Scalar]:

@@ -93,11 +93,15 @@ def verdict(ranked: Sequence[RepeatRecord], *, metric: str) -> str:
         return ""
     first, *others = ranked
     words = f"trial {first.number}: {metric} {first.words()}"
-    if not others:
-        return words
-    second = others[0]
-    sure = "" if second.probability is None else f", better with a probability of {second.probability:.2f} than"
-    return f"{words}{sure or ', before'} trial {second.number}: {second.words()}"
+    for second in others[:1]:
+        sure = "" if second.probability is None else f", better with a probability of {second.probability:.2f} than"
+        words += f"{sure or ', before'} trial {second.number}: {second.words()}"
+    return words if all(each.same_data for each in ranked) else f"{words}. {_OTHER_DATA}"
+
+
+_OTHER_DATA = (
+    "Their rows differ by seed, so that the best run may have the easiest split: split by a fixed seed, not self.seed"
+)
 
 
 def _sign(objective: Objective) -> float:
@@ -127,6 +131,7 @@ def _repeated(number: int, group: Sequence[TrialRecord], constraints: Mapping[st
         failed=len(group) - len(runs),
         feasible=all(excess <= 0 for excess in broken.values()) and any(run.feasible for run in runs),
         metrics=metrics,
+        same_data=len({run.fingerprint for run in runs if run.fingerprint}) <= 1,
     )
 
 

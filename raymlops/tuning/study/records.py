@@ -67,6 +67,7 @@ def attribute(
         "values": [value if math.isfinite(value) else None for value in record.values],
         "feasible": record.feasible,
         "carried_from": record.carried_from,
+        "fingerprint": record.fingerprint,
         "history": {str(epoch): _plain(history[epoch]) for epoch in newest},
         "orders": {str(epoch): order for epoch, order in (orders or {}).items()},
     }
@@ -117,6 +118,7 @@ def record_of(trial: Any, *, objectives: Sequence[Objective]) -> TrialRecord:
         carried_from=f"{IMPORTED_FROM}{trial.number}" if added(trial) else str(kept.get("carried_from", "")),
         repeat_of=repeat_of(trial),
         seed=trial.user_attrs.get(SEED),
+        fingerprint=str(kept.get("fingerprint", "")),
     )
 
 

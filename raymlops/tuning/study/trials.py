@@ -264,6 +264,7 @@ class Trials:
             feasible=not usable or all(excess <= 0 for excess in broken.values()),
             repeat_of=trial.repeat_of,
             seed=trial.seed,
+            fingerprint=trial.fingerprint,
         )
         self._writes.end(
             trial.trial_id,

@@ -31,7 +31,7 @@ from ray.tune import PlacementGroupFactory, Trainable
 from raymlops.cluster.import_paths import take_over
 from raymlops.cluster.resource_usage import TRIAL_MARK
 from raymlops.config.changes import identity
-from raymlops.data.cache import DataCache
+from raymlops.data.cache import DataCache, fingerprint_of
 from raymlops.data.shared import StoredObject
 from raymlops.errors import (
     NonFiniteError,
@@ -139,6 +139,7 @@ class _Trial:
         self._whole = train["epochs"] or math.inf
         self._ahead: Epoch | None = None
         """A report that came while the end of the training was expected."""
+        self._fingerprint = ""
         self._restored: dict[int, Metrics] = {}
         """Metrics by epoch in the checkpoint; set by the training's thread before its first epoch."""
         self._unreported: list[dict[str, Any]] = []
@@ -199,6 +200,7 @@ class _Trial:
             "diverged": diverged
             or (outcome == "failed" and epoch is not None and not_finite(epoch.metrics, names=self._judged)),
             "pid": os.getpid(),
+            "fingerprint": self._fingerprint,
             # Workers always write one at the end.
             "saved": self._nested or (self._saved if self._saver is None else self._saver.saved),
             # As text: Tune flattens nested results.
@@ -254,7 +256,9 @@ class _Trial:
         project = Project.from_dict(self._spec)
         uri = filesystem.join(self._config["folder"], CHECKPOINTS)
         state = recorded_fit(uri) if self._config["resume"] else None
-        prepared = self._data.get(project, shared=json.loads(self._config["shared"]), state=state)
+        shared = json.loads(self._config["shared"])
+        prepared = self._data.get(project, shared=shared, state=state)
+        self._fingerprint = fingerprint_of(project, prepared, shared=shared)
         found = self._recalled(uri)
         self._watchdog.start(0 if found is None or found.state is None else found.state.step)
         if self._nested:

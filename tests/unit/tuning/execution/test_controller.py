@@ -474,9 +474,10 @@ def test_a_trial_whose_last_checkpoint_was_its_end_has_its_value(storage):
     stage = Stage(storage)
     stage.controller.next_trial()
     result = {"epochs": 2, "step": 20, "value": 0.9, "metrics": None, "best_metrics": {"validation/auc": 0.9}}
-    stage.controller.result(0, {**result, "saved": True, "restored": back(0.9, 0.7)})
+    stage.controller.result(0, {**result, "saved": True, "restored": back(0.9, 0.7), "fingerprint": "v3:abc"})
     stage.controller.end(0, "complete")
     (record,) = stage.trials.records
+    assert record.fingerprint == "v3:abc"
     assert (record.status, record.value, record.epochs, record.metrics) == ("complete", 0.9, 2, {"validation/auc": 0.9})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,15 @@ def test_how_sure_the_choice_is_follows_from_the_pooled_noise_of_seeds():
         "trial 0: validation/auc 0.92 ± 0.012 (3 seeds, 0.93 without the search's), better with a probability of 0.90 "
         "than trial 1: 0.88 ± 0.023 (3 seeds, 0.86 without the search's)"
     )
+
+
+def test_seeds_that_had_other_rows_are_told_of():
+    """By the fingerprints of one configuration's runs, of which the search's may be unknown; others have their own."""
+    told = "Their rows differ by seed, so that the best run may have the easiest split"
+    for marks, differ in (("ababab", False), ("a.abab", False), ("......", False), ("abcdef", True), (".babcb", True)):
+        trials = [replace(run, fingerprint=mark.strip(".")) for run, mark in zip(TWO, marks, strict=True)]
+        ranked = ranking(trials, objectives=[AUC])
+        assert (told in verdict(ranked, metric="validation/auc")) is differ, marks
 
 
 def test_of_a_metric_that_falls_the_lowest_mean_wins():

@@ -82,12 +82,13 @@ def test_the_best_are_trained_with_the_seeds_that_follow(study):
     assert [(each.params, each.settings["train.seed"]) for each in opened] == [
         (params[number], seed) for number, seed in added(study)
     ]
+    trials.open[3].fingerprint = "v3:abc"
     end(trials, 3, 0.5)
     trials.tell(4, "failed", reason="x")
     trials.flush()
     assert (add_repeats(study, spec=spec()), repeats_left(study.get_trials(), spec=spec())) == (0, 2)
     record = trials.records[3]
-    assert (record.repeat_of, record.seed, record.status) == (1, 6, "complete")
+    assert (record.repeat_of, record.seed, record.status, record.fingerprint) == (1, 6, "complete", "v3:abc")
     assert trials_of(study).records[3] == record
 
 

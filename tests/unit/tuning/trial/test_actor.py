@@ -16,7 +16,7 @@ from tiny import Tiny
 from raymlops.config.load import load_data
 from raymlops.data.cache import DataCache
 from raymlops.errors import TrainingError
-from raymlops.project import bind
+from raymlops.project import Project, bind
 from raymlops.tuning.trial.actor import TrialActor, limit_memory, release_memory
 from raymlops.tuning.trial.epoch_stream import TrialThread
 
@@ -92,6 +92,33 @@ def test_each_step_is_an_epoch_and_the_last_says_so(configure, begin):
     last = results[-1]
     assert (last["outcome"], last["reason"], last["saved"], last["pid"]) == ("complete", "", False, os.getpid())
     assert last["value"] == last["best_metrics"]["validation/auc"]
+
+
+class SplitBySeed(Tiny):
+    """Draws other rows with each seed."""
+
+    def datasets(self):
+        return type(self)(self.config.model_copy(update={"data_seed": self.seed})).splits()
+
+    def splits(self):
+        return super().datasets()
+
+
+@pytest.mark.parametrize(("recipe", "same"), [(Tiny, True), (SplitBySeed, False)])
+def test_a_repeat_says_which_rows_it_had(configure, begin, recipe, same):
+    """By its own fingerprint, and the driver's where a trial has its data; a sweep without repeats needs none."""
+    marks = []
+    for sweep in ({}, {"repeats": {"top": 1, "seeds": 2}}):
+        driver, trials = (
+            DataCache(),
+            [configure(recipe, train={"seed": seed, "epochs": 1}, sweep=sweep) for seed in (0, 1)],
+        )
+        prepared = driver.get(Project.from_dict(json.loads(trials[0]["project"])))
+        for trial in trials:
+            last = to_the_end(begin(trial | {"shared": json.dumps(driver.share())}))[-1]
+            marks.append(last["fingerprint"])
+    assert marks[:3] == ["", "", prepared.data.fingerprint]
+    assert (marks[2] == marks[3]) is same
 
 
 def test_a_short_trial_leaves_no_file(configure, begin, tmp_path):
