@@ -322,6 +322,11 @@ class RecipeBase:
             )
         outputs = self.signature().outputs
         array = to_numpy(output)
+        if len(outputs) > 1 and (array.ndim < 2 or array.shape[1] < len(outputs)):
+            raise RecipeError(
+                f"{type(self).__name__}.predict() returned a tensor of shape {array.shape} for {len(outputs)} outputs",
+                hint="The default decode() takes (rows, outputs): correct signature() or model(), or define decode().",
+            )
         if len(outputs) == 1:
             return {outputs[0].name: array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array}
         return {column.name: array[:, index] for index, column in enumerate(outputs)}

@@ -35,7 +35,7 @@ def call_recipe(where: str, function: Callable[[], Any], *, place: Callable[[], 
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and from_handler(error):
             raise
-        raise RecipeError(f"{where} {done(error)} {_place_of(error, place)}") from error
+        raise RecipeError(f"{where} {done(error)} {_place_of(error, place)}", hint=_hint(where, error)) from error
 
 
 def described(value: Any) -> str:
@@ -43,6 +43,18 @@ def described(value: Any) -> str:
     if value is None:
         return "None"
     return f"the class {value.__qualname__}" if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+def _hint(where: str, error: BaseException) -> str | None:
+    """Return what is often meant."""
+    recipe, _, method = where.partition(".")
+    if isinstance(error, AttributeError) and type(error.obj).__name__ == recipe:
+        return "What datasets() finds out for other methods is what fit() returns: self.state, which replicas have too."
+    if isinstance(error, KeyError) and method == "encode()":
+        return "Its columns are the inputs of a request, without the label; what fit() returned is in self.state."
+    if isinstance(error, TypeError) and method == "predict()":
+        return "By default the model gets the whole batch: define predict(model, batch) where it takes a part of that."
+    return None
 
 
 def _place_of(error: BaseException, place: Callable[[], str] | None) -> str:

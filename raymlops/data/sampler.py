@@ -93,7 +93,12 @@ def _drawn(split: SplitData, *, seed: int, epoch: int) -> torch.Tensor | None:
         return found if found is None or isinstance(found, np.ndarray | torch.Tensor) else list(islice(found, most + 1))
 
     with Stream(derived_seed(seed, epoch)).drawn_from():
-        drawn = call_recipe(where, draw)
+        try:
+            drawn = call_recipe(where, draw)
+        except RecipeError:
+            if split.indexed is not None:
+                raise
+            drawn = split  # which gave it no rows to read
     if drawn is None:
         return None
     if split.indexed is None:

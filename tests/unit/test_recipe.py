@@ -230,6 +230,33 @@ def test_default_decode_spreads_the_last_dimension():
     assert plain.decode(torch.tensor([1.0, 2.0]))["y"].tolist() == [1.0, 2.0]
 
 
+def test_default_decode_needs_a_value_for_each_output():
+    """Where it spreads them; more dimensions are the shapes of outputs."""
+    for output in (torch.ones(3, 1), torch.ones(3)):
+        with pytest.raises(
+            RecipeError, match=r"Line\.predict\(\) returned a tensor of shape .* for 2 outputs\n.*decode"
+        ):
+            Line().decode(output)
+    assert Line().decode(torch.ones(3, 2, 4))["b"].shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "fails", "hint"),
+    [
+        ("encode", lambda: {}["y"], "without the label"),
+        ("model", lambda: Line().width, "what fit() returns"),
+        ("model", lambda: torch.nn.Liner, None),
+        ("predict", lambda: torch.nn.Linear(1, 1)({}), "define predict(model, batch)"),
+        ("predict", lambda: {}["y"], None),
+    ],
+)
+def test_what_is_often_meant_is_said(method, fails, hint):
+    """Where the error alone is of torch or of Python."""
+    with pytest.raises(RecipeError) as caught:
+        call_recipe(f"Line.{method}()", fails)
+    assert caught.value.hint is None if hint is None else hint in caught.value.hint
+
+
 def test_default_decode_says_what_predict_returned():
     """A dict of tensors is what decode() returns, not what it takes."""
     with pytest.raises(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tiny import make_table
 from raymlops.data.order import micro_batches
 from raymlops.data.parquet_split import ParquetSplit
 from raymlops.data.prepare import Memory, prepare
-from raymlops.data.sampler import epoch_batches
+from raymlops.data.sampler import epoch_batches, epoch_rows
 from raymlops.data.split import TableSplit
 from raymlops.errors import RecipeError, StorageError
 from raymlops.profiles.drawn_rows import drawn
@@ -165,6 +166,16 @@ def test_a_column_that_no_file_has_is_named(streamed: Any) -> None:
     """As target() asked for it."""
     with pytest.raises(RecipeError, match=r"Weighted\.target\(\) raised KeyError: 'weight'"):
         streamed("sourced:Weighted")
+
+
+def test_a_sampler_of_rows_that_are_streamed_is_refused_whatever_it_does(streamed: Any) -> None:
+    """It gets None for the rows; without rows to choose it may return None, for every row once."""
+    for sampler, refused in ((lambda _self, train, _: np.argsort(train["length"]), True), (lambda *_: None, False)):
+        recipe = type("Sampled", (sourced.FromParquet,), {"sampler": sampler})
+        found = streamed()
+        split = found.splits["train"].for_recipe(recipe(found.recipe.config, state=found.state))
+        with pytest.raises(RecipeError, match="an order of their own") if refused else nullcontext():
+            assert epoch_rows(split, seed=0) == ROWS
 
 
 def test_the_window_is_configured(files: str, tiny_project: Any) -> None:

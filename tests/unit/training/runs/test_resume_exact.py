@@ -92,7 +92,7 @@ class OwnLoop(Tiny):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         state = ctx.restore(model=model, optimizer=optimizer)
         train = ctx.prepared.splits["train"]
-        batch = train.batch(torch.arange(train.rows))
+        batch = ctx.batch(train, torch.arange(train.rows))
         for epoch in range(state.epoch, ctx.spec.epochs + 1):
             ctx.seed_step(epoch)
             optimizer.zero_grad()
