@@ -11,9 +11,11 @@ completed, so that a run is at most one version of a model, and one more for eac
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from operator import itemgetter, methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,7 +30,7 @@ from raymlops.registry.lineage import ALIASES_OF, BUNDLE_URI, CODE_NOW, COMPLETE
 from raymlops.registry.names import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from raymlops.tracking.client import Tracker
 
@@ -38,7 +40,9 @@ ARTIFACT = "model"
 CANDIDATE = "candidate"
 
 _READY_WAIT_S = 60
-_PAGE = 1000
+_PAGE = 100
+_WHOLE = {COMPLETE, DIGEST}
+"""Tags of a version that was registered here, and completed."""
 
 T = TypeVar("T")
 
@@ -107,40 +111,46 @@ class Registry:
         Raises:
             NotFoundError: it does not exist; the hint lists the versions that do.
         """
-        versions = self.list(name)
-        wanted = which.removeprefix("@")
-        if which == "latest" and versions:
-            return versions[-1]
-        for ref in versions:
-            if wanted in ref.aliases or which == str(ref.version):
-                return ref
-        if not versions:
+        if (found := self.find(name, which)) is not None:
+            return found
+        newest = [*islice(self._completed(name), 20)][::-1]
+        if not newest:
             raise NotFoundError(f"there is no model {name!r}", hint=self._known_models())
-        existing = ", ".join(
-            str(ref.version) + "".join(f" @{alias}" for alias in ref.aliases) for ref in versions[-20:]
-        )
-        raise NotFoundError(f"model {name!r} has no version {which!r}", hint=f"Its versions: {existing}.")
+        existing = ", ".join(str(ref.version) + "".join(f" @{alias}" for alias in ref.aliases) for ref in newest)
+        raise NotFoundError(f"model {name!r} has no version {which!r}", hint=f"Its newest versions: {existing}.")
+
+    def find(self, name: str, which: str = "latest") -> ModelVersionRef | None:
+        """Return a version as ``get``; None if it does not exist. No other one is read."""
+        if which == "latest" or not _is_name(name):
+            return next(self._completed(name), None)
+        model, is_number = self._names.model(name), re.fullmatch("[1-9][0-9]{0,8}", which)
+        by_alias = methodcaller("get_model_version_by_alias", model, which.removeprefix("@"))
+        try:
+            version = self._get(model, which) if is_number else self._call(by_alias)
+        except NotFoundError:
+            return None
+        except TrackingError as error:
+            if getattr(error.__cause__, "error_code", "") == "INVALID_PARAMETER_VALUE":  # of an alias that none has
+                return None
+            raise
+        tags = self._names.read(version.tags)
+        return _ref(name, version, tags, sorted(version.aliases)) if tags.keys() >= _WHOLE else None
 
     def of_run(self, name: str, run_id: str) -> _Refs:
         """Return the versions of a model that a run was registered as: one for each code, the newest last."""
-        return [ref for ref in self.list(name) if ref.run_id == run_id]
+        return [*self._completed(name, run_id=run_id)][::-1]
 
     def by_alias(self, name: str, alias: str) -> ModelVersionRef | None:
         """Return the version that an alias points to, or None."""
-        return next((ref for ref in self.list(name) if alias in ref.aliases), None)
+        return self.find(name, f"@{alias}")
 
     def list(self, name: str | None = None) -> _Refs:
         """Return the completed versions of one model, or of all, by name and number; none for an unknown name.
 
         Versions that something other than raymlops registered are left out.
         """
-        if name is not None and not _is_name(name):
-            return []
-        refs = []
-        for model in [name] if name else self._models():
-            versions = [found for found in self._versions(model) if {COMPLETE, DIGEST} <= found[1].keys()]
-            aliases = self._aliases(model) if versions else {}
-            refs += [_ref(model, version, tags, aliases) for version, tags in versions]
+        models = self._models() if name is None else [name]
+        refs = (ref for model in models for ref in self._completed(model))
         return sorted(refs, key=lambda ref: (ref.name, ref.version))
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -214,15 +224,28 @@ class Registry:
             self._call(lambda client: client.log_artifacts(run.info.run_id, str(Path(folder, ARTIFACT)), path))
         return f"{run.info.artifact_uri}/{path}"
 
+    def _completed(self, name: str, *, run_id: str | None = None) -> Iterator[ModelVersionRef]:
+        """Yield the completed versions of a model, or those of one run, newest first, read page by page."""
+        aliases: dict[int, tuple[str, ...]] | None = None
+        for version, tags in self._versions(name, run_id=run_id) if _is_name(name) else ():
+            if tags.keys() >= _WHOLE:
+                aliases = self._aliases(name) if aliases is None else aliases
+                yield _ref(name, version, tags, aliases.get(int(version.version), ()))
+
     def _versions(self, name: str, *, run_id: str | None = None) -> Iterator[tuple[Any, dict[str, str]]]:
-        """Yield MLflow's versions of a model, or those of one run, each with its tags."""
-        query = f"name = '{self._names.model(name)}'"
-        for version in self._pages(
-            lambda client, token: client.search_model_versions(query, max_results=_PAGE, page_token=token)
-        ):
-            if run_id is None or version.run_id == run_id:
+        """Yield MLflow's versions of a model, or those of one run, newest first, each with its tags."""
+        model, in_uc = self._names.model(name), self._names.uc_schema is not None
+        query = f"name = '{model}'" if run_id is None else f"run_id = '{run_id}'"  # Unity Catalog takes one condition
+        order = None if in_uc else ["version_number DESC"]
+        found = self._pages(
+            lambda client, token: client.search_model_versions(
+                query, max_results=_PAGE, order_by=order, page_token=token
+            )
+        )
+        for version in sorted(found, key=lambda one: -int(one.version)) if in_uc else found:
+            if version.name == model:
                 # Unity Catalog's search leaves tags out (MLflow 3.17).
-                whole = version if self._names.uc_schema is None else self._get(version.name, version.version)
+                whole = self._get(model, version.version) if in_uc else version
                 yield whole, self._names.read(whole.tags)
 
     def _get(self, model: str, version: int | str) -> Any:
@@ -250,7 +273,7 @@ class Registry:
         return aliases
 
     def _known_models(self) -> str:
-        names = sorted({ref.name for ref in self.list()})
+        names = sorted(name for name in self._models() if self.find(name) is not None)
         return f"Registered models: {', '.join(names)}." if names else "No model is registered yet."
 
     def _call(self, function: Callable[[Any], T]) -> T:
@@ -262,13 +285,13 @@ class Registry:
             raise _tracking_error(error) from error
 
 
-def _ref(name: str, version: Any, tags: Mapping[str, str], aliases: Mapping[int, tuple[str, ...]]) -> ModelVersionRef:
+def _ref(name: str, version: Any, tags: Mapping[str, str], aliases: Sequence[str]) -> ModelVersionRef:
     return ModelVersionRef(
         name=name,
         version=int(version.version),
         run_id=tags.get(RUN_ID) or version.run_id,
         bundle=BundleRef(uri=tags.get(BUNDLE_URI, ""), digest=tags[DIGEST]),
-        aliases=aliases.get(int(version.version), ()),
+        aliases=tuple(aliases),
         code_sha=tags.get(CODE_NOW, ""),
     )
 

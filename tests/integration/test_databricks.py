@@ -93,7 +93,8 @@ def test_a_version_is_registered_found_and_moved_in_unity_catalog(tracker, works
         ("tiny", 1, ("champion",)),
         ("tiny", 2, ()),
     ]
-    assert registry.get("tiny", "@champion").version == 1
+    assert (registry.get("tiny", "@champion").aliases, registry.get("tiny").version) == (("champion",), 2)
+    assert [ref.version for ref in registry.of_run("tiny", first)] == [1]
     assert [alias.alias for alias in workspace.models[NAME].aliases] == ["champion"]
     with pytest.raises(NotFoundError, match="no version '7'"):
         registry.get("tiny", "7")
@@ -108,7 +109,7 @@ def test_what_is_asked_of_unity_catalog_is_what_its_protos_say(tracker, workspac
     assert (created.name, created.run_id, created.run_tracking_server_id) == (NAME, run_id, WORKSPACE_ID)
     assert {tag.key for tag in created.tags} == {"raymlops_run_id", "raymlops_bundle_uri", "raymlops_digest"}
     assert asked[uc.CreateRegisteredModelRequest].description == "a tiny model"
-    assert asked[uc.SearchModelVersionsRequest].filter == f"name = '{NAME}'"
+    assert asked[uc.SearchModelVersionsRequest].filter == f"run_id = '{run_id}'"
     assert asked[uc.SetRegisteredModelAliasRequest] == uc.SetRegisteredModelAliasRequest(
         name=NAME, alias="candidate", version="1"
     )

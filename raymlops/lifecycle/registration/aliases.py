@@ -39,7 +39,7 @@ class MlflowAliases:
         later.
         """
         registry = self._registry()
-        if not registry.owner(name) and any(ref.version == version for ref in registry.list(name)):
+        if not registry.owner(name) and registry.find(name, str(version)) is not None:
             registry.set_owner(name, self._owner.named)
         return other_owner(registry, self._owner, name)
 

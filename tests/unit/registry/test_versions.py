@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -265,3 +266,47 @@ def test_a_duplicate_that_another_process_removed_is_no_error(registry, tracker,
     registry._delete(extra)
 
     assert [ref.version for ref in registry.list("race")] == [1]
+
+
+class Counting:
+    """MLflow's client, and each request to it."""
+
+    def __init__(self, client):
+        self.client, self.asked = client, []
+
+    def __getattr__(self, name):
+        def ask(*args, **kwargs):
+            self.asked.append((name, *args[:1]))
+            return getattr(self.client, name)(*args, **kwargs)
+
+        return ask
+
+
+@pytest.fixture
+def long_history(registry, tracker, bundle):
+    """Return a registry with 250 versions of a model, and what it asked MLflow."""
+    run = tracker.start_run("tiny", name="tiny", tags={})
+    registry.register("long", run_id=run, bundle=bundle)
+    tags = tracker.client.get_model_version("long", "1").tags
+    for _ in range(249):
+        tracker.client.create_model_version("long", bundle.uri, "0" * 32, tags=tags)
+    counting = Counting(tracker.client)
+    return Registry(SimpleNamespace(client=counting, uc_schema=None)), run, counting.asked
+
+
+def test_one_version_of_many_is_asked_for_alone(long_history):
+    """By number, by alias or by run; for the latest and for a hint one page of three is read."""
+    registry, run, asked = long_history
+    assert (registry.get("long", "@candidate").version, registry.by_alias("long", "candidate").version) == (1, 1)
+    assert registry.get("long", "7").version == 7
+    assert asked == [("get_model_version_by_alias", "long")] * 2 + [("get_model_version", "long")]
+    asked.clear()
+    assert [ref.version for ref in registry.of_run("long", run)] == [1]
+    assert asked == [("search_model_versions", f"run_id = '{run}'"), ("get_registered_model", "long")]
+    asked.clear()
+    assert registry.get("long").version == 250
+    for unknown in ("champion", "@champion", "v7", "007", "9" * 20, "a b", ""):
+        with pytest.raises(NotFoundError, match=r"newest versions: 231, .*, 250\."):
+            registry.get("long", unknown)
+    assert asked.count(("search_model_versions", "name = 'long'")) == 8
+    assert len(registry.list("long")) == 250
