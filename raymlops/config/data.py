@@ -151,5 +151,9 @@ class SkillSection(Spec):
         None, ge=0, description="largest mean of the metric's loss, of auc 1 - auc; more for certain is an alarm"
     )
     max_caller_share: float | None = Field(
-        None, gt=0, le=1, description="largest share of a window's labels that one caller's requests may have"
+        0.5,
+        gt=0,
+        le=1,
+        description="largest share of the labels by which quality and rollouts judge that come from one API key, where "
+        "there are several keys; rows of larger ones are left out; null: any",
     )

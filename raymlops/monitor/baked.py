@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from raymlops.monitor.sequential import rate_bounds
+from raymlops.monitor.skill.labelled import paired
 from raymlops.monitor.skill.verdict import LEVEL
 from raymlops.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from raymlops.monitor.skill.labelled import Labelled
     from raymlops.monitor.skill.verdict import Verdict
     from raymlops.predictions.counts import Counts
+    from raymlops.predictions.labelled_rows import Rows
 
 ALPHA = 0.01
 """Of a version that is as the one before, ever taken back for its counts: half for errors, half for slow answers."""
@@ -63,24 +64,22 @@ class Baked(Record):
     numbers: dict[str, Any]
 
 
-def compare(
-    labelled: Labelled, *, version: int, before: int, margin: float, until: str, level: float = LEVEL
-) -> Compared:
+def compare(labelled: Rows, *, version: int, before: int, margin: float, until: str, level: float = LEVEL) -> Compared:
     """Return whether a version is worse than the one ``before`` by more than ``margin`` of its mean loss, for certain.
 
     ``labelled`` has the losses of the one before as the champion's, and may be looked at whenever it has grown: one
     that is as good is ever called worse with probability at most ``level``. Without a row there is nothing to compare.
     """
-    paired, rows = labelled.paired(), len(labelled.clusters)
-    if paired is None:
+    both, rows = paired(labelled), len(labelled)
+    if both is None:
         return Compared(
             "not compared", f"version {before} answers no labelled request, or all of them perfectly", until
         )
-    low, high = paired.bounds(level=level)
+    low, high = both.bounds(level=level)
     whose = f"version {version} beside version {before} on the same {rows:,} labelled rows"
-    if paired.few:
-        return Compared("not enough labels", f"{whose}: {paired.few}", until, rows)
-    told = f"{whose}: {paired.estimate().value:+.3f} of the loss, between {low:+.3f} and {high:+.3f}"
+    if both.few:
+        return Compared("not enough labels", f"{whose}: {both.few}", until, rows)
+    told = f"{whose}: {both.estimate().value:+.3f} of the loss, between {low:+.3f} and {high:+.3f}"
     if low > margin:
         return Compared("worse", f"{told}, and {margin:+g} is allowed", until, rows)
     return Compared("not worse" if high <= margin else "not enough labels", told, until, rows)

@@ -25,8 +25,9 @@ import numpy.typing as npt
 
 from raymlops.monitor.effects import displacement, grouped, jensen_shannon, quantiles, range_of, share_outside
 from raymlops.monitor.profiled import shown_name
-from raymlops.monitor.skill.labelled import Labelled
+from raymlops.monitor.skill.labelled import paired
 from raymlops.monitor.skill.verdict import LEVEL, MARGIN
+from raymlops.predictions.labelled_rows import Rows, admit
 from raymlops.records import GateCheck, GateDecision
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class Replayed:
     known: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """From where to where the champion's answers were when it was registered, of each series."""
     neighbours: Neighbours = field(default_factory=Neighbours)
-    labelled: Labelled = field(default_factory=Labelled)
+    labelled: Rows = field(default_factory=Rows)
+    """The losses of both, ``champion`` and ``challenger``, on labelled rows."""
     trained_on: int = 0
     """Labelled rows that are not among them, since the challenger may have been trained on them."""
     notes: tuple[str, ...] = ()
@@ -146,7 +148,7 @@ class Replayed:
             after=_sum(self.after, other.after),
             known={**self.known, **other.known},
             neighbours=self.neighbours + other.neighbours,
-            labelled=self.labelled + other.labelled,
+            labelled=Rows.joined([self.labelled, other.labelled]),
             trained_on=self.trained_on + other.trained_on,
             notes=_few(self.notes + other.notes),
         )
@@ -363,21 +365,21 @@ def _labelled(replayed: Replayed, bounds: Bounds) -> GateCheck | str:
     """Compare both on the same labelled rows; refused is one that is worse for certain."""
     known = replayed.trained_on
     trained_on = f"{known:,} labelled rows are left out, which it may have been trained on" if known else ""
-    labelled, refused, note = replayed.labelled.counted(max_caller_share=bounds.max_caller_share)
-    if refused:
-        return f"Labelled requests are not compared: {refused}."
-    paired = labelled.paired()
-    if paired is None:
+    counts = admit(replayed.labelled, most=bounds.max_caller_share)
+    if counts.refused:
+        return f"Labelled requests are not compared: {counts.refused}."
+    both = paired(replayed.labelled.where(counts.rows))
+    if both is None:
         none = "No replayed request has a label, or the champion's answers to those that have one are perfect"
         return f"{none}; {trained_on}." if trained_on else f"{none}."
-    outcome, why = paired.compare(level=bounds.level, margin=bounds.margin)
+    outcome, why = both.compare(level=bounds.level, margin=bounds.margin)
     said = f"{outcome}: {why}, in units of the champion's mean loss" if "skill" in why else f"{outcome}: {why}"
     return GateCheck(
         "not worse on labelled requests",
         passed=outcome != "worse",
-        got=float(np.nan_to_num(paired.estimate().value)),
+        got=float(np.nan_to_num(both.estimate().value)),
         allowed="not worse for certain",
-        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), note, trained_on))),
+        detail="; ".join(filter(None, (said.replace("of skill lost by", "lost by"), counts.note, trained_on))),
     )
 
 

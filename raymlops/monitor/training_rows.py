@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from raymlops.errors import DataRefusedError
-from raymlops.monitor.skill.admission import admit, bound_keys
 from raymlops.monitor.skill.label_coverage import coverage
+from raymlops.predictions.labelled_rows import admit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from raymlops.predictions.labelled_rows import Rows
 
     Floats = npt.NDArray[np.float64]
     Flags = npt.NDArray[np.bool_]
@@ -36,26 +38,6 @@ _MICROSECONDS = 1e6
 """Of a second: times are written so with the tables."""
 _WHOLE = 0.99
 """Share of rows with a label from which on the others are not worth a word."""
-
-
-@dataclass(frozen=True)
-class LoggedRows:
-    """Rows of a window of the log, each once, in any order."""
-
-    asked: Floats
-    """Seconds since 1970."""
-    labelled: Floats
-    """When the first label of each came in, seconds; NaN without one."""
-    known_at: Floats
-    """When the label that counts did, which may be a correction."""
-    callers: npt.NDArray[Any]
-    """Whose requests they are: a name, empty for anybody's."""
-    drawn: Floats
-    """A number of each request from 0 to 1 that depends on nothing, by which rows of large callers are left out."""
-    contradicted: Flags
-    """Whether labels of a row contradict each other, and none is a correction."""
-    unseen: Flags
-    """Whether its label is of a class that the champion's test rows have none of."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +59,25 @@ class ChosenRows:
 
 
 def choose(
-    rows: LoggedRows, *, stop_s: float, faults: Sequence[Fault], min_coverage: float, max_caller_share: float
+    rows: Rows, *, unseen: Flags, stop_s: float, faults: Sequence[Fault], min_coverage: float, max_caller_share: float
 ) -> ChosenRows:
     """Return which rows are trained on, validate and test. Labels from ``stop_s`` on are not there yet.
+
+    ``rows`` are what ``labelled_rows`` says of rows of the log, each once; ``unseen`` those whose label is of a class
+    that the champion's test rows have none of.
 
     Raises:
         DataRefusedError: there are too few rows, too few of them have a label, too many labels do not count, or one
             caller gave most of them.
     """
-    sound, notes = _sound(rows, faults)
-    known = rows.labelled < stop_s  # NaN is not
-    if not len(rows.asked):
+    if not len(rows):
         raise DataRefusedError("the prediction log has no row of the window", hint=_WIDER)
+    sound, notes = _sound(rows, faults)
+    known = rows["received"] < stop_s  # NaN is not
     labelled = np.flatnonzero(sound & known)
-    share = _share(rows.asked[sound], np.where(known, rows.labelled, np.nan)[sound], stop_s)
+    share = _share(rows["asked"][sound], np.where(known, rows["received"], np.nan)[sound], stop_s)
     numbers: dict[str, Any] = {
-        "rows": len(rows.asked),
+        "rows": len(rows),
         "labelled": int(known.sum()),
         "coverage": round(share, 4),
         "of_faults": int((~sound).sum()),
@@ -105,20 +90,23 @@ def choose(
         )
     if share < _WHOLE:
         notes.append(f"{1 - share:.1%} of the rows get no label, and the model is trained on nothing like them")
-    labelled, said = _admitted(rows, labelled)
-    notes += said
-    numbers["do_not_count"] = numbers["labelled"] - int((~sound & known).sum()) - len(labelled)
-    labelled, said = _bounded(rows, labelled, most=max_caller_share)
-    notes += said
-    numbers["kept"] = len(labelled)
+    found = admit(rows.where(labelled), most=max_caller_share, seen=~unseen[labelled])
+    if found.refused:
+        raise DataRefusedError(found.refused, hint=_ITS_LABELS)
+    notes += [found.note] if found.note else []
+    callers = np.unique(rows["callers"][labelled].astype(str))
+    if len(callers) == 1:  # there is nobody else to believe
+        notes.append(f"all labels are of one caller: {callers[0] or 'without a key'}")
+    labelled = labelled[found.rows]
+    numbers |= {"do_not_count": sum(found.left_out.values()), "kept": len(labelled)}
     return ChosenRows(_split(rows, labelled, numbers, notes), numbers, tuple(notes))
 
 
-def _sound(rows: LoggedRows, faults: Sequence[Fault]) -> tuple[npt.NDArray[np.bool_], list[str]]:
+def _sound(rows: Rows, faults: Sequence[Fault]) -> tuple[npt.NDArray[np.bool_], list[str]]:
     """Return which rows were not asked during a fault."""
-    sound, notes = np.ones(len(rows.asked), dtype=np.bool_), []
+    sound, notes = np.ones(len(rows), dtype=np.bool_), []
     for fault in faults:
-        within = (rows.asked >= fault.start_s) & (rows.asked < fault.stop_s)
+        within = (rows["asked"] >= fault.start_s) & (rows["asked"] < fault.stop_s)
         if count := int((within & sound).sum()):
             hours = (fault.stop_s - fault.start_s) / _HOUR
             notes.append(f"{count:,} rows of {hours:,.0f} h are left out: what was served was broken ({fault.name})")
@@ -135,48 +123,13 @@ def _share(asked: Floats, labelled: Floats, stop_s: float) -> float:
     return 0.0 if np.isnan(found) else float(found)
 
 
-def _admitted(rows: LoggedRows, labelled: Places) -> tuple[Places, list[str]]:
-    """Return the labelled rows whose label counts, by the rules of quality."""
-    found = admit(
-        np.where(rows.unseen[labelled], -1, 0),
-        known=[True],
-        asked=rows.asked[labelled],
-        received=rows.labelled[labelled],
-        contradicted=rows.contradicted[labelled],
-    )
-    if found.refused:
-        raise DataRefusedError(
-            found.refused,
-            hint="Look at who sends them first: a correction settles what is contradicted. Of classes that are new, "
-            "train on your own store: retrain.data: recipe, with datasets(window).",
-        )
-    return labelled[found.rows], [found.note] if found.note else []
-
-
-def _bounded(rows: LoggedRows, labelled: Places, *, most: float) -> tuple[Places, list[str]]:
-    """Return the labelled rows without those by which one caller has more than its share of the labels.
-
-    Where all labels are of one caller there is nobody else to believe, which is said.
-    """
-    callers = rows.callers[labelled].astype(str)
-    names = np.unique(callers)
-    if len(names) == 1:
-        return labelled, [f"all labels are of one caller: {names[0] or 'without a key'}"]
-    weights, refused = bound_keys(callers, most=most)
-    if refused:
-        raise DataRefusedError(refused, hint="Look at its labels first; or raise retrain.max_caller_share.")
-    kept = labelled[rows.drawn[labelled] < weights]
-    out = len(labelled) - len(kept)
-    return kept, [f"{out:,} labels of callers with more than {most:.0%} of all are left out"] if out else []
-
-
-def _split(rows: LoggedRows, labelled: Places, numbers: dict[str, Any], notes: list[str]) -> dict[str, Places]:
+def _split(rows: Rows, labelled: Places, numbers: dict[str, Any], notes: list[str]) -> dict[str, Places]:
     """Return the parts by time, and say what was known too late to train on, or too early to test."""
-    ordered = labelled[np.argsort(rows.asked[labelled], kind="stable")]
-    asked, known = rows.asked[ordered], np.rint(rows.known_at[ordered] * _MICROSECONDS)
+    ordered = labelled[np.argsort(rows["asked"][labelled], kind="stable")]
+    asked, known = rows["asked"][ordered], np.rint(rows["known_at"][ordered] * _MICROSECONDS)
     begins = _at(asked, 1 - TEST)
     before = asked < begins
-    in_time = before & (rows.known_at[ordered] < begins)
+    in_time = before & (rows["known_at"][ordered] < begins)
     tests = ~before & (known > known[in_time].max(initial=-np.inf))
     validates = _at(asked[in_time], 1 - VALIDATION)
     parts = {
@@ -206,4 +159,8 @@ def _at(asked: Floats, share: float) -> float:
     return float(asked[int(share * len(asked))]) if len(asked) else -np.inf
 
 
+_ITS_LABELS = (
+    "Look at who sends them first: a correction settles what is contradicted. Raise retrain.max_caller_share for a key "
+    "that may send more. Of classes that are new, train on your own store: retrain.data: recipe, with datasets(window)."
+)
 _WIDER = "Widen retrain.window.days, or wait for more labels."

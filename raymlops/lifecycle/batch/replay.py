@@ -13,14 +13,7 @@ from typing import TYPE_CHECKING
 
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.batch.pool import over
-from raymlops.lifecycle.batch.replay_piece import (
-    Piece,
-    ReplayJob,
-    ReplayWorker,
-    answered,
-    counted,
-    labels_of,
-)
+from raymlops.lifecycle.batch.replay_piece import Piece, ReplayJob, ReplayWorker, counted, labels_of
 from raymlops.lifecycle.registration.compatibility import signature_of
 from raymlops.monitor.replayed import Replayed, judge
 from raymlops.records import GateCheck, GateDecision
@@ -134,9 +127,9 @@ def _further_back(job: ReplayJob, *, since: datetime, until: datetime) -> list[P
 
     Keys alone are read for it, the newest first, of at most ``MOST_SOUGHT`` rows.
     """
+    from raymlops.predictions.labelled_rows import COLUMNS
     from raymlops.predictions.partition import Faults, read_folder
     from raymlops.predictions.paths import prediction_hours
-    from raymlops.predictions.read import KEY
     from raymlops.storage.store import Store
 
     labels, trained_until = labels_of(job), job.trained_until
@@ -147,8 +140,8 @@ def _further_back(job: ReplayJob, *, since: datetime, until: datetime) -> list[P
     store, earliest = Store(job.uri), datetime.fromtimestamp(trained_until.rows, UTC)
     for hour in reversed(prediction_hours(store, job.name, since=earliest, until=until, version=job.version)):
         rows = 0
-        for batch in read_folder(store, hour.path, faults, columns=[*KEY, "ts", "route"]):
-            rows += int((counted(answered(batch), labels, trained_until)[0] >= 0).sum())
+        for batch in read_folder(store, hour.path, faults, columns=COLUMNS):
+            rows += len(counted(batch, labels, trained_until)[0])
             sought -= batch.num_rows
         start, stop = max(hour.start, earliest), min(hour.end, since)
         if rows and start < stop:

@@ -7,20 +7,18 @@ challenger, in the same process. A row that fails keeps no other row from being 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raymlops.errors import NotFoundError, RaymlopsError
 from raymlops.monitor.replayed import Replayed, decisions, known_ranges, neighbours
-from raymlops.monitor.skill.labelled import Labelled
+from raymlops.predictions.labelled_rows import COLUMNS, Rows, are_answers, labelled_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from raymlops.profiles.profile import Profile
     from raymlops.records import BundleRef
 
-COLUMNS = ("request_id", "row", "caller", "ts", "route", "weight", "features", "output")
 MAX_LABEL_BYTES = 32 * 2**20
 _ONE_BY_ONE = 256
 """Failed rows of a piece that are looked for among the others of their batch; a later batch that fails counts whole."""
@@ -113,7 +110,7 @@ class ReplayWorker:
                 since=_moment(piece.since),
                 until=_moment(piece.until),
                 version=job.version,
-                columns=COLUMNS,
+                columns=(*COLUMNS, "features", "output"),
                 labels=False,
             )
         except NotFoundError:  # nothing was logged yet
@@ -170,11 +167,10 @@ class ReplayWorker:
 
         from raymlops.predictions.hourly import by_weight
 
-        found, mine = Replayed(), answered(batch)
+        found, mine = Replayed(), batch.filter(pa.array(are_answers(batch)))
         timed = labelled is None and not self._job.labelled_only
         if not timed:
-            places, _ = counted(mine, self._labels, self._job.trained_until)
-            mine = mine.take(pa.array(np.flatnonzero(places >= 0)[:labelled]))
+            mine = mine.take(pa.array(counted(mine, self._labels, self._job.trained_until)[0][:labelled]))
         for weight, part in by_weight(mine):
             for start in range(0, part.num_rows, self._job.batch_rows):
                 found += self._part(part.slice(start, self._job.batch_rows), weight, timed=timed and start == 0)
@@ -247,8 +243,8 @@ class ReplayWorker:
         if "output" not in part.schema.names:  # all of it is redacted
             return Replayed(notes=("The log has no answers: serve.log.redact leaves them out.",))
         logged = part["output"]
-        at, trained_on = counted(part, self._labels, self._job.trained_until)
-        found = Replayed(labelled=self._labelled(part, answers, weight, at=at), trained_on=trained_on)
+        at, rows, trained_on = counted(part, self._labels, self._job.trained_until)
+        found = Replayed(labelled=self._labelled(part, answers, rows, at=at), trained_on=trained_on)
         if self._job.labelled_only:
             return found
         said = _arrays(logged)
@@ -266,42 +262,23 @@ class ReplayWorker:
             found += Replayed(before=profiles[0], after=profiles[1], known=self._known)
         return found
 
-    def _labelled(
-        self, part: pa.RecordBatch, answers: Columns, weight: float, *, at: npt.NDArray[np.int64]
-    ) -> Labelled:
-        """Return the losses of both on the rows that have a label which fits their answers; ``at`` is where it is."""
+    def _labelled(self, part: pa.RecordBatch, answers: Columns, rows: Rows, *, at: npt.NDArray[np.int64]) -> Rows:
+        """Return the losses of both on the rows ``at``, where their label fits their answers."""
         import pyarrow as pa
 
         from raymlops.lifecycle.quality.answers import as_json
 
-        places = np.flatnonzero(at >= 0)
-        if not len(places) or self._rule.kind == "none":
-            return Labelled()
-        some, at = part.take(pa.array(places)), at[places]
-        theirs = [as_json(output) for output in some["output"].to_pylist()]
-        ours = self._models[1].signature.rows({name: values[places] for name, values in answers.items()})
-        callers = some["caller"].to_pylist()
-        labels = [json.loads(text) for text in self._labels.of(at).to_pylist()]
-        losses = np.array(
-            [
-                [math.nan if loss is None else loss for loss in (self._loss(before, truth), self._loss(after, truth))]
-                for before, after, truth in zip(theirs, ours, labels, strict=True)
-            ]
-        )
-        keys = zip(callers, some["request_id"].to_pylist(), strict=True)
-        numbers = (blake2b(f"{caller}\0{text}".encode(), digest_size=8).digest() for caller, text in keys)
-        there = np.isfinite(losses).all(axis=1)
-        received = np.asarray(self._labels.received.take(pa.array(at)).cast(pa.int64())) / 1e6
-        columns = (
-            *losses.T,
-            np.array([int.from_bytes(number, signed=True) for number in numbers], dtype=np.int64),
-            np.full(len(at), weight),
-            np.array([caller or "" for caller in callers], dtype=object),
-            np.asarray(some["ts"].cast(pa.int64())) / 1e6,
-            received,
-            self._labels.contradicted[at],
-        )
-        return Labelled(*(column[there] for column in columns))
+        if not len(at) or self._rule.kind == "none":
+            return Rows()
+        theirs = [as_json(output) for output in part["output"].take(pa.array(at)).to_pylist()]
+        ours = self._models[1].signature.rows({name: values[at] for name, values in answers.items()})
+        labels = [json.loads(text) for text in self._labels.of(rows["places"]).to_pylist()]
+        losses = [
+            np.array([self._loss(output, truth) for output, truth in zip(side, labels, strict=True)], dtype=np.float64)
+            for side in (theirs, ours)
+        ]
+        found = Rows({**rows.columns, "champion": losses[0], "challenger": losses[1]})
+        return found.where(np.isfinite(losses[0]) & np.isfinite(losses[1]))
 
     def _loss(self, output: Mapping[str, Any], label: Any) -> float | None:
         """Return the loss of an answer by the champion's rule; None where its recipe fails at it."""
@@ -328,28 +305,15 @@ def labels_of(job: ReplayJob) -> Labels:
     return load_labels(Store(job.uri), job.name, Faults(), since=_moment(job.since), max_bytes=MAX_LABEL_BYTES)
 
 
-def answered(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the rows that were answered to a caller, and are no copies."""
-    import pyarrow.compute as pc
-
-    return batch.filter(pc.fill_null(pc.not_equal(batch["route"], "shadow"), True))
-
-
 def counted(
     batch: pa.RecordBatch, labels: Labels, trained_until: TrainedUntil | None
-) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the place of each row's label, -1 without one that counts; and of how many the challenger may know it."""
-    import pyarrow as pa
-
-    places = labels.places(batch)
+) -> tuple[npt.NDArray[np.int64], Rows, int]:
+    """Return where the champion's own answers have a label, these rows, and how many others the challenger may know."""
+    at, rows = labelled_rows(batch, labels, ["champion"])
     if trained_until is None:
-        return places, 0
-    has = np.flatnonzero(places >= 0)
-    asked = np.asarray(batch["ts"].cast(pa.int64()))[has] / 1e6
-    received = np.asarray(labels.received.take(pa.array(places[has])).cast(pa.int64())) / 1e6
-    old = has[(asked < trained_until.rows) | (received < trained_until.labels)]
-    places[old] = -1
-    return places, len(old)
+        return at, rows, 0
+    old = (rows["asked"] < trained_until.rows) | (rows["received"] < trained_until.labels)
+    return at[~old], rows.where(~old), int(old.sum())
 
 
 def _arrays(struct: pa.StructArray) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from raymlops.errors import DataRefusedError
-from raymlops.monitor.skill.admission import MOST_LEFT_OUT
 from raymlops.predictions.label_type import LabelType, unheld
+from raymlops.predictions.labelled_rows import MOST_LEFT_OUT
 from raymlops.signature import Signature
 
 if TYPE_CHECKING:

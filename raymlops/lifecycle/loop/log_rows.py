@@ -1,22 +1,21 @@
 """Read the rows of a window of the prediction log that a model may be trained on, the labelled ones with their inputs.
 
-Owns which rows these are, by whomever they were answered: no copies, and of a request id that one caller sent twice the
-first answer. Labelled rows are held in memory, of the others a few numbers each.
+Owns what is kept of them: labelled rows are held in memory, of the others a few numbers each. They are rows that were
+answered to a caller by any version; which of these count says ``predictions.labelled_rows``.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raymlops.errors import DataRefusedError, NotFoundError
-from raymlops.monitor.training_rows import LoggedRows
-from raymlops.predictions.labelled import key_hashes, load_labels
+from raymlops.predictions.labelled import load_labels
+from raymlops.predictions.labelled_rows import COLUMNS, Rows, are_answers, first_answers, rows_of
 from raymlops.predictions.partition import Faults
 from raymlops.predictions.read import Reading
 from raymlops.predictions.schema import FEATURES, schema_of
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 4 << 30
 """Of labelled rows."""
-_COLUMNS = ("request_id", "row", "caller", "ts", "route", "weight", "model_version", "features")
 _TIME = pa.timestamp("us")
 _LATER = "Shorten retrain.window.days to when it was."
 _ELSE = "Or train on your own store: retrain.data: recipe, with datasets(window)."
@@ -57,10 +55,7 @@ class LogRows:
         self._types = {field.name: field.type for field in schema_of(signature).field(FEATURES).type}
         self._faults = Faults()
         self._labels = load_labels(Store(root), name, self._faults, since=window.start, until=window.stop)
-        self._received, self._known_at = (
-            np.asarray(times.cast(pa.int64())) / 1e6 for times in (self._labels.received, self._labels.known_at)
-        )
-        self._numbers: list[dict[str, npt.NDArray[Any]]] = []
+        self._rows: list[Rows] = []
         self._tables: list[pa.Table] = []
         self._bytes, self._weight = 0, 1.0
         self._versions: set[int] = set()
@@ -68,29 +63,21 @@ class LogRows:
         """Of the labelled rows, as JSON."""
         damaged: tuple[str, ...] = ()
         with suppress(NotFoundError):  # nothing was ever logged
-            reading = Reading(root, name, since=window.start, until=window.stop, columns=_COLUMNS, labels=False)
+            reading = Reading(
+                root, name, since=window.start, until=window.stop, columns=(*COLUMNS, FEATURES), labels=False
+            )
             for batch in reading:
-                self._add(batch.filter(pc.not_equal(batch["route"], "shadow")))
+                self._add(batch.filter(pa.array(are_answers(batch))))
             damaged = reading.damaged
         self._damaged = sorted({*damaged, *self._faults.damaged})
 
-    def rows(self) -> tuple[LoggedRows, npt.NDArray[np.int64]]:
-        """Return each row once, and the place of each among the labelled ones; -1 without a label.
-
-        Which labels are of an unseen class is not known here: of none.
-        """
-        if not self._numbers:
-            none, no = np.empty(0), np.empty(0, np.bool_)
-            return LoggedRows(none, none, none, np.empty(0, dtype=object), none, no, no), np.empty(0, np.int64)
-        found = {key: np.concatenate([part[key] for part in self._numbers]) for key in self._numbers[0]}
-        has = found["has"].astype(np.bool_)
-        place = np.where(has, np.cumsum(has) - 1, -1)
-        order = np.lexsort((np.arange(len(has)), found["asked"], found["key"]))
-        first = np.append(True, np.diff(found["key"][order]) != 0)
-        once = np.sort(order[first])
-        names = ("asked", "labelled", "known_at", "callers", "drawn", "contradicted")
-        columns = (*(found[each] for each in names), has & False)
-        return LoggedRows(*(column[once] for column in columns)), place[once]
+    def rows(self) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Return each row once, and the place of each among the labelled ones; -1 without a label."""
+        if not self._rows:
+            return Rows(), np.empty(0, np.int64)
+        rows = Rows.joined(self._rows)
+        has, once = rows["places"] >= 0, first_answers(rows)
+        return rows.where(once), np.where(has, np.cumsum(has) - 1, -1)[once]
 
     def table(self) -> pa.Table:
         """Return the inputs of the labelled rows, and when each was asked and labelled."""
@@ -111,26 +98,7 @@ class LogRows:
             return
         places = self._labels.places(batch)
         has = places >= 0
-        labelled, known_at = np.full((2, batch.num_rows), np.nan)
-        labelled[has], known_at[has] = self._received[places[has]], self._known_at[places[has]]
-        ids, callers = batch["request_id"], pc.fill_null(batch["caller"], "")
-        contradicted = np.zeros(batch.num_rows, dtype=np.bool_)
-        contradicted[has] = self._labels.contradicted[places[has]]
-        drawn = np.zeros(batch.num_rows)
-        drawn[has] = [_draw(text) for text in ids.filter(pa.array(has)).to_pylist()]
-        asked = np.asarray(batch["ts"].cast(pa.int64()))
-        self._numbers.append(
-            {
-                "asked": asked / 1e6,
-                "labelled": labelled,
-                "known_at": known_at,
-                "callers": np.asarray(callers.to_pylist(), dtype=object),
-                "drawn": drawn,
-                "key": key_hashes(ids, key_hashes(callers, batch["row"])),
-                "has": has,
-                "contradicted": contradicted,
-            }
-        )
+        self._rows.append(rows_of(batch, self._labels, places))
         self._versions |= {*batch["model_version"].unique().to_pylist()}
         self._weight = max(self._weight, pc.max(batch["weight"]).as_py() or 1.0)
         if has.any():
@@ -168,8 +136,3 @@ def _input(batch: pa.RecordBatch, column: Column, wanted: pa.DataType) -> pa.Arr
             hint=f"{_LATER} {_ELSE}",
         )
     return found.cast(_TIME) if pa.types.is_timestamp(found.type) else found
-
-
-def _draw(request_id: str) -> float:
-    """Return a number from 0 to 1, the same for all rows of a request wherever it is drawn."""
-    return int.from_bytes(blake2b(request_id.encode(), digest_size=7).digest(), "big") / 2**56

@@ -8,7 +8,7 @@ was logged since.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,8 @@ def log_tables(
     uncounted = _unseen(champion.bundle, rule, said) | np.array([label is None for label in meant], dtype=np.bool_)
     unseen = np.append(uncounted, False)[place]
     chosen = choose(
-        replace(rows, unseen=unseen),
+        rows,
+        unseen=unseen,
         stop_s=window.stop.timestamp(),
         faults=_faults(state, one.name, window),
         min_coverage=policy.min_coverage,

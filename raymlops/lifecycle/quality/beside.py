@@ -16,6 +16,7 @@ from raymlops.monitor.skill.expected import label_shares
 from raymlops.monitor.skill.reference import base_loss
 from raymlops.monitor.skill.scored import largest_loss
 from raymlops.monitor.skill.verdict import Comparison, Paired
+from raymlops.predictions.labelled_rows import admit, first_answers
 from raymlops.records import Record
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from raymlops.lifecycle.quality.model import QualityModel
-    from raymlops.lifecycle.quality.rows import Rows
     from raymlops.predictions.labelled import Labels
+    from raymlops.predictions.labelled_rows import Rows
     from raymlops.state.store import Deployment
 
 _AT_ONCE = timedelta(days=1)
@@ -86,13 +87,14 @@ def _of_both(
     ]
     if found[0] is None or found[1] is None or not len(found[0].labelled) or not len(found[1].labelled):
         return None
-    shadow, champion = found[0].labelled, found[1].labelled
+    shadow, champion = (rows.where(first_answers(rows)) for rows in (found[0].labelled, found[1].labelled))
     _, at, of = np.intersect1d(champion["places"], shadow["places"], return_indices=True)
     champion, shadow = champion.where(at), shadow.where(of)
     known = model.known.metrics[model.section.metric].expectation.known
-    counted = (champion["codes"] >= 0) & ~champion["contradicted"]
-    counted &= np.append(known, False)[champion["codes"]]
-    return (champion.where(counted), shadow.where(counted)) if counted.any() else None
+    seen = np.append(known, False)[champion["codes"]]
+    admitted = admit(champion, most=model.section.max_caller_share, seen=seen)
+    counts = admitted.rows & (not admitted.refused)
+    return (champion.where(counts), shadow.where(counts)) if counts.any() else None
 
 
 def _paired(model: QualityModel, champion: Rows, shadow: Rows) -> Paired:
@@ -104,4 +106,4 @@ def _paired(model: QualityModel, champion: Rows, shadow: Rows) -> Paired:
     reference = base_loss(rule, model.section.metric, metric, shares, frozen=frozen, numbers=numbers, weights=weights)
     losses = champion["losses"], shadow["losses"]
     most = largest_loss(model.section.metric)
-    return Paired.of(*losses, clusters=champion["clusters"], reference=reference, weights=weights, most=most)
+    return Paired.of(*losses, clusters=champion["requests"], reference=reference, weights=weights, most=most)

@@ -6,26 +6,26 @@ What is kept of a window is bounded, so that a verdict on hundreds of them reads
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raymlops.display import some_of
-from raymlops.monitor.skill.admission import admit, bound_keys
 from raymlops.monitor.skill.clusters import FEWEST, Moments, pseudo_values
 from raymlops.monitor.skill.expected import Window, label_shares, metric_lost, window_skill
 from raymlops.monitor.skill.label_coverage import Coverage, Selection, coverage, selection
 from raymlops.monitor.skill.reference import base_loss
 from raymlops.monitor.skill.scored import SCORES, auc_of, histogram
 from raymlops.monitor.skill.slices import SliceSkill, judge_slices
+from raymlops.predictions.labelled_rows import admit
 
 if TYPE_CHECKING:
     from raymlops.answer_loss import AnswerLoss
     from raymlops.config.data import SkillSection
-    from raymlops.lifecycle.quality.rows import Answers, Rows
     from raymlops.monitor.skill.clusters import Floats
     from raymlops.monitor.skill.expected import Codes
     from raymlops.monitor.skill.reference import MetricReference, QualityReference
+    from raymlops.predictions.labelled_rows import Rows
     from raymlops.profiles.slices import Slice
 
 AGES_S = (3_600.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0)
@@ -34,6 +34,26 @@ _STRATA = 8
 """Ages of a window within which labelled answers are compared with unlabelled ones."""
 _MOST_CLUSTERS = 10_000
 """Requests whose scores AUC is measured on: of more, a random part."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was read of a window.
+
+    Attributes:
+        rows: How many it has.
+        labelled: Those with a label that their answer can be compared with: what ``labelled_rows`` says of them, and
+            ``codes``, ``losses``, ``scores``, ``numbers``, and a column for each slice.
+        sample: Of all rows: ``asked``, ``received`` (NaN without a label), ``scores``, ``clusters``, ``weights``.
+        unlike: How many labels cannot be compared with their answer.
+        notes: What is not in it, and why.
+    """
+
+    rows: int
+    labelled: Rows
+    sample: Rows
+    unlike: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,32 +96,19 @@ def measure(
     if not len(rows):
         return replace(found, notes=tuple(notes))
     metric = known.metrics.get(section.metric, known.metrics["loss"])
-    admitted = admit(
-        rows["codes"],
-        known=metric.expectation.known,
-        asked=rows["asked"],
-        received=rows["received"],
-        contradicted=rows["contradicted"],
-    )
+    seen = np.append(metric.expectation.known, False)[rows["codes"]]
+    admitted = admit(rows, most=section.max_caller_share, seen=seen)
     rows = rows.where(admitted.rows)
     notes += [admitted.note] if admitted.note else []
     notes += _hardly_known(rows["codes"], known, metric)
     refused = admitted.refused or (alike.reason if alike.differs else "")
     if not len(rows):
         return replace(found, refused=refused, notes=tuple(notes))
-    weights, flooded = _bounded(rows, answers.callers, section)
-    window = _auc(rows, weights, known) if section.metric == "auc" else _skill(rows, weights, rule, known, section)
+    window = _auc(rows, known) if section.metric == "auc" else _skill(rows, rule, known, section)
     if window is None:
         notes.append("all labels are of one class: there is no AUC")
-    slices = () if section.metric != "loss" else tuple(_slices(rows, weights, rule, known, section))
-    return replace(
-        found,
-        labelled=len(rows),
-        window=window,
-        refused=refused or flooded,
-        slices=slices,
-        notes=tuple(notes),
-    )
+    slices = () if section.metric != "loss" else tuple(_slices(rows, rule, known, section))
+    return replace(found, labelled=len(rows), window=window, refused=refused, slices=slices, notes=tuple(notes))
 
 
 def _hardly_known(codes: Codes, known: QualityReference, metric: MetricReference) -> list[str]:
@@ -124,24 +131,11 @@ def _selection(sample: Rows, *, now: float, window_s: float) -> Selection:
     )
 
 
-def _bounded(rows: Rows, callers: tuple[str, ...], section: SkillSection) -> tuple[Floats, str]:
-    """Return weights by which no caller has more than its share of the labels, and why there is no verdict."""
-    if section.max_caller_share is None:
-        return rows["weights"], ""
-    names = np.array(callers, dtype=str)[rows["callers"]]
-    return bound_keys(names, most=section.max_caller_share, weights=rows["weights"])
-
-
 def _skill(
-    rows: Rows,
-    weights: Floats,
-    rule: AnswerLoss,
-    known: QualityReference,
-    section: SkillSection,
-    *,
-    of: Slice | None = None,
+    rows: Rows, rule: AnswerLoss, known: QualityReference, section: SkillSection, *, of: Slice | None = None
 ) -> Window | None:
     metric = known.slices[of] if of is not None else known.metrics[section.metric]
+    weights = rows["weights"]
     shares = label_shares(rows["codes"], classes=known.classes.count, weights=weights)
     numbers = rows["numbers"] if rule.kind == "number" else None
     frozen = section.reference == "frozen"
@@ -151,35 +145,33 @@ def _skill(
     return window_skill(
         rows["codes"],
         rows["losses"],
-        clusters=rows["clusters"],
+        clusters=rows["requests"],
         expectation=metric.expectation,
         reference=reference,
         weights=weights,
     )
 
 
-def _slices(
-    rows: Rows, weights: Floats, rule: AnswerLoss, known: QualityReference, section: SkillSection
-) -> list[SliceSkill]:
+def _slices(rows: Rows, rule: AnswerLoss, known: QualityReference, section: SkillSection) -> list[SliceSkill]:
     windows = {}
     for each, reference in known.slices.items():
         chosen = rows[each.name] & reference.expectation.known[rows["codes"]]
-        found = _skill(rows.where(chosen), weights[chosen], rule, known, section, of=each) if chosen.any() else None
+        found = _skill(rows.where(chosen), rule, known, section, of=each) if chosen.any() else None
         if found is not None:
             windows[each.name] = found
     return judge_slices(windows, margin=section.margin)
 
 
-def _auc(rows: Rows, weights: Floats, known: QualityReference) -> Window | None:
+def _auc(rows: Rows, known: QualityReference) -> Window | None:
     """Return the skill of AUC, 2 AUC - 1, in which a loss is what AUC lacks to 1; None of one class."""
     if known.scores is None or len(np.unique(rows["codes"])) < 2:
         return None
-    rows, weights = _some(rows, weights)
-    _, place = np.unique(rows["clusters"], return_inverse=True)
+    rows = _some(rows)
+    _, place = np.unique(rows["requests"], return_inverse=True)
     codes = rows["codes"]
     window = np.zeros((int(place.max()) + 1, 2, 1 + 2 * SCORES))
     for column in (np.zeros_like(codes), 1 + codes * SCORES + histogram(rows["scores"])):
-        np.add.at(window, (place, codes, column), weights)
+        np.add.at(window, (place, codes, column), rows["weights"])
     counted = known.scores
     reference = np.zeros((len(counted), 2, 1 + 2 * SCORES))
     reference[..., 0] = counted.sum(axis=-1)
@@ -199,9 +191,8 @@ def _metric(sums: Floats) -> Floats:
     return auc_of(sums[..., 1:].reshape(-1, 2, SCORES))
 
 
-def _some(rows: Rows, weights: Floats) -> tuple[Rows, Floats]:
-    every = 1
-    while len(np.unique(rows["clusters"][(rows["clusters"] >> 32) & (every - 1) == 0])) > _MOST_CLUSTERS:
+def _some(rows: Rows) -> Rows:
+    every, drawn = 1, rows["requests"] >> 32
+    while len(np.unique(rows["requests"][drawn & (every - 1) == 0])) > _MOST_CLUSTERS:
         every *= 2
-    chosen: Any = (rows["clusters"] >> 32) & (every - 1) == 0
-    return rows.where(chosen), weights[chosen]
+    return rows.where(drawn & (every - 1) == 0)

@@ -5,7 +5,6 @@ Owns which requests these are, and what keeps both from being compared. Whether 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from raymlops.errors import BundleError, NotFoundError, RecipeError
@@ -13,6 +12,7 @@ from raymlops.lifecycle.batch.replay import labelled_beside
 from raymlops.lifecycle.live.lineup import monitored, retrained
 from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.monitor.baked import Compared, compare
+from raymlops.predictions.labelled_rows import Rows, admit
 from raymlops.state.versions import recorded
 from raymlops.state.watch.windows import windows_of_version
 
@@ -44,15 +44,16 @@ def compared(
         found = labelled_beside(champion, record.bundle, spans, log=log, answer=answer)
     except (BundleError, NotFoundError, RecipeError) as error:
         return Compared("not compared", f"version {before} does not answer again: {error.message}", at)
-    if not len(found.labelled.clusters):
+    if not len(found.labelled):
         said = "; ".join([*found.notes, *found.failures]) or "the log has none of these requests any more"
         return Compared("not compared", f"version {before} does not answer again: {said}", at)
     margin, share = monitored(champion).skill.margin, retrained(champion).max_caller_share
-    both, refused, _ = found.labelled.counted(max_caller_share=share)
-    if refused:
-        return Compared("not compared", f"its labels do not count: {refused}", at)
+    counts = admit(found.labelled, most=share)
+    if counts.refused:
+        return Compared("not compared", f"its labels do not count: {counts.refused}", at)
+    both = found.labelled.where(counts.rows)
     # The one before was asked again.
-    other_way_round = replace(both, champion=both.challenger, challenger=both.champion)
+    other_way_round = Rows({**both.columns, "champion": both["challenger"], "challenger": both["champion"]})
     return compare(other_way_round, version=champion.version, before=before, margin=margin, until=at)
 
 

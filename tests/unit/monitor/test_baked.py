@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from raymlops.monitor.baked import ALPHA, Compared, bake, compare
-from raymlops.monitor.skill.labelled import Labelled
 from raymlops.monitor.skill.verdict import Verdict
 from raymlops.predictions.counts import Counts
+from raymlops.predictions.labelled_rows import Rows
 
 BEFORE = Counts(requests=10_000, errors=20, slow=100)
 
@@ -30,13 +30,18 @@ def baked(since, *, before=BEFORE, parts=None, quality=None, compared=None, hour
 AS = {"version": 2, "before": 1, "margin": 0.01}
 
 
+def rows_of(before, losses, requests):
+    """Return rows on which version 1 has the losses ``before``."""
+    return Rows({"champion": before, "challenger": losses, "requests": requests, "weights": np.ones(len(before))})
+
+
 def beside(*, lost, requests=1000):
     """Return version 2 beside version 1 on requests of 4 rows; its losses are higher by so much of the mean."""
     rng = np.random.default_rng(0)
     before = rng.uniform(0.5, 1.5, size=4 * requests)
     losses = before + lost + rng.normal(0, 0.01, size=len(before))
     clusters = np.repeat(np.arange(requests), 4)
-    return compare(Labelled(before, losses, clusters, np.ones(len(before))), **AS, until="2026-01-01")
+    return compare(rows_of(before, losses, clusters), **AS, until="2026-01-01")
 
 
 def verdict(outcome, reason="0.050 of skill lost"):
@@ -139,7 +144,7 @@ def test_before_they_are_compared_skill_takes_nothing_back():
 
 def test_one_without_any_loss_is_no_unit():
     """The version before answers all of them perfectly."""
-    found = compare(Labelled(*np.zeros((2, 50)), np.arange(50), np.ones(50)), **AS, until="2026-01-01")
+    found = compare(rows_of(*np.zeros((2, 50)), np.arange(50)), **AS, until="2026-01-01")
 
     assert not found.is_known
 

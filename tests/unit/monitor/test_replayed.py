@@ -15,7 +15,7 @@ from raymlops.monitor.replayed import (
     known_ranges,
     neighbours,
 )
-from raymlops.monitor.skill.labelled import Labelled
+from raymlops.predictions.labelled_rows import Rows
 from raymlops.profiles.count import profile_of
 from raymlops.profiles.reference import Chunk, reference_of
 
@@ -35,9 +35,10 @@ def of_losses(champion, challenger, *, callers=("a", "b"), contradicted=0):
     """Return labelled requests of callers by turns, labelled a minute later; the first few are contradicted."""
     number = len(champion)
     asked, at = np.zeros(number), np.arange(number)
-    names = np.array(callers, dtype=object)[at % len(callers)]
-    labelled = Labelled(champion, challenger, at, np.ones(number), names, asked, asked + 60, at < contradicted)
-    return WHOLE + Replayed(labelled=labelled)
+    columns = {"champion": champion, "challenger": challenger, "requests": at, "weights": np.ones(number)}
+    columns |= {"asked": asked, "received": asked + 60, "contradicted": at < contradicted}
+    columns["callers"] = np.array(callers, dtype=object)[at % len(callers)]
+    return WHOLE + Replayed(labelled=Rows(columns))
 
 
 def test_pieces_add_up():
@@ -112,7 +113,7 @@ def test_one_caller_decides_nothing():
     callers = ("evil",) * 15 + ("a", "b", "c", "d", "e")
     found = check(of_losses(champion, challenger, callers=callers), "not worse on labelled requests")
     assert (found.passed, found.got) == (True, pytest.approx(0.0))
-    assert found.detail.endswith("; labels of the largest callers weigh less")
+    assert found.detail.endswith("; 1,000 labels of callers with more than 50% of all are left out")
 
 
 def test_contradicted_labels_do_not_count():

@@ -1,10 +1,9 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from raymlops.errors import DataRefusedError
-from raymlops.monitor.training_rows import Fault, LoggedRows, choose
+from raymlops.monitor.training_rows import Fault, choose
+from raymlops.predictions.labelled_rows import Rows
 from raymlops.registry.later_rows import Times, later, order_of
 
 HOUR, DAY = 3600.0, 86400.0
@@ -15,19 +14,23 @@ def logged(days=100, *, a_day=10, lag=DAY, share=1.0, callers=("a", "b")):
     number = days * a_day
     asked = np.arange(number) * (DAY / a_day)
     has = np.arange(number) % 10 < 10 * share
-    return LoggedRows(
-        asked,
-        labelled := np.where(has, asked + lag, np.nan),
-        labelled,
-        np.array(callers, dtype=object)[np.arange(number) % len(callers)],
-        (np.arange(number) * 0.381966) % 1,
-        np.zeros(number, dtype=np.bool_),
-        np.zeros(number, dtype=np.bool_),
+    received = np.where(has, asked + lag, np.nan)
+    return Rows(
+        {
+            "asked": asked,
+            "received": received,
+            "known_at": received,
+            "callers": np.array(callers, dtype=object)[np.arange(number) % len(callers)],
+            "requests": (np.arange(number) * 0.381966) % 1,
+            "weights": np.ones(number),
+            "contradicted": np.zeros(number, dtype=np.bool_),
+        }
     )
 
 
-def chosen(rows, *, stop=100 * DAY, faults=(), min_coverage=0.5, max_caller_share=0.9):
-    return choose(rows, stop_s=stop, faults=faults, min_coverage=min_coverage, max_caller_share=max_caller_share)
+def chosen(rows, *, unseen=(), stop=100 * DAY, faults=(), min_coverage=0.5, max_caller_share=0.9):
+    bounds = {"min_coverage": min_coverage, "max_caller_share": max_caller_share}
+    return choose(rows, unseen=np.isin(np.arange(len(rows)), unseen), stop_s=stop, faults=faults, **bounds)
 
 
 def test_the_newest_rows_test_and_the_oldest_are_trained_on():
@@ -48,8 +51,8 @@ def test_nothing_trained_on_was_known_after_the_test_began():
     """With labels of a week, too: the first test row is asked after the last label of train and validation."""
     rows = logged(lag=7 * DAY)
     parts = chosen(rows).parts
-    begins = rows.asked[parts["test"]].min()
-    assert max(rows.labelled[parts[part]].max() for part in ("train", "validation")) < begins
+    begins = rows["asked"][parts["test"]].min()
+    assert max(rows["received"][parts[part]].max() for part in ("train", "validation")) < begins
 
 
 def test_what_was_labelled_before_the_last_training_label_tests_nothing():
@@ -58,8 +61,8 @@ def test_what_was_labelled_before_the_last_training_label_tests_nothing():
     That of a row before was known five minutes before row 800 was asked; of the other 99 of a hundred none is so close.
     """
     rows = logged(lag=0.0)
-    begins = rows.asked[800]
-    rows.labelled[800], rows.labelled[700] = begins - HOUR / 6, begins - HOUR / 12
+    begins = rows["asked"][800]
+    rows["received"][800], rows["received"][700] = begins - HOUR / 6, begins - HOUR / 12
     found = chosen(rows)
     assert (found.numbers["test"], found.numbers["known_early"]) == (199, 1)
     assert 800 not in found.parts["test"]
@@ -73,7 +76,8 @@ def test_what_is_cut_is_later_by_the_question_of_the_gate():
     asked = 1_767_225_600 + np.sort(rng.random(number)) * number / 50
     labelled = asked + np.where(rng.random(number) < 0.1, rng.uniform(10, 400, number), 0.05)
     parts = chosen(
-        replace(logged(days=number // 10), asked=asked, labelled=labelled, known_at=labelled), stop=asked[-1] + DAY
+        Rows({**logged(days=number // 10).columns, "asked": asked, "received": labelled, "known_at": labelled}),
+        stop=asked[-1] + DAY,
     ).parts
     train, test = (
         Times(
@@ -125,7 +129,7 @@ def test_one_caller_gives_no_more_than_its_share():
     rows = logged(callers=("a", "b", "a", "c"))
     found = chosen(rows, max_caller_share=0.4)
     kept = np.concatenate(list(found.parts.values()))
-    share = (rows.callers[kept] == "a").mean()
+    share = (rows["callers"][kept] == "a").mean()
     assert 0.35 < share < 0.45
     assert any("labels of callers with more than 40% of all are left out" in note for note in found.notes)
 
@@ -140,9 +144,9 @@ def test_a_flood_of_one_caller_is_refused():
 def test_labels_that_do_not_count_are_left_out():
     """Of 990 labelled rows 10 are contradicted, 5 more came before their answer and 5 more are of no known class."""
     rows = logged()
-    rows.contradicted[:10], rows.unseen[10:15] = True, True
-    rows.labelled[15:20] = rows.asked[15:20] - DAY
-    found = chosen(rows)
+    rows["contradicted"][:10] = True
+    rows["received"][15:20] = rows["asked"][15:20] - DAY
+    found = chosen(rows, unseen=range(10, 15))
     assert (found.numbers["do_not_count"], found.numbers["kept"]) == (20, 970)
     assert min(map(min, found.parts.values())) == 20
     assert (
@@ -154,7 +158,7 @@ def test_labels_that_do_not_count_are_left_out():
 def test_many_labels_that_do_not_count_are_refused():
     """60 of 990 contradict each other: what remains is somebody's choice."""
     rows = logged()
-    rows.contradicted[:60] = True
+    rows["contradicted"][:60] = True
     with pytest.raises(DataRefusedError, match=r"6% of the labels do not count, at most 5% may: left out: 60 labels"):
         chosen(rows)
 
