@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from judged_versions import WORLDS, configured, labelled_rows, made
+from labelled_batch import batch_of
 from own_versions import config_in, edited_in
 
 import raymlops as rm
@@ -38,15 +40,19 @@ def folder(tmp_path_factory):
 def quality(champion, canary, rows):
     """Return the finding on quality where both versions answered half of the requests, each with its label."""
     rule = read_loss(champion.bundle.uri, champion.bundle.digest)
-    counted = Counted(rule, lambda pairs: own_losses(champion.bundle.uri, champion.bundle.digest, pairs))
     models = [load(ref.bundle.uri, ref.bundle.digest) for ref in (champion, canary)]
     answers = [model.predict_rows([row for row, _ in rows]) for model in models]
+    log = []
     for number in range(REQUESTS):
         side = number % 2
         about = {"request_id": str(number), "ts": datetime.now(UTC), "fallback_from": None}
         about |= {"model_version": side, "route": ("champion", "canary")[side]}
         at = number % len(rows)
-        counted.add([{**about, "output": answers[side][at], "label": json.dumps(rows[at][1])}])
+        log.append({**about, "output": answers[side][at], "label": json.dumps(rows[at][1])})
+    batch, labels = batch_of(log)
+    ask = partial(own_losses, champion.bundle.uri, champion.bundle.digest)
+    counted = Counted(rule, ask, labels, max_caller_share=0.5)
+    counted.add(batch)
     losses = counted.losses()
     step = StepEvidence(0.5, canary_losses=losses[1], champion_losses=losses[0])
     (found,) = (finding for finding in find([step], RolloutSection()) if finding.question == "quality")

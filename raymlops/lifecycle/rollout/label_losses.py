@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from raymlops.answer_loss import AnswerLoss
 from raymlops.bundle.loss import own_losses
 from raymlops.errors import BundleError, NotFoundError, RecipeError
-from raymlops.lifecycle.live.lineup import champion_of
+from raymlops.lifecycle.live.lineup import champion_of, monitored
 from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.quality.answers import rule_of, test_rows
 from raymlops.lifecycle.rollout.loss_reader import LogLosses
-from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted
+from raymlops.lifecycle.rollout.loss_rule import Counted
 from raymlops.predictions.counts import Losses
+from raymlops.predictions.labelled_rows import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -113,17 +114,18 @@ class LabelLosses:
         faults = Faults()
         labels = load_labels(store, name, faults, since=since, max_bytes=self.max_label_bytes)
         found: dict[Window, Mapping[int | None, Losses]] = {}
+        share, said = monitored(champion).skill.max_caller_share, list[str]()
         for window in windows:
-            counted = Counted(rule, partial(self._ask_recipe, champion.bundle), known)
-            if window.until is None or window.until > window.since:
+            ask = partial(self._ask_recipe, champion.bundle)
+            counted = Counted(rule, ask, labels, max_caller_share=share, known=known)
+            if len(labels.hashes) and (window.until is None or window.until > window.since):
                 with suppress(NotFoundError):  # nothing was logged yet
-                    chosen = {**window._asdict(), "columns": COLUMNS, "labels": labels, "only_labelled": True}
-                    reading = Reading(root, name, **chosen)
+                    reading = Reading(root, name, **window._asdict(), columns=(*COLUMNS, "output"), labels=False)
                     for batch in reading:
-                        counted.add(batch.to_pylist())
+                        counted.add(batch)
                     faults.damaged.update(reading.damaged)
             found[window] = counted.losses()
-        said = []
+            said += [counted.left_out] if counted.left_out else []
         if labels.every > 1:
             most = f"{self.max_label_bytes // 1024:,} KiB"
             said.append(f"labels take more than {most}, so that those of one in {labels.every:,} rows are read")

@@ -6,38 +6,35 @@ it. Both have the same outputs, since other versions cannot be canaries (``compa
 state's credentials.
 
 A request's loss is the mean over its labelled rows, and so is what it gains over a blind predictor, whose losses are
-those at the labels of both versions together. If a client repeated a request id in the same step, the first answer
-alone counts, whichever version gave it: later ones may be about other rows, and only those of the same version could be
-added. Copies, pinned requests and those that the champion answered for a canary do not count: they were not assigned at
-random.
+those at the labels of both versions together. Which rows count says ``predictions.labelled_rows``: copies, pinned
+requests and those that the champion answered for a canary were not assigned at random; an id's first answer counts,
+whichever version gave it; and no caller has more than its share of either version's requests.
 
-Owns both. ``label_losses`` reads the labelled rows.
+Owns the loss. ``label_losses`` reads the log.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raymlops.errors import RaymlopsError
 from raymlops.lifecycle.quality.answers import as_json, rule_of
 from raymlops.monitor.skill.reference import blind_losses
 from raymlops.predictions.counts import Losses
+from raymlops.predictions.labelled_rows import Rows, admit, first_answers, labelled_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from raymlops.answer_loss import AnswerLoss
     from raymlops.bundle.loss import OwnLosses, Pair
     from raymlops.monitor.skill.reference import QualityReference
+    from raymlops.predictions.labelled import Labels
     from raymlops.state.store import Deployment
-
-COLUMNS = ("request_id", "caller", "ts", "model_version", "route", "fallback_from", "output")
-"""Columns of the log that ``Counted`` needs, beside the label."""
 
 _NO_BLIND = (
     "the loss is the recipe's own, and the bundle keeps no test rows that say what a blind predictor loses: "
@@ -54,16 +51,6 @@ def unasked(champion: Deployment) -> str | None:
     return rule.reason if rule.kind == "none" else None
 
 
-@dataclass(slots=True)
-class _Request:
-    version: int
-    arrived: Any
-    losses: list[float] = field(default_factory=list)
-    """Of its rows."""
-    labels: list[Any] = field(default_factory=list)
-    clipped: int = 0
-
-
 class Counted:
     """The losses of labelled rows, by request."""
 
@@ -71,66 +58,85 @@ class Counted:
         self,
         rule: AnswerLoss,
         ask_recipe: Callable[[Sequence[Pair]], OwnLosses],
+        labels: Labels,
+        *,
+        max_caller_share: float | None,
         known: QualityReference | None = None,
     ) -> None:
-        """Take the rule; ``known`` are the champion's test rows, which a recipe's own loss needs."""
+        """Take the rule and the labels; ``known`` are the champion's test rows, which a recipe's own loss needs."""
         self._rule = rule
         self._known = known
         self._ask_recipe = ask_recipe
-        self._requests: dict[tuple[str | None, str], _Request] = {}
-        """By caller and id: another caller may use the same ids."""
+        self._labels = labels
+        self._most = max_caller_share
+        self._rows: list[Rows] = []
         self._note = ""
         self._unlike: tuple[int, Any] = (0, None)
         """How many labels could not be compared with their answers, and the first of them."""
+        self.left_out = ""
+        """What does not count, as ``losses`` found."""
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add labelled rows of the log."""
-        shared = [row for row in rows if row["route"] in {"champion", "canary"} and row["fallback_from"] is None]
-        pairs: list[Pair] = [(as_json(row["output"]), json.loads(row["label"])) for row in shared]
-        for row, (_, label), loss in zip(shared, pairs, self._values(pairs), strict=True):
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Add rows of the log, labelled or not."""
+        at, rows = labelled_rows(batch, self._labels, ["champion", "canary"])
+        if not len(at):
+            return
+        some = batch.take(pa.array(at))
+        labels = self._said(rows)
+        found = self._values([*zip(map(as_json, some["output"].to_pylist()), labels, strict=True)])
+        for label, loss in zip(labels, found, strict=True):
             if loss is None:
-                count, first = self._unlike
-                self._unlike = (count + 1, first if count else label)
-                continue
-            key, version, arrived = (row.get("caller"), row["request_id"]), row["model_version"], row["ts"]
-            known = self._requests.get(key)
-            if known is None or arrived < known.arrived:
-                known = self._requests[key] = _Request(version, arrived)
-            if (known.version, known.arrived) == (version, arrived):
-                known.losses.append(1.0 if math.isnan(loss) else loss)
-                known.labels.append(label)
-                known.clipped += math.isnan(loss) or (self._rule.kind == "number" and loss >= 1)
+                self._unlike = (self._unlike[0] + 1, self._unlike[1] if self._unlike[0] else label)
+        values = np.array(found, dtype=np.float64)
+        columns = {
+            "losses": np.nan_to_num(values, nan=1.0),
+            "clipped": np.isnan(values) | ((self._rule.kind == "number") & (values >= 1)),
+            "versions": np.asarray(some["model_version"]),
+        }
+        compared = np.array([loss is not None for loss in found], dtype=np.bool_)
+        self._rows.append(Rows({**rows.columns, **columns}).where(compared))
 
     @property
     def requests(self) -> int:
         """Return how many requests have a loss."""
-        return len(self._requests)
+        return len(np.unique(np.concatenate([np.empty(0), *(part["requests"] for part in self._rows)])))
 
     def losses(self) -> dict[int | None, Losses]:
         """Return the losses of each version, one per request; if none has any, the reason under None."""
-        requests = [*self._requests.values()]
-        count, label = self._unlike
-        if not requests:
+        rows = Rows.joined(self._rows)
+        if not len(rows):
+            count, label = self._unlike
             unlike = (
                 f"none of {count:,} labels, such as {_short(label)}, can be compared with its answer: send others, "
             )
             unlike += "or define loss_of(output, label) in the recipe"
             note = self._note or (unlike if count else "")
             return {None: Losses(note=note)} if note else {}
-        blind = blind_losses(self._rule, [label for one in requests for label in one.labels], self._known)
+        rows = rows.where(first_answers(rows))
+        _, of, sizes = np.unique(rows["requests"], return_inverse=True, return_counts=True)
+        rows.columns["weights"] = 1 / sizes[of]
+        found = admit(rows, most=self._most, within=rows["versions"])
+        self.left_out = found.note
+        if found.refused:
+            return {None: Losses(note=found.refused)}
+        rows = rows.where(found.rows)
+        blind = blind_losses(self._rule, self._said(rows), self._known)
         if blind is None:
             return {None: Losses(note=_NO_BLIND)}
-        sizes = np.array([len(one.labels) for one in requests])
-        starts = np.cumsum(sizes) - sizes
-        rows = np.array([loss for one in requests for loss in one.losses])
-        losses, others = (np.add.reduceat(values, starts) / sizes for values in (rows, blind))
-        clipped = np.array([2 * one.clipped > len(one.labels) for one in requests])
-        versions = np.array([one.version for one in requests])
-        found: dict[int | None, Losses] = {}
-        for version in dict.fromkeys(versions.tolist()):
+        _, first, of, sizes = np.unique(rows["requests"], return_index=True, return_inverse=True, return_counts=True)
+        losses, others, clipped = (
+            np.bincount(of, values) / sizes for values in (rows["losses"], blind, rows["clipped"])
+        )
+        versions = rows["versions"][first]
+        each: dict[int | None, Losses] = {}
+        for version in np.unique(versions).tolist():
             mine = (versions == version) & np.isfinite(others)  # no test row has another label
-            found[version] = Losses.of(losses[mine], others[mine], clipped=int(clipped[mine].sum()), note=self._note)
-        return found
+            most = int((clipped[mine] > 0.5).sum())
+            each[version] = Losses.of(losses[mine], others[mine], clipped=most, note=self._note)
+        return each
+
+    def _said(self, rows: Rows) -> list[Any]:
+        return [json.loads(text) for text in self._labels.of(rows["places"]).to_pylist()]
 
     def _values(self, pairs: Sequence[Pair]) -> Sequence[float | None]:
         if self._rule.kind != "recipe":

@@ -16,13 +16,15 @@ import pyarrow.compute as pc
 
 from raymlops.bundle.loss import OwnLosses
 from raymlops.errors import NotFoundError, RaymlopsError
+from raymlops.lifecycle.live.lineup import monitored
 from raymlops.lifecycle.live.log_owner import log_of
 from raymlops.lifecycle.quality.answers import rule_of
 from raymlops.lifecycle.rollout.label_lag import late_labels
 from raymlops.lifecycle.rollout.label_losses import EXPECTED_FOR, MAX_LABEL_BYTES
-from raymlops.lifecycle.rollout.loss_rule import COLUMNS, Counted, unasked
+from raymlops.lifecycle.rollout.loss_rule import Counted, unasked
 from raymlops.lifecycle.rollout.power import RecentTraffic, in_words
 from raymlops.predictions.counts import Losses
+from raymlops.predictions.labelled_rows import COLUMNS
 from raymlops.serving.control.render import settings_of, slow_from
 
 if TYPE_CHECKING:
@@ -144,7 +146,8 @@ def _newest(store: Store, champion: Deployment, labels: Labels, *, is_over: Call
     rule = rule_of(champion)
     if rule.kind == "recipe":
         return Losses(note="what the loss_of of the recipe says is asked in the rollout alone")
-    counted = Counted(rule, lambda _pairs: OwnLosses([]))
+    share = monitored(champion).skill.max_caller_share
+    counted = Counted(rule, lambda _pairs: OwnLosses([]), labels, max_caller_share=share)
     for hour in reversed(prediction_hours(store, champion.name, version=champion.version)):
         if is_over():
             break
@@ -154,12 +157,11 @@ def _newest(store: Store, champion: Deployment, labels: Labels, *, is_over: Call
             since=hour.start,
             until=hour.end,
             version=champion.version,
-            columns=COLUMNS,
-            labels=labels,
-            only_labelled=True,
+            columns=(*COLUMNS, "output"),
+            labels=False,
         )
         for batch in reading:
-            counted.add(batch.to_pylist())
+            counted.add(batch)
         if counted.requests >= ENOUGH:
             break
     return sum(counted.losses().values(), Losses())
