@@ -111,7 +111,8 @@ def test_validations_by_steps_are_not_epochs(recorded: Recorded, storage_path: P
 
 def test_a_version_is_the_run_that_it_was_registered_from(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     ref = ModelVersionRef("tiny", 3, recorded.slow, BundleRef("x", "d"), aliases=("champion",))
-    monkeypatch.setattr(Registry, "list", lambda _self, _name=None: [ref])
+    asked = {("tiny", "3"): ref, ("tiny", "@champion"): ref}
+    monkeypatch.setattr(Registry, "get", lambda _self, name, which: asked[name, which])
     for name in ("tiny@3", "tiny@champion", ref):
         found = rm.compare([recorded.fast, name], curves=False)
         assert [run.run_id for run in found.runs] == [recorded.fast, recorded.slow]
