@@ -151,9 +151,9 @@ class SkillSection(Spec):
         None, ge=0, description="largest mean of the metric's loss, of auc 1 - auc; more for certain is an alarm"
     )
     max_caller_share: float | None = Field(
-        0.5,
+        None,
         gt=0,
         le=1,
         description="largest share of the labels by which quality and rollouts judge that come from one API key, where "
-        "there are several keys; rows of larger ones are left out; null: any",
+        "there are several keys; rows of larger ones are left out; default: any",
     )

@@ -79,12 +79,12 @@ class RetrainSection(Spec):
     min_coverage: Share = Field(
         0.5, description="data: log: smallest share of the window's rows that have a label, or they are refused"
     )
-    max_caller_share: float = Field(
-        0.5,
+    max_caller_share: float | None = Field(
+        None,
         gt=0,
         le=1,
-        description="data: log: largest share of the labels that come from one API key, where there are several keys; "
-        "rows of larger ones are left out",
+        description="largest share of the labels that come from one API key, in data: log, the replay and the bake, "
+        "where there are several keys; rows of larger ones are left out; default: any",
     )
     start: Literal["scratch", "champion"] = Field(
         "scratch", description="first weights: new random ones, or those of the live version"

@@ -76,7 +76,7 @@ class Bounds:
     """Share of requests told apart by the champion that may get one answer."""
     max_reversed: float = 0.75
     """Share of them that may be ordered the other way."""
-    max_caller_share: float = 0.5
+    max_caller_share: float | None = None
     """Of the labels."""
     level: float = LEVEL
     margin: float = MARGIN

@@ -59,7 +59,13 @@ class ChosenRows:
 
 
 def choose(
-    rows: Rows, *, unseen: Flags, stop_s: float, faults: Sequence[Fault], min_coverage: float, max_caller_share: float
+    rows: Rows,
+    *,
+    unseen: Flags,
+    stop_s: float,
+    faults: Sequence[Fault],
+    min_coverage: float,
+    max_caller_share: float | None,
 ) -> ChosenRows:
     """Return which rows are trained on, validate and test. Labels from ``stop_s`` on are not there yet.
 
@@ -67,8 +73,8 @@ def choose(
     that the champion's test rows have none of.
 
     Raises:
-        DataRefusedError: there are too few rows, too few of them have a label, too many labels do not count, or one
-            caller gave most of them.
+        DataRefusedError: there are too few rows, too few of them have a label, too many labels do not count, or there
+            are too few callers for the bound.
     """
     if not len(rows):
         raise DataRefusedError("the prediction log has no row of the window", hint=_WIDER)

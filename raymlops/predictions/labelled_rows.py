@@ -2,9 +2,10 @@
 
 Owns the one set of rules. Rows are those that a version answered by the routes that are asked for. Of these do not
 count: a later answer to a request id that its caller used again; a row whose labels contradict each other, or came
-before its answer, or are of a class that nobody has seen; and, where several callers have labels, those by which one of
-them has more than its share. Which of these go depends on the request ids alone, so that it is the same each time.
-Where much is left out there is no verdict: what remains is a choice of somebody's. Pure, but for the log's batches.
+before its answer, or are of a class that nobody has seen; and, where callers are bounded and several have labels, those
+by which one of them has more than its share. Which of these go depends on the request ids alone, so that it is the same
+each time. Where many labels are not to be believed there is no verdict, since what remains is a choice of somebody's;
+one caller among others loses its own labels instead. Pure, but for the log's batches.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ SKEW_S = 600.0
 """By which the clock of a label's writer may be behind that of its answer's: as the prediction log allows."""
 MOST_LEFT_OUT = 0.05
 """Of the labelled rows."""
-LEAST_KEPT = 0.25
-"""Of the labels' weight, after one caller was bounded: less of it is a window that one caller has flooded."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,8 @@ def admit(rows: Rows, *, most: float | None, seen: Any = True, within: Any = Non
     """
     if not len(rows):
         return Admitted(np.zeros(0, dtype=np.bool_), {})
-    kept, left_out = first_answers(rows), dict[str, int]()
-    labelled = int(kept.sum())
+    first, left_out = first_answers(rows), dict[str, int]()
+    kept = first
     reasons = {
         "contradict each other": rows["contradicted"],
         "came before their answer": rows["received"] < rows["asked"] - SKEW_S,
@@ -171,10 +170,19 @@ def admit(rows: Rows, *, most: float | None, seen: Any = True, within: Any = Non
     for reason, found in reasons.items():
         left_out[reason] = int((found & kept).sum())
         kept = kept & ~found
+    if _too_many(first, kept):
+        names, of = np.unique(rows["callers"].astype(str), return_inverse=True)
+        worst = int(np.bincount(of[first & ~kept]).argmax())
+        others = of != worst
+        if 2 * int((first & others).sum()) > int(first.sum()) and not _too_many(first & others, kept & others):
+            reason = f"are others of {_who(names[worst])}, too many of which do not count"
+            left_out[reason] = int((kept & ~others).sum())
+            first, kept = first & others, kept & others
     told = [f"{count:,} labels {reason}" for reason, count in left_out.items() if count]
     refused, note = [], f"left out: {some_of(told, 3)}" if told else ""
-    if (out := labelled - int(kept.sum())) > MOST_LEFT_OUT * labelled:
-        refused.append(f"{out / labelled:.0%} of the labels do not count, at most {MOST_LEFT_OUT:.0%} may: {note}")
+    if _too_many(first, kept):
+        out = int((first & ~kept).sum()) / int(first.sum())
+        refused.append(f"{out:.0%} of the labels do not count, at most {MOST_LEFT_OUT:.0%} may: {note}")
     chosen = kept.copy()
     if most is not None and len(set(rows["callers"][kept])) > 1:
         groups = np.zeros(len(kept)) if within is None else np.asarray(within)
@@ -188,11 +196,19 @@ def admit(rows: Rows, *, most: float | None, seen: Any = True, within: Any = Non
     return Admitted(chosen, left_out, bounded, refused[0] if refused else "", note)
 
 
+def _too_many(labelled: Flags, kept: Flags) -> bool:
+    return int((labelled & ~kept).sum()) > MOST_LEFT_OUT * int(labelled.sum())
+
+
+def _who(name: str) -> str:
+    return f"the key {name}" if name else "callers without a key"
+
+
 def _bounded(rows: Rows, most: float) -> tuple[Flags, str]:
     """Return which rows are left where no caller gives more than its share, and why there is no verdict, or nothing.
 
-    The largest callers are brought down to one level, the others keep their rows. Where that leaves less than a quarter
-    of the weight, or there are too few callers for any to stay below ``most``, there is no verdict.
+    The largest callers are brought down to one level, the others keep their rows. Where there are too few callers for
+    any to stay below ``most``, there is no verdict.
     """
     names, place = np.unique(rows["callers"].astype(str), return_inverse=True)
     given: Floats = np.bincount(place, rows["weights"]).astype(np.float64)
@@ -200,16 +216,14 @@ def _bounded(rows: Rows, most: float) -> tuple[Flags, str]:
     if given.max() <= most * given.sum():
         return every, ""
     top = int(given.argmax())
-    who = f"the key {names[top]}" if str(names[top]) else "callers without a key"
-    said = f"{who} sent {given[top] / given.sum():.0%} of the labels, and one may send at most {most:.0%}"
     if len(given) * most < 1:
-        return every, f"{said}, which {len(given)} keys cannot keep to"
+        said = f"{_who(names[top])} sent {given[top] / given.sum():.0%} of the labels, and one may send at most"
+        return every, f"{said} {most:.0%}, which {len(given)} keys cannot keep to"
     level = _level(np.sort(given)[::-1], most)
     order = np.lexsort((rows["requests"], place))
     running = np.cumsum(rows["weights"][order]) - np.append(0.0, np.cumsum(given))[place[order]]
     every[order] = running <= np.where(given > level, level * (1 + 1e-9), np.inf)[place[order]]
-    share = float(np.minimum(given, level).sum() / given.sum())
-    return every, "" if share >= LEAST_KEPT else f"{said}; bounded, {share:.0%} of their weight is left"
+    return every, ""
 
 
 def _level(given: Floats, most: float) -> float:

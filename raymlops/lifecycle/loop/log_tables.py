@@ -85,8 +85,8 @@ def log_tables(
     ``label`` is the recipe's column of the label, ``label_type`` what it may be, where the recipe says so.
 
     Raises:
-        DataRefusedError: too few rows are there or have a label, too many labels do not count, one caller gave most
-            of them, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
+        DataRefusedError: too few rows are there or have a label, too many labels do not count, too few callers
+            gave them, or the log lacks inputs: redacted ones, and bytes and images, of which it has the digest alone.
         BundleError, StorageError, UnreachableError: the bundle, the storage or the state cannot be read or written.
     """
     root = root_of(champion.bundle.uri)

@@ -25,6 +25,7 @@ from raymlops.lifecycle.registration.quality import of_answers
 from raymlops.lifecycle.retraining.compare import compared
 from raymlops.lifecycle.rollout.label_losses import LabelLosses
 from raymlops.lifecycle.rollout.loss_reader import Window as Step
+from raymlops.monitor.replayed import Bounds
 from raymlops.predictions.labelled import load_labels
 from raymlops.predictions.labels import Label, LabelLog
 from raymlops.predictions.log import PredictionLog
@@ -61,13 +62,14 @@ def asked(number, *, name="r", callers="ab", minute=0, **fields):
 class World:
     """A live version, its log and its labels, as five doors see it."""
 
-    def __init__(self, state, folder, answers):
+    def __init__(self, state, folder, answers, *, most=None):
         truths = [False, True] * 40
         known = of_answers(RULE, [{"p": 0.9 if truth else 0.1} for truth in truths], truths)
         contents = contents_of(Echo(), loss=RULE.to_dict(), quality=known.to_dict())
-        settings = {"log": {"enabled": True}}
-        self.champion = Deployment("m", 1, write_bundle(folder, contents), "run-1", "champion", settings)
-        self.state, self.folder = state, str(folder)
+        settings, bound = {"log": {"enabled": True}}, {"max_caller_share": most}
+        bounds = {"monitor": {"skill": bound}, "retrain": bound}
+        self.champion = Deployment("m", 1, write_bundle(folder, contents), "run-1", "champion", settings, **bounds)
+        self.state, self.folder, self.bound = state, str(folder), bound
         put(state, "m", [self.champion])
         self.log(answers)
         self.label(answers)
@@ -95,13 +97,16 @@ class World:
 
     def quality(self):
         rule, known = of_version.rule_of(self.champion), of_version.test_rows(self.champion)
-        model = QualityModel("m", self.champion, SINCE, SkillSection(), rule, known, self.folder, None, ask_here)
+        section = SkillSection(**self.bound)
+        model = QualityModel("m", self.champion, SINCE, section, rule, known, self.folder, None, ask_here)
         labels = load_labels(Store(self.folder), "m", Faults(), since=SINCE)
         found = model.measure(labels, start=SINCE, stop=NOW, now=NOW)
         return found.refused or found.labelled
 
     def replay(self):
-        found = replay(self.champion, self.champion.bundle, log=self.folder, since=SINCE, until=NOW, answer=here)
+        times = {"since": SINCE, "until": NOW}
+        bounds = Bounds(**self.bound)
+        found = replay(self.champion, self.champion.bundle, log=self.folder, **times, answer=here, bounds=bounds)
         details = [check.detail for check in found.checks if check.name == "not worse on labelled requests"]
         return _number(r"not enough labels: (\d+) labelled requests", details[0]) if details else found.notes[-1]
 
@@ -113,7 +118,7 @@ class World:
         return found.rows or found.reason
 
     def training(self):
-        policy = RetrainSection(data="log")
+        policy = RetrainSection(data="log", **self.bound)
         settings = policy.model_dump(mode="json")
         about = ("person", "ada", NOW, "a test", settings, "ada", "checking", NOW, NOW)
         one = Retraining("abc", "m", 1, "run-1", *about)
@@ -169,14 +174,17 @@ def test_many_labels_that_do_not_count_are_no_verdict(state, tmp_path):
     assert all("10% of the labels do not count, at most 5% may" in str(why) for why in found.values()), found
 
 
-@pytest.mark.parametrize(("callers", "number"), [("aaaaaaabbb", 20), ("a", GOOD)])
-def test_one_of_two_callers_has_half_of_the_labels_at_most(state, tmp_path, callers, number):
-    """28 of 38 are one's: of them as many as the other's 10 count. A single caller's count all."""
-    assert counts(World(state, tmp_path, asked(GOOD, callers=callers))) == dict.fromkeys(DOORS, number)
+@pytest.mark.parametrize(
+    ("callers", "most", "number"),
+    [("aaab", None, GOOD), ("a" * 18 + "b", None, GOOD), ("a", 0.5, GOOD), ("aaaaaaabbb", 0.5, 20)],
+)
+def test_one_caller_may_have_most_of_the_labels_unless_it_is_bounded(state, tmp_path, callers, most, number):
+    """28 of 38 are one's, half at most may be: of them as many as the other's 10 count. A single caller's count all."""
+    assert counts(World(state, tmp_path, asked(GOOD, callers=callers), most=most)) == dict.fromkeys(DOORS, number)
 
 
-def test_a_caller_that_floods_is_no_verdict(state, tmp_path):
-    """36 of 38 are one's: of four of them nothing is made."""
-    found = counts(World(state, tmp_path, asked(GOOD, callers="a" * 18 + "b")))
-    said = "the key a sent 95% of the labels, and one may send at most 50%; bounded, 11% of their weight is left"
+def test_a_bound_that_too_few_callers_can_keep_to_is_no_verdict(state, tmp_path):
+    """Two of at most .4 are not a whole."""
+    found = counts(World(state, tmp_path, asked(GOOD, callers="aaab"), most=0.4))
+    said = "of the labels, and one may send at most 40%, which 2 keys cannot keep to"
     assert all(said in str(why) for why in found.values()), found

@@ -96,23 +96,41 @@ def test_several_keys_above_the_bound_come_to_one_level():
     assert (found["a"], found["b"], found["k0"]) == (7, 7, 1)
 
 
+def test_one_key_takes_its_own_labels_from_the_verdict_and_no_others():
+    """Ten of a tester's 25 contradict each other: its other 15 go too. As two of four keys they are no verdict."""
+    given = rows(100, callers=["main", "tester", "main", "main"])
+    given["contradicted"][1:40:4] = True
+    found = admit(given, **ANY)
+    assert kept(found, given) == {"main": 75.0, "tester": 0.0}
+    assert found.note == (
+        "left out: 10 labels contradict each other, 15 labels are others of the key tester, too many of which do not "
+        "count"
+    )
+    assert not found.refused
+    given["callers"][1:40:8] = "another"
+    assert admit(given, **ANY).refused.startswith("10% of the labels do not count, at most 5% may")
+
+
+def test_a_key_with_half_of_the_labels_is_not_left_out():
+    """What remains would be the choice of the other one."""
+    given = rows(100, callers="ab")
+    given["contradicted"][::10] = True
+    assert admit(given, **ANY).refused.startswith("10% of the labels do not count, at most 5% may")
+
+
 def test_no_key_has_more_than_its_share_of_a_part():
-    """Of 90 labels of one version it has a third, and 9 of 10 of the other: of these there is no verdict."""
+    """Of 90 labels of one version it has a third, and 9 of 10 of the other: of these two are left."""
     given, part = rows(100, callers=[*"abc" * 30, *"a" * 9, "b"]), np.arange(100) >= 90
     assert admit(given, most=0.5).rows.all()
     found = admit(given, most=0.5, within=part)
-    assert (found.rows[:90].sum(), found.rows[90:].sum()) == (90, 2)
-    assert found.refused.startswith("the key a sent 90% of the labels, and one may send at most 50%; bounded, 20%")
+    assert (found.rows[:90].sum(), found.rows[90:].sum(), found.refused) == (90, 2, "")
 
 
-def test_a_key_that_sends_nearly_all_is_no_verdict():
-    """90 of 100: a fifth would be 2.5, and 12.5 of 100 are left."""
+def test_a_key_that_sends_nearly_all_has_its_share_and_no_more():
+    """90 of 100: a fifth would be 2.5, and 12 are left, by which to judge."""
     given = rows(100, callers=["mallory"] * 90 + [f"k{at}" for at in range(10)])
     found = admit(given, most=0.2)
-    assert found.rows.sum() == 12
-    assert found.refused == (
-        "the key mallory sent 90% of the labels, and one may send at most 20%; bounded, 12% of their weight is left"
-    )
+    assert (found.rows.sum(), found.bounded, found.refused) == (12, 88, "")
 
 
 def test_too_few_keys_cannot_keep_to_a_bound():
