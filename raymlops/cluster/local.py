@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from raymlops.cluster.ports import Listener
 
 WORKER_PORTS = range(10_002, 20_000)
-"""Ray's default for what its workers listen on; it does not start where another of its ports is among them."""
+"""Ray's default for what its workers listen on; it does not start where one of its own ports is among them."""
 PORTS = {"Serve": 8000, "Ray's dashboard": 8265, "MLflow": 5000, "Ray": 6379}
 """Default port of each service."""
 OPENS = ("*:random one port for each replica: Serve's internal gRPC, which rejects calls without the token",)
@@ -112,7 +112,7 @@ def up(
 
     Raises:
         UsageError: they already run, on other ports or CPUs than requested, behind another proxy, or without gRPC or
-            TLS; Ray's port is one that its workers take; the files of TLS cannot be used.
+            TLS; a port is one that Ray's workers take; the files of TLS cannot be used.
         PortTakenError: a port is held by another process; nothing was started.
         StorageError: ``root`` cannot be written; nothing was started.
         ClusterError: a service did not come up; what had been started now was ended.
@@ -138,11 +138,10 @@ def up(
                 return replace(old, already_up=True) if whole else restart_mlflow(old, timeout_s=timeout_s, say=say)
             say("a previous cluster is partly dead; stopping the rest of it")
             _end(old, grace_s=10)
-        if ports["Ray"] in WORKER_PORTS:
+        if theirs := [f"{name}: {port}" for name, port in ports.items() if port in WORKER_PORTS]:
             raise UsageError(
-                f"Ray's port {ports['Ray']} is one of those that its workers take: "
-                f"{WORKER_PORTS.start} to {WORKER_PORTS.stop - 1}",
-                hint="choose another one: --ray-port",
+                f"Ray's workers take ports {WORKER_PORTS.start} to {WORKER_PORTS.stop - 1}, got {', '.join(theirs)}",
+                hint="choose others, such as from 20000 on",
             )
         haproxy = chosen(proxy) == "haproxy"
         check_free(ports)

@@ -14,7 +14,7 @@ from raymlops.cluster import local, ports, upfile
 from raymlops.cluster.local import status, up
 from raymlops.cluster.ports import Listener, free_port
 from raymlops.cluster.upfile import UpRecord
-from raymlops.errors import ClusterError, StorageError
+from raymlops.errors import ClusterError, StorageError, UsageError
 
 
 def test_a_folder_of_the_cluster_before_that_cannot_be_removed_is_named(tmp_path):
@@ -36,6 +36,15 @@ def test_haproxys_own_ports_keep_nobody_from_starting(tmp_path, monkeypatch):
     (own,) = asked
     assert not {8404, 9101} & {*own}
     assert f"statistics on port {own[0]} and its metrics on {own[1]}" in said[-1]
+
+
+def test_no_port_is_one_that_rays_workers_take(tmp_path):
+    """Every one that is is named, before anything starts."""
+    asked = {f"{name}_port": 15_000 + at for at, name in enumerate(("http", "dashboard", "mlflow", "ray", "grpc"))}
+    said = "10002 to 19999, got Serve: 15000, Ray's dashboard: 15001, MLflow: 15002, Ray: 15003, gRPC: 15004"
+    with pytest.raises(UsageError, match=said):
+        up(root=tmp_path, **asked)
+    assert upfile.read(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["a b", "a#b", "a'b", "ä"])
