@@ -1,9 +1,7 @@
 """Models that are watched: trained on 80 days in order, live as version 3 of flights."""
 
-from datetime import UTC, datetime
-
 import pytest
-from judged_days import judged_days
+from judged_days import judged_days, today
 from served_days import bundle_of, deploy, references
 
 from raymlops.config.load import load_data
@@ -17,7 +15,7 @@ def trained():
 
 @pytest.fixture(scope="session")
 def trained_until_today():
-    return references(today=datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0))
+    return references(today=today())
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 import pytest
-from judged_days import TODAY, inputs
+from judged_days import TODAY, inputs, today
 from served_days import DAY, bundle_of, deploy, references, serve
 
 from raymlops.cli.app import main
@@ -165,16 +165,17 @@ def test_skew_that_is_acknowledged_is_only_closed(state, watch):
 
 def test_the_newest_windows_are_taken_for_normal(state, watch, capsys):
     """Of inputs and outputs, four weeks at most; the incident is over, and the next window is judged by them."""
-    watch([0] * 10 + [0.6] * 28)
+    day = today()
+    watch([0] * 10 + [0.6] * 28, until=day)
     assert [one.column for one in incidents_of(state, open_only=True)] == ["distance"]
     assert main(["drift", "flights", "--rebaseline", "--why", "since May", "--yes"]) == 0
     assert "inputs: 28 windows are normal from now on" in capsys.readouterr().out
     assert incidents_of(state, open_only=True) == []
-    assert [one.start for one in baselines_of(state, "flights")] == [TODAY - 28 * DAY] * 2
+    assert [one.start for one in baselines_of(state, "flights")] == [day - 28 * DAY] * 2
     actions = [one.action for one in state.events("flights")]
     assert actions.count("drift.rebaseline") == 2
-    found = inputs(watch([0.6], until=TODAY + DAY))
-    assert (found.outcome, found.against) == ("ok", f"the windows served since {TODAY - 28 * DAY:%Y-%m-%d %H:%M}")
+    found = inputs(watch([0.6], until=day + DAY))
+    assert (found.outcome, found.against) == ("ok", f"the windows served since {day - 28 * DAY:%Y-%m-%d %H:%M}")
 
 
 def test_too_few_windows_are_not_taken_for_normal(state, watch):
@@ -224,19 +225,20 @@ def test_a_baseline_whose_hours_were_removed_moves_not_on_by_itself(state, watch
 @pytest.mark.parametrize("judged", [True, False])
 def test_what_a_person_said_moves_not_on_either(state, watch, tmp_path, judged):
     """Four weeks are normal, of which the controller judged one, or none ever ran; then their hours are removed."""
+    now = today()
     if judged:
-        watch([0.6] * 28)
+        watch([0.6] * 28, until=now)
     else:
-        serve(tmp_path, [0.6] * 28, until=TODAY)
+        serve(tmp_path, [0.6] * 28, until=now)
         compact_predictions("flights", named("flights"))
     rebaseline("flights", why="since May")
-    serve(tmp_path, [3.0] * 2, until=TODAY + 21 * DAY, seed=3)
-    LogMaintenance(state, state.url, then=lambda _now: None).run(TODAY + 21 * DAY + timedelta(hours=1))
+    serve(tmp_path, [3.0] * 2, until=now + 21 * DAY, seed=3)
+    LogMaintenance(state, state.url, then=lambda _now: None).run(now + 21 * DAY + timedelta(hours=1))
     for day in range(1, 29):
-        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={TODAY - day * DAY:%Y-%m-%d}", ignore_errors=True)
+        shutil.rmtree(tmp_path / f"predictions/flights/version=3/date={now - day * DAY:%Y-%m-%d}", ignore_errors=True)
     model = live_model(state, "flights")
-    assert [one.start for side in model.sides for one in side.baselines] == [TODAY - 28 * DAY] * 2
-    at = place_of(TODAY + 20 * DAY, model.window_s)
+    assert [one.start for side in model.sides for one in side.baselines] == [now - 28 * DAY] * 2
+    at = place_of(now + 20 * DAY, model.window_s)
     (found,) = model.sides[0].drifts(at, at, skewed=())
     assert found.outcome == "waiting"
     assert "gets no more: --rebaseline takes the newest ones" in found.waiting

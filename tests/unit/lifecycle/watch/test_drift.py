@@ -1,12 +1,13 @@
 """Whether a live model's newest traffic is unlike what is normal, by a real log and a real bundle."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import served_days
 from html_page import Page
+from judged_days import TODAY, today
 from served_days import ROWS
 
 from raymlops.cli.app import main
@@ -19,8 +20,6 @@ from raymlops.lifecycle.watch.quality import TrafficQuality
 from raymlops.profiles.reference import Chunk, reference_of
 from raymlops.state.watch.incidents import Incident
 from raymlops.state.watch.windows import judged_windows
-
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def serve(tmp_path, shifts, **changes):
@@ -54,7 +53,7 @@ def test_a_change_between_columns_is_judged_where_asked_for(spec, tmp_path, caps
     serve(tmp_path, [0, 0], distance=distance, carrier=carrier, seed=3)
     compact_predictions("flights", spec)
     with state_of(spec) as state:
-        Judge(state)(datetime.now(UTC))
+        Judge(state)(TODAY + timedelta(hours=1))
     assert [one.outcome for one in drift("flights").windows if one.kind == "drift"] == ["ok", "ok"]
     inputs = next(one for one in drift("flights", between_columns=True).windows if one.kind == "drift")
     assert inputs.outcome == "alarm"
@@ -68,12 +67,13 @@ def test_a_change_between_columns_is_judged_where_asked_for(spec, tmp_path, caps
 
 def test_the_controller_judges_changes_between_columns_where_configured(spec, tmp_path):
     """With ``monitor.between_columns`` its verdicts are those that are asked for."""
+    day = today()
     with state_of(spec) as state:
-        bundle = served_days.bundle_of(tmp_path, served_days.references(today=TODAY))
+        bundle = served_days.bundle_of(tmp_path, served_days.references(today=day))
         served_days.deploy(state, bundle, monitor={"between_columns": True})
-        serve(tmp_path, [0] * 3)
+        served_days.serve(tmp_path, [0] * 3, until=day)
         compact_predictions("flights", spec)
-        Judge(state)(datetime.now(UTC))
+        Judge(state)(day + timedelta(hours=1))
         (stored, *_) = (one for one in judged_windows(state, "flights") if one.side == "inputs" and one.kind == "drift")
     assert "distance and carrier=AA" in {column["column"] for column in stored.details["columns"]}
     (inputs, *_) = (one for one in drift("flights").windows if one.side == "inputs" and one.kind == "drift")
@@ -182,8 +182,9 @@ def test_every_window_since_a_time_is_listed(spec, tmp_path):
 
 def test_when_the_first_verdict_comes_is_said(spec, tmp_path):
     """Traffic began today at noon: today's window is not judged, tomorrow's is."""
-    served_days.serve(tmp_path, [0], until=TODAY + timedelta(days=1))
-    judged_at = TODAY + timedelta(days=2)
+    tomorrow = today() + timedelta(days=1)
+    served_days.serve(tmp_path, [0], until=tomorrow)
+    judged_at = tomorrow + timedelta(days=1)
     assert f"the first that is judged ends at {judged_at:%Y-%m-%d} 00:00 UTC" in drift("flights").text()
 
 

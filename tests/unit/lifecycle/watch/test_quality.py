@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 import served_days
+from judged_days import TODAY
 from served_days import ROWS, serve_faulty
 from served_requests import served
 from stored import put
@@ -26,7 +27,6 @@ from raymlops.signature import Signature
 from raymlops.state.watch.incidents import incidents_of
 from raymlops.state.watch.windows import judged_windows
 
-TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 DAY = timedelta(days=1)
 
 
