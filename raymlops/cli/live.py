@@ -21,6 +21,8 @@ from raymlops.cli.source import NamedArgument, choose, choose_if_named
 from raymlops.cli.traffic import deployment_text
 from raymlops.display import table
 
+NEWEST = 200
+"""Events of the audit record that are printed unless one says since when."""
 DASHBOARD_S = 60.0
 """Longest wait for the dashboard of a cluster whose head has just been started."""
 
@@ -95,12 +97,24 @@ def controller(
     return Answer(record.to_dict(), f"controller  running: {record.holder}")
 
 
-def audit(words: NamedArgument = None, *, config: OptionalConfig = None, env: EnvOption = None) -> Answer:
+def audit(
+    words: NamedArgument = None,
+    *,
+    config: OptionalConfig = None,
+    env: EnvOption = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="WHEN", help=f"All since then, as 7d or an ISO time.  [default: the newest {NEWEST}]"),
+    ] = None,
+) -> Answer:
     """Print who changed what, when and why, newest last; of one model, or of all."""
     from raymlops.lifecycle.overview import events
 
     chosen = choose_if_named(words, config=config, env=env)
-    found = events(None if chosen is None else chosen.spec)
+    found = events(None if chosen is None else chosen.spec, since=since, limit=None if since else NEWEST + 1)
+    if since is None and len(found) > NEWEST:
+        note(f"the newest {NEWEST} events; older ones with --since WHEN, as --since 7d or --since 2026-01-01")
+        found = found[-NEWEST:]
     rows: list[Any] = [event.to_dict() for event in found]
     shown = [{**row, "action": _action(row), "why": _why(row)} for row in rows]
     columns = dict.fromkeys(("ts", "actor", "action", "subject", "why"))

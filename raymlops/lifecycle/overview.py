@@ -18,6 +18,7 @@ from raymlops.lifecycle.live.lineup import ROUTE_ACTIONS, asks_for_keys, champio
 from raymlops.lifecycle.live.outage import START_ACTIONS, outage
 from raymlops.lifecycle.live.withdrawals import in_question
 from raymlops.lifecycle.loop.status import loop_lines, loop_status
+from raymlops.lifecycle.prediction_log import parse_moment
 from raymlops.lifecycle.rollout.follow import begins
 from raymlops.lifecycle.sources import Source, spec_of, state_of, stores_of
 from raymlops.lifecycle.watch.monitor_text import monitor_text, too_short_log
@@ -32,13 +33,13 @@ from raymlops.lifecycle.watch.status import (
 from raymlops.predictions.counts import Losses
 from raymlops.records import Record, aligned
 from raymlops.serving.control.render import settings_of
-from raymlops.state.audit import changes_of
+from raymlops.state.audit import changes_of, is_recorded
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.database import state_url
 from raymlops.state.engine import open_engine
 from raymlops.state.lease import holder_of
 from raymlops.state.loop import kept_by_bakes
-from raymlops.state.rollouts import Rollout, rollouts
+from raymlops.state.rollouts import Rollout, newest_rollout
 from raymlops.state.store import State
 from raymlops.state.watch.messages import unsent_messages
 
@@ -245,17 +246,22 @@ def answering(serve_url: str, names: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def events(source: Source | None = None) -> list[AuditEvent]:
-    """Return the whole audit record of the project's model, without a source of every model; oldest first.
+def events(source: Source | None = None, *, since: str | None = None, limit: int | None = None) -> list[AuditEvent]:
+    """Return the audit record of the project's model, without a source of every model; oldest first.
+
+    Since a time, as ``7d`` or an ISO time; ``limit`` keeps the newest events only.
 
     Raises:
         NotFoundError: it has nothing of the model. That of one which was removed stays.
+        UsageError: ``since`` is no time.
     """
     spec = stores_of(source)
-    with state_of(spec) as state:
-        found = state.events(None if source is None else spec.project.name)[::-1]
     name = spec.project.name
-    if source is not None and not any(event.subject.partition("/")[0] == name for event in found):
+    with state_of(spec) as state:
+        first = None if since is None else parse_moment(since, now=state.now())
+        found = state.events(None if source is None else name, since=first, limit=limit)[::-1]
+        is_known = source is None or is_recorded(state, name)
+    if not is_known:
         hint = "raymlops audit, without a name, prints that of every model."
         raise NotFoundError(f"the audit record has nothing of {name}", hint=hint)
     return found
@@ -299,8 +305,7 @@ def outage_line(source: Source, version: str | None) -> str | None:
 
 def doubts_of(state: State, ref: ModelVersionRef) -> tuple[str, ...]:
     """Return a warning if the last rollout of this version was aborted."""
-    with state.reading() as connection:
-        newest = next((found for found in rollouts(connection, ref.name) if found.version == ref.version), None)
+    newest = newest_rollout(state, ref.name, ref.version)
     if newest is None or newest.status != "aborted":
         return ()
     return (f"the last rollout of version {ref.version} was aborted: {newest.reason}",)
@@ -320,8 +325,7 @@ def _of(
     warm = cools(items, changes_of(state, name))
     warm |= dict.fromkeys(warm.keys() & kept_by_bakes(state, name))
     condition = waits.get(name) or waits.get(EVERYTHING)
-    with state.reading() as connection:
-        newest = next(iter(rollouts(connection, name, limit=1)), None)
+    newest = newest_rollout(state, name)
     champion, coming = champion_of(items), {one.version: _begun(one) for one in model.coming}
     taken = None if champion is None else taken_by(champion.version, changes_of(state, name, ROUTE_ACTIONS))
     return ModelOverview(

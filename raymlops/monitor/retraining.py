@@ -65,7 +65,7 @@ class Facts:
     """The rollout that runs, in a line."""
     freeze: Freeze | None = None
     retrainings: tuple[Retraining, ...] = ()
-    """All that there were of the model, newest first."""
+    """Those for the champion, those within the budget's days, and the newest two at least; newest first."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,17 @@ def events_in(connection: Connection, query: sa.Select[Any]) -> list[AuditEvent]
     return [AuditEvent(**row) for row in connection.execute(query.order_by(audit.c.id.desc())).mappings()]
 
 
+def about(name: str) -> sa.ColumnElement[bool]:
+    """Return what is true of the events of a model and of its versions (``NAME``, ``NAME/VERSION``)."""
+    return (audit.c.subject == name) | audit.c.subject.startswith(f"{name}/", autoescape=True)
+
+
+def is_recorded(database: Database, name: str) -> bool:
+    """Return whether there is any event of a model or of its versions."""
+    with database.reading() as connection:
+        return connection.scalar(sa.select(audit.c.id).where(about(name)).limit(1)) is not None
+
+
 def subjects_of(database: Database, actions: Collection[str]) -> list[str]:
     """Return what was ever changed by one of these actions, sorted."""
     query = sa.select(audit.c.subject).where(audit.c.action.in_(actions)).distinct().order_by(audit.c.subject)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from raymlops.state.database import Database
+
 STARTED = "rollout.start"
 """Action of the audit event by which one begins; its reason names the retraining that began it, if one did."""
 
@@ -98,10 +100,31 @@ def running(connection: Connection, name: str | None = None) -> list[Rollout]:
     return _read(connection, query, name)
 
 
-def rollouts(connection: Connection, name: str | None = None, *, limit: int | None = None) -> list[Rollout]:
-    """Return rollouts, newest first: all, or those of a model; ``limit`` keeps the newest ones only."""
+def rollouts(
+    connection: Connection, name: str | None = None, *, version: int | None = None, limit: int | None = None
+) -> list[Rollout]:
+    """Return rollouts, newest first: all, or those of a model or a version; ``limit`` keeps the newest ones only."""
     query = sa.select(table).order_by(table.c.started_at.desc(), table.c.id.desc()).limit(limit)
-    return _read(connection, query, name)
+    return _read(connection, query if version is None else query.where(table.c.version == version), name)
+
+
+def newest_rollout(database: Database, name: str, version: int | None = None) -> Rollout | None:
+    """Return the newest rollout of a model, or of one of its versions; None without one."""
+    with database.reading() as connection:
+        return next(iter(rollouts(connection, name, version=version, limit=1)), None)
+
+
+def rollout_of(database: Database, name: str, rollout_id: str) -> Rollout:
+    """Return a rollout of a model by its id.
+
+    Raises:
+        NotFoundError: it does not exist.
+    """
+    with database.reading() as connection:
+        found = _read(connection, sa.select(table).where(table.c.id == rollout_id), name)
+    if not found:
+        raise NotFoundError(f"{name} has no rollout {rollout_id}")
+    return found[0]
 
 
 def _read(connection: Connection, query: sa.Select[Any], name: str | None) -> list[Rollout]:

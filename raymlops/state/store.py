@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from raymlops.errors import UsageError
 from raymlops.records import BundleRef, Record
-from raymlops.state.audit import AuditEvent, add_event, events_in, now
+from raymlops.state.audit import AuditEvent, about, add_event, events_in, now
 from raymlops.state.database import Database
 from raymlops.state.freezes import Freeze, freeze_in
 from raymlops.state.identity import AuditedHistory, Owner, owner_in
@@ -28,7 +28,7 @@ from raymlops.state.watch.windows import BROKEN
 from raymlops.storage import clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from sqlalchemy import Connection
 
@@ -84,7 +84,7 @@ class Model:
     rollout: Rollout | None = None
     """The running one. A change may return it as ended."""
     transitions: tuple[Transition, ...] = ()
-    """The newest of each version, oldest first, those that ended included."""
+    """The running ones, oldest first. A change may return one as ended."""
     freeze: Freeze | None = None
     """Of the loop, that nobody ended; it may be over by its own time."""
     retraining: Retraining | None = None
@@ -154,9 +154,8 @@ class State(Database):
             epochs = {one.name: bake_epoch(one) for one in baking_in(connection)}
             epochs |= {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in rollouts}
             slow_s = {one.name: one.settings["slow_s"] for one in rollouts if "slow_s" in one.settings}
-            newest = transitions_in(connection)
-            coming = tuple(one for one in newest if one.status == "running")
-            given_up = tuple(one for one in newest if one.status in {"failed", "superseded"})
+            coming = tuple(transitions_in(connection))
+            given_up = tuple(transitions_in(connection, status=("failed", "superseded")))
             owner = owner_in(connection, AuditedHistory(self))
             keys = tuple(keys_in(connection, now=now(connection)))
             return Desired(found, keys, epochs, coming, owner, given_up, slow_s)
@@ -243,16 +242,25 @@ class State(Database):
         with self.writing() as connection:
             add_event(connection, actor=actor, action=action, subject=subject, before=before, after=after, why=why)
 
-    def events(self, name: str | None = None, *, limit: int | None = None) -> list[AuditEvent]:
+    def events(
+        self,
+        name: str | None = None,
+        *,
+        since: datetime | None = None,
+        actions: Collection[str] = (),
+        limit: int | None = None,
+    ) -> list[AuditEvent]:
         """Return the audit events, newest first: all, or those of a model (``NAME``, ``NAME/VERSION``) and of API keys.
 
-        ``limit`` keeps the newest ones only.
+        ``since`` a time, or by some ``actions``; ``limit`` keeps the newest ones only.
         """
         query = sa.select(audit)
+        if since is not None:
+            query = query.where(audit.c.ts >= since)
+        if actions:
+            query = query.where(audit.c.action.in_(actions))
         if name is not None:
-            mine = audit.c.subject.startswith(f"{name}/", autoescape=True)
-            keys = audit.c.subject.startswith("api-key:")
-            query = query.where((audit.c.subject == name) | mine | keys)
+            query = query.where(about(name) | audit.c.subject.startswith("api-key:"))
         with self.reading() as connection:
             return events_in(connection, query.limit(limit))
 

@@ -75,9 +75,20 @@ def start(database: Database, transitions: Iterable[Transition], *, now: datetim
             connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(started_at=now))
 
 
-def transitions_in(connection: Connection, name: str | None = None) -> list[Transition]:
-    """Return the newest transition of each version, of one model or of all; oldest first."""
-    query = sa.select(table).order_by(table.c.began_at, table.c.name, table.c.version)
+def transitions_in(
+    connection: Connection, name: str | None = None, *, status: Iterable[TransitionStatus] = ("running",)
+) -> list[Transition]:
+    """Return the newest transitions of versions, of one model or of all, that are running or ended so; oldest first."""
+    query = sa.select(table).where(table.c.status.in_(status))
     if name is not None:
         query = query.where(table.c.name == name)
+    query = query.order_by(table.c.began_at, table.c.name, table.c.version)
     return [Transition(**row) for row in connection.execute(query).mappings()]
+
+
+def newest_transition(database: Database, name: str, version: int) -> Transition | None:
+    """Return the newest transition of a version, whether or not it has ended; None without one."""
+    query = sa.select(table).where(table.c.name == name, table.c.version == version)
+    with database.reading() as connection:
+        row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Transition(**row)

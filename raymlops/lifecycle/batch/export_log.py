@@ -69,7 +69,7 @@ def export_log(name: str, spec: ProjectSpec, table: TableName, *, since: datetim
     with state_of(spec) as state:
         log = stored_log(state, name)
         kept_since = None if log is None else log.kept_since(state.now())
-        events = state.events(name)
+        events = state.events(name, actions=(EXPORT, ERASE, ERASED))
     erased = _erased(events, table.uri, days)
     every = [
         write_day(reading, day, table.uri, owner=owner, erased=erased[day])

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +28,7 @@ from raymlops.serving.control.plan import places_of, unreadable
 from raymlops.serving.control.wait import await_answer
 from raymlops.serving.names import app_name, route_of
 from raymlops.state.audit import changes_of
+from raymlops.state.transitions import newest_transition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -257,9 +258,10 @@ def _carried_out(
     """Take steps until a change is carried out; return what Serve runs then, whether any was needed, and the model."""
     came_up, ask = False, partial(state.model, wanted.name)
     for coming in mine:
-        for look, model in _looks(reconciler, ask):
+        newest = partial(newest_transition, state, coming.name, coming.version)
+        for look, found in _looks(reconciler, newest):
             came_up |= look.acted
-            if not look.acted and _ended(model, coming, upgrade=look.plan.upgrade):
+            if not look.acted and _ended(found, coming, upgrade=look.plan.upgrade):
                 break
     versions = {subject, *(one.version for one in mine)}
 
@@ -310,17 +312,17 @@ def _looks(reconciler: Reconciler, ask: Callable[[], T]) -> Iterator[tuple[Look,
             time.sleep(next(pauses))
 
 
-def _ended(model: Model, coming: Transition, *, upgrade: str | None) -> bool:
-    """Return whether a version has what it came up for.
+def _ended(found: Transition | None, coming: Transition, *, upgrade: str | None) -> bool:
+    """Return whether a version, whose newest transition is ``found``, has what it came up for.
 
     Raises:
         DeployError: it did not come up.
         RefusedError: it was superseded.
     """
-    found = model.transition(coming.id)
-    if found is None or found.status == "superseded":
-        why = "it was requested again" if found is None else found.reason
-        raise RefusedError(f"version {coming.version} of {model.name} no longer comes up: {why}", hint=AGAIN)
+    if found is None or found.id != coming.id:
+        found = replace(coming, status="superseded", reason="it was requested again")
+    if found.status == "superseded":
+        raise RefusedError(f"version {coming.version} of {coming.name} no longer comes up: {found.reason}", hint=AGAIN)
     if found.status == "failed":
         old = found.goal.get("replaces")
         live = "What was live still is." if old is None else f"Version {old} is brought back."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from raymlops.state.audit import AuditEvent
 
+_SHARED = ("version", "role", "weight", "shadow")
 START_ACTIONS = tuple(action + end for action in ROUTE_ACTIONS for end in ("", BEGUN, f"{BEGUN}.undone"))
 """Actions of the audit events that say how long a start took."""
 
@@ -30,6 +32,12 @@ def last_start(changes: Iterable[AuditEvent]) -> tuple[int, float] | None:
         was, became = champions_in(event)
         came_up = event if became is not None and became != was else None
     return None
+
+
+def few(event: AuditEvent) -> AuditEvent:
+    """Return a change with what ``shares`` needs of its deployments: a long history of whole ones is a gigabyte."""
+    before, after = ([{key: item.get(key) for key in _SHARED} for item in side] for side in (event.before, event.after))
+    return replace(event, before=before, after=after)
 
 
 def shares(

@@ -14,7 +14,7 @@ from raymlops.lifecycle.quality.model import promoted_at
 from raymlops.lifecycle.quality.window import believed
 from raymlops.monitor.retraining import Alarm, Facts
 from raymlops.state.freezes import freeze_of
-from raymlops.state.loop import retrainings_of
+from raymlops.state.loop import retrainings_of, retrainings_that_count
 from raymlops.state.watch.incidents import incidents_of, unacknowledged
 from raymlops.state.watch.windows import judged_windows, windows_of_version
 
@@ -42,10 +42,12 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
     """
     model = state.model(name)
     champion = champion_of(model.deployments)
-    retrainings, frozen = tuple(retrainings_of(state, name)), freeze_of(state, name, now=now)
+    frozen = freeze_of(state, name, now=now)
     if champion is None:
-        return Facts(name, freeze=frozen, retrainings=retrainings)
-    triggers = retrained(champion).triggers
+        return Facts(name, freeze=frozen, retrainings=tuple(retrainings_of(state, name, limit=2)))
+    policy = retrained(champion)
+    triggers, spent_since = policy.triggers, now - timedelta(days=policy.budget_days)
+    retrainings = retrainings_that_count(state, name, champion=champion.version, since=spent_since)
     since = promoted_at(state, champion)
     asked = triggers.skill or triggers.min_skill is not None or triggers.new_labels is not None
     found = quality(state, name, now=now) if asked else QualityFacts()
@@ -62,7 +64,7 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
         incidents=tuple(one.text() for one in model.incidents),
         rollout="" if model.rollout is None else _rollout(model.rollout),
         freeze=frozen,
-        retrainings=retrainings,
+        retrainings=tuple(retrainings),
     )
 
 

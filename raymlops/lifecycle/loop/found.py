@@ -17,7 +17,8 @@ from raymlops.lifecycle.loop.next_step import TASKS, Found, submission_id
 from raymlops.monitor.baked import PARTS, Baked, bake
 from raymlops.predictions.counts import Counts
 from raymlops.serving.control.render import settings_of
-from raymlops.state.rollouts import rollouts
+from raymlops.state.rollouts import newest_rollout
+from raymlops.state.transitions import newest_transition
 from raymlops.state.versions import decision_of, recorded, registered_of
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from raymlops.lifecycle.loop.stage_jobs import StageJobs
     from raymlops.lifecycle.quality.facts import QualityFacts
     from raymlops.state.loop import Retraining
-    from raymlops.state.rollouts import Rollout
     from raymlops.state.store import Model, State
 
     Quality = Callable[[State, str], QualityFacts]
@@ -53,7 +53,7 @@ def found_of(
         return Found(
             live,
             hold=hold_of(model, now=now),
-            rollout=_newest_rollout(state, one),
+            rollout=newest_rollout(state, one.name, one.version),
             coming=any(each.version == one.version for each in model.coming),
             lost=_lost(state, model, one.version),
             others=_others(model, one.version),
@@ -85,18 +85,13 @@ def found_of(
     return Found(live, hold=hold, job=job, run_id=run_id, version=version, gate=gate)
 
 
-def _newest_rollout(state: State, one: Retraining) -> Rollout | None:
-    with state.reading() as connection:
-        return next((each for each in rollouts(connection, one.name) if each.version == one.version), None)
-
-
 def _lost(state: State, model: Model, version: int | None) -> str:
     """Return why a version was taken back, or did not come up; empty if neither."""
     assert version is not None
     record = recorded(state, model.name, version)
     if record is not None and record.withdrawn is not None:
         return record.withdrawn
-    ended = next((each for each in model.transitions if each.version == version), None)
+    ended = newest_transition(state, model.name, version)
     return ended.reason if ended is not None and ended.status in {"failed", "superseded"} else ""
 
 
@@ -121,7 +116,7 @@ def _baked(
 ) -> Baked:
     champion = champion_of(model.deployments)
     assert champion is not None
-    rollout = _newest_rollout(state, one)
+    rollout = newest_rollout(state, one.name, one.version)
     steps = [] if rollout is None else rollout.evidence.get("steps", ())
     stored = settings_of(champion).rollout.model_dump() if rollout is None else rollout.settings
     settings = read_stored(RolloutSection, stored)

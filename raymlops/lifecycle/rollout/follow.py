@@ -8,32 +8,18 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from raymlops.errors import NotFoundError, UsageError
+from raymlops.errors import UsageError
 from raymlops.lifecycle.live.lineup import champion_of
 from raymlops.lifecycle.sources import Source, serve_of, spec_of, state_of
-from raymlops.state.rollouts import Rollout, rollouts
+from raymlops.state.rollouts import Rollout, rollout_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from raymlops.state.store import State
 
 POLL_S = 1.0
 REPORT_EVERY_S = 10.0
 """Interval of the lines about a step that is still waiting."""
-
-
-def find_rollout(state: State, rollout_id: str, *, name: str) -> Rollout:
-    """Return a rollout of a model by its id.
-
-    Raises:
-        NotFoundError: it does not exist.
-    """
-    with state.reading() as connection:
-        for found in rollouts(connection, name):
-            if found.id == rollout_id:
-                return found
-    raise NotFoundError(f"{name} has no rollout {rollout_id}")
 
 
 def running_rollout(source: Source, version: str | None = None) -> str:
@@ -80,7 +66,7 @@ def follow_rollout(
     reported_at = float("-inf")
     name = spec.project.name
     with state_of(spec) as state:
-        while (found := find_rollout(state, rollout_id, name=name)).status == "running":
+        while (found := rollout_of(state, name, rollout_id)).status == "running":
             if found.step != reported or (found.reason and clock() - reported_at >= REPORT_EVERY_S):
                 on_line(line_of(found))
                 reported, reported_at = found.step, clock()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from raymlops.bundle.profiles import references_of
 from raymlops.errors import NotFoundError
 from raymlops.lifecycle.live.lineup import champion_of, monitored
-from raymlops.lifecycle.live.outage import shares
+from raymlops.lifecycle.live.outage import few, shares
 from raymlops.lifecycle.prediction_log import stored_log
 from raymlops.lifecycle.watch.monitor_text import too_short_log
 from raymlops.lifecycle.watch.normal import Normal
@@ -84,7 +84,7 @@ def live_model(state: State, name: str, *, monitor: MonitorSection | None = None
     settings = deployed if monitor is None else monitor
     length = timedelta(hours=settings.window_h)
     window_s, version, log = length.total_seconds(), champion.version, stored_log(state, name)
-    changes = list(changes_of(state, name))
+    changes = [few(event) for event in changes_of(state, name)]
     sides = [key for key in SIDES.values() if key in references]
     served, windows = (
         {

@@ -7,6 +7,7 @@ import json
 import pytest
 from stored import put
 
+from raymlops.cli.live import NEWEST
 from raymlops.cli.main import main
 from raymlops.cli.source import choose
 from raymlops.errors import UsageError
@@ -38,6 +39,24 @@ def test_the_audit_is_of_a_model_or_of_all(config, capsys):
         assert main(["audit", *arguments, "--json"]) == 0
         events = json.loads(capsys.readouterr().out)["events"]
         assert [event["subject"] for event in events] == subjects
+
+
+def test_the_newest_events_are_printed_and_older_ones_since_a_time(config, tmp_path, capsys):
+    """Of a year of retrainings nobody reads all at once; what is left out is said, in JSON too."""
+    with State.open(f"sqlite:///{tmp_path}/state.db") as state:
+        for number in range(NEWEST):
+            state.record(action="gate.pass", subject=f"m/{number}")
+    assert main(["audit", "m", "--json"]) == 0
+    said = capsys.readouterr()
+    assert [one["subject"] for one in json.loads(said.out)["events"]] == [f"m/{number}" for number in range(NEWEST)]
+    assert f"the newest {NEWEST} events; older ones with --since WHEN" in said.err
+    assert main(["audit", "m", "--since", "1h", "--json"]) == 0
+    said = capsys.readouterr()
+    assert (len(json.loads(said.out)["events"]), said.err) == (NEWEST + 1, "")
+    assert main(["audit", "m", "--since", "2100-01-01", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["events"] == []
+    assert main(["audit", "m", "--since", "yesterday"]) == 2
+    assert "'yesterday' is no time" in capsys.readouterr().err
 
 
 def test_a_model_of_which_nothing_was_recorded_has_no_audit(config, tmp_path, capsys):

@@ -9,7 +9,7 @@ from spread import at_most, spread
 
 from raymlops.errors import NotFoundError, RefusedError
 from raymlops.state.freezes import freeze, freeze_of, thaw
-from raymlops.state.loop import advance, begin, retraining_of, retrainings_of
+from raymlops.state.loop import advance, begin, retraining_of, retrainings_of, retrainings_that_count
 from raymlops.state.store import State
 from raymlops.state.watch.messages import messages_of, unsent_messages
 
@@ -60,9 +60,26 @@ def test_one_at_a_time_a_model(state):
 
 def test_what_was_decided_on_an_outdated_reading_is_not_added(state):
     """Another controller's decision that has ended meanwhile counts for the cool-down, so that this one is void."""
-    assert begin(state, retraining(ended_at=NOW), known=0)
-    assert not begin(state, retraining("later"), known=0)
-    assert begin(state, retraining("later"), known=1)
+    assert begin(state, retraining(ended_at=NOW), known=[])
+    assert not begin(state, retraining("later"), known=[])
+    assert begin(state, retraining("later"), known=retrainings_of(state))
+
+
+def test_of_a_long_history_only_what_counts_is_read(state):
+    """Those for the champion, as evidence is not tried twice; those of the budget's days; and the newest two."""
+    for hours in range(100):
+        at = NOW + hours * HOUR
+        champion = 3 + (hours == 40)
+        assert begin(state, retraining(f"{hours}", champion=champion, made_at=at, stage_at=at, ended_at=at))
+
+    def counting(champion, since):
+        found = retrainings_that_count(state, "flights", champion=champion, since=NOW + since * HOUR)
+        return [round((one.made_at - NOW) / HOUR) for one in found]
+
+    assert counting(4, since=96) == [99, 98, 97, 40]
+    assert counting(4, since=200) == [99, 98, 40]
+    assert counting(5, since=200) == [99, 98]
+    assert len(counting(3, since=200)) == 99
 
 
 def test_of_many_that_begin_at_once_one_does(state):

@@ -6,7 +6,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from raymlops.errors import NotFoundError, RefusedError
-from raymlops.state.rollouts import Rollout, rollouts, running, start_rollout, update_rollout
+from raymlops.state.rollouts import (
+    Rollout,
+    newest_rollout,
+    rollout_of,
+    rollouts,
+    running,
+    start_rollout,
+    update_rollout,
+)
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -72,6 +80,11 @@ def test_what_became_of_it_is_kept_and_the_next_may_start(state):
         start_rollout(connection, rollout(2))
         assert rollouts(connection, "flights") == [rollout(2), ended]
         assert rollouts(connection, limit=1) == [rollout(2)]
+    assert newest_rollout(state, "flights") == newest_rollout(state, "flights", 7) == rollout(2)
+    assert (newest_rollout(state, "flights", 8), newest_rollout(state, "digits")) == (None, None)
+    assert rollout_of(state, "flights", "r1") == ended
+    with pytest.raises(NotFoundError, match="digits has no rollout r1"):
+        rollout_of(state, "digits", "r1")
 
 
 def test_an_end_is_final(state):

@@ -1,7 +1,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from raymlops.state.transitions import Transition, put_transition, start, transitions_in
+from raymlops.state.transitions import Transition, newest_transition, put_transition, start, transitions_in
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -19,11 +19,14 @@ def test_the_newest_of_each_version_is_kept(state):
     ]
     with state.writing() as connection:
         put_transition(connection, first)
-        assert transitions_in(connection) == [first]
+        assert transitions_in(connection, status=["failed"]) == [first]
         for one in (*others, again):
             put_transition(connection, one)
-        assert transitions_in(connection) == [*others, again]
-        assert transitions_in(connection, "flights") == [others[0], again]
+        assert transitions_in(connection, status=["failed", "running"]) == [*others, again]
+        assert transitions_in(connection, "flights", status=["failed"]) == others[:1]
+        assert transitions_in(connection) == [again]
+    assert newest_transition(state, "flights", 8) == others[0]
+    assert newest_transition(state, "digits", 8) is None
     assert again.deadline_at == NOW + timedelta(seconds=61)
     assert state.desired().coming == state.model("flights").coming == (again,)
 

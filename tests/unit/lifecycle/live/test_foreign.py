@@ -15,6 +15,7 @@ from raymlops.lifecycle.live import transitions
 from raymlops.lifecycle.live.reconciler import Reconciler
 from raymlops.state.conditions import conditions
 from raymlops.state.keys import create_key, revoke_key
+from raymlops.state.transitions import newest_transition
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_what_has_the_name_of_the_next_version_blocks_no_other_model(state, serv
     assert serve.live["n--v1"]["route_prefix"] == "/models/n"
     assert "'n--v2'" in conditions(state)["n"].reason
     Reconciler(state, serve, serve=SERVE).step(state.now() + timedelta(seconds=31))
-    assert "'n--v2'" in state.model("n").transitions[-1].reason
+    assert "'n--v2'" in newest_transition(state, "n", 2).reason
     assert serve.live["n--v2"]["import_path"] == "shop:app"
     converge(state, serve)
     assert conditions(state) == {}

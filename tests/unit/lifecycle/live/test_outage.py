@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
-from raymlops.lifecycle.live.outage import absences, shares
+from raymlops.lifecycle.live.outage import absences, few, shares
 from raymlops.state.audit import AuditEvent
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
@@ -50,6 +50,16 @@ def test_a_share_that_changed_without_a_record_of_it_is_not_known():
     found = [*changes([(3, 1)], [(3, 0.5)])]
     later = [replace(event, ts=at(4)) for event in changes([(3, 1)], [(3, 0.25)])]
     assert shares([*later, *found], 3) == [(at(4), datetime.max.replace(tzinfo=UTC), 0.25)]
+
+
+def test_the_shares_are_told_of_what_is_kept_of_a_change():
+    """Its settings are not: a list of whole changes of a long history fills a gigabyte."""
+    item = {"version": 3, "role": "champion", "serve": {"log": {}}, "weight": 0.0, "shadow": 0.0}
+    whole = AuditEvent(0, at(0), "me", "deploy", "m", [], [item, {**item, "version": 4, "role": "warm"}], "")
+    kept = few(whole)
+    assert all("serve" not in one for one in kept.after)
+    for version in (3, 4, None):
+        assert shares([kept], version, shadows=True) == shares([whole], version, shadows=True)
 
 
 def test_what_a_shadow_is_sent_is_a_share_of_answers_alone():

@@ -24,6 +24,7 @@ from raymlops.records import BundleRef
 from raymlops.serving.names import DEPLOYMENT
 from raymlops.state.conditions import EVERYTHING, conditions
 from raymlops.state.store import Change, Deployment, State
+from raymlops.state.transitions import newest_transition
 
 MENDED = SERVE.model_copy(update={"max_rows": 5})
 
@@ -115,7 +116,7 @@ def test_a_version_that_does_not_come_up_in_time_is_taken_back(state, serve, rec
     _, look = steps(reconciler, began + timedelta(seconds=60))
     assert look.conditions == {}
     assert (champion(state), set(serve.live)) == (1, {"m--v1", "raymlops"})
-    (failed,) = (one for one in state.model("m").transitions if one.version == 2)
+    failed = newest_transition(state, "m", 2)
     assert failed.reason.startswith("not ready in time: version 2 of m comes up")
 
 
@@ -201,7 +202,7 @@ def test_a_config_that_serve_refuses_fails_the_version_that_came_last(state, ser
     began = begin(state, 2)
     begin(state, 1, name="other")  # newer, and not at fault
     assert (steps(reconciler, began)[1].conditions, champion(state), champion(state, "other")) == ({}, 1, 1)
-    (failed,) = (one for one in state.model("m").transitions if one.version == 2)
+    failed = newest_transition(state, "m", 2)
     assert (failed.status, failed.reason) == ("failed", "Serve refuses it: no such field")
 
 
@@ -218,7 +219,7 @@ def test_what_cannot_be_written_fails_alone(state, serve, reconciler):
     begin(state, 1, name="other")
     steps(reconciler, began)
     assert champion(state, "other") == 1
-    assert [(one.version, one.status) for one in state.model("m").transitions if one.version == 3] == [(3, "failed")]
+    assert newest_transition(state, "m", 3).status == "failed"
 
 
 def test_three_canaries_may_have_all_of_the_traffic(state, serve):
@@ -321,7 +322,7 @@ def test_a_version_without_room_says_who_has_it(state):
     serve.placed = {}
     verb.step(begun + timedelta(seconds=50))
     verb.step(begun + timedelta(seconds=70))
-    assert held in state.model("m").transitions[-1].reason
+    assert held in newest_transition(state, "m", 2).reason
     assert serve.asked == 3
 
 
@@ -334,7 +335,7 @@ def failed_at(state, serve, seconds):
     for second, placed in seconds:
         serve.placed = {"node_id": "n1"} if placed else {}
         reconciler.step(begun + timedelta(seconds=second))
-        if state.model("m").transitions[-1].status == "failed":
+        if newest_transition(state, "m", 2).status == "failed":
             return second
     return None
 
@@ -361,7 +362,7 @@ def test_a_new_champion_whose_replicas_die_before_it_has_the_route_says_so(state
     deploy(state, serve)
     began(state, 2)
     reconciler = Reconciler(state, serve, serve=SERVE)
-    while not any(one.status == "done" for one in state.model("m").transitions if one.version == 2):
+    while newest_transition(state, "m", 2).status != "done":
         reconciler.step(state.now())
     serve.unhealthy.add("m--v2")
     for _ in range(4):
@@ -380,7 +381,7 @@ def test_a_version_whose_replicas_die_while_it_comes_up_says_so(state):
     reconciler.step(state.now())
     serve.unhealthy.add("m--v2")
     reconciler.step(state.now())
-    assert "its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError" in state.model("m").transitions[-1].reason
+    assert "its replicas died: m--v2 is UNHEALTHY:\nOutOfMemoryError" in newest_transition(state, "m", 2).reason
 
 
 def test_another_bundle_under_a_number_comes_up_before_it_gets_the_route(state, serve, reconciler):
