@@ -70,7 +70,7 @@ class RetrainSection(Spec):
     )
     cool_down_h: float = Field(24.0, ge=0, description="hours after a retraining has ended before the next one")
     budget: int = Field(4, ge=1, description="retrainings within budget_days at most; those of a person count too")
-    budget_days: float = Field(30.0, gt=0, description="days over which the budget holds")
+    budget_days: float = Field(30.0, gt=0, le=3650, description="days over which the budget holds")
     data: Literal["recipe", "log"] = Field(
         "recipe",
         description="rows to train on: those of the recipe's datasets(window), or the prediction log's with labels",

@@ -66,6 +66,8 @@ class Facts:
     freeze: Freeze | None = None
     retrainings: tuple[Retraining, ...] = ()
     """Those for the champion, those within the budget's days, and the newest two at least; newest first."""
+    number: int = 0
+    """How many retrainings of the model there were."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from raymlops.state.freezes import freeze_in
 from raymlops.state.schema import messages, retrainings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -136,13 +136,13 @@ def begin(
     database: Database,
     retraining: Retraining,
     *,
-    known: Sequence[Retraining] | None = None,
+    known: int | None = None,
     message: Message | None = None,
     actor: str | None = None,
 ) -> bool:
     """Add a retraining with its audit event and its message, in one transaction; return False if it is not to be added.
 
-    It is not where it is there already, or where the newest one of the model is not the first of those that were
+    It is not where it is there already, or where there is another number of retrainings of the model than were
     ``known`` when it was decided: then it was decided on an outdated reading.
 
     Raises:
@@ -153,10 +153,8 @@ def begin(
         mine = retrainings.c.id == retraining.id
         if connection.execute(sa.select(retrainings.c.id).where(mine)).first() is not None:
             return False
-        if known is not None:
-            newest = retrainings_in(connection, retraining.name, limit=1)
-            if [one.id for one in newest] != [one.id for one in known[:1]]:
-                return False
+        if known is not None and number_in(connection, retraining.name) != known:
+            return False
         frozen = freeze_in(connection, retraining.name)
         if frozen is not None and frozen.holds(retraining.made_at):
             raise RefusedError(frozen.text(), hint=f"To end that: raymlops freeze {retraining.name} --thaw --why TEXT.")
@@ -249,16 +247,25 @@ def retrainings_of(
         return retrainings_in(connection, name, open_only=open_only, limit=limit)
 
 
-def retrainings_that_count(database: Database, name: str, *, champion: int, since: datetime) -> list[Retraining]:
-    """Return the retrainings of a model by which it is decided whether another one begins; newest first.
+def number_in(connection: Connection, name: str) -> int:
+    """Return how many retrainings of a model there were."""
+    query = sa.select(sa.func.count()).select_from(retrainings).where(retrainings.c.name == name)
+    return connection.scalar(query) or 0
+
+
+def retrainings_that_count(
+    database: Database, name: str, *, champion: int, since: datetime
+) -> tuple[tuple[Retraining, ...], int]:
+    """Return the retrainings of a model by which it is decided whether another one begins, and how many there were.
 
     Those for its champion, those decided since a time, and the newest two: one may be open, and the other one ended.
+    The newest first.
     """
     newest = sa.select(retrainings.c.id).where(retrainings.c.name == name)
     newest = newest.order_by(retrainings.c.made_at.desc(), retrainings.c.id).limit(2)
     wanted = (retrainings.c.champion == champion) | (retrainings.c.made_at > since) | retrainings.c.id.in_(newest)
     with database.reading() as connection:
-        return retrainings_in(connection, name, wanted)
+        return tuple(retrainings_in(connection, name, wanted)), number_in(connection, name)
 
 
 def retrainings_in(

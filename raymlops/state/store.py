@@ -21,7 +21,7 @@ from raymlops.state.keys import KeyRecord, keys_in
 from raymlops.state.loop import Retraining, bake_epoch, baking_in, retrainings_in
 from raymlops.state.rollouts import STARTED, Rollout, running, start_rollout, update_rollout
 from raymlops.state.schema import audit, deployments, from_row, to_row
-from raymlops.state.transitions import Transition, put_transition, transitions_in
+from raymlops.state.transitions import Transition, given_up_in, put_transition, transitions_in
 from raymlops.state.versions import withdraw
 from raymlops.state.watch.incidents import Incident, incidents_in
 from raymlops.state.watch.windows import BROKEN
@@ -133,7 +133,7 @@ class Desired:
     owner: Owner = field(default_factory=Owner)
     """The state database that desires it."""
     given_up: tuple[Transition, ...] = ()
-    """Transitions that failed or were superseded, one a version at most: what they started may still be ending."""
+    """What was to replace a version and did not, one a version at most: what they started may still be ending."""
     slow_s: Mapping[str, float] = field(default_factory=dict)
     """Of each model with a running rollout: ``serve.rollout.slow_s`` as it was when it started."""
 
@@ -155,7 +155,7 @@ class State(Database):
             epochs |= {rollout.name: f"{rollout.id}.{rollout.step}" for rollout in rollouts}
             slow_s = {one.name: one.settings["slow_s"] for one in rollouts if "slow_s" in one.settings}
             coming = tuple(transitions_in(connection))
-            given_up = tuple(transitions_in(connection, status=("failed", "superseded")))
+            given_up = tuple(given_up_in(connection))
             owner = owner_in(connection, AuditedHistory(self))
             keys = tuple(keys_in(connection, now=now(connection)))
             return Desired(found, keys, epochs, coming, owner, given_up, slow_s)

@@ -75,15 +75,15 @@ def start(database: Database, transitions: Iterable[Transition], *, now: datetim
             connection.execute(sa.update(table).where(table.c.id.in_(ids)).values(started_at=now))
 
 
-def transitions_in(
-    connection: Connection, name: str | None = None, *, status: Iterable[TransitionStatus] = ("running",)
-) -> list[Transition]:
-    """Return the newest transitions of versions, of one model or of all, that are running or ended so; oldest first."""
-    query = sa.select(table).where(table.c.status.in_(status))
-    if name is not None:
-        query = query.where(table.c.name == name)
-    query = query.order_by(table.c.began_at, table.c.name, table.c.version)
-    return [Transition(**row) for row in connection.execute(query).mappings()]
+def transitions_in(connection: Connection, name: str | None = None) -> list[Transition]:
+    """Return the running transitions, of one model or of all; oldest first."""
+    return _read(connection, table.c.status == "running", True if name is None else table.c.name == name)
+
+
+def given_up_in(connection: Connection) -> list[Transition]:
+    """Return what was to replace a version, and failed or was superseded: the newest of its version, oldest first."""
+    replaces = table.c.goal["replaces"].as_integer().is_not(None)
+    return _read(connection, table.c.status.in_(("failed", "superseded")), replaces)
 
 
 def newest_transition(database: Database, name: str, version: int) -> Transition | None:
@@ -92,3 +92,8 @@ def newest_transition(database: Database, name: str, version: int) -> Transition
     with database.reading() as connection:
         row = connection.execute(query).mappings().one_or_none()
     return None if row is None else Transition(**row)
+
+
+def _read(connection: Connection, *wanted: Any) -> list[Transition]:
+    query = sa.select(table).where(*wanted).order_by(table.c.began_at, table.c.name, table.c.version)
+    return [Transition(**row) for row in connection.execute(query).mappings()]

@@ -105,7 +105,7 @@ def retraining(
 
 def _written(state: State, facts: Facts, new: Retraining, *, now: datetime) -> Retraining | Waiting:
     try:
-        written = begin(state, new, known=facts.retrainings, message=message_about(new, now=now))
+        written = begin(state, new, known=facts.number, message=message_about(new, now=now))
     except RefusedError as error:  # frozen, or begun by another one, since it was decided
         return Waiting("open", error.message)
     return retraining_of(state, new.id) if written else Waiting("open", "another controller decided meanwhile")

@@ -47,7 +47,7 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
         return Facts(name, freeze=frozen, retrainings=tuple(retrainings_of(state, name, limit=2)))
     policy = retrained(champion)
     triggers, spent_since = policy.triggers, now - timedelta(days=policy.budget_days)
-    retrainings = retrainings_that_count(state, name, champion=champion.version, since=spent_since)
+    retrainings, number = retrainings_that_count(state, name, champion=champion.version, since=spent_since)
     since = promoted_at(state, champion)
     asked = triggers.skill or triggers.min_skill is not None or triggers.new_labels is not None
     found = quality(state, name, now=now) if asked else QualityFacts()
@@ -64,7 +64,8 @@ def facts_of(state: State, name: str, *, now: datetime, quality: Quality = quali
         incidents=tuple(one.text() for one in model.incidents),
         rollout="" if model.rollout is None else _rollout(model.rollout),
         freeze=frozen,
-        retrainings=tuple(retrainings),
+        retrainings=retrainings,
+        number=number,
     )
 
 

@@ -100,7 +100,8 @@ def as_recorded(said: ModelVersionRef, record: VersionRecord | None) -> ModelVer
             f"{which} was not registered from this state, so that only MLflow's tags, which others can change, say "
             f"what it is: digest {said.bundle.digest} at {said.bundle.uri}, of run {said.run_id}",
             hint="Compare the digest with that of its event register in the state that it was registered from "
-            "(raymlops audit --config FILE --json). If it is the same, gate it here, which runs and records it:"
+            "(raymlops audit --since 2020-01-01 --config FILE --json). If it is the same, gate it here, which runs and "
+            "records it:"
             f"\n  {adopt}",
         )
     if record.is_of(said):

@@ -132,7 +132,7 @@ def _one_at_a_time(plan: Plan, applications: dict[str, dict[str, Any]]) -> dict[
     """
     new = {one.name: app_name(one.name, one.version) for one in plan.desired.coming if "replaces" in one.goal}
     alone = {*new, *(item.name for item in plan.desired.deployments if item.replaces)} - plan.blocked.keys()
-    gone = {app_name(one.name, one.version) for one in plan.desired.given_up if "replaces" in one.goal}
+    gone = {app_name(one.name, one.version) for one in plan.desired.given_up}
     models = {name: model_of(config) for name, config in applications.items()}
     left = {name for name, model in models.items() if model not in alone or new.get(model, name) == name}
     waiting = set()

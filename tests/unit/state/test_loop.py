@@ -60,9 +60,9 @@ def test_one_at_a_time_a_model(state):
 
 def test_what_was_decided_on_an_outdated_reading_is_not_added(state):
     """Another controller's decision that has ended meanwhile counts for the cool-down, so that this one is void."""
-    assert begin(state, retraining(ended_at=NOW), known=[])
-    assert not begin(state, retraining("later"), known=[])
-    assert begin(state, retraining("later"), known=retrainings_of(state))
+    assert begin(state, retraining(ended_at=NOW), known=0)
+    assert not begin(state, retraining("later"), known=0)
+    assert begin(state, retraining("later"), known=1)
 
 
 def test_of_a_long_history_only_what_counts_is_read(state):
@@ -73,7 +73,8 @@ def test_of_a_long_history_only_what_counts_is_read(state):
         assert begin(state, retraining(f"{hours}", champion=champion, made_at=at, stage_at=at, ended_at=at))
 
     def counting(champion, since):
-        found = retrainings_that_count(state, "flights", champion=champion, since=NOW + since * HOUR)
+        found, number = retrainings_that_count(state, "flights", champion=champion, since=NOW + since * HOUR)
+        assert number == 100
         return [round((one.made_at - NOW) / HOUR) for one in found]
 
     assert counting(4, since=96) == [99, 98, 97, 40]

@@ -1,7 +1,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from raymlops.state.transitions import Transition, newest_transition, put_transition, start, transitions_in
+from raymlops.state.transitions import Transition, given_up_in, newest_transition, put_transition, start, transitions_in
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -19,12 +19,14 @@ def test_the_newest_of_each_version_is_kept(state):
     ]
     with state.writing() as connection:
         put_transition(connection, first)
-        assert transitions_in(connection, status=["failed"]) == [first]
+        assert transitions_in(connection) == given_up_in(connection) == []
         for one in (*others, again):
             put_transition(connection, one)
-        assert transitions_in(connection, status=["failed", "running"]) == [*others, again]
-        assert transitions_in(connection, "flights", status=["failed"]) == others[:1]
-        assert transitions_in(connection) == [again]
+        assert transitions_in(connection) == transitions_in(connection, "flights") == [again]
+        assert transitions_in(connection, "digits") == []
+        place = replace(others[0], version=9, goal={"role": "champion", "replaces": 8}, status="superseded")
+        put_transition(connection, place)
+        assert given_up_in(connection) == [place]
     assert newest_transition(state, "flights", 8) == others[0]
     assert newest_transition(state, "digits", 8) is None
     assert again.deadline_at == NOW + timedelta(seconds=61)
