@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 
 # Each full garbage collection walks all of torch, Ray and MLflow, and finds next to nothing.
 gc.set_threshold(*gc.get_threshold()[:2], 1000)
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would what its tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRED = os.environ.get("RAYMLOPS_REQUIRE", "").lower().replace(",", " ").split()
 
